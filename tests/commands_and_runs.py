@@ -6,7 +6,10 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -43,3 +46,19 @@ def find_runs(client: MlflowClient, kind: str = "tuned") -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.`slimdown.kind` = '{kind}'"
     return list(client.search_runs(experiments, query, order_by=["attributes.start_time"]))
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serve(hub: type[QuietHandler]) -> Iterator[str]:
+    """Inside, a hub of a test's own answers on loopback, at the address that is yielded."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), hub) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()

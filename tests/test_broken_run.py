@@ -10,14 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import transformers
-from commands_and_runs import call_verb, find_runs, run_command
+from commands_and_runs import QuietHandler, call_verb, find_runs, run_command, serve
 from conftest import SMALL
 from mlflow import MlflowClient
 
@@ -236,35 +235,30 @@ def send_commit(question: BaseHTTPRequestHandler, text: bytes = COMMIT) -> None:
 
 
 def ask_by_script(
-    script: str, hub: type[BaseHTTPRequestHandler], home: Path, seconds: int = 300
+    script: str, hub: type[QuietHandler], home: Path, seconds: int = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code whose hub is a server on loopback."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), hub) as server:
-        Thread(target=server.serve_forever).start()
-        where = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}
-        environment = os.environ | where | {"HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-c", script]
-        try:
-            return subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=seconds
-            )
-        finally:
-            server.shutdown()
+    with serve(hub) as address:
+        where = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | where,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
 
 
 @pytest.mark.parametrize(
     "text", [b"<html>log in</html>", b'{"sha": "a', b'{"sha": 7}', b'{"sha": "../x"}']
 )
 def test_what_is_no_hub_is_found_before_torch_is_imported(tmp_path: Path, text: bytes) -> None:
-    class Portal(BaseHTTPRequestHandler):
+    class Portal(QuietHandler):
         def do_HEAD(self) -> None:
             send_commit(self, b"")
 
         def do_GET(self) -> None:
             send_commit(self, text)
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     script = "import sys\nfrom slimdown.utils.hub import check_repositories\n"
     script += "print(*check_repositories([('model.id=me/it', 'me/it', 'main', 'model')]))\n"
@@ -278,7 +272,7 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
     """A hub without error codes of its own; it is busy for two of three questions."""
     asked: list[str] = []
 
-    class Hub(BaseHTTPRequestHandler):
+    class Hub(QuietHandler):
         def do_HEAD(self) -> None:
             asked.append(self.path)
             busy = 503 if asked.count(self.path) < 3 else 200
@@ -288,16 +282,10 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
         def do_GET(self) -> None:
             send_commit(self)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     nowhere = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        Thread(target=server.serve_forever).start()
-        here = f"http://127.0.0.1:{server.server_port}"
+    with serve(Hub) as here:
         models = "model.id=plain/401,plain/403,plain/404,plain/busy,plain/504"
         done = run_command(tmp_path, "slimdown.run", "-m", models, **nowhere, HF_ENDPOINT=here)
-        server.shutdown()
     assert done.returncode == 1
     for code in (401, 403, 404):
         assert f"plain/{code} is refused by the hub" in done.stderr
@@ -307,7 +295,7 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
 
 
 def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path) -> None:
-    class Hub(BaseHTTPRequestHandler):
+    class Hub(QuietHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -315,9 +303,6 @@ def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path)
                 for _ in range(100):
                     self.wfile.write(b" ")
                     time.sleep(1)
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     script = "from slimdown.utils.hub import resolve_commit; resolve_commit('me/it', 'main')"
     done = ask_by_script(script, Hub, tmp_path, 70)
@@ -327,7 +312,7 @@ def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path)
 def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: Path) -> None:
     paths: list[str] = []
 
-    class Hub(BaseHTTPRequestHandler):
+    class Hub(QuietHandler):
         def do_HEAD(self) -> None:
             paths.append(self.path)
             text = (pocket.MODEL_DIR / "config.json").read_bytes()
@@ -343,9 +328,6 @@ def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: P
                 self.wfile.write(text)
 
         do_GET = do_POST = do_HEAD
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     script = "from slimdown.commands.process import set_up_process; set_up_process()\n"
     script += "from transformers import AutoModelForCausalLM as loader\n"
@@ -366,7 +348,7 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
     """A hub of our own: one model is gated, one dataset is unknown, the rest can be read."""
     asked: list[str] = []
 
-    class Hub(BaseHTTPRequestHandler):
+    class Hub(QuietHandler):
         def do_HEAD(self) -> None:
             asked.append(self.path)
             codes = {"meta-llama": (403, "GatedRepo"), "nobody": (404, "RepoNotFound")}
@@ -379,17 +361,11 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
         def do_GET(self) -> None:
             send_commit(self)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     arguments = ["slimdown.run", "-m", "model=smollm2,llama32", "seed=0,1,2"]
     arguments += ["dataset.alpaca.path=nobody/none"]
     nowhere = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        Thread(target=server.serve_forever).start()
-        here = f"http://127.0.0.1:{server.server_port}"
+    with serve(Hub) as here:
         done = run_command(tmp_path, *arguments, **nowhere, HF_ENDPOINT=here)
-        server.shutdown()
     assert done.returncode == 1
     assert "Llama-3.2-1B is gated" in done.stderr
     assert "nobody/none is not on the hub" in done.stderr
@@ -400,17 +376,6 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
     assert names in done.stderr
     assert done.stderr.count("cannot be reached") == 1
     assert not (tmp_path / "mlruns").exists()
-
-
-def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:
-    done = run_command(tmp_path, "slimdown", "--help")
-    assert done.returncode == 0
-    for verb in ("run", "compare", "check", "verdict", "status", "merge", "scale", "sizes"):
-        assert verb in done.stdout
-    done = run_command(tmp_path, "slimdown.run", "--help")
-    assert done.returncode == 0
-    for word in ("llama32", "benchmark", "lora.r"):
-        assert word in done.stdout
 
 
 def test_a_job_loads_its_tokenizer_and_outline_and_hashes_its_files_once(

@@ -26,23 +26,15 @@ from slimdown.utils.errors import ConfigError, ModelError
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 BENCHMARKS = ["pocket_math", "pocket_cs"]
 TARGET = {"task": "pocket_math", "role": "target"}
+QUIET = {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+QUIET |= {"use_cpu": True, "bf16": False}
 
 
 def make_trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrainer:
     lora = settings.pop("peft_config", LORA)
     set_seed(0)
     rows = str(DATA_DIR / "pocket_instructions_train.jsonl")
-    arguments = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 0.01,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-    }
+    arguments = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 0.01}
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(MODEL_DIR),
@@ -54,7 +46,7 @@ def make_trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrai
         ),
         peft_config=lora,
         callbacks=callbacks,
-        args=SFTConfig(output_dir=str(folder), **{**arguments, **settings}),
+        args=SFTConfig(output_dir=str(folder), **{**QUIET, **arguments, **settings}),
     )
 
 
@@ -100,12 +92,7 @@ def make_preference_trainer(name: str, folder: Path, callbacks: list[Any], lora:
             max_steps=3,
             per_device_train_batch_size=4,
             learning_rate=0.01 if lora else 1e-4,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
+            **QUIET,
             **(GENERATING if name == "grpo" else {}),
         ),
         **more,

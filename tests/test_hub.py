@@ -273,21 +273,6 @@ def test_ifeval_is_asked_by_its_name(adapter: Path, store: MlflowClient, tmp_pat
     assert (ifeval["metric"], ifeval["n"]) == ("prompt_level_strict_acc", 2)
 
 
-def test_an_adapter_of_another_base_is_refused(store: MlflowClient, tmp_path: Path) -> None:
-    folder = tmp_path / "adapter"
-    config = LoraConfig(
-        base_model_name_or_path="meta-llama/Llama-3.2-1B", target_modules=["q_proj"]
-    )
-    config.save_pretrained(folder)
-    (folder / "adapter_model.safetensors").write_text("")
-    done = run_command(
-        tmp_path, "slimdown.run", "model=smollm2", "tuned=adapter", "benchmark=[mmlu_cs]"
-    )
-    assert done.returncode == 1
-    assert "meta-llama/Llama-3.2-1B" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("arguments", [["benchmark=[pocket_math]"], []], ids=["model", "data"])
 def test_a_hub_that_does_not_answer_is_named(
     arguments: list[str], store: MlflowClient, tmp_path: Path

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from commands_and_runs import run_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,20 +14,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "build",
-            "--wheel",
-            "--no-isolation",
-            "--outdir",
-            str(folder),
-            str(ROOT),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    build = ["build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    done = run_command(folder, *build, str(ROOT))
+    assert done.returncode == 0, done.stderr
     [file] = folder.glob("*.whl")
     return file
 
@@ -55,22 +45,9 @@ def test_it_composes_from_another_folder_with_presets_of_ones_own(
     mine = tmp_path / "mine" / "experiment"
     mine.mkdir(parents=True)
     (mine / "nine.yaml").write_text("# @package _global_\nlora: {r: 9}\n")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "slimdown.run",
-            "--config-dir",
-            str(mine.parent),
-            "experiment=nine",
-            "--cfg",
-            "job",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
-    )
+    alone = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+    own = ["--config-dir", str(mine.parent), "experiment=nine", "--cfg", "job"]
+    done = run_command(tmp_path, "slimdown.run", *own, **alone)
     assert done.returncode == 0, done.stderr
     assert "r: 9" in done.stdout
     where = subprocess.run(
@@ -79,6 +56,6 @@ def test_it_composes_from_another_folder_with_presets_of_ones_own(
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONPATH": str(tmp_path / "site")},
+        env=alone,
     )
     assert where.stdout.strip() == str(tmp_path / "site" / "slimdown" / "conf")

@@ -1,15 +1,13 @@
 """The pocket world: the generator makes what is shipped, and trains on nothing held out."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands_and_runs import run_command
 
 from slimdown.pocket import DATA_DIR, MODEL_DIR, PACKAGE_DIR, TASKS_DIR
 from tools.pocket.__main__ import main, score_model
@@ -172,25 +170,11 @@ def test_a_rebuild_of_few_steps_makes_a_whole_world_in_another_folder(
 
 @pytest.mark.slow
 def test_the_plain_harness_command_gives_the_same_scores_from_any_folder(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "--model",
-        "hf",
-        "--batch_size",
-        "64",
-        "--device",
-        "cpu",
-    ]
-    command += [
-        "--model_args",
-        f"pretrained={MODEL_DIR},dtype=float32",
-        "--tasks",
-        ",".join(BENCHMARKS),
-    ]
-    command += ["--include_path", str(TASKS_DIR), "--output_path", str(tmp_path)]
-    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    asked = ["--tasks", ",".join(BENCHMARKS), "--include_path", str(TASKS_DIR)]
+    asked += ["--model", "hf", "--model_args", f"pretrained={MODEL_DIR},dtype=float32"]
+    asked += ["--batch_size", "64", "--device", "cpu", "--output_path", str(tmp_path)]
+    done = run_command(tmp_path, "lm_eval", *asked, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
     (file,) = tmp_path.rglob("results_*.json")
     results = json.loads(file.read_text())["results"]
     scores = score_model(PACKAGE_DIR, quantized=False)

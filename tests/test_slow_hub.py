@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event
 
 import pytest
+from commands_and_runs import QuietHandler, serve
 
 from slimdown.utils.slow_hub import Patience
 
@@ -58,7 +58,7 @@ def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
     """Serve one file, in whatever way it does not come in."""
     is_over = Event()
 
-    class Hub(BaseHTTPRequestHandler):
+    class Hub(QuietHandler):
         def do_HEAD(self) -> None:
             questions.append(self.path)
             if fault.isdigit():
@@ -104,16 +104,11 @@ def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
                     if is_over.wait(0.05):
                         return
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        Thread(target=server.serve_forever).start()
+    with serve(Hub) as address:
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield address
         finally:
             is_over.set()
-            server.shutdown()
 
 
 def ask_hub(

@@ -82,3 +82,10 @@ def build_tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
     }
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(type(config)(**chosen)).eval()
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """What a model with the tokens of the embedded one computes of 55 of them."""
+    tokens = torch.arange(5, 60)[None]
+    with torch.no_grad():
+        return model(input_ids=tokens).logits[:, -tokens.shape[1] :]  # none of a learned prompt

@@ -20,7 +20,7 @@ from slimdown.models.base_model import (
 from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_adapted
 from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
-from slimdown.models.tuned_base import find_wrong_base, read_adapter_config
+from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
@@ -138,14 +138,12 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
-    """Refuse an adapter for another base, by its name and its shapes; say if it learns a prompt."""
+    """Refuse an adapter for another base, by its shapes; say if it learns a prompt."""
     import peft
     from safetensors.torch import load_file
 
     named = f"tuned={config.tuned}"
     settings = read_adapter_config(folder)
-    for problem in find_wrong_base(config):
-        raise ModelError(problem)
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")

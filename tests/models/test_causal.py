@@ -7,13 +7,14 @@ import peft
 import pytest
 import torch
 from tiny_models import build_byte_tokenizer, build_tiny_model
-from transformers import AutoModel
+from transformers import AutoModel, T5Config, T5ForConditionalGeneration
 
 from slimdown.models.bottleneck import attach_behind
 from slimdown.models.causal import disabled_adapters, eval_mode, has_untouched_base, wrap_model
 from slimdown.utils.errors import ModelError
 
 IDS = torch.arange(3, 30)[None]
+SMALL_T5 = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16)
 
 
 def adapted(**settings: Any) -> Any:
@@ -44,6 +45,7 @@ def build_headless_model() -> Any:
     [
         (torch.nn.Linear(2, 2), "a Linear and no causal language model"),
         (AutoModel.from_config(build_tiny_model("llama").config), "a LlamaModel and no causal"),
+        (T5ForConditionalGeneration(SMALL_T5), "a T5ForConditionalGeneration and no causal"),
         ("a name", "the model is a str"),
         (build_tiny_model("llama").to("meta"), "on the meta device and have no numbers"),
         (build_headless_model(), "on the meta device and have no numbers"),
@@ -52,6 +54,11 @@ def build_headless_model() -> Any:
 def test_what_is_no_causal_model_is_refused(model: Any, answer: str) -> None:
     with pytest.raises(ModelError, match=answer):
         wrap_model(model, build_byte_tokenizer())
+
+
+def test_a_tokenizer_that_is_none_is_refused() -> None:
+    with pytest.raises(ModelError, match="the tokenizer is a NoneType; give the model's own"):
+        wrap_model(build_tiny_model("llama"), None)
 
 
 def test_eval_mode_computes_plainly_and_leaves_no_trace() -> None:

@@ -13,6 +13,7 @@ import torch
 from builders import make_evaluation
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from tiny_models import logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -25,12 +26,6 @@ from slimdown.report.model_card import render_model_card
 from slimdown.utils.errors import ConfigError, ModelError
 
 Composed = Callable[..., RunConfig]
-IDS = torch.arange(5, 60)[None]
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 def save_adapter(folder: Path, **settings: Any) -> Path:

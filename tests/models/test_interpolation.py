@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
@@ -25,11 +26,6 @@ Composed = Callable[..., RunConfig]
 
 def load_plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.arange(5, 60)[None]).logits
 
 
 def save_changed(folder: Path, change: Callable[[Any], Any] = lambda model: None) -> Path:

@@ -16,7 +16,6 @@ from lm_eval.tasks import TaskManager
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from trl import SFTConfig, SFTTrainer
 
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.naming import flatten
@@ -25,8 +24,7 @@ from slimdown.data.chat_templates import FIXED_DATE, choose_prompts
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.adapters import attach_adapter
-from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.base_model import LoadedModel
 from slimdown.pocket import TASKS_DIR
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
@@ -189,28 +187,8 @@ def assert_as_stock(model: LoadedModel, config: RunConfig) -> list[Any]:
 
 
 def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
-    config = run.config
-    names = ["max_steps", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type"]
-    names += ["warmup_steps", "weight_decay", "max_grad_norm", "max_length"]
-    arguments = SFTConfig(
-        str(folder),
-        **{name: getattr(config.train, name) for name in names},
-        completion_only_loss=False,
-        router_aux_loss_coef=0.0,  # of experts, which Granite's Micro has not
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-    )
-    base = load_base_model(config.model, config.quantization)
-    trainer: Any = SFTTrainer(
-        attach_adapter(base, config.method, config.lora, config.seed),
-        arguments,
-        train_dataset=run.data.parts[0].train,
-        processing_class=base.tokenizer,
-    )
+    # of experts, which Granite's Micro has not
+    trainer = run.build_trl_trainer(folder, router_aux_loss_coef=0.0)
     trainer.train()
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 

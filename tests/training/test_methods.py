@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import peft
 import peft.helpers
@@ -11,6 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL
+from tiny_models import logits_of
 from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
@@ -32,15 +32,9 @@ TRAINED = {
     "ia3": 4 * (64 + 64 + 512),
     "bottleneck": 4 * 2 * (16 * 2 * 192 + 16 + 192),
 }
-IDS = torch.arange(5, 60)[None]
 
 # PEFT 0.21 hands prefixes on under the name that transformers 5.24 renames.
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS).logits[:, -IDS.shape[1] :]
 
 
 @pytest.mark.parametrize("method", sorted(TRAINED))

@@ -3,12 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from trl import SFTConfig, SFTTrainer
+
 from slimdown.config.schema import RunConfig
 from slimdown.experiment import read_rows
+from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.tokenizing import TokenizedRows
+
+# The settings that slimdown hands on to TRL.
+SHARED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+SHARED += ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
+SHARED += ("max_grad_norm", "max_length", "completion_only_loss")
 
 
 class TrainingRun:
@@ -37,3 +45,25 @@ class TrainingRun:
     @property
     def losses(self) -> list[float]:
         return [log.values["loss"] for log in self.logs]
+
+    def build_trl_trainer(self, folder: Path, **settings: Any) -> Any:
+        """TRL's own trainer of the same adapter, rows and steps."""
+        config, base = self.config, load_base_model(self.config.model, self.config.quantization)
+        arguments = SFTConfig(
+            str(folder),
+            **{name: getattr(config.train, name) for name in SHARED},
+            seed=config.seed,
+            data_seed=config.seed,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            **settings,
+        )
+        return SFTTrainer(
+            attach_adapter(base, config.method, config.lora, config.seed),
+            arguments,
+            train_dataset=self.data.parts[0].train,
+            eval_dataset=self.data.parts[0].validation,
+            processing_class=base.tokenizer,
+        )
