@@ -184,7 +184,13 @@ def test_findings_come_back_from_json_with_all_their_tests() -> None:
     tuned = make_evaluation(a=after, g=weighted[1], s=stop_early(make_benchmark(after), 89))
     found = judge(base, tuned)
     text = json.dumps(found.to_dict(), allow_nan=False)  # the errors of what stopped are nan
-    again = Findings.from_dict(json.loads(text))
+    plain = json.loads(text)
+    again = Findings.from_dict(plain)
+    del plain["benchmarks"]["g"]["changes"]["acc"]["difference"]["equivalence"]  # as in older ones
+    older = Findings.from_dict(plain).benchmarks["g"].primary.difference
+    assert older.equivalence == {}
+    computed = again.benchmarks["g"].primary.difference.equivalence
+    assert computed == {0.02: older.equivalence_p_value(0.02)}
     assert len(text) < 30_000
     assert json.dumps(again.to_dict()) == text
     assert (again.base, again.tuned) == (None, None)
@@ -193,6 +199,7 @@ def test_findings_come_back_from_json_with_all_their_tests() -> None:
         assert e.p_value_above(-0.03) == d.p_value_above(-0.03)
         assert e.equivalence_p_value(0.1) == d.equivalence_p_value(0.1)
         assert e.interval(0.01) == d.interval(0.01)
+        assert e.equivalence == d.equivalence  # a comparison of many runs computes none again
     assert repr(again.mean_change(Role.retained)) == repr(found.mean_change(Role.retained))
     assert again.benchmarks["s"].is_stopped
     assert check_budgets(again, {})[0].reason == check_budgets(found, {})[0].reason

@@ -17,8 +17,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow
 
-from slimdown.comparison.run_comparison import correct_verdicts
-from slimdown.stats.estimates import Difference
 from slimdown.tracking.run_reader import (
     find_run,
     find_runs,
@@ -70,42 +68,6 @@ def test_one_run_is_looked_for_and_no_other_is_read(
         assert find_run(config.tracking, text).findings
         assert sum(n_read) == 1
     assert len(find_runs(config.tracking, n_newest=1)) == 1
-
-
-def test_findings_are_judged_once_and_again_where_they_changed(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
-    config = composed()
-    for name in ("one", "two"):
-        record_run(config, name)
-    first = find_runs(config.tracking, with_findings=True)
-    cache = Path(config.tracking.uri.removeprefix("sqlite:///")).parent / "findings.cache"
-    compute, computed = Difference.p_value_above, []
-
-    def count(difference: Difference, threshold: float) -> float:
-        computed.append(threshold)
-        return compute(difference, threshold)
-
-    monkeypatch.setattr(Difference, "p_value_above", count)
-
-    def read_again() -> int:
-        computed.clear()
-        records = find_runs(config.tracking, with_findings=True)
-        assert correct_verdicts(records) == correct_verdicts(first)
-        return len(computed)
-
-    n_benchmarks = len(config.benchmark)
-    assert read_again() == 0
-    file = Path(first[0].artifact_uri.removeprefix("file://")) / "findings.json"
-    file.write_text(file.read_text() + "\n")
-    assert read_again() == n_benchmarks
-    for damaged in ("", "{", "[]", cache.read_text().replace(":", ";"), '{"x": {"y": "z"}}'):
-        cache.write_text(damaged)
-        assert read_again() == 2 * n_benchmarks
-        assert read_again() == 0
-    cache.unlink()
-    cache.mkdir()  # it cannot be written
-    assert read_again() == 2 * n_benchmarks
 
 
 def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Compose) -> None:
