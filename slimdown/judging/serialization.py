@@ -75,7 +75,7 @@ def _make_reader(hint: Any) -> Callable[[Any], Any]:
     if origin in (tuple, list):
         read = _make_reader(arguments[0])
         return lambda value: origin(map(read, value))
-    return hint  # a number, a text, a path or an enumeration
+    return lambda value: hint(value)  # a number, a text, a path or an enumeration
 
 
 def _unpack(packed: str) -> NDArray[np.float64]:
