@@ -10,7 +10,7 @@ from slimdown.comparison.run_comparison import Comparison, Configuration
 from slimdown.comparison.run_order import series_by_setting
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
-from slimdown.report import text
+from slimdown.report import pages, text
 from slimdown.report.findings_report import make_change_cell
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
@@ -216,8 +216,7 @@ def render_comparison_page(
         setting: A dotted key that every benchmark's change is drawn against.
         options: Those of the command that shows this.
     """
-    from slimdown.report import figures  # matplotlib takes half a second, jinja2 a fifth
-    from slimdown.report.pages import render
+    from slimdown.report import figures  # matplotlib takes half a second
 
     shown = []
     if comparison and any(isfinite(row.target.value) for row in comparison.rows):
@@ -227,15 +226,14 @@ def render_comparison_page(
         caption = "Means of the runs that share a value, with their intervals."
         series = series_by_setting(comparison, setting)
         shown.append((figures.draw_by_setting(setting, series), caption))
-    return render("comparison.html.j2", table=table, options=options, figures=shown)
+    return pages.render("comparison.html.j2", table=table, options=options, figures=shown)
 
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     """Render the table and a figure of its curves as a page."""
     from slimdown.report import figures
-    from slimdown.report.pages import render
 
     figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
-    shown = [(figure, caption)]
-    return render("comparison.html.j2", table=table, command="scale", options="", figures=shown)
+    values = {"command": "scale", "options": "", "figures": [(figure, caption)]}
+    return pages.render("comparison.html.j2", table=table, **values)

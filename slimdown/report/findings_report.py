@@ -42,8 +42,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
             value, error = result.scores[metric].value, result.scores[metric].standard_error
             record = {"benchmark": name, "metric": metric, "shots": shots, "n": n, "score": value}
             records.append(record | {"standard_error": error})
-    formats: dict[str, Any] = {"n": "{:,}".format}
-    formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
+    formats = dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
     return make_table("", records, formats)
 
 

@@ -25,7 +25,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from slimdown.report.formatting import EMPTY, escape_markdown, format_bytes, pluralize, visible
+from slimdown.report import formatting
+from slimdown.report.formatting import EMPTY, escape_markdown, pluralize, visible
 from slimdown.report.looks import get_look
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
@@ -135,7 +136,7 @@ def make_table(
         if isinstance(value, Cell):
             return value
         is_unknown = value is None or value != value
-        shown = EMPTY if is_unknown else (formats or {}).get(name, str)(value)
+        shown = EMPTY if is_unknown else (formats or {}).get(name, formatting.format_value)(value)
         return Cell(shown, sort_key=value, values={name: value})
 
     rows: list[dict[Column, Cell]] = [{} for _ in records]
@@ -168,13 +169,8 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
 
 def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
     """Show what a model or a run takes; names that end in "bytes" hold bytes."""
-    formats: dict[str, Any] = {}
-    for name in records[0] if records else ():
-        value = next((r[name] for r in records if r[name] is not None), None)
-        if name.endswith("bytes"):
-            formats[name] = format_bytes
-        elif not isinstance(value, str):
-            formats[name] = "{:,}".format if isinstance(value, int) else "{:.3g}".format
+    names = records[0] if records else ()
+    formats = {name: formatting.format_bytes for name in names if name.endswith("bytes")}
     return make_table(title, records, formats, legend)
 
 
