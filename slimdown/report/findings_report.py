@@ -53,13 +53,12 @@ class ModelPair:
     first: str  # a run's name and id, or "base"
     second: str
     findings: Findings
-    n_confirmed: int = 0  # runs that are confirmed together; 0: two tuned models
 
 
 def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     """Show pairs of models, one row for each pair and benchmark, of its primary metric."""
     n, sides, direction = len(pairs), ("first", "second"), "from first to second"
-    if pairs[0].n_confirmed:
+    if pairs[0].first == "base":
         sides, direction = ("base", "tuned"), "from the base to the tuned model"
     rows, notes = [], list[str]()
     for pair in pairs:
@@ -93,8 +92,8 @@ def budgets_table(
                 "reason": check.reason,
             }
         )
-    table = make_table(title, records, {"budget": lambda share: f"{100 * share:.3g} points"})
-    return replace(table, notes=tuple(notes))
+    formats = {"budget": lambda share: f"{100 * share:.3g} points"}
+    return replace(make_table(title, records, formats), notes=tuple(notes))
 
 
 def write_junit(
