@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow
 
+from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import (
     find_run,
     find_runs,
@@ -27,8 +28,7 @@ from slimdown.tracking.run_reader import (
 from slimdown.utils.errors import ConfigError, TrackingError
 
 
-def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
+def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, config: RunConfig) -> None:
     first, second = (record_run(config, name) for name in ("one", "other"))
     for text in (first, first[:8], "one"):
         assert find_run(config.tracking, text).run_id == first
@@ -90,9 +90,8 @@ def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Co
 
 
 def test_an_odd_run_is_left_out_with_a_line(
-    store: MlflowClient, composed: Compose, caplog: Logs
+    store: MlflowClient, config: RunConfig, caplog: Logs
 ) -> None:
-    config = composed()
     damaged = [b"{", b"\xff"]
     runs = {text: record_run(config, repr(text)) for text in [b"good", *damaged]}
     for text in damaged:
@@ -137,8 +136,7 @@ def test_an_odd_run_is_left_out_with_a_line(
     assert "findings.json; MLflow looks only where the run was made" in caplog.text
 
 
-def test_samples_that_are_damaged_or_gone_are_named(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
+def test_samples_that_are_damaged_or_gone_are_named(config: RunConfig) -> None:
     run = find_run(config.tracking, record_run(config, "one"))
     file = Path(run.artifact_uri.removeprefix("file://")) / "samples" / "tuned-pocket_cs.parquet"
     file.write_bytes(file.read_bytes()[:-100])
@@ -165,10 +163,9 @@ def test_samples_that_are_damaged_or_gone_are_named(store: MlflowClient, compose
     ],
 )
 def test_settings_that_no_run_records_are_refused(
-    text: str, message: str, store: MlflowClient, composed: Compose, monkeypatch: Patch
+    text: str, message: str, store: MlflowClient, config: RunConfig, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("KEY", "hunter2 hunter2")
-    config = composed()
     run = find_run(config.tracking, record_run(config, "one"))
     store.log_text(run.run_id, text, "config.yaml")
     for read in (read_config, read_evaluations):
