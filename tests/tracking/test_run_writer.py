@@ -168,6 +168,7 @@ def test_a_server_that_goes_away_costs_no_result(
                 save_answers(resumed, config)
         (recorded,) = find_runs(config.tracking, with_findings=True)
     assert (recorded.status, recorded.run_id) == ("FINISHED", run.run_id)
+    assert recorded.findings  # read from the server
     assert not run.folder.exists()
 
 
