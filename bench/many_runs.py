@@ -4,8 +4,7 @@
     python -m bench.many_runs --runs 300 --from mlruns
 
 It makes one short run of the demo, or takes one of a local record, and copies its rows and files in
-a store of its own: the same settings with other seeds. The first `compare` computes what the later
-ones take from a file.
+a store of its own: the same settings with other seeds.
 """
 
 import argparse

@@ -87,9 +87,16 @@ def stop_early(benchmark: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
     return replace(benchmark, samples=benchmark.samples[:n], looks=looks, n_available=n_available)
 
 
-def judge_scores(before: Sequence[float], after: Sequence[float], **settings: Any) -> Findings:
-    """The findings of one benchmark, "a"."""
-    base, tuned = (make_benchmark(scores, **settings) for scores in (before, after))
+def judge_scores(
+    before: BenchmarkEvaluation | Sequence[float],
+    after: BenchmarkEvaluation | Sequence[float],
+    **settings: Any,
+) -> Findings:
+    """The findings of one benchmark, "a", of its answers or of one score each."""
+    base, tuned = (
+        one if isinstance(one, BenchmarkEvaluation) else make_benchmark(one, **settings)
+        for one in (before, after)
+    )
     return judge(make_evaluation(a=base), make_evaluation(a=tuned))
 
 

@@ -162,7 +162,7 @@ def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[Mod
             )
         evaluations = run_reader.read_evaluations(options.tracking, run)
         findings = judge_held_out(*evaluations, run.holdout, len(runs))
-        pairs.append(ModelPair("base", name, findings, len(runs)))
+        pairs.append(ModelPair("base", name, findings))
         run_reader.count_held_out_checks(options.tracking, run)
     return pairs
 

@@ -127,10 +127,9 @@ def find_common_level(curves: Sequence[LearningCurve]) -> float:
 
     0 where one learned nothing, or where runs were asked different questions.
     """
-    is_comparable = all(c.question_hashes == curves[0].question_hashes for c in curves)
-    return (
-        max(0.0, min(float(c.learned.max()) for c in curves)) if curves and is_comparable else 0.0
-    )
+    if any(curve.question_hashes != curves[0].question_hashes for curve in curves):
+        return 0.0
+    return max(0.0, min((float(curve.learned.max()) for curve in curves), default=0.0))
 
 
 def compare_at_equal_learning(

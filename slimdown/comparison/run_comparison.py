@@ -253,15 +253,18 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
     measured = [run.findings for run in runs if run.findings]
     for key in sorted({key for one in measured for key in one.conditions if "." in key}):
         name = key.partition(".")[0]
-        counts = Counter(
-            one.conditions.get(key, "not set") for one in measured if name in one.benchmarks
-        ).most_common()
-        if len(counts) > 1:
-            each = " and ".join(f"{value} in {count}" for value, count in counts)
+        asked = [one.conditions for one in measured if name in one.benchmarks]
+        if each := _describe_differing(one.get(key, "not set") for one in asked):
             raise ConfigError(
                 f"{name} was asked differently ({key} is {each}); choose runs that were asked "
                 "alike, by their names, --sweep or --filter"
             )
+
+
+def _describe_differing(values: Iterable[str]) -> str:
+    """Say how many runs have each value; nothing where all have the same."""
+    counts = Counter(values).most_common()
+    return " and ".join(f"{value} in {n}" for value, n in counts) if len(counts) > 1 else ""
 
 
 def _describe_caveats(
@@ -280,9 +283,7 @@ def _describe_caveats(
     complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
     conditions = [shared | {"holdout": f"{holdout:g}"} for shared, holdout in complete]
     for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
-        counts = Counter(c.get(key, "not recorded") for c in conditions).most_common()
-        if len(counts) > 1:
-            each = " and ".join(f"{value} in {count}" for value, count in counts)
+        if each := _describe_differing(one.get(key, "not recorded") for one in conditions):
             yield f"The runs were measured differently ({key} is {each}): compare with care."
     rules = [run.findings.added_answers for run in runs if run.findings]
     if n_older := sum(added != min(rules) for added in rules):

@@ -23,10 +23,8 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     Raises:
         ConfigError: The runs have no such benchmark or setting.
     """
-    name, settings = (
-        key.removeprefix("-"),
-        {name for row in comparison.rows for name in row.settings},
-    )
+    name = key.removeprefix("-")
+    settings = {name for row in comparison.rows for name in row.settings}
     sortable = {"retained", "target", *comparison.benchmarks, *settings}
     if name not in sortable:
         advice = nearest(name, sorted(sortable))
@@ -39,9 +37,8 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
             return means[name].value
         return parse_setting(row.settings.get(name, ""))
 
-    rows = sorted(
-        comparison.rows, key=lambda row: _order(read_value(row)), reverse=key.startswith("-")
-    )
+    is_down = key.startswith("-")
+    rows = sorted(comparison.rows, key=lambda row: _order(read_value(row)), reverse=is_down)
     rows.sort(key=lambda row: read_value(row) is None)  # it is stable
     return replace(comparison, rows=tuple(rows))
 

@@ -171,12 +171,11 @@ class Findings:
         return {"format": FORMAT, **to_plain(self)}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any], is_checked: bool = False) -> "Findings":
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Findings":
         """Restore findings from what `to_dict` returned, without base and tuned evaluation.
 
         Args:
             plain: What was returned.
-            is_checked: They were restored before, so that their tests can be built.
 
         Raises:
             DataError: this is something else, or of a newer format.
@@ -184,8 +183,8 @@ class Findings:
         try:
             check_format(plain.get("format"), FORMAT)
             findings: Findings = from_plain(cls, plain)
-            for benchmark in [] if is_checked else findings.benchmarks.values():
-                _ = benchmark.primary.difference.test
+            for benchmark in findings.benchmarks.values():
+                _ = benchmark.primary.difference.observations  # weights fit the changes
             if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
                 raise ValueError(f"lost answers of {min(unknown)}, which was not measured")
             return findings

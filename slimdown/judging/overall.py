@@ -28,9 +28,8 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
         return Estimate(nan, nan, nan, nan)
     if any(d.sampling.looks for d in differences):
         low, high = np.mean([d.interval(ALPHA / len(measured)) for d in differences], axis=0)
-        return Estimate(
-            float(np.mean([d.value for d in differences])), nan, float(low), float(high)
-        )
+        mean = float(np.mean([d.value for d in differences]))
+        return Estimate(mean, nan, float(low), float(high))
     if len(differences) == 1:
         return differences[0].estimate
     samples = [sample for pair, _ in measured for sample in pair.base.samples]

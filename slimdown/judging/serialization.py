@@ -19,7 +19,7 @@ FORMAT = 1
 have format 1. A field that is added gets a default, so that older files are still read."""
 # Metadata of a field that is not recorded; it must have a default.
 NOT_RECORDED = {"recorded": False}
-_MOST_BYTES = 2**28  # of all arrays of one record, unpacked
+_MOST_BYTES = 2**28  # of one array, unpacked
 
 
 def to_plain(value: Any) -> Any:
@@ -41,52 +41,46 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_plain(hint: Any, value: Any, room: list[int] | None = None) -> Any:
+def from_plain(hint: Any, value: Any) -> Any:
     """Restore a value of a type from what `to_plain` made of it.
-
-    Args:
-        hint: The type.
-        value: The value.
-        room: How many bytes all arrays may still take.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it was not made from such a type.
     """
-    return _make_reader(hint)(value, [_MOST_BYTES] if room is None else room)
+    return _make_reader(hint)(value)
 
 
 @cache
-def _make_reader(hint: Any) -> Callable[[Any, list[int]], Any]:
+def _make_reader(hint: Any) -> Callable[[Any], Any]:
     """Make what restores values of a type: of a record of many runs most is of the same types."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
-        return lambda value, room: value
+        return lambda value: value
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in arguments if kind is not type(None)]
         if len(kinds) > 1:  # JSON tells them apart
-            return lambda value, room: value
+            return lambda value: value
         read = _make_reader(kinds[0])
-        return lambda value, room: None if value is None else read(value, room)
+        return lambda value: None if value is None else read(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         fields = {name: _make_reader(one) for name, one in get_type_hints(hint).items()}
-        return lambda value, room: hint(
-            **{name: fields[name](one, room) for name, one in value.items() if name in fields}
+        return lambda value: hint(
+            **{name: fields[name](one) for name, one in value.items() if name in fields}
         )
     if origin is np.ndarray:
         return _unpack
     if origin in (dict, Mapping):
         read_key, read = map(_make_reader, arguments)
-        return lambda value, room: {read_key(k, room): read(v, room) for k, v in value.items()}
+        return lambda value: {read_key(key): read(item) for key, item in value.items()}
     if origin in (tuple, list):
         read = _make_reader(arguments[0])
-        return lambda value, room: origin(read(item, room) for item in value)
-    return lambda value, room: hint(value)  # a number, a text, a path or an enumeration
+        return lambda value: origin(map(read, value))
+    return lambda value: hint(value)  # a number, a text, a path or an enumeration
 
 
-def _unpack(packed: str, room: list[int]) -> NDArray[np.float64]:
+def _unpack(packed: str) -> NDArray[np.float64]:
     stream = zlib.decompressobj()
-    content = stream.decompress(base64.b64decode(packed), room[0] + 1)
-    room[0] -= len(content)
-    if room[0] < 0 or not stream.eof:
+    content = stream.decompress(base64.b64decode(packed), _MOST_BYTES)
+    if not stream.eof:
         raise ValueError(f"its arrays are cut short, or above {_MOST_BYTES >> 20} MiB")
     return np.frombuffer(content, dtype=np.float64)

@@ -10,7 +10,7 @@ from slimdown.comparison.run_comparison import Comparison, Configuration
 from slimdown.comparison.run_order import series_by_setting
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
-from slimdown.report import text
+from slimdown.report import pages, text
 from slimdown.report.findings_report import make_change_cell
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
@@ -35,40 +35,33 @@ def comparison_table(
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
     """
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
-    rows = tuple(_make_row(comparison, row) for row in comparison.rows[: max_rows or None])
+    headings = {name: text.mark_target(name, roles[name]) for name in comparison.benchmarks}
+    shown = comparison.rows[: max_rows or None]
+    rows = [_make_row(comparison, row, headings) for row in shown]
     if len(rows) < len(comparison.rows):
         notes = (f"--rows 0 shows all {len(comparison.rows):,} rows.", *notes)
-    columns = [Column("run", max_width=36)]
-    columns += [Column("seeds", is_setting=True)] if comparison.grouped else []
-    settings: dict[str, Any] = {"max_width": 30, "is_filter": True, "is_setting": True}
-    columns += [Column(name, **settings) for name in comparison.params]
-    for name in comparison.benchmarks:
-        heading = text.mark_target(name, roles[name])
-        columns.append(Column(heading, "points [95 %; retained: 90 %]", is_filter=True))
-    return Table(
-        title=title,
-        columns=(*columns, Column("mean retained", "points [95 %]")),
-        rows=rows,
-        legend=text.COMPARISON_LEGEND,
-        notes=(*notes, *comparison.notes),
-    )
+    return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
 
 
-def _make_row(comparison: Comparison, row: Configuration) -> Row:
+def _make_row(comparison: Comparison, row: Configuration, headings: Mapping[str, str]) -> Row:
     runs = row.runs
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
-    cells = [Cell(f"{row.name} ({row.ids})", values=identity)]
-    cells += [Cell(_describe_seeds(row.seeds))] if comparison.grouped else []
+    cells = {Column("run", max_width=36): Cell(f"{row.name} ({row.ids})", values=identity)}
+    if comparison.grouped:
+        cells[Column("seeds", is_setting=True)] = Cell(_describe_seeds(row.seeds))
     for key in comparison.params:
         value = row.settings.get(key, "")
-        cells.append(Cell(value, sort_key=value or None, values={key: value}))
-    cells += [_make_cell(name, row) for name in comparison.benchmarks]
+        column = Column(key, max_width=30, is_filter=True, is_setting=True)
+        cells[column] = Cell(value, sort_key=value or None, values={key: value})
+    for name, heading in headings.items():
+        column = Column(heading, "points [95 %; retained: 90 %]", is_filter=True)
+        cells[column] = _make_cell(name, row)
     means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
     values = {f"{n}.{k}": getattr(mean, k) for n, mean in means.items() for k in _OF_MEAN}
     mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
-    return Row((*cells, mean))
+    return Row(cells | {Column("mean retained", "points [95 %]"): mean})
 
 
 def _describe_seeds(seeds: Sequence[str]) -> str:
@@ -118,11 +111,10 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
         excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
         verdict = f"beyond by {', '.join(excess)}" if excess else "within"
         cell = Cell(verdict, values={"is_within_budget": outcome.is_within})
-        rows.append(replace(row, cells=(*row.cells, cell)))
+        rows.append(Row({**row.cells, Column("budget", max_width=30): cell}))
     n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"
     summary = f"{n_within} are within the budget as measured; the best stands first."
-    columns, notes = (*table.columns, Column("budget", max_width=30)), (summary, *table.notes)
-    return replace(table, columns=columns, rows=tuple(rows), notes=notes)
+    return replace(table, rows=rows, notes=(summary, *table.notes))
 
 
 def noise_table(comparison: Comparison) -> Table:
@@ -182,35 +174,32 @@ def scales_table(
         its interval as shares of 1.
     """
     first, curves = points[0].findings, build_simultaneous_curves(points)
-    columns = [Column("scale", is_number=True)]
-    rows = [[Cell("0", sort_key=0.0, values={"scale": 0.0})]]
-    for point in points:
-        mark = " ←" if point.scale == chosen else ""
-        values = {"scale": point.scale, "is_chosen": bool(mark)}
-        rows.append([Cell(f"{point.scale:g}{mark}", sort_key=point.scale, values=values)])
-    if first.training:
-        columns.append(Column("validation loss", "nats a token", is_number=True))
-        losses = [first.training.validation_loss_before]
-        losses += [p.findings.training.validation_loss_after for p in points if p.findings.training]
-        for row, loss in zip(rows, losses, strict=True):
-            values = {"validation_loss": loss}
-            row.append(Cell(format_number(loss, ".3f"), sort_key=loss, values=values))
+    rows: list[dict[Column, Cell]] = []
+    for i, scale in enumerate((0.0, *(point.scale for point in points))):
+        is_chosen = scale == chosen
+        values: dict[str, Any] = {"scale": scale, "is_chosen": is_chosen}
+        cell = Cell(f"{scale:g}{' ←' * is_chosen}", sort_key=scale, values=values)
+        rows.append({Column("scale", is_number=True): cell})
+        if training := points[max(0, i - 1)].findings.training:
+            loss = training.validation_loss_after if i else training.validation_loss_before
+            cell = Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
+            rows[i][Column("validation loss", "nats a token", is_number=True)] = cell
     for key, curve in curves.items():
         name, _, p_right = key.partition(" ")  # a benchmark's name has no space
         benchmark, share = first.benchmarks[name], first.benchmarks[name].primary.base.value
         heading = key if p_right else text.mark_target(name, benchmark.role)
-        columns.append(Column(heading, "points [95 %]", is_number=True, is_extra=bool(p_right)))
+        column = Column(heading, "points [95 %]", is_number=True, is_extra=bool(p_right))
         if p_right and benchmark.p_right:
             share = benchmark.p_right.base
-        rows[0].append(Cell(f"{100 * share:.1f} %", values={f"{key}.change": 0.0}))
+        rows[0][column] = Cell(f"{100 * share:.1f} %", values={f"{key}.change": 0.0})
         for row, (_, change) in zip(rows[1:], curve, strict=True):
-            row.append(make_change_cell(change, f"{key}.change"))
+            row[column] = make_change_cell(change, f"{key}.change")
     part = [f"Questions: {first.part}."] if first.part else []
     legend = (
         "Scale 0 is the base with its scores; below it stand changes. The intervals of a benchmark "
         "hold for all scales at once."
     )
-    return Table(title, tuple(columns), tuple(Row(tuple(row)) for row in rows), legend, tuple(part))
+    return Table(title, list(map(Row, rows)), legend, tuple(part))
 
 
 def render_comparison_page(
@@ -227,8 +216,7 @@ def render_comparison_page(
         setting: A dotted key that every benchmark's change is drawn against.
         options: Those of the command that shows this.
     """
-    from slimdown.report import figures  # matplotlib takes half a second, jinja2 a fifth
-    from slimdown.report.pages import render
+    from slimdown.report import figures  # matplotlib takes half a second
 
     shown = []
     if comparison and any(isfinite(row.target.value) for row in comparison.rows):
@@ -238,15 +226,14 @@ def render_comparison_page(
         caption = "Means of the runs that share a value, with their intervals."
         series = series_by_setting(comparison, setting)
         shown.append((figures.draw_by_setting(setting, series), caption))
-    return render("comparison.html.j2", table=table, options=options, figures=shown)
+    return pages.render("comparison.html.j2", table=table, options=options, figures=shown)
 
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     """Render the table and a figure of its curves as a page."""
     from slimdown.report import figures
-    from slimdown.report.pages import render
 
     figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
-    shown = [(figure, caption)]
-    return render("comparison.html.j2", table=table, command="scale", options="", figures=shown)
+    values = {"command": "scale", "options": "", "figures": [(figure, caption)]}
+    return pages.render("comparison.html.j2", table=table, **values)

@@ -28,7 +28,6 @@ with patch.dict(os.environ):
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 INK = "#010203"  # black to the eye, and nothing else in a figure has it: `write_svg` replaces it
 WIDTH, PHONE_WIDTH = 8.0, 3.9  # inches
@@ -69,7 +68,7 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_formatter(FuncFormatter(_format_signed))
+    axes.xaxis.set_major_formatter(_format_signed)
     axes.set_xlabel("change, points (band: the margin)")
     return figure
 
@@ -136,14 +135,13 @@ def draw_by_setting(
     if is_numeric and numbers:
         by_factors = numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]
         axes.set_xscale("log" if by_factors else "linear")
-        axes.xaxis.set_major_locator(FixedLocator([float(n) for n in numbers]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xticks(numbers, [f"{n:g}" for n in numbers])
+        axes.set_xticks([], minor=True)
     else:
         axes.set_xticks(range(len(values)), [_cut(str(v), 24) for v in values])
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    axes.yaxis.set_major_formatter(FuncFormatter(_format_signed))
+    axes.yaxis.set_major_formatter(_format_signed)
     axes.set_xlabel(_cut(setting, 60))
     axes.set_ylabel("change, points (95 % interval)")
     figure.legend(loc="outside lower center", ncols=2)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import BudgetCheck
-from slimdown.judging.findings import BenchmarkChange, Findings
+from slimdown.judging.findings import Findings
 from slimdown.report import formatting, text
 from slimdown.report.formatting import format_count, format_number, format_points, visible
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
@@ -27,13 +27,9 @@ def findings_table(findings: Findings, title: str = "", with_notes: bool = False
         The table. Its records hold benchmark, role, metric, n, base, tuned, change and what
         belongs to them as shares of 1. Further metrics have neither verdict nor p-value.
     """
-    return Table(
-        title=title,
-        columns=_make_columns("base", "tuned"),
-        rows=tuple(_make_rows(findings, "base", "tuned")),
-        legend=text.explain_table(findings),
-        notes=tuple(text.describe_findings(findings)) if with_notes else (),
-    )
+    rows = list(_make_rows(findings, "base", "tuned"))
+    notes = tuple(text.describe_findings(findings)) if with_notes else ()
+    return Table(title, rows, text.explain_table(findings), notes)
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -46,8 +42,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
             value, error = result.scores[metric].value, result.scores[metric].standard_error
             record = {"benchmark": name, "metric": metric, "shots": shots, "n": n, "score": value}
             records.append(record | {"standard_error": error})
-    formats: dict[str, Any] = {"n": "{:,}".format}
-    formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
+    formats = dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
     return make_table("", records, formats)
 
 
@@ -58,29 +53,24 @@ class ModelPair:
     first: str  # a run's name and id, or "base"
     second: str
     findings: Findings
-    n_confirmed: int = 0  # runs that are confirmed together; 0: two tuned models
 
 
 def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     """Show pairs of models, one row for each pair and benchmark, of its primary metric."""
     n, sides, direction = len(pairs), ("first", "second"), "from first to second"
-    if pairs[0].n_confirmed:
+    if pairs[0].first == "base":
         sides, direction = ("base", "tuned"), "from the base to the tuned model"
     rows, notes = [], list[str]()
     for pair in pairs:
         title = f"{pair.first} → {pair.second}"
         caveats = text.list_caveats(pair.findings)
         notes += (f"{title}: {line}" if n > 1 else line for line in caveats)
-        cell = Cell(title, values={"pair": title})
+        first = {Column("pair", max_width=30, is_extra=n == 1): Cell(title, values={"pair": title})}
         shown = (row for row in _make_rows(pair.findings, *sides) if not row.is_secondary)
-        rows += [Row((cell, *row.cells)) for row in shown]
-    return Table(
-        title=f"{n} runs on the questions that did not choose them" if n > 1 else title,
-        columns=(Column("pair", max_width=30, is_extra=n == 1), *_make_columns(*sides)),
-        rows=tuple(rows),
-        notes=tuple(notes),
-        legend=f"Change {direction}. {text.explain_table(pairs[0].findings)}",
-    )
+        rows += [Row(first | row.cells) for row in shown]
+    title = f"{n} runs on the questions that did not choose them" if n > 1 else title
+    legend = f"Change {direction}. {text.explain_table(pairs[0].findings)}"
+    return Table(title, rows, legend, tuple(notes))
 
 
 def budgets_table(
@@ -102,8 +92,8 @@ def budgets_table(
                 "reason": check.reason,
             }
         )
-    table = make_table(title, records, {"budget": lambda share: f"{100 * share:.3g} points"})
-    return replace(table, notes=tuple(notes))
+    formats = {"budget": lambda share: f"{100 * share:.3g} points"}
+    return replace(make_table(title, records, formats), notes=tuple(notes))
 
 
 def write_junit(
@@ -144,22 +134,6 @@ def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
     return Cell(*format_points(change), sort_key=change.value, values=values)
 
 
-def _make_columns(first: str, second: str) -> tuple[Column, ...]:
-    return (
-        Column("benchmark", max_width=30),
-        Column("metric", is_extra=True),
-        Column("n", "questions", is_number=True, is_extra=True),
-        Column(first, "%", is_number=True),
-        Column(second, "%", is_number=True),
-        Column("change", "points [95 %; retained: 90 %]", is_number=True),
-        Column("verdict"),
-        Column("main cause of loss", is_extra=True),
-        Column("p", "corrected", is_number=True, is_extra=True),
-        Column("forgetting rate", "above chance [95 %]", is_number=True, is_extra=True),
-        Column("paper’s metric", "± standard error [95 %]", is_number=True, is_extra=True),
-    )
-
-
 def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
     """Yield one row for each metric, the primary one of each benchmark first."""
     for name, benchmark in findings.benchmarks.items():
@@ -168,25 +142,29 @@ def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
         for metric, change in benchmark.changes.items():
             d, is_primary = change.difference, metric == benchmark.metric
             short = text.shorten_metric(metric, benchmark)
+            heading = marked if is_primary else f"  {short}"
             values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
             values |= {"change_low": d.low, "change_high": d.high}
             values |= {k: change.counts and getattr(change.counts, k) for k in ("lost", "gained")}
             if is_primary and (one := benchmark.p_right):
                 values |= {"p_right_change": one.change.value, "p_right_verdict": one.verdict.value}
-            shown = benchmark.shown_change if is_primary else d
+            shown = format_points(benchmark.shown_change if is_primary else d)
             stopped = f"after {count}" if is_primary and benchmark.is_stopped else ""
-            cells = (
-                Cell(
-                    marked if is_primary else f"  {short}", values={"benchmark": name, "role": role}
+            numbers = {"n": n, "n_available": n_available or n}
+            cells = {
+                Column("benchmark", max_width=30): Cell(
+                    heading, values={"benchmark": name, "role": role}
                 ),
-                Cell(short, values={"metric": metric}),
-                Cell(count, values={"n": n, "n_available": n_available or n}),
-                _make_score(first, change.base),
-                _make_score(second, change.tuned),
-                Cell(*format_points(shown), stopped, sort_key=d.value, values=values),
-                *(_make_claims(findings, name, benchmark) if is_primary else [Cell()] * 5),
-            )
-            yield Row(cells, is_secondary=not is_primary)
+                Column("metric", is_extra=True): Cell(short, values={"metric": metric}),
+                Column("n", "questions", True, is_extra=True): Cell(count, values=numbers),
+                Column(first, "%", True): _make_score(first, change.base),
+                Column(second, "%", True): _make_score(second, change.tuned),
+                Column("change", "points [95 %; retained: 90 %]", True): Cell(
+                    *shown, stopped, sort_key=d.value, values=values
+                ),
+            }
+            claims = _make_claims(findings, name) if is_primary else {}
+            yield Row(cells | claims, is_secondary=not is_primary)
 
 
 def _make_score(side: str, score: Estimate) -> Cell:
@@ -194,21 +172,27 @@ def _make_score(side: str, score: Estimate) -> Cell:
     return Cell(format_number(100 * score.value), sort_key=score.value, values=values)
 
 
-def _make_claims(findings: Findings, name: str, benchmark: BenchmarkChange) -> list[Cell]:
+def _make_claims(findings: Findings, name: str) -> dict[Column, Cell]:
     """Make the cells of a benchmark's verdict: its cause, p-value and rates."""
+    benchmark, losses = findings.benchmarks[name], findings.lost_answers.get(name)
     verdict, p_value = benchmark.verdict.value, benchmark.p_value
-    is_target = benchmark.role is Role.target
-    losses = findings.lost_answers.get(name)
     cause, share = (losses.main_cause if losses else None) or (None, None)
     shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
-    rate = benchmark.forgetting_rate_above_chance
+    rate, is_target = benchmark.forgetting_rate_above_chance, benchmark.role is Role.target
     rates = make_change_cell(rate, "forgetting_rate") if rate and not is_target else Cell()
     shown_rate, interval = text.describe_rate(rate, benchmark)
     p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
-    return [
-        Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),
-        Cell(shown_cause, values={"main_cause": cause, "main_cause_share": share}),
-        Cell(formatting.format_p_value(p_value), sort_key=p_value, values=p_values),
-        replace(rates, text=shown_rate, interval=interval),
-        Cell(*text.describe_paper_metric(benchmark)),
-    ]
+    causes = {"main_cause": cause, "main_cause_share": share}
+    return {
+        Column("verdict"): Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),
+        Column("main cause of loss", is_extra=True): Cell(shown_cause, values=causes),
+        Column("p", "corrected", True, is_extra=True): Cell(
+            formatting.format_p_value(p_value), sort_key=p_value, values=p_values
+        ),
+        Column("forgetting rate", "above chance [95 %]", True, is_extra=True): replace(
+            rates, text=shown_rate, interval=interval
+        ),
+        Column("paper’s metric", "± standard error [95 %]", True, is_extra=True): Cell(
+            *text.describe_paper_metric(benchmark)
+        ),
+    }

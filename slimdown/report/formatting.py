@@ -124,6 +124,16 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
+def format_value(value: object) -> str:
+    """Format a number with its thousands, or with three digits; all else as it is.
+
+    >>> format_value(12345), format_value(0.12345), format_value("nf4")
+    ('12,345', '0.123', 'nf4')
+    """
+    spec = ",d" if isinstance(value, int) else ".3g" if isinstance(value, float) else ""
+    return format(value, spec)
+
+
 def format_count(n: float, n_available: float | None = None) -> str:
     """Format a number of questions, and of how many where they are not all.
 

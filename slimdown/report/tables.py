@@ -25,7 +25,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from slimdown.report.formatting import EMPTY, escape_markdown, format_bytes, pluralize, visible
+from slimdown.report import formatting
+from slimdown.report.formatting import EMPTY, escape_markdown, pluralize, visible
 from slimdown.report.looks import get_look
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
@@ -66,41 +67,50 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One cell for each column."""
+    """Cells by column."""
 
-    cells: tuple[Cell, ...]
+    cells: dict[Column, Cell]
     is_secondary: bool = False  # belongs to the row above; left out on a console
+
+    def __getitem__(self, column: Column) -> Cell:
+        """Return the cell of a column, an empty one where the row has none."""
+        return self.cells.get(column, Cell())
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, notes, columns, rows, and a legend."""
+    """A title, notes, rows, and a legend."""
 
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     legend: str = ""
     notes: tuple[str, ...] = ()
 
     @property
+    def columns(self) -> list[Column]:
+        """The columns of all rows, in their order."""
+        return list(dict.fromkeys(column for row in self.rows for column in row.cells))
+
+    @property
     def brief(self) -> "Table":
         """The table without extra columns and secondary rows."""
-        table = self.choose_columns(lambda column: not column.is_extra)
-        return replace(table, rows=tuple(row for row in table.rows if not row.is_secondary))
+        rows = [row for row in self.rows if not row.is_secondary]
+        return replace(self, rows=rows).leave_out(lambda column: column.is_extra)
 
-    def choose_columns(self, is_shown: Callable[[Column], bool]) -> "Table":
-        """The table with some of its columns."""
-        shown = [i for i, column in enumerate(self.columns) if is_shown(column)]
-        rows = [replace(row, cells=tuple(row.cells[i] for i in shown)) for row in self.rows]
-        return replace(self, columns=tuple(self.columns[i] for i in shown), rows=tuple(rows))
+    def leave_out(self, is_left_out: Callable[[Column], bool]) -> "Table":
+        """The table without some of its columns."""
+        shown = [column for column in self.columns if not is_left_out(column)]
+        rows = [replace(row, cells={column: row[column] for column in shown}) for row in self.rows]
+        return replace(self, rows=rows)
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """One record for each row; every record has every name, in the same order."""
-        names = {name: None for row in self.rows for cell in row.cells for name in cell.values}
+        cells = [list(row.cells.values()) for row in self.rows]
+        names = {name: None for row in cells for cell in row for name in cell.values}
         records = []
-        for row in self.rows:
-            pairs = [pair for cell in row.cells for pair in cell.values.items()]
+        for row in cells:
+            pairs = [pair for cell in row for pair in cell.values.items()]
             # JSON has no word for numbers that are not finite
             finite = {k: v for k, v in pairs if not isinstance(v, float) or isfinite(v)}
             records.append(names | finite)
@@ -126,16 +136,18 @@ def make_table(
         if isinstance(value, Cell):
             return value
         is_unknown = value is None or value != value
-        shown = EMPTY if is_unknown else (formats or {}).get(name, str)(value)
+        shown = EMPTY if is_unknown else (formats or {}).get(name, formatting.format_value)(value)
         return Cell(shown, sort_key=value, values={name: value})
 
-    rows = [tuple(make_cell(*pair) for pair in record.items()) for record in records]
-    columns = []
-    for name, *cells in zip(records[0], *rows, strict=True) if rows else ():
+    rows: list[dict[Column, Cell]] = [{} for _ in records]
+    for name in records[0] if records else ():
+        cells = [make_cell(name, record[name]) for record in records]
         is_number = any(isinstance(cell.sort_key, int | float) for cell in cells)
         is_long = any(len(f"{cell.text}{cell.detail}") > 40 for cell in cells)
-        columns.append(Column(name.replace("_", " "), "", is_number, 40 if is_long else None))
-    return Table(title, tuple(columns), tuple(map(Row, rows)), legend)
+        column = Column(name.replace("_", " "), "", is_number, 40 if is_long else None)
+        for row, cell in zip(rows, cells, strict=True):
+            row[column] = cell
+    return Table(title, list(map(Row, rows)), legend)
 
 
 def runs_table(records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
@@ -157,13 +169,8 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
 
 def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
     """Show what a model or a run takes; names that end in "bytes" hold bytes."""
-    formats: dict[str, Any] = {}
-    for name in records[0] if records else ():
-        value = next((r[name] for r in records if r[name] is not None), None)
-        if name.endswith("bytes"):
-            formats[name] = format_bytes
-        elif not isinstance(value, str):
-            formats[name] = "{:,}".format if isinstance(value, int) else "{:.3g}".format
+    names = records[0] if records else ()
+    formats = {name: formatting.format_bytes for name in names if name.endswith("bytes")}
     return make_table(title, records, formats, legend)
 
 
@@ -204,10 +211,9 @@ def print_table(table: Table, console: Console) -> None:
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
-    short = table.choose_columns(lambda column: not column.is_setting)
+    short = table.leave_out(lambda column: column.is_setting)
     for shown, separators in product((table, short), ("  ", " \n", "\n\n")):
-        rows = [[_style_cell(cell, separators) for cell in row.cells] for row in shown.rows]
-        rich_table = _lay_out(shown, rows)
+        rich_table = _lay_out(shown, separators)
         width = Measurement.get(console, unlimited, rich_table)
         if not console.is_terminal:  # a file is as wide as it needs to be
             console.width = max(console.width, width.maximum)
@@ -216,8 +222,8 @@ def print_table(table: Table, console: Console) -> None:
             break
     else:
         for row in table.rows:
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                if (text := _style_cell(cell, "  ")) and text.plain != EMPTY:
+            for column in table.columns:
+                if (text := _style_cell(row[column], "  ")) and text.plain != EMPTY:
                     console.print(Text(f"{visible(column.heading)}: ").append(text))
             console.print()
     for line in table.notes:
@@ -226,15 +232,17 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _lay_out(table: Table, rows: Sequence[Sequence[Text]]) -> RichTable:
-    """Lay styled cells out: a name is broken between words, a number or verdict never."""
+def _lay_out(table: Table, separators: str) -> RichTable:
+    """Lay a table out: a name is broken between words, a number or verdict never."""
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    rows = [
+        [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
+    ]
     for i, column in enumerate(table.columns):
-        heading = Text(visible(column.heading))
-        may_break, longest = column.max_width is not None, 0
-        for text in (heading.plain, *(row[i].plain for row in rows)):
-            parts = text.split() if may_break else text.splitlines()
-            longest = max(longest, *map(cell_len, parts), 0)
+        heading, may_break = Text(visible(column.heading)), column.max_width is not None
+        texts = [heading.plain, *(row[i].plain for row in rows)]
+        parts = [part for one in texts for part in (one.split() if may_break else one.splitlines())]
+        longest = max(map(cell_len, parts), default=0)
         rich_table.add_column(
             heading,
             justify="right" if column.is_number else "left",
@@ -242,8 +250,8 @@ def _lay_out(table: Table, rows: Sequence[Sequence[Text]]) -> RichTable:
             max_width=column.max_width and max(column.max_width, longest),
             no_wrap=not may_break,
         )
-    for row, cells in zip(table.rows, rows, strict=True):
-        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
+    for row, texts_of_row in zip(table.rows, rows, strict=True):
+        rich_table.add_row(*texts_of_row, style="dim" if row.is_secondary else "")
     return rich_table
 
 
@@ -268,7 +276,7 @@ def _write_markdown(table: Table) -> str:
     lines = [f"### {escape_markdown(table.title)}", ""] if table.title else []
     lines.append(write_line([column.heading for column in table.columns]))
     lines.append("|" + "".join("---:|" if c.is_number else "---|" for c in table.columns))
-    lines += [write_line([str(cell) for cell in row.cells]) for row in table.rows]
+    lines += [write_line([str(row[column]) for column in table.columns]) for row in table.rows]
     lines += ["", *(f"- {escape_markdown(line)}" for line in table.notes)] if table.notes else []
     lines += ["", escape_markdown(table.legend)] if table.legend else []
     return "\n".join([*lines, ""])

@@ -103,6 +103,8 @@ class Difference(Estimate):
     sampling: Sampling
     is_binary: bool  # whether all scores are 0 or 1
     changes: Floats = field(repr=False, compare=False)  # [n], of each question
+    # What `equivalence_p_value` has computed, by margin; recorded, since it takes a millisecond.
+    equivalence: dict[float, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def estimate(self) -> Estimate:
@@ -138,11 +140,6 @@ class Difference(Estimate):
     def spread(self) -> float:
         """The standard deviation of one observation, in points of the whole."""
         return _find_spread(self.changes, self.sampling, self.is_binary)
-
-    @cached_property
-    def equivalence(self) -> dict[float, float]:
-        """What `equivalence_p_value` has computed, by margin."""
-        return {}
 
     def p_value_above(self, threshold: float) -> float:
         """Compute the p-value of a true change of `threshold` or less; one-sided."""

@@ -25,7 +25,6 @@ from slimdown.config.schema import TRAINING, Backend, ResolvedBenchmark, RunConf
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings
 from slimdown.tracking import store
-from slimdown.tracking.findings_cache import FindingsCache
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
@@ -151,14 +150,14 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
 
     A finished run whose findings cannot be read is returned without, after a line that says why.
     """
-    client, cache = store.open_store(tracking, must_exist=True), FindingsCache(tracking)
+    client = store.open_store(tracking, must_exist=True)
 
     def read(run: RunRecord) -> RunRecord:
         if run.status != "FINISHED":
             return run
         try:
-            text = _read_artifact(client, run, "findings.json")
-            return replace(run, findings=cache.restore(run.run_id, text))
+            plain = json.loads(_read_artifact(client, run, "findings.json"))
+            return replace(run, findings=Findings.from_dict(plain))
         except ValueError:
             reason = "is damaged; rerun=true makes the run again"
         except DataError as error:  # whole, and written by another version
@@ -171,9 +170,7 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
         return run
 
     with ThreadPoolExecutor(_N_THREADS) as threads:
-        records = list(threads.map(read, runs))
-    cache.save()
-    return records
+        return list(threads.map(read, runs))
 
 
 def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluation, Evaluation]:

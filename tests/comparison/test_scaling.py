@@ -45,7 +45,6 @@ def test_the_probability_of_the_right_choice_has_a_curve_of_its_own() -> None:
     assert [change.value for _, change in curves["a"]] == [0, 0]
     for (_, wide), point in zip(curves["a p_right"], points, strict=True):
         p_right = point.findings.benchmarks["a"].p_right
-        assert p_right
         assert (wide.low, wide.high) == p_right.difference.interval(0.05 / 2)
         assert wide.low < p_right.change.low < p_right.change.value == wide.value
     table = scales_table(points)

@@ -33,9 +33,7 @@ def test_seeds_that_all_do_the_same_leave_only_the_questions() -> None:
 def test_seeds_that_answered_other_questions_or_stopped_early_have_no_noise_but_a_mean() -> None:
     scores = [1.0, 0.0] * 100
     whole, few = judge_scores(scores, scores), judge_scores(scores[:50], scores[:50])
-    early = judge(
-        make_evaluation(a=scores), make_evaluation(a=stop_early(make_benchmark(scores), 63))
-    )
+    early = judge_scores(scores, stop_early(make_benchmark(scores), 63))
     for unlike in ([whole, few], [early, early]):
         mean = average_seeds([findings.benchmarks["a"] for findings in unlike])
         assert (mean.value, isnan(mean.low), isnan(mean.training_error)) == (0, True, True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import isnan
 
 import pytest
-from builders import make_benchmark, make_choice, make_evaluation, make_sample
+from builders import judge_scores, make_benchmark, make_choice, make_evaluation, make_sample
 
 from slimdown.judging.behaviour import Trait
 from slimdown.judging.findings import judge
@@ -58,7 +58,7 @@ def test_an_answer_that_may_run_on_is_allowed_for_though_none_did() -> None:
         one, other = (
             replace(make_benchmark(samples), max_new_tokens=limit) for samples in (base, tuned)
         )
-        found = judge(make_evaluation(a=one), make_evaluation(a=other))
+        found = judge_scores(one, other)
         [words[limit]] = found.benchmarks["a"].behaviour
     assert isnan(words[None].low)
     assert isnan(words[None].high)

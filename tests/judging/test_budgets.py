@@ -57,7 +57,6 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     kept, lost, unclear = (check.reason for check in check_budgets(findings, {}))
     assert re.fullmatch(r"one-sided at 95 %, it lost at most [01]\.\d points", kept)
     least = re.fullmatch(r"one-sided at 95 %, it lost at least (\S+) points", lost)
-    assert least
     assert float(least[1]) > 2
     assert re.match(
         r"1,000 questions cannot tell: one-sided at 95 %, it lost at most \d\.\d points; about",

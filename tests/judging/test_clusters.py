@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import make_benchmark, make_evaluation, stop_early
+from builders import judge_scores, make_benchmark, make_evaluation, stop_early
 
 from slimdown.comparison.run_comparison import average_seeds
 from slimdown.config.schema import Role
@@ -94,10 +94,7 @@ def test_means_over_seeds_take_clusters_as_one() -> None:
         ).benchmarks["a"]
         for seed in range(3)
     ]
-    single = [
-        judge(make_evaluation(a=ONCE[0]), make_evaluation(a=np.roll(ONCE[1], seed))).benchmarks["a"]
-        for seed in range(3)
-    ]
+    single = [judge_scores(ONCE[0], np.roll(ONCE[1], seed)).benchmarks["a"] for seed in range(3)]
     clustered, alone = (average_seeds(of_runs) for of_runs in (runs, single))
     assert clustered.value == alone.value
     # Those of single answers count with one more that is lost and gained; of 80 it would be half.

@@ -49,7 +49,6 @@ def test_where_the_base_beats_chance_by_far_it_is_near_fiellers() -> None:
     draw = np.random.default_rng(1)
     before, after = draw.beta(8, 2, 2000), draw.beta(4, 2, 2000)
     rate = forgetting_rate(before, after)
-    assert rate is not None
     for end in (rate.low, rate.high):  # there the t of after - (1 - rate) before is at its quantile
         rest = after - (1 - end) * before
         t = abs(rest.mean()) / (rest.std(ddof=1) / np.sqrt(2000))
@@ -75,16 +74,13 @@ def test_what_is_not_known_is_never_a_finite_number(
 
 def test_no_rate_is_above_all_where_chance_is_nothing() -> None:
     collapse = forgetting_rate(halves(60), halves(1))
-    assert collapse is not None
     assert 0.85 < collapse.low < collapse.value < collapse.high <= 1
     below_chance = forgetting_rate(halves(60), halves(1), 0.25)
-    assert below_chance is not None
     assert below_chance.value > 1
 
 
 def test_nothing_changed_is_not_certainty() -> None:
     rate = forgetting_rate(halves(40, 40), halves(40, 40))
-    assert rate is not None
     assert rate.value == 0
     assert rate.low < -0.02 < 0.02 < rate.high
 
@@ -95,7 +91,6 @@ def test_weights_and_looks_are_those_of_the_other_estimates() -> None:
     looked = forgetting_rate(before[:63], after[:63], 0.0, Sampling(None, (32, 45, 63), 400))
     weighted = forgetting_rate(before, after, 0.0, Sampling(np.tile([2.0, 0.0], 200)))
     half = forgetting_rate(before[::2], after[::2])
-    assert None not in (whole, looked, weighted, half)
     assert looked.low < whole.low < whole.high < looked.high  # type: ignore[union-attr]
     assert isnan(looked.standard_error)  # type: ignore[union-attr]
     assert weighted.value == pytest.approx(half.value)  # type: ignore[union-attr]

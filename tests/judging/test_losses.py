@@ -72,7 +72,6 @@ def test_shares_are_of_the_lost_answers_and_a_cause_is_named_where_a_loss_is_sho
     losses = break_down(base, tuned)
     assert (losses.n_right, losses.n_lost) == (10, 8)
     assert {c.name: c.share for c in losses.causes}["other_format"] == 0.75
-    assert losses.gained is not None
     assert losses.gained.base.response == "?"
     assert losses.main_cause == ("other_format", 0.75)
     assert break_down(base, tuned, is_loss_shown=False).main_cause is None
@@ -92,7 +91,6 @@ def test_a_model_that_takes_one_letter_has_collapsed_onto_it() -> None:
     tuned = make_benchmark([make_choice(2, i) for i in range(200)])
     shift, same = break_down(base, tuned).choices, break_down(base, base).choices
     early = break_down(base, stop_early(tuned, 63)).choices
-    assert None not in (shift, same, early)
     assert shift.collapsed  # type: ignore[union-attr]
     assert early.collapsed  # type: ignore[union-attr]
     assert not same.collapsed  # type: ignore[union-attr]

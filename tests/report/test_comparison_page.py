@@ -67,7 +67,7 @@ def test_many_seeds_are_told_as_a_range(n_seeds: int, shown: str) -> None:
     runs = tuple(replace(run, params={**run.params, "seed": str(i)}) for i in range(n_seeds))
     row = replace(compare_runs([run]).rows[0], runs=runs)
     table = comparison_table(replace(compare_runs([run]), rows=(row,)))
-    assert shown in [cell.text for cell in table.rows[0].cells]
+    assert shown in [cell.text for cell in table.rows[0].cells.values()]
 
 
 def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:
@@ -82,7 +82,7 @@ def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Co
 def test_noise_and_search_are_tables(comparison: Comparison) -> None:
     noise = noise_table(comparison)
     assert noise.records[1]["seeds"] == 2
-    assert [cell.text for cell in noise.rows[1].cells if "n" in cell.values] == ["200"]
+    assert [cell.text for cell in noise.rows[1].cells.values() if "n" in cell.values] == ["200"]
     single = compare_runs([run for r in comparison.rows[:2] for run in r.runs], group_seeds=False)
     outcomes = {r.runs[0].run_id: TrialOutcome(0.1, {"maths_of_school": 0.02}) for r in single.rows}
     table = search_table(single, outcomes, "study")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,20 @@ from huggingface_hub import ModelCard
 from record_builders import Compose
 from report_builders import judge_pairs, make_usual
 
+from slimdown.config.schema import RunConfig
+from slimdown.judging.findings import Findings
 from slimdown.report.model_card import MergedModel, render_model_card
 
 BASE: dict[str, Any] = {"id": "org/model", "revision": "a" * 40, "license": "other llama LINK"}
 BASE |= {"quantization": "nf4", "dtype": "float32"}
+
+
+@pytest.fixture
+def run(composed: Compose) -> tuple[Findings, RunConfig]:
+    """Findings, and settings with the benchmarks that they are of."""
+    findings = judge_pairs(make_usual())
+    benchmarks = {name: copy.copy(one.benchmark) for name, one in findings.base.benchmarks.items()}
+    return findings, replace(composed(), benchmark=benchmarks)
 
 
 @pytest.mark.parametrize(
@@ -27,14 +38,9 @@ BASE |= {"quantization": "nf4", "dtype": "float32"}
     ],
 )
 def test_the_hub_gets_scores_of_whole_benchmarks_and_of_no_others(
-    change: Callable[[Any], None], is_listed: bool, composed: Compose
+    change: Callable[[Any], None], is_listed: bool, run: tuple[Findings, RunConfig]
 ) -> None:
-    findings = judge_pairs(make_usual())
-    config = composed()
-    config.benchmark = {
-        name: copy.copy(one.benchmark)
-        for name, one in findings.base.benchmarks.items()  # type: ignore[union-attr]
-    }
+    findings, config = run
     change(config)
     data = ModelCard(render_model_card(findings, config, SimpleNamespace(**BASE))).data
     listed = {result.dataset_name: result for result in data.eval_results or []}
@@ -52,12 +58,9 @@ def test_the_hub_gets_scores_of_whole_benchmarks_and_of_no_others(
 
 @pytest.mark.parametrize("merged", [None, MergedModel("merged", "bfloat16", True)])
 def test_a_card_is_valid_and_says_how_to_load(
-    composed: Compose, merged: MergedModel | None
+    run: tuple[Findings, RunConfig], merged: MergedModel | None
 ) -> None:
-    findings = judge_pairs(make_usual())
-    config = composed()
-    config.benchmark = {name: r.benchmark for name, r in findings.base.benchmarks.items()}  # type: ignore[union-attr]
-    text = render_model_card(findings, config, SimpleNamespace(**BASE), merged)
+    text = render_model_card(*run, SimpleNamespace(**BASE), merged)
     card = ModelCard(text)
     assert card.data.base_model == "org/model"
     assert (card.data.license, card.data.license_name) == ("other", "llama")

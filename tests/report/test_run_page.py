@@ -13,7 +13,7 @@ from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
 from slimdown.report.run_page import render_page, render_run_files
 
-VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect", "line", "wbr"}
+VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -36,9 +36,6 @@ class Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:

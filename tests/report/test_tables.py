@@ -24,12 +24,13 @@ HOSTILE = ["[/y] [bold", "=1+1", "-2 sigma", "a|b `c` <img src=x onerror=y>", "[
 HOSTILE += ["q\"u'o&te", "x\x00\x1b[2J\r\n\x9b\u202ey"]
 PARTS = ("−3.0", "[−4.0, −2.0]", "after 9", "forgotten", " → undecided †")
 FALLEN = Cell(*PARTS, -0.03, {"change": -0.03})
+RUN, CHANGE = Column("run", max_width=44), Column("change", "points", is_number=True)
+UNKNOWN = Cell("–", values={"change": nan, "high": inf})
 TABLE = Table(
     title="two runs",
-    columns=(Column("run", max_width=44), Column("change", "points", is_number=True)),
     rows=(
-        Row((Cell("one", values={"name": "one", "n": 2}), FALLEN)),
-        Row((Cell("two", values={"name": "two"}), Cell("–", values={"change": nan, "high": inf}))),
+        Row({RUN: Cell("one", values={"name": "one", "n": 2}), CHANGE: FALLEN}),
+        Row({RUN: Cell("two", values={"name": "two"}), CHANGE: UNKNOWN}),
     ),
     legend="how to read",
     notes=("a remark",),
@@ -91,8 +92,8 @@ def test_a_terminal_of_any_width_shows_everything(width: int) -> None:
 @pytest.mark.parametrize("width", [200, 60])
 def test_names_and_verdicts_are_never_broken_inside(width: int) -> None:
     name = "dataset.alpaca.validation_examples=50 seed=0"
-    columns = (Column("run", max_width=30), Column("gsm8k"), Column("mmlu"))
-    table = Table("", columns, (Row((Cell(name), FALLEN, FALLEN)),))
+    cells = {RUN: Cell(name), Column("gsm8k"): FALLEN, Column("mmlu"): FALLEN}
+    table = Table("", [Row(cells)])
     for lines in (print_lines(table, width), write_table(table, "table").splitlines()):
         text = "\n".join(lines)
         assert "dataset.alpaca.validation_examples=50" in text
@@ -101,8 +102,8 @@ def test_names_and_verdicts_are_never_broken_inside(width: int) -> None:
 
 def test_rows_below_each_other_keep_their_settings() -> None:
     """A run's name is cut, and may not hold what tells two runs apart."""
-    columns = (Column("run", max_width=30), Column("keep.name", is_setting=True), Column("gsm8k"))
-    table = Table("", columns, (Row((Cell("any model.id=a …"), Cell("replay"), FALLEN)),))
+    cells = {RUN: Cell("any model.id=a …"), Column("keep.name", is_setting=True): Cell("replay")}
+    table = Table("", [Row(cells | {Column("gsm8k"): FALLEN})])
     assert "keep.name: replay" in print_lines(table, 22)
 
 
@@ -116,8 +117,8 @@ def test_findings_fit_80_columns(findings: Findings) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_shown_and_never_obeyed(name: str) -> None:
-    cells = (Cell(name, name, name, name, values={"name": name}), Cell())
-    table = Table(name, (Column(name), Column("x")), (Row(cells),), name, (name,))
+    cell = Cell(name, name, name, name, values={"name": name})
+    table = Table(name, [Row({Column(name): cell, Column("x"): Cell()})], name, (name,))
     texts = {format: write_table(table, format) for format in FORMATS}
     for format in ("table", "markdown", "html"):
         assert not re.search("[\x00\x1b\r\x9b\u202e]", texts[format])
@@ -173,11 +174,12 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert "90 % at retained" in table.legend
     [row] = (row for row in table.rows if not row.is_secondary)
     [budget] = budgets_table(check_budgets(findings, {})).rows
-    assert budget.cells[3].text == "within"
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows
+    of_run, of_budget, of_table = (list(one.cells.values()) for one in (row, budget, compared))
+    assert of_budget[3].text == "within"
     line = draw_changes(findings).axes[0].lines[0].get_xdata()
-    shown = [cell.interval for cell in (row.cells[5], budget.cells[1], compared.cells[1])]
+    shown = [cell.interval for cell in (of_run[5], of_budget[1], of_table[1])]
     for ends in (*(re.findall(r"[−+][\d.]+", one) for one in shown), map(str, line)):
         low, high = (float(end.replace("−", "-")) for end in ends)
         assert -2 < low < high < 2
-    assert row.cells[5].values["change_low"] == benchmark.primary.difference.low  # as documented
+    assert of_run[5].values["change_low"] == benchmark.primary.difference.low  # as documented

@@ -138,7 +138,6 @@ def test_a_forgetting_rate_is_above_nothing_where_a_loss_is_shown() -> None:
         before = np.repeat([1.0, 0.0], [45, 15])
         after = np.repeat([0.0, 1.0, 0.0], [lost, 45 - lost + 2, 13])
         rate, d = forgetting_rate(before, after), compare_scores(before, after)
-        assert rate is not None
         assert (rate.low > 0) == (d.high < 0) == (d.p_value < 0.05 and d.value < 0)
 
 

@@ -37,9 +37,8 @@ def holder_file(store: MlflowClient) -> tuple[str, Path]:
 
 
 def test_a_base_is_found_by_another_run_which_says_whose_it_is(
-    store: MlflowClient, composed: Compose
+    store: MlflowClient, config: RunConfig
 ) -> None:
-    config = set_metric(composed())
     evaluation = measure(config)
     run_id, _ = holder_file(store)
     assert store.get_run(run_id).info.status == "FINISHED"
@@ -52,9 +51,8 @@ def test_a_base_is_found_by_another_run_which_says_whose_it_is(
 
 
 def test_what_is_not_wanted_is_not_found(
-    store: MlflowClient, composed: Compose, tmp_path: Path
+    store: MlflowClient, config: RunConfig, composed: Compose, tmp_path: Path
 ) -> None:
-    config = set_metric(composed())
     measure(config)
     run_id, _ = holder_file(store)
     assert find(set_metric(composed("baseline.reuse=false")), tmp_path / "a") is None
@@ -74,9 +72,8 @@ def test_answers_of_another_model_are_odd_in_a_run_and_not_where_many_models_lie
 
 
 def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
-    store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
+    store: MlflowClient, config: RunConfig, tmp_path: Path, caplog: Logs
 ) -> None:
-    config = set_metric(composed())
     measure(config)
     run_id, file = holder_file(store)
     table = pq.read_table(file)
@@ -90,18 +87,14 @@ def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
     assert find(config, tmp_path / "gone") is None
 
 
-def test_an_odd_baseline_is_no_error(
-    store: MlflowClient, composed: Compose, tmp_path: Path
-) -> None:
-    config = set_metric(composed())
+def test_an_odd_baseline_is_no_error(config: RunConfig, tmp_path: Path) -> None:
     measure(config)
     with sqlite3.connect("mlruns/mlflow.db") as database:
         database.execute("UPDATE runs SET start_time = 1000000000000000000")
     assert find(config, tmp_path / "a") is None
 
 
-def test_one_process_measures_a_base_at_a_time(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
+def test_one_process_measures_a_base_at_a_time(config: RunConfig) -> None:
     entered = Event()
 
     def enter() -> None:

@@ -139,25 +139,28 @@ def read_key(records: Path, run_id: str) -> str:
         return str(store.execute(query, (run_id,)).fetchone()[0])
 
 
+def replace_section(config: RunConfig, section: str, value: Any) -> RunConfig:
+    """The config with a section of another type."""
+    kind = field(default_factory=type(value))
+    root = make_dataclass("Root", [(section, type(value), kind)], bases=(RunConfig,))
+    return root(**(vars(config) | {section: value}))  # type: ignore[no-any-return]
+
+
 def extend(config: RunConfig, section: str, kind: type, name: str, value: object) -> RunConfig:
     """The config with a setting that no version has, at `value`; its default is 3."""
     longer = make_dataclass("Longer", [(name, int, 3)], bases=(kind,))
-    root = make_dataclass(
-        "Root", [(section, longer, field(default_factory=longer))], bases=(RunConfig,)
+    return replace_section(
+        config, section, longer(**vars(getattr(config, section)), **{name: value})
     )
-    extended = longer(**vars(getattr(config, section)), **{name: value})
-    return root(**(vars(config) | {section: extended}))  # type: ignore[no-any-return]
 
 
 def shorten(config: RunConfig, section: str, kind: type, name: str) -> RunConfig:
     """The config without a setting that the records have."""
-    left = [(f.name, f.type, f) for f in fields(kind) if f.name != name]
-    shorter = make_dataclass("Shorter", left)
-    root = make_dataclass(
-        "Root", [(section, shorter, field(default_factory=shorter))], bases=(RunConfig,)
+    shorter = make_dataclass(
+        "Shorter", [(f.name, f.type, f) for f in fields(kind) if f.name != name]
     )
-    kept = {f: v for f, v in vars(getattr(config, section)).items() if f != name}
-    return root(**(vars(config) | {section: shorter(**kept)}))  # type: ignore[no-any-return]
+    values = {f: v for f, v in vars(getattr(config, section)).items() if f != name}
+    return replace_section(config, section, shorter(**values))
 
 
 @pytest.mark.parametrize("run", ["pocket lora.r=2", "pocket method=ia3"])

@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from record_builders import Compose, Patch, make_info, record_run
 
+from slimdown.config.schema import RunConfig
 from slimdown.pocket import DATA_DIR
 from slimdown.tracking.provenance import name_machine
 from slimdown.tracking.resume import find_finished, find_finished_or_lock, run_key
@@ -19,9 +20,8 @@ KEY = "d" * 32
 
 
 def test_a_finished_run_is_found_unless_it_shall_be_made_again(
-    store: MlflowClient, composed: Compose
+    config: RunConfig, composed: Compose
 ) -> None:
-    config = composed()
     assert find_finished(config, KEY) is None
     run_id = record_run(config, "one", run_key=KEY)
     with find_finished_or_lock(config, KEY) as (finished, resume_run_id):
@@ -35,26 +35,23 @@ def test_a_finished_run_is_found_unless_it_shall_be_made_again(
 
 
 def test_a_signal_after_a_run_was_delivered_leaves_it_finished(
-    store: MlflowClient, composed: Compose, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    config = composed()
     monkeypatch.setattr("slimdown.tracking.runs_page.share_view", interrupt)
     with pytest.raises(KeyboardInterrupt):
         record_run(config, "one", run_key=KEY)
     [folder] = Path("mlruns/runs").iterdir()
     finished = find_finished(config, KEY)
-    assert finished
     assert finished.run_id == folder.name
     assert not folder.exists()
 
 
 def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
+    store: MlflowClient, config: RunConfig, monkeypatch: Patch
 ) -> None:
-    config = composed()
     info = make_info(config, "one", run_key=KEY)
     with pytest.raises(KeyboardInterrupt), open_run(config, info) as run:
         with find_finished_or_lock(config, KEY) as answer:
@@ -77,9 +74,7 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
         assert answer == (None, "")
 
 
-def test_equal_runs_wait_for_each_other(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
-
+def test_equal_runs_wait_for_each_other(config: RunConfig, composed: Compose) -> None:
     def put_off() -> None:
         raise InterruptedError
 

@@ -17,8 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow
 
-from slimdown.comparison.run_comparison import correct_verdicts
-from slimdown.stats.estimates import Difference
+from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import (
     find_run,
     find_runs,
@@ -29,8 +28,7 @@ from slimdown.tracking.run_reader import (
 from slimdown.utils.errors import ConfigError, TrackingError
 
 
-def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
+def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, config: RunConfig) -> None:
     first, second = (record_run(config, name) for name in ("one", "other"))
     for text in (first, first[:8], "one"):
         assert find_run(config.tracking, text).run_id == first
@@ -72,42 +70,6 @@ def test_one_run_is_looked_for_and_no_other_is_read(
     assert len(find_runs(config.tracking, n_newest=1)) == 1
 
 
-def test_findings_are_judged_once_and_again_where_they_changed(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
-    config = composed()
-    for name in ("one", "two"):
-        record_run(config, name)
-    first = find_runs(config.tracking, with_findings=True)
-    cache = Path(config.tracking.uri.removeprefix("sqlite:///")).parent / "findings.cache"
-    compute, computed = Difference.p_value_above, []
-
-    def count(difference: Difference, threshold: float) -> float:
-        computed.append(threshold)
-        return compute(difference, threshold)
-
-    monkeypatch.setattr(Difference, "p_value_above", count)
-
-    def read_again() -> int:
-        computed.clear()
-        records = find_runs(config.tracking, with_findings=True)
-        assert correct_verdicts(records) == correct_verdicts(first)
-        return len(computed)
-
-    n_benchmarks = len(config.benchmark)
-    assert read_again() == 0
-    file = Path(first[0].artifact_uri.removeprefix("file://")) / "findings.json"
-    file.write_text(file.read_text() + "\n")
-    assert read_again() == n_benchmarks
-    for damaged in ("", "{", "[]", cache.read_text().replace(":", ";"), '{"x": {"y": "z"}}'):
-        cache.write_text(damaged)
-        assert read_again() == 2 * n_benchmarks
-        assert read_again() == 0
-    cache.unlink()
-    cache.mkdir()  # it cannot be written
-    assert read_again() == 2 * n_benchmarks
-
-
 def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Compose) -> None:
     first = composed("lora.r=2")
     record_run(first, "a", sweep="ranks")
@@ -128,9 +90,8 @@ def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Co
 
 
 def test_an_odd_run_is_left_out_with_a_line(
-    store: MlflowClient, composed: Compose, caplog: Logs
+    store: MlflowClient, config: RunConfig, caplog: Logs
 ) -> None:
-    config = composed()
     damaged = [b"{", b"\xff"]
     runs = {text: record_run(config, repr(text)) for text in [b"good", *damaged]}
     for text in damaged:
@@ -175,8 +136,7 @@ def test_an_odd_run_is_left_out_with_a_line(
     assert "findings.json; MLflow looks only where the run was made" in caplog.text
 
 
-def test_samples_that_are_damaged_or_gone_are_named(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
+def test_samples_that_are_damaged_or_gone_are_named(config: RunConfig) -> None:
     run = find_run(config.tracking, record_run(config, "one"))
     file = Path(run.artifact_uri.removeprefix("file://")) / "samples" / "tuned-pocket_cs.parquet"
     file.write_bytes(file.read_bytes()[:-100])
@@ -203,10 +163,9 @@ def test_samples_that_are_damaged_or_gone_are_named(store: MlflowClient, compose
     ],
 )
 def test_settings_that_no_run_records_are_refused(
-    text: str, message: str, store: MlflowClient, composed: Compose, monkeypatch: Patch
+    text: str, message: str, store: MlflowClient, config: RunConfig, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("KEY", "hunter2 hunter2")
-    config = composed()
     run = find_run(config.tracking, record_run(config, "one"))
     store.log_text(run.run_id, text, "config.yaml")
     for read in (read_config, read_evaluations):

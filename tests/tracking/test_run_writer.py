@@ -21,6 +21,7 @@ from record_builders import (
     set_metric,
 )
 
+from slimdown.config.schema import RunConfig
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
@@ -70,9 +71,8 @@ def test_what_is_written_is_read(store: MlflowClient, composed: Compose) -> None
     ],
 )
 def test_a_run_that_ends_early_says_how_and_keeps_its_steps(
-    error: BaseException, status: str, tag: str, store: MlflowClient, composed: Compose
+    error: BaseException, status: str, tag: str, store: MlflowClient, config: RunConfig
 ) -> None:
-    config = composed()
     with pytest.raises(type(error)), open_run(config, make_info(config, "one")) as run:
         run.log_step(StepLog(1, {"loss": 2.0, "epoch": 0.1}))
         raise error
@@ -85,9 +85,8 @@ def test_a_run_that_ends_early_says_how_and_keeps_its_steps(
 
 
 def test_a_run_goes_on_where_it_was_and_keeps_each_step_once(
-    store: MlflowClient, composed: Compose
+    store: MlflowClient, config: RunConfig
 ) -> None:
-    config = set_metric(composed())
     with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "one")) as run:
         run.log_step(StepLog(1, {"loss": 2.0}))
         base, _ = make_answers(config)
@@ -165,16 +164,16 @@ def test_a_server_that_goes_away_costs_no_result(
             assert resume_run_id == run.run_id
             info = make_info(config, "one", run_key=key, resume_run_id=resume_run_id)
             with open_run(config, info) as resumed:
-                found = resumed.base_cache.find("k0", *next(iter(config.benchmark.items())))
-                assert found is not None
+                assert resumed.base_cache.find("k0", *next(iter(config.benchmark.items())))
                 save_answers(resumed, config)
         (recorded,) = find_runs(config.tracking, with_findings=True)
     assert (recorded.status, recorded.run_id) == ("FINISHED", run.run_id)
+    assert recorded.findings  # read from the server
     assert not run.folder.exists()
 
 
 def test_a_run_id_that_is_a_path_is_refused(
-    store: MlflowClient, composed: Compose, tmp_path: Path, monkeypatch: Patch
+    config: RunConfig, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     create = MlflowClient.create_run
 
@@ -186,7 +185,6 @@ def test_a_run_id_that_is_a_path_is_refused(
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "thesis").write_text("years")
     monkeypatch.setattr(MlflowClient, "create_run", create_elsewhere)
-    config = composed()
     with pytest.raises(TrackingError, match=r"'../../victim', and an id is 32 letters"):
         record_run(config, "one")
     with (
@@ -217,8 +215,7 @@ def test_no_secret_reaches_the_store(
     assert not any(secret in written for secret in ("hunter2", "x" * 30, "y" * 30))
 
 
-def test_a_full_disk_is_one_line(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
+def test_a_full_disk_is_one_line(config: RunConfig) -> None:
     with (
         pytest.raises(Exception, match=r"the disk is full .* repeat the command"),
         open_run(config, make_info(config, "one")),

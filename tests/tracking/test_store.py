@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,26 +67,23 @@ def test_only_a_filter_is_told_how_a_filter_is_written() -> None:
 
 
 @contextmanager
-def serve_error(code: int) -> Iterator[TrackingConfig]:
-    """A server that answers everything with one error."""
+def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[TrackingConfig]:
+    """A server that answers everything alike."""
 
-    class Refusing(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(code)
-
-        do_POST = do_GET
+    class Handler(BaseHTTPRequestHandler):
+        do_GET = do_POST = answer
 
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield TrackingConfig(f"http://me:wrong@127.0.0.1:{server.server_port}", "x")
         server.shutdown()
 
 
 def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
-    with serve_error(401) as config:
+    with serve(lambda handler: handler.send_error(401)) as config:
         record.check_store(config)
         with pytest.raises(TrackingError, match=r"401.*check address, user, password"):
             find_runs(config)
@@ -94,7 +91,10 @@ def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
 
 @pytest.mark.parametrize("code", [429, 500, 503])
 def test_a_broken_server_is_not_asked_again_and_again(code: int) -> None:
-    with serve_error(code) as config, pytest.raises(TrackingError, match=f"HTTP Error {code}"):
+    with (
+        serve(lambda handler: handler.send_error(code)) as config,
+        pytest.raises(TrackingError, match=f"HTTP Error {code}"),
+    ):
         record.check_store(config)
 
 
@@ -104,24 +104,17 @@ def test_a_server_that_never_ends_its_answer_is_given_up(answer: str, monkeypatc
     monkeypatch.setattr(record, "call_within", lambda _, call: call_within(0.5, call))
     is_over = Event()
 
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                self.send_response(200)
-                self.end_headers()
-            while not is_over.wait(0.05):
-                self.wfile.write(b"x" if answer == "letters" else b"")
+    def answer_slowly(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/health":
+            handler.send_response(200)
+            handler.end_headers()
+        while not is_over.wait(0.05):
+            handler.wfile.write(b"x" if answer == "letters" else b"")
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        config = TrackingConfig(f"http://127.0.0.1:{server.server_port}", "x")
+    with serve(answer_slowly) as config:
         with pytest.raises(TrackingError, match="TimeoutError; start the server"):
             record.check_store(config)
         is_over.set()
-        server.shutdown()
 
 
 def test_mlflow_gives_up_a_server_that_falls_silent_within_a_minute(monkeypatch: Patch) -> None:
