@@ -18,7 +18,6 @@ from replayed_answers import describe_findings, write_logs, write_table
 
 import slimdown
 from slimdown.commands import verdict
-from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import judge
 from slimdown.stats.estimates import compare_scores
@@ -98,14 +97,8 @@ def test_a_results_file_of_any_name_is_the_harnesss(tmp_path: Path) -> None:
 
 def test_numbers_of_questions_stay(tmp_path: Path) -> None:
     file = write_table(tmp_path / "s.jsonl", [dict(row, id=10 * row["id"]) for row in ROWS[::-1]])
-    assert [s.doc_id for s in read_logs(file).benchmarks["scores"].samples] == [
-        0,
-        10,
-        20,
-        30,
-        40,
-        50,
-    ]
+    samples = read_logs(file).benchmarks["scores"].samples
+    assert [sample.doc_id for sample in samples] == list(range(0, 60, 10))
 
 
 @pytest.mark.parametrize("kind", ["csv", "lighteval"])
@@ -161,16 +154,6 @@ def test_the_same_logs_are_refused_also_by_another_name(
     (tmp_path / "link.csv").symlink_to(base)
     assert verdict.main([str(base), str(tmp_path / "link.csv")]) == 3
     assert "the same logs" in capsys.readouterr().err
-
-
-def test_a_loop_of_links_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, tuned = write_logs("lighteval", tmp_path)
-    (base / "details" / "loop").symlink_to(base)
-    assert set(read_logs(base).benchmarks) == {"sums_0", "words_0"}
-    for name in ("loop", "loop.csv", "loop.eval"):
-        (tmp_path / name).symlink_to(tmp_path / name)
-        assert verdict.main([str(tmp_path / name), str(tuned)]) == 3
-        assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 @pytest.mark.skipif(bool(find_spec("inspect_ai")), reason="Inspect's reader is installed")
@@ -276,8 +259,8 @@ HEADER = b"id,score\n"
 HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "empty": ("csv", b"", "it is empty"),
     "a header alone": ("csv", HEADER, "it is empty"),
-    "an empty Parquet": ("parquet", b"", "is no Parquet file"),
-    "garbage": ("parquet", b"PAR1" + os.urandom(200) + b"PAR1", "is no Parquet file"),
+    "an empty Parquet": ("parquet", b"", "cannot be read as parquet"),
+    "garbage": ("parquet", b"PAR1" + os.urandom(200) + b"PAR1", "cannot be read as parquet"),
     "binary garbage": ("csv", b"\x00\xff\xfe" * 50, "not UTF-8"),
     "zeros": ("csv", b"\x00" * 50, "it is empty"),
     "garbage in lines": ("jsonl", b"\x80\x81\n", "row 1: it is not UTF-8"),
@@ -312,39 +295,6 @@ def test_a_hostile_table_is_refused_in_words(name: str, tmp_path: Path) -> None:
         read_logs(file)
     assert "\n" not in str(refused.value)
     assert "s." in str(refused.value)
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_a_table_of_two_gigabytes_is_refused_by_its_size(ending: str, tmp_path: Path) -> None:
-    file = tmp_path / f"s.{ending}"
-    with file.open("wb") as content:
-        content.truncate(2 * 2**30)
-    with pytest.raises(DataError, match="it holds 2,048 MiB, and at most 256 MiB are read"):
-        read_logs(file)
-
-
-def test_a_parquet_is_measured_unpacked_and_rows_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [{"id": i, "score": 1, "prompt": f"{i}" + "x" * 10_000} for i in range(100)]
-    file = write_table(tmp_path / "s.parquet", rows)
-    assert file.stat().st_size < 100_000
-    monkeypatch.setattr(logged_task, "MAX_ROWS", 99)
-    with pytest.raises(DataError, match="more than 99 rows"):
-        read_logs(file)
-    monkeypatch.setattr(logged_task, "MAX_BYTES", 500_000)
-    with pytest.raises(DataError, match="it holds 1 MiB, and at most 0 MiB"):
-        read_logs(file)
-
-
-def test_a_text_that_a_parquet_repeats_is_counted_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [{"id": i, "score": 1, "prompt": "x" * 100_000} for i in range(300)]
-    file = write_table(tmp_path / "s.parquet", rows)
-    monkeypatch.setattr(logged_task, "MAX_BYTES", 2**20)
-    with pytest.raises(DataError, match="it holds 1 MiB, and at most 1 MiB are read"):
-        read_logs(file)
 
 
 @pytest.mark.parametrize("name", ["<script>.csv", "a\nb.csv", "$(x);'\".csv", "%s{0}.csv", "ü.csv"])

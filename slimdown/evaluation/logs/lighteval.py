@@ -14,7 +14,7 @@ from typing import Any
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
-from slimdown.utils.errors import DataError, describe_error
+from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
 _DETAILS = re.compile(r"details_(.+)_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.parquet")
@@ -38,7 +38,9 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     if not results_files:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
-    try:
+    with logged_task.explain_malformed(
+        f"{results_files[0]} is no results file of lighteval, or was cut short"
+    ):
         results = json.loads(results_files[0].read_bytes())
         general, task = results["config_general"], results["config_tasks"][title]
         settings = logged_task.drop_free(general["model_config"])
@@ -51,9 +53,6 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]
         reported = results["results"][title] | dict.fromkeys(map(str, worse), nan)
         reported = {name_metric(key): value for key, value in reported.items()}
-    except logged_task.MALFORMED as error:
-        problem = "is no results file of lighteval, or was cut short"
-        raise DataError(f"{results_files[0]} {problem} ({describe_error(error)})") from None
     answers = _read_answers(file, reported)
     version = str(task.get("version"))
     yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
@@ -63,11 +62,9 @@ def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_ta
     """Read the answers, with those scores whose mean over questions is what was reported."""
     answers: list[logged_task.Answer] = []
     for number, row in logged_task.read_rows(file):
-        try:
+        problem = f"{file}: row {number} is not logged as lighteval 0.13 does it"
+        with logged_task.explain_malformed(problem):
             answers.append(_read_answer(row))
-        except logged_task.MALFORMED as error:
-            problem = f"row {number} is not logged as lighteval 0.13 does it"
-            raise DataError(f"{file}: {problem} ({describe_error(error)})") from None
     all_scores = [fields["scores"] for _, _, fields in answers]
     for metric in {metric for scores in all_scores for metric in scores}:
         mean = fsum(scores.get(metric, nan) for scores in all_scores) / len(all_scores)

@@ -6,10 +6,9 @@ a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No to
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from graphlib import TopologicalSorter
 from hashlib import sha256
 from math import isclose, nan
 from pathlib import Path
@@ -27,9 +26,9 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.logs.logged_task import MALFORMED, drop_free, name_benchmark
+from slimdown.evaluation.logs.logged_task import drop_free, explain_malformed
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric
-from slimdown.utils.errors import ConfigError, DataError, describe_error
+from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
@@ -62,49 +61,44 @@ def find_files(path: Path) -> list[Path]:
     return sorted(files, key=_read_date)
 
 
-def open_logs(file: Path) -> Iterator["_ResultsLog"]:
+def open_logs(file: Path) -> Iterator["_LoggedBenchmark"]:
     """Read a results file, but not the samples."""
-    yield _ResultsLog(file)
+    with explain_malformed(f"{file} is no results file of lm_eval, or was cut short"):
+        results = json.loads(file.read_bytes())
+        titles = list(_list_benchmarks(results))
+        made_by = {
+            "model": str(results["model_name"]),
+            "tool": str(results.get("lm_eval_version")),
+            "backend": str(results["config"]["model"]),
+        }
+        conditions = dict(_list_conditions(results))
+        seconds = float(results.get("total_evaluation_time_seconds") or 0) / max(len(titles), 1)
+    for title in titles:
+        yield _LoggedBenchmark(file, title, made_by, conditions, results, seconds)
 
 
 def _read_date(file: Path) -> str:
     return "".join(_DATED.findall(file.name))
 
 
-class _ResultsLog:
-    """One results file, and the samples beside it.
+@dataclass(frozen=True)
+class _LoggedBenchmark:
+    """A benchmark of a results file, and the samples beside it."""
 
-    Attributes:
-        benchmarks: The harness's name by ours.
-        made_by: The model, the harness's version, its class of models.
-        conditions: What must be equal for answers to be compared.
-    """
-
-    def __init__(self, file: Path) -> None:
-        """Read everything but the samples."""
-        self.file = file
-        try:
-            self.results: dict[str, Any] = json.loads(file.read_bytes())
-            TopologicalSorter(self.results["group_subtasks"]).prepare()  # refuses cycles
-            self.benchmarks = dict(_list_benchmarks(self.results))
-            self.made_by = {
-                "model": str(self.results["model_name"]),
-                "lm_eval": str(self.results.get("lm_eval_version")),
-                "backend": str(self.results["config"]["model"]),
-            }
-            self.conditions = dict(_list_conditions(self.results))
-            self.seconds = float(self.results.get("total_evaluation_time_seconds") or 0)
-        except MALFORMED as error:
-            problem = "is no results file of lm_eval, or was cut short"
-            raise DataError(f"{file} {problem} ({describe_error(error)})") from None
+    file: Path
+    title: str  # the harness's name
+    made_by: Mapping[str, str]  # the model, the harness's version, its class of models
+    conditions: Mapping[str, str]  # what must be equal for answers to be compared
+    results: dict[str, Any]
+    seconds: float  # its share
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
     ) -> BenchmarkEvaluation | None:
         """The answers of one benchmark; None where it has no metric to compare."""
-        task, results = self.benchmarks[name], self.results
+        task, results = self.title, self.results
         shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task))
-        try:
+        with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
             reported = dict(_list_metrics(task, results))
             subtasks, configs = _list_tasks(task, results), results["configs"]
             limit = results["config"].get("limit")
@@ -125,10 +119,6 @@ class _ResultsLog:
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
             generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
             longest = [max(int(one.get(key) or 0) for key in _LIMITS) for one in generations]
-        except MALFORMED as error:
-            raise DataError(
-                f"{self.file}: {task} is not logged as lm_eval does it ({describe_error(error)})"
-            ) from None
         if sample := find_no_number(samples):
             problem = f"to question {sample.doc_id} of {sample.task} is not a number"
             raise DataError(f"{self.file}: what the model answers {problem}")
@@ -169,34 +159,27 @@ class _ResultsLog:
         digest = sha256()
         if not file.is_file():  # a pipe would be waited for
             raise DataError(f"there is no file {file}; lm_eval --log_samples keeps the answers")
-        try:
-            with file.open("rb") as lines:
-                for line in lines:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                place = f"{file}, line {number},"
+                with explain_malformed(f"{place} is no line of lm_eval, or was cut short"):
                     entry = json.loads(line)
-                    if b"\\ud" in line.lower():  # half of a surrogate pair is no text
-                        json.dumps(entry, ensure_ascii=False).encode()
                     hashes = entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]
                     digest.update(hashes.encode())
                     del entry["doc"]
                     entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
-                    if abs(int(entry["doc_id"])) >= 2**63:
-                        raise ValueError("its doc_id has more than 64 bits")
-                    entries.append(entry)
-        except MALFORMED as error:
-            place = f"{file}, line {len(entries) + 1},"
-            reason = f"is no line of lm_eval, or was cut short ({describe_error(error)})"
-            raise DataError(f"{place} {reason}") from None
+                    entries.append(entry | {"doc_id": int(entry["doc_id"])})
         n_different = len({(entry["doc_id"], entry["filter"]) for entry in entries})
         is_whole = 0 < len(entries) == n_different
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
             problem = "lines are missing, doubled or changed"
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
         # Several processes write theirs in turn.
-        return sorted(entries, key=lambda entry: int(entry["doc_id"]))
+        return sorted(entries, key=lambda entry: entry["doc_id"])
 
 
-def _list_benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Groups with a score and tasks in none, by the name that a record takes and the harness's."""
+def _list_benchmarks(results: dict[str, Any]) -> Iterator[str]:
+    """Groups with a score, and tasks in none."""
     groups = results["group_subtasks"]
     inner = {child for children in groups.values() for child in children}
     names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
@@ -206,7 +189,7 @@ def _list_benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             names += [child for child in groups[name] if child not in listed]  # each by itself
             listed.update(groups[name])
         else:
-            yield name_benchmark(name), name
+            yield name
 
 
 def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import fsum, nan
 from pathlib import Path
@@ -19,17 +20,10 @@ from slimdown.evaluation.harness_results import (
     summarize_samples,
 )
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
-from slimdown.utils.errors import ConfigError, DataError, describe_error
+from slimdown.utils.errors import ConfigError, DataError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.row_files import iter_records
 from slimdown.utils.secrets import redact
-
-# What is larger is refused before it is read: it may not fit into memory.
-MAX_BYTES = 2**28
-MAX_ROWS = 200_000
-
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What reading a file raises that is not what its name says."""
 
 Answer = tuple[str, float, dict[str, Any]]
 """The id of a question, what guessing scores, and what a log says: fields of `Sample` by name.
@@ -49,7 +43,6 @@ _FREE_ARGUMENTS = re.compile(
     "data_parallel_size|gpu_memory_utilization|swap_space|batch_size|max_batch_size|logits_cache|"
     "num_concurrent|max_retries|timeout|headers?|.*(pass(word|wd|phrase)|secret|(api|access)_?key|auth)"
 )
-_UNKNOWN: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
 
 
 @dataclass(frozen=True)
@@ -64,11 +57,6 @@ class LoggedTask:
     task_version: str = ""
     max_new_tokens: int | None = None
     seconds: float = nan
-
-    @property
-    def benchmarks(self) -> dict[str, str]:
-        """The tool's name by ours."""
-        return {name_benchmark(self.title): self.title}
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
@@ -96,14 +84,13 @@ class LoggedTask:
         }
         samples = []
         for question, _, fields in answers:
-            place_of = {"task": name, "doc_id": numbers[question]}
-            hashes = dict.fromkeys(("doc_hash", "prompt_hash"), hash_json(fields["prompt"]))
-            read_as = dict.fromkeys(fields["scores"], fields["response"])
-            of_doc = {key: value for key, value in fields.items() if key != "document"}
-            document = fields["document"]
-            of_doc["category"] = find_category(document)
-            of_doc["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
-            samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | of_doc)))
+            document, digest = fields.pop("document"), hash_json(fields["prompt"])
+            unless_logged: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
+            unless_logged |= {"doc_hash": digest, "prompt_hash": digest}
+            unless_logged["answers"] = dict.fromkeys(fields["scores"], fields["response"])
+            about = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
+            about["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
+            samples.append(Sample(**unless_logged | fields | about))
         samples.sort(key=lambda sample: sample.doc_id)
         is_chosen = all(sample.scores[primary] in (0, 1) for sample in samples)
         chances = [chance for _, chance, _ in answers]
@@ -144,37 +131,31 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the rows of a table, with their numbers.
 
     Raises:
-        DataError: It cannot be read, or is too large to be held.
+        DataError: It cannot be read.
     """
     try:
-        check_size(file.stat().st_size)
-        if file.suffix.lower() == ".parquet":
-            from pyarrow.parquet import read_metadata
-
-            table = read_metadata(file)
-            groups = map(table.row_group, range(table.num_row_groups))
-            check_size(sum(group.total_byte_size for group in groups))
-        n_read = 0  # a table of Parquet can repeat one long text without end
         for number, row in iter_records(file):
-            check_size(n_read := n_read + len(str(row)))
-            if number > MAX_ROWS:
-                raise DataError(f"it has more than {MAX_ROWS:,} rows; leave some out")
             if not isinstance(row, dict):
                 problem = row if isinstance(row, DataError) else "it is no object with columns"
                 raise DataError(f"row {number}: {problem}")
             yield number, row
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    except MALFORMED as error:  # as Arrow's are
-        raise DataError(f"{file}: it is no Parquet file ({describe_error(error)})") from None
 
 
-def check_size(n_bytes: int, most: int = 0) -> None:
-    """Check that what a log holds, unpacked, can be held in memory.
+@contextmanager
+def explain_malformed(problem: str) -> Iterator[None]:
+    """Tell in one line whatever a file raises that is not what its name says.
+
+    Args:
+        problem: The file, and what it is not.
 
     Raises:
-        DataError: It cannot.
+        DataError: Something was raised.
     """
-    if n_bytes > (most := most or MAX_BYTES):
-        size, limit = (f"{n / 2**20:,.0f} MiB" for n in (n_bytes, most))
-        raise DataError(f"it holds {size}, and at most {limit} are read; leave questions out")
+    try:
+        yield
+    except SlimdownError:
+        raise
+    except Exception as error:  # no list of what readers raise at damaged bytes is complete
+        raise DataError(f"{problem} ({describe_error(error)})") from None

@@ -10,10 +10,11 @@ from typing import Any
 from slimdown.config.fields import nearest
 from slimdown.config.schema import Role
 from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
+from slimdown.evaluation.logs.logged_task import name_benchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
 
-# A table beside the logs of a tool is not one of them.
+# The first that takes a file: a table beside the logs of a tool is not one of them.
 _KINDS: dict[str, Any] = {
     "lm_eval": lm_eval,
     "Inspect": inspect,
@@ -32,15 +33,10 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
         DataError: There are none, or those of several tools or models.
     """
     by_kind = {kind: files for kind, one in _KINDS.items() if (files := one.find_files(path))}
-    if len(by_kind) > 1:
-        by_kind.pop("tables", None)
-    if (
-        path.is_file() and "lm_eval" in by_kind
-    ):  # its names end in the date, Inspect's begin with it
-        by_kind.pop("Inspect", None)
-    if len(by_kind) > 1:
-        raise DataError(f"{path} holds logs of {' and '.join(by_kind)}; give the place of one")
-    for kind, files in by_kind.items():
+    tools = [kind for kind in by_kind if kind != "tables"]
+    if path.is_dir() and len(tools) > 1:
+        raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
+    for kind, files in by_kind.items():  # a file may look like those of several
         return kind, files
     if not path.exists():
         problem = "give the one that lm_eval's --output_path named, or the place of other logs"
@@ -87,21 +83,21 @@ def read_logs(
     if kind == "tables" and not Path(str(folder)).is_dir():
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]
-    newest = {name: log for log in logs for name in log.benchmarks}
+    newest = {name_benchmark(log.title): log for log in logs}
+    used = [log for log in logs if newest[name_benchmark(log.title)] is log]
     if kind == "tables" and len(logs) > len(newest):
         raise DataError(f"{folder}: tables hold a benchmark twice; give one of {', '.join(newest)}")
-    used = [log for log in logs if log in newest.values()]
     for name in (*(metrics or {}), *targets, *(clusters or {})):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     # A folder of lm_eval is of one model.
     compared = used if kind == "lm_eval" else logs
-    first, *others = ({**log.made_by, **log.conditions} for log in compared)
-    for key in (key for conditions in others for key in conditions if "." not in key):
-        if len(values := {of_log.get(key, "") for of_log in (first, *others)}) > 1:
+    settings = [{**log.made_by, **log.conditions} for log in compared]
+    for key in (key for of_log in settings for key in of_log if "." not in key):
+        if len(values := {of_log.get(key, "") for of_log in settings}) > 1:
             problem = f"{key} differs: {' and '.join(sorted(values))}"
             raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
-    if len(logs) > (1 if kind == "lm_eval" else len(used)):
+    if len(logs) > len(used):
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
         on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
     benchmarks: dict[str, BenchmarkEvaluation] = {}
@@ -118,7 +114,7 @@ def read_logs(
     made_by = used[-1].made_by
     return Evaluation(
         benchmarks=benchmarks,
-        harness_version=made_by["lm_eval" if kind == "lm_eval" else "tool"],
+        harness_version=made_by["tool"],
         backend=made_by["backend"],
         seconds=fsum(log.seconds for log in used),
         conditions={key: value for log in used for key, value in log.conditions.items()},
