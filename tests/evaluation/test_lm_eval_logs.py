@@ -187,6 +187,14 @@ def test_a_group_weighs_its_tasks_as_the_harness_reports(copied: Path) -> None:
         assert (evaluation.score.value, evaluation.task_weights) == (pytest.approx(score), weights)
 
 
+def test_a_field_of_the_documents_tells_clusters_apart(logs: Path) -> None:
+    read = read_logs(logs / "base", clusters={"pocket_choices": "label"}).benchmarks
+    places = {(s.cluster, s.choices.index(s.target)) for s in read["pocket_choices"].samples}
+    assert len({cluster for cluster, _ in places}) == len(places) == 4
+    with pytest.raises(DataError, match="has nothing in 'page', by which clusters are told apart"):
+        read_logs(logs / "base", clusters={"pocket_math": "page"})
+
+
 LEFT_OUT: dict[str, Callable[[Path], None]] = {
     "less is better": edit_results(
         lambda r: r["higher_is_better"].update(pocket_instructions={"exact_match": False})

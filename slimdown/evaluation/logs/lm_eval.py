@@ -166,7 +166,6 @@ class _LoggedBenchmark:
                     entry = json.loads(line)
                     hashes = entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]
                     digest.update(hashes.encode())
-                    del entry["doc"]
                     entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
                     entries.append(entry | {"doc_id": int(entry["doc_id"])})
         n_different = len({(entry["doc_id"], entry["filter"]) for entry in entries})
