@@ -3,10 +3,8 @@
 transformers runs it in Jinja's sandbox, which protects the machine; it can still fail.
 """
 
-import ctypes
 import re
 from dataclasses import replace
-from threading import Thread
 from typing import Any
 
 from slimdown.config.schema import EvaluationConfig
@@ -18,8 +16,6 @@ from slimdown.utils.errors import DataError, ModelError, describe_error
 FIXED_DATE = {"date_string": "26 Jul 2024"}
 # SmolLM3's asks the clock alone. Rows, whose template is TRL's matter, have the day of training.
 _FIXED_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
-_MOST_CHARACTERS = 1_000_000  # of a template; publishers' have up to 20,000
-_MOST_SECONDS = 5  # for one question
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
@@ -56,16 +52,13 @@ def check_chat_template(
         args: Variables of the template.
 
     Raises:
-        ModelError: There is no template, it fails, does not end, or drops the system turn.
+        ModelError: There is no template, it fails, or it drops the system turn.
     """
-    if not (template := str(tokenizer.chat_template or "")):
+    if not tokenizer.chat_template:
         raise ModelError(
             f"{setting}: the tokenizer of this model has no chat template; use an instruct model, "
             "or prompts without a chat template, and no messages in a file of questions"
         )
-    if len(template) > _MOST_CHARACTERS:
-        size = f"{len(template):,} characters, and {_MOST_CHARACTERS:,} is the most"
-        raise ModelError(f"{setting}: the chat template has {size}; get the model's own tokenizer")
     try:
         text = _render_question(tokenizer, system, args or {})
     except DataError as error:
@@ -114,29 +107,9 @@ def find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
 
 
 def _render_question(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
-    """Write a question; a template that loops is ended by an exception in its thread."""
     turns = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": "What is 2 + 2?"})
-    result: list[str | DataError] = []
-
-    def render() -> None:
-        try:
-            result.append(render_chat(tokenizer, turns, add_generation_prompt=True, **args))
-        except DataError as error:
-            result.append(error)
-        except SystemExit:  # time is up
-            return
-
-    thread = Thread(target=render, daemon=True)
-    thread.start()
-    thread.join(_MOST_SECONDS)
-    if thread.is_alive():
-        number, stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(number, stop)
-        raise DataError(f"the chat template does not end within {_MOST_SECONDS} seconds")
-    if isinstance(text := result[0], DataError):
-        raise text
-    return text
+    return render_chat(tokenizer, turns, add_generation_prompt=True, **args)
 
 
 def choose_prompts(
@@ -165,11 +138,8 @@ def choose_prompts(
             )
         evaluation = replace(evaluation, apply_chat_template=False)
     if evaluation.apply_chat_template is False:
-        if tokenizer.chat_template:
-            return evaluation, [
-                "Prompts are plain; evaluation.apply_chat_template=true uses the chat template."
-            ]
-        return evaluation, []
+        note = "Prompts are plain; evaluation.apply_chat_template=true uses the chat template."
+        return evaluation, [note] if tokenizer.chat_template else []
     read_template_args(tokenizer, evaluation)
     notes = []
     if evaluation.apply_chat_template == "auto":

@@ -184,13 +184,12 @@ def _load_part(
         try:
             row = format_row(record, config, format_)
             if messages := get_messages(row):
-                if not held_out:
+                if fixed is None:
                     is_filled = format_ == RowFormat.instruction
                     setting = "template=chat" if is_filled else f"format={format_.value}"
                     check_chat_template(tokenizer, f"dataset.{name}.{setting}")
-                settings = row.get("chat_template_kwargs", {})
-                if fixed is None:
                     fixed = _fix_template_args(tokenizer, enable_thinking)
+                settings = row.get("chat_template_kwargs", {})
                 if fixed:
                     row["chat_template_kwargs"] = settings = {**fixed, **settings}
                 render_chat(tokenizer, messages, tools=row.get("tools"), **settings)

@@ -1,7 +1,6 @@
 """Benchmark questions in the rows: pastes are found, chance is not, and too many are refused."""
 
 import csv
-import json
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ from hypothesis import given, settings, strategies as st
 
 from slimdown.data.contamination import Contamination, Question, find_contamination, split_words
 from slimdown.data.training_data import TrainedText
-from slimdown.pocket import DATA_DIR
 from slimdown.utils.errors import DataError
 
 
@@ -193,16 +191,3 @@ def test_the_csv_has_a_line_for_each_overlap() -> None:
     assert (first["question"], first["stands"], first["row"]) == ("quiz 0", "true", "1")
     assert (second["text"], second["stands"]) == (running(100, 30), "false")
     assert second["shared"] == running(100, 14)
-
-
-def test_the_embedded_worlds_rows_hold_none_of_its_questions() -> None:
-    """Four word problems share 13 words of a template with a row of replay, and no numbers."""
-    lines = (DATA_DIR / "pocket_math_test.jsonl").read_text().splitlines()
-    problems = [(row["question"], row["answer"]) for row in map(json.loads, lines)]
-    questions = [Question(f"math {i}", (q,), (a,)) for i, (q, a) in enumerate(problems)]
-    for name, n_overlaps in (("pocket_instructions_train", 0), ("pocket_replay", 4)):
-        rows = map(json.loads, (DATA_DIR / f"{name}.jsonl").read_text().splitlines())
-        contamination = search(questions, ["".join(row.values()) for row in rows])
-        assert (len(contamination.overlaps), standing(contamination)) == (n_overlaps, [])
-    pasted = search(questions, [f"{question} {answer}" for question, answer in problems])
-    assert pasted.count("quiz") == 300

@@ -200,16 +200,14 @@ def test_an_answer_without_thinking_is_an_answer() -> None:
     assert (bool(opened), opened.never_ended, bool(opened.thinking)) == (False, True, True)
 
 
-def test_answers_of_a_stopped_evaluation_are_read_with_their_thinking_or_without() -> None:
+def test_answers_of_a_stopped_evaluation_are_read_with_their_thinking() -> None:
     answer = Answer("4", "2 and 2", ran_out=True)
-    (again,) = (Answer.restore(parts) for parts in json.loads(json.dumps([answer.parts])))
+    again = Answer(*json.loads(json.dumps(answer.parts)))
     assert (again, vars(again)) == ("4", vars(answer))
-    assert Answer.restore("the text alone of older files").parts[1:] == ("", False, False)
 
 
 # --- what is refused ----------------------------------------------------------------------------
 
-LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
 
@@ -219,13 +217,11 @@ NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endf
     [
         (None, {}, "has no chat template"),
         ("{{ raise_exception('no') }}", {}, "fails"),
-        (LOOPS, {}, "does not end within 5 seconds"),
-        ("x" * 10_000_000, {}, "10,000,000 characters"),
         (NO_SYSTEM, {"system_instruction": SYSTEM}, "drops the system turn"),
         (CHAT, {"enable_thinking": True, "think_end_token": "x"}, "has no such switch"),
         (CHAT, {"chat_template_args": {"documents": []}}, r"documents: .* no such variable"),
     ],
-    ids=["none", "raises", "loops", "large", "no system", "no switch", "no variable"],
+    ids=["none", "raises", "no system", "no switch", "no variable"],
 )
 def test_a_template_that_cannot_do_what_is_set_is_refused(
     template: str | None, settings: dict[str, Any], message: str
