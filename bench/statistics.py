@@ -503,7 +503,9 @@ def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
 def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """Groups that weigh unequal tasks alike, and subjects, at any look."""
     for sizes, changes in (((992, 8), (0.4, -0.4)), ((600, 300, 40), (0.1, 0.1, -0.2))):
-        order = order_questions({f"t{k}": list(map(str, range(n))) for k, n in enumerate(sizes)})
+        order = order_questions(
+            {f"t{k}": {i: str(i) for i in range(n)} for k, n in enumerate(sizes)}
+        )
         tasks, plan = np.array([int(task[1:]) for task, _ in order]), block_ends(len(order))
         samples, weights = [make_sample(task=t) for t in tasks], dict(enumerate([1.0] * 3))
         whole: Any = SimpleNamespace(samples=samples, task_weights=weights)

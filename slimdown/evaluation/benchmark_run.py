@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -19,7 +19,7 @@ from slimdown.config.schema import EvaluationConfig, OnProgress, ResolvedBenchma
 from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
-from slimdown.evaluation.evaluation_cache import check_evaluation, evaluation_key
+from slimdown.evaluation.evaluation_cache import evaluation_key
 from slimdown.evaluation.harness_results import (
     average_repeats,
     check_primary_metric,
@@ -80,12 +80,10 @@ class BenchmarkRun:
         if self.config.apply_chat_template:
             self.lm.chat_template_args = read_template_args(self.model.tokenizer, self.config)
         self.requests = self.task.build_requests(self.lm, self.config)
-        numbers: dict[str, list[int]] = {}
-        texts: dict[str, list[str]] = {}
+        texts: dict[str, dict[int, str]] = {}
         for (name, number), of_question in self.requests.items():
-            numbers.setdefault(name, []).append(number)
-            texts.setdefault(name, []).append(json.dumps(of_question[0].doc, default=str))
-        self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
+            texts.setdefault(name, {})[number] = json.dumps(of_question[0].doc, default=str)
+        self._order = order_questions(texts)
         self.ends = block_ends(len(self._order))
         self._task_weights: dict[str, float] | None = None  # every question alike
         if self.task.weighs_tasks_alike and len(set(map(len, texts.values()))) > 1:
@@ -99,38 +97,27 @@ class BenchmarkRun:
         self._check_room()
 
     @cached_property
-    def key_parts(self) -> Any:
-        """What `evaluation_key` takes."""
+    def keys(self) -> list[str]:
+        """Its key, and that of the first versions, which wrote a processor's threads."""
+        processor = f"{self.model.identity.get('processor')} {torch.get_num_threads()} threads"
+        first = replace(self.model, identity={**self.model.identity, "processor": processor})
         questions_hash = self.task.hash_questions(self.requests)
-        return self.model, self.backend.name, questions_hash, self.task.config, self.config
+        parts = self.backend.name, questions_hash, self.task.config, self.config
+        return [evaluation_key(one, *parts) for one in (self.model, first)]
 
     @property
-    def every_key_parts(self) -> list[Any]:
-        """Today's `key_parts`, and those of the first versions: with a processor's threads."""
-        model, *others = self.key_parts
-        processor = f"{model.identity.get('processor')} {torch.get_num_threads()} threads"
-        first = replace(model, identity={**model.identity, "processor": processor})
-        return [self.key_parts, (first, *others)]
-
-    @cached_property
     def key(self) -> str:
         """The key under which its evaluation is kept."""
-        return evaluation_key(*self.key_parts)
+        return self.keys[0]
 
     @property
     def is_whole(self) -> bool:
         """Whether every question was asked."""
         return self.n_asked == self.ends[-1]
 
-    def take(self, earlier: BenchmarkEvaluation) -> str:
-        """Take what was answered before; say what is odd about it, empty where it is sound."""
-        questions = [(sample.task, sample.doc_id) for sample in earlier.samples]
-        if problem := check_evaluation(earlier):
-            return problem
-        if questions != self._order[: len(questions)] or len(questions) not in self.ends:
-            return "its questions are others, or in another order"
-        self._found, self.n_found = earlier, len(questions)
-        return ""
+    def take(self, earlier: BenchmarkEvaluation) -> None:
+        """Take what was answered before, under the key of these questions."""
+        self._found, self.n_found = earlier, len(earlier.samples)
 
     def ask_block(self, is_look: bool = False) -> None:
         """Ask the next block, or take its answers from what was found."""
@@ -161,13 +148,9 @@ class BenchmarkRun:
         started, first = time.perf_counter(), max(self.n_asked, self.n_found)
         pairs = zip([0, *self.ends], self.ends, strict=False)
         blocks = [(b, end) for b, end in pairs if b >= first and b not in self.blocks]
-        chunks, n_done = [chunk for block in blocks for chunk in self._cut(*block)], first
-        for i in range(0, len(chunks), self.n_processes):
-            together = chunks[i : i + self.n_processes]
-            self._follow(n_done, together[0].requests)
-            self._find_or_answer(together)
-            n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
-            self.on_progress(n_done, self.ends[-1], self.task.name)
+        chunks = [chunk for block in blocks for chunk in self._cut(*block)]
+        for _ in self._find_or_answer(chunks, first):
+            pass  # the answers file keeps them
         self._seconds += time.perf_counter() - started
 
     def summarize(self) -> BenchmarkEvaluation:
@@ -210,29 +193,35 @@ class BenchmarkRun:
         """Ask a block chunk by chunk."""
         samples: dict[tuple[str, int], Sample] = {}
         self.on_progress(begin, self.ends[-1], self.task.name)
-        chunks = self._cut(begin, end)
-        for i in range(0, len(chunks), self.n_processes):
-            together = chunks[i : i + self.n_processes]
-            self._follow(begin + len(samples), together[0].requests)
-            for chunk, responses in zip(together, self._find_or_answer(together), strict=True):
-                task = self.task.tasks[chunk.task]
-                if task.OUTPUT_TYPE == "generate_until":
-                    responses = [[Answer.restore(one) for one in each] for each in responses]
-                for sample in self._score_repeats(task, chunk.requests, responses):
-                    samples[chunk.task, sample.doc_id] = sample
-            self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
+        for chunk, responses in self._find_or_answer(self._cut(begin, end), begin):
+            task = self.task.tasks[chunk.task]
+            if task.OUTPUT_TYPE == "generate_until":
+                responses = [[Answer(*parts) for parts in each] for each in responses]
+            for sample in self._score_repeats(task, chunk.requests, responses):
+                samples[chunk.task, sample.doc_id] = sample
         return [samples[question] for question in self._order[begin:end]]
 
-    def _find_or_answer(self, chunks: Sequence[Chunk]) -> list[list[list[Any]]]:
-        """Return the responses of chunks, one a process, as the answers file holds them."""
-        by_chunk = {chunk.name: self.answers.find(chunk.name, chunk.requests) for chunk in chunks}
-        missing = [chunk for chunk in chunks if by_chunk[chunk.name] is None]
-        answer = partial(answer_chunk, self.lm, vllm=self.vllm)
-        answered = share_work(missing, answer) if self.n_processes > 1 else map(answer, missing)
-        for chunk, responses in zip(missing, answered, strict=True):
-            self.answers.save(chunk.name, responses)
-            by_chunk[chunk.name] = responses
-        return [by_chunk[chunk.name] or [] for chunk in chunks]
+    def _find_or_answer(
+        self, chunks: Sequence[Chunk], n_done: int
+    ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
+        """Yield chunks and their responses as the answers file holds them; each process does one.
+
+        Args:
+            chunks: Those to answer.
+            n_done: Questions that were answered before them.
+        """
+        for i in range(0, len(chunks), self.n_processes):
+            together = chunks[i : i + self.n_processes]
+            self._follow(n_done, together[0].requests)
+            missing = [chunk for chunk in together if chunk.name not in self.answers.responses]
+            answer = partial(answer_chunk, self.lm, vllm=self.vllm)
+            answered = share_work(missing, answer) if self.n_processes > 1 else map(answer, missing)
+            for chunk, responses in zip(missing, answered, strict=True):
+                self.answers.save(chunk.name, responses)
+            for chunk in together:
+                yield chunk, self.answers.responses[chunk.name]
+            n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
+            self.on_progress(n_done, self.ends[-1], self.task.name)
 
     def _follow(self, n_done: int, requests: list[Any]) -> None:
         """Have the model tell each token that it generates, with the questions answered so far."""

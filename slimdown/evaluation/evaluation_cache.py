@@ -5,7 +5,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from slimdown.config.naming import select_for_key
 from slimdown.config.schema import EvaluationConfig, ResolvedBenchmark
@@ -15,11 +15,9 @@ from slimdown.utils.hashing import hash_json
 if TYPE_CHECKING:  # it imports torch
     from slimdown.models.base_model import LoadedModel
 
-# Add a reason when the same settings give other answers: how questions are batched, ordered, read.
-# It ends "... is measured again: ", and raises the version, so that no older evaluation is taken.
-# tests/evaluation/test_evaluation_key.py fails when that is forgotten.
-MEASUREMENT_CHANGES: tuple[str, ...] = ()
-MEASUREMENT_VERSION = 1 + len(MEASUREMENT_CHANGES)
+# Raise it when the same settings give other answers: how questions are batched, ordered, read. Then
+# no older evaluation is taken. tests/evaluation/test_evaluation_key.py fails where it is forgotten.
+MEASUREMENT_VERSION = 1
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
 # How scores are read or when asking ends; no answer depends on it, so the key leaves it out. Task
@@ -31,8 +29,8 @@ READ_ONLY = {
 }
 
 
-class EvaluationCache(Protocol):
-    """Where finished evaluations are kept."""
+class EvaluationCache:
+    """Where finished evaluations are kept; this one finds nothing and keeps nothing."""
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held by the one process that makes the evaluation of this key, but not between looks."""
@@ -49,15 +47,10 @@ class EvaluationCache(Protocol):
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
         """Keep an evaluation, so that `find` returns it from now on."""
-        return
 
     def answers_file(self, key: str) -> Path | None:
         """Where answers lie while the evaluation goes on; None keeps none."""
         return None
-
-
-class NoCache(EvaluationCache):
-    """Finds nothing and keeps nothing."""
 
 
 def evaluation_key(
@@ -66,8 +59,6 @@ def evaluation_key(
     questions_hash: str,
     benchmark: ResolvedBenchmark,
     config: EvaluationConfig,
-    *,
-    at_version: int | None = None,
 ) -> str:
     """Hash everything that an answer depends on: two evaluations of one key give the same answers.
 
@@ -77,7 +68,6 @@ def evaluation_key(
         questions_hash: Of prompts, rows and task settings.
         benchmark: Its settings, but those of `READ_ONLY`; `scale` and metric are read together.
         config: Likewise.
-        at_version: An earlier `MEASUREMENT_VERSION`; None: today's.
 
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.
@@ -89,25 +79,8 @@ def evaluation_key(
             settings[section].pop(name, None)
     scaled = benchmark.metric if benchmark.scale is not None else ""
     versions = [version(package) for package in _PACKAGES]
-    number = at_version or MEASUREMENT_VERSION
-    return hash_json([number, model.identity, backend, questions_hash, scaled, versions, settings])
-
-
-def explain_older(cache: EvaluationCache, name: str, every_key_parts: list[Any]) -> list[str]:
-    """Say which evaluation of an earlier version is there, and why it is not taken.
-
-    Args:
-        cache: Where evaluations are kept.
-        name: The benchmark's name.
-        every_key_parts: What `evaluation_key` takes, as each version had it; the fourth is the
-            benchmark.
-    """
-    for number in range(MEASUREMENT_VERSION - 1, 0, -1):
-        key, *others = [evaluation_key(*parts, at_version=number) for parts in every_key_parts]
-        if older := cache.find(key, name, every_key_parts[0][3], *others):
-            reasons = "; ".join(MEASUREMENT_CHANGES[number - 1 :])
-            return [f"{name} ({older.origin or 'of this run'}) is measured again: {reasons}."]
-    return []
+    parts = [model.identity, backend, questions_hash, scaled, versions, settings]
+    return hash_json([MEASUREMENT_VERSION, *parts])
 
 
 def check_evaluation(evaluation: BenchmarkEvaluation) -> str:

@@ -1,7 +1,7 @@
 """The `Evaluator`: the same questions to one model after another, scored by the same code."""
 
 import time
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from math import nan
@@ -11,12 +11,7 @@ from slimdown.config.schema import PROMPT_SETTINGS, Backend, EvaluationConfig, O
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunk
-from slimdown.evaluation.evaluation_cache import (
-    EvaluationCache,
-    NoCache,
-    evaluation_key,
-    explain_older,
-)
+from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.results import Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
@@ -38,7 +33,7 @@ class Evaluator:
     Attributes:
         tasks: The benchmarks by name.
         backend: How answers are computed; None until a model was measured.
-        notes: Lines for the user: what was measured anew, and why.
+        notes: Lines for the user: which batches were halved.
         counts_memory: Whether to measure the memory's peak: torch's one counter is set back.
         n_processes: How many answer; the others are in `assist_measuring`, with an equal model.
     """
@@ -90,6 +85,7 @@ class Evaluator:
                 model.
         """
         backend = self.backend or choose_backend(model, self._config, self._share_prefixes)
+        cache = cache or EvaluationCache()
         if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
             raise ModelError(
                 f"{model.id} cannot be scored as the model before ({reason}); measure both "
@@ -97,9 +93,7 @@ class Evaluator:
             )
         while True:
             try:
-                evaluation = self._evaluate(
-                    model, backend, cache or NoCache(), stop_when, on_progress
-                )
+                evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
                 self.backend = backend
                 if self.n_processes > 1:
                     end_shared_work()
@@ -140,7 +134,7 @@ class Evaluator:
             for run in runs.values():
                 # One lock at a time: who holds several may wait for each other for ever.
                 with cache.lock(run.key):
-                    stack.enter_context(closing(self._look_up(run, cache)))
+                    self._look_up(run, cache)
                     if not (stop_when and run.can_stop):
                         run.ask_rest()
                         _save(run, cache)
@@ -182,20 +176,14 @@ class Evaluator:
             runs[name] = run
         return runs, generating.name
 
-    def _look_up(self, run: BenchmarkRun, cache: EvaluationCache) -> AnswersFile:
+    def _look_up(self, run: BenchmarkRun, cache: EvaluationCache) -> None:
         """Take what was answered before, unless the questions were asked here a moment ago."""
-        name = run.task.name
         if not run.blocks:
-            key, *older = [evaluation_key(*parts) for parts in run.every_key_parts]
-            earlier = cache.find(key, name, run.task.config, *older)
-            if earlier is None:
-                self.notes += explain_older(cache, name, run.every_key_parts)
-            elif problem := run.take(earlier):
-                line = f"{name} is measured anew: what was found of it is odd ({problem})."
-                self.notes.append(line)
+            key, *older = run.keys
+            if earlier := cache.find(key, run.task.name, run.task.config, *older):
+                run.take(earlier)
         is_open = run.n_found < run.ends[-1]
         run.answers = AnswersFile(cache.answers_file(run.key) if is_open else None)
-        return run.answers
 
     def _look(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule

@@ -96,14 +96,11 @@ def read_task_samples(
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
         document = first.get("doc") or {}
-        category, cluster = (
-            find_category(document),
-            read_cluster(document, benchmark.cluster, f"{doc_id} of {task}"),
-        )
+        cluster = read_cluster(document, benchmark.cluster, f"{doc_id} of {task}")
         hashes = {key: first[key] for key in ("doc_hash", "prompt_hash")}
         texts: Any = {"prompt": prompt, "target": target, "response": response}
         texts |= {"choices": choices, "log_likelihoods": log_likelihoods}
-        texts |= {"category": category, "cluster": cluster}
+        texts |= {"category": find_category(document), "cluster": cluster}
         identity: Any = {"task": task, "doc_id": int(doc_id), **hashes}
         samples.append(Sample(**identity, **texts, answers=answers, scores=scores))
     return samples

@@ -1,10 +1,10 @@
 """The order in which a benchmark's questions are asked. It depends on the questions alone."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 
-def order_questions(questions: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
+def order_questions(questions: Mapping[str, Mapping[int, str]]) -> list[tuple[str, int]]:
     """Put questions in the order in which they are asked.
 
     Each task is shuffled by its content, and the tasks are dealt out so that the first questions,
@@ -12,20 +12,20 @@ def order_questions(questions: Mapping[str, Sequence[str]]) -> list[tuple[str, i
     on its name: if all began halfway, the first questions would come from large tasks only.
 
     Args:
-        questions: By task, the text of each question, in the harness's order.
+        questions: By task and number, the text of each question.
 
     Returns:
-        Task and place in it of each question.
+        Task and number of each question.
     """
     placed = []
     for task, texts in questions.items():
-        shuffled = sorted((_hash(task, text), place) for place, text in enumerate(texts))
+        shuffled = sorted((_hash(task, text), number) for number, text in texts.items())
         begin = int(_hash(task, "")[:13], 16) / 16**13
         placed += [
-            ((rank + begin) / len(texts), digest, task, place)
-            for rank, (digest, place) in enumerate(shuffled)
+            ((rank + begin) / len(texts), digest, task, number)
+            for rank, (digest, number) in enumerate(shuffled)
         ]
-    return [(task, place) for _, _, task, place in sorted(placed)]
+    return [(task, number) for _, _, task, number in sorted(placed)]
 
 
 def _hash(task: str, text: str) -> str:

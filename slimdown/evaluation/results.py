@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import fsum, nan, sqrt
-from typing import Any
 
 from slimdown.config.schema import ResolvedBenchmark
 
@@ -53,11 +52,6 @@ class Answer(str):
         answer = super().__new__(cls, text)
         answer.thinking, answer.never_ended, answer.ran_out = thinking, never_ended, ran_out
         return answer
-
-    @classmethod
-    def restore(cls, plain: Sequence[Any]) -> "Answer":
-        """Restore an answer from its parts, or from the text alone that older files hold."""
-        return cls(plain) if isinstance(plain, str) else cls(*plain)
 
     @property
     def parts(self) -> tuple[str, str, bool, bool]:

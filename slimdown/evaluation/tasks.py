@@ -170,8 +170,7 @@ def load_tasks(
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
-        missing = [one for one in in_harness if one.task not in manager.all_tasks]
-        if any(not [*check_task_names({one.task: one}, None)] for one in missing):
+        if any(one.task not in manager.all_tasks for one in in_harness):
             manager = TaskManager(include_path=folders)
         for name, benchmark in benchmarks.items():
             if benchmark.path is not None:
@@ -289,11 +288,8 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
         config.max_gen_toks = config.max_gen_toks or max_gen_toks
         config.stop = config.stop or stop
     chosen: dict[str, Any] = {"max_gen_toks": config.max_gen_toks, "until": config.stop}
-    if (
-        config.temperature
-    ):  # else a model's own generation_config.json would cut the choice of tokens
-        drawn = {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
-        chosen |= drawn
+    if config.temperature:  # a model's own generation_config.json would cut the choice of tokens
+        chosen |= {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if chosen and not task.generates:
         names = "max_gen_toks, stop, temperature and repeats"
@@ -305,10 +301,9 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
             if own > 1 and config.repeats:
                 problem = f"{one.config.task} makes one answer of {own} already"
                 raise ConfigError(f"benchmark.{task.name}: {problem}; leave repeats out")
+            settings = {**one.config.generation_kwargs, **chosen}
             one.set_config(key="repeats", value=config.repeats or own)
-            one.set_config(
-                key="generation_kwargs", value={**one.config.generation_kwargs, **chosen}
-            )
+            one.set_config(key="generation_kwargs", value=settings)
 
 
 def _count_examples(task: Any) -> int:

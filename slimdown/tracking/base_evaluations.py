@@ -11,6 +11,7 @@ from typing import Any
 
 from slimdown.config.naming import base_settings
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
+from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import provenance, store
@@ -20,7 +21,7 @@ from slimdown.utils.errors import DataError
 _log = logging.getLogger(__name__)
 
 
-class RecordedEvaluations:
+class RecordedEvaluations(EvaluationCache):
     """The evaluations of one model, found by key; implements `EvaluationCache`.
 
     Each is written to a folder first. Those of a base also go to a run of kind `baseline`, where
@@ -57,7 +58,7 @@ class RecordedEvaluations:
 
     def answers_file(self, key: str) -> Path | None:
         """The file in which single answers lie while a benchmark is measured."""
-        return self._folder / f"answers-{key}.sqlite"
+        return self._folder / f"answers-{key}.jsonl"
 
     def find(
         self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str

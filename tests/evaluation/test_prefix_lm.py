@@ -75,20 +75,6 @@ def test_greedy_answers_are_those_of_the_harness() -> None:
     assert sum(greedy for _, greedy in expected) >= 4  # of one token, and of two
 
 
-def test_rolling_loglikelihoods_and_nothing_at_all() -> None:
-    model, tokenizer = build_tiny_model("llama"), build_byte_tokenizer()
-    texts = ["a", "the land " * 9, "longer than the window " * 20, "é"]
-    requests = make_prompts(texts)
-    for request in requests:
-        request.arguments = request.arguments[:1]
-    ours, stock = (
-        kind(pretrained=model, tokenizer=tokenizer, batch_size=4) for kind in (PrefixLM, HFLM)
-    )
-    expected = stock.loglikelihood_rolling(requests)
-    assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-2)
-    assert ours.loglikelihood([]) == []
-
-
 @contextmanager
 def count_work(model: Any) -> Iterator[dict[str, int]]:
     counts = {"forwards": 0, "tokens": 0, "head rows": 0}

@@ -1,7 +1,6 @@
 """Written answers are read as a person reads them, and messages are asked as a chat asks them."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +144,10 @@ def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expecte
         ("twenty-one", None),  # and not 1
         ("8" * 400, None),
         ("1/0", None),
+        ("It is 3½.", 3.5),
+        ("5² m", 5),
+        ("**12**", 12),
+        ("10⁶", 10),
     ],
 )
 def test_numbers_in_a_text(text: str, number: float | None) -> None:
@@ -170,30 +173,6 @@ def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
         file = write_rows(tmp_path / "bad.jsonl", [rows[2], {"question": "q", **row}])
         with pytest.raises(DataError, match=f"row 2: {message}"):
             read_questions(str(file), Scoring.exact)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"score": "contains", "answer": "4", "forbidden": ["", "Rome"]}, "forbidden must be"),
-        ({"score": "contains", "answer": "4", "forbidden": ["4"]}, "wrong by its own rule"),
-        ({"score": "numeric", "answer": "1 000"}, "is not one number"),
-        ({"score": "numeric", "answer": "12,5"}, "is not one number"),
-    ],
-)
-def test_an_answer_that_could_never_be_right_is_refused(
-    row: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    file = write_rows(tmp_path / "bad.jsonl", [{"question": "q", **row}])
-    with pytest.raises(DataError, match=message):
-        read_questions(str(file), Scoring.exact)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("It is 3½.", 3.5), ("5² m", 5), ("**12**", 12), ("10⁶", 10)]
-)
-def test_signs_of_their_own_are_no_digits(text: str, number: float) -> None:
-    assert read_number(text) == number
 
 
 def test_half_a_surrogate_pair_is_no_call() -> None:
@@ -367,12 +346,11 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("contains", {"question": "x", "choices": ["x", "y"]}, "choices are not written"),
         ("regex", {"question": "x", "answer": "(x"}, "is no regular expression"),
         ("regex", {"question": "x", "answer": "(?R)"}, "takes more than 0.1 seconds"),
-        (
-            "regex",
-            {"question": "x", "answer": "((a{1000}){1000}){1000}"},
-            "longer than 5,000 signs",
-        ),
+        ("contains", {"question": "x", "forbidden": ["", "y"]}, "forbidden must be"),
+        ("contains", {"question": "x", "forbidden": ["x"]}, "wrong by its own rule"),
         ("numeric", {"question": "x"}, "score=numeric, and answer 'x' is not one number"),
+        ("numeric", {"question": "x", "answer": "1 000"}, "is not one number"),
+        ("numeric", {"question": "x", "answer": "12,5"}, "is not one number"),
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
         ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
@@ -403,23 +381,6 @@ def test_a_pattern_that_goes_on_is_ended_in_words(tmp_path: Path) -> None:
     rule = read_rule("regex", tmp_path, answer=r"^(\w+\s?)*\d$")
     with pytest.raises(DataError, match="takes more than 5 seconds on a text"):
         is_right(rule, "word " * 200_000 + "!")
-
-
-@pytest.mark.parametrize("score", [one for one in Scoring if one is not Scoring.regex])
-@pytest.mark.parametrize(
-    "part", ["Paris or ", "1,2/3 ", "<tool_call>{", '"I ', "\\boxed{", "[[", "9"]
-)
-def test_an_answer_of_a_megabyte_is_scored(score: Scoring, part: str, tmp_path: Path) -> None:
-    """Nothing here takes time that grows with the square of the text."""
-    answers = {"numeric": 8, "refusal": "comply", "tool_call": CALL}
-    rule = read_rule(score, tmp_path, answer=answers.get(score, "Paris"))
-    tokenizer = build_byte_tokenizer()
-    tokenizer.chat_template = read_template("qwen3")
-    started = time.process_time()
-    is_right(
-        rule, read_answer(rule, part * (1_000_000 // len(part)), (), add_response_schema(tokenizer))
-    )
-    assert time.process_time() - started < 10
 
 
 # --- what stays, and what is shown --------------------------------------------------------------

@@ -358,7 +358,9 @@ def test_subjects_are_corrected_for_the_looks_at_them() -> None:
 
 def test_nothing_is_claimed_before_each_task_of_a_weighted_group_has_answers() -> None:
     """Of 992 questions four in ten are gained, of 8 as heavy ones as many lost: no change."""
-    order = order_questions({"many": list(map(str, range(992))), "few": list(map(str, range(8)))})
+    order = order_questions(
+        {"many": {n: str(n) for n in range(992)}, "few": {n: str(n) for n in range(8)}}
+    )
     subjects, weights = [task for task, _ in order], {"many": 0.5, "few": 0.5}
     before = [float(task == "few") for task in subjects]
     after = [float(task == "few" or i % 5 < 2) for i, task in enumerate(subjects)]
