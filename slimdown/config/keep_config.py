@@ -1,7 +1,7 @@
 """What is done so that a fine-tuning keeps what the base can do, and the settings it has."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from os.path import expanduser, isfile
 
@@ -12,6 +12,7 @@ from slimdown.config.fields import (
     check_own_settings,
     setting,
 )
+from slimdown.config.paths import read_group
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
@@ -23,6 +24,7 @@ class Keep(StrEnum):
     """A means against forgetting; each is a file of `conf/keep/`."""
 
     none = "none"
+    auto = "auto"  # replay where a dataset is named for it, else self_replay
     replay = "replay"  # general rows in the mix
     self_replay = "self_replay"  # rows that the base writes itself (arXiv 2505.13811)
     mask = "mask"  # tokens that surprise the base carry no loss (arXiv 2501.14315)
@@ -48,6 +50,19 @@ class KeepConfig:
     weight: float | None = setting(
         "KL coefficient; of replay and self_replay: on replayed rows alone", POSITIVE, None
     )
+
+    def settle(self, has_base: bool) -> "KeepConfig":
+        """Return the means that `keep=auto` stands for, and any other one as it is.
+
+        Args:
+            has_base: Whether the training has the base beside what is trained, for the distance.
+        """
+        if self.name is not Keep.auto:
+            return self
+        choices, name = read_group("keep"), Keep.replay if self.dataset else Keep.self_replay
+        idle = choices[Keep.auto].keys() - choices[name].keys()
+        weight = self.weight if has_base else None
+        return replace(self, name=name, **dict.fromkeys(idle), weight=weight)
 
     def problems(self) -> Iterator[str]:
         optional = ("weight",) if self.name is Keep.self_replay else ()

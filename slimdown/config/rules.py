@@ -137,8 +137,7 @@ def check_replay(config: RunConfig) -> Iterator[str]:
 
 def check_distance(config: RunConfig) -> Iterator[str]:
     """The distance to the base needs the base beside what is trained."""
-    is_unsloth = config.train.engine is Engine.unsloth
-    if config.keep.weight and (config.method.facts.trains_weights or is_unsloth):
+    if config.keep.weight and not config.trains_beside_base:
         needs = "needs the base beside what is trained: an adapter, train.engine=trl"
         others = "keep=replay and self_replay take keep.weight=null, and keep=mask has none"
         yield f"keep.weight={config.keep.weight:g} {needs}; {others}"

@@ -420,6 +420,11 @@ class RunConfig:
         return () if self.method.facts.reads_lora else ("lora",)
 
     @property
+    def trains_beside_base(self) -> bool:
+        """Whether the base can be asked while something else, an adapter, is trained."""
+        return not self.method.facts.trains_weights and self.train.engine is not Engine.unsloth
+
+    @property
     def may_hold_conversations(self) -> bool:
         """Whether `apply_chat_template=auto` may find a reason for the template."""
         return self.tuned is not None or any(

@@ -151,3 +151,26 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
 def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: str) -> None:
     with pytest.raises(ConfigError, match=answer):
         read_benchmarks(names, **settings)
+
+
+MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
+
+
+def test_keep_auto_takes_the_named_rows_and_else_the_bases_own(composed: Compose) -> None:
+    weight = "keep.weight=1.0"
+    named = composed("keep=auto", *MIXED)
+    assert named.keep == composed("keep=replay", *MIXED, weight).keep
+    own = composed("keep=auto", "keep.share=0.1").keep
+    assert own == composed("keep=self_replay", "keep.share=0.1", "keep.max_tokens=64", weight).keep
+
+
+def test_keep_auto_leaves_out_the_distance_where_no_base_is_beside(composed: Compose) -> None:
+    whole = ["method=full", "quantization=none", *MIXED]
+    assert composed("keep=auto", *whole).keep == composed("keep=replay", *whole).keep
+
+
+def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"keep.random=True: only keep=mask has it"):
+        composed("keep=auto", "keep.random=true")
+    with pytest.raises(ConfigError, match="keep.dataset=dolly must be one of several"):
+        composed("keep=auto", "keep.dataset=dolly")
