@@ -66,20 +66,27 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
         if self.takes_plain_loss:
+            compared = self._take_compared_rows(inputs) if model.training else {}
             compute_logits, target = self._open_batch(model, inputs)
-            is_trained, is_replayed, base_logits = target != IGNORED, target < IGNORED, None
+            is_trained, is_replayed = target != IGNORED, target < IGNORED
             target = mark_replayed(target)
-            if self.base_weight and model.training:
+            if compared:
+                # Not by what wraps it: other processes may have no such row in their batch.
+                own = self.accelerator.unwrap_model(model)
+                compute_base_logits, base_target = self._open_batch(own, compared)
                 # First: it switches the adapter's gradients off and on again.
-                with torch.no_grad(), disabled_adapters(self.accelerator.unwrap_model(model)):
-                    base_logits = compute_logits()
+                with torch.no_grad(), disabled_adapters(own):
+                    base_logits = compute_base_logits()
             logits = compute_logits()
             nats = functional.cross_entropy(logits.float(), target, reduction="none")
             total = nats.sum()
-            if base_logits is not None:
-                near = is_replayed if self.is_near_in_replayed else is_trained
-                left_out = None if self.is_near_in_replayed else target[near]
-                divergence = measure_divergence(base_logits[near], logits[near], left_out)
+            if compared and self.is_near_in_replayed:
+                base_logits = base_logits[base_target < IGNORED]
+                divergence = measure_divergence(base_logits, logits[is_replayed])
+                total = total + self.base_weight * divergence.sum()
+            elif compared:
+                pair = base_logits[is_trained], logits[is_trained]
+                divergence = measure_divergence(*pair, target[is_trained])
                 total = total + self.base_weight * divergence.sum()
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:
@@ -140,6 +147,27 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             is_repeated = row + size * self.args.process_index >= state.remainder
             batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
         return batch
+
+    def _take_compared_rows(self, inputs: Any) -> dict[str, Any]:
+        """Return the rows of a batch that are compared with the base, empty where none is."""
+        if not self.base_weight or not self.is_near_in_replayed:
+            return dict(inputs) if self.base_weight else {}
+        is_replayed = inputs["labels"] < IGNORED
+        if not is_replayed.any():
+            return {}
+        if "position_ids" in inputs:  # one row after another
+            row = (inputs["position_ids"] == 0).cumsum(1)
+            chosen = torch.isin(row, row[is_replayed])[0]
+            taken = {
+                name: inputs[name][:, chosen] for name in ("input_ids", "labels", "position_ids")
+            }
+            starts = (taken["position_ids"][0] == 0).nonzero().flatten()
+            ends = functional.pad(starts, (0, 1), value=int(chosen.sum())).int()
+            longest = int(ends.diff().max())
+            new: dict[str, Any] = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            new |= {"max_length_q": longest, "max_length_k": longest}
+            return taken | {name: new[name] for name in new.keys() & inputs.keys()}
+        return {name: values[is_replayed.any(1)] for name, values in inputs.items()}
 
     def _open_batch(self, model: Any, inputs: Any) -> tuple[Callable[[], Any], Any]:
         """Return what computes the logits where a batch has a target, and the targets.

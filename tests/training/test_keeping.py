@@ -18,7 +18,9 @@ from slimdown.data.training_data import load_training_data
 from slimdown.experiment import find_look_budgets, load_benchmarks, watch_forgetting
 from slimdown.judging.budgets import default_budgets
 from slimdown.models.adapters import attach_adapter
+from slimdown.models.causal import get_inner_model
 from slimdown.training.keeping import mark_replayed, measure_divergence
+from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
 from slimdown.utils.errors import ConfigError, DataError, ModelError
@@ -161,9 +163,10 @@ def test_the_distance_leaves_the_target_out() -> None:
     assert measure_divergence(base, tuned, target).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("is_padding_free", [False, True])
 @pytest.mark.parametrize("rows_of", [WRITTEN, GENERAL], ids=["written", "general"])
 def test_replayed_rows_can_keep_the_model_near_its_base(
-    rows_of: list[str], composed: Composed, tmp_path: Path
+    rows_of: list[str], is_padding_free: bool, composed: Composed, tmp_path: Path
 ) -> None:
     keep = [*rows_of, "keep.weight=2"]
     config = composed(*SMALL, *keep, "lora.lora_dropout=0")
@@ -172,25 +175,38 @@ def test_replayed_rows_can_keep_the_model_near_its_base(
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # begins at 0, where the model is its base
             torch.nn.init.normal_(parameter, std=0.05)
-    chosen = [0, 1, len(run.rows.train) - 1]
-    rows = replace(run.rows, train=run.rows.train.select(chosen), is_padding_free=False)
+    chosen = [0, len(run.rows.train) - 1, 1]
+    rows = run.rows.train.select(chosen)
+    rows = replace(run.rows, train=rows, is_padding_free=is_padding_free)
     trainer = build_trainer(model, run.base.tokenizer, rows, config, tmp_path)
     losses = []
     for weight in (2.0, 0.0):
         trainer.base_weight = weight
         batch = trainer.data_collator(list(rows.train))
-        losses.append(float(trainer.compute_loss(model.train(), batch)))
-    ids = torch.tensor([rows.train[2]["input_ids"]])
+        with attention_within_rows(model, is_padding_free):
+            losses.append(float(trainer.compute_loss(model.train(), batch)))
+    ids = torch.tensor([rows.train[1]["input_ids"]])
     with torch.no_grad():
         tuned = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         with model.disable_adapter():
             base = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
     # on what is trained of the replayed row alone, over all tokens of the vocabulary
-    is_trained = torch.tensor(rows.train[2]["labels"][1:]) != IGNORED
+    is_trained = torch.tensor(rows.train[1]["labels"][1:]) != IGNORED
     distance = (base.exp() * (base - tuned)).sum(-1)[is_trained].sum()
     n_trained = sum(label != IGNORED for row in rows.train for label in row["labels"][1:])
     assert losses[0] - losses[1] == pytest.approx(2 * float(distance) / n_trained, rel=5e-3)
     assert losses[0] - losses[1] > 1e-4
+    # the base reads the replayed row alone
+    n_tokens: list[int] = []
+    layers = get_inner_model(model).get_input_embeddings()
+    layers.register_forward_pre_hook(lambda _, inputs: n_tokens.append(inputs[0].numel()))
+    trainer.base_weight = 2.0
+    for some in ([0, 1, 2], [0, 2]):
+        batch = trainer.data_collator([rows.train[i] for i in some])
+        with attention_within_rows(model, is_padding_free):
+            trainer.compute_loss(model.train(), batch)
+    assert len(n_tokens) == 3
+    assert n_tokens[0] < n_tokens[1]
 
 
 @pytest.mark.parametrize("settings", ["", "method=prompt", "method=bottleneck"])
