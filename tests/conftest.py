@@ -14,7 +14,7 @@ os.environ["TQDM_DISABLE"] = "1"
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
-from record_builders import compose_config
+from record_builders import compose_config, set_metric
 
 from slimdown.config.schema import RunConfig
 
@@ -46,6 +46,12 @@ def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def composed() -> Callable[..., RunConfig]:
     """Make the checked config that a list of overrides gives."""
     return compose_config
+
+
+@pytest.fixture
+def config(store: MlflowClient, composed: Callable[..., RunConfig]) -> RunConfig:
+    """The settings of a run in a store of the test's own."""
+    return set_metric(composed())
 
 
 @pytest.fixture

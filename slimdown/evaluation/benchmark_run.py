@@ -149,7 +149,7 @@ class BenchmarkRun:
         pairs = zip([0, *self.ends], self.ends, strict=False)
         blocks = [(b, end) for b, end in pairs if b >= first and b not in self.blocks]
         chunks = [chunk for block in blocks for chunk in self._cut(*block)]
-        # Those that are answered together take about as long: whoever is done waits for the others.
+        # Whoever is done waits for the others.
         chunks.sort(key=lambda chunk: -sum(len(request.args[0]) for request in chunk.requests))
         for _ in self._find_or_answer(chunks, first):
             pass  # the answers file keeps them
@@ -206,20 +206,29 @@ class BenchmarkRun:
     def _find_or_answer(
         self, chunks: Sequence[Chunk], n_done: int
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
-        """Yield chunks and their responses as the answers file holds them; each process does one.
+        """Yield chunks and their responses as the answers file holds them.
+
+        Of several processes each does one or two at a time.
 
         Args:
             chunks: Those to answer.
             n_done: Questions that were answered before them.
         """
-        for i in range(0, len(chunks), self.n_processes):
-            together = chunks[i : i + self.n_processes]
+        n = self.n_processes
+        n_together = 2 * n if n > 1 else 1
+        for i in range(0, len(chunks), n_together):
+            together = chunks[i : i + n_together]
             self._follow(n_done, together[0].requests)
             missing = [chunk for chunk in together if chunk.name not in self.answers.responses]
-            answer = partial(answer_chunk, self.lm, vllm=self.vllm)
-            answered = share_work(missing, answer) if self.n_processes > 1 else map(answer, missing)
-            for chunk, responses in zip(missing, answered, strict=True):
-                self.answers.save(chunk.name, responses)
+            parts = [[chunk] for chunk in missing[:n]]
+            # The longest stand first. Who has the shortest of them takes the longest of the rest.
+            for part, chunk in zip(reversed(parts), missing[n:], strict=False):
+                part.append(chunk)
+            answer = partial(answer_chunks, self.lm, vllm=self.vllm)
+            answered = share_work(parts, answer) if n > 1 else map(answer, parts)
+            for part, responses in zip(parts, answered, strict=True):
+                for chunk, of_chunk in zip(part, responses, strict=True):
+                    self.answers.save(chunk.name, of_chunk)
             for chunk in together:
                 yield chunk, self.answers.responses[chunk.name]
             n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
@@ -307,6 +316,13 @@ class BenchmarkRun:
                     "shorter or fewer examples (num_fewshot), fewer new tokens (max_gen_toks), or "
                     "a model with a longer window"
                 )
+
+
+def answer_chunks(
+    lm: Any, chunks: list[Chunk], vllm: Callable[[list[Any]], list[str]] | None = None
+) -> list[list[list[Any]]]:
+    """Answer chunks one after another, see `answer_chunk`."""
+    return [answer_chunk(lm, chunk, vllm) for chunk in chunks]
 
 
 def answer_chunk(

@@ -10,7 +10,7 @@ from typing import Any
 from slimdown.config.schema import PROMPT_SETTINGS, Backend, EvaluationConfig, OnProgress
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
-from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunk
+from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunks
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.results import Evaluation, Sample, StopRule
@@ -209,12 +209,13 @@ def assist_measuring(model: LoadedModel) -> None:
     """
     lms: dict[tuple[BackendOptions, str | None], Any] = {}
 
-    def answer(chunk: Chunk) -> list[list[Any]]:
-        key = chunk.backend, chunk.config.think_end_token
+    def answer(chunks: list[Chunk]) -> list[list[list[Any]]]:
+        first = chunks[0]  # all are of one benchmark
+        key = first.backend, first.config.think_end_token
         if key not in lms:
-            lms[key] = open_lm(model, chunk.config, chunk.backend)
+            lms[key] = open_lm(model, first.config, first.backend)
         try:
-            return answer_chunk(lms[key], chunk)
+            return answer_chunks(lms[key], chunks)
         except (RuntimeError, MemoryError):  # the first process may halve the batch
             release_memory()
             raise
