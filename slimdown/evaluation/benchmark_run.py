@@ -322,7 +322,7 @@ def answer_chunks(
     lm: Any, chunks: list[Chunk], vllm: Callable[[list[Any]], list[str]] | None = None
 ) -> list[list[list[Any]]]:
     """Answer chunks one after another, see `answer_chunk`."""
-    return [answer_chunk(lm, chunk, vllm) for chunk in chunks]
+    return [answer_chunk(lm, chunk, vllm=vllm) for chunk in chunks]
 
 
 def answer_chunk(
