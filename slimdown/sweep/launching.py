@@ -3,11 +3,10 @@
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import configure_log, env_override
+from hydra.core.utils import run_job, setup_globals
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -38,21 +37,31 @@ def launch(hydra: DictConfig, task: Callable[[Any], None], jobs: Sequence[list[s
             pickled where the launcher starts workers.
         jobs: What the command line changed for each job; launchers log it.
     """
-    loader: Any = _ComposedBefore()
-    callbacks: Any = Callback()
-    context = HydraContext(loader, callbacks)
-    launcher = Plugins.instance().instantiate_launcher(context, task, hydra)
+    launcher = Plugins.instance().instantiate_launcher(_make_context(), task, hydra)
     launcher.launch(jobs, initial_job_idx=0)
 
 
 def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
-    """Run one task in this process, with the logging and the variables that Hydra's settings say.
+    """Run one task in this process, in the folder and with the logging that Hydra's settings say.
 
     Raises:
-        Exception: Whatever the task raised; of Hydra's `run_job` it would be a line of its own.
+        Exception: Whatever the task raised.
     """
-    settings = hydra.hydra
-    settings.runtime.output_dir = str(Path.cwd())  # of a log in a file, where one is chosen
-    configure_log(settings.job_logging, settings.verbose)
-    with env_override(settings.job.env_set):
-        task()
+    failures: list[Exception] = []
+
+    def run_task(_: Any) -> None:
+        try:
+            task()
+        except Exception as error:  # Hydra would print a line of its own
+            failures.append(error)
+
+    setup_globals()
+    run_job(run_task, hydra, "hydra.run.dir", None, _make_context())
+    if failures:
+        raise failures[0]
+
+
+def _make_context() -> HydraContext:
+    loader: Any = _ComposedBefore()
+    callbacks: Any = Callback()
+    return HydraContext(loader, callbacks)
