@@ -299,6 +299,21 @@ def spoil(file: Path) -> None:
     file.write_bytes(data)
 
 
+def lie_about_size(file: Path, declared: int) -> None:
+    """Make a member unpack to more than the archive declares."""
+    with zipfile.ZipFile(file) as packed:
+        [name] = [n for n in packed.namelist() if n.startswith("samples/3_")]
+        content, header = packed.read(name), packed.getinfo(name)
+    data = bytearray(file.read_bytes())
+    size = len(content).to_bytes(4, "little")
+    start = header.header_offset
+    central = data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode()))
+    for place in (start + 22, central + 24):
+        assert data[place : place + 4] == size
+        data[place : place + 4] = declared.to_bytes(4, "little")
+    file.write_bytes(data)
+
+
 SPOILED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "empty": ("eval", lambda file: file.write_bytes(b"")),
     "empty JSON": ("json", lambda file: file.write_bytes(b"")),
@@ -307,6 +322,9 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cut": ("eval", cut),
     "cut JSON": ("json", cut),
     "bytes changed": ("eval", spoil),
+    "deep": ("json", lambda file: file.write_text("[" * 100_000)),
+    "a deep header": ("eval", pack({"header.json": b"[" * 100_000})),
+    "more than declared": ("eval", lambda file: lie_about_size(file, 10)),
     "another archive": ("eval", pack({"x.txt": b"x"})),
     "a header of another kind": ("eval", pack({"header.json": b"[1]"})),
     "other JSON": ("json", lambda file: file.write_text(json.dumps({"id": 1}))),
@@ -330,3 +348,12 @@ def test_hostile_names_are_read(name: str, base: Path, monkeypatch: pytest.Monke
     rewrite(base, lambda log: None).rename(base.parent / name)
     monkeypatch.chdir(base.parent)
     assert len(read_one(Path(name)).samples) == 40
+
+
+def test_a_question_that_stands_there_twice_is_refused(base: Path) -> None:
+    def repeat(log: Any) -> None:
+        log.samples.append(log.samples[3])
+        log.results.total_samples = 41
+
+    with pytest.raises(DataError, match="question '0' was not asked as often as others"):
+        read_logs(rewrite(base, repeat, "log.json"))

@@ -4,6 +4,7 @@ The score of a question is what a scorer gave it: C is 1, P is 0.5, I and N are 
 as they are. Where a question was asked several times (`--epochs`), it is their mean.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from math import fsum
 from pathlib import Path
@@ -62,11 +63,19 @@ def _read(file: Path, header_only: bool = False) -> Any:
         raise ConfigError(f"{file}: {problem}; {name_install('inspect')}") from None
     skipped = {"events", "store", "attachments", "timelines", "events_data"}
     with logged_task.explain_malformed(f"{file} is no log of Inspect, or was cut short"):
-        if header_only and file.suffix == ".eval":
-            with ZipFile(file) as packed:  # Inspect's reader checks no sums
-                if damaged := packed.testzip():
-                    raise ValueError(f"{damaged} is damaged")
+        if header_only:  # Inspect's reader checks no sums, and never ends in deep brackets
+            for content in _unpack(file) if file.suffix == ".eval" else [file.read_bytes()]:
+                json.loads(content)
         return read_eval_log(str(file.resolve()), header_only, exclude_fields=skipped)
+
+
+def _unpack(file: Path) -> Iterator[bytes]:
+    """Yield the JSON of an archive; every part is checked against its sum."""
+    with ZipFile(file) as packed:
+        for name in packed.namelist():
+            content = packed.read(name)
+            if name.endswith(".json"):
+                yield content
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
