@@ -1,6 +1,6 @@
 """What the statistics promise, by exact enumeration and by simulation: error rates and power.
 
-    python -m bench.statistics                 all tables, in about six minutes
+    python -m bench.statistics                 all tables, in about eight minutes
     python -m bench.statistics --draws 20000   with less noise
 
 Each row of the first table is a claim that slimdown may make wrongly, the truth that makes it wrong

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
+from slimdown.report.formatting import FORMATS
 from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
 
-_FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
     "compare": "compare the runs of the record",
@@ -59,9 +59,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_output(self) -> None:
         """Add --format, --output and --all."""
-        formats = ("table", "markdown", "csv", "json", "html")
         text = "default: table, or what the ending of --output says"
-        self.add_argument("--format", choices=formats, help=text)
+        self.add_argument("--format", choices=FORMATS, help=text)
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
         self.add_argument("--all", action="store_true", help="show every metric and column")
 
@@ -78,9 +77,10 @@ class CommandParser(argparse.ArgumentParser):
         if output := vars(options).get("output"):
             if os.path.isdir(output):  # `is_dir` raises where a name is too long
                 self.error(f"-o {output} is a folder; name a file in it")
-            options.format = options.format or _FORMATS.get(output.suffix.lower())
+            by_ending = {ending: name for name, endings in FORMATS.items() for ending in endings}
+            options.format = options.format or by_ending.get(output.suffix.lower())
             if not options.format:
-                self.error(f"-o {output}: end it in {', '.join(_FORMATS)}, or add --format")
+                self.error(f"-o {output}: end it in {', '.join(by_ending)}, or add --format")
             if not output.parent.is_dir():
                 self.error(f"-o {output}: there is no folder {output.parent}; make it first")
         return options

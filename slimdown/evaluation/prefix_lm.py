@@ -242,7 +242,7 @@ class VirtualTokensLM(GeneratingLM):
     """An `HFLM` for trained prompts and prefixes; arguments are those of `HFLM`.
 
     PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24), so they come
-    as a cache that is filled already: https://github.com/huggingface/peft/issues
+    as a cache that is filled already: https://github.com/huggingface/transformers/pull/42508
     """
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:

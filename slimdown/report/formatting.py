@@ -10,6 +10,14 @@ if TYPE_CHECKING:
 
 UNDEFINED = "undefined"
 EMPTY = "–"
+FORMATS: dict[str, tuple[str, ...]] = {
+    "table": (),
+    "markdown": (".md",),
+    "csv": (".csv",),
+    "json": (".json",),
+    "html": (".html", ".htm"),
+}
+"""The formats of a table, with the endings of their files."""
 # Control characters become their pictures, marks that reorder text a replacement character.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 for _start, _end in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A)):

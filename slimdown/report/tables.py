@@ -29,7 +29,6 @@ from slimdown.report import formatting
 from slimdown.report.formatting import EMPTY, escape_markdown, pluralize, visible
 from slimdown.report.looks import get_look
 
-FORMATS = ("table", "markdown", "csv", "json", "html")
 PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
 
 
@@ -175,7 +174,7 @@ def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = 
 
 
 def write_table(table: Table, format: str) -> str:
-    """Write a table in one of `FORMATS`.
+    """Write a table in one of `formatting.FORMATS`.
 
     Args:
         table: The table.

@@ -41,7 +41,6 @@ RUNS = {
     "lora": ["lora.r=2", *FEW_STEPS],
     "sweep": ["-m", "lora.r=1,2", "lora.target_modules=[v_proj]", *FEW_STEPS],
     "ia3": ["method=ia3", *FEW_STEPS],
-    "dft": ["lora.r=1", "train.loss_type=dft", *FEW_STEPS],
     "tuned": ["tuned=adapter"],
 }
 """What `python -m slimdown.run` got besides `FEW_QUESTIONS`."""

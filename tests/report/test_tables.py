@@ -18,7 +18,8 @@ from slimdown.report import tables
 from slimdown.report.comparison_page import comparison_table
 from slimdown.report.figures import draw_changes
 from slimdown.report.findings_report import budgets_table, evaluation_table, findings_table
-from slimdown.report.tables import FORMATS, Cell, Column, Row, Table, print_table, write_table
+from slimdown.report.formatting import FORMATS
+from slimdown.report.tables import Cell, Column, Row, Table, print_table, write_table
 
 HOSTILE = ["[/y] [bold", "=1+1", "-2 sigma", "a|b `c` <img src=x onerror=y>", "[x](javascript:y)"]
 HOSTILE += ["q\"u'o&te", "x\x00\x1b[2J\r\n\x9b\u202ey"]

@@ -6,8 +6,8 @@ a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No to
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from math import isclose, nan
@@ -26,7 +26,7 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.logs.logged_task import drop_free, explain_malformed
+from slimdown.evaluation.logs.logged_task import LoggedTask, drop_free, explain_malformed
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
@@ -61,7 +61,7 @@ def find_files(path: Path) -> list[Path]:
     return sorted(files, key=_read_date)
 
 
-def open_logs(file: Path) -> Iterator["_LoggedBenchmark"]:
+def open_logs(file: Path) -> Iterator[LoggedTask]:
     """Read a results file, but not the samples."""
     with explain_malformed(f"{file} is no results file of lm_eval, or was cut short"):
         results = json.loads(file.read_bytes())
@@ -74,7 +74,8 @@ def open_logs(file: Path) -> Iterator["_LoggedBenchmark"]:
         conditions = dict(_list_conditions(results))
         seconds = float(results.get("total_evaluation_time_seconds") or 0) / max(len(titles), 1)
     for title in titles:
-        yield _LoggedBenchmark(file, title, made_by, conditions, results, seconds)
+        about: dict[str, Any] = {"made_by": made_by, "conditions": conditions, "answers": ()}
+        yield _HarnessTask(file, title, **about, seconds=seconds, results=results)
 
 
 def _read_date(file: Path) -> str:
@@ -82,15 +83,10 @@ def _read_date(file: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _LoggedBenchmark:
-    """A benchmark of a results file, and the samples beside it."""
+class _HarnessTask(LoggedTask):
+    """A benchmark of a results file; its answers are the samples beside it."""
 
-    file: Path
-    title: str  # the harness's name
-    made_by: Mapping[str, str]  # the model, the harness's version, its class of models
-    conditions: Mapping[str, str]  # what must be equal for answers to be compared
-    results: dict[str, Any]
-    seconds: float  # its share
+    results: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None, cluster: str | None = None

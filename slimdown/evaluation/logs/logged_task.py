@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import fsum, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from slimdown.config.fields import nearest
 from slimdown.config.schema import ResolvedBenchmark, Role
@@ -24,6 +24,24 @@ from slimdown.utils.errors import ConfigError, DataError, SlimdownError, describ
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.row_files import iter_records
 from slimdown.utils.secrets import redact
+
+
+class LogReader(Protocol):
+    """What a module of this folder offers: it reads the logs of one tool."""
+
+    def find_files(self, path: Path) -> list[Path]:
+        """Find this tool's logs in a folder, oldest first, or take one file; else none.
+
+        The name decides, where it can: of another tool's file the first lines may be read.
+        """
+
+    def open_logs(self, file: Path) -> Iterable["LoggedTask"]:
+        """Read what was asked, but not the answers: those of older logs are not needed.
+
+        Raises:
+            DataError: The file is not as the tool writes it.
+        """
+
 
 Answer = tuple[str, float, dict[str, Any]]
 """The id of a question, what guessing scores, and what a log says: fields of `Sample` by name.
@@ -60,8 +78,11 @@ class LoggedTask:
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
-    ) -> BenchmarkEvaluation:
-        """Read the answers, and check that each has a score on the primary metric."""
+    ) -> BenchmarkEvaluation | None:
+        """Read the answers, and check that each has a score on the primary metric.
+
+        None: no metric can be compared, and the benchmark is left out.
+        """
         place, answers = f"{self.file}: {self.title}", list(self.answers)
         metrics = list(dict.fromkeys(key for _, _, fields in answers for key in fields["scores"]))
         if not metrics:

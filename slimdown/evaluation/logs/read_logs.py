@@ -1,21 +1,21 @@
 """Finds out which tool wrote a log, and reads it: `read_logs`."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from math import fsum
 from pathlib import Path
-from typing import Any
 
 from slimdown.config.fields import nearest
 from slimdown.config.schema import Role
 from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
-from slimdown.evaluation.logs.logged_task import name_benchmark
+from slimdown.evaluation.logs.logged_task import LogReader, name_benchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
 
-# The first that takes a file: a table beside the logs of a tool is not one of them.
-_KINDS: dict[str, Any] = {
+# The first that takes a file reads it: a table beside the logs of a tool is not one of them, and
+# Inspect takes any .json that lm_eval does not.
+_KINDS: dict[str, LogReader] = {
     "lm_eval": lm_eval,
     "Inspect": inspect,
     "lighteval": lighteval,
@@ -79,7 +79,7 @@ def read_logs(
         OSError: A file cannot be read.
     """
     kind, files = find_logs(Path(str(folder)))
-    open_logs: Callable[[Path], Iterable[Any]] = _KINDS[kind].open_logs
+    open_logs = _KINDS[kind].open_logs
     if kind == "tables" and not Path(str(folder)).is_dir():
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]
