@@ -1,10 +1,10 @@
-"""Every means against forgetting beside the plain fine-tuning's curves over scale and rate.
+"""Every mitigation beside the plain fine-tuning's curves over scale and rate.
 
     python -m bench.keeping --experiment keeping [--tracking-uri URI] [--figure FILE.png]
 
-Reads runs that docs/studies/keeping.md names, of equal questions and seeds: what each means taught
-and lost. Who learns more usually loses more, so only rows that learned about as much say which
-means keeps. The last lines say how well the divergence from the base foretells the loss.
+Reads runs that docs/studies/keeping.md names, of equal questions and seeds: what each mitigation
+taught and lost. Who learns more usually loses more, so only rows that learned about as much say
+which one keeps. The last lines say how well the divergence from the base foretells the loss.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
 from slimdown.judging.budgets import default_budgets, judge_look
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.holdout import open_half
+from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
@@ -114,7 +114,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         n_shown = len(evaluator.notes)
         progress.seconds_to_measure = sum(b.seconds for b in base_evaluation.benchmarks.values())
         holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
-        open_base = open_half(base_evaluation, holdout)  # too few questions end the run here
+        open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
 
         training = None
         if external:
@@ -135,7 +135,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
 
-        findings = judge(open_base, open_half(tuned_evaluation, holdout), training)
+        findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
         findings = replace(findings, not_run=not_run)
         files = render_run_files(findings, config, info, run.run_id)
         if training:
@@ -224,11 +224,11 @@ def watch_forgetting(config: RunConfig, base: LoadedModel, budgets: dict[str, fl
     # vLLM reads files, and what is trained lies in none.
     evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
     with console.progress_bar("asking what each look asks"):
-        before = open_half(evaluator.evaluate(base), config.evaluation.holdout)
+        before = open_part(evaluator.evaluate(base), config.evaluation.holdout)
     judge_look(judge(before, before), budgets, 1, by_p_right)  # what cannot be judged ends it here
 
     def look(model: Any, n_looks: int) -> tuple[bool, str]:
-        after = open_half(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
+        after = open_part(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
         return judge_look(judge(before, after), budgets, n_looks, by_p_right)
 
     return look
@@ -260,7 +260,7 @@ class ScaledEvaluations:
     """The answers of a base, and of a tuned model at several scales."""
 
     base_model: LoadedModel
-    save: Callable[[float, Path], None]  # writes what has a scale to a folder
+    save: Callable[[float, Path], None]  # writes the model at a scale to a folder
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
     # By scale, in nats a token: of those that the run has not recorded; empty without rows.

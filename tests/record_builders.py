@@ -23,7 +23,7 @@ from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge
-from slimdown.judging.holdout import open_half
+from slimdown.judging.holdout import open_part
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import TrackedRun, open_run
 
@@ -75,7 +75,7 @@ def save_answers(run: TrackedRun, config: RunConfig, scores: Scores = LOST, key:
         for number, (name, one) in enumerate(evaluation.benchmarks.items()):
             cache.save(f"{key}{number}", name, one)
     share = config.evaluation.holdout
-    findings = judge(open_half(base, share), open_half(tuned, share))
+    findings = judge(open_part(base, share), open_part(tuned, share))
     run.save(findings, {"report.md": "# report", "report.html": "<p>page</p>"})
 
 

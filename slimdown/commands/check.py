@@ -18,7 +18,7 @@ from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
 from slimdown.config.schema import Role
 from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import judge
-from slimdown.judging.holdout import held_half
+from slimdown.judging.holdout import held_part
 from slimdown.report.console import print_text, show_budget_checks, show_line
 from slimdown.report.findings_report import budgets_table, write_junit
 from slimdown.report.tables import write_table
@@ -62,7 +62,7 @@ def _check(options: argparse.Namespace) -> int:
     if run.holdout or options.overall:
         base, tuned = run_reader.read_evaluations(options.tracking, run)
     if run.holdout:
-        base, tuned = (held_half(one, run.holdout) for one in (base, tuned))
+        base, tuned = (held_part(one, run.holdout) for one in (base, tuned))
         findings = judge(base, tuned)
         notes.append(f"Judged on {findings.part}, which this run does not show.")
         if (n := run_reader.count_held_out_checks(options.tracking, run)) > 1:

@@ -31,7 +31,7 @@ from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
 from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import Findings, judge, judge_held_out
-from slimdown.judging.holdout import open_half
+from slimdown.judging.holdout import open_part
 from slimdown.models.tuned_base import ADAPTER_CONFIG, fetch_adapter_config
 from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_budget_checks, show_line
@@ -100,7 +100,7 @@ def _scale(options: argparse.Namespace) -> int:
     share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
     if budgets:  # what cannot work is told before anything is measured
         check_budgets(findings, budgets)
-        open_half(recorded[0], share)
+        open_part(recorded[0], share)
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.save.parent).close()
@@ -141,7 +141,7 @@ def _judge_scales(
         training, loss = findings.training, measured.validation_losses.get(scale)
         if training and loss is not None:
             training = replace(training, validation_loss_after=loss)
-        judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
+        judged = judge(open_part(measured.base, share), open_part(tuned, share), training)
         points.append(ScaledFindings(scale, judged))
     return points
 

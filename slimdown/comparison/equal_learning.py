@@ -1,6 +1,7 @@
 """Compare groups of runs at equal learning: what each lost where all had learned as much.
 
-Who learned more has usually lost more, so groups that learned unequally say nothing of a means.
+Who learned more has usually lost more, so of groups that learned unequally one cannot say which
+keeps.
 Each run has a curve over its scale (`slimdown scale`), and is compared where it had
 learned the most that every run reaches. How much was learned is known by the target's questions
 only: their noise, times how steeply the loss rises there, is part of every interval.

@@ -21,7 +21,7 @@ _FILE = Range("must be a file that is there", lambda path: isfile(expanduser(pat
 
 
 class Keep(StrEnum):
-    """A means against forgetting; each is a file of `conf/keep/`."""
+    """A mitigation of forgetting; each is a file of `conf/keep/`."""
 
     none = "none"
     auto = "auto"  # replay where a dataset is named for it, else self_replay
@@ -51,8 +51,8 @@ class KeepConfig:
         "KL coefficient; of replay and self_replay: on replayed rows alone", POSITIVE, None
     )
 
-    def settle(self, has_base: bool) -> "KeepConfig":
-        """Return the means that `keep=auto` stands for, and any other one as it is.
+    def resolve(self, has_base: bool) -> "KeepConfig":
+        """Return the mitigation that `keep=auto` stands for, and any other one as it is.
 
         Args:
             has_base: Whether the training has the base beside what is trained, for the distance.

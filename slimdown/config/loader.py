@@ -102,7 +102,7 @@ def load_config(composed: DictConfig) -> RunConfig:
     # A file of a group sets its settings, where it is chosen.
     problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
     if not problems:
-        config.keep = config.keep.settle(has_base=config.trains_beside_base)
+        config.keep = config.keep.resolve(has_base=config.trains_beside_base)
         problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))

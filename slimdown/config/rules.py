@@ -67,7 +67,8 @@ def check_holdout(config: RunConfig) -> Iterator[str]:
     """What is held out does not decide when to stop asking."""
     if config.evaluation.until is not Until.all and config.evaluation.holdout:
         until = f"evaluation.until={config.evaluation.until}"
-        yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
+        problem = "would stop by held-out questions (evaluation.holdout)"
+        yield f"{until} {problem}; set only one of the two"
 
 
 def check_clusters(config: RunConfig) -> Iterator[str]:
@@ -132,7 +133,7 @@ def check_replay(config: RunConfig) -> Iterator[str]:
             "keep=self_replay, which needs none"
         )
     if any(member.weight is not None for member in config.dataset.values()):
-        yield f"keep.share={config.keep.share} and weights of datasets: set one of both"
+        yield f"keep.share={config.keep.share} and weights of datasets: set only one of the two"
 
 
 def check_distance(config: RunConfig) -> Iterator[str]:

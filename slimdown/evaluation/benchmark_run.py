@@ -218,7 +218,7 @@ class BenchmarkRun:
         n_together = 2 * n if n > 1 else 1
         for i in range(0, len(chunks), n_together):
             together = chunks[i : i + n_together]
-            self._follow(n_done, together[0].requests)
+            self._report_tokens(n_done, together[0].requests)
             missing = [chunk for chunk in together if chunk.name not in self.answers.responses]
             parts = [[chunk] for chunk in missing[:n]]
             # The longest stand first. Who has the shortest of them takes the longest of the rest.
@@ -234,7 +234,7 @@ class BenchmarkRun:
             n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
             self.on_progress(n_done, self.ends[-1], self.task.name)
 
-    def _follow(self, n_done: int, requests: list[Any]) -> None:
+    def _report_tokens(self, n_done: int, requests: list[Any]) -> None:
         """Have the model tell each token that it generates, with the questions answered so far."""
         answers, repeats = list[Any](), requests[0].repeats
         self.lm.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: answers.append(answer)))

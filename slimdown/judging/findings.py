@@ -18,7 +18,7 @@ from slimdown.config.schema import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate
-from slimdown.judging.holdout import held_half
+from slimdown.judging.holdout import held_part
 from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
@@ -284,7 +284,7 @@ def judge_held_out(
     base: Evaluation, tuned: Evaluation, holdout: float, n_reports: int = 1
 ) -> Findings:
     """Judge what changed on the questions that are held out, see `judge` and `holdout.py`."""
-    return judge(held_half(base, holdout), held_half(tuned, holdout), n_reports=n_reports)
+    return judge(held_part(base, holdout), held_part(tuned, holdout), n_reports=n_reports)
 
 
 def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> Findings:

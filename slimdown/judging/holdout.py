@@ -1,10 +1,10 @@
-"""Split each benchmark's questions: an open half to choose runs by, and a held-out half.
+"""Split each benchmark's questions: an open part to choose runs by, and a held-out part.
 
 Whoever picks the best of many runs picks luck along with it, and the luck is in the questions that
-were looked at. With `evaluation.holdout` a run asks all questions and shows what the open half
-says. `slimdown check` and `slimdown compare --confirm` read the held-out half.
+were looked at. With `evaluation.holdout` a run asks all questions and shows what the open part
+says. `slimdown check` and `slimdown compare --confirm` read the held-out part.
 
-A hash of each question, or of its cluster, decides its half: no seed, so that all runs hold out the
+A hash of each question, or of its cluster, decides its part: no seed, so that all runs hold out the
 same; no other question, so that a `limit` moves none, and a larger share holds out all that a
 smaller one does.
 """
@@ -15,29 +15,29 @@ from hashlib import sha256
 from slimdown.evaluation.results import Evaluation
 from slimdown.utils.errors import DataError
 
-_FEWEST = 2  # questions in a half: one alone says nothing
+_FEWEST = 2  # questions in a part: one alone says nothing
 
 
-def open_half(evaluation: Evaluation, holdout: float) -> Evaluation:
+def open_part(evaluation: Evaluation, holdout: float) -> Evaluation:
     """Return the answers by which you may choose runs; all of them where nothing is held out.
 
     Raises:
         DataError: a benchmark has too few questions to split, or stopped early.
     """
-    return _take_half(evaluation, holdout, "open") if holdout else evaluation
+    return _take_part(evaluation, holdout, "open") if holdout else evaluation
 
 
-def held_half(evaluation: Evaluation, holdout: float) -> Evaluation:
+def held_part(evaluation: Evaluation, holdout: float) -> Evaluation:
     """Return the answers that no run was chosen by.
 
     Raises:
-        DataError: as for `open_half`.
+        DataError: as for `open_part`.
     """
-    return _take_half(evaluation, holdout, "held-out")
+    return _take_part(evaluation, holdout, "held-out")
 
 
-def _take_half(evaluation: Evaluation, share: float, which: str) -> Evaluation:
-    halves = {}
+def _take_part(evaluation: Evaluation, share: float, which: str) -> Evaluation:
+    parts = {}
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
             raise DataError(
@@ -57,6 +57,6 @@ def _take_half(evaluation: Evaluation, share: float, which: str) -> Evaluation:
                 f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
-        halves[name] = replace(benchmark, samples=tuple(samples))
+        parts[name] = replace(benchmark, samples=tuple(samples))
     part = f"the {which} half of each benchmark's questions (evaluation.holdout={share:g})"
-    return replace(evaluation, benchmarks=halves, part=part)
+    return replace(evaluation, benchmarks=parts, part=part)

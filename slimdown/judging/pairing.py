@@ -98,7 +98,7 @@ def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, obje
 def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
     """Describe the sampling of some questions, with the weights of the harness's groups."""
     sizes = Counter(sample.task for sample in whole.samples)
-    weights, largest_weight, n_silent = None, 1.0, 0
+    weights, largest_weight, n_skipped_looks = None, 1.0, 0
     if whole.task_weights:
         total = sum(whole.task_weights[task] for task in sizes)
         per_question = {
@@ -107,7 +107,7 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         }
         weights = np.array([per_question[sample.task] for sample in part.samples])
         largest_weight, tasks = max(per_question.values()), [s.task for s in part.samples]
-        n_silent = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
+        n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
     n_subjects = len(sizes) if len(sizes) > 1 else 0  # though a look may know one of them
     clusters = None
@@ -115,5 +115,11 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         names = [sample.cluster or f"question {n}" for n, sample in enumerate(part.samples)]
         clusters = np.unique(names, return_inverse=True)[1].astype(float)
     return Sampling(
-        weights, part.looks, n_available, n_subjects, largest_weight, n_silent, clusters
+        weights,
+        part.looks,
+        n_available,
+        n_subjects,
+        largest_weight,
+        n_skipped_looks,
+        clusters,
     )

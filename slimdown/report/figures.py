@@ -16,7 +16,7 @@ from unittest.mock import patch
 from slimdown.comparison.run_comparison import Configuration
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import format_number, visible
-from slimdown.report.looks import get_look
+from slimdown.report.verdict_styles import find_style
 from slimdown.stats.estimates import Estimate
 
 # matplotlib raises at import where MPLBACKEND names no backend, and nothing here uses one:
@@ -53,12 +53,12 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), title, width)
     for row, benchmark in enumerate(findings.benchmarks.values()):
         d, margin = benchmark.shown_change, 100 * benchmark.margin
-        look = get_look(benchmark.verdict)
+        shown = find_style(benchmark.verdict)
         band = Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0)
         axes.add_patch(band)
-        axes.plot([100 * d.low, 100 * d.high], [row, row], color=look.color, linewidth=2)
-        axes.plot([100 * d.value], [row], marker=look.marker, color=look.color, markersize=7)
-        style: dict[str, Any] = {"color": look.color, "weight": "bold", "va": "center"}
+        axes.plot([100 * d.low, 100 * d.high], [row, row], color=shown.color, linewidth=2)
+        axes.plot([100 * d.value], [row], marker=shown.marker, color=shown.color, markersize=7)
+        style: dict[str, Any] = {"color": shown.color, "weight": "bold", "va": "center"}
         if width == WIDTH:  # on a phone the color and the table say it
             axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -129,9 +129,9 @@ def draw_by_setting(
         places: list[Any] = [v if is_numeric else values.index(v) + shift for v, _ in points]
         changes = [estimate for _, estimate in points]
         line = "-" if is_numeric else "none"
-        look: dict[str, Any] = {"marker": "os^DvP"[i % 6], "linestyle": line, "capsize": 2.5}
-        look |= {"color": _COLORS[i % 6], "elinewidth": 1, "label": _cut(name, 40)}
-        axes.errorbar(places, [100 * c.value for c in changes], _measure_arms(changes), **look)
+        style: dict[str, Any] = {"marker": "os^DvP"[i % 6], "linestyle": line, "capsize": 2.5}
+        style |= {"color": _COLORS[i % 6], "elinewidth": 1, "label": _cut(name, 40)}
+        axes.errorbar(places, [100 * c.value for c in changes], _measure_arms(changes), **style)
     if is_numeric and numbers:
         by_factors = numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]
         axes.set_xscale("log" if by_factors else "linear")

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from slimdown.report import formatting
 from slimdown.report.formatting import EMPTY, escape_markdown, pluralize, visible
-from slimdown.report.looks import get_look
+from slimdown.report.verdict_styles import find_style
 
 PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
 
@@ -259,9 +259,9 @@ def _style_cell(cell: Cell, separators: str) -> Text:
     parts = (visible(cell.text), visible(cell.interval))
     text = Text(separators[0].join(filter(None, parts)))
     if cell.verdict:
-        look = get_look(cell.verdict)
+        style = find_style(cell.verdict)
         text.append(separators[1] if text else "")
-        text.append(f"{look.sign} {visible(cell.verdict)}", look.console_style)
+        text.append(f"{style.sign} {visible(cell.verdict)}", style.console_style)
         text.append(cell.correction, "yellow")
     if cell.detail:
         text.append(f"\n{visible(cell.detail)}" if text else visible(cell.detail), "dim")

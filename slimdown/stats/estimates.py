@@ -38,7 +38,7 @@ class Sampling:
     n_available: int | None = None  # questions, had all been asked
     n_subjects: int = 0  # that the questions come from; 0 where they are of one kind
     largest_weight: float = 1.0  # of all questions, asked or not
-    n_silent: int = 0  # looks at which a weighted task has no answer, and nothing is claimed
+    n_skipped_looks: int = 0  # looks at which a weighted task has no answer, and nothing is claimed
     # [n], a number for each question's cluster, such as its passage; None: questions are
     # independent. A cluster is then one observation, the mean of its questions (Miller 2024,
     # arXiv 2411.00640, section 2.2).
@@ -87,7 +87,7 @@ class Sampling:
             plan = tuple(sorted({*self.looks, *further}))
         numbers, table = rows[0] * rows[-1], np.array(counts, dtype=float)
         ends = bound * lowest, bound * highest
-        test = EmpiricalLikelihoodTest(numbers, table, *ends, plan, self.n_silent)
+        test = EmpiricalLikelihoodTest(numbers, table, *ends, plan, self.n_skipped_looks)
         if self.clusters is not None:
             test = replace(test, sizes=rows[-1], largest_size=bound)
         return rows, test
@@ -270,8 +270,9 @@ def to_weighted(x: Floats, sampling: Sampling) -> Floats:
 def _find_spread(x: Floats, sampling: Sampling, is_binary: bool = False) -> float:
     """The standard deviation of what is independent; nan where there is none.
 
-    Of 0/1 scores with one more lost and one more gained; of clusters around the mean of all
-    questions (Miller 2024, arXiv 2411.00640, equation 4), and with both where none changed.
+    For 0/1 scores one lost and one gained answer are added. Clusters are measured around the mean
+    of all questions (Miller 2024, arXiv 2411.00640, equation 4); the two answers are added to them
+    where none changed.
     """
     (means,), weights = sampling.to_observations([x])
     numbers = weights * means

@@ -120,7 +120,7 @@ class EmpiricalLikelihoodTest:
     lowest: float
     highest: float
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
-    n_silent: int = 0  # looks, the first ones, at which nothing is claimed
+    n_skipped_looks: int = 0  # looks, the first ones, at which nothing is claimed
     added: Floats | float = PSEUDO_ANSWERS  # answers against a claim, at all looks or by look
     # [k] and their largest: what each value is a multiple of, the sizes of clusters
     sizes: Floats | float = 1.0
@@ -174,7 +174,7 @@ class EmpiricalLikelihoodTest:
             np.tile(np.broadcast_to(self.added, n_looks), len(least)),
         )
         by_look = p_values.reshape(-1, n_looks)
-        by_look[:, : self.n_silent] = 1.0
+        by_look[:, : self.n_skipped_looks] = 1.0
         return combine_looks(by_look, self.plan)
 
     def of_change(self, is_flip: NDArray[np.bool_]) -> "EmpiricalLikelihoodTest":

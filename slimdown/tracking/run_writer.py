@@ -198,7 +198,7 @@ class TrackedRun:
                 self._write("traceback.txt", "".join(traceback.format_exception(error)))
         try:
             self._deliver(status)
-            advice = "goes on in it" if _may_pass(error) else "fails again until that is mended"
+            advice = "goes on in it" if _may_succeed(error) else "fails again until that is mended"
             error.add_note(f"Run {self.run_id} is marked {status}; the same command {advice}.")
         except TrackingError as problem:
             error.add_note(f"{problem}. The same command goes on from {self.folder}.")
@@ -231,7 +231,7 @@ class TrackedRun:
         self._tags.append(RunTag(name, redact(text)[: store.MAX_TAG]))
 
 
-def _may_pass(error: BaseException) -> bool:
+def _may_succeed(error: BaseException) -> bool:
     """Whether the same command can succeed: it was stopped, or a store, hub or memory failed it."""
     from slimdown.models.memory import is_out_of_memory
 

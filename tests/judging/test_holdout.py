@@ -7,7 +7,7 @@ from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge, judge_pair
-from slimdown.judging.holdout import held_half, open_half
+from slimdown.judging.holdout import held_part, open_part
 from slimdown.utils.errors import DataError
 
 BASE, TUNED = make_scores(600, 100, 60, 240)
@@ -19,26 +19,26 @@ def questions_of(evaluation: Evaluation) -> list[str]:
 
 def test_the_halves_hold_every_question_once() -> None:
     whole = make_evaluation(a=BASE)
-    opened, held = open_half(whole, 0.5), held_half(whole, 0.5)
+    opened, held = open_part(whole, 0.5), held_part(whole, 0.5)
     assert sorted(questions_of(opened) + questions_of(held)) == sorted(questions_of(whole))
     assert abs(len(questions_of(held)) - 500) < 3 * 16  # of a fair coin's 1,000 tosses
     scores = opened.benchmarks["a"].scores_of("acc")
     assert opened.benchmarks["a"].score.value == pytest.approx(sum(scores) / len(scores))
-    assert open_half(whole, 0.0) is whole
+    assert open_part(whole, 0.0) is whole
 
 
 def test_a_limit_moves_no_question_and_a_larger_share_holds_those_of_a_smaller() -> None:
     whole, limited = make_evaluation(a=BASE), make_evaluation(a=BASE[:100])
-    few, many = (set(questions_of(held_half(whole, share))) for share in (0.2, 0.5))
+    few, many = (set(questions_of(held_part(whole, share))) for share in (0.2, 0.5))
     assert few < many
-    assert set(questions_of(held_half(limited, 0.5))) == many & set(questions_of(limited))
+    assert set(questions_of(held_part(limited, 0.5))) == many & set(questions_of(limited))
 
 
 def test_a_cluster_is_never_divided() -> None:
     plain = make_benchmark(BASE)
     samples = tuple(replace(sample, cluster=str(n // 5)) for n, sample in enumerate(plain.samples))
     whole = replace(make_evaluation(a=BASE), benchmarks={"a": replace(plain, samples=samples)})
-    halves = [half(whole, 0.5).benchmarks["a"].samples for half in (open_half, held_half)]
+    halves = [half(whole, 0.5).benchmarks["a"].samples for half in (open_part, held_part)]
     opened, held = ({sample.cluster for sample in half} for half in halves)
     assert not opened & held
     assert len(opened | held) == 200
@@ -47,24 +47,24 @@ def test_a_cluster_is_never_divided() -> None:
 
 def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(DataError, match=r"would split the 3 questions of a into"):
-        open_half(make_evaluation(a=[1.0, 0.0, 0.0]), 0.5)
+        open_part(make_evaluation(a=[1.0, 0.0, 0.0]), 0.5)
     with pytest.raises(DataError, match="would split the 100 questions of a into 100 and 0"):
-        open_half(make_evaluation(a=BASE[:100]), 1e-6)
+        open_part(make_evaluation(a=BASE[:100]), 1e-6)
     with pytest.raises(DataError, match="a may have stopped early"):
-        held_half(make_evaluation(a=stop_early(make_benchmark(BASE), 63)), 0.5)
+        held_part(make_evaluation(a=stop_early(make_benchmark(BASE), 63)), 0.5)
 
 
 def test_findings_say_which_half_they_are_about_and_halves_are_not_mixed() -> None:
     base, tuned = make_evaluation(a=BASE), make_evaluation(a=TUNED)
-    findings = judge(open_half(base, 0.5), open_half(tuned, 0.5))
+    findings = judge(open_part(base, 0.5), open_part(tuned, 0.5))
     assert findings.part.startswith("the open half of each benchmark's questions")
     assert findings.benchmarks["a"].n < 600
-    for half in (base, held_half(base, 0.5)):
+    for half in (base, held_part(base, 0.5)):
         with pytest.raises(DataError, match="part differs"):
-            judge(half, open_half(tuned, 0.5))
+            judge(half, open_part(tuned, 0.5))
 
 
-def test_runs_that_were_chosen_are_paired_on_the_held_half_or_it_is_said() -> None:
+def test_runs_that_were_chosen_are_paired_on_the_held_part_or_it_is_said() -> None:
     first, second = make_evaluation(a=BASE), make_evaluation(a=TUNED)
     held, whole = judge_pair(first, second, 0.5), judge_pair(first, second)
     assert held.part.startswith("the held-out half")
@@ -79,6 +79,6 @@ def test_the_tasks_of_a_half_keep_their_weights() -> None:
         make_evaluation(a=make_benchmark(scores, names, weights))
         for scores in ([1.0] * 1000, [0.0] * 100 + [1.0] * 900)
     ]
-    findings = judge(*(held_half(one, 0.5) for one in pair))
+    findings = judge(*(held_part(one, 0.5) for one in pair))
     assert findings.benchmarks["a"].primary.difference.value == pytest.approx(-0.5)
-    assert held_half(pair[1], 0.5).benchmarks["a"].score.value == pytest.approx(0.5)
+    assert held_part(pair[1], 0.5).benchmarks["a"].score.value == pytest.approx(0.5)

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from slimdown.config.schema import Role
 from slimdown.report import formatting, text
-from slimdown.report.looks import LOOKS, get_look
+from slimdown.report.verdict_styles import STYLES, find_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def render(template: str, **values: object) -> str:
         "out_of": formatting.format_count,
         "plural": formatting.pluralize,
     }
-    environment.globals |= {"LOOKS": LOOKS, "Role": Role, "get_look": get_look, "text": text}
+    environment.globals |= {"STYLES": STYLES, "Role": Role, "find_style": find_style, "text": text}
     return environment.get_template(template).render(**values)
 
 
