@@ -111,6 +111,9 @@ def _ask_hydra(arguments: list[str]) -> int:
             f"slimdown knows no run with {' '.join(arguments)}; see slimdown run --help"
         )
 
+    if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
+        problem = "--experimental-rerun reads a pickle, which can run code"
+        raise ConfigError(f"{problem}; repeat the command instead")
     sys.argv[1:] = arguments
     register_schema()
     try:

@@ -146,14 +146,20 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
         ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
     """
     kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
+    types = {one.name: str(one.type) for one in fields(schema)}
     for name, value in values.items():
         if name not in kinds:
             problems.append(str(explain_unknown_key(name, schema)))
+        elif value is None or isinstance(value, dict):
+            built[name], demand = value, upstream.explain_type(types[name], value)
+            problems += [f"{name} {demand}, got {value!r}"[:200]] if demand else []
         elif value != MISSING:
             kind, *_ = (*get_args(kinds[name]), kinds[name])
-            built[name] = str(value) if isinstance(value, Path) else value
-            if kind == list[str] and type(value) is str:
-                built[name] = [value]
+            value = str(value) if isinstance(value, Path) else value
+            value = value.item() if hasattr(value, "item") else value  # a number of NumPy's
+            built[name] = float(value) if kind is float and type(value) is int else value
+            if kind == list[str] and isinstance(value, str | tuple):
+                built[name] = [value] if isinstance(value, str) else list(value)
             if isinstance(kind, EnumMeta) and value is not None:
                 if value not in list(kind):
                     problems.append(f"{name}={value!r} must be one of {', '.join(kind)}"[:200])

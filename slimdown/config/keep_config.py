@@ -13,6 +13,7 @@ from slimdown.config.fields import (
     setting,
 )
 from slimdown.config.paths import read_group
+from slimdown.utils.errors import ConfigError
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
@@ -56,13 +57,23 @@ class KeepConfig:
 
         Args:
             has_base: Whether the training has the base beside what is trained, for the distance.
+
+        Raises:
+            ConfigError: It lacks a setting, or one that was chosen would do nothing.
         """
         if self.name is not Keep.auto:
             return self
         choices, name = read_group("keep"), Keep.replay if self.dataset else Keep.self_replay
-        idle = choices[Keep.auto].keys() - choices[name].keys()
-        weight = self.weight if has_base else None
-        return replace(self, name=name, **dict.fromkeys(idle), weight=weight)
+        default = choices[Keep.auto]
+        idle = [*(default.keys() - choices[name].keys()), *([] if has_base else ["weight"])]
+        problems = list(check_own_settings("keep", self, ("weight",)))
+        for key in sorted(idle):
+            if (value := getattr(self, key)) not in (None, default[key]):
+                meant = f"keep=auto is {name} here" + ("" if has_base else ", no base beside it")
+                problems.append(f"{key}={value} would do nothing: {meant}; leave it out")
+        if problems:
+            raise ConfigError("\n".join(f"keep.{problem}" for problem in problems))
+        return replace(self, name=name, **dict.fromkeys(idle))
 
     def problems(self) -> Iterator[str]:
         optional = ("weight",) if self.name is Keep.self_replay else ()

@@ -139,8 +139,8 @@ def load_training_data(
 
 
 def count_replayed(n_rows: int, share: float) -> int:
-    """Return how many rows make up a share of all, beside so many others."""
-    return round(n_rows * share / (1 - share))
+    """Return how many rows make up a share of all, beside so many others; one at least."""
+    return max(1, round(n_rows * share / (1 - share)))
 
 
 def _limit_replay(

@@ -18,7 +18,7 @@ class AnswersFile:
         self._file = file
         self.responses: dict[str, list[list[Any]]] = {}
         for line in file.read_bytes().splitlines() if file and file.exists() else ():
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError):
                 self.responses |= json.loads(line)
 
     def save(self, name: str, responses: list[list[Any]]) -> None:

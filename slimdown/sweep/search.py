@@ -55,14 +55,18 @@ class Search:
         self._settings = settings = run.config.search
         self._at_once = at_once
         identity: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
-        identity.append({key: asdict(one) for key, one in plan.space.items()})
-        digest = hash_json([*identity, run_key(run.config)])[:8]
+        space = {key: asdict(one) for key, one in plan.space.items()}
+        digest = hash_json([*identity, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
-        self._file = local_dir(self.config.tracking) / "searches" / f"{hash_json(self.name)}.json"
+        # Of a name whose space has changed the values may lie outside: it begins anew.
+        file = f"{hash_json([self.name, space])}.json"
+        self._file = local_dir(self.config.tracking) / "searches" / file
         self._values: list[dict[str, Any]] = []  # of each trial
-        with suppress(FileNotFoundError, ValueError):  # without it they are proposed anew
-            self._values = json.loads(self._file.read_text())
+        # Without the file, or where it is damaged, values are proposed anew.
+        with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
+            values = json.loads(self._file.read_text())
+            self._values = values if all(one.keys() == space.keys() for one in values) else []
         for values in self._values:
             self.study.enqueue_trial(values)
         self._proposed: list[Trial] = []

@@ -53,6 +53,8 @@ def run_key(config: RunConfig) -> str:
                 settings[f"dataset.{name}.revision"] = commit
         if config.keep.name is Keep.self_replay:
             settings["keep.version"] = 3  # one seed for what the base writes
+        elif config.keep.weight:
+            settings["keep.version"] = 1  # the base answers without dropout
         is_chat = bool(config.dataset) and config.may_hold_conversations
         if is_chat and config.evaluation.enable_thinking is False:
             settings["evaluation.enable_thinking"] = "off in rows, too"  # where it was on

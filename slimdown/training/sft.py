@@ -23,6 +23,7 @@ from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import (
     copy_trained_weights,
     disabled_adapters,
+    eval_mode,
     get_inner_model,
     get_own_adapter,
     learns_prompt,
@@ -75,7 +76,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                 own = self.accelerator.unwrap_model(model)
                 compute_base_logits, base_target = self._open_batch(own, compared)
                 # First: it switches the adapter's gradients off and on again.
-                with torch.no_grad(), disabled_adapters(own):
+                with eval_mode(own), disabled_adapters(own):
                     base_logits = compute_base_logits()
             logits = compute_logits()
             nats = functional.cross_entropy(logits.float(), target, reduction="none")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slimdown.config.benchmarks import read_benchmarks
@@ -174,3 +175,18 @@ def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:
         composed("keep=auto", "keep.random=true")
     with pytest.raises(ConfigError, match=r"keep.dataset=dolly must be one of several"):
         composed("keep=auto", "keep.dataset=dolly")
+    with pytest.raises(ConfigError, match=r"keep.max_tokens=9 would do nothing: .*replay here;"):
+        composed("keep=auto", *MIXED, "keep.max_tokens=9")
+    with pytest.raises(ConfigError, match=r"keep.weight=2.0 would do nothing: .*no base beside it"):
+        composed("keep=auto", "keep.weight=2", "method=full", "quantization=none")
+    with pytest.raises(ConfigError, match=r"keep.share must be set for keep=auto"):
+        composed("keep=auto", "keep.share=null")
+
+
+def test_numbers_of_numpy_and_tuples_are_settings() -> None:
+    of_numpy = {"limit": np.int64(5), "margin": np.float64(0.05), "temperature": np.float32(0.5)}
+    plain = {"limit": 5, "margin": 0.05, "temperature": 0.5}
+    read = [read_benchmarks("gsm8k", **settings) for settings in (of_numpy, plain)]
+    assert read[0] == read[1]
+    whole = read_benchmarks("gsm8k", temperature=1, stop=("a", "b"))["gsm8k"]
+    assert (repr(whole.temperature), whole.stop) == ("1.0", ["a", "b"])

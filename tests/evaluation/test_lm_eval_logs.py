@@ -255,6 +255,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line missing": (edit_lines(lambda lines: lines[:-1]), TWICE_OR_GONE),
     "a line twice": (edit_lines(lambda lines: [*lines, lines[-1]]), TWICE_OR_GONE),
     "a huge line": (write("samples_pocket_math_*", "[" * 2_000_000), "line 1, is no line of"),
+    "half a character": (edit_entry("pocket_math", target="\ud800"), "line 4, is no line of"),
+    "a huge number": (edit_entry("pocket_math", doc_id=2**70), "line 4, .* more than 64 bits"),
     "not a number": (
         edit_entry("pocket_math", exact_match=float("nan")),
         "question 3 .* is not a number",

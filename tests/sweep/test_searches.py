@@ -94,6 +94,31 @@ def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: Op
     assert make_trials(open_search("search.seed=1"), [finish()])[0] != first[0]
 
 
+def test_a_named_study_of_another_space_begins_anew(open_search: OpenSearch) -> None:
+    def make_trials(**space: DimensionConfig) -> list[float]:
+        search, rates = open_search("search.study=s", **space), []
+        for batch in search.propose_batches():
+            rates.append(float(get_values(batch[0])["train.learning_rate"]))
+            search.keep_outcomes([finish()])
+        return rates
+
+    first = make_trials()
+    higher = make_trials(**{"train.learning_rate": DimensionConfig(0.1, 1.0)})
+    assert len(set(higher)) == 4
+    assert min(higher) >= 0.1
+    assert make_trials() == first
+
+
+@pytest.mark.parametrize("content", ["5", "null", '["x"]', '{"a": 1}', '[{"lora.r": 1}]'])
+def test_a_damaged_file_of_a_study_is_begun_anew(content: str, open_search: OpenSearch) -> None:
+    next(open_search().propose_batches())
+    [file] = Path().glob("mlruns/searches/*.json")
+    before = file.read_text()
+    file.write_text(content)
+    next(open_search().propose_batches())
+    assert file.read_text() == before
+
+
 def test_what_a_trial_sets_lies_in_the_space(open_search: OpenSearch) -> None:
     trials = next(open_search("search.n_trials=8", at_once=8).propose_batches())
     assert len(trials) == 8

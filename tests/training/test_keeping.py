@@ -1,4 +1,4 @@
-"""What keeps the base's abilities: each means against its definition, on the embedded model."""
+"""What keeps the base's abilities: each mitigation against its definition, on a small model."""
 
 import json
 import math
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import SMALL
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from training_run import TrainingRun
 
@@ -207,6 +209,23 @@ def test_replayed_rows_can_keep_the_model_near_its_base(
             trainer.compute_loss(model.train(), batch)
     assert len(n_tokens) == 3
     assert n_tokens[0] < n_tokens[1]
+
+
+def test_a_base_is_compared_without_its_dropout(composed: Composed, tmp_path: Path) -> None:
+    config = composed(*SMALL, *GENERAL, "keep.weight=1e-12")
+    run = TrainingRun(config)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    shape = transformers.GPT2Config(vocab_size=len(run.base.tokenizer), **sizes, resid_pdrop=0.5)
+    base = transformers.GPT2LMHeadModel(shape)
+    model = get_peft_model(base, LoraConfig(r=2, fan_in_fan_out=True))
+    trainer = build_trainer(model, run.base.tokenizer, run.rows, config, tmp_path)
+    batch = trainer.data_collator([run.rows.train[i] for i in (0, -1)])
+    losses = []
+    for trainer.base_weight in (1e-12, 0.0):  # its dropout would draw from the generator
+        torch.manual_seed(0)
+        losses.append(float(trainer.compute_loss(model.train(), dict(batch))))
+    assert losses[0] == losses[1]
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("settings", ["", "method=prompt", "method=bottleneck"])

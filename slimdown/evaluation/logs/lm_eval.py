@@ -138,7 +138,7 @@ class _HarnessTask(LoggedTask):
             )
         usable.sort(key=lambda key: [*better, (n := Metric(key).name)].index(n))  # the task's
         chosen = choose_metric([key for key in usable if key in reported] or usable)
-        primary = metric or (shipped.metric if shipped.metric in usable else chosen)
+        primary = str(metric or (shipped.metric if shipped.metric in usable else chosen))
         guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
         shipped_chance = shipped.chance if primary == shipped.metric else None
         chance = guessed if shipped_chance is None else shipped_chance
@@ -160,6 +160,10 @@ class _HarnessTask(LoggedTask):
                 place = f"{file}, line {number},"
                 with explain_malformed(f"{place} is no line of lm_eval, or was cut short"):
                     entry = json.loads(line)
+                    if b"\\ud" in line.lower():  # half of a surrogate pair is no text
+                        json.dumps(entry, ensure_ascii=False).encode()
+                    if abs(int(entry["doc_id"])) >= 2**63:
+                        raise ValueError("its doc_id has more than 64 bits")
                     hashes = entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]
                     digest.update(hashes.encode())
                     entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
