@@ -57,10 +57,10 @@ class CommandParser(argparse.ArgumentParser):
         help_text = f"{text}, 0: all (default: 100)"
         self.add_argument("--rows", type=int, default=100, metavar="N", help=help_text)
 
-    def add_output(self) -> None:
-        """Add --format, --output and --all."""
+    def add_output(self, *more: str) -> None:
+        """Add --format, which may take more formats than a table's, --output and --all."""
         text = "default: table, or what the ending of --output says"
-        self.add_argument("--format", choices=FORMATS, help=text)
+        self.add_argument("--format", choices=(*FORMATS, *more), help=text)
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
         self.add_argument("--all", action="store_true", help="show every metric and column")
 
@@ -101,19 +101,26 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     Returns:
         0, the exit code.
     """
-    from slimdown.report.console import print_text, show_line, show_table
+    from slimdown.report.console import show_table
     from slimdown.report.tables import write_table
 
     chosen = options.format or "table"
     if chosen == "table" or options.output:
         show_table(table, options.all)
-    if options.output:
-        text = render_page() if chosen == "html" else write_table(table, chosen)
-        files.write_atomically(options.output, text)
-        show_line(f"wrote {options.output}")
-    elif chosen != "table":
-        print_text(render_page() if chosen == "html" else write_table(table, chosen))
+    if chosen != "table" or options.output:
+        put_text(render_page() if chosen == "html" else write_table(table, chosen), options.output)
     return 0
+
+
+def put_text(text: str, output: Path | None) -> None:
+    """Print a text for programs; with --output write it, whole or not at all."""
+    from slimdown.report.console import print_text, show_line
+
+    if output:
+        files.write_atomically(output, text)
+        show_line(f"wrote {output}")
+    else:
+        print_text(text)
 
 
 def check_new_folder(option: str, folder: Path) -> None:

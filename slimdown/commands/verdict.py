@@ -5,9 +5,9 @@
   lighteval  slimdown verdict out/base out/tuned        (--save-details --output-dir)
   tables     slimdown verdict base.csv tuned.csv        (.jsonl, .parquet: id, score; prompt, ...)
 
-Exit code with --max-loss or --only:
+Exit code with a budget (--max-loss, --max-relative-loss, --only, --supporting, --overall) or JUnit:
   0  every loss is shown to be within its budget
-  1  a loss beyond its budget is shown
+  1  a loss beyond its budget is shown, or with --overall that the retained are worse together
   2  the questions cannot tell
   3  the logs cannot be judged
 """
@@ -19,15 +19,14 @@ from pathlib import Path
 import yaml
 
 from slimdown.commands import arguments
+from slimdown.commands.gate import add_gate_options, decide_gate
 from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
-from slimdown.judging.budgets import check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.serialization import to_plain
 from slimdown.report.console import show_budget_checks, show_findings, show_line
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page
-from slimdown.report.text import describe_unchecked
 from slimdown.utils.errors import ConfigError
 
 
@@ -48,10 +47,8 @@ def main(argv: list[str]) -> int:
     text = "a field of its questions, such as passage; those that share it count as one"
     parser.add_list("--cluster", "TASK=FIELD", text)
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
-    text = "gsm8k=0.02: it may lose two points; the others, unless targets, their margin"
-    parser.add_list("--max-loss", "[TASK=]SHARE", text)
-    parser.add_list("--only", "TASK", "check the budget of this one and leave the others out")
-    parser.add_output()
+    add_gate_options(parser, "their margin, unless they are targets")
+    parser.add_output("junit")
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     options = parser.parse(argv)
     refusal = "These logs cannot be judged:"
@@ -59,7 +56,6 @@ def main(argv: list[str]) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    budgets = read_budgets(options.max_loss)
     metrics = _read_by_task("metric", options.metric, "gsm8k=exact_match.strict-match")
     clusters = _read_by_task("cluster", options.cluster, "drop=passage")
     sides, choice = (options.base, options.tuned), (metrics, options.target)
@@ -79,13 +75,16 @@ def _judge(options: argparse.Namespace) -> int:
     if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
-    checks = []
-    if budgets or options.only:
-        checks = check_budgets(findings, budgets, only=options.only)
-        notes += describe_unchecked(checks, findings) if options.only else []
+    budgets = (options.max_loss, options.max_relative_loss, options.only, options.supporting)
+    is_junit, gate = options.format == "junit", None
+    if any(budgets) or options.overall or is_junit:
+        gate = decide_gate(options, findings, lambda: (base, tuned))
+        notes += gate.notes
     arguments.write_notes(dict.fromkeys(notes))
     title = f"{options.base} → {options.tuned}"
-    if options.format:
+    if gate and is_junit:
+        arguments.put_text(gate.write_junit(title), options.output)
+    elif options.format:
         table = findings_table(findings, title, with_notes=True)
         arguments.put_table(table, options, lambda: render_page(findings, title))
     else:
@@ -93,10 +92,10 @@ def _judge(options: argparse.Namespace) -> int:
         show_findings(findings, options.all)
     if options.track:
         _track(findings, options)
-    if checks:
+    if gate:
         with arguments.keep_stdout_clean(options):
-            show_budget_checks(checks)
-    return int(overall_outcome(checks)) if checks else 0
+            show_budget_checks(gate.checks, gate.is_worse)
+    return int(gate.outcome) if gate else 0
 
 
 def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]:

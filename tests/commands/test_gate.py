@@ -210,6 +210,27 @@ def test_logs_with_one_named_budget_are_held_to_the_others_too(
     assert "Checked: only pocket_cs; left out: pocket_" in capsys.readouterr().err
 
 
+def test_logs_are_gated_as_a_recorded_run(
+    logs: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert verdict.main([*logs, "--format", "junit"]) == 1
+    captured = capsys.readouterr()
+    suite = ElementTree.fromstring(captured.out)
+    names = [str(case.get("name")).partition(" ")[0] for case in suite]
+    assert "beyond" in captured.err  # the budgets, for people
+    loose = ["--max-loss", "0.999", "--overall"]
+    assert verdict.main([*logs, *loose]) == 1
+    assert "shown to be worse together" in capsys.readouterr().out
+    assert verdict.main([*logs, *loose[:2]]) == 0
+    supporting = [f"--supporting={name}" for name in names]
+    assert verdict.main([*logs, *loose, *supporting]) == 3
+    assert "every benchmark is only supporting" in capsys.readouterr().err
+    file = tmp_path / "budgets.xml"
+    relative = [f"--max-relative-loss={names[0]}=0.5", f"--only={names[0]}"]
+    assert verdict.main([*logs, *relative, "--format=junit", "-o", str(file)]) in (0, 1, 2)
+    assert len(ElementTree.parse(file).getroot()) == 1
+
+
 def test_notes_reach_the_terminal_without_control_characters(
     logs: tuple[str, str], capsys: Capture
 ) -> None:

@@ -1,0 +1,90 @@
+"""The gate of `check` and `verdict`: its options, and what it decides."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isnan
+
+from slimdown.commands.arguments import CommandParser
+from slimdown.config.schema import Role
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import (
+    BudgetCheck,
+    Outcome,
+    check_budgets,
+    overall_outcome,
+    read_budgets,
+)
+from slimdown.judging.findings import Findings, judge
+from slimdown.report.findings_report import write_junit
+from slimdown.report.text import describe_overall, describe_unchecked
+from slimdown.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Every budget that was checked, and what follows of all.
+
+    Attributes:
+        checks: One for each benchmark with a budget.
+        notes: What was left out, and the mean of all.
+        is_worse: Whether the retained benchmarks are shown to be worse together, which was asked.
+        outcome: The exit code.
+    """
+
+    checks: list[BudgetCheck]
+    notes: list[str]
+    is_worse: bool
+    outcome: Outcome
+
+    def write_junit(self, title: str) -> str:
+        """Write XML with a test for each budget, and one that fails where all are worse."""
+        name = "the retained benchmarks are not worse together"
+        return write_junit(self.checks, title, {name: self.notes[-1]} if self.is_worse else {})
+
+
+def add_gate_options(parser: CommandParser, others: str) -> None:
+    """Add the options of the gate; `others` says what benchmarks that are not named may lose."""
+    text = f"gsm8k=0.02: two points; the others: {others}"
+    parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
+    text = "gsm8k=0.05: a twentieth of what the base scored"
+    parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
+    parser.add_list("--only", "BENCHMARK", "check this one and leave the others out")
+    parser.add_list("--supporting", "BENCHMARK", "its loss is shown and decides nothing")
+    text = "also fail where the retained benchmarks are shown to be worse on average"
+    parser.add_argument("--overall", action="store_true", help=text)
+
+
+def decide_gate(
+    options: argparse.Namespace,
+    findings: Findings,
+    read_evaluations: Callable[[], tuple[Evaluation, Evaluation]],
+) -> Gate:
+    """Decide whether a model has lost more than it may.
+
+    Args:
+        options: Those of `add_gate_options`.
+        findings: What changed.
+        read_evaluations: Returns those of base and tuned model; `--overall` takes their mean.
+
+    Raises:
+        ConfigError: A name that is no benchmark, or nothing that is left for `--overall`.
+    """
+    relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
+    budgets, supporting = read_budgets(options.max_loss), options.supporting
+    checks = check_budgets(findings, budgets, relative, supporting, options.only)
+    notes = describe_unchecked(checks, findings) if options.only else []
+    outcome, is_worse = overall_outcome(checks), False
+    if options.overall:
+        counted = set(options.only or findings.benchmarks) - set(supporting)
+        base, tuned = (
+            replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k in counted})
+            for one in read_evaluations()
+        )
+        mean = judge(base, tuned).mean_change(Role.retained)
+        if isnan(mean.value):
+            raise ConfigError("--overall: every retained benchmark is supporting or left out")
+        notes.append(describe_overall(mean))
+        is_worse = mean.high < 0
+        outcome = Outcome.beyond if is_worse else outcome
+    return Gate(checks, notes, is_worse, outcome)
