@@ -210,75 +210,107 @@ def load_tasks(
 def _check_task(
     name: str, benchmark: BenchmarkConfig, found: Any, files_hash: str
 ) -> BenchmarkTask:
-    """The benchmark with nothing left open, once its tasks can be asked as it says."""
-    from lm_eval.api.metrics import mean
-
+    """Return the benchmark with nothing left open, once its tasks can be asked as it says."""
     tasks: dict[str, Any] = found["tasks"]
     first = tasks[min(tasks)]
-    better, aggregation = first.higher_is_better(), first.aggregation()
-    usable = set(aggregation)
-    for task in tasks.values():
-        of_task, is_better = task.aggregation(), task.higher_is_better()
-        usable = {m for m in usable if of_task.get(m) is mean and is_better.get(m) is not False}
-    filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
-    names = [Metric(m, f) for m in better if m in usable for f in filters]
+    config = ResolvedBenchmark.of(benchmark)
+    usable = _find_usable_metrics(tasks)
     group = found.get("groups", {}).get(benchmark.task)
     aggregated = getattr(group, "aggregate_metric_list", None) or ()
-    reported = {Metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
-    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
-    config = ResolvedBenchmark.of(benchmark)
+    filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
+    better = first.higher_is_better()
+    names = [Metric(m, f) for m in better if m in usable for f in filters]
     if benchmark.metric is None:  # a group's own score comes first
+        reported = {Metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
         comparable = [name for name in names if name in reported] or names
         config.metric = str(choose_metric(comparable or [*better, "none"]))
+    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
+    by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
+    weighs_tasks_alike = not by_size.get(Metric(config.metric).name, True)
+    if benchmark.chance is None:
+        config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
         usable.add(_FLEXIBLE)
-    primary = Metric(config.metric).name
-    by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
-    weighs_tasks_alike = not by_size.get(primary, True)
-    if benchmark.chance is None:
-        # Whether the right choice scores 1 is not known of a task with scoring code of its own.
-        kinds = {(t.OUTPUT_TYPE, bool(t.config.process_results)) for t in tasks.values()}
-        shares = []
-        for task in tasks.values() if kinds == {("multiple_choice", False)} else ():
-            docs = (doc for _, doc in task.doc_iterator(limit=config.limit))
-            shares.append([1 / len(set(task.doc_to_choice(doc))) for doc in docs])
-        shares = shares or [[0.0]]
-        config.chance = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
+    _check_clusters(name, config, tasks)
+    _check_metric(name, config, first, usable, [*names, *sorted(usable & {_FLEXIBLE})])
+    for task in tasks.values():
+        _set_shots(name, config, task)
+    return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
+
+
+def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
+    """Return the metrics that every task has, as a mean of which more is better."""
+    from lm_eval.api.metrics import mean
+
+    usable: list[set[str]] = []
+    for task in tasks.values():
+        better = task.higher_is_better()
+        means = {m for m, aggregate in task.aggregation().items() if aggregate is mean}
+        usable.append({m for m in means if better.get(m) is not False})
+    return set.intersection(*usable)
+
+
+def _find_chance(tasks: dict[str, Any], limit: int | None, weighs_tasks_alike: bool) -> float:
+    """Return what guessing scores: one over the number of choices, 0 where it is not known."""
+    # Whether the right choice scores 1 is not known of a task with scoring code of its own.
+    kinds = {(task.OUTPUT_TYPE, bool(task.config.process_results)) for task in tasks.values()}
+    if kinds != {("multiple_choice", False)}:
+        return 0.0
+    shares = []
+    for task in tasks.values():
+        docs = (doc for _, doc in task.doc_iterator(limit=limit))
+        shares.append([1 / len(set(task.doc_to_choice(doc))) for doc in docs])
+    return fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
+
+
+def _check_clusters(name: str, config: ResolvedBenchmark, tasks: dict[str, Any]) -> None:
+    """Check that every question has the field that names its cluster."""
     numbered = (task.doc_iterator(limit=config.limit) for task in tasks.values())
     for number, doc in chain(*numbered) if config.cluster else ():
         try:
             read_cluster(doc, config.cluster, str(number))
         except DataError as error:
             raise ConfigError(f"benchmark.{name}.cluster: {error}") from None
-    setting = f"benchmark.{name}.metric={config.metric}"
-    names += sorted(usable & {_FLEXIBLE})
+
+
+def _check_metric(
+    name: str, config: ResolvedBenchmark, first: Any, usable: set[str], names: list[str]
+) -> None:
+    """Check that the primary metric is a mean of scores of which more is better."""
+    primary = Metric(config.metric).name
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes
-    if primary not in usable or (config.metric not in names and not has_own_code):
-        problem = f"{config.task} has no such metric"
-        if better.get(primary) is False:
-            problem = "of this metric less is better, so a rise would be called an improvement"
-        elif primary in aggregation and primary not in usable:
-            problem = "this metric is no mean of its questions' scores"
-        raise ConfigError(f"{setting}: {problem}; choose one of {', '.join(names) or 'none'}")
-    for task in tasks.values():
-        own = task.config.num_fewshot
-        n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
-        if getattr(task, "UNSAFE_CODE", False):
-            problem = "runs code that the model writes, which slimdown does not"
-        elif getattr(task, "MULTIMODAL", False):
-            problem = "asks about images or sounds, and the model reads text"
-        elif own == 0 and n_shots:
-            problem = "is asked without worked examples; set num_fewshot to 0"
-        elif n_shots and n_shots > (n_rows := _count_examples(task)):
-            problem = f"has {n_rows} rows to take {n_shots} worked examples from"
-            problem += f"; set num_fewshot to {n_rows} or less"
-        else:
-            task.set_config(key="num_fewshot", value=n_shots)
-            continue
-        raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
-    return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
+    if primary in usable and (config.metric in names or has_own_code):
+        return
+    problem = f"{config.task} has no such metric"
+    if first.higher_is_better().get(primary) is False:
+        problem = "of this metric less is better, so a rise would be called an improvement"
+    elif primary in first.aggregation() and primary not in usable:
+        problem = "this metric is no mean of its questions' scores"
+    choices = ", ".join(names) or "none"
+    raise ConfigError(
+        f"benchmark.{name}.metric={config.metric}: {problem}; choose one of {choices}"
+    )
+
+
+def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
+    """Give a task its number of worked examples, once it can be asked with them."""
+    own = task.config.num_fewshot
+    n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
+    if getattr(task, "UNSAFE_CODE", False):
+        problem = "runs code that the model writes, which slimdown does not"
+    elif getattr(task, "MULTIMODAL", False):
+        problem = "asks about images or sounds, and the model reads text"
+    elif own == 0 and n_shots:
+        problem = "is asked without worked examples; set num_fewshot to 0"
+    elif n_shots and n_shots > (n_rows := _count_examples(task)):
+        problem = f"has {n_rows} rows to take {n_shots} worked examples from"
+        problem += f"; set num_fewshot to {n_rows} or less"
+    else:
+        task.set_config(key="num_fewshot", value=n_shots)
+        return
+    raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
 
 
 def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[str] | None) -> None:
