@@ -274,10 +274,19 @@ def judge(
         role: average_changes([m for m in measured if m[0].base.benchmark.role is role])
         for role in Role
     }
-    costs = {name: cost for name, cost in costs.items() if not isnan(cost)}
-    shared = {"harness_version": base.harness_version, "backend": base.backend, **base.conditions}
-    judged = benchmarks, losses, training, costs, base.part, shared, means, base, tuned
-    return Findings(*judged, added_answers=ADDED_TO_CHANGE)
+    asked_by = {"harness_version": base.harness_version, "backend": base.backend}
+    return Findings(
+        benchmarks=benchmarks,
+        lost_answers=losses,
+        training=training,
+        costs={name: cost for name, cost in costs.items() if not isnan(cost)},
+        part=base.part,
+        conditions={**asked_by, **base.conditions},
+        mean_changes=means,
+        base=base,
+        tuned=tuned,
+        added_answers=ADDED_TO_CHANGE,
+    )
 
 
 def judge_held_out(

@@ -182,11 +182,8 @@ def fine_tune(
                 elif train.engine is Engine.unsloth:
                     seconds = train_with_unsloth(base, model, rows, config, callback)
                 else:
-                    # The trainer's state is written last: where it is, the checkpoint is whole.
-                    states = checkpoint_dir.glob("checkpoint-*/trainer_state.json") if saves else ()
-                    newest = max(states, key=lambda file: file.stat().st_mtime, default=None)
-                    resume = broadcast_from_main(newest and str(newest.parent))
-                    seconds = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
+                    newest = broadcast_from_main(saves and _find_checkpoint(checkpoint_dir))
+                    seconds = trainer.train(resume_from_checkpoint=newest).metrics["train_runtime"]
                 peak_bytes = peak_bytes if is_trained else peak()
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -218,17 +215,7 @@ def fine_tune(
     if facts.trains_weights:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(dtypes[name])
-        if process_rank() == 0:
-            with quiet_libraries():
-                model.save_pretrained(output_dir)
-            base.tokenizer.save_pretrained(output_dir)
-    elif process_rank() == 0:
-        save_adapter(model, base, output_dir)
-    broadcast_from_main(None)  # the files are there
-    if facts.trains_weights:
-        identity = {**base.identity, "weights": f"sha256:{hash_folder(output_dir)}"}
-    else:
-        identity = identify_adapted(base.identity, output_dir)
+    tuned = _save_tuned(replace(base, model=model.eval()), output_dir, facts.trains_weights)
     history = callback.history
     n_tokens = history[-1].values.get("num_tokens", 0.0)
     result = TrainingResult(
@@ -249,8 +236,29 @@ def fine_tune(
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
     )
-    place: dict[str, Any] = {"files" if facts.trains_weights else "adapter": str(output_dir)}
-    return replace(base, model=model.eval(), identity=identity, **place), result
+    return tuned, result
+
+
+def _find_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint, if any; the trainer's state is written last."""
+    states = list(folder.glob("checkpoint-*/trainer_state.json"))
+    return str(max(states, key=lambda file: file.stat().st_mtime).parent) if states else None
+
+
+def _save_tuned(tuned: LoadedModel, folder: Path, is_whole: bool) -> LoadedModel:
+    """Save what was trained, in the first of several processes; returns it with its identity."""
+    if process_rank() == 0:
+        if is_whole:
+            with quiet_libraries():
+                tuned.model.save_pretrained(folder)
+            tuned.tokenizer.save_pretrained(folder)
+        else:
+            save_adapter(tuned.model, tuned, folder)
+    broadcast_from_main(None)  # the files are there
+    if is_whole:
+        identity = {**tuned.identity, "weights": f"sha256:{hash_folder(folder)}"}
+        return replace(tuned, identity=identity, files=str(folder))
+    return replace(tuned, identity=identify_adapted(tuned.identity, folder), adapter=str(folder))
 
 
 def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig) -> float:
