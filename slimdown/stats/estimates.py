@@ -23,7 +23,7 @@ class Estimate:
     """A number and how sure it is."""
 
     value: float
-    standard_error: float  # nan where there is none: no spread, or an evaluation that stopped early
+    standard_error: float  # nan without spread, and after an evaluation that stopped early
     low: float  # of the 95 % interval
     high: float
 
@@ -32,32 +32,32 @@ class Estimate:
 class Sampling:
     """The sampling of a benchmark's questions, and the looks at their answers."""
 
-    # [n], with a mean of 1 over all questions; None: all alike
+    # [n], with a mean of 1 over all questions; None: all weigh the same
     weights: Floats | None = field(default=None, repr=False, compare=False)
-    looks: tuple[int, ...] = ()  # questions answered at each look; empty: one look, at all
-    n_available: int | None = None  # questions, had all been asked
-    n_subjects: int = 0  # that the questions come from; 0 where they are of one kind
-    largest_weight: float = 1.0  # of all questions, asked or not
-    n_skipped_looks: int = 0  # looks at which a weighted task has no answer, and nothing is claimed
-    # [n], a number for each question's cluster, such as its passage; None: questions are
-    # independent. A cluster is then one observation, the mean of its questions (Miller 2024,
+    looks: tuple[int, ...] = ()  # questions answered by each look; empty: one look, at the end
+    n_available: int | None = None  # questions in all, asked or not
+    n_subjects: int = 0  # subjects of the questions; 0: questions of one kind
+    largest_weight: float = 1.0  # the largest of all questions, asked or not
+    n_skipped_looks: int = 0  # looks that lack a weighted task's answers, so they claim nothing
+    # [n], the number of each question's cluster, such as its passage; None: questions are
+    # independent. A cluster is one observation, the mean of its questions (Miller 2024,
     # arXiv 2411.00640, section 2.2).
     clusters: Floats | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_simple(self) -> bool:
-        """Whether all questions are of one kind and weigh alike."""
+        """Whether all questions are of one kind and weigh the same."""
         weighs_alike = self.weights is None or bool(np.ptp(self.weights) < 1e-9)
         return weighs_alike and not self.n_subjects
 
     def to_observations(self, columns: Sequence[Floats]) -> tuple[list[Floats], Floats]:
-        """Return what is independent: questions, or the means of clusters; and their weights.
+        """Return the independent observations (questions or cluster means) and their weights.
 
         Args:
             columns: [n] each, a number for each question.
 
         Returns:
-            The columns and the weights, with a mean of 1 over all questions or clusters.
+            The columns, and the weights, whose mean is 1 over all questions or clusters.
         """
         n = len(columns[0])
         weights = np.ones(n) if self.weights is None else self.weights
@@ -71,9 +71,9 @@ class Sampling:
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
     ) -> tuple[Floats, EmpiricalLikelihoodTest]:
-        """Build the test of the mean of the first column; also returns the distinct rows.
+        """Build the test of the mean of the first column; also return the distinct rows.
 
-        The weights are the last column and multiply the first.
+        The last column of the rows holds the weights, which multiply the first.
         """
         observations, weights = self.to_observations(columns)
         n = len(weights)
@@ -97,13 +97,13 @@ class Sampling:
 class Difference(Estimate):
     """The difference between two models on the same questions: tuned - base, shares of 1."""
 
-    p_value: float  # that there is no change
-    mcnemar_p_value: float  # the exact test of 0/1 scores, beside it; else, and after looks, nan
+    p_value: float  # of no change
+    mcnemar_p_value: float  # exact, for 0/1 scores; nan for other scores, looks and clusters
     n: int  # questions
     sampling: Sampling
     is_binary: bool  # whether all scores are 0 or 1
-    changes: Floats = field(repr=False, compare=False)  # [n], of each question
-    # What `equivalence_p_value` has computed, by margin; recorded, since it takes a millisecond.
+    changes: Floats = field(repr=False, compare=False)  # [n], the change of each question
+    # Results of `equivalence_p_value` by margin; recorded, since each takes a millisecond.
     equivalence: dict[float, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -118,18 +118,18 @@ class Difference(Estimate):
 
     @cached_property
     def change_test(self) -> EmpiricalLikelihoodTest:
-        """The test of whether anything changed; it adds less to 0/1 answers of one kind."""
+        """The test of any change. To 0/1 answers of one kind it adds less than `test` does."""
         if self.is_binary and self.sampling.is_simple:
             return self.test.of_change(self.test.values != 0)
         return self.test
 
     @cached_property
     def observations(self) -> Floats:
-        """What is independent: numbers of questions or clusters, whose plain mean is the change."""
+        """One number for each independent question or cluster; their plain mean is the change."""
         (changes,), weights = self.sampling.to_observations([self.changes])
         if self.sampling.clusters is None:
             return changes * weights
-        return self.value + weights * (changes - self.value)  # sizes that vary are no noise
+        return self.value + weights * (changes - self.value)  # varying sizes are no noise
 
     @property
     def has_independent_answers(self) -> bool:
@@ -138,7 +138,7 @@ class Difference(Estimate):
 
     @cached_property
     def spread(self) -> float:
-        """The standard deviation of one observation, in points of the whole."""
+        """The standard deviation of one observation, a share of 1."""
         return _find_spread(self.changes, self.sampling, self.is_binary)
 
     def p_value_above(self, threshold: float) -> float:
@@ -150,9 +150,9 @@ class Difference(Estimate):
         return float(self.test.p_values_below(np.array([threshold]))[0])
 
     def equivalence_p_value(self, margin: float) -> float:
-        """Return the p-value of a true change of `margin` or more, either way.
+        """Return the p-value of a true change of `margin` or more, in either direction.
 
-        Two one-sided tests (Schuirmann 1987).
+        This is the equivalence test by two one-sided tests (Schuirmann 1987).
         """
         if margin not in self.equivalence:
             p_value = max(self.p_value_above(-margin), self.p_value_below(margin))
@@ -164,7 +164,7 @@ class Difference(Estimate):
         return self.change_test.interval(-1.0, 1.0, alpha)
 
     def equivalence_interval(self) -> tuple[float, float]:
-        """Return the interval of `retained` and of budgets, which are one-sided at 5 %."""
+        """Return the 90 % interval, for `retained` and for budgets: both are one-sided at 5 %."""
         return self.test.interval(-1.0, 1.0, 2 * ALPHA)
 
 
@@ -177,12 +177,12 @@ def compare_scores(
 
     Args:
         before, after: one score a question, in the same order.
-        sampling: how the questions were drawn, and the looks at them; None: alike, all at once.
+        sampling: how the questions were drawn and looked at; None: equal weights, one look.
 
     Raises:
         ValueError: there is no score, one is not a number from 0 to 1, or the lengths differ.
 
-    Of 10 questions 4 are lost and none gained; McNemar gives twice 0.5 to the fourth power:
+    4 of 10 questions are lost and none is gained. McNemar gives twice 0.5 to the fourth power:
 
     >>> d = compare_scores([1] * 6 + [0] * 4, [1, 1] + [0] * 8)
     >>> d.value, d.mcnemar_p_value, round(d.p_value, 3), round(d.low, 3), round(d.high, 3)
@@ -200,7 +200,7 @@ def compare_scores(
     plain = Difference(value, nan, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
     n = len(plain.observations) + 2 * plain.has_independent_answers
     error = nan if sampling.looks else plain.spread / sqrt(n)
-    # the side on which the change lies; two-sided
+    # twice the tail on the side of the change
     test = plain.change_test
     tails = test.p_values_above if value > 0 else test.p_values_below
     p_value = 1.0 if value == 0 else min(1.0, 2 * float(tails(np.zeros(1))[0]))
@@ -233,8 +233,8 @@ def mcnemar_p_value(changes: Floats) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm 1979); nan stays nan.
 
-    Holm and not Benjamini-Hochberg: a report's claims are read one by one, so the chance of even
-    one false claim is held, however the benchmarks depend on each other.
+    Not Benjamini-Hochberg: people read a report's claims one by one. Holm bounds the chance of even
+    one false claim, however the benchmarks depend on each other.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -268,11 +268,11 @@ def to_weighted(x: Floats, sampling: Sampling) -> Floats:
 
 
 def _find_spread(x: Floats, sampling: Sampling, is_binary: bool = False) -> float:
-    """The standard deviation of what is independent; nan where there is none.
+    """Compute the standard deviation of the observations; nan if they do not vary.
 
     For 0/1 scores one lost and one gained answer are added. Clusters are measured around the mean
-    of all questions (Miller 2024, arXiv 2411.00640, equation 4); the two answers are added to them
-    where none changed.
+    of all questions (Miller 2024, arXiv 2411.00640, equation 4); they get the two answers only if
+    none changed.
     """
     (means,), weights = sampling.to_observations([x])
     numbers = weights * means

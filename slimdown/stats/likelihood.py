@@ -1,12 +1,12 @@
 """The one test of slimdown: the empirical likelihood ratio of a mean.
 
-Empirical likelihood (Owen 1988) of a mean of bounded numbers. Nothing is assumed but that questions
-are independent and that each number has a lowest and a highest value. Of 0/1 answers it is the
-likelihood ratio of the table of lost and gained answers. Its inversion is the interval, so a
-verdict and the interval of its test cannot contradict each other: that of 95 % for a change, which
-is two-sided at 5 %, and that of 90 % for `retained` and for budgets, which are one-sided at 5 % on
-each side. Against a claim one answer is added; against a change of 0/1 answers half of one is
-enough.
+Empirical likelihood (Owen 1988) tests the mean of bounded numbers. It assumes only that questions
+are independent and that each number has a lowest and a highest value. For 0/1 answers it is the
+likelihood ratio of the table of lost and gained answers. The interval is the inversion of the test,
+so a verdict and its interval cannot contradict each other. The test of a change is two-sided at 5 %
+and has the 95 % interval. Those of `retained` and of budgets are one-sided at 5 % on each side and
+have the 90 % interval. One answer is added in favor of the null hypothesis; in the test of a change
+of 0/1 answers half of one is enough.
 docs/studies/statistics.md has the error rates, by exact enumeration.
 """
 
@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 from slimdown.stats.sequential import Floats, combine_looks
 
 ALPHA = 0.05
-# Answers added against the claim that is tested, at the extreme (the idea: Chen, Variyath and
+# Answers added in favor of the null hypothesis, at the extreme value (the idea: Chen, Variyath and
 # Abraham 2008).
 PSEUDO_ANSWERS = 1.0
-ADDED_TO_CHANGE = 0.5  # in the two-sided test of a change of 0/1 answers, at least
-_STEPS = 100  # of a search that doubles its digits at each step; it ends by itself after about ten
-_BITS = 24  # to which the end of an interval is found
-_MOST_NUMBERS = 200_000  # that are worked on at once
+ADDED_TO_CHANGE = 0.5  # at least, in the two-sided test of a change of 0/1 answers
+_STEPS = 100  # at most; the search doubles its digits at each step, so it ends after about ten
+_BITS = 24  # of precision for the end of an interval
+_MOST_NUMBERS = 200_000  # worked on at once
 
 
 def added_to_change(flips: NDArray[Any] | float, n: NDArray[Any] | float) -> Floats:
-    """How many answers the two-sided test of a change of 0/1 answers adds: half of one.
+    """Return how many answers the two-sided test of a change of 0/1 answers adds: half of one.
 
-    More, up to one, where more than half of all flip: the test is coarser there, since fewer
-    outcomes are left.
+    It adds up to one if more than half of all answers flip: fewer outcomes are left there, so the
+    test is coarser.
 
     Args:
         flips: answers that changed.
@@ -50,10 +50,9 @@ def likelihood_p_values(
     least: Floats | float,
     added: Floats | float = PSEUDO_ANSWERS,
 ) -> Floats:
-    """Compute how likely so large a mean is if the true mean is 0 or less; one-sided, by row.
+    """Compute one-sided p-values, by row: how likely is so large a mean if the true one is <= 0?
 
-    The signed root of twice the logarithm of the likelihood ratio is taken for a standard normal
-    number.
+    The signed root of twice the log likelihood ratio is treated as standard normal.
 
     Args:
         excess: [rows, k] or [k], k distinct numbers.
@@ -69,7 +68,7 @@ def likelihood_p_values(
 
 
 def null_spread(excess: Floats, counts: Floats, least: float) -> float:
-    """The standard deviation of one number under the likeliest truth with a mean of 0."""
+    """Compute the standard deviation of one number in the likeliest distribution of mean 0."""
     _, x, weights = _solve(excess, counts, least, PSEUDO_ANSWERS)
     return float(np.sqrt((weights * x**2).sum() / weights.sum()))
 
@@ -77,7 +76,7 @@ def null_spread(excess: Floats, counts: Floats, least: float) -> float:
 def _solve(
     excess: Floats, counts: Floats, least: Floats | float, added: Floats | float
 ) -> tuple[Floats, Floats, Floats]:
-    """Of each row the signed root, its numbers with the added one, their weights at a mean of 0."""
+    """Return each row's signed root, its numbers with the added one, their weights at mean 0."""
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
     least, added = (np.broadcast_to(one, len(counts))[:, None] for one in (least, added))
     x, counts = np.append(excess, least, axis=1), np.append(counts, added, axis=1)
@@ -86,8 +85,8 @@ def _solve(
     agrees, is_impossible = x.max(axis=1) <= 0, least[:, 0] >= 0
     is_open = ~(agrees | is_impossible)
     x = np.where(is_open[:, None], x, 0.0)
-    # The mean is 0 if each number weighs counts / (1 + tilt x); the logarithm is concave in tilt.
-    # No weight is above the sum of all, which keeps the tilt that far from where it is infinite.
+    # The mean is 0 if each number weighs counts / (1 + tilt x). The log likelihood is concave in
+    # tilt. No weight exceeds the sum of all, so tilt stays that far from its infinite weights.
     ends = [-1 / np.where(is_open, of_all, 1.0) for of_all in (x.max(axis=1), x.min(axis=1))]
     low, high = (end * (1 - 1 / counts.sum(axis=1)) for end in ends)
     tilt = np.zeros(len(x))
@@ -116,31 +115,31 @@ class EmpiricalLikelihoodTest:
     """Tests of the mean of independent numbers between two bounds, at one look or at several."""
 
     values: Floats  # [k], distinct
-    counts: Floats  # [looks, k], how often each was seen until then
+    counts: Floats  # [looks, k], how often each was seen by each look
     lowest: float
     highest: float
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
     n_skipped_looks: int = 0  # looks, the first ones, at which nothing is claimed
-    added: Floats | float = PSEUDO_ANSWERS  # answers against a claim, at all looks or by look
-    # [k] and their largest: what each value is a multiple of, the sizes of clusters
+    added: Floats | float = PSEUDO_ANSWERS  # pseudo-answers, for all looks or by look
+    # [k], the sizes of clusters, which multiply thresholds; and the largest of them
     sizes: Floats | float = 1.0
     largest_size: float = 1.0
 
     def p_values_above(self, thresholds: Floats) -> Floats:
-        """Compute p-values of the claim that the mean is a threshold or less; one-sided."""
+        """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
         excess = self.values - thresholds[:, None] * self.sizes
         return self.p_values_of(excess, self.lowest - thresholds * self.largest_size)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
-        """Compute p-values of the claim that the mean is a threshold or more; one-sided."""
+        """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
         excess = thresholds[:, None] * self.sizes - self.values
         return self.p_values_of(excess, thresholds * self.largest_size - self.highest)
 
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of means that are not ruled out, half of alpha at each end.
+        """Return the interval of means that are not ruled out, with half of alpha at each end.
 
-        From either end of what can be, the first mean that is not ruled out; where looks contradict
-        each other the two may cross, and are then put in order.
+        Each end is the first mean, from its side, that is not ruled out. If looks contradict each
+        other the ends may cross; they are then swapped.
         """
         low = self.find_end(self.p_values_above, lowest, highest, alpha / 2)
         high = self.find_end(self.p_values_below, highest, lowest, alpha / 2)
@@ -149,8 +148,8 @@ class EmpiricalLikelihoodTest:
     def find_end(
         self, p_values: Callable[[Floats], Floats], start: float, end: float, alpha: float
     ) -> float:
-        """Find the last threshold from start towards end that is ruled out; start where none is."""
-        # an odd number, so that the middle, no change, is one of them
+        """Search from start to end for the last threshold that is ruled out; start if none is."""
+        # an odd number, so that the middle, no change, is one of the points
         n_points = max(1, min(15, _MOST_NUMBERS // self.counts.size)) // 2 * 2 + 1
         for _ in range(ceil(_BITS / log2(n_points + 1))):
             points = np.linspace(start, end, n_points + 2)
@@ -160,7 +159,7 @@ class EmpiricalLikelihoodTest:
         return float(start)
 
     def p_values_of(self, excess: Floats, least: Floats) -> Floats:
-        """Compute p-values of the claim that the mean of other numbers is 0 or less, by row.
+        """Compute p-values by row; null hypothesis: the mean of these other numbers is 0 or less.
 
         Args:
             excess: [rows, k], the numbers in place of `values`.
@@ -178,6 +177,6 @@ class EmpiricalLikelihoodTest:
         return combine_looks(by_look, self.plan)
 
     def of_change(self, is_flip: NDArray[np.bool_]) -> "EmpiricalLikelihoodTest":
-        """Return the two-sided test of a change of 0/1 answers; `is_flip` [k] names the changed."""
+        """Return the two-sided test of a change of 0/1 answers; `is_flip`, [k], marks changes."""
         flips = self.counts[:, is_flip].sum(axis=1)
         return replace(self, added=added_to_change(flips, self.counts.sum(axis=1)))

@@ -1,4 +1,4 @@
-"""Power: how large a change so many questions show, and how many questions a change needs.
+"""Power: how large a change some questions show, and how many questions a change needs.
 
 Changes, margins and spreads are shares. "Show" means in four of five repetitions: 80 % power.
 """
@@ -14,14 +14,14 @@ from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, added_to_change, nu
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
 POWER = 0.8
-_MOST = 10**6  # questions; beyond it no number is named
+_MOST = 10**6  # questions; larger numbers are not named
 
 
 def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> float:
-    """Compute the smallest true change that as many questions show; nan if they show none.
+    """Compute the smallest true change that this many questions show; nan if they show none.
 
-    As many answers are taken to change as changed, or as the change itself needs. After looks it is
-    what the last one shows alone.
+    The share of answers that change is the measured one, or more if the change itself needs more.
+    After looks, only the last look counts.
 
     Args:
         difference: of the questions.
@@ -53,12 +53,12 @@ def change_power(
 ) -> float:
     """Compute how often n 0/1 answers show a change if a share `discordant` of them changes.
 
-    The likelihood ratio of no change depends on the lost and the gained answers alone, l and g with
-    what is added: l log(2 l / (l + g)) + g log(2 g / (l + g)). `is_simple` as for `Sampling`.
+    The likelihood ratio of no change depends only on the lost and gained answers, l and g with the
+    added one: l log(2 l / (l + g)) + g log(2 g / (l + g)). `is_simple` is that of `Sampling`.
     """
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
     changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
-    # the most of the fewer kind that is still shown, -1 where none is
+    # the largest count of the rarer kind that still shows a change; -1 if none does
     critical, beyond = np.full(len(changed), -1), changed // 2 + 1
     added = added_to_change(changed, n) if is_simple else PSEUDO_ANSWERS
     while (beyond - critical > 1).any():
@@ -81,21 +81,21 @@ def change_power(
 def n_to_decide(
     difference: Difference, margin: float, alpha: float = ALPHA, budget: float | None = None
 ) -> int | None:
-    """Estimate how many questions show either the change or that it is within the margin.
+    """Estimate how many questions show either a change or that it is within the margin.
 
-    The change is taken to be as large as it looks, and its mean to be normal. Both stay open where
-    it lies between the largest change that would be within the margin and the smallest that would
-    be shown; the gap closes as questions are added.
+    The true change is assumed to be as large as measured, and the mean to be normal. A change stays
+    undecided between the largest one that is within the margin and the smallest one that is shown.
+    More questions close this gap.
 
     Args:
         difference: of the questions so far.
         margin: a change below it counts as none.
         alpha: of the two-sided test of a change, and of each of the two one-sided tests against the
             margin.
-        budget: asks instead how many show on which side of this budget the loss lies.
+        budget: if set, questions must instead show on which side of this budget the loss lies.
 
     Returns:
-        None where it cannot be said.
+        The number; None if it cannot be estimated.
     """
     d = difference
     if isnan(d.spread):
@@ -106,14 +106,14 @@ def n_to_decide(
     sizes = np.broadcast_to(d.test.sizes, values.shape)
     is_plain = d.has_independent_answers and d.sampling.weights is None
     if is_plain or (d.is_binary and not d.changes.any()):
-        # of few questions without a flip it is not known how rare flips are
+        # few questions without a flip do not tell how rare flips are
         values, counts = np.append(values, (-1.0, 1.0)), np.append(counts, (0.5, 0.5))
         sizes = np.append(sizes, (1.0, 1.0))
         spread = sqrt(float(counts @ (values - d.value) ** 2) / counts.sum())
 
     def spread_at(threshold: float) -> float:
         sign, end = (1, d.test.lowest) if d.value > threshold else (-1, -d.test.highest)
-        # so many answers that the one added against the claim hardly counts
+        # with so many answers, the one that is added hardly counts
         excess, end = sign * (values - threshold * sizes), end - sign * threshold
         return null_spread(excess, _MOST * counts, end)
 
@@ -139,4 +139,4 @@ def n_to_decide(
         if most > _MOST:
             return None
     fewest = bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)
-    return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # of clusters as large
+    return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # if clusters stay as large

@@ -1,8 +1,8 @@
 """Split the noise of a mean over several seeds of one configuration.
 
-Another set of questions would have given other scores (question noise), another seed another model
-(training noise). More questions cure only the one, more seeds only the other; which is larger says
-what to buy.
+Other questions would give other scores (question noise). Another seed would give another model
+(training noise). More questions reduce only the first, more seeds only the second. The larger one
+says what to buy.
 """
 
 from collections.abc import Sequence
@@ -19,31 +19,31 @@ from slimdown.stats.sequential import Floats
 
 @dataclass(frozen=True)
 class SeedMean(Estimate):
-    """The mean change of several seeds, and where its uncertainty comes from; or that of one."""
+    """The mean change of one or several seeds, and where its uncertainty comes from."""
 
     sd_over_seeds: float = nan  # standard deviation; nan where there is one seed
-    # of the mean: other questions would be another test, other seeds other models
+    # standard errors of the mean: for other questions, and for other seeds
     question_error: float = nan
     training_error: float = nan
-    # standard deviation of the change from seed to seed, question noise taken out
+    # standard deviation of the change from seed to seed, without question noise
     training_spread: float = nan
 
 
 def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     """Estimate the mean change of several seeds, and split its noise: questions and training.
 
-    Seeds and questions are crossed random effects, their variances those of the two-way analysis of
-    variance. The interval joins theirs, each by its own Student quantile, as the sides of a right
-    angle (Graybill and Wang 1980), and is never narrower than the standard error beside it says.
-    It takes the changes of other seeds to be normal: a training that rarely collapses is not.
-    The spread from seed to seed is median-unbiased: with two seeds the plain root is too small by a
-    quarter on average.
+    Seeds and questions are crossed random effects, with the variances of a two-way analysis of
+    variance. The interval adds their half-widths, each with its own Student quantile, in quadrature
+    (Graybill and Wang 1980). It is never narrower than the standard error beside it says. It
+    assumes that changes of other seeds are normal; those of a training that rarely collapses are
+    not. The spread from seed to seed is median-unbiased: with two seeds the plain root is too small
+    by a quarter on average.
 
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
-            the parts' means, such as the share of each benchmark in the mean of all.
-        steps: Of each part, what an answer of 0 or 1 counts in it: one question more then counts as
-            lost and one as gained. 0 where scores are graded; empty: all are.
+            the parts' means, such as each benchmark's share of the overall mean.
+        steps: For each part, how much one 0/1 answer counts in it. One lost and one gained question
+            are then added. 0: its scores are graded; empty: all scores are graded.
     """
     n_seeds, fewest = len(parts[0]), min(part.shape[1] for part in parts)
     by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
@@ -59,14 +59,13 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
             one_more = np.append(by_question, (-step, step))
             variance = max(variance, float(one_more.var()) / (n + 2))
         of_questions += variance
-        # The mean over seeds scatters from seed to seed by what is the seed's and by what is left
-        # over, and from question to question by what is the question's and by what is left over,
-        # which is counted once.
+        # The means vary from seed to seed by the seed effect and the residual, and from question to
+        # question by the question effect and the residual. The residual is counted once.
         rest = part - part.mean(axis=1)[:, None] - by_question + part.mean()
         residual += float((rest**2).sum()) / ((n_seeds - 1) * (n - 1) * n)
     of_training = max(0.0, deviation**2 - residual) / n_seeds
     error = sqrt(of_training + of_questions)
-    if not error > 1e-12:  # no spread: nothing is known of how others would differ
+    if not error > 1e-12:  # without spread it is unknown how others would differ
         return unknown
     shares = np.array([deviation**2, max(0.0, n_seeds * of_questions - residual)]) / n_seeds
     quantiles = scipy.special.stdtrit([n_seeds - 1, fewest - 1], 1 - ALPHA / 2)  # Student's

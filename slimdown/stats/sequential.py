@@ -1,9 +1,9 @@
 """Sequential testing: p-values that stay valid whenever an evaluation stops.
 
-Two fifths of the error are kept for the look at all questions. The rest is shared among the looks
-before it. The smallest p-value, each divided by its look's share, has under no change a
-distribution that follows from how many questions the looks have in common (recursive integration,
-Armitage, McPherson and Rowe 1969; as in group-sequential trials, Lan and DeMets 1983).
+Two fifths of the error are kept for the look at all questions. The looks before it share the rest.
+Each p-value is divided by its look's share. Without a change, the distribution of the smallest
+quotient follows from how many questions the looks have in common (recursive integration, Armitage,
+McPherson and Rowe 1969; as in group-sequential trials, Lan and DeMets 1983).
 docs/studies/statistics.md says what is guaranteed.
 """
 
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FIRST_BLOCK = 32  # questions; fewer seldom decide anything
-GROWTH = 1.4  # of all asked so far, so at most two sevenths are asked in vain
+GROWTH = 1.4  # of all asked so far; so at most two sevenths are asked in vain
 EARLY_SHARE = 0.6  # of the error, for the looks before all questions are asked
-_MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which these looks share it
+_MIDDLE, _WIDTH = 1300, 1.0  # of the bell over log(questions) by which early looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth counts as independent of the one before
-_FAR = 9.0  # standard errors below which nothing lies
+_FAR = 9.0  # standard errors; no mean lies further below
 _LOG_RATIOS = np.linspace(log(1e-15), 0.0, 60)
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(96)  # of an integral from -1 to 1
 
 
 def block_ends(n: int) -> tuple[int, ...]:
-    """How many of `n` questions have been asked after each block; the last is `n`.
+    """Return how many of `n` questions have been asked after each block; the last is `n`.
 
-    Base and tuned model, stopped early or not, get the same blocks, so that half precision rounds
-    alike. A last block that would hold few questions is joined to the one before.
+    Base and tuned model get the same blocks, stopped early or not, so that half precision rounds
+    alike. A last block of few questions is joined to the one before.
 
     >>> block_ends(20), block_ends(100)
     ((20,), (32, 45, 63, 100))
@@ -44,7 +44,7 @@ def block_ends(n: int) -> tuple[int, ...]:
 
 
 def share_error(plan: tuple[int, ...]) -> Floats:
-    """Return the share of the error for each look, [looks]: most where few points are decided.
+    """Return each look's share of the error, [looks]; early looks near `_MIDDLE` get the most.
 
     Args:
         plan: questions at each look; the last is all of them.
@@ -55,7 +55,7 @@ def share_error(plan: tuple[int, ...]) -> Floats:
 
 
 def combine_looks(p_values: Floats, plan: tuple[int, ...]) -> Floats:
-    """Combine the p-values of looks, so that they hold at whichever look you stop.
+    """Combine the p-values of looks into one that holds at whichever look you stop.
 
     Args:
         p_values: [..., looks], of the looks so far.
@@ -72,7 +72,7 @@ def combine_looks(p_values: Floats, plan: tuple[int, ...]) -> Floats:
 
 @lru_cache(maxsize=64)
 def _log_chances(plan: tuple[int, ...]) -> Floats:
-    """Of each ratio, how likely any look's p-value is to be that small against its share."""
+    """Return for each ratio the log chance that any p-value over its look's share is as small."""
     shares = share_error(plan)
     return np.log([_chance_of_any(np.exp(ratio) * shares, plan) for ratio in _LOG_RATIOS])
 
@@ -87,7 +87,7 @@ def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
             total += float(level)
             continue
         half = (bound + _FAR) / 2
-        # where the mean may be, in standard errors, without being beyond
+        # where the mean may lie without being beyond, in standard errors
         below = half * (_NODES + 1) - _FAR
         if not last:
             total, mass = float(level), _density(below) * _NODE_WEIGHTS * half
