@@ -36,9 +36,9 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         pair: Both models' answers to one benchmark.
 
     Returns:
-        The mean number of words, without thinking, and of these those that are not 0 for both: the
-        words thought; the shares of answers that think, whose thinking never ended, that are empty,
-        in which no answer is read, that refuse, and that are in another script than the base's.
+        The mean number of words without thinking, then those traits that are not 0 for both models:
+        the words thought; the shares of answers that think, never end thinking, are empty, are
+        unreadable, refuse, or are in another script than the base's.
     """
     sides, metric = (pair.base.samples, pair.tuned.samples), pair.base.benchmark.metric
     if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
@@ -47,7 +47,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     texts = [[sample.response for sample in side] for side in sides]
     lengths = [[len(text.split()) for text in side] for side in texts]
     thoughts = [[len(sample.thinking.split()) for sample in side] for side in sides]
-    # A word takes a token at least: an answer that runs on has no more words than tokens.
+    # A word takes at least one token, so an answer has no more words than the token limit.
     limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
     longest = max(1, limit, *lengths[0], *lengths[1], *thoughts[0], *thoughts[1])
     read = [[sample.answers.get(metric, "").strip() for sample in side] for side in sides]

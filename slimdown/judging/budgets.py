@@ -38,10 +38,10 @@ class BudgetCheck:
 def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[str, float]:
     """Read what each benchmark may lose from arguments such as gsm8k=0.02.
 
-    A share without a name is that of every retained benchmark, under the name "".
+    A share without a name is for every retained benchmark; it gets the name "".
 
     Raises:
-        ConfigError: a budget that is no share, or a second one of a benchmark.
+        ConfigError: a budget is no share, or a benchmark has two.
     """
     budgets: dict[str, float] = {}
     for text in arguments:
@@ -60,7 +60,7 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
 def default_budgets(
     benchmarks: Mapping[str, BenchmarkChange] | Mapping[str, BenchmarkConfig],
 ) -> dict[str, float]:
-    """Return what each may lose by its settings: `max_loss`, or a retained one's margin."""
+    """Return each benchmark's budget by its settings: `max_loss`, or a retained one's margin."""
     losses = {name: b.max_loss for name, b in benchmarks.items() if b.max_loss is not None}
     return {name: b.margin for name, b in benchmarks.items() if b.role is Role.retained} | losses
 
@@ -72,7 +72,7 @@ def decide_outcomes(
 
     One-sided tests at `alpha`. To pass, every loss must be shown to be within its budget, which
     needs no correction (an intersection-union test). One loss beyond is enough to fail, so those
-    p-values are corrected (Holm). Without a difference nothing is known yet.
+    p-values are corrected (Holm). A benchmark without a difference is undecided.
     """
     outcomes = dict.fromkeys(budgets, Outcome.undecided)
     measured = {name: budget for name, budget in budgets.items() if name in differences}
@@ -91,14 +91,14 @@ def judge_look(
 ) -> tuple[bool, str]:
     """Judge one look at a model in training.
 
-    Each look tests another model, so a loss is shown to be beyond at 5 % divided by the number of
-    looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
+    Each look tests another model, so the level of each test is 5 % divided by the number of looks.
+    The chance that any look ends a training that keeps its budgets is then at most 5 %.
 
     Args:
         findings: of the questions that every look asks.
         budgets: by benchmark, the most that it may lose.
-        n_looks: that the training has in all.
-        by_p_right: whether the budgets are of the probability of the right choice.
+        n_looks: how many looks the training has in all.
+        by_p_right: whether the budgets limit the probability of the right choice.
 
     Returns:
         Whether each measured loss is within its budget, and a few words on those that are shown to
@@ -133,15 +133,15 @@ def check_budgets(
     Args:
         findings: of a fine-tuning.
         budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
-            points. That under "" is of every retained benchmark that is not named. The others keep
-            those of their settings, see `default_budgets`.
+            points. "" stands for every retained benchmark that is not named. The others keep the
+            budgets of their settings, see `default_budgets`.
         relative: the same as a share of what the base scored.
         supporting: the benchmarks whose outcomes decide nothing.
         only: the benchmarks that are checked; none: all that have a budget.
 
     Raises:
-        ConfigError: a budget that is no share or for what is not checked, or a benchmark of `only`
-            without, or none at all.
+        ConfigError: a budget is no share, or its benchmark is not checked; a benchmark of `only`
+            has no budget; or there is no budget at all.
     """
     benchmarks, relative = findings.benchmarks, relative or {}
     for name in (*budgets, *relative, *supporting, *only):
@@ -187,13 +187,13 @@ def check_budgets(
 
 
 def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:
-    """Give every retained benchmark what stands under "", unless it has its own."""
+    """Give every retained benchmark the budget under "", unless it has its own."""
     named = {name: budget for name, budget in budgets.items() if name}
     return dict.fromkeys(retained, budgets[""]) | named if "" in budgets else named
 
 
 def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
-    """Combine those that are critical: beyond if any is, else undecided if any is, else within."""
+    """Combine the critical checks: beyond if any is, else undecided if any is, else within."""
     outcomes = {check.outcome for check in checks if check.is_critical}
     return next((o for o in (Outcome.beyond, Outcome.undecided) if o in outcomes), Outcome.within)
 

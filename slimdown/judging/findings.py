@@ -39,7 +39,7 @@ from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import check_format
 
-_FEWEST_OF_SUBJECT = 6  # questions: where all six are lost, p = 0.047; of five, 0.088
+_FEWEST_OF_SUBJECT = 6  # questions; if all six are lost, p = 0.047; if five of five are, 0.088
 
 
 class Verdict(StrEnum):
@@ -53,7 +53,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Counts:
-    """0/1 answers by whether they were right before and after."""
+    """The number of 0/1 answers, by whether they were right before and after."""
 
     kept: int
     lost: int
@@ -61,7 +61,7 @@ class Counts:
     missed: int  # wrong both times
 
 
-# Where more of the answers end in the middle of thinking, scores are of the limit of tokens.
+# If more of the answers end in the middle of thinking, scores measure the token limit.
 MOST_UNFINISHED = 0.05
 
 
@@ -94,31 +94,31 @@ class BenchmarkChange:
     role: Role
     metric: str  # the primary one
     n: int  # questions
-    n_available: int | None  # of how many, where the answers were looked at while they came in
+    n_available: int | None  # questions in all, if answers were looked at while they came in
     chance: float  # what guessing scores on the primary metric
     margin: float  # a change below it counts as none
     max_loss: float | None  # what it may lose, where that is set
     changes: dict[str, MetricChange]  # by metric, the primary one first
     paper_metric: PaperMetric | None
-    # In percentage points, a forgetting rate as a share of 1. The error is what the paper prints
-    # behind "±", from independent measurements (nan for a forgetting rate); the interval is of
-    # paired answers.
+    # In percentage points; a forgetting rate is a share of 1. The standard error is what the paper
+    # prints after "±": that of independent measurements, nan for a forgetting rate. The interval
+    # is that of paired answers.
     paper_value: Estimate | None
     forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
     forgetting_rate_above_chance: Estimate | None  # None where it is not shown above chance
     verdict: Verdict
     p_value: float  # that the primary metric did not change; corrected for all benchmarks
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
-    minimum_detectable_change: float  # at 80 % power, for as many questions and benchmarks
+    minimum_detectable_change: float  # at 80 % power, with this many questions and benchmarks
     n_to_decide: int | None  # questions that decide in four of five repetitions, where undecided
     question_hash: str  # of the questions, prompts and targets, in their order
-    # the worst first; empty where there is one
+    # the worst first; empty if there is only one
     subjects: dict[str, SubjectChange] = field(default_factory=dict)
     behaviour: tuple[Trait, ...] = ()  # of generated answers; empty where answers are choices
     max_gen_toks: int | None = None  # of an answer, where that is set
     n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
     repeats: int | None = None  # answers drawn to each question
-    decoding_share: float = nan  # of the change's variance, what comes from drawing answers
+    decoding_share: float = nan  # of the change's variance, from drawing answers
     p_right: ProbabilityChange | None = None  # where each question has one right choice
 
     @property
@@ -128,7 +128,7 @@ class BenchmarkChange:
 
     @property
     def shown_change(self) -> Estimate:
-        """The primary change with the interval of the verdict's test: of 90 % where `retained`."""
+        """The primary change with the interval of the verdict's test: 90 % if `retained`."""
         d = self.primary.difference
         is_equal = self.verdict is Verdict.retained
         ends = d.equivalence_interval() if is_equal else (d.low, d.high)
@@ -136,7 +136,7 @@ class BenchmarkChange:
 
     @property
     def never_ended(self) -> tuple[float, float] | None:
-        """Of base and tuned model the shares of unfinished thinking, where these are too large."""
+        """Both models' shares of unfinished thinking; None unless one of them is too large."""
         shares = [(t.base, t.tuned) for t in self.behaviour if t.name == NEVER_ENDED]
         return next((pair for pair in shares if max(pair) > MOST_UNFINISHED), None)
 
@@ -154,12 +154,12 @@ class Findings:
     lost_answers: dict[str, LossBreakdown]  # by benchmark
     training: TrainingResult | None  # None where somebody else tuned the model
     costs: dict[str, float]  # seconds (`..._seconds`), bytes (`..._bytes`)
-    part: str  # which of the questions, where not all
+    part: str  # which questions, if not all
     conditions: dict[str, str]  # harness_version, backend and what else both evaluations share
     mean_changes: dict[Role, Estimate]  # over the primary metrics of the benchmarks of a role
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
-    not_run: dict[str, str] = field(default_factory=dict)  # why, by benchmark of a suite
+    not_run: dict[str, str] = field(default_factory=dict)  # the reason, by benchmark of a suite
     added_answers: float = 1.0  # in the test of a change of 0/1 answers; older findings lack it
 
     def mean_change(self, role: Role) -> Estimate:
@@ -167,7 +167,7 @@ class Findings:
         return self.mean_changes.get(role, Estimate(nan, nan, nan, nan))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold: all but samples; the questions' changes as packed text."""
+        """Return a dictionary for JSON: all but samples, the questions' changes as packed text."""
         return {"format": FORMAT, **to_plain(self)}
 
     @classmethod
@@ -202,13 +202,13 @@ def judge(
 ) -> Findings:
     """Judge what changed from one evaluation to the other, and sort the lost answers.
 
-    p-values are corrected over the benchmarks (Holm), for claims of change and of no change
-    separately: the chance of any false claim of change is at most 5 %, that of any false `retained`
-    likewise. Claims about p_right (see right_choice.py) are corrected among themselves, likewise.
+    p-values are corrected over the benchmarks (Holm), separately for claims of change and of no
+    change. The chance of any false claim of change is at most 5 %; so is that of any false
+    `retained`. Claims about p_right (see right_choice.py) are corrected alike, among themselves.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.
-        training: how the tuned model came about, where that was seen.
+        training: the training of the tuned model; None if somebody else tuned it.
         n_reports: how many such findings are read together; p-values are corrected for all their
             benchmarks.
 
@@ -221,7 +221,7 @@ def judge(
     configs = {name: pair.base.benchmark for name, pair in pairs.items()}
     differences = [metrics[name][configs[name].metric].difference for name in pairs]
     verdicts = decide_verdicts(differences, [c.margin for c in configs.values()], n_reports)
-    # the first of Holm's steps: what a change must pass if no other is shown
+    # Holm's first step: the level that a change must pass if no other is shown
     alpha = ALPHA / (n_reports * len(pairs)) if pairs else ALPHA
     probabilities = _judge_probabilities(pairs, n_reports)
     benchmarks, losses = {}, {}
@@ -258,7 +258,7 @@ def judge(
             decoding_share=estimate_decoding_share(pair, d),
             p_right=probabilities.get(name),
         )
-        if benchmarks[name].never_ended:  # what is compared is mostly the limit of tokens
+        if benchmarks[name].never_ended:  # scores measure mostly the token limit
             benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
         is_forgotten = benchmarks[name].verdict is Verdict.forgotten
         losses[name] = break_down_losses(take_first_answers(pair), is_forgotten)
@@ -292,7 +292,7 @@ def judge(
 def judge_held_out(
     base: Evaluation, tuned: Evaluation, holdout: float, n_reports: int = 1
 ) -> Findings:
-    """Judge what changed on the questions that are held out, see `judge` and `holdout.py`."""
+    """Judge what changed on the held-out questions, see `judge` and `holdout.py`."""
     return judge(held_part(base, holdout), held_part(tuned, holdout), n_reports=n_reports)
 
 
@@ -301,8 +301,8 @@ def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> F
 
     Args:
         first, second: the whole evaluations of both tuned models.
-        holdout: the share of the questions that both runs held out. 0: all questions are read, and
-            `part` says that runs chosen by them differ by luck, too.
+        holdout: the share of the questions that both runs held out. 0 reads all questions, and
+            `part` then says that runs chosen by them also differ by luck.
 
     Raises:
         DataError: as for `judge`.
@@ -324,9 +324,9 @@ def decide_verdicts(
 
     Args:
         differences: of the primary metrics.
-        margins: a change below it counts as none; one a difference.
+        margins: one for each difference; a smaller change counts as none.
         n_reports: as in `judge`.
-        n_unknown: further benchmarks, of which nothing is known yet.
+        n_unknown: further benchmarks, which have no answers yet.
     """
     unknown, margined = [1.0] * n_unknown, zip(differences, margins, strict=True)
     p_values = holm([*(n_reports * d.p_value for d in differences), *unknown])
@@ -366,9 +366,9 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
 def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
     """Estimate which share of a change's variance comes from drawing answers.
 
-    Of K answers to a question the mean varies by the variance of one over K, and so does what all
-    questions' changes vary by (arXiv 2512.21326). The rest is which questions are asked. Base and
-    tuned model draw alike, so the answers of a question are paired: each pair has its change.
+    The mean of K answers to a question has 1 / K of one answer's variance. This is a part of the
+    variance of all questions' changes (arXiv 2512.21326). The rest is which questions are asked.
+    Base and tuned model draw alike, so a question's answers are paired: each pair has its change.
 
     Returns:
         A share of 1; nan where answers are not repeated, or nothing varies.
@@ -385,7 +385,7 @@ def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
 
 
 def take_first_answers(pair: Pair) -> Pair:
-    """Return a pair with the first of each question's answers alone."""
+    """Return the pair with only the first answer to each question."""
     base, tuned = (
         replace(one, samples=tuple(sample.first for sample in one.samples))
         for one in (pair.base, pair.tuned)
@@ -394,7 +394,7 @@ def take_first_answers(pair: Pair) -> Pair:
 
 
 def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
-    """Compare each subject by itself, the worst first; empty where all questions are of one."""
+    """Compare each subject by itself, the worst first; empty if there is only one."""
     subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
     names = [str(name) for name, n in Counter(subjects).items() if n >= _FEWEST_OF_SUBJECT]
     if len(set(subjects)) == 1:
@@ -402,7 +402,7 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
     differences, looks = [], pair.sampling.looks
     for name in names:
         is_of = subjects == name
-        # At looks, which are those of the benchmark, the other questions stay and weigh nothing.
+        # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
         asked = is_of | bool(looks)
         weights = is_of[asked] / is_of[asked].mean()
         clusters = pair.sampling.clusters
@@ -419,7 +419,7 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
 
 
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
-    """By metric, the primary one first; only metrics that score each question, from 0 to 1."""
+    """Compare the metrics that score every question from 0 to 1, the primary one first."""
     primary, samples = pair.base.benchmark.metric, (*pair.base.samples, *pair.tuned.samples)
     if not samples:
         raise DataError(f"{name}: there is no question to compare")
@@ -438,7 +438,7 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         if difference.is_binary:
             score_pairs = list(zip(x, y, strict=True))
             counts = Counts(*(score_pairs.count(cell) for cell in ((1, 1), (1, 0), (0, 1), (0, 0))))
-        # The paper's "±". Both answer the same questions, so it is wider than the truth. The paper
+        # The paper's "±". It is too wide, because both answer the same questions. The paper
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
         error = hypot(base.standard_error, tuned.standard_error)
         changes[metric] = MetricChange(base, tuned, difference, error, counts)
@@ -446,7 +446,7 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
 
 
 def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str, ProbabilityChange]:
-    """Judge p_right of each benchmark that has it: a family of its own, at 5 % (Holm)."""
+    """Judge p_right of each benchmark that has it, as a family of its own at 5 % (Holm)."""
     scores, differences = {}, {}
     for name, pair in pairs.items():
         before, after = (score_right_choices(one) for one in (pair.base, pair.tuned))

@@ -1,4 +1,4 @@
-"""The forgetting rate: which share of the base's score is gone, with an interval."""
+"""The forgetting rate: the share of the base's score that is gone, with an interval."""
 
 from functools import partial
 from math import atan2, cos, inf, isfinite, nan, pi, sin, sqrt, tan
@@ -9,7 +9,7 @@ from slimdown.stats.estimates import Estimate, Sampling, to_array
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.sequential import Floats
 
-_CLEAR = 1e-5  # p-value of a base at chance, below which luck hardly lifts what is shown
+_CLEAR = 1e-5  # p-value of a base at chance; below it, luck hardly raised the base
 _ALPHA_NEAR_CHANCE = 0.001
 
 
@@ -18,9 +18,9 @@ def forgetting_rate(
 ) -> Estimate | None:
     """Estimate which share of the score above chance is gone, 1 - (A_tuned - c) / (A_base - c).
 
-    "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4, with c = 0. A share of 1,
-    below 0 for a gain. As Fieller's interval (1954) it holds every rate that the two scores do not
-    rule out, but by the test of `likelihood.py`: rate r is ruled out where
+    "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4, has c = 0. The rate is a
+    share of 1, below 0 for a gain. Like Fieller's interval (1954), this one holds every rate that
+    the two scores do not rule out. It uses the test of `likelihood.py`, which rules out a rate r if
     (tuned - c) - (1 - r) (base - c) is shown not to be 0 on average.
 
     Args:
@@ -29,9 +29,9 @@ def forgetting_rate(
         sampling: how the questions were drawn.
 
     Returns:
-        The rate. None where the base is not shown to score above chance: the interval then has no
-        end on one side or on both. A base that is not clearly above (p < 0.00001) has an interval
-        of 99.9 %, so that of the intervals shown 5 % miss at most.
+        The rate. None if the base is not shown to score above chance: the interval then lacks one
+        end or both. If the base is not clearly above chance (p < 0.00001), the interval is one of
+        99.9 %, so that at most 5 % of the intervals that are shown miss.
 
     >>> before = np.repeat([1.0, 0.0], [60, 40])
     >>> rate = forgetting_rate(before, np.repeat([1.0, 0.0, 1.0], [30, 60, 10]))
@@ -50,13 +50,13 @@ def forgetting_rate(
     if len(x) < 2 or base <= 1e-12:
         return None
 
-    # A base near chance has an interval where luck raised it: those that are shown miss more often.
+    # Near chance, a base has an interval only if luck raised it: shown intervals miss more often.
     of_base = (weights * (x_of - chance))[None], np.array([-bound * chance])
     alpha = ALPHA if test.p_values_of(*of_base)[0] < _CLEAR else _ALPHA_NEAR_CHANCE
 
-    # The ratio tuned / base as the tangent of an angle. Nothing is below 0: at a chance of 0 no
-    # ratio is, either.
-    y_all = np.append(y_of, [0.0, 1.0, 0.0, 1.0]) - chance  # and the corners of what is possible
+    # The ratio tuned / base is the tangent of an angle. No score is below 0, so with a chance of 0
+    # no ratio is.
+    y_all = np.append(y_of, [0.0, 1.0, 0.0, 1.0]) - chance  # and the corners of possible scores
     x_all = np.append(x_of, [0.0, 0.0, 1.0, 1.0]) - chance
 
     def p_values(angles: Floats, sign: int) -> Floats:
@@ -66,8 +66,8 @@ def forgetting_rate(
 
     angle, ends = atan2(tuned, base), []
     for end, sign in ((-pi / 2 if chance else 0.0, 1), (pi / 2, -1)):
-        # From the measured ratio outwards: what lies behind the first ratio that is ruled out is
-        # kept only for a base below chance.
+        # Search outwards from the measured ratio. Ratios beyond the first one that is ruled out
+        # would fit only a base below chance.
         of_side, points = partial(p_values, sign=sign), np.linspace(angle, end, 17)
         is_out = of_side(points[1:]) <= alpha / 2
         first = int(is_out.argmax())

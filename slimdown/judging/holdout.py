@@ -1,12 +1,12 @@
 """Split each benchmark's questions: an open part to choose runs by, and a held-out part.
 
-Whoever picks the best of many runs picks luck along with it, and the luck is in the questions that
-were looked at. With `evaluation.holdout` a run asks all questions and shows what the open part
-says. `slimdown check` and `slimdown compare --confirm` read the held-out part.
+The best of many runs is partly lucky, and the luck is in the questions that were looked at. With
+`evaluation.holdout` a run asks all questions but shows only what the open part says. `slimdown
+check` and `slimdown compare --confirm` read the held-out part.
 
-A hash of each question, or of its cluster, decides its part: no seed, so that all runs hold out the
-same; no other question, so that a `limit` moves none, and a larger share holds out all that a
-smaller one does.
+A hash of each question, or of its cluster, decides its part. It has no seed, so all runs hold out
+the same questions. It ignores other questions, so a `limit` moves none, and a larger share holds
+out all that a smaller one does.
 """
 
 from dataclasses import replace

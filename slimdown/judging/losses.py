@@ -50,9 +50,9 @@ class ChoiceShift:
     """The share of answers that take one position of a multiple-choice benchmark."""
 
     position: int  # the one that the tuned model takes most often, from 0
-    share_before: float  # of all questions, how many take this position
+    share_before: float  # of all questions' answers, those that take it
     share_after: float
-    share_right: float  # of how many it is the right one
+    share_right: float  # of all questions, those where it is the right one
     collapsed: bool  # whether it is shown to be preferred now, beyond how often it is right
 
 
@@ -61,18 +61,18 @@ class LossBreakdown:
     """The lost answers of one benchmark by cause."""
 
     n_lost: int  # on any metric
-    n_right: int  # before, on any metric
+    n_right: int  # of the base, on any metric
     is_loss_shown: bool  # whether the benchmark is forgotten: else its causes say nothing of a loss
     causes: tuple[Cause, ...]  # in a fixed order; empty where they are unknown
     choices: ChoiceShift | None  # of a multiple-choice benchmark
-    # an answer that was wrong on the primary metric and is right
+    # an answer that was wrong on the primary metric and is right now
     gained: Example | None = field(default=None, metadata=NOT_RECORDED)
-    # written answers that were never right, the first ones: a score may be too strict
+    # the first generated answers that were never right: the score may be too strict
     missed: tuple[Example, ...] = field(default=(), metadata=NOT_RECORDED)
 
     @property
     def main_cause(self) -> tuple[str, float] | None:
-        """The cause of most losses, with its share; None where no loss is shown."""
+        """The cause of over half of the losses, and its share; None without one or a shown loss."""
         if not self.is_loss_shown or self.n_lost < _FEWEST_LOST or not self.causes:
             return None
         largest = max(self.causes, key=lambda cause: cause.count)
@@ -82,8 +82,8 @@ class LossBreakdown:
 def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     """Sort the lost answers of one benchmark by cause.
 
-    A generated answer is lost where any metric that it passed fails, so that an answer which only a
-    stricter reading misses is found. A choice is lost where the primary metric fails.
+    A generated answer is lost if it fails any metric that it passed before; this also finds answers
+    that only a stricter reading misses. A choice is lost if the primary metric fails.
 
     Args:
         pair: both models' answers.
@@ -99,7 +99,7 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         passed = [m for m in metrics if e.base.scores.get(m) == 1]
         n_right += bool(passed)
         lost += [e] * any(e.tuned.scores.get(m, 1.0) < 1 for m in passed)
-    # Several right choices have no one lead; choices that read alike stand in the prompt.
+    # With several right choices no single one leads; choices that read alike are in the prompt.
     bases = [e.base for e in examples]
     if is_choice and not all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases):
         return LossBreakdown(len(lost), n_right, is_loss_shown, (), None)
@@ -130,7 +130,7 @@ def _find_cause(example: Example, metric: str) -> str:
 
 
 def _lead(sample: Sample, metric: str) -> float:
-    """Nats of the right choice over the best other one; for acc_norm at their mean length."""
+    """Return by how many nats the right choice leads; for acc_norm at the mean length of both."""
     lengths = [max(len(c), 1) if metric == "acc_norm" else 1 for c in sample.choices]
     scores = [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
     right = sample.choices.index(sample.target)

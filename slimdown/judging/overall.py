@@ -1,7 +1,7 @@
-"""One answer for several benchmarks: did they change together, each benchmark weighing alike?
+"""One answer for several benchmarks: did their mean change, if each has the same weight?
 
-The one test answers, with all questions as those of one benchmark. A document that several
-benchmarks ask about counts as one question, with the mean of its changes; so does a cluster.
+The one test treats all questions as those of one benchmark. A document that several benchmarks ask
+about counts as one question, with the mean of its changes; so does a cluster.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from slimdown.stats.likelihood import ALPHA
 def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     """Estimate the mean change of benchmarks, each with the same weight; nan for none.
 
-    Where one may have stopped early, the interval of each is held to its part of the error
-    (Bonferroni).
+    If one may have stopped early, each interval gets its part of the error (Bonferroni), and their
+    ends are averaged.
 
     Args:
         measured: Both models' answers to each benchmark, and the difference of its primary metric.

@@ -25,8 +25,8 @@ class Pair:
 def pair_evaluations(base: Evaluation, tuned: Evaluation) -> dict[str, Pair]:
     """Pair both models' answers, by benchmark.
 
-    Where an evaluation stopped early, the questions that both answered are paired. The first of two
-    ends is one of the looks, known when it came, so everything that holds at any look holds there.
+    If an evaluation stopped early, only the questions that both answered are paired. The earlier
+    end is a look, known as such when it came, so everything that holds at any look holds there.
 
     Raises:
         DataError: the two were not asked the same; names the first field that differs.
@@ -34,8 +34,8 @@ def pair_evaluations(base: Evaluation, tuned: Evaluation) -> dict[str, Pair]:
     conditions = [
         {"benchmarks": sorted(one.benchmarks), "backend": one.backend, "part": one.part}
         | dict(one.conditions)
-        # The conditions of logs hold what another version of the harness would change; ours, which
-        # belong to a benchmark each, do not.
+        # The conditions of logs hold what another version of the harness would change. Ours do not:
+        # each of them belongs to one benchmark.
         | ({} if _is_of_logs(one) else {"harness_version": one.harness_version})
         for one in (base, tuned)
     ]
@@ -109,9 +109,9 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         largest_weight, tasks = max(per_question.values()), [s.task for s in part.samples]
         n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
-    n_subjects = len(sizes) if len(sizes) > 1 else 0  # though a look may know one of them
+    n_subjects = len(sizes) if len(sizes) > 1 else 0  # even if a look has seen only one
     clusters = None
-    if any(sample.cluster for sample in part.samples):  # those of a group run across its tasks
+    if any(sample.cluster for sample in part.samples):  # those of a group may span tasks
         names = [sample.cluster or f"question {n}" for n, sample in enumerate(part.samples)]
         clusters = np.unique(names, return_inverse=True)[1].astype(float)
     return Sampling(

@@ -1,11 +1,11 @@
 """`p_right`, the probability of the right choice: a metric of its own for multiple choice.
 
-The softmax over the log-likelihoods of a question's different choices, as they are: those that acc
-compares, and not per character as for acc_norm. That is what lm_eval's `brier_score` takes for the
-choices' probabilities, and "p(choices) of the correct choice" in Schaeffer et al. 2024 (arXiv
-2406.04391). It may show a change with fewer questions, but asks something else than accuracy: a
-temperature changes it and no answer. So it has verdicts of its own, corrected among themselves, and
-decides no verdict on a benchmark, no mean over benchmarks, no budget and no exit code.
+It is the softmax over the log-likelihoods of a question's different choices. Like acc, it takes
+these as they are, not per character as acc_norm does. lm_eval's `brier_score` uses the same
+probabilities; Schaeffer et al. 2024 (arXiv 2406.04391) call it "p(choices) of the correct choice".
+It may show a change with fewer questions, but it is not accuracy: a temperature changes it and no
+answer. So it has its own verdicts, corrected among themselves. It decides no verdict on a
+benchmark, no mean over benchmarks, no budget and no exit code.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.serialization import NOT_RECORDED
 from slimdown.stats.estimates import Estimate
 
-# By the rules and in the order of a benchmark's verdict: retained, forgotten, improved, undecided.
+# Rules and order are those of a benchmark's verdict: retained, forgotten, improved, undecided.
 ProbabilityVerdict = StrEnum("ProbabilityVerdict", "steady lower higher undecided")
 
 
@@ -27,7 +27,7 @@ class ProbabilityChange:
 
     base: float
     tuned: float
-    change: Estimate  # tuned - base, paired; its interval is of 95 %, whatever the verdict
+    change: Estimate  # tuned - base, paired; always with the 95 % interval
     verdict: ProbabilityVerdict
     p_value: float  # that it did not change; corrected for the p_right of all benchmarks
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
@@ -39,7 +39,7 @@ def score_right_choices(evaluation: BenchmarkEvaluation) -> list[float]:
     """Compute each question's probability of the right choice; choices that read alike count once.
 
     Returns:
-        Nothing where a question has no right choice or several: then its score is not 0 or 1.
+        Nothing if any question has no right choice or several: its score is then not 0 or 1.
     """
     scores = []
     for sample in evaluation.samples:

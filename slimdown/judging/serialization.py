@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = 1
-"""Of recorded findings. Raised when an older slimdown would misread them; files without a number
-have format 1. A field that is added gets a default, so that older files are still read."""
+"""The format of recorded findings. Raise it when an older slimdown would misread them. Files
+without a number have format 1. Give a new field a default, so that older files can be read."""
 # Metadata of a field that is not recorded; it must have a default.
 NOT_RECORDED = {"recorded": False}
 _MOST_BYTES = 2**28  # of one array, unpacked
@@ -52,7 +52,7 @@ def from_plain(hint: Any, value: Any) -> Any:
 
 @cache
 def _make_reader(hint: Any) -> Callable[[Any], Any]:
-    """Make what restores values of a type: of a record of many runs most is of the same types."""
+    """Make a function that restores values of a type; cached, as many runs have few types."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return lambda value: value

@@ -11,14 +11,14 @@ from slimdown.stats.estimates import compare_scores
 def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
     """Make the function that names the benchmarks that need more answers.
 
-    It decides by the tests and corrections of the final verdict. A change that is shown, but looks
-    smaller than the margin, does not stop an evaluation: all questions often make it `retained`. If
-    it then comes to nothing, other benchmarks may need more questions again (Holm).
+    It uses the tests and corrections of the final verdict. A change that is shown, but measured
+    below the margin, stops no evaluation: with all questions it often becomes `retained`. If it
+    vanishes instead, other benchmarks may need more questions again (Holm).
 
     Args:
-        config: `evaluation.until` decides: at `decided` a benchmark is known when it is forgotten,
-            improved or retained; at `budget` when its loss is shown to be within what it may lose,
-            or beyond. One that may lose whatever it does is asked as for `decided`.
+        config: `evaluation.until` decides. With `decided` a benchmark is done when it is forgotten,
+            improved or retained. With `budget` it is done when its loss is shown to be within or
+            beyond its budget; a benchmark without a budget follows `decided`.
         base: the base's answers to all questions.
 
     Returns:
@@ -32,7 +32,7 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
     def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         differences = {}
         for name, tuned in answers.items():
-            if tuned.looks:  # without looks it is asked whole, and nothing of it is known before
+            if tuned.looks:  # without looks it is asked whole, and unknown until then
                 metric = settings[name].metric
                 pair = pair_benchmark(name, base.benchmarks[name], tuned)
                 before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
