@@ -1,10 +1,9 @@
-"""Compare groups of runs at equal learning: what each lost where all had learned as much.
+"""Compare groups of runs at equal learning: what each lost at the same level of learning.
 
-Who learned more has usually lost more, so of groups that learned unequally one cannot say which
-keeps.
-Each run has a curve over its scale (`slimdown scale`), and is compared where it had
-learned the most that every run reaches. How much was learned is known by the target's questions
-only: their noise, times how steeply the loss rises there, is part of every interval.
+Runs that learned more have usually lost more, so unequal learning hides which group keeps more.
+Each run has a curve over its scale (`slimdown scale`). It is compared where it had learned the most
+that every run reaches. Only the target's questions tell how much was learned: their noise, times
+the slope of the loss there, is part of every interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,16 +37,16 @@ class LearningCurve:
         return means
 
     def at(self, level: float) -> tuple[float, dict[str, list[Floats]]]:
-        """Return the smallest scale at which so much is learned, and the changes there.
+        """Return the smallest scale at which this level is learned, and the changes there.
 
         Args:
             level: Above 0, and at most what the run learned at any scale.
 
         Returns:
-            The scale, interpolated, and of each retained benchmark the change of each question and,
-            of each target task, how far its questions' answers move the loss at this level. The
-            slope is the steepest of the neighbouring steps: one step alone takes it too small
-            where the loss grows faster than the learning.
+            The interpolated scale. Then, for each retained benchmark, the change of each question,
+            followed by how far each target task's questions move the loss at this level. The slope
+            is the steepest of the neighbouring steps: one step alone gives too small a slope where
+            the loss grows faster than the learning.
         """
         learned, upper = self.learned, self._find_upper(level)
         share = float((level - learned[upper - 1]) / (learned[upper] - learned[upper - 1]))
@@ -69,8 +68,8 @@ class LearningCurve:
     def find_scale_to_measure(self, level: float) -> float | None:
         """Return the scale to measure before the run can be compared at a level; None: none.
 
-        A line between two scales is wrong where learning is fast. So one scale must have learned as
-        much as the level but for half a standard error of the target's questions.
+        A line between two scales is wrong where learning is fast. So one measured scale must have
+        learned the level to within half a standard error of the target's questions.
         """
         upper, learned = self._find_upper(level), self.learned
         for i in {max(1, upper - 1), upper}:
@@ -82,7 +81,7 @@ class LearningCurve:
         return None if scale in self.scales else scale
 
     def _find_upper(self, level: float) -> int:
-        """The first scale at which the level, which is above 0, is reached."""
+        """Return the index of the first scale that reaches the level, which is above 0."""
         return int(np.argmax(self.learned >= level))
 
 
@@ -94,7 +93,7 @@ class EqualLearning:
     n_runs: int
     scale: float  # mean over the runs
     changes: dict[str, SeedMean]  # by retained benchmark, from the base
-    # the same from the first group, run by run of one seed; empty where their seeds differ
+    # the same relative to the first group, seed by seed; empty if their seeds differ
     from_first: dict[str, SeedMean]
 
 
@@ -124,9 +123,9 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
 
 
 def find_common_level(curves: Sequence[LearningCurve]) -> float:
-    """Return the most that every run has learned.
+    """Return the highest level that every run has learned.
 
-    0 where one learned nothing, or where runs were asked different questions.
+    It is 0 if one learned nothing, or if runs were asked different questions.
     """
     if any(curve.question_hashes != curves[0].question_hashes for curve in curves):
         return 0.0
@@ -136,15 +135,15 @@ def find_common_level(curves: Sequence[LearningCurve]) -> float:
 def compare_at_equal_learning(
     groups: Mapping[str, Mapping[str, LearningCurve]],
 ) -> tuple[float, list[EqualLearning]]:
-    """Compare groups at the most that every run of every group has learned.
+    """Compare groups at the highest level that every run of every group has learned.
 
     Args:
-        groups: By the value of a setting, the curve of the run of each seed, each with a scale that
-            learned about as much (`LearningCurve.find_scale_to_measure`).
+        groups: By value of a setting, then by seed, the curve of a run. Each curve has a scale near
+            the common level (`LearningCurve.find_scale_to_measure`).
 
     Returns:
-        The common level of learning, and each group there; 0 and nothing where a run learned
-        nothing, or where runs were asked different questions.
+        The common level of learning, and each group there; 0 and nothing if a run learned
+        nothing, or if runs were asked different questions.
     """
     level = find_common_level([curve for group in groups.values() for curve in group.values()])
     if not level:
@@ -167,6 +166,6 @@ def compare_at_equal_learning(
 
 
 def _average(runs: Sequence[Sequence[Floats]]) -> SeedMean:
-    """Average runs; of one run no interval would hold, since its level is a guess, too."""
+    """Average runs. One run gets no interval: none would hold, as its level is a guess, too."""
     parts = [np.array(rows) for rows in zip(*runs, strict=True)]
     return split_noise(*parts) if len(runs) > 1 else SeedMean(float(parts[0].mean()), nan, nan, nan)

@@ -1,8 +1,8 @@
 """Groups of runs that differ in one setting, tested against each other over their seeds.
 
-The test asks whether other seeds would show a difference on these questions. Two seeds say next to
-nothing of how much they vary. So below five seeds all groups are taken to vary alike, and what each
-says of it is joined; from five on the test is Welch's, which lets groups vary unequally.
+The test asks whether other seeds would show a difference on these questions. Two seeds say almost
+nothing about their variance. So below five seeds all groups are assumed to have one variance, which
+is pooled. From five on the test is Welch's, which allows unequal variances.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,15 +37,15 @@ class SeedTest:
 def compare_seeds(
     groups: Mapping[str, Sequence[float]], step: float = 0.0
 ) -> dict[tuple[str, str], SeedTest]:
-    """Test each pair of those groups that have two seeds or more.
+    """Test each pair of groups that have two seeds or more.
 
     Both tests are Student's with Satterthwaite's degrees of freedom: fewer where one group carries
     most of the variance.
 
     Args:
         groups: One mean for each seed, by the value of a setting.
-        step: What one question counts. Few seeds that agree by chance would else look certain, so
-            a smaller variance than half of its square counts as that.
+        step: How much one question counts. Half of its square is the least variance: else a few
+            seeds that agree by chance would look certain.
     """
     samples = {value: np.array(means) for value, means in groups.items() if len(means) > 1}
     lowest = max(step**2 / 2, 1e-24)
@@ -82,16 +82,16 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
 
     Args:
         comparison: The compared runs, grouped by seed.
-        setting: A dotted key. Where other settings vary within a value of it, runs are compared
-            that are equal in those.
+        setting: A dotted key. If other settings vary within one of its values, only runs with
+            equal values of those are compared.
 
     Yields:
-        A sentence for each benchmark, whose p-values are corrected for all pairs and benchmarks
-        (Holm), one for each sign of unequal learning, which is tested by itself, and one for what
-        the tests take for granted.
+        A sentence for each benchmark, with p-values corrected for all pairs and benchmarks (Holm);
+        one for each sign of unequal learning, which is tested by itself; and one for what the
+        tests assume.
     """
     rows = comparison.rows
-    # keep.weight=null is in no record, and neither is the rank of what is no LoRA.
+    # A record has no keep.weight=null, and no rank if nothing is a LoRA.
     values = [row.settings.get(setting, "null") for row in rows]
     crossed = []
     for key in comparison.params:
@@ -138,9 +138,9 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
 
 
 def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:
-    """Return what runs reached, by benchmark, and what one question counts; and their loss.
+    """Return by benchmark the runs' changes and how much one question counts; then their loss.
 
-    What stopped early is left out: its change is too large on average.
+    A benchmark that stopped early is left out: its change is on average too large.
     """
     means: dict[str, tuple[list[float], float]] = {}
     for run in runs:

@@ -1,8 +1,8 @@
 """Compare recorded runs: one row for each configuration, with its change on each benchmark.
 
 Every change is a share (0.02 is two points) and was judged when the run was made. Here verdicts are
-corrected again, for all cells of the table: among thirty runs in which nothing changed, some look
-as if it had. Who picks the best run also picks the luckiest; `holdout.py` cures that.
+corrected again, for all cells of the table: of thirty runs without any change, some look changed.
+The best run is also the luckiest; `holdout.py` cures that.
 """
 
 import re
@@ -29,8 +29,8 @@ class MeanChange:
     change: SeedMean  # of the primary metric, tuned - base
     role: Role
     n: float  # questions; a mean where seeds stopped at different numbers
-    n_available: int | None  # of how many, where answers were looked at while they came in
-    verdict: str  # or each one with its number of seeds where they disagree
+    n_available: int | None  # questions in all, if answers were looked at while they came in
+    verdict: str  # if seeds disagree, each verdict with its number of seeds
     verdict_corrected: str  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
     forgetting_rate: float  # a share of 1; nan where undefined
@@ -97,9 +97,9 @@ def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Compari
 def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict]:
     """Correct the verdicts of all runs and benchmarks for their number (Holm).
 
-    As within a run, claims of change and of no change apart: the chance of any false claim of
-    either kind is at most 5 %, however the runs depend on each other. What does not hold becomes
-    undecided: more caution is not more loss.
+    As within a run, claims of change and of no change are corrected separately. For each kind the
+    chance of any false claim is at most 5 %, however the runs depend on each other. A verdict that
+    does not hold becomes undecided, never another one: more caution is not more loss.
     """
     cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
     differences = [cell.primary.difference for cell in cells.values()]
@@ -114,14 +114,14 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     """Average the changes of several runs, of one benchmark or as the mean of several.
 
     A bad seed is bad on all benchmarks, so the mean over the benchmarks is taken seed by seed.
-    Benchmarks with as many questions are added question by question: where they ask the same, their
-    errors add up.
+    Benchmarks with equal numbers of questions are added question by question: if they ask the same,
+    their errors add up.
 
     Args:
-        benchmarks: Of each benchmark, the change of each run; the same runs in the same order.
+        benchmarks: For each benchmark, the change of each run; the same runs in the same order.
 
     Returns:
-        The mean; without an interval where a benchmark's questions differ between the runs or its
+        The mean; without an interval if a benchmark's questions differ between the runs, or its
         evaluation may have stopped early.
     """
     differences = [[change.primary.difference for change in changes] for changes in benchmarks]
@@ -148,10 +148,10 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
 def winners_curse(n: int) -> tuple[float, float]:
     """Compute by how many standard errors the best of `n` equal candidates looks better.
 
-    For independent errors; where all are wrong on the same questions it is less.
+    This is for independent errors; if all err on the same questions it is less.
 
     Returns:
-        On average (Blom 1958), and what 95 % of the time it is at most.
+        The average (Blom 1958), and the 95 % quantile.
 
     >>> [tuple(round(z, 2) for z in winners_curse(n)) for n in (1, 2, 30)]
     [(0.0, 1.64), (0.59, 1.95), (2.04, 2.93)]
@@ -166,10 +166,10 @@ def _join_verdicts(verdicts: Iterable[Verdict]) -> str:
 
 
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
-    """The settings in which rows differ, sorted; without benchmarks and pooled seeds.
+    """Return the settings in which rows differ, sorted, without benchmarks and pooled seeds.
 
-    A setting of a dataset, a benchmark or a training is compared among the runs that have it: that
-    others lack it is no difference.
+    A setting of a dataset, a benchmark or a training is compared only among the runs that have it.
+    A run that lacks it does not differ.
     """
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
     differing = []
@@ -215,7 +215,7 @@ def _make_row(
 
 
 def _read_settings(run: RunRecord) -> dict[str, str]:
-    """The params that say what was done, and the names of datasets and benchmarks."""
+    """Return the params that say what was done, and the names of datasets and benchmarks."""
     settings = {k: v for k, v in run.params.items() if not k.startswith("contamination.")}
     for section in ("dataset", "benchmark"):
         if names := {key.split(".")[1] for key in settings if key.startswith(f"{section}.")}:
@@ -224,7 +224,7 @@ def _read_settings(run: RunRecord) -> dict[str, str]:
 
 
 def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], list[str]]:
-    """Groups of runs that differ only in their seed, and a note where only the newest counts."""
+    """Group runs that differ only in their seed; a note says if older equal runs are left out."""
     by_settings: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
     for run in runs:
         settings = frozenset(pair for pair in _read_settings(run).items() if pair[0] != "seed")

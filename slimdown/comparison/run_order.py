@@ -89,5 +89,5 @@ def parse_setting(text: str) -> SortValue:
 
 
 def _order(value: SortValue) -> tuple[int, float, str]:
-    """Numbers before words."""
+    """Put numbers before words."""
     return (1, 0.0, value) if isinstance(value, str) else (0, value or 0.0, "")

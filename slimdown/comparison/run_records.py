@@ -17,7 +17,7 @@ class RunRecord:
     started: datetime
     params: dict[str, str] = field(default_factory=dict)  # every setting, by its dotted key
     tags: dict[str, str] = field(default_factory=dict)
-    findings: Findings | None = None  # None where they were not read, or there are none
+    findings: Findings | None = None  # None if there are none, or they were not read
     artifact_uri: str = ""
 
     @property

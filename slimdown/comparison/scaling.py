@@ -1,7 +1,7 @@
-"""Judge a model at several scales: the base plus so much of what was trained.
+"""Judge a model at several scales: the base plus a part of what was trained.
 
-At scale 0 the model is the base, at scale 1 what was trained. That
-interpolates the weights of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+At scale 0 the model is the base, at scale 1 what was trained. Other scales interpolate the weights
+of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ def build_simultaneous_curves(
 ) -> dict[str, list[tuple[float, Estimate]]]:
     """Return each benchmark's change by scale, with intervals that hold for all scales at once.
 
-    That of its p_right has a curve of its own, `NAME p_right`.
+    The change of its p_right has a curve of its own, `NAME p_right`.
 
     Each interval is at 5 % divided by the number of scales (Bonferroni), so that the chance that
     any of a benchmark's intervals misses its true change is at most 5 %.
 
     Args:
-        points: Of scales above 0, where the base itself stands; judged now, not read from a record.
+        points: Of scales above 0, which is the base. Judged now: a record lacks p_right's answers.
     """
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for point in points:
@@ -52,7 +52,7 @@ def choose_scale(
 ) -> ScaledFindings | None:
     """Return the largest scale whose losses, as measured, are within their budgets.
 
-    As measured and not as shown: whether the loss is within the budget has to be shown on other
+    Measured losses are enough to choose. That the loss is within its budget must be shown on other
     questions than those that choose.
 
     Args:

@@ -9,7 +9,7 @@ from slimdown.judging.findings import Findings
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """The result of a trial as measured; one that stopped early is on average too large."""
+    """The measured result of a trial; if it stopped early, its changes are on average too large."""
 
     learned: float  # mean change of the target tasks; else the fall of the validation loss
     excess: dict[str, float]  # by retained benchmark, its loss beyond what it may lose; a share
