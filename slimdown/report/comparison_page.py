@@ -16,7 +16,7 @@ from slimdown.report.formatting import EMPTY, format_count, format_number, forma
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.seeds import SeedMean
 
-_MOST_SEEDS = 8  # that are listed
+_MOST_SEEDS = 8  # listed one by one
 _OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
 
 
@@ -29,7 +29,7 @@ def comparison_table(
         comparison: The compared runs.
         title: Which runs these are.
         notes: What stands below the table besides the comparison's own notes.
-        max_rows: At most so many rows; 0 shows all.
+        max_rows: The most rows to show; 0 shows all.
 
     Returns:
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
@@ -138,7 +138,7 @@ def equal_learning_table(level: float, rows: Sequence[EqualLearning], setting: s
 
     Args:
         level: What was learned, as `compare_at_equal_learning` returns it.
-        rows: One for each value; none where no level is common.
+        rows: One for each value; none if there is no common level.
         setting: Its dotted key.
     """
     records = []
@@ -214,7 +214,7 @@ def render_comparison_page(
         table: What is shown.
         comparison: Where the figures come from; None draws none.
         setting: A dotted key that every benchmark's change is drawn against.
-        options: Those of the command that shows this.
+        options: The options of the command that shows this page.
     """
     from slimdown.report import figures  # matplotlib takes half a second
 

@@ -30,7 +30,7 @@ LOG_SECONDS = 30.0  # between two lines of a log; the first comes after a quarte
 
 
 class _StandardOutput:
-    """sys.stdout without characters that it cannot encode; nothing where it is closed."""
+    """Writes to sys.stdout, without characters that it cannot encode; nothing if it is closed."""
 
     def __init__(self) -> None:
         self._stream = sys.stdout  # rich replaces it while it shows a bar
@@ -61,7 +61,7 @@ def _open_console() -> Console:
 
 def show_line(line: str, style: str = "") -> None:
     """Print one line as it is, without markup and control characters."""
-    console = _open_console()  # a terminal breaks it between words, but no address
+    console = _open_console()  # a terminal may break it between words, but not an address
     is_whole = not console.is_terminal or "://" in line
     console.print(Text(visible(line), style), soft_wrap=is_whole)
 
@@ -78,17 +78,17 @@ def show_table(table: Table, with_details: bool = False) -> None:
 
 
 def print_text(content: str) -> None:
-    """Print a text that is written already, such as CSV; to a terminal without control characters.
+    """Print a finished text, such as CSV; a terminal gets it without control characters.
 
     Raises:
-        OSError: The text cannot be written, for example since the disk is full.
+        OSError: The text cannot be written, for example because the disk is full.
     """
     stream = _StandardOutput()
     stream.write(visible(content, multiline=True) if stream.isatty() else content)
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print lines of a heading and what it says."""
+    """Print lines, each of a heading and its content."""
     console = _open_console()
     for heading, content in facts:
         line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
@@ -100,32 +100,32 @@ class _Pace:
     """How far one stage is, and how fast it goes."""
 
     unit: str
-    later: float = 0.0  # seconds that the stages after it take, as far as that is known
+    later: float = 0.0  # seconds that the stages after it take, as far as known
     began: float = field(default_factory=monotonic)
-    # when more was done, and how much: the last reports, those of one second as one
+    # the last reports of progress: time, and number done; one second has one report
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=8))
     total: int = 0
     detail: str = ""
 
     def update(self, done: int, total: int, detail: str) -> None:
-        """Take a report; another total, or fewer done, is something new that begins."""
+        """Take a report. If the total changes or fewer are done, something new has begun."""
         now, recent = monotonic(), self.recent
         if recent and (total != self.total or done < recent[-1][1]):
             recent.clear()
-        if len(recent) > 1 and now - recent[-1][0] < 1:  # a batch is told answer by answer
+        if len(recent) > 1 and now - recent[-1][0] < 1:  # each answer of a batch is reported
             now, _ = recent.pop()
         if not recent or done > recent[-1][1]:
             recent.append((now, done))
         self.total, self.detail = total, detail
 
     def __str__(self) -> str:
-        """What is done, and the time that is left or, where nothing tells it, was taken."""
+        """Say what is done, and the time left or, if that is unknown, the time taken."""
         now = monotonic()
         reports = self.recent or [(now, 0)]
         (began, n_before), (_, n_done) = reports[0], reports[-1]
         time = f"{format_duration(now - self.began)} elapsed"
         if n_done > n_before:
-            # Until now, so that a step that takes long makes the time left longer.
+            # Count until now, so that a slow step makes the time left longer.
             left = (now - began) / (n_done - n_before) * (self.total - n_done)
             of_run = f" (run: {format_duration(left + self.later)})" if self.later else ""
             time = f"{format_duration(left)} left{of_run}"
@@ -137,13 +137,13 @@ class _Pace:
 class RunProgress:
     """Shows the stages of a run one after another, each with its number.
 
-    The time left is that of the stage, or of its benchmark. That of the whole run is known from
-    when the base has answered: the tuned model is asked the same.
+    The time left is that of the stage, or of its benchmark. That of the whole run is known once the
+    base has answered, because the tuned model is asked the same.
     """
 
     n_stages: int
     n_begun: int = 0
-    seconds_to_measure: float = 0.0  # a model
+    seconds_to_measure: float = 0.0  # one model
 
     def show(self, label: str, unit: str = "") -> AbstractContextManager[OnProgress]:
         """Show the next stage, as `progress_bar` does."""
@@ -159,7 +159,7 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     Args:
         label: What runs.
         unit: What is counted, such as steps.
-        later: Seconds that what follows takes.
+        later: Seconds that the stages after it take.
 
     Yields:
         A function of the number done, the total, and a short text such as the loss.
@@ -200,14 +200,14 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 
 
 def show_findings(findings: Any, with_details: bool = False, with_sentences: bool = True) -> None:
-    """Print the table of findings, and in sentences what it does not show."""
+    """Print the table of findings, and sentences for what it does not show."""
     show_table(findings_table(findings), with_details)
     for sentence in text.describe_findings(findings, False) if with_sentences else ():
         _open_console().print(Text(visible(sentence)))
 
 
 def show_saved(run: Any, is_of_sweep: bool = False) -> None:
-    """Print where a run is kept; and how you look at it, which a sweep says at its end."""
+    """Print where a run is kept and how to look at it; a sweep says the latter at its end."""
     show_line(f"run {run.run_id}")
     if run.artifact_uri.startswith("file:"):
         show_line(f"open {run.artifact_uri}/report.html")
@@ -219,7 +219,7 @@ def show_saved(run: Any, is_of_sweep: bool = False) -> None:
 
 
 def show_budget_checks(checks: Sequence[BudgetCheck], are_worse_together: bool = False) -> None:
-    """Print each loss against its budget, and what holds for all of them."""
+    """Print each loss against its budget, and the overall outcome."""
     sentences = {
         "within": "Passed: every loss is shown to be within its budget.",
         "beyond": "Failed: a loss beyond its budget is shown.",

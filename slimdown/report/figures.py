@@ -31,7 +31,7 @@ with patch.dict(os.environ):
 
 INK = "#010203"  # black to the eye, and nothing else in a figure has it: `write_svg` replaces it
 WIDTH, PHONE_WIDTH = 8.0, 3.9  # inches
-MAX_POINTS = 40  # of runs in one figure: more are not legible
+MAX_POINTS = 40  # in one figure: more are not legible
 _COLORS = ("#2a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
@@ -84,7 +84,7 @@ def draw_trade_offs(rows: Sequence[Configuration]) -> Figure:
     names = [f"{i}  {_cut(f'{row.name} ({row.ids})', 100)}" for i, row in enumerate(shown, 1)]
     title = "What was learned against what was forgotten"
     figure, axes = _new_figure(3.6 + 0.15 * len(shown), title)
-    # rounded: what is equal up to rounding is equal
+    # rounded, so that values are equal that differ only by rounding
     at = [(round(-100 * r.retained.value, 9), round(100 * r.target.value, 9)) for r in shown]
     better = {p: [q for q in at if q != p and q[0] <= p[0] and q[1] >= p[1]] for p in at}
     front = sorted(point for point in better if not better[point])
@@ -113,7 +113,7 @@ def draw_by_setting(
 ) -> Figure:
     """Draw each benchmark's change against a setting, with 95 % intervals.
 
-    The axis has numbers where every value is one; it is logarithmic where they grow by factors.
+    The axis has numbers if every value is a number; it is logarithmic if they grow by factors.
 
     Args:
         setting: Its dotted key.
@@ -124,7 +124,7 @@ def draw_by_setting(
     numbers = sorted(value for value in values if not isinstance(value, str))
     is_numeric = len(numbers) == len(values)
     for i, (name, points) in enumerate(series.items()):
-        # categories stand beside each other; on an axis of numbers that would be wrong
+        # points of a category stand side by side; on an axis of numbers that would be wrong
         shift = 0.3 * ((i + 0.5) / len(series) - 0.5)
         places: list[Any] = [v if is_numeric else values.index(v) + shift for v, _ in points]
         changes = [estimate for _, estimate in points]
@@ -151,7 +151,7 @@ def draw_by_setting(
 def write_svg(figure: Figure) -> str:
     """Write a figure as an SVG element for a page: transparent, in the page's text color.
 
-    The same figure gives the same text, and ids of two figures never meet.
+    The same figure gives the same text, and ids of two figures never collide.
     """
     out = StringIO()
     salt = {"svg.hashsalt": figure.get_label()}  # of ids; the same figure gives the same bytes
@@ -160,10 +160,10 @@ def write_svg(figure: Figure) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata=none)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    # its one rule is for every element of a page
+    # its one style rule would hold for the whole page
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    # of the ids only those that something refers to, which the salt makes this figure's own
+    # keep only ids that something refers to; the salt makes these unique to this figure
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
     opening = (

@@ -21,11 +21,11 @@ def findings_table(findings: Findings, title: str = "", with_notes: bool = False
     Args:
         findings: What is shown.
         title: What stands above it.
-        with_notes: Put what the findings say in sentences below the table.
+        with_notes: Put the sentences of the findings below the table.
 
     Returns:
-        The table. Its records hold benchmark, role, metric, n, base, tuned, change and what
-        belongs to them as shares of 1. Further metrics have neither verdict nor p-value.
+        The table. Its records hold benchmark, role, metric, n, base, tuned, change and related
+        values, as shares of 1. Further metrics have neither verdict nor p-value.
     """
     rows = list(_make_rows(findings, "base", "tuned"))
     notes = tuple(text.describe_findings(findings)) if with_notes else ()
@@ -56,7 +56,7 @@ class ModelPair:
 
 
 def pairs_table(pairs: Sequence[ModelPair]) -> Table:
-    """Show pairs of models, one row for each pair and benchmark, of its primary metric."""
+    """Show pairs of models by the primary metrics, one row for each pair and benchmark."""
     n, sides, direction = len(pairs), ("first", "second"), "from first to second"
     if pairs[0].first == "base":
         sides, direction = ("base", "tuned"), "from the base to the tuned model"
@@ -99,12 +99,12 @@ def budgets_table(
 def write_junit(
     checks: Sequence[BudgetCheck], title: str, failures: Mapping[str, str] | None = None
 ) -> str:
-    """Write budget checks as JUnit's XML: what is beyond fails, what is undecided is an error.
+    """Write budget checks as JUnit's XML: `beyond` is a failure, `undecided` an error.
 
     Args:
-        checks: A test each; one of a supporting benchmark is skipped.
-        title: Of the suite.
-        failures: Further tests that failed, with why.
+        checks: Each is a test; that of a supporting benchmark is skipped.
+        title: The suite's title.
+        failures: Further tests that failed, with the reasons.
     """
     kinds = {"beyond": "failure", "undecided": "error"}
     suite = ElementTree.Element("testsuite", name=visible(title))
@@ -129,7 +129,7 @@ def write_junit(
 
 
 def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
-    """Show a change in points with its interval; a record has its value and both ends as shares."""
+    """Show a change in points with its interval; the record has value and both ends as shares."""
     values = {prefix: change.value, f"{prefix}_low": change.low, f"{prefix}_high": change.high}
     return Cell(*format_points(change), sort_key=change.value, values=values)
 

@@ -18,7 +18,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "html": (".html", ".htm"),
 }
 """The formats of a table, with the endings of their files."""
-# Control characters become their pictures, marks that reorder text a replacement character.
+# Control characters become their pictures; marks that reorder text become U+FFFD.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 for _start, _end in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A)):
     _PICTURES |= dict.fromkeys(range(_start, _end), 0xFFFD)
@@ -52,7 +52,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Replace what an encoding lacks; minus signs, arrows and the like by similar characters."""
+    """Replace what an encoding lacks; minus signs, arrows and the like become similar signs."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -63,7 +63,7 @@ def encodable(text: str, encoding: str) -> str:
 def format_number(value: float, spec: str = ".1f") -> str:
     """Format a number with a true minus sign.
 
-    A small number gets digits until one of them is not zero, three at most: its sign may decide.
+    A small number gets more digits, three at most, until one is not zero: its sign may decide.
 
     >>> format_number(-3.14), format_number(2.0, "+.1f"), format_number(float("nan"))
     ('−3.1', '+2.0', 'undefined')
@@ -143,7 +143,7 @@ def format_value(value: object) -> str:
 
 
 def format_count(n: float, n_available: float | None = None) -> str:
-    """Format a number of questions, and of how many where they are not all.
+    """Format a number of questions, and out of how many if they are not all.
 
     >>> format_count(48, 1319), format_count(1319, 1319), format_count(1319)
     ('48 of 1,319', '1,319', '1,319')

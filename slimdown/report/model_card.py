@@ -1,4 +1,4 @@
-"""A tuned model's card: the README.md beside its weights, its first lines as the hub reads them."""
+"""A tuned model's card: the README.md beside its weights, with the head that the hub reads."""
 
 import re
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ def render_model_card(
         config: The run's settings.
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
         merged: The merged model; None for what the run left itself.
-        is_adapter: Whether it is one; None: as the run trained it.
-        note: What was made of what was trained, and measured on a part of the questions.
+        is_adapter: Whether the model is an adapter; None: as the run trained it.
+        note: How the model was made from what was trained; only a part of the questions judged it.
 
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
@@ -54,7 +54,7 @@ def render_model_card(
         is_adapter = not merged and not config.method.facts.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     method = "tuned" if config.tuned else config.method.name.value
-    sections = ("quantization.",) if config.tuned else _SECTIONS  # others had no part in it
+    sections = ("quantization.",) if config.tuned else _SECTIONS  # other settings did not shape it
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
     flat = flatten(config).items()
     settings = {k: v for k, v in flat if k.startswith(sections) and v is not None}
@@ -87,7 +87,7 @@ def render_model_card(
 
 
 def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
-    """Return what the hub's `model-index` may hold: scores of the harness's benchmarks, whole."""
+    """List scores for the hub's `model-index`: only those of the harness's whole benchmarks."""
     from huggingface_hub import EvalResult
 
     results = []

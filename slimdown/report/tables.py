@@ -122,12 +122,12 @@ def make_table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     legend: str = "",
 ) -> Table:
-    """Make a table of plain records; numbers stand to the right.
+    """Make a table of plain records; numbers are aligned to the right.
 
     Args:
         title: What stands above it.
         records: One for each row, with the same names; None is unknown. A value may be a `Cell`.
-        formats: By name, how a value is shown.
+        formats: By name, the function that formats a value.
         legend: What stands below it.
     """
 
@@ -167,7 +167,7 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
 
 
 def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
-    """Show what a model or a run takes; names that end in "bytes" hold bytes."""
+    """Show the sizes of models or runs; names that end in "bytes" hold bytes."""
     names = records[0] if records else ()
     formats = {name: formatting.format_bytes for name in names if name.endswith("bytes")}
     return make_table(title, records, formats, legend)
@@ -185,7 +185,7 @@ def write_table(table: Table, format: str) -> str:
     """
     out = StringIO()
     if format == "table":
-        # Plain text wherever it is made: rich would print into a notebook, or colors elsewhere.
+        # Always plain text: rich would print into a notebook, or write colors elsewhere.
         plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
         console = Console(file=out, width=PLAIN_WIDTH, color_system=None, highlight=False, **plain)
         print_table(table.brief, console)
@@ -206,7 +206,7 @@ def write_table(table: Table, format: str) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table, where it is too narrow in taller cells, without settings, or row by row."""
+    """Print a table. A narrow console gets taller cells, no settings, or one line a cell."""
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
@@ -232,7 +232,7 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _lay_out(table: Table, separators: str) -> RichTable:
-    """Lay a table out: a name is broken between words, a number or verdict never."""
+    """Lay out a table. Names may break between words, numbers and verdicts never."""
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows

@@ -1,4 +1,4 @@
-"""Write findings in sentences: each stands here once, for console, page and card."""
+"""Write findings as sentences. Each stands only here, for console, page and card."""
 
 from collections.abc import Iterator, Sequence
 from math import isnan, sqrt
@@ -76,7 +76,7 @@ def describe_run(config: RunConfig) -> dict[str, str]:
 
 
 def describe_prompts(evaluation: EvaluationConfig) -> str:
-    """Describe how benchmarks are asked: plainly or through the chat template, with what."""
+    """Describe how benchmarks are asked: plainly or through the chat template, and its settings."""
     ways = {True: "through the chat template", False: "plain", "auto": "auto"}
     parts = [ways[evaluation.apply_chat_template]]
     if system := evaluation.system_instruction:
@@ -101,7 +101,7 @@ def mark_target(name: str, role: str) -> str:
 
 
 def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
-    """Return the filter's name where several filters read one metric, else the metric's."""
+    """Return the filter's name if several filters read one metric, else the metric's."""
     name, filter_name = Metric(metric).name, Metric(metric).filter
     n_filters = sum(Metric(m).name == name for m in benchmark.changes)
     return filter_name if n_filters > 1 and filter_name else name
@@ -148,7 +148,7 @@ def summarize(findings: Findings) -> Iterator[str]:
 
 
 def explain_undecided(findings: Findings) -> Iterator[str]:
-    """Say of each undecided benchmark what its questions show, and how many would decide."""
+    """For each undecided benchmark, say what its questions show and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
         if shares := benchmark.never_ended:
             base, tuned = (f"{100 * share:.0f} %" for share in shares)
@@ -179,7 +179,7 @@ def describe_unchecked(checks: Sequence[BudgetCheck], findings: Findings) -> lis
 
 
 def describe_overall(mean: Estimate) -> str:
-    """Say whether the retained benchmarks are worse together: false in 2.5 % at most."""
+    """Say whether the retained benchmarks are worse together; "worse" is false in 2.5 % at most."""
     answer = "worse" if mean.high < 0 else "better" if mean.low > 0 else "undecided"
     change = " ".join(format_points(mean))
     return f"Overall: {answer}; the retained benchmarks changed by {change} points on average."
