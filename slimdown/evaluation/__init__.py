@@ -1,1 +1,1 @@
-"""Models and benchmarks to answers and scores; the only folder that imports lm_eval."""
+"""Turns models and benchmarks into answers and scores. Only this folder imports lm_eval."""

@@ -1,4 +1,4 @@
-"""The file in which answers lie while an evaluation goes on, so that a killed one keeps them."""
+"""The file that keeps answers during an evaluation, so that a killed one does not lose them."""
 
 import json
 from contextlib import suppress
@@ -10,7 +10,7 @@ class AnswersFile:
     """Responses by chunk, one chunk a line. A line that is damaged or cut short does not count.
 
     Attributes:
-        responses: By the name of a chunk those to each of its requests, as JSON has them.
+        responses: By name of a chunk, the responses to each of its requests, as JSON holds them.
     """
 
     def __init__(self, file: Path | None) -> None:

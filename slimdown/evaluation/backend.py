@@ -20,7 +20,7 @@ class BackendOptions:
     shares_prefixes: bool  # PrefixLM, else HFLM
     batch_size: int
     generation_batch_size: int
-    engine: str = ""  # what generates, where another engine does
+    engine: str = ""  # the one that generates, if it is another
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class BackendOptions:
         return f"{kind}, batch size {self.batch_size}, {generating} to generate"
 
     def generate_by_vllm(self) -> "BackendOptions":
-        """Return the same with vLLM to generate; it makes batches of its own, of large chunks."""
+        """Return the same with vLLM to generate; it makes its own batches from large chunks."""
         versions = [f"{name} {version(name)}" for name in ("vllm", "vllm-bnb-plugin")]
         return replace(self, engine=", ".join(versions), generation_batch_size=64)
 
@@ -42,11 +42,11 @@ class BackendOptions:
 def choose_backend(
     model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
 ) -> BackendOptions:
-    """Choose how a model is scored, by the model and its device alone: the next run chooses alike.
+    """Choose how a model is scored; it depends only on model and device, so runs choose alike.
 
     Args:
         model: The first model that is measured.
-        config: `batch_size`, where it is set, is taken as it is.
+        config: If `batch_size` is set, it is taken as it is.
         share_prefixes: Whether `PrefixLM` may score the model at all.
 
     Returns:
@@ -58,7 +58,7 @@ def choose_backend(
         size = config.batch_size or 4
         return BackendOptions(shares, size, size)
     sizes = model.model.config.get_text_config()
-    # Of 1,024 tokens: logits in two precisions, or keys and values; and some layers' activations.
+    # Bytes of 1,024 tokens: logits in two precisions, or keys and values; and some activations.
     choices = 1024 * (6 * sizes.vocab_size + 64 * sizes.hidden_size)
     text = 1024 * (4 * sizes.num_hidden_layers + 64) * sizes.hidden_size
     free_bytes = torch.cuda.get_device_properties(device).total_memory / 2 - model.memory_bytes

@@ -1,4 +1,4 @@
-"""One benchmark asked of one model: blocks of questions, cut into chunks that are kept at once."""
+"""Ask one model one benchmark: in blocks of questions, cut into chunks that are kept at once."""
 
 import copy
 import json
@@ -35,8 +35,8 @@ from slimdown.stats.sequential import block_ends
 from slimdown.utils.distributed import share_work
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
-# Forward batches per chunk: a chunk is what is kept on disk at once, and what a killed evaluation
-# computes again as it was.
+# Forward batches per chunk. A chunk is kept on disk at once; a killed evaluation computes it again
+# as it was.
 _BATCHES_PER_CHUNK = 8
 
 
@@ -69,10 +69,10 @@ class BenchmarkRun:
     config: EvaluationConfig
     on_progress: OnProgress
     vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
-    n_processes: int = 1  # that answer a chunk each; all hold the model
+    n_processes: int = 1  # each answers a chunk; all hold the model
     answers: AnswersFile = field(init=False)
-    blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; of equal keys
-    n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
+    blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; for equal keys
+    n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
 
     def __post_init__(self) -> None:
         """Build the requests, and decide their order and blocks."""
@@ -98,7 +98,7 @@ class BenchmarkRun:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Its key, and that of the first versions, which wrote a processor's threads."""
+        """The key, and the one of the first versions, which held the processor's threads."""
         processor = f"{self.model.identity.get('processor')} {torch.get_num_threads()} threads"
         first = replace(self.model, identity={**self.model.identity, "processor": processor})
         questions_hash = self.task.hash_questions(self.requests)
@@ -144,12 +144,12 @@ class BenchmarkRun:
             self.ask_block()
 
     def _share_blocks(self) -> None:
-        """Have the processes answer all blocks that are left: one may be a single chunk."""
+        """Share all blocks that are left among the processes: one may be a single chunk."""
         started, first = time.perf_counter(), max(self.n_asked, self.n_found)
         pairs = zip([0, *self.ends], self.ends, strict=False)
         blocks = [(b, end) for b, end in pairs if b >= first and b not in self.blocks]
         chunks = [chunk for block in blocks for chunk in self._cut(*block)]
-        # Whoever is done waits for the others.
+        # The longest come first, because a process that is done waits for the others.
         chunks.sort(key=lambda chunk: -sum(len(request.args[0]) for request in chunk.requests))
         for _ in self._find_or_answer(chunks, first):
             pass  # the answers file keeps them
@@ -178,7 +178,7 @@ class BenchmarkRun:
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
     def _cut(self, begin: int, end: int) -> list[Chunk]:
-        """Cut a block into chunks, each of one task: its questions share a beginning."""
+        """Cut a block into chunks, each of one task, whose questions share a beginning."""
         chunks = []
         for name, task in self.task.tasks.items():
             questions = [one for one in self._order[begin:end] if one[0] == name]
@@ -208,11 +208,11 @@ class BenchmarkRun:
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
         """Yield chunks and their responses as the answers file holds them.
 
-        Of several processes each does one or two at a time.
+        If there are several processes, each does one or two at a time.
 
         Args:
-            chunks: Those to answer.
-            n_done: Questions that were answered before them.
+            chunks: The chunks to answer.
+            n_done: How many questions were answered before them.
         """
         n = self.n_processes
         n_together = 2 * n if n > 1 else 1
@@ -221,7 +221,7 @@ class BenchmarkRun:
             self._report_tokens(n_done, together[0].requests)
             missing = [chunk for chunk in together if chunk.name not in self.answers.responses]
             parts = [[chunk] for chunk in missing[:n]]
-            # The longest stand first. Who has the shortest of them takes the longest of the rest.
+            # The longest come first. The process with the shortest takes the longest of the rest.
             for part, chunk in zip(reversed(parts), missing[n:], strict=False):
                 part.append(chunk)
             answer = partial(answer_chunks, self.lm, vllm=self.vllm)
@@ -235,7 +235,7 @@ class BenchmarkRun:
             self.on_progress(n_done, self.ends[-1], self.task.name)
 
     def _report_tokens(self, n_done: int, requests: list[Any]) -> None:
-        """Have the model tell each token that it generates, with the questions answered so far."""
+        """Report each token that the model generates, with the questions answered so far."""
         answers, repeats = list[Any](), requests[0].repeats
         self.lm.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: answers.append(answer)))
 
@@ -248,9 +248,9 @@ class BenchmarkRun:
     def _score_repeats(
         self, task: Any, requests: list[Any], responses: list[list[Any]]
     ) -> list[Sample]:
-        """Score responses; with `repeats` each by itself, and a question by their mean.
+        """Score responses; with `repeats`, score each by itself and give a question their mean.
 
-        The harness's usual filter would keep the first of them.
+        The harness's usual filter would keep only the first of them.
         """
         if not self.task.config.repeats or task.OUTPUT_TYPE != "generate_until":
             return self._score(task, requests, responses)
@@ -264,9 +264,9 @@ class BenchmarkRun:
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
         """Have the harness filter and score responses."""
         name = task.config.task
-        task_copy = copy.copy(task)  # of which the harness finds these questions only
+        task_copy = copy.copy(task)  # in it the harness finds only these questions
         task_copy._instances, docs = requests, {request.doc_id: request.doc for request in requests}
-        for request in requests:  # what the model before answered
+        for request in requests:  # drops the previous model's answers
             request.resps, request.filtered_resps = [], {}
         task_copy.build_all_requests = lambda **_: None
         task_copy.doc_iterator = lambda **_: iter(docs.items())
@@ -290,7 +290,7 @@ class BenchmarkRun:
         return samples
 
     def _check_room(self) -> None:
-        """Refuse what no forward holds, and examples and files' questions that would be cut."""
+        """Refuse requests beyond the window, and examples and own questions that would be cut."""
         benchmark, lm = self.task.config, self.lm
         requests = (request for of_question in self.requests.values() for request in of_question)
         for request in (r for r in requests if r.request_type == "loglikelihood"):
@@ -331,9 +331,9 @@ def answer_chunk(
     """Get `repeats` responses to each request, as the answers file holds them.
 
     Args:
-        lm: Scores, and draws what is drawn.
+        lm: Scores, and generates answers that are drawn.
         chunk: The requests.
-        vllm: Generates what is not drawn; None: `lm` does.
+        vllm: Generates answers that are not drawn; None: `lm` does.
     """
     lm.batch_size_per_gpu = chunk.size  # where HFLM and PrefixLM look for it
     lm.keeps_special_tokens = chunk.benchmark.metric == "tool_call"
@@ -342,7 +342,7 @@ def answer_chunk(
     repeated = [(request, number) for request in requests for number in range(request.repeats)]
     if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # Of the user's own `repeats` in one batch, of a task's own one by one.
+        # The user's own `repeats` go into one batch, a task's own one by one.
         n_together = chunk.benchmark.repeats or 1
         for request, number in repeated[::n_together]:
             # A seed for each question: base, tuned model and a repeated run draw alike.
@@ -358,7 +358,7 @@ def answer_chunk(
 
 
 class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped
-    """A model that gives responses which are there already, so that the harness scores them."""
+    """A model that returns given responses, so that the harness scores them."""
 
     def __init__(self, requests: list[Any], responses: list[list[Any]]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Evaluations that are made once: their key, where they are kept, whether they are sound."""
+"""Keeps evaluations, so that each is made once: their key, their place, and if they are sound."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -15,14 +15,14 @@ from slimdown.utils.hashing import hash_json
 if TYPE_CHECKING:  # it imports torch
     from slimdown.models.base_model import LoadedModel
 
-# Raise it when the same settings give other answers: how questions are batched, ordered, read. Then
-# no older evaluation is taken. tests/evaluation/test_evaluation_key.py fails where it is forgotten.
+# Raise it when the same settings give other answers, because questions are batched, ordered or read
+# otherwise. Older evaluations are then not used. tests/evaluation/test_evaluation_key.py reminds.
 MEASUREMENT_VERSION = 1
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
-# How scores are read or when asking ends; no answer depends on it, so the key leaves it out. Task
-# and question files count by their content; the key's own `backend` says what answers, with its
-# version, and the batch size that was chosen.
+# Settings of how scores are read or when asking ends. No answer depends on them, so the key leaves
+# them out. Task and question files count by their content. The key's own `backend` names what
+# answers, its version, and the batch size that was chosen.
 READ_ONLY = {
     "benchmark": ["path", "metric", "chance", "role", "paper_metric", "margin", "max_loss"],
     "evaluation": ["holdout", "until", "include_path", "batch_size", "backend"],
@@ -33,13 +33,13 @@ class EvaluationCache:
     """Where finished evaluations are kept; this one finds nothing and keeps nothing."""
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
-        """Held by the one process that makes the evaluation of this key, but not between looks."""
+        """Return the lock of the one process that evaluates this key; it is free between looks."""
         return nullcontext()
 
     def find(
         self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
     ) -> BenchmarkEvaluation | None:
-        """The evaluation of this key or an older one, stopped early or whole; None: there is none.
+        """Find the evaluation of this key or an older one, stopped early or whole; None: no such.
 
         `older` are the keys that earlier versions gave to the same answers.
         """
@@ -49,7 +49,7 @@ class EvaluationCache:
         """Keep an evaluation, so that `find` returns it from now on."""
 
     def answers_file(self, key: str) -> Path | None:
-        """Where answers lie while the evaluation goes on; None keeps none."""
+        """Return the file that keeps answers during the evaluation; None keeps none."""
         return None
 
 
@@ -66,8 +66,8 @@ def evaluation_key(
         model: Its identity is in the key.
         backend: The code that answers and its batch size: both decide how sums are rounded.
         questions_hash: Of prompts, rows and task settings.
-        benchmark: Its settings, but those of `READ_ONLY`; `scale` and metric are read together.
-        config: Likewise.
+        benchmark: Its settings except `READ_ONLY`; if `scale` is set, the metric counts, too.
+        config: Its settings except `READ_ONLY`.
 
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.

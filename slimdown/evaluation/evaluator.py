@@ -1,4 +1,4 @@
-"""The `Evaluator`: the same questions to one model after another, scored by the same code."""
+"""The `Evaluator` asks one model after another the same questions, scored by the same code."""
 
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -34,8 +34,8 @@ class Evaluator:
         tasks: The benchmarks by name.
         backend: How answers are computed; None until a model was measured.
         notes: Lines for the user: which batches were halved.
-        counts_memory: Whether to measure the memory's peak: torch's one counter is set back.
-        n_processes: How many answer; the others are in `assist_measuring`, with an equal model.
+        counts_memory: Whether to measure the memory's peak; this resets torch's only counter.
+        n_processes: How many answer; the others run `assist_measuring` with an equal model.
     """
 
     counts_memory = False
@@ -72,8 +72,8 @@ class Evaluator:
             model: With adapters or without.
             cache: Where evaluations are found and kept; None measures everything.
             stop_when: Looks at the answers after each block of questions; None asks all questions.
-            on_progress: Called with questions done, questions in all, and the benchmark's name; for
-                each token, too, of an answer that is generated here.
+            on_progress: Called with questions done, questions in all, and the benchmark's name;
+                also for each token of an answer that is generated here.
 
         Returns:
             What the model answered.
@@ -132,7 +132,7 @@ class Evaluator:
             measure_peak = stack.enter_context(counter)
             runs, backend_name = self._open(model, backend, on_progress, stack)
             for run in runs.values():
-                # One lock at a time: who holds several may wait for each other for ever.
+                # One lock at a time: processes that hold several may wait for each other for ever.
                 with cache.lock(run.key):
                     self._look_up(run, cache)
                     if not (stop_when and run.can_stop):
@@ -146,7 +146,7 @@ class Evaluator:
             return Evaluation(benchmarks, *about, conditions=self._describe_prompts())
 
     def _describe_prompts(self) -> dict[str, str]:
-        """How benchmarks are asked, by `benchmark.setting`, where it is not the usual way."""
+        """Return by `benchmark.setting` how benchmarks are asked, if not in the usual way."""
         about = dict[str, str]()
         for name, task in self.tasks.items():
             narrowed = task.narrow(self._config)
@@ -188,7 +188,7 @@ class Evaluator:
     def _look(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
     ) -> None:
-        """Ask the others block by block, until a look at all answers needs no more of them."""
+        """Ask the remaining benchmarks block by block, until a look needs no more answers."""
         stoppable = {name: run for name, run in runs.items() if not run.n_asked}
         needed = set(stoppable)
         while needed:
@@ -205,7 +205,7 @@ def assist_measuring(model: LoadedModel) -> None:
     """Answer what the first process's evaluator shares out, until it has measured the model.
 
     Args:
-        model: An equal one.
+        model: One equal to the first process's.
     """
     lms: dict[tuple[BackendOptions, str | None], Any] = {}
 
@@ -232,7 +232,7 @@ def check_room(
     Args:
         tasks: All benchmarks.
         config: How they are asked.
-        model: The tokenizer, and the model without its numbers.
+        model: The tokenizer, and the model without weights.
 
     Raises:
         ConfigError: A prompt and its new tokens are longer than the model's window.
@@ -245,7 +245,7 @@ def check_room(
 
 
 def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:
-    """Keep what was asked, unless all of it was found."""
+    """Keep an evaluation, unless all of it was found."""
     if run.n_new:
         cache.save(run.key, run.task.name, run.summarize())
         run.answers.remove()

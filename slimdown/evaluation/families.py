@@ -96,7 +96,7 @@ def _is_patched(module_class: type) -> bool:
 
 
 def get_windows(model: Any) -> dict[str, int | None]:
-    """How many positions each kind of attention layer looks back, its own included; None is all.
+    """Return how many positions each kind of attention layer sees, its own included; None: all.
 
     Keys are the names of `config.layer_types`. The rules are those of `transformers.masking_utils`.
     """

@@ -1,4 +1,4 @@
-"""What the harness logs of each question -> `Sample` and `BenchmarkEvaluation`. No torch."""
+"""Reads the harness's log of each question: `Sample` and `BenchmarkEvaluation`. No torch."""
 
 import os
 import re
@@ -13,17 +13,17 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
-# Per character before plain accuracy: endings differ in length. Both before what is generated.
+# acc_norm comes before acc, because endings differ in length. Generated answers come last.
 _PREFERRED = ("acc_norm", "acc", "exact_match")
 _CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and other benchmarks'
 
 
 def choose_metric(metrics: Sequence[str]) -> str:
-    """Choose the primary metric where none is set: for `run`, `measure`, `verdict` and callback.
+    """Choose the primary metric if none is set: for `run`, `measure`, `verdict` and callback.
 
-    The first of acc_norm, acc and exact_match, as tasks are mostly reported; else the metric that
-    the task lists first. Of its filters the flexible one, for strict ones take another format for a
-    loss; else the first.
+    It is the first of acc_norm, acc and exact_match, as tasks are mostly reported, else the metric
+    that the task lists first. A flexible filter is preferred, because strict ones take another
+    format for a loss; else it is the first filter.
 
     Args:
         metrics: Those that can be compared, filters after a dot, in the task's order.
@@ -67,7 +67,7 @@ def read_task_samples(
         scores: dict[str, float] = {}
         for entry in of_doc:
             for metric in entry["metrics"]:
-                # A metric over all questions, such as F1, has no score of a question.
+                # A metric over all questions, such as F1, has no score for each question.
                 if (score := parse_score(entry[metric])) is not None:
                     key: str = Metric(metric, entry["filter"])
                     scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
@@ -85,7 +85,7 @@ def read_task_samples(
             if target.isdigit() and int(target) < len(choices):
                 target = choices[int(target)]
             elif len({arguments[0] for arguments in first["arguments"]}) > 1 and len(choices) == 2:
-                # The choices stand in the contexts, and the log holds no number of the right one.
+                # The choices are in the contexts, and the log does not say which one is right.
                 best = log_likelihoods.index(max(log_likelihoods))
                 target = choices[best if scores.get("acc") == 1 else 1 - best]
         if benchmark.numeric_tolerance is not None:
@@ -116,12 +116,12 @@ def average_repeats(answers: Sequence[Sample]) -> Sample:
 
 
 def find_category(document: Mapping[str, Any]) -> str:
-    """Find what a question's document says that it is about; empty where it does not."""
+    """Find the category that a question's document names; empty if it names none."""
     return next((str(document[key])[:80] for key in _CATEGORIES if document.get(key)), "")
 
 
 def read_cluster(document: Mapping[str, Any], field: str | None, question: str) -> str:
-    """Read what a question has in common with those of its cluster; empty where no field is named.
+    """Read the value that a question shares with its cluster; empty if no field is named.
 
     Args:
         document: The question's row.
@@ -143,7 +143,7 @@ def read_cluster(document: Mapping[str, Any], field: str | None, question: str) 
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:
-    """The prompt and the choices; where these stand in the contexts (WinoGrande), what differs."""
+    """Return prompt and choices; choices in the contexts (WinoGrande) are what differs there."""
     contexts, endings = ([str(pair[i]) for pair in arguments] for i in (0, 1))
     n = len(contexts) // 2
     if n and contexts[0] and not any(contexts[n:]):  # the same again without context, for PMI
@@ -164,16 +164,16 @@ def summarize_samples(
     task_weights: dict[str, float] | None = None,
     usable: Collection[str] | None = None,
 ) -> BenchmarkEvaluation:
-    """Make a benchmark's evaluation of its samples.
+    """Make a benchmark's evaluation from its samples.
 
     Args:
         benchmark: Its settings.
         samples: Of the questions that were asked.
         task_version: As the harness has it.
-        seconds: That measuring took.
+        seconds: How long measuring took.
         task_weights: How the harness weighs tasks; None weighs every question alike.
-        usable: Metrics whose score is a mean of which more is better, with their filters or
-            without; None: all.
+        usable: Metrics whose score is a mean where more is better, with or without their filters;
+            None: all.
 
     Returns:
         The evaluation, without metrics that are not usable, lack a question or leave [0, 1].
@@ -203,7 +203,7 @@ def check_primary_metric(
     """Check that every question has a score between 0 and 1 on the primary metric.
 
     Raises:
-        DataError: It has not, so base and tuned model could not be compared.
+        DataError: One has none, so base and tuned model could not be compared.
     """
     setting = f"benchmark.{name}.metric={benchmark.metric}"
     for sample in samples:
@@ -228,7 +228,7 @@ def find_no_number(samples: Sequence[Sample]) -> Sample | None:
 def guess_chance(evaluation: BenchmarkEvaluation, metric: str) -> float:
     """Compute what guessing scores: the mean of 1 over the number of different choices.
 
-    It is 0 (not known) where an answer is generated, or graded, as a probability mass is.
+    It is 0 (not known) if any answer is generated, or graded, as a probability mass is.
     """
     samples = evaluation.samples
     if not all(sample.choices and sample.scores[metric] in (0, 1) for sample in samples):

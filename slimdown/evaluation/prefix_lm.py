@@ -1,6 +1,6 @@
-"""`PrefixLM`: lm-eval's `HFLM`, computing what questions have in common once.
+"""`PrefixLM`: lm-eval's `HFLM` with prefix sharing, which computes shared tokens only once.
 
-Log-likelihoods agree with HFLM's within 5e-4 nats in float32. Three things are saved: the beginning
+Log-likelihoods agree with HFLM's within 5e-4 nats in float32. It saves three things: the beginning
 that many contexts share (worked examples) runs once, the context of a question runs once for all of
 its answers, and the LM head sees only positions that are scored. Generation is HFLM's own.
 """
@@ -43,14 +43,14 @@ class _Row:
 
 
 class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
-    """An `HFLM` that cuts thinking off, and tells how far it is; arguments are those of `HFLM`.
+    """An `HFLM` that cuts off thinking and reports progress; arguments are those of `HFLM`.
 
     `think_end_token` may be a special token, which `HFLM` drops before it looks for the text.
-    Thinking that never ended is no answer, where `HFLM` takes it for one.
+    Thinking that never ended is no answer here; `HFLM` takes it for one.
 
     Attributes:
-        on_token: Called with the tokens that each answer of a batch has, and the most it can have.
-        keeps_special_tokens: Whether answers hold them, which begin a tool call.
+        on_token: Called with how many tokens each answer of a batch has, and how many it can have.
+        keeps_special_tokens: Whether answers keep special tokens, which begin a tool call.
     """
 
     on_token: Callable[[int, int], object] = staticmethod(lambda n_tokens, n_most: None)
@@ -76,7 +76,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return [answers[str(request.args)].popleft() for request in requests]
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
-        """Write tokens as text; the end of thinking stays in it, special token or not."""
+        """Decode tokens; the end of thinking stays in the text, special token or not."""
         skip_special_tokens = skip_special_tokens and not self.keeps_special_tokens
         text, end = str(super().tok_decode(tokens, skip_special_tokens)), self.think_end_token
         if skip_special_tokens and end:
@@ -111,7 +111,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             return scores
 
         settings["logits_processor"] = LogitsProcessorList([count])
-        if self.think_end_token:  # a text that ends the answer may stand in the thinking
+        if self.think_end_token:  # thinking may contain a text that ends the answer
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
         return super()._model_generate(context, max_length, stop, **settings)
 
@@ -155,11 +155,11 @@ class PrefixLM(GeneratingLM):
         return [scores[i] for i in range(len(requests))]
 
     def _score(self, rows: Sequence[_Row], prefix: Tokens) -> dict[int, tuple[float, bool]]:
-        """Log-probability, and whether greedy decoding gives the answer, by request.
+        """Return by request the log-probability, and whether greedy decoding gives the answer.
 
-        Each row holds its own context, padded on the left, and its answers side by side, padded on
-        the right. Positions and 4D masks say what a token sees, so padding is never in between,
-        not even where a layer looks back over a window.
+        Each row holds its own context, padded on the left, then its answers side by side, padded on
+        the right. So padding is never in between, not even for a layer that looks back over a
+        window. Positions and 4D masks say what a token sees.
         """
         n_context = max(len(row.context) for row in rows) - len(prefix)
         n_answers = max(row.answer_width for row in rows)
@@ -205,9 +205,9 @@ class PrefixLM(GeneratingLM):
         }
 
     def _compute_prefix(self, prefix: Tokens) -> Any:
-        """The keys and values of a shared prefix, one row, kept for the next batch."""
+        """Return the keys and values of a shared prefix, one row; keep them for the next batch."""
         if self._prefix[0] != prefix:
-            # Without the config, so that no layer drops what is beyond its window: masks do that.
+            # It gets no config, so that no layer drops tokens beyond its window: masks hide them.
             cache = DynamicCache()
             options = {name_cache_argument(self.model): cache, "use_cache": True}
             ids = torch.tensor([prefix], device=self.device)
@@ -218,7 +218,7 @@ class PrefixLM(GeneratingLM):
     def _build_masks(
         self, positions: torch.Tensor, segments: torch.Tensor, n_prefix: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """What tokens see, [rows, 1, width, n_prefix + width]; one mask for each kind of layer.
+        """Build the masks, [rows, 1, width, n_prefix + width]; one for each kind of layer.
 
         positions, segments: [rows, width]; segment 1 is the context, which every answer sees.
         """
@@ -241,14 +241,14 @@ class PrefixLM(GeneratingLM):
 class VirtualTokensLM(GeneratingLM):
     """An `HFLM` for trained prompts and prefixes; arguments are those of `HFLM`.
 
-    PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24), so they come
-    as a cache that is filled already: https://github.com/huggingface/transformers/pull/42508
+    PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24). So this class
+    passes them as a filled cache: https://github.com/huggingface/transformers/pull/42508
     """
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """Generate; one answer after another where a layer looks back over a number of columns.
+        """Generate; one answer at a time if a layer looks back over a fixed number of columns.
 
-        Pads would lie behind the virtual tokens, and such a layer counts them.
+        Padding would stand behind the virtual tokens, and such a layer counts it.
         """
         generate = super().generate_until
         if not learns_prompt(self.model) or _sees_everything(get_inner_model(self.model)):
@@ -282,8 +282,8 @@ class VirtualTokensLM(GeneratingLM):
 
 
 def _sees_everything(model: Any) -> bool:
-    """Whether every layer sees all tokens before one: no window, no chunk, no recurrent state."""
-    is_gpt_neo = hasattr(model.config, "attention_types")  # whose windows have a name of their own
+    """Whether every layer sees all earlier tokens: no window, no chunk, no recurrent state."""
+    is_gpt_neo = hasattr(model.config, "attention_types")  # it has its own name for windows
     return set(get_windows(model)) == {"full_attention"} and not is_gpt_neo
 
 
@@ -298,7 +298,7 @@ def name_cache_argument(model: Any) -> str:
 
 @contextmanager
 def without_tying(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, `tie_weights` does nothing: HFLM's constructor calls it (lm_eval 0.4.13).
+    """Turn `tie_weights` off inside, because HFLM's constructor calls it (lm_eval 0.4.13).
 
     Loaded weights are tied already, and an adapter's own LM head must stay its own.
     https://github.com/EleutherAI/lm-evaluation-harness/blob/main/lm_eval/models/huggingface.py

@@ -1,4 +1,4 @@
-"""The questions of a file as a task of the harness, which asks and scores them as any other."""
+"""Turns a file's questions into a task of the harness, which asks and scores it like any other."""
 
 import json
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from slimdown.utils.scoring import is_right, read_answer
 class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
     """A task of the rows that `read_questions` returns.
 
-    The prompt is the question as it stands, or messages in the words of the chat template. A
-    generated answer ends at a line feed where every right answer is one line, and it must equal the
-    right one but for spaces around it. One with another `rule` ends at an empty line. An answer to
-    messages ends where the model ends it.
+    The prompt is the question as it is, or messages rendered by the chat template. A generated
+    answer ends at a line feed if every right answer is one line; it must equal the right one except
+    for spaces around it. With another `rule` it ends at an empty line. An answer to messages ends
+    where the model ends it.
 
     Attributes:
         tokenizer: The model's, for the questions that go through its chat template.
@@ -40,7 +40,7 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             rows: All of one kind.
             takes_numbers: Whether the last number of an answer counts, too; then an answer may
                 have several lines, and it ends at an empty one.
-            phrases: Those of refusals that the user adds.
+            phrases: The phrases of refusals that the user adds.
         """
         self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
         mean = {"aggregation": "mean", "higher_is_better": True}
@@ -93,7 +93,7 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         return prompt
 
     def apply_filters(self) -> Any:
-        """Read the answers by the questions' rules, where they have some."""
+        """Read the answers by the questions' rules, if they have any."""
         if "rule" not in self._rows[0]:
             return super().apply_filters()
         for request in self._instances:

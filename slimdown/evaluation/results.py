@@ -23,12 +23,12 @@ class Metric(str):
 
     @property
     def name(self) -> str:
-        """Without the filter."""
+        """The metric without the filter."""
         return self.partition(".")[0]
 
     @property
     def filter(self) -> str:
-        """Empty where there is none."""
+        """The filter; empty if there is none."""
         return self.partition(".")[2]
 
 
@@ -55,7 +55,7 @@ class Answer(str):
 
     @property
     def parts(self) -> tuple[str, str, bool, bool]:
-        """What it is made of, as JSON holds it."""
+        """Its parts, as JSON holds them."""
         return str(self), self.thinking, self.never_ended, self.ran_out
 
 
@@ -74,18 +74,18 @@ class Sample:
     log_likelihoods: tuple[float, ...]  # nats, one for each choice
     answers: dict[str, str]  # by metric: the choice taken, or the text that the filter kept
     scores: dict[str, float]  # by metric
-    category: str = ""  # that the question's document names, such as HellaSwag's activity
+    category: str = ""  # named by the question's document, such as HellaSwag's activity
     thinking: str = ""  # what the model wrote before its answer
-    never_ended: bool = False  # its thinking, so that there is no answer
-    ran_out: bool = False  # of tokens, before its answer was complete
-    cluster: str = ""  # what `benchmark.NAME.cluster` names, of which several questions are one
-    # By metric the score of each answer, where several were drawn; the other fields but `scores`
-    # are of the first one.
+    never_ended: bool = False  # whether its thinking has no end; then there is no answer
+    ran_out: bool = False  # whether it ran out of tokens before its answer was complete
+    cluster: str = ""  # what `benchmark.NAME.cluster` names; its questions count as one
+    # By metric, the score of each answer if several were drawn. All other fields except `scores`
+    # are those of the first answer.
     repeated_scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def first(self) -> "Sample":
-        """With the scores of the first answer alone."""
+        """The sample with the scores of the first answer alone."""
         return replace(
             self, scores=self.scores | {m: s[0] for m, s in self.repeated_scores.items()}
         )
@@ -103,18 +103,18 @@ class Score:
 class BenchmarkEvaluation:
     """What one benchmark says about one model.
 
-    Samples hold the metrics that can be compared: of their questions' scores, between 0 and 1 once
-    `benchmark.scale` has divided them, more is better, and the benchmark's score is their mean.
+    Samples hold the metrics that can be compared. Their questions' scores lie between 0 and 1 once
+    `benchmark.scale` has divided them; more is better, and their mean is the benchmark's score.
     """
 
     benchmark: ResolvedBenchmark
     task_version: str
     samples: tuple[Sample, ...] = field(repr=False)  # in the order in which they were asked
     seconds: float
-    # Questions asked each time that the answers were looked at; empty: asked whole, looked at once.
+    # Questions asked by each look at the answers; empty: all were asked before the only look.
     looks: tuple[int, ...] = ()
-    n_available: int | None = None  # of how many questions those are; None: of no more
-    # How the harness weighs the tasks of a group, summing to 1; None: every question alike.
+    n_available: int | None = None  # questions in all; None: there are no more
+    # The harness's weights of a group's tasks, which sum to 1; None: all questions weigh the same.
     task_weights: dict[str, float] | None = None
     max_new_tokens: int | None = None  # of a generated answer; None: not known
     origin: str = ""  # which run, user and date measured it; empty: this run
@@ -131,13 +131,13 @@ class BenchmarkEvaluation:
         return self.scores[self.benchmark.metric]
 
     def scores_of(self, metric: str) -> list[float]:
-        """One metric's score of each question."""
+        """Return each question's score on one metric."""
         return [sample.scores[metric] for sample in self.samples]
 
     def average(self, values: Sequence[float]) -> Score:
         """Average one value for each sample, weighted as the harness does.
 
-        The variance is the sample's over n; for weighted tasks, that of their weighted means' sum.
+        The variance is the sample variance over n; with weighted tasks, that of the weighted sum.
         """
         groups: dict[str, list[float]] = {}
         for sample, value in zip(self.samples, values, strict=True):
@@ -163,7 +163,7 @@ class Evaluation:
     backend: str  # the code that scored, and its batch size
     seconds: float
     peak_bytes: float = nan  # the most that was held meanwhile
-    part: str = ""  # which of the questions, where not all: see judging/holdout.py
+    part: str = ""  # which questions, if not all: see judging/holdout.py
     # What else must be equal for two evaluations to be compared; see evaluation/logs/.
     conditions: Mapping[str, str] = field(default_factory=dict)
 

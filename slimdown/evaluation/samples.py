@@ -1,6 +1,6 @@
 """Parquet files of samples: one file a benchmark, one row a question and metric.
 
-What holds for the whole evaluation lies in the file's metadata, so that a file is a complete
+The file's metadata holds the facts about the whole evaluation, so that a file is a complete
 `BenchmarkEvaluation`.
 """
 
@@ -43,8 +43,8 @@ SCHEMA = pa.schema(
 _BY_METRIC = ("answers", "scores", "repeated_scores")
 _OF_QUESTION = [f.name for f in fields(Sample) if f.name not in _BY_METRIC]
 FORMAT = 1
-"""Of these files. Raised when an older slimdown would misread them; files without a number have
-format 1. Where a column or a field is added, its default stands for it in older files."""
+"""The format of these files. Raise it when an older slimdown would misread them. Files without a
+number have format 1. A new column or field needs a default, which older files then get."""
 
 
 class DamagedSamples(ValueError):

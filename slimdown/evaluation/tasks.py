@@ -45,14 +45,14 @@ class BenchmarkTask:
     name: str
     config: ResolvedBenchmark
     tasks: dict[str, Any]  # the harness's tasks by name; a group has several
-    usable_metrics: frozenset[str]  # means of which more is better; filters left out
+    usable_metrics: frozenset[str]  # means where more is better; without filters
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
     files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
     _built: dict[str, Requests] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def generates(self) -> bool:
-        """Whether answers to it are generated, of a group to any of its tasks."""
+        """Whether its answers are generated; of a group, those of any task."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
     @property
@@ -114,7 +114,7 @@ class BenchmarkTask:
         digest = sha256(self.files_hash.encode())
         for name, task in sorted(self.tasks.items()):
             settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
-            # A function that has no source lies elsewhere each time.
+            # A function without source has a new address each time.
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())
         for key, of_question in requests.items():
             contents = [key, [str(request.args) for request in of_question], of_question[0].doc]
@@ -122,7 +122,7 @@ class BenchmarkTask:
         return digest.hexdigest()[:32]
 
     def questions(self) -> list[Question]:
-        """The questions in their own words, to be looked for in training rows."""
+        """Return the questions in their own words, to search training rows for them."""
         questions = []
         for task in self.tasks.values():
             for number, doc in task.doc_iterator(limit=self.config.limit):
@@ -141,18 +141,18 @@ def load_tasks(
     """Load the harness's tasks, download their data and set their worked examples.
 
     Args:
-        benchmarks: By name; a metric `auto`, a num_fewshot or chance None becomes the task's own.
+        benchmarks: By name; a metric, num_fewshot or chance of None becomes the task's own.
         include_path: A folder with task files of your own.
         max_gen_toks: The most tokens of each generated answer; a benchmark's own counts first.
         stop: Texts at which each generated answer ends; likewise.
-        lacking: Gets the reason why there are no questions, by benchmark; None: that is an error.
+        lacking: Gets the reason, by benchmark, where there are no questions; None: an error.
 
     Returns:
-        By name.
+        The tasks by name.
 
     Raises:
-        ConfigError: An unknown task, or a metric or worked examples that it cannot give.
-        DataError: The questions cannot be had.
+        ConfigError: A task is unknown, or cannot give the metric or the worked examples.
+        DataError: The questions cannot be loaded.
     """
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
@@ -168,7 +168,7 @@ def load_tasks(
         folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
-        # The harness parses thousands of files of its own, for seconds: only where one is needed.
+        # The harness takes seconds to parse its thousands of files: only if one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
         if any(one.task not in manager.all_tasks for one in in_harness):
             manager = TaskManager(include_path=folders)
@@ -210,7 +210,7 @@ def load_tasks(
 def _check_task(
     name: str, benchmark: BenchmarkConfig, found: Any, files_hash: str
 ) -> BenchmarkTask:
-    """Return the benchmark with nothing left open, once its tasks can be asked as it says."""
+    """Check that a benchmark's tasks can be asked as it says; return it with every value set."""
     tasks: dict[str, Any] = found["tasks"]
     first = tasks[min(tasks)]
     config = ResolvedBenchmark.of(benchmark)
@@ -241,7 +241,7 @@ def _check_task(
 
 
 def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
-    """Return the metrics that every task has, as a mean of which more is better."""
+    """Return the metrics that every task has as a mean where more is better."""
     from lm_eval.api.metrics import mean
 
     usable: list[set[str]] = []
@@ -254,7 +254,7 @@ def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
 
 def _find_chance(tasks: dict[str, Any], limit: int | None, weighs_tasks_alike: bool) -> float:
     """Return what guessing scores: one over the number of choices, 0 where it is not known."""
-    # Whether the right choice scores 1 is not known of a task with scoring code of its own.
+    # If a task has its own scoring code, it is not known whether the right choice scores 1.
     kinds = {(task.OUTPUT_TYPE, bool(task.config.process_results)) for task in tasks.values()}
     if kinds != {("multiple_choice", False)}:
         return 0.0
@@ -278,7 +278,7 @@ def _check_clusters(name: str, config: ResolvedBenchmark, tasks: dict[str, Any])
 def _check_metric(
     name: str, config: ResolvedBenchmark, first: Any, usable: set[str], names: list[str]
 ) -> None:
-    """Check that the primary metric is a mean of scores of which more is better."""
+    """Check that the primary metric is a mean of scores where more is better."""
     primary = Metric(config.metric).name
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes
     if primary in usable and (config.metric in names or has_own_code):
@@ -295,7 +295,7 @@ def _check_metric(
 
 
 def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
-    """Give a task its number of worked examples, once it can be asked with them."""
+    """Check that a task can give its number of worked examples, and set it."""
     own = task.config.num_fewshot
     n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
     if getattr(task, "UNSAFE_CODE", False):
@@ -314,7 +314,7 @@ def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
 
 
 def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[str] | None) -> None:
-    """Say how long generated answers may be, and where they end."""
+    """Set how long generated answers may be, and where they end."""
     config = task.config
     if task.generates:
         config.max_gen_toks = config.max_gen_toks or max_gen_toks
@@ -339,7 +339,7 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
 
 
 def _count_examples(task: Any) -> int:
-    """How many worked examples a task can give a question, in a split or samples of their own."""
+    """Count the worked examples that a task can give, from a split or samples of their own."""
     source = task.fewshot_cfg
     if not (task.has_training_docs() or source.split or source.samples):
         return 0  # the harness would take the questions
@@ -361,7 +361,7 @@ def _hash_own_files(folders: set[Path]) -> str:
 
 
 def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
-    """The texts of the row that the prompt is made of; the prompt, where it is made of none."""
+    """Return the texts of the row that the prompt consists of; the prompt itself if of none."""
     prompt = task.doc_to_text(doc)
     fields = {
         words: text
@@ -369,7 +369,7 @@ def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(text, str) and len((words := join_words(split_words(text))).strip()) > 1
     }
     prompt_words = join_words(split_words(prompt)) if isinstance(prompt, str) else ""
-    if not prompt_words.strip():  # the number of a choice, or all is the answer
+    if not prompt_words.strip():  # it is the number of a choice, or all is the answer
         return (max(fields.values(), key=len, default=""),)
     used = [words for words in fields if words in prompt_words]
     longest = [w for w in used if not any(w in longer for longer in used if longer != w)]
@@ -377,9 +377,9 @@ def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
-    """The right answers; for a choice that is a letter, what it stands for in a list of the row.
+    """Return the right answers; a choice's letter becomes its text from a list of the row.
 
-    A letter that is to be generated is left out: it stands for a choice, too, and in most texts.
+    A letter that is to be generated is left out: it also names a choice, and most texts hold it.
     """
     if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
         rule = json.loads(doc["rule"])
@@ -401,9 +401,9 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 
 @contextmanager
 def keep_random_states() -> Iterator[None]:
-    """On leaving, every random generator is where it was: the harness draws from them."""
+    """Restore every random generator on leaving, because the harness draws from them."""
     states = random.getstate(), np.random.get_state()
-    # Asked before it is in use, CUDA would take memory.
+    # CUDA would take memory if it were asked before it is in use.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_in_use else ()
     with torch.random.fork_rng(devices, device_type="cuda"):

@@ -1,4 +1,4 @@
-"""Generated answers by vLLM, in a process of its own: importing it changes torch and transformers.
+"""Generates answers with vLLM in a process of its own: its import changes torch and transformers.
 
 The process ends with the evaluation, so that training finds the memory free.
 """
@@ -18,7 +18,7 @@ from slimdown.models.memory import release_memory
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, describe_error
 
-# Settings of an adapter that vLLM reads, or that no answer depends on, and what others must be.
+# Adapter settings that vLLM reads or that no answer depends on; then what all others must be.
 # fmt: off
 _HARMLESS = frozenset([
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_alpha", "lora_dropout",
@@ -50,15 +50,15 @@ def check_adapter(config: RunConfig) -> None:
 
 @contextmanager
 def open_vllm(model: LoadedModel) -> Iterator[Callable[[list[Any]], list[str]]]:
-    """Yield what generates a model's answers; its process starts with the first question.
+    """Yield a function that generates a model's answers; its process starts at the first question.
 
-    Every model gets the same engine, with room for a LoRA; so an adapter of zeros changes nothing.
+    Every model gets the same engine with room for a LoRA, so an adapter of zeros changes nothing.
 
     Args:
         model: Its files are read anew; the model itself stays where it is.
 
     Raises:
-        ModelError: vLLM would quantize the weights otherwise, or cannot answer.
+        ModelError: vLLM would quantize the weights in another way, or cannot answer.
     """
     import torch
     from transformers import AutoConfig
@@ -85,7 +85,7 @@ def open_vllm(model: LoadedModel) -> Iterator[Callable[[list[Any]], list[str]]]:
                 settings: dict[str, Any] = {"pretrained": model.files, "tokenizer": folder}
                 settings |= {"dtype": model.dtype, "gpu_memory_utilization": 0.85 * free / total}
                 settings |= {"enable_lora": True, "max_lora_rank": MAX_VLLM_RANK}
-                # "auto" would have vLLM 0.32 show a bar, and divide by zero under TQDM_DISABLE.
+                # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.
                 settings |= {"lora_local_path": model.adapter or None, "batch_size": 512}
                 if model.quantization != "none":
                     settings |= dict.fromkeys(("quantization", "load_format"), "bitsandbytes")
@@ -109,10 +109,10 @@ def open_vllm(model: LoadedModel) -> Iterator[Callable[[list[Any]], list[str]]]:
 
 
 def _serve(pipe: Any, settings: dict[str, Any]) -> None:
-    """Answer what comes through a pipe by texts, or by what went wrong."""
+    """Answer requests that come through a pipe with texts, or with what went wrong."""
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    # The engine in this process schedules alike each time, and ends with it.
+    # In this process the engine schedules the same way each time, and ends with the process.
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
     try:
         from lm_eval.models.vllm_causallms import VLLM

@@ -1,1 +1,1 @@
-"""Logs of evaluations that other tools made -> `Evaluation`. Imports no torch, nor those tools."""
+"""Reads other tools' evaluation logs. Imports no torch, and none of them but Inspect's reader."""

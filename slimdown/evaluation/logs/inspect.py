@@ -63,14 +63,14 @@ def _read(file: Path, header_only: bool = False) -> Any:
         raise ConfigError(f"{file}: {problem}; {name_install('inspect')}") from None
     skipped = {"events", "store", "attachments", "timelines", "events_data"}
     with logged_task.explain_malformed(f"{file} is no log of Inspect, or was cut short"):
-        if header_only:  # Inspect's reader checks no sums, and never ends in deep brackets
+        if header_only:  # Inspect's reader checks no checksums, and hangs in deep brackets
             for content in _unpack(file) if file.suffix == ".eval" else [file.read_bytes()]:
                 json.loads(content)
         return read_eval_log(str(file.resolve()), header_only, exclude_fields=skipped)
 
 
 def _unpack(file: Path) -> Iterator[bytes]:
-    """Yield the JSON of an archive; every part is checked against its sum."""
+    """Yield the JSON of an archive; every part is checked against its checksum."""
     with ZipFile(file) as packed:
         for name in packed.namelist():
             content = packed.read(name)
@@ -104,7 +104,7 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
 
 
 def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
-    """One question, its mean scores, and the texts of the first time that it was asked."""
+    """Read one question: its mean scores, and the texts of the first time that it was asked."""
     first, by_epoch = samples[0], [dict(_list_scores(sample)) for sample in samples]
     metrics = [key for key in by_epoch[0] if all(key in scores for scores in by_epoch)]
     inputs = first.input if isinstance(first.input, list) else [first.input]
@@ -132,13 +132,13 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
 
 
 def _describe_message(message: Any) -> Any:
-    """What a message says, without the ids that each log gives it anew."""
+    """Return what a message says, without the ids that are new in each log."""
     content = {"role", "content", "tool_calls", "tool_call_id", "function"}
     return message if isinstance(message, str) else message.model_dump(include=content, mode="json")
 
 
 def _list_scores(sample: Any) -> Iterator[tuple[str, float]]:
-    """The scores of one answer, by scorer, and behind a dot by name where it has several."""
+    """Yield the scores of one answer by scorer, with a name after a dot if it has several."""
     for scorer, score in sample.scores.items():
         values = score.value if isinstance(score.value, dict) else {"": score.value}
         for name, value in values.items():

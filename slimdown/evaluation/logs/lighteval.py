@@ -1,7 +1,7 @@
 """lighteval's logs: `details/MODEL/DATE/details_TASK_DATE.parquet` and `results_DATE.json`.
 
 Reads what 0.13 writes with `--save-details`: for each question what was asked (`doc`), what came
-back (`model_response`) and what it scored (`metric`). No lighteval.
+back (`model_response`) and what it scored (`metric`). Imports no lighteval.
 """
 
 import json
@@ -23,7 +23,7 @@ _DETAILS = re.compile(r"details_(.+)_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\
 def find_files(path: Path) -> list[Path]:
     """Find the details that a path stands for, oldest first."""
     files = {path, *path.glob("*.parquet"), *(path / "details").rglob("*.parquet")}
-    if "details" in path.absolute().parts:  # else it may be a home folder, with no end to it
+    if "details" in path.absolute().parts:  # else it may be a home folder, too large to search
         files.update(path.rglob("*.parquet"))
     dates = {file: match[2] for file in files if (match := _DETAILS.fullmatch(file.name))}
     return sorted((file for file in dates if file.is_file()), key=lambda file: (dates[file], file))
@@ -59,7 +59,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
 
 
 def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_task.Answer]:
-    """Read the answers, with those scores whose mean over questions is what was reported."""
+    """Read the answers, with only those scores whose mean over questions is the reported one."""
     answers: list[logged_task.Answer] = []
     for number, row in logged_task.read_rows(file):
         problem = f"{file}: row {number} is not logged as lighteval 0.13 does it"

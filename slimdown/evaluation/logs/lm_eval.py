@@ -91,7 +91,7 @@ class _HarnessTask(LoggedTask):
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
     ) -> BenchmarkEvaluation | None:
-        """The answers of one benchmark; None where it has no metric to compare."""
+        """Read the answers to one benchmark; None if it has no metric to compare."""
         task, results = self.title, self.results
         shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task))
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
@@ -118,7 +118,7 @@ class _HarnessTask(LoggedTask):
         if sample := find_no_number(samples):
             problem = f"to question {sample.doc_id} of {sample.task} is not a number"
             raise DataError(f"{self.file}: what the model answers {problem}")
-        # The harness weighs the tasks of a group by their questions, or alike: as its score says.
+        # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
             evaluation = summarize_samples(config, samples, version, nan, weights)
             usable = [
@@ -136,7 +136,7 @@ class _HarnessTask(LoggedTask):
                 f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
                 f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        usable.sort(key=lambda key: [*better, (n := Metric(key).name)].index(n))  # the task's
+        usable.sort(key=lambda key: [*better, (n := Metric(key).name)].index(n))  # the task's order
         chosen = choose_metric([key for key in usable if key in reported] or usable)
         primary = str(metric or (shipped.metric if shipped.metric in usable else chosen))
         guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
@@ -149,11 +149,11 @@ class _HarnessTask(LoggedTask):
         return replace(evaluation, max_new_tokens=min(longest) and max(longest))
 
     def _read_entries(self, task: str) -> list[dict[str, Any]]:
-        """The lines of one task by question, held to what the results say."""
+        """Return the lines of one task by question, checked against the results file."""
         file = self.file.with_name(f"samples_{task}_{_read_date(self.file)}.jsonl")
         entries: list[dict[str, Any]] = []
         digest = sha256()
-        if not file.is_file():  # a pipe would be waited for
+        if not file.is_file():  # reading a pipe would wait
             raise DataError(f"there is no file {file}; lm_eval --log_samples keeps the answers")
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -173,12 +173,12 @@ class _HarnessTask(LoggedTask):
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
             problem = "lines are missing, doubled or changed"
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
-        # Several processes write theirs in turn.
+        # Several processes write their lines in turn.
         return sorted(entries, key=lambda entry: entry["doc_id"])
 
 
 def _list_benchmarks(results: dict[str, Any]) -> Iterator[str]:
-    """Groups with a score, and tasks in none."""
+    """Yield groups with a score, and tasks in no such group."""
     groups = results["group_subtasks"]
     inner = {child for children in groups.values() for child in children}
     names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
@@ -192,7 +192,7 @@ def _list_benchmarks(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:
-    """The tasks of a group, sorted, for the harness lists them in any order; itself for a task."""
+    """Return a group's tasks, or the task itself; sorted, as the harness has them in any order."""
     groups, inside, open_names = results["group_subtasks"], {name}, [name]
     while open_names:
         children = set(groups.get(open_names.pop()) or ()) - inside
@@ -202,7 +202,7 @@ def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:
 
 
 def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The metrics that the harness gives a benchmark's score by, and the scores."""
+    """Yield the metrics by which the harness reports a benchmark's score, and the scores."""
     for key, value in results["results"].get(name, {}).items():
         metric, _, filter_name = key.partition(",")
         is_error = metric == "bypass" or metric.endswith("_stderr")
@@ -212,13 +212,13 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
 
 @cache
 def _known_benchmarks() -> dict[str, BenchmarkConfig]:
-    """The benchmarks of conf/benchmark/, by task."""
-    names = set(list_group_choices("benchmark")) - {"questions"}  # which are of no task
+    """Return the benchmarks of conf/benchmark/, by task."""
+    names = set(list_group_choices("benchmark")) - {"questions"}  # these have no task
     return {config.task: config for config in read_benchmarks(sorted(names)).values()}
 
 
 def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What must be equal, beside the questions, for the answers of two models to be compared."""
+    """Yield what must be equal, besides the questions, so that two models can be compared."""
     config, has_template = results["config"], results.get("chat_template") is not None
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
@@ -238,5 +238,5 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "fewshot_seed", str(config.get("fewshot_seed"))
         for key in _SCORED_BY.split():
             text = json.dumps(settings.get(key), sort_keys=True)
-            # A function that has no source lies elsewhere each time.
+            # A function without source has a new address each time.
             yield f"{task}.{key}", re.sub(r" at 0x[0-9a-f]+", "", text)

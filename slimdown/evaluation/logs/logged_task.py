@@ -1,4 +1,4 @@
-"""What logs have in common: `LoggedTask`, the answers of one model to one benchmark. No torch."""
+"""What all logs share: `LoggedTask`, the answers of one model to one benchmark. No torch."""
 
 import json
 import re
@@ -32,7 +32,7 @@ class LogReader(Protocol):
     def find_files(self, path: Path) -> list[Path]:
         """Find this tool's logs in a folder, oldest first, or take one file; else none.
 
-        The name decides, where it can: of another tool's file the first lines may be read.
+        Names decide if they can; the first lines of another tool's file may be read, too.
         """
 
     def open_logs(self, file: Path) -> Iterable["LoggedTask"]:
@@ -46,12 +46,12 @@ class LogReader(Protocol):
 Answer = tuple[str, float, dict[str, Any]]
 """The id of a question, what guessing scores, and what a log says: fields of `Sample` by name.
 
-These are `prompt`, `target`, `response`, `scores`, and others where the log has them; `document`
+The fields are `prompt`, `target`, `response`, `scores`, and others if the log has them; `document`
 is the question's row, with the fields by which it is sorted and grouped.
 """
 
-# Arguments that say which weights these are and where they run: two logs may differ in them. Every
-# other argument moves answers, or may.
+# Arguments that name the weights and where they run. Two logs may differ in them; every other
+# argument changes answers, or may.
 _FREE_ARGUMENTS = re.compile(
     "model_(name|path)|tokenizer_path|(max|adaptive)_connections|attempt_timeout|batch|cache|"
     "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|model|"
@@ -69,7 +69,7 @@ class LoggedTask:
 
     file: Path
     title: str  # the tool's name of the benchmark
-    made_by: Mapping[str, str]  # the model, `tool`, with its version, and `backend`
+    made_by: Mapping[str, str]  # `model`, `tool` with its version, and `backend`
     conditions: Mapping[str, str]  # what must be equal for answers to be compared
     answers: Iterable[Answer]  # read when they are needed: those of older logs are not
     task_version: str = ""
@@ -98,7 +98,7 @@ class LoggedTask:
                 score = fields["scores"].get(primary)
                 advice = f"a number from 0 to 1 must stand there; it has {', '.join(metrics)}"
                 raise DataError(f"{place}: question {question!r} has {primary}={score}; {advice}")
-        # Numbers stay, so that messages name them; other names count in their order.
+        # Ids that are numbers stay, so that messages name them; others are numbered in their order.
         are_numbers = all(re.fullmatch("0|-?[1-9][0-9]{0,17}", text) for text in n_of_each)
         numbers = {
             text: int(text) if are_numbers else n for n, text in enumerate(sorted(n_of_each))
@@ -140,7 +140,7 @@ def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_settings(kind: str, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Write settings of a task as conditions, without secrets and places in memory."""
+    """Write settings of a task as conditions, without secrets and memory addresses."""
     conditions = {"kind": kind}
     for key, value in settings.items():
         text = re.sub(" at 0x[0-9a-f]+", "", json.dumps(value, sort_keys=True, default=str))
@@ -166,13 +166,13 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @contextmanager
 def explain_malformed(problem: str) -> Iterator[None]:
-    """Tell in one line whatever a file raises that is not what its name says.
+    """Explain in one line any error from a file that is not what its name says.
 
     Args:
         problem: The file, and what it is not.
 
     Raises:
-        DataError: Something was raised.
+        DataError: An error was raised inside.
     """
     try:
         yield

@@ -13,8 +13,8 @@ from slimdown.evaluation.logs.logged_task import LogReader, name_benchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
 
-# The first that takes a file reads it: a table beside the logs of a tool is not one of them, and
-# Inspect takes any .json that lm_eval does not.
+# The first that takes a file reads it. So a table beside the logs of a tool is not read as a log,
+# and Inspect gets only a .json that lm_eval does not take.
 _KINDS: dict[str, LogReader] = {
     "lm_eval": lm_eval,
     "Inspect": inspect,
@@ -27,16 +27,16 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     """Find the logs that a path stands for.
 
     Returns:
-        The kind of them, and the files, oldest first.
+        Their kind, and the files, oldest first.
 
     Raises:
-        DataError: There are none, or those of several tools or models.
+        DataError: There are none, or they are of several tools or models.
     """
     by_kind = {kind: files for kind, one in _KINDS.items() if (files := one.find_files(path))}
     tools = [kind for kind in by_kind if kind != "tables"]
     if path.is_dir() and len(tools) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
-    for kind, files in by_kind.items():  # a file may look like those of several
+    for kind, files in by_kind.items():  # a file may look like a log of several
         return kind, files
     if not path.exists():
         problem = "give the one that lm_eval's --output_path named, or the place of other logs"
@@ -56,18 +56,18 @@ def read_logs(
 ) -> Evaluation:
     """Read what one model answered from the logs of lm_eval, Inspect or lighteval, or a table.
 
-    Of lm_eval, a group that has a score of its own is one benchmark; any other task is one by
-    itself. Where a benchmark was asked several times, its newest answers are read.
+    In logs of lm_eval, a group that has its own score is one benchmark; any other task is one by
+    itself. If a benchmark was asked several times, its newest answers are read.
 
     Args:
         folder: The one that the tool was told to write to, the model's folder in it, or one file.
-        metrics: The primary metric by benchmark: of lm_eval with filters after a dot, of Inspect
-            the scorer; without it that of `conf/benchmark/` for lm_eval, else the one that
+        metrics: The primary metric by benchmark: for lm_eval with filters after a dot, for Inspect
+            the scorer. The default for lm_eval is that of `conf/benchmark/`, else the one that
             `choose_metric` chooses.
         targets: The benchmarks that the fine-tuning was meant to teach.
         on_note: Called with a line about what is left out.
-        clusters: By benchmark a field of its documents, or a column; questions that share it, such
-            as those of a passage, count as one.
+        clusters: By benchmark, a field of its documents, or a column. Questions that share its
+            value, such as those of a passage, count as one.
 
     Returns:
         The evaluation; its `conditions` hold what else must be equal for two to be compared.
@@ -75,7 +75,7 @@ def read_logs(
     Raises:
         ConfigError: `metrics`, `targets` or `clusters` name what was not asked, or the tool that
             reads the logs is not installed.
-        DataError: No logs, none of questions, or not as the tool writes them.
+        DataError: There are no logs, or none of questions, or not as the tool writes them.
         OSError: A file cannot be read.
     """
     kind, files = find_logs(Path(str(folder)))

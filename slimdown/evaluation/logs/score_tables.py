@@ -1,8 +1,8 @@
-"""Tables of scores, CSV, JSON Lines or Parquet: `id`, `score`, and what else there is.
+"""Tables of scores, as CSV, JSON Lines or Parquet: `id`, `score`, and optional columns.
 
-Of the columns `prompt`, `answer`, `target`, `benchmark` and `category` (or `subject`) those are
-read that a table has. Without `benchmark`, a file of a folder is one benchmark of its name, and a
-file that is given by itself is called `scores`: base.csv and tuned.csv are of one benchmark.
+Optional are `prompt`, `answer`, `target`, `benchmark` and `category` (or `subject`). Without
+`benchmark`, a file in a folder is the benchmark of its name. A file that is given by itself is
+called `scores`, so that base.csv and tuned.csv are of one benchmark.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
-    """Read a table, which holds one benchmark or several; `title` names what no column names."""
+    """Read a table of one or several benchmarks; `title` names one without a `benchmark` column."""
     tasks: dict[str, list[Answer]] = {}
     for number, row in read_rows(file):
         if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
@@ -37,7 +37,7 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
             shown = f"score {row['score']!r:.40} is no number from 0 to 1"
             raise DataError(f"{file}: row {number}: {shown}")
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
-        if not fields["prompt"]:  # then its name is all that is known of a question
+        if not fields["prompt"]:  # then only the name of a question is known
             fields |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
         fields |= {"scores": {"score": score}, "document": row}
         answer = str(row["id"]), 0.0, fields
