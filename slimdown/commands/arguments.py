@@ -39,7 +39,7 @@ class CommandParser(argparse.ArgumentParser):
     """Says what is wrong in one line; every command has --tracking-uri."""
 
     def __init__(self, verb: str, doc: str | None, exit_code: int = 2) -> None:
-        """Take a command's name and its docstring, of which all but the first line stands last."""
+        """Take a command's name and its docstring; --help shows its first paragraph first."""
         settings: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
         settings["description"], _, settings["epilog"] = (doc or "").partition("\n\n")
         super().__init__(f"slimdown {verb}", allow_abbrev=False, **settings)
@@ -70,7 +70,7 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(name, metavar=metavar, action="append", default=[], help=help_text)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parse arguments; where a file is written, `format` is set."""
+        """Parse arguments; set `format` if a file is written."""
         options = self.parse_args(argv)
         if (rows := vars(options).get("rows", 0)) < 0:
             self.error(f"--rows {rows} must not be negative; 0 shows all")
@@ -135,10 +135,10 @@ def check_new_folder(option: str, folder: Path) -> None:
 
 @contextmanager
 def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator[Path]:
-    """Yield a draft of a new folder, which takes its name at the end: whole or not at all.
+    """Yield a draft of a new folder, which gets its name at the end: whole or not at all.
 
     Raises:
-        ConfigError: Something is in the folder, perhaps now that another process has written it.
+        ConfigError: The folder is in use, perhaps because another process has just written it.
     """
     from slimdown.report.console import show_line
     from slimdown.tracking.store import wait_for_lock
@@ -157,7 +157,7 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
 
 
 def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any]:
-    """Inside, what is printed goes to stderr, where stdout is for another program to read."""
+    """Send what is printed inside to stderr, if stdout is for another program to read."""
     is_piped = options.format and not options.output
     return redirect_stdout(sys.stderr) if is_piped else nullcontext()
 
@@ -171,7 +171,7 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
     Args:
         answer: Does the work, shows it, and returns the code.
         refusal: The first line of a message, such as "This run cannot be checked:".
-        error_code: The code where there is no answer.
+        error_code: The code if there is no answer.
     """
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -182,7 +182,7 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
         code = _complain("\n  ".join(lines), error_code)
     except KeyboardInterrupt as stop:
         code = _complain(" ".join(["Interrupted.", *getattr(stop, "__notes__", [])]), 130)
-    except Exception:  # no answer must never look like one
+    except Exception:  # a missing answer must never look like one
         code = _complain(traceback.format_exc(), error_code)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -131,7 +131,7 @@ def _compare_curves(
                 )
             scales = run_reader.read_scales(options.tracking, run)
             curves[run.run_id[:8]] = group[seed] = equal_learning.build_curve(scales)
-    if "none" in groups:  # what the others are compared with
+    if "none" in groups:  # the others are compared with it
         groups = {"none": groups.pop("none")} | groups
     if level := equal_learning.find_common_level(list(curves.values())):
         needed = {run: curve.find_scale_to_measure(level) for run, curve in curves.items()}
@@ -168,7 +168,7 @@ def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[Mod
 
 
 def _name_beside(run: RunRecord, partner: RunRecord) -> str:
-    """Name a run by the settings that its partner has not: names may be equal, and cut."""
+    """Name a run by the settings that its partner lacks, because names may be equal, and cut."""
     settings = " ".join(f"{k}={v}" for k, v in run.params.items() if partner.params.get(k) != v)
     return f"{settings[:80] or run.name} ({run.run_id[:8]})"
 

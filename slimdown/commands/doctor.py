@@ -124,7 +124,7 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
     for choice, settings in read_group("model").items():
         repo = settings.get("model", settings).get("id", "")  # a recipe sets more than its model
-        if not repo or repo.startswith("pocket:"):  # any, and what is embedded
+        if not repo or repo.startswith("pocket:"):  # no fixed model, or the embedded one
             continue
         try:
             with explain_hub_errors(f"model.id={repo}"):

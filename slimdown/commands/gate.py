@@ -23,12 +23,12 @@ from slimdown.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Gate:
-    """Every budget that was checked, and what follows of all.
+    """Every budget that was checked, and what follows from all of them.
 
     Attributes:
         checks: One for each benchmark with a budget.
         notes: What was left out, and the mean of all.
-        is_worse: Whether the retained benchmarks are shown to be worse together, which was asked.
+        is_worse: Whether `--overall` is set and shows that the retained benchmarks are worse.
         outcome: The exit code.
     """
 
@@ -38,7 +38,7 @@ class Gate:
     outcome: Outcome
 
     def write_junit(self, title: str) -> str:
-        """Write XML with a test for each budget, and one that fails where all are worse."""
+        """Write XML with a test for each budget, and one that fails if all are worse together."""
         name = "the retained benchmarks are not worse together"
         return write_junit(self.checks, title, {name: self.notes[-1]} if self.is_worse else {})
 
@@ -68,7 +68,7 @@ def decide_gate(
         read_evaluations: Returns those of base and tuned model; `--overall` takes their mean.
 
     Raises:
-        ConfigError: A name that is no benchmark, or nothing that is left for `--overall`.
+        ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
     """
     relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
     budgets, supporting = read_budgets(options.max_loss), options.supporting

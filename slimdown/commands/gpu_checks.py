@@ -29,13 +29,13 @@ from slimdown.utils.errors import ModelError, describe_error
 
 LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 128_256}
 LLAMA_1B |= {"num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
-# Under it all prompts begin alike, for longer than `PrefixLM` wants.
+# With it all prompts share a beginning that is long enough for `PrefixLM`.
 _TEMPLATE = "Think well. " * 32 + "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 Load = Callable[..., tuple[Any, Any, Any]]
-"""Takes settings; returns those of a run, and the model and the rows, loaded anew."""
+"""Takes settings; returns a run's settings, and its model and rows, newly loaded."""
 Finding = tuple[str, str]
-"""What differs from what should be, empty where nothing does, and what was found."""
+"""What is wrong, empty if nothing is; and what was found."""
 
 
 def check_answers(
@@ -60,7 +60,7 @@ def check_answers(
         n_unlike += one.response != other.response
         nats = zip(one.log_likelihoods, other.log_likelihoods, strict=True)
         off = max([off, *(abs(a - b) for a, b in nats)])
-    # In half precision; an answer that sees the tokens of another is more than a nat off.
+    # 0.3 is for half precision; an answer that sees another's tokens is more than a nat off.
     most = 5e-4 if base.dtype == "float32" else 0.3
     differs = "answers are not HFLM's; " if n_unlike or off > most else ""
     if len({sample.response or sample.log_likelihoods for sample in mine.samples}) == 1:
@@ -99,11 +99,11 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
         trainer.remove_callback(transformers.PrinterCallback)
         seconds, stock_peak = trainer.train().metrics["train_runtime"], peak()
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    # TRL's scaler of float16 leaves out steps at first.
+    # TRL's float16 scaler skips the first steps.
     compared = ["loss", "grad_norm"][: 1 + (base.dtype != "float16")]
     steps = list(zip(result.history[:4], logs, strict=False))
     off = max(abs(step.values[name] / log[name] - 1) for step, log in steps for name in compared)
-    # Where rows see each other, the norm is 15 % off.
+    # If rows saw each other, the norm would be 15 % off.
     differs = "" if off <= 0.02 else "losses or gradients are not TRL's; "
     differs += "" if rows.is_padding_free else "rows are padded"
     speed = f"{result.tokens_per_second:,.0f} tokens/s, TRL {logs[-1]['num_tokens'] / seconds:,.0f}"
@@ -112,10 +112,10 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
 
 
 def check_scarce_memory(load: Load, limit: int) -> Finding:
-    """Ask and train on more at once than fits: the batch is halved, or you are told."""
+    """Ask and train on more at once than fits: the batch must be halved, or the user told."""
     config, base, data = load("train.per_device_train_batch_size=256")
     rows, message = prepare_training(base, data, config), "training ran all the same"
-    # What half a GiB cannot hold is the logits of 256 questions or rows.
+    # Half a GiB cannot hold the logits of 256 questions or rows.
     n_taken = torch.cuda.mem_get_info()[0] - 2**29 if base.device == "cuda" else 0
     taken = torch.empty(n_taken, dtype=torch.uint8, device=base.device)
     evaluation = measure(base.model, base.tokenizer, "pocket_cs", limit=limit, batch_size=256)
@@ -141,16 +141,16 @@ CHECKS["scarce memory"] = check_scarce_memory
 def run_checks(
     device: str = "cuda", shape: Any = LLAMA_1B, n_questions: int = 300, n_rows: int = 512
 ) -> Iterator[tuple[str, Finding]]:
-    """Run one check after another, whatever those before it did.
+    """Run one check after another, even if one before it failed.
 
     Args:
-        device: Where; another than cuda is for tests.
-        shape: Of the model, as `LlamaConfig` takes it.
-        n_questions: Of each benchmark.
-        n_rows: To train on.
+        device: The device; tests take another than cuda.
+        shape: The model's shape, as `LlamaConfig` takes it.
+        n_questions: How many questions of each benchmark are asked.
+        n_rows: How many rows are trained on.
 
     Yields:
-        The name of each check, and what it found; the error of one that failed is what differs.
+        The name of each check, and what it found; if it failed, its error is what is wrong.
     """
     with TemporaryDirectory() as folder, quiet.quiet_libraries():
         dtype, rows = "auto" if device == "cuda" else "float32", "dataset.pocket_instructions"
@@ -169,7 +169,7 @@ def run_checks(
         torch.manual_seed(0)
         architecture = transformers.LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16")
         model = transformers.AutoModelForCausalLM.from_config(architecture)
-        # What the tokenizer does not know is never the likeliest.
+        # A token that the tokenizer does not know must never be the likeliest.
         model.get_input_embeddings().weight.data[len(load_tokenizer(folder)) :] = 0
         model.save_pretrained(folder)
         for name, check in CHECKS.items():

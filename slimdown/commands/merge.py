@@ -63,7 +63,7 @@ def _merge(options: argparse.Namespace) -> int:
 
     is_original = options.onto == "original"
     model, quantization = config.model, config.quantization
-    if is_original:  # nothing is rounded before the sum is
+    if is_original:  # rounds only the sum
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     with (

@@ -9,7 +9,7 @@ from slimdown.utils.hub import explain_hub_errors
 
 
 def set_up_process() -> None:
-    """Set what concerns the process of a command, and what the library leaves alone.
+    """Set what holds for the whole process of a command; the library leaves it alone.
 
     Raises:
         ModelError: HF_ENDPOINT is no address.
@@ -33,10 +33,10 @@ def set_up_process() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-    # They log a missing package that nobody needs, the tables that are made, and the traceback of
-    # whatever is raised.
+    # They log a missing package that nobody needs, the tables that they make, and the traceback of
+    # every exception.
     for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if logging.lastResort:  # what shows a warning where nobody set up a log
+    if logging.lastResort:  # it shows warnings if nobody set up a log
         logging.lastResort.setFormatter(VisibleFormatter())
         logging.getLogger("urllib3").addHandler(logging.lastResort)  # says what it waits for

@@ -42,7 +42,7 @@ def start(arguments: list[str]) -> int:
     if not line.is_run:
         return _ask_hydra(arguments)
     check_launcher()
-    # Of accelerate or torchrun; the first process says what is wrong.
+    # Accelerate or torchrun started this process; only the first one says what is wrong.
     if process_rank() > 0 and line.is_run:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
@@ -65,7 +65,7 @@ def start(arguments: list[str]) -> int:
         from slimdown.sweep.sweeper import Sweep
 
         return Sweep(line, plan).run()
-    broadcast_from_main(None)  # all are there, before what takes long begins
+    broadcast_from_main(None)  # all are there before the long work begins
     from slimdown.sweep.jobs import run_job
     from slimdown.sweep.launching import run_here
     from slimdown.tracking.provenance import RunInfo

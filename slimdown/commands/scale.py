@@ -44,7 +44,7 @@ from slimdown.utils.files import write_atomically
 if TYPE_CHECKING:  # it imports torch
     from slimdown.experiment import ScaledEvaluations
 
-_CHOOSING_SHARE = 0.5  # of the questions, where the run holds none out: the others confirm
+_CHOOSING_SHARE = 0.5  # of the questions, if the run holds none out; the others confirm
 _LARGEST = 2.0
 
 
@@ -96,9 +96,9 @@ def _scale(options: argparse.Namespace) -> int:
             f"code would run; read it, and type --include-path {folder or ''}".rstrip()
         )
     recorded = run_reader.read_evaluations(options.tracking, run)
-    # Without a holdout of the run's own one half of the questions chooses, the other confirms.
+    # If the run has no holdout, one half of the questions chooses and the other confirms.
     share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
-    if budgets:  # what cannot work is told before anything is measured
+    if budgets:  # tell what cannot work before anything is measured
         check_budgets(findings, budgets)
         open_part(recorded[0], share)
     if options.save:

@@ -52,8 +52,8 @@ def _show_sizes(argv: list[str]) -> int:
 
 
 def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
-    """Compute a row of each composed run."""
-    import torch  # only now: a wrong setting answers without it
+    """Compute one row for each composed run."""
+    import torch  # only now: a wrong setting is told without it
 
     from slimdown.models.adapters import attach_adapter, check_base
     from slimdown.models.base_model import LoadedModel, load_outline, pick_dtype

@@ -48,7 +48,7 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
         place = redact_uri(uri).replace("***@", "")
     client = store.open_store(options.tracking)
     for number, name in reversed(experiments.items()):  # what changed last comes last
-        with suppress(Exception):  # who may only read sees the view of the last run
+        with suppress(Exception):  # users who may only read see the view of the last run
             share_view(client, number)
         # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.
         view = f"runs?viewStateShareKey={VIEW}&workflowType=machine_learning"

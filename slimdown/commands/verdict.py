@@ -99,7 +99,7 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]:
-    """Read what an option says of each task."""
+    """Read what an option says about each task."""
     by_task = {task: value for task, _, value in (text.partition("=") for text in texts)}
     if len(by_task) < len(texts) or not all([*by_task, *by_task.values()]):
         raise ConfigError(f"--{option} {' '.join(texts)}: name one {option} a task, e.g. {example}")
