@@ -1,4 +1,4 @@
-"""Benchmarks by name -> their settings: those of `conf/benchmark/`, or any task of the harness."""
+"""Read the settings of benchmarks by name: from `conf/benchmark/`, or of any harness task."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 
 BenchmarkSpec = str | Mapping[str, Any] | BenchmarkConfig
-"""A benchmark: its name, or settings whose `task` names it and whose others go above its own."""
+"""A benchmark: its name, or settings. Their `task` is the name; the others override its own."""
 
 
 def read_benchmarks(
@@ -27,13 +27,13 @@ def read_benchmarks(
 
     Args:
         names: One or several benchmarks.
-        settings: For all of them, such as `limit`; None leaves each its own.
+        settings: Values for all of them, such as `limit`; None keeps each one's own.
 
     Returns:
-        The settings by benchmark; what is not set of a task of the harness is left to the task.
+        The settings by benchmark. A task of the harness decides what is not set.
 
     Raises:
-        ConfigError: There is no such setting or value, or a name is close to a benchmark's.
+        ConfigError: There is no such setting or value, or no benchmark is named, or one twice.
     """
     group = read_group("benchmark")
     benchmarks: dict[str, BenchmarkConfig] = {}
@@ -66,14 +66,14 @@ def read_benchmarks(
 def check_task_names(
     benchmarks: Mapping[str, BenchmarkConfig], include_path: str | None, names: Collection[str] = ()
 ) -> Iterator[str]:
-    """Name tasks that no task file names; the harness, which takes seconds, is not imported.
+    """Report tasks that no task file names. The harness is not imported, as that takes seconds.
 
-    Tags and groups stand also in files that others include, whose names have no ending.
+    Tags and groups also stand in files that other files include; these have no file ending.
 
     Args:
         benchmarks: By name.
         include_path: A folder with task files of your own.
-        names: Of benchmarks that have files, which a typo may be near to.
+        names: The benchmarks that have files; a typo may be close to one of them.
     """
     harness = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
     folders = [TASKS_DIR, Path(include_path or TASKS_DIR), harness]
@@ -93,7 +93,7 @@ def check_task_names(
 
 def _names(file: str, task: str) -> bool:
     """Whether a file names a task, a group or a tag."""
-    with open(file, "rb", buffering=0) as stream:  # twice as fast, of 14,000 small files
+    with open(file, "rb", buffering=0) as stream:  # twice as fast for 14,000 small files
         content, name = stream.read(), task.encode()
     whole = rb"""(?m)(\b(task|group|tag)["']?:|^[ \t]*-|[,[])[ \t]*["']?%s(?=["',\]\s#]|$)"""
     return name in content and re.search(whole % re.escape(name), content) is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 from slimdown import pocket
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, setting
 
-# As huggingface_hub has it.
+# The rule of huggingface_hub.
 HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -65,7 +65,7 @@ class DatasetConfig:
 
     @property
     def has_own_columns(self) -> bool:
-        """Whether a template or a column is set, which means instructions."""
+        """Whether a template or a column is set; the rows are instructions then."""
         fields = (self.template, self.instruction, self.input, self.output)
         return fields != ("alpaca", "instruction", None, "output")
 

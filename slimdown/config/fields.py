@@ -17,9 +17,9 @@ from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
 
 MISSING: Any = "???"
-"""The value of a setting that a file of `conf/` sets, as OmegaConf writes it."""
+"""OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
 
-_ALIASES = {  # what other tools call our settings, where no spelling is near
+_ALIASES = {  # names in other tools that are spelled too differently to be guessed
     "lr": "train.learning_rate",
     "epochs": "train.num_train_epochs",
     "batch_size": "train.per_device_train_batch_size",
@@ -33,7 +33,7 @@ _ALIASES = {  # what other tools call our settings, where no spelling is near
 
 @dataclass(frozen=True)
 class Range:
-    """What the value of a setting may be.
+    """The values that a setting may have.
 
     Attributes:
         demand: The end of a sentence that begins with the setting: "must be at least 1".
@@ -57,12 +57,12 @@ def setting(
     allowed: Range | None = None,
     default: Any = MISSING,
 ) -> Any:
-    """Make a dataclass field: a setting with what `--help` and the docs say of it.
+    """Make a dataclass field for a setting, with its text for `--help` and the docs.
 
     Args:
         help: What it sets, with its unit.
-        allowed: In which range its value lies; null is always allowed.
-        default: The value where nothing sets it; each settings get a list or mapping of their own.
+        allowed: The range of its value; null is always allowed.
+        default: The value where nothing sets it. Lists and mappings are copied each time.
     """
     metadata = {"help": help, "range": allowed}
     if isinstance(default, list | dict):
@@ -86,7 +86,7 @@ class Setting:
 
 @cache
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
-    """Return sections and settings by dotted key, with `<name>` for a dataset's."""
+    """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
     texts = {one.name: one.metadata.get("help", "") for one in fields(schema)}
     kind: Any
@@ -106,7 +106,7 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
 
 
 def find_setting(key: str, schema: type) -> Setting | None:
-    """Return what stands behind a dotted key; None where there is no such setting or section."""
+    """Return the setting or section that a dotted key names; None where there is none."""
     named = re.sub(r"^(dataset|benchmark|search\.space)\.[^.]+", r"\1.<name>", key)
     return list_settings(schema).get(named)
 
@@ -118,13 +118,13 @@ def describe_settings(schema: type) -> list[tuple[str, str]]:
 
 @cache
 def explain_unknown_key(key: str, schema: type) -> str | None:
-    """Say why a key names no setting, with the nearest that does; None where it names one."""
+    """Say that a key is not a setting, and name the nearest one; None where it is a setting."""
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
         return None  # `find_option_problems` says what is wrong with an option
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
     close += [one for one in settings if one.endswith(f".{key}") and one not in close]
-    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group, no section
+    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group
     by_name = {setting.rpartition(".")[2]: setting for setting in settings}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
     if close:
@@ -136,11 +136,11 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
 
 
 def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
-    """Make a dataclass of settings, each of its type.
+    """Build a dataclass of settings, and give each value its type.
 
     Args:
-        schema: Of fields that are numbers, texts, enumerations, and null.
-        values: By field; of what type numbers and texts are is left to `find_problems`.
+        schema: A dataclass. Its fields are numbers, texts, enumerations, or null.
+        values: The values by field. `find_problems` checks the types of numbers and texts.
 
     Raises:
         ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
@@ -171,10 +171,10 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
 
 
 def find_problems(node: Any, key: str = "") -> Iterator[str]:
-    """Find what is wrong with the values of a tree of settings, each by its dotted key.
+    """Find what is wrong with the values of a tree of settings, and name their dotted keys.
 
-    A value is out of its range or not finite; a class says in `problems()` what does not fit
-    together. Missing values are passed over.
+    A value may be out of its range or not finite. `problems()` of a class says what does not fit
+    together. Missing values are skipped.
     """
     declared = {one.name: one for one in fields(node)} if is_dataclass(node) else {}
     for name, value in (vars(node) if declared else node).items():
@@ -188,7 +188,7 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
 
 
 def _find_demand(declared: Any, value: Any) -> str | None:
-    """Return what a value must be and is not; `declared` is its field, None of a mapping's."""
+    """Return the demand that a value breaks. `declared` is its field, or None in a mapping."""
     allowed = declared.metadata.get("range") if declared else None
     if declared and (reason := upstream.explain_type(str(declared.type), value)):
         return reason
@@ -198,13 +198,12 @@ def _find_demand(declared: Any, value: Any) -> str | None:
 
 
 def check_own_settings(group: str, node: Any, optional: Collection[str] = ()) -> Iterator[str]:
-    """Find the settings that other choices of a group have, and those that this one lacks.
+    """Find settings that only other choices of a group have, and own settings that are not set.
 
     Args:
-        group: Its name. A choice has the settings that stand in its file, null where it may lack
-            them.
-        node: Its settings; the first is the `name` of the choice.
-        optional: More that it may lack.
+        group: Its name. The file of a choice lists its settings; null marks one that may be unset.
+        node: The settings; the first one is the `name` of the choice.
+        optional: More settings that may be unset.
     """
     choices = read_group(group)
     own = choices[node.name]

@@ -1,4 +1,4 @@
-"""What is done so that a fine-tuning keeps what the base can do, and the settings it has."""
+"""The mitigations of forgetting, by which a fine-tuning keeps what the base can do."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Keep(StrEnum):
 
 @dataclass
 class KeepConfig:
-    """The means; its other fields are null where it has none of them."""
+    """The chosen mitigation; a field that it does not have is null."""
 
     name: Keep = setting("what is done so that a fine-tuning keeps what the base can do")
     share: float | None = setting("share of replayed rows among all", SHARE, None)
@@ -56,10 +56,10 @@ class KeepConfig:
         """Return the mitigation that `keep=auto` stands for, and any other one as it is.
 
         Args:
-            has_base: Whether the training has the base beside what is trained, for the distance.
+            has_base: Whether the base is available in the training, to compute the distance to it.
 
         Raises:
-            ConfigError: It lacks a setting, or one that was chosen would do nothing.
+            ConfigError: A setting is missing, or one that was chosen would do nothing.
         """
         if self.name is not Keep.auto:
             return self

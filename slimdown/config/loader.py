@@ -1,4 +1,4 @@
-"""What Hydra composes -> a checked `RunConfig`. Beside it only `task_source` knows Hydra."""
+"""Turn what Hydra composes into a checked `RunConfig`. Only `task_source` knows Hydra, too."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from slimdown.utils.secrets import redact
 def register_schema() -> None:
     """Tell Hydra what `conf/` names: the schema, the tasks and the resolvers.
 
-    Only what composes calls it: all are global, and a program may have its own of these names.
+    Call it only to compose: the names are global, and a program may have its own with these names.
     """
     schema: Any = OmegaConf.structured(RunConfig)
     for section in SECTIONS:
@@ -55,7 +55,7 @@ def register_schema() -> None:
 
 
 def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """Return, of values by method, that of the method that is chosen, or that under `else`."""
+    """Return the value of the chosen method from values by method, or the one under `else`."""
     return values.get(str(_root_.method.name), values.get("else"))
 
 
@@ -84,7 +84,7 @@ def load_config(composed: DictConfig) -> RunConfig:
         ConfigError: Lists every problem, one a line.
     """
     try:
-        if composed.tuned is not None:  # what the model's own file would train on is idle
+        if composed.tuned is not None:  # the rows that the model's file chooses are idle
             composed.dataset = {}
         if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
             held, tuned = composed.quantization, composed.tuned
@@ -99,7 +99,7 @@ def load_config(composed: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     for name, benchmark in config.benchmark.items():
         config.benchmark[name] = complete_benchmark(name, benchmark)
-    # A file of a group sets its settings, where it is chosen.
+    # Choosing a file of a group sets the settings of the group.
     problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
     if not problems:
         config.keep = config.keep.resolve(has_base=config.trains_beside_base)
@@ -110,10 +110,10 @@ def load_config(composed: DictConfig) -> RunConfig:
 
 
 def read_trained_quantization(folder: str | Path) -> str:
-    """Return the quantization that the card beside an adapter names: that of its training.
+    """Return the quantization that an adapter was trained with, from the card beside it.
 
     Args:
-        folder: Where slimdown saved an adapter; of others there is no such record.
+        folder: Where slimdown saved an adapter; other tools write no such card.
 
     Returns:
         nf4, fp4, int8 or none.
@@ -133,7 +133,7 @@ def read_recorded(text: str, place: str) -> Any:
 
     Args:
         text: Its `config.yaml`, in which nothing is left to resolve.
-        place: What a message calls it.
+        place: Its name in a message.
 
     Raises:
         ConfigError: It is no such file, or holds values that this version does not know.
@@ -141,14 +141,14 @@ def read_recorded(text: str, place: str) -> Any:
     try:
         if len(text) > 2**20:
             raise ConfigError("it is larger than 1 MiB, and no run writes more")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # deep nesting takes the other ages
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # deep nesting is slow in Python
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
             raise ConfigError("it has YAML aliases, which no run writes")
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if "${" in str(settings):
             raise ConfigError("it has ${...} in it, which a recorded setting never has")
         return OmegaConf.merge(OmegaConf.structured(RunConfig), _drop_unknown(settings, RunConfig))
-    except Exception as error:  # PyYAML's, OmegaConf's, and those of what is no config at all
+    except Exception as error:  # from PyYAML, from OmegaConf, or because it is no config at all
         reason = str(error) if isinstance(error, ConfigError) else reword(error)
         raise ConfigError(f"{place} cannot be read: {reason}") from None
 
@@ -163,7 +163,7 @@ def _drop_unknown(settings: Any, schema: Any) -> Any:
 
 
 def reword(error: Exception) -> str:
-    """Return what Hydra or OmegaConf says of a mistake, in one line, with what would be right."""
+    """Reword an error of Hydra or OmegaConf in one line that says what would be right."""
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
     text = " ".join((str(reason) if is_clear else describe_error(reason)).split())

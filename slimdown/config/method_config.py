@@ -1,4 +1,4 @@
-"""The settings of the group `method`: what is trained, and what each method has of its own."""
+"""The settings of the group `method`: what is trained, and the settings of each method."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
 
 @dataclass
 class MethodConfig:
-    """The method; its other fields are those of PEFT's config, null where the method has none."""
+    """The method. The other fields are those of PEFT's config; null: the method lacks it."""
 
     name: Method = setting("what is trained")
     num_virtual_tokens: int | None = setting("learned tokens before every prompt", _TOKENS, None)
@@ -24,7 +24,7 @@ class MethodConfig:
 
     @property
     def facts(self) -> MethodFacts:
-        """What is true of the method."""
+        """The properties of the method."""
         return METHODS[self.name]
 
     def problems(self) -> Iterator[str]:

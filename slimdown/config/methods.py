@@ -1,7 +1,7 @@
-"""The table of methods: what is true of each, and what makes, saves and loads what it trains.
+"""The table of methods: the properties of each, and what makes, saves and loads its weights.
 
-Whoever adds a method writes a row here, a file in `conf/method/` with its settings, and where PEFT
-does not have it a module of its own. Nothing else names one.
+To add a method, write a row here and a file in `conf/method/` with its settings. A method that PEFT
+does not have also needs a module of its own. Nothing else names a method.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,25 @@ Method = StrEnum(
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What is true of a method.
+    """The properties of a method.
 
     Attributes:
-        reads_lora: Whether its shape is that of the section `lora`.
-        module: Its function `attach` makes what is trained; of a method that PEFT does not have,
-            `load` puts a saved adapter on its base.
-        peft_config: The class of PEFT's config, where it is one of PEFT's.
-        peft_options: What that config is given besides the settings.
-        peft_type: How a saved adapter names it, where it is none of PEFT's.
+        reads_lora: Whether the section `lora` sets its shape.
+        module: Its function `attach` makes what is trained. For a method that PEFT does not have,
+            its `load` puts a saved adapter on the base.
+        peft_config: The class of PEFT's config, where PEFT has the method.
+        peft_options: Options that this config gets besides the settings.
+        peft_type: Its name in a saved adapter, where PEFT does not have it.
         trains_weights: Whether weights of the base are trained, and a whole model is saved.
         takes_quantized: Whether it can train on a base that is quantized.
         learns_prompt: Whether virtual tokens stand before every prompt.
-        start: Its module's function that begins what is trained from the text of rows.
-        takes_checkpointing: Whether activations can be computed again in the backward pass.
-        scales: Whether at scale 0 the model is its base.
-        merges: Whether weights of the base's shape can hold it.
-        resumes: Whether a training goes on from a checkpoint.
-        has_vllm: Whether vLLM answers with it.
-        has_unsloth: Whether Unsloth trains it.
+        start: The function of its module that initializes what is trained from the text of rows.
+        takes_checkpointing: Whether gradient checkpointing works with it.
+        scales: Whether the model at scale 0 is its base.
+        merges: Whether it can be merged into weights of the base's shape.
+        resumes: Whether a training can resume from a checkpoint.
+        has_vllm: Whether vLLM can answer with it.
+        has_unsloth: Whether Unsloth can train it.
     """
 
     reads_lora: bool = False
@@ -114,11 +114,11 @@ METHODS: dict[Method, MethodFacts] = {
 
 
 def find_own_type(peft_type: str) -> MethodFacts | None:
-    """Return the method that saved an adapter, where PEFT does not know its type."""
+    """Return the method of an adapter type that PEFT does not know; None for any other type."""
     own = (facts for facts in METHODS.values() if facts.peft_type)
     return next((facts for facts in own if facts.peft_type == peft_type), None)
 
 
 def list_methods(is_meant: Callable[[MethodFacts], bool]) -> str:
-    """Name the methods of which something is true, for a message."""
+    """List the methods that meet a condition, for a message."""
     return ", ".join(method for method, facts in METHODS.items() if is_meant(facts))

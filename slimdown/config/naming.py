@@ -1,4 +1,4 @@
-"""A run's settings by their dotted keys, and what the run is called."""
+"""A run's settings by their dotted keys, and the run's name."""
 
 from dataclasses import asdict, replace
 from enum import Enum
@@ -41,10 +41,10 @@ def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:
 
 
 def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a key holds: the same key whatever the schema gains or loses.
+    """Return the settings that a key holds, so that it stays the same when the schema changes.
 
-    Those are the settings of `first_settings.yaml`, with the value there where the schema has lost
-    them, and of later ones those that are not at their default.
+    They are the settings of `first_settings.yaml`, with the value from there if the schema has lost
+    them, and those later settings that are not at their default.
 
     Args:
         settings: A tree of sections, each of them whole.
@@ -67,7 +67,7 @@ def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _read_defaults(schema: type) -> tuple[Any, Any]:
-    """Return the settings that each key holds, and all settings of the schema: their defaults."""
+    """Return the defaults of the settings that each key holds, and of the whole schema."""
     named = {"dataset": {_ANY: DatasetConfig()}, "benchmark": {_ANY: BenchmarkConfig()}}
     first = yaml.safe_load((Path(__file__).parent / "first_settings.yaml").read_text())
     return first, asdict(replace(schema(), **named))
@@ -82,7 +82,7 @@ def base_settings(config: RunConfig) -> dict[str, object]:
 
 
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
-    """Name a run by its model and by what the command line changed of its training.
+    """Name a run by its model and by what the command line changed in its training.
 
     Args:
         model: The choice of the group `model`.

@@ -15,9 +15,9 @@ from slimdown.utils.row_files import is_visible, iter_records
 from slimdown.utils.scoring import check_pattern, contains_answer, is_number, write_call
 
 QuestionRows = tuple[dict[str, Any], ...]
-"""Rows of question and answer, or of question, choices and answer, the number of the right one.
+"""Rows have question and answer, or also choices: answer is then the number of the right one.
 
-`conversation` is the JSON text of messages and tools, and `rule` of what `is_right` takes.
+`conversation` is the JSON text of messages and tools, `rule` that of the rule for `is_right`.
 """
 _KINDS = {"choices": "choices", "conversation": "messages", "category": "score=refusal"}
 _KINDS |= {"cluster": "cluster"}  # by key of a row
@@ -25,20 +25,20 @@ _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
 
 
 def read_questions(path: str, score: Scoring) -> QuestionRows:
-    """Read a file of questions, JSON, JSONL, CSV or Parquet.
+    """Read questions from a JSON, JSONL, CSV or Parquet file.
 
     Args:
-        path: A row has `question` and `answer`, a text or a number; or also `choices`, a list, of
-            which `answer` is the number from 0, the letter or the text of the right one. Instead of
-            `question` it may have `messages` and `tools`; beside `answer`, `forbidden` and `score`.
+        path: A row has `question` and `answer`, a text or a number. It may have `choices`,
+            a list; `answer` is then the number from 0, the letter or the text of the right one.
+            `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
             Rows with the same `cluster`, such as those of one passage, count as one.
         score: How answers without choices are scored where a row has no score of its own.
 
     Returns:
-        The rows, without other columns and spaces around answers.
+        The rows, without other columns and without spaces around answers.
 
     Raises:
-        DataError: Names the first row that is no such question.
+        DataError: Names the first row that is not such a question.
     """
     file = Path(path).expanduser().absolute()
     return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
@@ -49,7 +49,7 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
 
     Args:
         name: The benchmark's name.
-        benchmark: One of a task is returned as it is.
+        benchmark: Its settings; without a file they are returned as they are.
 
     Raises:
         ConfigError: The file holds no such questions.
@@ -95,7 +95,7 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     if not rows:
         raise DataError('it is empty; write rows such as {"question": ..., "answer": ...}')
     if all(row.get("rule") == _write_rule(Scoring.exact, [row["answer"]]) for row in rows):
-        for row in rows:  # the questions that they were before there were scores
+        for row in rows:  # they equal the questions of versions without scores
             del row["rule"]
     return tuple(rows)
 
@@ -132,7 +132,7 @@ def _read_row(record: Any, score: Scoring) -> dict[str, Any]:
 
 
 def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
-    """Read what a row shares with others; nothing where it has no cluster."""
+    """Read the cluster that a row shares with others; empty where it has none."""
     if (cluster := record.get("cluster")) is None:
         return {}
     if not (text := _to_text(cluster)):
@@ -192,7 +192,7 @@ def _read_answers(record: dict[str, Any], score: Scoring) -> dict[str, Any]:
 
 
 def _check_answer(answer: Any, score: Scoring, record: dict[str, Any]) -> str:
-    """Return a right answer as a text that its score takes."""
+    """Return a right answer as a text in the form that its score takes."""
     if score == Scoring.tool_call:
         return write_call(answer)
     if not (text := _to_text(answer)):
@@ -212,7 +212,7 @@ def _write_rule(score: Scoring, accepted: list[str], forbidden: Any = (), tools:
 
 
 def _to_text(value: Any) -> str:
-    """Return a text without spaces around it, or a number as text; empty for what shows nothing."""
+    """Return a text without spaces around it, or a number as text; empty if nothing is visible."""
     # A whole number may be too large for a float.
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     is_number = is_whole or (isinstance(value, float) and isfinite(value))

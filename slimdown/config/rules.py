@@ -1,7 +1,7 @@
-"""What has to fit together in the settings of a run: one rule a function.
+"""The rules by which the settings of a run must fit together, one function for each.
 
-Each yields what is wrong, with the settings and values in question and what would be right. What a
-single value may be stands with its field.
+Each yields what is wrong, with the settings and values in question and what would be right. The
+range of a single value is declared with its field.
 """
 
 import re
@@ -64,7 +64,7 @@ def check_weights(config: RunConfig) -> Iterator[str]:
 
 
 def check_holdout(config: RunConfig) -> Iterator[str]:
-    """What is held out does not decide when to stop asking."""
+    """Held-out questions do not decide when to stop asking."""
     if config.evaluation.until is not Until.all and config.evaluation.holdout:
         until = f"evaluation.until={config.evaluation.until}"
         problem = "would stop by held-out questions (evaluation.holdout)"
@@ -72,7 +72,7 @@ def check_holdout(config: RunConfig) -> Iterator[str]:
 
 
 def check_clusters(config: RunConfig) -> Iterator[str]:
-    """Looks count questions, and would divide a cluster."""
+    """Benchmarks with clusters are not stopped early: a look could divide a cluster."""
     until = f"evaluation.until={config.evaluation.until}"
     for name, benchmark in config.benchmark.items():
         if benchmark.cluster and config.evaluation.until is not Until.all:
@@ -83,13 +83,13 @@ def check_clusters(config: RunConfig) -> Iterator[str]:
 
 
 def check_sources(config: RunConfig) -> Iterator[str]:
-    """The base lies somewhere, and what is measured instead of training."""
+    """The base has a valid source, and so has the model that `tuned` names."""
     for model in filter(None, (config.model, config.tuned_model)):
         yield from model.source_problems()
 
 
 def check_vllm(config: RunConfig) -> Iterator[str]:
-    """VLLM is installed, quantizes as asked, and answers with what is trained."""
+    """VLLM is installed, quantizes as asked, and can answer with what is trained."""
     named, held, lora = "evaluation.backend=vllm", config.quantization, config.lora
     if config.evaluation.backend is not Backend.vllm:
         return
@@ -112,7 +112,7 @@ def check_vllm(config: RunConfig) -> Iterator[str]:
 
 
 def check_method(config: RunConfig) -> Iterator[str]:
-    """Weights that are trained were not rounded before, and activations are there when needed."""
+    """Trained weights are not quantized, and checkpointing is off where the method forbids it."""
     quantization, method, facts = config.quantization.name, config.method.name, config.method.facts
     if quantization != "none" and not facts.takes_quantized:
         trained = f"method={method} trains the weights themselves"
@@ -122,7 +122,7 @@ def check_method(config: RunConfig) -> Iterator[str]:
 
 
 def check_replay(config: RunConfig) -> Iterator[str]:
-    """Replay has rows, and shares that nothing else sets."""
+    """Replay has rows, and nothing else sets their share."""
     if config.keep.name is not Keep.replay:
         return
     if (general := config.keep.dataset) not in config.dataset or len(config.dataset) < 2:
@@ -145,7 +145,7 @@ def check_distance(config: RunConfig) -> Iterator[str]:
 
 
 def check_stopping(config: RunConfig) -> Iterator[str]:
-    """A training that ends on forgetting looks between its steps, at something with a budget."""
+    """A training that stops on forgetting looks between steps, at benchmarks with a budget."""
     metric, budget = config.train.look_metric, config.train.look_budget
     if (metric is LookMetric.p_right) != (budget is not None):
         yield f"train.look_metric={metric}: p_right, and it alone, takes a look_budget (0.05, say)"
@@ -161,12 +161,12 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
 
 
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
-    """The rows can do what is asked for.
+    """The rows are enough and of the right kind for what is asked.
 
     Args:
         config: The settings of a training.
-        n_rows: How many there are at most; 0: as far as it is known before they are read.
-        are_plain: Whether they were read, and none is a conversation.
+        n_rows: The most rows there can be; 0: an estimate before they are read.
+        are_plain: Whether they were read and none is a conversation.
     """
     train, share = config.train, config.keep.share or 0.0
     n_rows = n_rows or sum(one.max_examples or 10**12 for one in config.dataset.values())
@@ -180,7 +180,7 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
 
 
 def check_unsloth(config: RunConfig) -> Iterator[str]:
-    """Unsloth is installed, and trains what is asked for."""
+    """Unsloth is installed, and can train what is asked for."""
     if config.train.engine is not Engine.unsloth:
         return
     if find_spec("unsloth") is None:  # looks for it and imports nothing

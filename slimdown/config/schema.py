@@ -1,9 +1,9 @@
 """The typed configuration: what can be set, what each setting means, and every check on it.
 
 Hydra composes the YAML files of `conf/`, and `load_config` turns the result into a `RunConfig`.
-Each value is set in one place: in the YAML, with `MISSING` here, so that a forgotten key fails by
-name; or here, where no file of `conf/` sets it. Nothing here imports torch: a mistake is answered
-in well under a second.
+Each value is set in one place. If the YAML sets it, it is `MISSING` here, so that a forgotten key
+fails by name; if no file of `conf/` sets it, it is set here. Nothing here imports torch, so a
+mistake is reported in well under a second.
 """
 
 import os
@@ -37,7 +37,7 @@ _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
-"""The sections that are read where something is trained, and idle with `tuned`."""
+"""The sections that a training reads; with `tuned` they are idle."""
 MAX_VLLM_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
 
 PROMPT_SETTINGS = (
@@ -50,7 +50,7 @@ PROMPT_SETTINGS = (
 """The settings of the evaluation that say how a benchmark is asked."""
 
 OnProgress = Callable[[int, int, str], None]
-"""Gets how much is done, of how much, and a few words to show beside it."""
+"""Receives how much is done, how much there is, and a few words to show beside it."""
 
 DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
 _SERVERS = r"(https?|postgresql|mysql|mssql|databricks)(\+\w+)?://.*[^/].*"
@@ -110,7 +110,7 @@ class Until(StrEnum):
 
 @dataclass
 class ModelConfig:
-    """Which base model, and how its numbers are held."""
+    """The base model, its dtype and its device."""
 
     id: str = setting("a hub id, a local folder, or pocket:model (the embedded world)")
     revision: str = setting("a branch, tag or commit of the hub", default="main")
@@ -139,11 +139,11 @@ class ModelConfig:
 
     def problems(self) -> Iterator[str]:
         if self.folder and (self.folder / "adapter_config.json").is_file():
-            # transformers would put the adapter on, whatever its base
+            # transformers would load the adapter, whatever its base
             yield f"id={self.id} holds an adapter; name its base here, and tuned={self.id}"
 
     def source_problems(self) -> Iterator[str]:
-        """Say what is wrong with where the model comes from, with the setting's whole name."""
+        """Say what is wrong with the source of the model, with the setting's whole name."""
         if re.match("https?://", self.id):
             advice = "ask it by lm_eval, and judge the logs by `slimdown verdict`"
             yield f"{self.named} is an address; {advice} (docs/trainers.md)"
@@ -162,7 +162,7 @@ class ModelConfig:
 
 @dataclass
 class TunedModelConfig(ModelConfig):
-    """A PEFT adapter or a whole model made elsewhere; its numbers are held as the base's are."""
+    """A PEFT adapter or a whole model made elsewhere; its dtype and device are the base's."""
 
     @property
     def named(self) -> str:
@@ -249,7 +249,7 @@ class TrainConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """One benchmark as you set it; what is null is the task's own, or that of the file."""
+    """One benchmark as you set it; null takes the value of the task, or of the file."""
 
     task: str = setting("the name of a task of lm-evaluation-harness", default="")
     path: str | None = setting("a file of your own questions instead of a task", default=None)
@@ -302,14 +302,14 @@ class BenchmarkConfig:
 
 @dataclass
 class ResolvedBenchmark(BenchmarkConfig):
-    """One benchmark as it is asked and read; shots are null where the tasks of a group differ."""
+    """One benchmark as it is run; `num_fewshot` is null where the tasks of a group differ."""
 
     metric: str = ""
     chance: float = 0.0
 
     @classmethod
     def of(cls, benchmark: BenchmarkConfig, **values: Any) -> "ResolvedBenchmark":
-        """Return a benchmark with values for what it leaves open, or for others."""
+        """Return a benchmark with values that fill its open settings or replace its own."""
         chosen = {name: value for name, value in vars(benchmark).items() if value is not None}
         return cls(**{**chosen, **values})
 
@@ -348,7 +348,7 @@ class EvaluationConfig:
             yield f"think_end_token={self.think_end_token} needs backend=hf; or set it to null"
 
     def narrow(self, generates: bool) -> "EvaluationConfig":
-        """Return how one benchmark is asked: nothing is left to choose, nothing idle is set.
+        """Return the settings for one benchmark: `auto` is decided, and idle settings are unset.
 
         Args:
             generates: Whether its answers are generated.
@@ -361,7 +361,7 @@ class EvaluationConfig:
             self,
             apply_chat_template=by_template,
             chat_template_args=self.chat_template_args if by_template else {},
-            # a choice is scored right behind the prompt
+            # a choice is scored directly after the prompt
             enable_thinking=thinking and generates,
             think_end_token=self.think_end_token if generates else None,
         )
@@ -369,7 +369,7 @@ class EvaluationConfig:
 
 @dataclass
 class ContaminationConfig:
-    """How much of what is asked may be trained on."""
+    """How many of the questions may stand in the training rows."""
 
     max_share: float = setting(
         "share of a benchmark's questions that rows may hold",
@@ -425,7 +425,7 @@ class RunConfig:
 
     @property
     def trains_beside_base(self) -> bool:
-        """Whether the base can be asked while something else, an adapter, is trained."""
+        """Whether the base stays available in the training, because an adapter is trained."""
         return not self.method.facts.trains_weights and self.train.engine is not Engine.unsloth
 
     @property

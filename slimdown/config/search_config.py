@@ -1,4 +1,4 @@
-"""What a search proposes values of, within what budget of forgetting, in how many trials."""
+"""The settings of a search: what it varies, its budget of forgetting, and its trials."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 
 class TaskSource(ConfigSource):
-    """Holds `task: NAME` for any name; `check_task_names` knows which the harness has."""
+    """Holds `task: NAME` for any name; `check_task_names` checks that the harness has it."""
 
     @staticmethod
     def scheme() -> str:
@@ -16,9 +16,9 @@ class TaskSource(ConfigSource):
         return "slimdown-tasks"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return the settings of a benchmark: its task, and all else is the task's own."""
+        """Return the settings of a benchmark: only its task, which decides all else."""
         task = config_path.removeprefix("benchmark/")
-        name = re.sub(r"[^\w-]", "_", task, flags=re.ASCII)  # a dot would part sections
+        name = re.sub(r"[^\w-]", "_", task, flags=re.ASCII)  # a dot would separate sections
         config = OmegaConf.create({"task": task})
         return ConfigResult(self.provider, "", config, {"package": f"benchmark.{name}"})
 
@@ -27,7 +27,7 @@ class TaskSource(ConfigSource):
         return re.fullmatch("benchmark/.+", config_path) is not None
 
     def is_group(self, config_path: str) -> bool:
-        """Whether choices are listed below a path: thousands are not."""
+        """Whether choices are listed below a path; never, as there are thousands."""
         return False
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:

@@ -1,6 +1,6 @@
-"""Options of other libraries that a section hands on: which there are, of what type, which not.
+"""The options that a section hands on to other libraries: their names, types and exceptions.
 
-Names and types are read from the installed source: nothing is imported, and a mistake is answered
+Names and types are read from the installed source. Nothing is imported, so a mistake is reported
 at once. `options.yaml` says why an option is not handed on.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 SECTIONS = ("model", "lora", "train")
-"""Those that hand on options, in `args`."""
+"""The sections that hand on options, in `args`."""
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 _KINDS |= {"list": "a list", "dict": "a mapping", "None": "null", "Literal": "one of its names"}
 
@@ -29,15 +29,15 @@ def read_rules(section: str) -> dict[str, Any]:
 
 @cache
 def read_class(package: str, file: str, name: str) -> dict[str, str]:
-    """Return what a class declares: the types of its fields or, of an enumeration, its values.
+    """Return what a class declares: the types of its fields, or the values of an enumeration.
 
     Args:
-        package: It is not imported.
+        package: Its name; it is not imported.
         file: A path in the package's folder.
         name: The class.
 
     Returns:
-        Source text by name; nothing where the installed version has no such class.
+        Source text by name; empty where the installed version has no such class.
     """
     spec = find_spec(package)
     source = Path(spec.origin).parent / file if spec and spec.origin else Path()
@@ -58,18 +58,18 @@ def list_options(section: str, own: Collection[str]) -> dict[str, str]:
 
 
 def explain_refused(section: str, option: str) -> str | None:
-    """Say why NAME or NAME=VALUE is not handed on; None where nothing is known against it."""
+    """Say why NAME or NAME=VALUE is not handed on; None where there is no reason."""
     refused = read_rules(section)["refused"].items()
     return next((reason for pattern, reason in refused if re.fullmatch(pattern, option)), None)
 
 
 def explain_type(kind: str, value: Any) -> str | None:
-    """Say of what type an option must be, as a sentence's end; None where the value is of it.
+    """Say which type an option must have, as the end of a sentence; None where the value has it.
 
     >>> explain_type("int | list[int] | None", ["a"])
     'must be a whole number, a list, null'
     """
-    outer = kind.replace("Optional[", "None|").replace("Config", "|dict")  # of a class: its fields
+    outer = kind.replace("Optional[", "None|").replace("Config", "|dict")  # a class takes a dict
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
     words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")
