@@ -1,6 +1,6 @@
-"""A tokenizer's chat template, tried before anything is built on it: its publisher's program.
+"""Render a tokenizer's chat template, and try it before anything depends on it.
 
-transformers runs it in Jinja's sandbox, which protects the machine; it can still fail.
+It is a program of its publisher. transformers runs it in Jinja's sandbox; it can still fail.
 """
 
 import re
@@ -10,16 +10,16 @@ from typing import Any
 from slimdown.config.schema import EvaluationConfig
 from slimdown.utils.errors import DataError, ModelError, describe_error
 
-# Llama 3's templates write today's date into every prompt, or the date that they get. A fixed one
-# gives a base that was measured yesterday and a model that is tuned today equal prompts. It is the
-# date that the templates fall back on.
+# Llama 3's templates write a date into every prompt: today's, or the one that they are given. A
+# fixed one gives equal prompts to a base that was measured yesterday and a model that is tuned
+# today. It is the date that the templates fall back on.
 FIXED_DATE = {"date_string": "26 Jul 2024"}
-# SmolLM3's asks the clock alone. Rows, whose template is TRL's matter, have the day of training.
+# SmolLM3's template only asks the clock. TRL renders the rows, so they have the day of training.
 _FIXED_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
-    """Write a conversation in the words of the chat template.
+    """Render a conversation with the chat template.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -98,7 +98,7 @@ def read_template_args(tokenizer: Any, evaluation: EvaluationConfig) -> dict[str
 
 
 def find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
-    """Return the variable by which the template turns thinking on and off; empty: there is none."""
+    """Return the template's variable that switches thinking on and off; empty: there is none."""
     for name in ("enable_thinking", "thinking"):  # most have the first, Granite the second
         on, off = (_render_question(tokenizer, system, {**args, name: v}) for v in (True, False))
         if on != off:

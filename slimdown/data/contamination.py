@@ -1,4 +1,4 @@
-"""Benchmark questions that stand in the rows to be trained on, found by the words that both share.
+"""Find benchmark questions that stand in the training rows, by the words that both share.
 
 Texts are compared by their words: Unicode's compatibility forms (NFKC), case folded, without
 apostrophes and invisible characters; all other punctuation, symbols and spaces end a word; each
@@ -10,8 +10,8 @@ appendix C, arXiv 2005.14165). A phrase of more than ten questions, or of more t
 texts of the rows, is common and does not count. A question **stands** in a row that holds four
 fifths of its words in such phrases, common or not (Touvron et al. 2023, appendix A.6, arXiv
 2307.09288); with fewer than 13 words, in a row that holds all of them. A question of fewer than 8
-words, one of several short texts, and one that is a common phrase stand there only with the right
-answer behind them.
+words, one of several short texts, and one that is a common phrase stand there only if the right
+answer follows them.
 """
 
 import csv
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from slimdown.data.training_data import TrainedText, TrainingData
 
 PHRASE_WORDS = 13  # successive words that a question and a row share
-_STANDING_SHARE = 0.8  # of a question's words, with which it stands in a row
+_STANDING_SHARE = 0.8  # of a question's words; with so many in a row, it stands there
 _SELF_CONTAINED_WORDS = 8  # a question of so many words needs no answer beside it
-# Of a row; its end is cut off before it is trained on (train.max_length), and words take memory.
+# Characters of a row that are searched: words take memory, and training cuts it (train.max_length).
 _MOST_CHARACTERS = 4_000_000
 _COMMON = 10  # questions or texts that may hold a phrase before it is common
 _UNSPACED = range(0x3040, 0x3100), range(0x3400, 0xA000), range(0x20000, 0x40000)  # kana and Han
@@ -45,7 +45,7 @@ class Question:
     """What a benchmark asks, in its own words: no template, no worked examples."""
 
     name: str  # the task, and the number in it
-    texts: tuple[str, ...]  # what it consists of, such as a passage and a question about it
+    texts: tuple[str, ...]  # its parts, such as a passage and a question about it
     answers: tuple[str, ...] = ()  # the right ones
 
 
@@ -66,7 +66,7 @@ class Contamination:
     """The questions that overlap with the training rows."""
 
     n_questions: dict[str, int] = field(default_factory=dict)  # by benchmark
-    overlaps: tuple[Overlap, ...] = ()  # one a question: standing ones first, the longest first
+    overlaps: tuple[Overlap, ...] = ()  # one for each question: standing ones first, then by length
 
     def get_overlaps(self, benchmark: str) -> list[Overlap]:
         """Return the overlaps of one benchmark."""
@@ -109,7 +109,7 @@ class Contamination:
             max_share: The share of a benchmark's questions that may stand in the rows, from 0 to 1.
 
         Raises:
-            DataError: More do.
+            DataError: More of them do.
         """
         for benchmark, n_questions in self.n_questions.items():
             if self.count(benchmark) > (limit := max_share * n_questions):
@@ -126,11 +126,11 @@ def find_contamination(
     """Search the training rows for the questions, in one pass.
 
     Args:
-        train_data: The rows, by `iter_texts`.
+        train_data: The rows; `iter_texts` gives their texts.
         questions: The questions of each benchmark.
 
     Returns:
-        One overlap a question that shares enough with a row.
+        One overlap for each question that shares enough with a row.
     """
     search = _Search([(name, q) for name, of_name in questions.items() for q in of_name])
     for row in train_data.iter_texts():
@@ -142,7 +142,7 @@ def find_contamination(
 
 
 class _Characters(dict[int, str | None]):
-    """What becomes of a character by its code: itself, nothing, or a space that ends a word."""
+    """Maps a character's code to its replacement: itself, nothing, or a space that ends a word."""
 
     def __missing__(self, code: int) -> str | None:
         char, kind = chr(code), category(chr(code))
@@ -165,7 +165,7 @@ def split_words(text: str) -> list[str]:
 
 
 def join_words(words: Iterable[str]) -> str:
-    """Join words to one text in which others can be searched: each word between spaces."""
+    """Join words to one text for searching whole words: each word stands between spaces."""
     return f" {' '.join(words)} "
 
 
@@ -178,7 +178,7 @@ class _Search:
     def __init__(self, questions: list[tuple[str, Question]]) -> None:
         self._questions = questions
         self._words = [[w for text in q.texts if (w := split_words(text))] for _, q in questions]
-        owners: dict[int, list[int]] = defaultdict(list)  # of each phrase, by its digest
+        owners: dict[int, list[int]] = defaultdict(list)  # questions by their phrases' digests
         for question, texts in enumerate(self._words):
             for words in texts:
                 for phrase in set(_digest_phrases(words)):
@@ -186,9 +186,9 @@ class _Search:
         self._owners = {phrase: of for phrase, of in owners.items() if len(of) <= _COMMON}
         lengths = {min(len(words), PHRASE_WORDS) for texts in self._words for words in texts}
         self._lengths = sorted(lengths)  # of phrases
-        # For each phrase a row of every different text that holds it, until it is common.
+        # For each phrase: one row of each different text that holds it, until the phrase is common.
         self._holders: dict[int, dict[int, _Place]] = defaultdict(dict)
-        # For each question likewise the rows that it stands in; and one that leaves no doubt.
+        # For each question: likewise the rows that it stands in, and one row that leaves no doubt.
         self._standing: dict[int, dict[int, _Place]] = defaultdict(dict)
         self._certain: dict[int, _Place] = {}
 
@@ -231,7 +231,7 @@ class _Search:
                 yield Overlap(*named, *place, " ".join(words), stands=False)
 
     def _find_longest_run(self, words: list[str]) -> tuple[list[str], _Place] | None:
-        """The longest run that the row shares which shares most rare phrases, and that row."""
+        """Return the longest run of the row that shares most rare phrases, and that row."""
         holders = [self._holders.get(phrase, {}) for phrase in _digest_phrases(words)]
         rows = [set(h.values()) if len(h) <= _COMMON else set() for h in holders]
         if not any(rows):
@@ -248,7 +248,7 @@ def _add(places: dict[int, _Place], text: str, place: _Place) -> None:
 
 
 def _holds(text: str, phrases: set[int], words: list[str]) -> bool:
-    """Whether a text holds most of these words in its phrases; few words it must hold whole."""
+    """Whether the phrases of a text cover most of these words; a short text must hold them all."""
     if len(words) < PHRASE_WORDS:
         return join_words(words) in text
     hits = [phrase in phrases for phrase in _digest_phrases(words)]
@@ -257,13 +257,13 @@ def _holds(text: str, phrases: set[int], words: list[str]) -> bool:
 
 
 def _digest_phrases(words: Sequence[str]) -> list[int]:
-    """The digests of a text's phrases in their order; a shorter text is one phrase."""
+    """Return the digests of a text's phrases, in order; a shorter text is one phrase."""
     runs = list(_digest_runs(words))[: len(words)]
     return runs[-1].tolist() if runs else []
 
 
 def _digest_runs(words: Sequence[str]) -> Iterator[Any]:
-    """For each length from 1 to 13 the digests of all runs of so many words, in their order.
+    """Yield, for each length from 1 to 13, the digests of all runs of so many words, in order.
 
     A digest has 64 bits. Between a million phrases of questions and the billion of a million rows,
     one search in 20,000 meets two that are equal by chance.

@@ -1,4 +1,4 @@
-"""Several datasets -> one sequence of rows: one after the other, or mixed by weight."""
+"""Join several datasets to one sequence of rows: one after the other, or mixed by weight."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ def mix_rows(
 
     Args:
         parts: Datasets with equal columns.
-        weights: For each dataset the chance that the next row is drawn from it, in any unit; or
-            None for each, and the datasets follow one another.
+        weights: For each dataset, the chance that the next row is drawn from it, in any unit.
+            If all are None, the datasets follow one another.
         seed: The seed of the draws.
         stopping_strategy: As in `datasets.interleave_datasets`. The parts of `TrainingData` end
             where the first dataset was exhausted, so all of their rows are used.

@@ -42,10 +42,10 @@ def check_row_files(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:
     """Check the columns and the first hundred rows of local files; needs no torch.
 
     Args:
-        datasets: The chosen datasets by name; those of the hub are passed over.
+        datasets: The chosen datasets by name; those of the hub are skipped.
 
     Yields:
-        One line a problem, which names the dataset, the file and the row. Other rows are checked
+        One line for each problem, with the dataset, the file and the row. Other rows are checked
         when they are loaded.
     """
     for name, config in datasets.items():

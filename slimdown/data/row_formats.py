@@ -1,4 +1,4 @@
-"""Rows as people have them -> rows as TRL takes them: texts, prompts, or messages."""
+"""Turn rows as people have them into rows as TRL takes them: texts, prompts, or messages."""
 
 import json
 import re
@@ -29,13 +29,13 @@ _COLUMNS = {
     RowFormat.prompt_completion: ("prompt", "completion"),
     RowFormat.messages: ("messages",),
     RowFormat.text: ("text",),
-}  # a dataset has the first format whose columns it has, as in TRL
+}  # the first format whose columns are all there counts, as in TRL
 _TEMPLATE_COLUMNS = {"tools": list, "chat_template_kwargs": dict}  # TRL hands them to the template
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> RowFormat:
-    """Tell the format of rows by the columns of the first sound one.
+    """Find the format of rows by the columns of the first readable row.
 
     A template or a column that is set in the config means instructions, whatever else is there,
     and so do the columns `instruction` and `output`.
@@ -57,7 +57,7 @@ def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> 
 
 
 def list_columns(config: DatasetConfig, format_: RowFormat, required: bool = False) -> list[str]:
-    """List the columns that rows of this format may have, or must have; others hold anything."""
+    """List the columns that rows of this format may have, or must have; others do not count."""
     if format_ == RowFormat.instruction:
         return [c for c in (config.instruction, config.input, config.output) if c is not None]
     return [*_COLUMNS[format_], *([] if required else ("conversations", *_TEMPLATE_COLUMNS))]
@@ -142,8 +142,8 @@ def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str
     slots = {"{instruction}": instruction, "{input}": context}
     # In one pass: a text may hold the name of a slot.
     prompt = re.sub(r"\{instruction\}|\{input\}", lambda slot: slots[slot[0]], template)
-    # After a prompt that ends in a word, the answer brings the space: tokens carry their leading
-    # space.
+    # After a prompt that ends in a word, the answer begins with the space: tokens include the space
+    # before them.
     gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
     return {"prompt": prompt, "completion": f"{gap}{answer}"}
 
@@ -160,7 +160,7 @@ def _to_text(value: Any, name: str) -> str:
 
 
 def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
-    """Check the messages of a conversation; ShareGPT's get the names that chat templates use."""
+    """Check the messages of a conversation; ShareGPT's keys are renamed as chat templates want."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{column} is no list of messages, each with role and content")
     messages = []

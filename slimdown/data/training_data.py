@@ -1,8 +1,8 @@
-"""The chosen datasets -> `TrainingData`: rows in TRL's shape, and a fingerprint of them.
+"""Turn the chosen datasets into `TrainingData`: rows in TRL's shape, with a fingerprint.
 
 A file or a hub dataset is read, its rows are checked and shuffled with the seed, the first ones
-are held out, and the next ones are trained on. Of the model only the tokenizer's chat template is
-used.
+are held out, and the next ones are trained on. The only part of the model that is used is the
+tokenizer's chat template.
 """
 
 import json
@@ -61,7 +61,7 @@ class DatasetPart:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All rows of a run; one part a dataset, so that formats can be mixed."""
+    """All rows of a run; one part for each dataset, so that formats can be mixed."""
 
     parts: tuple[DatasetPart, ...]
     fingerprint: str  # 16 hex digits of a digest over all rows and how they are mixed
@@ -98,16 +98,16 @@ def load_training_data(
         datasets: The settings by name; all have a weight, or none has.
         tokenizer: The base's; only its chat template is used, and only where rows are messages.
         seed: Decides which rows are taken, their order, and how datasets are mixed.
-        keep: Names the dataset whose rows are replayed. As many of them are taken as are its share
-            of all rows; none is held out, so that the validation loss is of the others alone.
-        enable_thinking: False: conversations are written as models are asked without thinking.
+        keep: Names the dataset whose rows are replayed. They are cut to their share of all rows.
+            None of them is held out, so that the validation loss covers only the other datasets.
+        enable_thinking: False: conversations are rendered without thinking, like the questions.
 
     Returns:
-        The rows of each dataset, of a mixture only as many as it draws until the first dataset is
-        exhausted.
+        The rows of each dataset. A mixture takes only those that it draws until its first dataset
+        is exhausted.
 
     Raises:
-        DataError: A dataset cannot be had, lacks a column, has too few rows, or has a row that
+        DataError: A dataset cannot be read, lacks a column, has too few rows, or has a row that
             cannot be trained on.
         ModelError: Rows are messages, and the tokenizer's chat template is missing or does not
             work.
@@ -125,7 +125,7 @@ def load_training_data(
     if None not in weights:
         from datasets import Dataset
 
-        # Drawn on the parts' numbers alone: formats differ in their columns.
+        # Only the parts' numbers are mixed here: formats differ in their columns.
         numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
         drawn = Counter(mix_rows(numbers, weights, seed, "first_exhausted")["part"])
         parts = [replace(p, train=p.train.select(range(drawn[i]))) for i, p in enumerate(parts)]
@@ -139,7 +139,7 @@ def load_training_data(
 
 
 def count_replayed(n_rows: int, share: float) -> int:
-    """Return how many rows make up a share of all, beside so many others; one at least."""
+    """Return how many rows are a share of all rows beside `n_rows` others; at least one."""
     return max(1, round(n_rows * share / (1 - share)))
 
 
@@ -161,7 +161,7 @@ def _limit_replay(
 def _load_part(
     name: str, config: DatasetConfig, tokenizer: Any, seed: int, enable_thinking: bool | None
 ) -> tuple[DatasetPart, list[str]]:
-    """One dataset's rows, those to train on whatever its weight, and the lines for the user."""
+    """Load one dataset's rows, all to train on whatever its weight, and lines for the user."""
     numbered: Iterator[tuple[int, Any]]
     if config.file:
         records = list(iter_records(config.file))
@@ -241,7 +241,7 @@ def _fix_template_args(tokenizer: Any, enable_thinking: bool | None) -> dict[str
 
 
 def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":
-    """Rows as a dataset; lists and objects are stored as JSON, so that no key is added to them."""
+    """Build a dataset; lists and objects are stored as JSON, so that no key is added to them."""
     from datasets import Dataset, Features, Json, Value
 
     kinds = {int: Value("int64"), str: Value("string")}
@@ -252,7 +252,7 @@ def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":
 
 
 def _load_from_hub(config: DatasetConfig) -> tuple["Dataset", RowFormat]:
-    """The rows of a hub dataset with the columns that count, and their format."""
+    """Load the rows of a hub dataset with the columns that count, and their format."""
     from datasets import load_dataset
 
     with explain_hub_errors("the dataset", DataError):

@@ -1,4 +1,4 @@
-"""What each method trains: its adapter on the base or the base's own weights, checked and saved."""
+"""Make, check, save and load what a method trains: an adapter, or the base's own weights."""
 
 import json
 import re
@@ -42,25 +42,25 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
         base: The model.
         method: What is trained.
         lora: The adapter's shape, where it is a LoRA.
-        seed: Of its first values, whatever was computed before.
+        seed: The seed of its first values, whatever was computed before.
 
     Returns:
-        PEFT's model around the base's, or the base's own; only what is trained wants gradients.
+        PEFT's model around the base's, or the base's own; only trained weights require gradients.
     """
     torch.manual_seed(seed)
     return method.facts.find_function("attach")(base.model, method, lora)
 
 
 def check_base(config: RunConfig) -> Any:
-    """Check, before weights are fetched, that the base is there with each of the target modules.
+    """Check that the base exists and has each target module, before its weights are fetched.
 
-    PEFT accepts a list of targets where one is there.
+    PEFT accepts a list of targets if the base has one of them.
 
     Returns:
         The base's outline, see `load_outline`.
 
     Raises:
-        ModelError: One is not.
+        ModelError: The base does not exist or lacks a target module.
     """
     outline = load_outline(config.model, config.quantization.name)
     if config.tuned:
@@ -84,12 +84,12 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
     """Check an adapter's settings against the model that PEFT puts it on.
 
     Args:
-        setting: What names the adapter, for a message.
-        settings: By PEFT's names for them.
-        model: The base, with or without its numbers.
+        setting: The setting that names the adapter, for a message.
+        settings: The settings by PEFT's names.
+        model: The base, with or without its weights in memory.
 
     Raises:
-        ModelError: They name no module, scale by nothing, or would be read for minutes.
+        ModelError: A module does not exist, a scale is not above 0, or matching takes too long.
     """
     modules = [name for name, _ in model.named_modules()]
     patterns: list[str] = []
@@ -119,7 +119,7 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
-    """Write the adapter in PEFT's format, its base named by hub id and commit."""
+    """Write the adapter in PEFT's format; it names its base by hub id and commit."""
     if (adapter := get_own_adapter(model)) is not None:
         adapter.save(folder)
     else:
@@ -127,7 +127,7 @@ def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text())
-    for name in ("target_modules", "exclude_modules"):  # sets, in another order in each process
+    for name in ("target_modules", "exclude_modules"):  # sets: each process has another order
         if isinstance(config.get(name), list):
             config[name].sort()
     config["base_model_name_or_path"] = base.id
@@ -136,7 +136,7 @@ def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
 
 
 def load_adapter(base: LoadedModel, folder: Path) -> Any:
-    """Put a saved adapter on its base, which is changed in place, in evaluation mode."""
+    """Put a saved adapter on its base, in evaluation mode; the base is changed in place."""
     import peft
 
     if own := find_own_type(read_adapter_config(folder)["peft_type"]):
@@ -146,7 +146,7 @@ def load_adapter(base: LoadedModel, folder: Path) -> Any:
 
 
 def check_scalable(tuned: LoadedModel) -> None:
-    """Check that a loaded model with nothing of its adapter is its base.
+    """Check that a loaded model is its base when its adapter is scaled to 0.
 
     Raises:
         ModelError: It is not: there is no LoRA, or something beside it was trained.
@@ -154,7 +154,7 @@ def check_scalable(tuned: LoadedModel) -> None:
     from peft.helpers import rescale_adapter_scale
 
     model, reason = tuned.model, "something beside its LoRA was trained"
-    beside = ("modules_to_save", "trainable_token_indices")  # a few tokens may show nothing of it
+    beside = ("modules_to_save", "trainable_token_indices")  # a few tokens may not show these
     adapters = getattr(model, "peft_config", {}).values()
     if has_untouched_base(model) and not any(getattr(a, n, None) for a in adapters for n in beside):
         n_tokens = min(64, model.get_input_embeddings().weight.shape[0])
@@ -174,7 +174,7 @@ def check_scalable(tuned: LoadedModel) -> None:
 
 @contextmanager
 def scale_adapter(tuned: LoadedModel, scale: float) -> Iterator[LoadedModel]:
-    """Inside, the model adds `scale` times as much as its LoRA."""
+    """Inside, the model adds `scale` times what its LoRA adds."""
     from peft.helpers import rescale_adapter_scale
 
     with rescale_adapter_scale(tuned.model, scale):
@@ -182,7 +182,7 @@ def scale_adapter(tuned: LoadedModel, scale: float) -> Iterator[LoadedModel]:
 
 
 def save_scaled_adapter(folder: Path, scale: float, out: Path) -> None:
-    """Write a LoRA adapter that adds `scale` times as much as the one in a folder."""
+    """Write a LoRA adapter that adds `scale` times what the one in a folder adds."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / ADAPTER_FILES[1])

@@ -47,7 +47,7 @@ class LoadedModel:
     identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
     license: str = ""
     files: str = ""  # the folder of its weights
-    adapter: str = ""  # the folder of what lies on them
+    adapter: str = ""  # the folder of the adapter on them
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
 
 
@@ -57,19 +57,19 @@ def load_base_model(
     tokenizer: Any = None,
     outline: Any = None,
 ) -> LoadedModel:
-    """Load a model in evaluation mode, with nothing changed beyond quantizing it.
+    """Load a model in evaluation mode. Nothing is changed but the quantization.
 
     Args:
         config: Which model, its dtype and device; also that of a whole tuned model.
-        quantization: How bitsandbytes holds its linear layers.
-        tokenizer: Taken instead of the model's own; it has padded nothing yet.
-        outline: What `load_outline` returned, where it is there already.
+        quantization: How bitsandbytes stores its linear layers.
+        tokenizer: Used instead of the model's own; it has padded nothing yet.
+        outline: What `load_outline` returned, if it was called before.
 
     Returns:
-        The model with what is recorded of it.
+        The model, with the facts that are recorded about it.
 
     Raises:
-        ModelError: The model cannot be had, read or held in memory, or computes no numbers.
+        ModelError: The model cannot be fetched or read, does not fit in memory, or computes NaN.
     """
     import transformers
 
@@ -79,7 +79,7 @@ def load_base_model(
     with quiet_libraries(), explain_hub_errors(config.named):
         outline = outline or load_outline(config, quantization.name)
         own = getattr(outline.config, "quantization_config", None) or {}
-        # What came quantized needs at least so much.
+        # A model that is quantized already needs at least as much as in 4 bits.
         held = replace(quantization, load_in_4bit=bool(own) or quantization.load_in_4bit)
         needed = estimate_weight_bytes(outline, held, dtype)
         if needed > (free := free_memory(device)):
@@ -97,13 +97,13 @@ def load_base_model(
             quantized = transformers.BitsAndBytesConfig(**held_as)
         tokenizer = tokenizer or load_base_tokenizer(config)
         settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
-        if quantized:  # None: not even its own
+        if quantized:  # None would drop the model's own
             settings["quantization_config"] = quantized
         settings |= {"revision": config.revision, "trust_remote_code": False}
         settings |= {"use_safetensors": True, "output_loading_info": True}
         loader: Any = transformers.AutoModelForCausalLM
         model, info = loader.from_pretrained(source, **settings)
-    if missing := sorted(info["missing_keys"]):  # transformers makes them up
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random values
         raise ModelError(
             f"{config.named}: {len(missing)} of the weights that its config.json describes are not "
             f"in its files, {missing[0]} for one; get the model again, or correct config.json"
@@ -149,15 +149,15 @@ def load_base_model(
 
 
 def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
-    """Build the model without its numbers, on torch's meta device; no weights are fetched.
+    """Build the model on torch's meta device; its weights are neither fetched nor in memory.
 
     Args:
         config: Which model.
-        quantization: The name of what its weights shall be quantized to.
+        quantization: The name of the quantization that its weights will have.
 
     Raises:
-        ModelError: It cannot be had, is no causal language model of transformers, or is quantized
-            already and should be quantized again.
+        ModelError: It cannot be fetched, is no causal language model of transformers, or is
+            quantized already and should be quantized again.
     """
     import transformers
 
@@ -181,7 +181,7 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
 
 
 def _check_architecture(config: ModelConfig, architecture: Any) -> None:
-    """Refuse a config.json that asks for compiled code of the hub, or for a model without end."""
+    """Refuse a config.json that asks for compiled code from the hub, or for too many layers."""
     for kind in ("attn_implementation", "experts_implementation"):
         name = config.args.get(kind) or getattr(architecture, f"_{kind}")
         # Where flash_attn is not installed, transformers takes a kernel of the hub.
@@ -218,12 +218,12 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
     """Load a model's tokenizer without its weights.
 
     Raises:
-        ModelError: It cannot be had.
+        ModelError: It cannot be fetched.
     """
     with quiet_libraries(), explain_hub_errors(config.named):
         source, revision = config.folder or config.id, config.revision
         tokenizer = load_tokenizer(source, revision=revision, **config.file)
-        # Where a GGUF file lies beside a tokenizer's own files, transformers reads half of these.
+        # If a GGUF file lies beside a tokenizer's own files, transformers reads only half of these.
         is_half = config.file and tokenizer.eos_token is None
         return load_tokenizer(source, revision=revision) if is_half else tokenizer
 
@@ -260,8 +260,8 @@ def pick_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
 def measure_bfloat16_speedup() -> float:
     """Time products of a layer's size in float32 and bfloat16 on this processor, in turn.
 
-    Processor flags do not decide it: with AVX512-BF16 it is 2.6 times on one maker's cores and half
-    on another's.
+    Processor flags do not decide it: with AVX512-BF16, bfloat16 is 2.6 times as fast on one maker's
+    cores and half as fast on another's.
     """
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(8):  # the first rounds also build kernels
@@ -282,5 +282,5 @@ def pick_device(wanted: Device) -> torch.device:
         raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
     if name != "cuda" or process_count() == 1:
         return torch.device(name)
-    torch.cuda.set_device(process_rank() % torch.cuda.device_count())  # what `cuda` means from now
+    torch.cuda.set_device(process_rank() % torch.cuda.device_count())  # `cuda` means it from now on
     return torch.device(name, torch.cuda.current_device())

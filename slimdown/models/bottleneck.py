@@ -30,7 +30,7 @@ class BottleneckAdapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, i: int, output: torch.Tensor) -> torch.Tensor:
-        """Return the output of target `i` [..., width] as it goes on."""
+        """Return the output of target `i`, [..., width], with the adapter's change."""
         if not self.is_enabled:
             return output
         change: torch.Tensor = self.up[i](functional.gelu(self.down[i](output.float())))
@@ -58,7 +58,7 @@ def attach_behind(model: Any, targets: Sequence[str], dim: int) -> Any:
         dim: Width of the small layers.
 
     Returns:
-        The same model, the adapter at `model.own_adapter`, its weights in float32.
+        The same model; the adapter is `model.own_adapter`, with weights in float32.
     """
     modules = dict(model.named_modules())
     named = [name for name in modules if any(f".{name}".endswith(f".{t}") for t in targets)]

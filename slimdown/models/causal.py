@@ -1,4 +1,4 @@
-"""Any loaded causal language model: wrapped for measuring, without its adapters, not training."""
+"""Prepare any loaded causal language model for measuring: wrap it, and switch its modes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 from slimdown.models.base_model import LoadedModel
 from slimdown.utils.errors import ModelError
 
-# Ways to begin an adapter that take its start out of the base's weights.
+# Initializations of an adapter that subtract its start from the base's weights.
 _TAKING_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -67,10 +67,10 @@ def get_own_adapter(model: Any) -> Any:
 
 
 def has_untouched_base(model: Any) -> bool:
-    """Return whether the base is what the model is without its adapters, however far trained.
+    """Return whether the model without its adapters is still its base, however far it is trained.
 
-    It is not where there are none, where biases are trained, or where an adapter's start was taken
-    out of the base's weights.
+    It is not if it has no adapters, if biases are trained, or if an adapter's start was subtracted
+    from the base's weights.
     """
     adapters = list(getattr(model, "peft_config", {}).values())
     if not adapters or not hasattr(model, "disable_adapter"):
@@ -109,9 +109,9 @@ def disabled_adapters(model: Any) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Inside, the model computes without gradients, dropout and a trainer's autocast, with a cache.
+    """Inside, the model computes with a cache, without gradients, dropout and a trainer's autocast.
 
-    Nor does it return what routes tokens to experts, which TRL asks for in the config. On leaving,
+    It returns no router logits of experts, though TRL asks for them in the config. On leaving,
     every module's mode and 4-bit layout, the config and the forward are as before.
     """
     with ExitStack() as undo:

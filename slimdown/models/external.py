@@ -54,7 +54,7 @@ class ExternalModel:
             The tuned model in evaluation mode. The base's model is not usable any more.
 
         Raises:
-            ModelError: It does not fit on the base or in memory, or computes no numbers.
+            ModelError: It does not fit on the base or in memory, or computes NaN.
         """
         if self.folder is None:
             release_weights(self.base.model)  # makes room
@@ -92,7 +92,7 @@ def read_chat_template(tuned: TunedModelConfig) -> str | None:
     """Return the chat template that a tuned model brings; None where it brings none.
 
     Raises:
-        ModelError: It cannot be had or read.
+        ModelError: It cannot be fetched or read.
     """
     folder = fetch_tuned_model(tuned)
     with explain_hub_errors(tuned.named):
@@ -110,11 +110,11 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
         base: The model that it is compared with.
 
     Returns:
-        What loads it later.
+        The tuned model, whose weights can be loaded later.
 
     Raises:
-        ModelError: It cannot be had, has pickled weights, was made on another base, or has another
-            tokenizer.
+        ModelError: It cannot be fetched, has pickled weights, was made on another base, or has
+            another tokenizer.
     """
     tuned = config.tuned_model
     assert tuned is not None
@@ -138,7 +138,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
-    """Refuse an adapter for another base, by its shapes; say if it learns a prompt."""
+    """Refuse an adapter whose shapes fit another base; return whether it learns a prompt."""
     import peft
     from safetensors.torch import load_file
 
@@ -157,7 +157,7 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
     saved, expected = ({n: list(t.shape) for n, t in of.items()} for of in (weights, state))
     for name in sorted(saved.keys() | expected.keys()):
-        # Where tokens were added; PEFT may leave out the base's own.
+        # Tokens may have been added, and PEFT may leave out the base's own tables.
         is_resized = (".embed" in name or "lm_head" in name) and (name in saved or ".base_" in name)
         if saved.get(name) != expected.get(name) and not is_resized:
             raise ModelError(

@@ -31,7 +31,7 @@ def identify_adapted(base: Mapping[str, Any], adapter_dir: Path) -> dict[str, An
 def describe_computation(device: torch.device) -> dict[str, Any]:
     """Return what decides how sums are rounded: libraries and device.
 
-    Not the number of a CPU's threads: one and two gave the same log-likelihoods to the bit.
+    The number of CPU threads is left out: one and two gave the same log-likelihoods to the bit.
     """
     packages = ("torch", "transformers", "tokenizers", "bitsandbytes")
     versions = {package: version(package) for package in packages}

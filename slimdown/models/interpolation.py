@@ -25,7 +25,7 @@ from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
-# What a config.json may say otherwise without another answer.
+# Keys of config.json that may differ without changing an answer.
 _HARMLESS = re.compile(
     "(_|architectures|dtype|initializer_|max_position_|output_router_|router_aux_|tie_word_|"
     "transformers_version|use_cache).*|.*(dropout|pdrop|token_id)"
@@ -33,17 +33,17 @@ _HARMLESS = re.compile(
 
 
 class Checkpoint:
-    """The safetensors files of a model, without its numbers in memory."""
+    """The safetensors files of a model, without its weights in memory."""
 
     def __init__(self, config: ModelConfig, outline: Any) -> None:
-        """List the tensors; what the hub has and this machine lacks is downloaded.
+        """List the tensors, and download the files that this machine lacks.
 
         Args:
             config: Which model.
             outline: See `load_outline`.
 
         Raises:
-            ModelError: It cannot be had, is quantized, or has no safetensors.
+            ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
         from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
@@ -141,9 +141,9 @@ class Interpolation:
 
     @contextmanager
     def open(self, scale: float) -> Iterator[LoadedModel]:
-        """Load the model at a scale from a folder that is gone afterwards.
+        """Load the model at a scale, from a temporary folder.
 
-        The model that was loaded before is not usable any more, nor is this one on leaving.
+        The model that was loaded before is not usable any more; this one is not after leaving.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save(scale, Path(folder))
@@ -154,16 +154,16 @@ class Interpolation:
 
 
 def pair_models(config: ModelConfig, external: ExternalModel, repairs: bool) -> Interpolation:
-    """Check that each tensor has its counterpart, and that nothing else tells two models apart.
+    """Check that two models have the same tensors, and differ only in the tensors' values.
 
     Args:
         config: The base.
         external: The tuned model, with the base's outline.
-        repairs: Whether only what stands out of noise is added.
+        repairs: Whether the change is added without its noise, see `remove_noise`.
 
     Raises:
-        ModelError: They differ in tensors, shapes or architecture, and the first one is named, or
-            one is quantized.
+        ModelError: They differ in tensors, shapes or architecture (it names the first difference),
+            or one is quantized.
     """
     outlines = (external.base.outline, external.outline)
     base, tuned = Checkpoint(config, outlines[0]), Checkpoint(external.config, outlines[1])
@@ -206,7 +206,7 @@ def remove_noise(difference: torch.Tensor) -> torch.Tensor:
     and the stacked matrices of experts, which are only scaled here.
 
     Args:
-        difference: Of two dimensions.
+        difference: A matrix, tuned minus base.
     """
     if difference.shape[0] < difference.shape[1]:
         return remove_noise(difference.T).T

@@ -1,4 +1,4 @@
-"""Memory: what weights take by arithmetic, what is free, and the peak of what was held."""
+"""Memory: estimates for weights and training steps, what is free, and the measured peak."""
 
 import gc
 import resource
@@ -24,13 +24,13 @@ def estimate_weight_bytes(
     """Estimate what weights take: parameters times bits (the paper's eq. 1.1), and scales.
 
     Args:
-        outline: The model, with or without its numbers; bitsandbytes quantizes its linear layers
-            but the head.
-        quantization: How they are held.
-        dtype: Of what is not quantized.
+        outline: The model, with or without its weights in memory. bitsandbytes quantizes its linear
+            layers but the head.
+        quantization: How the weights are stored.
+        dtype: The dtype of what is not quantized.
 
     Returns:
-        Bytes; within 1 % of what is held once the model is loaded.
+        Bytes, within 1 % of what the loaded model takes.
     """
     n_quantized = n_rows = 0
     if quantization.name != "none":
@@ -48,23 +48,23 @@ def estimate_weight_bytes(
 
 
 def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> int:
-    """Estimate what a training step holds besides the weights: activations, and logits.
+    """Estimate what a training step needs besides the weights: activations and logits.
 
     Args:
-        model: Like Llama, with its adapter; the numbers are not needed.
-        train: How large a batch is; all tokens of it are trained on.
-        dtype: That it computes in.
+        model: A model like Llama, with its adapter; the weights need not be in memory.
+        train: Sets how large a batch is; all of its tokens are trained on.
+        dtype: The dtype in which the model computes.
 
     Returns:
-        Bytes; what torch keeps for the backward pass is within a tenth of it in half precision.
+        Bytes. In half precision, what torch keeps for the backward pass is within a tenth of it.
     """
     config, size = model.config.get_text_config(), dtype.itemsize
     width, n_layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    # Norms compute in float32, and LoRA does: each of its layers keeps its input so.
+    # Norms and LoRA compute in float32: each adapted layer keeps its input in float32.
     adapted = sum(4 * layer.in_features for layer in model.modules() if hasattr(layer, "lora_A"))
     layer = 8 * width + size * (3 * inner + 4 * width) + adapted // n_layers
-    # Checkpoints: what enters each layer, and one layer that is computed again.
+    # Checkpointing keeps the input of each layer, and one layer that is computed again.
     layers = size * width * n_layers + layer if train.gradient_checkpointing else layer * n_layers
     logits = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
     return int(train.per_device_train_batch_size * train.max_length * (layers + logits))
@@ -78,7 +78,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_weights(model: Any) -> None:
-    """Empty a model, whoever still holds it: it is not usable any more."""
+    """Empty a model, even if others still refer to it; it is not usable any more."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.new_empty(0)
     release_memory()
@@ -92,7 +92,7 @@ def release_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that less at once could succeed, on any device."""
+    """Return whether memory ran out on any device, so that a smaller batch could succeed."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     is_of_library = "CUBLAS_STATUS_ALLOC_FAILED" in str(error)  # torch has no class for it
@@ -104,9 +104,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def measure_peak_memory(device: str) -> Iterator[Callable[[], float]]:
     """Yield a function that returns the most bytes held so far.
 
-    On a GPU those of tensors since the context was entered, where torch's one counter is set back:
-    for a process of our own, and not within another such context. Elsewhere those of the whole
-    process since it began.
+    On a GPU, it counts tensors since the context was entered. That resets torch's only counter, so
+    use it in a process of our own, and never within another such context. Elsewhere, it counts the
+    whole process since it began.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

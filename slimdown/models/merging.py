@@ -18,18 +18,18 @@ from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 def merge_adapter(
     base: LoadedModel, adapter_dir: Path, out_dir: Path, dtype: str | None = None
 ) -> str:
-    """Write the base with an adapter in its weights, and its tokenizer.
+    """Write the base with an adapter merged into its weights, and its tokenizer.
 
     4-bit and 8-bit weights become the values that they stand for, which is what the adapter was
     trained on. Sums are made in float32 and rounded once. Embeddings and an LM head that share
-    one tensor get a tensor each where the adapter changes one of them alone. What was written is
-    read again, and its logits are compared; at no time are two models in memory.
+    one tensor get a tensor each if the adapter changes only one of them. The written model is read
+    again, and its logits are compared; two models are never in memory at the same time.
 
     Args:
-        base: The model that the adapter was trained on; it is used up.
-        adapter_dir: In PEFT's format.
+        base: The model that the adapter was trained on; it is not usable afterwards.
+        adapter_dir: The adapter, in PEFT's format.
         out_dir: An empty folder.
-        dtype: Of the merged weights; None: that of the base.
+        dtype: The dtype of the merged weights; None: that of the base.
 
     Returns:
         The dtype that was written.
@@ -45,14 +45,14 @@ def merge_adapter(
         with torch.no_grad(), quiet_libraries():
             if base.quantization != "none":
                 computed = [getattr(module, "compute_dtype", None) for module in model.modules()]
-                is_8bit = base.quantization == "int8"  # whose scales are float32
+                is_8bit = base.quantization == "int8"  # its scales are float32
                 kind = torch.float32 if is_8bit else next(filter(None, computed), model.dtype)
                 model.dequantize(kind)
-                # transformers 5.24 leaves these, and PEFT looks at them.
+                # transformers 5.24 leaves these flags set, and PEFT reads them.
                 model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
             model.float()
             adapted = load_adapter(base, adapter_dir)
-            # From all over the vocabulary, and first of all those that the adapter names.
+            # Tokens from the whole vocabulary; those that the adapter names come first.
             trained = read_adapter_config(adapter_dir).get("trainable_token_indices") or []
             rows = chain(*trained.values()) if isinstance(trained, dict) else trained
             last = adapted.get_input_embeddings().weight.shape[0] - 1

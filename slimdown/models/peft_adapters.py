@@ -21,7 +21,7 @@ def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
 
 
 def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
-    """Build PEFT's settings of a method."""
+    """Build PEFT's settings for a method."""
     import peft
 
     facts = method.facts
@@ -37,10 +37,10 @@ def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
 
 
 def start_prefix_with_text(model: Any, rows: Iterable[list[int]]) -> None:
-    """Begin prefixes as what the model makes of the first rows' text, as Li and Liang do.
+    """Initialize prefixes with the keys and values of the first rows' text, as Li and Liang do.
 
     Args:
-        model: PEFT's, with prefix tuning.
+        model: PEFT's model, with prefix tuning.
         rows: The rows' tokens.
     """
     base, n_tokens = model.get_base_model(), model.active_peft_config.num_virtual_tokens
@@ -49,6 +49,6 @@ def start_prefix_with_text(model: Any, rows: Iterable[list[int]]) -> None:
         tokens = torch.tensor([text], device=base.device)
         layers = base(input_ids=tokens, use_cache=True).past_key_values.layers
     states = torch.stack([kv[0] for layer in layers for kv in (layer.keys, layer.values)])
-    # a row a token: layers, keys and values, heads, width
+    # a row for each token: layers, keys and values, heads, width
     start = states.permute(2, 0, 1, 3).flatten(1)
     model.prompt_encoder["default"].embedding.weight.data.copy_(start)

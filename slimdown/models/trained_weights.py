@@ -10,7 +10,7 @@ from slimdown.config.schema import LoraConfig
 
 
 def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
-    """Let the weights that a method trains want gradients, and no others."""
+    """Make the weights that a method trains require gradients, and no others."""
     model.requires_grad_(method.name is Method.full)
     if method.name is Method.last_layer:
         n_layers = model.config.get_text_config().num_hidden_layers

@@ -1,4 +1,4 @@
-"""Which base an adapter was made on, from its one small file: without torch, before any load."""
+"""Find the base of an adapter, from its one small file: without torch, before any load."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def find_base(tuned: TunedModelConfig) -> ModelConfig:
 
 
 def find_wrong_base(config: RunConfig) -> Iterator[str]:
-    """Say that an adapter is for another base than the one that it shall be put on."""
+    """Report an adapter that was made on another base than the chosen one."""
     if not (tuned := config.tuned_model):
         return
     made_on = _read_base_name(fetch_adapter_config(tuned) or {})
@@ -49,7 +49,7 @@ def find_wrong_base(config: RunConfig) -> Iterator[str]:
 
 
 def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
-    """Return the settings of an adapter; from the hub this file alone is downloaded.
+    """Return the settings of an adapter; from the hub, only this file is downloaded.
 
     Returns:
         None for a whole model.
@@ -105,6 +105,6 @@ def is_other_base(made_on: str, base: str) -> bool:
 
 
 def _read_base_name(settings: dict[str, Any]) -> str:
-    """Return the base's name as `model.id` has it: PEFT writes the embedded one's folder."""
+    """Return the base's name as `model.id` has it: for the embedded one, PEFT writes a folder."""
     name = str(settings.get("base_model_name_or_path") or "")
     return POCKET if name == str(MODEL_DIR) else name
