@@ -32,8 +32,8 @@ from slimdown.utils.distributed import broadcast_from_main, process_count, proce
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
 
-# Relative difference of a loss computed in two ways that rounding explains: by batches of one
-# shape, and of two.
+# Relative difference that rounding explains between two computations of one loss: on batches of
+# one shape, and of two shapes.
 _ROUNDING = 1e-3
 _ROUNDING_OF_SHAPES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 
@@ -55,7 +55,7 @@ def prepare_training(
         What `fine_tune` needs.
 
     Raises:
-        ModelError: This model cannot be trained so.
+        ModelError: This model cannot be trained with these settings.
         DataError: No row is left to train on.
     """
     on_cpu = base.device == "cpu"
@@ -88,14 +88,14 @@ def prepare_training(
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(twin, config.method, config.lora, config.seed)
             padded_loss, differences = take_step(model, folder, middle, False), [math.nan]
-            # NEFTune's noise goes by the length of a row, and rows laid end to end are one.
+            # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
             if supports_padding_free(model) and not options.get("neftune_noise_alpha"):
                 with suppress(Exception):  # then its rows are padded
                     loss = take_step(model, folder, middle, True)
                     swapped = take_step(model, folder, middle[::-1], True)
                     alone = [take_step(model, folder, middle[:1], free) for free in (True, False)]
-                    # Rows that do not mix round alike in either order, as a row alone does with
-                    # and without padding: half precision hides nothing here.
+                    # Rows that do not mix round alike in either order, and so does one row with
+                    # and without padding: half precision hides no difference here.
                     looser = _ROUNDING / _ROUNDING_OF_SHAPES[base.dtype]
                     differences = [abs(loss - swapped), abs(alone[0] - alone[1])]
                     differences += [looser * abs(loss - padded_loss)]
@@ -132,7 +132,7 @@ def fine_tune(
     on_progress: OnProgress,
     look: Look | None = None,
 ) -> tuple[LoadedModel, TrainingResult]:
-    """Train, from the last checkpoint where there is one, and validate before and after.
+    """Train, or resume from the last checkpoint, and validate before and after.
 
     Seeds are set before the adapter is made and before the first step, so nothing that was measured
     before changes what training does. Several processes must call this together.
@@ -141,17 +141,17 @@ def fine_tune(
         base: The model; it is changed in place and no longer the base afterwards.
         rows: What `prepare_training` returned.
         config: The same settings.
-        checkpoint_dir: Of the first process; holds checkpoints, and receives the tuned model.
-        on_log: Gets what each step logged, on going on those of the checkpoint first.
-        on_progress: Gets how many steps are done.
-        look: Judges the model between steps; where a loss is beyond its budget, the training ends
-            and what was trained is as at the last look within all budgets.
+        checkpoint_dir: The first process's folder for checkpoints and for the tuned model.
+        on_log: Receives what each step logged; after a resume, first the steps of the checkpoint.
+        on_progress: Receives how many steps are done.
+        look: Judges the model between steps. If a loss is beyond its budget, the training ends, and
+            the weights of the last look within all budgets are restored.
 
     Returns:
         The tuned model in evaluation mode, and what the training did.
 
     Raises:
-        ModelError: It does not fit in memory, or its loss is no number any more.
+        ModelError: It does not fit in memory, or its loss is not finite any more.
     """
     checkpoint_dir = broadcast_from_main(checkpoint_dir)
     method, facts, train = config.method, config.method.facts, config.train
@@ -240,7 +240,7 @@ def fine_tune(
 
 
 def _find_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint, if any; the trainer's state is written last."""
+    """Return the newest complete checkpoint, if any: one with the state, which is written last."""
     states = list(folder.glob("checkpoint-*/trainer_state.json"))
     return str(max(states, key=lambda file: file.stat().st_mtime).parent) if states else None
 
@@ -265,7 +265,7 @@ def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig)
     """Compute a model's loss on the held-out rows, in nats a token.
 
     Args:
-        model: With an adapter; nothing of it is trained.
+        model: A model with an adapter; it is not trained here.
         tokenizer: The base's.
         rows: What `tokenize_rows` returned.
         config: The settings that the model was trained with.
@@ -276,7 +276,7 @@ def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig)
 
 
 def _pack_rows(rows: Dataset, train: TrainConfig) -> Any:
-    """Lay rows end to end; several processes get rows without a label that make them even."""
+    """Lay rows end to end; rows without labels make the batches of several processes even."""
     with quiet_libraries():
         packed = pack_dataset(rows, train.max_length)
     n_together = process_count() * train.per_device_train_batch_size

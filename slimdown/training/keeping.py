@@ -1,4 +1,4 @@
-"""What keeps the base's abilities: rows that it writes itself, masked tokens, a distance to it."""
+"""Keep the base's abilities by rows that it writes itself, masked tokens, or a distance to it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,20 +25,20 @@ from slimdown.utils.files import cache_dir, write_atomically
 from slimdown.utils.hashing import hash_json
 
 _BATCH = 16  # rows that are written, or read, at once
-# Of a target token, whose share is left out: finite, so that 0 times it is 0.
+# The logit of a target token that is left out: finite, so that 0 times it is 0.
 _IMPOSSIBLE = -1e9
-_TOKENS = 64  # whose probabilities are held at once: over a whole batch they take gigabytes
+_TOKENS = 64  # with probabilities in memory at once: those of a whole batch take gigabytes
 _MARK = IGNORED - 1
 
 
 def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> TokenizedRows:
-    """Return the rows that are trained on, with what `keep` adds to them or masks in them.
+    """Return the rows to train on, with what `keep` adds to them or masks in them.
 
     Several processes must call this together.
 
     Args:
         base: The model as it was loaded; it is left as it is.
-        rows: Tokenized and cut; those held out stay as they are.
+        rows: Tokenized and cut; held-out rows stay as they are.
         config: The checked settings.
 
     Raises:
@@ -68,13 +68,13 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
 
 
 def mark_replayed(labels: Any) -> Any:
-    """Mark the labels of a replayed row, on which the distance to the base counts, or unmark them.
+    """Mark the labels of a replayed row, where the distance to the base counts, or unmark them.
 
-    The Trainer hands nothing but tokens and labels to the loss. It takes all labels but -100 as
+    The Trainer passes only tokens and labels to the loss. It counts all labels but -100 as
     trained, and no token has a number below 0.
 
     Args:
-        labels: A list, or a tensor of marked ones; ignored ones stay as they are.
+        labels: A list to mark, or a tensor to unmark; ignored labels stay as they are.
     """
     if isinstance(labels, torch.Tensor):
         return torch.where(labels < IGNORED, _MARK - labels, labels)
@@ -86,11 +86,11 @@ def measure_divergence(
 ) -> torch.Tensor:
     """Compute how far a model is from its base, in nats, for each token.
 
-    The Kullback-Leibler divergence of the tuned from the base's distribution. With `target` over
-    all other tokens (after arXiv 2605.29498): the target's own likelihood is free to grow.
+    It is the Kullback-Leibler divergence of the tuned from the base's distribution. `target` leaves
+    the right tokens out (after arXiv 2605.29498), so that their own likelihood is free to grow.
 
     Args:
-        base_logits: [tokens, vocabulary], of the base.
+        base_logits: The logits of the base, [tokens, vocabulary].
         logits: The same of the tuned model.
         target: [tokens], the right token of each; None leaves nothing out.
 
@@ -110,7 +110,7 @@ def measure_divergence(
 def _find_or_write_rows(
     base: LoadedModel, config: RunConfig, n_rows: int
 ) -> list[dict[str, list[int]]]:
-    """Return rows that the base wrote, from the cache where the same were written before."""
+    """Return rows that the base wrote; take them from the cache if it wrote the same before."""
     keep = config.keep
     prompts = read_prompts(keep.prompts) if keep.prompts else [""]
     longest = config.train.max_length
@@ -170,7 +170,7 @@ def _write_rows(
 def _mask_tokens(
     base: LoadedModel, rows: TokenizedRows, keep: KeepConfig, seed: int
 ) -> TokenizedRows:
-    """Take the loss from tokens that surprise the base, or from as many drawn by chance."""
+    """Mask tokens that surprise the base, or as many drawn by chance, so they carry no loss."""
     labels = [np.array(row) for row in rows.train["labels"]]
     surprising = _find_surprising(base, rows.train["input_ids"], labels, keep.max_perplexity or 0)
     n_trained = sum(int((row[1:] != IGNORED).sum()) for row in labels)
@@ -202,7 +202,7 @@ def _mask_tokens(
 def _find_surprising(
     base: LoadedModel, rows: Sequence[list[int]], labels: Sequence[Any], max_perplexity: float
 ) -> list[Any]:
-    """Return for each row which of its trained tokens the base gives less than 1 / perplexity."""
+    """Return for each row its trained tokens whose probability is below 1 / max_perplexity."""
     model, pad = base.model, base.tokenizer.pad_token_id or 0
     surprising = [np.zeros(len(row), bool) for row in labels]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -1,4 +1,4 @@
-"""Options of TRL and PEFT, tried before a model is loaded."""
+"""Try options of TRL and PEFT before a model is loaded."""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ _LOADING = ("num_workers", "persistent_workers", "prefetch_factor", "multiproces
 
 
 def check_options(config: RunConfig) -> Iterator[str]:
-    """Build what train.args and lora.args are handed on to: TRL's and PEFT's classes, an optimizer.
+    """Try train.args and lora.args: build TRL's and PEFT's classes and an optimizer from them.
 
     Args:
         config: The settings; no model is loaded.
 
     Yields:
-        One line for each option that cannot be honoured. Others may turn out so in the training.
+        One line for each option that does not work. Others may still fail in the training.
     """
     while reason := _find_error(config):
         for section, name in ((s, n) for s in ("lora", "train") for n in getattr(config, s).args):
             node = getattr(config, section)
             args = {key: value for key, value in node.args.items() if key != name}
             fewer = replace(config, **{section: replace(node, args=args)})
-            if _find_error(fewer) != reason:  # without this option it is another one, or none
+            if _find_error(fewer) != reason:  # without it, another error or none
                 yield f"{section}.args.{name}={node.args[name]}: {reason}"
                 break
         else:
@@ -52,7 +52,7 @@ def _find_error(config: RunConfig) -> str:
             if config.method.facts.reads_lora:
                 build_adapter_config(config.method, config.lora)
             built: Any = build_arguments(config, Path(folder))
-            if "adamw" in config.train.optim:  # others want a model
+            if "adamw" in config.train.optim:  # others need a model
                 kind, values = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
                 optimizer = kind([weight], **values)
             schedule: Any = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
@@ -62,6 +62,6 @@ def _find_error(config: RunConfig) -> str:
             if config.train.gradient_checkpointing:
                 recomputing: Any = built.gradient_checkpointing_kwargs or {}
                 checkpoint(torch.neg, weight, **{"use_reentrant": False, **recomputing})
-    except Exception as error:  # whatever a class of others raises at a value
+    except Exception as error:  # classes of other libraries raise anything
         return describe_error(error)
     return ""

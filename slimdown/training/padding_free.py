@@ -1,4 +1,4 @@
-"""Train on batches without padding, each row attending within itself, where attention is SDPA."""
+"""Train on batches without padding: with SDPA, each row attends only within itself."""
 
 import re
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ _NAME = "slimdown_within_rows"
 
 
 def supports_padding_free(model: Any) -> bool:
-    """Return whether rows laid end to end can be told apart: by plain causal attention alone.
+    """Return whether a model can keep rows laid end to end apart: only plain causal attention can.
 
-    What a model's config does not say, the trial before training finds out.
+    The trial before training finds out what a model's config does not say.
 
     Args:
         model: A causal language model, with PEFT's adapters or without.
@@ -35,11 +35,11 @@ def supports_padding_free(model: Any) -> bool:
 
 
 def attention_within_rows(model: Any, is_padding_free: bool = True) -> AbstractContextManager[None]:
-    """Inside, SDPA attends within each row of a batch that lies as one, as flash attention does.
+    """Inside, SDPA attends within each row of a batch laid end to end, as flash attention does.
 
     Args:
-        model: As TRL's padding-free collator feeds it.
-        is_padding_free: Whether batches lie so; otherwise nothing happens.
+        model: A model that gets the batches of TRL's padding-free collator.
+        is_padding_free: Whether batches are laid end to end; otherwise nothing happens.
     """
     from transformers import AttentionInterface
 
@@ -50,13 +50,13 @@ def attention_within_rows(model: Any, is_padding_free: bool = True) -> AbstractC
 
 
 def attention_as_loaded(model: Any) -> AbstractContextManager[None]:
-    """Inside `attention_within_rows`, attend as the model does outside, to be measured."""
+    """Inside `attention_within_rows`, give the model its own attention back, to measure it."""
     return _switch_attention(model, _NAME, "sdpa")
 
 
 @contextmanager
 def _switch_attention(model: Any, before: str, name: str) -> Iterator[None]:
-    """Inside, a model that attends as `before` says attends by another name; others as they do."""
+    """Inside, a model with the attention `before` uses `name` instead; others keep theirs."""
     inner = get_inner_model(model)
     if inner.config._attn_implementation != before:
         yield
@@ -78,7 +78,7 @@ def _attend_within_rows(
 ) -> tuple[torch.Tensor, None]:
     """Attend: states [1, heads, tokens, dim] -> [1, tokens, heads, dim], as transformers asks.
 
-    A row begins where a position is 0. torch's SDPA takes a mask for that but skips nothing of what
+    A row begins where a position is 0. torch's SDPA takes a mask for that, but also computes what
     it hides, which is most.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -35,6 +35,6 @@ class TrainingResult:
     n_untrained: int  # training rows left out: none of their tokens is trained on
     peak_bytes: float
     # of the tuned model from the base on the first held-out rows, nats a token; nan where the base
-    # is not beside it
+    # is not available
     base_divergence: float = nan
     stopped: str = ""  # why and where it ended early

@@ -36,9 +36,9 @@ from slimdown.training.tokenizing import IGNORED, SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 
-# float16 knows nothing below 6e-8, where most of a mean loss's gradients are. A power of two rounds
-# nothing else. The Trainer's own GradScaler comes with autocast, in which base and adapter would
-# compute otherwise than they are measured.
+# float16 has no numbers below 6e-8, where most gradients of a mean loss are. A power of two as
+# factor adds no rounding. The Trainer's own GradScaler comes with autocast, in which base and
+# adapter would compute differently than when they are measured.
 _GRADIENT_SCALE = 2.0**12
 _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both validations
 _KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped", "history")
@@ -55,14 +55,14 @@ budget, and which one is shown to be beyond, if any."""
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with the loss of the model's own logits, and with float16.
 
-    TRL's fused head multiplies the last hidden states by the head's weight itself: it ignores what
-    a model does to its logits then, and without Triton scores every position twice.
+    TRL's fused head multiplies the last hidden states by the head's weight itself. It ignores what
+    a model does to its logits afterwards, and without Triton it scores every position twice.
     """
 
     takes_plain_loss = True
     enlarges_gradients = False
-    base_weight = 0.0  # of the divergence from the base
-    is_near_in_replayed = False  # on replayed rows alone, there of all tokens
+    base_weight = 0.0  # weight of the divergence from the base
+    is_near_in_replayed = False  # only on replayed rows, but over all tokens
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
@@ -72,10 +72,10 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             is_trained, is_replayed = target != IGNORED, target < IGNORED
             target = mark_replayed(target)
             if compared:
-                # Not by what wraps it: other processes may have no such row in their batch.
+                # Not through DDP's wrapper: other processes may have no such row in their batch.
                 own = self.accelerator.unwrap_model(model)
                 compute_base_logits, base_target = self._open_batch(own, compared)
-                # First: it switches the adapter's gradients off and on again.
+                # This comes first: it switches the adapter's gradients off and on again.
                 with eval_mode(own), disabled_adapters(own):
                     base_logits = compute_base_logits()
             logits = compute_logits()
@@ -92,7 +92,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:
                 loss = total / is_trained.sum().clamp(min=1)
-            else:  # the tokens of all processes, over which DDP takes the mean
+            else:  # of all processes; DDP takes the mean over processes
                 loss = total * self.accelerator.num_processes / n_tokens
         else:
             stock: Any = super().compute_loss
@@ -109,7 +109,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         (https://github.com/huggingface/accelerate/blob/v1.10.0/src/accelerate/accelerator.py).
 
         Args:
-            compares: Whether the base is beside what is trained, to be compared with.
+            compares: Whether to compare with the base, which is available beside an adapter.
 
         Returns:
             The loss in nats a trained token, and the mean divergence of the model's distribution
@@ -135,11 +135,11 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return loss / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any) -> Any:
-        """Return the batches of a step; rows that are there for the second time carry no loss."""
+        """Return the batches of a step; repeated rows carry no loss."""
         return super().get_batch_samples(map(self._ignore_repeated, epoch_iterator), *args)
 
     def _ignore_repeated(self, batch: Any) -> Any:
-        """Take the labels from rows with which accelerate fills the last batches of an epoch."""
+        """Remove labels of rows that accelerate repeats to fill the last batches of an epoch."""
         size, state = self.args.per_device_train_batch_size, self.accelerator.gradient_state
         if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
             row = torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]
@@ -150,7 +150,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return batch
 
     def _take_compared_rows(self, inputs: Any) -> dict[str, Any]:
-        """Return the rows of a batch that are compared with the base, empty where none is."""
+        """Return the rows of a batch that are compared with the base; empty where there is none."""
         if not self.base_weight or not self.is_near_in_replayed:
             return dict(inputs) if self.base_weight else {}
         is_replayed = inputs["labels"] < IGNORED
@@ -171,7 +171,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return {name: values[is_replayed.any(1)] for name, values in inputs.items()}
 
     def _open_batch(self, model: Any, inputs: Any) -> tuple[Callable[[], Any], Any]:
-        """Return what computes the logits where a batch has a target, and the targets.
+        """Return a function that computes the logits where a batch has a target, and the targets.
 
         Both are flat: [rows x places, vocabulary] and [rows x places].
         """
@@ -193,14 +193,14 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
-    """Build TRL's arguments of the settings, and of what slimdown sets besides."""
+    """Build TRL's arguments from the settings, and from what slimdown sets itself."""
     settings = asdict(config.train)
     settings |= settings.pop("args")
     settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
     if any(name.startswith("torch_compile") for name in settings):
-        settings["tf32"] = False  # which compiling switches on in the whole process
-    # Rows are cut, `TrainingCallback` asks for checkpoints, and without autocast base and adapter
-    # compute in the dtypes that they have.
+        settings["tf32"] = False  # compiling would switch it on in the whole process
+    # Rows are cut already, `TrainingCallback` asks for checkpoints, and without autocast base and
+    # adapter compute in their own dtypes.
     ours |= {"max_length": None, "save_strategy": "no", "bf16": False}
     return SFTConfig(str(folder), **settings, **ours)
 
@@ -208,12 +208,12 @@ def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
 def build_trainer(
     model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig, folder: Path
 ) -> Any:
-    """Build a trainer on tokenized rows; what is trained is float32, unless it is the base's own.
+    """Build a trainer on tokenized rows; trained weights are float32, unless they are the base's.
 
     Args:
-        model: With something to train.
+        model: A model with weights to train.
         tokenizer: The base's.
-        rows: Tokenized and cut; without padding, the caller is inside `attention_within_rows`.
+        rows: Tokenized and cut; if they are padding-free, call it in `attention_within_rows`.
         config: The checked settings.
         folder: Where checkpoints go.
     """
@@ -260,7 +260,7 @@ def build_trainer(
 
 @dataclass(eq=False)
 class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Hands on what each step logged, ends what is no number, and asks for checkpoints."""
+    """Passes on what each step logged, ends a training that diverges, and asks for checkpoints."""
 
     config: TrainConfig
     dtype: str
@@ -271,13 +271,13 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     n_tokens_before: float = 0.0  # of the checkpoint that the training goes on from
     saved_at: float = field(default_factory=time.monotonic)
     look: Look | None = None
-    kept: dict[str, Any] = field(default_factory=dict)  # what was trained at the last look within
+    kept: dict[str, Any] = field(default_factory=dict)  # weights of the last look within budgets
     kept_step: int = 0
     stopped: str = ""  # why it ended early
-    is_stopping: bool = False  # by a signal, when a checkpoint is written
+    is_stopping: bool = False  # by a signal, once a checkpoint is written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Repeat the steps of the checkpoint that the training goes on from."""
+        """Pass on again the steps of the checkpoint that the training resumes from."""
         if self.look and self.config.look_steps > state.max_steps:
             named = f"train.look_steps={self.config.look_steps}"
             raise ModelError(f"{named} is beyond the {state.max_steps} steps; set fewer")
@@ -286,11 +286,11 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self.n_tokens_before = float(state.num_input_tokens_seen)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hand on a step."""
+        """Pass on a step."""
         self.log_step(state.global_step, state.max_steps, kwargs["logs"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint where it is time."""
+        """Ask for a checkpoint if one is due, and look at the model if it is time."""
         if self.checkpoint_seconds < math.inf and state.global_step < state.max_steps:
             is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
             is_due, self.is_stopping = broadcast_from_main((is_due, self.is_stopping))
@@ -308,12 +308,12 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
                 control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End a training that a signal stops, now that its checkpoint is written."""
+        """End a training that a signal stopped, now that its checkpoint is written."""
         if self.is_stopping:
             raise KeyboardInterrupt
 
     def save(self, file: Path, model: Any, *cost: float) -> None:
-        """Write what was trained, and how, whole or not at all; `cost` is handed back by `load`."""
+        """Write the trained weights and the history, whole or not at all; `load` returns `cost`."""
         facts = {name: getattr(self, name) for name in _KEPT_FACTS}
         kept = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +321,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         draft.replace(file)
 
     def load(self, file: Path, model: Any) -> tuple[float, ...]:
-        """Put into a model what `save` wrote, hand on its steps, and return its cost."""
+        """Put what `save` wrote into a model, pass on the steps again, and return the cost."""
         with torch.serialization.safe_globals([StepLog]):
             facts, cost = torch.load(file, map_location="cpu", weights_only=True)
         vars(self).update(facts)
@@ -332,9 +332,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Inside, Ctrl-C and SIGTERM end a training that keeps checkpoints when one is written.
+        """Inside, Ctrl-C and SIGTERM end a training with checkpoints once the next one is written.
 
-        A second signal ends it at once. Handlers of a launcher stay, and ignored signals.
+        A second signal ends it at once. A launcher's handlers and ignored signals stay as they are.
         """
 
         def stop(*_: Any) -> None:
@@ -355,10 +355,10 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
                 signal.signal(number, signal.default_int_handler)
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
-        """Hand on one step.
+        """Pass on one step.
 
         Raises:
-            ModelError: Its loss or gradient is no number.
+            ModelError: Its loss or gradient is not finite.
         """
         if "loss" not in logs:  # a validation, or the closing summary
             return

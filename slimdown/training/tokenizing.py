@@ -1,4 +1,4 @@
-"""Tokenize and cut rows with TRL, each dataset of a mixture apart, and mix them."""
+"""Tokenize and cut rows with TRL, one dataset after the other, and mix them."""
 
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class TokenizedRows:
     n_truncated: int
     n_untrained: int
     notes: Sequence[str]
-    n_replayed: int = 0  # of `train`, the last ones
+    n_replayed: int = 0  # the last rows of `train`
     is_padding_free: bool = False  # a batch is one row without padding; the trial decides it
 
 
@@ -43,7 +43,7 @@ def tokenize_rows(
         tokenizer: The base's.
         config: What is trained on, and how long a row may be.
         use_cpu: Whether the training runs on a CPU; accelerate keeps the first device it hears of.
-        seed: Of the mixture's order.
+        seed: The seed of the mixture's order.
 
     Returns:
         The rows that have a label left.
@@ -64,8 +64,8 @@ def tokenize_rows(
             arguments = SFTConfig(folder, **settings)
             arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
             model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-            held_out = part.validation if len(part.validation) else None  # of replayed rows none
-            # Of weight 0 nothing is trained on, and TRL takes no empty dataset.
+            held_out = part.validation if len(part.validation) else None  # replayed rows have none
+            # A dataset of weight 0 has no training rows, and TRL takes no empty dataset.
             read = part.train if len(part.train) else part.validation
             rows: dict[str, Any] = {"train_dataset": read, "eval_dataset": held_out}
             try:

@@ -1,6 +1,6 @@
 """Train with Unsloth in a process of its own: importing it changes transformers, PEFT and TRL.
 
-Base and tuned model are measured by the libraries as they are; what comes back is an adapter.
+An adapter comes back. Base and tuned model are measured by the unchanged libraries.
 """
 
 import json
@@ -22,14 +22,14 @@ from slimdown.utils.errors import ModelError
 def train_with_unsloth(
     base: LoadedModel, model: Any, rows: TokenizedRows, config: RunConfig, callback: Any
 ) -> float:
-    """Train the LoRA that lies on a base; it has the trained values on return.
+    """Train the LoRA on a base; on return, it has the trained values.
 
     Args:
         base: The model as it was loaded.
-        model: PEFT's around it.
+        model: PEFT's model around it.
         rows: Tokenized and cut.
         config: The checked settings.
-        callback: A `TrainingCallback`, given every step.
+        callback: A `TrainingCallback`; it receives every step.
 
     Returns:
         Seconds that the steps took.
@@ -49,7 +49,7 @@ def train_with_unsloth(
         padded = replace(rows, is_padding_free=False)
         job = (str(source.absolute()), base.dtype, base.tokenizer, padded, config)
         Path(folder, "job").write_bytes(pickle.dumps(job))
-        # No hub, no statistics about its users, no folder of compiled files in the working folder.
+        # No hub, no statistics about users, no folder of compiled files in the working folder.
         variables = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
         variables["UNSLOTH_COMPILE_LOCATION"] = f"{folder}/compiled"
         variables |= {"UNSLOTH_FORCE_CPU": "1"} if base.device == "cpu" else {}

@@ -1,4 +1,4 @@
-"""The process that `unsloth.py` starts with a folder that holds its job; answers in JSON lines."""
+"""The process that `unsloth.py` starts; it reads a job from a folder, and answers in JSON lines."""
 
 import json
 import os
