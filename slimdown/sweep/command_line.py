@@ -38,8 +38,8 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
-_MOST_PROBLEMS = 200  # then no further run is looked at
-_MOST_REPEATS = 20  # nor then: most often all have the same
+_MOST_PROBLEMS = 200  # with more, no further run is checked
+_MOST_REPEATS = 20  # with more, too: most often all runs have the same problem
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 _TEXT_LISTS = (list[str], list[str] | None)
 _PRESETS = ("experiment", "suite")  # groups of which none need be chosen
@@ -69,7 +69,7 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class ComposedRun:
-    """One run of a command line: the settings that it is given, and all that it has."""
+    """One run of a command line: the settings that were given, and all settings."""
 
     overrides: list[str]
     config: RunConfig
@@ -78,12 +78,12 @@ class ComposedRun:
 
 @dataclass(frozen=True)
 class CommandPlan:
-    """The runs of a command line; of a search, one of its possible trials.
+    """The runs of a command line; for a search, one of its possible trials.
 
     Attributes:
         runs: In Hydra's order.
         swept: The keys with several values.
-        space: What a search proposes values of, by key; empty: nothing is searched.
+        space: The settings that a search proposes values for, by key; empty: nothing is searched.
         hydra: Hydra's own settings, below `hydra`.
     """
 
@@ -122,7 +122,7 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         line: A command line with `is_run`.
 
     Returns:
-        The runs. Of a search all choices and both ends of each range are checked.
+        The runs. For a search, all choices and both ends of each range are checked.
 
     Raises:
         ConfigError: Lists every problem of every run, one a line.
@@ -174,7 +174,7 @@ class _Composer:
         self.hydra = OmegaConf.create()  # Hydra's own settings
         self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(self._loader)
-        # What choices of groups were composed to, which takes most of the time, and the model.
+        # The composed config of choices of groups, which takes most of the time, and the model.
         self._files: dict[str, tuple[DictConfig, str]] = {}
         self._checked: set[str] = set()  # tasks
 
@@ -182,7 +182,7 @@ class _Composer:
         """Return an override for each value of an argument; none where it is wrong by itself."""
         try:
             override = self._parser.parse_override(text)
-            override.config_loader = self._loader  # which glob(...) asks
+            override.config_loader = self._loader  # glob(...) asks it
             if not (key := override.key_or_group):
                 raise ValueError("there is no name before the =")
             values = [override]
@@ -227,7 +227,7 @@ class _Composer:
             overrides: Each with one value.
 
         Returns:
-            The run, whose settings are missing where something is wrong with it.
+            The run; its settings are missing if something is wrong with it.
         """
         texts = [str(override.input_line) for override in overrides]
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
@@ -237,7 +237,7 @@ class _Composer:
                 composed, _ = deepcopy(self._compose_files([*choices, "model=any"]))
                 composed.model.id, composed.model.revision = base.id, base.revision
                 model = Path(base.id).name
-        except Exception as error:  # a file of the user's own: whatever its content may raise
+        except Exception as error:  # the content of a user's own file may raise anything
             place = [] if isinstance(error, ModelError) else choices
             self.problems.append(f"{' '.join(place)}: {reword(error)}".removeprefix(": "))
             return ComposedRun(texts, RunConfig())
@@ -253,12 +253,12 @@ class _Composer:
                 try:  # as Hydra does at its end
                     value, setting = override.value(), find_setting(key, RunConfig)
                     if isinstance(value, str) and setting and setting.type in _TEXT_LISTS:
-                        value = [value]  # one of a list
+                        value = [value]  # a list of one
                     OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
                 except (OmegaConfBaseException, HydraException, RecursionError) as error:
                     problem = reword(error)
             self.problems += [f"{override.input_line}: {problem}"] if problem else []
-        with suppress(OmegaConfBaseException):  # which `load_config` meets, too
+        with suppress(OmegaConfBaseException):  # `load_config` reports it
             files = list_group_choices("benchmark", self.line.folders)
             tasks = {name: composed.benchmark[name] for name in composed.benchmark}
             tasks = {n: one for n, one in tasks.items() if n not in {*files, *self._checked}}
@@ -277,7 +277,7 @@ class _Composer:
         return ComposedRun(texts, config, model)
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
-        """Return what an adapter was made on, where nothing but `conf/` names another model."""
+        """Return the base that an adapter was made on, unless a model is chosen already."""
         values = {override.key_or_group: override.value() for override in overrides}
         tuned = OmegaConf.create([values.get("tuned", composed.get("tuned"))])[0]  # resolved
         is_chosen = "model" in values or "model.id" in values or composed.model.id != POCKET
@@ -287,11 +287,11 @@ class _Composer:
         return find_base(model) if model and not any(model.source_problems()) else None
 
     def _compose_files(self, choices: list[str]) -> tuple[DictConfig, str]:
-        """Compose the files of groups that are chosen; returns also the choice of the model."""
+        """Compose the chosen files of groups; return also the choice of the model."""
         if (choice := " ".join(choices)) not in self._files:
             own = [f"file://{folder}" for folder in self.line.folders[1:]]
             path = [f"hydra.searchpath=[{','.join(own)},slimdown-tasks://]"] if own else []
-            with warnings.catch_warnings():  # launchers have the names of their plugins' own
+            with warnings.catch_warnings():  # our launchers are named as their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
                 composed = compose("config", [*choices, *path], return_hydra_config=True)
             self.hydra = OmegaConf.masked_copy(composed, ["hydra"])
@@ -306,7 +306,7 @@ class _Composer:
 
 
 def _split_sweep(override: Override) -> Iterator[Override]:
-    """Yield an override for each value of one that has several."""
+    """Yield an override for each value of an override with several."""
     for value in override.sweep_iterator():
         one: Any = replace(override, value_type=ValueType.ELEMENT, _value=value)
         yield replace(one, input_line=f"{one.get_key_element()}={one.get_value_element_as_str()}")

@@ -1,7 +1,7 @@
-"""One job of a command: its checked settings -> a run that is made, or was finished before.
+"""One job of a command: its checked settings become a run, unless an equal one is finished.
 
-Torch is imported when a run has to be made: it takes seconds, for which a typo, a silent store or a
-finished run should not wait.
+Torch is imported only when a run has to be made: it takes seconds, and a typo, a silent store or a
+finished run should not wait for it.
 """
 
 import json
@@ -72,10 +72,10 @@ class SweepInfo:
     Attributes:
         folder: Where each job finds its settings and leaves its outcome, and its log where it runs
             in a worker.
-        name: What the runs of the sweep have in common.
+        name: The name that all runs of the sweep share.
         swept: The keys that have several values.
-        n_jobs: Of the whole sweep.
-        numbers: The job that Hydra's number, from 0, stands for; jobs are counted from 1.
+        n_jobs: The number of jobs in the whole sweep.
+        numbers: The number of each job, from 1, by Hydra's number, from 0.
         in_worker: Whether jobs run in processes of their own.
     """
 
@@ -87,9 +87,9 @@ class SweepInfo:
     in_worker: bool = False
 
     def write_settings(self, number: int, run: ComposedRun) -> None:
-        """Leave the checked settings of a job, for whatever process makes it."""
+        """Write the checked settings of a job for the process that runs it."""
         settings, uri = to_plain(run), run.config.tracking.uri
-        if redact_uri(uri) != uri:  # a password gets to workers through the environment alone
+        if redact_uri(uri) != uri:  # a password gets to workers only through the environment
             settings["config"]["tracking"]["uri"] = ""
             os.environ["MLFLOW_TRACKING_URI"] = uri
         write_atomically(self.folder / f"{number}.settings.json", json.dumps(settings))
@@ -102,7 +102,7 @@ class SweepInfo:
         return run
 
     def read_outcome(self, number: int) -> JobOutcome:
-        """Read what a job left; it waits where it left nothing."""
+        """Read the outcome of a job; it is waiting where it left none."""
         file = self.folder / f"{number}.json"
         if not file.is_file():
             return JobOutcome(JobState.waiting)
@@ -110,7 +110,7 @@ class SweepInfo:
         return outcome
 
     def write_outcome(self, number: int, outcome: JobOutcome) -> None:
-        """Leave what became of a job for the command."""
+        """Write the outcome of a job for the command."""
         write_atomically(self.folder / f"{number}.json", json.dumps(to_plain(outcome)))
 
 
@@ -122,10 +122,10 @@ def _write_log(file: Path) -> Iterator[None]:
 
 
 def run_sweep_job(sweep: SweepInfo, _: object) -> None:
-    """Run a job of a sweep and leave its outcome: one that fails stops no other.
+    """Run a job of a sweep and write its outcome; a job that fails stops no other.
 
     Args:
-        sweep: What the jobs have in common.
+        sweep: What the sweep tells its jobs.
 
     Raises:
         KeyboardInterrupt: A signal came.
@@ -188,7 +188,7 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
     wait = partial(console.show_line, "Another process makes an equal run; this one waits for it.")
     with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
-            broadcast_from_main(None)  # the processes of accelerate that wait to assist
+            broadcast_from_main(None)  # releases accelerate's processes, which wait to assist
             headline = describe_headline(finished.findings)
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
             console.show_line("slimdown ui has its page; rerun=true makes it again")
@@ -217,7 +217,7 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
 def measure_base_job(sweep: SweepInfo, _: object) -> None:
     """Measure the base of a job, so that jobs that start together find its answers.
 
-    An error is left to the jobs, each of which meets it, too.
+    An error is left to the jobs: each of them meets it, too.
     """
     number = sweep.numbers[HydraConfig.get().job.num]
     with _write_log(sweep.folder / "base.log"):

@@ -1,4 +1,4 @@
-"""Jobs given to one of Hydra's launchers: in this process, in workers, or on a cluster."""
+"""Give jobs to one of Hydra's launchers: in this process, in workers, or on a cluster."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-# Our launchers have the names of their plugins' own, of which Hydra 1.3 warns in workers, too.
+# Our launchers are named as their plugins' own; Hydra 1.3 warns of that, in workers, too.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
 
 
 class _ComposedBefore:
-    """What launchers take for Hydra's loader of files: it hands out Hydra's own settings.
+    """Stands in for Hydra's loader of files in launchers: it returns Hydra's own settings.
 
-    A job's settings were composed and checked by the command, and its task knows where they lie.
+    The command composed and checked the settings of a job, and the task knows where they are.
     """
 
     def load_sweep_config(self, hydra: DictConfig, overrides: list[str]) -> DictConfig:
@@ -29,7 +29,7 @@ class _ComposedBefore:
 
 
 def launch(hydra: DictConfig, task: Callable[[Any], None], jobs: Sequence[list[str]]) -> None:
-    """Start a task for each job by the launcher that is chosen, and wait for all.
+    """Start a task for each job with the chosen launcher, and wait for all.
 
     Args:
         hydra: Hydra's own settings, below `hydra`.
@@ -42,7 +42,7 @@ def launch(hydra: DictConfig, task: Callable[[Any], None], jobs: Sequence[list[s
 
 
 def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
-    """Run one task in this process, in the folder and with the logging that Hydra's settings say.
+    """Run one task in this process, with the folder and the logging of Hydra's settings.
 
     Raises:
         Exception: Whatever the task raised.

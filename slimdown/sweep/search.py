@@ -1,6 +1,6 @@
 """A search: Optuna proposes values, a launcher runs them; the budget of forgetting constrains it.
 
-Optuna is an extra. What a trial came to is read from its run in the record.
+Optuna is an extra. The result of a trial is read from its run in the record.
 """
 
 import json
@@ -38,12 +38,12 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class Search:
     """The trials of one search.
 
-    The values of each trial lie in a file beside a local record. A command that is repeated makes
-    the same trials in the same order, and takes those that are finished from the record.
+    The values of each trial lie in a file beside a local record. A repeated command makes the same
+    trials in the same order, and takes the finished ones from the record.
     """
 
     def __init__(self, line: CommandLine, plan: CommandPlan, at_once: int = 1) -> None:
-        """Begin a search, or take up the one that is there.
+        """Begin a search, or continue the one that exists.
 
         Args:
             line: The command line.
@@ -59,7 +59,7 @@ class Search:
         digest = hash_json([*identity, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
-        # Of a name whose space has changed the values may lie outside: it begins anew.
+        # If the space of a name has changed, its values may lie outside: it begins anew.
         file = f"{hash_json([self.name, space])}.json"
         self._file = local_dir(self.config.tracking) / "searches" / file
         self._values: list[dict[str, Any]] = []  # of each trial
@@ -108,7 +108,7 @@ class Search:
             return None
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
-        """Tell the study what became of the trials of the last batch; of failed ones nothing."""
+        """Tell the study the results of the last batch; failed trials are left out."""
         for trial, outcome in zip(self._proposed, outcomes, strict=True):
             if outcome.state in (JobState.finished, JobState.skipped):
                 run = find_run(self.config.tracking, outcome.run_id)
@@ -122,7 +122,7 @@ class Search:
     def show(self) -> dict[str, str]:
         """Print all trials and the one to take; returns their page, by its name.
 
-        The best within the budget stands first. Its losses are checked on the questions held out.
+        The best within the budget stands first. Its losses are checked on the held-out questions.
 
         Raises:
             ConfigError: Every trial is refused.
@@ -157,7 +157,7 @@ class Search:
 
 
 def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
-    """Have a value proposed; returns it as a command line has it."""
+    """Let a trial propose a value; return it as a command line has it."""
     low, high, log = dimension.low, dimension.high, dimension.log
     if dimension.choices:
         texts = [Transformer.str(value) for value in dimension.choices]

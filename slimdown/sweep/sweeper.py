@@ -27,16 +27,16 @@ class Sweep:
     """The jobs of one command with `-m`, and what becomes of them."""
 
     def __init__(self, line: CommandLine, plan: CommandPlan) -> None:
-        """Take a command line, and its runs, which were checked."""
+        """Take a command line and its checked runs."""
         self.line, self.plan = line, plan
-        self.jobs: dict[int, ComposedRun] = {}  # by number, from 1, as their outcomes
+        self.jobs: dict[int, ComposedRun] = {}  # by number, from 1, like the outcomes
         self.outcomes: dict[int, JobOutcome] = {}
         settings = plan.hydra.hydra
         folder = Path(settings.sweep.dir).absolute()
         self.launcher_name = settings.runtime.choices["hydra/launcher"]
         if (backend := settings.launcher.get("backend")) not in (None, "loky"):
             raise ConfigError(f"hydra.launcher.backend={backend}: Hydra starts loky; leave it out")
-        # Of submitit's launchers, which wait for a job that can never start.
+        # Settings of submitit's launchers, which wait for a job that can never start.
         for name in ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"):
             if (number := settings.launcher.get(name)) is not None and number < 1:
                 raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
@@ -109,7 +109,7 @@ class Sweep:
                 sweep_run.failed = JobState.failed in states
 
     def _run(self, jobs: list[ComposedRun]) -> list[JobOutcome]:
-        """Run jobs but those that are finished; adds each job and its outcome, and returns these.
+        """Run the jobs that are not finished; keep each job and its outcome, and return outcomes.
 
         Raises:
             ConfigError: The launcher cannot start a job.
@@ -143,7 +143,7 @@ class Sweep:
             died = [n for n in pending if not self.outcomes[n].is_over and n not in waiting]
             if error and waiting == pending:
                 raise self._explain_launcher(error)
-            for number in died:  # joblib ends those, too, that ran beside the one that died
+            for number in died:  # joblib also ends jobs that ran beside the one that died
                 error = self._launch([number])
                 if not (outcome := self.outcomes[number]).is_over:
                     reason = "its process died, and again with no other beside it"

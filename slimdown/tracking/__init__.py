@@ -1,1 +1,1 @@
-"""Runs into MLflow and back: the only folder that imports MLflow."""
+"""Write runs to MLflow and read them back. No other folder imports MLflow."""

@@ -1,4 +1,4 @@
-"""Evaluations that are measured once: in a run's own folder, and of a base in the MLflow store."""
+"""Keep each evaluation for reuse: in a run's own folder, and a base's also in the MLflow store."""
 
 import logging
 import shutil
@@ -41,7 +41,7 @@ class RecordedEvaluations(EvaluationCache):
         Args:
             config: The settings of the run.
             model: `base`, or `tuned`, whose evaluations stay in the folder.
-            folder: Of this run, or of this machine.
+            folder: A folder of this run, or of this machine.
             keeps_files: Whether files stay in the folder once the store has them.
             is_shared: Whether the folder holds evaluations of many models.
         """
@@ -53,17 +53,17 @@ class RecordedEvaluations(EvaluationCache):
         self._names: list[str] = []  # of its benchmarks
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
-        """Held while a base is looked up or measured, by one process of this machine at a time."""
+        """Return a lock, so that one process of this machine at a time finds or measures a base."""
         return store.lock(self._config.tracking, key) if self.model == "base" else nullcontext()
 
     def answers_file(self, key: str) -> Path | None:
-        """The file in which single answers lie while a benchmark is measured."""
+        """Return the file that holds single answers while a benchmark is measured."""
         return self._folder / f"answers-{key}.jsonl"
 
     def find(
         self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
     ) -> BenchmarkEvaluation | None:
-        """Return the evaluation of a key, or None; one that is odd is left out with a line."""
+        """Return the evaluation of a key, or None; a damaged one is skipped with a warning."""
         keys, where = (key, *older), f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
         for file in (self._locate(each, name) for each in keys):
             if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
@@ -95,9 +95,9 @@ class RecordedEvaluations(EvaluationCache):
         return None
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
-        """Keep a finished evaluation in the folder, and of a base in the store, too.
+        """Keep a finished evaluation in the folder, and a base's also in the store.
 
-        A store that is silent is no error here: the run delivers its own copy at its end.
+        A store that does not answer is no error here: the run delivers its own copy at its end.
         """
         file = self._write(key, name, evaluation)
         if self.model != "base":

@@ -22,10 +22,10 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
-    checked = "slimdown.checked"  # that its held-out questions were looked at
+    checked = "slimdown.checked"  # its held-out questions were looked at
     evaluation = "slimdown.evaluation."
     change = "change/"  # begins the name of a metric
-    verdict = "verdict/"  # of a param: a click sorts its column, and none of tags
+    verdict = "verdict/"  # begins a param: its column can be sorted, unlike a tag's
 
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:

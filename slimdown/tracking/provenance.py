@@ -49,11 +49,11 @@ class RunInfo:
         name: Shown in tables and in MLflow.
         config_yaml: The settings as composed, without secrets.
         overrides: What the command line changed.
-        sweep: What the runs that one command started have in common.
+        sweep: The name that all runs of one command share.
         run_key: See `resume.run_key`; empty: the run is never skipped or resumed.
         environment: Versions and machine.
         tags: More tags of the run, by name.
-        resume_run_id: An unfinished run of the same key that goes on.
+        resume_run_id: An unfinished run of the same key, which is resumed.
         on_open: Called with the run's id as soon as it has one.
     """
 
@@ -69,7 +69,7 @@ class RunInfo:
 
 
 def find_version(package: str) -> str | None:
-    """Return a package's version, None where it is not installed."""
+    """Return a package's version, or None where it is not installed."""
     with suppress(PackageNotFoundError):
         return version(package)
     return None

@@ -1,4 +1,4 @@
-"""Equal runs: the key by which a finished one is found, and the unfinished one that goes on."""
+"""Find equal runs by their key: a finished one is taken, and an unfinished one is resumed."""
 
 import re
 import shutil
@@ -86,9 +86,9 @@ def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
 
 
 def find_finished(config: RunConfig, key: str) -> RunRecord | None:
-    """Return the newest finished run of this key in the experiment, None where none counts.
+    """Return the newest finished run of this key in the experiment, or None where none counts.
 
-    What a kill at its very end left of its own folder is deleted: the store has everything.
+    If a kill at its very end left its own folder, that is deleted: the store has everything.
     """
     return _choose_finished(config, _find_equal_runs(config, key))
 
@@ -116,7 +116,7 @@ def find_finished_or_lock(
 
 
 def describe_kept(config: RunConfig, run_id: str) -> str:
-    """Say what of a stopped run its command takes, and that it makes the rest anew."""
+    """Say what the repeated command takes from a stopped run; it makes the rest anew."""
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
         return f"its folder {folder} is not here: everything is made anew"
@@ -133,7 +133,7 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
-    """Whether an unfinished run was begun on this machine, and no process works on it."""
+    """Whether an unfinished run was begun on this machine and no process works on it."""
     names = name_machine(), socket.gethostname()  # older runs have the host name alone
     if run.status == "FINISHED" or run.tags.get(Tag.host) not in names:
         return False

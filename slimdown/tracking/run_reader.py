@@ -1,4 +1,4 @@
-"""Reading what runs left in the MLflow store: settings and numbers, findings, samples, models."""
+"""Read what runs left in the MLflow store: settings and numbers, findings, samples, models."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_uri
 
 _MOST_RUNS = 50_000  # MLflow's limit for one answer
-_N_THREADS = 8  # that read artifacts of a server; MLflow's own pool has 10 connections
+_N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
 _STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def find_runs(
         sweep: Only runs of this one, see `Tag.sweep`.
         filter_string: MLflow's filter language.
         with_findings: Also read findings.json of each finished run.
-        kind: See `Tag.kind`; sweeps are of another.
-        n_newest: At most so many; 0: all.
+        kind: See `Tag.kind`; sweeps have another one.
+        n_newest: The most runs to return; 0: all.
 
     Raises:
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
@@ -86,7 +86,7 @@ def find_runs(
                 tags=tags,
                 artifact_uri=info.artifact_uri or "",
             )
-            _ = record.holdout  # it is a number
+            _ = record.holdout  # raises if it is no number
             records.append(record)
         except Exception as error:  # an id, a time or settings that slimdown never writes
             reason = store.first_line(error)
@@ -127,7 +127,7 @@ def _find_by_id(tracking: TrackingConfig, beginning: str, kind: str) -> list[Run
 
 
 def _compare_text(key: str, text: str) -> str:
-    """Return a condition in MLflow's language; none for a text that it cannot write."""
+    """Return a condition in MLflow's language; empty for a text that it cannot write."""
     quote = '"' if "'" in text else "'"
     return "" if quote in text or "\\" in text else f"{key} = {quote}{text}{quote}"
 
@@ -146,9 +146,9 @@ def check_finished(run: RunRecord) -> Findings:
 
 
 def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the runs with the findings of those that are finished, read in threads.
+    """Return the runs; finished ones have their findings, which are read in threads.
 
-    A finished run whose findings cannot be read is returned without, after a line that says why.
+    A finished run whose findings cannot be read is returned without them, after a warning.
     """
     client = store.open_store(tracking, must_exist=True)
 
@@ -243,10 +243,10 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
 
 
 def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings]:
-    """Return what `slimdown scale` found of a run, by growing scale.
+    """Return what `slimdown scale` found about a run, by growing scale.
 
     Raises:
-        TrackingError: Nothing, or it cannot be read.
+        TrackingError: It found nothing, or that cannot be read.
     """
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
@@ -269,7 +269,7 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
     Args:
         tracking: The store.
         run: The run.
-        files: Their contents by path.
+        files: Contents by path.
 
     Raises:
         TrackingError: The store does not take them.
@@ -281,10 +281,10 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
 
 
 def count_held_out_checks(tracking: TrackingConfig, run: RunRecord) -> int:
-    """Mark that a run was judged on its held-out questions; a record that is read only stays so.
+    """Mark that a run was judged on its held-out questions; a read-only record stays unmarked.
 
     Returns:
-        Of how many runs of its sweep that was done, with this one; 1 where it has no sweep.
+        The number of runs of its sweep that were judged so, with this one; 1 without a sweep.
     """
     client = store.open_store(tracking, must_exist=True)
     with suppress(Exception):
@@ -296,7 +296,7 @@ def count_held_out_checks(tracking: TrackingConfig, run: RunRecord) -> int:
 
 
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
-    """Return every setting by its dotted key, no verdict; see `store.log_settings`."""
+    """Return every setting by its dotted key, without verdicts; see `store.log_settings`."""
     settings: dict[str, str] = {}
     for key, value in params.items():
         if key.startswith(Tag.verdict):

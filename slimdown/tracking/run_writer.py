@@ -1,4 +1,4 @@
-"""Writing a run: into its own folder first, and from there into MLflow."""
+"""Write a run: into its own folder first, and from there into MLflow."""
 
 import json
 import logging
@@ -37,20 +37,20 @@ _log = logging.getLogger(__name__)
 class TrackedRun:
     """One run, from its settings to its end; `open_run` makes it.
 
-    A store that falls silent in the middle is no error: what it did not take is delivered at the
-    end. If it is still silent then, everything is in `folder`, and the same command takes it from
+    A store that stops answering during the run is no error: the rest is delivered at the end. If it
+    does not answer then either, everything is in `folder`, and the same command takes it from
     there.
 
     Attributes:
         run_id: MLflow's id.
         folder: The run's files until they are in the store.
-        checkpoint_dir: Where training keeps what it can go on from.
+        checkpoint_dir: Where training keeps its checkpoints.
         base_cache, tuned_cache: The evaluations of both models.
         store_uri, artifact_uri: Where the run is shown, without password.
     """
 
     def __init__(self, config: RunConfig, info: RunInfo) -> None:
-        """Create the run in the store, or go on in an unfinished one.
+        """Create the run in the store, or resume an unfinished one.
 
         Raises:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
@@ -132,7 +132,7 @@ class TrackedRun:
                 _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
 
     def log_tuned(self, tuned: "LoadedModel", training: "TrainingResult | None") -> None:
-        """Record what was trained, or where a model comes from that was tuned elsewhere."""
+        """Record what was trained, or the origin of a model that was tuned elsewhere."""
         if training is None:
             self._add_tag(Tag.origin, f"{tuned.id}@{tuned.revision}")
             return
@@ -146,8 +146,8 @@ class TrackedRun:
         """Record the findings and the pages that show them.
 
         Args:
-            findings: As `judge` returns them.
-            files: By path among the artifacts; `report.md` is shown as the run's description.
+            findings: The findings that `judge` returns.
+            files: Contents by path among the artifacts; the run's description shows `report.md`.
         """
         for path, content in files.items():
             write_atomically(self._artifacts / path, content)
@@ -172,7 +172,7 @@ class TrackedRun:
         """Deliver everything, mark the run FINISHED and delete its folder.
 
         Raises:
-            TrackingError: The store does not take it; says where the folder is.
+            TrackingError: The store does not take it; the message says where the folder is.
         """
         try:
             self._deliver("FINISHED")
@@ -188,7 +188,7 @@ class TrackedRun:
         self._lock.release()
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED, or KILLED where somebody stopped it before its end."""
+        """Mark the run FAILED, or KILLED if somebody stopped it before its end."""
         if self._is_delivered:
             return self._lock.release()
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
@@ -232,7 +232,7 @@ class TrackedRun:
 
 
 def _may_succeed(error: BaseException) -> bool:
-    """Whether the same command can succeed: it was stopped, or a store, hub or memory failed it."""
+    """Whether the same command can succeed: after a stop, or an error of store, hub or memory."""
     from slimdown.models.memory import is_out_of_memory
 
     is_of_command = isinstance(error, SlimdownError) and not isinstance(error, TrackingError)

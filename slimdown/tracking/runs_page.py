@@ -1,4 +1,4 @@
-"""What MLflow's page of an experiment opens on: which runs, with which columns and charts."""
+"""The view that MLflow's page of an experiment opens with: its runs, columns and charts."""
 
 import json
 from collections import Counter
@@ -14,13 +14,13 @@ _N_BENCHMARKS = 30  # MLflow takes 20,000 characters for a tag of an experiment
 def share_view(client: Any, experiment_id: str) -> None:
     """Share a view of an experiment, as the button "Share" of MLflow's page does.
 
-    It lists the tuned runs, and of each what the newest sweep varied, every change and verdict. The
-    view is a tag of the experiment, see `useSharedExperimentViewState.ts` in
+    It lists the tuned runs with the settings that the newest sweep varied, changes and verdicts.
+    The view is a tag of the experiment, see `useSharedExperimentViewState.ts` in
     https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
 
     Args:
-        client: Of the store.
-        experiment_id: Of an experiment that exists.
+        client: A client of the store.
+        experiment_id: The id of an experiment that exists.
     """
     tuned = f"tags.`{Tag.kind}` = 'tuned'"
     finished = f"{tuned} and attributes.status = 'FINISHED'"

@@ -1,4 +1,4 @@
-"""The MLflow store: whether it answers, how it is created, where a run's own files lie.
+"""Check, create and open the MLflow store, and find the place of a run's own files.
 
 MLflow is imported inside functions: it takes 1.5 seconds.
 """
@@ -100,7 +100,7 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
             with lock(config, "creation"):  # processes that create tables together break them
                 return MlflowClient(config.uri)
         if not must_exist:
-            # So does a kill (mlflow 3.17, "table already exists"): they get their name when whole.
+            # So does a kill (mlflow 3.17, "table already exists"): only a whole file gets its name.
             with lock(config, "creation"):
                 if not _is_there(file):
                     target = file.resolve()  # a link stays
@@ -135,7 +135,7 @@ def explain_store_errors(config: TrackingConfig, filter_string: str = "") -> Ite
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the absolute file of a SQLite address, None for any other address."""
+    """Return the absolute file of a SQLite address, or None for any other address."""
     scheme, _, place = uri.partition("://")
     is_sqlite = scheme.partition("+")[0] == "sqlite"
     return Path(place.partition("?")[0][1:]).absolute() if is_sqlite else None
@@ -156,7 +156,7 @@ def lock(config: TrackingConfig, key: str) -> FileLock:
 
 
 def wait_for_lock(config: TrackingConfig, key: str, on_wait: Callable[[], None]) -> Any:
-    """Take a lock, which the returned context gives back; `on_wait` is called before a wait."""
+    """Take a lock; the returned context releases it. `on_wait` is called before a wait."""
     wanted = lock(config, key)
     try:
         return wanted.acquire(timeout=0)
@@ -166,7 +166,7 @@ def wait_for_lock(config: TrackingConfig, key: str, on_wait: Callable[[], None])
 
 
 def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
-    """Return the id of the experiment, which is created where it does not exist."""
+    """Return the id of the experiment; create it where it does not exist."""
     # A server decides for itself where artifacts go.
     location = (local_dir(config) / "artifacts").as_uri() if sqlite_file(config.uri) else None
     with lock(config, "experiment"):
@@ -188,10 +188,10 @@ def create_run(client: Any, config: TrackingConfig, name: str, tags: Mapping[str
 
 
 def check_run_id(run_id: str) -> str:
-    """Return a run's id, which names files and folders here.
+    """Check and return a run's id, which names files and folders here.
 
     Raises:
-        TrackingError: The server gave one that could lead out of them.
+        TrackingError: The server gave an id that could lead out of these folders.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,99}", run_id, re.ASCII):
         shown = ascii(run_id)[:80]
@@ -212,12 +212,12 @@ def list_experiments(config: TrackingConfig) -> dict[str, str]:
 
 
 def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:
-    """Record settings as params; those of a dataset, a benchmark and some sections as one in JSON.
+    """Record settings as params; a dataset, a benchmark or some sections are one param in JSON.
 
     Args:
-        client: Of the store.
-        run_id: Of the run.
-        settings: By dotted keys, from `config.naming.flatten`.
+        client: A client of the store.
+        run_id: The id of the run.
+        settings: The settings by dotted keys, from `config.naming.flatten`.
     """
     from mlflow.entities import Param
 

@@ -28,7 +28,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
 
     Args:
         tracking: The store.
-        name: What the runs of the sweep have in common, see `Tag.sweep`.
+        name: The name that all runs of the sweep share, see `Tag.sweep`.
         title: The run's name.
 
     Raises:
