@@ -2,8 +2,8 @@
 
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
 `ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
-lm-evaluation-harness, Inspect and lighteval, and tables. What you can mend is raised as a
-`SlimdownError`. All but errors are imported when you use them, since some import torch.
+lm-evaluation-harness, Inspect and lighteval, and tables. An error that you can mend is a
+`SlimdownError`. All names but the errors are imported on first use, since some import torch.
 docs/python.md says what each raises.
 """
 

@@ -22,17 +22,17 @@ from slimdown.utils.errors import ConfigError, ModelError
 
 
 class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
-    """Measure the base at the start, a few questions every so many steps, and all at the end.
+    """Measure the base at the start, ask a few questions every few steps, and all at the end.
 
-    The values stand in the trainer's `state.log_history`: `base/gsm8k`, then by step
-    `change/gsm8k` with `_low` and `_high` of the few questions, and at the last step those of all
-    questions, with `tuned/gsm8k`. Beside a change of choices, `p_right_change/mmlu` is that of the
-    right one's probability. `findings` holds everything once training has ended. The training takes
-    the same steps as without the callback.
+    The values go to the trainer's `state.log_history`: first `base/gsm8k`, then at each look
+    `change/gsm8k` with `_low` and `_high` for the few questions, and at the last step those for all
+    questions, with `tuned/gsm8k`. For choices, `p_right_change/mmlu` is the change of the right
+    one's probability. `findings` holds everything once training has ended. The training takes the
+    same steps as without the callback.
 
-    The base is the model without its adapters, or what the training began with; so a full
-    fine-tuning cannot be resumed under it. Under DDP the first process measures while the others
-    wait, so `ddp_timeout` has to be longer than that.
+    The base is the model without its adapters, or the model that the training began with; so a full
+    fine-tuning cannot be resumed with this callback. Under DDP the first process measures while the
+    others wait, so `ddp_timeout` has to be longer than that.
 
     Args:
         benchmarks: As `slimdown.measure` takes them.
@@ -45,12 +45,12 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             is at most 5 %. A copy of what is trained stays in memory.
         log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
             `log(values, step=step)`.
-        limit: As `slimdown.measure` takes it; so are the four that follow.
+        limit: As `slimdown.measure` takes it, and so are the next four.
         num_fewshot: Worked examples before each question.
         apply_chat_template: Ask through the tokenizer's chat template, or "auto".
         batch_size: Rows in a forward.
         include_path: A folder with task files of your own.
-        prompts: How models are asked that chat or think, see `slimdown.notebook.Prompts`.
+        prompts: Settings for models that chat or think, see `slimdown.notebook.Prompts`.
 
     Raises:
         ConfigError: There is no such benchmark or setting.
@@ -106,7 +106,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         """Measure the base."""
         loaded = wrap_model(kwargs["model"], kwargs["processing_class"])  # fails in every process
         if not state.is_world_process_zero or self._model() is loaded.model:
-            return control  # the second: the trainer tried another batch size and starts again
+            return control  # the same model: the trainer tries another batch size and starts again
         if self._stops and (args.world_size > 1 or state.global_step):
             raise ModelError(
                 "stop_on_forgetting takes one process and a training from its first step: what a "
@@ -127,7 +127,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 "slimdown.measure"
             )
         self._model, self.findings, self.stopped = weakref.ref(loaded.model), None, ""
-        if self._stops:  # what does nothing yet loses nothing
+        if self._stops:  # an untrained model has lost nothing
             self._kept = 0, copy_trained_weights(loaded.model)
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
             self._base = {name: e.evaluate(loaded) for name, e in self._evaluators.items()}
@@ -148,18 +148,18 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                     control.should_training_stop = True
         # Loggers close in on_train_end, before this callback is called there.
         is_over = state.global_step >= state.max_steps or control.should_training_stop
-        if is_over and not args.load_best_model_at_end:  # which comes after the last step
+        if is_over and not args.load_best_model_at_end:  # that comes after the last step
             self._measure_all(state, kwargs)
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Ask all questions, where a training that ended early has not yet."""
+        """Ask all questions, if that was not done yet because the training ended early."""
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
         return control
 
     def _is_beyond(self, findings: NotebookFindings, state: Any, kwargs: Any) -> bool:
-        """Keep the weights of a look within all budgets; put them back where a loss is beyond."""
+        """Keep the weights of a look within all budgets; restore them if a loss is beyond."""
         model = wrap_model(kwargs["model"], kwargs["processing_class"]).model
         n_looks = max(1, state.max_steps // self._every)
         is_within, beyond = judge_look(findings, self._budgets, n_looks)

@@ -152,7 +152,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
 
 
 def load_benchmarks(config: RunConfig) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Load the benchmarks; of a suite those whose questions can be had, and why the others not."""
+    """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded."""
     not_run: dict[str, str] = {}
     lacking = not_run if config.suite else None
     folder = config.evaluation.include_path
@@ -200,10 +200,10 @@ def decide_prompts(
 
 
 def find_look_budgets(config: RunConfig, tasks: dict[str, BenchmarkTask]) -> dict[str, float]:
-    """Find what each benchmark may lose by a look: its own, or of p_right `train.look_budget`.
+    """Return what each benchmark may lose at a look: its own budget, or `look_budget` for p_right.
 
     Raises:
-        ConfigError: Looks judge p_right, and every benchmark with a budget is answered by a text.
+        ConfigError: Looks judge p_right, but all benchmarks with a budget are answered by a text.
     """
     budgets, of_p_right = default_budgets(config.benchmark), config.train.look_budget
     if of_p_right is None:
@@ -215,17 +215,17 @@ def find_look_budgets(config: RunConfig, tasks: dict[str, BenchmarkTask]) -> dic
 
 
 def watch_forgetting(config: RunConfig, base: LoadedModel, budgets: dict[str, float]) -> Look:
-    """Ask the base a few fixed questions, and return what asks them again between steps."""
+    """Ask the base a few fixed questions; return a function that asks them between steps."""
     most, by_p_right = config.train.look_questions, config.train.look_budget is not None
     budgeted = {name: config.benchmark[name] for name in budgets}
     few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
     shares = not config.method.facts.learns_prompt
-    # vLLM reads files, and what is trained lies in none.
+    # vLLM reads models from files, and a model in training is in none.
     evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
     with console.progress_bar("asking what each look asks"):
         before = open_part(evaluator.evaluate(base), config.evaluation.holdout)
-    judge_look(judge(before, before), budgets, 1, by_p_right)  # what cannot be judged ends it here
+    judge_look(judge(before, before), budgets, 1, by_p_right)  # fails now if it cannot be judged
 
     def look(model: Any, n_looks: int) -> tuple[bool, str]:
         after = open_part(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
@@ -235,13 +235,13 @@ def watch_forgetting(config: RunConfig, base: LoadedModel, budgets: dict[str, fl
 
 
 def measure_base(config: RunConfig) -> None:
-    """Measure the base of a run and record it, so that runs that start later find its answers.
+    """Measure and record the base of a run, so that runs that start later find its answers.
 
     Args:
         config: The settings of any run on this base.
 
     Raises:
-        SlimdownError: The base or a benchmark cannot be had.
+        SlimdownError: The base or a benchmark cannot be loaded.
     """
     tasks, _ = load_benchmarks(config)
     tokenizer, train_data = load_base_tokenizer(config.model), None
@@ -263,7 +263,7 @@ class ScaledEvaluations:
     save: Callable[[float, Path], None]  # writes the model at a scale to a folder
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
-    # By scale, in nats a token: of those that the run has not recorded; empty without rows.
+    # By scale, in nats a token, if the run has not recorded that scale; empty without rows.
     validation_losses: dict[float, float]
 
 
@@ -274,18 +274,18 @@ def measure_scales(
     origin: str = "",
     repairs: bool = False,
 ) -> ScaledEvaluations:
-    """Measure a base with more and less of what was trained; nothing is trained.
+    """Measure a tuned model at several scales of its change from the base; nothing is trained.
 
     Args:
         config: The settings of the run, with `tuned` set to its adapter or whole model.
         scales: Each above 0.
-        recorded: What the run recorded of base and tuned model. At scale 1 it is taken where the
-            base answers as it did then.
+        recorded: What the run recorded of base and tuned model. It is used at scale 1 if the base
+            answers as it did then.
         origin: Id and revision of a model made elsewhere, as the run recorded them.
         repairs: Whether the change of a whole model is added without its noise, see `remove_noise`.
 
     Raises:
-        ModelError: It has changed since, or at scale 0 the model is not its base: DoRA, trained
+        ModelError: The model has changed since, or is not its base at scale 0: DoRA, trained
             biases, a whole model with other tensors than the base.
     """
     tasks, _ = load_benchmarks(config)
@@ -346,7 +346,7 @@ def measure_scales(
 
 
 def assist_run(config: RunConfig) -> None:
-    """Train and answer with the first process, which does the rest.
+    """Help the first process to train and to answer; it does the rest itself.
 
     Args:
         config: The same settings that the first process has.

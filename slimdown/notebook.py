@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Prompts(TypedDict, total=False):
-    """How models are asked that chat or think; the settings of `slimdown run` by these names."""
+    """Settings for models that chat or think; in `slimdown run` they have the same names."""
 
     system_instruction: str | None  # a system prompt for all benchmarks
     chat_template_args: dict[str, Any] | None  # further variables of the chat template
@@ -75,7 +75,7 @@ def measure(
             `{"task": "arc_easy", "metric": "acc_norm"}`. Or what `measure` returned for another
             model: then this one gets identical prompts and the same scoring code, and you leave
             out all that follows.
-        limit: The first so many questions of each benchmark, as `lm_eval --limit`; None: all.
+        limit: The first N questions of each benchmark, as `lm_eval --limit`; None: all.
         num_fewshot: Worked examples before each question; None: each benchmark's own number.
         apply_chat_template: Ask through the tokenizer's chat template; "auto": only where answers
             are generated; None: do not.
@@ -84,7 +84,7 @@ def measure(
         stock: Use nothing but the harness's own model class, which is slower; None: do not. You
             need it for a model that will get an adapter that learns a prompt (prefix or prompt
             tuning).
-        prompts: How models are asked that chat or think, see `Prompts`.
+        prompts: Settings for models that chat or think, see `Prompts`.
 
     Returns:
         The scores and every answer, by benchmark.
@@ -124,7 +124,7 @@ def build_evaluator(
     stock: bool | None = None,
     **prompts: Unpack[Prompts],
 ) -> "Evaluator":
-    """Build what asks benchmarks; the arguments are those of `measure`.
+    """Build the evaluator of benchmarks; the arguments are those of `measure`.
 
     Raises:
         ConfigError: There is no such benchmark or setting.
@@ -155,7 +155,7 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
 
     Args:
         before: What the base answered.
-        after: What the model made of it answered, measured by `measure(model, tokenizer, before)`.
+        after: What the tuned model answered, measured by `measure(model, tokenizer, before)`.
 
     Returns:
         Findings that a notebook shows as a table; see `NotebookFindings`.
@@ -208,11 +208,11 @@ class NotebookFindings(Findings):
                 other retained benchmark may lose its own `max_loss`, or else its margin.
 
         Returns:
-            True in a condition where every loss is shown to be within its budget. What too few
+            True in a condition if every loss is shown to be within its budget. What too few
             questions leave open does not pass.
 
         Raises:
-            ConfigError: A budget is no share, or belongs to nothing that was measured.
+            ConfigError: A budget is no share, or its benchmark was not measured.
         """
         return BudgetResult(tuple(check_budgets(self, budgets, only=only)))
 
@@ -225,7 +225,7 @@ class NotebookFindings(Findings):
 
 @dataclass(frozen=True, repr=False)
 class BudgetResult:
-    """Budget checks of several benchmarks; true where every loss is shown to be within."""
+    """Budget checks of several benchmarks; true if every loss is shown to be within its budget."""
 
     checks: tuple[BudgetCheck, ...]
 

@@ -1,4 +1,4 @@
-"""Calls that may never end: a server can send one letter at a time, and each renews a timeout."""
+"""Limit calls that may never end: a server can send single letters, and each renews a timeout."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def call_within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return what a call returns; one that takes longer is left behind in its thread.
+    """Return what a call returns; a call that takes longer is left behind in its thread.
 
     Raises:
         TimeoutError: It takes longer.

@@ -43,9 +43,9 @@ def check_launcher() -> None:
 
 
 def process_rank() -> int:
-    """Return which of them this is; 0 asks, writes the record and prints."""
+    """Return the number of this process; process 0 asks, writes the record and prints."""
     rank = _read_count("RANK", 0)
-    if rank >= max(1, n := process_count()):  # such a one would wait for ever, or fail in silence
+    if rank >= max(1, n := process_count()):  # it would wait forever, or fail in silence
         raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={n}; torchrun sets both")
     return rank
 
@@ -74,17 +74,17 @@ def broadcast_from_main(value: _T) -> _T:
 
 
 def share_work(parts: Sequence[_T], work: Callable[[_T], _R]) -> list[_R]:
-    """Have each process do a part; the others are in `assist`.
+    """Let each process do a part; the other processes are in `assist`.
 
     Args:
-        parts: At most one for each process, the first one's own first.
+        parts: At most one for each process; the first process does the first part.
         work: Does a part.
 
     Returns:
-        What came of each part.
+        The result of each part.
 
     Raises:
-        Exception: What the first part that failed did, in whatever process.
+        Exception: The error of the first part that failed, in whatever process.
     """
     if not parts:
         return []
@@ -104,7 +104,7 @@ def assist(work: Callable[[_T], object]) -> None:
 
 
 def end_shared_work() -> None:
-    """Let the processes go that are in `assist`."""
+    """Release the processes that are in `assist`."""
     broadcast_from_main(None)
 
 
@@ -125,7 +125,7 @@ def _gather_on_main(value: object) -> list[Any]:
 
 @cache
 def _open_group() -> Any:
-    """Wait until all processes are there; return torch's group of them, which waits long."""
+    """Wait until all processes have started; return their torch group, with a long timeout."""
     from torch import cuda, distributed
 
     if not distributed.is_initialized():

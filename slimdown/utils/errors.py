@@ -5,7 +5,7 @@ Catch `SlimdownError` for all of them, or one of its kinds.
 
 
 class SlimdownError(Exception):
-    """What is wrong, which value was found, what would be right, and how to go on."""
+    """Says what is wrong, which value was found, what would be right, and how to go on."""
 
 
 class ConfigError(SlimdownError):
@@ -17,7 +17,7 @@ class DataError(SlimdownError):
 
 
 class ModelError(SlimdownError):
-    """A model or an adapter cannot be had, read, held in memory or trained."""
+    """A model or an adapter cannot be fetched, read, held in memory or trained."""
 
 
 class TrackingError(SlimdownError):
@@ -25,7 +25,7 @@ class TrackingError(SlimdownError):
 
 
 def list_causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what it came from, the newest first."""
+    """Return an error and its causes, the newest first."""
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)

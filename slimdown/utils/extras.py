@@ -22,7 +22,7 @@ def name_install(extra: str) -> str:
 
 @contextmanager
 def explain_missing_packages() -> Iterator[None]:
-    """Inside, a package that the light install lacks is told with the line that installs it.
+    """Inside, if the light install lacks a package, an error names the line that installs it.
 
     Raises:
         ConfigError: The package is not installed.

@@ -7,7 +7,7 @@ from traceback import format_exception
 
 from slimdown.utils.errors import DataError, SlimdownError
 
-MOST_BYTES = 2**26  # of a text that is read from a record
+MOST_BYTES = 2**26  # limit of a text that is read from a record
 
 
 def cache_dir() -> Path:
@@ -16,11 +16,11 @@ def cache_dir() -> Path:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file beside its place, then rename it: what was there before stays until then.
+    """Write a file beside its place, then rename it: an older file stays until then.
 
     Args:
-        path: Its folder is made where it is missing. A link stays, and its target is written; a
-            pipe or a device takes the content as it comes.
+        path: The file; its folder is made if it is missing. A link stays, and its target is
+            written. A pipe or a device takes the content as it comes.
         content: Text is encoded as UTF-8.
     """
     data = content.encode() if isinstance(content, str) else content
@@ -52,8 +52,8 @@ def check_format(number: object, newest: int) -> None:
     """Check that this version of slimdown reads a format.
 
     Args:
-        number: Of the format; None: it was written before formats had numbers.
-        newest: The highest number that is read here, as are all below.
+        number: The number of the format; None: it was written before formats had numbers.
+        newest: The highest number that is read here; all lower ones are read, too.
 
     Raises:
         DataError: It is newer, or no number.

@@ -10,13 +10,13 @@ _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def hash_json(value: Any) -> str:
-    """Return 32 hex digits of a JSON-able object; what JSON does not know counts as its text."""
+    """Return 32 hex digits for an object of JSON; a value that JSON lacks counts as its text."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def hash_file(file: Path) -> str:
-    """Return the SHA-256 of a file's content in hex; one that has not changed is read once."""
+    """Return the SHA-256 of a file's content in hex; an unchanged file is read only once."""
     status = file.stat()
     return _hash_content(file.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -28,6 +28,6 @@ def _hash_content(file: Path, *state: int) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """Return 16 hex digits of a local model: its config, weights, tokenizer and templates."""
+    """Return 16 hex digits for a local model: its config, weights, tokenizer and templates."""
     files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES)
     return hash_json({file.name: hash_file(file) for file in files if file.is_file()})[:16]

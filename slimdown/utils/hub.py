@@ -1,4 +1,4 @@
-"""What the Hugging Face hub's errors mean, in one line each. Retries are huggingface_hub's own."""
+"""Explain errors of the Hugging Face hub in one line each. huggingface_hub does the retries."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
 from slimdown.utils.slow_hub import GIVEN_UP, limit_waits
 
-# Classes of errors -> what they mean; the first that the error or one of its causes has is taken.
-# They are known by name: to import them takes a second, and a mistake is told sooner.
+# Classes of errors -> what they mean; the first that fits the error or one of its causes is taken.
+# They are given by name: importing them takes a second, and a mistake is reported sooner.
 _BY_CLASS = {
     "GatedRepoError": "is gated: accept its licence at https://huggingface.co/{repo}, then log in "
     "with `hf auth login` or set HF_TOKEN; or choose an open one, e.g. model=smollm2",
@@ -47,11 +47,11 @@ def explain_hub_errors(
     """Turn whatever fetching and reading raises into one line that says how to go on.
 
     Args:
-        setting: What names the repository or folder, as `model.id=OWNER/NAME`.
+        setting: The setting that names the repository or folder, as `model.id=OWNER/NAME`.
         error_class: ModelError or DataError.
 
     Raises:
-        SlimdownError: Of that class.
+        SlimdownError: An error of that class.
     """
     with suppress(ImportError, ValueError):  # the light install asks no hub
         limit_waits(float(os.environ.get("SLIMDOWN_HUB_PATIENCE", "")))
@@ -67,7 +67,7 @@ def explain_hub_errors(
         classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
         text = " ".join(map(str, causes))
         classes |= {*re.findall(r"error '(\d+)", text)}  # without the hub's own codes
-        # A library may call a file that did not come one that is not there.
+        # A library may say that a file does not exist if it only did not arrive.
         if "429" not in classes and _find_unread():
             classes, text = {"LocalEntryNotFoundError"}, ""
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
@@ -78,7 +78,7 @@ def explain_hub_errors(
 
 
 def _find_unread() -> str:
-    """Return a file for which the hub gave no answer and the cache has none; empty if none.
+    """Return a file that the hub gave no answer for and the cache lacks; empty if none.
 
     Libraries go on without a file that a model need not have, such as its chat template.
     """
@@ -98,14 +98,14 @@ def _find_unread() -> str:
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
-    """Ask the hub for a repository and its commit; what it raises says what is wrong.
+    """Ask the hub for a repository and its commit; its errors say what is wrong.
 
-    A hub that is overloaded is asked for the file three times; one that is silent or cannot be
-    found, once.
+    An overloaded hub is asked for the file three times; a hub that is silent or cannot be found is
+    asked once.
     """
     from huggingface_hub import hf_hub_url, utils
 
-    http: Any = utils  # whose names are exported by hand, which mypy does not see
+    http: Any = utils  # exports its names by hand, which mypy does not see
     # Most models have this file; whether it is there does not matter.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "timeout": 8}
@@ -115,17 +115,17 @@ def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
 
     with suppress(http.EntryNotFoundError):
         http.hf_raise_for_status(call_within(8, ask))
-    resolve_commit(repo, revision, kind)  # what is no hub knows none
+    resolve_commit(repo, revision, kind)  # a server that is no hub knows no commit
 
 
 def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
     """Ask the hub once for each repository that the local cache does not hold.
 
     Args:
-        repositories: Of each the setting that names it, id, revision, and "model" or "dataset".
+        repositories: For each, the setting that names it, id, revision, and "model" or "dataset".
 
     Yields:
-        One line a problem; of a hub that does not answer, one for all.
+        One line for each problem; if the hub does not answer, one line for all.
     """
     silence, unreachable = "", []
     for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
@@ -160,12 +160,12 @@ def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
 
 @cache
 def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
-    """Return the commit of a branch or tag; where the hub does not answer, that of the cache.
+    """Return the commit of a branch or tag, from the cache where the hub does not answer.
 
-    A process asks once for each.
+    A process asks only once for each.
 
     Raises:
-        OSError: Neither knows.
+        OSError: Neither of the two knows it.
     """
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision

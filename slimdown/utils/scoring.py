@@ -39,7 +39,7 @@ _CHOICE = re.compile(
 def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str] = ()) -> bool:
     """Return whether a text names an accepted answer in whole words, and no forbidden one.
 
-    A name does not count behind "not" or before "is not", nor in a choice ("Paris or Rome") whose
+    A name does not count after "not" or before "is not", nor in a choice ("Paris or Rome") whose
     other side is no accepted answer.
 
     >>> [contains_answer(text, ["Paris"]) for text in ("It's paris.", "Parisian", "not Paris")]
@@ -66,7 +66,7 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
 
 
 def _write_words(text: str) -> str:
-    """Write the words of a text and its marks between spaces, without case and other signs."""
+    """Write a text's words and marks with spaces between them, without case and other signs."""
     text = re.sub(r"n't\b", " not", _fold(text).replace("_", " "))
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=[^\W\d])\s?/\s?(?=[^\W\d])", " or ", text)
@@ -95,9 +95,9 @@ _ANSWER_IS = re.compile(r"####|\banswer(?: is|:)|\\boxed\{")
 
 
 def read_number(text: str) -> float | None:
-    r"""Read the last number of a text, behind "####" or "the answer is" where that stands there.
+    r"""Read the last number of a text; with "####" or "the answer is", the last one after that.
 
-    Digits come before words ("8 is the right one"), of which those up to twenty are known.
+    Digits win over words ("8 is the right one"). Words are known up to twenty.
 
     >>> read_number("It has eight legs."), read_number("So $1,000.50 in all"), read_number("-50%")
     (8.0, 1000.5, -50.0)
@@ -125,7 +125,7 @@ def is_number(text: str) -> bool:
 
 
 def _write_plainly(text: str) -> str:
-    """Write numbers without emphasis, currencies, powers and fractions in signs of their own."""
+    """Write numbers plainly: without emphasis, currencies and powers, and fractions as 1/2."""
     text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
     text = re.sub(r"(?<=\d)[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", "", text)
     text = re.sub(r"[a-z]*[$€£¥]|(?<!\d)\*+|\*+(?!\d)", "", _fold(text))
@@ -145,17 +145,17 @@ def _read_last(text: str) -> float | None:
 
 # --- refusals -----------------------------------------------------------------------------------
 
-# An answer whose first words hold one of these refuses; the page shows them.
+# An answer refuses if its first words hold one of these; the page shows them.
 REFUSALS = tuple(Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8").splitlines())
 _FIRST_WORDS = 60
 
 
 def read_refusal(text: str, phrases: Sequence[str] = ()) -> str:
-    """Return "refuse" or "comply", or nothing where a text has no letters.
+    """Return "refuse" or "comply", or an empty text if there are no letters.
 
     Args:
         text: The answer. What it quotes does not count.
-        phrases: Further ones than `REFUSALS`.
+        phrases: Phrases besides `REFUSALS`.
 
     >>> read_refusal("Thank you for asking, but I can’t help with that."), read_refusal(" … ")
     ('refuse', '')
@@ -176,10 +176,10 @@ def read_refusal(text: str, phrases: Sequence[str] = ()) -> str:
 
 
 def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list[str]:
-    """Read the tool calls of an answer, each as `write_call` writes it; none: there are none.
+    """Read the tool calls of an answer, each as `write_call` writes it; empty: there are none.
 
     Args:
-        text: The answer: of Hermes and Qwen, Llama 3 or Mistral, with special tokens or without.
+        text: The answer of Hermes and Qwen, Llama 3 or Mistral, with or without special tokens.
         tokenizer: Its response template comes first, where it has one.
         tools: Schemas, by which a response template reads arguments.
     """
@@ -188,7 +188,7 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
         return [write_call(call) for call in message["tool_calls"]]
     parts = [part.strip() for part in text.split("<tool_call>")[1:]]
     bare = text.rpartition("[TOOL_CALLS]")[2].strip().removeprefix("<|python_tag|>").strip()
-    try:  # what stands behind a call, such as the token that ends the turn, is passed over
+    try:  # text after a call, such as the token that ends the turn, is ignored
         values = [json.JSONDecoder().raw_decode(part)[0] for part in parts or [bare]]
         return [write_call(call) for v in values for call in (v if isinstance(v, list) else [v])]
     except (ValueError, RecursionError, DataError):
@@ -196,7 +196,7 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
 
 
 def write_call(call: Any) -> str:
-    """Write a tool call alike however it came: keys in order, and 2.0 as 2.
+    """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
 
     Raises:
         DataError: It has no name, or its arguments are no object.
@@ -220,12 +220,12 @@ _LONGEST_PATTERN = 5000
 
 
 def check_pattern(pattern: str) -> None:
-    """Check a regular expression, on short texts that a hostile one never ends on.
+    """Check a regular expression, on short texts on which a hostile one never ends.
 
     Raises:
-        DataError: It is none, or takes too long.
+        DataError: It is no regular expression, or takes too long.
     """
-    # The package `regex` writes counts out before it searches.
+    # The package `regex` expands counts before it searches.
     counts = [int(count) for count in re.findall(r"\{(\d{1,9})", pattern)]
     if len(pattern) > _LONGEST_PATTERN or prod(filter(None, counts)) > _LONGEST_PATTERN:
         longest = f"longer than {_LONGEST_PATTERN:,} signs, counts written out"
@@ -235,7 +235,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def _finds_pattern(pattern: str, text: str, seconds: float) -> bool:
-    import regex  # whose search can be ended, and that of `re` cannot
+    import regex  # its search can be ended, and that of `re` cannot
 
     try:
         return regex.search(pattern, text, timeout=seconds) is not None
@@ -249,12 +249,12 @@ def _finds_pattern(pattern: str, text: str, seconds: float) -> bool:
 def read_answer(
     rule: dict[str, Any], text: str, phrases: Sequence[str] = (), tokenizer: Any = None
 ) -> str:
-    """Read what an answer says; nothing where it is unreadable.
+    """Read what an answer says; return an empty text if it is unreadable.
 
     Args:
         rule: `score`, `accepted` and `forbidden` of a question, and its `tools`.
         text: The answer.
-        phrases: Of refusals, further ones.
+        phrases: Further phrases of refusals.
         tokenizer: The model's, for tool calls.
     """
     if rule["score"] == "numeric":

@@ -1,4 +1,4 @@
-"""A limit of how slow the hub may be, in a process that is slimdown's own.
+"""Limit how slow the hub may be, in a process that is slimdown's own.
 
 Timeouts of huggingface_hub are renewed with each byte, and it asks for a file again and again.
 Files that hf_xet downloads do not come through this client, and have its own timeouts.
@@ -16,16 +16,16 @@ from typing import Any
 
 from slimdown.utils.deadlines import call_within
 
-SLOWEST = 1000  # bytes a second; who sends fewer is silent
+SLOWEST = 1000  # bytes a second; a hub that sends fewer is silent
 GIVEN_UP: set[str] = set()
 """Addresses that gave no answer; libraries go on without a file that a model need not have."""
 BUSY = 3.0  # seconds; huggingface_hub's own retries take 23 for each question
 
 
 class Patience(threading.local):
-    """What came while a thread waited, as curl's --speed-limit and --speed-time count it.
+    """Counts what came while a thread waited, as curl's --speed-limit and --speed-time do.
 
-    Each thread has its own: what several downloads wait at the same time does not add up.
+    Each thread has its own: the waits of parallel downloads do not add up.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -43,17 +43,17 @@ class Patience(threading.local):
 
 @cache
 def limit_waits(seconds: float) -> None:
-    """Have downloads of this process end that get less than 1 kB a second for so long.
+    """End downloads of this process that get less than 1 kB a second for too long.
 
-    All tries for a file count together, and what is sent again is no news. What the hub refuses, or
-    breaks off, is asked for again during `BUSY` seconds. After that huggingface_hub is told that
-    it is offline: it takes what the cache holds.
+    All tries for a file count together, and bytes that are sent again do not count. If the hub
+    refuses or breaks off, it is asked again during `BUSY` seconds. After that, huggingface_hub is
+    told that it is offline: it takes what the cache holds.
 
     Args:
-        seconds: How long nothing may come.
+        seconds: How long the hub may be so slow.
     """
     import huggingface_hub
-    from huggingface_hub.errors import OfflineModeIsEnabled  # none after which it tries again
+    from huggingface_hub.errors import OfflineModeIsEnabled  # it is not tried again after this
 
     plain = huggingface_hub.get_session()
     client_class: Any = type(plain)
@@ -95,7 +95,7 @@ def limit_waits(seconds: float) -> None:
                     yield part
                     began = monotonic()  # without what the reader does with it
             except library.TransportError:
-                count(self.address, max(seconds / 4, monotonic() - began))  # or it tries on and on
+                count(self.address, max(seconds / 4, monotonic() - began))  # or it retries forever
                 raise
             patience.waited = 0.0  # it came in whole
             silent.discard(self.address)
