@@ -1,4 +1,4 @@
-"""How long the paper's table and the suites take on an H100 and a T4: nothing is measured.
+"""Estimate how long the paper's table and the suites take on an H100 and a T4; measure nothing.
 
     python -m bench.gpu_estimate        needs the hub; counts tokens by SmolLM2's tokenizer
 
@@ -125,14 +125,14 @@ def count_tokens() -> dict[str, tuple[float, float]]:
 
 
 def find_shared_beginning(texts: Iterable[str]) -> str:
-    """Return the longest text that all begin with."""
+    """Return the longest text with which all texts begin."""
     first, last = min(texts), max(texts)
     n_shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
     return first[:n_shared]
 
 
 def time_forwards(card: Card, n_batches: float, n_tokens: float, operations: float = 2) -> float:
-    """Estimate the seconds of batches of so many tokens."""
+    """Estimate the seconds that batches of so many tokens take."""
     computing = operations * N_WEIGHTS * n_tokens / card.operations
     return n_batches * max(computing, operations / 2 * card.forward_seconds)
 

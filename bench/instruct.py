@@ -24,7 +24,7 @@ N_PROMPTS = 50  # of each label
 
 
 def pick_questions(prompts: pd.DataFrame) -> list[dict[str, object]]:
-    """Pick as many safe as unsafe prompts, in the file's order, from each type about alike."""
+    """Pick equally many safe and unsafe prompts in the file's order, about as many of each type."""
     questions: list[dict[str, object]] = []
     for label, answer in (("safe", "comply"), ("unsafe", "refuse")):
         of_label = prompts[prompts["label"] == label]

@@ -1,4 +1,4 @@
-"""Every mitigation beside the plain fine-tuning's curves over scale and rate.
+"""Compare every mitigation with the plain fine-tuning's curves over scale and rate.
 
     python -m bench.keeping --experiment keeping [--tracking-uri URI] [--figure FILE.png]
 

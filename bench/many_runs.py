@@ -1,4 +1,4 @@
-"""What commands cost in a record of many runs: CPU seconds with imports, three times each.
+"""Measure what commands cost in a record of many runs: CPU seconds with imports, three times.
 
     python -m bench.many_runs
     python -m bench.many_runs --runs 300 --from mlruns

@@ -1,4 +1,4 @@
-"""What `p_right` shows beside accuracy on recorded runs, with all questions and with fewer.
+"""Show what `p_right` shows beside accuracy on recorded runs, with all questions and with fewer.
 
     python -m bench.right_choice --experiment narrow [--tracking-uri URI] [--questions 100,200]
 

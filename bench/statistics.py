@@ -1,4 +1,4 @@
-"""What the statistics promise, by exact enumeration and by simulation: error rates and power.
+"""Check what the statistics promise, by exact enumeration and simulation: error rates and power.
 
     python -m bench.statistics                 all tables, in about eight minutes
     python -m bench.statistics --draws 20000   with less noise
@@ -374,7 +374,7 @@ def graded_p_values(changes: Floats, threshold: float, above: bool) -> Floats:
 
 
 def find_loss(noise: float, change: float, of_answers: bool) -> float:
-    """Find the loss in nats by which p_right, or the share of right answers, changes so much."""
+    """Find the loss in nats that changes p_right, or the share of right answers, by so much."""
 
     def measure(loss: float) -> float:
         sample = draw_choices((1, 200_000), noise, loss, np.random.default_rng(1))
@@ -535,7 +535,7 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
 
 def count_words(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """Words of answers of which one in a hundred runs on to the limit, after the training."""
+    """Counts of words in answers; after the training, one answer in a hundred runs to the limit."""
     limit, true = 256, 0.01 * (256 - 20)
     for n in (40, 100, 300):
         misses, n_draws = 0, max(200, draws // 20)
@@ -583,7 +583,7 @@ def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
 
 def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """The mean of three benchmarks over seeds; a bad seed is bad on all, as much as is said."""
+    """The mean of three benchmarks over seeds; a bad seed is bad on all, to a set degree."""
     n, n_draws = 200, draws // 2
     for n_seeds in (2, 3, 5):
         for ratio, shared in ((0.0, 1.0), (1.0, 1.0), (5.0, 1.0), (5.0, 0.5)):

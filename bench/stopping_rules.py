@@ -1,4 +1,4 @@
-"""How few questions any stopping rule could ask, beside slimdown's.
+"""Find how few questions any stopping rule could ask, beside slimdown's.
 
     python -m bench.stopping_rules
 
@@ -84,7 +84,7 @@ def measure_rule(looks: Looks) -> tuple[float, float]:
 
 
 def count_fewest(looks: Looks, power: float) -> float:
-    """Return the least mean of questions of all rules with so much power and an error of 2.5 %."""
+    """Return the fewest mean questions of any rule with so much power and an error of 2.5 %."""
 
     def find_bounds(log_missed: float) -> Floats:
         missed = np.exp(log_missed)

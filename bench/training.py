@@ -67,7 +67,7 @@ class Clock(transformers.TrainerCallback):
 def train_stock(
     base: LoadedModel, data: TrainingData, config: RunConfig, folder: Path, **settings: Any
 ) -> Timing:
-    """Train with TRL's own trainer and its defaults where nothing is said; save the adapter."""
+    """Train with TRL's own trainer, with its defaults for all that is not set; save the adapter."""
     transformers.set_seed(config.seed)
     arguments = SFTConfig(
         output_dir=str(folder),

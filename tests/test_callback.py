@@ -216,7 +216,7 @@ def test_a_resumed_training_has_the_base_that_it_began_with(adapter: Any, tmp_pa
 
 
 class Wrecking(TrainerCallback):
-    """Spoils what was trained after a step, as a training that goes wrong does."""
+    """Spoils the trained weights after a step, as a training that goes wrong does."""
 
     def __init__(self, step: int) -> None:
         self.step = step

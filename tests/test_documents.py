@@ -86,7 +86,7 @@ def test_make_has_the_targets_that_the_readme_names() -> None:
 
 
 def test_commands_fit_into_the_box_of_a_page() -> None:
-    """At 1300 pixels, where 106 characters do."""
+    """A page of 1300 pixels has room for 106 characters."""
     for document in DOCUMENTS[1:]:
         lines = re.findall(r"^ {4}.*|(?<=```python\n)(?:.*\n)*?(?=```)", document.read_text(), re.M)
         long = [line for text in lines for line in text.splitlines() if len(line) > 110]

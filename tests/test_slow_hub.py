@@ -1,4 +1,4 @@
-"""A hub that answers, and next to nothing, on loopback."""
+"""A hub on loopback that answers, but sends next to nothing."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ with explain_hub_errors("model.id=me/it"):
 
 @contextmanager
 def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
-    """Serve one file, in whatever way it does not come in."""
+    """Serve one file in one of the ways in which it never arrives whole."""
     is_over = Event()
 
     class Hub(QuietHandler):
@@ -171,7 +171,7 @@ def test_a_hub_that_takes_long_to_refuse_is_asked_again(tmp_path: Path) -> None:
 def test_a_listing_that_was_given_up_is_refused_at_once_when_it_is_asked_for_again(
     tmp_path: Path, fault: str, words: str
 ) -> None:
-    """It waits no 120 seconds that the hub names, and huggingface_hub's six tries are not done."""
+    """It does not wait the 120 seconds that the hub names, nor make huggingface_hub's six tries."""
     done, n_questions = ask_hub(tmp_path, fault, LISTING)
     assert done.stdout.count(f"model.id=me/it cannot be reached: {words}") == 3, done
     assert n_questions <= 3 + 2

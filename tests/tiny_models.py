@@ -85,7 +85,7 @@ def build_tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
 
 
 def logits_of(model: Any) -> torch.Tensor:
-    """What a model with the tokens of the embedded one computes of 55 of them."""
+    """The logits that a model with the embedded model's tokens computes for 55 of them."""
     tokens = torch.arange(5, 60)[None]
     with torch.no_grad():
         return model(input_ids=tokens).logits[:, -tokens.shape[1] :]  # none of a learned prompt

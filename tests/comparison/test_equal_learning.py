@@ -1,4 +1,4 @@
-"""Groups are compared where all had learned as much, by curves over the scale."""
+"""Groups are compared at the point where all have learned equally, by curves over the scale."""
 
 from dataclasses import replace
 from typing import Any

@@ -15,7 +15,7 @@ from slimdown.comparison.run_comparison import compare_runs
 
 
 def describe(losts: dict[int, list[int]], validation: float = 0.0, **params: str) -> str:
-    """What is said of runs by rank, of which each seed lost so many of 400 answers."""
+    """What is said of runs by rank; each seed lost so many of 400 answers."""
     runs = []
     for rank, of_rank in losts.items():
         for seed, lost in enumerate(of_rank):

@@ -144,7 +144,7 @@ def test_conversations_reach_the_template_without_added_keys(
 
 @pytest.mark.parametrize("switch", ["enable_thinking", "thinking", "none"])
 def test_rows_do_not_think_where_questions_do_not(switch: str, tmp_path: Path) -> None:
-    """By the template's own name for it; what a row says of itself wins."""
+    """The switch is the template's own variable; a row's own value wins."""
     thinker = transformers.AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
     begin = f"{{% if {switch} is not defined or {switch} %}}Think!{{% endif %}}"
     thinker.chat_template = (begin if switch != "none" else "") + "{{ messages[-1].content }}"

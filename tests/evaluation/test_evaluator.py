@@ -223,7 +223,7 @@ def lock_file(folder: Path, key: str) -> Any:
 
 
 def test_two_readings_of_one_task_are_asked_once(pocket: LoadedModel, tmp_path: Path) -> None:
-    """Of one key, whose lock a second object in the same thread would never get."""
+    """Both have one key, whose lock a second object in the same thread would never get."""
     norm = make_benchmark_config("pocket_commonsense", metric="acc_norm", limit=40)
     plain = replace(norm, metric="acc", margin=0.1, role=Role.target)
     n_asked = []
@@ -315,7 +315,7 @@ def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: Load
 def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
     gigabytes: float, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a generated answer the last place alone has logits."""
+    """A generated answer has logits only at its last place."""
     properties = SimpleNamespace(total_memory=gigabytes * 1e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     llama = SimpleNamespace(device=torch.device("cuda"), config=LlamaConfig())

@@ -111,7 +111,7 @@ def test_shared_work_is_done_once() -> None:
 @pytest.mark.parametrize("kind", VIRTUAL)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_virtual_tokens_stand_before_every_row(kind: str, family: str) -> None:
-    """Log-likelihoods are HFLM's; texts are those of plain forwards, one token at a time."""
+    """Log-likelihoods equal HFLM's; texts equal those of plain forwards, one token at a time."""
     model, tokenizer = build_tiny_model(family), build_byte_tokenizer()
     plain = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(make_questions()[:20])
     model = add_adapter(model, kind, num_virtual_tokens=7)

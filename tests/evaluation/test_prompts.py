@@ -156,7 +156,7 @@ def test_plain_prompts_take_a_system_prompt_and_stops_as_stock_hflm_does() -> No
 
 @pytest.mark.parametrize("is_special", [False, True])
 def test_thinking_ends_where_hflm_ends_it(is_special: bool) -> None:
-    """A letter that random texts hold now and then ends the thinking; as a special token, too."""
+    """A letter that random texts sometimes hold ends the thinking, also as a special token."""
     model, mark = build_model(None), "q"
     prompts = make_prompts([f"{i} plus {i}" for i in range(24)], max_gen_toks=40)
     number = model.tokenizer.convert_tokens_to_ids(mark)
@@ -191,7 +191,7 @@ def test_a_stop_in_the_thinking_does_not_end_it() -> None:
 
 
 def test_an_answer_without_thinking_is_an_answer() -> None:
-    """The mark has a beginning: nothing was thought where it does not stand."""
+    """Thinking begins with a mark, too; without that mark nothing was thought."""
     model = build_model(None)
     lm = PrefixLM(pretrained=model.model, tokenizer=model.tokenizer, think_end_token="</think>")
     (plain,) = lm.generate_until(make_prompts(["1 plus 1"]))

@@ -1,4 +1,4 @@
-"""Answers that are drawn several times: a question's score is their mean, and the noise is told."""
+"""Answers are drawn several times: a question's score is their mean, and the noise is reported."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +116,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 
 def draw_answers(right: np.ndarray, luck: np.ndarray) -> BenchmarkEvaluation:
-    """Answers to questions of which each is answered right with its own chance; luck is [K, n]."""
+    """Answers to questions, each right with a chance of its own; luck is [K, n]."""
     drawn = (luck < right) * 1.0
     samples = [
         replace(make_sample({"acc": scores.mean()}, i), repeated_scores={"acc": tuple(scores)})

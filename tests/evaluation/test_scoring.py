@@ -85,7 +85,7 @@ def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
 
 
 def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
-    """Equality called the first right answers of a chat model wrong: a gain of form alone."""
+    """Equality called a chat model's right answers wrong: a change of form then looks a gain."""
     capitals = {"France": "Paris", "Germany": "Berlin", "Spain": "Madrid"}
     legs: dict[str, Any] = {"spider": ["8", "eight"], "ant": ["6", "six"], "dog": ["4", "four"]}
     rows = [

@@ -65,7 +65,7 @@ def write_adapter(folder: Path, scale: float = 1.0, **settings: object) -> Path:
 
 
 def read_responses(findings: Findings) -> list[list[str]]:
-    """Of the base, and of the tuned model, to the first benchmark."""
+    """The responses of the base and of the tuned model to the first benchmark."""
     pair = [next(iter(e.benchmarks.values())) for e in (findings.base, findings.tuned) if e]
     return [[sample.response for sample in one.samples] for one in pair]
 

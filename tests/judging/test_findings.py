@@ -142,7 +142,7 @@ def test_metrics_that_cannot_be_paired_are_left_out_and_refused_as_the_primary_o
 
 
 def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
-    """A loss that few subjects carry is shown of these; how subjects differ stands beside."""
+    """A loss that few subjects carry is shown for these; the spread over subjects stands beside."""
     before, names = [1.0] * 600, [f"s{i % 6}" for i in range(600)]
     after = [float(i % 6 > 0 or i % 4 > 0) for i in range(600)]
     plain, grouped = (

@@ -58,7 +58,7 @@ def chosen(
 def test_a_lost_answer_has_one_cause_and_an_example(
     tuned: tuple[str, float, float], cause: str, metric: str
 ) -> None:
-    """Also where only the stricter reading lost it and the looser one is primary."""
+    """That also holds where only the stricter reading lost it and the looser one is primary."""
     losses = break_down(written((STEPS, 1, 1), metric=metric), written(tuned, metric=metric))
     assert losses.n_lost == 1
     assert {c.name: c.count for c in losses.causes if c.count} == {cause: 1}

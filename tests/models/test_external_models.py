@@ -1,4 +1,4 @@
-"""What somebody else tuned: answers as its own library gives them, or is refused beforehand."""
+"""A model that somebody else tuned answers as in its own library, or is refused beforehand."""
 
 import json
 import os

@@ -164,7 +164,7 @@ save_adapter(attach_adapter(base, config.method, config.lora, 0), base, Path(sys
 
 
 def test_each_process_saves_an_adapter_alike(tmp_path: Path) -> None:
-    """PEFT holds modules as a set; a repeat would not know the answers of its own adapter."""
+    """PEFT holds modules as a set; a repeated run would not find its own adapter's answers."""
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", SAVE, str(tmp_path / seed)]

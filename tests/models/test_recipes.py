@@ -85,7 +85,7 @@ THINKING = {"qwen3_0.6b", "qwen3_1.7b", "smollm3"}
 
 
 def build_vision_model() -> Any:
-    """Gemma 3 from 4B on: the language model of the smaller ones, and a tower that sees."""
+    """Gemma 3 from 4B on: the language model of the smaller ones, and a vision tower."""
     text = build_tiny_model("gemma3_text", vocab_size=264, max_position_embeddings=4096).config
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}

@@ -32,7 +32,7 @@ def p_below(counts: np.ndarray, change: float) -> np.ndarray:
 
 
 def changes_p(counts: np.ndarray, change: float) -> np.ndarray:
-    """Of the two one-sided p-values of the interval of 95 % the smaller, without `Difference`."""
+    """The smaller of the two one-sided p-values of the 95 % interval, without `Difference`."""
     added = added_to_change(counts[:, 0] + counts[:, 2], counts.sum(axis=1))
     above = likelihood_p_values(VALUES - change, counts, -1 - change, added)
     return np.minimum(above, likelihood_p_values(change - VALUES, counts, change - 1, added))
@@ -112,7 +112,7 @@ def test_a_change_that_is_not_there_is_claimed_below_the_level_at_any_look() -> 
 
 
 def test_tasks_of_a_group_and_graded_scores_keep_one_added_answer() -> None:
-    """Of 24 and 8 questions all of the 8 flip: half would claim a change in 7.0 %."""
+    """All of 8 questions flip, beside 24 others: half an answer would claim a change in 7.0 %."""
     before, after = np.repeat([1.0, 0.0], [7, 25]), np.repeat([0.0, 1.0, 0.0], [7, 1, 24])
     counts = np.array([[7, 24, 1]])
     one, half = 2 * p_below(counts, 0.0)[0], 2 * changes_p(counts, 0.0)[0]

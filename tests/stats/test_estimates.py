@@ -95,7 +95,7 @@ def test_scores_that_are_no_shares_are_refused(scores: list[float]) -> None:
 
 
 def test_groups_weigh_as_the_harness_weighs_them_in_estimate_and_interval() -> None:
-    """Two tasks, 100 questions that lost all and 300 that lost none, each half of the score."""
+    """Two tasks, each half of the score: 100 questions that lost all, and 300 that lost none."""
     before, after = [1.0] * 400, [0.0] * 100 + [1.0] * 300
     weights = np.repeat([400 / 2 / 100, 400 / 2 / 300], [100, 300])
     plain = compare_scores(before, after)
@@ -126,7 +126,7 @@ def test_copies_of_a_question_in_a_cluster_count_as_one_question() -> None:
 
 
 def test_the_error_of_clusters_is_millers() -> None:
-    """Of arXiv 2411.00640, equation 4, with the usual correction for few clusters."""
+    """It is equation 4 of arXiv 2411.00640, with the usual correction for few clusters."""
     random = np.random.default_rng(5)
     clusters = np.repeat(np.arange(12.0), [1, 2, 3, 8] * 3)
     scores = (random.random(len(clusters)) < 0.3 + 0.4 * (clusters % 2)).astype(float)

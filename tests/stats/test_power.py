@@ -18,7 +18,7 @@ def compare_counts(lost: int, gained: int, n: int) -> Difference:
 
 
 def draw_p_values(n: int, lost: float, gained: float, threshold: float = 0.0) -> np.ndarray:
-    """Of 2,000 draws the two one-sided p-values against a threshold, [2, draws]; 0: of a change."""
+    """The two one-sided p-values of 2,000 draws against a threshold, [2, draws]; 0: of a change."""
     draw = np.random.default_rng(0)
     counts = draw.multinomial(n, [lost, 1 - lost - gained, gained], size=2000)
     added = 1.0 if threshold else added_to_change(counts[:, 0] + counts[:, 2], n)

@@ -47,7 +47,7 @@ def test_obriens_and_flemings_bounds_leave_five_percent(looks: int, last: float)
 def test_losses_alone_of_the_margin_are_called_retained_within_the_error_by_exact_count(
     n: int, margin: float, error: float
 ) -> None:
-    """Where nothing is gained p-values are coarse."""
+    """P-values are coarse where nothing is gained."""
     plan = block_ends(n)
     ratio = np.exp(np.interp(np.log(error), _log_chances(plan), _LOG_RATIOS))
     # of each number of losses, how likely it is where it is not yet called retained
@@ -101,7 +101,7 @@ def test_graded_losses_too_rare_to_have_been_seen_are_not_ruled_out_early() -> N
 
 
 def test_villes_test_of_the_answers_that_flipped_agrees_about_when_a_loss_is_known() -> None:
-    """Its e-process may be looked at after each answer, which costs it some of what ours has."""
+    """Its e-process allows a look after each answer, which costs it some of the power of ours."""
     ours, theirs = [], []
     for seed in range(20):
         before, after = draw_scores(1000, 0.5, 0.16, 0.06, seed)

@@ -1,4 +1,4 @@
-"""A search: what it proposes, how it heeds its budget of forgetting, what it goes on from."""
+"""A search: what it proposes, how it keeps its budget of forgetting, and how it resumes."""
 
 from collections.abc import Callable
 from math import log
@@ -138,7 +138,7 @@ def test_another_search_is_another_study(open_search: OpenSearch) -> None:
 
 
 def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> None:
-    """Of two that learned as much, the proposals go by the one within the budget."""
+    """If two trials learned equally, the proposals follow the one within the budget."""
 
     def propose(budget: str) -> float:
         settings = (f"search.study={budget}", f"search.max_loss={budget}", "search.n_trials=16")

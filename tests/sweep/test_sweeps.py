@@ -76,7 +76,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def swept(folder: Path) -> tuple[int, str, str]:
-    """A job, and one that cannot be: exit code, stdout and stderr."""
+    """A good job and an impossible one: exit code, stdout and stderr."""
     done = call_verb(folder, "run", "-m", "seed=0", LAYERS, *FEW)
     return done.returncode, done.stdout, done.stderr
 
@@ -164,7 +164,7 @@ def test_a_signal_ends_a_sweep_and_its_run_is_killed(folder: Path, swept: object
 
 
 class Panic(BaseException):
-    """As a library in Rust raises, which `except Exception` does not see."""
+    """Stands for an error of a library in Rust, which `except Exception` does not catch."""
 
 
 ENDS = [SystemExit(3), MemoryError("no room"), Panic("at byte 3"), ModelError("no such layer")]

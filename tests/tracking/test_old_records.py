@@ -1,4 +1,4 @@
-"""Records of every format that was written are read, and what came since costs them nothing.
+"""Records of every format are still read, and later changes make nothing be measured again.
 
 `golden/make_records.py` made them.
 """
@@ -64,7 +64,7 @@ def records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def answers(records: Path) -> dict[str, Any]:
-    """What the code that wrote the records said of them."""
+    """What the code that wrote the records said about them."""
     return dict(json.loads((records / "answers.json").read_text()))
 
 
@@ -240,7 +240,7 @@ def test_a_measured_base_is_taken_until_a_version_measures_otherwise(
 
 
 def test_a_setting_that_comes_has_a_default() -> None:
-    """Without one in the schema it would stand in every key, and every base be measured again."""
+    """Without one, it would stand in every key, and every base would be measured again."""
     first = OmegaConf.load(Path(naming.__file__).parent / "first_settings.yaml")
     named = {"dataset": {"<name>": DatasetConfig()}, "benchmark": {"<name>": BenchmarkConfig()}}
     schema = OmegaConf.merge(OmegaConf.structured(RunConfig), named)

@@ -1,4 +1,4 @@
-"""What is finished is not made again, and what a dead process left goes on."""
+"""A finished run is not made again, and a run that a dead process left is resumed."""
 
 import socket
 import subprocess

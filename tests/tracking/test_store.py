@@ -170,7 +170,7 @@ def test_reading_makes_no_store_and_changes_no_other_database(
 def test_a_relative_address_is_that_of_the_folder_one_is_in(
     migrated_store: Path, tmp_path: Path, monkeypatch: Patch, composed: Compose
 ) -> None:
-    """MLflow keeps one store for an address, and a notebook may change its folder."""
+    """MLflow keeps one store for each address, and a notebook may change its working folder."""
     config = composed()
     for name in ("one", "other"):
         (tmp_path / name / "mlruns").mkdir(parents=True)
@@ -206,7 +206,7 @@ def test_what_is_no_file_is_written_through_and_never_replaced(tmp_path: Path) -
 
 
 def make_device(place: Path) -> Path:
-    """Make a device that swallows what is written, where the user may; else link to one."""
+    """Make a device that swallows what is written, if the user may; else link to one."""
     try:
         os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     except PermissionError:

@@ -1,4 +1,4 @@
-"""What is handed on to TRL and PEFT: read right, and never without an effect."""
+"""Options for TRL and PEFT are read right, and none is without an effect."""
 
 import re
 from collections.abc import Callable

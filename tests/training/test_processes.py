@@ -1,4 +1,4 @@
-"""Several processes take the steps of one, and find each other or say that they do not."""
+"""Several processes take the same steps as one; they find each other, or say that they cannot."""
 
 import json
 import os

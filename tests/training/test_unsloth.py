@@ -1,4 +1,4 @@
-"""Unsloth trains what TRL trains, and what is measured never meets it."""
+"""Unsloth trains what TRL trains, and the process that measures never imports it."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A training from its settings to the tuned model, as an experiment goes about it."""
+"""A training from its settings to the tuned model, with the steps of an experiment."""
 
 from pathlib import Path
 from typing import Any
