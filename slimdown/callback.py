@@ -35,7 +35,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     others wait, so `ddp_timeout` has to be longer than that.
 
     Args:
-        benchmarks: As `slimdown.measure` takes them.
+        benchmarks: The benchmarks, as `slimdown.measure` takes them.
         every: Steps between two looks; 0: only at the start and at the end.
         questions: How many questions of each benchmark a look asks, always the first ones; None:
             64.

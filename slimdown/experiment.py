@@ -113,7 +113,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         console.show_notes(evaluator.notes)
         n_shown = len(evaluator.notes)
         progress.seconds_to_measure = sum(b.seconds for b in base_evaluation.benchmarks.values())
-        holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
+        holdout = config.evaluation.holdout  # held-out questions stay out of the findings
         open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
 
         training = None

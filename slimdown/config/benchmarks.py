@@ -71,7 +71,7 @@ def check_task_names(
     Tags and groups also stand in files that other files include; these have no file ending.
 
     Args:
-        benchmarks: By name.
+        benchmarks: The settings by name.
         include_path: A folder with task files of your own.
         names: The benchmarks that have files; a typo may be close to one of them.
     """

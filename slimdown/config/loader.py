@@ -157,7 +157,7 @@ def _drop_unknown(settings: Any, schema: Any) -> Any:
     """Return settings without those that a schema lacks."""
     if not isinstance(settings, dict):
         return settings
-    kind = (get_args(schema) or (Any,))[-1]  # of dataset.<name>, benchmark.<name>
+    kind = (get_args(schema) or (Any,))[-1]  # type of dataset.<name>, benchmark.<name>
     types = get_type_hints(schema) if is_dataclass(schema) else dict.fromkeys(settings, kind)
     return {k: _drop_unknown(one, types[k]) for k, one in settings.items() if k in types}
 

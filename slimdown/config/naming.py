@@ -12,7 +12,7 @@ import yaml
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.schema import BenchmarkConfig, RunConfig
 
-_ANY = "<name>"  # of a dataset or a benchmark
+_ANY = "<name>"  # stands for any dataset or benchmark
 
 
 def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Where the files of config groups lie, which can be chosen, and what they set."""
+"""Find the files of config groups, list the choices, and read what they set."""
 
 from functools import cache
 from pathlib import Path

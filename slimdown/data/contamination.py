@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from slimdown.data.training_data import TrainedText, TrainingData
 
 PHRASE_WORDS = 13  # successive words that a question and a row share
-_STANDING_SHARE = 0.8  # of a question's words; with so many in a row, it stands there
+_STANDING_SHARE = 0.8  # with this share of its words in a row, a question stands there
 _SELF_CONTAINED_WORDS = 8  # a question of so many words needs no answer beside it
 # Characters of a row that are searched: words take memory, and training cuts it (train.max_length).
 _MOST_CHARACTERS = 4_000_000
@@ -185,7 +185,7 @@ class _Search:
                     owners[phrase].append(question)
         self._owners = {phrase: of for phrase, of in owners.items() if len(of) <= _COMMON}
         lengths = {min(len(words), PHRASE_WORDS) for texts in self._words for words in texts}
-        self._lengths = sorted(lengths)  # of phrases
+        self._lengths = sorted(lengths)  # lengths of phrases in words
         # For each phrase: one row of each different text that holds it, until the phrase is common.
         self._holders: dict[int, dict[int, _Place]] = defaultdict(dict)
         # For each question: likewise the rows that it stands in, and one row that leaves no doubt.

@@ -14,7 +14,7 @@ from slimdown.utils.hub import check_repositories, explain_hub_errors, resolve_c
 
 POCKET = "pocket:model"
 ADAPTER_CONFIG = "adapter_config.json"
-MOST_CHARACTERS = 100_000  # of a setting, as JSON: the full names of 500 layers are 20,000
+MOST_CHARACTERS = 100_000  # limit of a setting in JSON: the full names of 500 layers take 20,000
 # What repackagers add to the name of a model whose weights they took over.
 _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 

@@ -37,7 +37,7 @@ from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
-_MOST_RUNS = 1_000  # of one command
+_MOST_RUNS = 1_000  # that one command may start
 _MOST_PROBLEMS = 200  # with more, no further run is checked
 _MOST_REPEATS = 20  # with more, too: most often all runs have the same problem
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
@@ -81,7 +81,7 @@ class CommandPlan:
     """The runs of a command line; for a search, one of its possible trials.
 
     Attributes:
-        runs: In Hydra's order.
+        runs: The runs, in Hydra's order.
         swept: The keys with several values.
         space: The settings that a search proposes values for, by key; empty: nothing is searched.
         hydra: Hydra's own settings, below `hydra`.
@@ -250,7 +250,7 @@ class _Composer:
                 problem = f"{name} is not chosen; add it to {section}=[...]"
             else:
                 is_new = override.is_add() or override.is_force_add()
-                try:  # as Hydra does at its end
+                try:  # Hydra does the same at its end
                     value, setting = override.value(), find_setting(key, RunConfig)
                     if isinstance(value, str) and setting and setting.type in _TEXT_LISTS:
                         value = [value]  # a list of one
@@ -298,7 +298,7 @@ class _Composer:
             with open_dict(composed):
                 hydra = composed.pop("hydra")
                 for name in list(composed.benchmark) if composed.suite else ():
-                    benchmark = composed.benchmark[name]  # of the suite, and not chosen
+                    benchmark = composed.benchmark[name]  # in the suite, but not chosen
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
             self._files[choice] = composed, str(hydra.runtime.choices["model"])

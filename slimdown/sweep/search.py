@@ -62,7 +62,7 @@ class Search:
         # If the space of a name has changed, its values may lie outside: it begins anew.
         file = f"{hash_json([self.name, space])}.json"
         self._file = local_dir(self.config.tracking) / "searches" / file
-        self._values: list[dict[str, Any]] = []  # of each trial
+        self._values: list[dict[str, Any]] = []  # one mapping for each trial
         # Without the file, or where it is damaged, values are proposed anew.
         with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
             values = json.loads(self._file.read_text())

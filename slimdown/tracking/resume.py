@@ -40,7 +40,7 @@ def run_key(config: RunConfig) -> str:
     settings = flatten(config, as_in_keys=True)
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
     if not config.may_hold_conversations and config.evaluation.apply_chat_template == "auto":
-        settings["evaluation.apply_chat_template"] = False  # what it comes to
+        settings["evaluation.apply_chat_template"] = False  # its effect
     try:
         settings |= _identify_model("model.", config.model)
         if config.tuned_model:
@@ -57,7 +57,7 @@ def run_key(config: RunConfig) -> str:
             settings["keep.version"] = 1  # the base answers without dropout
         is_chat = bool(config.dataset) and config.may_hold_conversations
         if is_chat and config.evaluation.enable_thinking is False:
-            settings["evaluation.enable_thinking"] = "off in rows, too"  # where it was on
+            settings["evaluation.enable_thinking"] = "off in rows, too"  # it was on there before
         files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
         for key, place in {"keep.prompts": config.keep.prompts, **files}.items():
             if place:
@@ -100,7 +100,7 @@ def find_finished_or_lock(
     """Yield the finished run of this key, or hold its lock so that nobody else makes it meanwhile.
 
     Args:
-        config: With `rerun`, or where the base shall be measured again, no run is looked for.
+        config: With `rerun`, or if the base shall be measured again, no run is looked for.
         key: From `run_key`; "": nothing is looked for or locked.
         on_wait: Called once where another process of this machine makes an equal run.
 

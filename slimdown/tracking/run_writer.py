@@ -89,7 +89,7 @@ class TrackedRun:
         self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
-        for draft in self._artifacts.rglob(".*.draft"):  # of a process that was killed
+        for draft in self._artifacts.rglob(".*.draft"):  # left by a process that was killed
             draft.unlink()
         history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
         self._steps = {metric.step for metric in history}

@@ -34,7 +34,7 @@ class TrainingResult:
     n_truncated: int  # training rows cut at train.max_length tokens, or exactly as long
     n_untrained: int  # training rows left out: none of their tokens is trained on
     peak_bytes: float
-    # of the tuned model from the base on the first held-out rows, nats a token; nan where the base
-    # is not available
+    # divergence of the tuned model from the base on the first held-out rows, in nats a token; nan
+    # where the base is not available
     base_divergence: float = nan
     stopped: str = ""  # why and where it ended early

@@ -92,7 +92,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:
                 loss = total / is_trained.sum().clamp(min=1)
-            else:  # of all processes; DDP takes the mean over processes
+            else:  # counts all processes; DDP takes their mean
                 loss = total * self.accelerator.num_processes / n_tokens
         else:
             stock: Any = super().compute_loss
@@ -232,7 +232,7 @@ def build_trainer(
         save_total_limit=1,
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
-        router_aux_loss_coef=0.0,  # of the loss that balances experts: Unsloth's would add it
+        router_aux_loss_coef=0.0,  # no loss that balances experts: Unsloth's would add it
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
     has_own_adapter = get_own_adapter(model) is not None
@@ -268,7 +268,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     on_progress: OnProgress
     checkpoint_seconds: float = math.inf
     history: list[StepLog] = field(default_factory=list)
-    n_tokens_before: float = 0.0  # of the checkpoint that the training goes on from
+    n_tokens_before: float = 0.0  # tokens of the checkpoint that it resumes from
     saved_at: float = field(default_factory=time.monotonic)
     look: Look | None = None
     kept: dict[str, Any] = field(default_factory=dict)  # weights of the last look within budgets

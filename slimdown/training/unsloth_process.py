@@ -13,7 +13,7 @@ from slimdown.utils.errors import describe_error
 def main() -> None:
     """Load the base with Unsloth, train, and save the adapter."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # where Unsloth prints to
+    os.dup2(2, 1)  # Unsloth prints to it
 
     def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -51,7 +51,7 @@ def main() -> None:
         seconds = trainer.train().metrics["train_runtime"]
         trainer.model.save_pretrained(f"{folder}/adapter")
         send(seconds=seconds)
-    except Exception as error:  # of somebody else's code
+    except Exception as error:  # somebody else's code raises anything
         reason = describe_error(error)
         send(error=f"Unsloth cannot train this model ({reason}); set train.engine=trl")
 

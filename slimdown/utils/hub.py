@@ -29,7 +29,7 @@ _BY_CLASS = {
     "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
     "run the embedded world: slimdown run",
 }
-_BY_TEXT = {  # where transformers has no class of its own
+_BY_TEXT = {  # transformers has no class for these errors
     "`ignore_mismatched_sizes`": "has weights of other shapes than its config.json describes; get "
     "it again",
     "`trust_remote_code=True`": "needs code of its own, which slimdown does not run; choose "

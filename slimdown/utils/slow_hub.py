@@ -37,7 +37,7 @@ class Patience(threading.local):
         if self.n_bytes >= SLOWEST * self.seconds:
             self.waited, self.n_bytes = 0.0, 0
         elif self.waited >= self.seconds:
-            self.waited = self.seconds - 1  # what is asked next has a second
+            self.waited = self.seconds - 1  # the next request has one second
             raise TimeoutError(f"the hub sent {self.n_bytes} bytes in {self.seconds:g} seconds")
 
 
@@ -93,7 +93,7 @@ def limit_waits(seconds: float) -> None:
                     else:
                         count(self.address, max(0.0, waited - len(part) / SLOWEST))
                     yield part
-                    began = monotonic()  # without what the reader does with it
+                    began = monotonic()  # without the reader's own time
             except library.TransportError:
                 count(self.address, max(seconds / 4, monotonic() - began))  # or it retries forever
                 raise
@@ -107,10 +107,10 @@ def limit_waits(seconds: float) -> None:
             waits = request.extensions["timeout"]  # those of a read bound the whole header
             waits |= {key: seconds for key, wait in waits.items() if wait is None}
             address = str(request.url.copy_with(query=None))
-            if address in silent:  # whoever asks for it next
+            if address in silent:  # the next request has one second
                 patience.waited = max(patience.waited, seconds - 1)
             began, left = monotonic(), min(waits["read"], max(1.0, seconds - patience.waited))
-            waits["read"] = seconds / 2  # of a body: a network may pause for ten seconds
+            waits["read"] = seconds / 2  # for a body: a network may pause for ten seconds
             send = partial(super().send, request, stream=True, **options)
             try:
                 answer = call_within(left, partial(copy_context().run, send))
