@@ -12,9 +12,10 @@ Exit code:
 
 import argparse
 import json
+from functools import cache
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
-from slimdown.commands.gate import add_gate_options, decide_gate
+from slimdown.commands.gate import add_gate_options, read_rules
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import held_part
@@ -44,9 +45,11 @@ def main(argv: list[str]) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    rules = read_rules(options)
     run = run_reader.find_run(options.tracking, options.run)
     findings, notes = run_reader.check_finished(run), list[str]()
 
+    @cache
     def read_judged() -> tuple[Evaluation, Evaluation]:
         base, tuned = run_reader.read_evaluations(options.tracking, run)
         if not run.holdout:
@@ -55,6 +58,8 @@ def _check(options: argparse.Namespace) -> int:
 
     if run.holdout:
         findings = judge(*read_judged())
+    gate = rules.decide(findings, read_judged)  # a mistake ends here, and counts as no look
+    if run.holdout:
         notes.append(f"Judged on {findings.part}, which this run does not show.")
         if (n := run_reader.count_held_out_checks(options.tracking, run)) > 1:
             notes.append(
@@ -62,7 +67,6 @@ def _check(options: argparse.Namespace) -> int:
                 "luck, in 5 % of cases: choose one on the open half, or correct for the number "
                 "with slimdown compare RUN RUN --confirm."
             )
-    gate = decide_gate(options, findings, read_judged)
     title = f"{run.name} ({run.run_id})"
     notes += gate.notes
     if options.format == "junit":

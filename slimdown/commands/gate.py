@@ -22,6 +22,52 @@ from slimdown.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class GateRules:
+    """What a model may lose, as the options say."""
+
+    max_loss: dict[str, float]
+    max_relative_loss: dict[str, float]
+    only: list[str]
+    supporting: list[str]
+    overall: bool
+
+    @property
+    def are_set(self) -> bool:
+        """Whether any option of the gate was given."""
+        return any(vars(self).values())
+
+    def decide(
+        self, findings: Findings, read_evaluations: Callable[[], tuple[Evaluation, Evaluation]]
+    ) -> "Gate":
+        """Decide whether a model has lost more than it may.
+
+        Args:
+            findings: What changed.
+            read_evaluations: Returns those of base and tuned model; `--overall` takes their mean.
+
+        Raises:
+            ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
+        """
+        budgets = self.max_loss, self.max_relative_loss
+        checks = check_budgets(findings, *budgets, self.supporting, self.only)
+        notes = describe_unchecked(checks, findings) if self.only else []
+        outcome, is_worse = overall_outcome(checks), False
+        if self.overall:
+            counted = set(self.only or findings.benchmarks) - set(self.supporting)
+            base, tuned = (
+                replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k in counted})
+                for one in read_evaluations()
+            )
+            mean = judge(base, tuned).mean_change(Role.retained)
+            if isnan(mean.value):
+                raise ConfigError("--overall: every retained benchmark is supporting or left out")
+            notes.append(describe_overall(mean))
+            is_worse = mean.high < 0
+            outcome = Outcome.beyond if is_worse else outcome
+        return Gate(checks, notes, is_worse, outcome)
+
+
+@dataclass(frozen=True)
 class Gate:
     """Every budget that was checked, and what follows from all of them.
 
@@ -55,36 +101,16 @@ def add_gate_options(parser: CommandParser, others: str) -> None:
     parser.add_argument("--overall", action="store_true", help=text)
 
 
-def decide_gate(
-    options: argparse.Namespace,
-    findings: Findings,
-    read_evaluations: Callable[[], tuple[Evaluation, Evaluation]],
-) -> Gate:
-    """Decide whether a model has lost more than it may.
-
-    Args:
-        options: Those of `add_gate_options`.
-        findings: What changed.
-        read_evaluations: Returns those of base and tuned model; `--overall` takes their mean.
+def read_rules(options: argparse.Namespace) -> GateRules:
+    """Read the options of the gate, before anything else is read.
 
     Raises:
-        ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
+        ConfigError: A budget is no share, or a benchmark has two.
     """
-    relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
-    budgets, supporting = read_budgets(options.max_loss), options.supporting
-    checks = check_budgets(findings, budgets, relative, supporting, options.only)
-    notes = describe_unchecked(checks, findings) if options.only else []
-    outcome, is_worse = overall_outcome(checks), False
-    if options.overall:
-        counted = set(options.only or findings.benchmarks) - set(supporting)
-        base, tuned = (
-            replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k in counted})
-            for one in read_evaluations()
-        )
-        mean = judge(base, tuned).mean_change(Role.retained)
-        if isnan(mean.value):
-            raise ConfigError("--overall: every retained benchmark is supporting or left out")
-        notes.append(describe_overall(mean))
-        is_worse = mean.high < 0
-        outcome = Outcome.beyond if is_worse else outcome
-    return Gate(checks, notes, is_worse, outcome)
+    return GateRules(
+        max_loss=read_budgets(options.max_loss),
+        max_relative_loss=read_budgets(options.max_relative_loss, "--max-relative-loss"),
+        only=options.only,
+        supporting=options.supporting,
+        overall=options.overall,
+    )

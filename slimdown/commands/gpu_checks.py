@@ -56,9 +56,9 @@ def check_answers(
         stock, stock_peak = ask(stock=True, batch_size=size), peak()
     mine, theirs = (evaluation.benchmarks[benchmark] for evaluation in (ours, stock))
     n_unlike, off = 0, 0.0
-    for one, other in zip(mine.samples, theirs.samples, strict=True):
-        n_unlike += one.response != other.response
-        nats = zip(one.log_likelihoods, other.log_likelihoods, strict=True)
+    for sample, expected in zip(mine.samples, theirs.samples, strict=True):
+        n_unlike += sample.response != expected.response
+        nats = zip(sample.log_likelihoods, expected.log_likelihoods, strict=True)
         off = max([off, *(abs(a - b) for a, b in nats)])
     # 0.3 is for half precision; an answer that sees another's tokens is more than a nat off.
     most = 5e-4 if base.dtype == "float32" else 0.3

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from slimdown.commands import arguments
-from slimdown.commands.gate import add_gate_options, decide_gate
+from slimdown.commands.gate import add_gate_options, read_rules
 from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import Findings, judge
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
+    rules = read_rules(options)
     metrics = _read_by_task("metric", options.metric, "gsm8k=exact_match.strict-match")
     clusters = _read_by_task("cluster", options.cluster, "drop=passage")
     sides, choice = (options.base, options.tuned), (metrics, options.target)
@@ -75,10 +76,9 @@ def _judge(options: argparse.Namespace) -> int:
     if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
-    budgets = (options.max_loss, options.max_relative_loss, options.only, options.supporting)
     is_junit, gate = options.format == "junit", None
-    if any(budgets) or options.overall or is_junit:
-        gate = decide_gate(options, findings, lambda: (base, tuned))
+    if rules.are_set or is_junit:
+        gate = rules.decide(findings, lambda: (base, tuned))
         notes += gate.notes
     arguments.write_notes(dict.fromkeys(notes))
     title = f"{options.base} → {options.tuned}"

@@ -53,16 +53,16 @@ def compare_seeds(
     degrees = {value: len(x) - 1 for value, x in samples.items()}
     tests = {}
     for (a, x), (b, y) in combinations(samples.items(), 2):
-        n_seeds, both = min(len(x), len(y)), 1 / len(x) + 1 / len(y)
+        n_seeds, inverse_n = min(len(x), len(y)), 1 / len(x) + 1 / len(y)
         shares = {a: 1 / len(x), b: 1 / len(y)}
         if n_seeds < ENOUGH_SEEDS:
-            shares = {value: both * k / sum(degrees.values()) for value, k in degrees.items()}
+            shares = {value: inverse_n * k / sum(degrees.values()) for value, k in degrees.items()}
         terms = {value: share * variances[value] for value, share in shares.items()}
         variance = sum(terms.values())
         freedom = variance**2 / sum(term**2 / degrees[value] for value, term in terms.items())
         difference = float(y.mean() - x.mean())
         p_value = 2 * float(scipy.special.stdtr(freedom, -abs(difference) / sqrt(variance)))
-        tests[a, b] = SeedTest(difference, p_value, n_seeds, sqrt(2 * variance / both))
+        tests[a, b] = SeedTest(difference, p_value, n_seeds, sqrt(2 * variance / inverse_n))
     return tests
 
 

@@ -253,8 +253,8 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
     measured = [run.findings for run in runs if run.findings]
     for key in sorted({key for one in measured for key in one.conditions if "." in key}):
         name = key.partition(".")[0]
-        asked = [one.conditions for one in measured if name in one.benchmarks]
-        if each := _describe_differing(one.get(key, "not set") for one in asked):
+        conditions = [one.conditions for one in measured if name in one.benchmarks]
+        if each := _describe_differing(one.get(key, "not set") for one in conditions):
             raise ConfigError(
                 f"{name} was asked differently ({key} is {each}); choose runs that were asked "
                 "alike, by their names, --sweep or --filter"

@@ -77,4 +77,4 @@ def explain_type(kind: str, value: Any) -> str | None:
     is_right = {"Any", own} & {*words} or {"int": "float", "str": "Literal"}.get(own) in words
     if is_right and not (own == "list" and inner and any(explain_type(inner, v) for v in value)):
         return None
-    return f"must be {', '.join(said for word, said in _KINDS.items() if word in words)}"
+    return f"must be {', '.join(text for word, text in _KINDS.items() if word in words)}"

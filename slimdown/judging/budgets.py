@@ -116,8 +116,8 @@ def judge_look(
         changes[name] = change.difference
     outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
     beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
-    what = " p_right" if by_p_right else ""
-    shown = f"{', '.join(beyond)} lost more{what} than allowed" if beyond else ""
+    metric = " p_right" if by_p_right else ""
+    shown = f"{', '.join(beyond)} lost more{metric} than allowed" if beyond else ""
     return all(changes[name].value >= -budget for name, budget in budgets.items()), shown
 
 

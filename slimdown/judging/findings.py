@@ -403,13 +403,13 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
     for name in names:
         is_of = subjects == name
         # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
-        asked = is_of | bool(looks)
-        weights = is_of[asked] / is_of[asked].mean()
+        is_used = is_of | bool(looks)
+        weights = is_of[is_used] / is_of[is_used].mean()
         clusters = pair.sampling.clusters
         sampling = Sampling(weights, looks, pair.sampling.n_available)
         if clusters is not None:
-            sampling = replace(sampling, clusters=clusters[asked])
-        differences.append(compare_scores(x[asked], y[asked], sampling))
+            sampling = replace(sampling, clusters=clusters[is_used])
+        differences.append(compare_scores(x[is_used], y[is_used], sampling))
     rows = zip(names, differences, holm([d.p_value for d in differences]), strict=True)
     scores = {name: np.array([x, y])[:, subjects == name] for name in names}
     return {

@@ -34,8 +34,8 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
         return differences[0].estimate
     samples = [sample for pair, _ in measured for sample in pair.base.samples]
     clusters = {sample.doc_hash: sample.cluster for sample in samples if sample.cluster}
-    asked = [clusters.get(sample.doc_hash, sample.doc_hash) for sample in samples]
-    documents, document_of = np.unique(asked, return_inverse=True)
+    names = [clusters.get(sample.doc_hash, sample.doc_hash) for sample in samples]
+    documents, document_of = np.unique(names, return_inverse=True)
     of_all = len(documents) / len(measured)
     shares = [to_weighted(np.full(d.n, of_all / d.n), d.sampling) for d in differences]
     weights = np.bincount(document_of, np.concatenate(shares)).astype(float)

@@ -155,9 +155,9 @@ def compose_runs(line: CommandLine) -> CommandPlan:
                 if key.partition(".")[0] not in SEARCHED:
                     problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")
                     continue
-                given = [overrides[0] for overrides in values.values()]
+                firsts = [overrides[0] for overrides in values.values()]
                 for end in dimension.choices or [dimension.low, dimension.high]:
-                    composer.compose([*given, *composer.parse(f"{key}={Transformer.str(end)}")])
+                    composer.compose([*firsts, *composer.parse(f"{key}={Transformer.str(end)}")])
         if problems:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))

@@ -121,15 +121,15 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
     if not folder.is_dir():
         return f"its folder {folder} is not here: everything is made anew"
     names = {file.stem.partition(".base-")[2] for file in folder.glob("evaluations/*.base-*")}
-    kept = [f"the base's answers to {', '.join(sorted(names))}"] if names else []
+    parts = [f"the base's answers to {', '.join(sorted(names))}"] if names else []
     states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
     if (folder / "checkpoints" / "trained.pt").is_file():
-        kept.append("the whole training")
+        parts.append("the whole training")
     elif steps := [int(state.parent.name.partition("-")[2]) for state in states]:
-        kept.append(f"the training up to step {max(steps)}")
+        parts.append(f"the training up to step {max(steps)}")
     elif not config.tuned:
-        kept.append("no training, of which no checkpoint was written")
-    return f"taken: {'; '.join(kept) or 'single answers'}; the rest is made anew"
+        parts.append("no training, of which no checkpoint was written")
+    return f"taken: {'; '.join(parts) or 'single answers'}; the rest is made anew"
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:

@@ -74,8 +74,8 @@ class TrackedRun:
             else:
                 run = store.create_run(client, tracking, info.name, tags)
             if not run.data.params:  # a new one, or one that was killed before it had them
-                given = {k: v for k, v in flatten(config).items() if v != "???"}
-                settings = {k: given[k] for k in given if not k.startswith(resume.NOT_IN_KEY)}
+                values = {k: v for k, v in flatten(config).items() if v != "???"}
+                settings = {k: values[k] for k in values if not k.startswith(resume.NOT_IN_KEY)}
                 store.log_settings(client, run.info.run_id, settings)
             self.run_id = store.check_run_id(run.info.run_id)
             self._experiment_id: str = run.info.experiment_id

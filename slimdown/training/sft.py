@@ -315,9 +315,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def save(self, file: Path, model: Any, *cost: float) -> None:
         """Write the trained weights and the history, whole or not at all; `load` returns `cost`."""
         facts = {name: getattr(self, name) for name in _KEPT_FACTS}
-        kept = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((facts | {"kept": kept}, cost), draft := file.with_suffix(".draft"))
+        torch.save((facts | {"kept": trained}, cost), draft := file.with_suffix(".draft"))
         draft.replace(file)
 
     def load(self, file: Path, model: Any) -> tuple[float, ...]:

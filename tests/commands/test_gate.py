@@ -16,7 +16,8 @@ from mlflow import MlflowClient
 from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
-from slimdown.tracking.run_reader import find_runs
+from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.run_reader import find_run, find_runs
 
 LOGS = Path(__file__).parents[1] / "golden" / "lm_eval.tar.xz"  # of the harness itself
 OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13" / "base"
@@ -35,6 +36,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             ("held", KEPT, 0.5),
             ("slight", ([0.5] * 50, [0.492] * 50), 0),
             ("held too", LOST, 0.5),
+            ("never checked", KEPT, 0.5),
         ):
             config = compose_config(f"evaluation.holdout={share}")
             record_run(config, name, scores, sweep="s" if share else "")
@@ -106,6 +108,15 @@ def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
     for _ in range(2):  # the same run again is no other run
         assert check.main(["held too"]) == 1
         assert "judged 2 runs of this sweep" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--max-loss=x", "--max-relative-loss=pocket_cs=2", "--only=x"])
+def test_a_mistake_is_no_look_at_the_held_out_questions(
+    option: str, runs: None, capsys: Capture
+) -> None:
+    assert check.main(["never checked", option]) == 3
+    assert option.partition("=")[0] in capsys.readouterr().err
+    assert Tag.checked not in find_run(compose_config().tracking, "never checked").tags
 
 
 def test_the_retained_benchmarks_are_asked_about_together(runs: None, capsys: Capture) -> None:
