@@ -1,4 +1,4 @@
-"""Turn what Hydra composes into a checked `RunConfig`. Only `task_source` knows Hydra, too."""
+"""Turn what Hydra composes into a checked `RunConfig`. Here only `task_source` knows Hydra, too."""
 
 import re
 from collections.abc import Iterator

@@ -3,10 +3,10 @@
 Empirical likelihood (Owen 1988) tests the mean of bounded numbers. It assumes only that questions
 are independent and that each number has a lowest and a highest value. For 0/1 answers it is the
 likelihood ratio of the table of lost and gained answers. The interval is the inversion of the test,
-so a verdict and its interval cannot contradict each other. The test of a change is two-sided at 5 %
-and has the 95 % interval. Those of `retained` and of budgets are one-sided at 5 % on each side and
-have the 90 % interval. One answer is added in favor of the null hypothesis; in the test of a change
-of 0/1 answers half of one is enough.
+so the two cannot contradict each other; verdicts are corrected for several benchmarks besides. The
+test of a change is two-sided at 5 % and has the 95 % interval. Those of `retained` and of budgets
+are one-sided at 5 % on each side and have the 90 % interval. One answer is added in favor of the
+null hypothesis; in the test of a change of 0/1 answers half of one is enough.
 docs/studies/statistics.md has the error rates, by exact enumeration.
 """
 

@@ -95,7 +95,7 @@ _ANSWER_IS = re.compile(r"####|\banswer(?: is|:)|\\boxed\{")
 
 
 def read_number(text: str) -> float | None:
-    r"""Read the last number of a text; with "####" or "the answer is", the last one after that.
+    r"""Read the last number of a text, first of the sentence after "####" or "the answer is".
 
     Digits win over words ("8 is the right one"). Words are known up to twenty.
 
