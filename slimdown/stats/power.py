@@ -54,7 +54,8 @@ def change_power(
     """Compute how often n 0/1 answers show a change if a share `discordant` of them changes.
 
     The likelihood ratio of no change depends only on the lost and gained answers l and g, each
-    with what is added: l log(2 l / (l + g)) + g log(2 g / (l + g)). `is_simple` is that of `Sampling`.
+    with what is added: l log(2 l / (l + g)) + g log(2 g / (l + g)). `is_simple` is that of
+    `Sampling`.
     """
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
     changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
