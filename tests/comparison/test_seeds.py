@@ -72,25 +72,19 @@ def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:
     assert mean.low < mean.value < mean.high
 
 
-@pytest.mark.parametrize("n_seeds", [2, 3, 5])
-def test_the_mean_of_benchmarks_covers_the_truth_where_a_bad_seed_is_bad_on_all(
-    n_seeds: int,
-) -> None:
-    draw, covered = np.random.default_rng(n_seeds), []
-    for _ in range(150):
-        shift, runs = draw.normal(0, 0.1, n_seeds).clip(-0.3, 0.3), []
-        for seed in range(n_seeds):
-            shares = [(0.4 - shift[seed]) / 2, 0.6, (0.4 + shift[seed]) / 2]
-            scores = {}
-            for name in "abc":
-                change = draw.choice([-1, 0, 1], 60, p=shares)
-                scores[name] = (np.maximum(0, -change), np.maximum(0, change))
-            pair = ({name: s[i] for name, s in scores.items()} for i in (0, 1))
-            findings = judge(*(make_evaluation(**one) for one in pair))
-            runs.append(make_run(findings, seed, seed=str(seed)))
-        mean = compare_runs(runs).rows[0].retained
-        covered.append(mean.low <= 0 <= mean.high)
-    assert np.mean(covered) >= 0.9
+def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
+    # bench.statistics counts how often such an interval misses
+    draw, runs, changes = np.random.default_rng(0), [], []
+    for seed, shift in enumerate((0.25, 0.0, -0.25)):  # a bad seed is bad on all
+        of_seed = {name: draw.choice([-1, 0, 1], 60, p=[0.2 - shift / 2, 0.6, 0.2 + shift / 2])
+                   for name in "abc"}  # fmt: skip
+        pair = [{n: np.maximum(0, sign * c) for n, c in of_seed.items()} for sign in (-1, 1)]
+        findings = judge(*(make_evaluation(**scores) for scores in pair))
+        runs.append(make_run(findings, seed, seed=str(seed)))
+        changes.append(np.mean(list(of_seed.values()), axis=0))
+    mean = compare_runs(runs).rows[0].retained
+    assert mean == split_noise(np.array(changes), steps=[1.0])
+    assert mean.training_error > 3 * mean.question_error
 
 
 def test_the_same_questions_in_two_benchmarks_count_once() -> None:

@@ -15,11 +15,13 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import read_samples, write_samples
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.judging.findings import judge
+from slimdown.judging.findings import estimate_decoding_share, judge
+from slimdown.judging.pairing import pair_evaluations
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import wrap_model
 from slimdown.pocket import MODEL_DIR
 from slimdown.report.text import list_caveats
+from slimdown.stats.estimates import compare_scores
 from slimdown.utils.errors import ConfigError
 
 N_QUESTIONS, N_REPEATS = 10, 4
@@ -137,8 +139,9 @@ def test_the_share_of_the_noise_that_drawing_makes_is_found(n_repeats: int, is_a
         luck = random.random((2, n_repeats, 400))
         luck[1] = luck[0] if is_alike else luck[1]
         pair = list(map(draw_answers, (base, tuned), luck))
-        findings = judge(*(make_evaluation(one=one) for one in pair)).benchmarks["one"]
-        shares.append(findings.decoding_share)
+        asked = pair_evaluations(*(make_evaluation(one=one) for one in pair))["one"]
+        scores = [one.scores_of(one.benchmark.metric) for one in (asked.base, asked.tuned)]
+        shares.append(estimate_decoding_share(asked, compare_scores(*scores)))
         drawn = base * (1 - base) + tuned * (1 - tuned)
         if is_alike:  # a pair differs with the chance of what lies between
             drawn = abs(tuned - base) * (1 - abs(tuned - base))
