@@ -126,6 +126,13 @@ def eval_mode(model: Any) -> Iterator[None]:
         for setting, value in settings.items():
             undo.callback(setattr, config, setting, getattr(config, setting, None))
             setattr(config, setting, value)
+        # torch multiplies a slice of hidden states by a frozen head with `bmm`: on a CPU that takes
+        # twice as long for the same numbers, in half precision a hundred times. To be deleted when
+        # bmm is as fast: https://github.com/pytorch/pytorch/issues/151934
+        head = getattr(get_inner_model(model).get_output_embeddings(), "weight", None)
+        if isinstance(head, nn.Parameter) and head.is_floating_point():
+            undo.callback(head.requires_grad_, head.requires_grad)
+            head.requires_grad_()
         if "_original_forward" in vars(model):  # accelerate put autocast around it
             undo.callback(setattr, model, "forward", model.forward)
             model.forward = model._original_forward

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from tiny_models import build_byte_tokenizer, build_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, T5Config, T5ForConditionalGeneration
 
 from slimdown.models.bottleneck import attach_behind
@@ -79,6 +80,28 @@ def test_eval_mode_computes_plainly_and_leaves_no_trace() -> None:
     assert [module.training for module in prepared.modules()] == modes
     assert prepared.forward == forward
     assert prepared.config.use_cache is False
+
+
+class BatchedProducts(TorchDispatchMode):
+    """Notes the shapes of products that torch computes row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.bmm.default:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_a_frozen_head_reads_the_places_of_all_rows_in_one_product() -> None:
+    model = adapted()
+    with eval_mode(model), BatchedProducts() as products:
+        model(input_ids=IDS.repeat(3, 1), logits_to_keep=2)
+    assert not any(shape[-1] == model.config.vocab_size for shape in products.shapes)
+    assert not model.get_output_embeddings().weight.requires_grad
 
 
 def test_adapters_are_off_inside_and_trained_as_before_on_leaving() -> None:
