@@ -82,6 +82,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         for name, n, least in numbers:
             if type(n) is not int or n < least:
                 raise ConfigError(f"{name}={n!r} must be a whole number of at least {least}")
+        if stop_on_forgetting not in (True, False):
+            raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
         if not (log is None or callable(log)):
             raise ConfigError(f"log={log!r} must be a function, such as wandb.log")
         few = min(questions, limit or questions)

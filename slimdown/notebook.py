@@ -1,12 +1,12 @@
 """Measure a model before and after your own training, judge the two, and show the findings."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
-from slimdown.config.fields import find_problems, nearest
+from slimdown.config.fields import build_settings, find_problems, nearest
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
@@ -137,16 +137,17 @@ def build_evaluator(
     if stock not in (None, True, False):
         raise ConfigError(f"stock={stock!r} must be True, False or None")
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
-    config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
-    config.apply_chat_template = False if apply_chat_template is None else apply_chat_template
-    config.include_path = include_path and str(include_path)
-    passed: Any = {name: value for name, value in prompts.items() if value is not None}
-    config = replace(config, **passed)
-    own = BenchmarkConfig("any", max_gen_toks=max_gen_toks, stop=stop)
+    values: dict[str, Any] = {"batch_size": batch_size, "holdout": 0.0, "until": Until.all}
+    values["apply_chat_template"] = False if apply_chat_template is None else apply_chat_template
+    values |= {"include_path": include_path and str(include_path)}
+    values |= {name: value for name, value in prompts.items() if value is not None}
+    config = build_settings(EvaluationConfig, values)
+    written = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
+    own = build_settings(BenchmarkConfig, written)
     if problems := [*find_problems(config), *find_problems(own)]:
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    tasks = load_tasks(chosen, config.include_path, max_gen_toks, stop)
+    tasks = load_tasks(chosen, config.include_path, own.max_gen_toks, own.stop)
     return Evaluator(tasks, config, share_prefixes=not stock)
 
 

@@ -266,6 +266,9 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
     assert findings.passes("pocket_math", pocket_math=0.999)
     assert len(findings.passes(pocket_math=0.999).checks) > 1  # the others keep theirs
     assert not findings.passes(pocket_math=0.999, pocket_cs=0.0)
+    assert findings.passes("pocket_math", pocket_math=np.float32(0.999))
+    with pytest.raises(ConfigError, match="is no name of a benchmark"):
+        findings.passes(["pocket_math"])
 
 
 # --- Mistakes ------------------------------------------------------------------------------------
@@ -305,6 +308,13 @@ def test_a_question_that_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(SlimdownError, match=message):
         slimdown.measure(load(), TOKENIZER, benchmarks, **settings)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    written = {"batch_size": np.int32(2), "max_gen_toks": np.int64(8)}
+    evaluator = build_evaluator("pocket_math", np.int64(4), np.int64(0), **written)
+    config = evaluator.tasks["pocket_math"].config
+    assert (config.limit, config.num_fewshot, config.max_gen_toks) == (4, 0, 8)
 
 
 def test_two_evaluations_of_nothing_are_refused() -> None:

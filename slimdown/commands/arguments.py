@@ -199,13 +199,13 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
 
 def write_notes(lines: Iterable[str]) -> None:
     """Write lines to stderr, without secrets and control characters."""
-    from slimdown.report.formatting import visible
+    from slimdown.report.formatting import encodable, visible
 
     if sys.stderr is not None:
         text = "".join(visible(redact(line), multiline=True) + "\n" for line in lines)
         # A key or path of a million letters would hide what is wrong with it.
         text = re.sub(r"(\S{100})\S{20,}(\S{80})", r"\1[...]\2", text)
-        sys.stderr.write(text.encode("ascii", "backslashreplace").decode())
+        sys.stderr.write(encodable(text, getattr(sys.stderr, "encoding", None) or "ascii"))
 
 
 def _complain(message: str, code: int) -> int:

@@ -70,6 +70,9 @@ def main(argv: list[str]) -> int:
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
+    if options.by == "seed":
+        advice = "--no-group-seeds --sort seed lists them, --noise says what they differ by"
+        parser.error(f"--by seed: values of a setting are compared over the seeds; {advice}")
     if options.mode == "paired" and len(options.runs) != 2:
         parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
     if options.mode == "confirm" and not options.runs:

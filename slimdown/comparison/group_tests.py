@@ -100,16 +100,23 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
             crossed.append(key)
     groups: dict[str, dict[str, list[float]]] = {}
     steps: dict[str, float] = {}
-    for value, row in zip(values, rows, strict=True):
-        where = "".join(f", {key}={row.settings.get(key, '')}" for key in crossed)
-        for measure, (means, step) in _collect_means(row.runs).items():
-            name = f"{measure} by {setting}{where}"
-            groups.setdefault(name, {})[value] = means
-            steps[name] = max(step, steps.get(name, 0.0))
+    places = [tuple(row.settings.get(key) for key in crossed) for row in rows]
+    for place in dict.fromkeys(one for one in places if None not in one) or dict.fromkeys(places):
+        where = "".join(f", {key}={one}" for key, one in zip(crossed, place, strict=True))
+        for value, row, own in zip(values, rows, places, strict=True):
+            # A row that lacks a setting, as keep=none lacks a share, stands in every place.
+            if any(one not in (None, wanted) for one, wanted in zip(own, place, strict=True)):
+                continue
+            for measure, (means, step) in _collect_means(row.runs).items():
+                name = f"{measure} by {setting}{where}"
+                groups.setdefault(name, {})[value] = means
+                steps[name] = max(step, steps.get(name, 0.0))
     tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
     tests = {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
     if not tests:
-        yield f"No two values of {setting} have two seeds each: -m seed=0,1,2 lets them be tested."
+        alike = f" and the same {', '.join(crossed)}" if crossed else ""
+        problem = f"No two values of {setting} have two seeds each{alike}"
+        yield f"{problem}: -m seed=0,1,2 lets them be tested."
     losses = {name for name in tests if name.startswith(_LOSS)}
     keys = [(name, pair) for name in tests.keys() - losses for pair in tests[name]]
     p_values = holm([tests[name][pair].p_value for name, pair in keys])

@@ -17,7 +17,7 @@ from slimdown.utils.errors import ConfigError
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
-_LENGTH = Range("must be from 1 to 8,192", lambda n: 1 <= n <= 8192)
+_LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, and its end
 _FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
 
 

@@ -41,6 +41,7 @@ def register_schema() -> None:
     for section in SECTIONS:
         OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
     OmegaConf.set_struct(schema.evaluation.chat_template_args, False)
+    OmegaConf.set_struct(schema.search.space, False)
     ConfigStore.instance().store(name="schema", node=schema)
     Plugins.instance().register(TaskSource)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {

@@ -45,6 +45,8 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         return ()
     phrases = pair.base.benchmark.refusal_phrases or ()
     texts = [[sample.response for sample in side] for side in sides]
+    if not any(map(any, texts)):  # a table may hold no answers
+        return ()
     lengths = [[len(text.split()) for text in side] for side in texts]
     thoughts = [[len(sample.thinking.split()) for sample in side] for side in sides]
     # A word takes at least one token, so an answer has no more words than the token limit.

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from math import nan
+from numbers import Real
 
 from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
@@ -145,6 +146,8 @@ def check_budgets(
     """
     benchmarks, relative = findings.benchmarks, relative or {}
     for name in (*budgets, *relative, *supporting, *only):
+        if not isinstance(name, str):
+            raise ConfigError(f"{name!r} is no name of a benchmark; give one name after another")
         if name not in benchmarks and (name or name in (*supporting, *only)):
             raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
         if name in budgets and name in relative:
@@ -168,7 +171,11 @@ def check_budgets(
         raise ConfigError("every benchmark is only supporting, so nothing is decided")
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
-    outcomes = decide_outcomes({n: benchmarks[n].primary.difference for n in budgets}, budgets)
+    differences = {name: benchmarks[name].primary.difference for name in budgets}
+    outcomes: dict[str, Outcome] = {}
+    for is_critical in (True, False):  # a family each: what decides nothing makes nothing harder
+        family = {n: b for n, b in budgets.items() if (n not in supporting) is is_critical}
+        outcomes |= decide_outcomes(differences, family)
     checks = []
     for name, budget in budgets.items():
         benchmark, outcome = benchmarks[name], outcomes[name]
@@ -199,7 +206,7 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 
 
 def _check_budget(name: str, budget: float, argument: str) -> None:
-    if not isinstance(budget, int | float) or not 0 <= budget < 1:
+    if not isinstance(budget, Real) or not 0 <= budget < 1:
         raise ConfigError(
             f"{argument}: give a share from 0 up to, not including, 1; "
             f"{name or 'gsm8k'}=0.02 is two points"

@@ -101,7 +101,9 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         lost += [e] * any(e.tuned.scores.get(m, 1.0) < 1 for m in passed)
     # With several right choices no single one leads; choices that read alike are in the prompt.
     bases = [e.base for e in examples]
-    if is_choice and not all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases):
+    has_one_right = all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases)
+    # A table may hold no answers. A model that wrote none at all had none right.
+    if not (has_one_right if is_choice else any(b.response.strip() for b in bases)):
         return LossBreakdown(len(lost), n_right, is_loss_shown, (), None)
     causes = []
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:

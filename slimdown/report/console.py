@@ -19,7 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from slimdown.config.schema import OnProgress, default_store
-from slimdown.judging.budgets import BudgetCheck, overall_outcome
+from slimdown.judging.budgets import BudgetCheck, Outcome, overall_outcome
 from slimdown.report import text
 from slimdown.report.findings_report import budgets_table, findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
@@ -224,7 +224,10 @@ def show_budget_checks(checks: Sequence[BudgetCheck], are_worse_together: bool =
         "within": "Passed: every loss is shown to be within its budget.",
         "beyond": "Failed: a loss beyond its budget is shown.",
         "undecided": "Undecided: too few questions to prove every loss is within its budget.",
-        "worse": "Failed: the retained benchmarks are shown to be worse together.",
     }
     show_table(budgets_table(checks))
-    show_line(sentences["worse" if are_worse_together else overall_outcome(checks).name], "bold")
+    outcome = overall_outcome(checks)
+    if not are_worse_together or outcome is Outcome.beyond:
+        show_line(sentences[outcome.name], "bold")
+    if are_worse_together:
+        show_line("Failed: the retained benchmarks are shown to be worse together.", "bold")

@@ -127,7 +127,7 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show
 
 
 WRONG = ["--paired", "kept --sweep s", "--confirm", "--noise --sort name", "--paired --noise"]
-WRONG += ["--no-such-option", "--rows -1", "-o page.pdf", "-o nowhere/page.html"]
+WRONG += ["--by seed", "--no-such-option", "--rows -1", "-o page.pdf", "-o nowhere/page.html"]
 
 
 @pytest.mark.parametrize("arguments", WRONG)

@@ -95,6 +95,10 @@ def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsy
     assert check.main([name, *budgets, "--format", "json"]) == code
     answer = json.loads(capsys.readouterr().out)
     assert answer["rows"][0]["budget"] == 0.3
+    findings = find_run(compose_config().tracking, name).findings
+    assert findings is not None
+    tested = findings.benchmarks["pocket_cs"].primary.difference.equivalence_interval()
+    assert tested == tuple(answer["rows"][0][f"change_{end}"] for end in ("low", "high"))
     assert answer["exit_code"] == code
     assert check.main([name, *budgets, "--format", "markdown"]) == code
     assert "| pocket_cs | " in capsys.readouterr().out
@@ -231,7 +235,9 @@ def test_logs_are_gated_as_a_recorded_run(
     assert "beyond" in captured.err  # the budgets, for people
     loose = ["--max-loss", "0.999", "--overall"]
     assert verdict.main([*logs, *loose]) == 1
-    assert "shown to be worse together" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "shown to be worse together" in captured.out
+    assert "changed by −" in captured.err
     assert verdict.main([*logs, *loose[:2]]) == 0
     supporting = [f"--supporting={name}" for name in names]
     assert verdict.main([*logs, *loose, *supporting]) == 3

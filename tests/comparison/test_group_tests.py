@@ -40,6 +40,31 @@ def test_a_difference_is_shown_or_the_seeds_that_would_are_named() -> None:
     assert describe({2: [4], 8: [5]}).startswith("No two values of lora.r have two seeds each")
 
 
+def test_a_value_without_a_setting_of_the_others_is_compared_with_each_of_them() -> None:
+    runs = []
+    for name, share, losts in (
+        ("none", "", [60, 66]),
+        ("replay", ".05", [4, 6]),
+        ("replay", ".2", [1, 3]),
+    ):
+        for seed, lost in enumerate(losts):
+            settings = {"keep__name": name, "seed": str(seed)}
+            settings |= {"keep__share": share} if share else {}
+            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
+            runs.append(make_run(findings, len(runs), **settings))
+    lines = list(describe_groups(compare_runs(runs), "keep.name"))
+    for share in (".05", ".2"):
+        [line] = [
+            line for line in lines if line.startswith(f"a by keep.name, keep.share={share}: ")
+        ]
+        assert "replay lies" in line
+        assert "above none (p = " in line
+    alone = list(describe_groups(compare_runs(runs[2:]), "keep.name"))
+    assert alone[0].startswith(
+        "No two values of keep.name have two seeds each and the same keep.share:"
+    )
+
+
 def test_groups_that_learned_unequally_are_named() -> None:
     text = describe({2: [4, 6, 5], 8: [5, 4, 7]}, validation=-0.1)
     assert "2 and 8 learned unequally (validation loss by lora.r): so may what they lost" in text

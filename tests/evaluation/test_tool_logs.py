@@ -282,7 +282,12 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "a torn row": ("csv", HEADER + b"1,1,1\n", "row 1: it has 3 fields"),
     "two columns of a name": ("csv", b"id,id,score\n1,1,1\n", "stands there twice"),
     "no name": ("csv", b"id,score,benchmark\n1,1, \n", "a row names no benchmark"),
-    "alike names": ("csv", b"id,score,benchmark\n1,1,a b\n1,1,a/b\n", "hold a benchmark twice"),
+    "some names": (
+        "jsonl",
+        b'{"id": 1, "score": 1, "benchmark": "a"}\n{"id": 2, "score": 1, "benchmark": null}\n',
+        "a row names no benchmark",
+    ),
+    "alike names": ("csv", b"id,score,benchmark\n1,1,a b\n1,1,a/b\n", "have one name"),
 }
 
 

@@ -105,6 +105,21 @@ def test_what_is_supporting_decides_nothing(findings: Findings) -> None:
             check_budgets(findings, {"kept": 0.02}, supporting=names)
 
 
+def test_what_is_supporting_does_not_harden_what_decides() -> None:
+    lost, gained = make_scores(91, 9, 0, 100), make_scores(0, 0, 200, 0)
+    base, tuned = (
+        make_evaluation(lost=a, gained=b) for a, b in zip(lost, gained, strict=True)
+    )  # fmt: skip
+    findings = judge(base, tuned)
+    alone = check_budgets(findings, {"lost": 0.014}, only=["lost"])
+    [beside] = [
+        check
+        for check in check_budgets(findings, {"lost": 0.014}, supporting=["gained"])
+        if check.is_critical
+    ]
+    assert [beside.outcome] == [alone[0].outcome] == [Outcome.beyond]
+
+
 def test_a_named_budget_leaves_the_others_theirs(findings: Findings) -> None:
     for budgets, relative in (({"kept": 0.3}, {}), ({}, {"kept": 0.5})):
         checks = check_budgets(findings, budgets, relative)

@@ -7,6 +7,7 @@ import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, make_sample, stop_early
 
 from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.judging.behaviour import compare_behaviour
 from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.pairing import pair_evaluations
 
@@ -64,6 +65,14 @@ def test_a_lost_answer_has_one_cause_and_an_example(
     assert {c.name: c.count for c in losses.causes if c.count} == {cause: 1}
     (example,) = [c.example for c in losses.causes if c.example]
     assert (example.base.response, example.tuned.response) == (STEPS, tuned[0])
+
+
+def test_answers_that_were_not_logged_have_no_cause() -> None:
+    base, tuned = written(*[("", 1, 1)] * 6), written(*[("", 0, 0)] * 6)
+    lost = break_down(base, tuned)
+    assert (lost.n_lost, lost.causes, lost.main_cause) == (6, (), None)
+    [pair] = pair_evaluations(make_evaluation(a=base), make_evaluation(a=tuned)).values()
+    assert compare_behaviour(pair) == ()
 
 
 def test_shares_are_of_the_lost_answers_and_a_cause_is_named_where_a_loss_is_shown() -> None:

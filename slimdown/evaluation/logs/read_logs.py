@@ -86,7 +86,9 @@ def read_logs(
     newest = {name_benchmark(log.title): log for log in logs}
     used = [log for log in logs if newest[name_benchmark(log.title)] is log]
     if kind == "tables" and len(logs) > len(newest):
-        raise DataError(f"{folder}: tables hold a benchmark twice; give one of {', '.join(newest)}")
+        names = ", ".join(newest)
+        problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
+        raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
     for name in (*(metrics or {}), *targets, *(clusters or {})):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")

@@ -41,9 +41,9 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
             fields |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
         fields |= {"scores": {"score": score}, "document": row}
         answer = str(row["id"]), 0.0, fields
-        named = row.get("benchmark")
-        name = (title or file.stem) if named is None else str(named)
-        tasks.setdefault(name, []).append(answer)
+        tasks.setdefault(str(row.get("benchmark") or ""), []).append(answer)
+    if tasks.keys() == {""}:
+        tasks = {title or file.stem: tasks[""]}
     if not all(map(str.strip, tasks or [""])):
         problem = "a row names no benchmark" if tasks else "it is empty"
         raise DataError(f"{file}: {problem}; a table has columns, at least id and score, and rows")
