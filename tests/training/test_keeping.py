@@ -117,9 +117,10 @@ def test_no_row_is_the_end_alone(composed: Composed) -> None:
     assert not {mark_replayed(row["labels"])[1] for row in list(rows.train)[64:]} & set(ends)
 
 
-def test_a_base_that_writes_nothing_is_one_line(composed: Composed) -> None:
+def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Path) -> None:
+    (file := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "longer than a row " * 500}))
     run = TrainingRun(composed(*SMALL))
-    config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=1")
+    config = composed(*SMALL, "keep=self_replay", f"keep.prompts={file}")
     with pytest.raises(DataError, match="writes nothing; name texts"):
         run.prepare(config)
 
