@@ -37,7 +37,7 @@ from slimdown.judging.findings import Verdict, compare_subjects, decide_verdicts
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
-from slimdown.stats.estimates import Difference, Sampling, compare_scores
+from slimdown.stats.estimates import Difference, Sampling, compare_scores, holm
 from slimdown.stats.likelihood import (
     ALPHA,
     PSEUDO_ANSWERS,
@@ -606,6 +606,16 @@ def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]
             )
             case += f", {50 * np.median(widths):.1f} points either way"
             yield "mean of benchmarks misses", case, percent(misses / n_draws), "5"
+    for n_seeds in (2, 3, 5):  # answers that are lost or gained, and few of them
+        misses = 0
+        for _ in range(n_draws):
+            shift = random.normal(0, 0.1, (n_seeds, 1)).clip(-0.3, 0.3) / 2
+            u = random.random((3, n_seeds, 60))
+            changes = (u > 0.8 - shift).astype(float) - (u < 0.2 - shift)
+            mean = split_noise(changes.mean(axis=0), steps=[1.0])
+            misses += not mean.low <= 0 <= mean.high
+        case = f"{n_seeds} seeds, 60 answers of each, 40 % of them flip, a bad seed is bad on all"
+        yield "mean of benchmarks misses", case, percent(misses / n_draws), "5"
 
 
 def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -634,6 +644,14 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
             "-",
         )
         yield "power", f"{case}, a difference of 3 spreads", percent(hits[2] / draws), "-"
+    for n_seeds in (2, 3, 5):  # as keep=none beside each share of keep=replay
+        hits = 0
+        for _ in range(draws):
+            first, *others = random.normal(0, 1, (4, n_seeds))
+            tests = [compare_seeds({"first": first, "other": one}) for one in others]
+            hits += min(holm([of["first", "other"].p_value for of in tests])) < ALPHA
+        case = f"{n_seeds} seeds, one group beside three others in turn, any claim (Holm)"
+        yield "groups differ", case, percent(hits / draws), "5"
 
 
 def learn_equally(draws: int, random: np.random.Generator) -> Iterator[Row]:

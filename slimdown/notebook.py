@@ -139,7 +139,7 @@ def build_evaluator(
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
     values: dict[str, Any] = {"batch_size": batch_size, "holdout": 0.0, "until": Until.all}
     values["apply_chat_template"] = False if apply_chat_template is None else apply_chat_template
-    values |= {"include_path": include_path and str(include_path)}
+    values["include_path"] = include_path and str(include_path)
     values |= {name: value for name, value in prompts.items() if value is not None}
     config = build_settings(EvaluationConfig, values)
     written = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}

@@ -136,11 +136,8 @@ def test_training_takes_the_same_steps(settings: dict[str, Any], tmp_path: Path)
 
 # trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize(
-    ("name", "lora"),
-    [("dpo", LORA), ("dpo", None), ("kto", LORA), ("grpo", LORA)],
-    ids=["dpo", "dpo-full", "kto", "grpo"],
-)
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("name", PREFERENCES)
 def test_a_training_on_preferences_takes_the_same_steps(
     name: str, lora: Any, tmp_path: Path
 ) -> None:

@@ -114,8 +114,8 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
     tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
     tests = {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
     if not tests:
-        alike = f" and the same {', '.join(crossed)}" if crossed else ""
-        problem = f"No two values of {setting} have two seeds each{alike}"
+        with_same = f" and the same {', '.join(crossed)}" if crossed else ""
+        problem = f"No two values of {setting} have two seeds each{with_same}"
         yield f"{problem}: -m seed=0,1,2 lets them be tested."
     losses = {name for name in tests if name.startswith(_LOSS)}
     keys = [(name, pair) for name in tests.keys() - losses for pair in tests[name]]

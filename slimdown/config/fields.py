@@ -19,7 +19,7 @@ from slimdown.utils.secrets import redact_uri
 MISSING: Any = "???"
 """OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
 
-DIMENSION = r"(.+?)(\.(?:low|high|log|choices))?$"
+DIMENSION_KEY = r"(.+?)(\.(?:low|high|log|choices))?$"
 """What follows `search.space.`: a setting by its dotted key, and perhaps what is said of it."""
 
 _ALIASES = {  # names in other tools that are spelled too differently to be guessed
@@ -111,7 +111,7 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
 def find_setting(key: str, schema: type) -> Setting | None:
     """Return the setting or section that a dotted key names; None where there is none."""
     named = re.sub(r"^(dataset|benchmark)\.[^.]+", r"\1.<name>", key)
-    named = re.sub(rf"^search\.space\.{DIMENSION}", r"search.space.<name>\2", named)
+    named = re.sub(rf"^search\.space\.{DIMENSION_KEY}", r"search.space.<name>\2", named)
     return list_settings(schema).get(named)
 
 

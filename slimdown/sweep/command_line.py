@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.fields import DIMENSION, explain_unknown_key, find_setting, nearest
+from slimdown.config.fields import DIMENSION_KEY, explain_unknown_key, find_setting, nearest
 from slimdown.config.loader import load_config, open_hydra, reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import ModelConfig, RunConfig
@@ -254,7 +254,7 @@ class _Composer:
                     value, setting = override.value(), find_setting(key, RunConfig)
                     if isinstance(value, str) and setting and setting.type in _TEXT_LISTS:
                         value = [value]  # a list of one
-                    if dimension := re.match(rf"search\.space\.{DIMENSION}", key):
+                    if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
                         name, part = dimension.groups()  # the name has dots of its own
                         key = "search.space"
                         value = {name: {part.removeprefix("."): value} if part else value}

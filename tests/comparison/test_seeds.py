@@ -73,7 +73,6 @@ def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:
 
 
 def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
-    # bench.statistics counts how often such an interval misses
     draw, runs, changes = np.random.default_rng(0), [], []
     for seed, shift in enumerate((0.25, 0.0, -0.25)):  # a bad seed is bad on all
         of_seed = {name: draw.choice([-1, 0, 1], 60, p=[0.2 - shift / 2, 0.6, 0.2 + shift / 2])
@@ -85,6 +84,20 @@ def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
     mean = compare_runs(runs).rows[0].retained
     assert mean == split_noise(np.array(changes), steps=[1.0])
     assert mean.training_error > 3 * mean.question_error
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_the_mean_of_benchmarks_covers_the_truth_where_a_bad_seed_is_bad_on_all(
+    n_seeds: int,
+) -> None:
+    draw, covered = np.random.default_rng(n_seeds), []
+    for _ in range(150):
+        shift = draw.normal(0, 0.1, (n_seeds, 1)).clip(-0.3, 0.3) / 2
+        drawn = draw.random((3, n_seeds, 60))
+        changes = (drawn > 0.8 - shift).astype(float) - (drawn < 0.2 - shift)
+        mean = split_noise(changes.mean(axis=0), steps=[1.0])
+        covered.append(mean.low <= 0 <= mean.high)
+    assert np.mean(covered) >= 0.9
 
 
 def test_the_same_questions_in_two_benchmarks_count_once() -> None:

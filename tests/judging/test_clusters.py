@@ -12,6 +12,7 @@ from slimdown.config.schema import Role
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.findings import estimate_decoding_share, judge
 from slimdown.judging.pairing import pair_benchmark
+from slimdown.report.text import list_caveats
 from slimdown.stats.estimates import Sampling, compare_scores
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.utils.errors import DataError
@@ -122,3 +123,21 @@ def test_clusters_of_which_none_changed_could_show_a_change() -> None:
     same = compare_scores([1.0] * 240, [1.0] * 240, sampling)
     assert 0.05 < minimum_detectable_change(same) < 0.2
     assert (n_to_decide(same, 0.02) or 0) > 240
+
+
+def test_questions_that_are_asked_twice_are_counted_in_a_line() -> None:
+    def ask(scores: Sequence[float], n_different: int, cluster: str = "") -> BenchmarkEvaluation:
+        plain = make_benchmark(scores)
+        samples = [
+            replace(one, doc_hash=f"doc{i % n_different}", cluster=cluster and f"{cluster}{i % 2}")
+            for i, one in enumerate(plain.samples)
+        ]
+        return replace(plain, samples=tuple(samples))
+
+    def describe(*how: object) -> str:
+        pair = (make_evaluation(a=ask(scores, *how)) for scores in ONCE)  # type: ignore[arg-type]
+        return "\n".join(list_caveats(judge(*pair)))
+
+    assert "a: 5 of 20 questions equal an earlier one, and each counts by itself." in describe(15)
+    assert "equal an earlier one" not in describe(20)
+    assert "equal an earlier one" not in describe(15, "passage")  # each passage counts as one
