@@ -256,10 +256,17 @@ class _Composer:
                         value = [value]  # a list of one
                     if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
                         name, part = dimension.groups()  # the name has dots of its own
+                        if not (part or isinstance(value, dict)):
+                            raise ConfigError("set its low and high, or its choices, behind a dot")
                         key = "search.space"
                         value = {name: {part.removeprefix("."): value} if part else value}
                     OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
-                except (OmegaConfBaseException, HydraException, RecursionError) as error:
+                except (
+                    OmegaConfBaseException,
+                    HydraException,
+                    RecursionError,
+                    ConfigError,
+                ) as error:
                     problem = reword(error)
             self.problems += [f"{override.input_line}: {problem}"] if problem else []
         with suppress(OmegaConfBaseException):  # `load_config` reports it
