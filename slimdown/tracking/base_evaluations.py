@@ -64,16 +64,24 @@ class RecordedEvaluations(EvaluationCache):
         self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
     ) -> BenchmarkEvaluation | None:
         """Return the evaluation of a key, or None; a damaged one is skipped with a warning."""
-        keys, where = (key, *older), f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
+        keys = (key, *older)
         for file in (self._locate(each, name) for each in keys):
             if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
                 return evaluation
+        asks_store = self.model == "base" and self._config.baseline.reuse
+        if asks_store and (evaluation := self._find_in_store(keys, name, benchmark)):
+            self._write(key, name, evaluation)
+            return evaluation
         files = self._locate(key, name).parent.glob(f"*.{self.model}-{name}.parquet")
         if not self._is_shared and any(files):
             reason = "the answers that are here are of another device or another model"
             _log.warning("%s is measured again: %s", name, reason)
-        if self.model != "base" or not self._config.baseline.reuse:
-            return None
+        return None
+
+    def _find_in_store(
+        self, keys: tuple[str, ...], name: str, benchmark: ResolvedBenchmark
+    ) -> BenchmarkEvaluation | None:
+        where = f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
         try:
             client = store.open_store(self._config.tracking)
             experiments = [one.experiment_id for one in client.search_experiments()]
@@ -89,9 +97,7 @@ class RecordedEvaluations(EvaluationCache):
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
                 evaluation = self._read(path, name, benchmark, f"run {run_id}")
             if evaluation:
-                evaluation = replace(evaluation, origin=origin)
-                self._write(key, name, evaluation)
-                return evaluation
+                return replace(evaluation, origin=origin)
         return None
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
@@ -156,4 +162,4 @@ def open_base_cache(config: RunConfig) -> RecordedEvaluations:
         config: The settings of any run on this base.
     """
     folder = store.local_dir(config.tracking) / "bases"
-    return RecordedEvaluations(config, "base", folder, keeps_files=False)
+    return RecordedEvaluations(config, "base", folder, keeps_files=False, is_shared=True)

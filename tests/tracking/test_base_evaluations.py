@@ -71,6 +71,17 @@ def test_answers_of_another_model_are_odd_in_a_run_and_not_where_many_models_lie
     assert (f"{NAME} is measured again" in caplog.text) is not is_shared
 
 
+def test_a_base_that_the_store_has_is_not_said_to_be_measured_again(
+    store: MlflowClient, config: RunConfig, tmp_path: Path, caplog: Logs
+) -> None:
+    """A killed run of another machine leaves its own answers in the folder."""
+    evaluation = measure(config)
+    cache = RecordedEvaluations(config, "base", tmp_path / "folder")
+    cache.save("d" * 32, NAME, evaluation)
+    assert cache.find(KEY, NAME, config.benchmark[NAME]).samples == evaluation.samples
+    assert "measured again" not in caplog.text
+
+
 def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
     store: MlflowClient, config: RunConfig, tmp_path: Path, caplog: Logs
 ) -> None:
