@@ -332,6 +332,28 @@ def change_clusters(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 yield "changed", case, percent(float(np.mean(p < ALPHA))), "5"
                 rate = f"{100 * float(np.mean(p < ALPHA / 4)):.2f}"
                 yield "changed, of 4 benchmarks", case, rate, "1.25"
+    # Sizes that are no chance: eight large clusters flip every time, and no single question does.
+    sampling = Sampling(clusters=np.repeat(np.arange(32.0), [3] * 8 + [1] * 24))
+    chances = scipy.stats.binom.pmf(np.arange(9), 8, 0.5)
+    differences = []
+    for n_lost in range(9):
+        before = np.repeat([1.0, 0.0, 0.0], [3 * n_lost, 24 - 3 * n_lost, 24])
+        after = np.where(np.arange(48) < 24, 1 - before, before)
+        differences.append(compare_scores(before, after, sampling))
+    rate = percent(float(chances @ [d.p_value < ALPHA for d in differences]))
+    yield "changed", "24 questions alone and 8 clusters of 3, which always flip; exact", rate, "5"
+
+
+def ask_again(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """A second verdict with more questions, after a first one that could show no change."""
+    for n_first, flips in ((100, 0.12), (200, 0.12), (400, 0.2)):
+        sides = [flips / 2, 1 - flips, flips / 2]
+        first, more = (random.multinomial(n, sides, draws) for n in (n_first, 1_319 - n_first))
+        for name, second in (("all 1,319", first + more), ("the others alone", more)):
+            verdicts = np.stack([first, second])[:, :, None, :].astype(float)
+            is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
+            case = f"nothing changed, {percent(flips)} % flip; {n_first} questions, then {name}"
+            yield "changed, at one of two verdicts", case, percent(is_claimed.any(0).mean()), "-"
 
 
 def compare_clusters(means: Floats) -> Difference:
@@ -801,6 +823,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     stop_anywhere,
     vary_scores,
     change_clusters,
+    ask_again,
     change_probabilities,
     judge_together,
     stop_groups,

@@ -119,7 +119,8 @@ class Difference(Estimate):
     @cached_property
     def change_test(self) -> EmpiricalLikelihoodTest:
         """The test of any change. To 0/1 answers of one kind it adds less than `test` does."""
-        if self.is_binary and self.sampling.is_simple:
+        has_one_size = np.ptp(self.test.sizes) < 1e-9  # of its clusters, if it has any
+        if self.is_binary and self.sampling.is_simple and has_one_size:
             return self.test.of_change(self.test.values != 0)
         return self.test
 

@@ -34,10 +34,10 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
 
     Seeds and questions are crossed random effects, with the variances of a two-way analysis of
     variance. The interval adds their half-widths, each with its own Student quantile, in quadrature
-    (Graybill and Wang 1980). It is never narrower than the standard error beside it says. It
-    assumes that changes of other seeds are normal; those of a training that rarely collapses are
-    not. The spread from seed to seed is median-unbiased: with two seeds the plain root is too small
-    by a quarter on average.
+    (the idea: Howe 1974; Zou and Donner 2008). It is never narrower than the standard error beside
+    it says. It assumes that changes of other seeds are normal; those of a training that rarely
+    collapses are not. The spread from seed to seed is median-unbiased: with two seeds the plain
+    root is too small by a quarter on average.
 
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
