@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Unpack
 
 from transformers import TrainerCallback
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 from slimdown.config.benchmarks import BenchmarkSpec
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import default_budgets, judge_look
+from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import (
     copy_trained_weights,
     disabled_adapters,
@@ -106,7 +108,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Measure the base."""
-        loaded = wrap_model(kwargs["model"], kwargs["processing_class"])  # fails in every process
+        loaded = _wrap_trained(kwargs)  # fails in every process
         if not state.is_world_process_zero or self._model() is loaded.model:
             return control  # the same model: the trainer tries another batch size and starts again
         if self._stops and (args.world_size > 1 or state.global_step):
@@ -162,7 +164,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
 
     def _is_beyond(self, findings: NotebookFindings, state: Any, kwargs: Any) -> bool:
         """Keep the weights of a look within all budgets; restore them if a loss is beyond."""
-        model = wrap_model(kwargs["model"], kwargs["processing_class"]).model
+        model = _wrap_trained(kwargs).model
         n_looks = max(1, state.max_steps // self._every)
         is_within, beyond = judge_look(findings, self._budgets, n_looks)
         if is_within:
@@ -180,7 +182,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         self._log(tuned | _changes(self.findings), state)
 
     def _judge(self, name: str, kwargs: Any) -> NotebookFindings:
-        loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
+        loaded = _wrap_trained(kwargs)
         return judge(self._base[name], self._evaluators[name].evaluate(loaded))
 
     def _log(self, values: dict[str, float], state: Any) -> None:
@@ -188,6 +190,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         state.log_history.append({**values, **epoch, "step": state.global_step})
         if self._log_elsewhere:
             self._log_elsewhere(values, step=state.global_step)
+
+
+def _wrap_trained(kwargs: dict[str, Any]) -> LoadedModel:
+    """Wrap the trainer's model; memory holds gradients and Adam's two states besides."""
+    loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
+    n_trained = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
+    return replace(loaded, memory_bytes=loaded.memory_bytes + 12 * n_trained)
 
 
 def _changes(findings: NotebookFindings) -> dict[str, float]:

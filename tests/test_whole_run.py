@@ -170,3 +170,21 @@ def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: Mlfl
     assert done.returncode == 0, done.stderr
     assert "model_name: merged" in (sweep[0] / "merged" / "README.md").read_text()
     assert AutoModelForCausalLM.from_pretrained(sweep[0] / "merged").config.model_type == "llama"
+
+
+def test_a_run_is_merged_in_its_own_dtype(sweep: tuple[Path, Result], client: MlflowClient) -> None:
+    """`auto` was float16 on the GPU of the run, whatever it is on the machine that merges."""
+    run, _ = find_runs(client)[:2]
+    tags = run.data.tags
+    file = Path(run.info.artifact_uri.removeprefix("file://")) / "config.yaml"
+    settings = file.read_text()
+    assert "dtype: float32" in settings
+    try:
+        file.write_text(settings.replace("dtype: float32", "dtype: auto"))
+        client.set_tag(run.info.run_id, "slimdown.model", "a@b nf4 float16")
+        merge = ["merge", run.info.run_id, "--out", "halved", "--device", "cpu"]
+        done = call_verb(sweep[0], *merge)
+    finally:
+        file.write_text(settings)
+        client.set_tag(run.info.run_id, "slimdown.model", tags["slimdown.model"])
+    assert "merged, float16" in done.stdout, done.stderr

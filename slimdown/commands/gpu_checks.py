@@ -97,6 +97,9 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
         parts: Any = {"train_dataset": data.parts[0].train, "processing_class": base.tokenizer}
         trainer: Any = SFTTrainer(base.model, arguments, peft_config=adapter, **parts)
         trainer.remove_callback(transformers.PrinterCallback)
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:  # TRL's bfloat16 has no scaler: huggingface/trl#4901
+                parameter.data = parameter.data.float()
         seconds, stock_peak = trainer.train().metrics["train_runtime"], peak()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     # TRL's float16 scaler skips the first steps.

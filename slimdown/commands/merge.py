@@ -38,12 +38,16 @@ def main(argv: list[str]) -> int:
     bases = ("dequantized", "original")
     text = "what the adapter was trained on (default), or the base as published"
     add("--onto", choices=bases, default=bases[0], help=text)
+    devices = ("auto", "cpu", "cuda", "mps")
+    text = "where to merge: in float32, 4 bytes a parameter (default: auto, a GPU if there is one)"
+    add("--device", choices=devices, default=devices[0], help=text)
     options = parser.parse(argv)
     return arguments.run_command(lambda: _merge(options), "This run cannot be merged:", 1)
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from slimdown.config.schema import Dtype
+    from slimdown.config.schema import Device, Dtype
+    from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
     out = options.out.expanduser().absolute()
@@ -62,7 +66,12 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.report.model_card import MergedModel, render_model_card
 
     is_original = options.onto == "original"
-    model, quantization = config.model, config.quantization
+    model, quantization = replace(config.model, device=Device(options.device)), config.quantization
+    dtype_of_run = run.tags.get(Tag.model, "").rpartition(" ")[2]
+    if model.dtype is Dtype.auto and dtype_of_run in set(Dtype):  # not what auto is here
+        model = replace(model, dtype=Dtype(dtype_of_run))
+        if quantization.bnb_4bit_compute_dtype is Dtype.auto:
+            quantization = replace(quantization, bnb_4bit_compute_dtype=model.dtype)
     if is_original:  # rounds only the sum
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)

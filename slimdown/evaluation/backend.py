@@ -61,7 +61,8 @@ def choose_backend(
     # Bytes of 1,024 tokens: logits in two precisions, or keys and values; and some activations.
     choices = 1024 * (6 * sizes.vocab_size + 64 * sizes.hidden_size)
     text = 1024 * (4 * sizes.num_hidden_layers + 64) * sizes.hidden_size
-    free_bytes = torch.cuda.get_device_properties(device).total_memory / 2 - model.memory_bytes
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    free_bytes = (total_bytes - model.memory_bytes) / 2
     rows = (max(1, min(64, int(free_bytes // row_bytes))) for row_bytes in (choices, text))
     size, generation_size = (1 << (n.bit_length() - 1) for n in rows)
     return BackendOptions(shares, size, generation_size)

@@ -111,7 +111,8 @@ class Evaluator:
                 if self.backend or max(sizes) == 1:
                     raise ModelError(
                         f"{model.id} does not fit in memory ({backend.name}); measure both models "
-                        f"with evaluation.batch_size={min(halves)}, or with fewer worked examples"
+                        f"with evaluation.batch_size={min(halves)} (in Python, "
+                        f"batch_size={min(halves)}), or with fewer worked examples"
                     ) from None
                 backend = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
                 self.notes.append(f"Memory ran out; from now on {backend.name}.")

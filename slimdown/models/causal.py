@@ -47,7 +47,10 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
         raise ModelError("weights are on the meta device and have no numbers; load the whole model")
     name = inner.config._name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
-    return LoadedModel(model, tokenizer, name, dtype, device=model.device.type)
+    n_bytes = inner.get_memory_footprint()
+    return LoadedModel(
+        model, tokenizer, name, dtype, device=model.device.type, memory_bytes=n_bytes
+    )
 
 
 def get_inner_model(model: Any) -> Any:

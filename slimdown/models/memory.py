@@ -77,9 +77,16 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) // process_count()
 
 
+def list_int8_copies(model: Any) -> list[torch.Tensor]:
+    """Return what bitsandbytes' 8-bit layers hold besides parameters and buffers, once they ran."""
+    states = [getattr(module, "state", None) for module in model.modules()]
+    held = [getattr(state, name, None) for state in states for name in ("CB", "SCB")]
+    return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
+
+
 def release_weights(model: Any) -> None:
     """Empty a model, even if others still refer to it; it is not usable any more."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*model.parameters(), *model.buffers(), *list_int8_copies(model)):
         tensor.data = tensor.data.new_empty(0)
     release_memory()
 

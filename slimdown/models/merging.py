@@ -9,7 +9,7 @@ from torch import nn
 
 from slimdown.models.adapters import load_adapter
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.memory import release_weights
+from slimdown.models.memory import is_out_of_memory, release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
@@ -73,9 +73,10 @@ def merge_adapter(
     except SlimdownError:
         raise
     except Exception as error:  # PEFT's, for settings and models of any kind
+        advice = "--device cpu" if is_out_of_memory(error) else "--onto original"
         raise ModelError(
             f"this adapter cannot be merged into {base.id}: {describe_error(error)}; try "
-            "--onto original, or load the adapter beside the base"
+            f"{advice}, or load the adapter beside the base"
         ) from error
     with torch.no_grad(), quiet_libraries():
         merged.to(getattr(torch, dtype)).save_pretrained(out_dir)

@@ -20,7 +20,7 @@ from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import disabled_adapters, restore_weights
 from slimdown.models.identity import identify_adapted
-from slimdown.models.memory import is_out_of_memory, measure_peak_memory
+from slimdown.models.memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.keeping import apply_keep
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
@@ -64,6 +64,7 @@ def prepare_training(
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
     states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
+    states += list_int8_copies(base.model)
     shared = {id(tensor): tensor for tensor in (*tensors, *states)}
     trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
     twin = replace(base, model=copy.deepcopy(base.model, shared))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import log
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
-from slimdown.config.keep_config import Keep, KeepConfig
+from slimdown.config.keep_config import Keep
 from slimdown.config.schema import RunConfig
 from slimdown.data.row_checks import read_prompts
 from slimdown.data.training_data import count_replayed
@@ -24,7 +26,7 @@ from slimdown.utils.errors import DataError
 from slimdown.utils.files import cache_dir, write_atomically
 from slimdown.utils.hashing import hash_json
 
-_BATCH = 16  # rows that are written, or read, at once
+_BATCH = 16  # rows that are written at once
 # The logit of a target token that is left out: finite, so that 0 times it is 0.
 _IMPOSSIBLE = -1e9
 _TOKENS = 64  # with probabilities in memory at once: those of a whole batch take gigabytes
@@ -63,7 +65,7 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         train = concatenate_datasets([rows.train, more])
         return replace(rows, train=train, notes=[*rows.notes, note])
     if keep.name is Keep.mask:
-        return _mask_tokens(base, rows, keep, config.seed)
+        return _mask_tokens(base, rows, config)
     return rows
 
 
@@ -99,7 +101,11 @@ def measure_divergence(
     """
     if len(logits) > _TOKENS:
         parts = [part.split(_TOKENS) for part in (base_logits, logits, target) if part is not None]
-        return torch.cat([measure_divergence(*part) for part in zip(*parts, strict=True)])
+        # Both softmaxes of each part are computed again for its gradient, not kept.
+        compute = partial(
+            checkpoint, measure_divergence, use_reentrant=False, preserve_rng_state=False
+        )
+        return torch.cat([compute(*part) for part in zip(*parts, strict=True)])
     models = [base_logits.float(), logits.float()]
     if target is not None:
         models = [one.scatter(-1, target[:, None], _IMPOSSIBLE) for one in models]
@@ -167,12 +173,11 @@ def _write_rows(
                     yield {"input_ids": (ids + written)[:most], "labels": labels[:most]}
 
 
-def _mask_tokens(
-    base: LoadedModel, rows: TokenizedRows, keep: KeepConfig, seed: int
-) -> TokenizedRows:
+def _mask_tokens(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> TokenizedRows:
     """Mask tokens that surprise the base, or as many drawn by chance, so they carry no loss."""
+    keep = config.keep
     labels = [np.array(row) for row in rows.train["labels"]]
-    surprising = _find_surprising(base, rows.train["input_ids"], labels, keep.max_perplexity or 0)
+    surprising = _find_surprising(base, rows.train["input_ids"], labels, config)
     n_trained = sum(int((row[1:] != IGNORED).sum()) for row in labels)
     n_masked = sum(int(mask.sum()) for mask in surprising)
     if keep.random:
@@ -180,7 +185,7 @@ def _mask_tokens(
         starts = np.cumsum([0, *map(len, labels)])
         trained[starts[:-1]] = False  # a row's first token is never predicted
         chosen = np.zeros(len(trained), bool)
-        places = np.random.default_rng(seed).permutation(np.flatnonzero(trained))
+        places = np.random.default_rng(config.seed).permutation(np.flatnonzero(trained))
         chosen[places[:n_masked]] = True
         surprising = np.split(chosen, starts[1:-1])
     masked = [np.where(mask, IGNORED, row) for mask, row in zip(surprising, labels, strict=True)]
@@ -200,15 +205,17 @@ def _mask_tokens(
 
 
 def _find_surprising(
-    base: LoadedModel, rows: Sequence[list[int]], labels: Sequence[Any], max_perplexity: float
+    base: LoadedModel, rows: Sequence[list[int]], labels: Sequence[Any], config: RunConfig
 ) -> list[Any]:
     """Return for each row its trained tokens whose probability is below 1 / max_perplexity."""
     model, pad = base.model, base.tokenizer.pad_token_id or 0
+    max_perplexity = config.keep.max_perplexity or 0
+    size = min(16, config.train.per_device_eval_batch_size)
     surprising = [np.zeros(len(row), bool) for row in labels]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with eval_mode(model):
-        for begin in range(0, len(rows), _BATCH):
-            numbers = by_length[begin : begin + _BATCH]
+        for begin in range(0, len(rows), size):
+            numbers = by_length[begin : begin + size]
             batch = [torch.tensor(rows[i]) for i in numbers]
             ids = pad_sequence(batch, batch_first=True, padding_value=pad).to(model.device)
             lengths = torch.tensor([len(row) for row in batch], device=model.device)

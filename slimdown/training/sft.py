@@ -19,7 +19,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.keep_config import Keep
-from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
+from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import (
     copy_trained_weights,
     disabled_adapters,
@@ -202,7 +202,9 @@ def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
     # Rows are cut already, `TrainingCallback` asks for checkpoints, and without autocast base and
     # adapter compute in their own dtypes.
     ours |= {"max_length": None, "save_strategy": "no", "bf16": False}
-    return SFTConfig(str(folder), **settings, **ours)
+    arguments = SFTConfig(str(folder), **settings, **ours)
+    arguments.mixed_precision = "no"  # else `accelerate launch` could switch autocast on
+    return arguments
 
 
 def build_trainer(
@@ -248,7 +250,9 @@ def build_trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     if has_own_adapter or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]
-        trainer.enlarges_gradients = torch.float16 in (model.dtype, *layers)
+        # Unsloth's trainer has a scaler of its own.
+        is_half = torch.float16 in (model.dtype, *layers)
+        trainer.enlarges_gradients = is_half and trainer.accelerator.scaler is None
         for parameter in [p for p in model.parameters() if p.requires_grad]:
             # TRL 1.16 casts a quantized base's adapters to bfloat16, where Adam's small updates
             # are rounded away. To be deleted when peft#2889 lets `autocast_adapter_dtype` decide.
@@ -366,8 +370,10 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         values["num_tokens"] = float(logs.get("num_input_tokens_seen", 0))
         self.history.append(log := StepLog(step, values))
         self.on_step(log)
+        # The scaler that Unsloth's trainer has in float16 skips a step whose gradient is too large.
+        skips_steps = self.config.engine is Engine.unsloth and self.dtype == "float16"
         for name, value in values.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value) and not (skips_steps and name == "grad_norm"):
                 raise ModelError(
                     f"training ended at step {step}: the {name} is {value} in {self.dtype}. Try a "
                     f"smaller train.learning_rate (now {self.config.learning_rate:g}), more "

@@ -311,16 +311,19 @@ def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: Load
         hook.remove()
 
 
-@pytest.mark.parametrize(("gigabytes", "sizes"), [(15.8, (4, 16)), (85, (32, 64))])
+@pytest.mark.parametrize(
+    ("gigabytes", "held", "sizes"),
+    [(15.8, 1.1, (4, 16)), (85, 1.1, (32, 64)), (25.4, 16.1, (4, 16))],  # most of it: the weights
+)
 def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
-    gigabytes: float, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    gigabytes: float, held: float, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A generated answer has logits only at its last place."""
     properties = SimpleNamespace(total_memory=gigabytes * 1e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     llama = SimpleNamespace(device=torch.device("cuda"), config=LlamaConfig())
     llama.config.update({"vocab_size": 128_256, "hidden_size": 2048, "num_hidden_layers": 16})
-    model: Any = SimpleNamespace(model=llama, memory_bytes=1.1e9)
+    model: Any = SimpleNamespace(model=llama, memory_bytes=held * 1e9)
     backend = choose_backend(model, make_config(), share_prefixes=False)
     assert (backend.batch_size, backend.generation_batch_size) == sizes
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +19,14 @@ from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
 
 import slimdown
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import Engine, RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import eval_mode
+from slimdown.models.memory import release_weights
 from slimdown.training import sft
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog
@@ -119,6 +121,41 @@ def test_a_loss_that_is_no_number_ends_training_with_advice(
     run = TrainingRun(composed(*SMALL, "train.max_steps=9", *settings))
     with pytest.raises(ModelError, match=r"is (nan|inf) in float32\. Try a smaller"):
         run.train(tmp_path)
+
+
+def test_a_launcher_cannot_switch_autocast_on(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` passes the precision of its config on in the environment."""
+    config = composed(*SMALL, "train.max_steps=3", "quantization=none")
+    plain, launched = TrainingRun(config), TrainingRun(config)
+    plain.train(tmp_path / "a")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launched.train(tmp_path / "b")
+    assert launched.losses == plain.losses
+
+
+def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base(composed: Composed) -> None:
+    base = TrainingRun(composed(*SMALL, "quantization=int8")).base  # is prepared
+    layers = [m for m in base.model.modules() if getattr(m, "state", None) is not None]
+    held = [layer.state.CB for layer in layers if layer.state.CB is not None]
+    weights = {layer.weight.data_ptr() for layer in layers}
+    assert len(held) == len(layers) == 28
+    assert {copy.data_ptr() for copy in held} == weights
+    release_weights(base.model)
+    assert not any(copy.numel() for copy in held)
+
+
+@pytest.mark.parametrize("engine", Engine)
+def test_a_scaler_may_skip_a_step(engine: Engine, composed: Composed) -> None:
+    """Unsloth's trainer has one in float16; a gradient beyond it is none to end a training for."""
+    config = replace(composed(*SMALL).train, engine=engine)
+    callback = sft.TrainingCallback(config, "float16", lambda log: None, lambda *done: None)
+    ends = pytest.raises(ModelError, match="the grad_norm is inf in float16")
+    with nullcontext() if engine is Engine.unsloth else ends:
+        callback.log_step(1, 9, {"loss": 1.0, "grad_norm": float("inf")})
+    with pytest.raises(ModelError, match="the loss is nan"):
+        callback.log_step(2, 9, {"loss": float("nan"), "grad_norm": 1.0})
 
 
 def test_float16_holds_the_gradients_of_float32(

@@ -166,6 +166,26 @@ def test_the_distance_leaves_the_target_out() -> None:
     assert measure_divergence(base, tuned, target).abs().max() < 1e-5
 
 
+def test_the_distance_keeps_no_probabilities_for_its_gradient() -> None:
+    """Two softmaxes in float32 of every token of a batch would take gigabytes."""
+    torch.manual_seed(0)
+    base, tuned = torch.randn(2, 640, 50)
+    tuned.requires_grad_()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        measure_divergence(base, tuned).sum().backward()
+    assert sum(kept.values()) <= 1.2 * 2 * base.nbytes  # the logits, which are there anyway
+    expected = tuned.detach().softmax(-1) - base.softmax(-1)
+    assert tuned.grad is not None
+    assert torch.allclose(tuned.grad, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("is_padding_free", [False, True])
 @pytest.mark.parametrize("rows_of", [WRITTEN, GENERAL], ids=["written", "general"])
 def test_replayed_rows_can_keep_the_model_near_its_base(
