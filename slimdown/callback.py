@@ -44,7 +44,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         stop_on_forgetting: End the training where a look shows a loss beyond a benchmark's budget
             (`{"task": "gsm8k", "max_loss": 0.05}`, or its margin), and keep the weights of the last
             look within all budgets. The chance that any look ends a training that keeps its budgets
-            is at most 5 %. A copy of what is trained stays in memory.
+            is at most 5 %. These questions choose the weights, and `findings` are about them, too:
+            judge the model on others. A copy of what is trained stays in memory.
         log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
             `log(values, step=step)`.
         limit: As `slimdown.measure` takes it, and so are the next four.
