@@ -1,8 +1,10 @@
 """`slimdown run`: one run, or with -m a sweep or a search."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from unittest.mock import patch
 
 import hydra
 from hydra.errors import HydraException
@@ -116,10 +118,14 @@ def _ask_hydra(arguments: list[str]) -> int:
         raise ConfigError(f"{problem}; repeat the command instead")
     sys.argv[1:] = arguments
     register_schema()
+    # Python 3.14 checks a help text before it is shown, and one of Hydra's is no text until then.
+    # To be deleted when https://github.com/facebookresearch/hydra/issues/3121 is released.
+    allow = patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True)
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
-            refuse_run
-        )()
+        with allow:
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
+                refuse_run
+            )()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
     except BrokenPipeError:  # a reader of Hydra's --help has seen enough

@@ -60,7 +60,8 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     try:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
-        raise TrackingError(f"--port {options.port}: {error.strerror}; give another one") from None
+        advice = "give another one" + " (AirPlay has 5000)" * (sys.platform == "darwin")
+        raise TrackingError(f"--port {options.port}: {error.strerror}; {advice}") from None
     # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
     settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     quiet = [] if "-opts" in "".join(server_options) else ["--uvicorn-opts", "--log-level warning"]

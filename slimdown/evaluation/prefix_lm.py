@@ -194,7 +194,8 @@ class PrefixLM(GeneratingLM):
         ).logits
         at = torch.tensor(picked, device=logits.device).T
         normalizer = torch.logsumexp(logits.float(), dim=-1)[at[0], at[1]]
-        logprobs = (logits[at[0], at[1], at[2]].float() - normalizer).double().cpu()
+        # Apple's MPS has no 64 bits.
+        logprobs = (logits[at[0], at[1], at[2]].float() - normalizer).cpu().double()
         greedy = (logits.argmax(dim=-1)[at[0], at[1]] == at[2]).cpu()
         sizes = [length for length, _ in lengths]
         by_answer = zip(lengths, logprobs.split(sizes), greedy.split(sizes), strict=True)

@@ -406,9 +406,12 @@ def keep_random_states() -> Iterator[None]:
     # CUDA would take memory if it were asked before it is in use.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_in_use else ()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     with torch.random.fork_rng(devices, device_type="cuda"):
         try:
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+            if mps is not None:
+                torch.mps.set_rng_state(mps)

@@ -276,8 +276,15 @@ def measure_bfloat16_speedup() -> float:
 def pick_device(wanted: Device) -> torch.device:
     """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    present = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    # Before, MPS lets padded rows attend to padding: https://github.com/pytorch/pytorch/pull/184180
+    is_right = torch.__version__ >= "2.13"  # compared as versions, not as text
+    present = ["cuda"] * cuda + ["mps"] * (mps and is_right) + ["cpu"]
     name = present[0] if wanted is Device.auto else wanted.value
+    if name == "mps" and mps and not is_right:
+        raise ModelError(
+            f"model.device=mps: torch {torch.__version__} computes padded rows wrongly there; "
+            "install 2.13 or later: pip install -U torch"
+        )
     if name not in present:
         raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
     if name != "cuda" or process_count() == 1:

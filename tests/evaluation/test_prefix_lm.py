@@ -41,6 +41,27 @@ def test_loglikelihoods_are_those_of_the_harness(settings: dict[str, Any]) -> No
     assert_same(ours.loglikelihood(requests), stock.loglikelihood(requests))
 
 
+def test_no_device_is_asked_for_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's MPS has none; what was moved to the CPU first is marked here."""
+    to_cpu, to_double = torch.Tensor.cpu, torch.Tensor.double
+
+    def move(tensor: torch.Tensor) -> Any:
+        moved: Any = to_cpu(tensor).clone()
+        moved.is_moved = True
+        return moved
+
+    def widen(tensor: torch.Tensor) -> Any:
+        if not hasattr(tensor, "is_moved"):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return to_double(tensor)
+
+    model, tokenizer = build_tiny_model("llama"), build_byte_tokenizer()
+    lm = PrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
+    monkeypatch.setattr(torch.Tensor, "cpu", move)
+    monkeypatch.setattr(torch.Tensor, "double", widen)
+    assert len(lm.loglikelihood(make_questions())) == len(make_questions())
+
+
 def test_4_bit_weights_with_an_adapter_are_scored_as_the_harness_does(tmp_path: Any) -> None:
     build_tiny_model("llama", hidden_size=64).save_pretrained(tmp_path)
     config = BitsAndBytesConfig(

@@ -225,6 +225,7 @@ def test_errors_of_every_device_count_as_out_of_memory() -> None:
     full = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()]
     full.append(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"))
     full.append(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
+    full.append(RuntimeError("Invalid buffer size: 9.27 GiB"))
     assert all(map(is_out_of_memory, full))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 

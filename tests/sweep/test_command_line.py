@@ -3,13 +3,17 @@
 `refused_settings.txt` is a table: arguments, and what the answer holds.
 """
 
+import argparse
 import re
 import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands_and_runs import run_command
 
+from slimdown.commands import runs
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import BenchmarkConfig, RunConfig
 from slimdown.sweep import command_line
@@ -260,6 +264,28 @@ def test_the_version_and_the_composed_settings_are_shown(tmp_path: Path) -> None
     shown = run_command(tmp_path, "slimdown", "--cfg", "job", "benchmark=[piqa]").stdout
     assert "lora_dropout: 0.0" in shown
     assert "\n  piqa:\n    task: piqa\n" in shown
+
+
+def test_help_is_shown_where_python_checks_help_texts_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Python 3.14 does; one of Hydra's is an object that becomes text when it is shown."""
+    add_argument = argparse.ArgumentParser.add_argument
+
+    def check(parser: Any, action: argparse.Action) -> None:
+        if not isinstance(action.help, str | None):
+            raise ValueError("badly formed help string")
+
+    def add_and_check(parser: Any, *names: str, **options: Any) -> argparse.Action:
+        action = add_argument(parser, *names, **options)
+        parser._check_help(action)
+        return action
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_and_check)
+    monkeypatch.setattr(sys, "argv", ["slimdown"])
+    assert runs.start(["--cfg", "job", "lora.r=3"]) == 0
+    assert "\n  r: 3\n" in capsys.readouterr().out
 
 
 def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:
