@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
 
 def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     from slimdown.report.console import show_line
+    from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.runs_page import VIEW, share_view
 
     lines: list[str] = []
@@ -48,6 +49,9 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
         place = redact_uri(uri).replace("***@", "")
     client = store.open_store(options.tracking)
     for number, name in reversed(experiments.items()):  # what changed last comes last
+        with store.explain_store_errors(options.tracking):
+            if not client.search_runs([number], f"tags.`{Tag.kind}` LIKE '%'", max_results=1):
+                continue  # another tool's
         with suppress(Exception):  # users who may only read see the view of the last run
             share_view(client, number)
         # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.

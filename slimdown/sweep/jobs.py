@@ -27,9 +27,9 @@ from slimdown.sweep.command_line import ComposedRun
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
-from slimdown.tracking.store import check_store
+from slimdown.tracking.store import check_store, sqlite_file
 from slimdown.utils.distributed import broadcast_from_main
-from slimdown.utils.errors import SlimdownError, describe_error
+from slimdown.utils.errors import SlimdownError, TrackingError, describe_error
 from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact, redact_uri
 
@@ -89,6 +89,9 @@ class SweepInfo:
     def write_settings(self, number: int, run: ComposedRun) -> None:
         """Write the checked settings of a job for the process that runs it."""
         settings, uri = to_plain(run), run.config.tracking.uri
+        if file := sqlite_file(uri):  # Ray's workers may have another working folder
+            query = uri.partition("?")[1:]
+            settings["config"]["tracking"]["uri"] = f"sqlite:///{file}{''.join(query)}"
         if redact_uri(uri) != uri:  # a password gets to workers only through the environment
             settings["config"]["tracking"]["uri"] = ""
             os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -98,7 +101,11 @@ class SweepInfo:
         """Read the settings of a job."""
         text = (self.folder / f"{number}.settings.json").read_bytes()
         run: ComposedRun = from_plain(ComposedRun, json.loads(text))
-        run.config.tracking.uri = run.config.tracking.uri or default_store()
+        if not run.config.tracking.uri:
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                problem = "the record's address holds a password, and is not handed on"
+                raise TrackingError(f"{problem}; set MLFLOW_TRACKING_URI on each machine")
+            run.config.tracking.uri = default_store()
         return run
 
     def read_outcome(self, number: int) -> JobOutcome:
@@ -132,6 +139,8 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
         SystemExit: submitit queues the job again.
     """
     number = sweep.numbers[HydraConfig.get().job.num]
+    if sweep.read_outcome(number).is_over:
+        return  # it was queued twice: a launcher that lost one job does not say what others do
     outcome = JobOutcome(JobState.running)
     sweep.write_outcome(number, outcome)
 

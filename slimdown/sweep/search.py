@@ -112,7 +112,9 @@ class Search:
         for trial, outcome in zip(self._proposed, outcomes, strict=True):
             if outcome.state in (JobState.finished, JobState.skipped):
                 run = find_run(self.config.tracking, outcome.run_id)
-                assert run.findings is not None  # the run is finished
+                if run.findings is None:  # it is finished, and cannot be read
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    continue
                 self._runs.append(run)
                 result = summarize_trial(run.findings, self._settings.max_loss)
                 for name, excess in result.excess.items():

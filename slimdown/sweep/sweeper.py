@@ -131,7 +131,7 @@ class Sweep:
         if self.info.in_worker and pending:
             configs = {number: self.jobs[number].config for number in pending}
             bases = {repr(base_settings(c)): n for n, c in configs.items() if c.baseline.reuse}
-            if len(bases) < len(pending):  # some are shared by jobs that start together
+            if 0 < len(bases) < len(pending):  # some are shared by jobs that start together
                 with console.progress_bar(f"measuring {len(bases)} base model(s)"):
                     error = self._start(measure_base_job, list(bases.values()))
                 if error:
@@ -144,7 +144,9 @@ class Sweep:
             if error and waiting == pending:
                 raise self._explain_launcher(error)
             for number in died:  # joblib also ends jobs that ran beside the one that died
-                error = self._launch([number])
+                # In a queue of Slurm or Ray they may have gone on, and ended, meanwhile.
+                self.outcomes[number] = self.info.read_outcome(number)
+                error = None if self.outcomes[number].is_over else self._launch([number])
                 if not (outcome := self.outcomes[number]).is_over:
                     reason = "its process died, and again with no other beside it"
                     reason += redact(f"; {describe_error(error)}") if error else ""

@@ -84,7 +84,8 @@ class RecordedEvaluations(EvaluationCache):
         where = f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
         try:
             client = store.open_store(self._config.tracking)
-            experiments = [one.experiment_id for one in client.search_experiments()]
+            found = store.search_all(client.search_experiments)
+            experiments = [one.experiment_id for one in found]
             runs = [(r, k) for k in keys for r in client.search_runs(experiments, where.format(k))]
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None

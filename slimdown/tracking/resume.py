@@ -16,7 +16,7 @@ from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import PACKAGES, find_version, name_machine
+from slimdown.tracking.provenance import PACKAGES, find_version, name_machine, read_user
 from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION
 from slimdown.utils.distributed import process_count
@@ -133,9 +133,18 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
-    """Whether an unfinished run was begun on this machine and no process works on it."""
+    """Whether this user's unfinished run is one that no process works on, as far as is known here.
+
+    That is known of runs of this machine, and of those that ended, by a signal or an error, in a
+    folder that is here: Slurm may queue a job again for another machine.
+    """
     names = name_machine(), socket.gethostname()  # older runs have the host name alone
-    if run.status == "FINISHED" or run.tags.get(Tag.host) not in names:
+    folder = store.local_dir(tracking) / "runs" / run.run_id
+    has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
+    is_known = run.tags.get(Tag.host) in names or has_ended
+    # Locks of another user of a server lie elsewhere.
+    is_own = run.tags.get("mlflow.user", user := read_user()) == user
+    if run.status == "FINISHED" or not is_known or not is_own:
         return False
     try:
         with store.lock(tracking, f"run-{run.run_id}").acquire(timeout=0):

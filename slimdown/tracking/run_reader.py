@@ -30,7 +30,6 @@ from slimdown.utils.errors import DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_uri
 
-_MOST_RUNS = 50_000  # MLflow's limit for one answer
 _N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
 _STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
 _log = logging.getLogger(__name__)
@@ -62,14 +61,16 @@ def find_runs(
     client = store.open_store(tracking, must_exist=True)
     in_sweep = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
     conditions = [f"tags.`{Tag.kind}` = '{kind}'", in_sweep, filter_string]
-    most = n_newest if n_newest and (in_sweep or not sweep) else _MOST_RUNS
+    most = n_newest if in_sweep or not sweep else 0
     with store.explain_store_errors(tracking, filter_string):
-        names = {str(one.experiment_id): one.name for one in client.search_experiments()}
+        found = store.search_all(client.search_experiments)
+        names = {str(one.experiment_id): one.name for one in found}
         if unknown := [name for name in experiments if name not in names.values()]:
             uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
             raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
         chosen = [key for key, name in names.items() if not experiments or name in experiments]
-        runs = client.search_runs(chosen, " and ".join(filter(None, conditions)), max_results=most)
+        where = " and ".join(filter(None, conditions))
+        runs = store.search_all(client.search_runs, chosen, where, most=most)
     records = []
     for run in runs:
         info, tags = run.info, dict(run.data.tags)
@@ -234,8 +235,9 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         problem = f"trained nothing: it measured {origin}, made elsewhere"
         raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
     client = store.open_store(tracking, must_exist=True)
-    for name in ("adapter", "model"):
-        with suppress(Exception):
+    with store.explain_store_errors(tracking):
+        there = {one.path for one in client.list_artifacts(run.run_id)}
+        for name in [name for name in ("adapter", "model") if name in there]:
             path = Path(client.download_artifacts(run.run_id, name, str(folder)))
             if any(path.iterdir()):
                 return path
@@ -331,8 +333,8 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         host = get_default_host_creds(client.tracking_uri)
         where = {"run_uuid": run.run_id, "path": path}
         with http_request(host, "/get-artifact", "GET", params=where, stream=True) as answer:
-            answer.raise_for_status()
-            chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)
-            return b"".join(chunks).decode()
+            if answer.ok:  # else it may be a gateway that lets only /api pass
+                chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)
+                return b"".join(chunks).decode()
     with tempfile.TemporaryDirectory() as folder:
         return read_limited(Path(client.download_artifacts(run.run_id, path, folder)))

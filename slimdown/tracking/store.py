@@ -4,6 +4,7 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 """
 
 import json
+import os
 import re
 import ssl
 import urllib.error
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
 MAX_TAG = 5000
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
+_PAGE = 1_000  # experiments or runs of one answer; a server takes seconds for so many runs
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -64,11 +66,12 @@ def check_store(config: TrackingConfig) -> None:
             request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
             try:
                 call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
-            except urllib.error.URLError as error:
+            except (urllib.error.URLError, ssl.SSLError) as error:
                 # It wants a password or has another certificate: MLflow has settings for both. From
                 # 429 on it is overloaded or broken, and MLflow would retry for long.
                 is_there = isinstance(error, urllib.error.HTTPError) and error.code < 429
-                if not is_there and not isinstance(error.reason, ssl.SSLError):
+                reason = error.reason if isinstance(error, urllib.error.URLError) else error
+                if not is_there and not isinstance(reason, ssl.SSLError):
                     raise
         elif not config.uri.startswith("databricks"):
             from sqlalchemy import NullPool, create_engine
@@ -199,6 +202,19 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def search_all(search: Callable[..., Any], *arguments: Any, most: int = 0, **options: Any) -> Any:
+    """Return all that a search of MLflow finds, page by page; at most `most`, 0: all."""
+    found: list[Any] = []
+    token = None
+    while True:
+        size = min(_PAGE, most - len(found) or _PAGE) if most else _PAGE
+        page = search(*arguments, max_results=size, page_token=token, **options)
+        found += page
+        token = page.token
+        if not token or len(found) == most:
+            return found
+
+
 def list_experiments(config: TrackingConfig) -> dict[str, str]:
     """Return the names of the experiments in a record, by id; those changed last come first.
 
@@ -207,7 +223,7 @@ def list_experiments(config: TrackingConfig) -> dict[str, str]:
     """
     client = open_store(config, must_exist=True)
     with explain_store_errors(config):
-        experiments = client.search_experiments(order_by=["last_update_time DESC"])
+        experiments = search_all(client.search_experiments, order_by=["last_update_time DESC"])
         return {one.experiment_id: one.name for one in experiments if one.name != "Default"}
 
 
@@ -235,7 +251,7 @@ def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> No
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, without secrets, at most 200 characters."""
-    return redact((str(error).splitlines() or [type(error).__name__])[0][:200])
+    return redact((str(error).splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _is_there(file: Path) -> bool:
@@ -251,4 +267,7 @@ def _advise(uri: str, error: Exception, filter_string: str) -> str:
         return form if filter_string else "MLflow takes no such value; give another one"
     if sqlite_file(uri):
         return "end other programs that hold the file, or name one that you can write"
+    if "timed out" in str(error):
+        name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+        return f"start the server, or give it longer: {name}={8 * int(os.environ.get(name, 15))}"
     return "start the server, or check address, user, password and certificates"

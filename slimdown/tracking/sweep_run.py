@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from slimdown.config.schema import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import name_machine
+from slimdown.tracking.provenance import name_machine, read_user
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.secrets import redact
@@ -36,6 +36,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     """
     client = store.open_store(tracking)
     tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: name_machine()}
+    tags["mlflow.user"] = read_user()
     with store.explain_store_errors(tracking):
         for run in find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep"):
             if is_abandoned(tracking, run):  # its command was killed

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from pathlib import Path
 from traceback import format_exception
 
@@ -29,7 +30,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{os.getpid()}.draft")  # short: the name may be as long as can be
+    # Short: the name may be as long as can be. Containers on one disk may have equal pids.
+    draft = path.with_name(f".{secrets.token_hex(6)}.draft")
     try:
         draft.write_bytes(data)
         draft.replace(path)

@@ -1,5 +1,6 @@
 """A finished run is not made again, and a run that a dead process left is resumed."""
 
+import getpass
 import socket
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
         raise KeyboardInterrupt
     with find_finished_or_lock(config, KEY) as answer:
         assert answer == (None, run.run_id)
+    store.update_run(run.run_id, "RUNNING")  # its process vanished
     for host, resume_run_id in (
         (name_machine(), run.run_id),
         (socket.gethostname(), run.run_id),  # as earlier versions recorded it
@@ -68,6 +70,14 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
         store.set_tag(run.run_id, "slimdown.host", host)
         with find_finished_or_lock(config, KEY) as answer:
             assert answer == (None, resume_run_id)
+    store.update_run(run.run_id, "KILLED")  # it ended itself, and its folder is here
+    with find_finished_or_lock(config, KEY) as answer:
+        assert answer == (None, run.run_id)
+    store.set_tag(run.run_id, "mlflow.user", "mallory")  # whose locks lie elsewhere
+    with find_finished_or_lock(config, KEY) as answer:
+        assert answer == (None, "")
+    store.set_tag(run.run_id, "mlflow.user", getpass.getuser())
+    store.update_run(run.run_id, "RUNNING")
     store.set_tag(run.run_id, "slimdown.host", name_machine())
     monkeypatch.setattr("uuid.getnode", lambda: 7)  # another machine, again
     with find_finished_or_lock(config, KEY) as answer:

@@ -70,6 +70,20 @@ def test_one_run_is_looked_for_and_no_other_is_read(
     assert len(find_runs(config.tracking, n_newest=1)) == 1
 
 
+def test_all_pages_of_an_answer_are_read(
+    store: MlflowClient, composed: Compose, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr("slimdown.tracking.store._PAGE", 2)
+    config = composed()
+    for number in range(3):
+        record_run(composed(f"tracking.experiment=e{number}"), f"run {number}")
+        record_run(config, f"run {number + 3}")
+    assert len(find_runs(config.tracking)) == 6
+    assert len(find_runs(config.tracking, n_newest=3)) == 3
+    [first] = find_runs(config.tracking, experiments=["e0"])  # the oldest comes last
+    assert first.name == "run 0"
+
+
 def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Compose) -> None:
     first = composed("lora.r=2")
     record_run(first, "a", sweep="ranks")

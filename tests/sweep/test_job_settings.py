@@ -1,0 +1,65 @@
+"""What a command hands to the workers of its sweep, on this machine or another."""
+
+from pathlib import Path
+
+import pytest
+from record_builders import Compose
+
+from slimdown.sweep import jobs
+from slimdown.sweep.command_line import ComposedRun
+from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo
+from slimdown.utils.errors import TrackingError
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepInfo:
+    return SweepInfo(tmp_path, "ranks", ("lora.r",), n_jobs=1, numbers=(1,))
+
+
+def compose(composed: Compose, uri: str) -> ComposedRun:
+    return ComposedRun([], composed(f"tracking.uri={uri}"))
+
+
+def test_a_worker_in_another_folder_writes_into_the_same_record(
+    sweep: SweepInfo, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "driver").mkdir()
+    monkeypatch.chdir(tmp_path / "driver")
+    sweep.write_settings(1, compose(composed, "sqlite:///mlruns/mlflow.db"))
+    monkeypatch.chdir("/")
+    uri = sweep.read_settings(1).config.tracking.uri
+    assert uri == f"sqlite:///{tmp_path}/driver/mlruns/mlflow.db"
+
+
+def test_a_worker_without_the_address_makes_no_record_of_its_own(
+    sweep: SweepInfo, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = compose(composed, "http://me:secret@server:5000")
+    sweep.write_settings(1, run)
+    assert sweep.read_settings(1).config.tracking.uri == run.config.tracking.uri
+    assert "secret" not in (sweep.folder / "1.settings.json").read_text()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI on each machine"):
+        sweep.read_settings(1)
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_job_that_was_queued_twice_is_made_once(
+    state: JobState, sweep: SweepInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm queues a killed job again, and a launcher that lost one job queues all others."""
+    config = type("Config", (), {"job": type("Job", (), {"num": 0})})
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: config)
+    made = []
+
+    def make(*_: object) -> JobOutcome:
+        made.append(1)
+        return JobOutcome(JobState.finished, "a" * 32)
+
+    monkeypatch.setattr(jobs, "run_job", make)
+    monkeypatch.setattr(SweepInfo, "read_settings", lambda *_: None)
+    if state is not JobState.waiting:  # then there is no file
+        sweep.write_outcome(1, JobOutcome(state))
+    jobs.run_sweep_job(sweep, None)
+    assert bool(made) is (state in (JobState.waiting, JobState.running, JobState.killed))
