@@ -69,6 +69,7 @@ class TrackedRun:
             if info.resume_run_id:
                 run = client.get_run(info.resume_run_id)
                 client.update_run(run.info.run_id, "RUNNING")
+                client.set_tag(run.info.run_id, Tag.host, tags[Tag.host])  # may be another one
                 if Tag.error in run.data.tags:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:

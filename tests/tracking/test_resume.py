@@ -73,6 +73,10 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
     store.update_run(run.run_id, "KILLED")  # it ended itself, and its folder is here
     with find_finished_or_lock(config, KEY) as answer:
         assert answer == (None, run.run_id)
+    again = make_info(config, "one", run_key=KEY, resume_run_id=run.run_id)
+    with pytest.raises(KeyboardInterrupt), open_run(config, again):
+        raise KeyboardInterrupt
+    assert store.get_run(run.run_id).data.tags["slimdown.host"] == name_machine()
     store.set_tag(run.run_id, "mlflow.user", "mallory")  # whose locks lie elsewhere
     with find_finished_or_lock(config, KEY) as answer:
         assert answer == (None, "")
