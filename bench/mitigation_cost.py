@@ -1,6 +1,6 @@
 """CPU seconds of the narrow task of docs/studies/keeping.md, by mitigation.
 
-    python -m bench.mitigation_cost [plain] [alpaca] [own]
+    python -m bench.mitigation_cost [plain] [alpaca] [own] [own_tenth]
 
 Needs SmolLM2 and Alpaca. `OMP_NUM_THREADS=1` makes the times of one thread. Preparing includes the
 trial batch and, for the base's own rows, writing them, unless they are in the cache.
@@ -29,6 +29,7 @@ ALONE = "dataset=pocket_instructions"
 MIXED = ["dataset=[pocket_instructions,alpaca]", "dataset.alpaca.max_examples=40"]
 MIXED += ["dataset.alpaca.validation_examples=4", "keep=auto", "keep.dataset=alpaca"]
 MITIGATIONS = {"plain": [ALONE], "alpaca": MIXED, "own": [ALONE, "keep=auto"]}
+MITIGATIONS["own_tenth"] = [ALONE, "keep=auto", "keep.share=0.1"]
 
 
 def train(mitigation: str) -> None:

@@ -34,12 +34,12 @@ def test_a_worker_in_another_folder_writes_into_the_same_record(
 def test_a_worker_without_the_address_makes_no_record_of_its_own(
     sweep: SweepInfo, composed: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is restored
     run = compose(composed, "http://me:secret@server:5000")
     sweep.write_settings(1, run)
     assert sweep.read_settings(1).config.tracking.uri == run.config.tracking.uri
     assert "secret" not in (sweep.folder / "1.settings.json").read_text()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI on each machine"):
         sweep.read_settings(1)
 
