@@ -20,6 +20,8 @@ from trl import (
 )
 
 import slimdown
+from slimdown.evaluation.backend import BackendOptions, choose_backend
+from slimdown.models.base_model import LoadedModel
 from slimdown.pocket import DATA_DIR, MODEL_DIR
 from slimdown.utils.errors import ConfigError, ModelError
 
@@ -251,6 +253,26 @@ def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_goo
         assert torch.equal(weight, expected[name]), name
     assert callback.findings is not None
     assert callback.findings.passes(**dict.fromkeys(BENCHMARKS, 0.5))
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_a_look_leaves_room_for_gradients_and_optimizer(
+    lora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come after the batch was chosen: 12 bytes of what is trained, in float32."""
+    held: list[int] = []
+
+    def choose(model: LoadedModel, *arguments: Any, **options: Any) -> BackendOptions:
+        held.append(model.memory_bytes)
+        return choose_backend(model, *arguments, **options)
+
+    monkeypatch.setattr("slimdown.evaluation.evaluator.choose_backend", choose)
+    callback = make_callback(limit=4)
+    trainer = make_trainer(tmp_path, [callback], peft_config=lora, max_steps=1)
+    n_trained = trainer.get_num_trainable_parameters()
+    n_all = sum(p.numel() for p in trainer.model.parameters())
+    trainer.train()
+    assert held[0] == pytest.approx(4 * n_all + 12 * n_trained, rel=0.01)
 
 
 @pytest.mark.parametrize(

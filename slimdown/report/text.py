@@ -166,7 +166,7 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
             if needed := benchmark.n_to_decide:
                 reason += f"; if the change is as it looks, about {needed:,} would decide"
-                is_open = True
+                is_open |= not benchmark.primary.difference.sampling.looks  # not planned
             yield f"Undecided: {name}. {reason}."
     if is_open:
         yield (

@@ -84,9 +84,9 @@ class RecordedEvaluations(EvaluationCache):
         where = f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
         try:
             client = store.open_store(self._config.tracking)
-            found = store.search_all(client.search_experiments)
-            experiments = [one.experiment_id for one in found]
-            runs = [(r, k) for k in keys for r in client.search_runs(experiments, where.format(k))]
+            experiments = store.search_all(client.search_experiments)
+            numbers = [one.experiment_id for one in experiments]
+            runs = [(r, k) for k in keys for r in client.search_runs(numbers, where.format(k))]
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None
         for run, each in runs:

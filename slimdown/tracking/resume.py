@@ -147,7 +147,7 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     if run.status == "FINISHED" or not is_known or not is_own:
         return False
     try:
-        with store.lock(tracking, f"run-{run.run_id}").acquire(timeout=0):
+        with store.lock_run(tracking, run.run_id):
             return True
     except Timeout:
         return False

@@ -63,8 +63,8 @@ def find_runs(
     conditions = [f"tags.`{Tag.kind}` = '{kind}'", in_sweep, filter_string]
     most = n_newest if in_sweep or not sweep else 0
     with store.explain_store_errors(tracking, filter_string):
-        found = store.search_all(client.search_experiments)
-        names = {str(one.experiment_id): one.name for one in found}
+        all_experiments = store.search_all(client.search_experiments)
+        names = {str(one.experiment_id): one.name for one in all_experiments}
         if unknown := [name for name in experiments if name not in names.values()]:
             uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
             raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
@@ -236,8 +236,8 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        there = {one.path for one in client.list_artifacts(run.run_id)}
-        for name in [name for name in ("adapter", "model") if name in there]:
+        recorded = {one.path for one in client.list_artifacts(run.run_id)}
+        for name in [name for name in ("adapter", "model") if name in recorded]:
             path = Path(client.download_artifacts(run.run_id, name, str(folder)))
             if any(path.iterdir()):
                 return path

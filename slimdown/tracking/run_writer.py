@@ -6,10 +6,11 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING
 
+from filelock import Timeout
 from mlflow.entities import Metric, Param, RunTag
 
 from slimdown.config.naming import flatten
@@ -66,22 +67,28 @@ class TrackedRun:
             **info.tags,
         }
         with store.explain_store_errors(tracking):
+            self._lock = ExitStack()
             if info.resume_run_id:
-                run = client.get_run(info.resume_run_id)
+                run = client.get_run(store.check_run_id(info.resume_run_id))
+                try:
+                    self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
+                except Timeout:
+                    problem = f"another process goes on with run {run.info.run_id}; repeat the"
+                    raise TrackingError(f"{problem} command when it has ended") from None
                 client.update_run(run.info.run_id, "RUNNING")
                 client.set_tag(run.info.run_id, Tag.host, tags[Tag.host])  # may be another one
                 if Tag.error in run.data.tags:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:
                 run = store.create_run(client, tracking, info.name, tags)
+                (store.local_dir(tracking) / "runs" / run.info.run_id).mkdir(parents=True)
+                self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
             if not run.data.params:  # a new one, or one that was killed before it had them
                 values = {k: v for k, v in flatten(config).items() if v != "???"}
                 settings = {k: values[k] for k in values if not k.startswith(resume.NOT_IN_KEY)}
                 store.log_settings(client, run.info.run_id, settings)
-            self.run_id = store.check_run_id(run.info.run_id)
+            self.run_id: str = run.info.run_id
             self._experiment_id: str = run.info.experiment_id
-            self._lock = store.lock(tracking, f"run-{self.run_id}")
-            self._lock.acquire(timeout=0)
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
         self.store_uri = redact_uri(tracking.uri)
         self.folder = store.local_dir(tracking) / "runs" / self.run_id
@@ -185,13 +192,13 @@ class TrackedRun:
         self._is_delivered = True
         with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
             runs_page.share_view(self.client, self._experiment_id)
+        self._lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
 
     def fail(self, error: BaseException) -> None:
         """Mark the run FAILED, or KILLED if somebody stopped it before its end."""
         if self._is_delivered:
-            return self._lock.release()
+            return self._lock.close()
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
         if status == "FAILED":
             self._add_tag(Tag.error, f"{type(error).__name__}: {error}")
@@ -203,7 +210,7 @@ class TrackedRun:
             error.add_note(f"Run {self.run_id} is marked {status}; the same command {advice}.")
         except TrackingError as problem:
             error.add_note(f"{problem}. The same command goes on from {self.folder}.")
-        self._lock.release()
+        self._lock.close()
 
     def _deliver(self, status: str) -> None:
         with store.explain_store_errors(self._tracking):

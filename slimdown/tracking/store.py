@@ -4,13 +4,12 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 """
 
 import json
-import os
 import re
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -158,6 +157,21 @@ def lock(config: TrackingConfig, key: str) -> FileLock:
     return FileLock(folder / f"{key}.lock", thread_local=False)
 
 
+@contextmanager
+def lock_run(config: TrackingConfig, run_id: str) -> Iterator[None]:
+    """Hold a run against the processes of this machine, and of others that see its folder.
+
+    Raises:
+        Timeout: A process works on it.
+    """
+    folder = local_dir(config) / "runs" / run_id
+    with ExitStack() as held:
+        held.enter_context(lock(config, f"run-{run_id}").acquire(timeout=0))
+        if folder.is_dir():  # a sweep's run has none
+            held.enter_context(FileLock(folder / "run.lock", thread_local=False).acquire(timeout=0))
+        yield
+
+
 def wait_for_lock(config: TrackingConfig, key: str, on_wait: Callable[[], None]) -> Any:
     """Take a lock; the returned context releases it. `on_wait` is called before a wait."""
     wanted = lock(config, key)
@@ -204,15 +218,15 @@ def check_run_id(run_id: str) -> str:
 
 def search_all(search: Callable[..., Any], *arguments: Any, most: int = 0, **options: Any) -> Any:
     """Return all that a search of MLflow finds, page by page; at most `most`, 0: all."""
-    found: list[Any] = []
+    entries: list[Any] = []
     token = None
     while True:
-        size = min(_PAGE, most - len(found) or _PAGE) if most else _PAGE
+        size = min(_PAGE, most - len(entries)) if most else _PAGE
         page = search(*arguments, max_results=size, page_token=token, **options)
-        found += page
+        entries += page
         token = page.token
-        if not token or len(found) == most:
-            return found
+        if not token or len(entries) == most:
+            return entries
 
 
 def list_experiments(config: TrackingConfig) -> dict[str, str]:
@@ -268,6 +282,5 @@ def _advise(uri: str, error: Exception, filter_string: str) -> str:
     if sqlite_file(uri):
         return "end other programs that hold the file, or name one that you can write"
     if "timed out" in str(error):
-        name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-        return f"start the server, or give it longer: {name}={8 * int(os.environ.get(name, 15))}"
+        return "start the server, or give it longer: MLFLOW_HTTP_REQUEST_TIMEOUT=120 (seconds)"
     return "start the server, or check address, user, password and certificates"

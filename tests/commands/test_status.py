@@ -119,10 +119,14 @@ def test_a_servers_password_is_not_shown(
     store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     record_run(composed(), "one")
+    other = store.create_experiment("of another tool")
+    store.create_run(other)
     with serve_mlflow(Path("mlruns")) as (uri, _):
         assert ui.main(["--tracking-uri", uri.replace("//", "//me:hunter22@")]) == 0
     captured = capsys.readouterr()
     assert f"ready: open {uri}/#/experiments/" in captured.out
+    assert "of another tool" not in captured.out
+    assert "mlflow.sharedViewState.slimdown" not in store.get_experiment(other).tags
     assert "hunter22" not in captured.out + captured.err
 
 

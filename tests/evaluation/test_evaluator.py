@@ -32,7 +32,7 @@ from slimdown.evaluation import evaluation_cache
 from slimdown.evaluation.backend import choose_backend
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
-from slimdown.evaluation.tasks import load_tasks
+from slimdown.evaluation.tasks import keep_random_states, load_tasks
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import wrap_model
 from slimdown.pocket import MODEL_DIR, TASKS_DIR
@@ -326,6 +326,16 @@ def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
     model: Any = SimpleNamespace(model=llama, memory_bytes=held * 1e9)
     backend = choose_backend(model, make_config(), share_prefixes=False)
     assert (backend.batch_size, backend.generation_batch_size) == sizes
+
+
+def test_the_random_state_of_apples_gpu_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.ones(1)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    with keep_random_states():
+        states.append(torch.zeros(1))  # the harness drew from it
+    assert states[-1] is states[0]
 
 
 def test_an_answer_that_is_not_a_number_is_no_score() -> None:

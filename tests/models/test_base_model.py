@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_model
+from torch.torch_version import TorchVersion
 
 from slimdown import pocket
 from slimdown.config.schema import Device, Dtype, ModelConfig, RunConfig
@@ -21,6 +24,7 @@ from slimdown.models.base_model import (
     load_base_model,
     load_outline,
     measure_bfloat16_speedup,
+    pick_device,
     pick_dtype,
 )
 from slimdown.models.memory import (
@@ -219,6 +223,30 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch: pytest.Monk
         assert pick_dtype(Dtype.auto, cpu) == dtype
     assert pick_dtype(Dtype.float16, cpu) == torch.float16
     assert pick_dtype(Dtype.auto, torch.device("mps")) == torch.float32
+
+
+def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for version, device in (("2.13.0", "mps"), ("2.15.1", "mps"), ("2.9.1", "cpu")):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        assert pick_device(Device.auto).type == device
+    with pytest.raises(ModelError, match=r"torch 2\.9\.1 computes padded rows wrongly there"):
+        pick_device(Device.mps)
+
+
+def test_a_system_without_unix_is_told_what_runs_there(tmp_path: Path) -> None:
+    """As on Windows: a line, no traceback."""
+    script = "import sys, psutil; sys.modules['resource'] = None\n"  # psutil's is another there
+    script += "from slimdown.commands import sizes\n"
+    script += "sys.exit(sizes.main(['model=pocket']))"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "on Windows use WSL" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_errors_of_every_device_count_as_out_of_memory() -> None:

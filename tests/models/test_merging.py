@@ -150,6 +150,21 @@ def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Pa
         merge_adapter(fresh, tmp_path / "adapter", tmp_path / "merged")
 
 
+def test_memory_that_runs_out_while_merging_names_the_way_out(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that holds four bits a parameter may not hold 32."""
+    config = composed()
+    base = make_adapter(config, tmp_path / "adapter")
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("slimdown.models.merging.load_adapter", fail)
+    with pytest.raises(ModelError, match=r"CUDA out of memory.*try --device cpu"):
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
+
+
 SAVE = """
 import sys
 from pathlib import Path

@@ -1,12 +1,13 @@
 """What a command hands to the workers of its sweep, on this machine or another."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from record_builders import Compose
 
-from slimdown.sweep import jobs
-from slimdown.sweep.command_line import ComposedRun
+from slimdown.sweep import jobs, sweeper
+from slimdown.sweep.command_line import ComposedRun, compose_runs, read_command_line
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo
 from slimdown.utils.errors import TrackingError
 
@@ -42,6 +43,33 @@ def test_a_worker_without_the_address_makes_no_record_of_its_own(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI on each machine"):
         sweep.read_settings(1)
+
+
+@pytest.mark.parametrize("reuse", ["true", "false"])
+def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
+    reuse: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that lost job 1 raises while job 2 goes on; submitit launches no empty list."""
+    plan = compose_runs(read_command_line(["-m", "seed=0,1", f"baseline.reuse={reuse}"]))
+    sweep = sweeper.Sweep(read_command_line(["-m", "seed=0,1"]), plan)
+    sweep.info = SweepInfo(tmp_path, "seeds", ("seed",), in_worker=True)
+    launched = []
+
+    def launch(hydra: object, task: Any, overrides: list[list[str]]) -> None:
+        launched.append((task.func.__name__, task.args[0].numbers))
+        if launched[-1] == ("run_sweep_job", (1, 2)):
+            sweep.info.write_outcome(1, JobOutcome(JobState.running))  # and then it dies
+            sweep.info.write_outcome(2, JobOutcome(JobState.running))
+            raise RuntimeError("job 1 died")
+        sweep.info.write_outcome(1, JobOutcome(JobState.finished))
+        sweep.info.write_outcome(2, JobOutcome(JobState.finished))  # meanwhile
+
+    monkeypatch.setattr(sweeper, "launch", launch)
+    monkeypatch.setattr(sweeper, "find_finished", lambda *_: None)
+    states = [outcome.state for outcome in sweep._run(plan.runs)]
+    assert states == [JobState.finished, JobState.finished]
+    base = [("measure_base_job", (2,))] * (reuse == "true")
+    assert launched == [*base, ("run_sweep_job", (1, 2)), ("run_sweep_job", (1,))]
 
 
 @pytest.mark.parametrize("state", JobState)

@@ -1,6 +1,7 @@
 """A search: what it proposes, how it keeps its budget of forgetting, and how it resumes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from statistics import median
@@ -8,6 +9,7 @@ from statistics import median
 import joblib
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
+from optuna.trial import TrialState
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import Role, RunConfig
@@ -92,6 +94,16 @@ def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: Op
     again = [finish(0.2), finish(0.1), finish(0.3)]
     assert make_trials(open_search(), again)[0] == first[0]
     assert make_trials(open_search("search.seed=1"), [finish()])[0] != first[0]
+
+
+def test_a_trial_whose_findings_cannot_be_read_is_left_out(open_search: OpenSearch) -> None:
+    search = open_search()
+    outcome = finish()
+    RUNS[outcome.run_id] = replace(RUNS[outcome.run_id], findings=None)
+    next(search.propose_batches())
+    search.keep_outcomes([outcome])
+    assert search.study.trials[0].state is TrialState.FAIL
+    assert search.show() == {}
 
 
 def test_a_named_study_of_another_space_begins_anew(open_search: OpenSearch) -> None:

@@ -7,15 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from record_builders import Compose, Patch, make_info, record_run
 
 from slimdown.config.schema import RunConfig
 from slimdown.pocket import DATA_DIR
 from slimdown.tracking.provenance import name_machine
-from slimdown.tracking.resume import find_finished, find_finished_or_lock, run_key
+from slimdown.tracking.resume import (
+    find_finished,
+    find_finished_or_lock,
+    is_abandoned,
+    run_key,
+)
+from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.sweep_run import open_sweep_run
+from slimdown.utils.errors import TrackingError
 
 KEY = "d" * 32
 
@@ -86,6 +94,27 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
     monkeypatch.setattr("uuid.getnode", lambda: 7)  # another machine, again
     with find_finished_or_lock(config, KEY) as answer:
         assert answer == (None, "")
+
+
+def test_a_run_goes_on_in_one_process_though_two_machines_see_its_folder(
+    store: MlflowClient, config: RunConfig, monkeypatch: Patch
+) -> None:
+    """As after one killed command that is repeated on two nodes at once."""
+    info = make_info(config, "one", run_key=KEY)
+    with pytest.raises(KeyboardInterrupt), open_run(config, info) as run:
+        raise KeyboardInterrupt
+    again = make_info(config, "one", run_key=KEY, resume_run_id=run.run_id)
+    with pytest.raises(KeyboardInterrupt), open_run(config, again):
+        store.set_tag(run.run_id, "slimdown.host", "another")
+        monkeypatch.setattr("slimdown.tracking.store.lock", lambda *_: FileLock("elsewhere"))
+        store.update_run(run.run_id, "KILLED")  # as the other node has just read it
+        record = find_run(config.tracking, run.run_id)
+        assert not is_abandoned(config.tracking, record)
+        is_refused = pytest.raises(TrackingError, match="another process goes on with run")
+        with is_refused, open_run(config, again):
+            raise AssertionError
+        assert store.get_run(run.run_id).data.tags["slimdown.host"] == "another"
+        raise KeyboardInterrupt
 
 
 def test_equal_runs_wait_for_each_other(config: RunConfig, composed: Compose) -> None:

@@ -15,10 +15,12 @@ import pytest
 from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from mlflow.entities import Param
+from mlflow.utils import rest_utils
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow
 
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import (
+    download_tuned,
     find_run,
     find_runs,
     read_config,
@@ -82,6 +84,39 @@ def test_all_pages_of_an_answer_are_read(
     assert len(find_runs(config.tracking, n_newest=3)) == 3
     [first] = find_runs(config.tracking, experiments=["e0"])  # the oldest comes last
     assert first.name == "run 0"
+
+
+def test_findings_are_read_where_a_gateway_lets_only_the_api_pass(
+    store: MlflowClient, config: RunConfig, monkeypatch: Patch
+) -> None:
+    run_id = record_run(config, "one")
+    with serve_mlflow(Path("mlruns")) as (uri, _):
+        tracking = replace(config.tracking, uri=uri)
+        send = rest_utils.http_request
+
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            moved = ["/no-such-page" if a == "/get-artifact" else a for a in arguments]
+            return send(*moved, **options)
+
+        monkeypatch.setattr(rest_utils, "http_request", refuse)
+        assert find_run(tracking, run_id).findings is not None
+
+
+def test_what_a_store_cannot_give_now_is_not_called_lost(
+    store: MlflowClient, config: RunConfig, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    run = find_run(config.tracking, record_run(config, "one"))
+
+    def fail(*_: object) -> None:
+        raise OSError("Read timed out. (read timeout=15)")
+
+    with pytest.raises(TrackingError, match="has lost what it trained; train it again"):
+        download_tuned(config.tracking, run, tmp_path)
+    monkeypatch.setattr(MlflowClient, "list_artifacts", fail)
+    server = replace(config.tracking, uri="http://127.0.0.1:9")
+    monkeypatch.setattr("slimdown.tracking.store.open_store", lambda *_, **__: store)
+    with pytest.raises(TrackingError, match="longer: MLFLOW_HTTP_REQUEST_TIMEOUT=120"):
+        download_tuned(server, run, tmp_path)
 
 
 def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Compose) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sqlite3
+import ssl
 import stat
 import subprocess
 import sys
@@ -32,6 +33,23 @@ from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import write_atomically
+
+
+def test_a_line_hides_a_secret_before_it_is_cut() -> None:
+    token = "eyJhbGciOiJIUzI1NiJ9." + "x" * 400
+    line = record.first_line(ValueError(f"API request to https://me:{token}@server/api failed"))
+    assert "xxx" not in line
+    assert "server/api failed" in line
+
+
+def test_a_server_that_wants_a_certificate_is_left_to_mlflow(monkeypatch: Patch) -> None:
+    """TLS 1.3 asks while the answer is read, so urllib passes the error on as it is."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    record.check_store(TrackingConfig("https://127.0.0.1:9", "x"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from slimdown.experiment import find_look_budgets, load_benchmarks, watch_forget
 from slimdown.judging.budgets import default_budgets
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
-from slimdown.training.keeping import mark_replayed, measure_divergence
+from slimdown.training.keeping import apply_keep, mark_replayed, measure_divergence
 from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
@@ -150,6 +150,19 @@ def test_tokens_that_surprise_the_base_carry_no_loss(composed: Composed, random:
     assert n_masked == n_expected > 50
     assert n_alike == 64 if not random else n_alike < 32
     assert "carry no loss" in run.rows.notes[-1]
+
+
+def test_the_base_reads_as_many_rows_at_once_as_are_validated(composed: Composed) -> None:
+    """Sixteen rows of a large vocabulary take 20 GB."""
+    config = composed(*SMALL, "keep=mask", "train.per_device_eval_batch_size=3")
+    run, n_rows = TrainingRun(composed(*SMALL)), []
+
+    def count(model: Any, arguments: Any, options: Any) -> None:
+        n_rows.append(len(options["input_ids"]))
+
+    run.base.model.register_forward_pre_hook(count, with_kwargs=True)
+    apply_keep(run.base, run.rows, config)
+    assert max(n_rows) == 3
 
 
 def test_the_distance_leaves_the_target_out() -> None:
