@@ -332,16 +332,18 @@ def change_clusters(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 yield "changed", case, percent(float(np.mean(p < ALPHA))), "5"
                 rate = f"{100 * float(np.mean(p < ALPHA / 4)):.2f}"
                 yield "changed, of 4 benchmarks", case, rate, "1.25"
-    # Sizes that are no chance: eight large clusters flip every time, and no single question does.
-    sampling = Sampling(clusters=np.repeat(np.arange(32.0), [3] * 8 + [1] * 24))
+    # Flips that are no chance: eight clusters flip every time, and none of 24 single questions does.
     chances = scipy.stats.binom.pmf(np.arange(9), 8, 0.5)
-    differences = []
-    for n_lost in range(9):
-        before = np.repeat([1.0, 0.0, 0.0], [3 * n_lost, 24 - 3 * n_lost, 24])
-        after = np.where(np.arange(48) < 24, 1 - before, before)
-        differences.append(compare_scores(before, after, sampling))
-    rate = percent(float(chances @ [d.p_value < ALPHA for d in differences]))
-    yield "changed", "24 questions alone and 8 clusters of 3, which always flip; exact", rate, "5"
+    for size, bound in ((3, "5"), (1, "-")):
+        sampling = Sampling(clusters=np.repeat(np.arange(32.0), [size] * 8 + [1] * 24))
+        differences = []
+        for n_lost in range(9):
+            before = np.repeat([1.0, 0.0, 0.0], [size * n_lost, size * (8 - n_lost), 24])
+            after = np.where(np.arange(len(before)) < 8 * size, 1 - before, before)
+            differences.append(compare_scores(before, after, sampling))
+        rate = percent(float(chances @ [d.p_value < ALPHA for d in differences]))
+        case = f"24 questions alone and 8 clusters of {size}, which always flip; exact"
+        yield "changed", case, rate, bound
 
 
 def ask_again(draws: int, random: np.random.Generator) -> Iterator[Row]:
