@@ -332,7 +332,7 @@ def change_clusters(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 yield "changed", case, percent(float(np.mean(p < ALPHA))), "5"
                 rate = f"{100 * float(np.mean(p < ALPHA / 4)):.2f}"
                 yield "changed, of 4 benchmarks", case, rate, "1.25"
-    # Flips that are no chance: eight clusters flip every time, and none of 24 single questions does.
+    # Flips that are no chance: eight clusters flip every time, 24 single questions never do.
     chances = scipy.stats.binom.pmf(np.arange(9), 8, 0.5)
     for size, bound in ((3, "5"), (1, "-")):
         sampling = Sampling(clusters=np.repeat(np.arange(32.0), [size] * 8 + [1] * 24))
