@@ -27,7 +27,6 @@ from slimdown.comparison.equal_learning import (
     find_common_level,
 )
 from slimdown.comparison.group_tests import compare_seeds
-from slimdown.comparison.run_comparison import winners_curse
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
@@ -775,11 +774,6 @@ def select_runs(draws: int, random: np.random.Generator) -> Iterator[Row]:
     case = f"best of {n_runs} runs at the budget"
     yield "budget kept (exit 0)", f"{case}, the same questions", percent(passes[0] / draws), "-"
     yield "budget kept (exit 0)", f"{case}, held-out half", percent(passes[1] / draws), "5"
-    luck = (whole.max(axis=1) / n + MARGIN) / np.sqrt((0.1 - MARGIN**2) / n)
-    mean, high = winners_curse(n_runs)
-    case = f"best of {n_runs} equal runs, standard errors"
-    yield "luck on average", case, f"{luck.mean():.2f}", f"{mean:.2f}"
-    yield "luck, 95 % of tables below", case, f"{np.quantile(luck, 0.95):.2f}", f"{high:.2f}"
 
 
 def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 Every change is a share (0.02 is two points) and was judged when the run was made. Here verdicts are
 corrected again, for all cells of the table: of thirty runs without any change, some look changed.
-The best run is also the luckiest; `holdout.py` cures that.
+The best of many runs looks better than it is; `holdout.py` cures that.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from statistics import NormalDist, fmean
+from statistics import fmean
 
 import numpy as np
 
@@ -145,21 +145,6 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     return split_noise(*parts.values(), steps=list(steps.values()))
 
 
-def winners_curse(n: int) -> tuple[float, float]:
-    """Compute by how many standard errors the best of `n` equal candidates looks better.
-
-    This is for independent errors; if all err on the same questions it is less.
-
-    Returns:
-        The average (Blom 1958), and the 95 % quantile.
-
-    >>> [tuple(round(z, 2) for z in winners_curse(n)) for n in (1, 2, 30)]
-    [(0.0, 1.64), (0.59, 1.95), (2.04, 2.93)]
-    """
-    normal = NormalDist()
-    return normal.inv_cdf((n - 0.375) / (n + 0.25)), normal.inv_cdf(0.95 ** (1 / n))
-
-
 def _join_verdicts(verdicts: Iterable[Verdict]) -> str:
     counts = Counter(verdicts).most_common()
     return counts[0][0] if len(counts) == 1 else ", ".join(f"{v} {n}" for v, n in counts)
@@ -273,7 +258,7 @@ def _describe_caveats(
     benchmarks: Sequence[str],
     corrected: Mapping[tuple[str, str], Verdict],
 ) -> Iterator[str]:
-    """Say what differs in how runs were measured, what is corrected, and how lucky the best is."""
+    """Say what differs in how runs were measured, and what is corrected."""
     cells = [cell for row in rows for cell in row.changes.values()]
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
@@ -302,13 +287,4 @@ def _describe_caveats(
         yield (
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
             f"{len(corrected):,} in this table (Holm)."
-        )
-    errors = [e for cell in cells if isfinite(e := cell.change.standard_error)]
-    if len(rows) > 1 and errors:
-        mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
-        yield (
-            f"The best row is partly luck: if all {len(rows):,} were equally good, the best would "
-            f"look about {mean:.1f} points better on a benchmark, in 95 % of tables at most "
-            f"{most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: "
-            "slimdown compare RUN --confirm."
         )

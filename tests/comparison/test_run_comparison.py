@@ -15,12 +15,7 @@ from builders import (
     stop_early,
 )
 
-from slimdown.comparison.run_comparison import (
-    Comparison,
-    compare_runs,
-    correct_verdicts,
-    winners_curse,
-)
+from slimdown.comparison.run_comparison import Comparison, compare_runs, correct_verdicts
 from slimdown.comparison.run_order import (
     parse_setting,
     series_by_setting,
@@ -82,17 +77,6 @@ def test_what_does_not_hold_in_a_table_becomes_undecided_and_never_worse() -> No
     text = " ".join(comparison.notes)
     assert "† 30 of 30 verdicts become undecided when corrected for all 30 in this table" in text
     assert comparison.rows[0].changes["a"].verdict_corrected == "undecided"
-
-
-def test_the_luck_of_the_best_is_its_mean_with_what_95_percent_of_tables_stay_below() -> None:
-    best = np.random.default_rng(0).normal(size=(20000, 12)).max(axis=1)
-    mean, most = winners_curse(12)
-    assert mean == pytest.approx(best.mean(), abs=0.02)
-    assert most == pytest.approx(np.quantile(best, 0.95), abs=0.05)
-    notes = " ".join(compare_runs([make_run(SAME, i, lora__r=str(i)) for i in range(12)]).notes)
-    error = 100 * SAME.benchmarks["a"].primary.difference.standard_error
-    assert f"look about {mean * error:.1f} points better" in notes
-    assert f"in 95 % of tables at most {most * error:.1f}" in notes
 
 
 def test_what_was_not_measured_alike_is_said() -> None:
