@@ -1,47 +1,55 @@
-"""Compare every mitigation with the plain fine-tuning's curves over scale and rate.
+"""Show what each mitigation taught and lost beside the plain fine-tuning, by its scale and rate.
 
     python -m bench.keeping --experiment keeping [--tracking-uri URI] [--figure FILE.png]
 
-Reads runs that docs/studies/keeping.md names, of equal questions and seeds: what each mitigation
-taught and lost. Who learns more usually loses more, so only rows that learned about as much say
-which one keeps. The last lines say how well the divergence from the base foretells the loss.
+Reads runs that docs/studies/keeping.md names, of equal questions and seeds. Who learns more usually
+loses more, so only rows that learned about as much say which one keeps. The last lines say how well
+the divergence from the base foretells the loss.
 """
 
 import argparse
+import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
+from mlflow import MlflowClient
 
-from slimdown.comparison.equal_learning import LearningCurve, build_curve
 from slimdown.comparison.run_comparison import average_seeds
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import measure_learning
 from slimdown.config.schema import Role, TrackingConfig, default_store
+from slimdown.judging.findings import Findings
 from slimdown.report.formatting import format_points
 from slimdown.report.tables import Cell, make_table, write_table
-from slimdown.tracking.run_reader import find_runs, read_scales
-from slimdown.utils.errors import TrackingError
+from slimdown.tracking.run_reader import find_runs
+from slimdown.tracking.store import open_store
 
 # Each has its colour and mark in every picture.
-_KINDS = (
-    "rate",
-    "replay",
-    "self_replay and distance",
-    "kl",
-    "mask",
-    "by chance",
-    "self_replay",
-)
+_KINDS = ("rate", "replay", "self_replay and distance", "kl", "self_replay")
 _FEWEST = 10  # runs that a correlation is drawn from
 
 
 def describe(run: RunRecord) -> str:
     """Name what a run did beside the plain fine-tuning."""
-    keys = ("keep.name", "keep.share", "keep.max_perplexity", "keep.random", "keep.weight")
-    parts = [run.params.get(key, "") for key in keys]
-    shown = [part for part in parts if part not in ("", "none", "False")]
-    rate = f"rate {float(run.params['train.learning_rate']):g}"
-    return " ".join(shown).replace("True", "by chance") or rate
+    parts = [run.params.get(f"keep.{key}", "") for key in ("name", "share", "weight")]
+    shown = [part for part in parts if part not in ("", "none")]
+    return " ".join(shown) or f"rate {float(run.params['train.learning_rate']):g}"
+
+
+def measure(findings: Findings) -> tuple[float, float]:
+    """Return what was learned and lost, means of the benchmarks in points."""
+    lost = -findings.mean_change(Role.retained).value
+    return 100 * measure_learning(findings), 100 * lost
+
+
+def read_curve(client: MlflowClient, run: RunRecord) -> dict[float, tuple[float, float]]:
+    """Return what a run had learned and lost at each scale that `slimdown scale` measured."""
+    curve = {}
+    for one in client.list_artifacts(run.run_id, "scales"):
+        findings = json.loads(Path(client.download_artifacts(run.run_id, one.path)).read_text())
+        curve[float(Path(one.path).stem)] = measure(Findings.from_dict(findings))
+    return curve
 
 
 def foretell(runs: list[RunRecord], seed: int = 0) -> str:
@@ -64,34 +72,30 @@ def foretell(runs: list[RunRecord], seed: int = 0) -> str:
 
 
 def draw(
-    groups: dict[str, dict[str, RunRecord]], curves: dict[str, LearningCurve], file: str
+    groups: dict[str, dict[str, RunRecord]],
+    curves: list[dict[float, tuple[float, float]]],
+    file: str,
 ) -> None:
-    """Draw what each group learned against what it lost, beside the plain runs' curve."""
+    """Draw what each group learned against what it lost, beside the plain runs' mean curve."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.6), layout="constrained", dpi=150)
     axes = figure.add_subplot()
-    common = set.intersection(*(set(curve.scales.tolist()) for curve in curves.values()))
-    learned, lost = [], []
-    for scale in sorted(common):
-        at_scale = [(curve, curve.scales.tolist().index(scale)) for curve in curves.values()]
-        learned.append(100 * np.mean([curve.learned[i] for curve, i in at_scale]))
-        changes = [c[i].mean() for curve, i in at_scale for c in curve.retained.values()]
-        lost.append(-100 * np.mean(changes))
-    axes.plot(learned, lost, color="#8c8c8c", label="plain, by scale")
+    common = sorted(set.intersection(*map(set, curves))) if curves else []
+    base = np.zeros(2)  # at scale 0 nothing is learned or lost
+    line = [base, *(np.mean([curve[scale] for curve in curves], axis=0) for scale in common)]
+    axes.plot(*np.transpose(line), color="#8c8c8c", label="plain, by scale")
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, runs in groups.items():
-        kind = "by chance" if "by chance" in name else name.split(" ")[0]
+        kind = name.split(" ")[0]
         kind += " and distance" * (kind == "self_replay" and name.count(" ") == 2)
-        findings = [run.findings for run in runs.values() if run.findings]
-        losses = [one.mean_change(Role.retained).value for one in findings]
-        learned = np.mean([measure_learning(one) for one in findings])
-        points[kind].append((100 * float(learned), -100 * float(np.mean(losses))))
-    labels = {"rate": "plain, by learning rate", "by chance": "mask drawn by chance"}
+        of_runs = [measure(run.findings) for run in runs.values() if run.findings]
+        learned, lost = np.mean(of_runs, axis=0)
+        points[kind].append((float(learned), float(lost)))
     for kind, own in sorted(points.items()):
         i = _KINDS.index(kind)
-        look = f"{'os^DvP*X'[i]}--C{i}"
-        axes.plot(*zip(*sorted(own), strict=True), look, label=labels.get(kind, kind))
+        label = "plain, by learning rate" if kind == "rate" else kind
+        axes.plot(*zip(*sorted(own), strict=True), f"{'os^DX'[i]}--C{i}", label=label)
     axes.set_xlabel("learned: mean rise of the target, points")
     axes.set_ylabel("lost: mean fall of the retained benchmarks, points")
     axes.legend(frameon=False)
@@ -108,14 +112,8 @@ def main() -> None:
     tracking = TrackingConfig(uri=options.tracking_uri, experiment=options.experiment)
     runs = [r for r in find_runs(tracking, [options.experiment], with_findings=True) if r.findings]
     groups: dict[str, dict[str, RunRecord]] = defaultdict(dict)
-    curves = {}
     for run in runs:
         groups[describe(run)][run.params["seed"]] = run
-        try:
-            points = read_scales(tracking, run)
-        except TrackingError:
-            continue
-        curves[run.params["seed"]] = build_curve(points)
     records = []
     for name, of_seeds in sorted(groups.items()):
         findings = [run.findings for run in of_seeds.values()]
@@ -131,6 +129,8 @@ def main() -> None:
     print("all:", foretell(runs))
     print("plain and keep=kl:", foretell(alike))
     if options.figure:
+        client = open_store(tracking, must_exist=True)
+        curves = [curve for run in runs if (curve := read_curve(client, run))]
         draw(dict(groups), curves, options.figure)
 
 

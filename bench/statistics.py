@@ -21,11 +21,6 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from slimdown.comparison.equal_learning import (
-    LearningCurve,
-    compare_at_equal_learning,
-    find_common_level,
-)
 from slimdown.comparison.group_tests import compare_seeds
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.question_order import order_questions
@@ -677,68 +672,6 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "groups differ", case, percent(hits / draws), "5"
 
 
-def learn_equally(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """Groups that lose alike at equal learning; runs measure the scales that they are told to."""
-    n, n_draws = 200, max(100, draws // 8)
-
-    def measure(run: dict[str, Any], scale: float) -> None:
-        learned = 0.9 * (1 - np.exp(-run["speed"] * scale))
-        lost = 0.5 * (learned / 0.9) ** 4 * run["luck"]
-        answers = (run["target"] < learned) * 1.0, -1.0 * (run["kept"] < lost)
-        run["points"][scale] = answers
-
-    def draw_curve(run: dict[str, Any]) -> LearningCurve:
-        scales = sorted(run["points"])
-        target, kept = (np.array([run["points"][s][i] for s in scales]) for i in (0, 1))
-        return LearningCurve(np.array(scales), {"t": target}, {"k": kept}, {})
-
-    for case, speeds in (("alike", (1.5, 1.5)), ("fast and slow learners", (8.0, 1.0))):
-        for n_seeds in (2, 3, 5):
-            misses, widths, n_measured = np.zeros(3), [], 0
-            for _ in range(n_draws):
-                shared = random.normal(size=(2, n))  # how hard each question is, for all runs
-                runs = []
-                for i in range(2 * n_seeds):
-                    own = np.sqrt(0.9) * shared + np.sqrt(0.1) * random.normal(size=(2, n))
-                    target, kept = scipy.special.ndtr(own)
-                    speed, luck = np.exp(random.normal(0, 0.1, 2))
-                    run = {"target": target, "kept": kept, "luck": luck, "points": {}}
-                    run["speed"] = speed * speeds[i // n_seeds]
-                    for scale in (0.0, 0.25, 0.5, 0.75, 1.0):
-                        measure(run, scale)
-                    runs.append(run)
-                for _ in range(8):
-                    curves = [draw_curve(run) for run in runs]
-                    level = find_common_level(curves)
-                    wanted = [curve.find_scale_to_measure(level) for curve in curves]
-                    for run, scale in zip(runs, wanted, strict=True):
-                        if scale:
-                            measure(run, scale)
-                            n_measured += 1
-                    if not any(wanted):
-                        break
-                halves = curves[:n_seeds], curves[n_seeds:]
-                groups = {str(g): dict(enumerate(of)) for g, of in enumerate(halves)}
-                level, (first, second) = compare_at_equal_learning(groups)
-                true = -0.5 * (level / 0.9) ** 4 * np.exp(0.1**2 / 2)
-                means = second.from_first["k"], first.changes["k"], second.changes["k"]
-                truths = 0.0, true, true
-                misses += [not m.low <= t <= m.high for m, t in zip(means, truths, strict=True)]
-                widths.append(means[0].high - means[0].low)
-            shown = (
-                f"{case}, {n_seeds} seeds, {n_measured / n_draws / len(runs):.1f} scales more a run"
-            )
-            width = f"{50 * np.median(widths):.1f} points either way"
-            yield (
-                "difference at equal learning misses",
-                f"{shown}, {width}",
-                percent(misses[0] / n_draws),
-                "5",
-            )
-            worse = float(misses[1:].max()) / n_draws
-            yield "loss at equal learning misses", f"{case}, {n_seeds} seeds", percent(worse), "5"
-
-
 @cache
 def count_difference(lost: int, gained: int, n: int) -> Difference:
     """Return the difference of n questions of which so many were lost and gained."""
@@ -828,7 +761,6 @@ SIMULATIONS: tuple[Simulation, ...] = (
     cover_seeds,
     differ_by_luck,
     average_benchmarks,
-    learn_equally,
     select_runs,
 )
 

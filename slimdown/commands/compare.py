@@ -15,7 +15,7 @@ import argparse
 from collections import Counter
 
 from slimdown.commands.arguments import CommandParser, put_table, run_command
-from slimdown.comparison import equal_learning, group_tests, run_order
+from slimdown.comparison import group_tests, run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.judging.findings import judge_held_out, judge_pair
@@ -54,7 +54,6 @@ def main(argv: list[str]) -> int:
         ("paired", "two RUNs: the answers of both tuned models, one by one"),
         ("noise", "of several seeds: the noise of questions and of training"),
         ("confirm", "chosen RUNs, on the questions that evaluation.holdout kept back"),
-        ("at-equal-learning", "with --by: what each value lost where all had learned as much"),
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
     parser.add_output()
@@ -62,11 +61,7 @@ def main(argv: list[str]) -> int:
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
-    is_by_curves = options.mode == "at-equal-learning"
-    if is_by_curves and not options.by:
-        parser.error("--at-equal-learning compares the values of a setting; name it with --by")
-    is_by_rows = options.by and not is_by_curves
-    if options.mode and (options.sort or is_by_rows or not options.group_seeds):
+    if options.mode and (options.sort or options.by or not options.group_seeds):
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
@@ -87,9 +82,7 @@ def _compare(options: argparse.Namespace) -> int:
         table = findings_table(findings, name, with_notes=True)
         return put_table(table, options, lambda: render_page(findings, name, run_id=runs[0].run_id))
     if options.mode:
-        if options.mode == "at-equal-learning":
-            table = page.equal_learning_table(*_compare_curves(runs, options), options.by)
-        elif options.mode != "noise":
+        if options.mode != "noise":
             table = pairs_table(_judge_pairs(runs, options))
         elif (comparison := compare_runs(runs)).grouped:
             table = page.noise_table(comparison)
@@ -110,42 +103,6 @@ def _compare(options: argparse.Namespace) -> int:
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
     return put_table(table, options, lambda: page.render_comparison_page(table, comparison, by))
-
-
-def _compare_curves(
-    runs: list[RunRecord], options: argparse.Namespace
-) -> tuple[float, list[equal_learning.EqualLearning]]:
-    """Compare the values of a setting by the curves that `slimdown scale` measured.
-
-    Raises:
-        ConfigError: A run has no scale near the common level, or runs are not comparable.
-    """
-    groups: dict[str, dict[str, equal_learning.LearningCurve]] = {}
-    curves: dict[str, equal_learning.LearningCurve] = {}
-    for row in run_order.sort_by_setting(compare_runs(runs), options.by).rows:
-        value = row.settings.get(options.by)
-        group = groups.setdefault("none" if value is None else value, {})
-        for run in row.runs:
-            seed = run.params.get("seed", "")
-            if seed in group:
-                raise ConfigError(
-                    f"--at-equal-learning: runs of {options.by}={value} and seed {seed} differ in "
-                    "other settings, too; name those to compare"
-                )
-            scales = run_reader.read_scales(options.tracking, run)
-            curves[run.run_id[:8]] = group[seed] = equal_learning.build_curve(scales)
-    if "none" in groups:  # the others are compared with it
-        groups = {"none": groups.pop("none")} | groups
-    if level := equal_learning.find_common_level(list(curves.values())):
-        needed = {run: curve.find_scale_to_measure(level) for run, curve in curves.items()}
-        commands = [f"slimdown scale {run} --scales {one:g}" for run, one in needed.items() if one]
-        if commands:
-            raise ConfigError(
-                f"--at-equal-learning: all runs have learned {100 * level:.1f} points at some "
-                "scale, and these have no measured scale near there. Measure it, then compare "
-                "again (where learning is fast, two or three times):\n" + "\n".join(commands)
-            )
-    return equal_learning.compare_at_equal_learning(groups)
 
 
 def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[ModelPair]:

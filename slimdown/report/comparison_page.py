@@ -5,7 +5,6 @@ from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
 
-from slimdown.comparison.equal_learning import EqualLearning
 from slimdown.comparison.run_comparison import Comparison, Configuration
 from slimdown.comparison.run_order import series_by_setting
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
@@ -131,32 +130,6 @@ def noise_table(comparison: Comparison) -> Table:
             records.append(record | dict(zip(errors, noise, strict=True)))
     formats = dict.fromkeys(errors, lambda share: format_number(100 * share)) | {"n": format_count}
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
-
-
-def equal_learning_table(level: float, rows: Sequence[EqualLearning], setting: str) -> Table:
-    """Show what each value of a setting lost where all had learned as much.
-
-    Args:
-        level: What was learned, as `compare_at_equal_learning` returns it.
-        rows: One for each value; none if there is no common level.
-        setting: Its dotted key.
-    """
-    records = []
-    for row in rows:
-        record: dict[str, Any] = {setting: row.value, "runs": row.n_runs, "scale": row.scale}
-        for name, change in row.changes.items():
-            for heading, one in ((name, change), (f"{name} − first", row.from_first.get(name))):
-                values = {f"{heading}.{k}": getattr(one, k, None) for k in ("value", "low", "high")}
-                record[heading] = Cell(*(format_points(one) if one else ("", "")), values=values)
-        records.append(record)
-    legend = (
-        f"Where each run had learned {100 * level:.1f} points (mean of the targets). Changes "
-        "in points with 95 % intervals over seeds and questions, the targets' too: they need two "
-        "seeds, and are not corrected for their number. − first: from the first row, seed by seed."
-    )
-    if not rows:
-        legend = "Cannot tell: a run learned nothing at any scale, or runs had other questions."
-    return make_table("At equal learning", records, {"scale": lambda s: f"{s:.2f}"}, legend)
 
 
 def scales_table(

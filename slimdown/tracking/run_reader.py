@@ -18,7 +18,6 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.comparison.scaling import ScaledFindings
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config, open_hydra, read_recorded
 from slimdown.config.schema import TRAINING, Backend, ResolvedBenchmark, RunConfig, TrackingConfig
@@ -242,27 +241,6 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
             if any(path.iterdir()):
                 return path
     raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
-
-
-def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings]:
-    """Return what `slimdown scale` found about a run, by growing scale.
-
-    Raises:
-        TrackingError: It found nothing, or that cannot be read.
-    """
-    client = store.open_store(tracking, must_exist=True)
-    with store.explain_store_errors(tracking):
-        paths = [one.path for one in client.list_artifacts(run.run_id, "scales")]
-        texts = {float(Path(path).stem): _read_artifact(client, run, path) for path in paths}
-    if not texts:
-        problem = f"run {run.name} has no curve over its scale"
-        raise TrackingError(f"{problem}; slimdown scale {run.run_id[:8]} measures it")
-    try:
-        findings = {scale: Findings.from_dict(json.loads(texts[scale])) for scale in sorted(texts)}
-        return [ScaledFindings(*pair) for pair in findings.items()]
-    except (ValueError, RecursionError) as error:
-        reason = f"is damaged ({store.first_line(error)}); slimdown scale measures it again"
-        raise TrackingError(f"the curve of run {run.run_id} {reason}") from None
 
 
 def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:

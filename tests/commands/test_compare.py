@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders import make_benchmark, make_evaluation, make_scores
+from builders import make_scores
 from mlflow import MlflowClient
 from record_builders import (
     KEPT,
@@ -24,9 +24,6 @@ from record_builders import (
 )
 
 from slimdown.commands import compare
-from slimdown.config.schema import Role, TrackingConfig, default_store
-from slimdown.judging.findings import judge
-from slimdown.tracking.run_reader import add_artifacts, find_run
 from slimdown.tracking.run_writer import open_run
 
 Show = Callable[..., str]
@@ -192,29 +189,3 @@ def test_it_imports_neither_torch_nor_transformers(runs: dict[str, str]) -> None
         "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_a_run_that_was_not_measured_near_the_common_level_is_refused_with_what_to_type(
-    migrated_store: Path, tmp_path: Path, monkeypatch: Patch, show: Show
-) -> None:
-    monkeypatch.chdir(copy_store(migrated_store, tmp_path))
-    ids, tracking = [], TrackingConfig(uri=default_store(), experiment="slimdown")
-    for rank, gained in (("2", (60, 160)), ("4", (40, 90))):
-        names = "benchmark=[pocket_instructions,pocket_cs]"
-        ids.append(record_run(compose_config(names, f"lora.r={rank}"), rank))
-        run, files = find_run(tracking, ids[-1]), {}
-        for scale, right in zip((0.5, 1.0), gained, strict=True):
-            base = make_evaluation(t=make_benchmark([0.0] * 200, role=Role.target), k=[1.0] * 200)
-            tuned = make_evaluation(
-                t=make_benchmark([1.0] * right + [0.0] * (200 - right), role=Role.target),
-                k=[0.0] * (right // 4) + [1.0] * (200 - right // 4),
-            )
-            files[f"scales/{scale!r}.json"] = json.dumps(judge(base, tuned).to_dict())
-        add_artifacts(tracking, run, files)
-    text = show(*ids, "--by", "lora.r", "--at-equal-learning", code=1)
-    # 90 answers are learned between 60 at 0.5 and 160 at 1
-    assert f"slimdown scale {ids[0][:8]} --scales 0.65" in text
-    assert ids[1][:8] not in text  # it reached the level at a measured scale
-    files = {"scales/0.65.json": files["scales/1.0.json"]}
-    add_artifacts(tracking, find_run(tracking, ids[0]), files)
-    assert "had learned 45.0 points" in show(*ids, "--by", "lora.r", "--at-equal-learning")
