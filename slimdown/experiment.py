@@ -272,7 +272,6 @@ def measure_scales(
     scales: Sequence[float],
     recorded: tuple[Evaluation, Evaluation],
     origin: str = "",
-    repairs: bool = False,
 ) -> ScaledEvaluations:
     """Measure a tuned model at several scales of its change from the base; nothing is trained.
 
@@ -282,7 +281,6 @@ def measure_scales(
         recorded: What the run recorded of base and tuned model. It is used at scale 1 if the base
             answers as it did then.
         origin: Id and revision of a model made elsewhere, as the run recorded them.
-        repairs: Whether the change of a whole model is added without its noise, see `remove_noise`.
 
     Raises:
         ModelError: The model has changed since, or is not its base at scale 0: DoRA, trained
@@ -301,7 +299,7 @@ def measure_scales(
         if origin and origin != (present := f"{external.config.id}@{external.revision}"):
             raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
         if external.folder is None:
-            interpolation = pair_models(config.model, external, repairs)
+            interpolation = pair_models(config.model, external)
         base = load_base_model(config.model, config.quantization, tokenizer, outline)
         external = replace(external, base=base)
         if train_data:
@@ -332,7 +330,7 @@ def measure_scales(
         for name, one in base_evaluation.benchmarks.items()
     )
     for scale in scales:
-        if scale == 1 and is_as_recorded and not repairs:
+        if scale == 1 and is_as_recorded:
             evaluations[scale] = recorded[1]
             continue
         with (

@@ -9,7 +9,6 @@ Examples:
   slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
   slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
   slimdown run tuned=gentle ...                       measures what was saved
-  slimdown scale 3f2a --repair                        a whole model without the noise of its change
 
 Exit code:
   0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
@@ -32,7 +31,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import Findings, judge, judge_held_out
 from slimdown.judging.holdout import open_part
-from slimdown.models.tuned_base import ADAPTER_CONFIG, fetch_adapter_config
+from slimdown.models.tuned_base import ADAPTER_CONFIG
 from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_budget_checks, show_line
 from slimdown.report.model_card import render_model_card
@@ -66,8 +65,6 @@ def main(argv: list[str]) -> int:
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "with --max-loss: write what is chosen to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)
-    text = "of a whole model's change, keep only the singular values that stand out of noise"
-    add("--repair", action="store_true", help=text)
     text = "the folder with task files that the run was asked from; their Python code runs"
     add("--include-path", metavar="DIR", help=text)
     parser.add_output()
@@ -110,21 +107,16 @@ def _scale(options: argparse.Namespace) -> int:
             scaled_config = replace(config, tuned=str(adapter))
         else:
             config = scaled_config = replace(config, dataset={})
-        trained = scaled_config.tuned_model
-        if options.repair and trained and fetch_adapter_config(trained):
-            named = f"run {run.run_id} ({run.name}) has an adapter"
-            raise ConfigError(f"--repair is for whole models, and {named}; leave --repair out")
         from slimdown.experiment import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")
-            measured = measure_scales(scaled_config, scales, recorded, origin, options.repair)
-        title = f"{run.name} ({run.run_id[:8]}) by its scale" + ", repaired" * options.repair
+            measured = measure_scales(scaled_config, scales, recorded, origin)
+        title = f"{run.name} ({run.run_id[:8]}) by its scale"
         curve = _judge_scales(measured, findings, run.holdout)
         table = scales_table(curve, title)
-        folder = "repaired_scales" if options.repair else "scales"
-        files = {f"{folder}/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
-        files[f"{folder}.html"] = render_scaling_page(table, curve)
+        files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
+        files["scales.html"] = render_scaling_page(table, curve)
         run_reader.add_artifacts(options.tracking, run, files)
         if budgets:
             points = _judge_scales(measured, findings, share)
@@ -177,8 +169,7 @@ def _choose(
             with arguments.make_folder(options.tracking, "--save", options.save) as draft:
                 measured.save(chosen.scale, draft)
                 is_adapter = (draft / ADAPTER_CONFIG).is_file()
-                note = f"It adds {chosen.scale:g} of what was trained"
-                note += ", without what does not stand out of noise." if options.repair else "."
+                note = f"It adds {chosen.scale:g} of what was trained."
                 card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
             show_line(f"wrote {options.save}")

@@ -96,7 +96,6 @@ class Interpolation:
     external: ExternalModel  # the tuned model
     base: Checkpoint
     tuned: Checkpoint
-    repairs: bool
 
     def save(self, scale: float, out: Path) -> None:
         """Write the model at a scale, as transformers reads it, with the tuned one's tokenizer.
@@ -135,8 +134,6 @@ class Interpolation:
         if self.tuned.ignores(name):
             return after
         start, end = self.base.read(name).float(), after.float()
-        if self.repairs and end.ndim == 2:
-            end = start + remove_noise(end - start)
         return torch.lerp(start, end, scale).to(after.dtype)  # exact at 0 and 1, which a sum is not
 
     @contextmanager
@@ -153,13 +150,12 @@ class Interpolation:
             release_weights(loaded.model)
 
 
-def pair_models(config: ModelConfig, external: ExternalModel, repairs: bool) -> Interpolation:
+def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
     """Check that two models have the same tensors, and differ only in the tensors' values.
 
     Args:
         config: The base.
         external: The tuned model, with the base's outline.
-        repairs: Whether the change is added without its noise, see `remove_noise`.
 
     Raises:
         ModelError: They differ in tensors, shapes or architecture (it names the first difference),
@@ -189,32 +185,4 @@ def pair_models(config: ModelConfig, external: ExternalModel, repairs: bool) -> 
     for key in sorted(one.keys() & two.keys()):
         if one[key] != two[key] and not _HARMLESS.fullmatch(key):
             raise ModelError(f"{problem} {key} is {one[key]} there and {two[key]} here; {advice}")
-    return Interpolation(external, base, tuned, repairs)
-
-
-def remove_noise(difference: torch.Tensor) -> torch.Tensor:
-    """Keep the singular values of a matrix that stand out of noise, and no others.
-
-    The threshold is that of Gavish and Donoho (2014, arXiv 1305.5870) for noise of unknown size:
-    omega(beta) times the median singular value, where beta is the shorter side by the longer one,
-    and omega is their approximation 0.56 b^3 - 0.95 b^2 + 1.82 b + 1.43. What is kept keeps its
-    size.
-
-    DG-Hard (arXiv 2605.20296) cuts the singular values of tuned minus base by a threshold, too.
-    This was written without that paper at hand: it may choose another threshold, leave out some
-    matrices (here every tensor of two dimensions takes part, embeddings as well), or treat vectors
-    and the stacked matrices of experts, which are only scaled here.
-
-    Args:
-        difference: A matrix, tuned minus base.
-    """
-    if difference.shape[0] < difference.shape[1]:
-        return remove_noise(difference.T).T
-    # The singular values are the roots of the small product's eigenvalues, which are found faster;
-    # in float64 the square loses nothing that float32 had.
-    wide: torch.Tensor = difference.double()
-    squares, directions = torch.linalg.eigh(wide.T @ wide)
-    values, beta = squares.clamp(min=0).sqrt(), wide.shape[1] / wide.shape[0]
-    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    signal: torch.Tensor = directions[:, values > omega * values.quantile(0.5)]
-    return (wide @ signal @ signal.T).to(difference.dtype)
+    return Interpolation(external, base, tuned)

@@ -15,8 +15,6 @@ from record_builders import record_run
 from slimdown.commands import scale
 from slimdown.config.schema import RunConfig
 
-ADAPTER = Path(__file__).parents[1] / "golden" / "adapters" / "pocket"
-
 
 def test_no_task_files_that_a_record_names_are_run(
     store: MlflowClient,
@@ -27,14 +25,6 @@ def test_no_task_files_that_a_record_names_are_run(
     run_id = record_run(composed(f"evaluation.include_path={tmp_path}"), "one")
     assert scale.main([run_id]) == 3
     assert f"type --include-path {tmp_path}" in " ".join(capsys.readouterr().err.split())
-
-
-def test_an_adapter_is_not_repaired(
-    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_id = record_run(composed(f"tuned={ADAPTER}"), "one")
-    assert scale.main([run_id, "--repair"]) == 3
-    assert "--repair is for whole models" in capsys.readouterr().err
 
 
 def read_changes(client: MlflowClient, run_id: str, path: str = "findings.json") -> Any:
@@ -87,10 +77,6 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     done = call_verb(tmp_path, "scale", saved_id, "--scales", "2")  # twice the half
     assert done.returncode == 0, done.stderr
     assert read_changes(store, saved_id, "scales/2.0.json") == trained
-    done = call_verb(tmp_path, "scale", saved_id, "--scales", "1", "--repair")
-    assert done.returncode == 0, done.stderr
-    assert "repaired" in done.stdout
-    assert len(read_changes(store, saved_id, "repaired_scales/1.0.json")) == len(half)
     Path("half/generation_config.json").write_text("{}")
     done = call_verb(tmp_path, "scale", saved_id)
     assert done.returncode == 3

@@ -18,7 +18,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.external import open_tuned_model
-from slimdown.models.interpolation import Interpolation, pair_models, remove_noise
+from slimdown.models.interpolation import Interpolation, pair_models
 from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
@@ -40,10 +40,10 @@ def save_changed(folder: Path, change: Callable[[Any], Any] = lambda model: None
     return folder
 
 
-def pair(config: RunConfig, repairs: bool = False) -> Interpolation:
+def pair(config: RunConfig) -> Interpolation:
     outline, tokenizer = check_base(config), load_base_tokenizer(config.model)
     external = open_tuned_model(config, LoadedModel(outline, tokenizer, "", "", outline=outline))
-    return pair_models(config.model, external, repairs)
+    return pair_models(config.model, external)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -153,26 +153,6 @@ def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     with pytest.raises(ModelError, match=answer):
         pair(composed(f"tuned={tmp_path}", "quantization=none"))
-
-
-@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (200, 200)])
-def test_repair_keeps_what_stands_out_of_noise(shape: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    signal = torch.randn(shape[0], 3) @ torch.randn(3, shape[1])
-    mixed = signal + 0.5 * torch.randn(shape)
-    left, values, right = torch.linalg.svd(mixed, full_matrices=False)
-    expected = left[:, :3] * values[:3] @ right[:3]
-    assert torch.allclose(remove_noise(mixed), expected, atol=1e-4)
-    assert not remove_noise(mixed - signal).any()
-    assert not remove_noise(torch.zeros(shape)).any()
-
-
-def test_repair_changes_matrices_and_no_vectors(composed: Composed, tmp_path: Path) -> None:
-    tuned = load_plain(save_changed(tmp_path)).state_dict()
-    base, repaired = load_plain(pocket.MODEL_DIR), pair(composed(f"tuned={tmp_path}"), True)
-    for name, before in base.state_dict().items():  # what was added to each is noise
-        end = tuned[name] if before.ndim == 1 else before
-        assert torch.equal(repaired.compute(name, 1), end), name
 
 
 @pytest.mark.parametrize("owner", ["base", "tuned", "both"])
