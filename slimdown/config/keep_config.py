@@ -5,17 +5,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from os.path import expanduser, isfile
 
-from slimdown.config.fields import (
-    POSITIVE,
-    SHARE,
-    Range,
-    check_own_settings,
-    setting,
-)
+from slimdown.config.fields import POSITIVE, SHARE, Range, check_own_settings, setting
 from slimdown.config.paths import read_group
 from slimdown.utils.errors import ConfigError
-
-_ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
 _LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, and its end
 _FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
@@ -28,7 +20,6 @@ class Keep(StrEnum):
     auto = "auto"  # replay where a dataset is named for it, else self_replay
     replay = "replay"  # general rows in the mix
     self_replay = "self_replay"  # rows that the base writes itself (arXiv 2505.13811)
-    mask = "mask"  # tokens that surprise the base carry no loss (arXiv 2501.14315)
     kl = "kl"  # the distance from the base's distribution is part of the loss (arXiv 2605.29498)
 
 
@@ -44,10 +35,6 @@ class KeepConfig:
     prompts: str | None = setting(
         "a JSONL file of texts (`prompt`) that the base continues", _FILE, None
     )
-    max_perplexity: float | None = setting(
-        "tokens above it, under the base, carry no loss", _ABOVE_ONE, None
-    )
-    random: bool | None = setting("control: mask as many tokens by chance", default=None)
     weight: float | None = setting(
         "KL coefficient; of replay and self_replay: on replayed rows alone", POSITIVE, None
     )

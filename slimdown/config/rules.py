@@ -140,7 +140,7 @@ def check_distance(config: RunConfig) -> Iterator[str]:
     """The distance to the base needs the base beside what is trained."""
     if config.keep.weight and not config.trains_beside_base:
         needs = "needs the base beside what is trained: an adapter, train.engine=trl"
-        others = "keep=replay and self_replay take keep.weight=null, and keep=mask has none"
+        others = "keep=replay and self_replay take keep.weight=null"
         yield f"keep.weight={config.keep.weight:g} {needs}; {others}"
 
 

@@ -1,17 +1,14 @@
-"""Keep the base's abilities by rows that it writes itself, masked tokens, or a distance to it."""
+"""Keep the base's abilities by rows that it writes itself, or a distance to it."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from math import log
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from slimdown.config.keep_config import Keep
@@ -34,7 +31,7 @@ _MARK = IGNORED - 1
 
 
 def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> TokenizedRows:
-    """Return the rows to train on, with what `keep` adds to them or masks in them.
+    """Return the rows to train on, with what `keep` adds to them or marks in them.
 
     Several processes must call this together.
 
@@ -44,7 +41,7 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         config: The checked settings.
 
     Raises:
-        DataError: The base writes nothing, or nothing is left to train on.
+        DataError: The base writes nothing.
     """
     keep = config.keep
     if keep.name is Keep.replay and keep.weight:
@@ -64,8 +61,6 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         note = f"{note} have a token to train on and are mixed in"
         train = concatenate_datasets([rows.train, more])
         return replace(rows, train=train, notes=[*rows.notes, note])
-    if keep.name is Keep.mask:
-        return _mask_tokens(base, rows, config)
     return rows
 
 
@@ -171,60 +166,3 @@ def _write_rows(
                     written = answer[:end]
                     labels = [IGNORED] * len(ids) + written
                     yield {"input_ids": (ids + written)[:most], "labels": labels[:most]}
-
-
-def _mask_tokens(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> TokenizedRows:
-    """Mask tokens that surprise the base, or as many drawn by chance, so they carry no loss."""
-    keep = config.keep
-    labels = [np.array(row) for row in rows.train["labels"]]
-    surprising = _find_surprising(base, rows.train["input_ids"], labels, config)
-    n_trained = sum(int((row[1:] != IGNORED).sum()) for row in labels)
-    n_masked = sum(int(mask.sum()) for mask in surprising)
-    if keep.random:
-        trained = np.concatenate([row != IGNORED for row in labels])
-        starts = np.cumsum([0, *map(len, labels)])
-        trained[starts[:-1]] = False  # a row's first token is never predicted
-        chosen = np.zeros(len(trained), bool)
-        places = np.random.default_rng(config.seed).permutation(np.flatnonzero(trained))
-        chosen[places[:n_masked]] = True
-        surprising = np.split(chosen, starts[1:-1])
-    masked = [np.where(mask, IGNORED, row) for mask, row in zip(surprising, labels, strict=True)]
-    has_loss = [i for i, row in enumerate(masked) if (row[1:] != IGNORED).any()]
-    if not has_loss:
-        raise DataError(
-            f"keep.max_perplexity={keep.max_perplexity:g} masks every token of the rows; raise it"
-        )
-    columns = {"input_ids": rows.train[has_loss]["input_ids"]}
-    columns["labels"] = [masked[i].tolist() for i in has_loss]
-    train = Dataset.from_dict(columns, rows.train.features)
-    kind = "drawn by chance" if keep.random else f"above perplexity {keep.max_perplexity:g}"
-    share = f"{100 * n_masked / n_trained:.0f} % of {n_trained:,} tokens"
-    note = f"keep=mask: {share}, {kind}, carry no loss"
-    n_untrained = rows.n_untrained + len(labels) - len(has_loss)
-    return replace(rows, train=train, notes=[*rows.notes, note], n_untrained=n_untrained)
-
-
-def _find_surprising(
-    base: LoadedModel, rows: Sequence[list[int]], labels: Sequence[Any], config: RunConfig
-) -> list[Any]:
-    """Return for each row its trained tokens whose probability is below 1 / max_perplexity."""
-    model, pad = base.model, base.tokenizer.pad_token_id or 0
-    max_perplexity = config.keep.max_perplexity or 0
-    size = min(16, config.train.per_device_eval_batch_size)
-    surprising = [np.zeros(len(row), bool) for row in labels]
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    with eval_mode(model):
-        for begin in range(0, len(rows), size):
-            numbers = by_length[begin : begin + size]
-            batch = [torch.tensor(rows[i]) for i in numbers]
-            ids = pad_sequence(batch, batch_first=True, padding_value=pad).to(model.device)
-            lengths = torch.tensor([len(row) for row in batch], device=model.device)
-            mask = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            nats = functional.cross_entropy(
-                logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-            ).reshape(len(numbers), -1)
-            for i, of_row in zip(numbers, nats.cpu().numpy(), strict=True):
-                above = of_row[: len(rows[i]) - 1] > log(max_perplexity)
-                surprising[i][1:] = above & (labels[i][1:] != IGNORED)
-    return surprising

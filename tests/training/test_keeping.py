@@ -16,15 +16,14 @@ from torch.nn import functional
 from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
-from slimdown.data.training_data import load_training_data
 from slimdown.experiment import find_look_budgets, load_benchmarks, watch_forgetting
 from slimdown.judging.budgets import default_budgets
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
-from slimdown.training.keeping import apply_keep, mark_replayed, measure_divergence
+from slimdown.training.keeping import mark_replayed, measure_divergence
 from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
-from slimdown.training.tokenizing import IGNORED, tokenize_rows
+from slimdown.training.tokenizing import IGNORED
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 Composed = Callable[..., RunConfig]
@@ -123,46 +122,6 @@ def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Pa
     config = composed(*SMALL, "keep=self_replay", f"keep.prompts={file}")
     with pytest.raises(DataError, match="writes nothing; name texts"):
         run.prepare(config)
-
-
-@pytest.mark.parametrize("random", [False, True])
-def test_tokens_that_surprise_the_base_carry_no_loss(composed: Composed, random: bool) -> None:
-    config = composed(*SMALL, "keep=mask", "keep.max_perplexity=4", f"keep.random={random}")
-    run = TrainingRun(config)
-    data = load_training_data(config.dataset, run.base.tokenizer, config.seed)
-    plain = tokenize_rows(data, run.base.tokenizer, config.train, True, config.seed)
-    by_ids = {tuple(row["input_ids"]): row["labels"] for row in run.rows.train}
-    n_masked = n_expected = n_alike = 0
-    for row in plain.train:
-        ids = torch.tensor([row["input_ids"]])
-        with torch.no_grad():
-            logits = run.base.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        nats = -logits.gather(1, ids[0, 1:, None])[:, 0]
-        expected = [
-            IGNORED if surprise > math.log(4) else label
-            for label, surprise in zip(row["labels"][1:], nats.tolist(), strict=True)
-        ]
-        labels = by_ids.get(tuple(row["input_ids"]), [IGNORED] * len(row["labels"]))[1:]
-        n_trained = sum(label != IGNORED for label in row["labels"][1:])
-        n_masked += n_trained - sum(label != IGNORED for label in labels)
-        n_expected += n_trained - sum(label != IGNORED for label in expected)
-        n_alike += labels == expected
-    assert n_masked == n_expected > 50
-    assert n_alike == 64 if not random else n_alike < 32
-    assert "carry no loss" in run.rows.notes[-1]
-
-
-def test_the_base_reads_as_many_rows_at_once_as_are_validated(composed: Composed) -> None:
-    """Sixteen rows of a large vocabulary take 20 GB."""
-    config = composed(*SMALL, "keep=mask", "train.per_device_eval_batch_size=3")
-    run, n_rows = TrainingRun(composed(*SMALL)), []
-
-    def count(model: Any, arguments: Any, options: Any) -> None:
-        n_rows.append(len(options["input_ids"]))
-
-    run.base.model.register_forward_pre_hook(count, with_kwargs=True)
-    apply_keep(run.base, run.rows, config)
-    assert max(n_rows) == 3
 
 
 def test_the_distance_leaves_the_target_out() -> None:
