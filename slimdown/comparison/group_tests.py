@@ -71,9 +71,41 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
             equal values of those are compared.
 
     Yields:
-        A sentence for each benchmark, with p-values corrected for all pairs and benchmarks (Holm);
-        and one for what the tests assume.
+        A sentence for each benchmark on which values differ, with p-values corrected for all pairs
+        and benchmarks (Holm); one if other pairs were tested; and one for what the tests assume.
     """
+    tests, crossed = _test_values(comparison, setting)
+    if not tests:
+        with_same = f" and the same {', '.join(crossed)}" if crossed else ""
+        is_stopped = any(
+            cell.is_stopped for row in comparison.rows for cell in row.changes.values()
+        )
+        whole = " whose evaluations did not stop early" if is_stopped else ""
+        problem = f"No two values of {setting} have two seeds each{with_same}{whole}"
+        yield f"{problem}: -m seed=0,1,2 lets them be tested."
+    every = [test for of_pairs in tests.values() for test in of_pairs.values()]
+    corrected = iter(holm([test.p_value for test in every]))
+    n_shown = 0
+    for name, of_pairs in tests.items():
+        parts = []
+        for (a, b), test in of_pairs.items():
+            if (p_value := next(corrected)) < ALPHA:
+                side = "above" if test.difference > 0 else "below"
+                size = f"{100 * abs(test.difference):.1f} points"
+                parts.append(f"{b} lies {size} {side} {a} (p = {p_value:.2g})")
+        n_shown += len(parts)
+        if parts:
+            yield f"{name}: {'; '.join(parts)}."
+    if n_shown < len(every):
+        yield f"No {'other ' * bool(n_shown)}difference between values of {setting} is shown."
+    if any(test.n_seeds < ENOUGH_SEEDS for test in every):
+        yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
+
+
+def _test_values(
+    comparison: Comparison, setting: str
+) -> tuple[dict[str, dict[tuple[str, str], SeedTest]], list[str]]:
+    """Test each pair of values, by benchmark; and name the other settings that must be equal."""
     rows = comparison.rows
     # A record has no keep.weight=null, and no rank if nothing is a LoRA.
     values = [row.settings.get(setting, "null") for row in rows]
@@ -96,27 +128,7 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
                 groups.setdefault(name, {})[value] = means
                 steps[name] = max(step, steps.get(name, 0.0))
     tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
-    tests = {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
-    if not tests:
-        with_same = f" and the same {', '.join(crossed)}" if crossed else ""
-        is_stopped = any(cell.is_stopped for row in rows for cell in row.changes.values())
-        whole = " whose evaluations did not stop early" if is_stopped else ""
-        problem = f"No two values of {setting} have two seeds each{with_same}{whole}"
-        yield f"{problem}: -m seed=0,1,2 lets them be tested."
-    every = [test for of_pairs in tests.values() for test in of_pairs.values()]
-    corrected = iter(holm([test.p_value for test in every]))
-    for name, of_pairs in tests.items():
-        parts = []
-        for (a, b), test in of_pairs.items():
-            if (p_value := next(corrected)) < ALPHA:
-                side = "above" if test.difference > 0 else "below"
-                size = f"{100 * abs(test.difference):.1f} points"
-                parts.append(f"{b} lies {size} {side} {a} (p = {p_value:.2g})")
-            else:
-                parts.append(f"{test.n_seeds} seeds cannot tell {a} from {b}")
-        yield f"{name}: {'; '.join(parts)}."
-    if any(test.n_seeds < ENOUGH_SEEDS for test in every):
-        yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
+    return {name: of_pairs for name, of_pairs in tests.items() if of_pairs}, crossed
 
 
 def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:
