@@ -1,7 +1,7 @@
 """Write findings as sentences. Each stands only here, for console, page and card."""
 
 from collections.abc import Iterator, Sequence
-from math import isnan, sqrt
+from math import isnan
 from textwrap import shorten
 
 from slimdown.config.keep_config import Keep
@@ -237,12 +237,6 @@ def list_caveats(findings: Findings) -> Iterator[str]:
             shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
             scores = f"right in {before} of {one.n} {subject} before, in {after} after"
             yield f"{name}: {scores}; {shown}."
-        if not isnan(share := benchmark.decoding_share):
-            yield (
-                f"{name}: {100 * share:.0f} % of the change's variance comes from drawing answers. "
-                "Twice the questions would narrow its interval by 29 %, twice the answers to each "
-                f"by {100 * (1 - sqrt(1 - share / 2)):.0f} %."
-            )
         if benchmark.max_gen_toks and any(benchmark.n_ran_out):
             base, tuned = benchmark.n_ran_out
             limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"
