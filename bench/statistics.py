@@ -347,7 +347,7 @@ def change_clusters(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
 
 def ask_again(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """A second verdict with more questions, after a first one that could show no change."""
+    """Further verdicts with more questions, after a first one that could show no change."""
     for n_first, flips in ((100, 0.12), (200, 0.12), (400, 0.2)):
         sides = [flips / 2, 1 - flips, flips / 2]
         first, more = (random.multinomial(n, sides, draws) for n in (n_first, 1_319 - n_first))
@@ -356,6 +356,13 @@ def ask_again(draws: int, random: np.random.Generator) -> Iterator[Row]:
             is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
             case = f"nothing changed, {percent(flips)} % flip; {n_first} questions, then {name}"
             yield "changed, at one of two verdicts", case, percent(is_claimed.any(0).mean()), "-"
+    asked = [random.multinomial(n, [0.06, 0.88, 0.06], draws) for n in (100, 200, 400, 619)]
+    verdicts = np.cumsum(asked, axis=0)[:, :, None, :].astype(float)
+    is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
+    case = "nothing changed, 12.0 % flip; 100 (of four), 300, 700, then all 1,319 questions"
+    for n, name in ((3, "three"), (4, "four")):
+        rate = percent(is_claimed[-n:].any(0).mean())
+        yield f"changed, at one of {name} verdicts", case, rate, "-"
 
 
 def compare_clusters(means: Floats) -> Difference:

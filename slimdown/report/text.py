@@ -149,7 +149,6 @@ def summarize(findings: Findings) -> Iterator[str]:
 
 def explain_undecided(findings: Findings) -> Iterator[str]:
     """For each undecided benchmark, say what its questions show and how many would decide."""
-    is_open = False  # whether more questions would decide one
     for name, benchmark in findings.benchmarks.items():
         if shares := benchmark.never_ended:
             base, tuned = (f"{100 * share:.0f} %" for share in shares)
@@ -166,13 +165,7 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
             if needed := benchmark.n_to_decide:
                 reason += f"; if the change is as it looks, about {needed:,} would decide"
-                is_open |= not benchmark.primary.difference.sampling.looks  # not planned
             yield f"Undecided: {name}. {reason}."
-    if is_open:
-        yield (
-            "Asked again with more questions, models show a change by luck in 8 % of cases, not 5; "
-            "evaluation.until=decided plans its looks and keeps 5."
-        )
 
 
 def _describe_change(benchmark: BenchmarkChange) -> str:
