@@ -77,6 +77,9 @@ test-install: $(VENV)/installed ## the light install and the Action's steps in a
 test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they start themselves
 	$(BIN)/python -m pytest -m postgres
 
+test-gpu: $(VENV)/installed ## training and measuring on a GPU beside stock libraries: ten minutes, no download; a table to paste
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m hub
 
@@ -107,5 +110,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m tools.pocket
 
-.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-inspect test-slow test-postgres test-hub test-install check ui compare bench notebook pocket
+.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-inspect test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

@@ -1,16 +1,14 @@
 """`slimdown doctor`: what is here: device, memory, versions, record, hub, and what is missing."""
 
 import argparse
-import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 
 from slimdown.commands.arguments import CommandParser, run_command
-from slimdown.utils.devices import count_gpus
 from slimdown.utils.extras import name_install
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
@@ -35,46 +33,8 @@ def main(argv: list[str]) -> int:
         The exit code: 1 where the record cannot be opened.
     """
     parser = CommandParser("doctor", __doc__)
-    text = "compare training and measuring on the GPU with stock libraries, for ten minutes"
-    parser.add_argument("--gpu", action="store_true", help=f"{text}; a table to paste")
     options = parser.parse(argv)
-    examine = _check_gpu if options.gpu else lambda: _examine(options)
-    return run_command(examine, "The machine cannot be examined:", 1)
-
-
-def _check_gpu() -> int:
-    # WSL and AMD's driver show their GPUs under other names.
-    if count_gpus() or os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd"):
-        import torch  # as late as can be
-
-        if torch.cuda.is_available():
-            from slimdown.commands.gpu_checks import run_checks
-
-            return show_checks(run_checks())
-    sys.stderr.write(f"no GPU: torch {version('torch')} sees no CUDA device here\n")
-    return 1
-
-
-def show_checks(findings: Iterable[tuple[str, tuple[str, str]]]) -> int:
-    """Print a Markdown table of the machine and of each check as soon as it is done.
-
-    Args:
-        findings: By name, what differs, and what was found.
-
-    Returns:
-        The exit code: 1 where anything differs.
-    """
-    from slimdown.report.console import print_text
-    from slimdown.report.formatting import escape_markdown
-
-    code = 0
-    print_text("| check | result | found |\n|---|---|---|\n")
-    machine = ((heading, ("–", content)) for heading, content in _describe_machine())
-    for name, (differs, found) in chain(machine, findings):
-        code |= differs not in ("", "–")
-        cells = map(escape_markdown, (name, differs or "pass", found))
-        print_text(f"| {' | '.join(cells)} |\n")
-    return code
+    return run_command(lambda: _examine(options), "The machine cannot be examined:", 1)
 
 
 def _examine(options: argparse.Namespace) -> int:
@@ -82,7 +42,7 @@ def _examine(options: argparse.Namespace) -> int:
     from slimdown.tracking.store import check_store
     from slimdown.utils.errors import TrackingError
 
-    show_facts(_describe_machine())
+    show_facts(describe_machine())
     state, code = f"{options.tracking.uri} can be opened", 0
     try:
         check_store(options.tracking)
@@ -92,7 +52,8 @@ def _examine(options: argparse.Namespace) -> int:
     return code
 
 
-def _describe_machine() -> Iterator[tuple[str, str]]:
+def describe_machine() -> Iterator[tuple[str, str]]:
+    """Yield a heading and a line about each of: versions, processors, memory, what auto means."""
     import psutil
     import torch
 

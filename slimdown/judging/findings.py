@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import chain
 from math import hypot, isnan, nan
 from typing import Any
 
@@ -105,7 +104,6 @@ class BenchmarkChange:
     # is that of paired answers.
     paper_value: Estimate | None
     forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
-    forgetting_rate_above_chance: Estimate | None  # None where it is not shown above chance
     verdict: Verdict
     p_value: float  # that the primary metric did not change; corrected for all benchmarks
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
@@ -118,7 +116,6 @@ class BenchmarkChange:
     max_gen_toks: int | None = None  # of an answer, where that is set
     n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
     repeats: int | None = None  # answers drawn to each question
-    decoding_share: float = nan  # of the change's variance, from drawing answers
     p_right: ProbabilityChange | None = None  # where each question has one right choice
 
     @property
@@ -229,21 +226,19 @@ def judge(
         verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        chance, is_open = config.chance or 0.0, verdict is Verdict.undecided
-        rates = [forgetting_rate(x, y, guessed, pair.sampling) for guessed in (0.0, chance)]
+        is_open, rate = verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
             n=d.n,
             n_available=pair.sampling.n_available,
-            chance=chance,
+            chance=config.chance or 0.0,
             margin=config.margin,
             max_loss=config.max_loss,
             changes=metrics[name],
             paper_metric=config.paper_metric,
-            paper_value=_estimate_paper_metric(config.paper_metric, primary, rates[0]),
-            forgetting_rate=rates[0],
-            forgetting_rate_above_chance=rates[1],
+            paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
+            forgetting_rate=rate,
             verdict=verdict,
             p_value=p_value,
             equivalence_p_value=equivalence_p_value,
@@ -255,7 +250,6 @@ def judge(
             max_gen_toks=config.max_gen_toks,
             n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
             repeats=config.repeats,
-            decoding_share=estimate_decoding_share(pair, d),
             p_right=probabilities.get(name),
         )
         if benchmarks[name].never_ended:  # scores measure mostly the token limit
@@ -361,27 +355,6 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     if metric is PaperMetric.forgetting_rate:
         return 1 - tuned / base if base > 0 else nan
     return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
-
-
-def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
-    """Estimate which share of a change's variance comes from drawing answers.
-
-    The mean of K answers to a question has 1 / K of one answer's variance. This is a part of the
-    variance of all questions' changes (arXiv 2512.21326). The rest is which questions are asked.
-    Base and tuned model draw alike, so a question's answers are paired: each pair has its change.
-
-    Returns:
-        A share of 1; nan where answers are not repeated, or nothing varies.
-    """
-    metric, models = pair.base.benchmark.metric, (pair.base, pair.tuned)
-    if not all(metric in s.repeated_scores for s in chain(*(one.samples for one in models))):
-        return nan
-    base, tuned = (np.array([s.repeated_scores[metric] for s in one.samples]) for one in models)
-    drawn = np.var(tuned - base, axis=1, ddof=1) / base.shape[1]
-    changes = difference.observations
-    weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
-    total = float(np.var(changes, ddof=min(1, len(changes) - 1))) * len(drawn) / len(changes)
-    return min(1.0, float((drawn * weights**2).mean()) / total) if total else nan
 
 
 def take_first_answers(pair: Pair) -> Pair:

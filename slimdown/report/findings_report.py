@@ -79,13 +79,11 @@ def budgets_table(
     """Show each benchmark's loss against its budget, one row for each."""
     records = []
     for check in checks:
-        name = check.benchmark if check.is_critical else f"{check.benchmark} (supporting)"
-        values = {"benchmark": check.benchmark, "is_critical": check.is_critical}
         d = check.change.primary.difference
         one_sided = Estimate(d.value, d.standard_error, *d.equivalence_interval())
         records.append(
             {
-                "benchmark": Cell(name, values=values),
+                "benchmark": check.benchmark,
                 "change [90 %]": make_change_cell(one_sided),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
@@ -102,7 +100,7 @@ def write_junit(
     """Write budget checks as JUnit's XML: `beyond` is a failure, `undecided` an error.
 
     Args:
-        checks: Each is a test; that of a supporting benchmark is skipped.
+        checks: Each is a test.
         title: The suite's title.
         failures: Further tests that failed, with the reasons.
     """
@@ -111,9 +109,7 @@ def write_junit(
     for check in checks:
         name = f"{visible(check.benchmark)} loses at most {100 * check.budget:.3g} points"
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
-        if not check.is_critical:
-            ElementTree.SubElement(case, "skipped", message=f"supporting; {check.reason}")
-        elif kind := kinds.get(check.outcome.name):
+        if kind := kinds.get(check.outcome.name):
             ElementTree.SubElement(case, kind, message=check.reason, type=check.outcome.name)
         else:
             ElementTree.SubElement(case, "system-out").text = check.reason
@@ -178,21 +174,22 @@ def _make_claims(findings: Findings, name: str) -> dict[Column, Cell]:
     verdict, p_value = benchmark.verdict.value, benchmark.p_value
     cause, share = (losses.main_cause if losses else None) or (None, None)
     shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
-    rate, is_target = benchmark.forgetting_rate_above_chance, benchmark.role is Role.target
+    rate, is_target = benchmark.forgetting_rate, benchmark.role is Role.target
     rates = make_change_cell(rate, "forgetting_rate") if rate and not is_target else Cell()
     shown_rate, interval = text.describe_rate(rate, benchmark)
     p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
     causes = {"main_cause": cause, "main_cause_share": share}
-    return {
+    claims = {
         Column("verdict"): Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),
         Column("main cause of loss", is_extra=True): Cell(shown_cause, values=causes),
         Column("p", "corrected", True, is_extra=True): Cell(
             formatting.format_p_value(p_value), sort_key=p_value, values=p_values
         ),
-        Column("forgetting rate", "above chance [95 %]", True, is_extra=True): replace(
+        Column("forgetting rate", "[95 %]", True, is_extra=True): replace(
             rates, text=shown_rate, interval=interval
         ),
-        Column("paper’s metric", "± standard error [95 %]", True, is_extra=True): Cell(
-            *text.describe_paper_metric(benchmark)
-        ),
     }
+    if any(one.paper_metric for one in findings.benchmarks.values()):
+        column = Column("paper’s metric", "± standard error [95 %]", True, is_extra=True)
+        claims[column] = Cell(*text.describe_paper_metric(benchmark))
+    return claims

@@ -1,7 +1,7 @@
 """Write findings as sentences. Each stands only here, for console, page and card."""
 
 from collections.abc import Iterator, Sequence
-from math import isnan, sqrt
+from math import isnan
 from textwrap import shorten
 
 from slimdown.config.keep_config import Keep
@@ -14,7 +14,6 @@ from slimdown.config.schema import (
 )
 from slimdown.evaluation.results import Metric
 from slimdown.judging.behaviour import THINKS
-from slimdown.judging.budgets import BudgetCheck
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
@@ -108,7 +107,7 @@ def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
 
 
 def describe_rate(rate: Estimate | None, benchmark: BenchmarkChange) -> tuple[str, str]:
-    """Return one of a benchmark's forgetting rates and its interval; target tasks have none."""
+    """Return a benchmark's forgetting rate and its interval; target tasks have none."""
     if benchmark.role is Role.target:
         return "", ""
     return format_percent(rate) if rate else ("undefined", "")
@@ -149,7 +148,6 @@ def summarize(findings: Findings) -> Iterator[str]:
 
 def explain_undecided(findings: Findings) -> Iterator[str]:
     """For each undecided benchmark, say what its questions show and how many would decide."""
-    is_open = False  # whether more questions would decide one
     for name, benchmark in findings.benchmarks.items():
         if shares := benchmark.never_ended:
             base, tuned = (f"{100 * share:.0f} %" for share in shares)
@@ -166,13 +164,7 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
             if needed := benchmark.n_to_decide:
                 reason += f"; if the change is as it looks, about {needed:,} would decide"
-                is_open |= not benchmark.primary.difference.sampling.looks  # not planned
             yield f"Undecided: {name}. {reason}."
-    if is_open:
-        yield (
-            "Asked again with more questions, models show a change by luck in 8 % of cases, not 5; "
-            "evaluation.until=decided plans its looks and keeps 5."
-        )
 
 
 def _describe_change(benchmark: BenchmarkChange) -> str:
@@ -181,11 +173,12 @@ def _describe_change(benchmark: BenchmarkChange) -> str:
     return f"{points} after {n} questions" if benchmark.is_stopped else points
 
 
-def describe_unchecked(checks: Sequence[BudgetCheck], findings: Findings) -> list[str]:
-    """Say which benchmarks were left out on purpose."""
-    names = [check.benchmark for check in checks]
-    left_out = ", ".join(name for name in findings.benchmarks if name not in names)
-    return [f"Checked: only {', '.join(names)}; left out: {left_out or 'none'}."]
+def describe_off(findings: Findings, names: Sequence[str]) -> Iterator[str]:
+    """Show the changes of benchmarks that are off, in one sentence; none if there are none."""
+    changes = {name: format_points(findings.benchmarks[name].primary.difference) for name in names}
+    if changes:
+        shown = ", ".join(f"{name} {' '.join(change)}" for name, change in changes.items())
+        yield f"Off, so without a part in the outcome, in points [95 %]: {shown}."
 
 
 def describe_overall(mean: Estimate) -> str:
@@ -237,12 +230,6 @@ def list_caveats(findings: Findings) -> Iterator[str]:
             shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
             scores = f"right in {before} of {one.n} {subject} before, in {after} after"
             yield f"{name}: {scores}; {shown}."
-        if not isnan(share := benchmark.decoding_share):
-            yield (
-                f"{name}: {100 * share:.0f} % of the change's variance comes from drawing answers. "
-                "Twice the questions would narrow its interval by 29 %, twice the answers to each "
-                f"by {100 * (1 - sqrt(1 - share / 2)):.0f} %."
-            )
         if benchmark.max_gen_toks and any(benchmark.n_ran_out):
             base, tuned = benchmark.n_ran_out
             limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"

@@ -1,4 +1,4 @@
-"""Answers are drawn several times: a question's score is their mean, and the noise is reported."""
+"""Answers are drawn several times: a question's score is their mean."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +10,15 @@ from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
+from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import read_samples, write_samples
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.judging.findings import estimate_decoding_share, judge
-from slimdown.judging.pairing import pair_evaluations
+from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import wrap_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.report.text import list_caveats
-from slimdown.stats.estimates import compare_scores
 from slimdown.utils.errors import ConfigError
 
 N_QUESTIONS, N_REPEATS = 10, 4
@@ -125,50 +122,6 @@ def draw_answers(right: np.ndarray, luck: np.ndarray) -> BenchmarkEvaluation:
         for i, scores in enumerate(drawn.T)
     ]
     return make_benchmark(samples, repeats=len(luck), temperature=1.0)
-
-
-@pytest.mark.parametrize("is_alike", [False, True])
-@pytest.mark.parametrize("n_repeats", [2, 5])
-def test_the_share_of_the_noise_that_drawing_makes_is_found(n_repeats: int, is_alike: bool) -> None:
-    """Also where base and tuned model draw alike, as equal seeds make near models do."""
-    random = np.random.default_rng(0)
-    shares, expected = [], []
-    for _ in range(60):
-        base = random.beta(1, 1, 400)
-        tuned = np.clip(base + random.normal(0, 0.15, 400), 0, 1)
-        luck = random.random((2, n_repeats, 400))
-        luck[1] = luck[0] if is_alike else luck[1]
-        pair = list(map(draw_answers, (base, tuned), luck))
-        asked = pair_evaluations(*(make_evaluation(one=one) for one in pair))["one"]
-        scores = [one.scores_of(one.benchmark.metric) for one in (asked.base, asked.tuned)]
-        shares.append(estimate_decoding_share(asked, compare_scores(*scores)))
-        drawn = base * (1 - base) + tuned * (1 - tuned)
-        if is_alike:  # a pair differs with the chance of what lies between
-            drawn = abs(tuned - base) * (1 - abs(tuned - base))
-        noise = drawn.mean() / n_repeats
-        expected.append(noise / (noise + np.var(tuned - base)))
-    error = np.std(shares) / np.sqrt(len(shares))
-    assert abs(np.mean(shares) - np.mean(expected)) < 3 * error + 0.005
-    assert error < 0.02
-
-
-def test_the_report_says_what_would_narrow_the_interval() -> None:
-    random = np.random.default_rng(1)
-    base, tuned = (draw_answers(random.beta(1, 1, 100), random.random((3, 100))) for _ in range(2))
-    (line,) = (
-        line
-        for line in list_caveats(judge(make_evaluation(one=base), make_evaluation(one=tuned)))
-        if "drawing" in line
-    )
-    assert "Twice the questions would narrow its interval by 29 %, twice the answers" in line
-    once = [
-        make_evaluation(one=make_benchmark([replace(s, repeated_scores={}) for s in one.samples]))
-        for one in (base, tuned)
-    ]
-    findings = judge(*once)
-    assert np.isnan(findings.benchmarks["one"].decoding_share)
-    assert not any("drawing" in line for line in list_caveats(findings))
-    assert ResolvedBenchmark.of(BenchmarkConfig("gsm8k")).repeats is None
 
 
 def test_causes_of_loss_are_those_of_the_first_answers() -> None:

@@ -10,7 +10,7 @@ from builders import judge_scores, make_benchmark, make_evaluation, stop_early
 from slimdown.comparison.run_comparison import average_seeds
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import BenchmarkEvaluation
-from slimdown.judging.findings import estimate_decoding_share, judge
+from slimdown.judging.findings import judge
 from slimdown.judging.pairing import pair_benchmark
 from slimdown.report.text import list_caveats
 from slimdown.stats.estimates import Sampling, compare_scores
@@ -100,22 +100,6 @@ def test_means_over_seeds_take_clusters_as_one() -> None:
     assert clustered.value == alone.value
     # Those of single answers count with one more that is lost and gained; of 80 it would be half.
     assert 0.7 < clustered.standard_error / alone.standard_error < 1.1
-
-
-def test_the_share_of_drawing_is_that_of_the_questions() -> None:
-    """All of the noise is drawing, whatever the sizes of clusters are."""
-    random = np.random.default_rng(3)
-    clusters = np.repeat(np.arange(100), [1, 2, 3, 8] * 25)
-    sides = []
-    for chance in (0.8, 0.4):
-        drawn = (random.random((len(clusters), 4)) < chance).astype(float)
-        plain = ask_in_clusters(drawn.mean(axis=1), clusters)
-        repeated = zip(plain.samples, drawn, strict=True)
-        samples = tuple(replace(s, repeated_scores={"acc": tuple(row)}) for s, row in repeated)
-        sides.append(replace(plain, samples=samples))
-    pair = pair_benchmark("a", *sides)
-    difference = compare_scores(*(one.scores_of("acc") for one in sides), pair.sampling)
-    assert estimate_decoding_share(pair, difference) > 0.8
 
 
 def test_clusters_of_which_none_changed_could_show_a_change() -> None:

@@ -46,7 +46,6 @@ def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(capsys:
         "benchmarks.",
         "Undecided: calm. 20 questions detect a change of 41.8 points in four of five cases, if no "
         "more answers flip than here; if the change is as it looks, about ",
-        "Asked again with more questions, models show a change by luck in 8 % of cases, not 5; ",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
         "Validation loss 2.500 → 1.250, 2 steps, 12,345 parameters trained (0.50 %).",
     ):

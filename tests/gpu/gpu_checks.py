@@ -1,4 +1,4 @@
-"""What `slimdown doctor --gpu` runs: our paths on this device beside those of stock libraries.
+"""What `pytest -m gpu` checks: our paths on a device beside those of stock libraries.
 
 The model has random weights in the shape of Llama 3.2 1B; questions and rows are those of the
 pocket world. Nothing is downloaded.
@@ -6,6 +6,7 @@ pocket world. Nothing is downloaded.
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,11 @@ from slimdown.notebook import measure
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.training.fine_tuning import fine_tune, prepare_training
-from slimdown.utils.errors import ModelError, describe_error
+from slimdown.utils.errors import ModelError
 
 LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 128_256}
 LLAMA_1B |= {"num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+N_QUESTIONS, N_ROWS = 300, 512
 # With it all prompts share a beginning that is long enough for `PrefixLM`.
 _TEMPLATE = "Think well. " * 32 + "{% for message in messages %}{{ message.content }}{% endfor %}"
 
@@ -36,6 +38,8 @@ Load = Callable[..., tuple[Any, Any, Any]]
 """Takes settings; returns a run's settings, and its model and rows, newly loaded."""
 Finding = tuple[str, str]
 """What is wrong, empty if nothing is; and what was found."""
+Check = Callable[[Load, int], Finding]
+"""Takes what loads, and how many questions of each benchmark are asked."""
 
 
 def check_answers(
@@ -132,7 +136,7 @@ def check_scarce_memory(load: Load, limit: int) -> Finding:
     return "" if notes and "halve" in message else "you are not told", " ".join([*notes, message])
 
 
-CHECKS: dict[str, Callable[[Load, int], Finding]] = {}
+CHECKS: dict[str, Check] = {}
 for _name in ("nf4", "fp4", "int8"):
     CHECKS[f"{_name}: choices"] = partial(check_answers, _name, "pocket_commonsense")
     CHECKS[f"{_name}: training"] = partial(check_training, _name)
@@ -141,21 +145,18 @@ CHECKS["a shared beginning"] = partial(check_answers, "nf4", "pocket_cs", apply_
 CHECKS["scarce memory"] = check_scarce_memory
 
 
-def run_checks(
-    device: str = "cuda", shape: Any = LLAMA_1B, n_questions: int = 300, n_rows: int = 512
-) -> Iterator[tuple[str, Finding]]:
-    """Run one check after another, even if one before it failed.
+@contextmanager
+def make_loader(
+    device: str = "cuda", shape: Any = LLAMA_1B, n_rows: int = N_ROWS
+) -> Iterator[Load]:
+    """Make a model with random weights, and yield what loads it with a run's settings and rows.
 
     Args:
-        device: The device; tests take another than cuda.
+        device: Where it is loaded.
         shape: The model's shape, as `LlamaConfig` takes it.
-        n_questions: How many questions of each benchmark are asked.
         n_rows: How many rows are trained on.
-
-    Yields:
-        The name of each check, and what it found; if it failed, its error is what is wrong.
     """
-    with TemporaryDirectory() as folder, quiet.quiet_libraries():
+    with TemporaryDirectory() as folder:
         dtype, rows = "auto" if device == "cuda" else "float32", "dataset.pocket_instructions"
         common = ["model=pocket", f"model.id='{folder}'", f"model.device={device}", "train=default"]
         common += [f"model.dtype={dtype}", f"quantization.bnb_4bit_compute_dtype={dtype}"]
@@ -171,14 +172,16 @@ def run_checks(
             shutil.copy(file, folder)
         torch.manual_seed(0)
         architecture = transformers.LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16")
-        model = transformers.AutoModelForCausalLM.from_config(architecture)
-        # A token that the tokenizer does not know must never be the likeliest.
-        model.get_input_embeddings().weight.data[len(load_tokenizer(folder)) :] = 0
-        model.save_pretrained(folder)
-        for name, check in CHECKS.items():
-            try:
-                memory.release_memory()  # fails after an error that a GPU does not recover from
-                finding = check(load, n_questions)
-            except Exception as error:  # of libraries, kernels and drivers
-                finding = describe_error(error), ""
-            yield name, finding
+        with quiet.quiet_libraries():
+            model = transformers.AutoModelForCausalLM.from_config(architecture)
+            # A token that the tokenizer does not know must never be the likeliest.
+            model.get_input_embeddings().weight.data[len(load_tokenizer(folder)) :] = 0
+            model.save_pretrained(folder)
+        yield load
+
+
+def run_check(check: Check, load: Load, n_questions: int = N_QUESTIONS) -> Finding:
+    """Run a check with the warnings of libraries switched off, which differ between machines."""
+    with quiet.quiet_libraries():
+        memory.release_memory()  # fails after an error that a GPU does not recover from
+        return check(load, n_questions)
