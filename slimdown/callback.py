@@ -110,6 +110,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Measure the base."""
         loaded = _wrap_trained(kwargs)  # fails in every process
+        self.findings, self.stopped = None, ""  # of an earlier `train()`
         if not state.is_world_process_zero or self._model() is loaded.model:
             return control  # the same model: the trainer tries another batch size and starts again
         if self._stops and (args.world_size > 1 or state.global_step):
@@ -131,7 +132,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 "base's any more; begin anew, or measure the base and the tuned model by "
                 "slimdown.measure"
             )
-        self._model, self.findings, self.stopped = weakref.ref(loaded.model), None, ""
+        self._model = weakref.ref(loaded.model)
         if self._stops:  # an untrained model has lost nothing
             self._kept = 0, copy_trained_weights(loaded.model)
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():

@@ -293,6 +293,23 @@ def test_a_training_that_would_not_be_ended_so_is_refused(
         trainer.train()
 
 
+def test_findings_are_those_of_the_last_training(tmp_path: Path) -> None:
+    """The second one keeps its best weights, which are there only once it has ended."""
+    callback = make_callback()
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    steps = {"eval_steps": 3, "save_steps": 3, "learning_rate": 0.1}
+    trainer = make_trainer(tmp_path, [callback], **best, **steps)
+    trainer.train()
+    first = callback.findings
+    trainer.train()
+    assert callback.findings is not None
+    assert callback.findings is not first
+    measured = slimdown.measure(trainer.model, trainer.processing_class, BENCHMARKS, limit=12)
+    for name, benchmark in measured.benchmarks.items():
+        change = callback.findings.benchmarks[name].primary
+        assert change.tuned.value == pytest.approx(benchmark.score.value)
+
+
 def test_a_training_within_its_budgets_ends_by_itself(tmp_path: Path) -> None:
     callback = make_callback(stop_on_forgetting=True)
     trainer = make_trainer(tmp_path, [callback], learning_rate=1e-5)
