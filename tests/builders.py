@@ -110,4 +110,6 @@ def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:
     started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
     run_id = f"{number:032x}"
     name = f"run {number} seed={settings['seed']}"
-    return RunRecord(run_id, name, "test", "FINISHED", started, settings, findings=findings)
+    held_out = float(settings.get("evaluation.holdout", 0))
+    made = RunRecord(run_id, name, "test", "FINISHED", started, settings, findings=findings)
+    return replace(made, held_out=held_out)

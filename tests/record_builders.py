@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores
 from hydra import compose
-from omegaconf import OmegaConf
 
 from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
@@ -57,9 +56,8 @@ def make_answers(config: RunConfig, scores: Scores = LOST) -> tuple[Evaluation, 
 
 
 def make_info(config: RunConfig, name: str, **fields: Any) -> RunInfo:
-    """What a run is called, with its settings as composed."""
-    yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
-    return RunInfo(name, yaml, ["lora.r=8"], environment={}, **fields)
+    """What a run is called."""
+    return RunInfo(name, ["lora.r=8"], environment={}, **fields)
 
 
 def set_metric(config: RunConfig) -> RunConfig:

@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.torch import load_file
 
+from slimdown.tracking.recorded_settings import digest_settings
+
 BENCHMARKS = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
 
 
@@ -176,15 +178,18 @@ def test_a_run_is_merged_in_its_own_dtype(sweep: tuple[Path, Result], client: Ml
     """`auto` was float16 on the GPU of the run, whatever it is on the machine that merges."""
     run, _ = find_runs(client)[:2]
     tags = run.data.tags
-    file = Path(run.info.artifact_uri.removeprefix("file://")) / "config.yaml"
+    file = Path(run.info.artifact_uri.removeprefix("file://")) / "settings.json"
     settings = file.read_text()
-    assert "dtype: float32" in settings
+    changed = settings.replace('"dtype": "float32"', '"dtype": "auto"')
+    assert changed != settings
     try:
-        file.write_text(settings.replace("dtype: float32", "dtype: auto"))
+        file.write_text(changed)
+        client.set_tag(run.info.run_id, "slimdown.settings", digest_settings(changed))
         client.set_tag(run.info.run_id, "slimdown.model", "a@b nf4 float16")
         merge = ["merge", run.info.run_id, "--out", "halved", "--device", "cpu"]
         done = call_verb(sweep[0], *merge)
     finally:
         file.write_text(settings)
-        client.set_tag(run.info.run_id, "slimdown.model", tags["slimdown.model"])
+        for tag in ("slimdown.settings", "slimdown.model"):
+            client.set_tag(run.info.run_id, tag, tags[tag])
     assert "merged, float16" in done.stdout, done.stderr

@@ -14,16 +14,14 @@ Exit code with a budget (--max-loss, --max-relative-loss, --overall) or JUnit:
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
-
-import yaml
 
 from slimdown.commands import arguments
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
-from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
+from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.serialization import to_plain
 from slimdown.report.console import show_budget_checks, show_findings, show_line
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page
@@ -115,8 +113,9 @@ def _track(findings: Findings, options: argparse.Namespace) -> None:
     model, tuned = ModelConfig(id=str(options.base)), str(options.tuned)
     judged = findings.tuned.benchmarks.items()
     benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
-    config = RunConfig(model=model, tuned=tuned, benchmark=benchmarks, tracking=options.tracking)
-    settings, title = yaml.safe_dump(to_plain(config), sort_keys=False), f"verdict {tuned}"
-    with open_run(config, RunInfo(title, settings, tags={Tag.origin: tuned})) as run:
+    asked = EvaluationConfig(holdout=0.0)
+    config = RunConfig(model, benchmark=benchmarks, evaluation=asked, tracking=options.tracking)
+    config, title = replace(config, tuned=tuned), f"verdict {tuned}"
+    with open_run(config, RunInfo(title, tags={Tag.origin: tuned})) as run:
         run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
     arguments.write_notes([f"run {run.run_id} in {run.store_uri}"])

@@ -270,12 +270,6 @@ def _describe_caveats(
     for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
         if each := _describe_differing(one.get(key, "not recorded") for one in conditions):
             yield f"The runs were measured differently ({key} is {each}): compare with care."
-    rules = [run.findings.added_answers for run in runs if run.findings]
-    if n_older := sum(added != min(rules) for added in rules):
-        yield (
-            f"{n_older:,} of {len(rules):,} runs were judged by an older rule, by which 0/1 scores "
-            "have wider intervals and larger p-values; each rule errs in 5 % at most."
-        )
     if any(cell.is_stopped for cell in cells):
         yield (
             "An evaluation that stopped early shows a change that is on average too large; its "

@@ -15,9 +15,10 @@ class RunRecord:
     experiment: str
     status: str  # FINISHED, FAILED, KILLED, RUNNING, SCHEDULED
     started: datetime
-    params: dict[str, str] = field(default_factory=dict)  # every setting, by its dotted key
+    params: dict[str, str] = field(default_factory=dict)  # settings by dotted key, as MLflow shows
     tags: dict[str, str] = field(default_factory=dict)
     findings: Findings | None = None  # None if there are none, or they were not read
+    held_out: float | None = None  # evaluation.holdout, read with the findings
     artifact_uri: str = ""
 
     @property
@@ -27,5 +28,12 @@ class RunRecord:
 
     @property
     def holdout(self) -> float:
-        """The share of each benchmark's questions that its findings leave out."""
-        return float(self.params.get("evaluation.holdout", 0))
+        """The share of each benchmark's questions that its findings leave out.
+
+        Raises:
+            LookupError: It was not read. It is never taken for 0: that would judge a run by the
+                questions that chose it.
+        """
+        if self.held_out is None:
+            raise LookupError(f"the settings of run {self.run_id} were not read")
+        return self.held_out

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -98,14 +97,24 @@ def load_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(reword(error)) from None
     assert isinstance(config, RunConfig)
-    for name, benchmark in config.benchmark.items():
-        config.benchmark[name] = complete_benchmark(name, benchmark)
     # Choosing a file of a group sets the settings of the group.
-    problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
-    if not problems:
-        config.keep = config.keep.resolve(has_base=config.trains_beside_base)
-        problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
-    if problems:
+    if problems := [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]:
+        raise ConfigError("\n".join(problems))
+    return complete_config(config)
+
+
+def complete_config(config: RunConfig) -> RunConfig:
+    """Fill in what benchmarks of a file and `keep=auto` leave open, and check all settings.
+
+    Raises:
+        ConfigError: Lists every problem, one a line.
+    """
+    benchmarks = {name: complete_benchmark(name, one) for name, one in config.benchmark.items()}
+    keep = config.keep.resolve(has_base=config.trains_beside_base)
+    config = replace(config, benchmark=benchmarks, keep=keep)
+    if problems := [
+        *find_problems(config), *find_conflicts(config), *find_option_problems(config)
+    ]:  # fmt: skip
         raise ConfigError("\n".join(problems))
     return config
 
@@ -127,40 +136,6 @@ def read_trained_quantization(folder: str | Path) -> str:
     if settings.get("load_in_4bit") == "true" and kind in list(QuantType):
         return str(kind)
     return "int8" if settings.get("load_in_8bit") == "true" else "none"
-
-
-def read_recorded(text: str, place: str) -> Any:
-    """Read the settings that a run recorded; those that no longer exist are left out.
-
-    Args:
-        text: Its `config.yaml`, in which nothing is left to resolve.
-        place: Its name in a message.
-
-    Raises:
-        ConfigError: It is no such file, or holds values that this version does not know.
-    """
-    try:
-        if len(text) > 2**20:
-            raise ConfigError("it is larger than 1 MiB, and no run writes more")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # deep nesting is slow in Python
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
-            raise ConfigError("it has YAML aliases, which no run writes")
-        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        if "${" in str(settings):
-            raise ConfigError("it has ${...} in it, which a recorded setting never has")
-        return OmegaConf.merge(OmegaConf.structured(RunConfig), _drop_unknown(settings, RunConfig))
-    except Exception as error:  # from PyYAML, from OmegaConf, or because it is no config at all
-        reason = str(error) if isinstance(error, ConfigError) else reword(error)
-        raise ConfigError(f"{place} cannot be read: {reason}") from None
-
-
-def _drop_unknown(settings: Any, schema: Any) -> Any:
-    """Return settings without those that a schema lacks."""
-    if not isinstance(settings, dict):
-        return settings
-    kind = (get_args(schema) or (Any,))[-1]  # type of dataset.<name>, benchmark.<name>
-    types = get_type_hints(schema) if is_dataclass(schema) else dict.fromkeys(settings, kind)
-    return {k: _drop_unknown(one, types[k]) for k, one in settings.items() if k in types}
 
 
 def reword(error: Exception) -> str:

@@ -1,26 +1,24 @@
 """A run's settings by their dotted keys, and the run's name."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import Enum
 from functools import cache
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
-
-import yaml
 
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.schema import BenchmarkConfig, RunConfig
 
-_ANY = "<name>"  # stands for any dataset or benchmark
+NOT_IN_KEY = ("tracking.", "baseline.", "train.checkpoint_minutes")
+"""What settings begin with on which no result depends."""
 
 
-def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:
+def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, object]:
     """Return every setting that counts, by its dotted key, as a command line would set it.
 
     Args:
         config: The settings.
-        as_in_keys: See `select_for_key`.
+        without_defaults: See `drop_defaults`.
     """
     tree = asdict(config)
     flat: dict[str, object] = {}
@@ -33,44 +31,45 @@ def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:
         else:
             flat[prefix[:-1]] = node.value if isinstance(node, Enum) else node
 
-    walk(select_for_key(tree) if as_in_keys else tree, "")
+    walk(drop_defaults(tree) if without_defaults else tree, "")
     idle = {"rerun", "search", *config.idle_sections}
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
     optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model
     return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
 
 
-def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a key holds, so that it stays the same when the schema changes.
+def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from their default, and those that have none.
 
-    They are the settings of `first_settings.yaml`, with the value from there if the schema has lost
-    them, and those later settings that are not at their default.
+    Keys of runs and evaluations hold these, so a new setting changes no key. A default that changes
+    has to raise a version in the keys (`tests/config/test_key_defaults.py`).
 
     Args:
         settings: A tree of sections, each of them whole.
 
-    >>> select_for_key({"seed": 0, "search": {"seed": 0}})
-    {'seed': 0, 'search': {'seed': 0}}
+    >>> drop_defaults({"seed": 0, "tuned": None, "contamination": {"max_share": 0.01}})
+    {'seed': 0, 'contamination': {'max_share': 0.01}}
     """
 
-    def select(node: Any, first: Any, defaults: Any) -> Any:
-        if not isinstance(first, dict):
-            return node
-        if _ANY in first:
-            return {name: select(one, first[_ANY], defaults[_ANY]) for name, one in node.items()}
-        lost = {name: first[name] for name in first.keys() - defaults.keys()}
-        counting = [k for k in node if k in first or node[k] != defaults.get(k, ...)]
-        return lost | {k: select(node[k], first.get(k), defaults.get(k)) for k in counting}
+    def drop(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        differing = {key: node[key] for key in node if node[key] != defaults.get(key, ...)}
+        return {
+            key: drop(value, defaults[key]) if defaults.get(key) and type(value) is dict else value
+            for key, value in differing.items()
+        }
 
-    return dict(select(settings, *_read_defaults(RunConfig)))
+    defaults = read_defaults()
+    for group in settings.keys() & {"dataset", "benchmark"}:
+        (of_each,) = defaults[group].values()
+        defaults = defaults | {group: dict.fromkeys(settings[group], of_each)}
+    return drop(settings, defaults)
 
 
 @cache
-def _read_defaults(schema: type) -> tuple[Any, Any]:
-    """Return the defaults of the settings that each key holds, and of the whole schema."""
-    named = {"dataset": {_ANY: DatasetConfig()}, "benchmark": {_ANY: BenchmarkConfig()}}
-    first = yaml.safe_load((Path(__file__).parent / "first_settings.yaml").read_text())
-    return first, asdict(replace(schema(), **named))
+def read_defaults() -> dict[str, Any]:
+    """Return the tree of all defaults, `<name>` for any dataset or benchmark; ??? where is none."""
+    named = {"dataset": DatasetConfig(), "benchmark": BenchmarkConfig()}
+    return asdict(RunConfig()) | {group: {"<name>": asdict(one)} for group, one in named.items()}
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

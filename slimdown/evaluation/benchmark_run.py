@@ -97,18 +97,11 @@ class BenchmarkRun:
         self._check_room()
 
     @cached_property
-    def keys(self) -> list[str]:
-        """The key, and the one of the first versions, which held the processor's threads."""
-        processor = f"{self.model.identity.get('processor')} {torch.get_num_threads()} threads"
-        first = replace(self.model, identity={**self.model.identity, "processor": processor})
-        questions_hash = self.task.hash_questions(self.requests)
-        parts = self.backend.name, questions_hash, self.task.config, self.config
-        return [evaluation_key(one, *parts) for one in (self.model, first)]
-
-    @property
     def key(self) -> str:
         """The key under which its evaluation is kept."""
-        return self.keys[0]
+        questions_hash = self.task.hash_questions(self.requests)
+        parts = self.backend.name, questions_hash, self.task.config, self.config
+        return evaluation_key(self.model, *parts)
 
     @property
     def is_whole(self) -> bool:

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdown.config.naming import select_for_key
+from slimdown.config.naming import drop_defaults
 from slimdown.config.schema import EvaluationConfig, ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.utils.hashing import hash_json
@@ -36,13 +36,8 @@ class EvaluationCache:
         """Return the lock of the one process that evaluates this key; it is free between looks."""
         return nullcontext()
 
-    def find(
-        self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
-    ) -> BenchmarkEvaluation | None:
-        """Find the evaluation of this key or an older one, stopped early or whole; None: no such.
-
-        `older` are the keys that earlier versions gave to the same answers.
-        """
+    def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
+        """Find the evaluation of this key, stopped early or whole; None: there is no such."""
         return None
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
@@ -72,7 +67,7 @@ def evaluation_key(
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.
     """
-    tree = select_for_key({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})
+    tree = drop_defaults({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})
     settings = {"benchmark": tree["benchmark"][""], "evaluation": tree["evaluation"]}
     for section, names in READ_ONLY.items():
         for name in names:

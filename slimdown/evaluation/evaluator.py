@@ -179,10 +179,10 @@ class Evaluator:
 
     def _look_up(self, run: BenchmarkRun, cache: EvaluationCache) -> None:
         """Take what was answered before, unless the questions were asked here a moment ago."""
-        if not run.blocks:
-            key, *older = run.keys
-            if earlier := cache.find(key, run.task.name, run.task.config, *older):
-                run.take(earlier)
+        if not run.blocks and (
+            earlier := cache.find(run.key, run.task.name, run.task.config)
+        ):  # fmt: skip
+            run.take(earlier)
         is_open = run.n_found < run.ends[-1]
         run.answers = AnswersFile(cache.answers_file(run.key) if is_open else None)
 

@@ -17,13 +17,13 @@ from slimdown.config.schema import ResolvedBenchmark
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
-from slimdown.utils.files import check_format
+from slimdown.utils.files import FORMAT, check_format
 
 # model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
 # response: generated text, before any filter.
 _TEXTS = ("model", "benchmark", "metric", "answer", "task", "doc_hash", "prompt_hash", "category")
 _OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
-_OF_EVALUATION += ["max_new_tokens"]  # older files lack it
+_OF_EVALUATION += ["max_new_tokens"]
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in (*_TEXTS, "prompt", "target", "response")),
@@ -42,9 +42,6 @@ SCHEMA = pa.schema(
 
 _BY_METRIC = ("answers", "scores", "repeated_scores")
 _OF_QUESTION = [f.name for f in fields(Sample) if f.name not in _BY_METRIC]
-FORMAT = 1
-"""The format of these files. Raise it when an older slimdown would misread them. Files without a
-number have format 1. A new column or field needs a default, which older files then get."""
 
 
 class DamagedSamples(ValueError):
@@ -95,29 +92,28 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         table = pq.read_table(file)
         metadata = table.schema.metadata
         about = json.loads(metadata[b"slimdown"])
-        check_format(about.get("format"), FORMAT)
+        check_format(about.get("format"))
         is_whole = metadata[b"digest"].decode() == _hash_content(table, about)
         if not is_whole:
             raise ValueError("its content is not what was written")
         by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        schema = pa.schema([column for column in SCHEMA if column.name in table.column_names])
-        for row in table.select(schema.names).cast(schema).to_pylist():
+        for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
         samples = tuple(
             Sample(
-                **{name: rows[0][name] for name in _OF_QUESTION if name in rows[0]}
+                **{name: rows[0][name] for name in _OF_QUESTION}
                 | {name: tuple(rows[0][name]) for name in ("choices", "log_likelihoods")},
                 answers={row["metric"]: row["answer"] for row in rows},
                 scores={row["metric"]: row["score"] for row in rows},
                 repeated_scores={
                     row["metric"]: tuple(scores)
                     for row in rows
-                    if (scores := row.get("repeated_scores"))
+                    if (scores := row["repeated_scores"])
                 },
             )
             for rows in by_question.values()
         )
-        facts = {name: about[name] for name in _OF_EVALUATION if name in about}
+        facts = {name: about[name] for name in _OF_EVALUATION}
         facts["looks"] = tuple(about["looks"])
         evaluation = BenchmarkEvaluation(benchmark, samples=samples, **facts)
         problem = check_evaluation(evaluation)

@@ -22,7 +22,7 @@ from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.right_choice import ProbabilityChange, ProbabilityVerdict, score_right_choices
-from slimdown.judging.serialization import FORMAT, NOT_RECORDED, from_plain, to_plain
+from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -31,12 +31,12 @@ from slimdown.stats.estimates import (
     estimate_mean,
     holm,
 )
-from slimdown.stats.likelihood import ADDED_TO_CHANGE, ALPHA
+from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.stats.sequential import Floats
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
-from slimdown.utils.files import check_format
+from slimdown.utils.files import FORMAT, check_format
 
 _FEWEST_OF_SUBJECT = 6  # questions; if all six are lost, p = 0.047; if five of five are, 0.088
 
@@ -71,8 +71,8 @@ class SubjectChange:
     n: int
     change: float
     p_value: float  # that there is none; corrected for all subjects of the benchmark
-    base: float = nan  # the scores; older findings lack them
-    tuned: float = nan
+    base: float  # the scores
+    tuned: float
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,6 @@ class Findings:
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     not_run: dict[str, str] = field(default_factory=dict)  # the reason, by benchmark of a suite
-    added_answers: float = 1.0  # in the test of a change of 0/1 answers; older findings lack it
 
     def mean_change(self, role: Role) -> Estimate:
         """The mean change of a role's primary metrics; nan where no benchmark has the role."""
@@ -175,10 +174,10 @@ class Findings:
             plain: What was returned.
 
         Raises:
-            DataError: this is something else, or of a newer format.
+            DataError: this is something else, or of another format.
         """
         try:
-            check_format(plain.get("format"), FORMAT)
+            check_format(plain.get("format"))
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.observations  # weights fit the changes
@@ -279,7 +278,6 @@ def judge(
         mean_changes=means,
         base=base,
         tuned=tuned,
-        added_answers=ADDED_TO_CHANGE,
     )
 
 

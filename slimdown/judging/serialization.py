@@ -14,9 +14,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 1
-"""The format of recorded findings. Raise it when an older slimdown would misread them. Files
-without a number have format 1. Give a new field a default, so that older files can be read."""
 # Metadata of a field that is not recorded; it must have a default.
 NOT_RECORDED = {"recorded": False}
 _MOST_BYTES = 2**28  # of one array, unpacked

@@ -24,7 +24,7 @@ from slimdown.report import text
 from slimdown.report.findings_report import budgets_table, findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
-from slimdown.utils.secrets import redact
+from slimdown.utils.secrets import redact, redact_leaf
 
 LOG_SECONDS = 30.0  # between two lines of a log; the first comes after a quarter of it
 
@@ -91,7 +91,7 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print lines, each of a heading and its content."""
     console = _open_console()
     for heading, content in facts:
-        line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
+        line = Text.assemble((f"{heading:<12}", "bold"), visible(redact_leaf(content)))
         console.print(line, soft_wrap=not console.is_terminal)  # a file's lines stay whole
 
 

@@ -12,7 +12,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import Findings
 from slimdown.judging.serialization import to_plain
 from slimdown.report import findings_report, pages, tables
-from slimdown.utils.secrets import redact
+from slimdown.utils.secrets import redact_leaf, redact_leaves
 
 _SECTIONS = ("dataset.", "keep.", "lora.", "method.", "quantization.", "train.", "seed")
 
@@ -62,7 +62,7 @@ def render_model_card(
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
         base_model_relation=("adapter" if is_adapter else "finetune") if is_of_hub else None,
-        datasets=[d.path for d in config.dataset.values() if d.file is None] or None,
+        datasets=[redact_leaf(d.path) for d in config.dataset.values() if d.file is None] or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["slimdown", method],
@@ -74,16 +74,16 @@ def render_model_card(
     )
     values = {"name": name, "base": base, "base_name": base_name, "is_of_hub": is_of_hub}
     values |= {"is_adapter": is_adapter, "config": config, "merged": merged, "note": note}
-    card = pages.render(
+    written, _ = redact_leaves(to_plain(settings))
+    return pages.render(
         "model_card.md.j2",
         **values,
         head=head.to_yaml(),
-        settings=yaml.safe_dump(to_plain(settings), sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(written, sort_keys=False, allow_unicode=True),
         table=tables.write_table(findings_report.findings_table(findings), "markdown"),
         findings=findings,
         version=__version__,
     )
-    return redact(card)
 
 
 def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:

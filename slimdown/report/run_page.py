@@ -10,7 +10,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.utils.scoring import REFUSALS
-from slimdown.utils.secrets import redact
+from slimdown.utils.secrets import redact_leaf, redact_leaves
 
 
 def render_run_files(
@@ -61,12 +61,12 @@ def render_page(
     """
     from slimdown.report.figures import PHONE_WIDTH, draw_changes  # matplotlib takes half a second
 
-    settings = flatten(config) if config else {}
-    about = {k: redact(v) for k, v in text.describe_run(config).items()} if config else {}
+    settings = redact_leaves(flatten(config))[0] if config else {}
+    about = {k: redact_leaf(v) for k, v in text.describe_run(config).items()} if config else {}
     return pages.render(
         "report.html.j2",
         findings=findings,
-        name=redact(name),
+        name=redact_leaf(name),
         about=about | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
         summary=[*text.explain_undecided(findings), *text.list_caveats(findings)],
@@ -89,5 +89,5 @@ def _format_all(values: Mapping[str, object]) -> dict[str, str]:
             written[name.replace("_", " ")] = units[unit](value)
         else:
             parts = value if isinstance(value, list | tuple) else [value]
-            written[key] = redact(", ".join(map(str, parts)))
+            written[key] = redact_leaf(", ".join(map(str, parts)))
     return written

@@ -15,11 +15,10 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from slimdown.config.naming import run_name
-from slimdown.config.schema import TRAINING, default_store
+from slimdown.config.schema import default_store
 from slimdown.judging.serialization import from_plain, to_plain
 from slimdown.report import console
 from slimdown.report.text import describe_run
@@ -31,7 +30,7 @@ from slimdown.tracking.store import check_store, sqlite_file
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, TrackingError, describe_error
 from slimdown.utils.files import write_atomically
-from slimdown.utils.secrets import redact, redact_uri
+from slimdown.utils.secrets import redact, redact_leaf, redact_uri
 
 
 class JobState(StrEnum):
@@ -202,13 +201,9 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
             console.show_line("slimdown ui has its page; rerun=true makes it again")
             return JobOutcome(JobState.skipped, finished.run_id, headline)
-        settings = to_plain(config)
-        for section in TRAINING if config.tuned is not None else ():
-            del settings[section]
         info = replace(
             info,
-            name=redact(run_name(run.model, run.overrides, swept)),
-            config_yaml=redact(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)),
+            name=redact_leaf(run_name(run.model, run.overrides, swept)),
             overrides=run.overrides,
             run_key=key,
             resume_run_id=resume_run_id,

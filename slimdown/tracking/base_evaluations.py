@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,10 @@ from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import provenance, store
 from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.resume import is_abandoned
+from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import DataError
+from slimdown.utils.secrets import redact_leaf
 
 _log = logging.getLogger(__name__)
 
@@ -60,40 +63,37 @@ class RecordedEvaluations(EvaluationCache):
         """Return the file that holds single answers while a benchmark is measured."""
         return self._folder / f"answers-{key}.jsonl"
 
-    def find(
-        self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
-    ) -> BenchmarkEvaluation | None:
+    def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
         """Return the evaluation of a key, or None; a damaged one is skipped with a warning."""
-        keys = (key, *older)
-        for file in (self._locate(each, name) for each in keys):
-            if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
-                return evaluation
+        file = self._locate(key, name)
+        if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
+            return evaluation
         asks_store = self.model == "base" and self._config.baseline.reuse
-        if asks_store and (evaluation := self._find_in_store(keys, name, benchmark)):
+        if asks_store and (evaluation := self._find_in_store(key, name, benchmark)):
             self._write(key, name, evaluation)
             return evaluation
-        files = self._locate(key, name).parent.glob(f"*.{self.model}-{name}.parquet")
+        files = file.parent.glob(f"*.{self.model}-{name}.parquet")
         if not self._is_shared and any(files):
             reason = "the answers that are here are of another device or another model"
             _log.warning("%s is measured again: %s", name, reason)
         return None
 
     def _find_in_store(
-        self, keys: tuple[str, ...], name: str, benchmark: ResolvedBenchmark
+        self, key: str, name: str, benchmark: ResolvedBenchmark
     ) -> BenchmarkEvaluation | None:
-        where = f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
+        where = f"tags.`{Tag.evaluation}{key}` LIKE '%'"
         try:
             client = store.open_store(self._config.tracking)
             experiments = store.search_all(client.search_experiments)
             numbers = [one.experiment_id for one in experiments]
-            runs = [(r, k) for k in keys for r in client.search_runs(numbers, where.format(k))]
+            runs = client.search_runs(numbers, where)
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None
-        for run, each in runs:
+        for run in runs:
             user, run_id = run.data.tags.get("mlflow.user", "unknown"), run.info.run_id
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
-                path = Path(client.download_artifacts(run_id, f"samples/{each}.parquet", folder))
+                path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
                 date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
                 evaluation = self._read(path, name, benchmark, f"run {run_id}")
@@ -109,30 +109,56 @@ class RecordedEvaluations(EvaluationCache):
         file = self._write(key, name, evaluation)
         if self.model != "base":
             return
-        config = self._config
         try:
-            client = store.open_store(config.tracking)
-            self._names.append(name)
-            model = f"{config.model.id.rpartition('/')[2]} {config.quantization.name}"
-            title = f"base {model}: {', '.join(self._names)}"
-            if not self._holder:
-                tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
-                run = store.create_run(client, config.tracking, title, tags)
-                self._holder = run.info.run_id
-                client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
-                store.log_settings(client, self._holder, base_settings(config))
-            client.update_run(self._holder, name=title)
-            with tempfile.TemporaryDirectory() as folder:
-                copy = shutil.copy(file, f"{folder}/{key}.parquet")
-                client.log_artifact(self._holder, copy, "samples")
-            client.log_metric(self._holder, f"base/{name}", evaluation.score.value)
-            # last: whoever finds the tag finds everything
-            client.set_tag(self._holder, f"{Tag.evaluation}{key}", name)
+            with ExitStack() as held:
+                self._send(key, name, evaluation, file, held)
             if not self._keeps_files:
                 file.unlink()
         except Exception as error:  # MLflow's, a driver's, an artifact store's own
+            self._holder, self._names = "", []
             problem = f"the store takes no answers of the base ({store.first_line(error)})"
             _log.warning("%s; they are in %s", problem, file)
+
+    def _send(
+        self, key: str, name: str, evaluation: BenchmarkEvaluation, file: Path, held: ExitStack
+    ) -> None:
+        """Send a base's evaluation to its run, which is made for the first one."""
+        client = store.open_store(self._config.tracking)
+        is_first = not self._holder
+        if is_first:
+            self._open_holder(client, held)
+        self._names.append(name)
+        model = self._config.model.id.rpartition("/")[2]
+        title = f"base {model} {self._config.quantization.name}: {', '.join(self._names)}"
+        client.update_run(self._holder, name=redact_leaf(title))
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copy(file, f"{folder}/{key}.parquet")
+            client.log_artifact(self._holder, copy, "samples")
+        client.log_metric(self._holder, f"base/{name}", evaluation.score.value)
+        # After the samples: whoever finds the tag finds them.
+        client.set_tag(self._holder, f"{Tag.evaluation}{key}", name)
+        if is_first:
+            client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
+
+    def _open_holder(self, client: Any, held: ExitStack) -> None:
+        """Make the run that takes the evaluations, and delete those that a kill left without any.
+
+        Until its first evaluation is there, the run is RUNNING and `held` holds its lock.
+        """
+        tracking = self._config.tracking
+        tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
+        tags[Tag.host] = provenance.name_machine()
+        with store.lock(tracking, "baselines"):
+            run_id = store.create_run(client, tracking, "base", tags).info.run_id
+            running = "attributes.status = 'RUNNING'"
+            for run in find_runs(tracking, [tracking.experiment], "", running, kind="baseline"):
+                if run.run_id != run_id and is_abandoned(tracking, run):
+                    is_found = any(tag.startswith(Tag.evaluation) for tag in run.tags)
+                    end = client.set_terminated if is_found else client.delete_run
+                    end(run.run_id)
+            held.enter_context(store.lock_run(tracking, run_id))
+        self._holder = run_id
+        store.log_settings(client, run_id, base_settings(self._config))
 
     def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> Path:
         file = self._locate(key, name)

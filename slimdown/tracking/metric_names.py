@@ -15,6 +15,7 @@ class Tag(StrEnum):
 
     kind = "slimdown.kind"
     run_key = "slimdown.run_key"
+    settings = "slimdown.settings"  # the digest of settings.json
     host = "slimdown.host"
     sweep = "slimdown.sweep"
     headline = "slimdown.headline"

@@ -47,7 +47,6 @@ class RunInfo:
 
     Args:
         name: Shown in tables and in MLflow.
-        config_yaml: The settings as composed, without secrets.
         overrides: What the command line changed.
         sweep: The name that all runs of one command share.
         run_key: See `resume.run_key`; empty: the run is never skipped or resumed.
@@ -58,7 +57,6 @@ class RunInfo:
     """
 
     name: str
-    config_yaml: str = ""
     overrides: Sequence[str] = ()
     sweep: str | None = None
     run_key: str = ""

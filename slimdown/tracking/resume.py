@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.keep_config import Keep
-from slimdown.config.naming import flatten
+from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.tracking import store
@@ -24,9 +22,6 @@ from slimdown.utils.errors import TrackingError
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
 from slimdown.utils.hub import resolve_commit
 
-# No result depends on these.
-NOT_IN_KEY = ("tracking.", "baseline.", "train.checkpoint_minutes")
-
 
 def run_key(config: RunConfig) -> str:
     """Return a digest of everything that a run's result depends on.
@@ -37,7 +32,7 @@ def run_key(config: RunConfig) -> str:
     Returns:
         32 hex digits, or "" where a file or a commit cannot be read: such a run is never skipped.
     """
-    settings = flatten(config, as_in_keys=True)
+    settings = flatten(config, without_defaults=True)
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
     if not config.may_hold_conversations and config.evaluation.apply_chat_template == "auto":
         settings["evaluation.apply_chat_template"] = False  # its effect
@@ -51,13 +46,6 @@ def run_key(config: RunConfig) -> str:
             else:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
-        if config.keep.name is Keep.self_replay:
-            settings["keep.version"] = 3  # one seed for what the base writes
-        elif config.keep.weight:
-            settings["keep.version"] = 1  # the base answers without dropout
-        is_chat = bool(config.dataset) and config.may_hold_conversations
-        if is_chat and config.evaluation.enable_thinking is False:
-            settings["evaluation.enable_thinking"] = "off in rows, too"  # it was on there before
         files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
         for key, place in {"keep.prompts": config.keep.prompts, **files}.items():
             if place:
@@ -73,8 +61,7 @@ def run_key(config: RunConfig) -> str:
         "order of datasets": list(config.dataset),
         "packages": {name: (find_version(name) or "").partition("+")[0] for name in PACKAGES},
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
-        # Several processes of version 1 trained a model each.
-        "processes": 1 if config.tuned or process_count() == 1 else [process_count(), 2],
+        "processes": 1 if config.tuned else process_count(),
     }
     return hash_json(parts)
 
@@ -138,10 +125,9 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     That is known of runs of this machine, and of those that ended, by a signal or an error, in a
     folder that is here: Slurm may queue a job again for another machine.
     """
-    names = name_machine(), socket.gethostname()  # older runs have the host name alone
     folder = store.local_dir(tracking) / "runs" / run.run_id
     has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
-    is_known = run.tags.get(Tag.host) in names or has_ended
+    is_known = run.tags.get(Tag.host) == name_machine() or has_ended
     # Locks of another user of a server lie elsewhere.
     is_own = run.tags.get("mlflow.user", user := read_user()) == user
     if run.status == "FINISHED" or not is_known or not is_own:

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from hydra import compose
-from omegaconf import OmegaConf
-
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.fields import nearest
-from slimdown.config.loader import load_config, open_hydra, read_recorded
-from slimdown.config.schema import TRAINING, Backend, ResolvedBenchmark, RunConfig, TrackingConfig
+from slimdown.config.loader import complete_config
+from slimdown.config.schema import Backend, ResolvedBenchmark, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.utils.errors import DataError, TrackingError
+from slimdown.tracking.recorded_settings import (
+    FILE as SETTINGS,
+    RecordedSettings,
+    describe_settings,
+    read_settings,
+)
+from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_uri
 
@@ -86,7 +89,6 @@ def find_runs(
                 tags=tags,
                 artifact_uri=info.artifact_uri or "",
             )
-            _ = record.holdout  # raises if it is no number
             records.append(record)
         except Exception as error:  # an id, a time or settings that slimdown never writes
             reason = store.first_line(error)
@@ -146,9 +148,9 @@ def check_finished(run: RunRecord) -> Findings:
 
 
 def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the runs; finished ones have their findings, which are read in threads.
+    """Return the runs; finished ones have their findings and settings, which are read in threads.
 
-    A finished run whose findings cannot be read is returned without them, after a warning.
+    A finished run that cannot be read is returned without findings, after a warning.
     """
     client = store.open_store(tracking, must_exist=True)
 
@@ -157,16 +159,21 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
             return run
         try:
             plain = json.loads(_read_artifact(client, run, "findings.json"))
-            return replace(run, findings=Findings.from_dict(plain))
+            findings, config = Findings.from_dict(plain), _read_settings(client, run).config
+            texts, held_out = describe_settings(config), config.evaluation.holdout
+            return replace(run, findings=findings, held_out=held_out, params=texts)
+        except ConfigError as error:  # its settings
+            reason = str(error)
         except ValueError:
-            reason = "is damaged; rerun=true makes the run again"
+            reason = "its findings.json is damaged; rerun=true makes the run again"
         except DataError as error:  # whole, and written by another version
-            reason = f"cannot be read: {error}"
+            reason = f"its findings.json cannot be read: {error}"
         except FileNotFoundError as error:
-            reason = f"is not at {error.filename}; MLflow looks only where the run was made"
+            place = Path(error.filename)
+            reason = f"its {place.name} is not at {place}; MLflow looks only where the run was made"
         except Exception as error:  # MLflow's, or the system's
-            reason = f"cannot be read: {store.first_line(error)}"
-        _log.warning("run %s is left out: its findings.json %s", run.run_id, reason)
+            reason = f"its files cannot be read: {store.first_line(error)}"
+        _log.warning("run %s is left out: %s", run.run_id, reason)
         return run
 
     with ThreadPoolExecutor(_N_THREADS) as threads:
@@ -184,9 +191,9 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
     findings = check_finished(run)
     conditions = dict(findings.conditions)
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
-    recorded: Any = OmegaConf.to_object(_read_settings(tracking, run).benchmark)
-    benchmarks = {name: ResolvedBenchmark.of(one) for name, one in recorded.items()}
     client = store.open_store(tracking, must_exist=True)
+    recorded = _read_settings(client, run).config.benchmark
+    benchmarks = {name: ResolvedBenchmark.of(one) for name, one in recorded.items()}
 
     def read(model: str, folder: str) -> Evaluation:
         samples = {}
@@ -209,19 +216,25 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
 
 
 def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
-    """Return the settings of a run.
+    """Return the settings of a run, to measure or merge its model again in this store.
 
     Raises:
-        TrackingError: Its config.yaml is gone.
-        ConfigError: The settings do not hold here: another version, or a file that is gone.
+        TrackingError: Its settings.json is gone.
+        ConfigError: The settings do not hold here: another version, a file that is gone, or a
+            secret that the record left out.
     """
-    settings = _read_settings(tracking, run)
-    if settings.tuned is not None:  # its record leaves out the sections that nothing reads
-        with open_hydra():
-            idle = OmegaConf.masked_copy(compose("config"), list(TRAINING))
-        settings = OmegaConf.merge(idle, settings)
-    settings.evaluation.backend = Backend.hf  # the run may be read where there is no vLLM
-    return load_config(settings)
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        recorded = _read_settings(client, run)
+    if hidden := [key for key in recorded.hidden if not key.startswith("tracking.")]:
+        raise ConfigError(
+            f"run {run.run_id} ({run.name}): {', '.join(hidden)} held what looks like a secret, "
+            "and the record left it out; make the run again without it"
+        )
+    config = recorded.config
+    evaluation = replace(config.evaluation, backend=Backend.hf)  # there may be no vLLM here
+    uri = replace(config.tracking, uri=tracking.uri)
+    return complete_config(replace(config, evaluation=evaluation, tracking=uri))
 
 
 def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
@@ -241,6 +254,20 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
             if any(path.iterdir()):
                 return path
     raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
+
+
+def check_writable(tracking: TrackingConfig, run: RunRecord) -> None:
+    """Check that files can be added to a run, before hours are spent on them.
+
+    Raises:
+        TrackingError: The store or the run's folder takes nothing.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    place = urlsplit(run.artifact_uri)
+    with store.explain_store_errors(tracking):
+        client.set_tag(run.run_id, Tag.kind, run.tags[Tag.kind])  # as it is
+        if place.scheme in ("", "file"):
+            tempfile.TemporaryFile(dir=unquote(place.path)).close()
 
 
 def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:
@@ -276,7 +303,7 @@ def count_held_out_checks(tracking: TrackingConfig, run: RunRecord) -> int:
 
 
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
-    """Return every setting by its dotted key, without verdicts; see `store.log_settings`."""
+    """Return settings as MLflow shows them, by dotted key; see `store.log_settings`."""
     settings: dict[str, str] = {}
     for key, value in params.items():
         if key.startswith(Tag.verdict):
@@ -291,11 +318,10 @@ def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
     return settings
 
 
-def _read_settings(tracking: TrackingConfig, run: RunRecord) -> Any:
-    client = store.open_store(tracking, must_exist=True)
-    with store.explain_store_errors(tracking):
-        text = _read_artifact(client, run, "config.yaml")
-    return read_recorded(text, f"config.yaml of run {run.run_id} ({run.name})")
+def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:
+    text = _read_artifact(client, run, SETTINGS)
+    place = f"{SETTINGS} of run {run.run_id} ({run.name})"
+    return read_settings(text, run.tags.get(Tag.settings, ""), place)
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from filelock import Timeout
 from mlflow.entities import Metric, Param, RunTag
 
-from slimdown.config.naming import flatten
+from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
 from slimdown.judging.findings import Findings
-from slimdown.tracking import resume, runs_page, store
+from slimdown.tracking import recorded_settings, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
 from slimdown.utils.errors import SlimdownError, TrackingError, list_causes
 from slimdown.utils.files import raise_if_disk_full, write_atomically
-from slimdown.utils.secrets import redact, redact_uri
+from slimdown.utils.secrets import redact, redact_leaf, redact_leaves, redact_uri
 
 if TYPE_CHECKING:  # they import torch
     from slimdown.data.contamination import Contamination
@@ -58,12 +58,14 @@ class TrackedRun:
         """
         self._tracking = tracking = config.tracking
         self.client = client = store.open_store(tracking)
+        settings_text = recorded_settings.write_settings(config)
         tags = {
             Tag.kind: "tuned",
             Tag.host: name_machine(),
             "mlflow.user": read_user(),
             Tag.run_key: info.run_key,
             Tag.sweep: info.sweep or "",
+            Tag.settings: recorded_settings.digest_settings(settings_text),
             **info.tags,
         }
         with store.explain_store_errors(tracking):
@@ -76,7 +78,8 @@ class TrackedRun:
                     problem = f"another process goes on with run {run.info.run_id}; repeat the"
                     raise TrackingError(f"{problem} command when it has ended") from None
                 client.update_run(run.info.run_id, "RUNNING")
-                client.set_tag(run.info.run_id, Tag.host, tags[Tag.host])  # may be another one
+                for tag in (Tag.host, Tag.settings):  # of another machine, or version
+                    client.set_tag(run.info.run_id, tag, tags[tag])
                 if Tag.error in run.data.tags:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:
@@ -85,7 +88,7 @@ class TrackedRun:
                 self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
             if not run.data.params:  # a new one, or one that was killed before it had them
                 values = {k: v for k, v in flatten(config).items() if v != "???"}
-                settings = {k: values[k] for k in values if not k.startswith(resume.NOT_IN_KEY)}
+                settings = {k: values[k] for k in values if not k.startswith(NOT_IN_KEY)}
                 store.log_settings(client, run.info.run_id, settings)
             self.run_id: str = run.info.run_id
             self._experiment_id: str = run.info.experiment_id
@@ -107,9 +110,11 @@ class TrackedRun:
         self._tags: list[RunTag] = []
         self._verdicts: list[Param] = []
         self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
-        self._write("config.yaml", info.config_yaml)
-        self._write("overrides.txt", "\n".join(info.overrides))
-        self._write("environment.json", json.dumps(dict(info.environment), indent=2))
+        texts = {recorded_settings.FILE: settings_text}
+        texts["overrides.txt"] = "\n".join(map(redact_leaf, info.overrides))
+        texts["environment.json"] = json.dumps(redact_leaves(dict(info.environment))[0], indent=2)
+        for name, text in texts.items():
+            write_atomically(self._artifacts / name, text)
 
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
@@ -120,7 +125,7 @@ class TrackedRun:
         names = ",".join(part.name for part in train_data.parts)
         self._add_tag(Tag.dataset, f"{names} {train_data.fingerprint}")
         if contamination.overlaps:
-            self._write("contamination.csv", contamination.to_csv())
+            write_atomically(self._artifacts / "contamination.csv", contamination.to_csv())
 
     def log_step(self, step: "StepLog") -> None:
         """Record one training step; one that was recorded before is left out.
@@ -201,9 +206,10 @@ class TrackedRun:
             return self._lock.close()
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
         if status == "FAILED":
-            self._add_tag(Tag.error, f"{type(error).__name__}: {error}")
+            self._add_tag(Tag.error, redact(f"{type(error).__name__}: {error}"))
             with suppress(OSError):
-                self._write("traceback.txt", "".join(traceback.format_exception(error)))
+                text = redact("".join(traceback.format_exception(error)))
+                write_atomically(self._artifacts / "traceback.txt", text)
         try:
             self._deliver(status)
             advice = "goes on in it" if _may_succeed(error) else "fails again until that is mended"
@@ -227,16 +233,13 @@ class TrackedRun:
         self.client.log_batch(self.run_id, tags=self._tags)
         self._metrics, self._tags = [], []
 
-    def _write(self, name: str, content: str) -> None:
-        write_atomically(self._artifacts / name, redact(content))
-
     def _add_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
         finite = [(key, float(value)) for key, value in values.items() if isfinite(value)]
         self._metrics += [Metric(key, value, now, step) for key, value in finite]
 
     def _add_tag(self, name: str, text: str) -> None:
-        self._tags.append(RunTag(name, redact(text)[: store.MAX_TAG]))
+        self._tags.append(RunTag(name, redact_leaf(text)[: store.MAX_TAG]))
 
 
 def _may_succeed(error: BaseException) -> bool:

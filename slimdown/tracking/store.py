@@ -25,7 +25,7 @@ from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.extras import name_install
 from slimdown.utils.files import cache_dir, raise_if_disk_full
 from slimdown.utils.hashing import hash_json
-from slimdown.utils.secrets import redact, redact_uri
+from slimdown.utils.secrets import redact, redact_leaf, redact_leaves, redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,8 +198,8 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
 
 def create_run(client: Any, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Any:
     """Create a run in the experiment, without secrets and without tags that are empty."""
-    texts = {key: redact(text)[:MAX_TAG] for key, text in tags.items() if text}
-    run = client.create_run(find_experiment(client, config), None, texts, redact(name))
+    texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in tags.items() if text}
+    run = client.create_run(find_experiment(client, config), None, texts, redact_leaf(name))
     check_run_id(run.info.run_id)
     return run
 
@@ -242,7 +242,9 @@ def list_experiments(config: TrackingConfig) -> dict[str, str]:
 
 
 def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:
-    """Record settings as params; a dataset, a benchmark or some sections are one param in JSON.
+    """Show settings as params; a dataset, a benchmark or some sections are one param in JSON.
+
+    Long ones are cut: commands read the settings from elsewhere (`recorded_settings`).
 
     Args:
         client: A client of the store.
@@ -252,14 +254,14 @@ def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> No
     from mlflow.entities import Param
 
     params: dict[str, Any] = {}
-    for key, value in settings.items():
+    for key, value in redact_leaves(dict(settings))[0].items():
         section, _, name = key.rpartition(".")
         if section.partition(".")[0] in ("dataset", "benchmark", "quantization", "evaluation"):
             params.setdefault(section, {})[name] = value
         else:
             params[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in params.items()}
-    entries = [Param(key, redact(text)[:_MAX_PARAM]) for key, text in texts.items()]
+    entries = [Param(key, text[:_MAX_PARAM]) for key, text in texts.items()]
     client.log_batch(run_id, params=entries)
 
 

@@ -50,19 +50,22 @@ def read_limited(file: Path) -> str:
     return file.read_text("utf-8")
 
 
-def check_format(number: object, newest: int) -> None:
+FORMAT = 1
+"""The format of recorded settings, findings and samples."""
+
+
+def check_format(number: object) -> None:
     """Check that this version of slimdown reads a format.
 
     Args:
-        number: The number of the format; None: it was written before formats had numbers.
-        newest: The highest number that is read here; all lower ones are read, too.
+        number: As it stands in the file.
 
     Raises:
-        DataError: It is newer, or no number.
+        DataError: It is another one, or none.
     """
-    if number not in (None, *range(1, newest + 1)):
-        problem = f"it has format {number!s:.20}, and this slimdown reads up to {newest}"
-        raise DataError(f"{problem}; install a newer one: pip install -U slimdown")
+    if number != FORMAT:
+        problem = f"it has format {number!s:.20}, and this slimdown reads format {FORMAT}"
+        raise DataError(f"{problem}; install the version that wrote it")
 
 
 def raise_if_disk_full(error: BaseException) -> None:

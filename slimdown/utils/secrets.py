@@ -6,6 +6,7 @@ environment holds it under a secret's name.
 
 import os
 import re
+from typing import Any
 from urllib.parse import quote, unquote
 
 # An eos_token or a think_end_token is no secret.
@@ -14,9 +15,11 @@ _NAME += r"|access_?key|credentials?)"
 _IS_SECRET = re.compile(  # PWD is the working folder
     rf"(?i)(?!(old)?pwd$).*({_NAME}|_pass|_pw|_key)$"
 )
-_NAMED = re.compile(
-    rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
-)
+_VALUE = r"(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
+_NAMED = re.compile(rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*){_VALUE}")
+_ASSIGNED = re.compile(rf"(?i)(?<![\w/.-])([\w-]*{_NAME}=){_VALUE}")
+HIDDEN = "***"
+"""What stands in the place of a secret."""
 _ADDRESS = re.compile(r"(?i)(?<![\w+.-])([a-z][\w+.-]*)://([^\s\"'<>]*)")
 # Signed links and drivers name theirs X-Amz-Signature, sig, pwd, sslkey, auth, odbc_connect.
 _PARAMETER = re.compile(
@@ -32,20 +35,60 @@ def redact_uri(uri: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a text without secrets: in addresses, by name, by looks, and the environment's.
+    """Return a message without secrets: in addresses, by name, by looks, and the environment's.
+
+    It may hide too much, so it is for what people read. `redact_leaf` is for what is read back.
 
     >>> redact("HF_TOKEN=abc lora.r=8 postgresql://me:pw@db/mlflow?password=hunter2")
     'HF_TOKEN=*** lora.r=8 postgresql://***@db/mlflow?password=***'
     >>> redact("think_end_token: </think>")
     'think_end_token: </think>'
     """
+    return _NAMED.sub(r"\1***", redact_leaf(text))
+
+
+def redact_leaf(text: str) -> str:
+    """Return a single value, such as a setting, without secrets; prose stays as it is.
+
+    >>> redact_leaf("Reply with one token: yes/no. The password: is it there?")
+    'Reply with one token: yes/no. The password: is it there?'
+    >>> redact_leaf("api_key=abc, see https://me:pw@host/x")
+    'api_key=***, see https://***@host/x'
+    """
     for name, value in os.environ.items():
         address = re.match(r"[\w+.-]+://[^:@/]*:([^@]+)@", value)
         secret = value if _IS_SECRET.match(name) else address[1] if address else ""
         if len(secret) >= _SHORTEST:
             for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
-                text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text)
-    return _TOKEN.sub(r"\1***", _NAMED.sub(r"\1***", redact_uri(text)))
+                text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", HIDDEN, text)
+    return _TOKEN.sub(r"\1***", _ASSIGNED.sub(r"\1***", redact_uri(text)))
+
+
+def redact_leaves(tree: Any) -> tuple[Any, list[str]]:
+    """Hide the secrets in a tree of plain values before it is written.
+
+    Args:
+        tree: Mappings, lists and values. A text under a secret's name, such as `api_key`, is one.
+
+    Returns:
+        The tree, and the dotted keys at which something was hidden.
+    """
+    hidden: list[str] = []
+
+    def hide(node: Any, key: str) -> Any:
+        if isinstance(node, dict):
+            return {name: hide(value, f"{key}.{name}") for name, value in node.items()}
+        if isinstance(node, list):
+            return [hide(value, key) for value in node]
+        if not isinstance(node, str):
+            return node
+        is_secret = node and _IS_SECRET.match(key.rpartition(".")[2])
+        text = HIDDEN if is_secret else redact_leaf(node)
+        if text != node and key[1:] not in hidden:
+            hidden.append(key[1:])
+        return text
+
+    return hide(tree, ""), hidden
 
 
 def hide_variables(text: str, settings: str) -> str:

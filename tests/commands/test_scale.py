@@ -1,7 +1,9 @@
 """What `slimdown scale` refuses before it loads anything, and what it makes of whole models."""
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,30 @@ def test_no_task_files_that_a_record_names_are_run(
     run_id = record_run(composed(f"evaluation.include_path={tmp_path}"), "one")
     assert scale.main([run_id]) == 3
     assert f"type --include-path {tmp_path}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("is_read_only", ["store", "folder"])
+def test_a_record_that_takes_nothing_is_told_before_anything_is_measured(
+    is_read_only: str, store: MlflowClient, tmp_path: Path, config: RunConfig,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run_id = record_run(config, "one")
+    if is_read_only == "store":
+        with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
+            for change in ("UPDATE", "INSERT"):
+                refuse = "SELECT RAISE(ABORT, 'attempt to write a readonly database'); END"
+                database.execute(f"CREATE TRIGGER {change} BEFORE {change} ON tags BEGIN {refuse}")
+    else:  # root writes where it likes
+
+        def refuse_file(dir: str) -> None:
+            raise PermissionError(13, "Permission denied", dir)
+
+        monkeypatch.setattr("slimdown.tracking.run_reader.tempfile.TemporaryFile", refuse_file)
+    monkeypatch.setattr("slimdown.experiment.measure_scales", None)
+    assert scale.main([run_id]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert "cannot be used" in message
+    assert "readonly" in message or "Permission denied" in message
 
 
 def read_changes(client: MlflowClient, run_id: str, path: str = "findings.json") -> Any:

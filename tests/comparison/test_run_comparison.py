@@ -24,7 +24,7 @@ from slimdown.comparison.run_order import (
 )
 from slimdown.comparison.trials import summarize_trial
 from slimdown.config.schema import Role
-from slimdown.judging.findings import Findings, Verdict, judge
+from slimdown.judging.findings import Verdict, judge
 from slimdown.utils.errors import ConfigError
 
 LOST = judge_scores(*make_scores(300, 60, 10, 230))
@@ -92,19 +92,6 @@ def test_what_was_not_measured_alike_is_said() -> None:
     assert "backend is prefix in 3 and hf in 1" in text
     assert "holdout is 0 in 3 and 0.5 in 1" in text
     assert "a has other questions, metrics or margins in some runs" in text
-
-
-def test_intervals_of_two_rules_are_never_compared_without_a_word() -> None:
-    plain = {key: value for key, value in SAME.to_dict().items() if key != "added_answers"}
-    older = Findings.from_dict(plain)
-    assert (SAME.added_answers, older.added_answers) == (0.5, 1.0)
-    for findings, is_said in (
-        ([SAME, LOST], False),
-        ([older, older], False),
-        ([older, LOST], True),
-    ):
-        notes = compare_runs([make_run(one, i) for i, one in enumerate(findings)]).notes
-        assert any("1 of 2 runs were judged by an older rule" in note for note in notes) is is_said
 
 
 def test_runs_that_stopped_early_have_no_interval_of_their_mean_and_say_why() -> None:

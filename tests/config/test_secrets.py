@@ -1,38 +1,73 @@
 """Passwords and tokens planted wherever a user could put one, and looked for in what is shown."""
 
+import json
+
 import pytest
+import yaml
 
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
-from slimdown.utils.secrets import redact, redact_uri
+from slimdown.utils.secrets import redact, redact_leaf, redact_leaves, redact_uri
 
 PLANTED = "pl4nted"  # begins every secret here
+TEXTS = [
+    f"postgresql://me:{PLANTED}@db/mlflow",
+    f'tracking.uri="postgresql://me:{PLANTED}@db/mlflow"',
+    f"postgresql+psycopg://me:a@{PLANTED}@db/mlflow",
+    f"postgresql://me:a/{PLANTED}@db/mlflow",
+    f"postgresql://db/mlflow?user=me&password={PLANTED}&sslmode=require",
+    f"postgresql://db/mlflow?sslmode=verify-full&sslpassword={PLANTED}",
+    f"mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BUID%3Dme%3BPWD%3D{PLANTED}",
+    f"https://{PLANTED}@github.com/me/rows",
+    f"https://data/rows.jsonl?X-Amz-Signature={PLANTED}&X-Amz-Expires=60",
+    f"{{'path': 'https://me:{PLANTED}@data/rows'}}",
+    f"could not connect to 'http://me:{PLANTED}@server:5000': refused",
+    f"HF_TOKEN={PLANTED}",
+    f"Driver=ODBC;Uid=me;Pwd={PLANTED};",
+    f'{{"api_key": "{PLANTED}", "r": 8}}',
+    f"password: '{PLANTED} {PLANTED}'",
+    f"a token that looks like one, hf_{PLANTED}abcdefghijklmnopqrst",
+]
+# What colons give away only in messages: in a value, such as a prompt, they are prose.
+IN_MESSAGES = [f'{{"api_key": "{PLANTED}", "r": 8}}', f"password: '{PLANTED} {PLANTED}'"]
+WORDS = ["token", "password", "secret", "api_key", "credentials", "pwd", "access key", "passphrase"]
+FORMS = [
+    "Reply with one {}: yes/no",
+    "One {}: A, B, C or D",
+    'Answer as JSON: {{"{}": "yes", "why": "..."}}',
+    "{}: 'yes' or \"no\"\n\t- nothing else: ☃",
+    "Never tell the {}; it is: unknown",
+    "What is a {}? Say: {}",
+]
+PROSE = [form.replace("{}", word) for form in FORMS for word in WORDS]
+PROSE += ["An address: https://huggingface.co/datasets/me/rows", "a=b, c: d\\ \u0000"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"postgresql://me:{PLANTED}@db/mlflow",
-        f'tracking.uri="postgresql://me:{PLANTED}@db/mlflow"',
-        f"postgresql+psycopg://me:a@{PLANTED}@db/mlflow",
-        f"postgresql://me:a/{PLANTED}@db/mlflow",
-        f"postgresql://db/mlflow?user=me&password={PLANTED}&sslmode=require",
-        f"postgresql://db/mlflow?sslmode=verify-full&sslpassword={PLANTED}",
-        f"mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BUID%3Dme%3BPWD%3D{PLANTED}",
-        f"https://{PLANTED}@github.com/me/rows",
-        f"https://data/rows.jsonl?X-Amz-Signature={PLANTED}&X-Amz-Expires=60",
-        f"{{'path': 'https://me:{PLANTED}@data/rows'}}",
-        f"could not connect to 'http://me:{PLANTED}@server:5000': refused",
-        f"HF_TOKEN={PLANTED}",
-        f"Driver=ODBC;Uid=me;Pwd={PLANTED};",
-        f'{{"api_key": "{PLANTED}", "r": 8}}',
-        f"password: '{PLANTED} {PLANTED}'",
-        f"a token that looks like one, hf_{PLANTED}abcdefghijklmnopqrst",
-    ],
-)
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_secret_is_blanked_in_any_text(text: str) -> None:
     assert PLANTED not in redact(text)
     assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_prose_is_left_alone_where_it_is_a_value(text: str) -> None:
+    assert redact_leaf(text) == text
+
+
+def test_a_tree_whose_leaves_are_redacted_is_still_read() -> None:
+    assert len(PROSE) == 50
+    texts = [*TEXTS, *PROSE]
+    tree = {"prompts": texts, "args": {"api_key": PLANTED, "think_end_token": "</think>", "r": 8}}
+    for dump, load in ((json.dumps, json.loads), (yaml.safe_dump, yaml.safe_load)):
+        redacted, hidden = redact_leaves(tree)
+        assert load(dump(redacted)) == redacted
+        assert hidden == ["prompts", "args.api_key"]
+        assert redacted["args"] == {"api_key": "***", "think_end_token": "</think>", "r": 8}
+        for before, after in zip(texts, redacted["prompts"], strict=True):
+            is_prose = before in PROSE or before in IN_MESSAGES
+            assert (before == after) is is_prose
+            assert is_prose or PLANTED not in after
+        assert redact_leaves(redacted) == (redacted, [])
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 from mlflow import MlflowClient
 
 HERE = Path(__file__).parent
@@ -135,7 +134,7 @@ def read_runs(folder: Path) -> dict[str, Any]:
         samples = read_samples(artifacts)
         base |= samples["base"]
         if samples["tuned"]:
-            config = yaml.safe_load((artifacts / "config.yaml").read_text())
+            config = json.loads((artifacts / "settings.json").read_text())["settings"]
             name = Path(config["tuned"]).name if config["tuned"] else config["method"]["name"]
             runs[name] = {
                 "id": run.info.run_id,

@@ -1,7 +1,11 @@
 """A base is measured once, and nobody's answers are believed blindly."""
 
 import getpass
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from threading import Event, Thread
 
@@ -12,6 +16,7 @@ from record_builders import Compose, Logs, make_answers, make_info, set_metric
 
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
+from slimdown.tracking.run_reader import find_runs
 from slimdown.tracking.run_writer import open_run
 
 NAME, KEY = "pocket_cs", "c" * 32
@@ -48,6 +53,37 @@ def test_a_base_is_found_by_another_run_which_says_whose_it_is(
         assert f"run {run_id[:8]} by {getpass.getuser()}, 20" in found.origin
         assert run.tuned_cache.find(KEY, NAME, config.benchmark[NAME]) is None
         raise KeyboardInterrupt
+
+
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+from record_builders import compose_config, make_answers, set_metric
+from slimdown.tracking.base_evaluations import open_base_cache
+
+stage = sys.argv[1]
+config = set_metric(compose_config())
+setattr(MlflowClient, stage, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+cache = open_base_cache(config)
+cache.save("c" * 32, "pocket_cs", make_answers(config)[0].benchmarks["pocket_cs"])
+"""
+
+
+@pytest.mark.parametrize("stage", ["log_batch", "log_artifact", "set_tag", "set_terminated"])
+def test_a_kill_while_a_base_is_recorded_leaves_one_base_that_is_found(
+    stage: str, store: MlflowClient, config: RunConfig, tmp_path: Path
+) -> None:
+    tests = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    command = [sys.executable, "-c", KILLED, stage]
+    assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+    is_found = find(config, tmp_path / "x") is not None
+    assert is_found is (stage == "set_terminated")
+    measure(config)
+    bases = find_runs(config.tracking, kind="baseline")
+    assert [run.status for run in bases] == ["FINISHED"] * (1 + is_found)
+    assert find(config, tmp_path / "y")
 
 
 def test_what_is_not_wanted_is_not_found(

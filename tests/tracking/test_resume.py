@@ -71,7 +71,6 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
     store.update_run(run.run_id, "RUNNING")  # its process vanished
     for host, resume_run_id in (
         (name_machine(), run.run_id),
-        (socket.gethostname(), run.run_id),  # as earlier versions recorded it
         (f"{socket.gethostname()} 12345678", ""),  # another machine of this name
         ("another", ""),
     ):

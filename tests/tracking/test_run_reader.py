@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from mlflow.entities import Param
 from mlflow.utils import rest_utils
-from record_builders import Compose, Logs, Patch, record_run, serve_mlflow
+from record_builders import Compose, Logs, Patch, record_run, serve_mlflow, set_metric
 
 from slimdown.config.schema import RunConfig
+from slimdown.tracking.recorded_settings import digest_settings, read_settings
 from slimdown.tracking.run_reader import (
     download_tuned,
     find_run,
@@ -158,8 +160,9 @@ def test_an_odd_run_is_left_out_with_a_line(
     bomb = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
     change = primary["changes"][primary["metric"]]["difference"]
     for text, line in (
-        (json.dumps(plain | {"format": 2}), "it has format 2, and this slimdown reads up to 1; in"),
-        *((text, "cannot be read: this version cannot read") for text in ("{}", "[]", "null")),
+        (json.dumps(plain | {"format": 2}), "it has format 2, and this slimdown reads format 1"),
+        ("{}", "it has format None"),
+        *((text, "cannot be read: this version cannot read") for text in ("[]", "null")),
         (json.dumps(plain | {"benchmarks": {"a": {}}}), "the version that made them does"),
         (json.dumps(plain).replace(change["changes"], bomb), "above 256 MiB"),
         (json.dumps(plain).replace(change["changes"], change["changes"][:-8]), "are cut short"),
@@ -191,32 +194,74 @@ def test_samples_that_are_damaged_or_gone_are_named(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("change", "message"),
     [
-        ("tuned: ${oc.env:KEY}", r"has \$\{"),
-        ('model: {id: "\\x24{oc.env:KEY}"}', r"has \$\{"),
-        ("${oc.env:KEY}: 1", r"has \$\{"),
-        ("a: &a [1]\n" + "b: [" + "*a, " * 9 + "*a]", "YAML aliases"),
-        ("a: !!python/object/apply:os.getcwd []", "ConstructorError"),
-        ("a: " + "[" * 9999 + "]" * 9999, "exceeded maximum nesting depth"),
-        ("- a", "cannot be read"),
-        ("a: 1\n" * 2**18, "larger than 1 MiB"),
-        ("[" * 10_000, "exceeded maximum nesting depth"),
-        ("\x00", "ReaderError"),
-        ("method: {name: gone}", "gone"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "not what the run wrote"),
+        (lambda text: text.replace('"format": 1', '"format": 2'), "it has format 2, and this"),
+        (lambda text: "[" * 10_000, "cannot be read"),
+        (lambda text: "- a", "cannot be read"),
+        (lambda text: "[]", "cannot be read"),
     ],
 )
-def test_settings_that_no_run_records_are_refused(
-    text: str, message: str, store: MlflowClient, config: RunConfig, monkeypatch: Patch
+def test_settings_that_were_changed_are_refused(
+    change: Callable[[str], str], message: str, store: MlflowClient, config: RunConfig
 ) -> None:
-    monkeypatch.setenv("KEY", "hunter2 hunter2")
     run = find_run(config.tracking, record_run(config, "one"))
-    store.log_text(run.run_id, text, "config.yaml")
+    text = Path(store.download_artifacts(run.run_id, "settings.json")).read_text()
+    assert change(text) != text
+    store.log_text(run.run_id, change(text), "settings.json")
     for read in (read_config, read_evaluations):
         with pytest.raises(ConfigError, match=message) as caught:
             read(config.tracking, run)
-        assert "hunter2" not in str(caught.value)
-        assert f"config.yaml of run {run.run_id} (one) cannot be read" in str(caught.value)
+        assert f"settings.json of run {run.run_id} (one) cannot be read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluation": {"holdout": None}}, "holdout"),
+        ({"evaluation": {}}, "holdout"),
+        ({"method": {"name": "gone"}}, "gone"),
+        ({"train": 3}, "cannot be read"),
+    ],
+)
+def test_settings_that_no_run_records_are_refused(change: Any, message: str) -> None:
+    recorded = {"format": 1, "settings": change, "hidden": []}
+    text = json.dumps(recorded)
+    with pytest.raises(ConfigError, match=message):
+        read_settings(text, digest_settings(text), "it")
+
+
+PROMPTS = [
+    "Reply with one token: yes/no",
+    'Answer as JSON, {"token": "A", "password": "B", "api_key": 3}; one token: A, B, C or D.',
+    "token: yes/no " * 500,  # 7,000 characters
+    "password: yes\nsecret: no\ncredentials: perhaps\n\t- pwd: 'quoted'",
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_held_out_half_is_found_whatever_the_prompt_says(
+    prompt: str, store: MlflowClient, composed: Compose
+) -> None:
+    config = set_metric(composed("evaluation.holdout=0.5"))
+    config.evaluation.system_instruction = prompt
+    config.evaluation.apply_chat_template = True
+    run = find_run(config.tracking, record_run(config, "one"))
+    assert run.holdout == 0.5
+    assert run.params["evaluation.system_instruction"] == prompt
+    assert read_config(config.tracking, run).evaluation == config.evaluation
+
+
+def test_a_setting_whose_secret_is_hidden_is_not_measured_again(
+    store: MlflowClient, config: RunConfig
+) -> None:
+    config.evaluation.system_instruction = "Use api_key=pl4nted in each answer."
+    run = find_run(config.tracking, record_run(config, "one"))
+    assert "pl4nted" not in str(run)
+    with pytest.raises(ConfigError, match=r"evaluation\.system_instruction held what looks like"):
+        read_config(config.tracking, run)
+    read_evaluations(config.tracking, run)
 
 
 DEEP = '{"a":' * 1180
@@ -232,8 +277,7 @@ READABLE = [
     [
         "UPDATE runs SET start_time = 1000000000000000000 WHERE run_uuid = :id",
         f"UPDATE params SET value = '{DEEP}' WHERE run_uuid = :id AND key = 'lora.r'",
-        'UPDATE params SET value = \'{"holdout": "nope"}\' '
-        "WHERE run_uuid = :id AND key = 'evaluation'",
+        "UPDATE tags SET value = 'another' WHERE run_uuid = :id AND key = 'slimdown.settings'",
         *READABLE,
     ],
 )
@@ -252,8 +296,7 @@ def test_an_odd_record_harms_no_other(
         done = call_verb(tmp_path, verb, *arguments)
         assert done.returncode == 0, done.stderr
         assert "run 4" in done.stdout
-    is_named = f"run '{odd}' is left out: its record is odd" in caplog.text
-    assert is_named is (change not in READABLE)
+    assert (odd in caplog.text) is (change not in READABLE)
 
 
 @pytest.mark.slow

@@ -1,16 +1,13 @@
-"""Store records as a commit wrote them, so that each later one can be asked to read them.
+"""Store a record and the defaults that its keys leave out, so that later commits can be held to it.
 
-    git worktree add ../first da3666b
-    python tests/golden/make_records.py --checkout ../first
+    python tests/golden/make_record.py
 
-It makes small runs of the pocket world with the checkout's public commands and keeps the folder
-`mlruns` as it lies, with what the checkout's own commands then said of it (`answers.json`) and what
-the keys of the base's evaluations were made of (`keys.jsonl`). `tests/tracking/test_old_records.py`
-reads them. Commit da3666b wrote `records_1.tar.xz`; the number is that of the format. Two things
-are rewritten, so that nothing of the machine remains: the folder, to /records, and its names.
+It makes small runs of the pocket world by the public commands and keeps the folder `mlruns` as it
+lies, with what the commands then said of it (`answers.json`) and what the keys of the base's
+evaluations were made of (`keys.jsonl`). `tests/tracking/test_stored_record.py` reads them. Two
+things are rewritten, so that nothing of the machine remains: the folder, to /records, and names.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -24,9 +21,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from key_defaults import check_defaults, read_key_defaults
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+DEFAULTS, RECORD = HERE / "key_defaults.json", HERE / "record.tar.xz"
 ROOT = "/records"
 FEW_QUESTIONS = [
     "benchmark=[pocket_instructions,pocket_math,pocket_cs]",
@@ -61,24 +61,24 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def call(folder: Path, checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the checkout's code in a folder, as a user called somebody."""
-    own = {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(folder / "cache")}
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with this checkout's code in a folder, as a user called somebody."""
+    own = {"PYTHONPATH": str(CHECKOUT), "XDG_CACHE_HOME": str(folder / "cache")}
     own |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "LOGNAME": "somebody", "COLUMNS": "200"}
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | own
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
 
 
-def call_verb(folder: Path, checkout: Path, *arguments: str) -> Any:
+def call_verb(folder: Path, *arguments: str) -> Any:
     """Return the exit code of `slimdown ...` and what it said: read, where it is JSON."""
-    done = call(folder, checkout, "-m", "slimdown", *arguments)
+    done = call(folder, "-m", "slimdown", *arguments)
     is_json = any("json" in argument for argument in arguments) and done.stdout
     said = json.loads(done.stdout) if is_json else done.stdout
     return {"exit": done.returncode, "says": said, "stderr": done.stderr}
 
 
-def read_answers(folder: Path, checkout: Path) -> dict[str, Any]:
+def read_answers(folder: Path) -> dict[str, Any]:
     """Ask the verbs that read a record; `scale` adds its curve to the record."""
     with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
         ids = dict(store.execute("SELECT name, run_uuid FROM runs"))
@@ -87,19 +87,19 @@ def read_answers(folder: Path, checkout: Path) -> dict[str, Any]:
     }
     answers: dict[str, Any] = {"ids": trained, "check": {}, "merge": {}}
     lora = trained["pocket lora.r=2"]
-    answers["scale"] = call_verb(folder, checkout, "scale", lora, *SCALE)
+    answers["scale"] = call_verb(folder, "scale", lora, *SCALE)
     for name, id_ in trained.items():
-        answers["check"][name] = call_verb(folder, checkout, "check", id_, *CHECK)
-        answers["merge"][name] = merge(folder, checkout, id_)
-    answers["compare"] = call_verb(folder, checkout, "compare", "--format=json", "--all")
-    answers["status"] = call_verb(folder, checkout, "status", "--format=json")
+        answers["check"][name] = call_verb(folder, "check", id_, *CHECK)
+        answers["merge"][name] = merge(folder, id_)
+    answers["compare"] = call_verb(folder, "compare", "--format=json", "--all")
+    answers["status"] = call_verb(folder, "status", "--format=json")
     return answers
 
 
-def merge(folder: Path, checkout: Path, run_id: str) -> dict[str, float] | str:
+def merge(folder: Path, run_id: str) -> dict[str, float] | str:
     """Return the sum of squares of each merged tensor, or why there is none."""
     out = folder / f"merged-{run_id}"
-    answer = call_verb(folder, checkout, "merge", run_id, f"--out={out}")
+    answer = call_verb(folder, "merge", run_id, f"--out={out}")
     if answer["exit"]:
         return str(answer["stderr"])
     tensors = load_file(out / "model.safetensors")
@@ -126,30 +126,26 @@ def forget_machine(folder: Path) -> None:
 
 
 def main() -> None:
-    """Make the records and pack them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkout", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=HERE / "records_1.tar.xz")
-    options = parser.parse_args()
-    checkout = options.checkout.resolve()
+    """Make the record, and pack it with the defaults."""
+    if problem := check_defaults(json.loads(DEFAULTS.read_text())):
+        raise SystemExit(problem)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         adapter = folder / "adapter"
         adapter.symlink_to(HERE / "adapters" / "dora")
         for name, arguments in RUNS.items():
             command = ["-c", RUN_AND_KEEP_KEYS, *arguments, *FEW_QUESTIONS]
-            done = call(folder, checkout, *command)
+            done = call(folder, *command)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        answers = read_answers(folder, checkout)
+        answers = read_answers(folder)
         (folder / "answers.json").write_text(json.dumps(answers, indent=1))
         forget_machine(folder)
-        with tarfile.open(options.out, "w:xz") as archive:
+        with tarfile.open(RECORD, "w:xz") as archive:
             for path in ("answers.json", "keys.jsonl", "mlruns/mlflow.db", "mlruns/artifacts"):
                 archive.add(folder / path, path, filter=forget_owner)
-    print(f"stored {options.out}, {options.out.stat().st_size:,} bytes")
+    DEFAULTS.write_text(json.dumps(read_key_defaults(), indent=1) + "\n")
+    print(f"stored {RECORD}, {RECORD.stat().st_size:,} bytes, and {DEFAULTS}")
 
 
 def forget_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
