@@ -68,8 +68,8 @@ def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 @cache
 def read_defaults() -> dict[str, Any]:
     """Return the tree of all defaults, `<name>` for any dataset or benchmark; ??? where is none."""
-    named = {"dataset": DatasetConfig(), "benchmark": BenchmarkConfig()}
-    return asdict(RunConfig()) | {group: {"<name>": asdict(one)} for group, one in named.items()}
+    named = {"dataset": asdict(DatasetConfig()), "benchmark": asdict(BenchmarkConfig())}
+    return asdict(RunConfig()) | {group: {"<name>": one} for group, one in named.items()}
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:
