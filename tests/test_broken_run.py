@@ -1,6 +1,7 @@
 """Runs that end before they are done: killed ones, and those that a mistake forbids."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -289,24 +290,44 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
     assert done.returncode == 1
     for code in (401, 403, 404):
         assert f"plain/{code} is refused by the hub" in done.stderr
-    assert "plain/504 cannot be reached" in done.stderr
+    assert "plain/504 cannot be reached: the hub failed with status 504" in done.stderr
     assert "busy" not in done.stderr
     assert len(asked) == 9
 
 
-def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path) -> None:
-    class Hub(QuietHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):  # the reader is gone
-                for _ in range(100):
-                    self.wfile.write(b" ")
-                    time.sleep(1)
+LOAD = """
+from slimdown.config.schema import ModelConfig
+from slimdown.models.base_model import load_base_tokenizer
+load_base_tokenizer(ModelConfig(id="me/it", args={}))
+"""
 
-    script = "from slimdown.utils.hub import resolve_commit; resolve_commit('me/it', 'main')"
-    done = ask_by_script(script, Hub, tmp_path, 70)
-    assert "me/it is neither on the hub nor in the local cache" in done.stderr
+
+def test_a_model_is_not_loaded_without_a_chat_template_that_the_hub_fails_to_send(
+    tmp_path: Path,
+) -> None:
+    """It would be asked otherwise, and nothing would say so."""
+    files = ("config.json", "tokenizer.json", "chat_template.jinja")
+    listing = {"id": "me/it", "sha": "a" * 40, "siblings": [{"rfilename": name} for name in files]}
+
+    class Hub(QuietHandler):
+        def do_HEAD(self) -> None:
+            text = json.dumps(listing).encode()
+            if not self.path.startswith("/api/"):
+                text = (pocket.MODEL_DIR / "config.json").read_bytes()
+            self.send_response(501 if self.path.endswith(".jinja") else 200)
+            headers = {"ETag": '"x"', "X-Repo-Commit": "a" * 40, "Content-Length": str(len(text))}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(text)
+
+        do_GET = do_POST = do_HEAD
+
+    done = ask_by_script(LOAD, Hub, tmp_path)
+    assert "ModelError: model.id=me/it cannot be reached: the hub failed with status 501" in (
+        done.stderr
+    )
 
 
 def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: Path) -> None:
