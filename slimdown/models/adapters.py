@@ -133,8 +133,8 @@ def check_pattern(setting: str, pattern: str) -> None:
     # In a verbose pattern, and around a comment, a repeat does not follow its group.
     if n_repeats > _MOST_REPEATS or re.search(r"\)[*+{]|\(\?([a-z]*x|#)", signs):
         raise ModelError(
-            f"{setting}: matching {pattern[:80]!r} may never end, as it repeats a group or has more "
-            f"than {_MOST_REPEATS} repeats (*, +, ?, {{}}); write plain names"
+            f"{setting}: matching {pattern[:80]!r} may never end, as it repeats a group or has "
+            f"more than {_MOST_REPEATS} repeats (*, +, ?, {{}}); write plain names"
         )
 
 

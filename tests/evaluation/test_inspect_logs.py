@@ -350,7 +350,9 @@ def test_a_log_is_refused_where_it_would_take_all_memory(
     large = rewrite(base, lambda log: None)
     with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("samples/large.json", b" " * (64 * 2**20 + 1))
-    with pytest.raises(DataError, match=r"log\.eval holds .* the largest 67,108,865; slimdown reads"):
+    with pytest.raises(
+        DataError, match=r"log\.eval holds .* the largest 67,108,865; slimdown reads"
+    ):
         read_logs(large)
     monkeypatch.setattr(inspect, "_MOST_PARTS", 40)  # and there is a header, too
     with pytest.raises(DataError, match=r"many\.eval holds 4. parts"):
