@@ -134,8 +134,8 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     section = f"{key.partition('.')[0]}."
     names = [setting for setting in settings if setting.startswith(section)]
     names = names or [setting for setting in settings if "." not in setting]
-    advice = "options of TRL and PEFT go behind train.args. and lora.args."
-    return f"{key} is not a setting; known: {', '.join(names)}; {advice}"
+    advice = "; options of TRL and PEFT go behind train.args. and lora.args." * ("train" in names)
+    return f"{key} is not a setting; known: {', '.join(names)}{advice}"
 
 
 def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
@@ -179,7 +179,8 @@ def explain_type(kind: str, value: Any) -> str | None:
     >>> explain_type("int | list[int] | None", ["a"])
     'must be a whole number, a list, null'
     """
-    outer = kind.replace("Optional[", "None|").replace("Config", "|dict")  # a class takes a dict
+    outer = kind.replace("Optional[", "None|").replace("NoneType", "None")
+    outer = outer.replace("Config", "|dict")  # a class takes a dict
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
     words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")
