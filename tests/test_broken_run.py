@@ -1,6 +1,7 @@
 """Runs that end before they are done: killed ones, and those that a mistake forbids."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
         (["train.learning_rat=1"], "did you mean train.learning_rate"),
         (["benchmark.pocket_cs.task=pocket_sc"], "no such task; did you mean pocket_cs or"),
         (["-m", "lora.r=4,0"], "lora.r must be at least 1, got 0"),
-        (["train.args.adam_beta1=5"], "train.args.adam_beta1=5: ValueError: Invalid beta"),
+        (["-m", "train.args.adam_beta1=0.9,abc"], "train.args.adam_beta1 must be a number, got"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(
@@ -289,24 +289,48 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
     assert done.returncode == 1
     for code in (401, 403, 404):
         assert f"plain/{code} is refused by the hub" in done.stderr
-    assert "plain/504 cannot be reached" in done.stderr
+    assert "plain/504 cannot be reached: the hub failed with status 504" in done.stderr
     assert "busy" not in done.stderr
     assert len(asked) == 9
 
 
-def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path) -> None:
-    class Hub(QuietHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):  # the reader is gone
-                for _ in range(100):
-                    self.wfile.write(b" ")
-                    time.sleep(1)
+LOAD = """
+from slimdown.config.schema import ModelConfig
+from slimdown.models.base_model import load_base_tokenizer
+load_base_tokenizer(ModelConfig(id="me/it", args={}))
+"""
 
-    script = "from slimdown.utils.hub import resolve_commit; resolve_commit('me/it', 'main')"
-    done = ask_by_script(script, Hub, tmp_path, 70)
-    assert "me/it is neither on the hub nor in the local cache" in done.stderr
+
+def test_a_model_is_not_loaded_without_a_chat_template_that_the_hub_fails_to_send(
+    tmp_path: Path,
+) -> None:
+    """It would be asked otherwise, and nothing would say so."""
+    files = ("config.json", "tokenizer.json", "chat_template.jinja")
+    tree = [{"type": "file", "oid": "x", "size": 1, "path": name} for name in files]
+
+    class Hub(QuietHandler):
+        def do_HEAD(self) -> None:
+            text = (pocket.MODEL_DIR / "config.json").read_bytes()
+            if self.path.startswith("/api/"):
+                text = json.dumps(tree).encode() if "/tree/" in self.path else COMMIT
+            self.send_response(501 if self.path.endswith(".jinja") else 200)
+            commit, size = f"{7:040d}", str(len(text))
+            for name, value in (
+                ("ETag", '"x"'),
+                ("X-Repo-Commit", commit),
+                ("Content-Length", size),
+            ):
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(text)
+
+        do_GET = do_POST = do_HEAD
+
+    done = ask_by_script(LOAD, Hub, tmp_path)
+    assert "ModelError: model.id=me/it cannot be reached: the hub failed with status 501" in (
+        done.stderr
+    )
 
 
 def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: Path) -> None:

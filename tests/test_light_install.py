@@ -80,7 +80,7 @@ def test_logs_are_judged_by_the_packages_of_the_light_install(python: str, tmp_p
         [python, "-c", script],
         input=" ".join(["verdict", *arguments]),
         cwd=tmp_path,
-        env={"PATH": "", "SLIMDOWN_HUB_PATIENCE": "30"},
+        env={"PATH": ""},
         capture_output=True,
         text=True,
     )

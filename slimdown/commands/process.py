@@ -17,7 +17,6 @@ def set_up_process() -> None:
     with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # libraries read it at import
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
-    os.environ["SLIMDOWN_HUB_PATIENCE"] = "30"  # seconds; `explain_hub_errors` reads it, in workers
     for name, value in (
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
         ("HF_HUB_DISABLE_TELEMETRY", "1"),

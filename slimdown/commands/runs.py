@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
+from slimdown.config.refused_options import needs_libraries
 from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.models.tuned_base import find_wrong_base
 from slimdown.sweep.command_line import compose_runs, read_command_line
@@ -97,11 +98,11 @@ def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
     sources = (source for config in configs for source in _list_sources(config))
     problems += wrong_bases or check_repositories(sources)
-    with_options = [config for config in configs if config.train.args or config.lora.args]
+    with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
     if with_options and not problems:
         from slimdown.training.options import check_options  # torch
 
-        problems += [problem for config in with_options for problem in check_options(config)]
+        problems += [one for config in with_options.values() for one in check_options(config)]
     return iter(problems)
 
 

@@ -7,14 +7,15 @@ from difflib import get_close_matches
 from enum import EnumMeta
 from functools import cache
 from math import isfinite
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from slimdown.config import upstream
 from slimdown.config.paths import read_group
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
+
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+_KINDS |= {"list": "a list", "dict": "a mapping", "None": "null", "Literal": "one of its names"}
 
 MISSING: Any = "???"
 """OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
@@ -102,9 +103,6 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
             settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
             settings |= list_settings(kind, f"{key}.")
-        if name == "args" and prefix:
-            options = upstream.list_options(prefix[:-1], get_type_hints(schema))
-            settings |= {f"{key}.{option}": Setting(text) for option, text in options.items()}
     return settings
 
 
@@ -124,7 +122,7 @@ def describe_settings(schema: type) -> list[tuple[str, str]]:
 def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say that a key is not a setting, and name the nearest one; None where it is a setting."""
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
-        return None  # `find_option_problems` says what is wrong with an option
+        return None  # an option for a library
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
     close += [one for one in settings if one.endswith(f".{key}") and one not in close]
@@ -136,7 +134,8 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     section = f"{key.partition('.')[0]}."
     names = [setting for setting in settings if setting.startswith(section)]
     names = names or [setting for setting in settings if "." not in setting]
-    return f"{key} is not a setting; known: {', '.join(names)}"
+    advice = "; options of TRL and PEFT go behind train.args. and lora.args." * ("train" in names)
+    return f"{key} is not a setting; known: {', '.join(names)}{advice}"
 
 
 def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
@@ -155,7 +154,7 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
         if name not in kinds:
             problems.append(str(explain_unknown_key(name, schema)))
         elif value is None or isinstance(value, dict):
-            built[name], demand = value, upstream.explain_type(types[name], value)
+            built[name], demand = value, explain_type(types[name], value)
             problems += [f"{name} {demand}, got {value!r}"[:200]] if demand else []
         elif value != MISSING:
             kind, *_ = (*get_args(kinds[name]), kinds[name])
@@ -172,6 +171,24 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
     if problems:
         raise ConfigError("\n".join(problems))
     return schema(**built)
+
+
+def explain_type(kind: str, value: Any) -> str | None:
+    """Say which type an option must have, as the end of a sentence; None where the value has it.
+
+    >>> explain_type("int | list[int] | None", ["a"])
+    'must be a whole number, a list, null'
+    """
+    outer = kind.replace("Optional[", "None|").replace("NoneType", "None")
+    outer = outer.replace("Config", "|dict")  # a class takes a dict
+    while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
+        outer = shorter
+    words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")
+    inner = "|".join(re.findall(r"list\[([^][]*)\]", kind))
+    is_right = {"Any", own} & {*words} or {"int": "float", "str": "Literal"}.get(own) in words
+    if is_right and not (own == "list" and inner and any(explain_type(inner, v) for v in value)):
+        return None
+    return f"must be {', '.join(text for word, text in _KINDS.items() if word in words)}"
 
 
 def find_problems(node: Any, key: str = "") -> Iterator[str]:
@@ -194,7 +211,7 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
 def _find_demand(declared: Any, value: Any) -> str | None:
     """Return the demand that a value breaks. `declared` is its field, or None in a mapping."""
     allowed = declared.metadata.get("range") if declared else None
-    if declared and (reason := upstream.explain_type(str(declared.type), value)):
+    if declared and (reason := explain_type(str(declared.type), value)):
         return reason
     if isinstance(value, float) and not isfinite(value):
         return "must be a finite number"
@@ -217,35 +234,3 @@ def check_own_settings(group: str, node: Any, optional: Collection[str] = ()) ->
             yield f"{name}={value}: only {group}={having} has it, and not {node.name}"
         elif own.get(name) is not None and name not in optional and value in (None, [], [""]):
             yield f"{name} must be set for {group}={node.name}; choosing it does so"
-
-
-def find_option_problems(root: Any) -> Iterator[str]:
-    """Find what is wrong with the options that sections hand on to other libraries.
-
-    Args:
-        root: All settings.
-    """
-    for section in (s for s in upstream.SECTIONS if s not in root.idle_sections):
-        node, rules = getattr(root, section), upstream.read_rules(section)
-        accepted = upstream.list_options(section, vars(node))
-        for name, place in rules["names"].items():
-            names = [text.strip("'") for text in upstream.read_class(*place).values()]
-            names = [n for n in names if not upstream.explain_refused(section, f"{name}={n}")]
-            if (value := getattr(node, name)) not in names:
-                yield f"{section}.{name}={value} is no name of transformers{nearest(value, names)}"
-        for name, value in node.args.items():
-            key, option = f"{section}.args.{name}", f"{name}={redact_uri(str(value))[:80]}"
-            if name in vars(node):
-                yield f"{key} is a setting of its own: leave `args.` out"
-            elif reason := upstream.explain_refused(section, name):
-                yield f"{key} is not handed on: {reason}"
-            elif name not in accepted:
-                yield f"{key} is no option of {rules['owner']}{nearest(name, list(accepted))}"
-            elif reason := upstream.explain_type(accepted[name], value):
-                yield f"{key} {reason}, got {redact_uri(repr(value))[:80]}"
-            elif reason := upstream.explain_refused(section, option):
-                yield f"{section}.args.{option} is not handed on: {reason}"
-            for pattern, (setting, values, reason) in rules["clashes"].items():
-                is_meant = any(re.fullmatch(pattern, text) for text in (name, option))
-                if is_meant and re.fullmatch(values, str(attrgetter(setting)(root))):
-                    yield f"{section}.args.{option}: {reason}"

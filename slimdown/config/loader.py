@@ -17,15 +17,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from slimdown.config.fields import (
     describe_settings,
     explain_unknown_key,
-    find_option_problems,
     find_problems,
 )
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
+from slimdown.config.refused_options import SECTIONS, find_option_problems
 from slimdown.config.rules import find_conflicts
 from slimdown.config.schema import QuantType, RunConfig, default_store
 from slimdown.config.task_source import TaskSource
-from slimdown.config.upstream import SECTIONS
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
 from slimdown.utils.secrets import redact

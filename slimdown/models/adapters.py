@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,8 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import MOST_CHARACTERS, read_adapter_config
 from slimdown.utils.errors import ModelError
 
-# PEFT 0.21 matches whole names, ends of names, and beginnings up to the number of a layer.
-_MATCH = r"""
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    for form in (pattern, rf"(.*\.)?({pattern})", rf".*\.{pattern}\.(\d+)\..*"):
-        for name in names:
-            re.fullmatch(form, name)
-"""
+_MOST_REPEATS = 6  # of a pattern; those of Unsloth have five
+_MOST_SECONDS = 5  # for all patterns of an adapter
 
 
 def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, seed: int) -> Any:
@@ -98,7 +91,7 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
             raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
         if re.fullmatch(".*(modules|pattern|parameters)", key):
             values = value if isinstance(value, list | dict) else [value or ""]
-            patterns += [p for p in map(str, values) if re.escape(p) != p]  # others are plain names
+            patterns += [p for p in map(str, values) if re.search("[*+?{]", p)]  # others are fast
     for key in ("alpha_pattern", "rank_pattern"):
         for name, number in (settings.get(key) or {}).items():
             if not isinstance(number, int | float) or not number > 0:
@@ -106,16 +99,43 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
     for name in settings.get("modules_to_save") or ():
         if not any(f".{module}".endswith(f".{name}") for module in modules):
             raise ModelError(f"{setting}: modules_to_save names {name!r}, which the base has not")
-    match = [sys.executable, "-ISc", _MATCH]
-    names = json.dumps([patterns, modules]).encode()
-    try:  # in a process of its own, as a match can take for ever and cannot be interrupted
-        if patterns:
-            subprocess.run(match, input=names, stderr=subprocess.DEVNULL, timeout=5)
-    except subprocess.TimeoutExpired:
+    began = time.thread_time()
+    for pattern in patterns:
+        check_pattern(setting, pattern)
+        # PEFT 0.21 matches whole names, ends of names, and beginnings up to the number of a layer.
+        forms = [pattern, rf"(.*\.)?({pattern})", rf".*\.{pattern}\.(\d+)\..*"]
+        for form, name in product(forms, sorted(modules, key=len)):  # the fast ones first
+            with suppress(re.error):  # PEFT names it
+                re.fullmatch(form, name)
+            if time.thread_time() - began > _MOST_SECONDS:
+                raise ModelError(
+                    f"{setting}: its patterns take more than {_MOST_SECONDS} seconds to match the "
+                    f"names of the base's layers ({pattern[:80]!r}); write plain names"
+                )
+
+
+def check_pattern(setting: str, pattern: str) -> None:
+    """Refuse a regular expression whose match can take for ever.
+
+    PEFT matches by `re`, which cannot be interrupted. (The package `regex` can, but it matches at
+    once what `re` never ends: it says nothing about PEFT.) Only repeats take long: a repeated group
+    doubles the time with each letter of a name, and each further repeat multiplies it.
+
+    Args:
+        setting: The setting that names the adapter, for a message.
+        pattern: The regular expression.
+
+    Raises:
+        ModelError: It repeats a group, or has too many repeats.
+    """
+    signs = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern, flags=re.DOTALL)  # a set is one sign
+    n_repeats = len(re.findall(r"[*+{]|(?<![(*+}?])\?", signs))
+    # In a verbose pattern, and around a comment, a repeat does not follow its group.
+    if n_repeats > _MOST_REPEATS or re.search(r"\)[*+{]|\(\?([a-z]*x|#)", signs):
         raise ModelError(
-            f"{setting}: one of its patterns takes more than 5 seconds to match the names of the "
-            f"base's layers ({max(patterns, key=len)[:80]!r}); write plain names"
-        ) from None
+            f"{setting}: matching {pattern[:80]!r} may never end, as it repeats a group or has "
+            f"more than {_MOST_REPEATS} repeats (*, +, ?, {{}}); write plain names"
+        )
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
 from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
@@ -26,6 +26,7 @@ from slimdown.utils.hub import explain_hub_errors
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
 # between 0.9 and 2.4 times the speed of float32.
 _WORTHWHILE_SPEEDUP = 1.5
+MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # all but weights and card
 _MOST_LAYERS = 1_000  # or experts; the largest models that are published have 126, and 512
 # Implementations of attention and of experts that are part of torch and transformers.
 _BUILT_IN = frozenset([None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"])
@@ -222,6 +223,11 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
     """
     with quiet_libraries(), explain_hub_errors(config.named):
         source, revision = config.folder or config.id, config.revision
+        if not config.folder:
+            # transformers takes a chat template that the hub fails to send for one that is absent
+            snapshot_download(
+                config.id, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*"
+            )
         tokenizer = load_tokenizer(source, revision=revision, **config.file)
         # If a GGUF file lies beside a tokenizer's own files, transformers reads only half of these.
         is_half = config.file and tokenizer.eos_token is None

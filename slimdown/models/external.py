@@ -11,6 +11,7 @@ from slimdown.config.methods import find_own_type
 from slimdown.config.schema import QuantizationConfig, RunConfig, TunedModelConfig
 from slimdown.models.adapters import check_settings, load_adapter
 from slimdown.models.base_model import (
+    MODEL_FILES,
     LoadedModel,
     check_numbers,
     load_base_model,
@@ -25,7 +26,6 @@ from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
-MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # all but weights and card
 _FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
 
 

@@ -164,7 +164,11 @@ def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
     if dimension.choices:
         texts = [Transformer.str(value) for value in dimension.choices]
         return str(trial.suggest_categorical(key, texts))
-    if "float" not in str(find_setting(key, RunConfig)):
+    if setting := find_setting(key, RunConfig):
+        is_whole = "float" not in str(setting)
+    else:  # an option of TRL or PEFT
+        is_whole = isinstance(low, int) and isinstance(high, int)
+    if is_whole:
         return str(trial.suggest_int(key, low, high, log=log))
     value = trial.suggest_float(key, low, high, log=log)
     return str(min(max(float(f"{value:.3g}"), low), high))  # further digits decide nothing

@@ -1,67 +1,53 @@
-"""Try options of TRL and PEFT before a model is loaded."""
+"""Check options for TRL and PEFT against the installed classes; importing them takes seconds."""
 
-import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
-import torch
-import transformers
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+import peft
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+from trl.trainer.sft_config import SFTConfig
 
+from slimdown.config.fields import explain_type, nearest
 from slimdown.config.schema import RunConfig
-from slimdown.models.peft_adapters import build_adapter_config
-from slimdown.models.quiet import quiet_libraries
-from slimdown.training.sft import build_arguments
-from slimdown.utils.errors import describe_error
+from slimdown.utils.secrets import redact_uri
 
-_LOADING = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+# They go by what is measured while training, which is nothing.
+_MEASURING = (SchedulerType.REDUCE_ON_PLATEAU, "greedy")
 
 
 def check_options(config: RunConfig) -> Iterator[str]:
-    """Try train.args and lora.args: build TRL's and PEFT's classes and an optimizer from them.
+    """Check the names and types of train.args and lora.args, the optimizer and the schedule.
 
     Args:
-        config: The settings; no model is loaded.
+        config: The settings; no model is loaded. A wrong value may still fail in the trial before
+            the training.
 
     Yields:
-        One line for each option that does not work. Others may still fail in the training.
+        One line for each mistake.
     """
-    while reason := _find_error(config):
-        for section, name in ((s, n) for s in ("lora", "train") for n in getattr(config, s).args):
-            node = getattr(config, section)
-            args = {key: value for key, value in node.args.items() if key != name}
-            fewer = replace(config, **{section: replace(node, args=args)})
-            if _find_error(fewer) != reason:  # without it, another error or none
-                yield f"{section}.args.{name}={node.args[name]}: {reason}"
-                break
-        else:
-            yield f"train: {reason}"
-            return
-        config = fewer
+    schedules = [str(one.value) for one in SchedulerType if one.value not in _MEASURING]
+    known = {"optim": [str(one.value) for one in OptimizerNames], "lr_scheduler_type": schedules}
+    for setting, names in known.items():
+        if (value := getattr(config.train, setting)) not in names:
+            yield f"train.{setting}={value} is no name of transformers{nearest(value, names)}"
+    yield from _check_args("train", config.train, SFTConfig)
+    if config.method.facts.reads_lora:
+        yield from _check_args("lora", config.lora, getattr(peft, config.method.facts.peft_config))
 
 
-def _find_error(config: RunConfig) -> str:
-    """Build what needs no model; return what goes wrong in it, or an empty text."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer: Any = torch.optim.SGD([weight])
-    try:
-        with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-            if config.method.facts.reads_lora:
-                build_adapter_config(config.method, config.lora)
-            built: Any = build_arguments(config, Path(folder))
-            if "adamw" in config.train.optim:  # others need a model
-                kind, values = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
-                optimizer = kind([weight], **values)
-            schedule: Any = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
-            transformers.get_scheduler(built.lr_scheduler_type, optimizer, 0, 10, **schedule)
-            loading: Any = {n: getattr(built, f"dataloader_{n}", None) for n in _LOADING}
-            DataLoader(TensorDataset(weight.detach()), **loading)
-            if config.train.gradient_checkpointing:
-                recomputing: Any = built.gradient_checkpointing_kwargs or {}
-                checkpoint(torch.neg, weight, **{"use_reentrant": False, **recomputing})
-    except Exception as error:  # classes of other libraries raise anything
-        return describe_error(error)
-    return ""
+def _check_args(section: str, node: Any, kind: Any) -> Iterator[str]:
+    types = {one.name: str(one.type) for one in fields(kind) if one.init}
+    for name, value in node.args.items():
+        key = f"{section}.args.{name}"
+        if name not in types:
+            owner = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+            advice = "its documentation lists them"
+            for near in get_close_matches(name, types, n=1):
+                place = section if near in vars(node) else f"{section}.args"
+                advice = f"did you mean {place}.{near}?"
+            yield f"{key} is no option of {owner}; {advice}"
+        elif fault := explain_type(types[name], value):
+            yield f"{key} {fault}, got {redact_uri(repr(value))[:80]}"

@@ -1,17 +1,13 @@
 """Explain errors of the Hugging Face hub in one line each. huggingface_hub does the retries."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
-from slimdown.utils.slow_hub import GIVEN_UP, limit_waits
 
 # Classes of errors -> what they mean; the first that fits the error or one of its causes is taken.
 # They are given by name: importing them takes a second, and a mistake is reported sooner.
@@ -23,6 +19,7 @@ _BY_CLASS = {
     "RevisionNotFoundError": "has no such branch, tag or commit; leave the revision out for the "
     "newest",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
+    "5xx": "cannot be reached: the hub failed with status {status}; try again in a few minutes",
     "401 403 404": "is refused by the hub; check its spelling, HF_ENDPOINT and `hf auth login`",
     "429": "cannot be reached: too many questions came to the hub; wait, or run `hf auth login`",
     "HTTPError ConnectionError LocalEntryNotFoundError TimeoutError": "cannot be reached: the hub "
@@ -53,48 +50,23 @@ def explain_hub_errors(
     Raises:
         SlimdownError: An error of that class.
     """
-    with suppress(ImportError, ValueError):  # the light install asks no hub
-        limit_waits(float(os.environ.get("SLIMDOWN_HUB_PATIENCE", "")))
     try:
         yield
-        if unread := _find_unread():
-            problem = f"the hub does not answer for its {unread}; repeat the command"
-            raise error_class(f"{setting} cannot be loaded whole: {problem}")
     except SlimdownError:
         raise
     except Exception as error:
         causes = list_causes(error)
         classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
         text = " ".join(map(str, causes))
-        classes |= {*re.findall(r"error '(\d+)", text)}  # without the hub's own codes
-        # A library may say that a file does not exist if it only did not arrive.
-        if "429" not in classes and _find_unread():
-            classes, text = {"LocalEntryNotFoundError"}, ""
+        codes = re.findall(r"error '(\d+)", text)  # without the hub's own codes
+        failures = [code for code in codes if code.startswith("5")]
+        classes |= {*codes, *(["5xx"] if failures else [])}
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
         reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
         reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
+        reason = reason.replace("{status}", "".join(failures[:1]))
         reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
         raise error_class(f"{setting} {reason}") from error
-
-
-def _find_unread() -> str:
-    """Return a file that the hub gave no answer for and the cache lacks; empty if none.
-
-    Libraries go on without a file that a model need not have, such as its chat template.
-    """
-    if not GIVEN_UP:
-        return ""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    for address in sorted(GIVEN_UP):
-        place = unquote(address).removeprefix(f"{constants.ENDPOINT}/")
-        repo, is_file, rest = place.partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        kind = "dataset" if repo.startswith("datasets/") else "model"
-        where: Any = {"revision": revision, "repo_type": kind}
-        if is_file and not try_to_load_from_cache(repo.removeprefix("datasets/"), file, **where):
-            return file
-    return ""
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
@@ -103,18 +75,15 @@ def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     An overloaded hub is asked for the file three times; a hub that is silent or cannot be found is
     asked once.
     """
-    from huggingface_hub import hf_hub_url, utils
+    from huggingface_hub import constants, hf_hub_url, utils
 
     http: Any = utils  # exports its names by hand, which mypy does not see
     # Most models have this file; whether it is there does not matter.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
-    options = {"max_retries": 2, "retry_on_exceptions": (), "timeout": 8}
-
-    def ask() -> Any:  # headers, too, are a matter of asking the hub
-        return http.http_backoff("HEAD", url, headers=http.build_hf_headers(), **options)
-
+    options = {"max_retries": 2, "retry_on_exceptions": (), "headers": http.build_hf_headers()}
+    options["timeout"] = constants.HF_HUB_ETAG_TIMEOUT
     with suppress(http.EntryNotFoundError):
-        http.hf_raise_for_status(call_within(8, ask))
+        http.hf_raise_for_status(http.http_backoff("HEAD", url, **options))
     resolve_commit(repo, revision, kind)  # a server that is no hub knows no commit
 
 
@@ -169,11 +138,12 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     """
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    ask = partial(HfApi().repo_info, repo, revision=revision, repo_type=repo_type, timeout=8)
+    options: Any = {"repo_type": repo_type, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
-        return str(re.findall(r"\A[0-9a-f]{40}\Z", call_within(8, ask).sha)[0])
+        found = HfApi().repo_info(repo, revision=revision, **options).sha
+        return str(re.findall(r"\A[0-9a-f]{40}\Z", str(found))[0])
     except Exception as error:  # offline, gated, gone, or no hub: loading says which
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit

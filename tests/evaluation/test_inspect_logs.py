@@ -12,6 +12,7 @@ import pytest
 from replayed_answers import describe_findings, write_logs
 
 from slimdown.commands import verdict
+from slimdown.evaluation.logs import inspect
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.findings import judge
@@ -341,6 +342,24 @@ def test_a_spoiled_file_is_refused_in_words(name: str, base: Path) -> None:
     with pytest.raises(DataError, match=r"log\.(eval|json)\W.*is no log of Inspect") as refused:
         read_logs(file)
     assert "\n" not in str(refused.value)
+
+
+def test_a_log_is_refused_where_it_would_take_all_memory(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = rewrite(base, lambda log: None)
+    with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("samples/large.json", b" " * (64 * 2**20 + 1))
+    with pytest.raises(
+        DataError, match=r"log\.eval holds .* the largest 67,108,865; slimdown reads"
+    ):
+        read_logs(large)
+    monkeypatch.setattr(inspect, "_MOST_PARTS", 40)  # and there is a header, too
+    with pytest.raises(DataError, match=r"many\.eval holds 4. parts"):
+        read_logs(rewrite(base, lambda log: None, "many.eval"))
+    monkeypatch.setattr(inspect, "_LARGEST_LOG", 1000)
+    with pytest.raises(DataError, match=r"log\.json holds 1 parts with"):
+        read_logs(rewrite(base, lambda log: None, "log.json"))
 
 
 @pytest.mark.parametrize("name", ["a::b.eval", "s3:x.eval", "a#b?c%20d.eval", "ü $(x)\n.eval"])

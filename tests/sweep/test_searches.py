@@ -96,6 +96,16 @@ def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: Op
     assert make_trials(open_search("search.seed=1"), [finish()])[0] != first[0]
 
 
+def test_options_of_trl_and_peft_are_searched_in_numbers_of_their_range(
+    open_search: OpenSearch,
+) -> None:
+    options = {"train.args.adam_beta1": DimensionConfig(0.8, 0.99)}
+    options["lora.args.layers_to_transform"] = DimensionConfig(0, 1)
+    values = get_values(next(open_search(**options).propose_batches())[0])
+    assert 0.8 <= float(values["train.args.adam_beta1"]) <= 0.99
+    assert values["lora.args.layers_to_transform"] in ("0", "1")
+
+
 def test_a_trial_whose_findings_cannot_be_read_is_left_out(open_search: OpenSearch) -> None:
     search = open_search()
     outcome = finish()

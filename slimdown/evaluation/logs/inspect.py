@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from math import fsum
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
@@ -19,6 +19,10 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_json
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+# A part is a sample at one epoch: a million characters are a long agent's.
+_MOST_PARTS = 200_000
+_LARGEST_PART = 64 * 2**20  # bytes, unpacked; reading them takes seven times as much memory
+_LARGEST_LOG = 512 * 2**20
 
 
 def find_files(path: Path) -> list[Path]:
@@ -63,19 +67,40 @@ def _read(file: Path, header_only: bool = False) -> Any:
         raise ConfigError(f"{file}: {problem}; {name_install('inspect')}") from None
     skipped = {"events", "store", "attachments", "timelines", "events_data"}
     with logged_task.explain_malformed(f"{file} is no log of Inspect, or was cut short"):
-        if header_only:  # Inspect's reader checks no checksums, and hangs in deep brackets
-            for content in _unpack(file) if file.suffix == ".eval" else [file.read_bytes()]:
-                json.loads(content)
+        if header_only:
+            _check_content(file)
         return read_eval_log(str(file.resolve()), header_only, exclude_fields=skipped)
 
 
-def _unpack(file: Path) -> Iterator[bytes]:
-    """Yield the JSON of an archive; every part is checked against its checksum."""
+def _check_content(file: Path) -> None:
+    """Refuse what Inspect's reader does not: large content, wrong checksums, deep brackets.
+
+    Raises:
+        DataError: The log is too large.
+        BadZipFile: An archive is damaged.
+        RecursionError: Brackets are so deep that Inspect's reader would not end.
+        ValueError: It is no JSON.
+    """
+    if file.suffix != ".eval":
+        _check_sizes(file, [file.stat().st_size], _LARGEST_LOG)
+        json.loads(file.read_bytes())
+        return
     with ZipFile(file) as packed:
+        _check_sizes(file, [part.file_size for part in packed.infolist()], _LARGEST_PART)
+        if damaged := packed.testzip():
+            raise BadZipFile(f"the checksum of {damaged} is wrong")
         for name in packed.namelist():
-            content = packed.read(name)
             if name.endswith(".json"):
-                yield content
+                json.loads(packed.read(name))
+
+
+def _check_sizes(file: Path, sizes: Sequence[int], largest: int) -> None:
+    """Refuse a log with too many parts, or too large ones; sizes are those of unpacked bytes."""
+    if len(sizes) > _MOST_PARTS or sum(sizes) > _LARGEST_LOG or max(sizes, default=0) > largest:
+        found = f"{len(sizes):,} parts with {sum(sizes):,} bytes, the largest {max(sizes):,}"
+        most = f"{_MOST_PARTS:,} with {_LARGEST_LOG:,}, the largest {largest:,}"
+        advice = "log fewer samples, or without events"
+        raise DataError(f"{file} holds {found}; slimdown reads {most} at most: {advice}")
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:

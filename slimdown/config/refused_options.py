@@ -1,0 +1,110 @@
+"""Why slimdown does not hand on some options of PEFT, TRL and transformers.
+
+Refused is what would change the base that is measured, make results incomparable, run code from
+outside, upload something, or break the record. A reason is the end of a sentence. Names and types
+are the library's own, see `training/options.py`.
+"""
+
+import re
+from collections.abc import Iterator
+
+from slimdown.config.fields import explain_type, nearest
+from slimdown.config.schema import Backend, Engine, RunConfig
+from slimdown.utils.secrets import redact_uri
+
+SECTIONS = ("model", "lora", "train")
+"""The sections that hand on options, in `args`."""
+_MODEL_OPTIONS = {
+    "attn_implementation": "str | None",
+    "experts_implementation": "str | None",
+    "gguf_file": "str",
+    "use_kernels": "bool",
+}
+_STARTS = "True|False|gaussian|orthogonal|mica"
+_REFUSED = {  # by section: a regular expression for NAME or NAME=VALUE, and why it is refused
+    "model": {
+        "gguf_file=[/~.].*": "it lies in the model's folder or repository; name it from there"
+    },
+    "lora": {
+        "use_dora": "choose method=dora",
+        "bias|layer_replication|kasa_config": "it changes the base, which has to stay as it is "
+        "measured",
+        rf"init_lora_weights=(?!({_STARTS})$).*": "it must be true, false, gaussian, orthogonal or "
+        "mica; others take their start out of the base, which has to stay as it is measured, or "
+        "out of rows",
+        "alora_.*": "its answers depend on where a row begins, which rows without padding hide",
+        "(task|peft|auto|base)_.*|inference_mode|revision|runtime_config": "slimdown sets it",
+    },
+    "train": {
+        "output_dir|report_to|run_name|project|log(ging)?_.*": "slimdown itself records each step, "
+        "in MLflow",
+        "push_to_hub|hub_.*|trackio_.*": "slimdown uploads nothing",
+        ".*remote_code": "slimdown runs no code that comes with a model",
+        "save_.*|ignore_.*|restore_.*|enable_jit_.*|resume_.*": "set train.checkpoint_minutes",
+        "seed|data_seed": "set seed",
+        "bf16.*|fp16.*": "nothing is computed by autocast; set model.dtype",
+        "tf32|full_determinism": "it changes how the whole process computes, and so measures",
+        "use_liger.*|liger_.*": "the tuned model would be measured by Liger's kernels, and the "
+        "base not; model.args.use_kernels=true gives both the same",
+        "chat_.*|.*_token|remove_.*": "slimdown reads, tokenizes and cuts the rows (dataset.*)",
+        "padding_free|dataset_kwargs|include_num_.*|disable_tqdm|use_cpu|train_sampling_.*|"
+        "router_.*": "slimdown sets it",
+        "auto_find_.*": "results would depend on what memory is free",
+        "fsdp.*|deepspeed|parallelism_config|accelerator_config|local_rank": "each process holds "
+        "the whole model, and batches go to one after another",
+        "neftune_noise_alpha=-.*": "it must not be negative",
+    },
+}
+
+
+def find_option_problems(root: RunConfig) -> Iterator[str]:
+    """Find the options that are not handed on, and say why.
+
+    Args:
+        root: All settings.
+    """
+    for section in (s for s in SECTIONS if s not in root.idle_sections):
+        node = getattr(root, section)
+        for name, value in node.args.items():
+            key, option = f"{section}.args.{name}", f"{name}={redact_uri(str(value))[:80]}"
+            reasons = (
+                reason
+                for pattern, reason in _REFUSED[section].items()
+                if re.fullmatch(pattern, name) or re.fullmatch(pattern, option)
+            )
+            if name in vars(node):
+                yield f"{key} is a setting of its own: leave `args.` out"
+            elif section == "model" and name not in _MODEL_OPTIONS:
+                owner = "AutoModelForCausalLM.from_pretrained that slimdown hands on"
+                yield f"{key} is no option of {owner}{nearest(name, list(_MODEL_OPTIONS))}"
+            elif section == "model" and (fault := explain_type(_MODEL_OPTIONS[name], value)):
+                yield f"{key} {fault}, got {redact_uri(repr(value))[:80]}"
+            elif reason := next(reasons, ""):
+                yield f"{section}.args.{option} is not handed on: {reason}"
+            elif clash := _find_clash(root, section, option):
+                yield f"{section}.args.{option}: {clash}"
+
+
+def _find_clash(root: RunConfig, section: str, option: str) -> str:
+    """Say why an option does not go together with a setting; empty where it does."""
+    if root.train.engine is Engine.unsloth and root.tuned is None:
+        return "Unsloth has a model, adapter and trainer of its own; set train.engine=trl"
+    if root.evaluation.backend is Backend.vllm and section != "train":
+        return "vLLM loads the model by itself and reads a plain LoRA; set evaluation.backend=hf"
+    is_kernel = re.fullmatch("attn_implementation=.*/.*|use_kernels=True", option)
+    if section == "model" and is_kernel and not root.model.allow_kernels:
+        return "it is compiled code from the hub; read it, and set model.allow_kernels=true"
+    if section == "lora" and option.partition("=")[0] in root.method.facts.peft_options:
+        return f"method={root.method.name} sets it; leave one of the two out"
+    if re.fullmatch("neftune_noise_alpha=[^N].*", option) and root.keep.weight:
+        name = root.keep.name
+        return f"keep={name}: its noise would differ for base and tuned model; set only one"
+    return ""
+
+
+def needs_libraries(config: RunConfig) -> bool:
+    """Return whether `training/options.py`, which imports torch, has something to check."""
+    train, lora = config.train, config.lora
+    chosen = train.args or lora.args or train.optim != "adamw_torch"
+    is_usual = train.lr_scheduler_type in ("linear", "cosine", "constant", "constant_with_warmup")
+    return config.tuned is None and bool(chosen or not is_usual)
