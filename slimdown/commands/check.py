@@ -12,17 +12,16 @@ Exit code:
 
 import argparse
 import json
-from functools import cache
+from functools import partial
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
-from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge
-from slimdown.judging.holdout import held_part
 from slimdown.report.console import print_text, show_budget_checks, show_line
 from slimdown.report.findings_report import budgets_table
 from slimdown.report.tables import write_table
 from slimdown.tracking import run_reader
+from slimdown.tracking.held_out import take_held_out
 
 
 def main(argv: list[str]) -> int:
@@ -48,25 +47,17 @@ def _check(options: argparse.Namespace) -> int:
     rules = read_rules(options)
     run = run_reader.find_run(options.tracking, options.run)
     findings, notes = run_reader.check_finished(run), list[str]()
-
-    @cache
-    def read_judged() -> tuple[Evaluation, Evaluation]:
-        base, tuned = run_reader.read_evaluations(options.tracking, run)
-        if not run.holdout:
-            return base, tuned
-        return held_part(base, run.holdout), held_part(tuned, run.holdout)
-
     if run.holdout:
-        findings = judge(*read_judged())
-    gate = rules.decide(findings, read_judged)  # a mistake ends here, and counts as no look
-    if run.holdout:
+        rules.check(findings)  # a mistake ends here, and counts as no look
+        evaluations = run_reader.read_evaluations(options.tracking, run)
+        half = take_held_out(options.tracking, run, evaluations, run.holdout)
+        findings = judge(half.base, half.tuned)
         notes.append(f"Judged on {findings.part}, which this run does not show.")
-        if (n := run_reader.count_held_out_checks(options.tracking, run)) > 1:
-            notes.append(
-                f"The held-out half judged {n} runs of this sweep by now, and each may pass by "
-                "luck, in 5 % of cases: choose one on the open half, or correct for the number "
-                "with slimdown compare RUN RUN --confirm."
-            )
+        notes += half.explain_looks()
+        gate = rules.decide(findings, lambda: (half.base, half.tuned))
+    else:
+        read = partial(run_reader.read_evaluations, options.tracking, run)
+        gate = rules.decide(findings, read)
     title = f"{run.name} ({run.run_id})"
     notes += gate.notes
     if options.format == "junit":

@@ -13,16 +13,18 @@ Examples:
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 
 from slimdown.commands.arguments import CommandParser, put_table, run_command
 from slimdown.comparison import group_tests, run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
-from slimdown.judging.findings import judge_held_out, judge_pair
+from slimdown.judging.findings import judge, judge_pair
 from slimdown.report import comparison_page as page
 from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
 from slimdown.report.run_page import render_page
 from slimdown.tracking import run_reader
+from slimdown.tracking.held_out import HeldOutHalf, take_held_out
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.secrets import redact_uri
@@ -83,7 +85,9 @@ def _compare(options: argparse.Namespace) -> int:
         return put_table(table, options, lambda: render_page(findings, name, run_id=runs[0].run_id))
     if options.mode:
         if options.mode != "noise":
-            table = pairs_table(_judge_pairs(runs, options))
+            pairs, looks = _judge_pairs(runs, options)
+            table = pairs_table(pairs)
+            table = replace(table, notes=(*table.notes, *looks))
         elif (comparison := compare_runs(runs)).grouped:
             table = page.noise_table(comparison)
         else:
@@ -105,26 +109,46 @@ def _compare(options: argparse.Namespace) -> int:
     return put_table(table, options, lambda: page.render_comparison_page(table, comparison, by))
 
 
-def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[ModelPair]:
-    """Judge two tuned models against each other, or each against its base on held-out questions."""
+def _judge_pairs(
+    runs: list[RunRecord], options: argparse.Namespace
+) -> tuple[list[ModelPair], list[str]]:
+    """Judge two tuned models against each other, or each against its base on held-out questions.
+
+    Returns:
+        The pairs, and notes on how often their held-out questions judged a model.
+    """
+
+    def take(run: RunRecord) -> HeldOutHalf:
+        evaluations = run_reader.read_evaluations(options.tracking, run)
+        return take_held_out(options.tracking, run, evaluations, share or run.holdout)
+
+    share = 0.0
     if options.mode == "paired":
-        first, second = (run_reader.read_evaluations(options.tracking, run)[1] for run in runs)
-        findings = judge_pair(first, second, max(run.holdout for run in runs))
-        return [ModelPair(_name_beside(*runs), _name_beside(*reversed(runs)), findings)]
-    pairs = []
+        names = _name_beside(*runs), _name_beside(*reversed(runs))
+        share = max(run.holdout for run in runs)
+        if not share:
+            tuned = [run_reader.read_evaluations(options.tracking, run)[1] for run in runs]
+            return [ModelPair(*names, judge_pair(*tuned))], []
+        first, second = map(take, runs)
+        findings = judge(first.tuned, second.tuned)
+        return [ModelPair(*names, findings)], second.explain_looks(len(runs))
     for run in runs:
-        name = f"{run.name} ({run.run_id[:8]})"
         if not run.holdout:
             raise ConfigError(
-                f"run {name} held no question back (evaluation.holdout is 0): what chose it cannot "
-                "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
-                "those, and confirm the chosen one"
+                f"run {_name(run)} held no question back (evaluation.holdout is 0): what chose it "
+                "cannot confirm it. Run the candidates again with evaluation.holdout=0.5, choose "
+                "among those, and confirm the chosen one"
             )
-        evaluations = run_reader.read_evaluations(options.tracking, run)
-        findings = judge_held_out(*evaluations, run.holdout, len(runs))
-        pairs.append(ModelPair("base", name, findings))
-        run_reader.count_held_out_checks(options.tracking, run)
-    return pairs
+    halves = [take(run) for run in runs]
+    pairs = [
+        ModelPair("base", _name(run), judge(half.base, half.tuned, n_reports=len(runs)))
+        for run, half in zip(runs, halves, strict=True)
+    ]
+    return pairs, halves[-1].explain_looks(len(runs))
+
+
+def _name(run: RunRecord) -> str:
+    return f"{run.name} ({run.run_id[:8]})"
 
 
 def _name_beside(run: RunRecord, partner: RunRecord) -> str:

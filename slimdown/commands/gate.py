@@ -39,6 +39,14 @@ class GateRules:
         """Whether any option of the gate was given."""
         return any(vars(self).values())
 
+    def check(self, findings: Findings) -> list[BudgetCheck]:
+        """Check each loss against its budget.
+
+        Raises:
+            ConfigError: A name is no benchmark.
+        """
+        return check_budgets(findings, self.max_loss, self.max_relative_loss, self.off)
+
     def decide(
         self, findings: Findings, read_evaluations: Callable[[], tuple[Evaluation, Evaluation]]
     ) -> "Gate":
@@ -51,8 +59,7 @@ class GateRules:
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
         """
-        budgets = self.max_loss, self.max_relative_loss
-        checks = check_budgets(findings, *budgets, self.off)
+        checks = self.check(findings)
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
         off = [name for name in unchecked if "" in self.off or name in self.off]

@@ -1,19 +1,19 @@
 """`slimdown scale RUN`: what a run learned and lost with less of what it trained, without training.
 
 At scale 0 the model is the base, at scale 1 what was trained: a LoRA, or a whole model. With
---max-loss the largest scale within the budget is chosen on one half of the questions and checked
-on the other.
+--max-loss one half of the questions chooses a scale: going up, the last one before a loss is not
+shown to be within its budget. The other half checks it, and only what passes is saved.
 
 Examples:
   slimdown scale 3f2a                                 the changes at scales 0.25, 0.5, 0.75 and 1
   slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
-  slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
+  slimdown scale 3f2a --max-loss 0.02 --save gentle   as much as is shown to lose at most 2 points
   slimdown run tuned=gentle ...                       measures what was saved
 
 Exit code:
   0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
   1  the chosen scale is shown to be beyond a budget
-  2  the questions cannot tell, or no scale is within the budgets as measured
+  2  the questions cannot tell, or no scale is shown to be within the budgets
   3  not measured
 """
 
@@ -25,17 +25,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdown.commands import arguments
+from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
 from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-from slimdown.judging.findings import Findings, judge, judge_held_out
+from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.models.tuned_base import ADAPTER_CONFIG
 from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_budget_checks, show_line
 from slimdown.report.model_card import render_model_card
 from slimdown.tracking import run_reader
+from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.files import write_atomically
@@ -113,15 +115,14 @@ def _scale(options: argparse.Namespace) -> int:
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")
             measured = measure_scales(scaled_config, scales, recorded, origin)
-        title = f"{run.name} ({run.run_id[:8]}) by its scale"
         curve = _judge_scales(measured, findings, run.holdout)
-        table = scales_table(curve, title)
+        table = scales_table(curve, _make_title(run))
         files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
         files["scales.html"] = render_scaling_page(table, curve)
         run_reader.add_artifacts(options.tracking, run, files)
         if budgets:
             points = _judge_scales(measured, findings, share)
-            return _choose(options, config, measured, points, title, share)
+            return _choose(options, run, config, measured, points, share)
     return arguments.put_table(table, options, lambda: render_scaling_page(table, curve))
 
 
@@ -141,22 +142,29 @@ def _judge_scales(
 
 def _choose(
     options: argparse.Namespace,
+    run: RunRecord,
     config: RunConfig,
     measured: "ScaledEvaluations",
     points: list[ScaledFindings],
-    title: str,
     share: float,
 ) -> int:
-    """Choose a scale, check it on the questions that are held out, show and save it."""
-    budgets = read_budgets(options.max_loss)
+    """Choose a scale, check it on the questions that are held out, show it, save it if it passes.
+
+    Returns:
+        The exit code.
+    """
+    title, budgets = _make_title(run), read_budgets(options.max_loss)
     if chosen := choose_scale(points, budgets):
-        held = judge_held_out(measured.base, measured.tuned[chosen.scale], share)
+        pair = measured.base, measured.tuned[chosen.scale]
+        half = take_held_out(options.tracking, run, pair, share, chosen.scale)
+        held = judge(half.base, half.tuned)
         checks = check_budgets(held, budgets)
         heading = f"Scale {chosen.scale:g} on the questions that did not choose it:"
         reasons = [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
         notes = [heading, *reasons] if options.format else []
+        notes += half.explain_looks()
     else:
-        notes = ["No scale is within the budgets as measured: try smaller ones."]
+        notes = ["No scale is shown to be within the budgets: try smaller ones, or more questions."]
     table = scales_table(points, title, chosen.scale if chosen else None)
     table = replace(table, notes=("The questions that choose.", *notes))
     arguments.put_table(table, options, lambda: render_scaling_page(table, points))
@@ -165,7 +173,10 @@ def _choose(
     with arguments.keep_stdout_clean(options):
         show_line(heading)
         show_budget_checks(checks)
-        if options.save:
+        outcome = overall_outcome(checks)
+        if options.save and outcome is not Outcome.within:
+            show_line(f"{options.save} is not written: this scale is not shown to be within")
+        elif options.save:
             held = replace(held, part="those that did not choose the scale")
             with arguments.make_folder(options.tracking, "--save", options.save) as draft:
                 measured.save(chosen.scale, draft)
@@ -174,7 +185,11 @@ def _choose(
                 card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
             show_line(f"wrote {options.save}")
-    return int(overall_outcome(checks))
+    return int(outcome)
+
+
+def _make_title(run: RunRecord) -> str:
+    return f"{run.name} ({run.run_id[:8]}) by its scale"
 
 
 def read_scales(text: str) -> list[float]:

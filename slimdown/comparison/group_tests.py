@@ -134,12 +134,13 @@ def _test_values(
 def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:
     """Return by benchmark the runs' changes, and how much one question counts.
 
-    A benchmark that stopped early is left out: its change is on average too large.
+    A benchmark that stopped early is left out: its change is on average too large. So is one about
+    which nothing may be claimed.
     """
     means: dict[str, tuple[list[float], float]] = {}
     for run in runs:
         for name, change in run.changes.items():
-            if not change.is_stopped:
+            if change.is_measured and not change.is_stopped:
                 of_runs, _ = means.setdefault(name, ([], 1 / change.n))
                 of_runs.append(change.primary.difference.value)
     return means

@@ -195,7 +195,8 @@ def _make_row(
             means.append(SeedMean(**vars(runs[0].findings.mean_change(role))))
         else:
             by_name = [[r.changes[name] for r in runs if name in r.changes] for name in of_role]
-            means.append(average_seeds(*by_name))
+            usable = [of_name for of_name in by_name if all(one.is_measured for one in of_name)]
+            means.append(average_seeds(*usable))
     return Configuration(name, tuple(runs), settings, cells, *means)
 
 

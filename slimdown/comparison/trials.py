@@ -13,16 +13,18 @@ class TrialOutcome:
 
     learned: float  # mean change of the target tasks; else the fall of the validation loss
     excess: dict[str, float]  # by retained benchmark, its loss beyond what it may lose; a share
+    unmeasured: tuple[str, ...] = ()  # retained benchmarks about which nothing may be claimed
 
     @property
     def is_within(self) -> bool:
-        """Whether no retained benchmark lost more than it may."""
-        return all(excess <= 0 for excess in self.excess.values())
+        """Whether each retained benchmark was measured, and lost no more than it may."""
+        return not self.unmeasured and all(excess <= 0 for excess in self.excess.values())
 
     @property
-    def order(self) -> tuple[float, float]:
+    def order(self) -> tuple[bool, float, float]:
         """The sort key of trials: those within the budget first, then those that learned most."""
-        return sum(max(0.0, excess) for excess in self.excess.values()), -self.learned
+        beyond = sum(max(0.0, excess) for excess in self.excess.values())
+        return bool(self.unmeasured), beyond, -self.learned
 
 
 def summarize_trial(findings: Findings, max_loss: float | None) -> TrialOutcome:
@@ -32,12 +34,14 @@ def summarize_trial(findings: Findings, max_loss: float | None) -> TrialOutcome:
         findings: The trial's findings.
         max_loss: What each retained benchmark may lose, a share; None: its margin.
     """
+    retained = {n: b for n, b in findings.benchmarks.items() if b.role is Role.retained}
     excess = {
         name: -b.primary.difference.value - (b.margin if max_loss is None else max_loss)
-        for name, b in findings.benchmarks.items()
-        if b.role is Role.retained
+        for name, b in retained.items()
+        if b.is_measured
     }
-    return TrialOutcome(measure_learning(findings), excess)
+    unmeasured = tuple(name for name in retained if name not in excess)
+    return TrialOutcome(measure_learning(findings), excess, unmeasured)
 
 
 def measure_learning(findings: Findings) -> float:

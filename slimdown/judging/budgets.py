@@ -101,8 +101,8 @@ def judge_look(
         by_p_right: whether the budgets limit the probability of the right choice.
 
     Returns:
-        Whether each measured loss is within its budget, and a few words on those that are shown to
-        be beyond; empty where none is.
+        Whether each loss was measured and is within its budget, and a few words on those that are
+        shown to be beyond; empty where none is.
 
     Raises:
         DataError: a benchmark has no such probability.
@@ -113,12 +113,14 @@ def judge_look(
         if not (change := benchmark.p_right if by_p_right else benchmark.primary):
             problem = f"{name} has questions without one right choice"
             raise DataError(f"train.look_metric=p_right: {problem}; leave look_metric out")
-        changes[name] = change.difference
+        if benchmark.is_measured:
+            changes[name] = change.difference
     outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
     beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
     metric = " p_right" if by_p_right else ""
     shown = f"{', '.join(beyond)} lost more{metric} than allowed" if beyond else ""
-    return all(changes[name].value >= -budget for name, budget in budgets.items()), shown
+    is_within = {n: n in changes and changes[n].value >= -b for n, b in budgets.items()}
+    return all(is_within.values()), shown
 
 
 def check_budgets(
@@ -162,18 +164,17 @@ def check_budgets(
         raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
-    differences = {name: benchmarks[name].primary.difference for name in budgets}
+    measured = {n: b.primary.difference for n, b in benchmarks.items() if b.is_measured}
+    differences = {name: measured[name] for name in budgets if name in measured}
     checks = []
     for name, outcome in decide_outcomes(differences, budgets).items():
         benchmark, budget = benchmarks[name], budgets[name]
         reason = _explain(name, benchmark, budget, outcome)
         if name in relative and (doubt := _doubt_share(benchmark, relative[name], outcome)):
             outcome, reason = Outcome.undecided, f"{doubt}; give this benchmark points"
-        if benchmark.never_ended:
-            outcome = Outcome.undecided
-            reason = (
-                f"thinking never ended in too many answers; raise benchmark.{name}.max_gen_toks"
-            )
+        if not benchmark.is_measured:
+            advice = f"raise benchmark.{name}.max_gen_toks"
+            reason = f"thinking never ended in too many answers; {advice}"
         checks.append(BudgetCheck(name, benchmark, budget, outcome, reason))
     return checks
 

@@ -17,7 +17,6 @@ from slimdown.config.schema import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate
-from slimdown.judging.holdout import held_part
 from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
@@ -138,6 +137,14 @@ class BenchmarkChange:
         return next((pair for pair in shares if max(pair) > MOST_UNFINISHED), None)
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the change may be claimed about, in a verdict, mean, budget, look or trial.
+
+        It may not where too much thinking never ended: scores then measure the limit of tokens.
+        """
+        return self.never_ended is None
+
+    @property
     def is_stopped(self) -> bool:
         """Whether the evaluation stopped early; its change is then on average too large."""
         return self.n_available is not None and self.n < self.n_available
@@ -251,7 +258,7 @@ def judge(
             repeats=config.repeats,
             p_right=probabilities.get(name),
         )
-        if benchmarks[name].never_ended:  # scores measure mostly the token limit
+        if not benchmarks[name].is_measured:
             benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
         is_forgotten = benchmarks[name].verdict is Verdict.forgotten
         losses[name] = break_down_losses(take_first_answers(pair), is_forgotten)
@@ -262,11 +269,9 @@ def judge(
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
     }
-    measured = list(zip(pairs.values(), differences, strict=True))
-    means = {
-        role: average_changes([m for m in measured if m[0].base.benchmark.role is role])
-        for role in Role
-    }
+    by_name = zip(benchmarks.values(), pairs.values(), differences, strict=True)
+    measured = [(one.role, (pair, d)) for one, pair, d in by_name if one.is_measured]
+    means = {role: average_changes([m for r, m in measured if r is role]) for role in Role}
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
     return Findings(
         benchmarks=benchmarks,
@@ -281,29 +286,16 @@ def judge(
     )
 
 
-def judge_held_out(
-    base: Evaluation, tuned: Evaluation, holdout: float, n_reports: int = 1
-) -> Findings:
-    """Judge what changed on the held-out questions, see `judge` and `holdout.py`."""
-    return judge(held_part(base, holdout), held_part(tuned, holdout), n_reports=n_reports)
+def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
+    """Judge how one tuned model differs from another, on questions that may have chosen them.
 
-
-def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> Findings:
-    """Judge how one tuned model differs from another, on questions that chose neither of them.
-
-    Args:
-        first, second: the whole evaluations of both tuned models.
-        holdout: the share of the questions that both runs held out. 0 reads all questions, and
-            `part` then says that runs chosen by them also differ by luck.
+    Its `part` says that part of the difference is then luck.
 
     Raises:
         DataError: as for `judge`.
     """
-    if holdout:
-        return judge_held_out(first, second, holdout)
-    findings = judge(first, second)
     luck = "all questions; if these answers chose the runs, part of the difference is luck"
-    return replace(findings, part=luck)
+    return replace(judge(first, second), part=luck)
 
 
 def decide_verdicts(

@@ -109,6 +109,8 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
     for row, outcome in zip(table.rows, ordered, strict=True):
         excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
         verdict = f"beyond by {', '.join(excess)}" if excess else "within"
+        if outcome.unmeasured:
+            verdict = f"not measured: {', '.join(outcome.unmeasured)}"
         cell = Cell(verdict, values={"is_within_budget": outcome.is_within})
         rows.append(Row({**row.cells, Column("budget", max_width=30): cell}))
     n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"

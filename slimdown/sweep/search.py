@@ -20,11 +20,12 @@ from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.judging.budgets import check_budgets
-from slimdown.judging.findings import judge_held_out
+from slimdown.judging.findings import judge
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun, compose_runs
 from slimdown.sweep.jobs import JobOutcome, JobState
+from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.resume import run_key
 from slimdown.tracking.run_reader import find_run, read_evaluations
 from slimdown.tracking.store import local_dir
@@ -117,6 +118,9 @@ class Search:
                     continue
                 self._runs.append(run)
                 result = summarize_trial(run.findings, self._settings.max_loss)
+                if result.unmeasured:  # neither a loss nor none
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    continue
                 for name, excess in result.excess.items():
                     trial.set_constraint(name, excess)
                 self.study.tell(trial, result.learned)
@@ -148,8 +152,8 @@ class Search:
             chosen = [f"Chosen: {best.name} ({best.run_id[:8]}), {reason} {best.artifact_uri}."]
             if best.holdout:
                 evaluations = read_evaluations(self.config.tracking, best)
-                held = judge_held_out(*evaluations, best.holdout)
-                for check in check_budgets(held, budgets):
+                half = take_held_out(self.config.tracking, best, evaluations, best.holdout)
+                for check in check_budgets(judge(half.base, half.tuned), budgets):
                     line = f"{check.benchmark}: {check.outcome.name}, {check.reason}."
                     chosen.append(f"On the questions that did not choose it, {line}")
         chosen += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]

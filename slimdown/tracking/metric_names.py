@@ -23,7 +23,7 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
-    checked = "slimdown.checked"  # its held-out questions were looked at
+    checked = "slimdown.checked"  # the scales of its model that held-out questions judged
     evaluation = "slimdown.evaluation."
     change = "change/"  # begins the name of a metric
     verdict = "verdict/"  # begins a param: its column can be sorted, unlike a tag's

@@ -32,7 +32,9 @@ class RecordedSettings:
 
 def write_settings(config: RunConfig) -> str:
     """Return settings as a text that `read_settings` restores, without secrets."""
-    settings, hidden = redact_leaves(_drop_missing(to_plain(config)))
+    plain = to_plain(config)
+    del plain["tracking"]["uri"]  # the record lies where it is read
+    settings, hidden = redact_leaves(_drop_missing(plain))
     recorded = {"format": FORMAT, "settings": settings, "hidden": hidden}
     return json.dumps(recorded, indent=1, ensure_ascii=False)
 

@@ -226,11 +226,10 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         recorded = _read_settings(client, run)
-    if hidden := [key for key in recorded.hidden if not key.startswith("tracking.")]:
-        raise ConfigError(
-            f"run {run.run_id} ({run.name}): {', '.join(hidden)} held what looks like a secret, "
-            "and the record left it out; make the run again without it"
-        )
+    if recorded.hidden:
+        problem = f"{', '.join(recorded.hidden)} held what looks like a secret, and the record"
+        advice = "left it out; make the run again without it"
+        raise ConfigError(f"run {run.run_id} ({run.name}): {problem} {advice}")
     config = recorded.config
     evaluation = replace(config.evaluation, backend=Backend.hf)  # there may be no vLLM here
     uri = replace(config.tracking, uri=tracking.uri)
@@ -285,21 +284,6 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
     with store.explain_store_errors(tracking):
         for path, content in files.items():
             client.log_text(run.run_id, content, path)
-
-
-def count_held_out_checks(tracking: TrackingConfig, run: RunRecord) -> int:
-    """Mark that a run was judged on its held-out questions; a read-only record stays unmarked.
-
-    Returns:
-        The number of runs of its sweep that were judged so, with this one; 1 without a sweep.
-    """
-    client = store.open_store(tracking, must_exist=True)
-    with suppress(Exception):
-        client.set_tag(run.run_id, Tag.checked, "held out")
-    if not (sweep := run.tags.get(Tag.sweep)):
-        return 1
-    checked = find_runs(tracking, sweep=sweep, filter_string=f"tags.`{Tag.checked}` LIKE '%'")
-    return len({run.run_id, *(one.run_id for one in checked)})
 
 
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:

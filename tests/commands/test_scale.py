@@ -39,7 +39,9 @@ def test_a_record_that_takes_nothing_is_told_before_anything_is_measured(
         with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
             for change in ("UPDATE", "INSERT"):
                 refuse = "SELECT RAISE(ABORT, 'attempt to write a readonly database'); END"
-                database.execute(f"CREATE TRIGGER {change} BEFORE {change} ON tags BEGIN {refuse}")
+                database.execute(
+                    f"CREATE TRIGGER no{change} BEFORE {change} ON tags BEGIN {refuse}"
+                )
     else:  # root writes where it likes
 
         def refuse_file(dir: str) -> None:

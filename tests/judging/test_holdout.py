@@ -66,7 +66,7 @@ def test_findings_say_which_half_they_are_about_and_halves_are_not_mixed() -> No
 
 def test_runs_that_were_chosen_are_paired_on_the_held_part_or_it_is_said() -> None:
     first, second = make_evaluation(a=BASE), make_evaluation(a=TUNED)
-    held, whole = judge_pair(first, second, 0.5), judge_pair(first, second)
+    held, whole = judge(held_part(first, 0.5), held_part(second, 0.5)), judge_pair(first, second)
     assert held.part.startswith("the held-out half")
     assert held.benchmarks["a"].n < 600
     assert "part of the difference is luck" in whole.part

@@ -219,7 +219,7 @@ def test_settings_that_were_changed_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evaluation": {"holdout": None}}, "holdout"),
+        ({"evaluation": {"holdout": None}}, "cannot be read"),
         ({"evaluation": {}}, "holdout"),
         ({"method": {"name": "gone"}}, "gone"),
         ({"train": 3}, "cannot be read"),

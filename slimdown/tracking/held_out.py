@@ -1,0 +1,80 @@
+"""Give held-out questions away, and count the models that were judged on them.
+
+Each model that is judged on the same held-out questions may pass by luck. So every command takes
+them from here, and hears how many models were judged on them before.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from slimdown.comparison.run_records import RunRecord
+from slimdown.config.schema import TrackingConfig
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.holdout import held_part
+from slimdown.tracking import store
+from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.run_reader import find_runs
+
+
+@dataclass(frozen=True)
+class HeldOutHalf:
+    """The answers to a run's held-out questions.
+
+    Attributes:
+        base, tuned: Of the base, and of the model that is judged.
+        n_models: The models of the run's sweep, or of the run where it has none, that were judged
+            on these questions so far, with this one.
+    """
+
+    base: Evaluation
+    tuned: Evaluation
+    n_models: int
+
+    def explain_looks(self, n_corrected: int = 1) -> list[str]:
+        """Say that these questions judged more models than the verdicts are corrected for."""
+        if self.n_models <= n_corrected:
+            return []
+        return [
+            f"The held-out half judged {self.n_models} models by now, and each may pass by luck, "
+            "in 5 % of cases: choose one on the open half, or correct for the number with slimdown "
+            "compare RUN RUN --confirm."
+        ]
+
+
+def take_held_out(
+    tracking: TrackingConfig,
+    run: RunRecord,
+    evaluations: tuple[Evaluation, Evaluation],
+    share: float,
+    scale: float = 1.0,
+) -> HeldOutHalf:
+    """Return the held-out half of a run's answers, and count that a model is judged on it.
+
+    A record that is read-only is not marked.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        evaluations: All answers of the base, and of the model that is judged.
+        share: What was held out.
+        scale: How much of what was trained the model has, see `slimdown scale`.
+
+    Raises:
+        DataError: There are too few questions, see `held_part`.
+    """
+    base, tuned = (held_part(one, share) for one in evaluations)
+    runs = {run.run_id: run}
+    if sweep := run.tags.get(Tag.sweep):
+        checked = f"tags.`{Tag.checked}` LIKE '%'"
+        found = find_runs(tracking, sweep=sweep, filter_string=checked)
+        runs |= {one.run_id: one for one in found}
+    judged = {run_id: _read_scales(one) for run_id, one in runs.items()}
+    judged[run.run_id].add(f"{scale:g}")
+    with suppress(Exception):
+        client = store.open_store(tracking, must_exist=True)
+        client.set_tag(run.run_id, Tag.checked, ",".join(sorted(judged[run.run_id])))
+    return HeldOutHalf(base, tuned, sum(map(len, judged.values())))
+
+
+def _read_scales(run: RunRecord) -> set[str]:
+    return set(filter(None, run.tags.get(Tag.checked, "").split(",")))
