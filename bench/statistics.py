@@ -28,16 +28,16 @@ from slimdown.comparison.equal_learning import (
 )
 from slimdown.comparison.group_tests import compare_seeds
 from slimdown.comparison.run_comparison import winners_curse
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
 from slimdown.judging.behaviour import compare_behaviour
-from slimdown.judging.budgets import Outcome, decide_outcomes
+from slimdown.judging.budgets import Outcome, check_budgets, decide_outcomes
 from slimdown.judging.findings import Verdict, compare_subjects, decide_verdicts
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
-from slimdown.stats.estimates import Difference, Sampling, compare_scores, holm
+from slimdown.stats.estimates import Difference, Sampling, compare_scores, estimate_mean, holm
 from slimdown.stats.likelihood import (
     ALPHA,
     PSEUDO_ANSWERS,
@@ -493,6 +493,48 @@ def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
             yield "rate has no interval", case, percent(1 - shown / n_draws), "-"
 
 
+def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """A budget that is a share of the base's score, of which the true loss is exactly that share.
+
+    Graded scores: all lose the same, so that the measured base alone decides; or each loses its
+    share and some noise.
+    """
+
+    def draw(kind: str, n: int, base: float, share: float) -> tuple[Floats, Floats]:
+        if kind == "0/1":
+            gained = 0.03
+            lost = share * base + gained
+            cells = random.choice(4, n, p=[base - lost, lost, gained, 1 - base - gained])
+            return (cells < 2) * 1.0, (cells % 2 == 0) * 1.0
+        before = random.choice([base - 0.3, base + 0.3], n)
+        if kind == "all lose the same":
+            return before, before - share * base
+        return before, before * (1 - share) + random.uniform(-0.1, 0.1, n)
+
+    for kind, base, share in (
+        ("0/1", 0.2, 0.2),
+        ("0/1", 0.6, 0.05),
+        ("0/1", 0.6, 0.5),
+        ("all lose the same", 0.6, 0.3),
+        ("a noisy share", 0.6, 0.3),
+    ):
+        for n in (100, 1_000):
+            outcomes = []
+            for _ in range(n_draws := draws // 8):
+                before, after = draw(kind, n, base, share)
+                one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=MARGIN, n=n)
+                d = compare_scores(before, after)
+                one.primary = SimpleNamespace(difference=d, base=estimate_mean(before))
+                one.forgetting_rate, one.never_ended = forgetting_rate(before, after), None
+                one.is_stopped, one.n_available = True, n  # it skips how many would tell
+                findings: Any = SimpleNamespace(benchmarks={"a": one})
+                outcomes.append(check_budgets(findings, {}, {"a": share})[0].outcome)
+            case = f"{kind}, base {base}, {share} of it is lost, {n} questions"
+            for outcome in (Outcome.within, Outcome.beyond):
+                rate = percent(outcomes.count(outcome) / n_draws)
+                yield f"exit {int(outcome)}, a share of the base", case, rate, "5"
+
+
 def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """`check --overall`: "worse" of several benchmarks whose mean did not change, and power."""
 
@@ -838,6 +880,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     stop_groups,
     count_words,
     cover_rates,
+    hold_shares,
     cover_seeds,
     differ_by_luck,
     average_benchmarks,

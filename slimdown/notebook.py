@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.fields import build_settings, find_problems, nearest
@@ -200,13 +200,18 @@ class NotebookFindings(Findings):
         write_atomically(path, render_page(self, title))
         return path
 
-    def passes(self, *only: str, **budgets: float) -> "BudgetResult":
+    def passes(
+        self, others: float | Literal["off"] | None = None, /, **budgets: float | Literal["off"]
+    ) -> "BudgetResult":
         """Check each loss against its budget.
 
+        `passes("off", gsm8k=0.02)` lets GSM8K alone decide.
+
         Args:
-            only: The benchmarks that are checked; none: all that have a budget.
-            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points. Every
-                other retained benchmark may lose its own `max_loss`, or else its margin.
+            others: What each retained benchmark that is not named may lose. None: its own
+                `max_loss`, or else its margin. "off": it decides nothing.
+            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points;
+                `gsm8k="off"` decides nothing.
 
         Returns:
             True in a condition if every loss is shown to be within its budget. What too few
@@ -215,7 +220,10 @@ class NotebookFindings(Findings):
         Raises:
             ConfigError: A budget is no share, or its benchmark was not measured.
         """
-        return BudgetResult(tuple(check_budgets(self, budgets, only=only)))
+        given: dict[str, Any] = budgets if others is None else {"": others, **budgets}
+        off = [name for name, budget in given.items() if budget == "off"]
+        shares = {name: budget for name, budget in given.items() if name not in off}
+        return BudgetResult(tuple(check_budgets(self, shares, off=off)))
 
     def _repr_html_(self) -> str:
         return write_table(findings_table(self, with_notes=True), "html")

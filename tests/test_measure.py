@@ -259,16 +259,20 @@ def test_findings_show_themselves(findings: Any, tmp_path: Path) -> None:
 def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None:
     loss = -findings.benchmarks["pocket_math"].primary.difference.value
     assert loss > 0.3
-    beyond = findings.passes("pocket_math", pocket_math=0.02)
+    beyond = findings.passes("off", pocket_math=0.02)
     assert (bool(beyond), beyond.outcome) == (False, Outcome.beyond)
-    undecided = findings.passes("pocket_math", pocket_math=loss)
+    undecided = findings.passes("off", pocket_math=loss)
     assert (bool(undecided), undecided.outcome) == (False, Outcome.undecided)
-    assert findings.passes("pocket_math", pocket_math=0.999)
+    assert findings.passes("off", pocket_math=0.999)
     assert len(findings.passes(pocket_math=0.999).checks) > 1  # the others keep theirs
     assert not findings.passes(pocket_math=0.999, pocket_cs=0.0)
-    assert findings.passes("pocket_math", pocket_math=np.float32(0.999))
-    with pytest.raises(ConfigError, match="is no name of a benchmark"):
-        findings.passes(["pocket_math"])
+    assert findings.passes("off", pocket_math=np.float32(0.999))
+    others = {name: "off" for name in findings.benchmarks if name != "pocket_math"}
+    assert findings.passes(pocket_math=0.999, **others)
+    assert not findings.passes(0.0, pocket_math=0.999)
+    for wrong in ("pocket_math", ["pocket_math"]):
+        with pytest.raises(ConfigError, match="give a share"):
+            findings.passes(wrong)
 
 
 # --- Mistakes ------------------------------------------------------------------------------------

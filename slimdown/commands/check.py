@@ -15,7 +15,7 @@ import json
 from functools import cache
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
-from slimdown.commands.gate import add_gate_options, read_rules
+from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import held_part
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     formats = ("text", "markdown", "junit", "json")
     text = "junit: XML with a test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=text)
-    options = parser.parse(argv)
+    options = parser.parse(name_budgets(argv))
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
 

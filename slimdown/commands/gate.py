@@ -1,8 +1,10 @@
 """The gate of `check` and `verdict`: its options, and what it decides."""
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import isnan
 
 from slimdown.commands.arguments import CommandParser
@@ -17,8 +19,10 @@ from slimdown.judging.budgets import (
 )
 from slimdown.judging.findings import Findings, judge
 from slimdown.report.findings_report import write_junit
-from slimdown.report.text import describe_overall, describe_unchecked
+from slimdown.report.text import describe_off, describe_overall
 from slimdown.utils.errors import ConfigError
+
+_FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,7 @@ class GateRules:
 
     max_loss: dict[str, float]
     max_relative_loss: dict[str, float]
-    only: list[str]
-    supporting: list[str]
+    off: list[str]
     overall: bool
 
     @property
@@ -49,18 +52,20 @@ class GateRules:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
         """
         budgets = self.max_loss, self.max_relative_loss
-        checks = check_budgets(findings, *budgets, self.supporting, self.only)
-        notes = describe_unchecked(checks, findings) if self.only else []
+        checks = check_budgets(findings, *budgets, self.off)
+        checked = [check.benchmark for check in checks]
+        unchecked = [name for name in findings.benchmarks if name not in checked]
+        off = [name for name in unchecked if "" in self.off or name in self.off]
+        notes = list(describe_off(findings, off))
         outcome, is_worse = overall_outcome(checks), False
         if self.overall:
-            counted = set(self.only or findings.benchmarks) - set(self.supporting)
             base, tuned = (
-                replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k in counted})
+                replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k not in off})
                 for one in read_evaluations()
             )
             mean = judge(base, tuned).mean_change(Role.retained)
             if isnan(mean.value):
-                raise ConfigError("--overall: every retained benchmark is supporting or left out")
+                raise ConfigError("--overall: every retained benchmark is off")
             notes.append(describe_overall(mean))
             is_worse = mean.high < 0
             outcome = Outcome.beyond if is_worse else outcome
@@ -73,7 +78,7 @@ class Gate:
 
     Attributes:
         checks: One for each benchmark with a budget.
-        notes: What was left out, and the mean of all.
+        notes: What is off, and the mean of all.
         is_worse: Whether `--overall` is set and shows that the retained benchmarks are worse.
         outcome: The exit code.
     """
@@ -91,14 +96,28 @@ class Gate:
 
 def add_gate_options(parser: CommandParser, others: str) -> None:
     """Add the options of the gate; `others` says what benchmarks that are not named may lose."""
-    text = f"gsm8k=0.02: two points; the others: {others}"
-    parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
+    text = "gsm8k=0.02: two points; gsm8k=off: shown, decides nothing; off: all that are not named"
+    text += f"; without it: {others}"
+    parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
     text = "gsm8k=0.05: a twentieth of what the base scored"
     parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
-    parser.add_list("--only", "BENCHMARK", "check this one and leave the others out")
-    parser.add_list("--supporting", "BENCHMARK", "its loss is shown and decides nothing")
     text = "also fail where the retained benchmarks are shown to be worse on average"
     parser.add_argument("--overall", action="store_true", help=text)
+
+
+def name_budgets(argv: Sequence[str]) -> list[str]:
+    """Repeat the option before each further budget, as in `--max-loss off gsm8k=0.02`.
+
+    argparse by itself would take a run's name that follows for a budget.
+    """
+    named, option = list[str](), ""
+    for previous, text in pairwise(["", *argv]):
+        if text.startswith("-"):
+            option = text.partition("=")[0]
+        elif option in ("--max-loss", "--max-relative-loss") and previous != option:
+            named += [option] * bool(_FURTHER_BUDGET.fullmatch(text))
+        named.append(text)
+    return named
 
 
 def read_rules(options: argparse.Namespace) -> GateRules:
@@ -107,10 +126,10 @@ def read_rules(options: argparse.Namespace) -> GateRules:
     Raises:
         ConfigError: A budget is no share, or a benchmark has two.
     """
+    is_off = re.compile("(?:(.+)=)?off").fullmatch
     return GateRules(
-        max_loss=read_budgets(options.max_loss),
+        max_loss=read_budgets([text for text in options.max_loss if not is_off(text)]),
         max_relative_loss=read_budgets(options.max_relative_loss, "--max-relative-loss"),
-        only=options.only,
-        supporting=options.supporting,
+        off=[found[1] or "" for text in options.max_loss if (found := is_off(text))],
         overall=options.overall,
     )

@@ -5,7 +5,7 @@
   lighteval  slimdown verdict out/base out/tuned        (--save-details --output-dir)
   tables     slimdown verdict base.csv tuned.csv        (.jsonl, .parquet: id, score; prompt, ...)
 
-Exit code with a budget (--max-loss, --max-relative-loss, --only, --supporting, --overall) or JUnit:
+Exit code with a budget (--max-loss, --max-relative-loss, --overall) or JUnit:
   0  every loss is shown to be within its budget
   1  a loss beyond its budget is shown, or with --overall that the retained are worse together
   2  the questions cannot tell
@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from slimdown.commands import arguments
-from slimdown.commands.gate import add_gate_options, read_rules
+from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import Findings, judge
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     add_gate_options(parser, "their margin, unless they are targets")
     parser.add_output("junit")
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
-    options = parser.parse(argv)
+    options = parser.parse(name_budgets(argv))
     refusal = "These logs cannot be judged:"
     return arguments.run_command(lambda: _judge(options), refusal, 3)
 

@@ -33,7 +33,6 @@ class BudgetCheck:
     budget: float
     outcome: Outcome
     reason: str
-    is_critical: bool = True  # otherwise it is shown and decides nothing
 
 
 def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[str, float]:
@@ -126,8 +125,7 @@ def check_budgets(
     findings: Findings,
     budgets: Mapping[str, float],
     relative: Mapping[str, float] | None = None,
-    supporting: Collection[str] = (),
-    only: Collection[str] = (),
+    off: Collection[str] = (),
 ) -> list[BudgetCheck]:
     """Check for each benchmark whether its loss is shown to be within its budget or beyond.
 
@@ -137,60 +135,62 @@ def check_budgets(
             points. "" stands for every retained benchmark that is not named. The others keep the
             budgets of their settings, see `default_budgets`.
         relative: the same as a share of what the base scored.
-        supporting: the benchmarks whose outcomes decide nothing.
-        only: the benchmarks that are checked; none: all that have a budget.
+        off: the benchmarks that are not checked. "" stands for every one that is not named.
 
     Raises:
-        ConfigError: a budget is no share, or its benchmark is not checked; a benchmark of `only`
-            has no budget; or there is no budget at all.
+        ConfigError: a budget is no share, its benchmark was not measured or is off, or there is no
+            budget at all.
     """
     benchmarks, relative = findings.benchmarks, relative or {}
-    for name in (*budgets, *relative, *supporting, *only):
-        if not isinstance(name, str):
-            raise ConfigError(f"{name!r} is no name of a benchmark; give one name after another")
-        if name not in benchmarks and (name or name in (*supporting, *only)):
+    for name in (*budgets, *relative, *off):
+        which = name or "every retained benchmark"
+        if name and name not in benchmarks:
             raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
         if name in budgets and name in relative:
-            which = name or "every retained benchmark"
             raise ConfigError(f"budget of {which}: give points or a share of the base, not both")
-        if only and name and name not in only:
-            raise ConfigError(f"{name} is not among those that are checked: {', '.join(only)}")
-    retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
+        if name in off and (name in budgets or name in relative):
+            raise ConfigError(f"budget of {which}: give a number or off, not both")
+    retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
     relative = _expand(relative, [name for name in retained if name not in budgets])
     budgets = _expand(budgets, [name for name in retained if name not in relative])
-    budgets = default_budgets(benchmarks) | budgets
-    budgets |= {name: benchmarks[name].margin for name in supporting if name not in budgets}
+    if "" not in off:
+        budgets = default_budgets(benchmarks) | budgets
     budgets |= {n: share * benchmarks[n].primary.base.value for n, share in relative.items()}
-    if lacking := next((name for name in only if name not in budgets), None):
-        raise ConfigError(f"{lacking} has no budget; give it one, such as {lacking}=0.02")
-    budgets = {name: budgets[name] for name in only or budgets}
+    budgets = {name: budget for name, budget in budgets.items() if name not in off}
     if not budgets:
-        advice = "give another a budget, such as NAME=0.02"
-        raise ConfigError(f"no retained benchmark was measured; {advice}")
-    if not budgets.keys() - set(supporting):
-        raise ConfigError("every benchmark is only supporting, so nothing is decided")
+        problem = "every benchmark is off" if off else "no retained benchmark was measured"
+        raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
     differences = {name: benchmarks[name].primary.difference for name in budgets}
-    outcomes: dict[str, Outcome] = {}
-    for is_critical in (True, False):  # a family each: what decides nothing makes nothing harder
-        family = {n: b for n, b in budgets.items() if (n not in supporting) is is_critical}
-        outcomes |= decide_outcomes(differences, family)
     checks = []
-    for name, budget in budgets.items():
-        benchmark, outcome = benchmarks[name], outcomes[name]
+    for name, outcome in decide_outcomes(differences, budgets).items():
+        benchmark, budget = benchmarks[name], budgets[name]
         reason = _explain(name, benchmark, budget, outcome)
-        if name in relative and benchmark.primary.base.low <= benchmark.chance:
-            outcome = Outcome.undecided  # a share of what may be luck
-            reason = "the base is not shown to be above chance; give this benchmark points"
+        if name in relative and (doubt := _doubt_share(benchmark, relative[name], outcome)):
+            outcome, reason = Outcome.undecided, f"{doubt}; give this benchmark points"
         if benchmark.never_ended:
             outcome = Outcome.undecided
             reason = (
                 f"thinking never ended in too many answers; raise benchmark.{name}.max_gen_toks"
             )
-        is_critical = name not in supporting
-        checks.append(BudgetCheck(name, benchmark, budget, outcome, reason, is_critical))
+        checks.append(BudgetCheck(name, benchmark, budget, outcome, reason))
     return checks
+
+
+def _doubt_share(benchmark: BenchmarkChange, share: float, outcome: Outcome) -> str:
+    """Say why a share of the base's score cannot decide; empty if it can.
+
+    The test takes that score as known. For single 0/1 answers this is cautious: luck that raised
+    the base raised the loss, too. Of other scores the interval of the forgetting rate must agree.
+    """
+    rate = benchmark.forgetting_rate
+    if rate is None:
+        return "the base is not shown to score above 0"
+    if outcome is Outcome.undecided or benchmark.primary.difference.has_independent_answers:
+        return ""
+    is_open = rate.low <= share <= rate.high
+    return "the forgetting rate's interval holds this share" if is_open else ""
 
 
 def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:
@@ -200,8 +200,8 @@ def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, 
 
 
 def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
-    """Combine the critical checks: beyond if any is, else undecided if any is, else within."""
-    outcomes = {check.outcome for check in checks if check.is_critical}
+    """Combine all checks: beyond if any is, else undecided if any is, else within."""
+    outcomes = {check.outcome for check in checks}
     return next((o for o in (Outcome.beyond, Outcome.undecided) if o in outcomes), Outcome.within)
 
 

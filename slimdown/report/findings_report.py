@@ -79,13 +79,11 @@ def budgets_table(
     """Show each benchmark's loss against its budget, one row for each."""
     records = []
     for check in checks:
-        name = check.benchmark if check.is_critical else f"{check.benchmark} (supporting)"
-        values = {"benchmark": check.benchmark, "is_critical": check.is_critical}
         d = check.change.primary.difference
         one_sided = Estimate(d.value, d.standard_error, *d.equivalence_interval())
         records.append(
             {
-                "benchmark": Cell(name, values=values),
+                "benchmark": check.benchmark,
                 "change [90 %]": make_change_cell(one_sided),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
@@ -102,7 +100,7 @@ def write_junit(
     """Write budget checks as JUnit's XML: `beyond` is a failure, `undecided` an error.
 
     Args:
-        checks: Each is a test; that of a supporting benchmark is skipped.
+        checks: Each is a test.
         title: The suite's title.
         failures: Further tests that failed, with the reasons.
     """
@@ -111,9 +109,7 @@ def write_junit(
     for check in checks:
         name = f"{visible(check.benchmark)} loses at most {100 * check.budget:.3g} points"
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
-        if not check.is_critical:
-            ElementTree.SubElement(case, "skipped", message=f"supporting; {check.reason}")
-        elif kind := kinds.get(check.outcome.name):
+        if kind := kinds.get(check.outcome.name):
             ElementTree.SubElement(case, kind, message=check.reason, type=check.outcome.name)
         else:
             ElementTree.SubElement(case, "system-out").text = check.reason

@@ -14,7 +14,6 @@ from slimdown.config.schema import (
 )
 from slimdown.evaluation.results import Metric
 from slimdown.judging.behaviour import THINKS
-from slimdown.judging.budgets import BudgetCheck
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
@@ -174,11 +173,12 @@ def _describe_change(benchmark: BenchmarkChange) -> str:
     return f"{points} after {n} questions" if benchmark.is_stopped else points
 
 
-def describe_unchecked(checks: Sequence[BudgetCheck], findings: Findings) -> list[str]:
-    """Say which benchmarks were left out on purpose."""
-    names = [check.benchmark for check in checks]
-    left_out = ", ".join(name for name in findings.benchmarks if name not in names)
-    return [f"Checked: only {', '.join(names)}; left out: {left_out or 'none'}."]
+def describe_off(findings: Findings, names: Sequence[str]) -> Iterator[str]:
+    """Show the changes of benchmarks that are off, in one sentence; none if there are none."""
+    changes = {name: format_points(findings.benchmarks[name].primary.difference) for name in names}
+    if changes:
+        shown = ", ".join(f"{name} {' '.join(change)}" for name, change in changes.items())
+        yield f"Off, so without a part in the outcome, in points [95 %]: {shown}."
 
 
 def describe_overall(mean: Estimate) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,10 +56,18 @@ def runs(folder: Path, monkeypatch: Patch) -> None:
         *(([name], code) for name, code in {"kept": 0, "lost": 1, "few": 2, "held": 0}.items()),
         *(([name], 3) for name in ("nobody", "")),
         (["lost", "--max-loss", "pocket_cs=0.9"], 1),  # the others keep their budgets
-        (["lost", "--max-loss", "pocket_cs=0.9", "--only", "pocket_cs"], 0),
-        (["kept", "--only", "pocket_cs", "--max-loss", "pocket_math=0.9"], 3),
-        (["kept", "--only", "nobody"], 3),
-        (["kept", "--only", "pocket_instructions"], 3),  # the target has no budget
+        (["lost", "--max-loss", "off", "--max-loss", "pocket_cs=0.9"], 0),
+        (["lost", "--max-loss", "off", "pocket_cs=0.9"], 0),
+        (["--max-loss", "pocket_cs=0.9", "off", "lost"], 0),
+        (["--max-loss=off", "pocket_cs=0.9", "lost"], 0),
+        (["lost", "--max-loss", "off", "--max-relative-loss", "pocket_cs=0.99"], 0),
+        (["lost", "--max-loss", "off", "pocket_cs=0.9", "pocket_math=0.01"], 1),
+        (["lost", "--max-loss", "0.9", "pocket_cs=off"], 0),
+        (["kept", "--max-loss", "off"], 3),
+        (["kept", "--max-loss", "pocket_cs=off", "pocket_cs=0.9"], 3),
+        (["kept", "--max-loss", "=off"], 3),
+        (["kept", "--max-relative-loss", "off"], 3),
+        (["kept", "--max-loss", "nobody=off"], 3),
         (["kept", "--max-loss", "pocket_cs=2"], 3),
         (["kept", "--max-loss", "pocket=0.1"], 3),
         (["--max-loss", "0.9", "lost"], 0),
@@ -75,9 +84,11 @@ def test_the_exit_code_is_the_answer(
     assert "Traceback" not in captured.err
     if arguments == ["held"]:
         assert "held" in captured.out
-    if "--only" in arguments and code == 0:
-        left_out = "pocket_instructions, pocket_math, pocket_commonsense"
-        assert f"Checked: only pocket_cs; left out: {left_out}." in captured.out
+    if "off" in arguments and code == 0:
+        shown = " ".join(captured.out.split())
+        assert "Off, so without a part in the outcome, in points [95 %]: pocket_" in shown
+        for name in ("pocket_instructions", "pocket_math", "pocket_commonsense"):
+            assert re.search(rf"{name} −?[\d.]+ \[", shown)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_the_exit_code_is_the_answer(
     [("kept", 0, "system-out"), ("lost", 1, "failure"), ("few", 2, "error")],
 )
 def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsys: Capture) -> None:
-    budgets = ["--max-loss", "0.3", "--only", "pocket_cs", "--only", "pocket_math"]
+    budgets = ["--max-loss", "off", "pocket_cs=0.3", "pocket_math=0.3"]
     assert check.main([name, *budgets, "--format", "junit"]) == code
     suite = ElementTree.fromstring(capsys.readouterr().out)
     assert [case[0].tag for case in suite] == [kind, kind]
@@ -114,7 +125,9 @@ def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
         assert "judged 2 runs of this sweep" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--max-loss=x", "--max-relative-loss=pocket_cs=2", "--only=x"])
+@pytest.mark.parametrize(
+    "option", ["--max-loss=x", "--max-relative-loss=pocket_cs=2", "--max-loss=x=off"]
+)
 def test_a_mistake_is_no_look_at_the_held_out_questions(
     option: str, runs: None, capsys: Capture
 ) -> None:
@@ -128,11 +141,10 @@ def test_the_retained_benchmarks_are_asked_about_together(runs: None, capsys: Ca
     for name in ("kept", "slight"):  # "slight" does not rule out rare gains
         assert check.main([name, *loose]) == 0
         assert "Overall: undecided" in capsys.readouterr().out
-    assert check.main(["lost", *loose, "--supporting", "pocket_cs"]) == 1
-    retained = ("pocket_cs", "pocket_math", "pocket_commonsense")
-    supporting = (f"--supporting={name}" for name in retained)
-    assert check.main(["lost", *loose, *supporting, "--max-loss", "pocket_instructions=0.99"]) == 3
-    assert "every retained benchmark is supporting" in capsys.readouterr().err
+    assert check.main(["lost", *loose, "--max-loss", "pocket_cs=off"]) == 1
+    target = ["--max-loss", "off", "pocket_instructions=0.99", "--overall"]
+    assert check.main(["lost", *target]) == 3
+    assert "every retained benchmark is off" in capsys.readouterr().err
     assert check.main(["lost", *loose]) == 1
     assert "shown to be worse together" in capsys.readouterr().out
     assert check.main(["lost", *loose, "--format", "junit"]) == 1
@@ -221,8 +233,8 @@ def test_logs_with_one_named_budget_are_held_to_the_others_too(
 ) -> None:
     named = ["--max-loss", "pocket_cs=0.999"]
     assert verdict.main([*logs, *named]) == 1
-    assert verdict.main([*logs, *named, "--only", "pocket_cs"]) == 0
-    assert "Checked: only pocket_cs; left out: pocket_" in capsys.readouterr().err
+    assert verdict.main([*logs, *named, "--max-loss", "off"]) == 0
+    assert "Off, so without a part in the outcome" in capsys.readouterr().err
 
 
 def test_logs_are_gated_as_a_recorded_run(
@@ -239,11 +251,12 @@ def test_logs_are_gated_as_a_recorded_run(
     assert "shown to be worse together" in captured.out
     assert "changed by −" in captured.err
     assert verdict.main([*logs, *loose[:2]]) == 0
-    supporting = [f"--supporting={name}" for name in names]
-    assert verdict.main([*logs, *loose, *supporting]) == 3
-    assert "every benchmark is only supporting" in capsys.readouterr().err
+    assert verdict.main([*logs, "--max-loss", "off", "--overall"]) == 3
+    problem = capsys.readouterr().err
+    assert len(problem.splitlines()) == 2  # the heading, and one line
+    assert "every benchmark is off; give one a budget" in problem
     file = tmp_path / "budgets.xml"
-    relative = [f"--max-relative-loss={names[0]}=0.5", f"--only={names[0]}"]
+    relative = [f"--max-relative-loss={names[0]}=0.5", "--max-loss=off"]
     assert verdict.main([*logs, *relative, "--format=junit", "-o", str(file)]) in (0, 1, 2)
     assert len(ElementTree.parse(file).getroot()) == 1
 

@@ -64,7 +64,7 @@ def test_verdict_takes_a_folder_and_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, tuned = write_logs("inspect", tmp_path)
-    choice = ["--metric", "sums=exact", "--only", "sums"]
+    choice = ["--metric", "sums=exact", "--max-loss", "words=off"]
     assert verdict.main([str(base), str(tuned), *choice]) == 1
     files = [str(next(side.glob("*.eval"))) for side in (base, tuned)]
     assert verdict.main([*files, *choice]) == 1
