@@ -356,10 +356,10 @@ def ask_again(draws: int, random: np.random.Generator) -> Iterator[Row]:
             is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
             case = f"nothing changed, {percent(flips)} % flip; {n_first} questions, then {name}"
             yield "changed, at one of two verdicts", case, percent(is_claimed.any(0).mean()), "-"
-    asked = [random.multinomial(n, [0.06, 0.88, 0.06], draws) for n in (100, 200, 400, 619)]
+    asked = [random.multinomial(n, [0.06, 0.88, 0.06], draws) for n in (100, 300, 919, 3_681)]
     verdicts = np.cumsum(asked, axis=0)[:, :, None, :].astype(float)
     is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
-    case = "nothing changed, 12.0 % flip; 100 (of four), 300, 700, then all 1,319 questions"
+    case = "nothing changed, 12.0 % flip; 100 (of four), 400, 1,319, then 5,000 questions"
     for n, name in ((3, "three"), (4, "four")):
         rate = percent(is_claimed[-n:].any(0).mean())
         yield f"changed, at one of {name} verdicts", case, rate, "-"
@@ -469,25 +469,25 @@ def count_needed_by_p_right(draws: int, random: np.random.Generator) -> Iterator
 
 
 def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """The forgetting rate's interval, near chance and after a collapse."""
-    for base, chance, lost, gained in (
-        (0.27, 0.25, 0.10, 0.10),
-        (0.30, 0.25, 0.10, 0.10),
-        (0.35, 0.25, 0.12, 0.06),
-        (0.50, 0.25, 0.12, 0.06),
-        (0.35, 0.0, 0.12, 0.06),
-        (0.35, 0.0, 0.345, 0.0),
+    """The forgetting rate's interval, of weak bases and after a collapse."""
+    for base, lost, gained in (
+        (0.02, 0.01, 0.01),
+        (0.05, 0.04, 0.0),
+        (0.10, 0.08, 0.06),
+        (0.35, 0.12, 0.06),
+        (0.35, 0.345, 0.0),
+        (0.60, 0.20, 0.05),
     ):
         for n in (100, 300):
             shares = [base - lost, lost, gained, 1 - base - gained]
-            true, shown, misses, n_draws = (lost - gained) / (base - chance), 0, 0, draws // 4
+            true, shown, misses, n_draws = (lost - gained) / base, 0, 0, draws // 4
             for _ in range(n_draws):
                 cells = random.choice(4, size=n, p=shares)
                 before, after = (cells < 2) * 1.0, ((cells == 0) | (cells == 2)) * 1.0
-                if rate := forgetting_rate(before, after, chance):
+                if rate := forgetting_rate(before, after):
                     shown += 1
                     misses += not rate.low <= true <= rate.high
-            case = f"rate {true:.2f}, base {base}, chance {chance}, {n} questions"
+            case = f"rate {true:.2f}, base {base}, {n} questions"
             claim, missed = f"rate's interval misses ({shown} shown)", misses / max(1, shown)
             yield claim, case, percent(missed), "5"
             yield "rate has no interval", case, percent(1 - shown / n_draws), "-"
@@ -500,7 +500,7 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
     share and some noise.
     """
 
-    def draw(kind: str, n: int, base: float, share: float) -> tuple[Floats, Floats]:
+    def draw(kind: str, base: float, share: float) -> tuple[Floats, Floats]:
         if kind == "0/1":
             gained = 0.03
             lost = share * base + gained
@@ -511,6 +511,7 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
             return before, before - share * base
         return before, before * (1 - share) + random.uniform(-0.1, 0.1, n)
 
+    n, n_draws = 300, draws // 8
     for kind, base, share in (
         ("0/1", 0.2, 0.2),
         ("0/1", 0.6, 0.05),
@@ -518,21 +519,20 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
         ("all lose the same", 0.6, 0.3),
         ("a noisy share", 0.6, 0.3),
     ):
-        for n in (100, 1_000):
-            outcomes = []
-            for _ in range(n_draws := draws // 8):
-                before, after = draw(kind, n, base, share)
-                one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=MARGIN, n=n)
-                d = compare_scores(before, after)
-                one.primary = SimpleNamespace(difference=d, base=estimate_mean(before))
-                one.forgetting_rate, one.never_ended = forgetting_rate(before, after), None
-                one.is_stopped, one.n_available = True, n  # it skips how many would tell
-                findings: Any = SimpleNamespace(benchmarks={"a": one})
-                outcomes.append(check_budgets(findings, {}, {"a": share})[0].outcome)
-            case = f"{kind}, base {base}, {share} of it is lost, {n} questions"
-            for outcome in (Outcome.within, Outcome.beyond):
-                rate = percent(outcomes.count(outcome) / n_draws)
-                yield f"exit {int(outcome)}, a share of the base", case, rate, "5"
+        outcomes = []
+        for _ in range(n_draws):
+            before, after = draw(kind, base, share)
+            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=MARGIN, n=n)
+            d = compare_scores(before, after)
+            one.primary = SimpleNamespace(difference=d, base=estimate_mean(before))
+            one.forgetting_rate, one.never_ended = forgetting_rate(before, after), None
+            one.is_stopped, one.n_available = True, n  # it skips how many would tell
+            findings: Any = SimpleNamespace(benchmarks={"a": one})
+            outcomes.append(check_budgets(findings, {}, {"a": share})[0].outcome)
+        case = f"{kind}, base {base}, {share} of it is lost, {n} questions"
+        for outcome in (Outcome.within, Outcome.beyond):
+            rate = percent(outcomes.count(outcome) / n_draws)
+            yield f"exit {int(outcome)}, a share of the base", case, rate, "5"
 
 
 def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:

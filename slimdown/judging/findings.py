@@ -104,7 +104,6 @@ class BenchmarkChange:
     # is that of paired answers.
     paper_value: Estimate | None
     forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
-    forgetting_rate_above_chance: Estimate | None  # None where it is not shown above chance
     verdict: Verdict
     p_value: float  # that the primary metric did not change; corrected for all benchmarks
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
@@ -227,21 +226,19 @@ def judge(
         verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        chance, is_open = config.chance or 0.0, verdict is Verdict.undecided
-        rates = [forgetting_rate(x, y, guessed, pair.sampling) for guessed in (0.0, chance)]
+        is_open, rate = verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
             n=d.n,
             n_available=pair.sampling.n_available,
-            chance=chance,
+            chance=config.chance or 0.0,
             margin=config.margin,
             max_loss=config.max_loss,
             changes=metrics[name],
             paper_metric=config.paper_metric,
-            paper_value=_estimate_paper_metric(config.paper_metric, primary, rates[0]),
-            forgetting_rate=rates[0],
-            forgetting_rate_above_chance=rates[1],
+            paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
+            forgetting_rate=rate,
             verdict=verdict,
             p_value=p_value,
             equivalence_p_value=equivalence_p_value,

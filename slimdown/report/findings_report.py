@@ -174,7 +174,7 @@ def _make_claims(findings: Findings, name: str) -> dict[Column, Cell]:
     verdict, p_value = benchmark.verdict.value, benchmark.p_value
     cause, share = (losses.main_cause if losses else None) or (None, None)
     shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
-    rate, is_target = benchmark.forgetting_rate_above_chance, benchmark.role is Role.target
+    rate, is_target = benchmark.forgetting_rate, benchmark.role is Role.target
     rates = make_change_cell(rate, "forgetting_rate") if rate and not is_target else Cell()
     shown_rate, interval = text.describe_rate(rate, benchmark)
     p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
@@ -185,7 +185,7 @@ def _make_claims(findings: Findings, name: str) -> dict[Column, Cell]:
         Column("p", "corrected", True, is_extra=True): Cell(
             formatting.format_p_value(p_value), sort_key=p_value, values=p_values
         ),
-        Column("forgetting rate", "above chance [95 %]", True, is_extra=True): replace(
+        Column("forgetting rate", "[95 %]", True, is_extra=True): replace(
             rates, text=shown_rate, interval=interval
         ),
         Column("paper’s metric", "± standard error [95 %]", True, is_extra=True): Cell(

@@ -107,7 +107,7 @@ def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
 
 
 def describe_rate(rate: Estimate | None, benchmark: BenchmarkChange) -> tuple[str, str]:
-    """Return one of a benchmark's forgetting rates and its interval; target tasks have none."""
+    """Return a benchmark's forgetting rate and its interval; target tasks have none."""
     if benchmark.role is Role.target:
         return "", ""
     return format_percent(rate) if rate else ("undefined", "")
