@@ -179,7 +179,7 @@ def _make_claims(findings: Findings, name: str) -> dict[Column, Cell]:
     shown_rate, interval = text.describe_rate(rate, benchmark)
     p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
     causes = {"main_cause": cause, "main_cause_share": share}
-    return {
+    claims = {
         Column("verdict"): Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),
         Column("main cause of loss", is_extra=True): Cell(shown_cause, values=causes),
         Column("p", "corrected", True, is_extra=True): Cell(
@@ -188,7 +188,8 @@ def _make_claims(findings: Findings, name: str) -> dict[Column, Cell]:
         Column("forgetting rate", "[95 %]", True, is_extra=True): replace(
             rates, text=shown_rate, interval=interval
         ),
-        Column("paper’s metric", "± standard error [95 %]", True, is_extra=True): Cell(
-            *text.describe_paper_metric(benchmark)
-        ),
     }
+    if any(one.paper_metric for one in findings.benchmarks.values()):
+        column = Column("paper’s metric", "± standard error [95 %]", True, is_extra=True)
+        claims[column] = Cell(*text.describe_paper_metric(benchmark))
+    return claims

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from math import isfinite
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from builders import stop_early
 from record_builders import Compose
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
+from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page, render_run_files
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
@@ -64,6 +66,20 @@ def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
         "train.max_length cut 50 rows.",
     ):  # fmt: skip
         assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected
+
+
+def test_the_papers_columns_stand_only_beside_its_benchmarks(usual: Reader) -> None:
+    plain = {name: pair for name, pair in make_usual().items() if name in ("calm", "skill")}
+    page = read_page(plain)
+    for heading in ("exact McNemar", "Unpaired:", "unpaired", "Paper’s metric", "paper’s metric"):
+        assert heading in usual.text
+        assert heading not in page.text
+    assert "forgetting rate" in page.text
+    findings = judge_pairs(plain)
+    records = [record for record in findings_table(findings).records if record["verdict"]]
+    assert {r["benchmark"]: r["forgetting_rate"] for r in records} == {"skill": None, "calm": 0}
+    calm = findings.to_dict()["benchmarks"]["calm"]
+    assert isfinite(calm["changes"][calm["metric"]]["unpaired_standard_error"])
 
 
 def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
