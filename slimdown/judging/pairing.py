@@ -87,12 +87,23 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
 
 def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, object]) -> None:
     for field in dict.fromkeys((*base, *tuned)):
-        values = [str(one.get(field, "not set"))[:60] for one in (base, tuned)]
         if base.get(field) != tuned.get(field):
+            values = (str(one.get(field, "not set")) for one in (base, tuned))
+            first, second = _show_difference(*values)
             raise DataError(
                 f"{name}: these two evaluations cannot be compared, {field} differs: "
-                f"{values[0]} and {values[1]}"
+                f"{first} and {second}"
             )
+
+
+def _show_difference(first: str, second: str) -> tuple[str, str]:
+    """Cut two texts to 60 characters, a few before the first in which they differ."""
+    if max(len(first), len(second)) <= 60:
+        return first, second
+    pairs = enumerate(zip(first, second, strict=False))
+    begin = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second))) - 20
+    opening, begin = ("...", begin) if begin > 0 else ("", 0)
+    return opening + first[begin:][:60], opening + second[begin:][:60]
 
 
 def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
