@@ -153,8 +153,9 @@ def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], fl
     for run in runs:
         for name, change in run.changes.items():
             if not change.is_stopped:
-                of_runs, _ = means.setdefault(name, ([], 1 / change.n))
-                of_runs.append(change.primary.difference.value)
+                difference = change.primary.difference
+                of_runs, _ = means.setdefault(name, ([], 1 / len(difference.observations)))
+                of_runs.append(difference.value)
         if run.findings and (training := run.findings.training):
             means.setdefault(_LOSS, ([], 0.0))[0].append(training.validation_loss_after)
     return means

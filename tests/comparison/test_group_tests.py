@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import judge_scores, make_run, make_scores
+from builders import judge_scores, make_benchmark, make_run, make_scores
 from scipy.stats import t, ttest_ind
 
 from slimdown.comparison.group_tests import compare_seeds, describe_groups, seeds_to_show
@@ -38,6 +38,23 @@ def test_a_difference_is_shown_or_the_seeds_that_would_are_named() -> None:
     assert "Below 5 seeds all values of lora.r are taken to vary alike" in text
     assert "2 seeds cannot tell 2 from 8" in describe({2: [4, 8], 8: [20, 9]})
     assert describe({2: [4], 8: [5]}).startswith("No two values of lora.r have two seeds each")
+
+
+def test_copies_make_seeds_that_agree_by_chance_no_surer() -> None:
+    texts = []
+    for n_copies in (1, 3):
+        runs = []
+        for rank, lost in ((2, 4), (2, 4), (8, 5), (8, 5)):
+            sides = []
+            for scores in make_scores(60 - lost, lost, 0, 0):
+                plain = make_benchmark(np.tile(scores, n_copies))
+                named = [replace(s, doc_hash=f"{i % 60}") for i, s in enumerate(plain.samples)]
+                sides.append(make_benchmark(named))
+            settings = {"lora__r": str(rank), "seed": str(len(runs) % 2)}
+            runs.append(make_run(judge_scores(*sides), len(runs), **settings))
+        texts.append(list(describe_groups(compare_runs(runs), "lora.r")))
+    assert "2 seeds cannot tell 2 from 8" in texts[0][0]
+    assert texts[0] == texts[1]
 
 
 def test_a_value_without_a_setting_of_the_others_is_compared_with_each_of_them() -> None:
