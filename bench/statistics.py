@@ -1,6 +1,6 @@
 """Check what the statistics promise, by exact enumeration and simulation: error rates and power.
 
-    python -m bench.statistics                 all tables, in about eight minutes
+    python -m bench.statistics                 all tables, in about ten minutes
     python -m bench.statistics --draws 20000   with less noise
 
 Each row of the first table is a claim that slimdown may make wrongly, the truth that makes it wrong
