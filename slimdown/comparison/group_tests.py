@@ -141,6 +141,7 @@ def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], fl
     for run in runs:
         for name, change in run.changes.items():
             if change.is_measured and not change.is_stopped:
-                of_runs, _ = means.setdefault(name, ([], 1 / change.n))
-                of_runs.append(change.primary.difference.value)
+                difference = change.primary.difference
+                of_runs, _ = means.setdefault(name, ([], 1 / len(difference.observations)))
+                of_runs.append(difference.value)
     return means

@@ -88,8 +88,9 @@ class BenchmarkRun:
         self._task_weights: dict[str, float] | None = None  # every question alike
         if self.task.weighs_tasks_alike and len(set(map(len, texts.values()))) > 1:
             self._task_weights = dict.fromkeys(texts, 1 / len(texts))
-        # A group that weighs unequal tasks alike needs all of its questions.
-        self.can_stop = self._task_weights is None and len(self.ends) > 1
+        # A group that weighs unequal tasks alike needs all its questions; a look may divide copies.
+        has_copies = len({text for of in texts.values() for text in of.values()}) < self.ends[-1]
+        self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
         self._samples: list[Sample] = []
         self._looks: list[int] = []
         self._found: BenchmarkEvaluation | None = None

@@ -84,6 +84,11 @@ class Sample:
     repeated_scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
+    def unit(self) -> str:
+        """What counts as one question: its cluster where one is named, else its document."""
+        return self.cluster or self.doc_hash
+
+    @property
     def first(self) -> "Sample":
         """The sample with the scores of the first answer alone."""
         return replace(

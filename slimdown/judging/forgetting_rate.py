@@ -37,7 +37,8 @@ def forgetting_rate(
     (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
     counts, bound = test.counts[-1], test.highest
     change_test = test
-    if sampling.is_simple and np.isin([x_of, y_of], (0.0, 1.0)).all():
+    has_one_size = np.ptp(weights) < 1e-9  # of its clusters, if it has any
+    if sampling.is_simple and has_one_size and np.isin([x_of, y_of], (0.0, 1.0)).all():
         change_test = test.of_change(x_of != y_of)
     n = float(counts.sum())  # questions, or clusters
     base, tuned = (float(counts @ (weights * z)) / n for z in (x_of, y_of))

@@ -4,9 +4,9 @@ The best of many runs is partly lucky, and the luck is in the questions that wer
 `evaluation.holdout` a run asks all questions but shows only what the open part says. `slimdown
 check` and `slimdown compare --confirm` read the held-out part.
 
-A hash of each question, or of its cluster, decides its part. It has no seed, so all runs hold out
-the same questions. It ignores other questions, so a `limit` moves none, and a larger share holds
-out all that a smaller one does.
+A hash of each document, or of its cluster, decides its part, so no copy of a question lies in the
+other one. It has no seed, so all runs hold out the same questions. It ignores other questions, so a
+`limit` moves none, and a larger share holds out all that a smaller one does.
 """
 
 from dataclasses import replace
@@ -46,8 +46,7 @@ def _take_part(evaluation: Evaluation, share: float, which: str) -> Evaluation:
             )
         samples = []
         for sample in benchmark.samples:
-            place = sample.cluster or f"{sample.task}\n{sample.doc_hash}"
-            digest = sha256(place.encode()).digest()
+            digest = sha256(sample.unit.encode()).digest()
             is_held = int.from_bytes(digest[:8]) < share * 2**64
             samples += [sample] if is_held == (which == "held-out") else []
         n = len(benchmark.samples)

@@ -33,13 +33,13 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     if len(differences) == 1:
         return differences[0].estimate
     samples = [sample for pair, _ in measured for sample in pair.base.samples]
-    clusters = {sample.doc_hash: sample.cluster for sample in samples if sample.cluster}
-    names = [clusters.get(sample.doc_hash, sample.doc_hash) for sample in samples]
-    documents, document_of = np.unique(names, return_inverse=True)
-    of_all = len(documents) / len(measured)
+    clusters = {sample.doc_hash: sample.unit for sample in samples if sample.cluster}
+    names = [clusters.get(sample.doc_hash, sample.unit) for sample in samples]
+    units, unit_of = np.unique(names, return_inverse=True)
+    of_all = len(units) / len(measured)
     shares = [to_weighted(np.full(d.n, of_all / d.n), d.sampling) for d in differences]
-    weights = np.bincount(document_of, np.concatenate(shares)).astype(float)
+    weights = np.bincount(unit_of, np.concatenate(shares)).astype(float)
     parts = [share * d.changes for share, d in zip(shares, differences, strict=True)]
-    change = np.clip(np.bincount(document_of, np.concatenate(parts)) / weights, -1, 1)
+    change = np.clip(np.bincount(unit_of, np.concatenate(parts)) / weights, -1, 1)
     before, after = np.maximum(-change, 0), np.maximum(change, 0)
     return compare_scores(before, after, Sampling(weights, n_subjects=len(measured))).estimate

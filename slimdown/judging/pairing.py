@@ -1,13 +1,14 @@
 """Pair two evaluations question by question, or refuse to compare them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.stats.estimates import Sampling
+from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -69,8 +70,9 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
     sides = [{(s.task, s.doc_id): s for s in one.samples} for one in (base, tuned)]
     described = []
     has_clusters = any(sample.cluster for one in (base, tuned) for sample in one.samples)
-    if has_clusters and shorter.looks:
-        problem = "stopped early, and looks may divide its clusters"
+    whole = max(base, tuned, key=lambda one: len(one.samples))
+    if shorter.looks and _number_units(whole.samples) is not None:
+        problem = "stopped early, and looks may divide its clusters, or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
     about = ("doc_hash", "prompt_hash", "target", *(["cluster"] if has_clusters else []))
     for place in places:
@@ -81,18 +83,28 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
         replace(one, samples=tuple(samples[place] for place in places), looks=shorter.looks)
         for one, samples in zip((base, tuned), sides, strict=True)
     )
-    whole = max(base, tuned, key=lambda one: len(one.samples))
     return Pair(cut_base, cut_tuned, describe_sampling(whole, cut_base), hash_json(described))
 
 
 def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, object]) -> None:
     for field in dict.fromkeys((*base, *tuned)):
-        values = [str(one.get(field, "not set"))[:60] for one in (base, tuned)]
         if base.get(field) != tuned.get(field):
+            values = (str(one.get(field, "not set")) for one in (base, tuned))
+            first, second = _show_difference(*values)
             raise DataError(
                 f"{name}: these two evaluations cannot be compared, {field} differs: "
-                f"{values[0]} and {values[1]}"
+                f"{first} and {second}"
             )
+
+
+def _show_difference(first: str, second: str) -> tuple[str, str]:
+    """Cut two texts to 60 characters, a few before the first in which they differ."""
+    if max(len(first), len(second)) <= 60:
+        return first, second
+    pairs = enumerate(zip(first, second, strict=False))
+    begin = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second))) - 20
+    opening, begin = ("...", begin) if begin > 0 else ("", 0)
+    return opening + first[begin:][:60], opening + second[begin:][:60]
 
 
 def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
@@ -110,10 +122,6 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
     n_subjects = len(sizes) if len(sizes) > 1 else 0  # even if a look has seen only one
-    clusters = None
-    if any(sample.cluster for sample in part.samples):  # those of a group may span tasks
-        names = [sample.cluster or f"question {n}" for n, sample in enumerate(part.samples)]
-        clusters = np.unique(names, return_inverse=True)[1].astype(float)
     return Sampling(
         weights,
         part.looks,
@@ -121,5 +129,13 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         n_subjects,
         largest_weight,
         n_skipped_looks,
-        clusters,
+        clusters=_number_units(part.samples),
     )
+
+
+def _number_units(samples: Sequence[Sample]) -> Floats | None:
+    """Number what counts as one question, which may span tasks; None: every question does."""
+    units = [sample.unit for sample in samples]
+    if len(set(units)) == len(units):
+        return None
+    return np.unique(units, return_inverse=True)[1].astype(float)

@@ -237,17 +237,11 @@ def list_caveats(findings: Findings) -> Iterator[str]:
             yield f"{name}: {limit}; a model that answers in fewer words then looks better."
         difference = benchmark.primary.difference
         if difference.sampling.clusters is not None:
-            clusters = pluralize(len(difference.observations), "cluster")
-            yield f"{name}: its {difference.n} questions stand in {clusters}; each counts as one."
+            counted = f"{difference.n:,} questions count as {len(difference.observations):,}"
+            yield f"{name}: its {counted}; copies are one, and so is a cluster."
         if n_subjects := difference.sampling.n_subjects:
             yield f"{name} is about these {n_subjects} subjects alone."
-    benchmarks = findings.base.benchmarks if findings.base else {}
-    for name, evaluation in benchmarks.items():
-        n, n_different = len(evaluation.samples), len({s.doc_hash for s in evaluation.samples})
-        if n_different < n and not any(s.cluster for s in evaluation.samples):
-            copies = f"{n - n_different:,} of {n:,} questions equal an earlier one"
-            yield f"{name}: {copies}, and each counts by itself."
-    evaluations = benchmarks.values()
+    evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
         yield f"The base's answers were measured before: {origin}."
 

@@ -1,5 +1,6 @@
 """Groups of seeds are tested against each other, and claim nothing that two seeds cannot tell."""
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -38,6 +39,23 @@ def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
     runs = [make_run(early, i, lora__r=r, seed=s) for i, (r, s) in enumerate(places)]
     [line] = describe_groups(compare_runs(runs), "lora.r")
     assert "have two seeds each whose evaluations did not stop early: -m seed=0,1,2" in line
+
+
+def test_copies_make_seeds_that_agree_by_chance_no_surer() -> None:
+    texts = []
+    for n_copies in (1, 3):
+        runs = []
+        for rank, lost in ((2, 4), (2, 4), (8, 5), (8, 5)):
+            sides = []
+            for scores in make_scores(60 - lost, lost, 0, 0):
+                plain = make_benchmark(np.tile(scores, n_copies))
+                named = [replace(s, doc_hash=f"{i % 60}") for i, s in enumerate(plain.samples)]
+                sides.append(make_benchmark(named))
+            settings = {"lora__r": str(rank), "seed": str(len(runs) % 2)}
+            runs.append(make_run(judge_scores(*sides), len(runs), **settings))
+        texts.append(list(describe_groups(compare_runs(runs), "lora.r")))
+    assert texts[0][0].startswith("No difference between values of lora.r is shown.")
+    assert texts[0] == texts[1]
 
 
 def test_a_value_without_a_setting_of_the_others_is_compared_with_each_of_them() -> None:

@@ -137,6 +137,21 @@ def test_a_bad_row_is_named(rows: list[Any], answer: str, tmp_path: Path) -> Non
         read_benchmarks({"task": "mine", "path": str(file)})
 
 
+def test_a_file_with_copies_is_asked_whole(tmp_path: Path) -> None:
+    """A look could divide them."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    pocket = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    for n_different in (70, 69):
+        questions = [n % n_different for n in range(70)]
+        rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": 0} for n in questions]
+        file = write_rows(tmp_path / f"{n_different}.jsonl", rows)
+        tasks = load_tasks({"q": complete_benchmark("q", BenchmarkConfig(path=str(file)))})
+        evaluator = Evaluator(tasks, make_config())
+        asked = evaluator.evaluate(pocket, stop_when=lambda _: set()).benchmarks["q"]
+        assert (len(asked.samples) == 70) is (n_different == 69)
+        assert bool(asked.looks) is (n_different == 70)
+
+
 def test_rows_of_one_cluster_are_kept_together(tmp_path: Path) -> None:
     rows = [{"question": f"{n} + 1 =", "answer": n + 1, "cluster": n // 2} for n in range(4)]
     file = tmp_path / "rows.jsonl"

@@ -18,6 +18,7 @@ from replayed_answers import describe_findings, write_logs, write_table
 
 import slimdown
 from slimdown.commands import verdict
+from slimdown.config.schema import Role
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import judge
 from slimdown.stats.estimates import compare_scores
@@ -118,7 +119,7 @@ def test_other_questions_of_a_table_without_prompts_are_refused(tmp_path: Path) 
         (tmp_path / side).mkdir()
         rows = [{"id": name, "score": 1} for name in (*"abcd", last)]
         write_table(tmp_path / side / "s.csv", rows)
-    with pytest.raises(DataError, match="doc_hash differs: question e and question f"):
+    with pytest.raises(DataError, match="differs: question e of s and question f of s"):
         judge(read_logs(tmp_path / "base"), read_logs(tmp_path / "tuned"))
 
 
@@ -340,6 +341,41 @@ def write_passages(file: Path, n_lost: int, column: str = "passage") -> Path:
     return file
 
 
+@pytest.mark.parametrize(("n_lost", "expected"), [(5, 2), (9, 1)])
+def test_a_table_three_times_over_shows_no_more_than_once(
+    n_lost: int, expected: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, verdicts = [], []
+    for times in (1, 3):
+        sides = []
+        for side, n in (("base", 0), ("tuned", n_lost)):
+            questions = enumerate(list(range(60)) * times)
+            rows = [{"id": i, "prompt": f"q {q}", "score": int(q >= n)} for i, q in questions]
+            write_table(tmp_path / f"{side} {times}.csv", rows)
+            sides.append(str(tmp_path / f"{side} {times}.csv"))
+        codes.append(verdict.main([*sides, "--max-loss", "0.02"]))
+        found = judge(*map(read_logs, sides)).benchmarks["scores"]
+        verdicts.append((found.verdict, round(found.p_value, 9)))
+        capsys.readouterr()
+    assert codes == [expected] * 2
+    assert verdicts[0] == verdicts[1]
+
+
+def test_equal_ids_of_two_tables_without_prompts_are_two_questions(tmp_path: Path) -> None:
+    means = []
+    for first in (0, 200):  # of the ids of the second table
+        sides = []
+        for side, n_lost in (("base", 0), ("tuned", 20)):
+            sides.append(tmp_path / f"{side} {first}")
+            sides[-1].mkdir()
+            for name, begin in (("a", 0), ("b", first)):
+                rows = [{"id": begin + n, "score": int(n >= n_lost)} for n in range(200)]
+                write_table(sides[-1] / f"{name}.csv", rows)
+        mean = judge(*map(read_logs, sides)).mean_change(Role.retained)
+        means.append((mean.value, mean.low, mean.high))
+    assert means[0] == pytest.approx(means[1])
+
+
 def test_questions_of_one_passage_count_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,7 +385,7 @@ def test_questions_of_one_passage_count_as_one(
     assert verdict.main([str(base), str(tuned), "--cluster", "scores=passage", "--all"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "undecided" in shown
-    assert "its 100 questions stand in 20 clusters; each counts as one" in shown
+    assert "its 100 questions count as 20; copies are one, and so is a cluster." in shown
     by_passage = [{"scores": "passage"}] * 2
     both = (
         read_logs(side, clusters=of) for side, of in zip((base, tuned), by_passage, strict=True)

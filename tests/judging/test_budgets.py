@@ -138,6 +138,14 @@ def test_a_named_budget_leaves_the_others_theirs(findings: Findings) -> None:
         assert overall_outcome(checks) is Outcome.beyond
 
 
+def test_a_budget_above_half_says_how_often_it_is_kept_by_luck() -> None:
+    findings = judge_scores(*make_scores(100, 40, 0, 60))
+    for budget, is_said in ((0.5, False), (0.6, True)):
+        [check] = check_budgets(findings, {"a": budget})
+        assert check.outcome is Outcome.within
+        assert ("PASSED is wrong in up to 10 %" in check.reason) is is_said
+
+
 def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
     before, after = make_scores(400, 20, 19, 561)
     tuned = make_evaluation(a=stop_early(make_benchmark(after), 63))

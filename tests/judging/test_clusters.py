@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import judge_scores, make_benchmark, make_evaluation, stop_early
+from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.comparison.run_comparison import average_seeds
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.judging.budgets import Outcome, check_budgets
 from slimdown.judging.findings import judge
+from slimdown.judging.forgetting_rate import forgetting_rate
+from slimdown.judging.holdout import held_part, open_part
 from slimdown.judging.pairing import pair_benchmark
 from slimdown.report.text import list_caveats
 from slimdown.stats.estimates import Sampling, compare_scores
@@ -122,6 +125,79 @@ def test_questions_that_are_asked_twice_are_counted_in_a_line() -> None:
         pair = (make_evaluation(a=ask(scores, *how)) for scores in ONCE)  # type: ignore[arg-type]
         return "\n".join(list_caveats(judge(*pair)))
 
-    assert "a: 5 of 20 questions equal an earlier one, and each counts by itself." in describe(15)
-    assert "equal an earlier one" not in describe(20)
-    assert "equal an earlier one" not in describe(15, "passage")  # each passage counts as one
+    assert "a: its 20 questions count as 15; copies are one, and so is a cluster." in describe(15)
+    assert "count as" not in describe(20)
+    assert "a: its 20 questions count as 2;" in describe(15, "passage")
+
+
+def ask_documents(
+    scores: Sequence[float], documents: Sequence[object], **about: list[str]
+) -> BenchmarkEvaluation:
+    plain = make_benchmark(scores, **about)
+    named = zip(plain.samples, documents, strict=True)
+    return replace(plain, samples=tuple(replace(one, doc_hash=f"doc {d}") for one, d in named))
+
+
+@pytest.mark.parametrize("n_copies", [2, 3])
+def test_copies_show_what_one_of_each_shows(n_copies: int) -> None:
+    """Verdict, interval, means, budgets and p_right's sampling; the sharper test of 0/1 answers."""
+    before, after = make_scores(41, 5, 1, 13)
+    documents = np.tile(np.arange(60), n_copies)
+    copies, once = (
+        judge_scores(*(ask_documents(np.tile(x, n), d) for x in (before, after)))
+        for n, d in ((n_copies, documents), (1, np.arange(60)))
+    )
+    found, alone = copies.benchmarks["a"], once.benchmarks["a"]
+    assert (found.n, alone.n) == (60 * n_copies, 60)
+    assert found.verdict == alone.verdict == "undecided"
+    for one in ("p_value", "low", "high"):
+        of_both = (getattr(each.primary.difference, one) for each in (found, alone))
+        assert next(of_both) == pytest.approx(next(of_both))
+    assert copies.mean_change(Role.retained) == found.primary.difference.estimate
+    rate, expected = found.forgetting_rate, alone.forgetting_rate
+    assert rate
+    assert expected
+    assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    outcomes = [check_budgets(f, {"a": 0.02})[0].outcome for f in (copies, once)]
+    assert outcomes == [Outcome.undecided] * 2
+
+
+def test_copies_in_two_tasks_of_a_group_count_as_one_and_so_in_its_subjects() -> None:
+    tasks, documents = [*"ab" * 60], np.arange(120) // 2
+    before, after = (np.repeat(x, 2) for x in make_scores(40, 8, 0, 12))
+    both = (ask_documents(x, documents, subjects=tasks) for x in (before, after))
+    found = judge_scores(*both).benchmarks["a"]
+    assert len(found.primary.difference.observations) == 60
+    halves = np.tile([*"a" * 60, *"b" * 60], 1)  # here each subject asks thirty documents twice
+    both = (ask_documents(x, documents, subjects=list(halves)) for x in (before, after))
+    subjects = judge_scores(*both).benchmarks["a"].subjects
+    once = (make_benchmark(x[::2], list(halves[::2])) for x in (before, after))
+    alone = judge_scores(*once).benchmarks["a"].subjects
+    assert {name: s.p_value for name, s in subjects.items()} == pytest.approx(
+        {name: s.p_value for name, s in alone.items()}
+    )
+
+
+def test_halves_divide_no_copies() -> None:
+    tasks, documents = [*"ab" * 200], np.arange(400) // 2
+    whole = make_evaluation(a=ask_documents([1.0] * 400, documents, subjects=tasks))
+    halves = [half(whole, 0.5).benchmarks["a"].samples for half in (open_part, held_part)]
+    opened, held = ({sample.doc_hash for sample in half} for half in halves)
+    assert not opened & held
+
+
+def test_looks_divide_no_copies() -> None:
+    copied = ask_documents([1.0] * 100, np.arange(100) // 2)
+    with pytest.raises(DataError, match=r"stopped early, and looks may divide .* copies"):
+        pair_benchmark("a", copied, stop_early(copied, 63))
+
+
+def test_the_rate_of_clusters_of_unequal_sizes_is_not_that_of_single_answers() -> None:
+    """Half an added answer is enough only for observations that weigh alike."""
+    before, after = make_scores(30, 10, 0, 0)
+    sizes = np.resize([1, 1, 1, 3], 40)
+    clusters = Sampling(clusters=np.repeat(np.arange(40.0), sizes))
+    x, y = (np.repeat(one[::-1], sizes) for one in (before, after))
+    rate = forgetting_rate(x, y, 0.0, clusters)
+    assert rate
+    assert rate.low < 0 < compare_scores(x, y, clusters).high

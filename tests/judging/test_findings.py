@@ -78,6 +78,9 @@ def test_unlike_conditions_are_refused_and_the_order_of_questions_does_not_matte
             judge(one, replace(one, **{field: "other"}))
     with pytest.raises(DataError, match="dtype differs: f32 and not set"):
         judge(replace(one, conditions={"dtype": "f32"}), replace(one, conditions={"seed": "1"}))
+    long = [replace(one, conditions={"prompt": "as before " * 20 + end}) for end in ("yes", "no")]
+    with pytest.raises(DataError, match=r"differs: \.\.\.[a-z ]*before yes and .*before no$"):
+        judge(*long)
     chat = replace(one, conditions={"a.apply_chat_template": "True"})
     with pytest.raises(DataError, match="apply_chat_template differs"):
         judge(one, chat)

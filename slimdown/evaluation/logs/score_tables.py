@@ -37,11 +37,12 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
             shown = f"score {row['score']!r:.40} is no number from 0 to 1"
             raise DataError(f"{file}: row {number}: {shown}")
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
-        if not fields["prompt"]:  # then only the name of a question is known
-            fields |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
+        benchmark = str(row.get("benchmark") or "")
+        if not fields["prompt"]:  # then only the name of a question is known, in its benchmark
+            place = f"question {row['id']} of {name_benchmark(benchmark or title or file.stem)}"
+            fields |= dict.fromkeys(("doc_hash", "prompt_hash"), place)
         fields |= {"scores": {"score": score}, "document": row}
-        answer = str(row["id"]), 0.0, fields
-        tasks.setdefault(str(row.get("benchmark") or ""), []).append(answer)
+        tasks.setdefault(benchmark, []).append((str(row["id"]), 0.0, fields))
     if tasks.keys() == {""}:
         tasks = {title or file.stem: tasks[""]}
     if not all(map(str.strip, tasks or [""])):
