@@ -9,8 +9,10 @@ import ast
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import accumulate
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from sys import modules
+from types import ModuleType
 from typing import Any, NoReturn
 
 from slimdown.utils.errors import ConfigError
@@ -23,24 +25,32 @@ _RUNS = "which runs Python from the hub or from the working folder; choose anoth
 def forbid_hub_metrics() -> Iterator[None]:
     """Inside, `evaluate.load` raises in words, because reading a task cannot show every call.
 
-    What `load`, `combine` and suites share is replaced: a task's module that takes `load` by name
-    keeps the true one.
+    Where the package is imported, what `load`, `combine` and suites share is replaced: a module
+    that takes `load` by name keeps the true one. Otherwise a module that refuses all stands for
+    it, as to import it takes seconds.
 
     Raises:
         ConfigError: It was called, even if the caller caught that, as the harness does.
     """
-    from evaluate import evaluation_suite, loading
-
     calls: list[ConfigError] = []
 
-    def refuse(path: str, *_: object, **__: object) -> NoReturn:
-        calls.append(ConfigError(f"a task calls evaluate.load({path!r}), {_RUNS}"))
+    def refuse(*_: object, **__: object) -> NoReturn:
+        calls.append(ConfigError(f"a task takes a metric from evaluate.load, {_RUNS}"))
         raise calls[-1]
 
-    modules: list[Any] = [loading, evaluation_suite]
-    originals = [module.evaluation_module_factory for module in modules]
-    for module in modules:
-        module.evaluation_module_factory = refuse
+    def refuse_part(name: str) -> NoReturn:
+        if name.startswith("__") and name != "__path__":  # libraries look at all modules
+            raise AttributeError(name)
+        refuse()
+
+    closed: Any = ModuleType("evaluate")
+    closed.__spec__, closed.__getattr__ = ModuleSpec("evaluate", None), refuse_part
+    names = [name for name in ("evaluate.loading", "evaluate.evaluation_suite") if name in modules]
+    places = [(vars(modules[name]), "evaluation_module_factory", refuse) for name in names]
+    places = places or [(modules, "evaluate", closed)]
+    originals = [place.get(key) for place, key, _ in places]
+    for place, key, replacement in places:
+        place[key] = replacement
     try:
         yield
     except Exception:
@@ -48,8 +58,10 @@ def forbid_hub_metrics() -> Iterator[None]:
             raise calls[0] from None
         raise
     finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.evaluation_module_factory = original
+        for (place, key, _), original in zip(places, originals, strict=True):
+            place[key] = original
+            if original is None:
+                del place[key]
     if calls:
         raise calls[0]
 
@@ -145,10 +157,10 @@ def _find_modules(module: str, folder: Path) -> Iterator[Path]:
     roots = [folder]
     if module.startswith("lm_eval.tasks."):
         roots.append(Path(str(lm_eval.tasks.__file__)).parents[2])
-    for root in roots:
-        for path in accumulate([root, *module.split(".")], Path.joinpath):
-            files = (Path(f"{path}.py"), path / "__init__.py")
-            yield from (file for file in files if path != root and os.path.isfile(file))
+    parts = module.split(".")
+    for path in (root.joinpath(*parts[: i + 1]) for root in roots for i in range(len(parts))):
+        files = (Path(f"{path}.py"), path / "__init__.py")
+        yield from (file for file in files if os.path.isfile(file))
 
 
 def _read_python(file: Path, files: dict[Path, str]) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 
 import evaluate
 import pytest
-from builders import make_benchmark_config, make_config
 from commands_and_runs import QuietHandler, serve
-from tiny_models import build_byte_tokenizer, build_tiny_model, wrap_model
+from tiny_benchmarks import make_benchmark_config, make_config
+from tiny_models import build_byte_tokenizer, build_tiny_model
 
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.outside_code import forbid_hub_metrics
 from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.causal import wrap_model
 from slimdown.utils.errors import ConfigError
 
 HARNESS = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
@@ -194,7 +195,9 @@ def test_own_tasks_that_fetch_metrics_are_refused_by_name(
     task: str, answers: dict[str, Any]
 ) -> None:
     if task == "in_template":
-        assert answers[task].startswith("a task calls evaluate.load('NAME'), which runs Python")
+        assert answers[task].startswith(
+            "a task takes a metric from evaluate.load, which runs Python"
+        )
         return
     reasons = "uses the package evaluate|takes its metric|the model writes|is no Python"
     assert re.match(rf"benchmark\.{task}: \w+ .*({reasons})", answers[task])
@@ -205,7 +208,7 @@ def test_own_tasks_that_fetch_metrics_are_refused_by_name(
 def test_what_reading_does_not_see_is_stopped_when_it_is_called(
     task: str, answers: dict[str, Any]
 ) -> None:
-    assert answers[task].startswith("a task calls evaluate.load('NAME'), which runs Python")
+    assert answers[task].startswith("a task takes a metric from evaluate.load, which runs Python")
 
 
 @pytest.mark.parametrize("is_caught", [False, True])
@@ -220,7 +223,7 @@ def test_a_task_that_fetches_its_metric_at_scoring_is_stopped(
     (tmp_path / "late.yaml").write_text((TASK + SCORED).format(name="late", folder=tmp_path))
     tasks = load_tasks({"late": make_benchmark_config("late", metric="own")}, str(tmp_path))
     model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
-    with pytest.raises(ConfigError, match=r"a task calls evaluate\.load\('NAME'\)"):
+    with pytest.raises(ConfigError, match=r"a task takes a metric from evaluate\.load"):
         Evaluator(tasks, make_config()).evaluate(model)
 
 
