@@ -1,6 +1,7 @@
 """Asked alike, a benchmark has one metric and verdict: by run, measure, verdict and callback."""
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import pytest
 import torch
 from commands_and_runs import call_verb, find_runs
 from mlflow import MlflowClient
-from tiny_benchmarks import run_lm_eval
+from stock_harness import run_lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import slimdown
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.evaluation.tasks import load_tasks
 from slimdown.pocket import MODEL_DIR
 
 ROWS = "".join(
@@ -78,7 +81,14 @@ def write_own_tasks(folder: Path) -> Path:
 
 
 def judge_everywhere(
-    base: str, tuned: str, tasks: list[str], own: Path, limit: int, folder: Path, *settings: str
+    base: str,
+    tuned: str,
+    tasks: list[str],
+    own: Path,
+    limit: int,
+    folder: Path,
+    *settings: str,
+    topics: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Metric and verdict by benchmark, for each of the four ways to ask."""
     folder.mkdir(exist_ok=True)
@@ -103,7 +113,7 @@ def judge_everywhere(
         for way, findings in judged.items()
     }
     for name, model in (("base", base), ("tuned", tuned)):
-        run_lm_eval(folder / name, tasks, own, limit, model)
+        run_lm_eval(folder / name, tasks, own, limit=limit, model=model, topics=topics)
     done = call_verb(folder, "verdict", "base", "tuned", "--format", "json")
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(done.stdout)["rows"] if row["verdict"]]
@@ -148,6 +158,15 @@ def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> No
         assert shown[way] == shown["measure"], way
 
 
+def test_a_task_of_ones_own_stands_before_one_of_the_harness(tmp_path: Path) -> None:
+    own = write_own_tasks(tmp_path / "own")
+    text = (own / "own_choices.yaml").read_text()
+    (own / "piqa.yaml").write_text(text.replace('"own_choices"', '"piqa"'))
+    [task] = load_tasks(read_benchmarks("piqa"), str(own))["piqa"].tasks.values()
+    assert task.config.dataset_path == "json"
+
+
+TOPICS = ["arc", "piqa", "mmlu", "gsm8k"]
 REAL = [
     "arc_challenge",
     "arc_challenge_chat",
@@ -176,7 +195,7 @@ def test_real_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> Non
     base = snapshot_download("local/stories260K")
     tuned = spoil(base, tmp_path / "tuned_model", 0.05)
     model = "model=smollm2", f"model.id={base}"
-    shown = judge_everywhere(base, tuned, REAL, own, 12, tmp_path, *model)
+    shown = judge_everywhere(base, tuned, REAL, own, 12, tmp_path, *model, topics=TOPICS)
     assert len(shown["measure"]) == len(REAL)
     for way in ("callback", "verdict", "run"):
         assert shown[way] == shown["measure"], way
