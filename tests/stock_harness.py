@@ -22,6 +22,7 @@ def run_lm_eval(
     topics: Sequence[str] = (),
     adapter: str | None = None,
     num_fewshot: int | None = None,
+    max_gen_toks: int | None = None,
 ) -> None:
     """Do what its command line does with `--model hf --log_samples --output_path FOLDER`.
 
@@ -34,6 +35,7 @@ def run_lm_eval(
         topics: The harness's folders that hold its tasks; to read all of them takes half a minute.
         adapter: What `peft` names.
         num_fewshot: The worked examples; None: as the task says.
+        max_gen_toks: The most tokens of a generated answer; likewise.
     """
     tracker = EvaluationTracker(output_path=str(folder))
     harness = Path(lm_eval.tasks.__file__).parent
@@ -45,6 +47,7 @@ def run_lm_eval(
             model_args={"pretrained": model, "dtype": "float32", "peft": adapter},
             tasks=tasks,
             num_fewshot=num_fewshot,
+            gen_kwargs={"max_gen_toks": max_gen_toks} if max_gen_toks else None,
             limit=limit,
             batch_size=16,
             device="cpu",
