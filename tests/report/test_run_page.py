@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from builders import stop_early
-from record_builders import Compose
+from builders import Compose, stop_early
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
 from slimdown.report.run_page import render_page, render_run_files
@@ -66,6 +65,7 @@ def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
         assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected
 
 
+@pytest.mark.heavy
 def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
     config = composed("lora.target_modules=[q_proj]")
     info = SimpleNamespace(name="a run", environment={"torch": "2.9"})
