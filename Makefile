@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 # Two processes with a thread each: most of a test is Python, and two threads wait for each other. Files in their order:
 # by the number of tests, the longest would come last, with one process at work.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
-test test-floor test-newest test-unsloth test-hub: export OMP_NUM_THREADS = 1
+# The files that have a mark: to read all tests takes a minute.
+marked = -m $(1) $(sort $(shell grep -rl --include='*.py' 'mark\.$(1)\b' tests))
+test test-floor test-newest test-unsloth test-judge test-hub: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "%-13s %s\n", $$1, $$2 }'
@@ -53,7 +55,7 @@ test-newest: ## the same on the newest versions of the day, in .venv-newest
 	touch $@
 
 test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, with Unsloth's versions (4 GB)
-	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default -m unsloth
+	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default $(call marked,unsloth)
 
 # Inspect asks for an older fsspec than the newest, so it stands in no other environment. Its tests need little.
 .venv-inspect/installed: pyproject.toml
@@ -65,23 +67,36 @@ test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, with
 test-inspect: .venv-inspect/installed ## the tests on Inspect's logs, with Inspect's own reader
 	.venv-inspect/bin/python -m pytest --noconftest -o filterwarnings=default -m inspect tests/evaluation/test_inspect_logs.py
 
+# What judges needs no torch, no MLflow and no Hydra, and neither do its tests, but those marked `heavy` and the card's.
+JUDGE := tests/stats tests/judging tests/comparison tests/report tests/evaluation/test_samples.py \
+	tests/evaluation/test_tool_logs.py tests/commands/test_verdict.py tests/test_light_install.py \
+	--ignore=tests/report/test_model_card.py
+.venv-judge/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet -e '.[dev-judge]'
+	touch $@
+
+test-judge: .venv-judge/installed ## the tests of what judges, in an environment without torch (0.5 GB): minutes
+	.venv-judge/bin/python -m pytest $(SIDE_BY_SIDE) --noconftest -o filterwarnings=error -m 'not heavy and not slow and not install' $(JUDGE)
+
 test-slow: $(VENV)/installed ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(call marked,slow)
 
 lines: $(VENV)/installed ## how large the code is, by folder
 	$(BIN)/python -m bench.lines
 
 test-install: $(VENV)/installed ## the light install and the Action's steps in an empty environment, with pip
-	$(BIN)/python -m pytest -m install
+	$(BIN)/python -m pytest $(call marked,install)
 
 test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they start themselves
-	$(BIN)/python -m pytest -m postgres
+	$(BIN)/python -m pytest $(call marked,postgres)
 
 test-gpu: $(VENV)/installed ## training and measuring on a GPU beside stock libraries: ten minutes, no download; a table to paste
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest $(call marked,gpu)
 
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m hub
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(call marked,hub)
 
 docs: $(VENV)/installed ## build the pages of docs/ into site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -110,5 +125,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m tools.pocket
 
-.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-inspect test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket
+.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-inspect test-judge test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

@@ -1,19 +1,33 @@
 """Made-up answers and runs, for tests of what is said about them."""
 
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import ResolvedBenchmark
+from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.judging.findings import Findings, judge
 from slimdown.stats.sequential import block_ends
 
+Compose = Callable[..., RunConfig]
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+Logs = pytest.LogCaptureFixture
 COLOURS = ("red", "green", "blue", "grey")
+
+
+def unpack_logs(folder: Path) -> tuple[str, str]:
+    """Two folders with the harness's own logs of a base and a tuned model."""
+    with tarfile.open(Path(__file__).parent / "golden" / "lm_eval.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return str(folder / "base"), str(folder / "tuned")
 
 
 def make_sample(

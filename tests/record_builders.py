@@ -14,8 +14,15 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
-import pytest
-from builders import make_benchmark, make_evaluation, make_scores
+from builders import (
+    Capture as Capture,
+    Compose as Compose,
+    Logs as Logs,
+    Patch as Patch,
+    make_benchmark,
+    make_evaluation,
+    make_scores,
+)
 from hydra import compose
 
 from slimdown.config.loader import load_config, open_hydra
@@ -26,10 +33,6 @@ from slimdown.judging.holdout import open_part
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import TrackedRun, open_run
 
-Compose = Callable[..., RunConfig]
-Capture = pytest.CaptureFixture[str]
-Patch = pytest.MonkeyPatch
-Logs = pytest.LogCaptureFixture
 Scores = Sequence[Sequence[float]]
 LOST = make_scores(100, 90, 2, 8)  # -44 points: forgotten
 KEPT = make_scores(1500, 3, 3, 494)  # no change: retained

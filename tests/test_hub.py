@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import run_command
+from commands_and_runs import call_verb, run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from peft import LoraConfig, PeftModel, get_peft_model
+from stock_harness import run_lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.commands import doctor
@@ -54,7 +55,10 @@ def read_findings(client: MlflowClient, run: Run) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def smollm2(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run of SmolLM2 on Alpaca rows and the paper's benchmarks; returns its folder."""
+    """A small run of SmolLM2 on Alpaca rows and the paper's benchmarks; returns its folder.
+
+    It takes a minute: the tests that read it are a group, which one process of xdist runs.
+    """
     folder = tmp_path_factory.mktemp("smollm2")
     (folder / "mlruns").mkdir()
     (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
@@ -63,6 +67,7 @@ def smollm2(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.xdist_group("smollm2")
 def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
     client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
     run = find_run(client)
@@ -75,8 +80,9 @@ def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
 
 
 STOCK = """
-import lm_eval, torch, transformers
+import lm_eval, os, torch, transformers
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, DTYPE))
 model = transformers.AutoModelForCausalLM.from_pretrained(NAME, quantization_config=quantization,
@@ -84,15 +90,20 @@ model = transformers.AutoModelForCausalLM.from_pretrained(NAME, quantization_con
 for module in model.modules():
     if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
 lm = HFLM(pretrained=model, tokenizer=NAME, batch_size=16, softmax_dtype="float32")
+harness = os.path.dirname(lm_eval.tasks.__file__)
+folders = [f"{harness}/{topic}" for topic in ("hellaswag", "mmlu/default")]
+manager = TaskManager(include_path=folders, include_defaults=False)
 tasks = [("hellaswag", 0, "acc_norm"), ("mmlu_college_computer_science", 5, "acc")]
 for task, shots, metric in tasks:
-    results = lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=shots, limit=8)
+    results = lm_eval.simple_evaluate(
+        model=lm, tasks=[task], num_fewshot=shots, limit=8, task_manager=manager)
     print("SCORE", task, results["results"][task][metric + ",none"])
     for sample in results["samples"][task]:
         print("LOGS", task, sample["doc_id"], *(answer[0][0] for answer in sample["resps"]))
 """
 
 
+@pytest.mark.xdist_group("smollm2")
 def test_base_answers_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Path) -> None:
     """The same weights and questions, asked by lm_eval itself in a process of its own.
 
@@ -126,6 +137,7 @@ def test_base_answers_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Pa
             assert stock_scores[task] == pytest.approx(base)
 
 
+@pytest.mark.xdist_group("smollm2")
 def test_a_merged_model_is_as_large_as_published_and_has_a_card(
     smollm2: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +147,7 @@ def test_a_merged_model_is_as_large_as_published_and_has_a_card(
     run = find_run(client)
     out = tmp_path / "out"
     merge = ["merge", run.info.run_id, "--dtype", "bfloat16"]  # a run's depends on the processor
-    done = run_command(smollm2, "slimdown", *merge, "--out", str(out))
+    done = call_verb(smollm2, *merge, "--out", str(out))
     assert done.returncode == 0, done.stderr
     data = ModelCard.load(out / "README.md").data.to_dict()
     assert data["base_model"] == SMOLLM2
@@ -155,7 +167,7 @@ def test_a_recipe_trains_on_conversations_and_asks_through_the_template(
     arguments += [f"dataset.alpaca_chat.{setting}" for setting in rows]
     gsm8k = ["limit=2", "num_fewshot=1", "max_gen_toks=24"]
     arguments += ["benchmark=[gsm8k]", *(f"benchmark.gsm8k.{setting}" for setting in gsm8k)]
-    done = run_command(tmp_path, "slimdown.run", *arguments)
+    done = call_verb(tmp_path, "run", *arguments)
     assert done.returncode == 0, done.stderr
     assert "dataset.alpaca_chat: 1 rows that cannot be trained on are skipped" in done.stdout
     run = find_run(store)
@@ -180,11 +192,11 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
         "dataset.dolly.max_examples=16",
         "dataset.gsm8k_train.max_examples=16",
     ]
-    done = run_command(tmp_path, "slimdown.run", *arguments)
+    done = call_verb(tmp_path, "run", *arguments)
     assert done.returncode == 0, done.stderr
     run = find_run(store)
-    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
-        again = run_command(tmp_path, "slimdown.run", *arguments, **environment)
+    offline = run_command(tmp_path, "slimdown.run", *arguments, HF_HUB_OFFLINE="1")
+    for again in (call_verb(tmp_path, "run", *arguments), offline):
         assert run.info.run_id in again.stdout
     assert find_run(store).info.run_id == run.info.run_id
 
@@ -214,7 +226,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
 def test_a_refusal_of_the_hub_says_what_to_do(
     arguments: list[str], message: str, store: MlflowClient, tmp_path: Path
 ) -> None:
-    done = run_command(tmp_path, "slimdown.run", *arguments)
+    done = call_verb(tmp_path, "run", *arguments)
     assert done.returncode == 1
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -234,7 +246,7 @@ def test_a_model_of_the_hub_has_not_changed_from_itself(
     store: MlflowClient, tmp_path: Path
 ) -> None:
     tuned = f"tuned={SMOLLM2}@main"
-    done = run_command(tmp_path, "slimdown.run", "model=smollm2", tuned, *TINY[2:])
+    done = call_verb(tmp_path, "run", "model=smollm2", tuned, *TINY[2:])
     assert done.returncode == 0, done.stderr
     benchmarks = read_findings(store, find_run(store))["benchmarks"]
     differences = [b["changes"][b["metric"]]["difference"]["value"] for b in benchmarks.values()]
@@ -258,18 +270,15 @@ def test_an_adapter_by_plain_peft_is_measured_on_its_base(
 ) -> None:
     settings = [f"tuned={adapter}", "benchmark=[arc_challenge,piqa]", "quantization=none"]
     settings += ["benchmark.arc_challenge.limit=8", "benchmark.piqa.limit=8", "model.dtype=float32"]
-    done = run_command(tmp_path, "slimdown.run", *settings)
+    done = call_verb(tmp_path, "run", *settings)
     assert done.returncode == 0, done.stderr
     run = find_run(store)
     assert run.data.params["model.id"] == SMOLLM2
     assert run.info.run_name.startswith("SmolLM2-135M-Instruct tuned=")
     recorded = read_findings(store, run)["benchmarks"]
-    model = f"pretrained={SMOLLM2},dtype=float32"
-    for side, model_args in (("base", model), ("tuned", f"{model},peft={adapter}")):
-        stock = ["--model", "hf", "--model_args", model_args, "--tasks", "arc_challenge,piqa"]
-        stock += ["--limit", "8", "--batch_size", "8", "--device", "cpu", "--output_path", side]
-        done = run_command(tmp_path, "lm_eval", "run", *stock)
-        assert done.returncode == 0, done.stderr
+    for side, stock_adapter in (("base", None), ("tuned", str(adapter))):
+        asked: Any = {"model": SMOLLM2, "adapter": stock_adapter, "limit": 8}
+        run_lm_eval(tmp_path / side, list(recorded), topics=["arc", "piqa"], **asked)
         [file] = (tmp_path / side).rglob("results_*.json")
         results = json.loads(file.read_text())["results"]
         for name in recorded:
@@ -278,7 +287,7 @@ def test_an_adapter_by_plain_peft_is_measured_on_its_base(
 
 
 def test_a_whole_model_of_the_hub_names_no_base(tmp_path: Path) -> None:
-    done = run_command(tmp_path, "slimdown.run", f"tuned={SMOLLM2}")
+    done = call_verb(tmp_path, "run", f"tuned={SMOLLM2}")
     assert done.returncode == 1
     assert f"tuned={SMOLLM2} names no base; name it: model=any model.id=" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -286,7 +295,8 @@ def test_a_whole_model_of_the_hub_names_no_base(tmp_path: Path) -> None:
 
 def test_ifeval_is_asked_by_its_name(adapter: Path, store: MlflowClient, tmp_path: Path) -> None:
     settings = [f"tuned={adapter}", "benchmark=[ifeval]", "benchmark.ifeval.limit=2"]
-    done = run_command(tmp_path, "slimdown.run", *settings)
+    settings.append("benchmark.ifeval.max_gen_toks=16")  # the task's own are 1,280
+    done = call_verb(tmp_path, "run", *settings)
     assert done.returncode == 0, done.stderr
     ifeval = read_findings(store, find_run(store))["benchmarks"]["ifeval"]
     assert (ifeval["metric"], ifeval["n"]) == ("prompt_level_strict_acc", 2)
@@ -308,21 +318,15 @@ def test_logs_of_the_harness_are_judged_as_the_run_is(store: MlflowClient, tmp_p
     questions = [f"benchmark.{name}.{k}" for name in tasks for k in ("limit=16", "num_fewshot=0")]
     plain = ["quantization=none", "model.dtype=float32", "model.device=cpu"]
     arguments = [*STORIES[:3], *TINY[:2], *questions, *plain]
-    done = run_command(tmp_path, "slimdown.run", *arguments)
+    done = call_verb(tmp_path, "run", *arguments)
     assert done.returncode == 0, done.stderr
     run = find_run(store)
     adapter = store.download_artifacts(run.info.run_id, "adapter")
-    model = "pretrained=local/stories260K,dtype=float32"
-    harness = "lm_eval run --model hf --num_fewshot 0 --limit 16 --batch_size 8 --device cpu"
-    for name, model_args in (("base", model), ("tuned", f"{model},peft={adapter}")):
-        done = run_command(
-            tmp_path,
-            *harness.split(),
-            *("--model_args", model_args, "--tasks", ",".join(tasks.values())),
-            *("--log_samples", "--output_path", name),
-        )
-        assert done.returncode == 0, done.stderr
-    judged = run_command(tmp_path, "slimdown", "verdict", "base", "tuned", "--format", "json")
+    asked: Any = {"model": "local/stories260K", "num_fewshot": 0, "limit": 16}
+    asked["topics"] = ["hellaswag", "gsm8k", "mmlu/default"]
+    for name, stock_adapter in (("base", None), ("tuned", adapter)):
+        run_lm_eval(tmp_path / name, list(tasks.values()), adapter=stock_adapter, **asked)
+    judged = call_verb(tmp_path, "verdict", "base", "tuned", "--format", "json")
     rows = {row["benchmark"]: row for row in json.loads(judged.stdout)["rows"] if row["verdict"]}
     recorded = read_findings(store, run)["benchmarks"]
     for name, task in tasks.items():

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tomllib
 import venv
 from importlib.metadata import Distribution, distribution
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from builders import unpack_logs
 from packaging.requirements import Requirement
 
 from slimdown.utils.errors import ConfigError
@@ -39,12 +39,6 @@ def find_closure(names: list[str]) -> dict[str, Distribution]:
         needed = map(Requirement, closure[name].requires or [])
         names += [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
     return closure
-
-
-def unpack_logs(folder: Path) -> tuple[str, str]:
-    with tarfile.open(ROOT / "tests" / "golden" / "lm_eval.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return str(folder / "base"), str(folder / "tuned")
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +163,19 @@ def test_the_actions_steps_judge_logs_in_an_empty_environment(tmp_path: Path) ->
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
     assert not ABSENT & {path.name for path in site.iterdir()}
     assert (site / "slimdown").is_dir()
+
+
+@pytest.mark.install
+def test_pip_installs_it_from_its_repository_and_it_judges_logs(tmp_path: Path) -> None:
+    """What is committed is installed. Python 3.11's own pip refuses addresses without a host."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv" / "bin"
+    outside = {**os.environ, "PYTHONPATH": ""}
+    for wanted in (["--upgrade", "pip"], [f"slimdown @ git+file://{ROOT}"]):
+        pip = [programs / "python", "-m", "pip", "install", *wanted]
+        done = subprocess.run(pip, env=outside, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    verdict = [programs / "slimdown", "verdict", *unpack_logs(tmp_path), "--max-loss", "0.95"]
+    done = subprocess.run(verdict, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "↓ forgotten" in done.stdout

@@ -5,6 +5,7 @@ questions, or they could not be compared.
 """
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -157,24 +158,23 @@ def load_tasks(
             worked examples.
         DataError: The questions cannot be loaded.
     """
-    import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
     from slimdown.evaluation.question_task import QuestionTask
 
-    folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
-    in_harness = [benchmark for benchmark in benchmarks.values() if benchmark.path is None]
+    own = [str(TASKS_DIR), *([include_path] if include_path else [])]
+    in_harness = {benchmark.task for benchmark in benchmarks.values() if benchmark.path is None}
     if problems := list(check_task_names(benchmarks, include_path)):
         raise ConfigError("\n".join(problems))
-    for benchmark in in_harness:
-        matches = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
-        folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries(), forbid_hub_metrics():
-        # The harness takes seconds to parse its thousands of files: only if one is needed.
-        manager = TaskManager(include_path=folders, include_defaults=False)
-        if any(one.task not in manager.all_tasks for one in in_harness):
-            manager = TaskManager(include_path=folders)
+        # The harness takes half a minute to parse its 14,000 files: only for its groups and tags.
+        manager = TaskManager(include_path=own, include_defaults=False)
+        if lacking_tasks := in_harness.difference(manager.all_tasks):
+            folders = _find_task_folders(lacking_tasks)
+            manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
+        if in_harness.difference(manager.all_tasks):
+            manager = TaskManager(include_path=own)
         for name, benchmark in benchmarks.items():
             index = manager.task_index if benchmark.path is None else {}
             for problem in find_outside_code(benchmark.task, index):
@@ -212,6 +212,22 @@ def load_tasks(
     for one in loaded.values():
         _set_generation(one, max_gen_toks, stop)
     return loaded
+
+
+def _find_task_folders(names: set[str]) -> list[str]:
+    """Return the harness's folders whose files define tasks; reading them takes half a second."""
+    import lm_eval.tasks
+
+    defines = re.compile(rb"""^["']?task["']?:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
+    wanted = {name.encode() for name in names}
+    folders = set()
+    for folder, _, files in os.walk(Path(lm_eval.tasks.__file__).parent):
+        for file in (os.path.join(folder, name) for name in files if name.endswith(".yaml")):
+            with open(file, "rb", buffering=0) as stream:
+                found = defines.search(stream.read())
+            if found and found[1] in wanted:
+                folders.add(folder)
+    return sorted(folders)
 
 
 def _check_task(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from builders import judge_scores, make_benchmark, make_choice, make_evaluation, make_scores
 
-from slimdown.commands.scale import read_scales
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge
@@ -65,7 +64,10 @@ def test_the_largest_scale_that_is_shown_to_be_within_is_chosen_from_below(
     assert (chosen.scale if chosen else None) == scale
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("text", ["", "a", "0", "-1,1", "3", "nan", "0.5,inf"])
 def test_odd_scales_are_refused(text: str) -> None:
+    from slimdown.commands.scale import read_scales
+
     with pytest.raises(ConfigError, match="give numbers from 0 to 2"):
         read_scales(text)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_benchmarks import make_config, run_lm_eval
+from stock_harness import run_lm_eval
+from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmarks import read_benchmarks

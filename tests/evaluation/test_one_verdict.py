@@ -1,6 +1,7 @@
 """Asked alike, a benchmark has one metric and verdict: by run, measure, verdict and callback."""
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import pytest
 import torch
 from commands_and_runs import call_verb, find_runs
 from mlflow import MlflowClient
-from tiny_benchmarks import run_lm_eval
+from stock_harness import run_lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import slimdown
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.evaluation.tasks import load_tasks
 from slimdown.pocket import MODEL_DIR
 
 ROWS = "".join(
@@ -78,13 +81,21 @@ def write_own_tasks(folder: Path) -> Path:
 
 
 def judge_everywhere(
-    base: str, tuned: str, tasks: list[str], own: Path, limit: int, folder: Path, *settings: str
+    base: str,
+    tuned: str,
+    tasks: list[str],
+    own: Path,
+    limit: int,
+    folder: Path,
+    *settings: str,
+    max_gen_toks: int | None = None,
+    topics: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Metric and verdict by benchmark, for each of the four ways to ask."""
     folder.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = [AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (base, tuned)]
-    asked: Any = {"limit": limit, "include_path": str(own)}
+    asked: Any = {"limit": limit, "include_path": str(own), "max_gen_toks": max_gen_toks}
     before = slimdown.measure(models[0], tokenizer, tasks, **asked)
     judged: dict[str, Any] = {
         "measure": slimdown.judge(before, slimdown.measure(models[1], tokenizer, before))
@@ -102,19 +113,20 @@ def judge_everywhere(
         way: {name: (b.metric, b.verdict.name) for name, b in findings.benchmarks.items()}
         for way, findings in judged.items()
     }
+    stock: Any = {"limit": limit, "topics": topics, "max_gen_toks": max_gen_toks}
     for name, model in (("base", base), ("tuned", tuned)):
-        run_lm_eval(folder / name, tasks, own, limit, model)
+        run_lm_eval(folder / name, tasks, own, model=model, **stock)
     done = call_verb(folder, "verdict", "base", "tuned", "--format", "json")
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(done.stdout)["rows"] if row["verdict"]]
     shown["verdict"] = {row["benchmark"]: (row["metric"], row["verdict"]) for row in rows}
-    (folder / "mine" / "benchmark").mkdir(parents=True)
+    chosen = [f"benchmark=[{','.join(tasks)}]", f"evaluation.include_path={own}"]
     for name in tasks:
-        text = f"# @package benchmark.{name}\ntask: {name}\nlimit: {limit}\n"
-        (folder / "mine" / "benchmark" / f"{name}.yaml").write_text(text)
-    chosen = f"benchmark=[{','.join(tasks)}]", f"evaluation.include_path={own}"
+        chosen.append(f"benchmark.{name}.limit={limit}")
+        if max_gen_toks and before.benchmarks[name].benchmark.max_gen_toks:  # it generates
+            chosen.append(f"benchmark.{name}.max_gen_toks={max_gen_toks}")
     arguments = *settings, *chosen, f"tuned={tuned}", "quantization=none", "model.dtype=float32"
-    done = call_verb(folder, "run", "--config-dir", str(folder / "mine"), *arguments)
+    done = call_verb(folder, "run", *arguments)
     assert done.returncode == 0, done.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     [run] = find_runs(client)
@@ -148,6 +160,15 @@ def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> No
         assert shown[way] == shown["measure"], way
 
 
+def test_a_task_of_ones_own_stands_before_one_of_the_harness(tmp_path: Path) -> None:
+    own = write_own_tasks(tmp_path / "own")
+    text = (own / "own_choices.yaml").read_text()
+    (own / "piqa.yaml").write_text(text.replace('"own_choices"', '"piqa"'))
+    [task] = load_tasks(read_benchmarks("piqa"), str(own))["piqa"].tasks.values()
+    assert task.config.dataset_path == "json"
+
+
+TOPICS = ["arc", "piqa", "mmlu", "gsm8k", "ifeval"]
 REAL = [
     "arc_challenge",
     "arc_challenge_chat",
@@ -159,24 +180,21 @@ REAL = [
     "mmlu_flan_cot_zeroshot_anatomy",
     "mmlu_flan_n_shot_loglikelihood_virology",
     "gsm8k_cot_zeroshot",
-    *(["short_ifeval"] if find_spec("langdetect") else []),  # which ifeval needs
+    *(["ifeval"] if find_spec("langdetect") else []),  # which it needs
 ]
 
 
 @pytest.mark.hub
 def test_real_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
-    import lm_eval.tasks
     from huggingface_hub import snapshot_download
 
-    own = tmp_path / "own"
-    own.mkdir()
-    ifeval = Path(lm_eval.tasks.__file__).parent / "ifeval" / "ifeval.yaml"
-    settings = {"task": "short_ifeval", "generation_kwargs": {"until": [], "max_gen_toks": 12}}
-    (own / "short.yaml").write_text(json.dumps({"include": str(ifeval), **settings}))
     base = snapshot_download("local/stories260K")
     tuned = spoil(base, tmp_path / "tuned_model", 0.05)
     model = "model=smollm2", f"model.id={base}"
-    shown = judge_everywhere(base, tuned, REAL, own, 12, tmp_path, *model)
+    own = tmp_path / "own"
+    own.mkdir()  # empty: all tasks are the harness's
+    few: Any = {"max_gen_toks": 12, "topics": TOPICS}  # their own are 256 and 1,280
+    shown = judge_everywhere(base, tuned, REAL, own, 12, tmp_path, *model, **few)
     assert len(shown["measure"]) == len(REAL)
     for way in ("callback", "verdict", "run"):
         assert shown[way] == shown["measure"], way

@@ -1,9 +1,7 @@
 """Requests for tiny models, and what a notebook would hand to an Evaluator."""
 
 import copy
-from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import peft
 import torch
@@ -12,7 +10,6 @@ from tiny_models import build_tiny_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
-from slimdown.pocket import MODEL_DIR, TASKS_DIR
 
 SHOTS = "Which letter comes first?\nA. the\nB. an\nAnswer: B\n\n" * 2
 
@@ -75,33 +72,3 @@ def add_adapter(model: Any, kind: str, **settings: Any) -> Any:
         if weight.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(weight, std=0.3)
     return tuned.eval()
-
-
-def run_lm_eval(
-    folder: Path, tasks: list[str], extra: Path, limit: int, model: str = str(MODEL_DIR)
-) -> None:
-    """What the command line does with `--model hf --log_samples --output_path FOLDER`."""
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    tracker = EvaluationTracker(output_path=str(folder))
-    include = [str(TASKS_DIR), str(extra)]
-    # Which would take seconds, for a text about the machine.
-    with patch("torch.utils.collect_env.get_pretty_env_info", return_value=""):
-        results: Any = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": model, "dtype": "float32"},
-            tasks=tasks,
-            limit=limit,
-            batch_size=16,
-            device="cpu",
-            task_manager=TaskManager(
-                include_path=include, include_defaults=model != str(MODEL_DIR)
-            ),
-            evaluation_tracker=tracker,
-        )
-    samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task in results["configs"]:
-        tracker.save_results_samples(task_name=task, samples=samples[task])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, stop_early
-from lm_eval.utils import softmax
 
 from slimdown.config.schema import Role, RunConfig, Until
 from slimdown.evaluation.logs.read_logs import read_logs
@@ -47,7 +46,10 @@ def judge_temperature(scale: float, n: int = 300, **settings: Any) -> Findings:
     return judge(make_evaluation(a=base, text=[1, 0, 1]), make_evaluation(a=tuned, text=[1, 0, 0]))
 
 
+@pytest.mark.heavy
 def test_it_is_the_softmax_of_what_the_harness_logs() -> None:
+    from lm_eval.utils import softmax
+
     expected = {}
     for task in ("pocket_cs", "pocket_commonsense"):
         [file] = LOGS.glob(f"base/samples_{task}_*.jsonl")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from record_builders import Capture, Compose, Patch
+from builders import Capture, Compose, Patch
 from report_builders import judge_pairs, make_usual
 
 from slimdown.commands.process import set_up_process
@@ -19,6 +19,7 @@ from slimdown.report import console
 from slimdown.report.text import describe_run
 
 
+@pytest.mark.heavy
 def test_the_plan_shows_names_as_they_are(composed: Compose, capsys: Capture) -> None:
     plan = describe_run(composed("lora.target_modules=[q_proj]"))
     console.show_facts([("run", "pocket [red] lora.r=4 \x1b[2J"), *plan.items()])

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from builders import stop_early
-from record_builders import Compose
+from builders import Compose, stop_early
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
 from slimdown.report.findings_report import findings_table
@@ -82,6 +81,7 @@ def test_the_papers_columns_stand_only_beside_its_benchmarks(usual: Reader) -> N
     assert isfinite(calm["changes"][calm["metric"]]["unpaired_standard_error"])
 
 
+@pytest.mark.heavy
 def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
     config = composed("lora.target_modules=[q_proj]")
     info = SimpleNamespace(name="a run", environment={"torch": "2.9"})

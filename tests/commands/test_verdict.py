@@ -1,0 +1,73 @@
+"""`slimdown verdict` on logs of the harness: its exit code, and what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from builders import Capture, Patch, unpack_logs
+
+from slimdown.commands import verdict
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> tuple[str, str]:
+    return unpack_logs(tmp_path)
+
+
+def test_a_page_whose_name_is_too_long_is_no_loss(logs: tuple[str, str]) -> None:
+    assert verdict.main([*logs, "-o", f"{'x' * 300}.md"]) == 3
+
+
+@pytest.mark.parametrize(("budget", "code"), [("1e-9", 1), ("0.9; id", 3)])
+def test_the_github_action_fails_as_the_command_does(
+    budget: str, code: int, logs: tuple[str, str], tmp_path: Path
+) -> None:
+    steps = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())["runs"]["steps"]
+    summary = tmp_path / "summary.md"
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(summary),
+        "COMMAND": "verdict",
+        "ARGUMENTS": f"{' '.join(logs)} --max-loss {budget}",
+    }
+    bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c"]  # GitHub's `shell: bash`
+    ended = subprocess.run([*bash, steps[-1]["run"]], env=environment, capture_output=True)
+    assert ended.returncode == code, ended
+    assert ("| benchmark |" in summary.read_text()) is (code != 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("base base", "the same logs"),
+        ("base /nowhere", "/nowhere"),
+        ("base tuned --metric x", "name one metric a task"),
+        ("base tuned --max-loss nothing=0.1", "nothing"),
+        pytest.param("base tuned --track --tracking-uri x", "uri must be", marks=pytest.mark.heavy),
+    ],
+)
+def test_logs_that_cannot_be_judged_exit_with_3(
+    arguments: str, message: str, logs: tuple[str, str], monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(Path(logs[0]).parent)
+    assert verdict.main(arguments.split()) == 3
+    text = capsys.readouterr().err
+    assert "These logs cannot be judged:" in text
+    assert message in text
+
+
+def test_notes_reach_the_terminal_without_control_characters(
+    logs: tuple[str, str], capsys: Capture
+) -> None:
+    [results] = Path(logs[0]).glob("*/results*.json")
+    text = results.read_text()
+    version = json.loads(text)["lm_eval_version"]
+    results.write_text(text.replace(f'"{version}"', '"9\\u001b[2J"'))
+    assert verdict.main(list(logs)) == 0
+    captured = capsys.readouterr()
+    assert "made by lm_eval 9" in captured.err
+    assert "\x1b" not in captured.err + captured.out
