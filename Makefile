@@ -80,7 +80,7 @@ JUDGE := tests/stats tests/judging tests/comparison tests/report tests/evaluatio
 test-judge: .venv-judge/installed ## the tests of what judges, in an environment without torch (0.5 GB): minutes
 	.venv-judge/bin/python -m pytest $(SIDE_BY_SIDE) --noconftest -o filterwarnings=error -m 'not heavy and not slow and not install' $(JUDGE)
 
-test-slow: $(VENV)/installed ## the tests that take minutes
+test-slow: $(VENV)/installed ## the tests that take minutes, and more cases of the others
 	$(BIN)/python -m pytest $(call marked,slow)
 
 lines: $(VENV)/installed ## how large the code is, by folder

@@ -602,7 +602,7 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
             one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=MARGIN, n=n)
             d = compare_scores(before, after)
             one.primary = SimpleNamespace(difference=d, base=estimate_mean(before))
-            one.forgetting_rate, one.never_ended = forgetting_rate(before, after), None
+            one.forgetting_rate, one.is_measured = forgetting_rate(before, after), True
             one.is_stopped, one.n_available = True, n  # it skips how many would tell
             findings: Any = SimpleNamespace(benchmarks={"a": one})
             outcomes.append(check_budgets(findings, {}, {"a": share})[0].outcome)

@@ -1,5 +1,6 @@
 """`slimdown VERB ...`, the same as `python -m slimdown VERB ...`."""
 
+import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from slimdown.config.fields import nearest
 
 def main() -> None:
     """Start the verb of the command line, and exit with its code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
     sys.exit(run_command(_start_verb, "slimdown cannot go on:", 1))
 
 

@@ -1,5 +1,6 @@
 """`python -m slimdown.run`, the same as `slimdown run`: one run, or with -m a sweep or a search."""
 
+import signal
 import sys
 
 from slimdown.commands.arguments import run_command
@@ -26,4 +27,5 @@ def _start(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,9 @@
 """Real objects for every test: the embedded model, an MLflow store, the composed config."""
 
+import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before any Hugging Face library is imported: a hidden download must fail. The tests marked `hub`
@@ -14,9 +15,23 @@ os.environ["TQDM_DISABLE"] = "1"
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
-from record_builders import compose_config, set_metric
+from record_builders import compose_config, compose_files, set_metric
 
 from slimdown.config.schema import RunConfig
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look through a million objects of libraries again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_files() -> Iterator[None]:
+    """A command line composes the same files of `conf/` once in a run of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slimdown.sweep.command_line.compose", compose_files)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -138,8 +138,17 @@ def test_training_takes_the_same_steps(settings: dict[str, Any], tmp_path: Path)
 
 # trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
-@pytest.mark.parametrize("name", PREFERENCES)
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        pytest.param("dpo", LORA, id="dpo-lora"),
+        pytest.param("kto", None, id="kto-full"),
+        pytest.param("grpo", LORA, id="grpo-lora"),
+        pytest.param("dpo", None, id="dpo-full", marks=pytest.mark.slow),
+        pytest.param("kto", LORA, id="kto-lora", marks=pytest.mark.slow),
+        pytest.param("grpo", None, id="grpo-full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_on_preferences_takes_the_same_steps(
     name: str, lora: Any, tmp_path: Path
 ) -> None:
@@ -230,8 +239,15 @@ class Wrecking(TrainerCallback):
                     parameter.data += 3.0
 
 
-@pytest.mark.parametrize(("wrecked", "kept"), [(3, 2), (1, 0)])
-@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("wrecked", "kept", "adapter"),
+    [
+        pytest.param(3, 2, LORA, id="3-lora"),
+        pytest.param(1, 0, None, id="1-full"),
+        pytest.param(1, 0, LORA, id="1-lora", marks=pytest.mark.slow),
+        pytest.param(3, 2, None, id="3-full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_good_weights(
     wrecked: int, kept: int, adapter: Any, tmp_path: Path
 ) -> None:

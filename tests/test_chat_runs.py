@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from builders import make_benchmark, make_evaluation, make_sample
 from commands_and_runs import call_verb, run_command
+from mlflow import MlflowClient
+from record_builders import copy_store
 
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
@@ -38,9 +40,9 @@ def read_instructions(n: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the pocket model that has a chat template, and rows that are conversations."""
-    folder = tmp_path_factory.mktemp("chat")
+    folder = copy_store(migrated_store, tmp_path_factory.mktemp("chat"))
     shutil.copytree(MODEL_DIR, folder / "chatty")
     (folder / "chatty" / "chat_template.jinja").write_text(TEMPLATE)
     turns = [("user", "prompt"), ("assistant", "completion")]
@@ -94,23 +96,30 @@ def test_a_template_that_is_missing_leaves_no_run(folder: Path, tmp_path: Path) 
     assert not (tmp_path / "mlruns" / "artifacts").exists()
 
 
-def test_a_benchmark_of_a_suite_without_data_is_not_run(tmp_path: Path) -> None:
+def test_a_benchmark_of_a_suite_without_data_is_not_run(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     suite = tmp_path / "own" / "suite" / "mine.yaml"
     suite.parent.mkdir(parents=True)
     suite.write_text(
         "# @package _global_\n"
-        "defaults:\n  - override /benchmark: [pocket_cs, arc_easy]\n  - _self_\n"
+        "defaults:\n  - override /benchmark: [pocket_cs, gone]\n  - _self_\n"
         "suite: mine\nbenchmark:\n  pocket_cs: {limit: 4}\n"
     )
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "gone.yaml").write_text(
+        "task: gone\ndataset_path: nobody/none\noutput_type: multiple_choice\ntest_split: test\n"
+        "doc_to_text: a\ndoc_to_target: a\ndoc_to_choice: [a, b]\n"
+    )
     settings = ["train.max_steps=2", "dataset.pocket_instructions.max_examples=20"]
-    settings += ["--config-dir", "own", "suite=mine"]
-    done = run_command(tmp_path, "slimdown.run", *settings, **offline)
+    settings.append(f"evaluation.include_path={tmp_path / 'tasks'}")
+    done = call_verb(tmp_path, "run", *settings, "--config-dir", "own", "suite=mine")
     assert done.returncode == 0, done.stderr
-    assert "Not run: arc_easy" in " ".join(done.stdout.split())
-    assert read_findings(tmp_path, done.stdout)["not_run"].keys() == {"arc_easy"}
-    alone = run_command(tmp_path, "slimdown.run", *settings[:2], "benchmark=[arc_easy]", **offline)
+    assert "Not run: gone" in " ".join(done.stdout.split())
+    assert read_findings(tmp_path, done.stdout)["not_run"].keys() == {"gone"}
+    alone = call_verb(tmp_path, "run", *settings, "benchmark=[gone]")
     assert alone.returncode == 1
+    assert "benchmark.gone.task=gone" in alone.stderr
 
 
 def test_auto_keeps_the_keys_of_plain_runs(

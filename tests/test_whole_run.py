@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import Result, call_verb, find_runs, run_command
+from commands_and_runs import Result, call_verb, find_runs
 from conftest import SMALL
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from record_builders import copy_store
 from safetensors.torch import load_file
 
 from slimdown.tracking.recorded_settings import digest_settings
@@ -26,10 +27,8 @@ def read_artifact(client: MlflowClient, run: Run, path: str) -> Any:
 @pytest.fixture(scope="module")
 def sweep(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """Two ranks of the embedded world, swept as on the project's card."""
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    done = run_command(folder, "slimdown.run", "-m", "lora.r=4,8", *SMALL)
+    folder = copy_store(migrated_store, tmp_path_factory.mktemp("sweep"))
+    done = call_verb(folder, "run", "-m", "lora.r=4,8", *SMALL)
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FILES = {
     "vllm/__init__.py": "from vllm_stand_in import LLM, SamplingParams, TokensPrompt",
@@ -51,15 +51,11 @@ class LLM:
     """Greedy texts of a real model, a prompt at a time."""
 
     def __init__(self, model: str, dtype: str, tokenizer: str, **settings: Any) -> None:
-        quantized = None
-        if settings["quantization"]:
-            assert settings["quantization"] == settings["load_format"] == "bitsandbytes"
-            quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         assert settings["enable_lora"]
         if settings["gpu_memory_utilization"] > 1:
             raise ValueError("Free memory is less\nthan desired")
         loader: Any = AutoModelForCausalLM
-        self._model = loader.from_pretrained(model, dtype=dtype, quantization_config=quantized)
+        self._model = loader.from_pretrained(model, dtype=dtype)
         self._tokenizer = get_tokenizer(tokenizer)
         window = self._model.config.max_position_embeddings
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=window))

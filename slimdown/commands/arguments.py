@@ -4,7 +4,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -165,15 +164,13 @@ def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any
 def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int:
     """Return the exit code of a command; an error ends it in one message.
 
-    A reader that closes the pipe early (`| head -1`) changes no exit code. SIGTERM ends a command
-    as Ctrl-C does, with 130.
+    A reader that closes the pipe early (`| head -1`) changes no exit code. Ctrl-C ends it with 130.
 
     Args:
         answer: Does the work, shows it, and returns the code.
         refusal: The first line of a message, such as "This run cannot be checked:".
         error_code: The code if there is no answer.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with explain_missing_packages():
             code = answer()
@@ -184,8 +181,6 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
         code = _complain(" ".join(["Interrupted.", *getattr(stop, "__notes__", [])]), 130)
     except Exception:  # a missing answer must never look like one
         code = _complain(traceback.format_exc(), error_code)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

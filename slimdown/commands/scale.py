@@ -95,7 +95,7 @@ def _scale(options: argparse.Namespace) -> int:
             f"code would run; read it, and type --include-path {folder or ''}".rstrip()
         )
     recorded = run_reader.read_evaluations(options.tracking, run)
-    run_reader.check_writable(options.tracking, run)
+    run_reader.begin_scaling(options.tracking, run)
     # If the run has no holdout, one half of the questions chooses and the other confirms.
     share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
     if budgets:  # tell what cannot work before anything is measured

@@ -83,6 +83,6 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
                         show_line(line)
                     return server.wait()
             return server.returncode or 1  # it was never ready
-        except KeyboardInterrupt:  # or SIGTERM, see `run_command`
+        except KeyboardInterrupt:  # or SIGTERM, see `slimdown.__main__`
             server.terminate()
             return 0

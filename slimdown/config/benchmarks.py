@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.util import find_spec
 from os.path import splitext
 from pathlib import Path
@@ -75,11 +76,9 @@ def check_task_names(
         include_path: A folder with task files of your own.
         names: The benchmarks that have files; a typo may be close to one of them.
     """
-    harness = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
-    folders = [TASKS_DIR, Path(include_path or TASKS_DIR), harness]
-    endings = ("", ".yaml", ".yml")
-    walks = (walk for folder in folders for walk in os.walk(folder))
-    files = [os.path.join(top, n) for top, _, ns in walks for n in ns if splitext(n)[1] in endings]
+    folders = {TASKS_DIR, Path(include_path or TASKS_DIR)}
+    files = [file for folder in folders for file in _list_task_files(folder)]
+    files += _list_harness_files()
     stems = {splitext(os.path.basename(file))[0] for file in files}
     for name, task in ((n, b.task) for n, b in benchmarks.items() if b.path is None):
         files.sort(key=lambda file: task not in file)  # most often its file has its name
@@ -89,6 +88,18 @@ def check_task_names(
             advice += "; evaluation.include_path names a folder with tasks of your own"
             setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
             yield f"{setting}: the harness has no such task{advice}"
+
+
+@cache
+def _list_harness_files() -> tuple[str, ...]:
+    """List the 14,000 files of the harness that may name a task."""
+    harness = find_spec("lm_eval").origin  # type: ignore[union-attr]
+    return tuple(_list_task_files(Path(str(harness)).with_name("tasks")))
+
+
+def _list_task_files(folder: Path) -> Iterator[str]:
+    for top, _, names in os.walk(folder):
+        yield from (os.path.join(top, n) for n in names if splitext(n)[1] in ("", ".yaml", ".yml"))
 
 
 def _names(file: str, task: str) -> bool:

@@ -91,9 +91,10 @@ class Sample:
     @property
     def first(self) -> "Sample":
         """The sample with the scores of the first answer alone."""
-        return replace(
-            self, scores=self.scores | {m: s[0] for m, s in self.repeated_scores.items()}
-        )
+        if not self.repeated_scores:
+            return self
+        firsts = {metric: scores[0] for metric, scores in self.repeated_scores.items()}
+        return replace(self, scores=self.scores | firsts)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Tag(StrEnum):
     origin = "slimdown.origin"
     error = "slimdown.error"
     checked = "slimdown.checked"  # the scales of its model that held-out questions judged
+    scaled = "slimdown.scaled"  # when `slimdown scale` began to measure it
     evaluation = "slimdown.evaluation."
     change = "change/"  # begins the name of a metric
     verdict = "verdict/"  # begins a param: its column can be sorted, unlike a tag's

@@ -255,8 +255,8 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
     raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
 
 
-def check_writable(tracking: TrackingConfig, run: RunRecord) -> None:
-    """Check that files can be added to a run, before hours are spent on them.
+def begin_scaling(tracking: TrackingConfig, run: RunRecord) -> None:
+    """Mark that a run is scaled, and check that files can be added to it before hours are spent.
 
     Raises:
         TrackingError: The store or the run's folder takes nothing.
@@ -264,7 +264,7 @@ def check_writable(tracking: TrackingConfig, run: RunRecord) -> None:
     client = store.open_store(tracking, must_exist=True)
     place = urlsplit(run.artifact_uri)
     with store.explain_store_errors(tracking):
-        client.set_tag(run.run_id, Tag.kind, run.tags[Tag.kind])  # as it is
+        client.set_tag(run.run_id, Tag.scaled, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}")
         if place.scheme in ("", "file"):
             tempfile.TemporaryFile(dir=unquote(place.path)).close()
 

@@ -115,10 +115,10 @@ def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
     runs: None, capsys: Capture
 ) -> None:
     assert check.main(["held"]) == 0
-    assert "runs of this sweep" not in capsys.readouterr().out
+    assert "held-out half judged" not in capsys.readouterr().out
     for _ in range(2):  # the same run again is no other run
         assert check.main(["held too"]) == 1
-        assert "judged 2 runs of this sweep" in capsys.readouterr().out
+        assert "The held-out half judged 2 models by now" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def read_answers(file: str | Path) -> str:
     return pd.read_parquet(file)[["response", "log_likelihoods"]].to_json(double_precision=15)
 
 
-@pytest.mark.parametrize("method", ["full", "last_layer"])
+@pytest.mark.parametrize("method", ["full", pytest.param("last_layer", marks=pytest.mark.slow)])
 def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     method: str, store: MlflowClient, tmp_path: Path
 ) -> None:

@@ -22,8 +22,12 @@ pytestmark = [
 COMMON: dict[str, Any] = {"max_length": WINDOW, "softmax_dtype": torch.float32}
 WINDOWED = [f for f in sorted(EXACT_FAMILIES) if hasattr(CONFIG_MAPPING[f], "sliding_window")]
 # Shorter than the shared prefix, between it and the longest row, beyond one of two worked examples.
-SHAPES = [(family, None) for family in sorted(EXACT_FAMILIES)]
-SHAPES += [(family, window) for family in WINDOWED for window in (16, 75, 140)]
+WINDOWS = (16, 75, 140)
+# Each family with a window takes one of them by default, in turn, and the rest by `-m slow`.
+SHAPES: list[Any] = [(family, None) for family in sorted(EXACT_FAMILIES - {*WINDOWED})]
+SHAPES += [(family, WINDOWS[i % 3]) for i, family in enumerate(WINDOWED)]
+REST = [(family, window) for family in WINDOWED for window in (None, *WINDOWS)]
+SHAPES += [pytest.param(*one, marks=pytest.mark.slow) for one in REST if one not in SHAPES]
 
 
 def assert_as_hflm(model: Any, tolerance: float = 5e-4, batch_size: int = 4) -> None:

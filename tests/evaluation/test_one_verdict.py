@@ -150,9 +150,9 @@ def spoil(model: str, folder: Path, strength: float) -> str:
 
 def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
     own = write_own_tasks(tmp_path / "own")
-    tuned = spoil(str(MODEL_DIR), tmp_path / "tuned_model", 0.02)
+    tuned = spoil(str(MODEL_DIR), tmp_path / "tuned_model", 0.03)
     shown = judge_everywhere(
-        str(MODEL_DIR), tuned, list(METRICS), own, 40, tmp_path, "model=pocket"
+        str(MODEL_DIR), tuned, list(METRICS), own, 20, tmp_path, "model=pocket"
     )
     assert {name: metric for name, (metric, _) in shown["measure"].items()} == METRICS
     assert {verdict for _, verdict in shown["measure"].values()} > {"forgotten"}

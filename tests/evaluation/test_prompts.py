@@ -94,9 +94,19 @@ def ask(model: LoadedModel, **settings: Any) -> dict[int, Any]:
     return {sample.doc_id: sample for sample in samples}
 
 
+ALIKE = {"qwen2_5", "qwen3_5_think", "phi3_5", "glm4moe", "lfm2", "llama3"}  # as another of them
+
+
 @pytest.mark.parametrize(
     ("family", "switch"),
-    [*FAMILIES.items(), ("granite", "thinking"), ("smollm3", "enable_thinking")],
+    [
+        *(
+            pytest.param(*one, marks=[pytest.mark.slow] * (one[0] in ALIKE))
+            for one in FAMILIES.items()
+        ),
+        ("granite", "thinking"),
+        ("smollm3", "enable_thinking"),
+    ],
 )
 def test_texts_are_stock_hflms_through_the_template_of(family: str, switch: str | None) -> None:
     model = build_model(read_template(family))

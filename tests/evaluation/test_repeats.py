@@ -21,7 +21,7 @@ from slimdown.models.causal import wrap_model
 from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError
 
-N_QUESTIONS, N_REPEATS = 10, 4
+N_QUESTIONS, N_REPEATS = 6, 4
 
 
 @pytest.fixture(scope="module")

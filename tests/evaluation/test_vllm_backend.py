@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import vllm_stand_in
 from mlflow import MlflowClient
-from safetensors.torch import load_file, save_file
 from tiny_benchmarks import make_prompts
 
 from slimdown.config.schema import RunConfig
@@ -53,17 +52,6 @@ def base(vllm: pytest.MonkeyPatch, composed: Composed) -> LoadedModel:
     return load_base_model(config.model, config.quantization)
 
 
-def write_adapter(folder: Path, scale: float = 1.0, **settings: object) -> Path:
-    """The embedded world's adapter, scaled, with other settings in its file."""
-    folder.mkdir()
-    tensors = load_file(ADAPTER / "adapter_model.safetensors")
-    scaled = {name: t * (scale if "lora_B" in name else 1) for name, t in tensors.items()}
-    save_file(scaled, folder / "adapter_model.safetensors", {"format": "pt"})
-    known = json.loads((ADAPTER / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(known | settings))
-    return folder
-
-
 def read_responses(findings: Findings) -> list[list[str]]:
     """The responses of the base and of the tuned model to the first benchmark."""
     pair = [next(iter(e.benchmarks.values())) for e in (findings.base, findings.tuned) if e]
@@ -89,18 +77,6 @@ def test_a_run_gets_the_answers_of_transformers_and_keeps_them_apart(
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_adapter_of_zeros_changes_no_answer(base: LoadedModel, tmp_path: Path) -> None:
-    prompts = make_prompts(
-        [f"Instruction: Copy the list.\nInput: {n} keys\nResponse:" for n in "12"]
-    )
-    answers = []
-    for adapter in ("", write_adapter(tmp_path / "zero", 0.0), ADAPTER):
-        with open_vllm(replace(base, adapter=str(adapter))) as generate:
-            answers.append(generate(prompts))
-            assert generate(prompts[1:]) == answers[-1][1:]
-    assert answers[0] == answers[1] != answers[2]
-
-
 def test_a_failure_of_vllm_is_one_line(base: LoadedModel, vllm: pytest.MonkeyPatch) -> None:
     vllm.setattr("torch.cuda.mem_get_info", lambda: (8, 1))
     reason = r"vLLM fails on pocket:model \(ValueError: Free memory is less than desired\)"
@@ -123,9 +99,11 @@ def test_a_failure_of_vllm_is_one_line(base: LoadedModel, vllm: pytest.MonkeyPat
 def test_an_adapter_that_vllm_would_read_otherwise_is_refused(
     settings: dict[str, object], found: str, composed: Composed, tmp_path: Path
 ) -> None:
-    folder = write_adapter(tmp_path / "adapter", **settings)
+    known = json.loads((ADAPTER / "adapter_config.json").read_text())
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(known | settings))
     with pytest.raises(ModelError) as error:
-        check_adapter(composed(*VLLM, f"tuned={folder}"))
+        check_adapter(composed(*VLLM, f"tuned={tmp_path / 'adapter'}"))
     assert found in str(error.value)
     assert "set evaluation.backend=hf" in str(error.value)
 

@@ -198,6 +198,6 @@ def test_the_rate_of_clusters_of_unequal_sizes_is_not_that_of_single_answers() -
     sizes = np.resize([1, 1, 1, 3], 40)
     clusters = Sampling(clusters=np.repeat(np.arange(40.0), sizes))
     x, y = (np.repeat(one[::-1], sizes) for one in (before, after))
-    rate = forgetting_rate(x, y, 0.0, clusters)
+    rate = forgetting_rate(x, y, clusters)
     assert rate
     assert rate.low < 0 < compare_scores(x, y, clusters).high

@@ -19,9 +19,9 @@ def halves(n_right: int, n: int = 100) -> np.ndarray:
     ("n", "base", "lost", "gained"),
     [
         (100, 0.03, 0.02, 0.01),
-        (100, 0.35, 0.32, 0.0),  # collapses
-        (200, 0.6, 0.4, 0.02),
-        (300, 0.30, 0.1, 0.1),
+        pytest.param(100, 0.35, 0.32, 0.0, marks=pytest.mark.slow),  # collapses
+        pytest.param(200, 0.6, 0.4, 0.02, marks=pytest.mark.slow),
+        pytest.param(300, 0.30, 0.1, 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_the_interval_covers_the_truth_as_often_as_it_says(

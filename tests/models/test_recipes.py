@@ -193,7 +193,13 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
-@pytest.mark.parametrize("recipe", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "recipe",
+    [  # Qwen3's two are one architecture
+        pytest.param(recipe, marks=[pytest.mark.slow] * (recipe == "qwen3_4b"))
+        for recipe in ARCHITECTURES
+    ],
+)
 def test_a_model_is_asked_trained_and_asked_again(
     recipe: str, composed: Composed, tmp_path: Path
 ) -> None:

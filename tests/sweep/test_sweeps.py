@@ -144,11 +144,11 @@ def test_the_base_is_measured_once(folder: Path, launched: object) -> None:
 
 
 def test_a_launcher_that_cannot_start_is_one_line(folder: Path, swept: object) -> None:
-    process = start(folder, *JOBLIB, "+hydra.launcher.return_as=nope", "seed=5,6", *FEW)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 1
-    assert re.search(r"hydra/launcher=joblib cannot start jobs: .*nope", err)
-    assert "Traceback" not in err
+    settings = [*JOBLIB, "+hydra.launcher.return_as=nope", "seed=5,6", *FEW]
+    done = call_verb(folder, "run", *settings)
+    assert done.returncode == 1
+    assert re.search(r"hydra/launcher=joblib cannot start jobs: .*nope", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_signal_ends_a_sweep_and_its_run_is_killed(folder: Path, swept: object) -> None:

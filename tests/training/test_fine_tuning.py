@@ -89,7 +89,14 @@ def test_measuring_before_changes_nothing_and_gradients_arrive_after_it(
         assert torch.equal(tuned.model(input_ids=ids).logits, before)
 
 
-@pytest.mark.parametrize("method", ["lora", "prefix", "last_layer quantization=none"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lora",
+        pytest.param("prefix", marks=pytest.mark.slow),
+        "last_layer quantization=none",
+    ],
+)
 def test_a_killed_training_goes_on_from_its_checkpoint(
     method: str, composed: Composed, tmp_path: Path
 ) -> None:
@@ -270,7 +277,12 @@ def test_families_train_with_their_own_loss(family: str, composed: Composed) -> 
 
 @pytest.mark.parametrize(
     "settings",
-    ["method=lora", "method=bottleneck", "method=last_layer quantization=none", "method=prefix"],
+    [
+        pytest.param("method=lora", marks=pytest.mark.slow),
+        "method=bottleneck",
+        pytest.param("method=last_layer quantization=none", marks=pytest.mark.slow),
+        "method=prefix",
+    ],
 )
 def test_a_training_that_has_ended_is_not_made_again(
     settings: str, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -293,7 +305,9 @@ def test_a_training_that_has_ended_is_not_made_again(
     assert taken.identity == tuned.identity
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_ends_a_training_when_its_step_is_kept(
     number: signal.Signals, composed: Composed, tmp_path: Path
 ) -> None:
