@@ -23,11 +23,17 @@ import scipy
 from numpy.typing import NDArray
 
 from slimdown.comparison.group_tests import compare_seeds
+from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
 from slimdown.judging.behaviour import compare_behaviour
-from slimdown.judging.budgets import Outcome, check_budgets, decide_outcomes
+from slimdown.judging.budgets import (
+    Outcome,
+    check_budgets,
+    decide_outcomes,
+    overall_outcome,
+)
 from slimdown.judging.findings import Verdict, compare_subjects, decide_verdicts
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
@@ -779,6 +785,59 @@ def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]
         yield "mean of benchmarks misses", case, percent(misses / n_draws), "5"
 
 
+def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """`slimdown scale --max-loss 0.02`: half of 1,200 questions choose a scale, half confirm it.
+
+    What is lost at a scale is lost at larger ones, too; 3 % of the answers flip back and forth.
+    """
+    n, budget, n_draws = 600, 0.02, draws // 10
+    scales = (0.25, 0.5, 0.75, 1.0)
+    shapes = {
+        "a square, 4 points at scale 1": [0.04 * s**2 for s in scales],
+        "a line, 3 points at scale 1": [0.03 * s for s in scales],
+        "2.05 points from scale 0.5 on": [0.005, 0.0205, 0.0205, 0.0205],
+        "2.05 points at each scale": [0.0205] * 4,
+        "a square, 1.5 points at scale 1": [0.015 * s**2 for s in scales],
+    }
+
+    def answer() -> list[Any]:
+        fate, noise = random.random(n), random.random((len(scales), n))
+        points = []
+        for losses, flips in zip(zip(scales, shape, strict=True), noise, strict=True):
+            scale, loss = losses
+            changes = np.where(fate < loss, -1.0, 0.0)
+            changes[(fate >= 0.1) & (flips < 0.015)] = -1.0
+            changes[(fate >= 0.1) & (flips > 0.985)] = 1.0
+            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=budget, n=n)
+            one.primary = SimpleNamespace(difference=change_difference(changes))
+            one.is_measured, one.is_stopped, one.n_available = True, True, n
+            points.append(ScaledFindings(scale, SimpleNamespace(benchmarks={"a": one})))  # type: ignore[arg-type]
+        return points
+
+    for name, shape in shapes.items():
+        truth, counts = dict(zip(scales, shape, strict=True)), np.zeros(4)
+        for _ in range(n_draws):
+            choosing, confirming = answer(), {p.scale: p for p in answer()}
+            measured = [p for p in choosing if change_of(p) >= -budget]
+            counts[0] += bool(measured) and truth[measured[-1].scale] > budget
+            if chosen := choose_scale(choosing, {}):
+                checks = check_budgets(confirming[chosen.scale].findings, {})
+                passes = overall_outcome(checks) is Outcome.within
+                is_over = truth[chosen.scale] > budget
+                counts[1:] += is_over, is_over and passes, passes
+        shares = counts / n_draws
+        case = f"loss: {name}; 600 questions a half"
+        yield "chosen scale over its budget", case, percent(shares[1]), "5"
+        yield "chosen scale over, exit 0", case, percent(shares[2]), "5"
+        yield "exit 0 of scale", case, percent(shares[3]), "-"
+        yield "chosen scale over", f"{case}, if measured losses chose", percent(shares[0]), "-"
+
+
+def change_of(point: ScaledFindings) -> float:
+    """The measured change of a simulated benchmark at a scale."""
+    return point.findings.benchmarks["a"].primary.difference.value
+
+
 def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """Groups of seeds of equal truth: few answers vary, unequal sizes, unequal spreads."""
     n = 200
@@ -913,6 +972,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     cover_rates,
     hold_shares,
     cover_seeds,
+    choose_scales,
     differ_by_luck,
     average_benchmarks,
     select_runs,

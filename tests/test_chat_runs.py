@@ -12,9 +12,10 @@ from commands_and_runs import call_verb, run_command
 from mlflow import MlflowClient
 from record_builders import copy_store
 
-from slimdown.config.schema import RunConfig
+from slimdown.comparison.trials import summarize_trial
+from slimdown.config.schema import Role, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
-from slimdown.judging.budgets import Outcome, check_budgets
+from slimdown.judging.budgets import Outcome, check_budgets, judge_look
 from slimdown.judging.findings import Verdict, judge
 from slimdown.pocket import DATA_DIR, MODEL_DIR
 from slimdown.report.text import describe_findings
@@ -167,6 +168,22 @@ def test_thinking_that_never_ends_leaves_a_verdict_undecided(n_open: int, is_dec
         assert "raise benchmark.math.max_gen_toks" in " ".join(describe_findings(findings))
         (check,) = check_budgets(findings, {"math": 0.01})
         assert check.outcome is Outcome.undecided
+        assert "thinking never ended" in check.reason
+
+
+def test_nothing_is_claimed_about_thinking_that_never_ended() -> None:
+    """Neither a mean, nor a look, nor a trial of a search takes the limit of tokens for a loss."""
+    calm = [1.0] * 60 + [0.0] * 40
+    base = make_evaluation(math=make_thinking(0), calm=calm)
+    tuned = make_evaluation(math=make_thinking(40), calm=calm)
+    only_calm = make_evaluation(calm=calm)
+    findings, alone = judge(base, tuned), judge(only_calm, only_calm)
+    assert findings.benchmarks["math"].primary.difference.value == pytest.approx(-0.4)
+    assert findings.mean_change(Role.retained) == alone.mean_change(Role.retained)
+    assert judge_look(findings, {"math": 0.02, "calm": 0.02}, 1) == (False, "")
+    trial = summarize_trial(findings, 0.02)
+    assert (trial.excess.keys(), trial.unmeasured, trial.is_within) == ({"calm"}, ("math",), False)
+    assert trial.order[:2] > summarize_trial(alone, 0.02).order[:2]
 
 
 def test_a_model_that_stops_to_think_is_told() -> None:

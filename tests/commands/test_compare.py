@@ -24,6 +24,8 @@ from record_builders import (
 )
 
 from slimdown.commands import compare
+from slimdown.tracking.held_out import take_held_out
+from slimdown.tracking.run_reader import find_run, find_runs, read_evaluations
 from slimdown.tracking.run_writer import open_run
 
 Show = Callable[..., str]
@@ -133,6 +135,24 @@ def test_options_that_do_not_go_together_are_refused(arguments: str, capsys: Cap
         compare.main(arguments.split())
     assert ended.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> None:
+    """Whatever command asked them; a run without a sweep is counted by itself."""
+    tracking = compose_config().tracking
+    counts = []
+    for run in find_runs(tracking, with_findings=True):
+        if run.held_out:
+            pair = read_evaluations(tracking, run)
+            for scale in (1.0, 0.5, 0.5):
+                half = take_held_out(tracking, find_run(tracking, run.run_id), pair, 0.5, scale)
+                counts.append((half.n_models, len(half.explain_looks())))
+            assert half.base.part == half.tuned.part
+            assert half.base.part.startswith("the held-out half")
+    assert counts == [(1, 0), (2, 1), (2, 1)] * 3
+    for arguments in (("kept", "--confirm"), ("lost", "lost seed=1", "--paired")):
+        is_said = "The held-out half judged 2 models by now" in " ".join(show(*arguments).split())
+        assert is_said is (len(arguments) == 2)  # 2 runs are named, and so are corrected for
 
 
 def test_pairs_confirmation_and_noise_have_tables_of_their_own(show: Show) -> None:
