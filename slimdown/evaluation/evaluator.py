@@ -13,6 +13,7 @@ from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunks
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
+from slimdown.evaluation.outside_code import forbid_hub_metrics
 from slimdown.evaluation.results import Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
 from slimdown.evaluation.vllm_backend import open_vllm
@@ -127,7 +128,13 @@ class Evaluator:
         on_progress: OnProgress,
     ) -> Evaluation:
         started = time.perf_counter()
-        with keep_random_states(), quiet_libraries(), eval_mode(model.model), ExitStack() as stack:
+        with (
+            keep_random_states(),
+            quiet_libraries(),
+            forbid_hub_metrics(),
+            eval_mode(model.model),
+            ExitStack() as stack,
+        ):
             no_peak: AbstractContextManager[Any] = nullcontext(lambda: nan)
             counter = measure_peak_memory(model.device) if self.counts_memory else no_peak
             measure_peak = stack.enter_context(counter)
@@ -240,7 +247,7 @@ def check_room(
     """
     generating = {name: task for name, task in tasks.items() if task.generates}
     evaluator = Evaluator(generating, replace(config, backend=Backend.hf))
-    with keep_random_states(), quiet_libraries(), ExitStack() as stack:
+    with keep_random_states(), quiet_libraries(), forbid_hub_metrics(), ExitStack() as stack:
         if generating:
             evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
 

@@ -25,6 +25,7 @@ from slimdown.config.question_files import read_questions
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ResolvedBenchmark, Scoring
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import choose_metric, read_cluster
+from slimdown.evaluation.outside_code import RUNS_ANSWERS, find_outside_code, forbid_hub_metrics
 from slimdown.evaluation.results import Metric
 from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
@@ -124,10 +125,11 @@ class BenchmarkTask:
     def questions(self) -> list[Question]:
         """Return the questions in their own words, to search training rows for them."""
         questions = []
-        for task in self.tasks.values():
-            for number, doc in task.doc_iterator(limit=self.config.limit):
-                name = f"{task.config.task} {number}"
-                questions.append(Question(name, _read_texts(task, doc), _read_answers(task, doc)))
+        with forbid_hub_metrics():
+            for task in self.tasks.values():
+                for number, doc in task.doc_iterator(limit=self.config.limit):
+                    about = _read_texts(task, doc), _read_answers(task, doc)
+                    questions.append(Question(f"{task.config.task} {number}", *about))
         return questions
 
 
@@ -151,7 +153,8 @@ def load_tasks(
         The tasks by name.
 
     Raises:
-        ConfigError: A task is unknown, or cannot give the metric or the worked examples.
+        ConfigError: A task is unknown, runs code from outside, or cannot give the metric or the
+            worked examples.
         DataError: The questions cannot be loaded.
     """
     import lm_eval.tasks
@@ -167,11 +170,15 @@ def load_tasks(
         matches = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
         folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
-    with keep_random_states(), quiet_libraries():
+    with keep_random_states(), quiet_libraries(), forbid_hub_metrics():
         # The harness takes seconds to parse its thousands of files: only if one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
         if any(one.task not in manager.all_tasks for one in in_harness):
             manager = TaskManager(include_path=folders)
+        for name, benchmark in benchmarks.items():
+            index = manager.task_index if benchmark.path is None else {}
+            for problem in find_outside_code(benchmark.task, index):
+                raise ConfigError(f"benchmark.{name}: {problem}")
         for name, benchmark in benchmarks.items():
             if benchmark.path is not None:
                 takes_numbers = benchmark.numeric_tolerance is not None
@@ -299,7 +306,7 @@ def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
     own = task.config.num_fewshot
     n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
     if getattr(task, "UNSAFE_CODE", False):
-        problem = "runs code that the model writes, which slimdown does not"
+        problem = RUNS_ANSWERS
     elif getattr(task, "MULTIMODAL", False):
         problem = "asks about images or sounds, and the model reads text"
     elif own == 0 and n_shots:
@@ -355,7 +362,8 @@ def _hash_own_files(folders: set[Path]) -> str:
     digest = sha256()
     for folder in sorted(folders):
         if not folder.is_relative_to(harness):
-            for file in sorted((*folder.glob("*.yaml"), *folder.glob("*.py"))):
+            files = (*folder.glob("*.yaml"), *folder.glob("*.py"))
+            for file in sorted(file for file in files if file.is_file()):
                 digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
