@@ -46,8 +46,9 @@ def forbid_hub_metrics() -> Iterator[None]:
     closed: Any = ModuleType("evaluate")
     closed.__spec__, closed.__getattr__ = ModuleSpec("evaluate", None), refuse_part
     names = [name for name in ("evaluate.loading", "evaluate.evaluation_suite") if name in modules]
-    places = [(vars(modules[name]), "evaluation_module_factory", refuse) for name in names]
-    places = places or [(modules, "evaluate", closed)]
+    places: list[tuple[dict[str, Any], str, Any]] = [
+        (vars(modules[name]), "evaluation_module_factory", refuse) for name in names
+    ] or [(modules, "evaluate", closed)]
     originals = [place.get(key) for place, key, _ in places]
     for place, key, replacement in places:
         place[key] = replacement

@@ -378,7 +378,8 @@ def _hash_own_files(folders: set[Path]) -> str:
     digest = sha256()
     for folder in sorted(folders):
         if not folder.is_relative_to(harness):
-            for file in sorted((*folder.glob("*.yaml"), *folder.glob("*.py"))):
+            files = (*folder.glob("*.yaml"), *folder.glob("*.py"))
+            for file in sorted(file for file in files if file.is_file()):
                 digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

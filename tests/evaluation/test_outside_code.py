@@ -100,7 +100,7 @@ from slimdown.utils.errors import SlimdownError
 def ask(task, folder=None):
     try:
         tasks.load_tasks({task: BenchmarkConfig(task)}, folder)
-    except SlimdownError as error:
+    except (SlimdownError, SystemExit) as error:
         return str(error)
     return "is loaded"
 
@@ -221,7 +221,8 @@ def test_a_task_that_fetches_its_metric_at_scoring_is_stopped(
     (tmp_path / "late.py").write_text(code)
     (tmp_path / "rows.jsonl").write_text('{"q": "one"}\n{"q": "two"}\n')
     (tmp_path / "late.yaml").write_text((TASK + SCORED).format(name="late", folder=tmp_path))
-    tasks = load_tasks({"late": make_benchmark_config("late", metric="own")}, str(tmp_path))
+    benchmark = make_benchmark_config("late", metric="own", max_gen_toks=8)
+    tasks = load_tasks({"late": benchmark}, str(tmp_path))
     model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
     with pytest.raises(ConfigError, match=r"a task takes a metric from evaluate\.load"):
         Evaluator(tasks, make_config()).evaluate(model)
