@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 
 from slimdown.config.schema import ModelConfig
-from slimdown.models.base_model import LoadedModel
-from slimdown.models.external import MODEL_FILES, ExternalModel, fetch_tuned_model
+from slimdown.models.base_model import MODEL_FILES, LoadedModel
+from slimdown.models.external import ExternalModel, fetch_tuned_model
 from slimdown.models.memory import release_weights
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
