@@ -76,6 +76,7 @@ def prepare_training(
         trial = replace(trial, is_padding_free=is_padding_free)
         trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
+        trainer.get_train_dataloader()  # fails where its options do not fit together
         batch = trainer._prepare_inputs(trainer.data_collator(list(trial.train)))
         model.eval()  # without dropout
         with attention_within_rows(model, trial.is_padding_free):

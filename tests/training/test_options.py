@@ -106,7 +106,7 @@ def test_a_wrong_name_or_type_is_told(setting: str, answer: str, composed: Compo
     "settings",
     [
         "train.args.neftune_noise_alpha=5 train.args.packing=true train.optim=sgd",
-        "train.args.gradient_checkpointing_kwargs.use_reentrant=false train.args.optim_args=a=1",
+        "train.args.gradient_checkpointing_kwargs.use_reentrant=false train.args.optim_args='a=1'",
         "lora.args.layers_to_transform=[1] lora.args.layers_pattern=null",
         "lora.args.modules_to_save=[lm_head] lora.args.trainable_token_indices=[1]",
         "lora.args.init_lora_weights=gaussian lora.args.rank_pattern.q_proj=2 method=rslora",
