@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.report.formatting import FORMATS
@@ -18,6 +18,10 @@ from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
+
+if TYPE_CHECKING:
+    from slimdown.judging.budgets import Decision
+    from slimdown.judging.findings import Findings
 
 VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
@@ -111,13 +115,44 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     return 0
 
 
+def put_report(
+    findings: "Findings",
+    title: str,
+    decision: "Decision | None",
+    options: argparse.Namespace,
+    run_id: str = "",
+) -> None:
+    """Write findings in the format that is asked for, which `show_findings` has shown.
+
+    Args:
+        findings: What is written.
+        title: The two models.
+        decision: Of a gate.
+        options: With `format` and `output`.
+        run_id: The record's id, where there is one.
+    """
+    from slimdown.report import findings_report, run_page, tables, text
+
+    if options.format == "junit" and decision:
+        content = findings_report.write_junit(decision, title)
+    elif options.format == "html":
+        content = run_page.render_page(findings, title, run_id=run_id, decision=decision)
+    elif options.format == "table" and not options.output:
+        return
+    else:
+        notes = text.describe_findings(findings, decision=decision)
+        table = findings_report.findings_table(findings, title, notes, decision)
+        content = tables.write_table(table, options.format)
+    put_text(content, options.output)
+
+
 def put_text(text: str, output: Path | None) -> None:
     """Print a text for programs; with --output write it, whole or not at all."""
-    from slimdown.report.console import print_text, show_line
+    from slimdown.report.console import print_text, show_places
 
     if output:
         files.write_atomically(output, text)
-        show_line(f"wrote {output}")
+        show_places({"page" if output.suffix.startswith(".htm") else "file": str(output)})
     else:
         print_text(text)
 

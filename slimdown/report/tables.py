@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from io import StringIO
 from itertools import product
 from math import isfinite
@@ -32,6 +33,21 @@ from slimdown.report.verdict_styles import find_style
 PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
 
 
+class Place(StrEnum):
+    """Where a column can stand."""
+
+    console = "console"  # without --all
+    page = "page"
+    compare = "compare"
+    markdown = "markdown"
+    json = "json"  # and CSV
+    mlflow = "mlflow"
+
+
+EVERYWHERE = frozenset(Place)
+NOT_BRIEF = EVERYWHERE - {Place.console}
+
+
 @dataclass(frozen=True)
 class Column:
     """A heading and how the cells below it are set."""
@@ -40,9 +56,14 @@ class Column:
     unit: str = ""  # below the heading on a page
     is_number: bool = False  # aligned to the right
     max_width: int | None = None  # characters on a console
-    is_extra: bool = False  # left out on a console and on a phone
     is_filter: bool = False  # a page offers the values as a filter
     is_setting: bool = False  # left out where the table is narrow
+    places: frozenset[Place] = EVERYWHERE
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether a console without --all, and a phone, leave it out."""
+        return Place.console not in self.places
 
 
 @dataclass(frozen=True)
@@ -78,23 +99,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, notes, rows, and a legend."""
+    """A title, notes, rows, and a legend; above them the outcome of a gate, where there is one."""
 
     title: str
     rows: Sequence[Row]
     legend: str = ""
     notes: tuple[str, ...] = ()
+    outcome: str = ""  # a line that comes first
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the outcome, for programs
 
     @property
     def columns(self) -> list[Column]:
-        """The columns of all rows, in their order."""
-        return list(dict.fromkeys(column for row in self.rows for column in row.cells))
+        """The columns in which any row has something to read, in their order."""
+        cells = [pair for row in self.rows for pair in row.cells.items()]
+        columns, filled = dict.fromkeys(c for c, _ in cells), {c for c, cell in cells if str(cell)}
+        return [column for column in columns if column in filled]
 
     @property
     def brief(self) -> "Table":
-        """The table without extra columns and secondary rows."""
+        """The table without secondary rows, and with the columns of a console alone."""
         rows = [row for row in self.rows if not row.is_secondary]
-        return replace(self, rows=rows).leave_out(lambda column: column.is_extra)
+        return replace(self, rows=rows).at(Place.console)
+
+    def at(self, place: Place) -> "Table":
+        """The table with the columns of one place."""
+        return self.leave_out(lambda column: place not in column.places)
 
     def leave_out(self, is_left_out: Callable[[Column], bool]) -> "Table":
         """The table without some of its columns."""
@@ -105,7 +134,7 @@ class Table:
     @property
     def records(self) -> list[dict[str, Any]]:
         """One record for each row; every record has every name, in the same order."""
-        cells = [list(row.cells.values()) for row in self.rows]
+        cells = [[c for k, c in row.cells.items() if Place.json in k.places] for row in self.rows]
         names = {name: None for row in cells for cell in row for name in cell.values}
         records = []
         for row in cells:
@@ -193,11 +222,11 @@ def write_table(table: Table, format: str) -> str:
     if format == "html":
         from slimdown.report.pages import render  # jinja2 takes a fifth of a second
 
-        return render("fragment.html.j2", table=table)
+        return render("fragment.html.j2", table=table.at(Place.page))
     if format == "markdown":
-        return _write_markdown(table)
+        return _write_markdown(table.at(Place.markdown))
     if format == "json":
-        content = {"title": table.title, "notes": table.notes, "rows": table.records}
+        content = {**table.facts, "title": table.title, "notes": table.notes, "rows": table.records}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
     writer.writeheader()
@@ -207,6 +236,8 @@ def write_table(table: Table, format: str) -> str:
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table. A narrow console gets taller cells, no settings, or one line a cell."""
+    if table.outcome:
+        console.print(Text(visible(table.outcome)), style="bold", soft_wrap=not console.is_terminal)
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
@@ -272,7 +303,8 @@ def _write_markdown(table: Table) -> str:
     def write_line(cells: list[str]) -> str:
         return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
-    lines = [f"### {escape_markdown(table.title)}", ""] if table.title else []
+    lines = [f"**{escape_markdown(table.outcome)}**", ""] if table.outcome else []
+    lines += [f"### {escape_markdown(table.title)}", ""] if table.title else []
     lines.append(write_line([column.heading for column in table.columns]))
     lines.append("|" + "".join("---:|" if c.is_number else "---|" for c in table.columns))
     lines += [write_line([str(row[column]) for column in table.columns]) for row in table.rows]

@@ -179,7 +179,7 @@ class TrackedRun:
         self._add_tag(Tag.headline, describe_headline(findings))
         judged = findings.benchmarks.items()
         self._verdicts = [Param(f"{Tag.verdict}{name}", one.verdict.value) for name, one in judged]
-        self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
+        self._add_tag(Tag.description, str(files.get("report.md", "")))
 
     def finish(self) -> None:
         """Deliver everything, mark the run FINISHED and delete its folder.
