@@ -16,7 +16,7 @@ from functools import partial
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, write_notes
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.methods import METHODS
+from slimdown.config.methods import METHODS, Method
 from slimdown.judging.budgets import Decision
 from slimdown.judging.findings import judge
 from slimdown.report import text
@@ -85,5 +85,5 @@ def _advise(run: RunRecord, decision: Decision) -> str:
     if run.tags.get(Tag.origin):
         return "docs/keeping.md says how to lose less"
     keeps = run.params.get("keep.name", "none") != "none"
-    method = METHODS[run.params["method.name"]]
+    method = METHODS[Method(run.params["method.name"])]
     return text.advise(run.run_id, method.scales, keeps, decision)

@@ -65,7 +65,7 @@ class FindingColumn:
     places: frozenset[Place] = EVERYWHERE
     unit: str = ""  # below the heading on a page
     is_number: bool = False  # aligned to the right
-    max_width: int | None = None  # characters on a console
+    is_name: bool = False
     metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
 
 
@@ -92,7 +92,7 @@ def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) ->
                 f"{name}.{key}": _average([cell.values.get(key) for cell in cells])
                 for key in cells[0].values
             }
-            unit, places = column.unit, NOT_BRIEF & column.places
+            unit = column.unit
             described = Column(f"{heading} {column.heading}", unit, column.is_number, places=places)
             shown[described] = Cell(texts, sort_key=texts, values=values)
     return shown
@@ -120,8 +120,9 @@ def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
 def _lay_out(column: FindingColumn, row: FindingRow) -> Column:
     headings = dict(zip(("base", "tuned"), row.sides, strict=True))
     heading = headings.get(column.heading, column.heading)
-    how = {"max_width": column.max_width, "places": column.places}
-    return Column(heading, column.unit, column.is_number, **how)  # type: ignore[arg-type]
+    width = 30 if column.is_name else None
+    numbers, places = column.is_number, column.places
+    return Column(heading, column.unit, numbers, width, column.is_name, places=places)
 
 
 def _average(values: Sequence[Any]) -> Any:
@@ -219,11 +220,9 @@ def _show_paper_metric(row: FindingRow) -> Cell:
 
 
 def _show_p_right(row: FindingRow) -> Cell:
-    one = row.benchmark.p_right
-    values = (
-        {"p_right_change": one.change.value, "p_right_verdict": one.verdict.value} if one else {}
-    )
-    return Cell(values=values)
+    if not (one := row.benchmark.p_right):
+        return Cell()
+    return Cell(values={"p_right_change": one.change.value, "p_right_verdict": one.verdict.value})
 
 
 def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
@@ -232,7 +231,7 @@ def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], 
 
 
 COLUMNS: tuple[FindingColumn, ...] = (
-    FindingColumn("benchmark", _show_name, _OF_RUN, max_width=30, metrics=()),
+    FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=()),
     FindingColumn("metric", _show_metric, _DETAIL),
     FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=()),
     FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",)),

@@ -36,8 +36,8 @@ def findings_table(
     if decision is None:
         return table
     outcome = text.describe_outcome(decision)
-    facts = {"outcome": text.OUTCOMES[decision.outcome].lower(), "summary": outcome}
-    facts |= {"exit_code": int(decision.outcome)}
+    word, code = text.OUTCOMES[decision.outcome].lower(), int(decision.outcome)
+    facts = {"outcome": word, "exit_code": code, "summary": outcome}
     return replace(table, outcome=outcome, facts=facts)
 
 

@@ -10,6 +10,7 @@ read. In CSV and JSON numbers are shares of 1 at full precision; unknown values 
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,7 @@ class Column:
     unit: str = ""  # below the heading on a page
     is_number: bool = False  # aligned to the right
     max_width: int | None = None  # characters on a console
+    is_name: bool = False  # may break behind an underscore on a narrow console
     is_filter: bool = False  # a page offers the values as a filter
     is_setting: bool = False  # left out where the table is narrow
     places: frozenset[Place] = EVERYWHERE
@@ -242,8 +244,9 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
     short = table.leave_out(lambda column: column.is_setting)
-    for shown, separators in product((table, short), ("  ", " \n", "\n\n")):
-        rich_table = _lay_out(shown, separators)
+    layouts = product((table, short), ("  ", " \n", "\n\n"), (False, True))
+    for shown, separators, breaks_names in layouts:
+        rich_table = _lay_out(shown, separators, breaks_names)
         width = Measurement.get(console, unlimited, rich_table)
         if not console.is_terminal:  # a file is as wide as it needs to be
             console.width = max(console.width, width.maximum)
@@ -262,13 +265,15 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _lay_out(table: Table, separators: str) -> RichTable:
+def _lay_out(table: Table, separators: str, breaks_names: bool) -> RichTable:
     """Lay out a table. Names may break between words, numbers and verdicts never."""
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]
     for i, column in enumerate(table.columns):
+        for row in rows if breaks_names and column.is_name else ():
+            row[i] = Text(_break_name(row[i].plain))
         heading, may_break = Text(visible(column.heading)), column.max_width is not None
         texts = [heading.plain, *(row[i].plain for row in rows)]
         parts = [part for one in texts for part in (one.split() if may_break else one.splitlines())]
@@ -283,6 +288,16 @@ def _lay_out(table: Table, separators: str) -> RichTable:
     for row, texts_of_row in zip(table.rows, rows, strict=True):
         rich_table.add_row(*texts_of_row, style="dim" if row.is_secondary else "")
     return rich_table
+
+
+def _break_name(name: str) -> str:
+    """Break a name behind its underscores into lines of some 16 characters."""
+    lines = [""]
+    for part in re.findall("[^_]*_|[^_]+", name):
+        if lines[-1] and len(lines[-1] + part) > 16:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _style_cell(cell: Cell, separators: str) -> Text:

@@ -255,8 +255,14 @@ def describe_largest_loss(findings: Findings) -> list[str]:
     name = min(shown, key=shown.__getitem__)
     losses = findings.lost_answers[name]
     causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
-    counts = ", ".join(f"{c.count:,} {CAUSES[c.name][0]}" for c in causes)
-    return [f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): {counts}."] if counts else []
+    counts = [f"{c.count:,} {CAUSES[c.name][0]}" for c in causes]
+    begin = f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): "
+    for n in range(len(causes), 0, -1):
+        n_others = sum(c.count for c in causes[n:])
+        others = [f"{n_others:,} other"] if n_others else []
+        if len(line := begin + ", ".join([*counts[:n], *others]) + ".") <= 80 or n == 1:
+            return [line]
+    return []
 
 
 def name_undecided(findings: Findings, decision: Decision | None = None) -> Iterator[str]:
