@@ -92,8 +92,8 @@ def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) ->
                 f"{name}.{key}": _average([cell.values.get(key) for cell in cells])
                 for key in cells[0].values
             }
-            unit = column.unit
-            described = Column(f"{heading} {column.heading}", unit, column.is_number, places=places)
+            title, numbers = f"{heading} {column.heading}", column.is_number
+            described = Column(title, column.unit, numbers, places=NOT_BRIEF)
             shown[described] = Cell(texts, sort_key=texts, values=values)
     return shown
 

@@ -217,7 +217,8 @@ def summarize_briefly(
         most: The number of lines.
     """
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
-    is_lost |= decision is not None and decision.outcome is Outcome.beyond
+    if decision:
+        is_lost = decision.outcome is Outcome.beyond
     first = [describe_overall(decision.mean)] if decision and decision.mean else []
     first += describe_largest_loss(findings)
     last = [f"Next: {advice}"] if advice and is_lost else []
