@@ -21,8 +21,8 @@ _FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
 class GateRules:
     """What a model may lose, as the options say."""
 
-    max_loss: dict[str, float]
-    max_relative_loss: dict[str, float]
+    budgets: dict[str, float]
+    relative_budgets: dict[str, float]
     off: list[str]
     overall: bool
 
@@ -37,7 +37,7 @@ class GateRules:
         Raises:
             ConfigError: A name is no benchmark.
         """
-        return check_budgets(findings, self.max_loss, self.max_relative_loss, self.off)
+        return check_budgets(findings, self.budgets, self.relative_budgets, self.off)
 
     def decide(
         self, findings: Findings, read_evaluations: Callable[[], tuple[Evaluation, Evaluation]]
@@ -101,8 +101,8 @@ def read_rules(options: argparse.Namespace) -> GateRules:
     """
     is_off = re.compile("(?:(.+)=)?off").fullmatch
     return GateRules(
-        max_loss=read_budgets([text for text in options.max_loss if not is_off(text)]),
-        max_relative_loss=read_budgets(options.max_relative_loss, "--max-relative-loss"),
+        budgets=read_budgets([text for text in options.max_loss if not is_off(text)]),
+        relative_budgets=read_budgets(options.max_relative_loss, "--max-relative-loss"),
         off=[found[1] or "" for text in options.max_loss if (found := is_off(text))],
         overall=options.overall,
     )

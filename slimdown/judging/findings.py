@@ -53,7 +53,7 @@ class Verdict(StrEnum):
 class Counts:
     """The number of 0/1 answers, by whether they were right before and after."""
 
-    kept: int
+    still_right: int
     lost: int
     gained: int
     missed: int  # wrong both times
