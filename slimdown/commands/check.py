@@ -20,7 +20,7 @@ from slimdown.config.methods import METHODS, Method
 from slimdown.judging.budgets import Decision
 from slimdown.judging.findings import judge
 from slimdown.report import text
-from slimdown.report.console import print_text, show_findings, show_notes
+from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.tables import write_table
 from slimdown.tracking import run_reader
@@ -57,7 +57,7 @@ def _check(options: argparse.Namespace) -> int:
         evaluations = run_reader.read_evaluations(options.tracking, run)
         half = take_held_out(options.tracking, run, evaluations, run.holdout)
         findings = judge(half.base, half.tuned)
-        notes.append(f"Judged on {findings.part}, which this run does not show.")
+        notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
         notes += half.explain_looks()
         decision = rules.decide(findings, lambda: (half.base, half.tuned))
     else:
@@ -66,8 +66,7 @@ def _check(options: argparse.Namespace) -> int:
     models = run.params.get("model.id", "base"), f"{run.name} ({run.run_id[:8]})"
     title, outcome = " → ".join(models), text.describe_outcome(decision)
     if options.format == "text":
-        show_notes(notes)
-        show_findings(findings, title, decision, _advise(run, decision))
+        show_findings(findings, title, decision, _advise(run, decision), notes)
     elif options.format == "junit":
         print_text(write_junit(decision, title))
     else:

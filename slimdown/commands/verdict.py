@@ -87,7 +87,7 @@ def _judge(options: argparse.Namespace) -> int:
     sides = (base.model, tuned.model) if named else (options.base, options.tuned)
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
-        show_findings(findings, title, decision, _ADVICE, options.all)
+        show_findings(findings, title, decision, _ADVICE, with_details=options.all)
     elif decision:
         arguments.write_notes([text.describe_outcome(decision)])
     if options.format:

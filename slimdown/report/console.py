@@ -206,6 +206,7 @@ def show_findings(
     title: str = "",
     decision: Decision | None = None,
     advice: str = "",
+    notes: Sequence[str] = (),
     with_details: bool = False,
     with_sentences: bool = True,
 ) -> None:
@@ -216,17 +217,18 @@ def show_findings(
         title: The two models.
         decision: Of a gate.
         advice: The step that lessens a loss.
+        notes: What else must be known of these findings.
         with_details: Show every metric and column, and every sentence.
         with_sentences: False shows the table alone.
     """
     table = findings_table(findings, title, decision=decision)
     show_table(replace(table, legend=""), with_details)
-    sentences: Sequence[str] = ()
+    sentences = [*notes]
     if with_details:
         everything = text.describe_findings(findings, with_verdicts=False, decision=decision)
-        sentences = ["How to read this:", table.legend, *everything]
+        sentences += ["How to read this:", table.legend, *everything]
     elif with_sentences:
-        sentences = text.summarize_briefly(findings, decision, advice)
+        sentences += text.summarize_briefly(findings, decision, advice, 4 - len(notes))
     for sentence in sentences:
         _open_console().print(Text(visible(sentence)))
 

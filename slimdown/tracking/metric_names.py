@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 
+DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
+
+
 class Tag(StrEnum):
     """A tag of a run, or what its metrics and params begin with."""
 
-    description = "mlflow.note.content"
     kind = "slimdown.kind"
     run_key = "slimdown.run_key"
     settings = "slimdown.settings"  # the digest of settings.json

@@ -22,7 +22,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import escape_markdown
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (
     FILE as SETTINGS,
     RecordedSettings,
@@ -296,10 +296,10 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str) -> No
     """
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        description = client.get_run(run.run_id).data.tags.get(Tag.description, "")
+        description = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
         rest = _OUTCOME.sub("", description)
         text = f"**{escape_markdown(outcome)}**\n\n{rest}"
-        client.set_tag(run.run_id, Tag.description, text[: store.MAX_TAG])
+        client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
 
 
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:

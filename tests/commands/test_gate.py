@@ -16,7 +16,7 @@ from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_sto
 
 from slimdown.commands import check, compare, verdict
 from slimdown.report.formatting import escape_markdown
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.run_reader import find_run, find_runs
 
 OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13" / "base"
@@ -123,7 +123,7 @@ def test_the_outcome_is_in_the_description_of_the_run(runs: None, capsys: Captur
     for budget, word in (("0.9", "PASSED"), ("0", "FAILED")):
         check.main(["lost", "--max-loss", budget])
         outcome = capsys.readouterr().out.splitlines()[0]
-        described = find_run(compose_config().tracking, "lost").tags[Tag.description]
+        described = find_run(compose_config().tracking, "lost").tags[DESCRIPTION]
         assert outcome.startswith(word)
         assert described.startswith(f"**{escape_markdown(outcome)}**\n\n")
         assert described.count(" it may lose ") == 1
@@ -260,7 +260,7 @@ def test_a_recorded_verdict_is_read_by_compare_and_check(
     assert verdict.main([*logs, "--track"]) in (0, 2)
     (run,) = find_runs(compose_config().tracking)
     assert run.tags["slimdown.origin"] == logs[1]
-    assert "| benchmark | " in run.tags[Tag.description]
+    assert "| benchmark | " in run.tags[DESCRIPTION]
     assert compare.main([]) == 0
     assert check.main([run.run_id]) in (0, 1, 2)
     assert "Traceback" not in capsys.readouterr().err
