@@ -277,8 +277,8 @@ def _lay_out(table: Table, separators: str, breaks_names: bool) -> RichTable:
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]
     for i, column in enumerate(table.columns):
-        for row in rows if breaks_names and column.is_name else ():
-            row[i] = Text(_break_name(row[i].plain))
+        for cells in rows if breaks_names and column.is_name else ():
+            cells[i] = Text(_break_name(cells[i].plain))
         heading, may_break = Text(visible(column.heading)), column.max_width is not None
         texts = [heading.plain, *(row[i].plain for row in rows)]
         parts = [part for one in texts for part in (one.split() if may_break else one.splitlines())]

@@ -223,10 +223,8 @@ def summarize_briefly(
     first += describe_largest_loss(findings)
     last = [f"Next: {advice}"] if advice and is_lost else []
     middle = [*name_undecided(findings, decision), *list_doubts(findings)]
-    return [
-        shorten(line, 80, placeholder=" …")
-        for line in [*first, *middle[: most - len(first) - len(last)], *last]
-    ]
+    room = max(0, most - len(first) - len(last))
+    return [shorten(line, 80, placeholder=" …") for line in [*first, *middle[:room], *last]]
 
 
 def advise(run_id: str, can_scale: bool, keeps: bool, decision: Decision | None = None) -> str:

@@ -172,7 +172,7 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
     shown = show("-o", str(page), "--by", "lora.r")
     assert "By lora.r: 3 finished runs of experiment slimdown" in shown
     assert "sqlite" not in shown
-    assert shown.endswith(f"wrote {page}\n")
+    assert shown.endswith(f"page     {page}\n")
     assert "<title>By lora.r: 3 finished runs of experiment slimdown</title>" in page.read_text()
     with pytest.raises(SystemExit):
         show("-o", str(tmp_path))

@@ -38,6 +38,8 @@ def test_the_github_action_fails_as_the_command_does(
     ended = subprocess.run([*bash, steps[-1]["run"]], env=environment, capture_output=True)
     assert ended.returncode == code, ended
     assert ("| benchmark |" in summary.read_text()) is (code != 3)
+    if code != 3:
+        assert summary.read_text().startswith("**FAILED (")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_change_is_tuned_minus_base_and_counts_the_answers() -> None:
     change = judge_scores([1, 1, 1, 0], [0, 1, 0, 0]).benchmarks["a"].primary
     assert change.difference.value == -0.5
     assert change.unpaired_standard_error == pytest.approx((0.25**2 + 0.25**2) ** 0.5)
-    assert change.counts == Counts(kept=1, lost=2, gained=0, missed=1)
+    assert change.counts == Counts(still_right=1, lost=2, gained=0, missed=1)
 
 
 def test_the_mean_is_over_one_role_and_a_model_compared_with_itself_forgets_nothing() -> None:
@@ -56,7 +56,7 @@ def change_sample(benchmark: BenchmarkEvaluation, **fields: str) -> BenchmarkEva
         ("task_version", replace(make_benchmark([1, 0]), task_version="2.0")),
         ("num_fewshot", make_benchmark([1, 0], num_fewshot=5)),
         ("task", make_benchmark([1, 0], task="another")),
-        ("n_available", make_benchmark([1, 0, 1])),
+        ("number of questions", make_benchmark([1, 0, 1])),
         ("task_weights", make_benchmark([1, 0], task_weights={"task": 1.0})),
         ("prompt_hash", change_sample(make_benchmark([1, 0]), prompt_hash="x")),
         ("doc_hash", change_sample(make_benchmark([1, 0]), doc_hash="x")),
