@@ -34,9 +34,10 @@ from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.models.tuned_base import ADAPTER_CONFIG
 from slimdown.report.comparison_page import render_scaling_page, scales_table
-from slimdown.report.console import show_findings, show_line, show_places
+from slimdown.report.console import show_line, show_places, show_table
+from slimdown.report.findings_report import add_outcome, findings_table
 from slimdown.report.model_card import render_model_card
-from slimdown.report.text import describe_budgets, describe_outcome
+from slimdown.report.text import describe_budgets, summarize_briefly
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
@@ -155,24 +156,28 @@ def _choose(
         The exit code.
     """
     title, budgets = _make_title(run), read_budgets(options.max_loss)
-    if chosen := choose_scale(points, budgets):
-        pair = measured.base, measured.tuned[chosen.scale]
-        half = take_held_out(options.tracking, run, pair, share, chosen.scale)
-        held = judge(half.base, half.tuned)
-        decision = Decision(tuple(check_budgets(held, budgets)))
-        heading = f"Scale {chosen.scale:g} on the questions that did not choose it"
-        reasons = [f"{heading}: {describe_outcome(decision)}", *describe_budgets(decision)]
-        notes = reasons if options.format else []
-        notes += half.explain_looks()
-    else:
-        notes = ["No scale is shown to be within the budgets: try smaller ones, or more questions."]
-    table = scales_table(points, title, chosen.scale if chosen else None)
-    table = replace(table, notes=("The questions that choose.", *notes))
-    arguments.put_table(table, options, lambda: render_scaling_page(table, points))
-    if not chosen:
+    table, notes = scales_table(points, title), ["The questions that choose."]
+    if not (chosen := choose_scale(points, budgets)):
+        problem = "no scale is shown to be within the budgets; try smaller ones, or more questions"
+        table = replace(table, outcome=f"CANNOT TELL: {problem}.", notes=tuple(notes))
+        arguments.put_table(table, options, lambda: render_scaling_page(table, points))
         return int(Outcome.undecided)
+    pair = measured.base, measured.tuned[chosen.scale]
+    half = take_held_out(options.tracking, run, pair, share, chosen.scale)
+    held = judge(half.base, half.tuned)
+    decision = Decision(tuple(check_budgets(held, budgets)))
+    heading = f"Scale {chosen.scale:g} on the questions that did not choose it"
+    if options.format:
+        notes += [f"{heading}: {line}" for line in describe_budgets(decision)]
+    notes += half.explain_looks()
+    table = replace(scales_table(points, title, chosen.scale), notes=tuple(notes))
+    table = add_outcome(table, decision)
+    arguments.put_table(table, options, lambda: render_scaling_page(table, points))
     with arguments.keep_stdout_clean(options):
-        show_findings(held, heading, decision)
+        checked = findings_table(held, heading, decision=decision)
+        show_table(replace(checked, outcome="", legend=""))
+        for line in summarize_briefly(held, decision):
+            show_line(line)
         outcome = decision.outcome
         if options.save and outcome is not Outcome.within:
             show_line(f"{options.save} is not written: this scale is not shown to be within")

@@ -33,8 +33,11 @@ def findings_table(
     """
     table = Table(title, list(make_rows(findings, decision)), text.explain_table(findings))
     table = replace(table, notes=tuple(notes))
-    if decision is None:
-        return table
+    return add_outcome(table, decision) if decision else table
+
+
+def add_outcome(table: Table, decision: Decision) -> Table:
+    """Put the outcome of a gate first, for people and for programs."""
     outcome = text.describe_outcome(decision)
     word, code = text.OUTCOMES[decision.outcome].lower(), int(decision.outcome)
     facts = {"outcome": word, "exit_code": code, "summary": outcome}

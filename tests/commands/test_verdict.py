@@ -22,6 +22,19 @@ def test_a_page_whose_name_is_too_long_is_no_loss(logs: tuple[str, str]) -> None
     assert verdict.main([*logs, "-o", f"{'x' * 300}.md"]) == 3
 
 
+def test_the_readme_shows_what_is_printed(logs: tuple[str, str], capsys: Capture) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = readme.partition("logs/base logs/tuned\n\n")[2].partition("\nWith ")[0]
+    assert verdict.main(list(logs)) == 0
+    printed, expected = capsys.readouterr().out.splitlines(), shown.rstrip().splitlines()
+    # Rich puts a blank line before and after the table; a space ends each row.
+    assert [line.strip() for line in printed] == [line.strip() for line in expected]
+    last_row = next(i for i, line in reversed([*enumerate(printed)]) if "forgotten" in line)
+    assert len([line for line in printed[last_row + 1 :] if line.strip()]) <= 4
+    assert verdict.main([*logs, "--max-loss", "0.02"]) == 1
+    assert f"`{capsys.readouterr().out.splitlines()[0]}`" in readme
+
+
 @pytest.mark.parametrize(("budget", "code"), [("1e-9", 1), ("0.9; id", 3)])
 def test_the_github_action_fails_as_the_command_does(
     budget: str, code: int, logs: tuple[str, str], tmp_path: Path
