@@ -7,7 +7,14 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.schema import Role
-from slimdown.judging.budgets import Decision, Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.judging.budgets import (
+    Decision,
+    Outcome,
+    check_budgets,
+    decide_by_settings,
+    overall_outcome,
+    read_budgets,
+)
 from slimdown.judging.findings import Findings, judge
 from slimdown.report.findings_report import write_junit
 from slimdown.stats.estimates import Estimate
@@ -174,3 +181,14 @@ def test_budgets_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         check_budgets(findings, read_budgets(arguments))
+
+
+def test_a_run_is_decided_by_the_budgets_that_its_settings_name() -> None:
+    scores = make_scores(600, 100, 5, 295)
+    assert decide_by_settings(judge_scores(*scores)) is None
+    before, after = (make_benchmark(side, max_loss=0.02) for side in scores)
+    both = [make_evaluation(a=a, b=b) for a, b in zip((before, after), scores, strict=True)]
+    decision = decide_by_settings(judge(*both))
+    assert decision is not None
+    assert [(one.benchmark, one.budget) for one in decision.checks] == [("a", 0.02)]
+    assert decision.outcome is Outcome.beyond
