@@ -56,10 +56,12 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def find_page(folder: Path, out: str) -> Path:
+    return folder / out.rpartition("\npage ")[2].strip()
+
+
 def read_findings(folder: Path, out: str) -> dict[str, Any]:
-    run_id = out.partition("\nrun ")[2].split()[0]
-    text = (folder / f"mlruns/artifacts/{run_id}/artifacts/findings.json").read_text()
-    return dict(json.loads(text))
+    return dict(json.loads(find_page(folder, out).with_name("findings.json").read_text()))
 
 
 def test_conversations_are_asked_about_through_the_template(folder: Path) -> None:
@@ -70,7 +72,8 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     conditions = read_findings(folder, chat.stdout)["conditions"]
     assert conditions["pocket_math.apply_chat_template"] == "True"
     assert not any(key.startswith("pocket_cs.") for key in conditions)
-    assert "Asked with apply_chat_template=True: pocket_math." in chat.stdout
+    page = find_page(folder, chat.stdout).read_text()
+    assert "Asked with apply_chat_template=True: pocket_math." in page
 
     adapter = next((folder / "mlruns/artifacts").glob("*/artifacts/adapter"))
     tuned = call_verb(
@@ -214,7 +217,7 @@ def test_a_thinking_model_that_is_trained_on_without_thinking_stops_to_think(
     settings += ['evaluation.think_end_token="</think>"', "lora=all_linear"]
     taught = run_command(tmp_path, "slimdown.run", *settings, think, "train.num_train_epochs=4")
     assert taught.returncode == 0, taught.stderr
-    run_id = taught.stdout.partition("\nrun ")[2].split()[0]
+    run_id = find_page(folder, taught.stdout).parents[1].name
     merged = run_command(tmp_path, "slimdown", "merge", run_id, "--out", "thinker")
     assert merged.returncode == 0, merged.stderr
     done = run_command(

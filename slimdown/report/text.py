@@ -199,7 +199,7 @@ def _describe_loss(check: BudgetCheck) -> str:
     if is_told:  # something else than the bound leaves it open
         return f"{name}: {check.reason}"
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
-    lost = next((text for text in points if float(text) != 100 * check.budget), f"{100 * loss:.4f}")
+    lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
     most = "or more" if check.outcome is Outcome.beyond else "at most"
     shown = f"lost {lost} points {most}" if loss > 0 else "lost nothing"
     return f"{name} {shown}; it may lose {budget}"
@@ -330,6 +330,10 @@ def list_doubts(findings: Findings) -> Iterator[str]:
             yield f"{name}: thinking never ended; raise benchmark.{name}.max_gen_toks."
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
             yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
+    conditions = findings.conditions.items()
+    if unlogged := [key for key, value in conditions if value == "not logged"]:
+        names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
+        yield f"{names}: the tables hold no prompts, which may have differed."
     if findings.training and findings.training.stopped:
         yield f"Training ended early: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
@@ -347,8 +351,6 @@ def list_caveats(findings: Findings) -> Iterator[str]:
         name, _, setting = key.partition(".")
         prompts.setdefault(f"{setting}={value}", []).append(name)
     for setting, names in prompts.items():
-        if setting == "prompts=not logged":
-            yield f"{', '.join(names)}: the tables hold no prompts, which may have differed."
         if setting.startswith((*PROMPT_SETTINGS, "stop", "temperature")):
             yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:

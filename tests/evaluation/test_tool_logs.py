@@ -37,8 +37,8 @@ def test_the_same_answers_have_the_same_findings(kind: str, tmp_path: Path) -> N
         name: (found["changes"][0]["counts"], found["verdict"]) for name, found in expected.items()
     }
     assert shown == {
-        "sums": ({"kept": 14, "lost": 21, "gained": 2, "missed": 3}, "forgotten"),
-        "words": ({"kept": 30, "lost": 0, "gained": 1, "missed": 9}, "undecided"),
+        "sums": ({"still_right": 14, "lost": 21, "gained": 2, "missed": 3}, "forgotten"),
+        "words": ({"still_right": 30, "lost": 0, "gained": 1, "missed": 9}, "undecided"),
     }
     assert describe_findings(*write_logs(kind, tmp_path / kind)) == expected
 
