@@ -217,7 +217,7 @@ def test_a_thinking_model_that_is_trained_on_without_thinking_stops_to_think(
     settings += ['evaluation.think_end_token="</think>"', "lora=all_linear"]
     taught = run_command(tmp_path, "slimdown.run", *settings, think, "train.num_train_epochs=4")
     assert taught.returncode == 0, taught.stderr
-    run_id = find_page(folder, taught.stdout).parents[1].name
+    run_id = find_page(tmp_path, taught.stdout).parents[1].name
     merged = run_command(tmp_path, "slimdown", "merge", run_id, "--out", "thinker")
     assert merged.returncode == 0, merged.stderr
     done = run_command(
