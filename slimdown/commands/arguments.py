@@ -65,7 +65,7 @@ class CommandParser(argparse.ArgumentParser):
         text = "default: table, or what the ending of --output says"
         self.add_argument("--format", choices=(*FORMATS, *more), help=text)
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
-        self.add_argument("--all", action="store_true", help="show every metric and column")
+        self.add_argument("--all", action="store_true", help="show every metric, column and sentence")
 
     def add_list(self, name: str, metavar: str, text: str) -> None:
         """Add an option that can be repeated."""
