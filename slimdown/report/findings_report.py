@@ -80,7 +80,7 @@ def budgets_table(
     records = []
     for check in checks:
         d = check.change.primary.difference
-        one_sided = Estimate(d.value, d.standard_error, *d.equivalence_interval())
+        one_sided = Estimate(d.value, d.standard_error, *d.margin_interval())
         records.append(
             {
                 "benchmark": check.benchmark,

@@ -104,7 +104,7 @@ def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsy
     assert answer["rows"][0]["budget"] == 0.3
     findings = find_run(compose_config().tracking, name).findings
     assert findings is not None
-    tested = findings.benchmarks["pocket_cs"].primary.difference.equivalence_interval()
+    tested = findings.benchmarks["pocket_cs"].primary.difference.margin_interval()
     assert tested == tuple(answer["rows"][0][f"change_{end}"] for end in ("low", "high"))
     assert answer["exit_code"] == code
     assert check.main([name, *budgets, "--format", "markdown"]) == code
