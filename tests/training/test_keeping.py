@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import SMALL
+from commands_and_runs import SMALL
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from training_run import TrainingRun
