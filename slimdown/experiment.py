@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slimdown.config.keep_config import Keep
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
 from slimdown.config.schema import Backend, EvaluationConfig, RunConfig
@@ -17,7 +18,7 @@ from slimdown.evaluation.evaluator import Evaluator, assist_measuring, check_roo
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
-from slimdown.judging.budgets import default_budgets, judge_look
+from slimdown.judging.budgets import decide_by_settings, default_budgets, judge_look
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import stopping_rule
@@ -29,6 +30,7 @@ from slimdown.models.interpolation import pair_models
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
+from slimdown.report.text import advise
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
@@ -137,7 +139,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
 
         findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
         findings = replace(findings, not_run=not_run)
-        files = render_run_files(findings, config, info, run.run_id)
+        gate = decide_by_settings(findings)
+        files = render_run_files(findings, config, info, run.run_id, gate)
         if training:
             card = render_model_card(findings, config, base)
             files[f"{training.output_dir.name}/README.md"] = card
@@ -146,8 +149,12 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
                 files[f"{training.output_dir.name}/chat_template.jinja"] = template
         run.save(findings, files)
     is_of_sweep = info.sweep is not None  # its pages hold the sentences, and its end the table
-    console.show_findings(findings, with_sentences=not is_of_sweep)
-    console.show_saved(run, is_of_sweep)
+    title = f"{config.model.id} → {config.tuned or info.name}"
+    can_scale = config.tuned is not None or config.method.facts.scales
+    keeps = config.keep.name is not Keep.none
+    advice = advise(run.run_id, can_scale, keeps, gate)
+    console.show_findings(findings, title, gate, advice, with_sentences=not is_of_sweep)
+    console.show_saved(run)
     return findings
 
 

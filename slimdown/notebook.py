@@ -1,7 +1,7 @@
 """Measure a model before and after your own training, judge the two, and show the findings."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -9,10 +9,11 @@ from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.fields import build_settings, find_problems, nearest
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
+from slimdown.judging.budgets import Gate, Outcome, check_budgets
 from slimdown.judging.findings import Findings, judge as judge_evaluations
 from slimdown.report.findings_report import evaluation_table, findings_table
-from slimdown.report.tables import write_table
+from slimdown.report.tables import Table, write_table
+from slimdown.report.text import describe_budgets, describe_outcome, summarize_briefly
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.files import write_atomically
@@ -226,26 +227,21 @@ class NotebookFindings(Findings):
         return BudgetResult(tuple(check_budgets(self, shares, off=off)))
 
     def _repr_html_(self) -> str:
-        return write_table(findings_table(self, with_notes=True), "html")
+        return write_table(self._make_table(), "html")
 
     def __repr__(self) -> str:
-        return write_table(findings_table(self, with_notes=True), "table")
+        return write_table(replace(self._make_table(), legend=""), "table")
+
+    def _make_table(self) -> Table:
+        return findings_table(self, notes=summarize_briefly(self))
 
 
 @dataclass(frozen=True, repr=False)
-class BudgetResult:
+class BudgetResult(Gate):
     """Budget checks of several benchmarks; true if every loss is shown to be within its budget."""
-
-    checks: tuple[BudgetCheck, ...]
-
-    @property
-    def outcome(self) -> Outcome:
-        """The outcome for all together: within, beyond or undecided."""
-        return overall_outcome(self.checks)
 
     def __bool__(self) -> bool:
         return self.outcome is Outcome.within
 
     def __repr__(self) -> str:
-        lines = [f"{one.benchmark}: {one.outcome.name}, {one.reason}" for one in self.checks]
-        return "\n".join([f"{bool(self)} ({self.outcome.name})", *lines])
+        return "\n".join([describe_outcome(self), *describe_budgets(self)])

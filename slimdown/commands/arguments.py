@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.report.formatting import FORMATS
@@ -19,10 +19,14 @@ from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
 
+if TYPE_CHECKING:
+    from slimdown.judging.budgets import Gate
+    from slimdown.judging.findings import Findings
+
 VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
     "compare": "compare the runs of the record",
-    "check": "check a run against its loss budgets, by exit code (0 to 3)",
+    "check": "check a run against its budgets, by exit code (0 to 3)",
     "verdict": "judge two evaluations from logs of lm_eval, Inspect or lighteval, or tables",
     "merge": "merge the adapter of a run into its base model",
     "scale": "measure a run with less of what it trained, and save the most that keeps a budget",
@@ -111,13 +115,44 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     return 0
 
 
+def put_report(
+    findings: "Findings",
+    title: str,
+    gate: "Gate | None",
+    options: argparse.Namespace,
+    run_id: str = "",
+) -> None:
+    """Write findings in the format that is asked for, which `show_findings` has shown.
+
+    Args:
+        findings: What is written.
+        title: The two models.
+        gate: Of a gate.
+        options: With `format` and `output`.
+        run_id: The record's id, where there is one.
+    """
+    from slimdown.report import findings_report, run_page, tables, text
+
+    if options.format == "junit" and gate:
+        content = findings_report.write_junit(gate, title)
+    elif options.format == "html":
+        content = run_page.render_page(findings, title, run_id=run_id, gate=gate)
+    elif options.format == "table" and not options.output:
+        return
+    else:
+        notes = text.describe_findings(findings, gate=gate)
+        table = findings_report.findings_table(findings, title, notes, gate)
+        content = tables.write_table(table, options.format)
+    put_text(content, options.output)
+
+
 def put_text(text: str, output: Path | None) -> None:
     """Print a text for programs; with --output write it, whole or not at all."""
-    from slimdown.report.console import print_text, show_line
+    from slimdown.report.console import print_text, show_places
 
     if output:
         files.write_atomically(output, text)
-        show_line(f"wrote {output}")
+        show_places({"page" if output.suffix.startswith(".htm") else "file": str(output)})
     else:
         print_text(text)
 

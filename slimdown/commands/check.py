@@ -11,17 +11,22 @@ Exit code:
 """
 
 import argparse
-import json
 from functools import partial
 
-from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
+from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, write_notes
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
+from slimdown.comparison.run_records import RunRecord
+from slimdown.config.methods import METHODS, Method
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import judge
-from slimdown.report.console import print_text, show_budget_checks, show_line
-from slimdown.report.findings_report import budgets_table
+from slimdown.report import text
+from slimdown.report.console import print_text, show_findings
+from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.tables import write_table
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import take_held_out
+from slimdown.tracking.metric_names import Tag
+from slimdown.utils.errors import TrackingError
 
 
 def main(argv: list[str]) -> int:
@@ -37,8 +42,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     add_gate_options(parser, "benchmark.NAME.max_loss, or the margin if retained")
     formats = ("text", "markdown", "junit", "json")
-    text = "junit: XML with a test for each budget (default: text)"
-    parser.add_argument("--format", choices=formats, default="text", help=text)
+    about = "junit: XML with a test for each budget (default: text)"
+    parser.add_argument("--format", choices=formats, default="text", help=about)
     options = parser.parse(name_budgets(argv))
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
@@ -52,25 +57,32 @@ def _check(options: argparse.Namespace) -> int:
         evaluations = run_reader.read_evaluations(options.tracking, run)
         half = take_held_out(options.tracking, run, evaluations, run.holdout)
         findings = judge(half.base, half.tuned)
-        notes.append(f"Judged on {findings.part}, which this run does not show.")
+        notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
         notes += half.explain_looks()
         gate = rules.decide(findings, lambda: (half.base, half.tuned))
     else:
         read = partial(run_reader.read_evaluations, options.tracking, run)
         gate = rules.decide(findings, read)
-    title = f"{run.name} ({run.run_id})"
-    notes += gate.notes
-    if options.format == "junit":
-        print_text(gate.write_junit(title))
-    elif options.format != "text":
-        notes.append(f"Outcome: {gate.outcome.name}.")
-        written = write_table(budgets_table(gate.checks, title, notes), options.format)
-        if options.format == "json":
-            decided = {"outcome": gate.outcome.name, "exit_code": gate.outcome}
-            written = json.dumps(json.loads(written) | decided, indent=2, ensure_ascii=False) + "\n"
-        print_text(written)
+    models = run.params.get("model.id", "base"), f"{run.name} ({run.run_id[:8]})"
+    title, outcome = " → ".join(models), text.describe_outcome(gate)
+    if options.format == "text":
+        show_findings(findings, title, gate, _advise(run, gate), notes)
+    elif options.format == "junit":
+        print_text(write_junit(gate, title))
     else:
-        for line in (title, *notes):
-            show_line(line)
-        show_budget_checks(gate.checks, gate.is_worse)
+        notes += text.describe_findings(findings, gate=gate)
+        print_text(write_table(findings_table(findings, title, notes, gate), options.format))
+    try:
+        run_reader.record_outcome(options.tracking, run, outcome)
+    except TrackingError as error:
+        write_notes([f"The record does not take the outcome: {error}"])
     return int(gate.outcome)
+
+
+def _advise(run: RunRecord, gate: Gate) -> str:
+    """Name the step that lessens a loss of a recorded run."""
+    if run.tags.get(Tag.origin):
+        return "docs/keeping.md says how to lose less"
+    keeps = run.params.get("keep.name", "none") != "none"
+    method = METHODS[Method(run.params["method.name"])]
+    return text.advise(run.run_id, method.scales, keeps, gate)

@@ -15,14 +15,14 @@ import argparse
 from collections import Counter
 from dataclasses import replace
 
-from slimdown.commands.arguments import CommandParser, put_table, run_command
+from slimdown.commands.arguments import CommandParser, put_report, put_table, run_command
 from slimdown.comparison import group_tests, run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.report import comparison_page as page
-from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
-from slimdown.report.run_page import render_page
+from slimdown.report.console import show_findings
+from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import HeldOutHalf, take_held_out
 from slimdown.tracking.metric_names import Tag
@@ -81,8 +81,11 @@ def _compare(options: argparse.Namespace) -> int:
     runs, title, notes = _select_runs(options)
     findings, name = runs[0].findings, runs[0].name
     if findings and len(options.runs) == 1 and not (options.mode or options.by or options.sort):
-        table = findings_table(findings, name, with_notes=True)
-        return put_table(table, options, lambda: render_page(findings, name, run_id=runs[0].run_id))
+        if options.format in (None, "table") or options.output:
+            show_findings(findings, name, with_details=options.all)
+        if options.format:
+            put_report(findings, name, None, options, runs[0].run_id)
+        return 0
     if options.mode:
         if options.mode != "noise":
             pairs, looks = _judge_pairs(runs, options)

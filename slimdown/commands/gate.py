@@ -10,16 +10,8 @@ from math import isnan
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import (
-    BudgetCheck,
-    Outcome,
-    check_budgets,
-    overall_outcome,
-    read_budgets,
-)
+from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
 from slimdown.judging.findings import Findings, judge
-from slimdown.report.findings_report import write_junit
-from slimdown.report.text import describe_off, describe_overall
 from slimdown.utils.errors import ConfigError
 
 _FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
@@ -29,8 +21,8 @@ _FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
 class GateRules:
     """What a model may lose, as the options say."""
 
-    max_loss: dict[str, float]
-    max_relative_loss: dict[str, float]
+    budgets: dict[str, float]
+    relative_budgets: dict[str, float]
     off: list[str]
     overall: bool
 
@@ -45,11 +37,11 @@ class GateRules:
         Raises:
             ConfigError: A name is no benchmark.
         """
-        return check_budgets(findings, self.max_loss, self.max_relative_loss, self.off)
+        return check_budgets(findings, self.budgets, self.relative_budgets, self.off)
 
     def decide(
         self, findings: Findings, read_evaluations: Callable[[], tuple[Evaluation, Evaluation]]
-    ) -> "Gate":
+    ) -> Gate:
         """Decide whether a model has lost more than it may.
 
         Args:
@@ -62,43 +54,17 @@ class GateRules:
         checks = self.check(findings)
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
-        off = [name for name in unchecked if "" in self.off or name in self.off]
-        notes = list(describe_off(findings, off))
-        outcome, is_worse = overall_outcome(checks), False
-        if self.overall:
-            base, tuned = (
-                replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k not in off})
-                for one in read_evaluations()
-            )
-            mean = judge(base, tuned).mean_change(Role.retained)
-            if isnan(mean.value):
-                raise ConfigError("--overall: every retained benchmark is off")
-            notes.append(describe_overall(mean))
-            is_worse = mean.high < 0
-            outcome = Outcome.beyond if is_worse else outcome
-        return Gate(checks, notes, is_worse, outcome)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Every budget that was checked, and what follows from all of them.
-
-    Attributes:
-        checks: One for each benchmark with a budget.
-        notes: What is off, and the mean of all.
-        is_worse: Whether `--overall` is set and shows that the retained benchmarks are worse.
-        outcome: The exit code.
-    """
-
-    checks: list[BudgetCheck]
-    notes: list[str]
-    is_worse: bool
-    outcome: Outcome
-
-    def write_junit(self, title: str) -> str:
-        """Write XML with a test for each budget, and one that fails if all are worse together."""
-        name = "the retained benchmarks are not worse together"
-        return write_junit(self.checks, title, {name: self.notes[-1]} if self.is_worse else {})
+        off = tuple(name for name in unchecked if "" in self.off or name in self.off)
+        if not self.overall:
+            return Gate(tuple(checks), off)
+        base, tuned = (
+            replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k not in off})
+            for one in read_evaluations()
+        )
+        mean = judge(base, tuned).mean_change(Role.retained)
+        if isnan(mean.value):
+            raise ConfigError("--overall: every retained benchmark is off")
+        return Gate(tuple(checks), off, mean)
 
 
 def add_gate_options(parser: CommandParser, others: str) -> None:
@@ -135,8 +101,8 @@ def read_rules(options: argparse.Namespace) -> GateRules:
     """
     is_off = re.compile("(?:(.+)=)?off").fullmatch
     return GateRules(
-        max_loss=read_budgets([text for text in options.max_loss if not is_off(text)]),
-        max_relative_loss=read_budgets(options.max_relative_loss, "--max-relative-loss"),
+        budgets=read_budgets([text for text in options.max_loss if not is_off(text)]),
+        relative_budgets=read_budgets(options.max_relative_loss, "--max-relative-loss"),
         off=[found[1] or "" for text in options.max_loss if (found := is_off(text))],
         overall=options.overall,
     )

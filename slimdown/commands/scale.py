@@ -29,13 +29,14 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
-from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.judging.budgets import Gate, Outcome, check_budgets, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.models.tuned_base import ADAPTER_CONFIG
 from slimdown.report.comparison_page import render_scaling_page, scales_table
-from slimdown.report.console import show_budget_checks, show_line
+from slimdown.report.console import show_findings, show_line, show_places
 from slimdown.report.model_card import render_model_card
+from slimdown.report.text import describe_budgets, describe_outcome
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
@@ -158,10 +159,10 @@ def _choose(
         pair = measured.base, measured.tuned[chosen.scale]
         half = take_held_out(options.tracking, run, pair, share, chosen.scale)
         held = judge(half.base, half.tuned)
-        checks = check_budgets(held, budgets)
-        heading = f"Scale {chosen.scale:g} on the questions that did not choose it:"
-        reasons = [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
-        notes = [heading, *reasons] if options.format else []
+        gate = Gate(tuple(check_budgets(held, budgets)))
+        heading = f"Scale {chosen.scale:g} on the questions that did not choose it"
+        reasons = [f"{heading}: {describe_outcome(gate)}", *describe_budgets(gate)]
+        notes = reasons if options.format else []
         notes += half.explain_looks()
     else:
         notes = ["No scale is shown to be within the budgets: try smaller ones, or more questions."]
@@ -171,9 +172,8 @@ def _choose(
     if not chosen:
         return int(Outcome.undecided)
     with arguments.keep_stdout_clean(options):
-        show_line(heading)
-        show_budget_checks(checks)
-        outcome = overall_outcome(checks)
+        show_findings(held, heading, gate)
+        outcome = gate.outcome
         if options.save and outcome is not Outcome.within:
             show_line(f"{options.save} is not written: this scale is not shown to be within")
         elif options.save:
@@ -184,7 +184,7 @@ def _choose(
                 note = f"It adds {chosen.scale:g} of what was trained."
                 card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
-            show_line(f"wrote {options.save}")
+            show_places({"model": str(options.save)})
     return int(outcome)
 
 

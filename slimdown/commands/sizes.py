@@ -12,8 +12,9 @@ from typing import Any
 from slimdown.commands.arguments import run_command
 
 _LEGEND = (
-    "Weights: parameters times bits, and the scales of quantized blocks. Training: the weights as "
-    "set, 16 bytes for each trained parameter (AdamW), and a batch of rows of train.max_length."
+    "none, int8, nf4: the weights by quantization, parameters times bits and the scales of blocks. "
+    "training: the weights as set, 16 bytes for each trained parameter (AdamW), and a batch of "
+    "rows of train.max_length."
 )
 
 
@@ -47,7 +48,7 @@ def _show_sizes(argv: list[str]) -> int:
     models = ", ".join(dict.fromkeys(run.config.model.id for run in runs))
     with progress_bar(f"reading the config.json of {models}"):
         records = _list_sizes(runs)
-    show_table(sizes_table("What these runs hold", records, _LEGEND))
+    show_table(sizes_table(f"What these runs of {models} hold", records, _LEGEND))
     return 0
 
 
@@ -67,21 +68,20 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
         dtype = pick_dtype(config.model.dtype, device)
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
         name = " ".join(run.overrides) or "as composed"
-        sizes: dict[str, Any] = {"run": name, "model": config.model.id, "parameters": n_parameters}
-        sizes["dtype"] = str(dtype).split(".")[1]
+        sizes: dict[str, Any] = {"run": name, "parameters": n_parameters}
         for name in ("none", "int8", "nf4"):
             is_4bit, is_8bit = name == "nf4", name == "int8"
             held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
-            sizes[f"{name} bytes"] = estimate_weight_bytes(outline, held, dtype)
-        sizes |= {"trained": None, "trained %": None, "training bytes": None}
+            sizes[f"{name}_bytes"] = estimate_weight_bytes(outline, held, dtype)
+        sizes |= {"trained": None, "training_bytes": None}
         # Prompt tuning starts from embeddings, which an outline does not have.
         with suppress(NotImplementedError, RuntimeError, OSError, ValueError):
             base = LoadedModel(outline, None, config.model.id, str(dtype))
             adapted = attach_adapter(base, config.method, config.lora, config.seed)
             trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-            sizes |= {"trained": trained, "trained %": 100 * trained / n_parameters}
+            sizes["trained"] = trained
             step_bytes = estimate_step_bytes(adapted, config.train, dtype)
-            weight_bytes = sizes.get(f"{config.quantization.name} bytes", sizes["nf4 bytes"])
-            sizes["training bytes"] = weight_bytes + 16 * trained + step_bytes
+            weight_bytes = sizes.get(f"{config.quantization.name}_bytes", sizes["nf4_bytes"])
+            sizes["training_bytes"] = weight_bytes + 16 * trained + step_bytes
         records.append(sizes)
     return records

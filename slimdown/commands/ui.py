@@ -67,7 +67,9 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
         advice = "give another one" + " (AirPlay has 5000)" * (sys.platform == "darwin")
         raise TrackingError(f"--port {options.port}: {error.strerror}; {advice}") from None
     # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
-    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    stores = dict.fromkeys(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI"), uri)
+    settings = stores | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # of its parts
     quiet = [] if "-opts" in "".join(server_options) else ["--uvicorn-opts", "--log-level warning"]
     address = ["--host", options.host, "--port", str(options.port)]
     command = [sys.executable, "-m", "mlflow", "ui", *address, *quiet, *server_options]

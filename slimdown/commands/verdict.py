@@ -21,11 +21,16 @@ from slimdown.commands import arguments
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings, judge
-from slimdown.report.console import show_budget_checks, show_findings, show_line
+from slimdown.report import text
+from slimdown.report.console import show_findings, show_saved
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page
+from slimdown.report.tables import write_table
 from slimdown.utils.errors import ConfigError
+
+_ADVICE = "docs/keeping.md says how to lose less"
 
 
 def main(argv: list[str]) -> int:
@@ -42,8 +47,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
     parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")
-    text = "a field of its questions, such as passage; those that share it count as one"
-    parser.add_list("--cluster", "TASK=FIELD", text)
+    about = "a field of its questions, such as passage; those that share it count as one"
+    parser.add_list("--cluster", "TASK=FIELD", about)
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
     add_gate_options(parser, "their margin, unless they are targets")
     parser.add_output("junit")
@@ -77,22 +82,18 @@ def _judge(options: argparse.Namespace) -> int:
     is_junit, gate = options.format == "junit", None
     if rules.are_set or is_junit:
         gate = rules.decide(findings, lambda: (base, tuned))
-        notes += gate.notes
     arguments.write_notes(dict.fromkeys(notes))
-    title = f"{options.base} → {options.tuned}"
-    if gate and is_junit:
-        arguments.put_text(gate.write_junit(title), options.output)
-    elif options.format:
-        table = findings_table(findings, title, with_notes=True)
-        arguments.put_table(table, options, lambda: render_page(findings, title))
-    else:
-        show_line(title, "bold")
-        show_findings(findings, options.all)
+    named = base.model != tuned.model and base.model and tuned.model
+    sides = (base.model, tuned.model) if named else (options.base, options.tuned)
+    title = " → ".join(map(str, sides))
+    if options.format in (None, "table") or options.output:
+        show_findings(findings, title, gate, _ADVICE, with_details=options.all)
+    elif gate:
+        arguments.write_notes([text.describe_outcome(gate)])
+    if options.format:
+        arguments.put_report(findings, title, gate, options)
     if options.track:
-        _track(findings, options)
-    if gate:
-        with arguments.keep_stdout_clean(options):
-            show_budget_checks(gate.checks, gate.is_worse)
+        _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0
 
 
@@ -104,7 +105,7 @@ def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]
     return by_task
 
 
-def _track(findings: Findings, options: argparse.Namespace) -> None:
+def _track(findings: Findings, gate: Gate | None, sides: str, options: argparse.Namespace) -> None:
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.provenance import RunInfo
     from slimdown.tracking.run_writer import open_run
@@ -116,6 +117,8 @@ def _track(findings: Findings, options: argparse.Namespace) -> None:
     asked = EvaluationConfig(holdout=0.0)
     config = RunConfig(model, benchmark=benchmarks, evaluation=asked, tracking=options.tracking)
     config, title = replace(config, tuned=tuned), f"verdict {tuned}"
+    table = findings_table(findings, sides, text.describe_findings(findings), gate)
     with open_run(config, RunInfo(title, tags={Tag.origin: tuned})) as run:
-        run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
-    arguments.write_notes([f"run {run.run_id} in {run.store_uri}"])
+        page = render_page(findings, sides, run_id=run.run_id, gate=gate)
+        run.save(findings, {"report.html": page, "report.md": write_table(table, "markdown")})
+    show_saved(run)

@@ -27,16 +27,16 @@ class TrialOutcome:
         return bool(self.unmeasured), beyond, -self.learned
 
 
-def summarize_trial(findings: Findings, max_loss: float | None) -> TrialOutcome:
+def summarize_trial(findings: Findings, budget: float | None) -> TrialOutcome:
     """Summarize a trial.
 
     Args:
         findings: The trial's findings.
-        max_loss: What each retained benchmark may lose, a share; None: its margin.
+        budget: What each retained benchmark may lose, a share; None: its margin.
     """
     retained = {n: b for n, b in findings.benchmarks.items() if b.role is Role.retained}
     excess = {
-        name: -b.primary.difference.value - (b.margin if max_loss is None else max_loss)
+        name: -b.primary.difference.value - (b.margin if budget is None else budget)
         for name, b in retained.items()
         if b.is_measured
     }

@@ -24,7 +24,7 @@ _ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
-SKIP_ADVICE = "; mend it, or set dataset.NAME.skip_bad_rows=true"
+SKIP_ADVICE = "; correct it, or set dataset.NAME.skip_bad_rows=true"
 _COLUMNS = {
     RowFormat.prompt_completion: ("prompt", "completion"),
     RowFormat.messages: ("messages",),

@@ -172,6 +172,7 @@ class Evaluation:
     part: str = ""  # which questions, if not all: see judging/holdout.py
     # What else must be equal for two evaluations to be compared; see evaluation/logs/.
     conditions: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""  # as the logs name it
 
 
 StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]

@@ -11,7 +11,7 @@ from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.verdicts import correct_with_levels
-from slimdown.stats.estimates import Difference
+from slimdown.stats.estimates import Difference, Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.utils.errors import ConfigError, DataError
@@ -38,6 +38,31 @@ class BudgetCheck:
     # one where the loss is shown to be beyond. And the level of that interval.
     bound: float
     level: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a model has lost more than it may.
+
+    Attributes:
+        checks: one for each benchmark with a budget.
+        off: the benchmarks that decide nothing.
+        mean: of the retained benchmarks' changes, if it must not be shown to be below 0.
+    """
+
+    checks: tuple[BudgetCheck, ...]
+    off: tuple[str, ...] = ()
+    mean: Estimate | None = None
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the retained benchmarks are shown to be worse together, and must not be."""
+        return self.mean is not None and self.mean.high < 0
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of all together, which is the exit code."""
+        return Outcome.beyond if self.is_worse else overall_outcome(self.checks)
 
 
 def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[str, float]:
@@ -204,6 +229,12 @@ def check_budgets(
             check = replace(check, reason=_explain(check))
         checks.append(check)
     return checks
+
+
+def decide_by_settings(findings: Findings) -> Gate | None:
+    """Check the budgets that a run's settings name (`max_loss`); None where they name none."""
+    budgets = {n: b.max_loss for n, b in findings.benchmarks.items() if b.max_loss is not None}
+    return Gate(tuple(check_budgets(findings, budgets, off=[""]))) if budgets else None
 
 
 def _doubt_share(benchmark: BenchmarkChange, share: float, outcome: Outcome) -> str:

@@ -44,7 +44,7 @@ _FEWEST_OF_SUBJECT = 6  # questions; if all six are lost, p = 0.047; if five of 
 class Counts:
     """The number of 0/1 answers, by whether they were right before and after."""
 
-    kept: int
+    still_right: int
     lost: int
     gained: int
     missed: int  # wrong both times

@@ -58,7 +58,7 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
             "task": one.benchmark.task,
             "task_version": one.task_version,
             "num_fewshot": one.benchmark.num_fewshot,
-            "n_available": one.n_available or len(one.samples),
+            "number of questions": one.n_available or len(one.samples),
             "task_weights": one.task_weights,
         }
         for one in (base, tuned)

@@ -10,9 +10,9 @@ from slimdown.comparison.run_order import series_by_setting
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
 from slimdown.report import pages, text
-from slimdown.report.findings_report import make_change_cell
+from slimdown.report.columns import make_change_cell, show_in_comparison
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
-from slimdown.report.tables import Cell, Column, Row, Table, make_table
+from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Row, Table, make_table
 from slimdown.stats.seeds import SeedMean
 
 _MOST_SEEDS = 8  # listed one by one
@@ -57,6 +57,9 @@ def _make_row(comparison: Comparison, row: Configuration, headings: Mapping[str,
     for name, heading in headings.items():
         column = Column(heading, "points [95 %; retained: 90 %]", is_filter=True)
         cells[column] = _make_cell(name, row)
+        if name in row.changes:
+            findings = [run.findings for run in runs if run.findings and name in run.changes]
+            cells |= show_in_comparison(name, heading, findings)
     means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
     values = {f"{n}.{k}": getattr(mean, k) for n, mean in means.items() for k in _OF_MEAN}
     mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
@@ -163,7 +166,8 @@ def scales_table(
         name, _, p_right = key.partition(" ")  # a benchmark's name has no space
         benchmark, share = first.benchmarks[name], first.benchmarks[name].primary.base.value
         heading = key if p_right else text.mark_target(name, benchmark.role)
-        column = Column(heading, "points [95 %]", is_number=True, is_extra=bool(p_right))
+        places = NOT_BRIEF if p_right else EVERYWHERE
+        column = Column(heading, "points [95 %]", is_number=True, places=places)
         if p_right and benchmark.p_right:
             share = benchmark.p_right.base
         rows[0][column] = Cell(f"{100 * share:.1f} %", values={f"{key}.change": 0.0})

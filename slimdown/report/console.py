@@ -6,22 +6,24 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event, Thread
 from time import monotonic
 from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from slimdown.config.schema import OnProgress, default_store
-from slimdown.judging.budgets import BudgetCheck, Outcome, overall_outcome
+from slimdown.config.schema import OnProgress
+from slimdown.judging.budgets import Gate
+from slimdown.judging.findings import Findings
 from slimdown.report import text
-from slimdown.report.findings_report import budgets_table, findings_table
+from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
 from slimdown.utils.secrets import redact, redact_leaf
@@ -199,35 +201,54 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
         show_line(f"{label}: done in {format_duration(monotonic() - pace.began)}")
 
 
-def show_findings(findings: Any, with_details: bool = False, with_sentences: bool = True) -> None:
-    """Print the table of findings, and sentences for what it does not show."""
-    show_table(findings_table(findings), with_details)
-    for sentence in text.describe_findings(findings, False) if with_sentences else ():
+def show_findings(
+    findings: Findings,
+    title: str = "",
+    gate: Gate | None = None,
+    advice: str = "",
+    notes: Sequence[str] = (),
+    with_details: bool = False,
+    with_sentences: bool = True,
+) -> None:
+    """Print the outcome of a gate, the table, and four lines; `with_details` all there is to say.
+
+    Args:
+        findings: What is shown.
+        title: The two models.
+        gate: Of a gate.
+        advice: The step that lessens a loss.
+        notes: What else must be known of these findings.
+        with_details: Show every metric and column, and every sentence.
+        with_sentences: False shows the table alone.
+    """
+    table = findings_table(findings, title, gate=gate)
+    show_table(replace(table, legend=""), with_details)
+    sentences = [*notes]
+    if with_details:
+        everything = text.describe_findings(findings, with_verdicts=False, gate=gate)
+        sentences += ["How to read this:", table.legend, *everything]
+    elif with_sentences:
+        sentences += text.summarize_briefly(findings, gate, advice, 4 - len(notes))
+    for sentence in sentences:
         _open_console().print(Text(visible(sentence)))
 
 
-def show_saved(run: Any, is_of_sweep: bool = False) -> None:
-    """Print where a run is kept and how to look at it; a sweep says the latter at its end."""
-    show_line(f"run {run.run_id}")
+def show_places(places: Mapping[str, str]) -> None:
+    """Print where something is, one place a line, which is never broken."""
+    for name, place in places.items():
+        _open_console().print(Text(f"{name:<9}{visible(redact(place))}"), soft_wrap=True)
+
+
+def show_saved(run: Any) -> None:
+    """Print where a run's page is, or its id where the page is on a server."""
     if run.artifact_uri.startswith("file:"):
-        show_line(f"open {run.artifact_uri}/report.html")
-    if is_of_sweep:
+        path = unquote(urlsplit(run.artifact_uri).path)
+        show_places({"page": shorten_path(f"{path}/report.html")})
         return
-    uri = redact(run.store_uri)
-    command = "slimdown ui" if uri == default_store() else f"mlflow ui --backend-store-uri {uri}"
-    show_line(f"see {uri if uri.startswith('http') else command}")
+    show_places({"run": run.run_id, "record": run.store_uri})
 
 
-def show_budget_checks(checks: Sequence[BudgetCheck], are_worse_together: bool = False) -> None:
-    """Print each loss against its budget, and the overall outcome."""
-    sentences = {
-        "within": "Passed: every loss is shown to be within its budget.",
-        "beyond": "Failed: a loss beyond its budget is shown.",
-        "undecided": "Undecided: too few questions to prove every loss is within its budget.",
-    }
-    show_table(budgets_table(checks))
-    outcome = overall_outcome(checks)
-    if not are_worse_together or outcome is Outcome.beyond:
-        show_line(sentences[outcome.name], "bold")
-    if are_worse_together:
-        show_line("Failed: the retained benchmarks are shown to be worse together.", "bold")
+def shorten_path(path: str) -> str:
+    """Name a file from the working folder if it lies in it."""
+    inside = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if inside.startswith(os.pardir) else inside

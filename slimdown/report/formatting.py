@@ -23,7 +23,7 @@ _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 for _start, _end in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A)):
     _PICTURES |= dict.fromkeys(range(_start, _end), 0xFFFD)
 _PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # half of a surrogate pair
-_ASCII = str.maketrans("−–’“”→←↑↓†±·×█…", '--\'""><^v+~.x#.')
+_ASCII = str.maketrans("−–’“”→←↑↓†±·×█…✓✗", '--\'""><^v+~.x#.yx')
 
 
 def visible(text: object, multiline: bool = False) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.utils.scoring import REFUSALS
@@ -14,7 +15,11 @@ from slimdown.utils.secrets import redact_leaf, redact_leaves
 
 
 def render_run_files(
-    findings: Findings, config: RunConfig, info: Any, run_id: str
+    findings: Findings,
+    config: RunConfig,
+    info: Any,
+    run_id: str,
+    gate: Gate | None = None,
 ) -> dict[str, str]:
     """Render what a run leaves for people to read.
 
@@ -23,18 +28,20 @@ def render_run_files(
         config: Its settings.
         info: Its `name` and `environment` (versions and machine).
         run_id: The record's id.
+        gate: Of the budgets that the settings name.
 
     Returns:
         The contents by path: report.html and report.md.
     """
-    table = findings_report.findings_table(findings)
+    table = findings_report.findings_table(findings, gate=gate)
+    page = render_page(findings, info.name, config, run_id, info.environment, gate)
     return {
-        "report.html": render_page(findings, info.name, config, run_id, info.environment),
+        "report.html": page,
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),
-            table=tables.write_table(replace(table, legend=""), "markdown"),
-            sentences=text.describe_findings(findings, with_verdicts=False),
+            table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
+            sentences=text.describe_findings(findings, False, gate),
             costs=_format_all(findings.costs),
         ),
     }
@@ -46,6 +53,7 @@ def render_page(
     config: RunConfig | None = None,
     run_id: str = "",
     environment: Mapping[str, object] | None = None,
+    gate: Gate | None = None,
 ) -> str:
     """Render the findings as one HTML page that loads nothing from anywhere.
 
@@ -55,6 +63,7 @@ def render_page(
         config: The settings, where a run had some.
         run_id: The record's id, where there is one.
         environment: Versions and machine.
+        gate: Of a gate: its outcome stands at the top.
 
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
@@ -69,8 +78,14 @@ def render_page(
         name=redact_leaf(name),
         about=about | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
-        summary=[*text.explain_undecided(findings), *text.list_caveats(findings)],
-        results=findings_report.findings_table(findings),
+        outcome=text.describe_outcome(gate) if gate else "",
+        outcome_word=text.OUTCOMES[gate.outcome].split()[0].lower() if gate else "",
+        summary=[
+            *(text.describe_budgets(gate) if gate else ()),
+            *text.explain_undecided(findings),
+            *text.list_caveats(findings),
+        ],
+        results=findings_report.findings_table(findings, gate=gate).at(tables.Place.page),
         figure=draw_changes(findings),
         phone_figure=draw_changes(findings, PHONE_WIDTH),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),

@@ -10,9 +10,11 @@ read. In CSV and JSON numbers are shares of 1 at full precision; unknown values 
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from io import StringIO
 from itertools import product
 from math import isfinite
@@ -32,6 +34,21 @@ from slimdown.report.verdict_styles import find_style
 PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
 
 
+class Place(StrEnum):
+    """Where a column can stand."""
+
+    console = "console"  # without --all
+    page = "page"
+    compare = "compare"
+    markdown = "markdown"
+    json = "json"  # and CSV
+    mlflow = "mlflow"
+
+
+EVERYWHERE = frozenset(Place)
+NOT_BRIEF = EVERYWHERE - {Place.console}
+
+
 @dataclass(frozen=True)
 class Column:
     """A heading and how the cells below it are set."""
@@ -40,9 +57,15 @@ class Column:
     unit: str = ""  # below the heading on a page
     is_number: bool = False  # aligned to the right
     max_width: int | None = None  # characters on a console
-    is_extra: bool = False  # left out on a console and on a phone
+    is_name: bool = False  # may break behind an underscore on a narrow console
     is_filter: bool = False  # a page offers the values as a filter
     is_setting: bool = False  # left out where the table is narrow
+    places: frozenset[Place] = EVERYWHERE
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether a console without --all, and a phone, leave it out."""
+        return Place.console not in self.places
 
 
 @dataclass(frozen=True)
@@ -78,23 +101,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, notes, rows, and a legend."""
+    """A title, notes, rows, and a legend; above them the outcome of a gate, where there is one."""
 
     title: str
     rows: Sequence[Row]
     legend: str = ""
     notes: tuple[str, ...] = ()
+    outcome: str = ""  # a line that comes first
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the outcome, for programs
 
     @property
     def columns(self) -> list[Column]:
-        """The columns of all rows, in their order."""
-        return list(dict.fromkeys(column for row in self.rows for column in row.cells))
+        """The columns in which any row has something to read, in their order."""
+        cells = [pair for row in self.rows for pair in row.cells.items()]
+        columns, filled = dict.fromkeys(c for c, _ in cells), {c for c, cell in cells if str(cell)}
+        return [column for column in columns if column in filled]
 
     @property
     def brief(self) -> "Table":
-        """The table without extra columns and secondary rows."""
+        """The table without secondary rows, and with the columns of a console alone."""
         rows = [row for row in self.rows if not row.is_secondary]
-        return replace(self, rows=rows).leave_out(lambda column: column.is_extra)
+        return replace(self, rows=rows).at(Place.console)
+
+    def at(self, place: Place) -> "Table":
+        """The table with the columns of one place."""
+        return self.leave_out(lambda column: place not in column.places)
 
     def leave_out(self, is_left_out: Callable[[Column], bool]) -> "Table":
         """The table without some of its columns."""
@@ -105,7 +136,7 @@ class Table:
     @property
     def records(self) -> list[dict[str, Any]]:
         """One record for each row; every record has every name, in the same order."""
-        cells = [list(row.cells.values()) for row in self.rows]
+        cells = [[c for k, c in row.cells.items() if Place.json in k.places] for row in self.rows]
         names = {name: None for row in cells for cell in row for name in cell.values}
         records = []
         for row in cells:
@@ -167,10 +198,15 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
 
 
 def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
-    """Show the sizes of models or runs; names that end in "bytes" hold bytes."""
+    """Show the sizes of models or runs; names that end in "_bytes" hold bytes."""
     names = records[0] if records else ()
-    formats = {name: formatting.format_bytes for name in names if name.endswith("bytes")}
-    return make_table(title, records, formats, legend)
+    formats = {name: formatting.format_bytes for name in names if name.endswith("_bytes")}
+    table = make_table(title, records, formats, legend)
+    rows = [
+        Row({replace(k, heading=k.heading.removesuffix(" bytes")): c for k, c in row.cells.items()})
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def write_table(table: Table, format: str) -> str:
@@ -193,11 +229,11 @@ def write_table(table: Table, format: str) -> str:
     if format == "html":
         from slimdown.report.pages import render  # jinja2 takes a fifth of a second
 
-        return render("fragment.html.j2", table=table)
+        return render("fragment.html.j2", table=table.at(Place.page))
     if format == "markdown":
-        return _write_markdown(table)
+        return _write_markdown(table.at(Place.markdown))
     if format == "json":
-        content = {"title": table.title, "notes": table.notes, "rows": table.records}
+        content = {**table.facts, "title": table.title, "notes": table.notes, "rows": table.records}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
     writer.writeheader()
@@ -207,12 +243,15 @@ def write_table(table: Table, format: str) -> str:
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table. A narrow console gets taller cells, no settings, or one line a cell."""
+    if table.outcome:
+        console.print(Text(visible(table.outcome)), style="bold", soft_wrap=not console.is_terminal)
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
     short = table.leave_out(lambda column: column.is_setting)
-    for shown, separators in product((table, short), ("  ", " \n", "\n\n")):
-        rich_table = _lay_out(shown, separators)
+    layouts = product((table, short), ("  ", " \n", "\n\n"), (False, True))
+    for shown, separators, breaks_names in layouts:
+        rich_table = _lay_out(shown, separators, breaks_names)
         width = Measurement.get(console, unlimited, rich_table)
         if not console.is_terminal:  # a file is as wide as it needs to be
             console.width = max(console.width, width.maximum)
@@ -231,13 +270,15 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _lay_out(table: Table, separators: str) -> RichTable:
+def _lay_out(table: Table, separators: str, breaks_names: bool) -> RichTable:
     """Lay out a table. Names may break between words, numbers and verdicts never."""
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]
     for i, column in enumerate(table.columns):
+        for texts_of_row in rows if breaks_names and column.is_name else ():
+            texts_of_row[i] = Text(_break_name(texts_of_row[i].plain))
         heading, may_break = Text(visible(column.heading)), column.max_width is not None
         texts = [heading.plain, *(row[i].plain for row in rows)]
         parts = [part for one in texts for part in (one.split() if may_break else one.splitlines())]
@@ -252,6 +293,16 @@ def _lay_out(table: Table, separators: str) -> RichTable:
     for row, texts_of_row in zip(table.rows, rows, strict=True):
         rich_table.add_row(*texts_of_row, style="dim" if row.is_secondary else "")
     return rich_table
+
+
+def _break_name(name: str) -> str:
+    """Break a name behind its underscores into lines of some 16 characters."""
+    lines = [""]
+    for part in re.findall("[^_]*_|[^_]+", name):
+        if lines[-1] and len(lines[-1] + part) > 16:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _style_cell(cell: Cell, separators: str) -> Text:
@@ -272,7 +323,8 @@ def _write_markdown(table: Table) -> str:
     def write_line(cells: list[str]) -> str:
         return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
-    lines = [f"### {escape_markdown(table.title)}", ""] if table.title else []
+    lines = [f"**{escape_markdown(table.outcome)}**", ""] if table.outcome else []
+    lines += [f"### {escape_markdown(table.title)}", ""] if table.title else []
     lines.append(write_line([column.heading for column in table.columns]))
     lines.append("|" + "".join("---:|" if c.is_number else "---|" for c in table.columns))
     lines += [write_line([str(row[column]) for column in table.columns]) for row in table.rows]

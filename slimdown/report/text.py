@@ -1,7 +1,7 @@
 """Write findings as sentences. Each stands only here, for console, page and card."""
 
 from collections.abc import Iterator, Sequence
-from math import isnan
+from math import isnan, nan
 from textwrap import shorten
 
 from slimdown.config.keep_config import Keep
@@ -14,14 +14,17 @@ from slimdown.config.schema import (
 )
 from slimdown.evaluation.results import Metric
 from slimdown.judging.behaviour import THINKS
+from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
 from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.power import n_to_decide
 from slimdown.training.result import TrainingResult
 
+FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
     "other_format": ("right in another format", "another way to read the answer still finds it"),
     "empty": ("empty", "the model wrote nothing"),
@@ -30,6 +33,7 @@ CAUSES = {
     "nearly_level": ("nearly level", "the right choice is behind by less than 0.1 nats"),
     "clearly_behind": ("clearly behind", "another choice leads by 0.1 nats or more"),
 }
+OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 COMPARISON_LEGEND = (
     "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval "
@@ -106,11 +110,9 @@ def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
     return filter_name if n_filters > 1 and filter_name else name
 
 
-def describe_rate(rate: Estimate | None, benchmark: BenchmarkChange) -> tuple[str, str]:
-    """Return a benchmark's forgetting rate and its interval; target tasks have none."""
-    if benchmark.role is Role.target:
-        return "", ""
-    return format_percent(rate) if rate else ("undefined", "")
+def is_rate_shown(rate: Estimate) -> bool:
+    """Whether a forgetting rate says anything: its interval is narrower than 100 points."""
+    return rate.high - rate.low <= 1
 
 
 def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
@@ -122,7 +124,7 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
         return "undefined, base at 0", ""
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
-        return f"FR {value}", interval
+        return (f"FR {value}", interval) if is_rate_shown(estimate) else ("", "")
     spec, sign, unit = "+.1f", "ΔA", ""
     if benchmark.paper_metric is PaperMetric.knowledge_loss:
         spec, sign, unit = ".1f", "ΔK", " lost"
@@ -149,22 +151,147 @@ def summarize(findings: Findings) -> Iterator[str]:
 def explain_undecided(findings: Findings) -> Iterator[str]:
     """For each undecided benchmark, say what its questions show and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
-        if shares := benchmark.never_ended:
-            base, tuned = (f"{100 * share:.0f} %" for share in shares)
-            reason = (
-                f"Thinking never ended in {base} of the base's answers and {tuned} of the tuned"
-            )
-            yield f"Undecided: {name}. {reason} model's: raise benchmark.{name}.max_gen_toks."
+        if not benchmark.is_measured:
+            yield _describe_unmeasured(name, benchmark)
         elif benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = (
-                f"{n} detect a change of {100 * smallest:.1f} points in four of five cases, if no "
-                "more answers flip than here"
-            )
-            reason = f"{n} cannot show any change" if isnan(smallest) else reason
-            if needed := benchmark.n_to_decide:
+            reason = f"{n} show a change of {100 * smallest:.1f} points at 80 % power"
+            if benchmark.n < FEWEST_TO_TELL or isnan(smallest):
+                reason = f"{n} are too few to tell"
+            elif needed := benchmark.n_to_decide:
                 reason += f"; if the change is as it looks, about {needed:,} would decide"
             yield f"Undecided: {name}. {reason}."
+
+
+def _describe_unmeasured(name: str, benchmark: BenchmarkChange) -> str:
+    base, tuned = (f"{100 * share:.0f} %" for share in benchmark.never_ended or (nan, nan))
+    shares = f"{base} of the base's answers and {tuned} of the tuned model's"
+    advice = f"raise benchmark.{name}.max_gen_toks"
+    return f"Undecided: {name}. Thinking never ended in {shares}: {advice}."
+
+
+def describe_outcome(gate: Gate) -> str:
+    """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
+    word, outcome = OUTCOMES[gate.outcome], overall_outcome(gate.checks)
+    if gate.mean and gate.is_worse and outcome is not Outcome.beyond:
+        least = f"{-100 * gate.mean.high:.1f} points or more"
+        return f"{word}: the retained benchmarks lost {least} on average; they may lose nothing."
+    deciding = [check for check in gate.checks if check.outcome is outcome]
+    budgets = pluralize(len(gate.checks), "budget")
+    if outcome is not Outcome.within:
+        budgets = f"{len(deciding):,} of {budgets}"
+    worst = min(deciding, key=lambda check: check.bound + check.budget)
+    return f"{word} ({budgets}): {_describe_loss(worst)}."
+
+
+def _describe_loss(check: BudgetCheck) -> str:
+    name, budget = check.benchmark, f"{100 * check.budget:.3g}"
+    loss = -check.bound
+    is_told = not check.change.is_measured or (
+        check.outcome is Outcome.undecided and loss <= check.budget
+    )
+    if is_told:  # something else than the bound leaves it open
+        return f"{name}: {check.reason}"
+    points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
+    lost = next((text for text in points if float(text) != 100 * check.budget), f"{100 * loss:.4f}")
+    most = "or more" if check.outcome is Outcome.beyond else "at most"
+    shown = f"lost {lost} points {most}" if loss > 0 else "lost nothing"
+    return f"{name} {shown}; it may lose {budget}"
+
+
+def summarize_briefly(
+    findings: Findings, gate: Gate | None = None, advice: str = "", most: int = 4
+) -> list[str]:
+    """Write what a console says below the table: so many lines of 80 characters at most.
+
+    Args:
+        findings: What the table shows.
+        gate: Of a gate; then the undecided benchmarks are those whose budget is open.
+        advice: The step that lessens a loss; it is given where a loss is shown.
+        most: The number of lines.
+    """
+    is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
+    if gate:
+        is_lost = gate.outcome is Outcome.beyond
+    first = [describe_overall(gate.mean)] if gate and gate.mean else []
+    first += describe_largest_loss(findings)
+    last = [f"Next: {advice}"] if advice and is_lost else []
+    middle = [*name_undecided(findings, gate), *list_doubts(findings)]
+    return [
+        shorten(line, 80, placeholder=" …")
+        for line in [*first, *middle[: most - len(first) - len(last)], *last]
+    ]
+
+
+def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
+    """Name the one step that lessens a run's loss.
+
+    Args:
+        run_id: The record's id.
+        can_scale: Whether `slimdown scale` can take less of what was trained.
+        keeps: Whether the run had a mitigation.
+        gate: Of a gate: the smallest budget is repeated.
+    """
+    if can_scale:
+        budgets = [check.budget for check in gate.checks] if gate else []
+        return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
+    return "docs/keeping.md says how to lose less" if keeps else "the same command with keep=auto"
+
+
+def describe_largest_loss(findings: Findings) -> list[str]:
+    """Say what was lost where most was, in a line; none where no loss is shown."""
+    shown = {
+        name: findings.benchmarks[name].primary.difference.value
+        for name, losses in findings.lost_answers.items()
+        if losses.is_loss_shown and losses.n_lost
+    }
+    if not shown:
+        return []
+    name = min(shown, key=shown.__getitem__)
+    losses = findings.lost_answers[name]
+    causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
+    counts = [f"{c.count:,} {CAUSES[c.name][0]}" for c in causes]
+    begin = f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): "
+    for n in range(len(causes), 0, -1):
+        n_others = sum(c.count for c in causes[n:])
+        others = [f"{n_others:,} other"] if n_others else []
+        if len(line := begin + ", ".join([*counts[:n], *others]) + ".") <= 80 or n == 1:
+            return [line]
+    return []
+
+
+def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
+    """Name what cannot be told, with one number of questions for what was asked: a line or two."""
+    benchmarks = findings.benchmarks
+    needed: dict[str, int | None] = {}
+    if gate:
+        for one in gate.checks:
+            d, margin = one.change.primary.difference, one.change.margin
+            if one.outcome is Outcome.undecided:
+                needed[one.benchmark] = n_to_decide(d, margin, budget=one.budget)
+    else:
+        needed = {n: b.n_to_decide for n, b in benchmarks.items() if b.verdict == "undecided"}
+    needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
+    few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
+    if many := [name for name in needed if name not in few]:
+        n = max((needed[name] or 0 for name in many), default=0)
+        has_changed = any(benchmarks[name].primary.difference.value for name in many)
+        looks = "as it looks" if has_changed else "if nothing is lost"
+        each = " each" * (len(many) > 1)
+        would = f" About {n:,} questions{each} would, {looks}." if n else ""
+        yield f"Cannot tell: {_join_names(many, 66 - len(would))}.{would}"
+    if few:
+        counted = [f"{name} ({benchmarks[name].n})" for name in few]
+        yield f"Too few questions to tell: {_join_names(counted, 52)}."
+
+
+def _join_names(names: Sequence[str], room: int) -> str:
+    """Join names with commas, as many as have room; at least one, and how many there are more."""
+    for n in range(len(names), 1, -1):
+        more = f" and {len(names) - n} more" if n < len(names) else ""
+        if len(joined := ", ".join(names[:n]) + more) <= room:
+            return joined
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _describe_change(benchmark: BenchmarkChange) -> str:
@@ -173,19 +300,11 @@ def _describe_change(benchmark: BenchmarkChange) -> str:
     return f"{points} after {n} questions" if benchmark.is_stopped else points
 
 
-def describe_off(findings: Findings, names: Sequence[str]) -> Iterator[str]:
-    """Show the changes of benchmarks that are off, in one sentence; none if there are none."""
-    changes = {name: format_points(findings.benchmarks[name].primary.difference) for name in names}
-    if changes:
-        shown = ", ".join(f"{name} {' '.join(change)}" for name, change in changes.items())
-        yield f"Off, so without a part in the outcome, in points [95 %]: {shown}."
-
-
 def describe_overall(mean: Estimate) -> str:
     """Say whether the retained benchmarks are worse together; "worse" is false in 2.5 % at most."""
     answer = "worse" if mean.high < 0 else "better" if mean.low > 0 else "undecided"
     change = " ".join(format_points(mean))
-    return f"Overall: {answer}; the retained benchmarks changed by {change} points on average."
+    return f"Overall: {answer}, {change} points in the mean of the retained."
 
 
 def describe_p_right(findings: Findings) -> Iterator[str]:
@@ -200,11 +319,23 @@ def describe_p_right(findings: Findings) -> Iterator[str]:
         )
 
 
+def list_doubts(findings: Findings) -> Iterator[str]:
+    """List what makes the findings say less than it seems, one sentence each."""
+    for name, benchmark in findings.benchmarks.items():
+        if not benchmark.is_measured:
+            yield f"{name}: thinking never ended; raise benchmark.{name}.max_gen_toks."
+        if benchmark.role is Role.retained and not benchmark.primary.base.value:
+            yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
+    if findings.training and findings.training.stopped:
+        yield f"Training ended early: {findings.training.stopped}."
+    for name, reason in findings.not_run.items():
+        yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
+
+
 def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
     yield from describe_p_right(findings)
-    for name, reason in findings.not_run.items():
-        yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
+    yield from list_doubts(findings)
     if findings.part:
         yield f"Questions: {findings.part}."
     prompts = dict[str, list[str]]()
@@ -219,8 +350,6 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
     for name, benchmark in findings.benchmarks.items():
-        if benchmark.role is Role.retained and not benchmark.primary.base.value:
-            yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
         for trait in (one for one in benchmark.behaviour if one.name == THINKS):
             if not trait.low <= 0 <= trait.high:
                 before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
@@ -250,7 +379,7 @@ def describe_lost_answers(findings: Findings) -> Iterator[str]:
     """Describe lost answers, one sentence for each benchmark whose loss is shown."""
     for name, losses in findings.lost_answers.items():
         if losses.is_loss_shown and losses.n_lost:
-            causes = [c for c in losses.causes if c.count]
+            causes = [c for c in losses.causes if c.share >= 0.01]
             shares = [f"{100 * cause.share:.0f} % {CAUSES[cause.name][0]}" for cause in causes]
             n_lost = pluralize(losses.n_lost, "answer")
             yield f"Of {n_lost} lost in {name}: {', '.join(shares) or 'causes unknown'}."
@@ -273,31 +402,42 @@ def describe_training(training: TrainingResult) -> Iterator[str]:
     losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
     yield f"Validation loss {losses}, {steps}, {share}."
-    if training.stopped:
-        yield f"Training ended early: {training.stopped}."
     if training.n_truncated:
         yield f"train.max_length cut {pluralize(training.n_truncated, 'row')}."
     if training.n_untrained:
         yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
 
 
-def describe_findings(findings: Findings, with_verdicts: bool = True) -> list[str]:
-    """Write all sentences of findings: verdicts, lost answers, training, caveats.
+def describe_findings(
+    findings: Findings, with_verdicts: bool = True, gate: Gate | None = None
+) -> list[str]:
+    """Write all sentences of findings: budgets, verdicts, lost answers, training, caveats.
 
     Args:
         findings: What is described.
         with_verdicts: False leaves out what a table above the sentences shows.
+        gate: Of a gate.
     """
+    budgets = describe_budgets(gate) if gate else ()
     verdicts = summarize(findings) if with_verdicts else explain_undecided(findings)
     training = describe_training(findings.training) if findings.training else ()
     lost = describe_lost_answers(findings)
-    return [*verdicts, *lost, *training, *list_caveats(findings)]
+    return [*budgets, *verdicts, *lost, *training, *list_caveats(findings)]
+
+
+def describe_budgets(gate: Gate) -> Iterator[str]:
+    """Say for each budget of a gate what is shown, and how the retained changed on average."""
+    for check in gate.checks:
+        word, budget = OUTCOMES[check.outcome].lower(), f"{100 * check.budget:.3g} points"
+        yield f"{check.benchmark}, which may lose {budget}: {word}, {check.reason}."
+    if gate.mean:
+        yield describe_overall(gate.mean)
 
 
 def explain_table(findings: Findings) -> str:
     """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
     is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
-    legend = f"Points [95 % interval{'; 90 % at retained' if is_retained else ''}]"
+    legend = f"Points [95 % interval{'; 90 % at =, retained' if is_retained else ''}]"
     legend += "; * target task" if Role.target in roles else ""
     return legend + (f"; verdicts corrected for {n} benchmarks." if n > 1 else ".")

@@ -19,10 +19,11 @@ from slimdown.comparison.trials import summarize_trial
 from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
-from slimdown.judging.budgets import check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.judging.findings import judge
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
+from slimdown.report.text import describe_budgets, describe_outcome
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun, compose_runs
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.held_out import take_held_out
@@ -153,9 +154,10 @@ class Search:
             if best.holdout:
                 evaluations = read_evaluations(self.config.tracking, best)
                 half = take_held_out(self.config.tracking, best, evaluations, best.holdout)
-                for check in check_budgets(judge(half.base, half.tuned), budgets):
-                    line = f"{check.benchmark}: {check.outcome.name}, {check.reason}."
-                    chosen.append(f"On the questions that did not choose it, {line}")
+                gate = Gate(tuple(check_budgets(judge(half.base, half.tuned), budgets)))
+                line = describe_outcome(gate)
+                chosen.append(f"On the questions that did not choose it: {line}")
+                chosen += describe_budgets(gate)
         chosen += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
         table = replace(table, notes=(*chosen, *table.notes))
         console.show_table(table)

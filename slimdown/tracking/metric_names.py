@@ -4,10 +4,13 @@ from enum import StrEnum
 from math import isfinite, nan
 from typing import TYPE_CHECKING
 
-from slimdown.config.schema import PaperMetric
+from slimdown.report.columns import collect_metrics
 
 if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
+
+
+DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
 
 
 class Tag(StrEnum):
@@ -32,16 +35,7 @@ class Tag(StrEnum):
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash."""
-    metrics: dict[str, float] = {}
-    for name, change in findings.benchmarks.items():
-        primary, difference = change.primary, change.primary.difference
-        metrics |= {f"base/{name}": primary.base.value, f"tuned/{name}": primary.tuned.value}
-        metrics |= {f"{Tag.change}{name}": difference.value, f"change_low/{name}": difference.low}
-        metrics[f"change_high/{name}"] = difference.high
-        if change.p_right:
-            metrics[f"p_right_change/{name}"] = change.p_right.change.value
-        if change.paper_metric is PaperMetric.forgetting_rate and change.forgetting_rate:
-            metrics[f"forgetting_rate/{name}"] = change.forgetting_rate.value
+    metrics = collect_metrics(findings)
     evaluations = [one for one in (findings.base, findings.tuned) if one]
     metrics["cost/evaluation_seconds"] = sum(one.seconds for one in evaluations)
     peaks = [one.peak_bytes for one in (*evaluations, findings.training) if one]

@@ -20,8 +20,9 @@ from slimdown.config.loader import complete_config
 from slimdown.config.schema import Backend, ResolvedBenchmark, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings
+from slimdown.report.formatting import escape_markdown
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (
     FILE as SETTINGS,
     RecordedSettings,
@@ -32,6 +33,7 @@ from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_uri
 
+_OUTCOME = re.compile(r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*\n\n")
 _N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
 _STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
 _log = logging.getLogger(__name__)
@@ -284,6 +286,20 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
     with store.explain_store_errors(tracking):
         for path, content in files.items():
             client.log_text(run.run_id, content, path)
+
+
+def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str) -> None:
+    """Put the outcome of a gate first in a run's description, in the place of an earlier one.
+
+    Raises:
+        TrackingError: The store does not take it.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        description = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
+        rest = _OUTCOME.sub("", description)
+        text = f"**{escape_markdown(outcome)}**\n\n{rest}"
+        client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
 
 
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,12 @@ from slimdown.evaluation.samples import write_samples
 from slimdown.judging.findings import Findings
 from slimdown.tracking import recorded_settings, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
-from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
+from slimdown.tracking.metric_names import (
+    DESCRIPTION,
+    Tag,
+    collect_finding_metrics,
+    describe_headline,
+)
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
 from slimdown.utils.errors import SlimdownError, TrackingError, list_causes
 from slimdown.utils.files import raise_if_disk_full, write_atomically
@@ -179,7 +184,7 @@ class TrackedRun:
         self._add_tag(Tag.headline, describe_headline(findings))
         judged = findings.benchmarks.items()
         self._verdicts = [Param(f"{Tag.verdict}{name}", one.verdict.value) for name, one in judged]
-        self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
+        self._add_tag(DESCRIPTION, str(files.get("report.md", "")))
 
     def finish(self) -> None:
         """Deliver everything, mark the run FINISHED and delete its folder.

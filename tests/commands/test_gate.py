@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from builders import make_scores, unpack_logs
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
-from slimdown.tracking.metric_names import Tag
+from slimdown.report.formatting import escape_markdown
+from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.run_reader import find_run, find_runs
 
 OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13" / "base"
@@ -80,11 +82,14 @@ def test_the_exit_code_is_the_answer(
     assert "Traceback" not in captured.err
     if arguments == ["held"]:
         assert "held" in captured.out
+    words = {0: "PASSED", 1: "FAILED", 2: "CANNOT TELL"}
+    if code != 3:
+        assert captured.out.startswith(f"{words[code]} (")
+        assert re.search(r"\npocket:model → .+ \(\w{8}\)\n", captured.out)
+        assert ("Next: slimdown scale" in captured.out) is (code == 1)
     if "off" in arguments and code == 0:
-        shown = " ".join(captured.out.split())
-        assert "Off, so without a part in the outcome, in points [95 %]: pocket_" in shown
         for name in ("pocket_instructions", "pocket_math", "pocket_commonsense"):
-            assert re.search(rf"{name} −?[\d.]+ \[", shown)
+            assert re.search(rf"{name}( \*)? .* off *\n", captured.out)
 
 
 @pytest.mark.parametrize(
@@ -95,20 +100,52 @@ def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsy
     budgets = ["--max-loss", "off", "pocket_cs=0.3", "pocket_math=0.3"]
     assert check.main([name, *budgets, "--format", "junit"]) == code
     suite = ElementTree.fromstring(capsys.readouterr().out)
-    assert [case[0].tag for case in suite] == [kind, kind]
+    assert [case[0].tag for case in suite.findall("testcase")] == [kind, kind]
     assert suite.get("tests") == "2"
     assert suite.get("failures") == str(2 * (code == 1))
     assert suite[0].get("name") == "pocket_cs loses at most 30 points"
     assert check.main([name, *budgets, "--format", "json"]) == code
     answer = json.loads(capsys.readouterr().out)
-    assert answer["rows"][0]["budget"] == 0.3
+    row = next(row for row in answer["rows"] if row["benchmark"] == "pocket_cs")
+    assert row["budget"] == 0.3
     findings = find_run(compose_config().tracking, name).findings
     assert findings is not None
-    tested = findings.benchmarks["pocket_cs"].primary.difference.margin_interval()
-    assert tested == tuple(answer["rows"][0][f"change_{end}"] for end in ("low", "high"))
+    d = findings.benchmarks["pocket_cs"].primary.difference
+    # of two budgets, each shown to be beyond: the second of Holm's steps, or the first
+    bounds = (
+        [d.margin_interval(0.1 / n)[1] for n in (1, 2)] if code == 1 else [d.margin_interval()[0]]
+    )
+    assert row["bound"] in bounds
     assert answer["exit_code"] == code
     assert check.main([name, *budgets, "--format", "markdown"]) == code
-    assert "| pocket_cs | " in capsys.readouterr().out
+    written = capsys.readouterr().out
+    assert "| pocket_cs | " in written
+    assert written.startswith(f"**{answer['summary']}**\n")
+
+
+def test_the_outcome_is_in_the_description_of_the_run(runs: None, capsys: Capture) -> None:
+    for budget, word in (("0.9", "PASSED"), ("0", "FAILED")):
+        check.main(["lost", "--max-loss", budget])
+        outcome = capsys.readouterr().out.splitlines()[0]
+        described = find_run(compose_config().tracking, "lost").tags[DESCRIPTION]
+        assert outcome.startswith(word)
+        assert described.startswith(f"**{escape_markdown(outcome)}**\n\n")
+        assert described.count(" it may lose ") == 1
+
+
+def test_a_record_that_takes_no_outcome_is_a_line(
+    runs: None, monkeypatch: Patch, capsys: Capture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("attempt to write a readonly database")
+
+    monkeypatch.setattr(MlflowClient, "set_tag", refuse)
+    assert check.main(["lost"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("FAILED (")
+    [line] = captured.err.splitlines()
+    assert line.startswith("The record does not take the outcome: ")
+    assert "readonly" in line
 
 
 def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
@@ -136,17 +173,19 @@ def test_the_retained_benchmarks_are_asked_about_together(runs: None, capsys: Ca
     loose = ["--max-loss", "0.99", "--overall"]
     for name in ("kept", "slight"):  # "slight" does not rule out rare gains
         assert check.main([name, *loose]) == 0
-        assert "Overall: undecided" in capsys.readouterr().out
+        assert "Overall: undecided, " in capsys.readouterr().out
     assert check.main(["lost", *loose, "--max-loss", "pocket_cs=off"]) == 1
     target = ["--max-loss", "off", "pocket_instructions=0.99", "--overall"]
     assert check.main(["lost", *target]) == 3
     assert "every retained benchmark is off" in capsys.readouterr().err
     assert check.main(["lost", *loose]) == 1
-    assert "shown to be worse together" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("FAILED: the retained benchmarks lost ")
+    assert "Overall: worse, −" in shown
     assert check.main(["lost", *loose, "--format", "junit"]) == 1
     suite = ElementTree.fromstring(capsys.readouterr().out)
     assert suite.get("failures") == "1"
-    assert suite[-1][0].tag == "failure"
+    assert suite.findall("testcase")[-1][0].tag == "failure"
 
 
 def test_a_wrong_option_is_not_an_answer(capsys: Capture) -> None:
@@ -186,7 +225,7 @@ def test_logs_with_one_named_budget_are_held_to_the_others_too(
     named = ["--max-loss", "pocket_cs=0.999"]
     assert verdict.main([*logs, *named]) == 1
     assert verdict.main([*logs, *named, "--max-loss", "off"]) == 0
-    assert "Off, so without a part in the outcome" in capsys.readouterr().err
+    assert re.search(r"pocket_math .* off *\n", capsys.readouterr().out)
 
 
 def test_logs_are_gated_as_a_recorded_run(
@@ -195,13 +234,13 @@ def test_logs_are_gated_as_a_recorded_run(
     assert verdict.main([*logs, "--format", "junit"]) == 1
     captured = capsys.readouterr()
     suite = ElementTree.fromstring(captured.out)
-    names = [str(case.get("name")).partition(" ")[0] for case in suite]
-    assert "beyond" in captured.err  # the budgets, for people
+    names = [str(case.get("name")).partition(" ")[0] for case in suite.findall("testcase")]
+    assert captured.err.startswith("FAILED (")  # for people
     loose = ["--max-loss", "0.999", "--overall"]
     assert verdict.main([*logs, *loose]) == 1
     captured = capsys.readouterr()
-    assert "shown to be worse together" in captured.out
-    assert "changed by −" in captured.err
+    assert captured.out.startswith("FAILED: the retained benchmarks lost ")
+    assert "Overall: worse, −" in captured.out
     assert verdict.main([*logs, *loose[:2]]) == 0
     assert verdict.main([*logs, "--max-loss", "off", "--overall"]) == 3
     problem = capsys.readouterr().err
@@ -210,7 +249,7 @@ def test_logs_are_gated_as_a_recorded_run(
     file = tmp_path / "budgets.xml"
     relative = [f"--max-relative-loss={names[0]}=0.5", "--max-loss=off"]
     assert verdict.main([*logs, *relative, "--format=junit", "-o", str(file)]) in (0, 1, 2)
-    assert len(ElementTree.parse(file).getroot()) == 1
+    assert len(ElementTree.parse(file).getroot().findall("testcase")) == 1
 
 
 @pytest.mark.parametrize("has_files", [True, False], ids=["known tasks", "other tasks"])
@@ -225,6 +264,7 @@ def test_a_recorded_verdict_is_read_by_compare_and_check(
     assert verdict.main([*logs, "--track"]) in (0, 2)
     (run,) = find_runs(compose_config().tracking)
     assert run.tags["slimdown.origin"] == logs[1]
+    assert "| benchmark | " in run.tags[DESCRIPTION]
     assert compare.main([]) == 0
     assert check.main([run.run_id]) in (0, 1, 2)
     assert "Traceback" not in capsys.readouterr().err

@@ -198,7 +198,8 @@ def flatten_change(change: dict[str, Any]) -> dict[str, Any]:
         "p_value": change["p_value"],
         "equivalence_p_value": change["equivalence_p_value"],
         "mcnemar_p_value": difference.get("mcnemar_p_value"),
-        **{key: counts[key] for key in ("kept", "lost", "gained", "missed") if key in counts},
+        **({"kept": counts["still_right"]} if counts else {}),
+        **{key: counts[key] for key in ("lost", "gained", "missed") if key in counts},
     }
 
 

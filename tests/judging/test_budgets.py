@@ -7,9 +7,10 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.schema import Role
-from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.judging.budgets import Gate, Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.report.findings_report import write_junit
+from slimdown.stats.estimates import Estimate
 from slimdown.utils.errors import ConfigError
 
 COUNTS = {
@@ -105,8 +106,9 @@ def test_a_share_of_a_graded_score_must_hold_for_other_questions_too() -> None:
 def test_what_is_off_decides_nothing(findings: Findings) -> None:
     [kept] = check_budgets(findings, {"": 0.02}, off=["lost", "unclear"])
     assert (kept.benchmark, kept.outcome) == ("kept", Outcome.within)
-    assert 'failures="0"' in write_junit([kept], "run")
-    assert 'failures="1"' in write_junit([kept], "run", {"together": "worse"})
+    assert 'failures="0"' in write_junit(Gate((kept,)), "run")
+    worse = Gate((kept,), mean=Estimate(-0.1, 0.01, -0.12, -0.08))
+    assert 'failures="1"' in write_junit(worse, "run")
     [kept] = check_budgets(findings, {"kept": 0.02}, off=[""])
     assert (kept.benchmark, kept.budget) == ("kept", 0.02)
     every = ["kept", "lost", "unclear"]

@@ -20,6 +20,7 @@ from slimdown.judging.verdicts import Verdict
 from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
 from slimdown.report.run_page import render_page
 from slimdown.report.tables import write_table
+from slimdown.report.text import describe_findings
 from slimdown.stats.estimates import compare_scores, holm
 from slimdown.utils.errors import DataError
 
@@ -81,7 +82,7 @@ def test_a_temperature_changes_it_and_no_answer() -> None:
     [row, _] = findings_table(findings).records
     assert row["p_right_change"] == change.p_right.change.value
     assert (row["p_right_verdict"], row["verdict"]) == ("lower", "retained")
-    [sentence] = [s for s in findings_table(findings, with_notes=True).notes if "p_right" in s]
+    [sentence] = [s for s in describe_findings(findings) if "p_right" in s]
     assert "a lower, −" in sentence
     assert "another question than accuracy (a temperature changes it and no answer)" in sentence
     assert "a lower, −" in render_page(findings, "a run")
@@ -160,7 +161,7 @@ def test_without_one_right_choice_there_is_none(spoil: Any) -> None:
     base = make_evaluation(a=odd)
     findings = judge(base, base)
     assert findings.benchmarks["a"].p_right is None
-    assert not [s for s in findings_table(findings, with_notes=True).notes if "p_right" in s]
+    assert not [s for s in describe_findings(findings) if "p_right" in s]
     with pytest.raises(DataError, match="a has questions without one right choice"):
         judge_look(findings, {"a": 0.05}, 1, by_p_right=True)
 
@@ -177,7 +178,7 @@ def test_a_record_holds_it_without_each_question_and_an_older_one_is_read() -> N
         del benchmark["p_right"]
     older = Findings.from_dict(plain)
     assert older.benchmarks["a"].p_right is None
-    assert findings_table(older, with_notes=True).notes
+    assert describe_findings(older)
 
 
 def make_look(scale: float) -> tuple[Evaluation, Evaluation]:

@@ -5,17 +5,19 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import replace
 from logging.config import BaseConfigurator
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from builders import Capture, Compose, Patch
-from report_builders import judge_pairs, make_usual
+from report_builders import TRAINING, judge_pairs, make_usual, written
 
 from slimdown.commands.process import set_up_process
 from slimdown.config.paths import CONF_DIR
-from slimdown.report import console
+from slimdown.judging.budgets import Gate, check_budgets
+from slimdown.report import console, text
 from slimdown.report.text import describe_run
 
 
@@ -30,29 +32,74 @@ def test_the_plan_shows_names_as_they_are(composed: Compose, capsys: Capture) ->
 
 
 def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
-    run = SimpleNamespace(run_id="1", artifact_uri="file:///[red]/artifacts")
+    run = SimpleNamespace(run_id="1", artifact_uri=f"file:///[red]/{'x' * 90}/arti%20facts")
     run.store_uri = "postgresql://me:hunter2@host/db"
     console.show_saved(run)
+    assert capsys.readouterr().out == f"page     /[red]/{'x' * 90}/arti facts/report.html\n"
+    run.artifact_uri = "mlflow-artifacts:/1"
+    console.show_saved(run)
     shown = capsys.readouterr().out
-    assert "open file:///[red]/artifacts/report.html" in shown
+    assert shown.startswith("run      1\nrecord   postgresql")
     assert "hunter2" not in shown
 
 
-def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(capsys: Capture) -> None:
-    console.show_findings(judge_pairs(make_usual()))
+def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None:
+    findings = judge_pairs(make_usual())
+    gate = Gate(tuple(check_budgets(findings, {})))
+    console.show_findings(findings, "a → b", gate, "slimdown scale 0123 --max-loss 0.02")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "FAILED (2 of 4 budgets): maths lost 38.5 points or more; it may lose 2.",
+        "a → b",
+    ]
+    rows = [" ".join(line.split()) for line in lines]
+    assert "maths 80 100.0 50.0 −50.0 [−61.1, −37.8] ↓ forgotten 2 ✗" in rows
+    assert lines[-4].isspace()
+    assert lines[-3:] == [
+        "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early.",
+        "Cannot tell: calm. About 900 questions would, if nothing is lost.",
+        "Next: slimdown scale 0123 --max-loss 0.02",
+    ]
+    console.show_findings(findings, with_details=True)
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
-        "maths 100.0 50.0 −50.0 [−61.1, −37.8] ↓ forgotten",
-        "Points [95 % interval; 90 % at retained]; * target task; verdicts corrected for 5 "
-        "benchmarks.",
-        "Undecided: calm. 20 questions detect a change of 41.8 points in four of five cases, if no "
-        "more answers flip than here; if the change is as it looks, about ",
+        "How to read this: Points [95 % interval; 90 % at =, retained]; * target task; verdicts "
+        "corrected for 5 benchmarks.",
+        "Undecided: calm. 20 questions show a change of 41.8 points at 80 % power; if the change "
+        "is as it looks, about ",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
         "Validation loss 2.500 → 1.250, 2 steps, 12,345 parameters trained (0.50 %).",
     ):
         assert sentence in shown
-    for absent in ("stopped early:", "subjects", "measured before", "\x1b", "strict", "Improved:"):
+    for absent in ("stopped early:", "subjects", "measured before", "\x1b", "Improved:"):
         assert absent not in shown
+
+
+@pytest.mark.parametrize("n_benchmarks", [1, 3, 40])
+@pytest.mark.parametrize("is_gate", [True, False])
+def test_at_most_four_lines_of_80_characters_follow_the_table(
+    n_benchmarks: int, is_gate: bool
+) -> None:
+    pairs = {f"{name}_of_a_long_name": pair for name, pair in make_usual().items()}
+    for k in range(n_benchmarks):
+        n = (8, 24)[k % 2]
+        pairs[f"benchmark_{k}"] = written([1.0, 0.0] * n), written([1.0, 0.0, 0.0, 1.0] * (n // 2))
+        pairs[f"few_{k}"] = written([1.0] * 7), written([1.0] * 6 + [0.0])
+    nothing = written([0.0] * 30)
+    findings = judge_pairs(pairs | {"nothing": (nothing, nothing)}, replace(TRAINING, stopped="x"))
+    gate = Gate(tuple(check_budgets(findings, {}))) if is_gate else None
+    lines = text.summarize_briefly(findings, gate, "slimdown scale 0123 --max-loss 0.02")
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): ")
+    assert lines[1].startswith("Cannot tell: ")
+    assert lines[2].startswith("Too few questions to tell: ")
+    assert lines[3] == "Next: slimdown scale 0123 --max-loss 0.02"
+
+
+def test_what_is_shown_needs_no_line() -> None:
+    steady = {"steady": make_usual()["steady"]}
+    assert text.summarize_briefly(judge_pairs(steady), None, "keep=auto") == []
 
 
 def test_the_first_line_of_a_log_comes_within_ten_seconds(monkeypatch: Patch) -> None:

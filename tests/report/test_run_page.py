@@ -91,7 +91,7 @@ def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
         assert expected in head
     assert re.search(r"date ?20\d\d-\d\d-\d\d", head)
     assert "| maths | flexible | 80 | 100.0 | 50.0 | −50.0" in str(files["report.md"])
-    assert str(files["report.md"]).startswith("| benchmark | base | tuned | change | verdict |")
+    assert str(files["report.md"]).startswith("| benchmark | n | base | tuned | change")
 
 
 def test_lost_and_gained_answers_stand_side_by_side(usual: Reader) -> None:

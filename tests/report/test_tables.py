@@ -13,11 +13,11 @@ from report_builders import Findings, judge_pairs, make_usual, written
 from rich.console import Console
 
 from slimdown.comparison.run_comparison import compare_runs
-from slimdown.judging.budgets import check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import tables
 from slimdown.report.comparison_page import comparison_table
 from slimdown.report.figures import draw_changes
-from slimdown.report.findings_report import budgets_table, evaluation_table, findings_table
+from slimdown.report.findings_report import evaluation_table, findings_table
 from slimdown.report.formatting import FORMATS
 from slimdown.report.tables import Cell, Column, Row, Table, print_table, write_table
 
@@ -113,7 +113,9 @@ def test_findings_fit_80_columns(findings: Findings) -> None:
     for table in (findings_table(findings), findings_table(judge_pairs(long))):
         lines = print_lines(table.brief, 80)
         assert max(map(len, lines)) <= 80
-        assert any(re.search(r"maths +100\.0 +50\.0 +−50\.0 \[.*\] +↓ forgotten", s) for s in lines)
+        row = re.compile(r"maths +80 +100\.0 +50\.0 +−50\.0 \[.*\] +↓ forgotten")
+        assert any(map(row.search, lines))
+    assert re.search(r"mmlu_college_ +80 .*\n +computer_science *\n", "\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -154,8 +156,15 @@ def test_one_models_scores_have_their_errors(findings: Findings) -> None:
 
 
 def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
-    records = budgets_table(check_budgets(findings, {"maths": 0.02})).records
-    assert (records[0]["budget"], records[0]["outcome"]) == (0.02, "beyond")
+    gate = Gate(tuple(check_budgets(findings, {"maths": 0.02}, off=["calm"])), ("calm",))
+    table = findings_table(findings, gate=gate)
+    records = {r["benchmark"]: r for r in table.records if r["verdict"]}
+    assert [records["maths"][key] for key in ("budget", "outcome")] == [0.02, "failed"]
+    assert records["maths"]["bound"] < -0.02
+    assert records["skill"]["budget"] is None
+    shown = write_table(table, "table")
+    assert re.search(r"maths .* 2 ✗ *\n", shown)
+    assert re.search(r"calm .* off *\n", shown)
     jobs = [{"state": "finished", "run_id": "0123456789abcdef"}, {"state": "failed", "run_id": ""}]
     shown = write_table(tables.sweep_table(jobs), "table")
     assert "2 jobs: 1 finished, 1 failed." in shown
@@ -172,14 +181,12 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert benchmark.verdict == "retained"
     assert benchmark.primary.difference.low < -0.02 < benchmark.shown_change.low
     table = findings_table(findings)
-    assert "90 % at retained" in table.legend
+    assert "90 % at =, retained" in table.legend
     [row] = (row for row in table.rows if not row.is_secondary)
-    [budget] = budgets_table(check_budgets(findings, {})).rows
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows
-    of_run, of_budget, of_table = (list(one.cells.values()) for one in (row, budget, compared))
-    assert of_budget[3].text == "within"
+    of_run, of_table = (list(one.cells.values()) for one in (row, compared))
     line = draw_changes(findings).axes[0].lines[0].get_xdata()
-    shown = [cell.interval for cell in (of_run[5], of_budget[1], of_table[1])]
+    shown = [cell.interval for cell in (of_run[5], of_table[1])]
     for ends in (*(re.findall(r"[−+][\d.]+", one) for one in shown), map(str, line)):
         low, high = (float(end.replace("−", "-")) for end in ends)
         assert -2 < low < high < 2

@@ -66,8 +66,10 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
     with explain_malformed(f"{file} is no results file of lm_eval, or was cut short"):
         results = json.loads(file.read_bytes())
         titles = list(_list_benchmarks(results))
+        arguments = _read_arguments(results)
+        adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
-            "model": str(results["model_name"]),
+            "model": str(adapter or results["model_name"]),
             "tool": str(results.get("lm_eval_version")),
             "backend": str(results["config"]["model"]),
         }
@@ -217,13 +219,18 @@ def _known_benchmarks() -> dict[str, BenchmarkConfig]:
     return {config.task: config for config in read_benchmarks(sorted(names)).values()}
 
 
+def _read_arguments(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the model, which older versions write as a text."""
+    arguments = results["config"].get("model_args") or {}
+    if isinstance(arguments, str):
+        return dict(argument.partition("=")[::2] for argument in arguments.split(","))
+    return dict(arguments)
+
+
 def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what must be equal, besides the questions, so that two models can be compared."""
     config, has_template = results["config"], results.get("chat_template") is not None
-    arguments = config.get("model_args") or {}
-    if isinstance(arguments, str):
-        arguments = dict(argument.partition("=")[::2] for argument in arguments.split(","))
-    arguments = drop_free(arguments)
+    arguments = drop_free(_read_arguments(results))
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")

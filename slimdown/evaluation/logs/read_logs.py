@@ -12,6 +12,7 @@ from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
 from slimdown.evaluation.logs.logged_task import LogReader, name_benchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.secrets import redact
 
 # The first that takes a file reads it. So a table beside the logs of a tool is not read as a log,
 # and Inspect gets only a .json that lm_eval does not take.
@@ -120,4 +121,5 @@ def read_logs(
         backend=made_by["backend"],
         seconds=fsum(log.seconds for log in used),
         conditions={key: value for log in used for key, value in log.conditions.items()},
+        model=redact(made_by.get("model", "")),
     )

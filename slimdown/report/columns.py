@@ -1,0 +1,261 @@
+"""The columns of findings, each in one line: what it is called, what it shows, and where.
+
+The console, a page, Markdown, JSON and CSV, `compare`, and the metrics in MLflow take theirs from
+`COLUMNS`. A cell holds the text that people read and the values that programs read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from slimdown.config.schema import PaperMetric, Role
+from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
+from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
+from slimdown.report import formatting, text
+from slimdown.report.formatting import format_count, format_number, format_points
+from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row
+from slimdown.stats.estimates import Estimate
+
+_IN_FILES = frozenset({Place.json, Place.mlflow})
+# Not in `compare`, whose cells hold the change and the verdict over all seeds.
+_OF_RUN = EVERYWHERE - {Place.compare}
+_DETAIL = NOT_BRIEF - {Place.compare, Place.mlflow}
+_SIGNS = {Outcome.within: "✓", Outcome.beyond: "✗", Outcome.undecided: "?"}
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """What a row is about: one metric of one benchmark."""
+
+    findings: Findings
+    name: str
+    metric: str
+    gate: Gate | None = None  # of a gate
+    sides: tuple[str, str] = ("base", "tuned")
+
+    @property
+    def benchmark(self) -> BenchmarkChange:
+        """The benchmark's change."""
+        return self.findings.benchmarks[self.name]
+
+    @property
+    def change(self) -> MetricChange:
+        """The metric's change."""
+        return self.benchmark.changes[self.metric]
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this is the metric that is judged."""
+        return self.metric == self.benchmark.metric
+
+    @property
+    def check(self) -> BudgetCheck | None:
+        """The check of the benchmark's budget, if it has one."""
+        checks = self.gate.checks if self.gate else ()
+        return next((one for one in checks if one.benchmark == self.name), None)
+
+
+@dataclass(frozen=True)
+class FindingColumn:
+    """A column: its heading, what it shows of a row, and where it stands."""
+
+    heading: str
+    show: Callable[[FindingRow], Cell]
+    places: frozenset[Place] = EVERYWHERE
+    unit: str = ""  # below the heading on a page
+    is_number: bool = False  # aligned to the right
+    is_name: bool = False
+    metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
+
+
+def make_rows(
+    findings: Findings, gate: Gate | None = None, sides: tuple[str, str] = ("base", "tuned")
+) -> Iterator[Row]:
+    """Yield one row for each metric, the primary one of each benchmark first."""
+    for name, benchmark in findings.benchmarks.items():
+        for metric in benchmark.changes:
+            row = FindingRow(findings, name, metric, gate, sides)
+            cells = {_lay_out(column, row): column.show(row) for column in COLUMNS}
+            yield Row(cells, is_secondary=not row.is_primary)
+
+
+def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:
+    """Show one benchmark of a configuration's seeds: the columns that stand in `compare`."""
+    rows = [FindingRow(one, name, one.benchmarks[name].metric) for one in findings]
+    shown = {}
+    for column in COLUMNS:
+        if Place.compare in column.places:
+            cells = [column.show(row) for row in rows]
+            texts = ", ".join(dict.fromkeys(str(cell) for cell in cells))
+            values = {
+                f"{name}.{key}": _average([cell.values.get(key) for cell in cells])
+                for key in cells[0].values
+            }
+            title, numbers = f"{heading} {column.heading}", column.is_number
+            described = Column(title, column.unit, numbers, places=NOT_BRIEF)
+            shown[described] = Cell(texts, sort_key=texts, values=values)
+    return shown
+
+
+def collect_metrics(findings: Findings) -> dict[str, float]:
+    """Return what MLflow records of each benchmark, by name and benchmark."""
+    metrics: dict[str, float] = {}
+    for name, benchmark in findings.benchmarks.items():
+        row = FindingRow(findings, name, benchmark.metric)
+        for column in COLUMNS:
+            values = column.show(row).values if Place.mlflow in column.places else {}
+            chosen = values if column.metrics is None else column.metrics
+            numbers = {key: values.get(key) for key in chosen}
+            metrics |= {f"{k}/{name}": v for k, v in numbers.items() if isinstance(v, int | float)}
+    return metrics
+
+
+def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
+    """Show a change in points with its interval; the record has value and both ends as shares."""
+    values = {prefix: change.value, f"{prefix}_low": change.low, f"{prefix}_high": change.high}
+    return Cell(*format_points(change), sort_key=change.value, values=values)
+
+
+def _lay_out(column: FindingColumn, row: FindingRow) -> Column:
+    headings = dict(zip(("base", "tuned"), row.sides, strict=True))
+    heading = headings.get(column.heading, column.heading)
+    width = 30 if column.is_name else None
+    numbers, places = column.is_number, column.places
+    return Column(heading, column.unit, numbers, width, column.is_name, places=places)
+
+
+def _average(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers; of anything else, what all have in common."""
+    if all(isinstance(value, int | float) for value in values):
+        return fmean(values)
+    return values[0] if len(set(map(str, values))) == 1 else None
+
+
+def _show_name(row: FindingRow) -> Cell:
+    role = row.benchmark.role.value
+    marked = text.mark_target(row.name, role)
+    heading = marked if row.is_primary else f"  {text.shorten_metric(row.metric, row.benchmark)}"
+    return Cell(heading, values={"benchmark": row.name, "role": role})
+
+
+def _show_metric(row: FindingRow) -> Cell:
+    return Cell(text.shorten_metric(row.metric, row.benchmark), values={"metric": row.metric})
+
+
+def _show_n(row: FindingRow) -> Cell:
+    n, n_available = row.benchmark.n, row.benchmark.n_available
+    values = {"n": n, "n_available": n_available or n}
+    return Cell(format_count(n, n_available), sort_key=n, values=values)
+
+
+def _show_score(index: int) -> Callable[[FindingRow], Cell]:
+    def show(row: FindingRow) -> Cell:
+        side, score = row.sides[index], (row.change.base, row.change.tuned)[index]
+        values = {side: score.value, f"{side}_stderr": score.standard_error}
+        return Cell(format_number(100 * score.value), sort_key=score.value, values=values)
+
+    return show
+
+
+def _show_change(row: FindingRow) -> Cell:
+    d, shown = row.change.difference, row.benchmark.shown_change
+    points = format_points(shown if row.is_primary else d)
+    values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
+    values |= {"change_low": d.low, "change_high": d.high}
+    if row.is_primary:
+        values |= {"shown_low": shown.low, "shown_high": shown.high}
+        values["shown_level"] = row.benchmark.shown_level
+    values |= {k: row.change.counts and getattr(row.change.counts, k) for k in ("lost", "gained")}
+    return Cell(*points, sort_key=d.value, values=values)
+
+
+def _show_verdict(row: FindingRow) -> Cell:
+    verdict = row.benchmark.verdict.value
+    return Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict})
+
+
+def _show_budget(row: FindingRow) -> Cell:
+    if row.gate is None:
+        return Cell()
+    if not (check := row.check):
+        is_off = row.name in row.gate.off
+        return Cell("off") if is_off else Cell()
+    shown = f"{100 * check.budget:.3g} {_SIGNS[check.outcome]}"
+    outcome = text.OUTCOMES[check.outcome].lower()
+    values = {"budget": check.budget, "outcome": outcome, "reason": check.reason}
+    values |= {"bound": check.bound, "bound_level": check.level}
+    return Cell(shown, sort_key=check.budget, values=values)
+
+
+def _show_cause(row: FindingRow) -> Cell:
+    losses = row.findings.lost_answers.get(row.name)
+    cause, share = (losses.main_cause if losses else None) or (None, None)
+    shown = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
+    return Cell(shown, values={"main_cause": cause, "main_cause_share": share})
+
+
+def _show_p_value(row: FindingRow) -> Cell:
+    p_value, equivalence = row.benchmark.p_value, row.benchmark.equivalence_p_value
+    values = {"p_value": p_value, "equivalence_p_value": equivalence}
+    return Cell(formatting.format_p_value(p_value), sort_key=p_value, values=values)
+
+
+def _show_rate(row: FindingRow) -> Cell:
+    rate = row.benchmark.forgetting_rate
+    if row.benchmark.role is Role.target:
+        return Cell()
+    if rate is None:
+        return Cell("undefined")
+    if not text.is_rate_shown(rate):
+        return Cell(values={"forgetting_rate": None})
+    shown, interval = formatting.format_percent(rate)
+    return replace(make_change_cell(rate, "forgetting_rate"), text=shown, interval=interval)
+
+
+def _show_paper_metric(row: FindingRow) -> Cell:
+    rate, metric = row.benchmark.forgetting_rate, row.benchmark.paper_metric
+    is_rate = metric is PaperMetric.forgetting_rate and rate and text.is_rate_shown(rate)
+    values = {"forgetting_rate": rate.value} if rate and is_rate else {}
+    return Cell(*text.describe_paper_metric(row.benchmark), values=values)
+
+
+def _show_p_right(row: FindingRow) -> Cell:
+    if not (one := row.benchmark.p_right):
+        return Cell()
+    return Cell(values={"p_right_change": one.change.value, "p_right_verdict": one.verdict.value})
+
+
+def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
+    """Leave the cell of a further metric empty: only the primary one is judged."""
+    return lambda row: show(row) if row.is_primary else Cell()
+
+
+COLUMNS: tuple[FindingColumn, ...] = (
+    FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=()),
+    FindingColumn("metric", _show_metric, _DETAIL),
+    FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=()),
+    FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",)),
+    FindingColumn("tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",)),
+    FindingColumn(
+        "change [95 %, = 90 %]",
+        _show_change,
+        _OF_RUN,
+        "points",
+        True,
+        metrics=("change", "change_low", "change_high"),
+    ),
+    FindingColumn("verdict", _of_benchmark(_show_verdict), _OF_RUN, metrics=()),
+    FindingColumn("budget", _of_benchmark(_show_budget), _OF_RUN, "points", True, metrics=()),
+    FindingColumn("main cause of loss", _of_benchmark(_show_cause), _DETAIL),
+    FindingColumn("p", _of_benchmark(_show_p_value), _DETAIL, "corrected", True),
+    FindingColumn("forgetting rate", _of_benchmark(_show_rate), _DETAIL, "[95 %]", True),
+    FindingColumn(
+        "paper’s metric",
+        _of_benchmark(_show_paper_metric),
+        _DETAIL | {Place.mlflow},
+        "± standard error [95 %]",
+        True,
+    ),
+    FindingColumn("p_right", _of_benchmark(_show_p_right), _IN_FILES),
+)
