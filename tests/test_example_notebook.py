@@ -71,7 +71,11 @@ def test_it_shows_and_saves_what_was_found(run: tuple[Any, Path]) -> None:
         1,
         1,
         1,
+        1,
     ]
+    lines = notebook.cells[-1].outputs[0].text.splitlines()
+    moments = ["step 0", "step 0", "step 4/10", "step 8/10", "end"]
+    assert [line.partition("   ")[0].strip() for line in lines if line[0] != "{"] == moments
     assert '<span class="badge improved">' in last["findings"]["text/html"]
     assert '<span class="badge forgotten">' in last["findings"]["text/html"]
     assert "\x1b" not in last["findings"]["text/plain"]  # no colours, for which a notebook asks
