@@ -32,7 +32,8 @@ SCALES = "0.5,1"
 def executed(folder: Path) -> Any:
     """Run the notebook in a folder; leave out stderr, which names places of the machine."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute(
+    place = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, resources=place, coalesce_streams=True).execute(
         env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     )
     for cell in notebook.cells:
