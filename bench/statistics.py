@@ -34,11 +34,19 @@ from slimdown.judging.budgets import (
     decide_outcomes,
     overall_outcome,
 )
-from slimdown.judging.findings import Verdict, compare_subjects, decide_verdicts
+from slimdown.judging.findings import compare_subjects
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
-from slimdown.stats.estimates import Difference, Sampling, compare_scores, estimate_mean, holm
+from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts
+from slimdown.stats.estimates import (
+    Difference,
+    Estimate,
+    Sampling,
+    compare_scores,
+    estimate_mean,
+    holm,
+)
 from slimdown.stats.likelihood import (
     ALPHA,
     PSEUDO_ANSWERS,
@@ -182,7 +190,9 @@ def end_trainings(draws: int, random: np.random.Generator) -> Iterator[Row]:
         for row in random.choice(len(table), 20):
             changes = np.repeat(VALUES, table[row].astype(int))
             both = {"a": change_difference(changes), "b": change_difference(np.zeros(n))}
-            outcome = decide_outcomes(both, {"a": MARGIN, "b": MARGIN}, ALPHA / n_looks)["a"]
+            outcome = decide_outcomes(both, {"a": MARGIN, "b": MARGIN}, ALPHA / n_looks)[
+                "a"
+            ].outcome
             assert (outcome is Outcome.beyond) == is_beyond[row], (n, n_looks, table[row])
         case = f"exact, {n_looks} looks at two benchmarks of {n} questions"
         yield "a look ends a training", case, percent(1 - (1 - worst) ** (2 * n_looks)), "5"
@@ -225,8 +235,8 @@ def check_arrays(random: np.random.Generator) -> None:
             p = combine_looks(p_values(counts[: k + 1], -MARGIN, True), plan)
             assert abs(float(p) - difference.p_value_above(-MARGIN)) < 1e-9, (n, k)
             tails = [p_values(counts[: k + 1], 0.0, above, True) for above in (True, False)]
-            p = 2 * combine_looks(tails[difference.value < 0], plan)
-            assert difference.value == 0 or abs(min(1.0, p) - difference.p_value) < 1e-9, (n, k)
+            p = 2 * min(float(combine_looks(tail, plan)) for tail in tails)
+            assert abs(min(1.0, p) - difference.p_value) < 1e-9, (n, k)
 
 
 def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -650,8 +660,8 @@ def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
             is_worse = average_changes(list(zip(pairs, by_name.values(), strict=True))).high < 0
             worse += is_worse
             if "+2, 2" in case:
-                outcomes = decide_outcomes(by_name, dict.fromkeys(by_name, MARGIN))
-                failed += is_worse or Outcome.beyond in outcomes.values()
+                decided = decide_outcomes(by_name, dict.fromkeys(by_name, MARGIN)).values()
+                failed += is_worse or any(one.outcome is Outcome.beyond for one in decided)
         yield "worse", case, percent(worse / n_draws), "-" if "power" in case else "2.5"
     yield "exit 1 with --overall", case, percent(failed / n_draws), "7.5"
 
@@ -838,6 +848,79 @@ def change_of(point: ScaledFindings) -> float:
     return point.findings.benchmarks["a"].primary.difference.value
 
 
+def contradicts(decision: Decision, shown: Estimate, margin: float) -> bool:
+    """Whether a verdict says something else than the interval beside it."""
+    if decision.verdict is Verdict.retained:
+        return shown.low < -margin or shown.high > margin
+    holds_zero = shown.low <= 0 <= shown.high
+    if decision.verdict is Verdict.undecided:
+        return not holds_zero or (-margin < shown.low and shown.high < margin)
+    return holds_zero
+
+
+def draw_any(random: np.random.Generator) -> Difference:
+    """A difference with clusters, weights, looks or graded scores, or with none of them."""
+    n, kind = int(random.integers(12, 400)), random.choice(["plain", "clusters", "tasks", "looks"])
+    change, flips = random.choice([0, -0.02, -0.1, 0.05]), random.choice([0.0, 0.05, 0.3])
+    u = random.random(n)
+    d = np.where(u < (flips - change) / 2, -1.0, np.where(u > 1 - (flips + change) / 2, 1.0, 0.0))
+    if random.random() < 0.3:
+        d = np.clip(random.normal(change, 0.01 + flips, n), -1, 1)
+    sampling = Sampling()
+    if kind == "clusters":
+        sampling = Sampling(clusters=np.sort(random.integers(0, max(2, n // 3), n)).astype(float))
+    elif kind == "tasks":
+        weights = np.where(np.arange(n) < n // 4, 2.0, 2 / 3)
+        sampling = Sampling(weights=weights / weights.mean(), n_subjects=2)
+    elif kind == "looks":
+        ends = block_ends(2 * n)
+        looks = (*(end for end in ends if end < n), n)
+        sampling = Sampling(looks=looks, n_available=2 * n)
+    return compare_scores(np.maximum(-d, 0), np.maximum(d, 0), sampling)
+
+
+def agree_with_verdicts(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Verdicts and the intervals beside them: whether they contradict each other, and cover."""
+    n_wrong = 0
+    for _ in range(draws // 8):
+        margin, found = random.choice([0.02, 0.03, 0.05]), [draw_any(random) for _ in range(4)]
+        decided = decide_verdicts(found, [margin] * 4, int(random.choice([1, 5])))
+        for d, decision in zip(found, decided, strict=True):
+            n_wrong += contradicts(decision, decision.form_interval(d, margin), margin)
+            budget = decide_outcomes({"a": d}, {"a": margin}, decision.change_level)["a"]
+            bound = budget.find_bound(d, margin)
+            n_wrong += (bound < -margin) if budget.outcome is Outcome.within else bound > -margin
+    case = f"{draws // 2:,} benchmarks of 4, clusters, weights, looks, graded scores"
+    yield "contradictions", case, str(n_wrong), "0"
+    for n in (100, 400):
+        for n_flips in (0.04, 0.2):
+            changes = np.array([0.0, -0.015, -0.05, 0.1 * n_flips])
+            misses = dict.fromkeys(Verdict, 0)
+            counts = dict.fromkeys(Verdict, 0)
+            for _ in range(draws // 10):
+                shares = [((n_flips - c) / 2, (n_flips + c) / 2) for c in changes]
+                found = [
+                    count_difference(*map(int, random.multinomial(n, [a, b, 1 - a - b])[:2]), n)
+                    for a, b in ((max(0.0, a), max(0.0, b)) for a, b in shares)
+                ]
+                truth = [max(0.0, b) - max(0.0, a) for a, b in shares]
+                decided = decide_verdicts(found, [0.05] * 4)
+                for d, decision, true in zip(found, decided, truth, strict=True):
+                    shown = decision.form_interval(d, 0.05)
+                    counts[decision.verdict] += 1
+                    misses[decision.verdict] += not shown.low <= true <= shown.high
+            n_all, case = sum(counts.values()), f"4 benchmarks of {n}, {100 * n_flips:.0f} % flip"
+            is_equal = Verdict.retained
+            others = sum(misses.values()) - misses[is_equal]
+            yield "shown interval misses", f"{case}, not retained", percent(others / n_all), "5"
+            yield (
+                "shown interval misses",
+                f"{case}, retained",
+                percent(misses[is_equal] / n_all),
+                "10",
+            )
+
+
 def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """Groups of seeds of equal truth: few answers vary, unequal sizes, unequal spreads."""
     n = 200
@@ -900,8 +983,8 @@ def select_runs(draws: int, random: np.random.Generator) -> Iterator[Row]:
         cells = [[count_difference(int(a), int(b), n) for a, b, _ in run] for run in counts]
         reports = [decide_verdicts(run, [MARGIN] * 4) for run in cells]
         table = decide_verdicts([d for run in cells for d in run], [MARGIN] * 4 * n_runs)
-        alone += any(v is Verdict.forgotten for report in reports for v, *_ in report)
-        together += any(v is Verdict.forgotten for v, *_ in table)
+        alone += any(v.verdict is Verdict.forgotten for report in reports for v in report)
+        together += any(v.verdict is Verdict.forgotten for v in table)
     case = f"any of {n_runs} x 4 cells, nothing changed"
     yield "forgotten", f"{case}, each run by itself", percent(alone / n_draws), "-"
     yield "forgotten", f"{case}, corrected for the table", percent(together / n_draws), "5"
@@ -973,6 +1056,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     hold_shares,
     cover_seeds,
     choose_scales,
+    agree_with_verdicts,
     differ_by_luck,
     average_benchmarks,
     select_runs,

@@ -1,30 +1,31 @@
 """Watch forgetting while a `transformers.Trainer` trains."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Unpack
 
-from transformers import TrainerCallback
+from tqdm import tqdm
 
 from slimdown.config.benchmarks import BenchmarkSpec
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import default_budgets, judge_look
-from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import (
-    copy_trained_weights,
-    disabled_adapters,
-    has_untouched_base,
-    restore_weights,
-    wrap_model,
-)
+from slimdown.judging.budgets import default_budgets
+from slimdown.judging.findings import Findings
+from slimdown.models.causal import disabled_adapters, has_untouched_base
 from slimdown.notebook import NotebookFindings, Prompts, build_evaluator, judge
+from slimdown.report import console
+from slimdown.report.formatting import format_number, format_points, pluralize
 from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.watching import WatchingCallback, is_last_step, wrap_trained
 
 
-class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
+class ForgettingCallback(WatchingCallback):
     """Measure the base at the start, ask a few questions every few steps, and all at the end.
+
+    It prints a line each time, with the changes in points and their 95 % intervals:
+
+        step 0       base   gsm8k 24.0   arc_easy 61.0   (64 questions each)
+        step 50/200  gsm8k −6.2 [−14.1, +1.7]   arc_easy −1.6 [−7.8, +4.7]
 
     The values go to the trainer's `state.log_history`: first `base/gsm8k`, then at each look
     `change/gsm8k` with `_low` and `_high` for the few questions, and at the last step those for all
@@ -60,7 +61,6 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     findings: NotebookFindings | None = None
-    stopped = ""  # why the training ended early, and what was kept
 
     def __init__(
         self,
@@ -89,42 +89,37 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
         if not (log is None or callable(log)):
             raise ConfigError(f"log={log!r} must be a function, such as wandb.log")
-        few = min(questions, limit or questions)
         settings = num_fewshot, apply_chat_template, batch_size, include_path
-        self._every, self._log_elsewhere = every, log
-        self._evaluators = {
-            name: build_evaluator(benchmarks, n_questions, *settings, **prompts)
-            for name, n_questions in (("all", limit), ("few", few))
-        }
-        tasks = self._evaluators["few"].tasks
-        self._budgets = default_budgets({name: task.config for name, task in tasks.items()})
-        if stop_on_forgetting and not self._budgets:
+
+        def build(n: int | None) -> Any:
+            return build_evaluator(benchmarks, n, *settings, **prompts)
+
+        self._of_all, few = build(limit), build(min(questions, limit or questions))
+        budgets = default_budgets({name: task.config for name, task in few.tasks.items()})
+        if stop_on_forgetting and not budgets:
             raise ConfigError(
                 "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
             )
-        self._stops = stop_on_forgetting
-        self._kept: tuple[int, dict[str, Any]] = (0, {})  # step and weights
-        self._base: dict[str, Evaluation] = {}
+        super().__init__(few, every, budgets if stop_on_forgetting else {})
+        self._log_elsewhere = log
+        self._base_of_all: Any = None
         self._model: Any = lambda: None  # a weak reference to the model whose base was measured
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the base."""
-        loaded = _wrap_trained(kwargs)  # fails in every process
+        loaded = wrap_trained(kwargs)  # fails in every process
         self.findings, self.stopped = None, ""  # of an earlier `train()`
         if not state.is_world_process_zero or self._model() is loaded.model:
-            return control  # the same model: the trainer tries another batch size and starts again
-        if self._stops and (args.world_size > 1 or state.global_step):
+            return  # the same model: the trainer tries another batch size and starts again
+        if self._budgets and (args.world_size > 1 or state.global_step):
             raise ModelError(
                 "stop_on_forgetting takes one process and a training from its first step: what a "
                 "look keeps is in no checkpoint"
             )
-        if self._stops and args.load_best_model_at_end:
+        if self._budgets and args.load_best_model_at_end:
             reason = "both choose the weights; leave one of them out"
             raise ModelError(f"stop_on_forgetting and load_best_model_at_end=True {reason}")
-        if self._stops and self._every > state.max_steps:
-            raise ModelError(
-                f"every={self._every} is beyond the {state.max_steps} steps; set fewer"
-            )
+        super().on_train_begin(args, state, control)
         is_untouched = has_untouched_base(loaded.model)
         if state.global_step and not is_untouched:
             raise ModelError(
@@ -132,60 +127,50 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 "base's any more; begin anew, or measure the base and the tuned model by "
                 "slimdown.measure"
             )
-        self._model = weakref.ref(loaded.model)
-        if self._stops:  # an untrained model has lost nothing
-            self._kept = 0, copy_trained_weights(loaded.model)
+        if self._budgets:  # an untrained model has lost nothing
+            self.keep(0, loaded.model)
+        _show(state, f"step {state.global_step}", "measuring the base")
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
-            self._base = {name: e.evaluate(loaded) for name, e in self._evaluators.items()}
-        scores = self._base["all"].benchmarks
+            shown = self._base_of_all = self._of_all.evaluate(loaded)
+            if self._every:
+                shown = self.measure_base(loaded)
+        self._model = weakref.ref(loaded.model)
+        scores = self._base_of_all.benchmarks
         self._log({f"base/{name}": b.score.value for name, b in scores.items()}, state)
-        return control
+        _show(state, f"step {state.global_step}", f"base   {_describe_scores(shown)}")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask the few questions, and at the last step all of them."""
         if not state.is_world_process_zero:
-            return control
-        if self._every and state.global_step % self._every == 0:
-            is_last = state.global_step >= state.max_steps or control.should_training_stop
-            if self._stops or not is_last:
-                findings = self._judge("few", kwargs)
-                self._log(_changes(findings), state)
-                if self._stops and self._is_beyond(findings, state, kwargs):
-                    control.should_training_stop = True
-        # Loggers close in on_train_end, before this callback is called there.
-        is_over = state.global_step >= state.max_steps or control.should_training_stop
-        if is_over and not args.load_best_model_at_end:  # that comes after the last step
+            return
+        super().on_step_end(args, state, control, **kwargs)
+        # Loggers close in on_train_end, before this callback is called there. The best model comes
+        # after the last step.
+        if is_last_step(state, control) and not args.load_best_model_at_end:
             self._measure_all(state, kwargs)
-        return control
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask all questions, if that was not done yet because the training ended early."""
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
-        return control
+        self._model = lambda: None  # another `train()` begins with another base
+        super().on_train_end(args, state, control)
 
-    def _is_beyond(self, findings: NotebookFindings, state: Any, kwargs: Any) -> bool:
-        """Keep the weights of a look within all budgets; restore them if a loss is beyond."""
-        model = _wrap_trained(kwargs).model
-        n_looks = max(1, state.max_steps // self._every)
-        is_within, beyond = judge_look(findings, self._budgets, n_looks)
-        if is_within:
-            self._kept = state.global_step, copy_trained_weights(model)
-        if beyond:
-            restore_weights(model, self._kept[1])
-            at = f"at step {state.global_step}; kept as of step {self._kept[0]}"
-            self.stopped = f"{beyond} {at}"
-        return bool(beyond)
+    def report_look(self, findings: Findings, state: Any) -> None:
+        """Log and print what a look found."""
+        self._log(_changes(findings), state)
+        _show(state, f"step {state.global_step}/{state.max_steps}", _describe_changes(findings))
 
-    def _measure_all(self, state: Any, kwargs: Any) -> None:
-        self.findings = self._judge("all", kwargs)
-        primary = {name: b.primary for name, b in self.findings.benchmarks.items()}
+    def _measure_all(self, state: Any, kwargs: Mapping[str, Any]) -> None:
+        if self.stopped:
+            _show(state, "stopped", self.stopped)
+        after = self._of_all.evaluate(wrap_trained(kwargs))
+        findings = self.findings = judge(self._base_of_all, after)
+        primary = {name: b.primary for name, b in findings.benchmarks.items()}
         tuned = {f"tuned/{name}": change.tuned.value for name, change in primary.items()}
-        self._log(tuned | _changes(self.findings), state)
-
-    def _judge(self, name: str, kwargs: Any) -> NotebookFindings:
-        loaded = _wrap_trained(kwargs)
-        return judge(self._base[name], self._evaluators[name].evaluate(loaded))
+        self._log(tuned | _changes(findings), state)
+        counts = [benchmark.n for benchmark in findings.benchmarks.values()]
+        _show(state, "end", f"{_describe_changes(findings)}   {_count_questions(counts)}")
 
     def _log(self, values: dict[str, float], state: Any) -> None:
         epoch = {"epoch": state.epoch} if state.epoch is not None else {}
@@ -194,14 +179,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             self._log_elsewhere(values, step=state.global_step)
 
 
-def _wrap_trained(kwargs: dict[str, Any]) -> LoadedModel:
-    """Wrap the trainer's model; memory holds gradients and Adam's two states besides."""
-    loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
-    n_trained = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
-    return replace(loaded, memory_bytes=loaded.memory_bytes + 12 * n_trained)
-
-
-def _changes(findings: NotebookFindings) -> dict[str, float]:
+def _changes(findings: Findings) -> dict[str, float]:
     """Return the change of each benchmark with the ends of its interval, by metric name."""
     values: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
@@ -212,3 +190,31 @@ def _changes(findings: NotebookFindings) -> dict[str, float]:
             ends = {f"{prefix}/{name}_low": d.low, f"{prefix}/{name}_high": d.high}
             values |= {f"{prefix}/{name}": d.value, **ends}
     return values
+
+
+def _show(state: Any, moment: str, content: str) -> None:
+    """Print a line above the bars of tqdm, which the trainer draws in terminals."""
+    width = len(f"step {state.max_steps}/{state.max_steps}")
+    with tqdm.external_write_mode():
+        console.show_line(f"{moment:<{width}}  {content}")
+
+
+def _describe_scores(base: Evaluation) -> str:
+    results = base.benchmarks
+    scores = [f"{n} {format_number(100 * r.score.value)}" for n, r in results.items()]
+    return "   ".join([*scores, _count_questions([len(r.samples) for r in results.values()])])
+
+
+def _describe_changes(findings: Findings) -> str:
+    parts = []
+    for name, benchmark in findings.benchmarks.items():
+        change, interval = format_points(benchmark.primary.difference.estimate)
+        # Where too much thinking never ended, a change may not be claimed.
+        parts.append(f"{name} {change} {interval if benchmark.is_measured else ''}".rstrip())
+    return "   ".join(parts)
+
+
+def _count_questions(counts: list[int]) -> str:
+    fewest, most = min(counts), max(counts)
+    n = pluralize(most, "question") if fewest == most else f"{fewest:,} to {most:,} questions"
+    return f"({n}{' each' * (len(counts) > 1)})"

@@ -10,7 +10,7 @@ from typing import Any
 from slimdown.config.keep_config import Keep
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
-from slimdown.config.schema import Backend, EvaluationConfig, RunConfig
+from slimdown.config.schema import EvaluationConfig, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainingData, load_training_data
@@ -18,7 +18,7 @@ from slimdown.evaluation.evaluator import Evaluator, assist_measuring, check_roo
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
-from slimdown.judging.budgets import decide_by_settings, default_budgets, judge_look
+from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import stopping_rule
@@ -36,10 +36,10 @@ from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import local_dir
 from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
-from slimdown.training.sft import Look
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count
-from slimdown.utils.errors import ConfigError, DataError, ModelError
+from slimdown.utils.errors import DataError, ModelError
+from slimdown.watching import build_watcher, find_look_budgets
 
 
 def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
@@ -123,12 +123,14 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             with progress.show(f"loading {config.tuned}"):
                 tuned = replace(external, base=base).load()
         else:
-            look = (
-                watch_forgetting(config, base, budgets) if config.train.stop_on_forgetting else None
-            )
+            watcher = None
+            if config.train.stop_on_forgetting:
+                watcher = build_watcher(config, budgets)
+                with console.progress_bar("asking what each look asks"):
+                    watcher.measure_base(base)
             with progress.show("training", "steps") as on_progress:
                 tuned, training = fine_tune(
-                    base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, look
+                    base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, watcher
                 )
         run.log_tuned(tuned, training)
 
@@ -139,8 +141,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
 
         findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
         findings = replace(findings, not_run=not_run)
-        decision = decide_by_settings(findings)
-        files = render_run_files(findings, config, info, run.run_id, decision)
+        gate = decide_by_settings(findings)
+        files = render_run_files(findings, config, info, run.run_id, gate)
         if training:
             card = render_model_card(findings, config, base)
             files[f"{training.output_dir.name}/README.md"] = card
@@ -152,8 +154,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     title = f"{config.model.id} → {config.tuned or info.name}"
     can_scale = config.tuned is not None or config.method.facts.scales
     keeps = config.keep.name is not Keep.none
-    advice = advise(run.run_id, can_scale, keeps, decision)
-    console.show_findings(findings, title, decision, advice, with_sentences=not is_of_sweep)
+    advice = advise(run.run_id, can_scale, keeps, gate)
+    console.show_findings(findings, title, gate, advice, with_sentences=not is_of_sweep)
     console.show_saved(run)
     return findings
 
@@ -204,41 +206,6 @@ def decide_prompts(
         note = "Messages are asked through the chat template, and other prompts are plain."
         return replace(config.evaluation, apply_chat_template=False), [note]
     return choose_prompts(config.evaluation, tokenizer, has_reason)
-
-
-def find_look_budgets(config: RunConfig, tasks: dict[str, BenchmarkTask]) -> dict[str, float]:
-    """Return what each benchmark may lose at a look: its own budget, or `look_budget` for p_right.
-
-    Raises:
-        ConfigError: Looks judge p_right, but all benchmarks with a budget are answered by a text.
-    """
-    budgets, of_p_right = default_budgets(config.benchmark), config.train.look_budget
-    if of_p_right is None:
-        return budgets
-    if chosen := {name: of_p_right for name in budgets if not tasks[name].generates}:
-        return chosen
-    problem = f"{', '.join(budgets)}: answers are written, not chosen"
-    raise ConfigError(f"train.look_metric=p_right: {problem}; leave look_metric out")
-
-
-def watch_forgetting(config: RunConfig, base: LoadedModel, budgets: dict[str, float]) -> Look:
-    """Ask the base a few fixed questions; return a function that asks them between steps."""
-    most, by_p_right = config.train.look_questions, config.train.look_budget is not None
-    budgeted = {name: config.benchmark[name] for name in budgets}
-    few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
-    tasks = load_tasks(few, config.evaluation.include_path)
-    shares = not config.method.facts.learns_prompt
-    # vLLM reads models from files, and a model in training is in none.
-    evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
-    with console.progress_bar("asking what each look asks"):
-        before = open_part(evaluator.evaluate(base), config.evaluation.holdout)
-    judge_look(judge(before, before), budgets, 1, by_p_right)  # fails now if it cannot be judged
-
-    def look(model: Any, n_looks: int) -> tuple[bool, str]:
-        after = open_part(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
-        return judge_look(judge(before, after), budgets, n_looks, by_p_right)
-
-    return look
 
 
 def measure_base(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.fields import build_settings, find_problems, nearest
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import Decision, Outcome, check_budgets
+from slimdown.judging.budgets import Gate, Outcome, check_budgets
 from slimdown.judging.findings import Findings, judge as judge_evaluations
 from slimdown.report.findings_report import evaluation_table, findings_table
 from slimdown.report.tables import Table, write_table
@@ -237,7 +237,7 @@ class NotebookFindings(Findings):
 
 
 @dataclass(frozen=True, repr=False)
-class BudgetResult(Decision):
+class BudgetResult(Gate):
     """Budget checks of several benchmarks; true if every loss is shown to be within its budget."""
 
     def __bool__(self) -> bool:

@@ -76,15 +76,3 @@ def pocket(composed: Callable[..., RunConfig]) -> "object":
 
     config = composed()
     return load_base_model(config.model, config.quantization)
-
-
-SMALL: list[str] = [
-    "dataset.pocket_instructions.max_examples=64",
-    "dataset.pocket_instructions.validation_examples=6",
-    "train.num_train_epochs=1",
-    "benchmark.pocket_instructions.limit=8",
-    "benchmark.pocket_math.limit=8",
-    "benchmark.pocket_commonsense.limit=8",
-    "benchmark.pocket_cs.limit=8",
-]
-"""The default run, cut to a few seconds."""

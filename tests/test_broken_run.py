@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 import transformers
-from commands_and_runs import QuietHandler, call_verb, find_runs, run_command, serve
-from conftest import SMALL
+from commands_and_runs import SMALL, QuietHandler, call_verb, find_runs, run_command, serve
 from mlflow import MlflowClient
 
 from slimdown import experiment, pocket, run

@@ -16,7 +16,8 @@ from slimdown.comparison.trials import summarize_trial
 from slimdown.config.schema import Role, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.budgets import Outcome, check_budgets, judge_look
-from slimdown.judging.findings import Verdict, judge
+from slimdown.judging.findings import judge
+from slimdown.judging.verdicts import Verdict
 from slimdown.pocket import DATA_DIR, MODEL_DIR
 from slimdown.report.text import describe_findings
 from slimdown.tracking.resume import run_key

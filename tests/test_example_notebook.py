@@ -32,7 +32,8 @@ SCALES = "0.5,1"
 def executed(folder: Path) -> Any:
     """Run the notebook in a folder; leave out stderr, which names places of the machine."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute(
+    place = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, resources=place, coalesce_streams=True).execute(
         env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     )
     for cell in notebook.cells:
@@ -71,7 +72,11 @@ def test_it_shows_and_saves_what_was_found(run: tuple[Any, Path]) -> None:
         1,
         1,
         1,
+        1,
     ]
+    lines = notebook.cells[-1].outputs[0].text.splitlines()
+    moments = ["step 0", "step 0", "step 4/10", "step 8/10", "end"]
+    assert [line.partition("   ")[0].strip() for line in lines if line[0] != "{"] == moments
     assert '<span class="badge improved">' in last["findings"]["text/html"]
     assert '<span class="badge forgotten">' in last["findings"]["text/html"]
     assert "\x1b" not in last["findings"]["text/plain"]  # no colours, for which a notebook asks

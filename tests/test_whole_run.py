@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import Result, call_verb, find_runs
-from conftest import SMALL
+from commands_and_runs import SMALL, Result, call_verb, find_runs
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from record_builders import copy_store

@@ -20,7 +20,7 @@ from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
 
 if TYPE_CHECKING:
-    from slimdown.judging.budgets import Decision
+    from slimdown.judging.budgets import Gate
     from slimdown.judging.findings import Findings
 
 VERBS = {
@@ -65,7 +65,9 @@ class CommandParser(argparse.ArgumentParser):
         text = "default: table, or what the ending of --output says"
         self.add_argument("--format", choices=(*FORMATS, *more), help=text)
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
-        self.add_argument("--all", action="store_true", help="show every metric, column and sentence")
+        self.add_argument(
+            "--all", action="store_true", help="show every metric, column and sentence"
+        )
 
     def add_list(self, name: str, metavar: str, text: str) -> None:
         """Add an option that can be repeated."""
@@ -118,7 +120,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
 def put_report(
     findings: "Findings",
     title: str,
-    decision: "Decision | None",
+    gate: "Gate | None",
     options: argparse.Namespace,
     run_id: str = "",
 ) -> None:
@@ -127,21 +129,21 @@ def put_report(
     Args:
         findings: What is written.
         title: The two models.
-        decision: Of a gate.
+        gate: Of a gate.
         options: With `format` and `output`.
         run_id: The record's id, where there is one.
     """
     from slimdown.report import findings_report, run_page, tables, text
 
-    if options.format == "junit" and decision:
-        content = findings_report.write_junit(decision, title)
+    if options.format == "junit" and gate:
+        content = findings_report.write_junit(gate, title)
     elif options.format == "html":
-        content = run_page.render_page(findings, title, run_id=run_id, decision=decision)
+        content = run_page.render_page(findings, title, run_id=run_id, gate=gate)
     elif options.format == "table" and not options.output:
         return
     else:
-        notes = text.describe_findings(findings, decision=decision)
-        table = findings_report.findings_table(findings, title, notes, decision)
+        notes = text.describe_findings(findings, gate=gate)
+        table = findings_report.findings_table(findings, title, notes, gate)
         content = tables.write_table(table, options.format)
     put_text(content, options.output)
 

@@ -17,7 +17,7 @@ from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, wr
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.methods import METHODS, Method
-from slimdown.judging.budgets import Decision
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import judge
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
@@ -59,30 +59,30 @@ def _check(options: argparse.Namespace) -> int:
         findings = judge(half.base, half.tuned)
         notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
         notes += half.explain_looks()
-        decision = rules.decide(findings, lambda: (half.base, half.tuned))
+        gate = rules.decide(findings, lambda: (half.base, half.tuned))
     else:
         read = partial(run_reader.read_evaluations, options.tracking, run)
-        decision = rules.decide(findings, read)
+        gate = rules.decide(findings, read)
     models = run.params.get("model.id", "base"), f"{run.name} ({run.run_id[:8]})"
-    title, outcome = " → ".join(models), text.describe_outcome(decision)
+    title, outcome = " → ".join(models), text.describe_outcome(gate)
     if options.format == "text":
-        show_findings(findings, title, decision, _advise(run, decision), notes)
+        show_findings(findings, title, gate, _advise(run, gate), notes)
     elif options.format == "junit":
-        print_text(write_junit(decision, title))
+        print_text(write_junit(gate, title))
     else:
-        notes += text.describe_findings(findings, decision=decision)
-        print_text(write_table(findings_table(findings, title, notes, decision), options.format))
+        notes += text.describe_findings(findings, gate=gate)
+        print_text(write_table(findings_table(findings, title, notes, gate), options.format))
     try:
         run_reader.record_outcome(options.tracking, run, outcome)
     except TrackingError as error:
         write_notes([f"The record does not take the outcome: {error}"])
-    return int(decision.outcome)
+    return int(gate.outcome)
 
 
-def _advise(run: RunRecord, decision: Decision) -> str:
+def _advise(run: RunRecord, gate: Gate) -> str:
     """Name the step that lessens a loss of a recorded run."""
     if run.tags.get(Tag.origin):
         return "docs/keeping.md says how to lose less"
     keeps = run.params.get("keep.name", "none") != "none"
     method = METHODS[Method(run.params["method.name"])]
-    return text.advise(run.run_id, method.scales, keeps, decision)
+    return text.advise(run.run_id, method.scales, keeps, gate)

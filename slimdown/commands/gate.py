@@ -10,7 +10,7 @@ from math import isnan
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import BudgetCheck, Decision, check_budgets, read_budgets
+from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.utils.errors import ConfigError
 
@@ -41,7 +41,7 @@ class GateRules:
 
     def decide(
         self, findings: Findings, read_evaluations: Callable[[], tuple[Evaluation, Evaluation]]
-    ) -> Decision:
+    ) -> Gate:
         """Decide whether a model has lost more than it may.
 
         Args:
@@ -56,7 +56,7 @@ class GateRules:
         unchecked = [name for name in findings.benchmarks if name not in checked]
         off = tuple(name for name in unchecked if "" in self.off or name in self.off)
         if not self.overall:
-            return Decision(tuple(checks), off)
+            return Gate(tuple(checks), off)
         base, tuned = (
             replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k not in off})
             for one in read_evaluations()
@@ -64,7 +64,7 @@ class GateRules:
         mean = judge(base, tuned).mean_change(Role.retained)
         if isnan(mean.value):
             raise ConfigError("--overall: every retained benchmark is off")
-        return Decision(tuple(checks), off, mean)
+        return Gate(tuple(checks), off, mean)
 
 
 def add_gate_options(parser: CommandParser, others: str) -> None:

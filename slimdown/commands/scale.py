@@ -29,7 +29,7 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
-from slimdown.judging.budgets import Decision, Outcome, check_budgets, read_budgets
+from slimdown.judging.budgets import Gate, Outcome, check_budgets, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.models.tuned_base import ADAPTER_CONFIG
@@ -165,20 +165,20 @@ def _choose(
     pair = measured.base, measured.tuned[chosen.scale]
     half = take_held_out(options.tracking, run, pair, share, chosen.scale)
     held = judge(half.base, half.tuned)
-    decision = Decision(tuple(check_budgets(held, budgets)))
+    gate = Gate(tuple(check_budgets(held, budgets)))
     heading = f"Scale {chosen.scale:g} on the questions that did not choose it"
     if options.format:
-        notes += [f"{heading}: {line}" for line in describe_budgets(decision)]
+        notes += [f"{heading}: {line}" for line in describe_budgets(gate)]
     notes += half.explain_looks()
     table = replace(scales_table(points, title, chosen.scale), notes=tuple(notes))
-    table = add_outcome(table, decision)
+    table = add_outcome(table, gate)
     arguments.put_table(table, options, lambda: render_scaling_page(table, points))
     with arguments.keep_stdout_clean(options):
-        checked = findings_table(held, heading, decision=decision)
+        checked = findings_table(held, heading, gate=gate)
         show_table(replace(checked, outcome="", legend=""))
-        for line in summarize_briefly(held, decision):
+        for line in summarize_briefly(held, gate):
             show_line(line)
-        outcome = decision.outcome
+        outcome = gate.outcome
         if options.save and outcome is not Outcome.within:
             show_line(f"{options.save} is not written: this scale is not shown to be within")
         elif options.save:

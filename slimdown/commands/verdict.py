@@ -21,7 +21,7 @@ from slimdown.commands import arguments
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
-from slimdown.judging.budgets import Decision
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings, judge
 from slimdown.report import text
 from slimdown.report.console import show_findings, show_saved
@@ -79,22 +79,22 @@ def _judge(options: argparse.Namespace) -> int:
     if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
-    is_junit, decision = options.format == "junit", None
+    is_junit, gate = options.format == "junit", None
     if rules.are_set or is_junit:
-        decision = rules.decide(findings, lambda: (base, tuned))
+        gate = rules.decide(findings, lambda: (base, tuned))
     arguments.write_notes(dict.fromkeys(notes))
     named = base.model != tuned.model and base.model and tuned.model
     sides = (base.model, tuned.model) if named else (options.base, options.tuned)
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
-        show_findings(findings, title, decision, _ADVICE, with_details=options.all)
-    elif decision:
-        arguments.write_notes([text.describe_outcome(decision)])
+        show_findings(findings, title, gate, _ADVICE, with_details=options.all)
+    elif gate:
+        arguments.write_notes([text.describe_outcome(gate)])
     if options.format:
-        arguments.put_report(findings, title, decision, options)
+        arguments.put_report(findings, title, gate, options)
     if options.track:
-        _track(findings, decision, title, options)
-    return int(decision.outcome) if decision else 0
+        _track(findings, gate, title, options)
+    return int(gate.outcome) if gate else 0
 
 
 def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]:
@@ -105,9 +105,7 @@ def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]
     return by_task
 
 
-def _track(
-    findings: Findings, decision: Decision | None, sides: str, options: argparse.Namespace
-) -> None:
+def _track(findings: Findings, gate: Gate | None, sides: str, options: argparse.Namespace) -> None:
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.provenance import RunInfo
     from slimdown.tracking.run_writer import open_run
@@ -119,8 +117,8 @@ def _track(
     asked = EvaluationConfig(holdout=0.0)
     config = RunConfig(model, benchmark=benchmarks, evaluation=asked, tracking=options.tracking)
     config, title = replace(config, tuned=tuned), f"verdict {tuned}"
-    table = findings_table(findings, sides, text.describe_findings(findings), decision)
+    table = findings_table(findings, sides, text.describe_findings(findings), gate)
     with open_run(config, RunInfo(title, tags={Tag.origin: tuned})) as run:
-        page = render_page(findings, sides, run_id=run.run_id, decision=decision)
+        page = render_page(findings, sides, run_id=run.run_id, gate=gate)
         run.save(findings, {"report.html": page, "report.md": write_table(table, "markdown")})
     show_saved(run)

@@ -16,7 +16,8 @@ import numpy as np
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import TRAINING, Role
-from slimdown.judging.findings import BenchmarkChange, Verdict, decide_verdicts
+from slimdown.judging.findings import BenchmarkChange
+from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -105,8 +106,8 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
     differences = [cell.primary.difference for cell in cells.values()]
     decided = decide_verdicts(differences, [cell.margin for cell in cells.values()])
     return {
-        key: cell.verdict if len(runs) == 1 or verdict is cell.verdict else Verdict.undecided
-        for (key, cell), (verdict, _, _) in zip(cells.items(), decided, strict=True)
+        key: cell.verdict if len(runs) == 1 or one.verdict is cell.verdict else Verdict.undecided
+        for (key, cell), one in zip(cells.items(), decided, strict=True)
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import nan
 from numbers import Real
@@ -10,7 +10,8 @@ from numbers import Real
 from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.judging.findings import BenchmarkChange, Findings
-from slimdown.stats.estimates import Difference, Estimate, holm
+from slimdown.judging.verdicts import correct_with_levels
+from slimdown.stats.estimates import Difference, Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.utils.errors import ConfigError, DataError
@@ -33,10 +34,14 @@ class BudgetCheck:
     budget: float
     outcome: Outcome
     reason: str
+    # The end of the change's one-sided interval that decides, a share: the lower one, or the upper
+    # one where the loss is shown to be beyond. And the level of that interval.
+    bound: float
+    level: float
 
 
 @dataclass(frozen=True)
-class Decision:
+class Gate:
     """Whether a model has lost more than it may.
 
     Attributes:
@@ -90,25 +95,41 @@ def default_budgets(
     return {name: b.margin for name, b in benchmarks.items() if b.role is Role.retained} | losses
 
 
+@dataclass(frozen=True)
+class BudgetDecision:
+    """On which side of its budget a loss is shown to be, and the level of the test that decided."""
+
+    outcome: Outcome
+    level: float
+
+    def find_bound(self, d: Difference, budget: float) -> float:
+        """Return the one-sided bound of the change at the level, on the outcome's side of it."""
+        low, high = d.margin_interval(2 * self.level)
+        if self.outcome is Outcome.beyond:  # the ends are found to 7 digits
+            return min(high, -budget)
+        return max(low, -budget) if self.outcome is Outcome.within else low
+
+
 def decide_outcomes(
     differences: Mapping[str, Difference], budgets: Mapping[str, float], alpha: float = ALPHA
-) -> dict[str, Outcome]:
+) -> dict[str, BudgetDecision]:
     """Decide for each benchmark on which side of its budget the loss is shown to be.
 
     One-sided tests at `alpha`. To pass, every loss must be shown to be within its budget, which
     needs no correction (an intersection-union test). One loss beyond is enough to fail, so those
     p-values are corrected (Holm). A benchmark without a difference is undecided.
     """
-    outcomes = dict.fromkeys(budgets, Outcome.undecided)
+    decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
     p_values = [differences[name].p_value_below(-budget) for name, budget in measured.items()]
-    beyond = holm([*p_values, *[1.0] * (len(budgets) - len(measured))])
-    for (name, budget), p_beyond in zip(measured.items(), beyond, strict=False):
+    n_unknown = len(budgets) - len(measured)
+    beyond, levels = correct_with_levels(p_values, n_unknown=n_unknown, alpha=alpha)
+    for (name, budget), p_beyond, level in zip(measured.items(), beyond, levels, strict=True):
         if differences[name].p_value_above(-budget) < alpha:
-            outcomes[name] = Outcome.within
+            decisions[name] = BudgetDecision(Outcome.within, alpha)
         elif p_beyond < alpha:
-            outcomes[name] = Outcome.beyond
-    return outcomes
+            decisions[name] = BudgetDecision(Outcome.beyond, level)
+    return decisions
 
 
 def judge_look(
@@ -140,8 +161,8 @@ def judge_look(
             raise DataError(f"train.look_metric=p_right: {problem}; leave look_metric out")
         if benchmark.is_measured:
             changes[name] = change.difference
-    outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
-    beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
+    decided = decide_outcomes(changes, budgets, ALPHA / n_looks)
+    beyond = [name for name, one in decided.items() if one.outcome is Outcome.beyond]
     metric = " p_right" if by_p_right else ""
     shown = f"{', '.join(beyond)} lost more{metric} than allowed" if beyond else ""
     is_within = {n: n in changes and changes[n].value >= -b for n, b in budgets.items()}
@@ -192,22 +213,28 @@ def check_budgets(
     measured = {n: b.primary.difference for n, b in benchmarks.items() if b.is_measured}
     differences = {name: measured[name] for name in budgets if name in measured}
     checks = []
-    for name, outcome in decide_outcomes(differences, budgets).items():
-        benchmark, budget = benchmarks[name], budgets[name]
-        reason = _explain(name, benchmark, budget, outcome)
+    for name, decision in decide_outcomes(differences, budgets).items():
+        benchmark, budget, outcome = benchmarks[name], budgets[name], decision.outcome
+        bound = nan
+        if name in differences:
+            bound = decision.find_bound(differences[name], budget)
+        check = BudgetCheck(name, benchmark, budget, outcome, "", bound, decision.level)
         if name in relative and (doubt := _doubt_share(benchmark, relative[name], outcome)):
-            outcome, reason = Outcome.undecided, f"{doubt}; give this benchmark points"
-        if not benchmark.is_measured:
+            reason = f"{doubt}; give this benchmark points"
+            check = replace(check, outcome=Outcome.undecided, reason=reason)
+        elif not benchmark.is_measured:
             advice = f"raise benchmark.{name}.max_gen_toks"
-            reason = f"thinking never ended in too many answers; {advice}"
-        checks.append(BudgetCheck(name, benchmark, budget, outcome, reason))
+            check = replace(check, reason=f"thinking never ended in too many answers; {advice}")
+        else:
+            check = replace(check, reason=_explain(check))
+        checks.append(check)
     return checks
 
 
-def decide_by_settings(findings: Findings) -> Decision | None:
+def decide_by_settings(findings: Findings) -> Gate | None:
     """Check the budgets that a run's settings name (`max_loss`); None where they name none."""
     budgets = {n: b.max_loss for n, b in findings.benchmarks.items() if b.max_loss is not None}
-    return Decision(tuple(check_budgets(findings, budgets, off=[""]))) if budgets else None
+    return Gate(tuple(check_budgets(findings, budgets, off=[""]))) if budgets else None
 
 
 def _doubt_share(benchmark: BenchmarkChange, share: float, outcome: Outcome) -> str:
@@ -245,20 +272,20 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
         )
 
 
-def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outcome) -> str:
-    d = benchmark.primary.difference
-    low, high = d.equivalence_interval()  # its ends are those of one-sided tests at 5 %
-    most = f"one-sided at 95 %, it lost at most {-100 * low:.1f} points"
+def _explain(check: BudgetCheck) -> str:
+    """Say of a measured loss which bound decided about its budget, and at which level."""
+    benchmark, d, budget = check.change, check.change.primary.difference, check.budget
+    bound, at = -100 * check.bound, f"one-sided at {100 - 100 * check.level:.4g} %, it lost"
+    most = f"{at} at most {bound:.1f} points" if bound > 0 else f"{at} nothing"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
-    if outcome is Outcome.within:
-        shown = f"{most}{after}" if low < 0 else "one-sided at 95 %, it lost nothing"
+    if check.outcome is Outcome.within:
         often = "; with a budget above 50 points, PASSED is wrong in up to 10 %"
-        return f"{shown}{often}" if budget > 0.5 else shown
-    if outcome is Outcome.beyond:
-        return f"one-sided at 95 %, it lost at least {-100 * high:.1f} points{after}"
+        return f"{most}{after}" + often * bool(budget > 0.5)
+    if check.outcome is Outcome.beyond:
+        return f"{at} at least {bound:.1f} points{after}"
     reason = f"{d.n:,} questions cannot tell: {most}{after}"
     if benchmark.is_stopped:
-        setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
+        setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until they can"
     if needed := n_to_decide(d, benchmark.margin, budget=budget):
         points = f"{100 * budget:.3g} points"

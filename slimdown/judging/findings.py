@@ -5,9 +5,8 @@ published numbers are the doctests.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from math import hypot, isnan, nan
 from typing import Any
 
@@ -22,6 +21,7 @@ from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.right_choice import ProbabilityChange, ProbabilityVerdict, score_right_choices
 from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
+from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -38,15 +38,6 @@ from slimdown.utils.errors import DataError
 from slimdown.utils.files import FORMAT, check_format
 
 _FEWEST_OF_SUBJECT = 6  # questions; if all six are lost, p = 0.047; if five of five are, 0.088
-
-
-class Verdict(StrEnum):
-    """The verdict on a benchmark. A change that is merely not shown is never called retained."""
-
-    retained = "retained"  # shown to have changed by less than the margin, either way
-    forgotten = "forgotten"  # shown to have fallen, and not shown to be within the margin
-    improved = "improved"  # shown to have risen, and not shown to be within the margin
-    undecided = "undecided"  # too few questions to say
 
 
 @dataclass(frozen=True)
@@ -104,6 +95,10 @@ class BenchmarkChange:
     paper_value: Estimate | None
     forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
     verdict: Verdict
+    # The primary change with the interval that agrees with the verdict, see verdicts.py, and the
+    # level of that interval. Nothing may be claimed where the interval is nan.
+    shown_change: Estimate
+    shown_level: float
     p_value: float  # that the primary metric did not change; corrected for all benchmarks
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
     minimum_detectable_change: float  # at 80 % power, with this many questions and benchmarks
@@ -121,14 +116,6 @@ class BenchmarkChange:
     def primary(self) -> MetricChange:
         """The primary metric's change."""
         return self.changes[self.metric]
-
-    @property
-    def shown_change(self) -> Estimate:
-        """The primary change with the interval of the verdict's test: 90 % if `retained`."""
-        d = self.primary.difference
-        is_equal = self.verdict is Verdict.retained
-        ends = d.equivalence_interval() if is_equal else (d.low, d.high)
-        return Estimate(d.value, d.standard_error, *ends)
 
     @property
     def never_ended(self) -> tuple[float, float] | None:
@@ -229,10 +216,9 @@ def judge(
     probabilities = _judge_probabilities(pairs, n_reports)
     benchmarks, losses = {}, {}
     for (name, pair), decided, d in zip(pairs.items(), verdicts, differences, strict=True):
-        verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        is_open, rate = verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
+        is_open, rate = decided.verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
@@ -245,9 +231,11 @@ def judge(
             paper_metric=config.paper_metric,
             paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
             forgetting_rate=rate,
-            verdict=verdict,
-            p_value=p_value,
-            equivalence_p_value=equivalence_p_value,
+            verdict=decided.verdict,
+            shown_change=decided.form_interval(d, config.margin),
+            shown_level=decided.level,
+            p_value=decided.p_value,
+            equivalence_p_value=decided.equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
             n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
             subjects=compare_subjects(pair, x, y),
@@ -259,7 +247,9 @@ def judge(
             p_right=probabilities.get(name),
         )
         if not benchmarks[name].is_measured:
-            benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
+            unclear = Estimate(d.value, nan, nan, nan)
+            unmeasured = replace(benchmarks[name], verdict=Verdict.undecided, shown_change=unclear)
+            benchmarks[name] = unmeasured
         is_forgotten = benchmarks[name].verdict is Verdict.forgotten
         losses[name] = break_down_losses(take_first_answers(pair), is_forgotten)
     costs = {
@@ -296,35 +286,6 @@ def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
     """
     luck = "all questions; if these answers chose the runs, part of the difference is luck"
     return replace(judge(first, second), part=luck)
-
-
-def decide_verdicts(
-    differences: Sequence[Difference],
-    margins: Sequence[float],
-    n_reports: int = 1,
-    n_unknown: int = 0,
-) -> list[tuple[Verdict, float, float]]:
-    """Decide each benchmark's verdict, with its p-value and that of equivalence (Holm).
-
-    Args:
-        differences: of the primary metrics.
-        margins: one for each difference; a smaller change counts as none.
-        n_reports: as in `judge`.
-        n_unknown: further benchmarks, which have no answers yet.
-    """
-    unknown, margined = [1.0] * n_unknown, zip(differences, margins, strict=True)
-    p_values = holm([*(n_reports * d.p_value for d in differences), *unknown])
-    equal = holm([*(n_reports * d.equivalence_p_value(margin) for d, margin in margined), *unknown])
-    verdicts = []
-    for d, p_value, equivalence_p_value in zip(differences, p_values, equal, strict=False):
-        verdict = Verdict.undecided
-        # A change below the margin is retained even where it is shown to exist.
-        if equivalence_p_value < ALPHA:
-            verdict = Verdict.retained
-        elif p_value < ALPHA:
-            verdict = Verdict.forgotten if d.value < 0 else Verdict.improved
-        verdicts.append((verdict, p_value, equivalence_p_value))
-    return verdicts
 
 
 def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
@@ -419,9 +380,11 @@ def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str,
     margins = [pairs[name].base.benchmark.margin for name in differences]
     verdicts = decide_verdicts(list(differences.values()), margins, n_reports)
     words, changes = dict(zip(Verdict, ProbabilityVerdict, strict=True)), {}
-    for (name, d), (verdict, p, p_equal) in zip(differences.items(), verdicts, strict=True):
+    for (name, d), decided in zip(differences.items(), verdicts, strict=True):
         base, tuned = scores[name]
-        changes[name] = ProbabilityChange(base, tuned, d.estimate, words[verdict], p, p_equal, d)
+        p_values = decided.p_value, decided.equivalence_p_value
+        word = words[decided.verdict]
+        changes[name] = ProbabilityChange(base, tuned, d.estimate, word, *p_values, d)
     return changes
 
 

@@ -3,8 +3,8 @@
 from slimdown.config.schema import RunConfig, Until
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, StopRule
 from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
-from slimdown.judging.findings import Verdict, decide_verdicts
 from slimdown.judging.pairing import pair_benchmark
+from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import compare_scores
 
 
@@ -43,12 +43,13 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
             list(differences.values()), list(margins.values()), n_unknown=n_unknown
         )
         is_open = {}
-        for (name, d), (verdict, _, _) in zip(differences.items(), verdicts, strict=True):
-            is_shown = verdict is not Verdict.undecided and abs(d.value) >= margins[name]
-            is_open[name] = verdict is not Verdict.retained and not is_shown
+        for (name, d), decided in zip(differences.items(), verdicts, strict=True):
+            is_claimed = decided.verdict is not Verdict.undecided
+            is_shown = is_claimed and abs(d.value) >= margins[name]
+            is_open[name] = decided.verdict is not Verdict.retained and not is_shown
         if until is Until.budget:
-            outcomes = decide_outcomes(differences, default_budgets(settings))
-            is_open |= {name: outcome is Outcome.undecided for name, outcome in outcomes.items()}
+            by_budget = decide_outcomes(differences, default_budgets(settings))
+            is_open |= {n: one.outcome is Outcome.undecided for n, one in by_budget.items()}
         return {name for name in differences if is_open[name]}
 
     return find_open

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from slimdown.config.schema import PaperMetric, Role
-from slimdown.judging.budgets import BudgetCheck, Decision, Outcome
+from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
 from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
 from slimdown.report import formatting, text
 from slimdown.report.formatting import format_count, format_number, format_points
@@ -31,7 +31,7 @@ class FindingRow:
     findings: Findings
     name: str
     metric: str
-    decision: Decision | None = None  # of a gate
+    gate: Gate | None = None  # of a gate
     sides: tuple[str, str] = ("base", "tuned")
 
     @property
@@ -52,7 +52,7 @@ class FindingRow:
     @property
     def check(self) -> BudgetCheck | None:
         """The check of the benchmark's budget, if it has one."""
-        checks = self.decision.checks if self.decision else ()
+        checks = self.gate.checks if self.gate else ()
         return next((one for one in checks if one.benchmark == self.name), None)
 
 
@@ -70,12 +70,12 @@ class FindingColumn:
 
 
 def make_rows(
-    findings: Findings, decision: Decision | None = None, sides: tuple[str, str] = ("base", "tuned")
+    findings: Findings, gate: Gate | None = None, sides: tuple[str, str] = ("base", "tuned")
 ) -> Iterator[Row]:
     """Yield one row for each metric, the primary one of each benchmark first."""
     for name, benchmark in findings.benchmarks.items():
         for metric in benchmark.changes:
-            row = FindingRow(findings, name, metric, decision, sides)
+            row = FindingRow(findings, name, metric, gate, sides)
             cells = {_lay_out(column, row): column.show(row) for column in COLUMNS}
             yield Row(cells, is_secondary=not row.is_primary)
 
@@ -165,6 +165,7 @@ def _show_change(row: FindingRow) -> Cell:
     values |= {"change_low": d.low, "change_high": d.high}
     if row.is_primary:
         values |= {"shown_low": shown.low, "shown_high": shown.high}
+        values["shown_level"] = row.benchmark.shown_level
     values |= {k: row.change.counts and getattr(row.change.counts, k) for k in ("lost", "gained")}
     return Cell(*points, sort_key=d.value, values=values)
 
@@ -175,15 +176,15 @@ def _show_verdict(row: FindingRow) -> Cell:
 
 
 def _show_budget(row: FindingRow) -> Cell:
-    if row.decision is None:
+    if row.gate is None:
         return Cell()
     if not (check := row.check):
-        is_off = row.name in row.decision.off
+        is_off = row.name in row.gate.off
         return Cell("off") if is_off else Cell()
     shown = f"{100 * check.budget:.3g} {_SIGNS[check.outcome]}"
     outcome = text.OUTCOMES[check.outcome].lower()
     values = {"budget": check.budget, "outcome": outcome, "reason": check.reason}
-    values["bound"] = text.find_bound(check)
+    values |= {"bound": check.bound, "bound_level": check.level}
     return Cell(shown, sort_key=check.budget, values=values)
 
 

@@ -20,7 +20,7 @@ from rich.table import Column
 from rich.text import Text
 
 from slimdown.config.schema import OnProgress
-from slimdown.judging.budgets import Decision
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import text
 from slimdown.report.findings_report import findings_table
@@ -204,7 +204,7 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 def show_findings(
     findings: Findings,
     title: str = "",
-    decision: Decision | None = None,
+    gate: Gate | None = None,
     advice: str = "",
     notes: Sequence[str] = (),
     with_details: bool = False,
@@ -215,20 +215,20 @@ def show_findings(
     Args:
         findings: What is shown.
         title: The two models.
-        decision: Of a gate.
+        gate: Of a gate.
         advice: The step that lessens a loss.
         notes: What else must be known of these findings.
         with_details: Show every metric and column, and every sentence.
         with_sentences: False shows the table alone.
     """
-    table = findings_table(findings, title, decision=decision)
+    table = findings_table(findings, title, gate=gate)
     show_table(replace(table, legend=""), with_details)
     sentences = [*notes]
     if with_details:
-        everything = text.describe_findings(findings, with_verdicts=False, decision=decision)
+        everything = text.describe_findings(findings, with_verdicts=False, gate=gate)
         sentences += ["How to read this:", table.legend, *everything]
     elif with_sentences:
-        sentences += text.summarize_briefly(findings, decision, advice, 4 - len(notes))
+        sentences += text.summarize_briefly(findings, gate, advice, 4 - len(notes))
     for sentence in sentences:
         _open_console().print(Text(visible(sentence)))
 

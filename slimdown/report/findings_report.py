@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import Decision, Outcome
+from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import Findings
 from slimdown.report import text
 from slimdown.report.columns import make_rows
@@ -17,7 +17,7 @@ def findings_table(
     findings: Findings,
     title: str = "",
     notes: Sequence[str] = (),
-    decision: Decision | None = None,
+    gate: Gate | None = None,
 ) -> Table:
     """Show a run's findings, one row for each benchmark; further metrics of a benchmark follow it.
 
@@ -25,21 +25,21 @@ def findings_table(
         findings: What is shown.
         title: What stands above it.
         notes: What stands below it.
-        decision: Of a gate: its outcome comes first, and each budget is in its row.
+        gate: Of a gate: its outcome comes first, and each budget is in its row.
 
     Returns:
         The table. Its records hold benchmark, role, metric, n, base, tuned, change and related
         values, as shares of 1. Further metrics have neither verdict nor p-value.
     """
-    table = Table(title, list(make_rows(findings, decision)), text.explain_table(findings))
+    table = Table(title, list(make_rows(findings, gate)), text.explain_table(findings))
     table = replace(table, notes=tuple(notes))
-    return add_outcome(table, decision) if decision else table
+    return add_outcome(table, gate) if gate else table
 
 
-def add_outcome(table: Table, decision: Decision) -> Table:
+def add_outcome(table: Table, gate: Gate) -> Table:
     """Put the outcome of a gate first, for people and for programs."""
-    outcome = text.describe_outcome(decision)
-    word, code = text.OUTCOMES[decision.outcome].lower(), int(decision.outcome)
+    outcome = text.describe_outcome(gate)
+    word, code = text.OUTCOMES[gate.outcome].lower(), int(gate.outcome)
     facts = {"outcome": word, "exit_code": code, "summary": outcome}
     return replace(table, outcome=outcome, facts=facts)
 
@@ -86,16 +86,16 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     return Table(title, rows, legend, tuple(notes))
 
 
-def write_junit(decision: Decision, title: str) -> str:
+def write_junit(gate: Gate, title: str) -> str:
     """Write a gate as JUnit's XML, each budget a test: FAILED is a failure, CANNOT TELL an error.
 
     Args:
-        decision: Its budgets; a further test fails where all retained benchmarks are worse.
+        gate: Its budgets; a further test fails where all retained benchmarks are worse.
         title: The suite's title.
     """
     kinds = {Outcome.beyond: "failure", Outcome.undecided: "error"}
     suite = ElementTree.Element("testsuite", name=visible(title))
-    for check in decision.checks:
+    for check in gate.checks:
         name = f"{visible(check.benchmark)} loses at most {100 * check.budget:.3g} points"
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
         outcome = text.OUTCOMES[check.outcome].lower()
@@ -103,15 +103,15 @@ def write_junit(decision: Decision, title: str) -> str:
             ElementTree.SubElement(case, kind, message=check.reason, type=outcome)
         else:
             ElementTree.SubElement(case, "system-out").text = check.reason
-    if decision.mean and decision.is_worse:
-        name, reason = "the retained benchmarks are not worse together", decision.mean
+    if gate.mean and gate.is_worse:
+        name, reason = "the retained benchmarks are not worse together", gate.mean
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
         message = text.describe_overall(reason)
         ElementTree.SubElement(case, "failure", message=message, type="failed")
     suite.set("tests", str(len(suite)))
     for kind in kinds.values():
         suite.set(f"{kind}s", str(len(suite.findall(f"*/{kind}"))))
-    ElementTree.SubElement(suite, "system-out").text = visible(text.describe_outcome(decision))
+    ElementTree.SubElement(suite, "system-out").text = visible(text.describe_outcome(gate))
     ElementTree.indent(suite)
     content = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{content}\n'

@@ -7,7 +7,7 @@ from typing import Any
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
-from slimdown.judging.budgets import Decision
+from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.utils.scoring import REFUSALS
@@ -19,7 +19,7 @@ def render_run_files(
     config: RunConfig,
     info: Any,
     run_id: str,
-    decision: Decision | None = None,
+    gate: Gate | None = None,
 ) -> dict[str, str]:
     """Render what a run leaves for people to read.
 
@@ -28,20 +28,20 @@ def render_run_files(
         config: Its settings.
         info: Its `name` and `environment` (versions and machine).
         run_id: The record's id.
-        decision: Of the budgets that the settings name.
+        gate: Of the budgets that the settings name.
 
     Returns:
         The contents by path: report.html and report.md.
     """
-    table = findings_report.findings_table(findings, decision=decision)
-    page = render_page(findings, info.name, config, run_id, info.environment, decision)
+    table = findings_report.findings_table(findings, gate=gate)
+    page = render_page(findings, info.name, config, run_id, info.environment, gate)
     return {
         "report.html": page,
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),
             table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
-            sentences=text.describe_findings(findings, False, decision),
+            sentences=text.describe_findings(findings, False, gate),
             costs=_format_all(findings.costs),
         ),
     }
@@ -53,7 +53,7 @@ def render_page(
     config: RunConfig | None = None,
     run_id: str = "",
     environment: Mapping[str, object] | None = None,
-    decision: Decision | None = None,
+    gate: Gate | None = None,
 ) -> str:
     """Render the findings as one HTML page that loads nothing from anywhere.
 
@@ -63,7 +63,7 @@ def render_page(
         config: The settings, where a run had some.
         run_id: The record's id, where there is one.
         environment: Versions and machine.
-        decision: Of a gate: its outcome stands at the top.
+        gate: Of a gate: its outcome stands at the top.
 
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
@@ -78,14 +78,14 @@ def render_page(
         name=redact_leaf(name),
         about=about | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
-        outcome=text.describe_outcome(decision) if decision else "",
-        outcome_word=text.OUTCOMES[decision.outcome].split()[0].lower() if decision else "",
+        outcome=text.describe_outcome(gate) if gate else "",
+        outcome_word=text.OUTCOMES[gate.outcome].split()[0].lower() if gate else "",
         summary=[
-            *(text.describe_budgets(decision) if decision else ()),
+            *(text.describe_budgets(gate) if gate else ()),
             *text.explain_undecided(findings),
             *text.list_caveats(findings),
         ],
-        results=findings_report.findings_table(findings, decision=decision).at(tables.Place.page),
+        results=findings_report.findings_table(findings, gate=gate).at(tables.Place.page),
         figure=draw_changes(findings),
         phone_figure=draw_changes(findings, PHONE_WIDTH),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),

@@ -14,7 +14,7 @@ from slimdown.config.schema import (
 )
 from slimdown.evaluation.results import Metric
 from slimdown.judging.behaviour import THINKS
-from slimdown.judging.budgets import BudgetCheck, Decision, Outcome, overall_outcome
+from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
@@ -170,29 +170,23 @@ def _describe_unmeasured(name: str, benchmark: BenchmarkChange) -> str:
     return f"Undecided: {name}. Thinking never ended in {shares}: {advice}."
 
 
-def find_bound(check: BudgetCheck) -> float:
-    """Return the one-sided bound of a change that is tested against its budget, as a share."""
-    low, high = check.change.primary.difference.equivalence_interval()
-    return high if check.outcome is Outcome.beyond else low
-
-
-def describe_outcome(decision: Decision) -> str:
+def describe_outcome(gate: Gate) -> str:
     """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
-    word, outcome = OUTCOMES[decision.outcome], overall_outcome(decision.checks)
-    if decision.mean and decision.is_worse and outcome is not Outcome.beyond:
-        least = f"{-100 * decision.mean.high:.1f} points or more"
+    word, outcome = OUTCOMES[gate.outcome], overall_outcome(gate.checks)
+    if gate.mean and gate.is_worse and outcome is not Outcome.beyond:
+        least = f"{-100 * gate.mean.high:.1f} points or more"
         return f"{word}: the retained benchmarks lost {least} on average; they may lose nothing."
-    deciding = [check for check in decision.checks if check.outcome is outcome]
-    budgets = pluralize(len(decision.checks), "budget")
+    deciding = [check for check in gate.checks if check.outcome is outcome]
+    budgets = pluralize(len(gate.checks), "budget")
     if outcome is not Outcome.within:
         budgets = f"{len(deciding):,} of {budgets}"
-    worst = min(deciding, key=lambda check: find_bound(check) + check.budget)
+    worst = min(deciding, key=lambda check: check.bound + check.budget)
     return f"{word} ({budgets}): {_describe_loss(worst)}."
 
 
 def _describe_loss(check: BudgetCheck) -> str:
     name, budget = check.benchmark, f"{100 * check.budget:.3g}"
-    loss = -find_bound(check)
+    loss = -check.bound
     is_told = not check.change.is_measured or (
         check.outcome is Outcome.undecided and loss <= check.budget
     )
@@ -206,38 +200,38 @@ def _describe_loss(check: BudgetCheck) -> str:
 
 
 def summarize_briefly(
-    findings: Findings, decision: Decision | None = None, advice: str = "", most: int = 4
+    findings: Findings, gate: Gate | None = None, advice: str = "", most: int = 4
 ) -> list[str]:
     """Write what a console says below the table: so many lines of 80 characters at most.
 
     Args:
         findings: What the table shows.
-        decision: Of a gate; then the undecided benchmarks are those whose budget is open.
+        gate: Of a gate; then the undecided benchmarks are those whose budget is open.
         advice: The step that lessens a loss; it is given where a loss is shown.
         most: The number of lines.
     """
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
-    if decision:
-        is_lost = decision.outcome is Outcome.beyond
-    first = [describe_overall(decision.mean)] if decision and decision.mean else []
+    if gate:
+        is_lost = gate.outcome is Outcome.beyond
+    first = [describe_overall(gate.mean)] if gate and gate.mean else []
     first += describe_largest_loss(findings)
     last = [f"Next: {advice}"] if advice and is_lost else []
-    middle = [*name_undecided(findings, decision), *list_doubts(findings)]
+    middle = [*name_undecided(findings, gate), *list_doubts(findings)]
     room = max(0, most - len(first) - len(last))
     return [shorten(line, 80, placeholder=" …") for line in [*first, *middle[:room], *last]]
 
 
-def advise(run_id: str, can_scale: bool, keeps: bool, decision: Decision | None = None) -> str:
+def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
     """Name the one step that lessens a run's loss.
 
     Args:
         run_id: The record's id.
         can_scale: Whether `slimdown scale` can take less of what was trained.
         keeps: Whether the run had a mitigation.
-        decision: Of a gate: the smallest budget is repeated.
+        gate: Of a gate: the smallest budget is repeated.
     """
     if can_scale:
-        budgets = [check.budget for check in decision.checks] if decision else []
+        budgets = [check.budget for check in gate.checks] if gate else []
         return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
     return "docs/keeping.md says how to lose less" if keeps else "the same command with keep=auto"
 
@@ -264,12 +258,12 @@ def describe_largest_loss(findings: Findings) -> list[str]:
     return []
 
 
-def name_undecided(findings: Findings, decision: Decision | None = None) -> Iterator[str]:
+def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
     """Name what cannot be told, with one number of questions for what was asked: a line or two."""
     benchmarks = findings.benchmarks
     needed: dict[str, int | None] = {}
-    if decision:
-        for one in decision.checks:
+    if gate:
+        for one in gate.checks:
             d, margin = one.change.primary.difference, one.change.margin
             if one.outcome is Outcome.undecided:
                 needed[one.benchmark] = n_to_decide(d, margin, budget=one.budget)
@@ -415,29 +409,29 @@ def describe_training(training: TrainingResult) -> Iterator[str]:
 
 
 def describe_findings(
-    findings: Findings, with_verdicts: bool = True, decision: Decision | None = None
+    findings: Findings, with_verdicts: bool = True, gate: Gate | None = None
 ) -> list[str]:
     """Write all sentences of findings: budgets, verdicts, lost answers, training, caveats.
 
     Args:
         findings: What is described.
         with_verdicts: False leaves out what a table above the sentences shows.
-        decision: Of a gate.
+        gate: Of a gate.
     """
-    budgets = describe_budgets(decision) if decision else ()
+    budgets = describe_budgets(gate) if gate else ()
     verdicts = summarize(findings) if with_verdicts else explain_undecided(findings)
     training = describe_training(findings.training) if findings.training else ()
     lost = describe_lost_answers(findings)
     return [*budgets, *verdicts, *lost, *training, *list_caveats(findings)]
 
 
-def describe_budgets(decision: Decision) -> Iterator[str]:
+def describe_budgets(gate: Gate) -> Iterator[str]:
     """Say for each budget of a gate what is shown, and how the retained changed on average."""
-    for check in decision.checks:
+    for check in gate.checks:
         word, budget = OUTCOMES[check.outcome].lower(), f"{100 * check.budget:.3g} points"
         yield f"{check.benchmark}, which may lose {budget}: {word}, {check.reason}."
-    if decision.mean:
-        yield describe_overall(decision.mean)
+    if gate.mean:
+        yield describe_overall(gate.mean)
 
 
 def explain_table(findings: Findings) -> str:

@@ -164,9 +164,19 @@ class Difference(Estimate):
         """Return the interval of changes that are not ruled out; `low` and `high` are at 5 %."""
         return self.change_test.interval(-1.0, 1.0, alpha)
 
-    def equivalence_interval(self) -> tuple[float, float]:
-        """Return the 90 % interval, for `retained` and for budgets: both are one-sided at 5 %."""
-        return self.test.interval(-1.0, 1.0, 2 * ALPHA)
+    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
+        """Return the interval of the test against margins and budgets, `alpha` / 2 at each end."""
+        return self.test.interval(-1.0, 1.0, alpha)
+
+    def shown_sign(self, alpha: float) -> int:
+        """Return -1 or 1 for a fall or rise that is shown at `alpha`, two-sided; 0 for neither.
+
+        Looks may rule out both sides; then neither is shown.
+        """
+        zero = np.zeros(1)
+        is_rise = 2 * float(self.change_test.p_values_above(zero)[0]) < alpha
+        is_fall = 2 * float(self.change_test.p_values_below(zero)[0]) < alpha
+        return is_rise - is_fall
 
 
 def compare_scores(
@@ -201,10 +211,12 @@ def compare_scores(
     plain = Difference(value, nan, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
     n = len(plain.observations) + 2 * plain.has_independent_answers
     error = nan if sampling.looks else plain.spread / sqrt(n)
-    # twice the tail on the side of the change
+    # Twice the smaller tail. Without looks it is on the side of the change.
     test = plain.change_test
-    tails = test.p_values_above if value > 0 else test.p_values_below
-    p_value = 1.0 if value == 0 else min(1.0, 2 * float(tails(np.zeros(1))[0]))
+    tails = [test.p_values_above] * (value > 0) + [test.p_values_below] * (value < 0)
+    if sampling.looks:
+        tails = [test.p_values_above, test.p_values_below]
+    p_value = min([1.0, *(2 * float(tail(np.zeros(1))[0]) for tail in tails)])
     low, high = plain.interval()
     return replace(plain, standard_error=error, low=low, high=high, p_value=p_value)
 

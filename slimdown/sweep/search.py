@@ -19,7 +19,7 @@ from slimdown.comparison.trials import summarize_trial
 from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
-from slimdown.judging.budgets import Decision, check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.judging.findings import judge
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
@@ -154,10 +154,10 @@ class Search:
             if best.holdout:
                 evaluations = read_evaluations(self.config.tracking, best)
                 half = take_held_out(self.config.tracking, best, evaluations, best.holdout)
-                decision = Decision(tuple(check_budgets(judge(half.base, half.tuned), budgets)))
-                line = describe_outcome(decision)
+                gate = Gate(tuple(check_budgets(judge(half.base, half.tuned), budgets)))
+                line = describe_outcome(gate)
                 chosen.append(f"On the questions that did not choose it: {line}")
-                chosen += describe_budgets(decision)
+                chosen += describe_budgets(gate)
         chosen += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
         table = replace(table, notes=(*chosen, *table.notes))
         console.show_table(table)

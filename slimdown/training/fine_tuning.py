@@ -18,14 +18,14 @@ from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import disabled_adapters, restore_weights
+from slimdown.models.causal import disabled_adapters
 from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.keeping import apply_keep
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
-from slimdown.training.sft import Look, TrainingCallback, build_trainer
+from slimdown.training.sft import TrainingCallback, build_trainer
 from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
@@ -132,7 +132,7 @@ def fine_tune(
     checkpoint_dir: Path,
     on_log: Callable[[StepLog], None],
     on_progress: OnProgress,
-    look: Look | None = None,
+    watcher: Any = None,
 ) -> tuple[LoadedModel, TrainingResult]:
     """Train, or resume from the last checkpoint, and validate before and after.
 
@@ -146,8 +146,8 @@ def fine_tune(
         checkpoint_dir: The first process's folder for checkpoints and for the tuned model.
         on_log: Receives what each step logged; after a resume, first the steps of the checkpoint.
         on_progress: Receives how many steps are done.
-        look: Judges the model between steps. If a loss is beyond its budget, the training ends, and
-            the weights of the last look within all budgets are restored.
+        watcher: The trainer's callback that may end the training and put earlier weights back. Its
+            `stopped` says why; `kept_step` is the step of these weights, None if there are none.
 
     Returns:
         The tuned model in evaluation mode, and what the training did.
@@ -165,9 +165,9 @@ def fine_tune(
     if facts.start:
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
     # What the last look kept is in no checkpoint: a killed training begins anew.
-    saves = train.engine is Engine.trl and facts.resumes and not look
+    saves = train.engine is Engine.trl and facts.resumes and not watcher
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval, look=look)
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
     trained = checkpoint_dir / "trained.pt"
     is_trained = broadcast_from_main(trained.is_file())
     with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
@@ -176,7 +176,8 @@ def fine_tune(
             on_progress(0, 0, "validating")
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
-            trainer.add_callback(callback)
+            for one in filter(None, (callback, watcher)):
+                trainer.add_callback(one)
             transformers.set_seed(config.seed)
             with measure_peak_memory(base.device) as peak, callback.stop_after_step():
                 if is_trained:  # by an earlier process
@@ -196,14 +197,14 @@ def fine_tune(
                 f"train.per_device_eval_batch_size ({train.per_device_eval_batch_size}), double "
                 "train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
             ) from None
-        if callback.stopped:
-            if not callback.kept:
+        if watcher and watcher.stopped:
+            if watcher.kept_step is None:
                 raise ModelError(
-                    f"training ended: {callback.stopped}, and no look before it was within all "
+                    f"training ended: {watcher.stopped}, and no look before it was within all "
                     f"budgets; look earlier (train.look_steps={train.look_steps}), allow more "
                     f"(benchmark.NAME.max_loss), or lower train.learning_rate"
                 )
-            restore_weights(model, callback.kept)
+            callback.stopped, callback.kept_step = watcher.stopped, watcher.kept_step
         if not is_trained and process_rank() == 0:
             callback.save(trained, model, seconds, peak_bytes)
         if callback.is_stopping:
@@ -222,13 +223,13 @@ def fine_tune(
     n_tokens = history[-1].values.get("num_tokens", 0.0)
     result = TrainingResult(
         output_dir=output_dir,
-        steps=callback.kept_step if callback.stopped else len(history),
+        steps=len(history) if callback.kept_step is None else callback.kept_step,
         tokens=int(n_tokens),
         train_loss=sum(log.values["loss"] for log in history) / len(history),
         validation_loss_before=loss_before,
         validation_loss_after=loss_after,
         base_divergence=divergence,
-        stopped=callback.stopped and f"{callback.stopped}; kept as of step {callback.kept_step}",
+        stopped=callback.stopped,
         n_trainable=n_trainable,
         trainable_percent=100 * n_trainable / base.n_parameters,
         runtime_seconds=seconds,

@@ -21,7 +21,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import (
-    copy_trained_weights,
     disabled_adapters,
     eval_mode,
     get_inner_model,
@@ -30,7 +29,6 @@ from slimdown.models.causal import (
     restore_weights,
 )
 from slimdown.training.keeping import mark_replayed, measure_divergence
-from slimdown.training.padding_free import attention_as_loaded
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
@@ -46,10 +44,6 @@ _log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
 _OURS = ("engine", "checkpoint_minutes", "stop_on_forgetting", "look_metric", "look_budget")
 _NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
-
-Look = Callable[[Any, int], tuple[bool, str]]
-"""Takes the model and the number of looks in all; says whether each measured loss is within its
-budget, and which one is shown to be beyond, if any."""
 
 
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
@@ -274,17 +268,12 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     history: list[StepLog] = field(default_factory=list)
     n_tokens_before: float = 0.0  # tokens of the checkpoint that it resumes from
     saved_at: float = field(default_factory=time.monotonic)
-    look: Look | None = None
-    kept: dict[str, Any] = field(default_factory=dict)  # weights of the last look within budgets
-    kept_step: int = 0
     stopped: str = ""  # why it ended early
+    kept_step: int | None = None  # of the weights that it has then
     is_stopping: bool = False  # by a signal, once a checkpoint is written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pass on again the steps of the checkpoint that the training resumes from."""
-        if self.look and self.config.look_steps > state.max_steps:
-            named = f"train.look_steps={self.config.look_steps}"
-            raise ModelError(f"{named} is beyond the {state.max_steps} steps; set fewer")
         for logs in state.log_history:
             self.log_step(logs["step"], state.max_steps, logs)
         self.n_tokens_before = float(state.num_input_tokens_seen)
@@ -294,22 +283,12 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self.log_step(state.global_step, state.max_steps, kwargs["logs"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint if one is due, and look at the model if it is time."""
+        """Ask for a checkpoint if one is due."""
         if self.checkpoint_seconds < math.inf and state.global_step < state.max_steps:
             is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
             is_due, self.is_stopping = broadcast_from_main((is_due, self.is_stopping))
             if is_due or self.is_stopping:
                 control.should_save, self.saved_at = True, time.monotonic()
-        if self.look and state.global_step % self.config.look_steps == 0:
-            n_looks = max(1, state.max_steps // self.config.look_steps)
-            with attention_as_loaded(kwargs["model"]):
-                is_within, beyond = self.look(kwargs["model"], n_looks)
-            if is_within:
-                self.kept_step = state.global_step
-                self.kept = copy_trained_weights(kwargs["model"])
-            if beyond:
-                self.stopped = f"{beyond} at step {state.global_step}"
-                control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End a training that a signal stopped, now that its checkpoint is written."""
@@ -328,8 +307,8 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         """Put what `save` wrote into a model, pass on the steps again, and return the cost."""
         with torch.serialization.safe_globals([StepLog]):
             facts, cost = torch.load(file, map_location="cpu", weights_only=True)
+        restore_weights(model, facts.pop("kept"))
         vars(self).update(facts)
-        restore_weights(model, self.kept)
         for log in self.history:
             self.on_step(log)
         return tuple(cost)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import call_verb, find_runs
-from conftest import SMALL
+from commands_and_runs import SMALL, call_verb, find_runs
 from mlflow import MlflowClient
 from record_builders import record_run
 

@@ -24,7 +24,8 @@ from slimdown.comparison.run_order import (
 )
 from slimdown.comparison.trials import summarize_trial
 from slimdown.config.schema import Role
-from slimdown.judging.findings import Verdict, judge
+from slimdown.judging.findings import judge
+from slimdown.judging.verdicts import Verdict
 from slimdown.utils.errors import ConfigError
 
 LOST = judge_scores(*make_scores(300, 60, 10, 230))

@@ -22,8 +22,9 @@ from slimdown.config.schema import PaperMetric, Role, RunConfig, Until
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.budgets import Outcome, check_budgets
-from slimdown.judging.findings import Counts, Findings, Verdict, judge
+from slimdown.judging.findings import Counts, Findings, judge
 from slimdown.judging.stopping import stopping_rule
+from slimdown.judging.verdicts import Verdict
 from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import DataError
 
@@ -152,7 +153,7 @@ def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
         judge_scores(before, after, subjects=s).benchmarks["a"] for s in (None, names)
     )
     of_group, of_one = grouped.primary.difference, plain.primary.difference
-    assert of_group.equivalence_interval() == of_one.equivalence_interval()
+    assert of_group.margin_interval() == of_one.margin_interval()
     assert (
         of_group.low < of_one.low < of_one.high < of_group.high
     )  # its tasks keep one added answer

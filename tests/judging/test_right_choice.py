@@ -13,9 +13,10 @@ from slimdown.config.schema import Role, RunConfig, Until
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.judging.budgets import check_budgets, judge_look, overall_outcome
-from slimdown.judging.findings import Findings, Verdict, judge
+from slimdown.judging.findings import Findings, judge
 from slimdown.judging.right_choice import ProbabilityVerdict, score_right_choices
 from slimdown.judging.stopping import stopping_rule
+from slimdown.judging.verdicts import Verdict
 from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
 from slimdown.report.run_page import render_page
 from slimdown.report.tables import write_table

@@ -9,7 +9,7 @@ from builders import Capture, Patch, make_run
 from report_builders import Findings, judge_pairs, make_usual, written
 
 from slimdown.comparison.run_comparison import compare_runs
-from slimdown.judging.budgets import Decision, check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import columns, console, text
 from slimdown.report.comparison_page import comparison_table
 from slimdown.report.findings_report import findings_table, write_junit
@@ -80,26 +80,26 @@ def test_every_format_begins_with_the_outcome(
     budget: float, word: str, findings: Findings, capsys: Capture
 ) -> None:
     off = [name for name in findings.benchmarks if name != "maths"]
-    decision = Decision(tuple(check_budgets(findings, {"maths": budget}, off=off)), tuple(off))
-    outcome = text.describe_outcome(decision)
+    gate = Gate(tuple(check_budgets(findings, {"maths": budget}, off=off)), tuple(off))
+    outcome = text.describe_outcome(gate)
     assert re.fullmatch(
         rf"{word} \((1 of )?1 budget\): maths lost \d+\.\d points (or more|at most); it may lose "
         rf"{100 * budget:g}\.",
         outcome,
     )
-    console.show_findings(findings, "a → b", decision)
+    console.show_findings(findings, "a → b", gate)
     assert capsys.readouterr().out.startswith(f"{outcome}\na → b\n")
-    table = findings_table(findings, "a → b", decision=decision)
+    table = findings_table(findings, "a → b", gate=gate)
     written_as = {format: write_table(table, format) for format in FORMATS}
     assert written_as["table"].startswith(f"{outcome}\n")
     assert written_as["markdown"].startswith(f"**{outcome}**\n")
     assert outcome in written_as["html"].partition("<table")[0]
     content = json.loads(written_as["json"])
     assert (content["outcome"], content["summary"]) == (word.lower(), outcome)
-    assert content["exit_code"] == decision.outcome
+    assert content["exit_code"] == gate.outcome
     assert f",{word.lower()}," in written_as["csv"]
-    assert f"<system-out>{outcome}" in write_junit(decision, "a → b")
-    page = render_page(findings, "a → b", decision=decision)
+    assert f"<system-out>{outcome}" in write_junit(gate, "a → b")
+    page = render_page(findings, "a → b", gate=gate)
     assert page.index(outcome) < page.index("<main>")
     assert "FAILED" not in render_page(findings, "a → b")
 
@@ -116,7 +116,7 @@ def test_the_outcome_names_the_loss_that_is_furthest_beyond_or_nearest() -> None
         ({"": 0.02, "lost_60": 0.25}, "lost_40"),
         ({"lost_20": 0.9, "lost_40": 0.5, "lost_60": 0.9}, "lost_40"),
     ):
-        outcome = text.describe_outcome(Decision(tuple(check_budgets(findings, budgets))))
+        outcome = text.describe_outcome(Gate(tuple(check_budgets(findings, budgets))))
         assert f": {name} lost " in outcome
 
 

@@ -16,7 +16,7 @@ from report_builders import TRAINING, judge_pairs, make_usual, written
 
 from slimdown.commands.process import set_up_process
 from slimdown.config.paths import CONF_DIR
-from slimdown.judging.budgets import Decision, check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import console, text
 from slimdown.report.text import describe_run
 
@@ -45,11 +45,11 @@ def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
 
 def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None:
     findings = judge_pairs(make_usual())
-    decision = Decision(tuple(check_budgets(findings, {})))
-    console.show_findings(findings, "a → b", decision, "slimdown scale 0123 --max-loss 0.02")
+    gate = Gate(tuple(check_budgets(findings, {})))
+    console.show_findings(findings, "a → b", gate, "slimdown scale 0123 --max-loss 0.02")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "FAILED (2 of 4 budgets): maths lost 38.5 points or more; it may lose 2.",
+        "FAILED (2 of 4 budgets): maths lost 34.9 points or more; it may lose 2.",
         "a → b",
     ]
     rows = [" ".join(line.split()) for line in lines]
@@ -87,8 +87,8 @@ def test_at_most_four_lines_of_80_characters_follow_the_table(
         pairs[f"few_{k}"] = written([1.0] * 7), written([1.0] * 6 + [0.0])
     nothing = written([0.0] * 30)
     findings = judge_pairs(pairs | {"nothing": (nothing, nothing)}, replace(TRAINING, stopped="x"))
-    decision = Decision(tuple(check_budgets(findings, {}))) if is_gate else None
-    lines = text.summarize_briefly(findings, decision, "slimdown scale 0123 --max-loss 0.02")
+    gate = Gate(tuple(check_budgets(findings, {}))) if is_gate else None
+    lines = text.summarize_briefly(findings, gate, "slimdown scale 0123 --max-loss 0.02")
     assert len(lines) == 4
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): ")

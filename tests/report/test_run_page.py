@@ -11,7 +11,7 @@ import pytest
 from builders import Compose, stop_early
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
-from slimdown.judging.budgets import Decision, check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page, render_run_files
 from slimdown.report.text import describe_outcome
@@ -95,9 +95,9 @@ def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
     assert "| maths | flexible | 80 | 100.0 | 50.0 | −50.0" in str(files["report.md"])
     assert str(files["report.md"]).startswith("| benchmark | n | base | tuned | change")
     findings = judge_pairs(make_usual())
-    decision = Decision(tuple(check_budgets(findings, {"maths": 0.02})))
-    decided = render_run_files(findings, config, info, "run-id", decision)
-    outcome = describe_outcome(decision)
+    gate = Gate(tuple(check_budgets(findings, {"maths": 0.02})))
+    decided = render_run_files(findings, config, info, "run-id", gate)
+    outcome = describe_outcome(gate)
     assert decided["report.md"].startswith(f"**{outcome}**\n")
     assert decided["report.md"].count(outcome) == 1
     head = Reader(decided["report.html"]).text.partition("Results")[0]

@@ -13,7 +13,7 @@ from report_builders import Findings, judge_pairs, make_usual, written
 from rich.console import Console
 
 from slimdown.comparison.run_comparison import compare_runs
-from slimdown.judging.budgets import Decision, check_budgets
+from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import tables
 from slimdown.report.comparison_page import comparison_table
 from slimdown.report.figures import draw_changes
@@ -156,8 +156,8 @@ def test_one_models_scores_have_their_errors(findings: Findings) -> None:
 
 
 def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
-    decision = Decision(tuple(check_budgets(findings, {"maths": 0.02}, off=["calm"])), ("calm",))
-    table = findings_table(findings, decision=decision)
+    gate = Gate(tuple(check_budgets(findings, {"maths": 0.02}, off=["calm"])), ("calm",))
+    table = findings_table(findings, gate=gate)
     records = {r["benchmark"]: r for r in table.records if r["verdict"]}
     assert [records["maths"][key] for key in ("budget", "outcome")] == [0.02, "failed"]
     assert records["maths"]["bound"] < -0.02

@@ -163,7 +163,7 @@ def test_verdict_and_interval_never_contradict_each_other(scale: float) -> None:
         before, after = draw.integers(0, 2, n) * 1.0, draw.integers(0, 2, n) * scale
         d = compare_scores(before, after)
         assert (d.p_value < 0.05) == (not d.low < 0 < d.high)
-        low, high = d.equivalence_interval()
+        low, high = d.margin_interval()
         for margin in (abs(d.value) + 0.05, abs(low), abs(high) + 1e-6):
             assert (d.equivalence_p_value(margin) < 0.05) == (-margin < low and high < margin) or (
                 min(abs(low + margin), abs(high - margin)) < 1e-5

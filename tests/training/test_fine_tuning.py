@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 import trl
-from conftest import SMALL
+from commands_and_runs import SMALL
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
 

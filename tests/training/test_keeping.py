@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import SMALL
+from commands_and_runs import SMALL
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
-from slimdown.experiment import find_look_budgets, load_benchmarks, watch_forgetting
+from slimdown.experiment import load_benchmarks
 from slimdown.judging.budgets import default_budgets
+from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
 from slimdown.training.keeping import mark_replayed, measure_divergence
@@ -25,6 +26,7 @@ from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED
 from slimdown.utils.errors import ConfigError, DataError, ModelError
+from slimdown.watching import WatchingCallback, build_watcher, find_look_budgets
 
 Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
@@ -242,27 +244,48 @@ def test_a_distance_to_the_base_keeps_the_model_near_it(
     assert moved[1] < 0.7 * moved[0]
 
 
+def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
+    """Watch a training as a run does; after one step, spoil its weights."""
+    config = run.config
+    watcher = build_watcher(config, find_look_budgets(config, load_benchmarks(config)[0]))
+    watcher.measure_base(run.base)
+    look = watcher.on_step_end
+
+    def spoil(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == wrecked:
+            for parameter in kwargs["model"].parameters():
+                if parameter.requires_grad:
+                    parameter.data += 3.0
+        look(args, state, control, **kwargs)
+
+    watcher.on_step_end = spoil
+    return watcher
+
+
 def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     composed: Composed, tmp_path: Path
 ) -> None:
-    looks = ["train.max_steps=9", "train.look_steps=2"]
-    run = TrainingRun(composed(*SMALL, *looks))
-    states: list[list[torch.Tensor]] = []
-
-    def look(model: Any, n_looks: int) -> tuple[bool, str]:
-        assert n_looks == 4
-        states.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
-        return len(states) < 3, "" if len(states) < 4 else "math lost more than allowed"
-
-    tuned, result = run.train(tmp_path / "a", look=look)
-    assert len(states) == 4
-    assert result.stopped == "math lost more than allowed at step 8; kept as of step 4"
-    kept = [p for n, p in tuned.model.named_parameters() if "lora" in n]
-    assert all(map(torch.equal, kept, states[1]))
-    assert result.steps == 4
+    """The training that ends by itself at the step that is kept has the same weights."""
+    settings = ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
+    settings += ["train.learning_rate=1e-5", "train.lr_scheduler_type=constant"]
+    settings.append("evaluation.apply_chat_template=false")
+    for name in ("math", "cs", "commonsense"):
+        settings += [f"benchmark.pocket_{name}.{one}" for one in ("max_loss=0.1", "limit=24")]
+    run = TrainingRun(composed(*SMALL, *settings, "train.max_steps=9"))
+    tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=5))
+    assert result.stopped.endswith("lost more than allowed at step 6; kept as of step 4")
+    assert (result.steps, len(result.history)) == (4, 6)
+    short = TrainingRun(composed(*SMALL, *settings, "train.max_steps=4"))
+    expected = short.train(tmp_path / "b")[0].model.state_dict()
+    for name, weight in tuned.model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    again, repeated = TrainingRun(run.config), []
+    _, resumed = again.train(tmp_path / "a", repeated.append, watcher=watch(again))
+    assert (resumed.stopped, resumed.steps) == (result.stopped, result.steps)
+    assert repeated == list(result.history)
     early = TrainingRun(run.config)
     with pytest.raises(ModelError, match="no look before it was within all budgets"):
-        early.train(tmp_path / "b", look=lambda *_: (False, "math lost more"))
+        early.train(tmp_path / "c", watcher=watch(early, wrecked=1))
 
 
 def test_looks_at_the_right_choice_need_choices(composed: Composed) -> None:
@@ -289,12 +312,18 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
     else:
         assert budgets == default_budgets(config.benchmark)
         assert "pocket_math" in budgets
-    look, seen = watch_forgetting(config, watched.base, budgets), []
+    seen: list[Findings] = []
 
-    def keep(model: Any, n_looks: int) -> tuple[bool, str]:
-        seen.append(look(model, n_looks))
-        return seen[-1]
-
-    watched.train(tmp_path / "b", look=keep)
+    watcher = build_watcher(config, budgets)
+    watcher.report_look = lambda findings, state: seen.append(findings)
+    base = watcher.measure_base(watched.base)
+    watched.train(tmp_path / "b", watcher=watcher)
     assert watched.losses == plain.losses
-    assert [beyond for _, beyond in seen] == ["", "", ""]  # of four questions nothing is shown
+    assert watcher.stopped == ""  # of four questions nothing is shown
+    assert len(seen) == 3
+    for look in seen:
+        assert look.tuned is not None
+        for name, result in look.tuned.benchmarks.items():
+            asked = [sample.prompt for sample in result.samples]
+            assert asked == [sample.prompt for sample in base.benchmarks[name].samples]
+            assert len(asked) == 4

@@ -9,7 +9,7 @@ import peft.helpers
 import pytest
 import torch
 import transformers
-from conftest import SMALL
+from commands_and_runs import SMALL
 from tiny_models import logits_of
 from training_run import TrainingRun
 

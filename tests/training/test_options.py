@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from commands_and_runs import SMALL
 from training_run import TrainingRun
 
 from slimdown.config.refused_options import needs_libraries

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import call_verb, find_runs
-from conftest import SMALL
+from commands_and_runs import SMALL, call_verb, find_runs
 from mlflow import MlflowClient
 from record_builders import copy_store
 from safetensors.torch import load_file

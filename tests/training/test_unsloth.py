@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from commands_and_runs import SMALL
 from training_run import TrainingRun
 
 from slimdown.config.schema import Engine, RunConfig

@@ -37,10 +37,10 @@ class TrainingRun:
         folder: Path,
         on_log: Any = None,
         on_progress: Any = lambda *done: None,
-        look: Any = None,
+        watcher: Any = None,
     ) -> tuple[LoadedModel, TrainingResult]:
         on_log = on_log or self.logs.append
-        return fine_tune(self.base, self.rows, self.config, folder, on_log, on_progress, look)
+        return fine_tune(self.base, self.rows, self.config, folder, on_log, on_progress, watcher)
 
     @property
     def losses(self) -> list[float]:

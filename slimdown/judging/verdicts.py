@@ -1,0 +1,131 @@
+"""One function makes a verdict and the interval beside it, so that the two never disagree.
+
+Claims of change and claims of no change are corrected (Holm) in two families. So a verdict is
+decided at a level of its own, and a plain 95 % interval may contradict it. The interval here is at
+that level (`docs/studies/statistics.md`):
+
+- retained: the interval of the test against the margin, at twice the level of its step; it lies
+  within the margin.
+- else: the interval of the test of a change, at the level of its step, or of the step where Holm
+  stopped. The ends that the claim leaves open (forgotten: the lower, improved: the upper,
+  undecided: both) reach at least as far as the interval of the test against the margin. So
+  forgotten and improved exclude 0, and undecided holds 0 and reaches the margin.
+
+Each covers its own benchmark's change in at least 95 % of cases, retained in 90 %.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import nextafter
+
+from slimdown.stats.estimates import Difference, Estimate, holm
+from slimdown.stats.likelihood import ALPHA
+
+
+class Verdict(StrEnum):
+    """The verdict on a benchmark. A change that is merely not shown is never called retained."""
+
+    retained = "retained"  # shown to have changed by less than the margin, either way
+    forgotten = "forgotten"  # shown to have fallen, and not shown to be within the margin
+    improved = "improved"  # shown to have risen, and not shown to be within the margin
+    undecided = "undecided"  # too few questions to say
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict, and the levels at which it was decided.
+
+    Attributes:
+        verdict: What is claimed.
+        p_value: That there is no change; corrected.
+        equivalence_p_value: That the change is the margin or more; corrected likewise.
+        change_level: Of the test of a change in its step, or in the step where Holm stopped.
+        equivalence_level: The same of the test against the margin.
+    """
+
+    verdict: Verdict
+    p_value: float
+    equivalence_p_value: float
+    change_level: float
+    equivalence_level: float
+
+    @property
+    def level(self) -> float:
+        """The two-sided level of the interval beside the verdict."""
+        if self.verdict is Verdict.retained:
+            return 2 * self.equivalence_level
+        return self.change_level
+
+    def form_interval(self, d: Difference, margin: float) -> Estimate:
+        """Return the change with the interval that agrees with the verdict.
+
+        Args:
+            d: The difference that was decided about.
+            margin: A smaller change counts as none.
+        """
+        low, high = d.margin_interval(2 * self.equivalence_level)
+        if self.verdict is Verdict.retained:  # the ends are found to 7 digits
+            low, high = max(low, -margin), min(high, margin)
+            return Estimate(d.value, d.standard_error, low, high)
+        is_plain = self.change_level == ALPHA
+        change_low, change_high = (d.low, d.high) if is_plain else d.interval(self.change_level)
+        low, high = min(low, change_low), max(high, change_high)
+        if self.verdict is Verdict.forgotten:
+            high = min(change_high, nextafter(0.0, -1.0))
+        elif self.verdict is Verdict.improved:
+            low = max(change_low, nextafter(0.0, 1.0))
+        else:  # looks may rule out both sides
+            low, high = min(low, d.value, 0.0), max(high, d.value, 0.0)
+        return Estimate(d.value, d.standard_error, low, high)
+
+
+def decide_verdicts(
+    differences: Sequence[Difference],
+    margins: Sequence[float],
+    n_reports: int = 1,
+    n_unknown: int = 0,
+) -> list[Decision]:
+    """Decide each benchmark's verdict (Holm).
+
+    Args:
+        differences: Of the primary metrics.
+        margins: One for each difference; a smaller change counts as none.
+        n_reports: As in `judge`.
+        n_unknown: Further benchmarks, which have no answers yet.
+    """
+    n = len(differences)
+    margined = list(zip(differences, margins, strict=True))
+    changed, change_levels = correct_with_levels(
+        [d.p_value for d in differences], n_reports, n_unknown
+    )
+    p_values = [d.equivalence_p_value(margin) for d, margin in margined]
+    equal, equal_levels = correct_with_levels(p_values, n_reports, n_unknown)
+    decisions = []
+    for i in range(n):
+        verdict, d = Verdict.undecided, differences[i]
+        # A change below the margin is retained even where it is shown to exist. Looks may rule out
+        # both sides of the margin, far from what all answers say; then nothing is claimed.
+        if equal[i] < ALPHA and abs(d.value) <= margins[i]:
+            verdict = Verdict.retained
+        elif changed[i] < ALPHA and (sign := d.shown_sign(change_levels[i])):
+            verdict = Verdict.forgotten if sign < 0 else Verdict.improved
+        p_values_of, levels = (changed[i], equal[i]), (change_levels[i], equal_levels[i])
+        decisions.append(Decision(verdict, *p_values_of, *levels))
+    return decisions
+
+
+def correct_with_levels(
+    p_values: Sequence[float], n_reports: int = 1, n_unknown: int = 0, alpha: float = ALPHA
+) -> tuple[list[float], list[float]]:
+    """Correct p-values (Holm); return them, and the level of each one's step before correction.
+
+    A p-value that Holm does not reject has the level of the step at which he stopped.
+    """
+    corrected = holm([*(n_reports * p for p in p_values), *[1.0] * n_unknown])[: len(p_values)]
+    n, levels = len(p_values) + n_unknown, [alpha] * len(p_values)
+    n_rejected = 0
+    for i in sorted(range(len(p_values)), key=lambda i: p_values[i]):
+        levels[i] = alpha / (n_reports * (n - n_rejected))
+        n_rejected += corrected[i] < alpha
+    return corrected, levels

@@ -1,0 +1,156 @@
+"""Look at a model in training: ask a few questions, judge the losses, bring good weights back."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import TrainerCallback
+
+from slimdown.config.schema import Backend, RunConfig
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Evaluation
+from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
+from slimdown.judging.budgets import default_budgets, judge_look
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.holdout import open_part
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import copy_trained_weights, restore_weights, wrap_model
+from slimdown.training.padding_free import attention_as_loaded
+from slimdown.utils.errors import ConfigError, ModelError
+
+
+class WatchingCallback(TrainerCallback):  # type: ignore[misc]
+    """Ask the same few questions every few steps; end a training that loses more than its budgets.
+
+    The model then has the weights of the last look within all budgets, if there was one. Each look
+    tests another model, so its level is 5 % divided by the number of looks: the chance that any
+    look ends a training that keeps its budgets is at most 5 %.
+
+    Attributes:
+        stopped: Why the training ended early; empty where it did not.
+        kept_step: The step of the last look within all budgets; None where there was none.
+    """
+
+    stopped = ""
+    kept_step: int | None = None
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        every: int,
+        budgets: Mapping[str, float],
+        by_p_right: bool = False,
+        holdout: float = 0.0,
+    ) -> None:
+        """Take what is asked, when, and what may be lost.
+
+        Args:
+            evaluator: Has the questions of a look.
+            every: Steps between two looks; 0: there are none.
+            budgets: By benchmark, the most that it may lose; if empty, no look ends the training.
+            by_p_right: Whether the budgets limit the probability of the right choice.
+            holdout: The share of the questions that no look may judge.
+        """
+        self._evaluator, self._every, self._budgets = evaluator, every, budgets
+        self._by_p_right, self._holdout = by_p_right, holdout
+        self._base: Any = None
+        self._kept: dict[str, Any] = {}  # weights of `kept_step`
+
+    def measure_base(self, base: LoadedModel) -> Evaluation:
+        """Ask the base the questions of a look.
+
+        Raises:
+            DataError: Its answers cannot be judged by the budgets.
+        """
+        before = self._base = self._ask(base)
+        if self._budgets:
+            judge_look(judge(before, before), self._budgets, 1, self._by_p_right)
+        return before
+
+    def keep(self, step: int, model: Any) -> None:
+        """Keep a copy of what is trained, to be restored when a later look ends the training."""
+        self.kept_step, self._kept = step, copy_trained_weights(model)
+
+    def report_look(self, findings: Findings, state: Any) -> None:
+        """Receive what a look found; there is nothing to do here."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a training that ends before the first look."""
+        if self._budgets and self._every > state.max_steps:
+            raise ModelError(
+                f"a look every {self._every} steps is beyond the {state.max_steps} steps of the "
+                "training; set fewer"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the model if it is time; end the training if a loss is beyond its budget."""
+        if not self._every or state.global_step % self._every:
+            return
+        if is_last_step(state, control) and not self._budgets:
+            return
+        loaded = wrap_trained(kwargs)
+        findings = judge(self._base, self._ask(loaded))
+        self.report_look(findings, state)
+        if not self._budgets:
+            return
+        n_looks = max(1, state.max_steps // self._every)
+        is_within, beyond = judge_look(findings, self._budgets, n_looks, self._by_p_right)
+        if is_within:
+            self.keep(state.global_step, loaded.model)
+        if beyond:
+            self.stopped = f"{beyond} at step {state.global_step}"
+            if self.kept_step is not None:
+                restore_weights(loaded.model, self._kept)
+                self.stopped += f"; kept as of step {self.kept_step}"
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Release the memory of the weights that were kept."""
+        self._kept = {}
+
+    def _ask(self, model: LoadedModel) -> Evaluation:
+        with attention_as_loaded(model.model):
+            return open_part(self._evaluator.evaluate(model), self._holdout)
+
+
+def is_last_step(state: Any, control: Any) -> bool:
+    """Return whether no step follows."""
+    return bool(state.global_step >= state.max_steps or control.should_training_stop)
+
+
+def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
+    """Wrap the model that a trainer passes to its callbacks.
+
+    Its memory holds gradients and Adam's two states besides.
+    """
+    loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
+    n_trained = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
+    return replace(loaded, memory_bytes=loaded.memory_bytes + 12 * n_trained)
+
+
+def find_look_budgets(config: RunConfig, tasks: Mapping[str, BenchmarkTask]) -> dict[str, float]:
+    """Return what each benchmark may lose at a look: its own budget, or `look_budget` for p_right.
+
+    Raises:
+        ConfigError: Looks judge p_right, but all benchmarks with a budget are answered by a text.
+    """
+    budgets, of_p_right = default_budgets(config.benchmark), config.train.look_budget
+    if of_p_right is None:
+        return budgets
+    if chosen := {name: of_p_right for name in budgets if not tasks[name].generates}:
+        return chosen
+    problem = f"{', '.join(budgets)}: answers are written, not chosen"
+    raise ConfigError(f"train.look_metric=p_right: {problem}; leave look_metric out")
+
+
+def build_watcher(config: RunConfig, budgets: Mapping[str, float]) -> WatchingCallback:
+    """Build the callback of a run with `train.stop_on_forgetting`; its base is to be measured."""
+    most, by_p_right = config.train.look_questions, config.train.look_budget is not None
+    budgeted = {name: config.benchmark[name] for name in budgets}
+    few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
+    tasks = load_tasks(few, config.evaluation.include_path)
+    shares = not config.method.facts.learns_prompt
+    # vLLM reads models from files, and a model in training is in none.
+    evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
+    holdout = config.evaluation.holdout
+    return WatchingCallback(evaluator, config.train.look_steps, budgets, by_p_right, holdout)
