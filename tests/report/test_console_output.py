@@ -53,7 +53,7 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
         "a → b",
     ]
     rows = [" ".join(line.split()) for line in lines]
-    assert "maths 80 100.0 50.0 −50.0 [−61.1, −37.8] ↓ forgotten 2 ✗" in rows
+    assert "maths 80 100.0 50.0 −50.0 [−64.4, −34.3] ↓ forgotten 2 ✗" in rows
     assert lines[-4].isspace()
     assert lines[-3:] == [
         "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early.",
