@@ -879,8 +879,47 @@ def draw_any(random: np.random.Generator) -> Difference:
     return compare_scores(np.maximum(-d, 0), np.maximum(d, 0), sampling)
 
 
+def find_critical_levels(p_value: float) -> list[float]:
+    """Of the levels 5 %/k, k = 1 to 20: the least that shows a p-value, the most that does not."""
+    levels = [ALPHA / k for k in range(1, 21)]
+    shown = [level for level in levels if p_value < level]
+    return [*shown[-1:], *[level for level in levels if level not in shown][:1]]
+
+
+def count_contradictions(n: int, random: np.random.Generator, most: int) -> tuple[int, int]:
+    """Count contradictions over all tables of `n` answers, or over so many drawn ones.
+
+    A table with lost and gained answers exchanged is the same one turned round. Levels between the
+    critical ones leave a verdict as it is, and its interval wider.
+
+    Returns:
+        Contradictions, and pairs of verdict and interval.
+    """
+    n_wrong = n_all = 0
+    tables = [(a, b) for a in range(n + 1) for b in range(min(a, n - a) + 1)]
+    if len(tables) > most:
+        tables = [tables[i] for i in random.choice(len(tables), most, replace=False)]
+    for lost, gained in tables:
+        d = count_difference(lost, gained, n)
+        for margin in (0.02, 0.03, 0.05):
+            p_equal = d.equivalence_p_value(margin)
+            for change in find_critical_levels(d.p_value):
+                for equal in find_critical_levels(p_equal):
+                    verdict = Verdict.retained
+                    if p_equal >= equal:
+                        signs = {-1: Verdict.forgotten, 0: Verdict.undecided, 1: Verdict.improved}
+                        verdict = signs[d.shown_sign(change)]
+                    decision = Decision(verdict, d.p_value, p_equal, change, equal)
+                    n_all += 1
+                    n_wrong += contradicts(decision, decision.form_interval(d, margin), margin)
+    return n_wrong, n_all
+
+
 def agree_with_verdicts(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """Verdicts and the intervals beside them: whether they contradict each other, and cover."""
+    for n in (20, 50, 100, 300):
+        n_wrong, n_all = count_contradictions(n, random, draws // 4)
+        yield "contradictions", f"{n_all:,} verdicts on tables of {n} answers", str(n_wrong), "0"
     n_wrong = 0
     for _ in range(draws // 8):
         margin, found = random.choice([0.02, 0.03, 0.05]), [draw_any(random) for _ in range(4)]
