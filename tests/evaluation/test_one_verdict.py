@@ -102,7 +102,7 @@ def judge_everywhere(
     }
     callback = slimdown.ForgettingCallback(tasks, every=0, **asked)
     state = SimpleNamespace(
-        is_world_process_zero=True, global_step=0, epoch=None, log_history=list[Any]()
+        is_world_process_zero=True, global_step=0, max_steps=1, epoch=None, log_history=list[Any]()
     )
     trained: Any = {"model": models[0], "processing_class": tokenizer}
     callback.on_train_begin(None, state, None, **trained)
