@@ -23,7 +23,7 @@ from slimdown.config.schema import EvaluationConfig, ResolvedBenchmark
 from slimdown.evaluation.evaluation_cache import evaluation_key
 from slimdown.evaluation.samples import read_samples
 from slimdown.judging.findings import Findings
-from slimdown.tracking.base_evaluations import open_base_cache
+from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.recorded_settings import digest_settings, read_settings
 from slimdown.tracking.resume import run_key
 from slimdown.utils.errors import ConfigError, DataError
@@ -124,13 +124,13 @@ def test_the_same_settings_find_a_finished_run(
 
 
 def test_the_same_questions_find_a_measured_base(
-    record: Path, answers: dict[str, Any], composed: Compose, monkeypatch: Patch
+    record: Path, answers: dict[str, Any], composed: Compose, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     overrides = read_artifact(record, answers["ids"][LORA], "overrides.txt").splitlines()
     config = composed(*overrides, f"tracking.uri=sqlite:///{record}/mlruns/mlflow.db")
     plain = config.evaluation
     plain.apply_chat_template = False  # what `auto` came to
-    cache = open_base_cache(config)
+    cache = RecordedEvaluations(config, "base", tmp_path)
     lines = {line[:40]: line for line in (record / "keys.jsonl").read_text().splitlines()}
     by_task = {one.task: (name, one) for name, one in config.benchmark.items()}
     n_found = 0
@@ -146,9 +146,9 @@ def test_the_same_questions_find_a_measured_base(
         other = EvaluationConfig(**vars(plain) | {"system_instruction": "Be brief."})
         assert evaluation_key(*parts, other) != key
         if found := cache.find(key, name, ResolvedBenchmark.of(benchmark)):
-            assert found.origin.startswith("run ")
+            assert found.origin.startswith("run "), (key, name)
             n_found += len(found.samples)
-    assert n_found == 3 * 12  # of the base; tuned models are in no store
+    assert n_found == 2 * 3 * 12  # of the base in nf4, and as it is; tuned models are in no store
 
 
 def test_another_format_is_refused_by_its_number(
