@@ -438,6 +438,6 @@ def explain_table(findings: Findings) -> str:
     """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
     is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
-    legend = f"Points [95 % interval{'; 90 % at =, retained' if is_retained else ''}]"
+    legend = f"Points [an interval of at least 95 %{'; of 90 % at =, retained' * is_retained}]"
     legend += "; * target task" if Role.target in roles else ""
     return legend + (f"; verdicts corrected for {n} benchmarks." if n > 1 else ".")

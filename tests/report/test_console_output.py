@@ -63,8 +63,8 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
     console.show_findings(findings, with_details=True)
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
-        "How to read this: Points [95 % interval; 90 % at =, retained]; * target task; verdicts "
-        "corrected for 5 benchmarks.",
+        "How to read this: Points [an interval of at least 95 %; of 90 % at =, retained]; "
+        "* target task; verdicts corrected for 5 benchmarks.",
         "Undecided: calm. 20 questions show a change of 41.8 points at 80 % power; if the change "
         "is as it looks, about ",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
