@@ -2,6 +2,11 @@
 
 A run with evaluation.holdout is judged on the questions that are held out.
 
+Examples:
+  slimdown check 3f2a --max-loss 0.02
+  slimdown check 3f2a --register support --alias champion
+  slimdown check 3f2a --against models:/support@champion --register support --alias champion
+
 Exit code:
   0  every loss is shown to be within its budget
   1  a loss beyond its budget is shown (falsely in 5 % at most), or with --overall that the
@@ -11,19 +16,21 @@ Exit code:
 """
 
 import argparse
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, write_notes
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.methods import METHODS, Method
-from slimdown.judging.budgets import Gate
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import judge
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.tables import write_table
-from slimdown.tracking import run_reader
+from slimdown.tracking import registry, run_reader
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import TrackingError
@@ -44,26 +51,48 @@ def main(argv: list[str]) -> int:
     formats = ("text", "markdown", "junit", "json")
     about = "junit: XML with a test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=about)
+    about = "at exit code 0, register the run's model in MLflow by this name, once"
+    parser.add_argument("--register", metavar="NAME", default="", help=about)
+    about = "with --register: the alias that points to it then, such as champion"
+    parser.add_argument("--alias", default="", help=about)
+    about = "models:/NAME@ALIAS: judge by what is lost from that model, and not from the base"
+    parser.add_argument("--against", metavar="URI", default="", help=about)
     options = parser.parse(name_budgets(argv))
+    if options.alias and not options.register:
+        parser.error("--alias names what --register registers; give --register NAME, too")
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
 
 def _check(options: argparse.Namespace) -> int:
     rules = read_rules(options)
+    if options.register:
+        registry.check_names(options.register, options.alias)
     run = run_reader.find_run(options.tracking, options.run)
     findings, notes = run_reader.check_finished(run), list[str]()
+    if options.register:
+        registry.check_in_record(run)
+    rules.check(findings)  # a mistake ends here, and counts as no look
+    read: Callable[[], tuple[Evaluation, Evaluation]]
+    read = cache(partial(run_reader.read_evaluations, options.tracking, run))
+    base_name = run.params.get("model.id", "base")
+    if options.against:
+        champion = registry.find_registered(options.tracking, options.against)
+        base_name = f"{champion.name} version {champion.version}"
+        if champion.run.run_id == run.run_id:
+            raise TrackingError(f"--against {options.against} is this run's own model")
+        run_reader.check_finished(champion.run)
+        _, of_champion = run_reader.read_evaluations(options.tracking, champion.run)
+        read = partial(_pair_with, of_champion, read)
+        findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
+        notes.append(f"base is {base_name}: run {champion.run.name}.")
     if run.holdout:
-        rules.check(findings)  # a mistake ends here, and counts as no look
-        evaluations = run_reader.read_evaluations(options.tracking, run)
-        half = take_held_out(options.tracking, run, evaluations, run.holdout)
-        findings = judge(half.base, half.tuned)
+        half = take_held_out(options.tracking, run, read(), run.holdout)
+        read = half.pair
         notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
         notes += half.explain_looks()
-        gate = rules.decide(findings, lambda: (half.base, half.tuned))
-    else:
-        read = partial(run_reader.read_evaluations, options.tracking, run)
-        gate = rules.decide(findings, read)
-    models = run.params.get("model.id", "base"), f"{run.name} ({run.run_id[:8]})"
+        findings = judge(half.base, half.tuned)
+    gate = rules.decide(findings, read)
+    models = base_name, f"{run.name} ({run.run_id[:8]})"
     title, outcome = " → ".join(models), text.describe_outcome(gate)
     if options.format == "text":
         show_findings(findings, title, gate, _advise(run, gate), notes)
@@ -76,7 +105,19 @@ def _check(options: argparse.Namespace) -> int:
         run_reader.record_outcome(options.tracking, run, outcome)
     except TrackingError as error:
         write_notes([f"The record does not take the outcome: {error}"])
+    if options.register and gate.outcome is Outcome.within:
+        names = options.register, options.alias
+        version = registry.register_model(options.tracking, run, *names, outcome)
+        alias = f", {options.alias}" if options.alias else ""
+        write_notes([f"registered: models:/{options.register}/{version}{alias}"])
     return int(gate.outcome)
+
+
+def _pair_with(
+    champion: Evaluation, read: Callable[[], tuple[Evaluation, Evaluation]]
+) -> tuple[Evaluation, Evaluation]:
+    """Return the champion's answers in the place of the base's."""
+    return champion, read()[1]
 
 
 def _advise(run: RunRecord, gate: Gate) -> str:

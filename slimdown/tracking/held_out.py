@@ -30,6 +30,10 @@ class HeldOutHalf:
     tuned: Evaluation
     n_models: int
 
+    def pair(self) -> tuple[Evaluation, Evaluation]:
+        """Return the answers of base and tuned model."""
+        return self.base, self.tuned
+
     def explain_looks(self, n_corrected: int = 1) -> list[str]:
         """Say that these questions judged more models than the verdicts are corrected for."""
         if self.n_models <= n_corrected:
