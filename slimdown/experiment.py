@@ -143,13 +143,12 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         findings = replace(findings, not_run=not_run)
         gate = decide_by_settings(findings)
         files = render_run_files(findings, config, info, run.run_id, gate)
+        model_files = dict[str, str]()
         if training:
-            card = render_model_card(findings, config, base)
-            files[f"{training.output_dir.name}/README.md"] = card
+            model_files["README.md"] = render_model_card(findings, config, base)
             if train_data and train_data.holds_conversations:  # tuned=ADAPTER is asked alike
-                template = base.tokenizer.chat_template
-                files[f"{training.output_dir.name}/chat_template.jinja"] = template
-        run.save(findings, files)
+                model_files["chat_template.jinja"] = base.tokenizer.chat_template
+        run.save(findings, files, model_files)
     is_of_sweep = info.sweep is not None  # its pages hold the sentences, and its end the table
     title = f"{config.model.id} → {config.tuned or info.name}"
     can_scale = config.tuned is not None or config.method.facts.scales
@@ -226,7 +225,7 @@ def measure_base(config: RunConfig) -> None:
     shares = not config.method.facts.learns_prompt
     evaluator = Evaluator(tasks, evaluation, shares)
     with console.progress_bar("measuring the base", "questions") as on_progress:
-        evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
+        evaluator.evaluate(base, open_base_cache(config, base), on_progress=on_progress)
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,8 @@ def measure_scales(
         console.progress_bar("measuring the base", "questions") as on_progress,
         disabled_adapters(base.model) if folder else nullcontext(),
     ):
-        base_evaluation = evaluator.evaluate(base, open_base_cache(config), None, on_progress)
+        cache = open_base_cache(config, base)
+        base_evaluation = evaluator.evaluate(base, cache, None, on_progress)
     folder_of_all = local_dir(config.tracking) / "scales"
     cache = RecordedEvaluations(config, "tuned", folder_of_all, is_shared=True)
     evaluations, losses = {}, {}

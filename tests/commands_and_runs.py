@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 
 Result = subprocess.CompletedProcess[str]
@@ -57,6 +58,13 @@ def find_runs(client: MlflowClient, kind: str = "tuned") -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.`slimdown.kind` = '{kind}'"
     return list(client.search_runs(experiments, query, order_by=["attributes.start_time"]))
+
+
+def find_trained(client: MlflowClient, run_id: str) -> Path:
+    """Download what a run trained, as MLflow's own users do."""
+    [output] = client.get_run(run_id).outputs.model_outputs
+    place = client.get_logged_model(output.model_id).artifact_location
+    return Path(download_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri))
 
 
 class QuietHandler(BaseHTTPRequestHandler):

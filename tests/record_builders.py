@@ -103,7 +103,8 @@ def save_answers(run: TrackedRun, config: RunConfig, scores: Scores = LOST, key:
             cache.save(f"{key}{number}", name, one)
     share = config.evaluation.holdout
     findings = judge(open_part(base, share), open_part(tuned, share))
-    run.save(findings, {"report.md": "# report", "report.html": "<p>page</p>"})
+    pages = {"report.md": "# report", "report.html": "<p>page</p>"}
+    run.save(findings, pages, {"adapter_config.json": "{}"})
 
 
 def record_run(config: RunConfig, name: str, scores: Scores = LOST, **fields: Any) -> str:

@@ -76,7 +76,9 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     page = find_page(folder, chat.stdout).read_text()
     assert "Asked with apply_chat_template=True: pocket_math." in page
 
-    adapter = next((folder / "mlruns/artifacts").glob("*/artifacts/adapter"))
+    places = (folder / "mlruns/artifacts/models").glob("*/artifacts/adapter_config.json")
+    adapter = next(places).parent
+    assert (adapter / "chat_template.jinja").is_file()
     tuned = call_verb(
         folder, "run", "model=pocket", "model.id=chatty", *FEW[2:], f"tuned={adapter}"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import call_verb, run_command
+from commands_and_runs import call_verb, find_trained, run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -171,12 +171,8 @@ def test_a_recipe_trains_on_conversations_and_asks_through_the_template(
     assert done.returncode == 0, done.stderr
     assert "dataset.alpaca_chat: 1 rows that cannot be trained on are skipped" in done.stdout
     run = find_run(store)
-    assert (
-        "<|im_start|>assistant"
-        in Path(
-            store.download_artifacts(run.info.run_id, "adapter/chat_template.jinja")
-        ).read_text()
-    )
+    template = find_trained(store, run.info.run_id) / "chat_template.jinja"
+    assert "<|im_start|>assistant" in template.read_text()
     [conditions] = [read_findings(store, run)["conditions"]]
     assert conditions["gsm8k.apply_chat_template"] == "True"
 
@@ -321,7 +317,7 @@ def test_logs_of_the_harness_are_judged_as_the_run_is(store: MlflowClient, tmp_p
     done = call_verb(tmp_path, "run", *arguments)
     assert done.returncode == 0, done.stderr
     run = find_run(store)
-    adapter = store.download_artifacts(run.info.run_id, "adapter")
+    adapter = find_trained(store, run.info.run_id)
     asked: Any = {"model": "local/stories260K", "num_fewshot": 0, "limit": 16}
     asked["topics"] = ["hellaswag", "gsm8k", "mmlu/default"]
     for name, stock_adapter in (("base", None), ("tuned", adapter)):

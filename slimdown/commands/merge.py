@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slimdown.commands import arguments
-from slimdown.utils.errors import ModelError
+from slimdown.utils.errors import ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
 
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     from slimdown.config.schema import Device, Dtype
+    from slimdown.tracking.derived_models import record_merged
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
@@ -90,6 +91,11 @@ def _merge(options: argparse.Namespace) -> int:
         merged = MergedModel(out.name, dtype, is_original)
         card = render_model_card(findings, config, base, merged=merged)
         write_atomically(draft / "README.md", card)
+    how = {"dtype": str(dtype), "onto": options.onto}
+    try:
+        record_merged(options.tracking, run, out, how)
+    except TrackingError as error:
+        arguments.write_notes([f"The record does not take the model: {error}"])
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6
     console.show_line(f"{run.name}, merged, {dtype}, {size:,.1f} MB: {out}")
     return 0

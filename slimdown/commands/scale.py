@@ -39,6 +39,7 @@ from slimdown.report.findings_report import add_outcome, findings_table
 from slimdown.report.model_card import render_model_card
 from slimdown.report.text import describe_budgets, summarize_briefly
 from slimdown.tracking import run_reader
+from slimdown.tracking.derived_models import record_scaled
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, ModelError
@@ -190,6 +191,7 @@ def _choose(
                 card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
             show_places({"model": str(options.save)})
+            record_scaled(options.tracking, run, chosen.scale, options.save, held)
     return int(outcome)
 
 

@@ -80,6 +80,17 @@ def base_settings(config: RunConfig) -> dict[str, object]:
     return {key: flat[key] for key in flat if key.startswith(sections) and key not in read_later}
 
 
+def describe_identity(config: RunConfig) -> dict[str, str]:
+    """Return the few settings by which people tell runs apart, as texts by dotted key."""
+    flat = flatten(config)
+    named = ("model.id", "tuned", "method.name", "lora.r", "train.learning_rate", "keep.name")
+    about = {key: str(flat[key]) for key in (*named, "seed") if key in flat}
+    about["quantization"] = config.quantization.name
+    about |= {"dataset": ",".join(config.dataset), "benchmark": ",".join(config.benchmark)}
+    idle = config.idle_sections
+    return {k: v for k, v in about.items() if v and k.partition(".")[0] not in idle}
+
+
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
     """Name a run by its model and by what the command line changed in its training.
 

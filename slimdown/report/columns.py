@@ -99,7 +99,10 @@ def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) ->
 
 
 def collect_metrics(findings: Findings) -> dict[str, float]:
-    """Return what MLflow records of each benchmark, by name and benchmark."""
+    """Return what MLflow records of each benchmark: points or percent with two digits.
+
+    The names are those of a column's values, and the benchmark behind a slash.
+    """
     metrics: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
         row = FindingRow(findings, name, benchmark.metric)
@@ -107,7 +110,8 @@ def collect_metrics(findings: Findings) -> dict[str, float]:
             values = column.show(row).values if Place.mlflow in column.places else {}
             chosen = values if column.metrics is None else column.metrics
             numbers = {key: values.get(key) for key in chosen}
-            metrics |= {f"{k}/{name}": v for k, v in numbers.items() if isinstance(v, int | float)}
+            shares = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
+            metrics |= {f"{key}/{name}": round(100 * v, 2) for key, v in shares.items()}
     return metrics
 
 

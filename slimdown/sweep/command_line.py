@@ -23,7 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
@@ -43,6 +43,7 @@ _MOST_REPEATS = 20  # with more, too: most often all runs have the same problem
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 _TEXT_LISTS = (list[str], list[str] | None)
 _PRESETS = ("experiment", "suite")  # groups of which none need be chosen
+_NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", *_PRESETS)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class ComposedRun:
     overrides: list[str]
     config: RunConfig
     model: str = ""  # the choice of the group `model`, or the name of an adapter's base
+    shown: dict[str, str] = field(default_factory=dict)  # what was set, or differs from the files
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ class _Composer:
         try:
             composed, model = deepcopy(self._compose_files(choices))
             if (base := self._find_base(composed, overrides)) and base.id != POCKET:
-                composed, _ = deepcopy(self._compose_files([*choices, "model=any"]))
+                choices.append("model=any")
+                composed, _ = deepcopy(self._compose_files(choices))
                 composed.model.id, composed.model.revision = base.id, base.revision
                 model = Path(base.id).name
         except Exception as error:  # the content of a user's own file may raise anything
@@ -285,7 +288,32 @@ class _Composer:
         for text in texts:
             if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
-        return ComposedRun(texts, config, model)
+        return ComposedRun(texts, config, model, self._choose_shown(composed, choices, overrides))
+
+    def _choose_shown(
+        self, composed: DictConfig, choices: Sequence[str], overrides: Sequence[Override]
+    ) -> dict[str, str]:
+        """Choose the settings that MLflow shows: what was set, and what differs from the files.
+
+        What a preset changes in the files of other groups is shown; what its interpolations make
+        of other settings is not.
+        """
+        by_group = [choice.lstrip("+").partition("=") for choice in choices]
+        groups = {group: choice for group, _, choice in by_group}
+        files = list(choices)
+        if groups.keys() & {*_PRESETS}:  # they may choose other files
+            files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
+            files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
+        before, after = (_list_values(one) for one in (self._compose_files(files)[0], composed))
+        given = [override.key_or_group for override in overrides]
+        shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
+        for key, value in after.items():
+            is_given = any(key == one or key.startswith(f"{one}.") for one in given)
+            if (is_given or value != before.get(key)) and not key.startswith(_NOT_SHOWN):
+                value = OmegaConf.select(composed, key)
+                is_list = isinstance(value, ListConfig)
+                shown[key] = ",".join(map(str, value)) if is_list else str(value)
+        return shown
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
         """Return the base that an adapter was made on, unless a model is chosen already."""
@@ -314,6 +342,21 @@ class _Composer:
                         del composed.benchmark[name]
             self._files[choice] = composed, str(hydra.runtime.choices["model"])
         return self._files[choice]
+
+
+def _list_values(composed: DictConfig) -> dict[str, Any]:
+    """Return every value by its dotted key, with interpolations as they stand; lists are whole."""
+    values: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and ".args." not in prefix:
+            for key, value in node.items():
+                walk(value, f"{prefix}{key}.")
+        else:
+            values[prefix[:-1]] = node
+
+    walk(OmegaConf.to_container(composed, resolve=False), "")
+    return values
 
 
 def _split_sweep(override: Override) -> Iterator[Override]:

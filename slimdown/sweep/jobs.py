@@ -205,6 +205,7 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
             info,
             name=redact_leaf(run_name(run.model, run.overrides, swept)),
             overrides=run.overrides,
+            shown=run.shown,
             run_key=key,
             resume_run_id=resume_run_id,
         )

@@ -3,23 +3,29 @@
 import logging
 import shutil
 import tempfile
+import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slimdown.config.naming import base_settings
+from slimdown.config.naming import describe_identity
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import provenance, store
+from slimdown.tracking.datasets import describe_questions
+from slimdown.tracking.logged_models import ModelRecord, describe_base, link_models, log_base
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact_leaf
+
+if TYPE_CHECKING:  # it imports torch
+    from slimdown.models.base_model import LoadedModel
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +59,9 @@ class RecordedEvaluations(EvaluationCache):
         self._config, self._folder, self._keeps_files = config, folder, keeps_files
         self._is_shared = is_shared
         self._holder = ""  # the run of kind baseline that takes what is measured here
+        self._experiment_id = ""  # of that run
         self._names: list[str] = []  # of its benchmarks
+        self.base: ModelRecord | None = None  # what MLflow shows the base as, once it is loaded
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Return a lock, so that one process of this machine at a time finds or measures a base."""
@@ -123,6 +131,8 @@ class RecordedEvaluations(EvaluationCache):
         self, key: str, name: str, evaluation: BenchmarkEvaluation, file: Path, held: ExitStack
     ) -> None:
         """Send a base's evaluation to its run, which is made for the first one."""
+        from mlflow.entities import Metric
+
         client = store.open_store(self._config.tracking)
         is_first = not self._holder
         if is_first:
@@ -134,7 +144,15 @@ class RecordedEvaluations(EvaluationCache):
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copy(file, f"{folder}/{key}.parquet")
             client.log_artifact(self._holder, copy, "samples")
-        client.log_metric(self._holder, f"base/{name}", evaluation.score.value)
+        questions, base_id = describe_questions(name, evaluation), None
+        client.log_inputs(self._holder, [questions])
+        if self.base:
+            where = self._config.tracking, self._experiment_id
+            base_id = log_base(client, *where, self.base)
+            link_models(client, self._holder, base_id)
+        score, now = round(100 * evaluation.score.value, 2), int(time.time() * 1000)
+        about = base_id, questions.dataset.name, questions.dataset.digest
+        client.log_batch(self._holder, [Metric(f"base/{name}", score, now, 0, *about)])
         # After the samples: whoever finds the tag finds them.
         client.set_tag(self._holder, f"{Tag.evaluation}{key}", name)
         if is_first:
@@ -149,7 +167,8 @@ class RecordedEvaluations(EvaluationCache):
         tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
         tags[Tag.host] = provenance.name_machine()
         with store.lock(tracking, "baselines"):
-            run_id = store.create_run(client, tracking, "base", tags).info.run_id
+            info = store.create_run(client, tracking, "base", tags).info
+            run_id, self._experiment_id = info.run_id, info.experiment_id
             running = "attributes.status = 'RUNNING'"
             for run in find_runs(tracking, [tracking.experiment], "", running, kind="baseline"):
                 if run.run_id != run_id and is_abandoned(tracking, run):
@@ -158,7 +177,9 @@ class RecordedEvaluations(EvaluationCache):
                     end(run.run_id)
             held.enter_context(store.lock_run(tracking, run_id))
         self._holder = run_id
-        store.log_settings(client, run_id, base_settings(self._config))
+        about = describe_identity(self._config)
+        of_base = ("model.id", "quantization")
+        store.log_settings(client, run_id, {key: about[key] for key in of_base})
 
     def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> Path:
         file = self._locate(key, name)
@@ -182,11 +203,14 @@ class RecordedEvaluations(EvaluationCache):
         return self._folder / "evaluations" / f"{key}.{self.model}-{name}.parquet"
 
 
-def open_base_cache(config: RunConfig) -> RecordedEvaluations:
+def open_base_cache(config: RunConfig, base: "LoadedModel | None" = None) -> RecordedEvaluations:
     """Return the evaluations of bases in the store, for measuring a base without a run.
 
     Args:
         config: The settings of any run on this base.
+        base: The base, as MLflow shall show it.
     """
     folder = store.local_dir(config.tracking) / "bases"
-    return RecordedEvaluations(config, "base", folder, keeps_files=False, is_shared=True)
+    cache = RecordedEvaluations(config, "base", folder, keeps_files=False, is_shared=True)
+    cache.base = describe_base(base) if base else None
+    return cache

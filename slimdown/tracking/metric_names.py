@@ -1,15 +1,21 @@
 """The metrics and tags of a run, written and read by these names; docs/metrics.md explains each."""
 
 from enum import StrEnum
+from itertools import takewhile
 from math import isfinite, nan
 from typing import TYPE_CHECKING
 
+from slimdown.config.schema import Role
 from slimdown.report.columns import collect_metrics
+from slimdown.report.verdict_styles import find_style
 
 if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 
+OF_TUNED = frozenset({"learned", "learned_loss", "kept"})
+"""The metrics of a tuned model that belong to no single benchmark."""
+_LOSSES_FIRST = "↓?↑="
 DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
 
 
@@ -23,6 +29,7 @@ class Tag(StrEnum):
     sweep = "slimdown.sweep"
     headline = "slimdown.headline"
     model = "slimdown.model"
+    model_key = "slimdown.model_key"  # of a logged model: equal ones are one model
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
@@ -30,17 +37,41 @@ class Tag(StrEnum):
     scaled = "slimdown.scaled"  # when `slimdown scale` began to measure it
     evaluation = "slimdown.evaluation."
     change = "change/"  # begins the name of a metric
-    verdict = "verdict/"  # begins a param: its column can be sorted, unlike a tag's
 
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
-    """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash."""
+    """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash.
+
+    `learned` is the mean change of the targets in points, `kept` that of the other benchmarks, both
+    without what may not be claimed about; `learned_loss` is how far the loss on held-out rows fell,
+    in nats a token.
+    """
     metrics = collect_metrics(findings)
+    for name, role in (("learned", Role.target), ("kept", Role.retained)):
+        metrics[name] = round(100 * findings.mean_change(role).value, 2)
+    if training := findings.training:
+        fall = training.validation_loss_before - training.validation_loss_after
+        metrics["learned_loss"] = round(fall, 4)
     evaluations = [one for one in (findings.base, findings.tuned) if one]
     metrics["cost/evaluation_seconds"] = sum(one.seconds for one in evaluations)
     peaks = [one.peak_bytes for one in (*evaluations, findings.training) if one]
     metrics["cost/peak_memory_bytes"] = max(filter(isfinite, peaks), default=nan)
-    return metrics
+    return {key: value for key, value in metrics.items() if isfinite(value)}
+
+
+def describe_verdicts(findings: "Findings") -> str:
+    """Return the sign of each verdict in one line, losses first: `math ↓ cs ?`.
+
+    Names lose what all of them begin with.
+    """
+    words = {name: name.split("_") for name in findings.benchmarks}
+    columns = zip(*(of_name[:-1] for of_name in words.values()), strict=False)
+    n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
+    shown = [
+        f"{'_'.join(words[name][n_shared:])} {find_style(one.verdict.value).sign}"
+        for name, one in findings.benchmarks.items()
+    ]
+    return " ".join(sorted(shown, key=lambda text: _LOSSES_FIRST.index(text[-1])))
 
 
 def describe_headline(findings: "Findings") -> str:

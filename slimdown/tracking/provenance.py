@@ -48,6 +48,7 @@ class RunInfo:
     Args:
         name: Shown in tables and in MLflow.
         overrides: What the command line changed.
+        shown: Settings that MLflow shows beside the few of every run.
         sweep: The name that all runs of one command share.
         run_key: See `resume.run_key`; empty: the run is never skipped or resumed.
         environment: Versions and machine.
@@ -58,6 +59,7 @@ class RunInfo:
 
     name: str
     overrides: Sequence[str] = ()
+    shown: Mapping[str, str] = field(default_factory=dict)
     sweep: str | None = None
     run_key: str = ""
     environment: Mapping[str, Any] = field(default_factory=collect_environment)

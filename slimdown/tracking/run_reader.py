@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,7 +20,7 @@ from slimdown.config.schema import Backend, ResolvedBenchmark, RunConfig, Tracki
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import escape_markdown
-from slimdown.tracking import store
+from slimdown.tracking import logged_models, store
 from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (
     FILE as SETTINGS,
@@ -87,7 +86,7 @@ def find_runs(
                 experiment=names[info.experiment_id],
                 status=info.status,
                 started=datetime.fromtimestamp((info.start_time or 0) / 1000, UTC),
-                params=_expand_params(run.data.params),
+                params=dict(run.data.params),
                 tags=tags,
                 artifact_uri=info.artifact_uri or "",
             )
@@ -249,12 +248,8 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        recorded = {one.path for one in client.list_artifacts(run.run_id)}
-        for name in [name for name in ("adapter", "model") if name in recorded]:
-            path = Path(client.download_artifacts(run.run_id, name, str(folder)))
-            if any(path.iterdir()):
-                return path
-    raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
+        model = logged_models.find_made_model(client, run.run_id)
+        return logged_models.download_model(client, model, folder)
 
 
 def begin_scaling(tracking: TrackingConfig, run: RunRecord) -> None:
@@ -300,22 +295,6 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str) -> No
         rest = _OUTCOME.sub("", description)
         text = f"**{escape_markdown(outcome)}**\n\n{rest}"
         client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
-
-
-def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
-    """Return settings as MLflow shows them, by dotted key; see `store.log_settings`."""
-    settings: dict[str, str] = {}
-    for key, value in params.items():
-        if key.startswith(Tag.verdict):
-            continue
-        section: Any = None
-        with suppress(ValueError):
-            section = json.loads(value) if value.startswith("{") else None
-        if isinstance(section, dict):
-            settings |= {f"{key}.{name}": str(one) for name, one in section.items()}
-        else:
-            settings[key] = value
-    return settings
 
 
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:

@@ -7,23 +7,37 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING
 
 from filelock import Timeout
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
-from slimdown.config.naming import NOT_IN_KEY, flatten
+from slimdown.config.naming import describe_identity
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
 from slimdown.judging.findings import Findings
 from slimdown.tracking import recorded_settings, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
+from slimdown.tracking.datasets import describe_questions, describe_rows
+from slimdown.tracking.logged_models import (
+    ModelKind,
+    ModelRecord,
+    describe_base,
+    describe_made,
+    describe_named,
+    link_models,
+    log_base,
+    log_model,
+)
 from slimdown.tracking.metric_names import (
     DESCRIPTION,
+    OF_TUNED,
     Tag,
     collect_finding_metrics,
     describe_headline,
+    describe_verdicts,
 )
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
 from slimdown.utils.errors import SlimdownError, TrackingError, list_causes
@@ -38,6 +52,15 @@ if TYPE_CHECKING:  # they import torch
 
 _FLUSH_SECONDS = 5.0  # 200 single calls take 4.2 s, one batch of them 0.03 s
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run sends: its metrics, the questions that they are of, and the verdicts."""
+
+    metrics: Mapping[str, float]
+    questions: "Mapping[str, DatasetInput]"  # by benchmark
+    verdict: str
 
 
 class TrackedRun:
@@ -61,7 +84,8 @@ class TrackedRun:
         Raises:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
         """
-        self._tracking = tracking = config.tracking
+        self._config, self._tracking = config, config.tracking
+        tracking = config.tracking
         self.client = client = store.open_store(tracking)
         settings_text = recorded_settings.write_settings(config)
         tags = {
@@ -91,10 +115,9 @@ class TrackedRun:
                 run = store.create_run(client, tracking, info.name, tags)
                 (store.local_dir(tracking) / "runs" / run.info.run_id).mkdir(parents=True)
                 self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
+            self._shown = describe_identity(config) | dict(info.shown)
             if not run.data.params:  # a new one, or one that was killed before it had them
-                values = {k: v for k, v in flatten(config).items() if v != "???"}
-                settings = {k: values[k] for k in values if not k.startswith(NOT_IN_KEY)}
-                store.log_settings(client, run.info.run_id, settings)
+                store.log_settings(client, run.info.run_id, self._shown)
             self.run_id: str = run.info.run_id
             self._experiment_id: str = run.info.experiment_id
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
@@ -105,15 +128,23 @@ class TrackedRun:
         self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
+        self._model_files = self.folder / "model"  # what was trained
         for draft in self._artifacts.rglob(".*.draft"):  # left by a process that was killed
             draft.unlink()
         history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
         self._steps = {metric.step for metric in history}
         # MLflow's page Compare begins with what was recorded first: a change, and not the loss.
-        names, now = config.benchmark if not info.resume_run_id else (), int(time.time() * 1000)
-        self._metrics = [Metric(f"{Tag.change}{name}", nan, now, 0) for name in names]
+        # What is recorded once has the time of the start, so that nothing is there twice if it is
+        # delivered again.
+        self._started: int = run.info.start_time
+        names = config.benchmark if not info.resume_run_id else ()
+        self._metrics = [Metric(f"{Tag.change}{name}", nan, self._started, 0) for name in names]
         self._tags: list[RunTag] = []
-        self._verdicts: list[Param] = []
+        self._datasets: list[DatasetInput] = []
+        self._base: ModelRecord | None = None
+        self._base_id = ""
+        self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, self._shown)
+        self._results: Results | None = None
         self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
         texts = {recorded_settings.FILE: settings_text}
         texts["overrides.txt"] = "\n".join(map(redact_leaf, info.overrides))
@@ -124,9 +155,12 @@ class TrackedRun:
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
         self._add_tag(Tag.model, f"{base.id}@{base.revision} {base.quantization} {base.dtype}")
+        self._base = self.base_cache.base = describe_base(base)
+        self._try_to_send()
 
     def log_data(self, train_data: "TrainingData", contamination: "Contamination") -> None:
         """Record the datasets, and the questions that stand in their rows."""
+        self._datasets += describe_rows(train_data, self._config.dataset, contamination)
         names = ",".join(part.name for part in train_data.parts)
         self._add_tag(Tag.dataset, f"{names} {train_data.fingerprint}")
         if contamination.overlaps:
@@ -141,13 +175,7 @@ class TrackedRun:
             values = {f"train/{name}": v for name, v in step.values.items() if name != "num_tokens"}
             self._add_metrics(values, step.step)
         if time.monotonic() > self._next_flush:
-            try:
-                with store.explain_store_errors(self._tracking):
-                    self._send_pending()
-                self._next_flush = time.monotonic() + _FLUSH_SECONDS
-            except TrackingError as error:
-                self._next_flush = inf
-                _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
+            self._try_to_send()
 
     def log_tuned(self, tuned: "LoadedModel", training: "TrainingResult | None") -> None:
         """Record what was trained, or the origin of a model that was tuned elsewhere."""
@@ -157,18 +185,24 @@ class TrackedRun:
         names = ("validation_loss_before", "validation_loss_after", "base_divergence")
         metrics = {f"train/{name}": getattr(training, name) for name in names}
         self._add_metrics(metrics | {"cost/train_seconds": training.runtime_seconds})
-        target = self._artifacts / training.output_dir.name
-        shutil.copytree(training.output_dir, target, dirs_exist_ok=True)
+        shutil.copytree(training.output_dir, self._model_files, dirs_exist_ok=True)
 
-    def save(self, findings: Findings, files: Mapping[str, str | bytes]) -> None:
+    def save(
+        self,
+        findings: Findings,
+        files: Mapping[str, str | bytes],
+        model_files: Mapping[str, str] | None = None,
+    ) -> None:
         """Record the findings and the pages that show them.
 
         Args:
             findings: The findings that `judge` returns.
             files: Contents by path among the artifacts; the run's description shows `report.md`.
+            model_files: More files of what was trained.
         """
-        for path, content in files.items():
-            write_atomically(self._artifacts / path, content)
+        for folder, texts in ((self._artifacts, files), (self._model_files, model_files or {})):
+            for path, content in texts.items():
+                write_atomically(folder / path, content)
         write_atomically(self._artifacts / "findings.json", json.dumps(findings.to_dict()))
         samples = self._artifacts / "samples"
         samples.mkdir(exist_ok=True)
@@ -180,10 +214,14 @@ class TrackedRun:
                     shutil.copyfile(cache.files[name], file)
                 else:
                     write_samples(file, cache.model, name, one)
-        self._add_metrics(collect_finding_metrics(findings))
+        asked = findings.tuned.benchmarks if findings.tuned else {}
+        questions = {name: describe_questions(name, one) for name, one in asked.items()}
+        self._datasets += questions.values()
+        self._results = Results(
+            collect_finding_metrics(findings), questions, describe_verdicts(findings)
+        )
+        self._base = self._base or describe_named(self._config.model.id)
         self._add_tag(Tag.headline, describe_headline(findings))
-        judged = findings.benchmarks.items()
-        self._verdicts = [Param(f"{Tag.verdict}{name}", one.verdict.value) for name, one in judged]
         self._add_tag(DESCRIPTION, str(files.get("report.md", "")))
 
     def finish(self) -> None:
@@ -227,19 +265,59 @@ class TrackedRun:
         with store.explain_store_errors(self._tracking):
             self._send_pending()
             self.client.log_artifacts(self.run_id, str(self._artifacts))
-            with suppress(Exception):  # another version delivered its own before
-                self.client.log_batch(self.run_id, params=self._verdicts)
+            if self._results and status == "FINISHED":
+                self._send_results(self._results)
             self.client.set_terminated(self.run_id, status)
+
+    def _send_results(self, results: "Results") -> None:
+        """Send the tuned model, and the metrics of both models on the questions."""
+        folder = self._model_files if self._model_files.is_dir() else None
+        place = self.client, self._experiment_id
+        tuned_id = log_model(*place, self._tuned, self.run_id, folder)
+        link_models(self.client, self.run_id, self._base_id, tuned_id)
+        metrics = []
+        for key, value in results.metrics.items():
+            kind, _, name = key.partition("/")
+            of_model: dict[str, str] = {}
+            if question := results.questions.get(name):
+                dataset = question.dataset
+                of_model = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+            if question or key in OF_TUNED:
+                of_model["model_id"] = self._base_id if kind == "base" else tuned_id
+            metrics.append(Metric(key, value, self._started + 1, 0, **of_model))
+        for i in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run_id, metrics[i : i + 1000])
+        with suppress(Exception):  # another version delivered its own before
+            self.client.log_batch(self.run_id, params=[Param("verdict", results.verdict)])
+
+    def _try_to_send(self) -> None:
+        """Send what is there; a store that does not take it is not asked again until the end."""
+        if self._next_flush == inf:
+            return
+        try:
+            with store.explain_store_errors(self._tracking):
+                self._send_pending()
+            self._next_flush = time.monotonic() + _FLUSH_SECONDS
+        except TrackingError as error:
+            self._next_flush = inf
+            _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
 
     def _send_pending(self) -> None:
         store.check_store(self._tracking)  # MLflow would retry for minutes
+        if self._datasets:
+            self.client.log_inputs(self.run_id, self._datasets)
+            self._datasets = []
+        if self._base and not self._base_id:
+            place = self._tracking, self._experiment_id
+            self._base_id = log_base(self.client, *place, self._base)
+            link_models(self.client, self.run_id, self._base_id)
         for i in range(0, len(self._metrics), 1000):  # MLflow's limit for one batch
             self.client.log_batch(self.run_id, self._metrics[i : i + 1000])
         self.client.log_batch(self.run_id, tags=self._tags)
         self._metrics, self._tags = [], []
 
     def _add_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000) if step else self._started + 1
         finite = [(key, float(value)) for key, value in values.items() if isfinite(value)]
         self._metrics += [Metric(key, value, now, step) for key, value in finite]
 

@@ -27,14 +27,13 @@ def share_view(client: Any, experiment_id: str) -> None:
     runs = client.search_runs([experiment_id], finished, max_results=_N_RUNS)
     sweeps = [run.data.tags.get(Tag.sweep) for run in runs]
     newest = [run.data.params for run, name in zip(runs, sweeps, strict=True) if name == sweeps[0]]
-    # A section that is one param in JSON, such as a benchmark's, says nothing in a narrow column.
-    pairs = {pair for params in newest for pair in params.items() if not pair[1].startswith("{")}
-    n_values = Counter(key for key, _ in pairs if not key.startswith(Tag.verdict))
+    pairs = {pair for params in newest for pair in params.items() if pair[0] != "verdict"}
+    n_values = Counter(key for key, _ in pairs)
     columns = {f"params.`{key}`": 70 for key in sorted(n_values) if n_values[key] > 1}
     metrics = {key for run in runs for key in run.data.metrics if key.startswith(Tag.change)}
     names = sorted(key.removeprefix(Tag.change) for key in metrics)[:_N_BENCHMARKS]
-    for kind, prefix in (("metrics", Tag.change), ("params", Tag.verdict)):
-        columns |= {f"{kind}.`{prefix}{name}`": min(150, 80 + 6 * len(name)) for name in names}
+    columns |= {"params.`verdict`": 150}
+    columns |= {f"metrics.`{Tag.change}{name}`": min(150, 80 + 6 * len(name)) for name in names}
     chart = {"type": "BAR", "metricSectionId": "change", "runsCountToCompare": 10}
     keys = [f"{Tag.change}{name}" for name in names]
     view = {

@@ -3,7 +3,6 @@
 MLflow is imported inside functions: it takes 1.5 seconds.
 """
 
-import json
 import re
 import ssl
 import urllib.error
@@ -196,10 +195,25 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
 
 
-def create_run(client: Any, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Any:
-    """Create a run in the experiment, without secrets and without tags that are empty."""
+def create_run(
+    client: Any,
+    config: TrackingConfig,
+    name: str,
+    tags: Mapping[str, str],
+    experiment_id: str = "",
+) -> Any:
+    """Create a run without secrets and without tags that are empty.
+
+    Args:
+        client: A client of the store.
+        config: Address and experiment.
+        name: The run's name.
+        tags: Its tags.
+        experiment_id: Another experiment than that of the settings.
+    """
     texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in tags.items() if text}
-    run = client.create_run(find_experiment(client, config), None, texts, redact_leaf(name))
+    experiment_id = experiment_id or find_experiment(client, config)
+    run = client.create_run(experiment_id, None, texts, redact_leaf(name))
     check_run_id(run.info.run_id)
     return run
 
@@ -241,28 +255,15 @@ def list_experiments(config: TrackingConfig) -> dict[str, str]:
         return {one.experiment_id: one.name for one in experiments if one.name != "Default"}
 
 
-def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:
-    """Show settings as params; a dataset, a benchmark or some sections are one param in JSON.
+def log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None:
+    """Show settings as params of a run, for people; commands read them from elsewhere.
 
-    Long ones are cut: commands read the settings from elsewhere (`recorded_settings`).
-
-    Args:
-        client: A client of the store.
-        run_id: The id of the run.
-        settings: The settings by dotted keys, from `config.naming.flatten`.
+    Long ones are cut, see `recorded_settings`.
     """
     from mlflow.entities import Param
 
-    params: dict[str, Any] = {}
-    for key, value in redact_leaves(dict(settings))[0].items():
-        section, _, name = key.rpartition(".")
-        if section.partition(".")[0] in ("dataset", "benchmark", "quantization", "evaluation"):
-            params.setdefault(section, {})[name] = value
-        else:
-            params[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in params.items()}
-    entries = [Param(key, text[:_MAX_PARAM]) for key, text in texts.items()]
-    client.log_batch(run_id, params=entries)
+    texts = redact_leaves(dict(settings))[0].items()
+    client.log_batch(run_id, params=[Param(key, text[:_MAX_PARAM]) for key, text in texts])
 
 
 def first_line(error: BaseException) -> str:

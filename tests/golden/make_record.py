@@ -44,6 +44,12 @@ RUNS = {
     "tuned": ["tuned=adapter"],
 }
 """What `python -m slimdown.run` got besides `FEW_QUESTIONS`."""
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
+"""The tables and columns of the store that hold places."""
 CHECK = ["--max-loss=0.5"]
 SCALE = ["--scales=0.5,1", "--format=json"]
 # Appends the parts of each key of an evaluation to keys.jsonl.
@@ -109,7 +115,7 @@ def merge(folder: Path, run_id: str) -> dict[str, float] | str:
 def forget_machine(folder: Path) -> None:
     """Rewrite folder, host name and system in the store and the text files of its runs."""
     with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+        for table, column in PLACES:
             text = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
             store.execute(text, (str(folder), ROOT))
         where = "UPDATE tags SET value = 'workstation' WHERE value = ?"

@@ -40,7 +40,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(GOLDEN / "record.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+        places = ("artifact_location", "experiments logged_models"), ("artifact_uri", "runs")
+        for column, table in ((c, table) for c, tables in places for table in tables.split()):
             change = f"UPDATE {table} SET {column} = replace({column}, 'file:///records', ?)"
             store.execute(change, (folder.as_uri(),))
         store.commit()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import SMALL, call_verb, find_runs
+from commands_and_runs import SMALL, call_verb, find_runs, find_trained
 from mlflow import MlflowClient
 from record_builders import copy_store
 from safetensors.torch import load_file
@@ -68,8 +68,8 @@ for name, settings in cases.items():
         (folder / f"{name}.json").write_text(json.dumps(values))
 
 assert main(command) == 0
-adapters = folder.glob("mlruns/artifacts/*/artifacts/adapter")
-adapter = broadcast_from_main(str(*adapters) if process_rank() == 0 else None)
+adapters = folder.glob("mlruns/artifacts/models/*/artifacts/adapter_config.json")
+adapter = broadcast_from_main(str(next(adapters).parent) if process_rank() == 0 else None)
 assert main([f"tuned={adapter}", *asked]) == 0
 """
 STEPS = [*SMALL, "train.max_steps=4", "train.per_device_train_batch_size=4"]
@@ -159,7 +159,7 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
     runs = [by_two, by_one]
     losses = [store.get_run(i).data.metrics["train/validation_loss_after"] for i in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    folders = [Path(store.download_artifacts(run_id, "adapter")) for run_id in runs]
+    folders = [find_trained(store, run_id) for run_id in runs]
     adapters = [load_file(folder / "adapter_model.safetensors") for folder in folders]
     for name, expected in adapters[1].items():
         torch.testing.assert_close(adapters[0][name], expected, atol=1e-5, rtol=0)

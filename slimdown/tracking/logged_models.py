@@ -1,0 +1,174 @@
+"""The models of the record as MLflow's logged models: bases, and what was trained or made of it.
+
+A run's page and the tab "Models" show them with the metrics that were measured on them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking import store
+from slimdown.tracking.metric_names import Tag
+from slimdown.utils.errors import TrackingError
+from slimdown.utils.hashing import hash_json
+from slimdown.utils.secrets import redact_leaf
+
+if TYPE_CHECKING:
+    from slimdown.models.base_model import LoadedModel
+
+_MAX_NAME = 250  # characters of a model's name
+
+
+class ModelKind(StrEnum):
+    """How a model came about; MLflow shows it as the model's type."""
+
+    base = "base"
+    tuned = "tuned"
+    scaled = "scaled"
+    merged = "merged"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What the record says about a model.
+
+    Attributes:
+        kind: How it came about.
+        name: Shown in MLflow.
+        params: Its settings.
+        key: Models of one key are one model.
+    """
+
+    kind: ModelKind
+    name: str
+    params: Mapping[str, str]
+    key: str = field(repr=False)
+
+
+def describe_base(base: "LoadedModel") -> ModelRecord:
+    """Describe a base: runs on the same weights, quantized alike, share its entry."""
+    params = {
+        "model.id": base.id,
+        "model.revision": base.revision,
+        "quantization": base.quantization,
+        "dtype": base.dtype,
+    }
+    name = f"{base.id.rpartition('/')[2]} {base.quantization}"
+    return ModelRecord(ModelKind.base, name, params, f"base {hash_json(params)}")
+
+
+def describe_named(model_id: str) -> ModelRecord:
+    """Describe a base of which only the name is known, as logs name it."""
+    params = {"model.id": model_id}
+    return ModelRecord(ModelKind.base, model_id, params, f"base {hash_json(params)}")
+
+
+def describe_made(
+    kind: ModelKind, run_id: str, name: str, params: Mapping[str, str], detail: str = ""
+) -> ModelRecord:
+    """Describe a model that a run trained, or that was made of it; `detail` tells two apart."""
+    return ModelRecord(kind, name, params, f"{kind.value} {run_id} {detail}".rstrip())
+
+
+def log_model(
+    client: Any,
+    experiment_id: str,
+    record: ModelRecord,
+    run_id: str | None = None,
+    folder: Path | None = None,
+) -> str:
+    """Find a model in an experiment, or add it; one that a kill left half made is completed.
+
+    Args:
+        client: A client of the store.
+        experiment_id: The experiment.
+        record: What is said about the model.
+        run_id: The run that made it.
+        folder: Its files; they are in the record before the model is marked as ready.
+
+    Returns:
+        MLflow's id of the model.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    where = f"tags.`{Tag.model_key}` = '{record.key}'"
+    found = client.search_logged_models([experiment_id], where, max_results=1)
+    if found:
+        model = found[0]
+    else:
+        # MLflow forbids some signs, and others end a path: `runs:/RUN_ID/NAME` leads to the files.
+        name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
+        params = {key: redact_leaf(value) for key, value in record.params.items() if value}
+        about = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
+        model = client.create_logged_model(
+            experiment_id, name, run_id, about, params, record.kind.value
+        )
+    if str(model.status) != LoggedModelStatus.READY.value:
+        if folder:
+            client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return str(model.model_id)
+
+
+def log_base(client: Any, tracking: TrackingConfig, experiment_id: str, base: ModelRecord) -> str:
+    """Find or add a base; processes of this machine do so one after the other.
+
+    Returns:
+        MLflow's id of the model.
+    """
+    with store.lock(tracking, "models"):
+        return log_model(client, experiment_id, base)
+
+
+def link_models(client: Any, run_id: str, base_id: str = "", made_id: str = "") -> None:
+    """Show the models on a run's page: what it began with, and what it made."""
+    from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+    run = client.get_run(run_id)
+    inputs = {one.model_id for one in run.inputs.model_inputs} if run.inputs else set()
+    outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
+    if base_id and base_id not in inputs:
+        client.log_inputs(run_id, models=[LoggedModelInput(base_id)])
+    if made_id and made_id not in outputs:
+        client.log_outputs(run_id, [LoggedModelOutput(made_id, step=0)])
+
+
+def find_made_model(client: Any, run_id: str) -> Any:
+    """Return the model that a run trained.
+
+    Raises:
+        TrackingError: The run has none.
+    """
+    run = client.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs else ():
+        model = client.get_logged_model(output.model_id)
+        if model.model_type == ModelKind.tuned.value:
+            return model
+    raise TrackingError(f"run {run_id} has no model in the record; make it again with rerun=true")
+
+
+def download_model(client: Any, model: Any, folder: Path) -> Path:
+    """Download the files of a logged model into a folder of their own.
+
+    Raises:
+        TrackingError: They are gone.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    if not client.list_logged_model_artifacts(model.model_id):
+        problem = f"the record has lost what run {model.source_run_id} trained"
+        raise TrackingError(f"{problem}; train it again")
+    target = folder / "model"
+    target.mkdir()
+    download_artifacts(
+        artifact_uri=model.artifact_location,
+        dst_path=str(target),
+        tracking_uri=client.tracking_uri,
+    )
+    # MLflow downloads into a folder of the place's name.
+    place = next(file.parent for file in target.rglob("*config.json"))
+    return place
