@@ -1,6 +1,8 @@
 """Whole runs through the real commands: what you see, and what MLflow holds."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from mlflow.entities import Run
 from record_builders import copy_store
 from safetensors.torch import load_file
 
+from slimdown import pocket
 from slimdown.tracking.recorded_settings import digest_settings
 
 BENCHMARKS = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
@@ -91,6 +94,57 @@ def test_the_adapter_loads_with_plain_peft(client: MlflowClient) -> None:
     assert PeftConfig.from_pretrained(folder).r == 8
     assert load_file(folder / "adapter_model.safetensors")
     assert "pocket_math" in (folder / "README.md").read_text()
+
+
+PLAIN = """
+import sys
+import mlflow, numpy, pandas, peft, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+uri, base = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+client = mlflow.MlflowClient()
+experiments = [one.experiment_id for one in client.search_experiments()]
+order = [{"field_name": "metrics.kept", "ascending": False}]
+models = client.search_logged_models(experiments, "tags.`slimdown.kind` = 'tuned'", order_by=order)
+kept = [next(m.value for m in one.metrics if m.key == "kept") for one in models]
+assert kept == sorted(kept, reverse=True) and len(kept) > 1, kept
+version = client.get_model_version_by_alias("support", "champion")
+folder = mlflow.artifacts.download_artifacts("models:/support@champion")
+nf4 = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
+model = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=torch.float32)
+for module in model.modules():
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False
+model = peft.PeftModel.from_pretrained(model, folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(base)
+file = client.download_artifacts(version.run_id, "samples/tuned-pocket_cs.parquet")
+for row in pandas.read_parquet(file).query("metric == 'acc'").itertuples():
+    prompt = tokenizer(row.prompt).input_ids
+    for choice, recorded in zip(row.choices, row.log_likelihoods):
+        ids = torch.tensor([tokenizer(f"{row.prompt} {choice}").input_ids])
+        with torch.no_grad():
+            logs = model(ids).logits[0, :-1].log_softmax(-1)
+        answer = logs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum().item()
+        assert abs(answer - recorded) < 1e-3, (answer, recorded)
+print("equal")
+"""
+
+
+def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
+    sweep: tuple[Path, Result], client: MlflowClient
+) -> None:
+    run, _ = find_runs(client)[:2]
+    budgets = ["--max-loss", "0.99", "pocket_instructions=0.99"]
+    register = ["--register", "support", "--alias", "champion"]
+    done = call_verb(sweep[0], "check", run.info.run_id, *budgets, *register)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", PLAIN, str(client.tracking_uri), str(pocket.MODEL_DIR)]
+    asked = subprocess.run(command, cwd=sweep[0], capture_output=True, text=True)
+    assert asked.stdout.endswith("equal\n"), asked.stderr
 
 
 def test_the_console_shows_results_and_where_to_look(

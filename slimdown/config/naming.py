@@ -88,6 +88,7 @@ def describe_identity(config: RunConfig) -> dict[str, str]:
     about["quantization"] = config.quantization.name
     about |= {"dataset": ",".join(config.dataset), "benchmark": ",".join(config.benchmark)}
     idle = config.idle_sections
+    idle += ("keep",) if about.get("keep.name") == "none" else ()
     return {k: v for k, v in about.items() if v and k.partition(".")[0] not in idle}
 
 

@@ -279,6 +279,7 @@ class _Composer:
             self._checked |= {*tasks}
             folder = composed.evaluation.include_path
             self.problems += check_task_names(tasks, folder, files) if tasks else []
+        values = _list_values(composed)
         try:
             config = load_config(composed)
         except ConfigError as error:
@@ -288,10 +289,17 @@ class _Composer:
         for text in texts:
             if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
-        return ComposedRun(texts, config, model, self._choose_shown(composed, choices, overrides))
+        keys = [override.key_or_group for override in overrides]
+        given = [key for key in keys if not self.line.is_choice(key)]
+        shown = self._choose_shown(composed, values, choices, given)
+        return ComposedRun(texts, config, model, shown)
 
     def _choose_shown(
-        self, composed: DictConfig, choices: Sequence[str], overrides: Sequence[Override]
+        self,
+        composed: DictConfig,
+        values: dict[str, Any],
+        choices: Sequence[str],
+        given: Sequence[str],
     ) -> dict[str, str]:
         """Choose the settings that MLflow shows: what was set, and what differs from the files.
 
@@ -304,15 +312,14 @@ class _Composer:
         if groups.keys() & {*_PRESETS}:  # they may choose other files
             files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
-        before, after = (_list_values(one) for one in (self._compose_files(files)[0], composed))
-        given = [override.key_or_group for override in overrides]
+        before = _list_values(self._compose_files(files)[0])
         shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
-        for key, value in after.items():
+        for key, value in values.items():
             is_given = any(key == one or key.startswith(f"{one}.") for one in given)
             if (is_given or value != before.get(key)) and not key.startswith(_NOT_SHOWN):
-                value = OmegaConf.select(composed, key)
-                is_list = isinstance(value, ListConfig)
-                shown[key] = ",".join(map(str, value)) if is_list else str(value)
+                found = OmegaConf.select(composed, key)
+                is_list = isinstance(found, ListConfig)
+                shown[key] = ",".join(map(str, found)) if is_list else str(found)
         return shown
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
@@ -349,7 +356,7 @@ def _list_values(composed: DictConfig) -> dict[str, Any]:
     values: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and ".args." not in prefix:
+        if isinstance(node, dict) and ".args." not in prefix[:-1]:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
         else:

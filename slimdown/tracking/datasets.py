@@ -38,14 +38,11 @@ def describe_rows(
         for overlap in contamination.overlaps:
             if overlap.stands and overlap.dataset == name:
                 found[overlap.benchmark] = found.get(overlap.benchmark, 0) + 1
-        shares = (
-            f"{benchmark} {found.get(benchmark, 0) / n:.2%}"
-            for benchmark, n in contamination.n_questions.items()
-            if n
-        )
+        n_asked = contamination.n_questions
+        shares = [f"{benchmark} {n / n_asked[benchmark]:.2%}" for benchmark, n in found.items()]
         config = configs.get(name)
         source = {"path": config.path, "revision": config.revision} if config else {}
-        tags = {"slimdown.contamination": ", ".join(shares)}
+        tags = {"slimdown.contamination": ", ".join(shares) or "none"}
         yield _make_input("train", name, hash_json(of_dataset), len(of_dataset), source, tags)
 
 

@@ -115,7 +115,8 @@ class TrackedRun:
                 run = store.create_run(client, tracking, info.name, tags)
                 (store.local_dir(tracking) / "runs" / run.info.run_id).mkdir(parents=True)
                 self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
-            self._shown = describe_identity(config) | dict(info.shown)
+            about = describe_identity(config)
+            self._shown = about | dict(info.shown) | about
             if not run.data.params:  # a new one, or one that was killed before it had them
                 store.log_settings(client, run.info.run_id, self._shown)
             self.run_id: str = run.info.run_id

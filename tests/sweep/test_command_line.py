@@ -291,3 +291,34 @@ def test_help_is_shown_where_python_checks_help_texts_first(
 def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:
     assert not read_command_line(["-c", "job", "lora.r=4"]).is_run
     assert read_command_line(["-cd", str(CONF_DIR), "lora.r=4"]).is_run
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ([], {}),
+        (["lora.r=8", "tracking.experiment=x"], {"lora.r": "8"}),
+        (
+            ["train.args.packing=true", "lora.target_modules=[q_proj,v_proj]"],
+            {"train.args.packing": "True", "lora.target_modules": "q_proj,v_proj"},
+        ),
+        (
+            ["model=smollm2", "dataset=alpaca", "benchmark=[gsm8k]", "benchmark.gsm8k.limit=9"],
+            {"benchmark.gsm8k.limit": "9"},
+        ),
+        (
+            ["model=smollm2", "suite=quick"],
+            {
+                "suite": "quick",
+                "benchmark.hellaswag.limit": "2000",
+                "benchmark.mmlu.limit": "10",
+                "benchmark.gsm8k.limit": "160",
+            },
+        ),
+    ],
+)
+def test_what_was_set_and_what_a_preset_changes_is_shown(
+    settings: list[str], shown: dict[str, str]
+) -> None:
+    [run] = compose_runs(read_command_line(settings)).runs
+    assert run.shown == shown
