@@ -8,6 +8,7 @@ a store of its own: the same settings with other seeds.
 """
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -20,46 +21,77 @@ from pathlib import Path
 from uuid import uuid4
 
 from bench.machine import describe_machine
+from slimdown.tracking.recorded_settings import digest_settings
 
 COMMANDS = ["compare", "status", "check RUN --max-loss 0.5", "compare --no-group-seeds"]
+
+
+class RecordCopier:
+    """Copies a run with its model in a SQLite store, as another seed would have left them."""
+
+    def __init__(self, database: sqlite3.Connection, run_id: str) -> None:
+        """Read where rows of runs and models lie."""
+        self._database, self._run_id = database, run_id
+        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        self._columns = {
+            name: [row[1] for row in database.execute(f"PRAGMA table_info('{name}')")]
+            for (name,) in names
+        }
+        where = "SELECT artifact_uri FROM runs WHERE run_uuid = ?"
+        (uri,) = database.execute(where, (run_id,)).fetchone()
+        self._files = Path(uri.removeprefix("file://"))
+        where = "SELECT model_id FROM logged_models WHERE source_run_id = ?"
+        found = database.execute(where, (run_id,)).fetchone()
+        self._model_id = found[0] if found else ""
+
+    def copy(self, number: int) -> None:
+        """Add the run of another seed, whose files are hard links."""
+        run, model = uuid4().hex, f"m-{uuid4().hex}"
+        renamed = {self._run_id: run, self._model_id: model}
+        folder = self._files.parents[1] / run / "artifacts"
+        shutil.copytree(self._files, folder, copy_function=os.link)
+        recorded = json.loads((folder / "settings.json").read_text())
+        seed = recorded["settings"]["seed"] = recorded["settings"]["seed"] + number
+        text = json.dumps(recorded)
+        (folder / "settings.json").unlink()
+        (folder / "settings.json").write_text(text)
+        for table, columns in self._columns.items():
+            self._copy_rows(table, columns, renamed)
+        later = "start_time = start_time + ?, end_time = end_time + ?"
+        self._database.execute(
+            f"UPDATE runs SET artifact_uri = ?, {later} WHERE run_uuid = ?",
+            (folder.as_uri(), 1000 * number, 1000 * number, run),
+        )
+        tag = "UPDATE tags SET value = ? WHERE run_uuid = ? AND key = 'slimdown.settings'"
+        self._database.execute(tag, (digest_settings(text), run))
+        param = "UPDATE params SET value = ? WHERE run_uuid = ? AND key = 'seed'"
+        self._database.execute(param, (str(seed), run))
+
+    def _copy_rows(self, table: str, columns: list[str], renamed: dict[str, str]) -> None:
+        """Copy the rows of a run, or of its model, in one table under the new ids."""
+        owners = {"run_uuid", "run_id", "model_id", "source_run_id", "source_id", "destination_id"}
+        keys = [key for key in columns if key in owners]
+        if not keys:
+            return
+        ids = ", ".join("?" * len(renamed))
+        where = " OR ".join(f"{key} IN ({ids})" for key in keys)
+        query = f"SELECT * FROM {table} WHERE {where}"
+        rows = self._database.execute(query, [*renamed] * len(keys)).fetchall()
+        marks = ", ".join("?" * len(columns))
+        for row in rows:
+            values = dict(zip(columns, row, strict=True))
+            values |= {key: renamed.get(values[key], values[key]) for key in keys}
+            if "input_uuid" in values:
+                values["input_uuid"] = uuid4().hex
+            self._database.execute(f"INSERT INTO {table} VALUES ({marks})", [*values.values()])
 
 
 def copy_run(store: Path, run_id: str, n_copies: int) -> None:
     """Copy a run's rows in every table that has them, and its files as hard links."""
     with closing(sqlite3.connect(store)) as database, database:
-        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        columns = {
-            name: [row[1] for row in database.execute(f"PRAGMA table_info('{name}')")]
-            for (name,) in names
-        }
-        tables = {name: keys for name, keys in columns.items() if "run_uuid" in keys}
-        (uri,) = database.execute(
-            "SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)
-        ).fetchone()
-        files = Path(uri.removeprefix("file://"))
-        (seed,) = database.execute(
-            "SELECT value FROM params WHERE run_uuid = ? AND key = 'seed'", (run_id,)
-        ).fetchone()
+        copier = RecordCopier(database, run_id)
         for number in range(1, n_copies + 1):
-            copy = uuid4().hex
-            for name, keys in tables.items():
-                other = ", ".join(f'"{key}"' for key in keys if key != "run_uuid")
-                database.execute(
-                    f"INSERT INTO {name} (run_uuid, {other}) SELECT ?, {other} FROM {name} "
-                    "WHERE run_uuid = ?",
-                    (copy, run_id),
-                )
-            folder = files.parents[1] / copy / "artifacts"
-            shutil.copytree(files, folder, copy_function=os.link)
-            database.execute(
-                "UPDATE runs SET artifact_uri = ?, start_time = start_time + ?, "
-                "end_time = end_time + ? WHERE run_uuid = ?",
-                (folder.as_uri(), 1000 * number, 1000 * number, copy),
-            )
-            database.execute(
-                "UPDATE params SET value = ? WHERE run_uuid = ? AND key = 'seed'",
-                (str(int(seed) + number), copy),
-            )
+            copier.copy(number)
 
 
 def find_run(store: Path) -> str:

@@ -28,6 +28,8 @@ from builders import (
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from omegaconf import DictConfig
 
 from slimdown.config.loader import load_config, open_hydra
@@ -153,3 +155,57 @@ def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, Callable[[]
         yield uri, kill
     finally:
         kill()
+
+
+def list_models(store: MlflowClient, kind: str) -> list[LoggedModel]:
+    """MLflow's models of one kind, see `ModelKind`."""
+    experiments = [one.experiment_id for one in store.search_experiments()]
+    where = f"tags.`slimdown.kind` = '{kind}'"
+    return list(store.search_logged_models(experiments, where))
+
+
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+from record_builders import compose_config, make_info, save_answers, set_metric
+from slimdown.tracking.run_writer import open_run
+
+stage, count = sys.argv[1], int(sys.argv[2])
+config = set_metric(compose_config())
+call = getattr(MlflowClient, stage)
+def kill(*arguments, **options):
+    global count
+    count -= 1
+    if not count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(*arguments, **options)
+setattr(MlflowClient, stage, kill)
+with open_run(config, make_info(config, "one")) as run:
+    print(run.run_id, flush=True)
+    save_answers(run, config)
+"""
+
+
+def check_after_kill(store: MlflowClient, config: RunConfig, stage: str, count: int) -> None:
+    """Kill a run at a call of MLflow's client, go on with it, and look for anything twice."""
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, stage, str(count)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    run_id = killed.stdout.strip()
+    with open_run(config, make_info(config, "one", resume_run_id=run_id)) as run:
+        save_answers(run, config)
+    assert run.run_id == run_id
+    [base], [tuned] = list_models(store, "base"), list_models(store, "tuned")
+    assert [base.status, tuned.status] == ["READY", "READY"]
+    assert store.list_logged_model_artifacts(tuned.model_id)[0].path == "adapter_config.json"
+    keys = [metric.key for metric in tuned.metrics]
+    assert len(keys) == len(set(keys))
+    assert len(store.get_metric_history(run_id, "tuned/pocket_cs")) == 1
+    recorded = store.get_run(run_id)
+    assert len(recorded.inputs.dataset_inputs) == len(config.benchmark)
+    assert len(recorded.inputs.model_inputs) == len(recorded.outputs.model_outputs) == 1

@@ -167,8 +167,8 @@ class RecordedEvaluations(EvaluationCache):
         tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
         tags[Tag.host] = provenance.name_machine()
         with store.lock(tracking, "baselines"):
-            info = store.create_run(client, tracking, "base", tags).info
-            run_id, self._experiment_id = info.run_id, info.experiment_id
+            self._experiment_id = store.find_experiment(client, tracking)
+            run_id = store.create_run(client, self._experiment_id, "base", tags).info.run_id
             running = "attributes.status = 'RUNNING'"
             for run in find_runs(tracking, [tracking.experiment], "", running, kind="baseline"):
                 if run.run_id != run_id and is_abandoned(tracking, run):

@@ -38,7 +38,7 @@ def record_scaled(
         experiment_id, base_id = source.info.experiment_id, _find_base_id(source)
         tags: dict[str, str] = {Tag.kind: ModelKind.scaled.value, Tag.host: name_machine()}
         tags["mlflow.user"] = read_user()
-        made = store.create_run(client, tracking, title, tags, experiment_id).info.run_id
+        made = store.create_run(client, experiment_id, title, tags).info.run_id
         record = describe_made(ModelKind.scaled, made, f"{run.name} x {scale:g}", params)
         model_id = log_model(client, experiment_id, record, made, folder)
         link_models(client, made, base_id, model_id)

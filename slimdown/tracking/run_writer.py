@@ -98,6 +98,9 @@ class TrackedRun:
             **info.tags,
         }
         with store.explain_store_errors(tracking):
+            self._experiment_id = store.find_experiment(client, tracking)
+            # An old server keeps no models: better known now than at the end.
+            client.search_logged_models([self._experiment_id], max_results=1)
             self._lock = ExitStack()
             if info.resume_run_id:
                 run = client.get_run(store.check_run_id(info.resume_run_id))
@@ -112,7 +115,7 @@ class TrackedRun:
                 if Tag.error in run.data.tags:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:
-                run = store.create_run(client, tracking, info.name, tags)
+                run = store.create_run(client, self._experiment_id, info.name, tags)
                 (store.local_dir(tracking) / "runs" / run.info.run_id).mkdir(parents=True)
                 self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
             about = describe_identity(config)
@@ -120,7 +123,6 @@ class TrackedRun:
             if not run.data.params:  # a new one, or one that was killed before it had them
                 store.log_settings(client, run.info.run_id, self._shown)
             self.run_id: str = run.info.run_id
-            self._experiment_id: str = run.info.experiment_id
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
         self.store_uri = redact_uri(tracking.uri)
         self.folder = store.local_dir(tracking) / "runs" / self.run_id

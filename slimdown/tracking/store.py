@@ -195,24 +195,9 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
 
 
-def create_run(
-    client: Any,
-    config: TrackingConfig,
-    name: str,
-    tags: Mapping[str, str],
-    experiment_id: str = "",
-) -> Any:
-    """Create a run without secrets and without tags that are empty.
-
-    Args:
-        client: A client of the store.
-        config: Address and experiment.
-        name: The run's name.
-        tags: Its tags.
-        experiment_id: Another experiment than that of the settings.
-    """
+def create_run(client: Any, experiment_id: str, name: str, tags: Mapping[str, str]) -> Any:
+    """Create a run in an experiment, without secrets and without tags that are empty."""
     texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in tags.items() if text}
-    experiment_id = experiment_id or find_experiment(client, config)
     run = client.create_run(experiment_id, None, texts, redact_leaf(name))
     check_run_id(run.info.run_id)
     return run
@@ -279,6 +264,8 @@ def _advise(uri: str, error: Exception, filter_string: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = name_install("postgres") if uri.startswith("postgres") else "with pip"
         return f"install the driver {error.name}: {extra}, or name another, as in mysql+pymysql://"
+    if getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND":
+        return "the server is too old: slimdown records models, which MLflow keeps since version 3"
     if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
         form = "a filter is written so: \"params.`lora.r` = '8' and tags.`slimdown.sweep` = 'x'\""
         return form if filter_string else "MLflow takes no such value; give another one"

@@ -41,7 +41,8 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         for run in find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep"):
             if is_abandoned(tracking, run):  # its command was killed
                 client.set_terminated(run.run_id, "KILLED")
-        run_id = store.create_run(client, tracking, title, tags).info.run_id
+        experiment_id = store.find_experiment(client, tracking)
+        run_id = store.create_run(client, experiment_id, title, tags).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
     with store.lock(tracking, f"run-{run_id}"):

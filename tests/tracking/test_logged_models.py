@@ -1,28 +1,24 @@
 """What MLflow's pages show of a run: datasets, models, and metrics that are tied to them."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands_and_runs import call_verb, find_runs, find_trained
+from commands_and_runs import call_verb
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel
-from record_builders import KEPT, LOST, Compose, make_info, record_run, save_answers, set_metric
+from record_builders import (
+    KEPT,
+    LOST,
+    Compose,
+    check_after_kill,
+    list_models,
+    record_run,
+    set_metric,
+)
 
 from slimdown.config.schema import RunConfig
-from slimdown.tracking.run_writer import open_run
 
 NAMES = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
-
-
-def list_models(store: MlflowClient, kind: str) -> list[LoggedModel]:
-    experiments = [one.experiment_id for one in store.search_experiments()]
-    where = f"tags.`slimdown.kind` = '{kind}'"
-    return list(store.search_logged_models(experiments, where))
 
 
 def test_a_runs_metrics_belong_to_its_models_and_questions(
@@ -63,28 +59,6 @@ def test_what_people_read_is_in_points_and_losses_come_first(
     assert not [text for text in data.params.values() if text.startswith(("{", "["))]
 
 
-KILLED = """
-import os, signal, sys
-from mlflow import MlflowClient
-from record_builders import compose_config, make_info, save_answers, set_metric
-from slimdown.tracking.run_writer import open_run
-
-stage, count = sys.argv[1], int(sys.argv[2])
-config = set_metric(compose_config())
-call = getattr(MlflowClient, stage)
-def kill(*arguments, **options):
-    global count
-    count -= 1
-    if not count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return call(*arguments, **options)
-setattr(MlflowClient, stage, kill)
-with open_run(config, make_info(config, "one")) as run:
-    print(run.run_id, flush=True)
-    save_answers(run, config)
-"""
-
-
 @pytest.mark.parametrize(
     ("stage", "count"),
     [
@@ -100,28 +74,7 @@ with open_run(config, make_info(config, "one")) as run:
 def test_a_kill_leaves_no_second_model_and_no_metric_twice(
     stage: str, count: int, store: MlflowClient, config: RunConfig
 ) -> None:
-    tests = str(Path(__file__).parents[1])
-    paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, stage, str(count)],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    run_id = killed.stdout.strip() or find_runs(store)[0].info.run_id
-    with open_run(config, make_info(config, "one", resume_run_id=run_id)) as run:
-        save_answers(run, config)
-    assert run.run_id == run_id
-    [base], [tuned] = list_models(store, "base"), list_models(store, "tuned")
-    assert [base.status, tuned.status] == ["READY", "READY"]
-    assert (find_trained(store, run_id) / "adapter_config.json").is_file()
-    keys = [metric.key for metric in tuned.metrics]
-    assert len(keys) == len(set(keys))
-    assert len(store.get_metric_history(run_id, "tuned/pocket_cs")) == 1
-    recorded = store.get_run(run_id)
-    assert len(recorded.inputs.dataset_inputs) == len(NAMES)
-    assert len(recorded.inputs.model_inputs) == len(recorded.outputs.model_outputs) == 1
+    check_after_kill(store, config, stage, count)
 
 
 def test_a_plain_client_finds_the_model_that_kept_most(

@@ -15,7 +15,7 @@ from pathlib import Path
 from socket import socket
 
 import pytest
-from record_builders import Compose, Patch, record_run
+from record_builders import Compose, Patch, check_after_kill, record_run, set_metric
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -92,6 +92,20 @@ def test_a_run_is_recorded_and_leaves_no_password(
     with create_engine(f"{server}/fresh", poolclass=NullPool).connect() as database:
         for table in ("params", "tags", "runs", "experiments"):
             assert PASSWORD not in str(database.execute(text(f"SELECT * FROM {table}")).all())
+
+
+@pytest.mark.parametrize("stage", ["log_model_artifacts", "finalize_logged_model", "log_outputs"])
+def test_a_kill_leaves_no_second_model_and_no_metric_twice(
+    stage: str, server: str, tmp_path: Path, monkeypatch: Patch, composed: Compose
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server}/{stage}")
+    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as database:
+        database.execute(text(f"CREATE DATABASE {stage}"))
+    config = set_metric(composed())
+    count = 2 if stage == "finalize_logged_model" else 1
+    check_after_kill(open_store(config.tracking), config, stage, count)
 
 
 @pytest.mark.parametrize(

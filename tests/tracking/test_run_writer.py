@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from record_builders import (
     KEPT,
     Compose,
@@ -25,7 +27,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
-from slimdown.tracking.store import create_run, open_store
+from slimdown.tracking.store import create_run, find_experiment, open_store
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
 from slimdown.utils.errors import DataError, ModelError, TrackingError
@@ -228,6 +230,20 @@ def test_a_run_that_was_killed_before_it_had_settings_gets_them(
     store: MlflowClient, composed: Compose
 ) -> None:
     config = composed("seed=3")
-    killed = create_run(open_store(config.tracking), config.tracking, "one", {}).info.run_id
+    client = open_store(config.tracking)
+    experiment_id = find_experiment(client, config.tracking)
+    killed = create_run(client, experiment_id, "one", {}).info.run_id
     assert record_run(config, "one", resume_run_id=killed) == killed
     assert store.get_run(killed).data.params["seed"] == "3"
+
+
+def test_a_server_that_keeps_no_models_is_refused_before_anything_is_computed(
+    store: MlflowClient, config: RunConfig, monkeypatch: Patch
+) -> None:
+    def answer(*_: object, **__: object) -> None:  # as MLflow 2.22 does
+        raise MlflowException("failed with error code 404", ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(MlflowClient, "search_logged_models", answer)
+    with pytest.raises(TrackingError, match="since version 3"):
+        record_run(config, "one")
+    assert not find_runs(config.tracking)
