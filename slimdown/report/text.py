@@ -18,7 +18,13 @@ from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
-from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
+from slimdown.report.formatting import (
+    cut_names,
+    format_number,
+    format_percent,
+    format_points,
+    pluralize,
+)
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
@@ -218,7 +224,8 @@ def summarize_briefly(
     last = [f"Next: {advice}"] if advice and is_lost else []
     middle = [*name_undecided(findings, gate), *list_doubts(findings)]
     room = max(0, most - len(first) - len(last))
-    return [shorten(line, 80, placeholder=" …") for line in [*first, *middle[:room], *last]]
+    lines = [cut_names(line, findings.benchmarks, 80) for line in [*first, *middle[:room], *last]]
+    return [shorten(line, 80, placeholder=" …") for line in lines]
 
 
 def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
@@ -249,13 +256,14 @@ def describe_largest_loss(findings: Findings) -> list[str]:
     losses = findings.lost_answers[name]
     causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
     counts = [f"{c.count:,} {CAUSES[c.name][0]}" for c in causes]
-    begin = f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): "
+    lines = []
     for n in range(len(causes), 0, -1):
         n_others = sum(c.count for c in causes[n:])
-        others = [f"{n_others:,} other"] if n_others else []
-        if len(line := begin + ", ".join([*counts[:n], *others]) + ".") <= 80 or n == 1:
-            return [line]
-    return []
+        others = [f"{n_others:,} more"] if n_others else []
+        for n_lost in (pluralize(losses.n_lost, "answer"), f"{losses.n_lost:,}"):
+            listed = ", ".join([*counts[:n], *others])
+            lines.append(f"Lost in {name} ({n_lost}): {listed}.")
+    return [next((line for line in lines if len(line) <= 80), lines[-1])] if lines else []
 
 
 def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
