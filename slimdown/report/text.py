@@ -40,6 +40,8 @@ CAUSES = {
     "clearly_behind": ("clearly behind", "another choice leads by 0.1 nats or more"),
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
+# The steps that lessen the loss of a model that another tool trained
+ADVICE_ON_LOGS = "slimdown run tuned=MODEL suite=quick, then slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 COMPARISON_LEGEND = (
     "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval "
@@ -240,7 +242,8 @@ def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) 
     if can_scale:
         budgets = [check.budget for check in gate.checks] if gate else []
         return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
-    return "docs/keeping.md says how to lose less" if keeps else "the same command with keep=auto"
+    setting = "train.stop_on_forgetting=true" if keeps else "keep=auto"
+    return f"the same command with {setting}"
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
