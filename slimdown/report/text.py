@@ -340,7 +340,7 @@ def list_doubts(findings: Findings) -> Iterator[str]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
         yield f"{names}: the tables hold no prompts, which may have differed."
     if findings.training and findings.training.stopped:
-        yield f"Training ended early: {findings.training.stopped}."
+        yield f"Stopped: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
         yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
 
