@@ -32,7 +32,7 @@ from slimdown.training.result import TrainingResult
 
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
-    "other_format": ("right in another format", "another way to read the answer still finds it"),
+    "other_format": ("other format", "another way to read the answer still finds it"),
     "empty": ("empty", "the model wrote nothing"),
     "stopped_early": ("stopped early", "less than half the words of the base's right answer"),
     "wrong_result": ("wrong result", "a full-length answer that does not hold the right one"),
@@ -185,11 +185,10 @@ def describe_outcome(gate: Gate) -> str:
         least = f"{-100 * gate.mean.high:.1f} points or more"
         return f"{word}: the retained benchmarks lost {least} on average; they may lose nothing."
     deciding = [check for check in gate.checks if check.outcome is outcome]
-    budgets = pluralize(len(gate.checks), "budget")
-    if outcome is not Outcome.within:
-        budgets = f"{len(deciding):,} of {budgets}"
+    of_all = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
+    which = f" ({of_all}{len(gate.checks):,} budgets)" if len(gate.checks) > 1 else ""
     worst = min(deciding, key=lambda check: check.bound + check.budget)
-    return f"{word} ({budgets}): {_describe_loss(worst)}."
+    return f"{word}{which}: {_describe_loss(worst)}."
 
 
 def _describe_loss(check: BudgetCheck) -> str:
@@ -332,13 +331,14 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     """List what makes the findings say less than it seems, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
         if not benchmark.is_measured:
-            yield f"{name}: thinking never ended; raise benchmark.{name}.max_gen_toks."
+            yield f"{name}: thinking never ended; raise its max_gen_toks."
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
-            yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
+            yield f"{name}: the base has none right, so nothing can be lost; read its answers."
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
-        yield f"{names}: the tables hold no prompts, which may have differed."
+        which = "" if len(unlogged) == len(findings.benchmarks) else f" of {names}"
+        yield f"The tables{which} hold no prompts, which may have differed."
     if findings.training and findings.training.stopped:
         yield f"Stopped: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
