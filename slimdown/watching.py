@@ -101,7 +101,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
             self.stopped = f"{beyond} at step {state.global_step}"
             if self.kept_step is not None:
                 restore_weights(loaded.model, self._kept)
-                self.stopped += f"; kept as of step {self.kept_step}"
+                self.stopped += f"; step {self.kept_step} is kept"
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

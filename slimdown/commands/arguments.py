@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -98,6 +99,8 @@ def _read_tracking(uri: str) -> TrackingConfig:
 def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[], str]) -> int:
     """Show a table on the console; with --output also write it, whole or not at all.
 
+    How to read the table (its legend) is on the console with --all.
+
     Args:
         table: A `report.tables.Table`.
         options: With `format`, `output` and `all`.
@@ -111,7 +114,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
 
     chosen = options.format or "table"
     if chosen == "table" or options.output:
-        show_table(table, options.all)
+        show_table(table if options.all else replace(table, legend=""), options.all)
     if chosen != "table" or options.output:
         put_text(render_page() if chosen == "html" else write_table(table, chosen), options.output)
     return 0

@@ -123,7 +123,7 @@ def _pair_with(
 def _advise(run: RunRecord, gate: Gate) -> str:
     """Name the step that lessens a loss of a recorded run."""
     if run.tags.get(Tag.origin):
-        return "docs/keeping.md says how to lose less"
+        return text.ADVICE_ON_LOGS
     keeps = run.params.get("keep.name", "none") != "none"
     method = METHODS[Method(run.params["method.name"])]
     return text.advise(run.run_id, method.scales, keeps, gate)

@@ -1,6 +1,7 @@
 """`slimdown status`: the recorded runs: running, finished, stopped."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from slimdown.commands.arguments import CommandParser, put_table, run_command
@@ -36,7 +37,7 @@ def _list_runs(options: argparse.Namespace) -> int:
     has_ended, n_read = is_running.replace("=", "!="), n_rows and n_rows + 1
     ended = run_reader.find_runs(options.tracking, *choice, has_ended, n_newest=n_read)
     is_cut = 0 < n_rows < len(ended)
-    more = f"The newest {n_rows:,} that have ended; --rows 0 shows all." if is_cut else ""
+    more = f"The newest {n_rows:,} that have ended; --rows 0 shows all."
     rows = []
     for run in [*runs, *ended[: n_rows or None]]:
         state = run.status.lower()
@@ -49,5 +50,5 @@ def _list_runs(options: argparse.Namespace) -> int:
         rows.append({"run_id": run.run_id, "status": state, "started": started, "run": cell})
     if not rows:
         raise TrackingError("no run passes; slimdown status lists all runs of the record")
-    table = runs_table(rows, more)
+    table = replace(runs_table(rows), notes=(more,) if is_cut else ())
     return put_table(table, options, lambda: write_table(table, "html"))

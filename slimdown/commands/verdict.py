@@ -30,8 +30,6 @@ from slimdown.report.run_page import render_page
 from slimdown.report.tables import write_table
 from slimdown.utils.errors import ConfigError
 
-_ADVICE = "docs/keeping.md says how to lose less"
-
 
 def main(argv: list[str]) -> int:
     """Judge the logs of two models.
@@ -87,7 +85,7 @@ def _judge(options: argparse.Namespace) -> int:
     sides = (base.model, tuned.model) if named else (options.base, options.tuned)
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
-        show_findings(findings, title, gate, _ADVICE, with_details=options.all)
+        show_findings(findings, title, gate, text.ADVICE_ON_LOGS, with_details=options.all)
     elif gate:
         arguments.write_notes([text.describe_outcome(gate)])
     if options.format:

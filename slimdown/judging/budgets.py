@@ -148,7 +148,7 @@ def judge_look(
 
     Returns:
         Whether each loss was measured and is within its budget, and a few words on those that are
-        shown to be beyond; empty where none is.
+        shown to be beyond, with the bounds that show it; empty where none is.
 
     Raises:
         DataError: a benchmark has no such probability.
@@ -162,11 +162,14 @@ def judge_look(
         if benchmark.is_measured:
             changes[name] = change.difference
     decided = decide_outcomes(changes, budgets, ALPHA / n_looks)
-    beyond = [name for name, one in decided.items() if one.outcome is Outcome.beyond]
-    metric = " p_right" if by_p_right else ""
-    shown = f"{', '.join(beyond)} lost more{metric} than allowed" if beyond else ""
+    unit, beyond = " of p_right" * by_p_right, list[str]()
+    for name, one in decided.items():
+        if one.outcome is Outcome.beyond:
+            loss, allowed = -one.find_bound(changes[name], budgets[name]), 100 * budgets[name]
+            lost = f"{name} lost {100 * loss:.1f} points{unit} or more"
+            beyond.append(f"{lost} ({allowed:.3g} allowed)")
     is_within = {n: n in changes and changes[n].value >= -b for n, b in budgets.items()}
-    return all(is_within.values()), shown
+    return all(is_within.values()), ", ".join(beyond)
 
 
 def check_budgets(

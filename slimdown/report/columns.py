@@ -124,9 +124,8 @@ def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
 def _lay_out(column: FindingColumn, row: FindingRow) -> Column:
     headings = dict(zip(("base", "tuned"), row.sides, strict=True))
     heading = headings.get(column.heading, column.heading)
-    width = 30 if column.is_name else None
     numbers, places = column.is_number, column.places
-    return Column(heading, column.unit, numbers, width, column.is_name, places=places)
+    return Column(heading, column.unit, numbers, None, column.is_name, places=places)
 
 
 def _average(values: Sequence[Any]) -> Any:

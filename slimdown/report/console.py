@@ -24,7 +24,7 @@ from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import text
 from slimdown.report.findings_report import findings_table
-from slimdown.report.formatting import encodable, format_duration, visible
+from slimdown.report.formatting import cut_names, encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
 from slimdown.utils.secrets import redact, redact_leaf
 
@@ -214,15 +214,17 @@ def show_findings(
 
     Args:
         findings: What is shown.
-        title: The two models.
+        title: The two models, with an arrow between them.
         gate: Of a gate.
         advice: The step that lessens a loss.
         notes: What else must be known of these findings.
         with_details: Show every metric and column, and every sentence.
         with_sentences: False shows the table alone.
     """
-    table = findings_table(findings, title, gate=gate)
-    show_table(replace(table, legend=""), with_details)
+    table, width = findings_table(findings, title, gate=gate), _open_console().width
+    title = cut_names(title, title.split(" → "), width)
+    outcome = cut_names(table.outcome, findings.benchmarks, width)
+    show_table(replace(table, title=title, outcome=outcome, legend=""), with_details)
     sentences = [*notes]
     if with_details:
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)

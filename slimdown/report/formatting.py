@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Collection
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 UNDEFINED = "undefined"
 EMPTY = "–"
+SHORTEST_NAME = 9  # characters that a cut name keeps
 FORMATS: dict[str, tuple[str, ...]] = {
     "table": (),
     "markdown": (".md",),
@@ -158,6 +160,36 @@ def pluralize(n: int, noun: str) -> str:
     ('1 step', '1,200 steps')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def cut_name(name: str, width: int) -> str:
+    """Cut a name in its middle; what tells names apart is often at the end.
+
+    >>> cut_name("mmlu_college_computer_science", 15)
+    'mmlu_co…science'
+    """
+    if len(name) <= width:
+        return name
+    n_last = (width - 1) // 2
+    return f"{name[: width - 1 - n_last]}…{name[-n_last:]}"
+
+
+def cut_names(line: str, names: Collection[str], width: int) -> str:
+    """Cut the names in a line as far as it needs to fit; nothing else is cut.
+
+    >>> cut_names("base → llama32_1b alpaca lora.r=16", ["base", "llama32_1b alpaca lora.r=16"], 24)
+    'base → llama32_…ora.r=16'
+    """
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    shown = line
+    for room in range(max(map(len, names), default=0) - 1, SHORTEST_NAME - 1, -1):
+        if len(shown) <= width:
+            break
+        shown = "".join(
+            cut_name(part, room) if part in names else part
+            for part in re.split(f"({pattern})", line)
+        )
+    return shown
 
 
 def escape_markdown(text: str) -> str:

@@ -10,7 +10,6 @@ read. In CSV and JSON numbers are shares of 1 at full precision; unknown values 
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from slimdown.report import formatting
-from slimdown.report.formatting import EMPTY, escape_markdown, pluralize, visible
+from slimdown.report.formatting import (
+    EMPTY,
+    SHORTEST_NAME,
+    cut_name,
+    escape_markdown,
+    pluralize,
+    visible,
+)
 from slimdown.report.verdict_styles import find_style
 
 PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
@@ -57,7 +63,7 @@ class Column:
     unit: str = ""  # below the heading on a page
     is_number: bool = False  # aligned to the right
     max_width: int | None = None  # characters on a console
-    is_name: bool = False  # may break behind an underscore on a narrow console
+    is_name: bool = False  # is cut in its middle where a console is narrow
     is_filter: bool = False  # a page offers the values as a filter
     is_setting: bool = False  # left out where the table is narrow
     places: frozenset[Place] = EVERYWHERE
@@ -224,7 +230,7 @@ def write_table(table: Table, format: str) -> str:
         # Always plain text: rich would print into a notebook, or write colors elsewhere.
         plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
         console = Console(file=out, width=PLAIN_WIDTH, color_system=None, highlight=False, **plain)
-        print_table(table.brief, console)
+        print_table(table.brief, console, keeps_names=True)
         return out.getvalue()
     if format == "html":
         from slimdown.report.pages import render  # jinja2 takes a fifth of a second
@@ -241,22 +247,30 @@ def write_table(table: Table, format: str) -> str:
     return out.getvalue()
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table. A narrow console gets taller cells, no settings, or one line a cell."""
+def print_table(table: Table, console: Console, keeps_names: bool = False) -> None:
+    """Print a table. A narrow console gets cut names, taller cells, no settings, one line a cell.
+
+    Args:
+        table: The table.
+        console: Where it is printed. A pipe or a file is as wide as the table needs.
+        keeps_names: Do not cut names.
+    """
     if table.outcome:
         console.print(Text(visible(table.outcome)), style="bold", soft_wrap=not console.is_terminal)
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
     short = table.leave_out(lambda column: column.is_setting)
-    layouts = product((table, short), ("  ", " \n", "\n\n"), (False, True))
-    for shown, separators, breaks_names in layouts:
-        rich_table = _lay_out(shown, separators, breaks_names)
+    for shown, separators in product((table, short), ("  ", " \n", "\n\n")):
+        rich_table = _lay_out(shown, separators)
         width = Measurement.get(console, unlimited, rich_table)
-        if not console.is_terminal:  # a file is as wide as it needs to be
+        if width.minimum > console.width and not keeps_names:
+            rich_table = _lay_out(_cut_names(shown, width.minimum - console.width), separators)
+            width = Measurement.get(console, unlimited, rich_table)
+        if not console.is_terminal:
             console.width = max(console.width, width.maximum)
         if width.minimum <= console.width:
-            console.print(rich_table)
+            console.print("", rich_table, "", sep="\n")
             break
     else:
         for row in table.rows:
@@ -270,15 +284,35 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _lay_out(table: Table, separators: str, breaks_names: bool) -> RichTable:
-    """Lay out a table. Names may break between words, numbers and verdicts never."""
-    rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+def _cut_names(table: Table, surplus: int) -> Table:
+    """Cut names, the longest first, until their column is by so much narrower, if they can be."""
+    longest = {
+        column: max(cell_len(str(row[column])) for row in table.rows)
+        for column in table.columns
+        if column.is_name
+    }
+    room = {column: max(SHORTEST_NAME, n - surplus) for column, n in longest.items()}
+    rows = [
+        replace(
+            row,
+            cells={
+                column: Cell(cut_name(cell.text, room[column])) if column in room else cell
+                for column, cell in row.cells.items()
+            },
+        )
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
+
+
+def _lay_out(table: Table, separators: str) -> RichTable:
+    """Lay out a table. Text may break between words, names, numbers and verdicts never."""
+    plain: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
+    rich_table = RichTable(**plain, padding=(0, 1, 0, 0))
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]
     for i, column in enumerate(table.columns):
-        for cells in rows if breaks_names and column.is_name else ():
-            cells[i] = Text(_break_name(cells[i].plain))
         heading, may_break = Text(visible(column.heading)), column.max_width is not None
         texts = [heading.plain, *(row[i].plain for row in rows)]
         parts = [part for one in texts for part in (one.split() if may_break else one.splitlines())]
@@ -293,16 +327,6 @@ def _lay_out(table: Table, separators: str, breaks_names: bool) -> RichTable:
     for row, texts_of_row in zip(table.rows, rows, strict=True):
         rich_table.add_row(*texts_of_row, style="dim" if row.is_secondary else "")
     return rich_table
-
-
-def _break_name(name: str) -> str:
-    """Break a name behind its underscores into lines of some 16 characters."""
-    lines = [""]
-    for part in re.findall("[^_]*_|[^_]+", name):
-        if lines[-1] and len(lines[-1] + part) > 16:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
 
 
 def _style_cell(cell: Cell, separators: str) -> Text:

@@ -18,7 +18,13 @@ from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
-from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
+from slimdown.report.formatting import (
+    cut_names,
+    format_number,
+    format_percent,
+    format_points,
+    pluralize,
+)
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
@@ -26,7 +32,7 @@ from slimdown.training.result import TrainingResult
 
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
-    "other_format": ("right in another format", "another way to read the answer still finds it"),
+    "other_format": ("other format", "another way to read the answer still finds it"),
     "empty": ("empty", "the model wrote nothing"),
     "stopped_early": ("stopped early", "less than half the words of the base's right answer"),
     "wrong_result": ("wrong result", "a full-length answer that does not hold the right one"),
@@ -34,6 +40,8 @@ CAUSES = {
     "clearly_behind": ("clearly behind", "another choice leads by 0.1 nats or more"),
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
+# The steps that lessen the loss of a model that another tool trained
+ADVICE_ON_LOGS = "slimdown run tuned=MODEL suite=quick, then slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 COMPARISON_LEGEND = (
     "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval "
@@ -177,11 +185,10 @@ def describe_outcome(gate: Gate) -> str:
         least = f"{-100 * gate.mean.high:.1f} points or more"
         return f"{word}: the retained benchmarks lost {least} on average; they may lose nothing."
     deciding = [check for check in gate.checks if check.outcome is outcome]
-    budgets = pluralize(len(gate.checks), "budget")
-    if outcome is not Outcome.within:
-        budgets = f"{len(deciding):,} of {budgets}"
+    of_all = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
+    which = f" ({of_all}{len(gate.checks):,} budgets)" if len(gate.checks) > 1 else ""
     worst = min(deciding, key=lambda check: check.bound + check.budget)
-    return f"{word} ({budgets}): {_describe_loss(worst)}."
+    return f"{word}{which}: {_describe_loss(worst)}."
 
 
 def _describe_loss(check: BudgetCheck) -> str:
@@ -218,7 +225,8 @@ def summarize_briefly(
     last = [f"Next: {advice}"] if advice and is_lost else []
     middle = [*name_undecided(findings, gate), *list_doubts(findings)]
     room = max(0, most - len(first) - len(last))
-    return [shorten(line, 80, placeholder=" …") for line in [*first, *middle[:room], *last]]
+    lines = [cut_names(line, findings.benchmarks, 80) for line in [*first, *middle[:room], *last]]
+    return [shorten(line, 80, placeholder=" …") for line in lines]
 
 
 def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
@@ -233,7 +241,8 @@ def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) 
     if can_scale:
         budgets = [check.budget for check in gate.checks] if gate else []
         return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
-    return "docs/keeping.md says how to lose less" if keeps else "the same command with keep=auto"
+    setting = "train.stop_on_forgetting=true" if keeps else "keep=auto"
+    return f"the same command with {setting}"
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
@@ -249,13 +258,14 @@ def describe_largest_loss(findings: Findings) -> list[str]:
     losses = findings.lost_answers[name]
     causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
     counts = [f"{c.count:,} {CAUSES[c.name][0]}" for c in causes]
-    begin = f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): "
+    lines = []
     for n in range(len(causes), 0, -1):
         n_others = sum(c.count for c in causes[n:])
-        others = [f"{n_others:,} other"] if n_others else []
-        if len(line := begin + ", ".join([*counts[:n], *others]) + ".") <= 80 or n == 1:
-            return [line]
-    return []
+        others = [f"{n_others:,} more"] if n_others else []
+        for n_lost in (pluralize(losses.n_lost, "answer"), f"{losses.n_lost:,}"):
+            listed = ", ".join([*counts[:n], *others])
+            lines.append(f"Lost in {name} ({n_lost}): {listed}.")
+    return [next((line for line in lines if len(line) <= 80), lines[-1])] if lines else []
 
 
 def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
@@ -321,15 +331,16 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     """List what makes the findings say less than it seems, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
         if not benchmark.is_measured:
-            yield f"{name}: thinking never ended; raise benchmark.{name}.max_gen_toks."
+            yield f"{name}: thinking never ended; raise its max_gen_toks."
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
-            yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
+            yield f"{name}: the base has none right, so nothing can be lost; read its answers."
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
-        yield f"{names}: the tables hold no prompts, which may have differed."
+        which = "" if len(unlogged) == len(findings.benchmarks) else f" of {names}"
+        yield f"The tables{which} hold no prompts, which may have differed."
     if findings.training and findings.training.stopped:
-        yield f"Training ended early: {findings.training.stopped}."
+        yield f"Stopped: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
         yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
 

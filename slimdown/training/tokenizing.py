@@ -88,8 +88,9 @@ def tokenize_rows(
     n, n_rows = config.max_length, sum(len(part.train) for part in train_data.parts)
     n_truncated = sum(len(tokens) >= n for tokens in train["input_ids"])
     n_untrained = n_rows - sum(len(rows) for rows in trains)
-    note = f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows that are as long or "
-    note += f"longer; {n_untrained:,} more have no token to train on then and are left out"
+    note = f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows"
+    if n_untrained:
+        note += f"; {n_untrained:,} more have no token left to train on and are left out"
     notes = [note] if n_truncated or n_untrained else []
     pairs = zip(trains, train_data.parts, strict=True)
     n_replayed = sum(len(rows) for rows, part in pairs if part.is_replayed)

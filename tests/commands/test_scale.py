@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,9 @@ from mlflow import MlflowClient
 from record_builders import record_run
 
 from slimdown.commands import scale
+from slimdown.commands.arguments import put_table
 from slimdown.config.schema import RunConfig
+from slimdown.report.tables import make_table
 
 
 def test_no_task_files_that_a_record_names_are_run(
@@ -52,6 +55,14 @@ def test_a_record_that_takes_nothing_is_told_before_anything_is_measured(
     message = " ".join(capsys.readouterr().err.split())
     assert "cannot be used" in message
     assert "readonly" in message or "Permission denied" in message
+
+
+def test_how_to_read_a_table_is_said_with_all_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    table = make_table("scales", [{"scale": 0.5}], legend="how to read it")
+    for shows_all in (False, True):
+        options = Namespace(format=None, output=None, all=shows_all)
+        put_table(table, options, str)
+        assert ("how to read it" in capsys.readouterr().out) is shows_all
 
 
 def read_changes(client: MlflowClient, run_id: str, path: str = "findings.json") -> Any:

@@ -7,7 +7,7 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from bench.statistics import contradicts, draw_any
-from slimdown.judging.budgets import Outcome, decide_outcomes
+from slimdown.judging.budgets import Outcome, decide_outcomes, judge_look
 from slimdown.judging.findings import judge
 from slimdown.judging.verdicts import Decision, Verdict, correct_with_levels, decide_verdicts
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
@@ -104,3 +104,11 @@ def test_a_budgets_bound_is_at_the_level_that_decided(n_budgets: int) -> None:
     bound = decided["lost"].find_bound(lost, 0.06)
     assert bound == pytest.approx(lost.margin_interval(0.1 / n_budgets)[1])
     assert bound < -0.06
+
+
+def test_a_look_that_ends_a_training_says_by_which_bound() -> None:
+    """With one look its test is one-sided at 5 %: the 95 % interval reaches over the budget."""
+    findings = judge_scores(*make_scores(44, 36, 20, 0))
+    assert findings.benchmarks["a"].primary.difference.high > -0.02
+    assert judge_look(findings, {"a": 0.02}, 1) == (False, "a lost 2.7 points or more (2 allowed)")
+    assert judge_look(findings, {"a": 0.02}, 2) == (False, "")

@@ -83,7 +83,7 @@ def test_every_format_begins_with_the_outcome(
     gate = Gate(tuple(check_budgets(findings, {"maths": budget}, off=off)), tuple(off))
     outcome = text.describe_outcome(gate)
     assert re.fullmatch(
-        rf"{word} \((1 of )?1 budget\): maths lost \d+\.\d points (or more|at most); it may lose "
+        rf"{word}: maths lost \d+\.\d points (or more|at most); it may lose "
         rf"{100 * budget:g}\.",
         outcome,
     )

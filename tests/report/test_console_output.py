@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 import threading
 import time
@@ -54,7 +55,7 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
     ]
     rows = [" ".join(line.split()) for line in lines]
     assert "maths 80 100.0 50.0 −50.0 [−64.4, −34.3] ↓ forgotten 2 ✗" in rows
-    assert lines[-4].isspace()
+    assert not lines[-4]
     assert lines[-3:] == [
         "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early.",
         "Cannot tell: calm. About 900 questions would, if nothing is lost.",
@@ -91,10 +92,32 @@ def test_at_most_four_lines_of_80_characters_follow_the_table(
     lines = text.summarize_briefly(findings, gate, "slimdown scale 0123 --max-loss 0.02")
     assert len(lines) == 4
     assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): ")
+    assert lines[0].startswith("Lost in maths_of_a_long_name (40): 20 wrong result, 10 empty, ")
     assert lines[1].startswith("Cannot tell: ")
     assert lines[2].startswith("Too few questions to tell: ")
     assert lines[3] == "Next: slimdown scale 0123 --max-loss 0.02"
+
+
+def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
+    long = "_".join(["a_benchmark_that_has"] * 5)
+    findings = judge_pairs(
+        {f"{long}_lost": make_usual()["maths"], f"{long}_calm": make_usual()["calm"]}
+    )
+    gate = Gate(tuple(check_budgets(findings, {})))
+    sides = "meta-llama/Llama-3.2-1B-Instruct-with-more", "llama32 dataset=alpaca lora.r=16 seed=3"
+    console.show_findings(findings, " → ".join(sides), gate)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(
+        r"FAILED \(1 of 2 budgets\): a_be.*….*lost lost \d+\.\d points or more; it may lose 2\.",
+        lines[0],
+    )
+    assert re.fullmatch(r"meta-llama/Lla\S*…\S*-with-more → llama32 dat.*….*=16 seed=3", lines[1])
+    assert re.fullmatch(r"Lost in a_be\S*…\S*_lost \(40\): .*\.", lines[-2])
+    assert re.fullmatch(
+        r"Cannot tell: a_be\S*…\S*_calm\. About 900 questions would, if nothing is lost\.",
+        lines[-1],
+    )
 
 
 def test_what_is_shown_needs_no_line() -> None:

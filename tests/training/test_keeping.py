@@ -273,7 +273,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
         settings += [f"benchmark.pocket_{name}.{one}" for one in ("max_loss=0.1", "limit=24")]
     run = TrainingRun(composed(*SMALL, *settings, "train.max_steps=9"))
     tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=5))
-    assert result.stopped.endswith("lost more than allowed at step 6; kept as of step 4")
+    assert result.stopped.endswith(" points or more (10 allowed) at step 6; step 4 is kept")
     assert (result.steps, len(result.history)) == (4, 6)
     short = TrainingRun(composed(*SMALL, *settings, "train.max_steps=4"))
     expected = short.train(tmp_path / "b")[0].model.state_dict()
