@@ -84,8 +84,9 @@ def describe_identity(config: RunConfig) -> dict[str, str]:
     """Return the few settings by which people tell runs apart, as texts by dotted key."""
     flat = flatten(config)
     named = ("model.id", "tuned", "method.name", "lora.r", "train.learning_rate", "keep.name")
-    about = {key: str(flat[key]) for key in (*named, "seed") if key in flat}
-    about["quantization"] = config.quantization.name
+    about = {key: str(flat[key]) for key in (*named, "seed") if flat.get(key, "???") != "???"}
+    if flat.get("quantization.load_in_4bit") != "???":  # logs do not say
+        about["quantization"] = config.quantization.name
     about |= {"dataset": ",".join(config.dataset), "benchmark": ",".join(config.benchmark)}
     idle = config.idle_sections
     idle += ("keep",) if about.get("keep.name") == "none" else ()

@@ -67,6 +67,7 @@ class FindingColumn:
     is_number: bool = False  # aligned to the right
     is_name: bool = False
     metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
+    holds_shares: bool = False  # MLflow shows them in percent or points, with two digits
 
 
 def make_rows(
@@ -99,10 +100,7 @@ def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) ->
 
 
 def collect_metrics(findings: Findings) -> dict[str, float]:
-    """Return what MLflow records of each benchmark: points or percent with two digits.
-
-    The names are those of a column's values, and the benchmark behind a slash.
-    """
+    """Return what MLflow records of each benchmark, by name and benchmark."""
     metrics: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
         row = FindingRow(findings, name, benchmark.metric)
@@ -110,8 +108,10 @@ def collect_metrics(findings: Findings) -> dict[str, float]:
             values = column.show(row).values if Place.mlflow in column.places else {}
             chosen = values if column.metrics is None else column.metrics
             numbers = {key: values.get(key) for key in chosen}
-            shares = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
-            metrics |= {f"{key}/{name}": round(100 * v, 2) for key, v in shares.items()}
+            for key, value in numbers.items():
+                if isinstance(value, int | float):
+                    shown = round(100 * value, 2) if column.holds_shares else value
+                    metrics[f"{key}/{name}"] = shown
     return metrics
 
 
@@ -238,8 +238,10 @@ COLUMNS: tuple[FindingColumn, ...] = (
     FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=()),
     FindingColumn("metric", _show_metric, _DETAIL),
     FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=()),
-    FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",)),
-    FindingColumn("tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",)),
+    FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",), holds_shares=True),
+    FindingColumn(
+        "tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",), holds_shares=True
+    ),
     FindingColumn(
         "change [95 %, = 90 %]",
         _show_change,
@@ -247,6 +249,7 @@ COLUMNS: tuple[FindingColumn, ...] = (
         "points",
         True,
         metrics=("change", "change_low", "change_high"),
+        holds_shares=True,
     ),
     FindingColumn("verdict", _of_benchmark(_show_verdict), _OF_RUN, metrics=()),
     FindingColumn("budget", _of_benchmark(_show_budget), _OF_RUN, "points", True, metrics=()),
@@ -259,6 +262,7 @@ COLUMNS: tuple[FindingColumn, ...] = (
         _DETAIL | {Place.mlflow},
         "± standard error [95 %]",
         True,
+        holds_shares=True,
     ),
-    FindingColumn("p_right", _of_benchmark(_show_p_right), _IN_FILES),
+    FindingColumn("p_right", _of_benchmark(_show_p_right), _IN_FILES, holds_shares=True),
 )
