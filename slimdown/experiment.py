@@ -35,6 +35,7 @@ from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_ca
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import local_dir
+from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count
@@ -100,7 +101,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             base = load_base_model(config.model, config.quantization, tokenizer, outline)
         run.log_model(base)
 
-        broadcast_from_main(True)  # the processes in assist_run join in
+        broadcast_from_main(run.run_id)  # the processes in assist_run join in
         if train_data:
             with progress.show("preparing the training"):
                 prepared = prepare_training(base, train_data, config)
@@ -323,8 +324,12 @@ def assist_run(config: RunConfig) -> None:
     Args:
         config: The same settings that the first process has.
     """
-    if not broadcast_from_main(None):  # whether the first process has something to do
-        return
+    if run_id := broadcast_from_main(""):  # the first process has something to do
+        with record_system_metrics(config.tracking, run_id):
+            _train_and_answer_along(config)
+
+
+def _train_and_answer_along(config: RunConfig) -> None:
     outline, tokenizer = check_base(config), load_base_tokenizer(config.model)
     silent: Any = lambda *_: None  # noqa: E731
     if config.tuned:

@@ -32,9 +32,9 @@ def set_up_process() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-    # They log a missing package that nobody needs, the tables that they make, and the traceback of
-    # every exception.
-    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
+    # They log a missing package that nobody needs, the tables that they make, the traceback of
+    # every exception, and that there is no GPU.
+    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if logging.lastResort:  # it shows warnings if nobody set up a log
         logging.lastResort.setFormatter(VisibleFormatter())

@@ -390,6 +390,8 @@ class TrackingConfig:
 
     uri: str = setting("an MLflow tracking URI: a database or a server", _STORE)
     experiment: str = setting("the MLflow experiment", _EXPERIMENT)
+    # Files turn it on; what other commands record takes no time.
+    system_metrics: bool = setting("also record how busy the machine is", default=False)
 
 
 @dataclass

@@ -40,6 +40,7 @@ from slimdown.tracking.metric_names import (
     describe_verdicts,
 )
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
+from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.utils.errors import SlimdownError, TrackingError, list_causes
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_leaf, redact_leaves, redact_uri
@@ -154,6 +155,7 @@ class TrackedRun:
         texts["environment.json"] = json.dumps(redact_leaves(dict(info.environment))[0], indent=2)
         for name, text in texts.items():
             write_atomically(self._artifacts / name, text)
+        self._try_to_send()  # the changes, before any system metric
 
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
@@ -355,7 +357,8 @@ def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
     try:
         if info.on_open:
             info.on_open(run.run_id)
-        yield run
+        with record_system_metrics(config.tracking, run.run_id):
+            yield run
         run.finish()
     except BaseException as error:
         run.fail(error)

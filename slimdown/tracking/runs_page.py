@@ -1,48 +1,138 @@
-"""The view that MLflow's page of an experiment opens with: its runs, columns and charts."""
+"""The view that MLflow's page of an experiment opens with: its runs, columns, groups and charts."""
 
 import json
-from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean
 from typing import Any
 
+from slimdown.comparison.run_order import parse_setting
 from slimdown.tracking.metric_names import Tag
 
 VIEW = "slimdown"
 _N_RUNS = 200  # the newest decide what the page shows: reading them takes a second
 _N_BENCHMARKS = 30  # MLflow takes 20,000 characters for a tag of an experiment
+_KIND = "mlflow.experimentKind"
+# MLflow always shows these three: the second is narrowed to its mark of success, the third is last.
+_NAME, _CREATED, _DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "duration"
 
 
 def share_view(client: Any, experiment_id: str) -> None:
     """Share a view of an experiment, as the button "Share" of MLflow's page does.
 
-    It lists the tuned runs with the settings that the newest sweep varied, changes and verdicts.
-    The view is a tag of the experiment, see `useSharedExperimentViewState.ts` in
+    It lists the tuned runs: what the newest sweep varied, verdicts, means and changes, of which the
+    largest loss comes first. The page opens for model training, unless somebody chose otherwise.
+    The view is a tag of the experiment, see `useSharedExperimentViewState.tsx` in
     https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
 
     Args:
         client: A client of the store.
         experiment_id: The id of an experiment that exists.
     """
+    kind = client.get_experiment(experiment_id).tags.get(_KIND, "")
+    if kind in ("", "no_inferred_type") or kind.endswith("_inferred"):
+        client.set_experiment_tag(experiment_id, _KIND, "custom_model_development")
     tuned = f"tags.`{Tag.kind}` = 'tuned'"
     finished = f"{tuned} and attributes.status = 'FINISHED'"
     runs = client.search_runs([experiment_id], finished, max_results=_N_RUNS)
+    text = json.dumps(build_view(runs, tuned))
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", text)
+
+
+def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
+    """Build the view, in the form in which MLflow's page keeps it.
+
+    Args:
+        runs: Finished tuned runs as MLflow gives them, newest first.
+        shown: The filter of those that the page lists.
+    """
     sweeps = [run.data.tags.get(Tag.sweep) for run in runs]
-    newest = [run.data.params for run, name in zip(runs, sweeps, strict=True) if name == sweeps[0]]
-    pairs = {pair for params in newest for pair in params.items() if pair[0] != "verdict"}
-    n_values = Counter(key for key, _ in pairs)
-    columns = {f"params.`{key}`": 70 for key in sorted(n_values) if n_values[key] > 1}
-    metrics = {key for run in runs for key in run.data.metrics if key.startswith(Tag.change)}
-    names = sorted(key.removeprefix(Tag.change) for key in metrics)[:_N_BENCHMARKS]
-    columns |= {"params.`verdict`": 150}
-    columns |= {f"metrics.`{Tag.change}{name}`": min(150, 80 + 6 * len(name)) for name in names}
-    chart = {"type": "BAR", "metricSectionId": "change", "runsCountToCompare": 10}
-    keys = [f"{Tag.change}{name}" for name in names]
-    view = {
-        "searchFilter": tuned,
+    newest = [run for run, name in zip(runs, sweeps, strict=True) if name == sweeps[0]]
+    settings = [run.data.params for run in newest]
+    varied = find_varied([run.info.run_name or "" for run in newest], settings)
+    values = [tuple(of_run.get(key, "") for key in varied) for of_run in settings]
+    groups = [{"mode": "param", "groupByData": key} for key in varied]
+    has_seeds = bool(varied) and len(set(values)) < len(values)
+
+    means = _average_metrics(runs)
+    learned = "learned_loss" if "learned_loss" in means and "learned" not in means else "learned"
+    outcome = [name for name in (learned, "kept") if name in means]
+    changes = [name for name in means if name.startswith(Tag.change)]
+    changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
+    longest_verdict = max((len(run.data.params.get("verdict", "")) for run in runs), default=0)
+    columns = {f"params.`{key}`": min(130, 24 + 7 * len(key)) for key in varied}
+    columns["params.`seed`"] = 52
+    if longest_verdict:
+        columns["params.`verdict`"] = min(210, 70 + 6 * longest_verdict)
+    columns |= {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in outcome + changes}
+    return {
+        "searchFilter": shown,
         "selectedColumns": list(columns),
-        "columnOrder": ["attributes.`Run Name`", *columns],
-        "columnWidths": columns,
-        "compareRunCharts": [chart | {"uuid": key, "metricKey": key} for key in keys],
-        "compareRunSections": [{"uuid": "change", "name": "change", "display": True}],
-        "isAccordionReordered": True,  # the sections that MLflow adds come after it
+        "columnOrder": [_NAME, _CREATED, *columns, _DURATION],
+        "columnWidths": {_NAME: 190, _CREATED: 38, **columns, _DURATION: 80},
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if has_seeds else None,
+        # The parallel plot of groups takes numbers only.
+        "useGroupedValuesInCharts": not any(
+            isinstance(parse_setting(one), str) for of_run in values for one in of_run
+        ),
+        **_arrange_charts(varied or ["seed"], outcome, changes),
+        "isAccordionReordered": True,  # the sections that MLflow adds come after these
     }
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
+
+
+def _average_metrics(runs: Sequence[Any]) -> dict[str, float]:
+    """Return the mean of each metric over the runs that have it."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in run.data.metrics.items():
+            if isfinite(value):
+                values.setdefault(name, []).append(value)
+    return {name: fmean(of_name) for name, of_name in values.items()}
+
+
+def _arrange_charts(
+    settings: Sequence[str], outcome: Sequence[str], changes: Sequence[str]
+) -> dict[str, Any]:
+    """Return a plot from settings to outcome, and bars of each change, two in a row."""
+    plot = {"uuid": "settings", "type": "PARALLEL", "metricSectionId": "outcome"}
+    axes = {"selectedParams": settings, "selectedMetrics": outcome, "showAllRuns": True}
+    bar = {"type": "BAR", "metricSectionId": "change"}
+    bars = [bar | {"uuid": name, "metricKey": name} for name in changes]
+    sections = [
+        {"uuid": "outcome", "name": "learned and kept", "display": True, "columns": 1},
+        {"uuid": "change", "name": "change", "display": True, "columns": 2},
+    ]
+    return {"compareRunCharts": [plot | axes, *bars], "compareRunSections": sections}
+
+
+def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Find the settings in which runs were made to differ, without the seed.
+
+    A run is named by what its command line set. Another setting counts only if those before do not
+    tell its value, as the rank tells `lora.lora_alpha` and `keep=replay` what its file holds.
+
+    Args:
+        names: The runs' names.
+        settings: Their settings by dotted keys.
+
+    >>> ranks = [{"lora.r": "4", "lora.lora_alpha": "8"}, {"lora.r": "8", "lora.lora_alpha": "16"}]
+    >>> find_varied(["pocket lora.r=4", "pocket lora.r=8"], ranks)
+    ['lora.r']
+    """
+    keys = {key for of_run in settings for key in of_run} - {"seed", "verdict"}
+
+    def rank(key: str) -> tuple[bool, bool, bool, int, str]:
+        section, _, name = key.partition(".")
+        places = [text.find(f" {key}=") for text in names if f" {key}=" in text]
+        is_chosen = any(f" {section}=" in text for text in names)
+        return not places, not is_chosen, name not in ("name", "id"), min(places, default=0), key
+
+    varied: list[str] = []
+    for key in sorted(keys, key=rank):
+        before = [tuple(of_run.get(one) for one in varied) for of_run in settings]
+        pairs = zip(before, (of_run.get(key) for of_run in settings), strict=True)
+        is_named = any(f" {key}=" in text for text in names)
+        n_values = len({of_run.get(key) for of_run in settings})
+        if n_values > 1 and (is_named or len(set(pairs)) > len(set(before))):
+            varied.append(key)
+    return varied

@@ -16,7 +16,8 @@ def test_every_recorded_name_is_in_the_reference(store: MlflowClient, composed: 
     assert names <= explained
     run = store.get_run(record_run(composed(), "one", run_key="a" * 32)).data
     for name in [*run.metrics, *(name for name in run.params if "/" in name)]:
-        assert {name, re.sub("/.*", "/{benchmark}", name)} & explained, name
+        kinds = {re.sub("/.*", f"/{{{kind}}}", name) for kind in ("benchmark", "measure")}
+        assert {name, *kinds} & explained, name
     assert {tag for tag in run.tags if tag.startswith("slimdown.")} <= explained
     assert run.params["verdict/pocket_cs"] == "forgotten"
     assert "pocket_cs -44.0 forgotten" in run.tags[Tag.headline]

@@ -157,6 +157,8 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
     store = MlflowClient(f"sqlite:///{two_processes}/mlruns/mlflow.db")
     by_two, third, by_one = (run.info.run_id for run in find_runs(store))
     runs = [by_two, by_one]
+    measured = {name for name in store.get_run(by_two).data.metrics if "system/" in name}
+    assert {name.split("/")[1] for name in measured} == {"rank-0", "rank-1"}
     losses = [store.get_run(i).data.metrics["train/validation_loss_after"] for i in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     folders = [find_trained(store, run_id) for run_id in runs]

@@ -1,0 +1,68 @@
+"""MLflow's system metrics of a run: processors, memory, disk, network and GPUs while it works."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import psutil
+
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking import store
+from slimdown.utils.distributed import process_count, process_rank
+
+# A run of seconds has some points; an hour has 67, which cost 1.6 s of the processor on SQLite.
+_FIRST_SECONDS, _GROWTH, _LONGEST_SECONDS = 2.0, 1.5, 60
+_END_SECONDS = 10.0  # what a store that falls silent may cost at the end
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def record_system_metrics(tracking: TrackingConfig, run_id: str) -> Iterator[None]:
+    """Record inside how busy the machine is, if the settings ask for it; a resumed run goes on.
+
+    A store that does not take them ends them in silence: the run's own record has the warnings.
+
+    Args:
+        tracking: The store.
+        run_id: A run that is there. Each process of a launcher has names of its own in it.
+    """
+    if not tracking.system_metrics:
+        yield
+        return
+    has_ended = Event()
+    # Not by the monitor's `start`: its thread drops what it has at the end, and its `finish` waits
+    # for MLflow's retries.
+    recording = Thread(target=_record_until, args=(has_ended, tracking, run_id), daemon=True)
+    recording.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        recording.join(_END_SECONDS)
+
+
+def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> None:
+    """Write points until the event is set, and a last one then."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    try:
+        uri = store.open_store(tracking, must_exist=True).tracking_uri
+        monitor = SystemMetricsMonitor(
+            run_id,
+            sampling_interval=_LONGEST_SECONDS,
+            resume_logging=True,
+            node_id=f"rank-{process_rank()}" if process_count() > 1 else None,
+            tracking_uri=uri,
+        )
+        psutil.cpu_percent()  # counts from the last call in this thread
+        seconds, is_over = _FIRST_SECONDS, False
+        while not is_over:
+            is_over = has_ended.wait(min(seconds, monitor.sampling_interval))
+            seconds *= _GROWTH
+            monitor.collect_metrics()
+            store.check_store(tracking)  # MLflow would retry for minutes
+            monitor.publish_metrics(monitor.aggregate_metrics())
+        monitor.mlflow_logger.flush()
+    except Exception as error:
+        _log.debug("no more system metrics of run %s: %s", run_id, store.first_line(error))

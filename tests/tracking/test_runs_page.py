@@ -1,0 +1,150 @@
+"""What MLflow's page of an experiment opens with: columns, order, groups and charts."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from slimdown.tracking.runs_page import find_varied, share_view
+
+CHANGES = {"math": -4.0, "cs": -9.5, "common": 1.0}
+
+
+def make_run(
+    store: MlflowClient,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    sweep: str = "ranks",
+) -> None:
+    tags = {"slimdown.kind": "tuned", "slimdown.sweep": sweep}
+    run_id = store.create_run(experiment, run_name=name, tags=tags).info.run_id
+    now = int(time.time() * 1000)
+    store.log_batch(
+        run_id,
+        [Metric(key, value, now, 0) for key, value in metrics.items()],
+        [Param(key, str(value)) for key, value in params.items()],
+    )
+    store.set_terminated(run_id)
+
+
+def read_view(store: MlflowClient, experiment: str) -> Any:
+    share_view(store, experiment)
+    return json.loads(store.get_experiment(experiment).tags["mlflow.sharedViewState.slimdown"])
+
+
+@pytest.fixture
+def ranks(store: MlflowClient) -> str:
+    """Two ranks with two seeds each, and an older run of one more setting."""
+    experiment = store.create_experiment("ranks")
+    older = {"lora.r": 2, "train.learning_rate": 1, "seed": 0}
+    make_run(store, experiment, "pocket", older, {"change/old": 3.0}, "before")
+    for r in (4, 8):
+        for seed in (0, 1):
+            params = {"lora.r": r, "lora.lora_alpha": 2 * r, "seed": seed, "verdict": "math ↓ cs ?"}
+            metrics = {f"change/{name}": value * r for name, value in CHANGES.items()}
+            metrics |= {"kept": -2.0, "learned_loss": 0.5, "change/odd": float("nan")}
+            make_run(store, experiment, f"pocket lora.r={r} seed={seed}", params, metrics)
+    return experiment
+
+
+def test_columns_are_what_was_varied_then_verdicts_then_changes_the_largest_loss_first(
+    store: MlflowClient, ranks: str
+) -> None:
+    view = read_view(store, ranks)
+    changes = [f"metrics.`change/{name}`" for name in ("cs", "math", "old", "common")]
+    shown = ["params.`lora.r`", "params.`seed`", "params.`verdict`"]
+    shown += ["metrics.`learned_loss`", "metrics.`kept`", *changes]
+    assert view["selectedColumns"] == shown  # so Source, Models and Dataset are not
+    order = [name for name in view["columnOrder"] if name in shown]
+    assert order == shown
+    assert view["columnOrder"][0] == "attributes.`Run Name`"
+    assert set(view["columnOrder"]) == set(view["columnWidths"])
+
+
+def test_learned_stands_where_any_run_has_it(store: MlflowClient, ranks: str) -> None:
+    make_run(store, ranks, "pocket", {"seed": 0}, {"learned": 12.0, "learned_loss": 0.4}, "new")
+    columns = read_view(store, ranks)["selectedColumns"]
+    assert "metrics.`learned`" in columns
+    assert "metrics.`learned_loss`" not in columns
+
+
+def test_seeds_are_grouped_by_what_was_varied(store: MlflowClient, ranks: str) -> None:
+    groups = [{"mode": "param", "groupByData": "lora.r"}]
+    assert read_view(store, ranks)["groupBy"] == {
+        "aggregateFunction": "average",
+        "groupByKeys": groups,
+    }
+    for r in (4, 8):
+        make_run(store, ranks, f"pocket lora.r={r}", {"lora.r": r, "seed": 0}, {}, "one seed")
+    assert read_view(store, ranks)["groupBy"] is None
+
+
+def test_charts_lead_from_the_settings_to_the_outcome_and_show_each_change(
+    store: MlflowClient, ranks: str
+) -> None:
+    view = read_view(store, ranks)
+    first, *bars = view["compareRunCharts"]
+    assert first["type"] == "PARALLEL"
+    assert first["selectedParams"] == ["lora.r"]
+    assert first["selectedMetrics"] == ["learned_loss", "kept"]
+    assert [bar["metricKey"] for bar in bars] == [
+        f"change/{name}" for name in ("cs", "math", "old", "common")
+    ]
+    sections = {one["uuid"] for one in view["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == sections
+    assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == 5
+    assert view["useGroupedValuesInCharts"]
+    for name in ("none", "replay"):
+        for seed in (0, 1):
+            params = {"keep.name": name, "seed": seed}
+            make_run(store, ranks, f"pocket keep={name} seed={seed}", params, {}, "words")
+    view = read_view(store, ranks)
+    assert view["groupBy"]
+    assert not view["useGroupedValuesInCharts"]  # words have no mean
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "custom_model_development"),
+        ("genai_development_inferred", "custom_model_development"),
+        ("genai_development", "genai_development"),  # chosen by somebody
+    ],
+)
+def test_the_page_opens_for_model_training(
+    store: MlflowClient, before: str | None, after: str
+) -> None:
+    experiment = store.create_experiment("before")
+    if before:
+        store.set_experiment_tag(experiment, "mlflow.experimentKind", before)
+    assert read_view(store, experiment)["selectedColumns"]  # without a run, too
+    assert store.get_experiment(experiment).tags["mlflow.experimentKind"] == after
+
+
+KEEP = [
+    {"keep.name": "none", "train.max_steps": "5"},
+    {"keep.name": "replay", "keep.share": "0.1", "train.max_steps": "5"},
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "varied"),
+    [
+        (["m keep=none", "m keep=replay"], KEEP, ["keep.name"]),
+        # Both are named, although one tells the other.
+        (["m b=1 a=2", "m b=2 a=3"], [{"a": "2", "b": "1"}, {"a": "3", "b": "2"}], ["b", "a"]),
+        (["m seed=0", "m seed=1"], [{"seed": "0"}, {"seed": "1"}], []),
+        (["m"], [{"a": "1", "verdict": "x"}], []),
+        ([], [], []),
+    ],
+)
+def test_what_follows_from_a_setting_was_not_varied(
+    names: list[str], settings: list[dict[str, str]], varied: list[str]
+) -> None:
+    assert find_varied(names, settings) == varied
