@@ -174,9 +174,7 @@ def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
     callback = make_callback(log=lambda values, step: sent.append((step, values)))
     trainer = make_trainer(tmp_path, [callback])
     model, tokenizer = trainer.model, trainer.processing_class
-    before = slimdown.measure(
-        model, tokenizer, BENCHMARKS, limit=6
-    )  # the adapter does nothing yet
+    before = slimdown.measure(model, tokenizer, BENCHMARKS, limit=6)  # the adapter does nothing yet
     trainer.train()
     by_hand = slimdown.judge(before, slimdown.measure(model, tokenizer, before))
     assert callback.findings is not None
@@ -390,7 +388,9 @@ def test_a_look_leaves_room_for_gradients_and_optimizer(
 def test_a_training_that_would_not_be_ended_so_is_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tmp_path, [make_callback(benchmarks=CHOICES, stop_on_forgetting=True)], **settings)
+    trainer = make_trainer(
+        tmp_path, [make_callback(benchmarks=CHOICES, stop_on_forgetting=True)], **settings
+    )
     with pytest.raises(ModelError, match=message):
         trainer.train()
 

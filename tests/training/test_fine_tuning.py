@@ -348,9 +348,7 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
     assert again.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
 def test_a_mixture_of_experts_is_trained_measured_and_judged(
     family: str, composed: Composed, tmp_path: Path
 ) -> None:
