@@ -227,8 +227,8 @@ def test_a_base_is_compared_without_its_dropout(composed: Composed, tmp_path: Pa
     "settings",
     [
         "",
-        pytest.param("method=prompt", marks=pytest.mark.slow),
-        "method=bottleneck",
+        "method=prompt",
+        pytest.param("method=bottleneck", marks=pytest.mark.slow),
     ],
 )
 def test_a_distance_to_the_base_keeps_the_model_near_it(
@@ -236,7 +236,7 @@ def test_a_distance_to_the_base_keeps_the_model_near_it(
 ) -> None:
     moved = []
     for i, keep in enumerate(["keep=none", "keep=kl keep.weight=30"]):
-        steps = ["train.max_steps=5", *keep.split(), *settings.split()]
+        steps = ["train.max_steps=8", *keep.split(), *settings.split()]
         run = TrainingRun(composed(*SMALL, *steps))
         ids = torch.arange(5, 60)[None]
         with torch.no_grad():
