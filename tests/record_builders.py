@@ -1,6 +1,7 @@
 """Runs of made-up answers, recorded by the real writer into a real store."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ from omegaconf import DictConfig
 from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.findings import judge
+from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.sweep.command_line import CommandLine
 from slimdown.tracking.provenance import RunInfo
@@ -47,8 +47,8 @@ KEPT = make_scores(1500, 3, 3, 494)  # no change: retained
 
 
 @lru_cache(None)
-def _compose_once(choices: tuple[str, ...], with_hydra: bool) -> DictConfig:
-    return compose("config", list(choices), return_hydra_config=with_hydra)
+def _compose_once(choices: tuple[str, ...], with_hydra: bool) -> bytes:
+    return pickle.dumps(compose("config", list(choices), return_hydra_config=with_hydra))
 
 
 def compose_files(
@@ -57,7 +57,8 @@ def compose_files(
     """What Hydra's `compose` does, once in a process for each choice of our own files."""
     if any(text.startswith("hydra.searchpath=") for text in overrides):  # a test's own files
         return compose(name, list(overrides), return_hydra_config=return_hydra_config)
-    return deepcopy(_compose_once(tuple(overrides), return_hydra_config))
+    composed: DictConfig = pickle.loads(_compose_once(tuple(overrides), return_hydra_config))
+    return composed
 
 
 def compose_config(*overrides: str) -> RunConfig:
@@ -86,6 +87,19 @@ def make_answers(config: RunConfig, scores: Scores = LOST) -> tuple[Evaluation, 
     return evaluations[0], evaluations[1]
 
 
+_JUDGED: dict[str, tuple[Evaluation, Evaluation, Findings]] = {}
+
+
+def _judge_once(config: RunConfig, scores: Scores) -> tuple[Evaluation, Evaluation, Findings]:
+    """Answers as `make_answers` makes them, and their findings: half of the time of a record."""
+    share = config.evaluation.holdout
+    key = repr((config.benchmark, share, [list(each) for each in scores]))
+    if key not in _JUDGED:
+        base, tuned = make_answers(config, scores)
+        _JUDGED[key] = base, tuned, judge(open_part(base, share), open_part(tuned, share))
+    return _JUDGED[key]
+
+
 def make_info(config: RunConfig, name: str, **fields: Any) -> RunInfo:
     """What a run is called."""
     return RunInfo(name, ["lora.r=8"], environment={}, **fields)
@@ -99,12 +113,10 @@ def set_metric(config: RunConfig) -> RunConfig:
 
 def save_answers(run: TrackedRun, config: RunConfig, scores: Scores = LOST, key: str = "k") -> None:
     """Do what an experiment does once both models have answered."""
-    base, tuned = make_answers(config, scores)
+    base, tuned, findings = _judge_once(config, scores)
     for cache, evaluation in ((run.base_cache, base), (run.tuned_cache, tuned)):
         for number, (name, one) in enumerate(evaluation.benchmarks.items()):
             cache.save(f"{key}{number}", name, one)
-    share = config.evaluation.holdout
-    findings = judge(open_part(base, share), open_part(tuned, share))
     pages = {"report.md": "# report", "report.html": "<p>page</p>"}
     run.save(findings, pages, {"adapter_config.json": "{}"})
 

@@ -1,13 +1,15 @@
 """`ForgettingCallback` in a training of somebody's own with TRL's trainer."""
 
 import io
+import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft import LoraConfig
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
@@ -30,25 +32,23 @@ from slimdown.utils.errors import ConfigError, ModelError
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 BENCHMARKS = ["pocket_math", "pocket_cs"]
+CHOICES = ["pocket_commonsense", "pocket_cs"]  # asked in a fifth of the time
 TARGET = {"task": "pocket_math", "role": "target"}
 QUIET = {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 QUIET |= {"use_cpu": True, "bf16": False}
+with (DATA_DIR / "pocket_instructions_train.jsonl").open() as file:
+    ROWS = [json.loads(line) for line in islice(file, 20)]
 
 
 def make_trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrainer:
     lora = settings.pop("peft_config", LORA)
     set_seed(0)
-    rows = str(DATA_DIR / "pocket_instructions_train.jsonl")
     arguments = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 0.01}
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(MODEL_DIR),
-        train_dataset=load_dataset(
-            "json", data_files=rows, split="train[:64]", cache_dir=str(folder)
-        ),
-        eval_dataset=load_dataset(
-            "json", data_files=rows, split="train[64:68]", cache_dir=str(folder)
-        ),
+        train_dataset=Dataset.from_list(ROWS[:16]),
+        eval_dataset=Dataset.from_list(ROWS[16:]),
         peft_config=lora,
         callbacks=callbacks,
         args=SFTConfig(output_dir=str(folder), **{**QUIET, **arguments, **settings}),
@@ -94,7 +94,7 @@ def make_preference_trainer(name: str, folder: Path, callbacks: list[Any], lora:
         callbacks=callbacks,
         args=settings(
             output_dir=str(folder),
-            max_steps=3,
+            max_steps=2,
             per_device_train_batch_size=4,
             learning_rate=0.01 if lora else 1e-4,
             **QUIET,
@@ -105,7 +105,7 @@ def make_preference_trainer(name: str, folder: Path, callbacks: list[Any], lora:
 
 
 def make_callback(**settings: Any) -> slimdown.ForgettingCallback:
-    few = {"benchmarks": BENCHMARKS, "every": 2, "questions": 4, "limit": 12}
+    few = {"benchmarks": BENCHMARKS, "every": 2, "questions": 4, "limit": 6}
     return slimdown.ForgettingCallback(**{**few, **settings})
 
 
@@ -117,8 +117,7 @@ def get_losses(trainer: SFTTrainer) -> list[Any]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"gradient_accumulation_steps": 2, "max_steps": 4},
-        {"bf16": True, "max_steps": 4},
+        {"gradient_accumulation_steps": 2, "bf16": True, "max_steps": 4},
         {"peft_config": None, "max_steps": 4, "neftune_noise_alpha": 5.0},
     ],
     ids=lambda settings: next(iter(settings)),
@@ -144,7 +143,7 @@ def test_training_takes_the_same_steps(settings: dict[str, Any], tmp_path: Path)
     ("name", "lora"),
     [
         pytest.param("dpo", LORA, id="dpo-lora"),
-        pytest.param("kto", None, id="kto-full"),
+        pytest.param("kto", None, id="kto-full", marks=pytest.mark.slow),
         pytest.param("grpo", LORA, id="grpo-lora"),
         pytest.param("dpo", None, id="dpo-full", marks=pytest.mark.slow),
         pytest.param("kto", LORA, id="kto-lora", marks=pytest.mark.slow),
@@ -158,9 +157,9 @@ def test_a_training_on_preferences_takes_the_same_steps(
     alone.train()
     callback = make_callback(every=1)
     watched = make_preference_trainer(name, tmp_path, [callback], lora)
-    base = slimdown.measure(watched.model, watched.processing_class, BENCHMARKS, limit=12)
+    base = slimdown.measure(watched.model, watched.processing_class, BENCHMARKS, limit=6)
     watched.train()
-    assert len(get_losses(watched)) == 3
+    assert len(get_losses(watched)) == 2
     assert get_losses(watched) == get_losses(alone)
     expected = alone.model.state_dict()
     for key, weight in watched.model.state_dict().items():
@@ -176,9 +175,7 @@ def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
     callback = make_callback(log=lambda values, step: sent.append((step, values)))
     trainer = make_trainer(tmp_path, [callback])
     model, tokenizer = trainer.model, trainer.processing_class
-    before = slimdown.measure(
-        model, tokenizer, BENCHMARKS, limit=12
-    )  # the adapter does nothing yet
+    before = slimdown.measure(model, tokenizer, BENCHMARKS, limit=6)  # the adapter does nothing yet
     trainer.train()
     by_hand = slimdown.judge(before, slimdown.measure(model, tokenizer, before))
     assert callback.findings is not None
@@ -215,13 +212,13 @@ def write_points(share: float) -> str:
 
 # trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_it_prints_the_base_each_look_and_the_end(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     callback = make_callback(every=1)
     if kind == "sft":
-        trainer = make_trainer(tmp_path, [callback], max_steps=3)
+        trainer = make_trainer(tmp_path, [callback], max_steps=2)
     else:
         trainer = make_preference_trainer(kind, tmp_path, [callback], LORA)
     base = slimdown.measure(trainer.model, trainer.processing_class, BENCHMARKS, limit=4)
@@ -230,13 +227,12 @@ def test_it_prints_the_base_each_look_and_the_end(
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{")]
     scores = [f"{n} {100 * b.score.value:.1f}" for n, b in base.benchmarks.items()]
     looks = [logs for logs in trainer.state.log_history if "change/pocket_cs" in logs]
-    assert [logs["step"] for logs in looks] == [1, 2, 3]
+    assert [logs["step"] for logs in looks] == [1, 2]
     assert lines == [
         "step 0    measuring the base",
         f"step 0    base   {'   '.join(scores)}   (4 questions each)",
-        f"step 1/3  {describe(looks[0])}",
-        f"step 2/3  {describe(looks[1])}",
-        f"end       {describe(looks[2])}   (12 questions each)",
+        f"step 1/2  {describe(looks[0])}",
+        f"end       {describe(looks[1])}   (6 questions each)",
     ]
 
 
@@ -262,24 +258,24 @@ def test_it_says_why_it_ended_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     callback = make_callback(
-        benchmarks=["pocket_math"], every=1, questions=24, limit=24, stop_on_forgetting=True
+        benchmarks=["pocket_cs"], every=1, questions=24, limit=24, stop_on_forgetting=True
     )
     trainer = make_trainer(tmp_path, [Wrecking(2), callback], learning_rate=1e-5, max_steps=3)
     trainer.train()
     reason = callback.stopped
     shown = re.fullmatch(
-        r"pocket_math lost (\d+\.\d) points or more \(2 allowed\) at step 2; step 1 is kept", reason
+        r"pocket_cs lost (\d+\.\d) points or more \(2 allowed\) at step 2; step 1 is kept", reason
     )
     assert shown
     assert float(shown[1]) > 2
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{")]
     assert lines[-2] == f"stopped   {reason}"
-    assert lines[-1].startswith("end       pocket_math ")
+    assert lines[-1].startswith("end       pocket_cs ")
     assert lines[-1].endswith("   (24 questions)")
 
 
 def test_a_second_training_has_the_base_that_it_begins_with(tmp_path: Path) -> None:
-    callback = make_callback()
+    callback = make_callback(benchmarks=CHOICES, limit=24)
     trainer = make_trainer(tmp_path, [callback], peft_config=None, max_steps=2)
     trainer.train()
     assert callback.findings is not None
@@ -293,7 +289,7 @@ def test_a_second_training_has_the_base_that_it_begins_with(tmp_path: Path) -> N
 
 def test_an_adapter_keeps_what_is_frozen_in_it(tmp_path: Path) -> None:
     """PEFT makes all of an adapter trainable when it is switched on again."""
-    trainer = make_trainer(tmp_path, [make_callback()], max_steps=2)
+    trainer = make_trainer(tmp_path, [make_callback(benchmarks=CHOICES)], max_steps=2)
     for name, parameter in trainer.model.named_parameters():
         parameter.requires_grad_("lora_B" in name)
     trainer.train()
@@ -305,8 +301,8 @@ def test_an_adapter_keeps_what_is_frozen_in_it(tmp_path: Path) -> None:
 def test_a_resumed_training_has_the_base_that_it_began_with(adapter: Any, tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "peft_config": adapter, "max_steps": 4}
     checkpoint = str(tmp_path / "checkpoint-2")
-    whole, resumed = make_callback(), make_callback()
-    make_trainer(tmp_path, [whole], **settings).train()
+    whole, resumed = (make_callback(benchmarks=CHOICES) for _ in range(2))
+    make_trainer(tmp_path, [whole] if adapter else [], **settings).train()
     trainer = make_trainer(tmp_path, [resumed], **settings)
     if adapter is LORA:  # its base is under it
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -345,7 +341,7 @@ def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_goo
     wrecked: int, kept: int, adapter: Any, tmp_path: Path
 ) -> None:
     """The training that ends by itself at the step that is kept has the same weights."""
-    budgets = [{"task": name, "max_loss": 0.1} for name in BENCHMARKS]
+    budgets = [{"task": name, "max_loss": 0.1} for name in CHOICES]
     callback = slimdown.ForgettingCallback(
         budgets, every=2, questions=24, limit=24, stop_on_forgetting=True
     )
@@ -361,7 +357,7 @@ def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_goo
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
     assert callback.findings is not None
-    assert callback.findings.passes(**dict.fromkeys(BENCHMARKS, 0.5))
+    assert callback.findings.passes(**dict.fromkeys(CHOICES, 0.5))
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
@@ -376,7 +372,7 @@ def test_a_look_leaves_room_for_gradients_and_optimizer(
         return choose_backend(model, *arguments, **options)
 
     monkeypatch.setattr("slimdown.evaluation.evaluator.choose_backend", choose)
-    callback = make_callback(limit=4)
+    callback = make_callback(benchmarks=CHOICES, limit=4)
     trainer = make_trainer(tmp_path, [callback], peft_config=lora, max_steps=1)
     n_trained = trainer.get_num_trainable_parameters()
     n_all = sum(p.numel() for p in trainer.model.parameters())
@@ -397,14 +393,16 @@ def test_a_look_leaves_room_for_gradients_and_optimizer(
 def test_a_training_that_would_not_be_ended_so_is_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tmp_path, [make_callback(stop_on_forgetting=True)], **settings)
+    trainer = make_trainer(
+        tmp_path, [make_callback(benchmarks=CHOICES, stop_on_forgetting=True)], **settings
+    )
     with pytest.raises(ModelError, match=message):
         trainer.train()
 
 
 def test_findings_are_those_of_the_last_training(tmp_path: Path) -> None:
     """The second one keeps its best weights, which are there only once it has ended."""
-    callback = make_callback()
+    callback = make_callback(benchmarks=CHOICES)
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
     steps = {"eval_steps": 3, "save_steps": 3, "learning_rate": 0.1}
     trainer = make_trainer(tmp_path, [callback], **best, **steps)
@@ -413,14 +411,14 @@ def test_findings_are_those_of_the_last_training(tmp_path: Path) -> None:
     trainer.train()
     assert callback.findings is not None
     assert callback.findings is not first
-    measured = slimdown.measure(trainer.model, trainer.processing_class, BENCHMARKS, limit=12)
+    measured = slimdown.measure(trainer.model, trainer.processing_class, CHOICES, limit=6)
     for name, benchmark in measured.benchmarks.items():
         change = callback.findings.benchmarks[name].primary
         assert change.tuned.value == pytest.approx(benchmark.score.value)
 
 
 def test_a_training_within_its_budgets_ends_by_itself(tmp_path: Path) -> None:
-    callback = make_callback(stop_on_forgetting=True)
+    callback = make_callback(benchmarks=CHOICES, stop_on_forgetting=True)
     trainer = make_trainer(tmp_path, [callback], learning_rate=1e-5)
     trainer.train()
     assert trainer.state.global_step == 6

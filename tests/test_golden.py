@@ -8,6 +8,7 @@ round otherwise, so of trained models only what they started from and that they 
 import json
 import lzma
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands_and_runs import Result, call_verb
-from golden.make import CASES, HERE, judge_logs, run_case
+from golden.make import ADAPTERS, CASES, HERE, judge_logs, run_case
 from hydra import compose
 from mlflow import MlflowClient
 
@@ -118,26 +119,52 @@ def folder(store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-def compare_case(case: str, folder: Path) -> dict[str, Any]:
-    """Run a case of given adapters, compare it whole, and return what today's code answered."""
+def compare_case(
+    case: str, folder: Path, runs: Sequence[str] = (), benchmarks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run a case of given adapters, compare it, and return what today's code answered.
+
+    With `runs` or `benchmarks`, `CASES` has these alone, and they are compared.
+    """
     stored, today = load_golden(case), run_case(case, folder, CHECKOUT)
     if case == "decided":  # today the base is always asked whole
         assert all(len(answers) == 300 for answers in today["base"].values())
         [run] = today["runs"].values()
         assert any(len(answers) < 300 for answers in run["tuned"].values())
-    compare_answers(case, None, stored["base"], today["base"])
-    assert stored["runs"].keys() == today["runs"].keys()
-    for run, before in stored["runs"].items():
-        compare_answers(case, run, before["tuned"], today["runs"][run]["tuned"])
-        compare_findings(case, run, before["findings"], today["runs"][run]["findings"])
+
+    def narrow(answers: dict[str, Any]) -> dict[str, Any]:
+        return {name: answers[name] for name in benchmarks or answers}
+
+    compare_answers(case, None, narrow(stored["base"]), today["base"])
+    assert today["runs"].keys() == {*(runs or stored["runs"])}
+    for run, found in today["runs"].items():
+        before = stored["runs"][run]
+        compare_answers(case, run, narrow(before["tuned"]), found["tuned"])
+        compare_findings(case, run, narrow(before["findings"]), found["findings"])
     return today
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param("tuned", marks=pytest.mark.slow), "decided", "given"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["tuned", "decided", "given"])
 def test_base_and_given_adapters_answer_as_before(case: str, folder: Path) -> None:
     compare_case(case, folder)
+
+
+def test_some_given_adapters_answer_as_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that shares prefixes, and one that does not."""
+    runs = ["rslora", "prefix"]
+    tuned = "tuned=" + ",".join(str(ADAPTERS / name) for name in runs)
+    monkeypatch.setitem(CASES, "given", ["-m", tuned, *CASES["given"][2:]])
+    compare_case("given", folder, runs)
+
+
+def test_choices_are_decided_early_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = ["pocket_commonsense", "pocket_cs"]
+    chosen = f"benchmark=[{','.join(benchmarks)}]"
+    monkeypatch.setitem(CASES, "decided", [*CASES["decided"], chosen])
+    compare_case("decided", folder, benchmarks=benchmarks)
 
 
 @pytest.mark.slow

@@ -190,7 +190,15 @@ def train(make: Callable[[], Any], measure: bool) -> tuple[Any, list[float], Any
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "make", [load, make_lora, make_4bit, make_autocast, make_half_frozen, make_ddp]
+    "make",
+    [
+        load,
+        pytest.param(make_lora, marks=pytest.mark.slow),
+        make_4bit,
+        make_autocast,
+        make_half_frozen,
+        make_ddp,
+    ],
 )
 def test_measuring_changes_nothing_in_a_training(
     make: Callable[[], Any], one_process: None
@@ -205,9 +213,8 @@ def test_measuring_changes_nothing_in_a_training(
         assert torch.equal(weight, expected[name]), name
 
 
-def test_a_model_inside_a_trainers_wrappers_answers_as_itself(
-    before: Evaluation, one_process: None
-) -> None:
+def test_a_model_inside_a_trainers_wrappers_answers_as_itself(one_process: None) -> None:
+    before = slimdown.measure(load(), TOKENIZER, BENCHMARKS, limit=6)
     wrapped = load()
     for _ in range(2):  # a cell that you run twice
         Accelerator(mixed_precision="bf16", cpu=True).prepare_model(wrapped)

@@ -1,7 +1,8 @@
 """slimdown changes nothing of other libraries or of the process.
 
-Each test runs a fresh process beside a control, which imports the same libraries in the same order
-without slimdown, and compares what both processes say about themselves.
+A fresh process stands beside a control, which imports the same libraries in the same order without
+slimdown. Both say about themselves what is compared: first after what the package hands out was
+used, then after a whole run.
 """
 
 import json
@@ -89,53 +90,67 @@ names = [OmegaConf.create({"x": f"${{{name}:1}}"}).x for name in
 assert names == ["the user's"] * 4, names
 assert ConfigStore.instance().load("schema.yaml").node.whose == "the user's"
 """
+# A command's process is its own: what the program above registered would be in its way.
 WHOLE_RUN = """
+for name in ("n_gpus", "twice", "default_store", "by_method"):
+    OmegaConf.clear_resolver(name)
 from slimdown.run import main
 arguments = ["dataset.pocket_instructions.max_examples=32", "train.max_steps=2"]
-arguments += [f"benchmark.pocket_{name}.limit=4"
-              for name in ("instructions", "math", "commonsense", "cs")]
+arguments += ["benchmark=[pocket_math,pocket_cs]"]
+arguments += [f"benchmark.pocket_{name}.limit=2" for name in ("math", "cs")]
 assert main(arguments) == 0
 """
 IMPORTS = """
-import contextlib, importlib, json
-for name in json.load(open("snapshot.json"))["names"]:
+for name in json.load(open("{step}.json"))["names"]:
     if name.partition(".")[0] != "slimdown":
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 """
 
 
-def take_snapshot(code: str, folder: Path) -> dict[str, Any]:
-    """Run code in a fresh process and return its snapshot and the names of its modules."""
+def take_snapshots(steps: dict[str, str], kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Run the code of each step in one fresh process, and return a snapshot after each."""
     package = Path(__file__).parent.parent / "slimdown"
-    ending = f"""
+    script = "import contextlib\n" + SNAPSHOT
+    for step, code in steps.items():
+        script += f"""
+{code}
 names = list(sys.modules)
-with open("snapshot.json", "w") as file:
+with open("{kind}{step}.json", "w") as file:
     json.dump({{"names": names, **snapshot({str(package)!r})}}, file)
 """
     environment = {**os.environ, "PYTHONPATH": str(package.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", SNAPSHOT + code + ending],
+        [sys.executable, "-c", script],
         cwd=folder, env=environment, text=True, capture_output=True,
     )  # fmt: skip
     assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads((folder / "snapshot.json").read_text())
+    return {step: json.loads((folder / f"{kind}{step}.json").read_text()) for step in steps}
+
+
+@pytest.fixture(scope="module")
+def snapshots(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("snapshots")
+    ours = take_snapshots({"doors": DOORS, "run": WHOLE_RUN}, "", folder)
+    imports = {step: IMPORTS.format(step=step) for step in ours}
+    return ours, take_snapshots(imports, "control-", folder)
 
 
 @pytest.mark.parametrize(
-    ("code", "own"),
+    ("step", "own"),
     [
-        pytest.param(DOORS, set(), id="doors"),
+        ("doors", set()),
         # A command may set its own process's environment and log handlers, and the factory that
         # huggingface_hub takes for its client.
-        pytest.param(WHOLE_RUN, {"environ", "loggers", "hub client"}, id="run"),
+        ("run", {"environ", "loggers", "hub client"}),
     ],
 )
 def test_nothing_of_the_process_or_of_another_library_changes(
-    code: str, own: set[str], tmp_path: Path
+    step: str, own: set[str], snapshots: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
-    ours = take_snapshot(code, tmp_path)
-    control = take_snapshot(IMPORTS, tmp_path)  # reads the names from the first snapshot
+    ours, control = (each[step] for each in snapshots)
     assert ours["patches"] == []
     for key in ours.keys() - own - {"names"}:
         assert ours[key] == control[key], key

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -35,12 +36,7 @@ def register_schema() -> None:
 
     Call it only to compose: the names are global, and a program may have its own with these names.
     """
-    schema: Any = OmegaConf.structured(RunConfig)
-    for section in SECTIONS:
-        OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
-    OmegaConf.set_struct(schema.evaluation.chat_template_args, False)
-    OmegaConf.set_struct(schema.search.space, False)
-    ConfigStore.instance().store(name="schema", node=schema)
+    ConfigStore.instance().store(name="schema", node=_make_schema())
     Plugins.instance().register(TaskSource)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
@@ -51,6 +47,16 @@ def register_schema() -> None:
     }
     for name, resolve in resolvers.items():
         OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+
+@cache
+def _make_schema() -> DictConfig:
+    schema: Any = OmegaConf.structured(RunConfig)
+    for section in SECTIONS:
+        OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
+    OmegaConf.set_struct(schema.evaluation.chat_template_args, False)
+    OmegaConf.set_struct(schema.search.space, False)
+    return cast(DictConfig, schema)
 
 
 def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:

@@ -17,8 +17,9 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings(), ExitStack() as undo:
         warnings.simplefilter("ignore")
         for logger in map(logging.getLogger, _LIBRARIES):
-            undo.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
+            if logger.level != logging.ERROR:  # it is inside: to set a level takes milliseconds
+                undo.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.ERROR)
         if transformers_logging.is_progress_bar_enabled():
             undo.callback(transformers_logging.enable_progress_bar)
             transformers_logging.disable_progress_bar()

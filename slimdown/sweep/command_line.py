@@ -206,7 +206,8 @@ class _Composer:
             advice = "others can read a password here; set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
             problems.append(f"{redact(text)}: {advice}")
         group = key.replace(".", "/")
-        if "." in key and (names := self._loader.get_group_options(group)):
+        is_group = "." in key and self.line.is_choice(group)
+        if is_group and (names := self._loader.get_group_options(group)):
             chosen = [value for value in (each.value() for each in values) if type(value) is str]
             problems += [f"{text}: choose it by {group}=...{nearest(c, names)}" for c in chosen]
         if not self.line.is_choice(key):

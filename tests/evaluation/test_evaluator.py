@@ -153,7 +153,8 @@ def with_zero_adapter(loaded: LoadedModel) -> LoadedModel:
 
 def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path) -> None:
     """Stopped early and after a kill: both models get the same blocks."""
-    tasks = load_tasks(read_benchmarks(["pocket_commonsense", "pocket_math"], limit=70))
+    math = {"task": "pocket_math", "max_gen_toks": 12}
+    tasks = load_tasks(read_benchmarks(["pocket_commonsense", math], limit=70))
     base = load_pocket(torch.bfloat16)
     evaluator, cache = Evaluator(tasks, make_config()), MemoryCache(tmp_path)
     before = evaluator.evaluate(base)
@@ -528,10 +529,11 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
     row = {"input": "Is it so?\nOptions:\n- yes\n- no", "target": "yes"}
     rows = datasets.DatasetDict(test=datasets.Dataset.from_list([row] * 2))
     with patch("datasets.load_dataset", return_value=rows):
-        config = make_benchmark_config("bbh_cot_fewshot", metric=None, num_fewshot=None)
+        task = "bbh_cot_fewshot_boolean_expressions"
+        config = make_benchmark_config(task, metric=None, num_fewshot=None)
         bbh = load_tasks({"bbh": config})["bbh"]
     requests = bbh.build_requests(None, make_config())
-    assert (len(bbh.tasks), bbh.config.num_fewshot, len(requests)) == (27, 3, 54)
+    assert (bbh.config.num_fewshot, len(requests)) == (3, 2)
     for [request] in requests.values():
         assert request.args[0].count("Let's think step by step") == 4
 

@@ -24,7 +24,11 @@ WINDOWED = [f for f in sorted(EXACT_FAMILIES) if hasattr(CONFIG_MAPPING[f], "sli
 # Shorter than the shared prefix, between it and the longest row, beyond one of two worked examples.
 WINDOWS = (16, 75, 140)
 # Each family with a window takes one of them by default, in turn, and the rest by `-m slow`.
-SHAPES: list[Any] = [(family, None) for family in sorted(EXACT_FAMILIES - {*WINDOWED})]
+# Of the others, every third.
+SHAPES: list[Any] = [
+    pytest.param(family, None, marks=[pytest.mark.slow] * (i % 3 > 0))
+    for i, family in enumerate(sorted(EXACT_FAMILIES - {*WINDOWED}))
+]
 SHAPES += [(family, WINDOWS[i % 3]) for i, family in enumerate(WINDOWED)]
 REST = [(family, window) for family in WINDOWED for window in (None, *WINDOWS)]
 SHAPES += [pytest.param(*one, marks=pytest.mark.slow) for one in REST if one not in SHAPES]

@@ -152,7 +152,7 @@ def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> No
     own = write_own_tasks(tmp_path / "own")
     tuned = spoil(str(MODEL_DIR), tmp_path / "tuned_model", 0.03)
     shown = judge_everywhere(
-        str(MODEL_DIR), tuned, list(METRICS), own, 20, tmp_path, "model=pocket"
+        str(MODEL_DIR), tuned, list(METRICS), own, 12, tmp_path, "model=pocket"
     )
     assert {name: metric for name, (metric, _) in shown["measure"].items()} == METRICS
     assert {verdict for _, verdict in shown["measure"].values()} > {"forgotten"}

@@ -19,6 +19,8 @@ from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
 IDS = torch.arange(5, 60)[None]
+# With LoRA on each quantization: each other kind of change of the weights once.
+QUICK = {("dora", "nf4"), ("ia3", "nf4"), ("oft", "none"), ("shira", "none")}
 
 
 def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
@@ -31,15 +33,20 @@ def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
     return load_base_model(config.model, config.quantization)
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "ia3", "oft", "shira"])
-@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+@pytest.mark.parametrize(
+    ("method", "quantization"),
+    [
+        pytest.param(method, quantization, marks=[pytest.mark.slow] * (not is_quick))
+        for method in ("lora", "rslora", "dora", "ia3", "oft", "shira")
+        for quantization in ("nf4", "int8", "none")
+        # PEFT 0.21 cannot attach DoRA to int8, and SHiRA is refused on both.
+        if (method, quantization) not in (("dora", "int8"), ("shira", "nf4"), ("shira", "int8"))
+        for is_quick in [method == "lora" or (method, quantization) in QUICK]
+    ],
+)
 def test_merged_logits_are_those_of_the_adapter_on_its_base(
     method: str, quantization: str, composed: Composed, tmp_path: Path
 ) -> None:
-    if (method, quantization) == ("dora", "int8"):
-        pytest.skip("PEFT 0.21 cannot attach it")
-    if method == "shira" and quantization != "none":
-        pytest.skip("refused: it changes weights that are no 4-bit or 8-bit ones")
     config = composed(f"method={method}", f"quantization={quantization}", "model.dtype=float32")
     base = make_adapter(config, tmp_path / "adapter")
     assert merge_adapter(base, tmp_path / "adapter", tmp_path / "merged") == "float32"
@@ -94,7 +101,13 @@ def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float,
     return moved, distance
 
 
-@pytest.mark.parametrize("case", TIED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case in ("head", "both alike", "dora")))
+        for case in TIED
+    ],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_tied_weights_are_merged_as_base_and_adapter_answer(
     case: str, composed: Composed, tmp_path: Path

@@ -80,6 +80,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
         "Lfm2ForCausalLM is not among the families",
     ),
 }
+QUICK = {"smollm3", "lfm2_1.2b", "gemma3_4b"}
 SAME_AS = {"qwen3_1.7b": "qwen3_0.6b", "gemma3_270m": "gemma3_1b"}
 THINKING = {"qwen3_0.6b", "qwen3_1.7b", "smollm3"}
 
@@ -195,8 +196,8 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     "recipe",
-    [  # Qwen3's two are one architecture
-        pytest.param(recipe, marks=[pytest.mark.slow] * (recipe == "qwen3_4b"))
+    [  # one that shares prefixes, one that does not, and one of pictures
+        pytest.param(recipe, marks=[pytest.mark.slow] * (recipe not in QUICK))
         for recipe in ARCHITECTURES
     ],
 )

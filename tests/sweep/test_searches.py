@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from math import log
 from pathlib import Path
 from statistics import median
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
-from slimdown.judging.findings import judge
+from slimdown.judging.findings import Findings, judge
 from slimdown.sweep.command_line import (
     CommandLine,
     CommandPlan,
@@ -61,7 +62,14 @@ RUNS: dict[str, RunRecord] = {}
 
 
 def finish(learned: float = 0.1, lost: float = 0.0) -> JobOutcome:
-    """Make up a run that learned and lost so much, of 1,000 questions."""
+    """Make up a run that learned and lost so much, of 200 questions."""
+    run = make_run(judge_changes(round(learned, 2), lost), len(RUNS))
+    RUNS[run.run_id] = run
+    return JobOutcome(JobState.finished, run.run_id)
+
+
+@cache
+def judge_changes(learned: float, lost: float) -> Findings:
     evaluations = [
         make_evaluation(
             skill=make_benchmark(right(after[0]), role=Role.target),
@@ -69,14 +77,12 @@ def finish(learned: float = 0.1, lost: float = 0.0) -> JobOutcome:
         )
         for after in ((0.0, 0.0), (learned, -lost))
     ]
-    run = make_run(judge(*evaluations), len(RUNS))
-    RUNS[run.run_id] = run
-    return JobOutcome(JobState.finished, run.run_id)
+    return judge(*evaluations)
 
 
 def right(change: float) -> list[float]:
-    n = round(1000 * (0.5 + change))
-    return [1.0] * n + [0.0] * (1000 - n)
+    n = round(200 * (0.5 + change))
+    return [1.0] * n + [0.0] * (200 - n)
 
 
 def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: OpenSearch) -> None:

@@ -7,15 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import psutil
 import pytest
-from commands_and_runs import call_verb
+from commands_and_runs import QuietHandler, call_verb, serve
+from joblib.externals.loky import get_reusable_executor
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from quick_jobs import DEADLY, run_quick_job
+from record_builders import compose_config
 
 from slimdown import run
+from slimdown.experiment import measure_base
 from slimdown.utils.errors import ModelError
 
 FEW = [
@@ -30,13 +37,13 @@ LAYERS = "lora.target_modules=[q_proj],[nothing]"
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     root = Path(__file__).parents[2]
     return subprocess.Popen(
         [sys.executable, "-m", "slimdown.run", *arguments],
         cwd=folder,
         # A name of no backend, at which matplotlib raises, does not matter.
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MPLBACKEND": "none"},
+        env=os.environ | {"PYTHONPATH": str(root), "MPLBACKEND": "none"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -50,13 +57,29 @@ def list_runs(folder: Path, kind: str = "tuned") -> list[Run]:
     return list(client.search_runs(experiments, kinds, order_by=["attributes.start_time"]))
 
 
-def wait_for_run(folder: Path, process: subprocess.Popen) -> None:
-    """Wait until the command has a run at work, with its base loaded."""
-    while process.poll() is None:
-        running = [run for run in list_runs(folder) if run.info.status == "RUNNING"]
-        if any("slimdown.model" in run.data.tags for run in running):
-            return
-        time.sleep(0.1)
+@contextmanager
+def ended_at_work(folder: Path, number: signal.Signals) -> Iterator[None]:
+    """Inside, this process gets a signal once a run is at work with its base loaded."""
+    over = Event()
+
+    def send() -> None:
+        while not over.wait(0.3):
+            running = [run for run in list_runs(folder) if run.info.status == "RUNNING"]
+            if any("slimdown.model" in run.data.tags for run in running):
+                return os.kill(os.getpid(), number)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:  # as `slimdown run` has them
+        signal.signal(each, signal.default_int_handler)
+    thread = Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def list_rows(out: str) -> list[list[str]]:
@@ -76,7 +99,14 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def swept(folder: Path) -> tuple[int, str, str]:
-    """A good job and an impossible one: exit code, stdout and stderr."""
+    """A good job and an impossible one: exit code, stdout and stderr.
+
+    Their base is measured before, as it is before jobs that start together.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        measure_base(compose_config(*FEW))
     done = call_verb(folder, "run", "-m", "seed=0", LAYERS, *FEW)
     return done.returncode, done.stdout, done.stderr
 
@@ -128,6 +158,23 @@ def test_a_sweeps_run_has_the_tag_of_its_runs_and_its_table(folder: Path, swept:
 
 
 def test_a_job_whose_process_always_dies_fails_and_the_others_are_finished(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are joblib's own; only what a run does in them is made up."""
+    monkeypatch.setattr("slimdown.sweep.sweeper.run_sweep_job", run_quick_job)
+    settings = [*JOBLIB, f"seed={DEADLY},2", "baseline.reuse=false", *FEW]
+    try:
+        done = call_verb(tmp_path, "run", *settings)
+    finally:
+        get_reusable_executor().shutdown(kill_workers=True)
+    assert done.returncode == 1, done.stderr
+    assert [row[2] for row in list_rows(done.stdout)] == ["failed", "finished"]
+    shown = " ".join(done.stdout.split())
+    assert "its process died, and again with no other beside it" in shown
+
+
+@pytest.mark.slow
+def test_a_training_whose_process_always_dies_fails_and_the_others_are_finished(
     folder: Path, launched: tuple[int, str, str]
 ) -> None:
     code, out, err = launched
@@ -139,7 +186,7 @@ def test_a_job_whose_process_always_dies_fails_and_the_others_are_finished(
     assert seeds == {"0", "2"}
 
 
-def test_the_base_is_measured_once(folder: Path, launched: object) -> None:
+def test_the_base_is_measured_once(folder: Path, swept: object) -> None:
     assert len(list_runs(folder, "baseline")) == 1
 
 
@@ -152,15 +199,36 @@ def test_a_launcher_that_cannot_start_is_one_line(folder: Path, swept: object) -
 
 
 def test_a_signal_ends_a_sweep_and_its_run_is_killed(folder: Path, swept: object) -> None:
-    process = start(folder, "-m", "seed=7,8", *LONG)
-    wait_for_run(folder, process)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
-    assert [row[2] for row in list_rows(out)] == ["killed", "to do"]
-    assert "Interrupted." in err
+    with ended_at_work(folder, signal.SIGTERM):
+        done = call_verb(folder, "run", "-m", "seed=7,8", *LONG)
+    assert done.returncode == 130, done.stderr
+    assert [row[2] for row in list_rows(done.stdout)] == ["killed", "to do"]
+    assert "Interrupted." in done.stderr
     assert list_runs(folder)[-1].info.status == "KILLED"
     assert list_runs(folder, "sweep")[-1].info.status == "KILLED"
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path) -> None:
+    """It comes while the command asks the hub, which answers nothing."""
+    commands: list[subprocess.Popen] = []
+    over = Event()
+
+    class Hub(QuietHandler):
+        def do_HEAD(self) -> None:
+            commands[0].send_signal(signal.SIGTERM)
+            over.wait(60)
+
+        do_GET = do_HEAD
+
+    place = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    with serve(Hub) as here:
+        settings = ["-m", "seed=7,8", "model.id=me/it"]
+        commands.append(start(tmp_path, *settings, HF_ENDPOINT=here, **place))
+        _, err = commands[0].communicate(timeout=600)
+        over.set()
+    assert commands[0].returncode == 130, err
+    assert "Interrupted." in err
+    assert not (tmp_path / "mlruns").exists()
 
 
 class Panic(BaseException):

@@ -69,7 +69,14 @@ cache.save("c" * 32, "pocket_cs", make_answers(config)[0].benchmarks["pocket_cs"
 """
 
 
-@pytest.mark.parametrize("stage", ["log_batch", "log_artifact", "set_tag", "set_terminated"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("log_batch", "set_tag")),
+        "log_artifact",
+        "set_terminated",
+    ],
+)
 def test_a_kill_while_a_base_is_recorded_leaves_one_base_that_is_found(
     stage: str, store: MlflowClient, config: RunConfig, tmp_path: Path
 ) -> None:

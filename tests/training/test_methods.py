@@ -37,7 +37,13 @@ TRAINED = {
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize("method", sorted(TRAINED))
+@pytest.mark.parametrize(
+    "method",
+    [  # each kind of adapter once
+        pytest.param(method, marks=[pytest.mark.slow] * (method in ("rslora", "dora", "oft")))
+        for method in sorted(TRAINED)
+    ],
+)
 def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     method: str, composed: Composed, tmp_path: Path
 ) -> None:

@@ -22,11 +22,16 @@ SHARED += ("max_grad_norm", "max_length", "completion_only_loss")
 class TrainingRun:
     """A training that is prepared, and what it logs."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, prepared: "TrainingRun | None" = None) -> None:
+        """Load the base, and prepare its rows unless another training did."""
         self.config = config
         self.base = load_base_model(config.model, config.quantization)
-        self.rows = self.prepare(config)
+        self.rows = prepared.rows if prepared else self.prepare(config)
         self.logs: list[StepLog] = []
+
+    def repeat(self) -> "TrainingRun":
+        """Begin the same training anew; to prepare rows takes longer than a few steps."""
+        return TrainingRun(self.config, self)
 
     def prepare(self, config: RunConfig) -> TokenizedRows:
         self.data = read_rows(config, self.base.tokenizer)
