@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimdown.data.training_data import TrainingData
 
 _MAX_TAG = 500  # characters of a tag of an input
+_DIGEST_LENGTH = 8  # as MLflow's own: with more, a run's page has no room for the other datasets
 
 
 def describe_rows(
@@ -66,7 +67,7 @@ def _make_input(
     shown = {key: redact_leaf(str(value)) for key, value in source.items() if value}
     dataset = Dataset(
         name=redact_leaf(name),
-        digest=digest,
+        digest=digest[:_DIGEST_LENGTH],
         source_type=_name_source(source),
         source=json.dumps(shown),
         profile=json.dumps({"num_rows": n_rows}),
