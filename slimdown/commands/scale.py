@@ -42,7 +42,7 @@ from slimdown.tracking import run_reader
 from slimdown.tracking.derived_models import record_scaled
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
-from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.utils.errors import ConfigError, ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
 if TYPE_CHECKING:  # it imports torch
@@ -191,7 +191,10 @@ def _choose(
                 card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
             show_places({"model": str(options.save)})
-            record_scaled(options.tracking, run, chosen.scale, options.save, held)
+            try:
+                record_scaled(options.tracking, run, chosen.scale, options.save, held)
+            except TrackingError as error:
+                arguments.write_notes([f"The record does not take the model: {error}"])
     return int(outcome)
 
 

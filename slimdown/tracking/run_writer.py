@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf, isfinite, nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 from mlflow.entities import DatasetInput, Metric, Param, RunTag
@@ -98,29 +98,14 @@ class TrackedRun:
             Tag.settings: recorded_settings.digest_settings(settings_text),
             **info.tags,
         }
+        self._lock = ExitStack()
+        about = describe_identity(config)
+        self._shown = about | dict(info.shown) | about
         with store.explain_store_errors(tracking):
             self._experiment_id = store.find_experiment(client, tracking)
             # An old server keeps no models: better known now than at the end.
             client.search_logged_models([self._experiment_id], max_results=1)
-            self._lock = ExitStack()
-            if info.resume_run_id:
-                run = client.get_run(store.check_run_id(info.resume_run_id))
-                try:
-                    self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
-                except Timeout:
-                    problem = f"another process goes on with run {run.info.run_id}; repeat the"
-                    raise TrackingError(f"{problem} command when it has ended") from None
-                client.update_run(run.info.run_id, "RUNNING")
-                for tag in (Tag.host, Tag.settings):  # of another machine, or version
-                    client.set_tag(run.info.run_id, tag, tags[tag])
-                if Tag.error in run.data.tags:
-                    client.delete_tag(run.info.run_id, Tag.error)
-            else:
-                run = store.create_run(client, self._experiment_id, info.name, tags)
-                (store.local_dir(tracking) / "runs" / run.info.run_id).mkdir(parents=True)
-                self._lock.enter_context(store.lock_run(tracking, run.info.run_id))
-            about = describe_identity(config)
-            self._shown = about | dict(info.shown) | about
+            run = self._resume(info, tags) if info.resume_run_id else self._create(info, tags)
             if not run.data.params:  # a new one, or one that was killed before it had them
                 store.log_settings(client, run.info.run_id, self._shown)
             self.run_id: str = run.info.run_id
@@ -156,6 +141,29 @@ class TrackedRun:
         for name, text in texts.items():
             write_atomically(self._artifacts / name, text)
         self._try_to_send()  # the changes, before any system metric
+
+    def _create(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
+        """Create the run and its folder, and hold it."""
+        run = store.create_run(self.client, self._experiment_id, info.name, tags)
+        (store.local_dir(self._tracking) / "runs" / run.info.run_id).mkdir(parents=True)
+        self._lock.enter_context(store.lock_run(self._tracking, run.info.run_id))
+        return run
+
+    def _resume(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
+        """Hold an unfinished run, and mark that it goes on."""
+        run = self.client.get_run(store.check_run_id(info.resume_run_id))
+        run_id = run.info.run_id
+        try:
+            self._lock.enter_context(store.lock_run(self._tracking, run_id))
+        except Timeout:
+            problem = f"another process goes on with run {run_id}; repeat the"
+            raise TrackingError(f"{problem} command when it has ended") from None
+        self.client.update_run(run_id, "RUNNING")
+        for tag in (Tag.host, Tag.settings):  # of another machine, or version
+            self.client.set_tag(run_id, tag, tags[tag])
+        if Tag.error in run.data.tags:
+            self.client.delete_tag(run_id, Tag.error)
+        return run
 
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
