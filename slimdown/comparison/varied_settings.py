@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+_FOLLOWERS = frozenset({"lora.lora_alpha"})  # twice the rank, unless it is set
+
 
 def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Find the settings in which runs were made to differ, without the seed.
@@ -19,11 +21,12 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
     """
     keys = {key for of_run in settings for key in of_run} - {"seed", "verdict"}
 
-    def rank(key: str) -> tuple[bool, bool, bool, int, str]:
+    def rank(key: str) -> tuple[bool, bool, bool, bool, int, str]:
         section, _, name = key.partition(".")
         places = [text.find(f" {key}=") for text in names if f" {key}=" in text]
         is_chosen = any(f" {section}=" in text for text in names)
-        return not places, not is_chosen, name not in ("name", "id"), min(places, default=0), key
+        is_late = not is_chosen, key in _FOLLOWERS, name not in ("name", "id")
+        return not places, *is_late, min(places, default=0), key
 
     varied: list[str] = []
     for key in sorted(keys, key=rank):

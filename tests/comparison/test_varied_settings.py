@@ -16,6 +16,8 @@ KEEP = [
         (["m keep=none", "m keep=replay"], KEEP, ["keep.name"]),
         # Both are named, although one tells the other.
         (["m b=1 a=2", "m b=2 a=3"], [{"a": "2", "b": "1"}, {"a": "3", "b": "2"}], ["b", "a"]),
+        # Runs may be named by people.
+        (["small", "large"], [{"lora.r": r, "lora.lora_alpha": 2 * r} for r in "48"], ["lora.r"]),
         (["m seed=0", "m seed=1"], [{"seed": "0"}, {"seed": "1"}], []),
         (["m"], [{"a": "1", "verdict": "x"}], []),
         ([], [], []),
