@@ -165,7 +165,7 @@ def _describe_claims(
     if len(ordered) > _MOST_SHOWN:
         claims.append(f"{pluralize(len(ordered) - _MOST_SHOWN, 'more difference')} (--all)")
     if not claims:
-        yield f"No difference between values of {varied[0]} is shown."
+        yield f"No difference between values of {varied[0]} is shown. More seeds may show one."
         return
     rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
     yield f"Shown: {'; '.join(claims)}.{rest}"
