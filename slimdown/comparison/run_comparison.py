@@ -74,6 +74,12 @@ class Comparison:
     notes: tuple[str, ...]  # caveats, one sentence each
 
     @property
+    def holds_out(self) -> bool:
+        """Whether one of several may be chosen, and all held questions back to confirm it."""
+        runs = [run for row in self.rows for run in row.runs]
+        return len(self.rows) > 1 and all(run.held_out for run in runs)
+
+    @property
     def grouped(self) -> bool:
         """Whether any row is a mean over seeds."""
         return any(len(row.runs) > 1 for row in self.rows)

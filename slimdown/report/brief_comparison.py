@@ -26,7 +26,7 @@ from slimdown.report.formatting import (
     format_p_value,
     pluralize,
 )
-from slimdown.report.text import CORRECTED
+from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
 from slimdown.report.verdict_styles import STYLES, find_style
 
 _MOST_ACROSS = 5  # benchmarks that stand side by side
@@ -86,6 +86,7 @@ def describe_briefly(
     notes = [f"--rows 0 shows all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += _describe_claims(comparison, settings, by, headings)
     notes += [note for note in comparison.notes if CORRECTED not in note]
+    notes += [HOW_TO_CONFIRM] if comparison.holds_out else []
     what, how = ", ".join(settings) or "runs", _describe_seeds(comparison)
     whole = f"{what}, {how}"
     title = [whole] if len(whole) <= width else [what, how]

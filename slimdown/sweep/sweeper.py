@@ -55,6 +55,14 @@ class Sweep:
         self.info.folder.mkdir(parents=True, exist_ok=True)
         tracking = self.plan.runs[0].config.tracking
         check_store(tracking)
+        holds_out = any(run.config.evaluation.holdout for run in self.plan.runs)
+        if not holds_out and {*self.info.swept} - {"seed"}:
+            console.show_notes(
+                [
+                    "No question is held back, so the best of these runs will look better than it "
+                    "is. evaluation.holdout=0.5 keeps half of them to confirm the one you choose."
+                ]
+            )
         if self.plan.space:
             from slimdown.sweep.search import Search
 

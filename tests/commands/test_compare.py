@@ -82,6 +82,7 @@ def test_finished_runs_stand_side_by_side(show: Show) -> None:
     assert set(kept[2::2]) == {"="}
     assert set(lost[2::2]) <= {"?", "↓"}
     assert "-m seed=0,1,2 lets them be tested" in text
+    assert "held back: slimdown compare RUN --confirm" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     assert "seed" in show("--no-group-seeds")
     text = show("--all")
@@ -185,7 +186,9 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
     assert "<title>By lora.r: 3 finished runs of experiment slimdown</title>" in page.read_text()
     with pytest.raises(SystemExit):
         show("-o", str(tmp_path))
-    assert "kept" in show("--format", "html")
+    html = show("--format", "html")
+    assert "kept" in html
+    assert "slimdown compare RUN --confirm" in html
 
 
 def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Capture) -> None:
