@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from slimdown.comparison.group_tests import compare_seeds
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
+from slimdown.comparison.value_verdicts import SeedAnswers, build_tests
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
@@ -54,7 +55,7 @@ from slimdown.stats.likelihood import (
     likelihood_p_values,
 )
 from slimdown.stats.power import POWER, change_power
-from slimdown.stats.seeds import split_noise
+from slimdown.stats.seeds import MeanTest, split_noise
 from slimdown.stats.sequential import block_ends, combine_looks
 
 Floats = NDArray[np.float64]
@@ -1026,6 +1027,87 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "groups differ", case, percent(hits / draws), "5"
 
 
+def draw_table(
+    shape: tuple[int, int, int, int],
+    change: float,
+    noise: tuple[float, float, float],
+    random: np.random.Generator,
+    wider: float = 1.0,
+) -> list[Floats]:
+    """Draw a table of `slimdown compare`: of each benchmark [values, seeds, questions] changes.
+
+    Args:
+        shape: Values of a setting, seeds of each, benchmarks, questions of each.
+        change: The true one of every value on every benchmark.
+        noise: The share of questions that flip for all seeds of all values, the share that flips by
+            seed, and how much a seed shifts all its benchmarks.
+        random: The generator.
+        wider: How many times as much the first value's seeds shift.
+    """
+    n_values, n_seeds, n_benchmarks, n = shape
+    common, own, training = noise
+    shift = random.normal(0, training, (n_values, n_seeds, 1))
+    shift[0] *= wider
+    shift += change / (1 - common)
+    drawn = []
+    for _ in range(n_benchmarks):
+        shared, u = random.random(n), random.random((n_values, n_seeds, n))
+        lost, gained = own / 2 + np.maximum(0, -shift), own / 2 + np.maximum(0, shift)
+        by_seed = np.where(u < lost, -1.0, np.where(u > 1 - gained, 1.0, 0.0))
+        flips = np.where(shared < common / 2, -1.0, np.where(shared > 1 - common / 2, 1.0, 0.0))
+        drawn.append(np.where(flips != 0, flips, by_seed))
+    return drawn
+
+
+def judge_table(drawn: Sequence[Floats], margin: float) -> set[Verdict]:
+    """Return the verdicts that a table makes, on benchmarks and on their mean (`kept`)."""
+    tests: list[MeanTest] = []
+    columns = [*drawn, *([np.mean(drawn, axis=0)] if len(drawn) > 1 else [])]
+    for i, column in enumerate(columns):
+        step = 1 / column.shape[-1] / (len(drawn) if i == len(drawn) else 1)
+        answers = {i: SeedAnswers([of_value], [1.0], step) for i, of_value in enumerate(column)}
+        tests += build_tests(answers).values()
+    return {one.verdict for one in decide_verdicts(tests, [margin] * len(tests))}
+
+
+def judge_values(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Verdicts over seeds in a table of `slimdown compare`, all of them together.
+
+    The truth is no change everywhere, then a loss of just the margin everywhere.
+    """
+    n_draws, margin = draws // 10, 0.05
+    noises = {
+        "few answers flip": (0.0, 0.02, 0.0),
+        "questions flip alike": (0.1, 0.02, 0.0),
+        "seeds shift by 1 point": (0.05, 0.1, 0.01),
+        "seeds shift by 10 points": (0.02, 0.02, 0.1),
+    }
+    shapes = ((1, 2, 1, 100), (4, 2, 1, 400), (4, 2, 3, 400), (3, 3, 3, 400), (2, 5, 3, 400))
+    for shape in shapes:
+        for name, noise in noises.items():
+            n_values, n_seeds, n_benchmarks, n = shape
+            case = f"{n_values} x {n_seeds} seeds, {n_benchmarks} x {n} questions, {name}"
+            hits = np.zeros(2)
+            for _ in range(n_draws):
+                made = judge_table(draw_table(shape, 0.0, noise, random), margin)
+                hits[0] += bool(made & {Verdict.forgotten, Verdict.improved})
+                made = judge_table(draw_table(shape, -margin, noise, random), margin)
+                hits[1] += Verdict.retained in made
+            yield "changed over seeds", f"{case}, any cell", percent(hits[0] / n_draws), "5"
+            yield "retained over seeds", f"{case}, any cell", percent(hits[1] / n_draws), "5"
+    for n_seeds in (2, 3):
+        shape, shown = (4, n_seeds, 3, 400), np.zeros(2)
+        for _ in range(n_draws):
+            drawn = draw_table(shape, 0.0, noises["seeds shift by 10 points"], random, wider=3)
+            shown[0] += bool(judge_table(drawn, margin) & {Verdict.forgotten, Verdict.improved})
+            drawn = draw_table(shape, -0.1, noises["seeds shift by 1 point"], random)
+            shown[1] += Verdict.forgotten in judge_table(drawn, margin)
+        case = f"4 x {n_seeds} seeds, 3 x 400 questions"
+        wider = f"{case}, seeds of one value shift three times as much, any cell"
+        yield "changed over seeds", wider, percent(shown[0] / n_draws), "-"
+        yield "power", f"{case}, all lose 10 points, any cell", percent(shown[1] / n_draws), "-"
+
+
 @cache
 def count_difference(lost: int, gained: int, n: int) -> Difference:
     """Return the difference of n questions of which so many were lost and gained."""
@@ -1118,6 +1200,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     choose_scales,
     agree_with_verdicts,
     differ_by_luck,
+    judge_values,
     average_benchmarks,
     select_runs,
 )

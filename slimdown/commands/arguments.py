@@ -96,7 +96,12 @@ def _read_tracking(uri: str) -> TrackingConfig:
     return TrackingConfig(uri=uri, experiment="slimdown")
 
 
-def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[], str]) -> int:
+def put_table(
+    table: Any,
+    options: argparse.Namespace,
+    render_page: Callable[[], str],
+    show_brief: Callable[[], None] | None = None,
+) -> int:
     """Show a table on the console; with --output also write it, whole or not at all.
 
     How to read the table (its legend) is on the console with --all.
@@ -105,6 +110,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
         table: A `report.tables.Table`.
         options: With `format`, `output` and `all`.
         render_page: Makes the page that the format html shows.
+        show_brief: Shows what stands on the console without --all; None: the table.
 
     Returns:
         0, the exit code.
@@ -113,7 +119,9 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     from slimdown.report.tables import write_table
 
     chosen = options.format or "table"
-    if chosen == "table" or options.output:
+    if show_brief and not options.all and (chosen == "table" or options.output):
+        show_brief()
+    elif chosen == "table" or options.output:
         show_table(table if options.all else replace(table, legend=""), options.all)
     if chosen != "table" or options.output:
         put_text(render_page() if chosen == "html" else write_table(table, chosen), options.output)

@@ -21,7 +21,7 @@ from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.report import comparison_page as page
-from slimdown.report.console import show_findings
+from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import HeldOutHalf, take_held_out
@@ -102,6 +102,7 @@ def _compare(options: argparse.Namespace) -> int:
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     check_prompts(runs)
     comparison, by = compare_runs(runs, options.group_seeds), options.by
+    brief_notes = [*notes]
     if by is not None:
         comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
         notes += group_tests.describe_groups(run_order.sort_by_setting(compare_runs(runs), by), by)
@@ -109,7 +110,14 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = run_order.sort_rows(comparison, options.sort)
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
-    return put_table(table, options, lambda: page.render_comparison_page(table, comparison, by))
+
+    def show_brief() -> None:
+        show_comparison(comparison, title, brief_notes, options.rows, by, bool(options.sort))
+
+    def render_page() -> str:
+        return page.render_comparison_page(table, comparison, by)
+
+    return put_table(table, options, render_page, show_brief)
 
 
 def _judge_pairs(

@@ -15,9 +15,11 @@ import scipy
 
 from slimdown.comparison.run_comparison import Comparison
 from slimdown.comparison.run_records import RunRecord
+from slimdown.config.schema import Role
 from slimdown.stats.estimates import holm
 from slimdown.stats.likelihood import ALPHA
 
+LEARNED, KEPT = "learned", "kept"  # the means of targets and of the other benchmarks
 ENOUGH_SEEDS = 5  # of each group, to tell how much it varies
 
 
@@ -28,6 +30,38 @@ class SeedTest:
     difference: float  # second - first
     p_value: float  # that the groups have equal means; two-sided
     n_seeds: int  # of the smaller group
+
+
+@dataclass(frozen=True)
+class ShownDifference:
+    """Two values of a setting that differ on a benchmark."""
+
+    benchmark: str
+    where: str  # the other settings that are equal, such as ", keep.share=.2"; or empty
+    value: str
+    other: str
+    difference: float  # value - other, a share
+    p_value: float  # corrected for all pairs and benchmarks
+
+    @property
+    def points(self) -> str:
+        """How far they lie apart."""
+        return f"{100 * abs(self.difference):.1f}"
+
+    @property
+    def side(self) -> str:
+        """Where the value lies."""
+        return "above" if self.difference > 0 else "below"
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What is shown to differ between the values of a setting."""
+
+    shown: tuple[ShownDifference, ...]
+    n_tests: int
+    has_few_seeds: bool
+    reason: str  # why nothing was tested; empty if something was
 
 
 def compare_seeds(
@@ -74,38 +108,50 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         A sentence for each benchmark on which values differ, with p-values corrected for all pairs
         and benchmarks (Holm); one if other pairs were tested; and one for what the tests assume.
     """
+    found = find_differences(comparison, setting)
+    if not found.n_tests:
+        yield found.reason
+    for name, where in dict.fromkeys((one.benchmark, one.where) for one in found.shown):
+        parts = [
+            f"{one.value} lies {one.points} points {one.side} {one.other} (p = {one.p_value:.2g})"
+            for one in found.shown
+            if (one.benchmark, one.where) == (name, where)
+        ]
+        yield f"{name} by {setting}{where}: {'; '.join(parts)}."
+    if len(found.shown) < found.n_tests:
+        is_other = "other " * bool(found.shown)
+        yield f"No {is_other}difference between values of {setting} is shown."
+    if found.has_few_seeds:
+        yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
+
+
+def find_differences(comparison: Comparison, setting: str) -> Differences:
+    """Find the values of a setting that differ, and on which benchmark; as `describe_groups`."""
     tests, crossed = _test_values(comparison, setting)
-    if not tests:
+    every = [test for of_pairs in tests.values() for test in of_pairs.values()]
+    corrected = iter(holm([test.p_value for test in every]))
+    shown = []
+    for (benchmark, where), of_pairs in tests.items():
+        for (a, b), test in of_pairs.items():
+            if (p_value := next(corrected)) < ALPHA:
+                shown.append(ShownDifference(benchmark, where, b, a, test.difference, p_value))
+    reason = ""
+    if not every:
         with_same = f" and the same {', '.join(crossed)}" if crossed else ""
         is_stopped = any(
             cell.is_stopped for row in comparison.rows for cell in row.changes.values()
         )
         whole = " whose evaluations did not stop early" if is_stopped else ""
         problem = f"No two values of {setting} have two seeds each{with_same}{whole}"
-        yield f"{problem}: -m seed=0,1,2 lets them be tested."
-    every = [test for of_pairs in tests.values() for test in of_pairs.values()]
-    corrected = iter(holm([test.p_value for test in every]))
-    n_shown = 0
-    for name, of_pairs in tests.items():
-        parts = []
-        for (a, b), test in of_pairs.items():
-            if (p_value := next(corrected)) < ALPHA:
-                side = "above" if test.difference > 0 else "below"
-                size = f"{100 * abs(test.difference):.1f} points"
-                parts.append(f"{b} lies {size} {side} {a} (p = {p_value:.2g})")
-        n_shown += len(parts)
-        if parts:
-            yield f"{name}: {'; '.join(parts)}."
-    if n_shown < len(every):
-        yield f"No {'other ' * bool(n_shown)}difference between values of {setting} is shown."
-    if any(test.n_seeds < ENOUGH_SEEDS for test in every):
-        yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
+        reason = f"{problem}: -m seed=0,1,2 lets them be tested."
+    has_few_seeds = any(test.n_seeds < ENOUGH_SEEDS for test in every)
+    return Differences(tuple(shown), len(every), has_few_seeds, reason)
 
 
 def _test_values(
     comparison: Comparison, setting: str
-) -> tuple[dict[str, dict[tuple[str, str], SeedTest]], list[str]]:
-    """Test each pair of values, by benchmark; and name the other settings that must be equal."""
+) -> tuple[dict[tuple[str, str], dict[tuple[str, str], SeedTest]], list[str]]:
+    """Test each pair of values, by benchmark and place; and name settings that must be equal."""
     rows = comparison.rows
     # A record has no keep.weight=null, and no rank if nothing is a LoRA.
     values = [row.settings.get(setting, "null") for row in rows]
@@ -114,8 +160,8 @@ def _test_values(
         pairs = set(zip(values, (row.settings.get(key) for row in rows), strict=True))
         if key not in (setting, "seed") and len(pairs) > len(set(values)):
             crossed.append(key)
-    groups: dict[str, dict[str, list[float]]] = {}
-    steps: dict[str, float] = {}
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    steps: dict[tuple[str, str], float] = {}
     places = [tuple(row.settings.get(key) for key in crossed) for row in rows]
     for place in dict.fromkeys(one for one in places if None not in one) or dict.fromkeys(places):
         where = "".join(f", {key}={one}" for key, one in zip(crossed, place, strict=True))
@@ -124,7 +170,7 @@ def _test_values(
             if any(one not in (None, wanted) for one, wanted in zip(own, place, strict=True)):
                 continue
             for benchmark, (means, step) in _collect_means(row.runs).items():
-                name = f"{benchmark} by {setting}{where}"
+                name = benchmark, where
                 groups.setdefault(name, {})[value] = means
                 steps[name] = max(step, steps.get(name, 0.0))
     tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
@@ -135,13 +181,22 @@ def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], fl
     """Return by benchmark the runs' changes, and how much one question counts.
 
     A benchmark that stopped early is left out: its change is on average too large. So is one about
-    which nothing may be claimed.
+    which nothing may be claimed. Where each run has all others, so has their mean (`learned` of
+    several targets, `kept` of several other benchmarks).
     """
     means: dict[str, tuple[list[float], float]] = {}
+    roles: dict[str, Role] = {}
     for run in runs:
         for name, change in run.changes.items():
+            roles[name] = change.role
             if change.is_measured and not change.is_stopped:
                 difference = change.primary.difference
                 of_runs, _ = means.setdefault(name, ([], 1 / len(difference.observations)))
                 of_runs.append(difference.value)
+    for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
+        names = [name for name, of_role in roles.items() if of_role is role]
+        every = [means[name] for name in names if name in means]
+        if len(every) == len(names) > 1 and all(len(of[0]) == len(runs) for of in every):
+            averaged = np.mean([of_runs for of_runs, _ in every], axis=0)
+            means[heading] = averaged.tolist(), max(step for _, step in every) / len(names)
     return means

@@ -74,6 +74,12 @@ class Comparison:
     notes: tuple[str, ...]  # caveats, one sentence each
 
     @property
+    def holds_out(self) -> bool:
+        """Whether one of several may be chosen, and all held questions back to confirm it."""
+        runs = [run for row in self.rows for run in row.runs]
+        return len(self.rows) > 1 and all(run.held_out for run in runs)
+
+    @property
     def grouped(self) -> bool:
         """Whether any row is a mean over seeds."""
         return any(len(row.runs) > 1 for row in self.rows)
@@ -135,15 +141,29 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
         by_seed = np.mean(values, axis=0)
         return SeedMean(float(by_seed.mean()), nan, nan, nan, float(by_seed.std(ddof=1)))
+    parts, steps = stack_answers(*benchmarks)
+    return split_noise(*parts, steps=steps)
+
+
+def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats], list[float]]:
+    """Add benchmarks with equal numbers of questions, question by question, for their mean.
+
+    Args:
+        benchmarks: As for `average_seeds`; each asks the same questions of all runs.
+
+    Returns:
+        The parts of the mean, [runs, questions] each, and how much one 0/1 answer counts in each.
+    """
     parts: dict[int, Floats] = {}  # by number of questions
     steps: dict[int, float] = {}
-    for of_runs in differences:
+    for changes in benchmarks:
+        of_runs = [change.primary.difference for change in changes]
         rows = np.array([d.observations for d in of_runs]) / len(benchmarks)
         is_binary = all(d.has_independent_answers for d in of_runs)
         n = rows.shape[1]
         parts[n] = parts.get(n, np.zeros_like(rows)) + rows
         steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
-    return split_noise(*parts.values(), steps=list(steps.values()))
+    return list(parts.values()), list(steps.values())
 
 
 def _join_verdicts(verdicts: Iterable[Verdict]) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nextafter
+from typing import Protocol
 
 from slimdown.stats.estimates import Difference, Estimate, holm
 from slimdown.stats.likelihood import ALPHA
@@ -30,6 +31,24 @@ class Verdict(StrEnum):
     forgotten = "forgotten"  # shown to have fallen, and not shown to be within the margin
     improved = "improved"  # shown to have risen, and not shown to be within the margin
     undecided = "undecided"  # too few questions to say
+
+
+class TestedChange(Protocol):
+    """A change and its tests: a `Difference`, or a mean over seeds."""
+
+    @property
+    def value(self) -> float:
+        """What was measured."""
+
+    @property
+    def p_value(self) -> float:
+        """Of no change, two-sided."""
+
+    def equivalence_p_value(self, margin: float) -> float:
+        """Return the p-value of a true change of `margin` or more, in either direction."""
+
+    def shown_sign(self, alpha: float) -> int:
+        """Return -1 or 1 for a fall or rise that is shown at `alpha`, two-sided; 0 for neither."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class Decision:
 
 
 def decide_verdicts(
-    differences: Sequence[Difference],
+    differences: Sequence[TestedChange],
     margins: Sequence[float],
     n_reports: int = 1,
     n_unknown: int = 0,

@@ -205,7 +205,9 @@ def render_comparison_page(
         caption = "Means of the runs that share a value, with their intervals."
         series = series_by_setting(comparison, setting)
         shown.append((figures.draw_by_setting(setting, series), caption))
-    return pages.render("comparison.html.j2", table=table, options=options, figures=shown)
+    closing = text.HOW_TO_CONFIRM if comparison and comparison.holds_out else ""
+    values = {"table": table, "options": options, "figures": shown, "closing": closing}
+    return pages.render("comparison.html.j2", **values)
 
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:

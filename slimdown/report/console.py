@@ -4,6 +4,7 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 """
 
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from slimdown.comparison.run_comparison import Comparison
 from slimdown.config.schema import OnProgress
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import text
+from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import cut_names, encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
+from slimdown.report.verdict_styles import STYLES
 from slimdown.utils.secrets import redact, redact_leaf
 
 LOG_SECONDS = 30.0  # between two lines of a log; the first comes after a quarter of it
@@ -77,6 +81,38 @@ def show_notes(lines: Sequence[str]) -> None:
 def show_table(table: Table, with_details: bool = False) -> None:
     """Print a table as wide as the terminal allows; details are extra columns and rows."""
     print_table(table if with_details else table.brief, _open_console())
+
+
+def show_comparison(
+    comparison: Comparison,
+    title: str,
+    notes: Sequence[str],
+    max_rows: int = 0,
+    by: str | None = None,
+    is_sorted: bool = False,
+) -> None:
+    """Print what each configuration learned and kept, in a table no wider than the console.
+
+    Args:
+        comparison: The compared runs.
+        title: Which runs these are.
+        notes: What stands below the table.
+        max_rows, by, is_sorted: As for `describe_briefly`.
+    """
+    console = _open_console()
+    brief = describe_briefly(comparison, console.width, max_rows, by, is_sorted)
+    for line in (title, *brief.headings):
+        console.print(Text(visible(line), "bold"))
+    for block in brief.blocks:
+        console.print()
+        for i, line in enumerate(block.lines):
+            shown = Text(visible(line), "bold" if i < block.n_headings else "")
+            for style in STYLES.values():
+                shown.highlight_regex(rf"{re.escape(style.sign)}(?= |$)", style.console_style)
+            console.print(shown)
+    console.print()
+    for line in (*brief.notes, *notes):
+        console.print(Text(visible(line)))
 
 
 def print_text(content: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Collection
+from itertools import takewhile
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,18 @@ def pluralize(n: int, noun: str) -> str:
     ('1 step', '1,200 steps')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def drop_shared_beginning(names: Collection[str]) -> dict[str, str]:
+    """Return each name without the words that all of them begin with.
+
+    >>> drop_shared_beginning(["pocket_math", "pocket_cs"])
+    {'pocket_math': 'math', 'pocket_cs': 'cs'}
+    """
+    words = [name.split("_") for name in names]
+    columns = zip(*(of_name[:-1] for of_name in words), strict=False)
+    n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
+    return {"_".join(of_name): "_".join(of_name[n_shared:]) for of_name in words}
 
 
 def cut_name(name: str, width: int) -> str:

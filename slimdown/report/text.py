@@ -43,6 +43,9 @@ OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecide
 # The steps that lessen the loss of a model that another tool trained
 ADVICE_ON_LOGS = "slimdown run tuned=MODEL suite=quick, then slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
+HOW_TO_CONFIRM = (
+    "The one you choose, on the questions that were held back: slimdown compare RUN --confirm"
+)
 COMPARISON_LEGEND = (
     "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval "
     "(90 % at retained) or, over several seeds, its standard deviation; the verdict is each run's "

@@ -7,14 +7,17 @@ says what to buy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from functools import cached_property
+from math import exp, log, nan, sqrt
 
 import numpy as np
 import scipy
 
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest
 from slimdown.stats.sequential import Floats
+
+_LOWEST, _HALVINGS = -300.0, 45  # the search for a p-value: its least logarithm, and its steps
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,7 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
         of_questions += variance
         # The means vary from seed to seed by the seed effect and the residual, and from question to
         # question by the question effect and the residual. The residual is counted once.
-        rest = part - part.mean(axis=1)[:, None] - by_question + part.mean()
-        residual += float((rest**2).sum()) / ((n_seeds - 1) * (n - 1) * n)
+        residual += _find_residual(part)
     of_training = max(0.0, deviation**2 - residual) / n_seeds
     error = sqrt(of_training + of_questions)
     if not error > 1e-12:  # without spread it is unknown how others would differ
@@ -75,3 +77,117 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     low, high = max(-1.0, overall - half), min(1.0, overall + half)
     errors = sqrt(of_questions), sqrt(of_training)
     return SeedMean(overall, error, low, high, deviation, *errors, spread)
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """How much the means of single seeds vary, of one configuration or pooled over several."""
+
+    variance: float  # of one seed's mean
+    residual: float  # the part of it that comes from the questions: seeds differ by question, too
+    freedom: int
+
+
+def measure_spread(*parts: Floats, step: float = 0.0) -> SeedSpread:
+    """Measure how much seeds vary.
+
+    Args:
+        parts: As in `split_noise`.
+        step: How much one question counts. Half of its square is the least variance: else a few
+            seeds that agree by chance would look certain.
+    """
+    by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
+    residual = sum(_find_residual(part) for part in parts)
+    return SeedSpread(max(float(by_seed.var(ddof=1)), step**2 / 2), residual, len(by_seed) - 1)
+
+
+def pool_spreads(spreads: Sequence[SeedSpread]) -> SeedSpread:
+    """Pool the spreads of configurations that are taken to vary alike."""
+    freedom = [one.freedom for one in spreads]
+    variance = float(np.average([one.variance for one in spreads], weights=freedom))
+    residual = float(np.average([one.residual for one in spreads], weights=freedom))
+    return SeedSpread(variance, residual, sum(freedom))
+
+
+@dataclass(frozen=True)
+class MeanTest:
+    """The test of a mean change over seeds, of one benchmark or of several.
+
+    The model is that of `split_noise`: a seed shifts all answers, a question all seeds, and both
+    are drawn at random. So the claim is about other questions and other seeds of this
+    configuration. Two one-sided tests are combined, each as a distance in its own standard errors:
+
+    - Questions: the empirical likelihood ratio of each question's mean over the seeds. It holds for
+      few and skewed answers, where a standard error does not.
+    - Seeds: Student's, with the variance of the seeds' means. It may be pooled over configurations
+      that are taken to vary alike; then it has their degrees of freedom together.
+
+    The squares of the two distances that a level asks for are added (Howe 1974), the answers that
+    differ by seed and question counted once. The p-value is the level at which this reaches the
+    distance that is seen. It is never below that of the questions alone.
+    """
+
+    value: float
+    questions: EmpiricalLikelihoodTest
+    n_seeds: int = 1
+    spread: SeedSpread | None = None  # None: the claim is about this training alone
+
+    @cached_property
+    def p_value(self) -> float:
+        """Of no change, two-sided."""
+        return min(1.0, 2 * min(self._find_p_value(0.0, 1), self._find_p_value(0.0, -1)))
+
+    def equivalence_p_value(self, margin: float) -> float:
+        """Return the p-value of a true change of `margin` or more, in either direction."""
+        return max(self._find_p_value(-margin, 1), self._find_p_value(margin, -1))
+
+    def shown_sign(self, alpha: float) -> int:
+        """Return -1 or 1 for a fall or rise that is shown at `alpha`, two-sided; 0 for neither."""
+        return int(np.sign(self.value)) if self.p_value < alpha else 0
+
+    def _find_p_value(self, threshold: float, sign: int) -> float:
+        """Return the p-value of a mean not beyond the threshold; `sign` 1: above it, -1: below."""
+        distance = sign * (self.value - threshold)
+        test = self.questions.p_values_above if sign > 0 else self.questions.p_values_below
+        of_questions = float(test(np.array([threshold]))[0])
+        root = -float(scipy.special.ndtri(of_questions))
+        if distance <= 0 or root <= 0 or self.spread is None:
+            return of_questions
+        seeds, once = self.spread.variance / self.n_seeds, self.spread.residual / self.n_seeds
+        questions = max(0.0, (distance / root) ** 2 - once)
+        low, high = _LOWEST, log(0.5)  # logarithms of levels
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            student = float(scipy.special.stdtrit(self.spread.freedom, exp(middle)))
+            normal = float(scipy.special.ndtri(exp(middle)))
+            if student**2 * seeds + normal**2 * questions > distance**2:
+                low = middle
+            else:
+                high = middle
+        return max(of_questions, exp(high))
+
+
+def build_mean_test(
+    *parts: Floats, bounds: Sequence[float] = (), spread: SeedSpread | None = None
+) -> MeanTest:
+    """Build the test of a mean change over seeds.
+
+    Args:
+        parts: [seeds, questions] each, as in `split_noise`; one seed or more.
+        bounds: For each part, how large one number can be; empty: 1.
+        spread: How much seeds vary; None: the claim is about these trainings alone.
+    """
+    sizes = [part.shape[1] for part in parts]
+    scales = [sum(sizes) / n for n in sizes]
+    numbers = np.concatenate([p.mean(axis=0) * s for p, s in zip(parts, scales, strict=True)])
+    bound = max(b * s for b, s in zip(bounds or [1.0] * len(parts), scales, strict=True))
+    values, counts = np.unique(numbers.round(12), return_counts=True)
+    table = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
+    return MeanTest(float(numbers.mean()), table, len(parts[0]), spread)
+
+
+def _find_residual(part: Floats) -> float:
+    """Return the variance of one seed's mean that comes from answers to single questions."""
+    n_seeds, n = part.shape
+    rest = part - part.mean(axis=1)[:, None] - part.mean(axis=0) + part.mean()
+    return float((rest**2).sum() / ((n_seeds - 1) * max(1, n - 1) * n))

@@ -23,7 +23,7 @@ from slimdown.judging.serialization import from_plain, to_plain
 from slimdown.report import console
 from slimdown.report.text import describe_run
 from slimdown.sweep.command_line import ComposedRun
-from slimdown.tracking.metric_names import describe_headline
+from slimdown.tracking.metric_names import describe_verdicts
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
 from slimdown.tracking.store import check_store, sqlite_file
@@ -49,7 +49,7 @@ class JobOutcome:
     Attributes:
         state: How it ended.
         run_id: Its run in the record; "" where it has none.
-        headline: The verdicts in short.
+        headline: The sign of each verdict.
         reason: Why it failed, in one line.
     """
 
@@ -153,7 +153,8 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
     with _write_log(sweep.folder / f"{number}.log") if sweep.in_worker else nullcontext():
         try:
             info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
-            made = run_job(sweep.read_settings(number), info, sweep.swept)
+            is_planned = number != sweep.numbers[0] and not sweep.in_worker  # by the first one
+            made = run_job(sweep.read_settings(number), info, sweep.swept, is_planned)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ
@@ -169,20 +170,24 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, outcome)
     if sweep.in_worker:
-        console.show_line(f"{job}: {outcome.state}")
+        verdicts = f", {outcome.headline}" if outcome.headline else ""
+        console.show_line(f"{job}: {outcome.state}{verdicts}")
     if "torch" in sys.modules:  # the next job in this process needs the memory
         from slimdown.models.memory import release_memory
 
         release_memory()
 
 
-def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> JobOutcome:
+def run_job(
+    run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = (), is_planned: bool = False
+) -> JobOutcome:
     """Make a run, or find that an equal one is finished.
 
     Args:
         run: Its settings.
         info: The sweep, tags and `on_open`; the rest is filled in here.
         swept: The keys that a sweep varies; they come first in the run's name.
+        is_planned: Whether the plan was shown for a job before; then only the name is.
 
     Returns:
         A finished job, or a skipped one with its run.
@@ -197,7 +202,7 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
     with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
             broadcast_from_main(None)  # releases accelerate's processes, which wait to assist
-            headline = describe_headline(finished.findings)
+            headline = describe_verdicts(finished.findings)
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
             console.show_line("slimdown ui has its page; rerun=true makes it again")
             return JobOutcome(JobState.skipped, finished.run_id, headline)
@@ -209,14 +214,15 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
             run_key=key,
             resume_run_id=resume_run_id,
         )
-        console.show_facts([("run", info.name), *describe_run(config).items()])
+        plan = {} if is_planned else describe_run(config)
+        console.show_facts([("run", info.name), *plan.items()])
         if resume_run_id:
             console.show_line(f"goes on with run {resume_run_id}, which was stopped")
             console.show_line(describe_kept(config, resume_run_id))
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)
-    return JobOutcome(JobState.finished, headline=describe_headline(findings))
+    return JobOutcome(JobState.finished, headline=describe_verdicts(findings))
 
 
 def measure_base_job(sweep: SweepInfo, _: object) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.config.naming import base_settings
 from slimdown.config.schema import TrackingConfig
 from slimdown.report import console
@@ -14,11 +15,12 @@ from slimdown.report.tables import sweep_table, write_table
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
 from slimdown.sweep.launching import launch
-from slimdown.tracking.metric_names import describe_headline
+from slimdown.tracking.metric_names import describe_verdicts
 from slimdown.tracking.resume import find_finished, run_key
+from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.store import check_store
 from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
-from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.errors import ConfigError, TrackingError, describe_error
 from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import redact
 
@@ -55,6 +57,14 @@ class Sweep:
         self.info.folder.mkdir(parents=True, exist_ok=True)
         tracking = self.plan.runs[0].config.tracking
         check_store(tracking)
+        holds_out = any(run.config.evaluation.holdout for run in self.plan.runs)
+        if not holds_out and {*self.info.swept} - {"seed"}:
+            console.show_notes(
+                [
+                    "No question is held back, so the best of these runs will look better than it "
+                    "is. evaluation.holdout=0.5 keeps half of them to confirm the one you choose."
+                ]
+            )
         if self.plan.space:
             from slimdown.sweep.search import Search
 
@@ -104,9 +114,33 @@ class Sweep:
                 advice += "rerun=true repeats everything."
                 if rows:
                     table = sweep_table(rows, f"{title}. {advice}")
-                    console.show_table(table)
+                    if kind == "search" or not self._show_comparison(tracking, title):
+                        console.show_table(table)
                     sweep_run.files["sweep.md"] = write_table(table, "markdown")
                 sweep_run.failed = JobState.failed in states
+
+    def _show_comparison(self, tracking: TrackingConfig, title: str) -> bool:
+        """Show what each value did, once all jobs made runs that can be compared.
+
+        Returns:
+            Whether it is shown.
+        """
+        outcomes = self.outcomes.values()
+        done = {JobState.finished, JobState.skipped}
+        if len(outcomes) < 2 or {one.state for one in outcomes} - done:
+            return False
+        try:
+            runs = [find_run(tracking, one.run_id) for one in outcomes]
+            check_prompts(runs)
+        except (ConfigError, TrackingError):  # other prompts; or the run was deleted meanwhile
+            return False
+        if not all(run.findings for run in runs):
+            return False
+        is_own = JobState.skipped not in {one.state for one in outcomes}
+        chosen = f"--sweep {self.info.name} --all" if is_own else "--all"
+        advice = f"slimdown compare {chosen} shows each run. rerun=true repeats everything."
+        console.show_comparison(compare_runs(runs), f"{title}: {len(runs):,} runs", [advice])
+        return True
 
     def _run(self, jobs: list[ComposedRun]) -> list[JobOutcome]:
         """Run the jobs that are not finished; keep each job and its outcome, and return outcomes.
@@ -123,7 +157,7 @@ class Sweep:
             (self.info.folder / f"{number}.json").unlink(missing_ok=True)
             finished = find_finished(job.config, run_key(job.config))
             if finished and finished.findings:
-                headline = describe_headline(finished.findings)
+                headline = describe_verdicts(finished.findings)
                 self.outcomes[number] = JobOutcome(JobState.skipped, finished.run_id, headline)
             else:
                 self.info.write_settings(number, job)

@@ -1,12 +1,12 @@
 """The metrics and tags of a run, written and read by these names; docs/metrics.md explains each."""
 
 from enum import StrEnum
-from itertools import takewhile
 from math import isfinite, nan
 from typing import TYPE_CHECKING
 
 from slimdown.config.schema import Role
 from slimdown.report.columns import collect_metrics
+from slimdown.report.formatting import drop_shared_beginning
 from slimdown.report.verdict_styles import find_style
 
 if TYPE_CHECKING:
@@ -64,11 +64,9 @@ def describe_verdicts(findings: "Findings") -> str:
 
     Names lose what all of them begin with.
     """
-    words = {name: name.split("_") for name in findings.benchmarks}
-    columns = zip(*(of_name[:-1] for of_name in words.values()), strict=False)
-    n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
+    short = drop_shared_beginning(findings.benchmarks)
     shown = [
-        f"{'_'.join(words[name][n_shared:])} {find_style(one.verdict.value).sign}"
+        f"{short[name]} {find_style(one.verdict.value).sign}"
         for name, one in findings.benchmarks.items()
     ]
     return " ".join(sorted(shown, key=lambda text: _LOSSES_FIRST.index(text[-1])))

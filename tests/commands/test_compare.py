@@ -77,13 +77,22 @@ def test_finished_runs_stand_side_by_side(show: Show) -> None:
     assert "3 finished runs of experiment slimdown" in text
     assert "Left out: 1 failed." in text
     assert "Runs by sweep: no sweep (2), s (1); --sweep NAME shows those of one." in text
+    assert "lora.r, means of 1 to 2 seeds; changes in points, verdicts over the seeds" in text
+    kept, lost = (re.search(rf"^ {rank} .*", text, re.M)[0].split() for rank in (2, 4))
+    assert set(kept[2::2]) == {"="}
+    assert set(lost[2::2]) <= {"?", "↓"}
+    assert "-m seed=0,1,2 lets them be tested" in text
+    assert "held back: slimdown compare RUN --confirm" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+    assert "seed" in show("--no-group-seeds")
+    text = show("--all")
     (kept, *_), (lost, *_) = (
         [line for line in text.splitlines() if name in line] for name in ("kept", "lost")
     )
     assert "retained" in kept
     assert "forgotten" in lost
     assert "2 runs" in text  # two seeds are one row
-    assert "lost seed=1" in show("--no-group-seeds")
+    assert "lost seed=1" in show("--no-group-seeds", "--all")
     rows = list(csv.DictReader(io.StringIO(show("--format", "csv"))))
     records = json.loads(show("--format", "json"))["rows"]
     assert [row["lora.r"] for row in records] == [row["lora.r"] for row in rows] == ["4", "2"]
@@ -98,8 +107,9 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     assert "metric" in show("kept", "--all")
     assert "metric" not in show("kept")
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
-    assert down.index("kept") < down.index("lost")
-    assert up.index("lost") < up.index("kept")
+    assert down.index("\n 2 ") < down.index("\n 4 ")
+    assert up.index("\n 4 ") < up.index("\n 2 ")
+    assert "--rows 0 shows all 2 rows." in show("--rows", "1")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +186,9 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
     assert "<title>By lora.r: 3 finished runs of experiment slimdown</title>" in page.read_text()
     with pytest.raises(SystemExit):
         show("-o", str(tmp_path))
-    assert "kept" in show("--format", "html")
+    html = show("--format", "html")
+    assert "kept" in html
+    assert "slimdown compare RUN --confirm" in html
 
 
 def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Capture) -> None:

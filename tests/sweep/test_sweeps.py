@@ -19,10 +19,15 @@ from joblib.externals.loky import get_reusable_executor
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from quick_jobs import DEADLY, run_quick_job
-from record_builders import compose_config
+from record_builders import KEPT, LOST, compose_config, save_answers, set_metric
 
 from slimdown import run
+from slimdown.config.schema import RunConfig
 from slimdown.experiment import measure_base
+from slimdown.judging.findings import Findings
+from slimdown.tracking.provenance import RunInfo
+from slimdown.tracking.run_reader import find_run
+from slimdown.tracking.run_writer import open_run
 from slimdown.utils.errors import ModelError
 
 FEW = [
@@ -256,3 +261,27 @@ def test_no_way_of_ending_a_job_ends_the_sweep(
     assert err.count("Traceback") == 3  # a mistake that the user can mend has none
     outcomes = [json.loads(file.read_text()) for file in Path().glob("outputs/*/[0-9].json")]
     assert [outcome["state"] for outcome in outcomes] == ["failed"] * 4
+
+
+def test_a_sweep_shows_the_plan_once_and_ends_with_what_each_value_did(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def record(config: RunConfig, info: RunInfo) -> Findings | None:
+        config = set_metric(config)
+        with open_run(config, info) as made:
+            save_answers(made, config, KEPT if config.lora.r == 2 else LOST)
+        return find_run(config.tracking, made.run_id).findings
+
+    monkeypatch.setattr("slimdown.experiment.run_experiment", record)
+    monkeypatch.setattr(sys, "argv", ["slimdown.run"])
+    assert run.main(["-m", "lora.r=2,4", "benchmark=[pocket_cs]"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("No question is held back") < out.index("job 1 of 2")
+    assert len(re.findall(r"^method ", out, re.M)) == 1
+    assert len(re.findall(r"^run ", out, re.M)) == 2
+    end = out[out.index("sweep of lora.r: 2 runs") :].splitlines()
+    assert [line.split() for line in end if line.startswith(" ")] == [
+        ["lora.r", "pocket_cs"],
+        ["2", "0.0", "="],
+        ["4", "−44.0", "↓"],
+    ]

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from slimdown.tracking.runs_page import find_varied, share_view
+from slimdown.tracking.runs_page import share_view
 
 CHANGES = {"math": -4.0, "cs": -9.5, "common": 1.0}
 
@@ -125,26 +125,3 @@ def test_the_page_opens_for_model_training(
         store.set_experiment_tag(experiment, "mlflow.experimentKind", before)
     assert read_view(store, experiment)["selectedColumns"]  # without a run, too
     assert store.get_experiment(experiment).tags["mlflow.experimentKind"] == after
-
-
-KEEP = [
-    {"keep.name": "none", "train.max_steps": "5"},
-    {"keep.name": "replay", "keep.share": "0.1", "train.max_steps": "5"},
-]
-
-
-@pytest.mark.parametrize(
-    ("names", "settings", "varied"),
-    [
-        (["m keep=none", "m keep=replay"], KEEP, ["keep.name"]),
-        # Both are named, although one tells the other.
-        (["m b=1 a=2", "m b=2 a=3"], [{"a": "2", "b": "1"}, {"a": "3", "b": "2"}], ["b", "a"]),
-        (["m seed=0", "m seed=1"], [{"seed": "0"}, {"seed": "1"}], []),
-        (["m"], [{"a": "1", "verdict": "x"}], []),
-        ([], [], []),
-    ],
-)
-def test_what_follows_from_a_setting_was_not_varied(
-    names: list[str], settings: list[dict[str, str]], varied: list[str]
-) -> None:
-    assert find_varied(names, settings) == varied

@@ -1,0 +1,173 @@
+"""The verdicts of a comparison over the seeds of each configuration.
+
+A verdict is a claim about the mean change that other seeds of this configuration would show on
+other questions of this kind (`slimdown.stats.seeds.MeanTest`). Two seeds say almost nothing about
+how much seeds vary. So below five seeds all configurations are taken to vary alike, and their
+spreads are pooled; from five on each has its own. Of a single run the claim is about this training
+alone, as in its own report.
+
+The claims of a table are corrected together (Holm), those of change and of no change separately,
+the means `learned` and `kept` among them. No claim is made where the test cannot hold: seeds that
+answered other questions, that may have stopped early, or about which nothing may be claimed.
+`python -m bench.statistics` counts the tables that make any false claim.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from slimdown.comparison.group_tests import ENOUGH_SEEDS, KEPT, LEARNED
+from slimdown.comparison.run_comparison import Comparison, Configuration, stack_answers
+from slimdown.config.schema import Role
+from slimdown.judging.findings import BenchmarkChange
+from slimdown.judging.verdicts import TestedChange, Verdict, decide_verdicts
+from slimdown.stats.seeds import MeanTest, build_mean_test, measure_spread, pool_spreads
+from slimdown.stats.sequential import Floats
+
+
+@dataclass(frozen=True)
+class JudgedMean:
+    """The mean change of a configuration and what may be claimed about it."""
+
+    value: float  # a share; nan where it was not measured
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class SeedAnswers:
+    """The answers of a configuration's seeds to the questions of one column."""
+
+    parts: Sequence[Floats]  # [seeds, questions] each; the change is the sum of their means
+    bounds: Sequence[float]  # for each part, how large one number can be
+    step: float = 0.0  # how much one question counts
+
+    @property
+    def n_seeds(self) -> int:
+        """How many seeds answered."""
+        return len(self.parts[0])
+
+
+def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
+    """Judge each configuration over its seeds.
+
+    Args:
+        comparison: Its rows are judged together.
+
+    Returns:
+        For each row what is known, by column: `learned` where a target was measured, benchmarks,
+        and `kept`. A mean of one benchmark alone is left out.
+    """
+    roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
+    columns = {name: [name] for name in comparison.benchmarks}
+    for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
+        if len(of_role := [name for name in columns if roles[name] is role]) > 1:
+            columns[heading] = of_role
+    tests: dict[tuple[int, str], TestedChange] = {}
+    margins: dict[tuple[int, str], float] = {}
+    n_open = 0
+    for heading, names in columns.items():
+        answers: dict[int, SeedAnswers] = {}
+        kinds: dict[int, tuple[object, ...]] = {}
+        for i, row in enumerate(comparison.rows):
+            if not (changes := _find_changes(row, names)):
+                continue
+            margins[i, heading] = fmean(of_runs[0].margin for of_runs in changes)
+            if [len(of_runs) for of_runs in changes] == [1] and changes[0][0].is_measured:
+                tests[i, heading] = changes[0][0].primary.difference
+            elif _can_test(changes):
+                answers[i] = collect_answers(changes)
+                kinds[i] = tuple((of[0].question_hash, of[0].metric) for of in changes)
+            else:
+                n_open += 1
+        for kind in dict.fromkeys(kinds.values()):
+            alike = {i: one for i, one in answers.items() if kinds[i] == kind}
+            tests |= {(i, heading): test for i, test in build_tests(alike).items()}
+    keys = list(tests)
+    decided = decide_verdicts(
+        [tests[key] for key in keys], [margins[key] for key in keys], n_unknown=n_open
+    )
+    verdicts = {key: one.verdict for key, one in zip(keys, decided, strict=True)}
+    return [
+        {
+            heading: JudgedMean(
+                _read_value(row, heading), _soften(row, heading, verdicts.get((i, heading)))
+            )
+            for heading in columns
+            if (i, heading) in margins
+        }
+        for i, row in enumerate(comparison.rows)
+    ]
+
+
+def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
+    """Build the test of each configuration's mean; all answered the same questions.
+
+    Args:
+        answers: By configuration; those of several seeds lend each other their spread.
+    """
+    spreads = {
+        i: measure_spread(*one.parts, step=one.step)
+        for i, one in answers.items()
+        if one.n_seeds > 1
+    }
+    pooled = pool_spreads(list(spreads.values())) if spreads else None
+    tests = {}
+    for i, one in answers.items():
+        has_enough = one.n_seeds >= ENOUGH_SEEDS
+        spread = spreads[i] if has_enough else pooled if one.n_seeds > 1 else None
+        tests[i] = build_mean_test(*one.parts, bounds=one.bounds, spread=spread)
+    return tests
+
+
+def collect_answers(changes: Sequence[Sequence[BenchmarkChange]]) -> SeedAnswers:
+    """Collect the answers behind a mean: for each benchmark, the change of each seed."""
+    parts, _ = stack_answers(*changes)
+    bounds: dict[int, float] = {}
+    for of_runs in changes:
+        differences = [change.primary.difference for change in of_runs]
+        n = len(differences[0].observations)
+        largest = max(
+            max(1.0, d.test.highest, float(np.abs(d.observations).max())) for d in differences
+        )
+        bounds[n] = bounds.get(n, 0.0) + largest / len(changes)
+    step = max(1 / (len(changes) * part.shape[1]) for part in parts)
+    return SeedAnswers(parts, list(bounds.values()), step)
+
+
+def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[BenchmarkChange]]:
+    """Return the changes of all runs on the benchmarks that a column averages."""
+    changes = [[run.changes[name] for run in row.runs if name in run.changes] for name in names]
+    changes = [of_runs for of_runs in changes if of_runs]
+    if len(names) == 1:
+        return changes
+    return [of_runs for of_runs in changes if all(one.is_measured for one in of_runs)]
+
+
+def _can_test(changes: Sequence[Sequence[BenchmarkChange]]) -> bool:
+    every = [change for of_runs in changes for change in of_runs]
+    is_whole = all(one.is_measured and not one.n_available for one in every)
+    is_crossed = len({len(of_runs) for of_runs in changes}) == 1
+    return (
+        is_whole
+        and is_crossed
+        and all(
+            len({(one.question_hash, one.metric, one.margin) for one in of_runs}) == 1
+            for of_runs in changes
+        )
+    )
+
+
+def _read_value(row: Configuration, heading: str) -> float:
+    means = {LEARNED: row.target, KEPT: row.retained}
+    return (means.get(heading) or row.changes[heading].change).value
+
+
+def _soften(row: Configuration, heading: str, verdict: Verdict | None) -> Verdict:
+    """Return a verdict; that of a single run is its own, unless the table does not bear it out."""
+    if verdict is None:
+        return Verdict.undecided
+    if len(row.runs) == 1 and (own := row.runs[0].changes.get(heading)):
+        return verdict if own.verdict is verdict else Verdict.undecided
+    return verdict

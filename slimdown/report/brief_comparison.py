@@ -1,0 +1,242 @@
+"""The table of `slimdown compare` on a console: what was varied, what it did, how sure that is.
+
+One line is one value of what was varied, or one benchmark where there are many. It is never wider
+than the console: names are cut in their middle, values never, and columns that find no room stand
+in a further block below.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isnan
+
+from rich.cells import cell_len
+
+from slimdown.comparison.group_tests import KEPT, LEARNED, find_differences
+from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
+from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
+from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
+from slimdown.comparison.varied_settings import find_varied
+from slimdown.config.schema import Role
+from slimdown.report.formatting import (
+    EMPTY,
+    cut_name,
+    drop_shared_beginning,
+    format_number,
+    format_p_value,
+    pluralize,
+)
+from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
+from slimdown.report.verdict_styles import STYLES, find_style
+
+_MOST_ACROSS = 5  # benchmarks that stand side by side
+_SHORTEST = 6  # characters of a cut heading
+_SHORTEST_OF_MANY = 12  # of a benchmark's name where each has a line, and of a word
+_SIGNS = frozenset(style.sign for style in STYLES.values())
+_MOST_SHOWN = 3  # differences below the table
+_GAP = "  "
+Grid = list[list[str]]  # rows of cells, the headings first
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the table as lines, the headings first."""
+
+    lines: list[str]
+    n_headings: int = 1
+
+
+@dataclass(frozen=True)
+class BriefComparison:
+    """Headings, the table, and what is said below it."""
+
+    headings: list[str]
+    blocks: list[Block]
+    notes: list[str]
+
+
+def describe_briefly(
+    comparison: Comparison,
+    width: int,
+    max_rows: int = 0,
+    by: str | None = None,
+    is_sorted: bool = False,
+) -> BriefComparison:
+    """Lay out a comparison.
+
+    Args:
+        comparison: The compared runs.
+        width: The characters of a line.
+        max_rows: The most configurations to show; 0 shows all.
+        by: The setting whose values are tested against each other; None: the one that was varied.
+        is_sorted: Keep the order of the rows; else what was varied orders them.
+    """
+    settings = find_settings(comparison)
+    if by:
+        settings = [by, *(key for key in settings if key != by)]
+    if not is_sorted:
+        for setting in reversed(settings):
+            comparison = sort_rows(comparison, setting)
+    judged = judge_configurations(comparison)
+    n_shown = min(max_rows or len(judged), len(judged))
+    headings = _head_columns(comparison)
+    labels = _label_rows(comparison.rows[:n_shown], settings)
+    body = [list(headings.values())]
+    body += [[_show(of_row.get(name)) for name in headings] for of_row in judged[:n_shown]]
+    notes = [f"--rows 0 shows all {len(judged):,} rows."] if n_shown < len(judged) else []
+    notes += _describe_claims(comparison, settings, by, headings)
+    notes += [note for note in comparison.notes if CORRECTED not in note]
+    notes += [HOW_TO_CONFIRM] if comparison.holds_out else []
+    what, how = ", ".join(settings) or "runs", _describe_seeds(comparison)
+    whole = f"{what}, {how}"
+    title = [whole] if len(whole) <= width else [what, how]
+    return BriefComparison(title, _lay_out(labels, body, len(comparison.benchmarks), width), notes)
+
+
+def find_settings(comparison: Comparison) -> list[str]:
+    """Return the settings whose values the lines show: what was varied, and seeds not grouped."""
+    rows, keys = comparison.rows, set(comparison.params)
+    shown = [{k: v for k, v in row.settings.items() if k in keys} for row in rows]
+    varied = find_varied([row.name for row in rows], shown)
+    return [*varied, *(["seed"] if "seed" in keys else [])]
+
+
+def _head_columns(comparison: Comparison) -> dict[str, str]:
+    """Return the headings by column: `learned`, benchmarks, `kept`."""
+    names = comparison.benchmarks
+    roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
+    targets = [name for name in names if roles[name] is Role.target]
+    short = drop_shared_beginning(names)
+    headings = {LEARNED: LEARNED} if len(targets) > 1 else {}
+    headings |= {name: LEARNED if targets == [name] else short[name] for name in names}
+    if len(names) - len(targets) > 1:
+        headings[KEPT] = KEPT
+    return headings
+
+
+def _label_rows(rows: Sequence[Configuration], settings: Sequence[str]) -> Grid:
+    """Return what names each row, the headings first: values, or runs where they name none."""
+    values = [tuple(row.settings.get(key) or EMPTY for key in settings) for row in rows]
+    if settings and len(set(values)) == len(values):
+        return [list(settings), *map(list, values)]
+    ids = [row.ids for row in rows]
+    if settings:
+        return [[*settings, "run"], *([*of, id_] for of, id_ in zip(values, ids, strict=True))]
+    return [["run", "name"], *([id_, row.name] for id_, row in zip(ids, rows, strict=True))]
+
+
+def _show(mean: JudgedMean | None) -> str:
+    if mean is None or isnan(mean.value):
+        return f"{EMPTY}  "
+    return f"{format_number(100 * mean.value, '+.1f')} {find_style(mean.verdict).sign}"
+
+
+def _describe_seeds(comparison: Comparison) -> str:
+    counts = sorted({len(row.runs) for row in comparison.rows})
+    if counts[-1] == 1:
+        return "one seed each; changes in points, verdicts of these seeds alone"
+    seeds = f"mean of {counts[0]}" if len(counts) == 1 else f"means of {counts[0]} to {counts[-1]}"
+    return f"{seeds} seeds; changes in points, verdicts over the seeds"
+
+
+def _describe_claims(
+    comparison: Comparison, settings: Sequence[str], by: str | None, headings: dict[str, str]
+) -> Iterator[str]:
+    """Say what is shown to differ between values, and what is not."""
+    varied = [key for key in settings if key != "seed"]
+    if not varied or (len(comparison.rows) < 2 and not by):
+        return
+    if len(varied) > 1 and not by:
+        yield f"--by {varied[0]} tests its values against each other."
+        return
+    if "seed" in settings:  # values are tested over their seeds
+        grouped = compare_runs([run for row in comparison.rows for run in row.runs])
+        comparison = sort_by_setting(grouped, varied[0])
+    found = find_differences(comparison, varied[0])
+    if not found.n_tests:
+        yield found.reason
+        return
+    ordered = sorted(found.shown, key=lambda one: one.p_value)
+    claims = [
+        f"{one.value} lies {one.points} {one.side} {one.other} on "
+        f"{headings.get(one.benchmark, one.benchmark)}{one.where} "
+        f"(p {_show_p_value(one.p_value)})"
+        for one in ordered[:_MOST_SHOWN]
+    ]
+    if len(ordered) > _MOST_SHOWN:
+        claims.append(f"{pluralize(len(ordered) - _MOST_SHOWN, 'more difference')} (--all)")
+    if not claims:
+        yield f"No difference between values of {varied[0]} is shown. More seeds may show one."
+        return
+    rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
+    yield f"Shown: {'; '.join(claims)}.{rest}"
+
+
+def _show_p_value(p_value: float) -> str:
+    shown = format_p_value(p_value)
+    return shown if shown.startswith("<") else f"= {shown}"
+
+
+def _lay_out(labels: Grid, body: Grid, n_benchmarks: int, width: int) -> list[Block]:
+    """Lay out labels and cells: values down, or benchmarks down where that is too wide."""
+    if n_benchmarks <= _MOST_ACROSS and (lines := _fit(labels, body, width, _SHORTEST)):
+        return [Block(lines)]
+    names = [[name] for name in [*labels[0], *body[0]]]
+    columns = [[*label, *cells] for label, cells in zip(labels[1:], body[1:], strict=True)]
+    blocks = []
+    while columns:
+        for n in range(len(columns), 0, -1):
+            turned = [list(cells) for cells in zip(*columns[:n], strict=True)]
+            if lines := _fit(names, turned, width, _SHORTEST if n == 1 else _SHORTEST_OF_MANY):
+                break
+        blocks.append(Block(lines, len(labels[0])))
+        columns = columns[n:]
+    return blocks
+
+
+def _fit(labels: Grid, body: Grid, width: int, shortest: int) -> list[str]:
+    """Return lines that fit, with names cut as little as that takes; none if they cannot.
+
+    Headings are cut first. Then words are, such as the names of models; but not so far that two
+    lines are named alike.
+    """
+    grid = [[*label, *cells] for label, cells in zip(labels, body, strict=True)]
+    longest = max(cell_len(text) for of_line in grid for text in of_line)
+    rooms = [(room, longest) for room in range(longest, shortest - 1, -1)]
+    rooms += [(shortest, room) for room in range(longest, _SHORTEST_OF_MANY - 1, -1)]
+    n_labels = len(labels[0])
+
+    def cut(of_heads: int, of_words: int) -> Grid:
+        heads = [cut_name(text, of_heads) for text in grid[0]]
+        return [heads, *([_cut_word(text, of_words) for text in of_line] for of_line in grid[1:])]
+
+    i = bisect_left(rooms, True, key=lambda room: _measure(cut(*room)) <= width)
+    chosen = cut(*rooms[min(i, len(rooms) - 1)])
+    names, cut_names = ({tuple(of[:n_labels]) for of in one[1:]} for one in (grid, chosen))
+    is_clear = len(names) == len(cut_names)
+    return _align(chosen, n_labels) if is_clear and i < len(rooms) else []
+
+
+def _cut_word(text: str, room: int) -> str:
+    """Cut what is not a number, such as the name of a model."""
+    is_word = isinstance(parse_setting(text), str) and text[-1:] not in _SIGNS
+    return cut_name(text, room) if is_word else text
+
+
+def _measure(grid: Grid) -> int:
+    """Return the width of the lines."""
+    widths = [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
+    return 1 + sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _align(grid: Grid, n_labels: int) -> list[str]:
+    """Align labels to the left and all else to the right."""
+    widths = [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
+    lines = []
+    for of_line in grid:
+        parts = []
+        for i, (text, width) in enumerate(zip(of_line, widths, strict=True)):
+            space = " " * (width - cell_len(text))
+            parts.append(text + space if i < n_labels else space + text)
+        lines.append((" " + _GAP.join(parts)).rstrip())
+    return lines

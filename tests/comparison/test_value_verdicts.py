@@ -1,0 +1,118 @@
+"""Verdicts over seeds: what they rest on, and where none is given."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import (
+    draw_scores,
+    judge_scores,
+    make_benchmark,
+    make_evaluation,
+    make_run,
+    make_scores,
+    stop_early,
+)
+from scipy.stats import ttest_1samp
+
+from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.value_verdicts import (
+    SeedAnswers,
+    build_tests,
+    judge_configurations,
+)
+from slimdown.judging.behaviour import NEVER_ENDED, Trait
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.verdicts import Verdict
+from slimdown.stats.estimates import compare_scores
+from slimdown.stats.seeds import build_mean_test, measure_spread, pool_spreads
+
+LOST = judge_scores(*make_scores(300, 60, 10, 230))
+SAME = judge_scores(*make_scores(1500, 8, 8, 484))
+
+
+def make_runs(by_rank: dict[int, list[Findings]]) -> list[RunRecord]:
+    places = [(rank, seed, one) for rank, of in by_rank.items() for seed, one in enumerate(of)]
+    return [
+        make_run(one, i, lora__r=str(rank), seed=str(seed))
+        for i, (rank, seed, one) in enumerate(places)
+    ]
+
+
+def judge_ranks(by_rank: dict[int, list[Findings]]) -> list[Verdict]:
+    return [row["a"].verdict for row in judge_configurations(compare_runs(make_runs(by_rank)))]
+
+
+def test_one_seed_is_the_test_of_its_questions() -> None:
+    before, after = draw_scores(200, 0.6, 0.1, 0.03, 0)
+    difference, test = compare_scores(before, after), build_mean_test((after - before)[None])
+    assert test.value == difference.value
+    assert test.equivalence_p_value(0.02) == pytest.approx(difference.equivalence_p_value(0.02))
+    assert test.p_value == pytest.approx(2 * difference.p_value_below(0))
+    assert test.shown_sign(test.p_value * 1.01) == -1
+    assert test.shown_sign(test.p_value) == 0
+
+
+def test_without_noise_of_questions_it_is_students_test() -> None:
+    by_seed = np.array([-0.04, -0.07, -0.05])
+    answers = np.repeat(by_seed[:, None], 100_000, axis=1)
+    test = build_mean_test(answers, spread=measure_spread(answers))
+    assert test.p_value == pytest.approx(ttest_1samp(by_seed, 0).pvalue, rel=0.01)
+    expected = ttest_1samp(by_seed, -0.1, alternative="greater").pvalue
+    assert test.equivalence_p_value(0.1) == pytest.approx(expected, rel=0.01)
+
+
+def test_configurations_below_five_seeds_lend_each_other_their_spread() -> None:
+    draw = np.random.default_rng(0)
+    rows = [draw.normal(-0.05, 0.02, (2, 1)) + draw.normal(0, 0.2, (2, 300)) for _ in range(4)]
+    answers = {i: SeedAnswers([row], [1.0]) for i, row in enumerate(rows)}
+    spreads = [measure_spread(row) for row in rows]
+    assert build_tests(answers)[0].spread == pool_spreads(spreads)
+    assert pool_spreads(spreads).freedom == 4
+    many = draw.normal(-0.05, 0.02, (5, 1)) + draw.normal(0, 0.2, (5, 300))
+    tests = build_tests({**answers, 4: SeedAnswers([many], [1.0])})
+    assert tests[4].spread == measure_spread(many)
+    assert tests[0].spread.freedom == 8
+
+
+def test_more_values_make_a_loss_of_two_seeds_surer() -> None:
+    """Two seeds alone say almost nothing; with those of five other ranks they do."""
+    seeds = [LOST, judge_scores(*make_scores(280, 80, 10, 230))]
+    assert judge_ranks({2: seeds}) == [Verdict.undecided]
+    many = dict.fromkeys((2, 4, 8, 16, 32, 64), seeds)
+    assert set(judge_ranks(many)) == {Verdict.forgotten}
+
+
+def test_a_single_run_has_its_own_verdict() -> None:
+    assert judge_ranks({2: [LOST], 4: [SAME]}) == [Verdict.forgotten, Verdict.retained]
+
+
+def test_seeds_whose_test_cannot_hold_have_no_verdict() -> None:
+    base, tuned = make_scores(300, 60, 10, 230)
+    other = judge_scores(base[1:], tuned[1:])
+    early = judge_scores(base, stop_early(make_benchmark(tuned), 89))
+    many = {rank: [LOST, LOST] for rank in (2, 4, 8, 16, 32, 64)}
+    for pair in ([LOST, other], [early, early]):
+        verdicts = judge_ranks({**many, 1: pair})
+        assert verdicts[-1] is Verdict.undecided
+        assert set(verdicts[:-1]) == {Verdict.forgotten}
+
+
+def test_what_measures_the_limit_of_tokens_has_no_verdict() -> None:
+    trait = Trait(NEVER_ENDED, 0.0, 0.9, 0.8, 1.0)
+    benchmark = replace(LOST.benchmarks["a"], behaviour=(trait,), verdict=Verdict.undecided)
+    never = replace(LOST, benchmarks={"a": benchmark})
+    many = {rank: [LOST, LOST] for rank in (2, 4, 8, 16, 32, 64)}
+    assert judge_ranks({**many, 1: [never, never]})[-1] is Verdict.undecided
+
+
+def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> None:
+    scores = make_scores(300, 60, 10, 230)
+    both = judge(*(make_evaluation(a=one, b=one[::-1]) for one in scores))
+    runs = make_runs({rank: [both, both] for rank in (2, 4, 8, 16, 32, 64)})
+    rows = judge_configurations(compare_runs(runs))
+    assert list(rows[0]) == ["a", "b", "kept"]
+    assert rows[0]["kept"].value == pytest.approx(-50 / 600)
+    assert {mean.verdict for row in rows for mean in row.values()} == {Verdict.forgotten}
+    assert "kept" not in judge_configurations(compare_runs(make_runs({2: [LOST]})))[0]
