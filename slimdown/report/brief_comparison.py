@@ -32,6 +32,8 @@ from slimdown.report.verdict_styles import STYLES, find_style
 _MOST_ACROSS = 5  # benchmarks that stand side by side
 _SHORTEST = 6  # characters of a cut heading
 _SHORTEST_OF_MANY = 12  # of a benchmark's name where each has a line, and of a word
+_NARROWEST = 5  # characters of a cell such as `0.0 =`
+_WIDEST = 10_000
 _SIGNS = frozenset(style.sign for style in STYLES.values())
 _MOST_SHOWN = 3  # differences below the table
 _GAP = "  "
@@ -185,10 +187,11 @@ def _lay_out(labels: Grid, body: Grid, n_benchmarks: int, width: int) -> list[Bl
     columns = [[*label, *cells] for label, cells in zip(labels[1:], body[1:], strict=True)]
     blocks = []
     while columns:
-        for n in range(len(columns), 0, -1):
+        for n in range(min(len(columns), width // _NARROWEST), 0, -1):
             turned = [list(cells) for cells in zip(*columns[:n], strict=True)]
             if lines := _fit(names, turned, width, _SHORTEST if n == 1 else _SHORTEST_OF_MANY):
                 break
+        lines = lines or _fit(names, turned, _WIDEST, _SHORTEST)  # a very narrow terminal
         blocks.append(Block(lines, len(labels[0])))
         columns = columns[n:]
     return blocks
@@ -207,7 +210,7 @@ def _fit(labels: Grid, body: Grid, width: int, shortest: int) -> list[str]:
     n_labels = len(labels[0])
 
     def cut(of_heads: int, of_words: int) -> Grid:
-        heads = [cut_name(text, of_heads) for text in grid[0]]
+        heads = [_cut_word(text, of_heads) for text in grid[0]]
         return [heads, *([_cut_word(text, of_words) for text in of_line] for of_line in grid[1:])]
 
     i = bisect_left(rooms, True, key=lambda room: _measure(cut(*room)) <= width)

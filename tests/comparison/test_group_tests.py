@@ -5,11 +5,19 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from builders import judge_scores, make_benchmark, make_run, make_scores, stop_early
+from builders import (
+    judge_scores,
+    make_benchmark,
+    make_evaluation,
+    make_run,
+    make_scores,
+    stop_early,
+)
 from scipy.stats import t, ttest_ind
 
 from slimdown.comparison.group_tests import compare_seeds, describe_groups
 from slimdown.comparison.run_comparison import compare_runs
+from slimdown.judging.findings import judge
 
 
 def describe(losts: dict[int, list[int]]) -> str:
@@ -31,6 +39,21 @@ def test_a_difference_is_shown_or_said_to_be_open() -> None:
     open_text = describe({2: [4, 8], 8: [20, 9]})
     assert open_text.startswith("No difference between values of lora.r is shown.")
     assert describe({2: [4], 8: [5]}).startswith("No two values of lora.r have two seeds each:")
+
+
+def test_the_mean_of_several_benchmarks_is_tested_beside_them() -> None:
+    """Seeds that lose the more on one benchmark the less they lose on the other."""
+    runs = []
+    for rank, least in ((2, 5), (8, 30)):
+        for seed, shift in enumerate((-20, 0, 20)):
+            pairs = [
+                make_scores(300 - n, n, 0, 100) for n in (least + 20 + shift, least + 20 - shift)
+            ]
+            pairs[1] = tuple(scores[::-1] for scores in pairs[1])
+            sides = [make_evaluation(a=a, b=b) for a, b in zip(*pairs, strict=True)]
+            runs.append(make_run(judge(*sides), len(runs), lora__r=str(rank), seed=str(seed)))
+    [line, *_] = describe_groups(compare_runs(runs), "lora.r")
+    assert line.startswith("kept by lora.r: 8 lies 6.2 points below 2 (p = ")
 
 
 def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:

@@ -94,6 +94,15 @@ def test_many_benchmarks_stand_one_below_the_other() -> None:
     assert block.lines[-1].startswith(" kept ")
 
 
+def test_many_values_of_many_benchmarks_stand_in_blocks() -> None:
+    brief = describe_briefly(compare(2, 1, 12), 40)
+    assert len(brief.blocks) > 1
+    ranks = [block.lines[1].split()[1:] for block in brief.blocks]
+    assert [rank for of_block in ranks for rank in of_block] == ["4", "8", "16"] * 2
+    assert all(len(block.lines) == 15 for block in brief.blocks)
+    assert describe_briefly(compare(2, 1, 12), 10).blocks[0].lines  # wider than it should be
+
+
 def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> None:
     one, two = (describe_briefly(compare(1, 1, n, has_target=False), 80) for n in (1, 2))
     assert one.blocks[0].lines[0].split() == ["lora.r", "pocket_math"]

@@ -292,7 +292,7 @@ def test_an_odd_record_harms_no_other(
         database.execute(change, {"id": odd})
     for verb, *arguments in (
         ["status"],
-        ["compare", "--by=lora.r"],
+        ["compare", "--by=lora.r", "--all"],
         ["check", "run 4", "--max-loss=0.9"],
     ):
         done = call_verb(tmp_path, verb, *arguments)
