@@ -216,5 +216,5 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
 
     figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
-    values = {"command": "scale", "options": "", "figures": [(figure, caption)]}
+    values = {"command": "scale", "options": "", "figures": [(figure, caption)], "closing": ""}
     return pages.render("comparison.html.j2", table=table, **values)
