@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from itertools import islice, product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -167,6 +167,14 @@ def compose_runs(line: CommandLine) -> CommandPlan:
     return CommandPlan(runs, tuple(space) or swept, space, composer.hydra)
 
 
+class ComposedFiles(NamedTuple):
+    """What Hydra makes of the chosen files of groups."""
+
+    settings: DictConfig
+    model: str  # the choice of the group `model`
+    hydra: DictConfig  # Hydra's own settings, below `hydra`
+
+
 class _Composer:
     """Composes the runs of one command line inside Hydra, and collects what is wrong with them."""
 
@@ -176,8 +184,7 @@ class _Composer:
         self.hydra = OmegaConf.create()  # Hydra's own settings
         self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(self._loader)
-        # The composed config of choices of groups, which takes most of the time, and the model.
-        self._files: dict[str, tuple[DictConfig, str]] = {}
+        self._files: dict[str, ComposedFiles] = {}  # to compose takes most of the time
         self._checked: set[str] = set()  # tasks
 
     def parse(self, text: str) -> list[Override]:
@@ -235,10 +242,12 @@ class _Composer:
         texts = [str(override.input_line) for override in overrides]
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
         try:
-            composed, model = deepcopy(self._compose_files(choices))
+            of_files = self._compose_files(choices)
+            composed, model = deepcopy(of_files.settings), of_files.model
+            self.hydra = of_files.hydra
             if (base := self._find_base(composed, overrides)) and base.id != POCKET:
                 choices.append("model=any")
-                composed, _ = deepcopy(self._compose_files(choices))
+                composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id, composed.model.revision = base.id, base.revision
                 model = Path(base.id).name
         except Exception as error:  # the content of a user's own file may raise anything
@@ -291,8 +300,8 @@ class _Composer:
             if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
         keys = [override.key_or_group for override in overrides]
-        given = [key for key in keys if not self.line.is_choice(key)]
-        shown = self._choose_shown(composed, values, choices, given)
+        set_keys = [key for key in keys if not self.line.is_choice(key)]
+        shown = self._choose_shown(composed, values, choices, set_keys)
         return ComposedRun(texts, config, model, shown)
 
     def _choose_shown(
@@ -300,7 +309,7 @@ class _Composer:
         composed: DictConfig,
         values: dict[str, Any],
         choices: Sequence[str],
-        given: Sequence[str],
+        set_keys: Sequence[str],
     ) -> dict[str, str]:
         """Choose the settings that MLflow shows: what was set, and what differs from the files.
 
@@ -313,14 +322,17 @@ class _Composer:
         if groups.keys() & {*_PRESETS}:  # they may choose other files
             files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
-        before = _list_values(self._compose_files(files)[0])
+        try:
+            before = _list_values(self._compose_files(files).settings)
+        except (HydraException, OmegaConfBaseException):  # a preset has a dataset of its own
+            before = values
         shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
         for key, value in values.items():
-            is_given = any(key == one or key.startswith(f"{one}.") for one in given)
-            if (is_given or value != before.get(key)) and not key.startswith(_NOT_SHOWN):
-                found = OmegaConf.select(composed, key)
-                is_list = isinstance(found, ListConfig)
-                shown[key] = ",".join(map(str, found)) if is_list else str(found)
+            was_set = any(key == one or key.startswith(f"{one}.") for one in set_keys)
+            if (was_set or value != before.get(key)) and not key.startswith(_NOT_SHOWN):
+                resolved = OmegaConf.select(composed, key)
+                is_list = isinstance(resolved, ListConfig)
+                shown[key] = ",".join(map(str, resolved)) if is_list else str(resolved)
         return shown
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
@@ -333,22 +345,23 @@ class _Composer:
         model = RunConfig(tuned=tuned).tuned_model
         return find_base(model) if model and not any(model.source_problems()) else None
 
-    def _compose_files(self, choices: list[str]) -> tuple[DictConfig, str]:
-        """Compose the chosen files of groups; return also the choice of the model."""
+    def _compose_files(self, choices: list[str]) -> ComposedFiles:
+        """Compose the chosen files of groups."""
         if (choice := " ".join(choices)) not in self._files:
             own = [f"file://{folder}" for folder in self.line.folders[1:]]
             path = [f"hydra.searchpath=[{','.join(own)},slimdown-tasks://]"] if own else []
             with warnings.catch_warnings():  # our launchers are named as their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
                 composed = compose("config", [*choices, *path], return_hydra_config=True)
-            self.hydra = OmegaConf.masked_copy(composed, ["hydra"])
+            of_hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
                 hydra = composed.pop("hydra")
                 for name in list(composed.benchmark) if composed.suite else ():
                     benchmark = composed.benchmark[name]  # in the suite, but not chosen
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
-            self._files[choice] = composed, str(hydra.runtime.choices["model"])
+            model = str(hydra.runtime.choices["model"])
+            self._files[choice] = ComposedFiles(composed, model, of_hydra)
         return self._files[choice]
 
 

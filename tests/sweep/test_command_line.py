@@ -322,3 +322,21 @@ def test_what_was_set_and_what_a_preset_changes_is_shown(
 ) -> None:
     [run] = compose_runs(read_command_line(settings)).runs
     assert run.shown == shown
+
+
+def test_a_preset_may_hold_a_dataset_of_its_own_and_choose_a_launcher(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /hydra/launcher: joblib\n"
+        f"dataset: {{mine: {{path: {rows}, validation_examples: 1}}}}\n"
+        "lora: {r: 3}\n"
+    )
+    line = ["-m", "--config-dir", str(tmp_path), "experiment=mine", "seed=0,1"]
+    plan = compose_runs(read_command_line(line))
+    assert "joblib" in plan.hydra.hydra.launcher["_target_"].lower()
+    assert {run.shown["experiment"] for run in plan.runs} == {"mine"}
+    assert [run.shown["seed"] for run in plan.runs] == ["0", "1"]
+    assert set(plan.runs[0].config.dataset) == {"pocket_instructions", "mine"}
