@@ -1,6 +1,7 @@
 """What a run was trained and measured on, as MLflow's datasets: the run's page lists them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,13 @@ def describe_rows(
     for name, of_dataset in texts.items():
         if not of_dataset:
             continue  # its weight is 0
-        found: dict[str, int] = {}
-        for overlap in contamination.overlaps:
-            if overlap.stands and overlap.dataset == name:
-                found[overlap.benchmark] = found.get(overlap.benchmark, 0) + 1
-        n_asked = contamination.n_questions
-        shares = [f"{benchmark} {n / n_asked[benchmark]:.2%}" for benchmark, n in found.items()]
+        n_standing = Counter(
+            overlap.benchmark
+            for overlap in contamination.overlaps
+            if overlap.stands and overlap.dataset == name
+        )
+        n_all = contamination.n_questions
+        shares = [f"{benchmark} {n / n_all[benchmark]:.2%}" for benchmark, n in n_standing.items()]
         config = configs.get(name)
         source = {"path": config.path, "revision": config.revision} if config else {}
         tags = {"slimdown.contamination": ", ".join(shares) or "none"}
@@ -49,9 +51,9 @@ def describe_rows(
 
 def describe_questions(name: str, evaluation: BenchmarkEvaluation) -> "DatasetInput":
     """Return the questions of a benchmark as a dataset, with the context `eval`."""
-    asked = [[s.task, s.doc_id, s.doc_hash, s.prompt_hash, s.target] for s in evaluation.samples]
+    rows = [[s.task, s.doc_id, s.doc_hash, s.prompt_hash, s.target] for s in evaluation.samples]
     source = {"task": evaluation.benchmark.task, "version": evaluation.task_version}
-    return _make_input("eval", name, hash_json(asked), len(asked), source, {})
+    return _make_input("eval", name, hash_json(rows), len(rows), source, {})
 
 
 def _make_input(
@@ -68,7 +70,7 @@ def _make_input(
     dataset = Dataset(
         name=redact_leaf(name),
         digest=digest[:_DIGEST_LENGTH],
-        source_type=_name_source(source),
+        source_type=_benchmarksource(source),
         source=json.dumps(shown),
         profile=json.dumps({"num_rows": n_rows}),
     )
@@ -76,7 +78,7 @@ def _make_input(
     return DatasetInput(dataset, [InputTag(key, texts[key][:_MAX_TAG]) for key in texts])
 
 
-def _name_source(source: Mapping[str, Any]) -> str:
+def _benchmarksource(source: Mapping[str, Any]) -> str:
     """Name a source as MLflow's pages know it."""
     if "task" in source:
         return "lm-eval"

@@ -42,8 +42,8 @@ def record_scaled(
         record = describe_made(ModelKind.scaled, made, f"{run.name} x {scale:g}", params)
         model_id = log_model(client, experiment_id, record, made, folder)
         link_models(client, made, base_id, model_id)
-        asked = findings.tuned.benchmarks if findings.tuned else {}
-        questions = {name: describe_questions(name, one) for name, one in asked.items()}
+        evaluations = findings.tuned.benchmarks if findings.tuned else {}
+        questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
         client.log_inputs(made, list(questions.values()))
         now, metrics = int(time.time() * 1000), []
         for key, value in collect_finding_metrics(findings).items():

@@ -96,9 +96,8 @@ def log_model(
     from mlflow.entities import LoggedModelStatus
 
     where = f"tags.`{Tag.model_key}` = '{record.key}'"
-    found = client.search_logged_models([experiment_id], where, max_results=1)
-    if found:
-        model = found[0]
+    if models := client.search_logged_models([experiment_id], where, max_results=1):
+        model = models[0]
     else:
         # MLflow forbids some signs, and others end a path: `runs:/RUN_ID/NAME` leads to the files.
         name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
@@ -170,5 +169,4 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
         tracking_uri=client.tracking_uri,
     )
     # MLflow downloads into a folder of the place's name.
-    place = next(file.parent for file in target.rglob("*config.json"))
-    return place
+    return next(file.parent for file in target.rglob("*config.json"))

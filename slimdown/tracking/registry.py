@@ -83,12 +83,12 @@ def register_model(
                 raise
             client.create_registered_model(name)
         of_run = f"run_id = '{run.run_id}'"
-        found = [one for one in client.search_model_versions(of_run) if one.name == name]
-        if not found:
+        versions = [one for one in client.search_model_versions(of_run) if one.name == name]
+        if not versions:
             # By its place: a models:/ address would be looked for in MLflow's global store.
-            made = client.create_model_version(name, model.artifact_location, run.run_id)
-            found = [made]
-        version = str(found[0].version)
+            place = model.artifact_location
+            versions = [client.create_model_version(name, place, run.run_id)]
+        version = str(versions[0].version)
         _show_version(client, model, name, version)
         client.set_model_version_tag(name, version, "slimdown.outcome", outcome)
         if alias:

@@ -12,7 +12,7 @@ from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
-from mlflow.entities import DatasetInput, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, RunTag
 
 from slimdown.config.naming import describe_identity
 from slimdown.config.schema import RunConfig
@@ -227,8 +227,8 @@ class TrackedRun:
                     shutil.copyfile(cache.files[name], file)
                 else:
                     write_samples(file, cache.model, name, one)
-        asked = findings.tuned.benchmarks if findings.tuned else {}
-        questions = {name: describe_questions(name, one) for name, one in asked.items()}
+        evaluations = findings.tuned.benchmarks if findings.tuned else {}
+        questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
         self._datasets += questions.values()
         self._results = Results(
             collect_finding_metrics(findings), questions, describe_verdicts(findings)
@@ -301,7 +301,7 @@ class TrackedRun:
         for i in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics[i : i + 1000])
         with suppress(Exception):  # another version delivered its own before
-            self.client.log_batch(self.run_id, params=[Param("verdict", results.verdict)])
+            store.log_settings(self.client, self.run_id, {"verdict": results.verdict})
 
     def _try_to_send(self) -> None:
         """Send what is there; a store that does not take it is not asked again until the end."""

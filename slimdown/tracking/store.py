@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
+_PARAMS_OF_CALL = 100  # MLflow takes no more at once
 MAX_TAG = 5000
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
 _PAGE = 1_000  # experiments or runs of one answer; a server takes seconds for so many runs
@@ -248,7 +249,9 @@ def log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
     texts = redact_leaves(dict(settings))[0].items()
-    client.log_batch(run_id, params=[Param(key, text[:_MAX_PARAM]) for key, text in texts])
+    params = [Param(key, text[:_MAX_PARAM]) for key, text in texts]
+    for i in range(0, len(params), _PARAMS_OF_CALL):
+        client.log_batch(run_id, params=params[i : i + _PARAMS_OF_CALL])
 
 
 def first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from record_builders import (
     Compose,
     Logs,
     Patch,
+    list_models,
     make_answers,
     make_info,
     record_run,
@@ -247,3 +248,13 @@ def test_a_server_that_keeps_no_models_is_refused_before_anything_is_computed(
     with pytest.raises(TrackingError, match="since version 3"):
         record_run(config, "one")
     assert not find_runs(config.tracking)
+
+
+def test_more_settings_than_mlflow_takes_at_once_are_shown(
+    store: MlflowClient, config: RunConfig
+) -> None:
+    shown = {f"benchmark.task_{n}.limit": "5" for n in range(250)}
+    params = store.get_run(record_run(config, "one", shown=shown)).data.params
+    assert shown.items() <= params.items()
+    [model] = list_models(store, "tuned")
+    assert shown.items() <= model.params.items()
