@@ -84,7 +84,7 @@ def _check(options: argparse.Namespace) -> int:
         _, of_champion = run_reader.read_evaluations(options.tracking, champion.run)
         read = partial(_pair_with, of_champion, read)
         findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
-        notes.append(f"base is {base_name}: run {champion.run.name}.")
+        notes.append(f"base is {base_name}: run {champion.run.run_id[:8]}.")
     if run.holdout:
         half = take_held_out(options.tracking, run, read(), run.holdout)
         read = half.pair

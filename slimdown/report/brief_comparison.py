@@ -32,6 +32,7 @@ from slimdown.report.verdict_styles import STYLES, find_style
 _MOST_ACROSS = 5  # benchmarks that stand side by side
 _SHORTEST = 6  # characters of a cut heading
 _SHORTEST_OF_MANY = 12  # of a benchmark's name where each has a line, and of a word
+_ENOUGH = 24  # characters that a long word keeps before headings are cut
 _NARROWEST = 5  # characters of a cell such as `0.0 =`
 _WIDEST = 10_000
 _SIGNS = frozenset(style.sign for style in STYLES.values())
@@ -200,13 +201,15 @@ def _lay_out(labels: Grid, body: Grid, n_benchmarks: int, width: int) -> list[Bl
 def _fit(labels: Grid, body: Grid, width: int, shortest: int) -> list[str]:
     """Return lines that fit, with names cut as little as that takes; none if they cannot.
 
-    Headings are cut first. Then words are, such as the names of models; but not so far that two
-    lines are named alike.
+    Long words are cut first, such as the names of runs, then headings, then all words; but not so
+    far that two lines are named alike.
     """
     grid = [[*label, *cells] for label, cells in zip(labels, body, strict=True)]
     longest = max(cell_len(text) for of_line in grid for text in of_line)
-    rooms = [(room, longest) for room in range(longest, shortest - 1, -1)]
-    rooms += [(shortest, room) for room in range(longest, _SHORTEST_OF_MANY - 1, -1)]
+    enough = min(longest, _ENOUGH)
+    rooms = [(longest, room) for room in range(longest, enough - 1, -1)]
+    rooms += [(room, enough) for room in range(longest, shortest - 1, -1)]
+    rooms += [(shortest, room) for room in range(enough, _SHORTEST_OF_MANY - 1, -1)]
     n_labels = len(labels[0])
 
     def cut(of_heads: int, of_words: int) -> Grid:

@@ -258,7 +258,8 @@ def print_table(table: Table, console: Console, keeps_names: bool = False) -> No
     if table.outcome:
         console.print(Text(visible(table.outcome)), style="bold", soft_wrap=not console.is_terminal)
     if table.title:
-        console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
+        title = table.title if keeps_names else cut_name(table.title, console.width)
+        console.print(Text(visible(title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
     short = table.leave_out(lambda column: column.is_setting)
     for shown, separators in product((table, short), ("  ", " \n", "\n\n")):

@@ -16,7 +16,7 @@ from slimdown.utils.errors import ConfigError, TrackingError
 _VERSIONS = "mlflow.modelVersions"  # the tag of a logged model from which its page takes them
 _NAME = re.compile(r"[^/:@]{1,200}")
 _ALIAS = re.compile(r"(?!v?\d+$|latest$)[\w-]{1,200}", re.ASCII | re.IGNORECASE)
-_URI = re.compile(r"models:/([^/:@]+)(?:@([\w-]+)|/(\d+))")
+_URI = re.compile(r"models:/([^/:@']+)(?:@([\w-]+)|/(\d+))")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,14 @@ def register_model(
     return version
 
 
+def _advise(client: Any, name: str, alias: str) -> str:
+    """Name what a registered model has, or what registers the first one."""
+    for model in client.search_registered_models(f"name = '{name}'"):
+        newest = max((int(one.version) for one in model.latest_versions), default=0)
+        return f"{name} has {', '.join([*model.aliases, f'versions up to {newest}'])}"
+    return f"slimdown check RUN --register {name} --alias {alias or 'champion'} makes the first"
+
+
 def _show_version(client: Any, model: Any, name: str, version: str) -> None:
     """Name the version on the model's own page, by the tag that `mlflow.register_model` writes."""
     shown = json.loads(model.tags.get(_VERSIONS, "[]"))
@@ -130,9 +138,8 @@ def find_registered(tracking: TrackingConfig, uri: str) -> RegisteredModel:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            advice = f"check RUN --register {name} --alias {alias or 'champion'} makes the first"
             problem = f"--against {uri}: the record has no such model"
-            raise TrackingError(f"{problem}; slimdown {advice}") from None
+            raise TrackingError(f"{problem}; {_advise(client, name, alias)}") from None
     if not version.run_id:
         problem = "was registered without its run, so its answers are not known"
         raise TrackingError(f"--against {uri}: version {version.version} {problem}")

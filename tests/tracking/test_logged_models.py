@@ -133,13 +133,15 @@ def test_a_challenger_is_judged_against_the_champions_answers(
     ] == (0)
     code, said = check(challenger, *against)
     assert code == 0
-    assert "support version 1" in said
+    assert f"base is support version 1: run {champion[:8]}." in said
     assert "200 questions" not in said  # the held-out half of them
     assert store.get_run(challenger).data.tags["slimdown.checked"] == "1"
     assert check(worse, *against)[0] == 3  # it was asked other questions
     assert "slimdown.checked" not in store.get_run(worse).data.tags
     code, said = check(champion, *against)
     assert (code, "this run's own model" in said) == (3, True)
+    code, said = check(challenger, "--against", "models:/support@champio")
+    assert (code, "support has champion, versions up to 1" in said) == (3, True)
 
 
 @pytest.mark.parametrize(
