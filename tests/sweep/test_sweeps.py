@@ -64,13 +64,17 @@ def list_runs(folder: Path, kind: str = "tuned") -> list[Run]:
 
 @contextmanager
 def ended_at_work(folder: Path, number: signal.Signals) -> Iterator[None]:
-    """Inside, this process gets a signal once a run is at work with its base loaded."""
+    """Inside, this process gets a signal once a run trains.
+
+    Before its first step, `datasets` swallows what a signal raises while it hashes a function:
+    https://github.com/huggingface/datasets/blob/main/src/datasets/fingerprint.py
+    """
     over = Event()
 
     def send() -> None:
         while not over.wait(0.3):
             running = [run for run in list_runs(folder) if run.info.status == "RUNNING"]
-            if any("slimdown.model" in run.data.tags for run in running):
+            if any("train/loss" in run.data.metrics for run in running):
                 return os.kill(os.getpid(), number)
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
