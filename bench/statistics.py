@@ -1059,15 +1059,41 @@ def draw_table(
     return drawn
 
 
-def judge_table(drawn: Sequence[Floats], margin: float) -> set[Verdict]:
-    """Return the verdicts that a table makes, on benchmarks and on their mean (`kept`)."""
+def build_table(drawn: Sequence[Floats]) -> list[MeanTest]:
+    """Build the tests of a table, of benchmarks and of their mean (`kept`)."""
     tests: list[MeanTest] = []
     columns = [*drawn, *([np.mean(drawn, axis=0)] if len(drawn) > 1 else [])]
     for i, column in enumerate(columns):
         step = 1 / column.shape[-1] / (len(drawn) if i == len(drawn) else 1)
         answers = {i: SeedAnswers([of_value], [1.0], step) for i, of_value in enumerate(column)}
         tests += build_tests(answers).values()
+    return tests
+
+
+def judge_table(drawn: Sequence[Floats], margin: float) -> set[Verdict]:
+    """Return the verdicts that a table makes."""
+    tests = build_table(drawn)
     return {one.verdict for one in decide_verdicts(tests, [margin] * len(tests))}
+
+
+def show_values(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """The intervals beside verdicts over seeds: do they agree with them, do they hold the truth?"""
+    n_draws, margin, change = max(20, draws // 100), 0.05, -0.03
+    noise = 0.02, 0.05, 0.02
+    for shape in ((1, 2, 1, 400), (4, 2, 3, 400), (2, 5, 3, 400)):
+        n_values, n_seeds, n_benchmarks, n = shape
+        case = f"{n_values} x {n_seeds} seeds, {n_benchmarks} x {n} questions"
+        n_wrong = n_cells = n_missed = 0
+        for _ in range(n_draws):
+            tests = build_table(draw_table(shape, change, noise, random))
+            decisions = decide_verdicts(tests, [margin] * len(tests))
+            for test, decision in zip(tests, decisions, strict=True):
+                shown = decision.form_interval(test, margin)
+                n_wrong += contradicts(decision, shown, margin)
+                n_missed += not shown.low <= change <= shown.high
+                n_cells += 1
+        yield "contradictions over seeds", f"{case}, cells", str(n_wrong), "0"
+        yield "intervals over seeds", f"{case}, truth missed", percent(n_missed / n_cells), "5"
 
 
 def judge_values(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -1201,6 +1227,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     agree_with_verdicts,
     differ_by_luck,
     judge_values,
+    show_values,
     average_benchmarks,
     select_runs,
 )

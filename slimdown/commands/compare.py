@@ -21,6 +21,7 @@ from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.report import comparison_page as page
+from slimdown.report.brief_comparison import order_by_settings
 from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.tracking import run_reader
@@ -47,14 +48,13 @@ def main(argv: list[str]) -> int:
     parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
     add("--sweep", metavar="NAME", default="", help="the runs that one command started")
     add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
-    add("--sort", metavar="KEY", help="a benchmark, a setting, retained or target; -KEY: down")
+    add("--sort", metavar="KEY", help="a benchmark, a setting, learned or kept; -KEY: down")
     add("--by", metavar="SETTING", help="sort by it, test its values against each other, plot them")
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
     parser.add_rows("at most so many")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
         ("paired", "two RUNs: the answers of both tuned models, one by one"),
-        ("noise", "of several seeds: the noise of questions and of training"),
         ("confirm", "chosen RUNs, on the questions that evaluation.holdout kept back"),
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
     if options.by == "seed":
-        advice = "--no-group-seeds --sort seed lists them, --noise says what they differ by"
+        advice = "--no-group-seeds --sort seed lists them, --all says how much they vary"
         parser.error(f"--by seed: values of a setting are compared over the seeds; {advice}")
     if options.mode == "paired" and len(options.runs) != 2:
         parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
@@ -87,17 +87,9 @@ def _compare(options: argparse.Namespace) -> int:
             put_report(findings, name, None, options, runs[0].run_id)
         return 0
     if options.mode:
-        if options.mode != "noise":
-            pairs, looks = _judge_pairs(runs, options)
-            table = pairs_table(pairs)
-            table = replace(table, notes=(*table.notes, *looks))
-        elif (comparison := compare_runs(runs)).grouped:
-            table = page.noise_table(comparison)
-        else:
-            raise ConfigError(
-                f"--noise needs runs that differ only in their seed, and of these {len(runs)} none "
-                "do; make some with -m seed=0,1,2"
-            )
+        pairs, looks = _judge_pairs(runs, options)
+        table = pairs_table(pairs)
+        table = replace(table, notes=(*table.notes, *looks))
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     check_prompts(runs)
@@ -108,11 +100,13 @@ def _compare(options: argparse.Namespace) -> int:
         notes += group_tests.describe_groups(run_order.sort_by_setting(compare_runs(runs), by), by)
     if options.sort is not None:
         comparison = run_order.sort_rows(comparison, options.sort)
+    else:
+        comparison = order_by_settings(comparison, by)
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
 
     def show_brief() -> None:
-        show_comparison(comparison, title, brief_notes, options.rows, by, bool(options.sort))
+        show_comparison(comparison, title, brief_notes, options.rows, by)
 
     def render_page() -> str:
         return page.render_comparison_page(table, comparison, by)

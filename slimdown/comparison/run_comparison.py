@@ -63,6 +63,12 @@ class Configuration:
         """The beginning of the run's id, or how many runs there are."""
         return self.runs[0].run_id[:8] if len(self.runs) == 1 else f"{len(self.runs)} runs"
 
+    @property
+    def learned_loss(self) -> float:
+        """How far the loss on held-out rows fell, nats a token; nan where a run trained nothing."""
+        done = [run.findings.training if run.findings else None for run in self.runs]
+        return fmean(t.validation_loss_before - t.validation_loss_after if t else nan for t in done)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -297,8 +303,9 @@ def _describe_caveats(
             "An evaluation that stopped early shows a change that is on average too large; its "
             "verdict and interval hold."
         )
-    verdicts = {(r.run_id, name): c.verdict for r in runs for name, c in r.changes.items()}
-    claims = [key for key in corrected if verdicts[key] is not Verdict.undecided]
+    alone = [row.runs[0] for row in rows if len(row.runs) == 1]  # others have none of their own
+    verdicts = {(r.run_id, name): c.verdict for r in alone for name, c in r.changes.items()}
+    claims = [key for key, verdict in verdicts.items() if verdict is not Verdict.undecided]
     if n_lost := sum(corrected[key] is Verdict.undecided for key in claims):
         yield (
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from math import isfinite
 
-from slimdown.comparison.run_comparison import Comparison, Configuration, average_seeds
+from slimdown.comparison.group_tests import KEPT, LEARNED
+from slimdown.comparison.run_comparison import Comparison, Configuration
 from slimdown.config.fields import nearest
-from slimdown.judging.findings import BenchmarkChange
-from slimdown.stats.estimates import Estimate
 from slimdown.utils.errors import ConfigError
 
 SortValue = float | str | None
@@ -17,7 +16,7 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
 
     Args:
         comparison: The compared runs.
-        key: The benchmark, the setting, "retained" or "target"; with a "-" in front the largest
+        key: The benchmark, the setting, "learned" or "kept"; with a "-" in front the largest
             value comes first.
 
     Raises:
@@ -25,14 +24,14 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     """
     name = key.removeprefix("-")
     settings = {name for row in comparison.rows for name in row.settings}
-    sortable = {"retained", "target", *comparison.benchmarks, *settings}
+    sortable = {LEARNED, KEPT, *comparison.benchmarks, *settings}
     if name not in sortable:
         advice = nearest(name, sorted(sortable))
         raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
 
     def read_value(row: Configuration) -> SortValue:
         means = {benchmark: cell.change for benchmark, cell in row.changes.items()}
-        means |= {"retained": row.retained, "target": row.target}
+        means |= {KEPT: row.retained, LEARNED: row.target}
         if name in means and isfinite(means[name].value):
             return means[name].value
         return parse_setting(row.settings.get(name, ""))
@@ -54,23 +53,6 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
         raise ConfigError(f"--by {setting}: no run has this setting{advice}")
     others = [key for key in comparison.params if key != setting]
     return replace(sort_rows(comparison, setting), params=(setting, *others))
-
-
-def series_by_setting(
-    comparison: Comparison, setting: str
-) -> dict[str, list[tuple[float | str, Estimate]]]:
-    """Average each benchmark's change by the value of a setting, as if runs were seeds."""
-    changes: dict[str, dict[float | str, list[BenchmarkChange]]] = {}
-    for row in comparison.rows:
-        if (value := parse_setting(row.settings.get(setting, ""))) is not None:
-            for run in row.runs:
-                for name, change in run.changes.items():
-                    changes.setdefault(name, {}).setdefault(value, []).append(change)
-    return {
-        name: [(value, average_seeds(of[value])) for value in sorted(of, key=_order)]
-        for name in comparison.benchmarks
-        if (of := changes.get(name))
-    }
 
 
 def parse_setting(text: str) -> SortValue:

@@ -14,6 +14,8 @@ answered other questions, that may have stopped early, or about which nothing ma
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import nan
 from statistics import fmean
 
 import numpy as np
@@ -22,7 +24,8 @@ from slimdown.comparison.group_tests import ENOUGH_SEEDS, KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration, stack_answers
 from slimdown.config.schema import Role
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import TestedChange, Verdict, decide_verdicts
+from slimdown.judging.verdicts import Decision, TestedChange, Verdict, decide_verdicts
+from slimdown.stats.estimates import Estimate
 from slimdown.stats.seeds import MeanTest, build_mean_test, measure_spread, pool_spreads
 from slimdown.stats.sequential import Floats
 
@@ -33,6 +36,19 @@ class JudgedMean:
 
     value: float  # a share; nan where it was not measured
     verdict: Verdict
+    decision: Decision | None = None  # and its test; None where no claim is made
+    test: TestedChange | None = None
+    margin: float = nan
+    own: Estimate | None = None  # of a single run, as its own report has it
+
+    @cached_property
+    def shown(self) -> Estimate:
+        """The mean with the interval that agrees with its decision, where there is one."""
+        if self.own:
+            return self.own
+        if not (self.decision and self.test):
+            return Estimate(self.value, nan, nan, nan)
+        return self.decision.form_interval(self.test, self.margin)
 
 
 @dataclass(frozen=True)
@@ -88,17 +104,21 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
     decided = decide_verdicts(
         [tests[key] for key in keys], [margins[key] for key in keys], n_unknown=n_open
     )
-    verdicts = {key: one.verdict for key, one in zip(keys, decided, strict=True)}
-    return [
-        {
-            heading: JudgedMean(
-                _read_value(row, heading), _soften(row, heading, verdicts.get((i, heading)))
-            )
-            for heading in columns
-            if (i, heading) in margins
-        }
-        for i, row in enumerate(comparison.rows)
-    ]
+    decisions = dict(zip(keys, decided, strict=True))
+    judged: list[dict[str, JudgedMean]] = [{} for _ in comparison.rows]
+    for i, heading in margins:
+        row, decision = comparison.rows[i], decisions.get((i, heading))
+        own = row.runs[0].changes.get(heading) if len(row.runs) == 1 else None
+        verdict = _soften(row, heading, decision.verdict if decision else None)
+        judged[i][heading] = JudgedMean(
+            _read_value(row, heading),
+            verdict,
+            decision,
+            tests.get((i, heading)),
+            margins[i, heading],
+            own.shown_change if own else None,
+        )
+    return judged
 
 
 def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:

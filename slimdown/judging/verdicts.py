@@ -20,7 +20,7 @@ from enum import StrEnum
 from math import nextafter
 from typing import Protocol
 
-from slimdown.stats.estimates import Difference, Estimate, holm
+from slimdown.stats.estimates import Estimate, holm
 from slimdown.stats.likelihood import ALPHA
 
 
@@ -41,6 +41,10 @@ class TestedChange(Protocol):
         """What was measured."""
 
     @property
+    def standard_error(self) -> float:
+        """Of the value; nan where it is not known."""
+
+    @property
     def p_value(self) -> float:
         """Of no change, two-sided."""
 
@@ -49,6 +53,12 @@ class TestedChange(Protocol):
 
     def shown_sign(self, alpha: float) -> int:
         """Return -1 or 1 for a fall or rise that is shown at `alpha`, two-sided; 0 for neither."""
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Return the interval of changes that are not ruled out by the test of no change."""
+
+    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
+        """Return the interval of the test against a margin, `alpha` / 2 at each end."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Decision:
             return 2 * self.equivalence_level
         return self.change_level
 
-    def form_interval(self, d: Difference, margin: float) -> Estimate:
+    def form_interval(self, d: TestedChange, margin: float) -> Estimate:
         """Return the change with the interval that agrees with the verdict.
 
         Args:
@@ -87,8 +97,7 @@ class Decision:
         if self.verdict is Verdict.retained:  # the ends are found to 7 digits
             low, high = max(low, -margin), min(high, margin)
             return Estimate(d.value, d.standard_error, low, high)
-        is_plain = self.change_level == ALPHA
-        change_low, change_high = (d.low, d.high) if is_plain else d.interval(self.change_level)
+        change_low, change_high = d.interval(self.change_level)
         low, high = min(low, change_low), max(high, change_high)
         if self.verdict is Verdict.forgotten:
             high = min(change_high, nextafter(0.0, -1.0))

@@ -63,48 +63,59 @@ def describe_briefly(
     width: int,
     max_rows: int = 0,
     by: str | None = None,
-    is_sorted: bool = False,
 ) -> BriefComparison:
     """Lay out a comparison.
 
     Args:
-        comparison: The compared runs.
+        comparison: The compared runs, in the order of the lines.
         width: The characters of a line.
         max_rows: The most configurations to show; 0 shows all.
         by: The setting whose values are tested against each other; None: the one that was varied.
-        is_sorted: Keep the order of the rows; else what was varied orders them.
     """
-    settings = find_settings(comparison)
-    if by:
-        settings = [by, *(key for key in settings if key != by)]
-    if not is_sorted:
-        for setting in reversed(settings):
-            comparison = sort_rows(comparison, setting)
+    settings = find_settings(comparison, by)
     judged = judge_configurations(comparison)
     n_shown = min(max_rows or len(judged), len(judged))
-    headings = _head_columns(comparison)
+    headings = head_columns(comparison)
     labels = _label_rows(comparison.rows[:n_shown], settings)
     body = [list(headings.values())]
     body += [[_show(of_row.get(name)) for name in headings] for of_row in judged[:n_shown]]
     notes = [f"--rows 0 shows all {len(judged):,} rows."] if n_shown < len(judged) else []
-    notes += _describe_claims(comparison, settings, by, headings)
+    notes += describe_claims(comparison, by)
     notes += [note for note in comparison.notes if CORRECTED not in note]
     notes += [HOW_TO_CONFIRM] if comparison.holds_out else []
-    what, how = ", ".join(settings) or "runs", _describe_seeds(comparison)
+    what, how = head_comparison(comparison, by)
     whole = f"{what}, {how}"
     title = [whole] if len(whole) <= width else [what, how]
     return BriefComparison(title, _lay_out(labels, body, len(comparison.benchmarks), width), notes)
 
 
-def find_settings(comparison: Comparison) -> list[str]:
-    """Return the settings whose values the lines show: what was varied, and seeds not grouped."""
+def find_settings(comparison: Comparison, by: str | None = None) -> list[str]:
+    """Return the settings whose values the lines show: what was varied, and seeds not grouped.
+
+    Args:
+        comparison: The compared runs.
+        by: The setting that comes first.
+    """
     rows, keys = comparison.rows, set(comparison.params)
     shown = [{k: v for k, v in row.settings.items() if k in keys} for row in rows]
     varied = find_varied([row.name for row in rows], shown)
-    return [*varied, *(["seed"] if "seed" in keys else [])]
+    shown_keys = [*varied, *(["seed"] if "seed" in keys else [])]
+    return [by, *(key for key in shown_keys if key != by)] if by else shown_keys
 
 
-def _head_columns(comparison: Comparison) -> dict[str, str]:
+def order_by_settings(comparison: Comparison, by: str | None = None) -> Comparison:
+    """Order the rows by what was varied, `by` first."""
+    for setting in reversed(find_settings(comparison, by)):
+        comparison = sort_rows(comparison, setting)
+    return comparison
+
+
+def head_comparison(comparison: Comparison, by: str | None = None) -> tuple[str, str]:
+    """Say what was varied, and what the numbers are: means of how many seeds."""
+    return ", ".join(find_settings(comparison, by)) or "runs", _describe_seeds(comparison)
+
+
+def head_columns(comparison: Comparison) -> dict[str, str]:
     """Return the headings by column: `learned`, benchmarks, `kept`."""
     names = comparison.benchmarks
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
@@ -142,10 +153,14 @@ def _describe_seeds(comparison: Comparison) -> str:
     return f"{seeds} seeds; changes in points, verdicts over the seeds"
 
 
-def _describe_claims(
-    comparison: Comparison, settings: Sequence[str], by: str | None, headings: dict[str, str]
-) -> Iterator[str]:
-    """Say what is shown to differ between values, and what is not."""
+def describe_claims(comparison: Comparison, by: str | None = None) -> Iterator[str]:
+    """Say what is shown to differ between values, and what is not.
+
+    Args:
+        comparison: The compared runs.
+        by: The setting whose values are tested; None: the one that was varied.
+    """
+    settings, headings = find_settings(comparison, by), head_columns(comparison)
     varied = [key for key in settings if key != "seed"]
     if not varied or (len(comparison.rows) < 2 and not by):
         return

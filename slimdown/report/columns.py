@@ -73,12 +73,22 @@ class FindingColumn:
 def make_rows(
     findings: Findings, gate: Gate | None = None, sides: tuple[str, str] = ("base", "tuned")
 ) -> Iterator[Row]:
-    """Yield one row for each metric, the primary one of each benchmark first."""
+    """Yield one row for each metric, the primary one of each benchmark first; then `kept`.
+
+    `kept` is the mean of the retained benchmarks, where a gate takes it (`--overall`).
+    """
     for name, benchmark in findings.benchmarks.items():
         for metric in benchmark.changes:
             row = FindingRow(findings, name, metric, gate, sides)
             cells = {_lay_out(column, row): column.show(row) for column in COLUMNS}
             yield Row(cells, is_secondary=not row.is_primary)
+    if gate and gate.mean:
+        kept = {"benchmark": Cell("kept", values={"benchmark": "kept", "role": "mean"})}
+        kept["change"] = make_change_cell(gate.mean)
+        shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("not shown", "not shown")
+        kept["budget"] = Cell(shown, values={"outcome": outcome})
+        cells = {_lay_out(c, row): kept.get(c.heading.split()[0], Cell()) for c in COLUMNS}
+        yield Row(cells)
 
 
 def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:

@@ -5,18 +5,26 @@ from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
 
+from slimdown.comparison.group_tests import KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration
-from slimdown.comparison.run_order import series_by_setting
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
+from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.report import pages, text
+from slimdown.report.brief_comparison import (
+    describe_claims,
+    find_settings,
+    head_columns,
+    head_comparison,
+)
 from slimdown.report.columns import make_change_cell, show_in_comparison
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
-from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Row, Table, make_table
-from slimdown.stats.seeds import SeedMean
+from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row, Table
 
 _MOST_SEEDS = 8  # listed one by one
+_MOST_FILTERED = 5  # benchmarks whose verdicts a page offers as filters; above, those of the means
 _OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
+_NOT_ON_PAGES = NOT_BRIEF - {Place.page}
 
 
 def comparison_table(
@@ -33,37 +41,72 @@ def comparison_table(
     Returns:
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
     """
-    roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
-    headings = {name: text.mark_target(name, roles[name]) for name in comparison.benchmarks}
-    shown = comparison.rows[: max_rows or None]
-    rows = [_make_row(comparison, row, headings) for row in shown]
+    judged = judge_configurations(comparison)
+    settings, headings = find_settings(comparison), head_columns(comparison)
+    values = [tuple(row.settings.get(key) for key in settings) for row in comparison.rows]
+    is_told = bool(settings) and len(set(values)) == len(values)
+    rows = []
+    for row, of_row in list(zip(comparison.rows, judged, strict=True))[: max_rows or None]:
+        run, varied = _show_run(row), _show_settings(comparison, row, settings)
+        cells = varied if is_told else run | varied
+        cells |= _show_changes(row, of_row, headings)
+        rows.append(Row(cells | (run if is_told else {})))
     if len(rows) < len(comparison.rows):
         notes = (f"--rows 0 shows all {len(comparison.rows):,} rows.", *notes)
     return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
 
 
-def _make_row(comparison: Comparison, row: Configuration, headings: Mapping[str, str]) -> Row:
+def _show_run(row: Configuration) -> dict[Column, Cell]:
     runs = row.runs
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
-    cells = {Column("run", max_width=36): Cell(f"{row.name} ({row.ids})", values=identity)}
+    return {Column("run", max_width=36): Cell(f"{row.name} ({row.ids})", values=identity)}
+
+
+def _show_settings(
+    comparison: Comparison, row: Configuration, settings: Sequence[str]
+) -> dict[Column, Cell]:
+    """Show what was varied, the seeds, and for details what follows from what was varied."""
+    cells = {}
+    followers = [key for key in comparison.params if key not in settings]
+    for key in (*settings, *followers):
+        value = row.settings.get(key, "")
+        places = _NOT_ON_PAGES if key in followers else EVERYWHERE
+        style: dict[str, Any] = {"is_filter": key in settings, "is_setting": key in followers}
+        column = Column(key, max_width=30, places=places, **style)
+        cells[column] = Cell(value, sort_key=value or None, values={key: value})
     if comparison.grouped:
         cells[Column("seeds", is_setting=True)] = Cell(_describe_seeds(row.seeds))
-    for key in comparison.params:
-        value = row.settings.get(key, "")
-        column = Column(key, max_width=30, is_filter=True, is_setting=True)
-        cells[column] = Cell(value, sort_key=value or None, values={key: value})
+    return cells
+
+
+def _show_changes(
+    row: Configuration, judged: Mapping[str, JudgedMean], headings: Mapping[str, str]
+) -> dict[Column, Cell]:
+    """Show the changes of a row, `learned` and `kept` among them, and their noise."""
+    cells: dict[Column, Cell] = {}
+    n_benchmarks = len(set(headings) - {LEARNED, KEPT})
     for name, heading in headings.items():
-        column = Column(heading, "points [95 %; retained: 90 %]", is_filter=True)
-        cells[column] = _make_cell(name, row)
+        is_filter = name in (LEARNED, KEPT) or n_benchmarks <= _MOST_FILTERED
+        column = Column(heading, "points", is_filter=is_filter)
+        cells[column] = _show_change(row, name, judged.get(name))
         if name in row.changes:
-            findings = [run.findings for run in runs if run.findings and name in run.changes]
+            findings = [run.findings for run in row.runs if run.findings and name in run.changes]
             cells |= show_in_comparison(name, heading, findings)
-    means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
-    values = {f"{n}.{k}": getattr(mean, k) for n, mean in means.items() for k in _OF_MEAN}
-    mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
-    return Row(cells | {Column("mean retained", "points [95 %]"): mean})
+    if isnan(row.target.value):
+        loss = row.learned_loss
+        column = Column("learned_loss", "nats a token", is_number=True, places=NOT_BRIEF)
+        shown = "" if isnan(loss) else format_number(loss, ".3f")
+        cells[column] = Cell(shown, sort_key=loss, values={"learned_loss": loss})
+    for kind, of in (("questions", "question_error"), ("training", "training_error")):
+        errors = {name: getattr(change.change, of) for name, change in row.changes.items()}
+        known = {headings[n]: error for n, error in errors.items() if isfinite(error)}
+        parts = [f"{heading} {format_number(100 * error)}" for heading, error in known.items()]
+        values = {f"{name}.{of}": error for name, error in errors.items()}
+        column = Column(f"noise of {kind}", "points", max_width=30, places=_NOT_ON_PAGES)
+        cells[column] = Cell(", ".join(parts), values=values)
+    return cells
 
 
 def _describe_seeds(seeds: Sequence[str]) -> str:
@@ -72,30 +115,29 @@ def _describe_seeds(seeds: Sequence[str]) -> str:
     return ", ".join(seeds)
 
 
-def _format_mean(change: SeedMean) -> tuple[str, str]:
-    """Format a change with its interval or, over several seeds, its standard deviation."""
-    if isnan(change.value):
-        return EMPTY, ""
-    points, interval = format_points(change)
-    deviation = format_number(100 * change.sd_over_seeds)
-    return points, f"± {deviation}" if isfinite(change.sd_over_seeds) else interval
-
-
-def _make_cell(name: str, row: Configuration) -> Cell:
-    change = row.changes.get(name)
-    if change is None:
+def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Cell:
+    """Show a mean with its interval and verdict over the seeds; of one run, as its own report."""
+    if judged is None:
         return Cell(EMPTY)
-    points, interval = _format_mean(change.change)
-    if len(row.runs) == 1 and (findings := row.runs[0].findings):
-        interval = format_points(findings.benchmarks[name].shown_change)[1]
-    heading, names = f"{name}.change", ("n", "p_value", "verdict", "verdict_corrected")
-    values = {f"{heading}_{k}".removesuffix("_value"): getattr(change.change, k) for k in _OF_MEAN}
-    values |= {f"{name}.{k}": getattr(change, k) for k in (*names, "forgetting_rate")}
-    is_corrected = change.verdict_corrected != change.verdict
-    correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
-    stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
-    parts = (points, interval, stopped, change.verdict, correction)
-    return Cell(*parts, sort_key=change.change.value, values=values)
+    change = row.changes.get(name)
+    plain = change.change if change else (row.target if name == LEARNED else row.retained)
+    values: dict[str, Any] = {f"{name}.change": plain.value}
+    values |= {f"{name}.change_{key}": getattr(plain, key) for key in _OF_MEAN[1:]}
+    shown, verdict, correction, stopped = judged.shown, judged.verdict, "", ""
+    if change:
+        of_runs = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
+        values |= {f"{name}.{key}": getattr(change, key) for key in of_runs}
+        if len(row.runs) == 1 and (findings := row.runs[0].findings):
+            verdict = findings.benchmarks[name].verdict
+            is_corrected = change.verdict_corrected != change.verdict
+            correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
+        stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
+    values |= {f"{name}.shown_low": shown.low, f"{name}.shown_high": shown.high}
+    values[f"{name}.verdict_over_seeds"] = str(verdict)
+    if isnan(shown.value):
+        return Cell(EMPTY, values=values)
+    parts = *format_points(shown), stopped, str(verdict), correction
+    return Cell(*parts, sort_key=shown.value, values=values)
 
 
 def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], study: str) -> Table:
@@ -119,22 +161,6 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
     n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"
     summary = f"{n_within} are within the budget as measured; the best stands first."
     return replace(table, rows=rows, notes=(summary, *table.notes))
-
-
-def noise_table(comparison: Comparison) -> Table:
-    """Show the noise of questions and of training, for each configuration of several seeds."""
-    records, errors = [], ("question_error", "training_error", "seed_to_seed")
-    for row in comparison.rows:
-        settings = [f"{k}={row.settings[k]}" for k in comparison.params if k in row.settings]
-        name = " ".join([row.name, *(text for text in settings if text not in row.name)])
-        for benchmark, cell in row.changes.items() if len(row.runs) > 1 else ():
-            record = {"run": name, "benchmark": benchmark, "seeds": len(row.runs), "n": cell.n}
-            mean = cell.change
-            noise = (mean.question_error, mean.training_error, mean.training_spread)
-            record["mean_change"] = make_change_cell(mean)
-            records.append(record | dict(zip(errors, noise, strict=True)))
-    formats = dict.fromkeys(errors, lambda share: format_number(100 * share)) | {"n": format_count}
-    return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
 
 
 def scales_table(
@@ -187,26 +213,23 @@ def render_comparison_page(
     setting: str | None = None,
     options: str = "",
 ) -> str:
-    """Render a table and its figures as a page that you can sort and filter.
+    """Render a table as a page: what is shown to differ, the table, and its figures.
 
     Args:
-        table: What is shown.
-        comparison: Where the figures come from; None draws none.
-        setting: A dotted key that every benchmark's change is drawn against.
+        table: What is shown; you can sort and filter it.
+        comparison: Where the answer and the figures come from; None: there are none.
+        setting: A dotted key that changes are drawn against; None: the first that was varied.
         options: The options of the command that shows this page.
     """
-    from slimdown.report import figures  # matplotlib takes half a second
+    from slimdown.report import comparison_figures  # matplotlib takes half a second
 
-    shown = []
-    if comparison and any(isfinite(row.target.value) for row in comparison.rows):
-        caption = "Each point is a row of the table: up is learned, right is forgotten."
-        shown.append((figures.draw_trade_offs(comparison.rows), caption))
-    if comparison and setting:
-        caption = "Means of the runs that share a value, with their intervals."
-        series = series_by_setting(comparison, setting)
-        shown.append((figures.draw_by_setting(setting, series), caption))
-    closing = text.HOW_TO_CONFIRM if comparison and comparison.holds_out else ""
-    values = {"table": table, "options": options, "figures": shown, "closing": closing}
+    values: dict[str, Any] = {"headings": [], "answer": [], "figures": [], "closing": ""}
+    if comparison:
+        values["headings"] = head_comparison(comparison, setting)
+        values["answer"] = list(describe_claims(comparison, setting))
+        values["figures"] = comparison_figures.draw_comparison(comparison, setting)
+        values["closing"] = text.HOW_TO_CONFIRM if comparison.holds_out else ""
+    values |= {"table": table.at(Place.page), "options": options}
     return pages.render("comparison.html.j2", **values)
 
 
@@ -216,5 +239,6 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
 
     figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
-    values = {"command": "scale", "options": "", "figures": [(figure, caption)], "closing": ""}
+    values: dict[str, Any] = {"figures": [(figure, None, caption)], "headings": [], "answer": []}
+    values |= {"command": "scale", "options": "", "closing": ""}
     return pages.render("comparison.html.j2", table=table, **values)

@@ -89,7 +89,6 @@ def show_comparison(
     notes: Sequence[str],
     max_rows: int = 0,
     by: str | None = None,
-    is_sorted: bool = False,
 ) -> None:
     """Print what each configuration learned and kept, in a table no wider than the console.
 
@@ -97,10 +96,10 @@ def show_comparison(
         comparison: The compared runs.
         title: Which runs these are.
         notes: What stands below the table.
-        max_rows, by, is_sorted: As for `describe_briefly`.
+        max_rows, by: As for `describe_briefly`.
     """
     console = _open_console()
-    brief = describe_briefly(comparison, console.width, max_rows, by, is_sorted)
+    brief = describe_briefly(comparison, console.width, max_rows, by)
     for line in (title, *brief.headings):
         console.print(Text(visible(line), "bold"))
     for block in brief.blocks:

@@ -7,13 +7,13 @@ Text and axes have the one color `INK`, which an inlined SVG takes from the page
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from io import StringIO
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 from unittest.mock import patch
 
-from slimdown.comparison.run_comparison import Configuration
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import format_number, visible
 from slimdown.report.verdict_styles import find_style
@@ -31,7 +31,6 @@ with patch.dict(os.environ):
 
 INK = "#010203"  # black to the eye, and nothing else in a figure has it: `write_svg` replaces it
 WIDTH, PHONE_WIDTH = 8.0, 3.9  # inches
-MAX_POINTS = 40  # in one figure: more are not legible
 _COLORS = ("#2a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
@@ -73,38 +72,120 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
-def draw_trade_offs(rows: Sequence[Configuration]) -> Figure:
-    """Draw what each row learned against what it forgot; the Pareto front is joined and filled.
+@dataclass(frozen=True)
+class DrawnMean:
+    """What one configuration measured in one column: a dot for each seed, and their mean."""
 
-    The points are numbered, and their names stand in a key below.
+    value: str  # of the setting that is drawn
+    others: str  # its other settings, which share a color; empty where nothing else was varied
+    seeds: Sequence[float]  # one number for each
+    mean: Estimate
+
+
+@matplotlib.rc_context(_STYLE)
+def draw_seeds(
+    setting: str, panels: Mapping[str, Sequence[DrawnMean]], width: float = WIDTH
+) -> Figure:
+    """Draw each seed as a dot and the mean with its interval beside it, a panel for each column.
+
+    The dots set the axes, so that one wide interval does not press them together.
+
+    Args:
+        setting: What was varied.
+        panels: By heading, the configurations in order; shares of 1.
+        width: In inches.
     """
-    shown = [r for r in rows if isfinite(r.target.value) and isfinite(r.retained.value)]
-    shown = shown[:MAX_POINTS]
-    names = [f"{i}  {_cut(f'{row.name} ({row.ids})', 100)}" for i, row in enumerate(shown, 1)]
-    title = "What was learned against what was forgotten"
-    figure, axes = _new_figure(3.6 + 0.15 * len(shown), title)
-    # rounded, so that values are equal that differ only by rounding
-    at = [(round(-100 * r.retained.value, 9), round(100 * r.target.value, 9)) for r in shown]
-    better = {p: [q for q in at if q != p and q[0] <= p[0] and q[1] >= p[1]] for p in at}
-    front = sorted(point for point in better if not better[point])
-    if front:
-        axes.plot(*zip(*front, strict=True), color=_COLORS[0], linestyle="--", zorder=1)
-    for number, (row, point) in enumerate(zip(shown, at, strict=True), 1):
-        color, fill = ((_COLORS[0],) * 2) if point in front else (_COLORS[5], "none")
-        right, up = _measure_arms([row.retained])[::-1], _measure_arms([row.target])
-        axes.errorbar(*point, up, right, fmt="none", ecolor=(color, 0.4), elinewidth=1)
-        axes.plot(*point, color=color, marker="o", markersize=7, markerfacecolor=fill)
-        axes.annotate(str(number), point, (5, 5), textcoords="offset points")
+    n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
+    n_down = max(1, ceil(len(panels) / n_across))
+    figure = Figure(figsize=(width, 0.7 + 2.1 * n_down), layout="constrained")
+    figure.set_label(f"Each seed by {setting}{', for a phone' if width < WIDTH else ''}")
+    drawn = [one for means in panels.values() for one in means]
+    values = list(dict.fromkeys(one.value for one in drawn))
+    others = list(dict.fromkeys(one.others for one in drawn))
+    for i, (heading, means) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(n_down, n_across, i)
+        for one in means:
+            group = others.index(one.others)
+            place = values.index(one.value) + 0.7 * ((group + 0.5) / len(others) - 0.5)
+            apart = 0.12 / len(others) if len(one.seeds) > 1 else 0.0
+            color, dots = _COLORS[group % 6], [100 * seed for seed in one.seeds]
+            if apart:
+                axes.plot([place - apart] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
+            style: dict[str, Any] = {"marker": "D" if apart else "o", "markersize": 4.5}
+            style |= {"color": color, "capsize": 2.5, "elinewidth": 1}
+            middle, arms = 100 * one.mean.value, _measure_arms([one.mean])
+            axes.errorbar([place + apart], [middle], arms, **style)
+        axes.set_ylim(*_find_limits([seed for one in means for seed in one.seeds]))
+        axes.set_xlim(-0.6, len(values) - 0.4)
+        axes.set_xticks(range(len(values)), [_cut(v, 24 // max(1, n_across - 1)) for v in values])
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        axes.yaxis.set_major_formatter(_format_signed)
+        axes.set_title(_cut(heading, 30), fontsize=9)
+    figure.supxlabel(_cut(setting, 60), size=8.5)
+    figure.supylabel("change, points", size=8.5)
+    _show_colors(figure, others)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def draw_learned_and_kept(
+    setting: str,
+    learned: Sequence[DrawnMean],
+    kept: Sequence[DrawnMean],
+    unit: str,
+    width: float = WIDTH,
+) -> Figure:
+    """Draw what each configuration learned against what it kept; a line joins values in order.
+
+    Args:
+        setting: What was varied.
+        learned: One for each configuration, in the unit.
+        kept: The same configurations in the same order; shares of 1.
+        unit: Of what was learned.
+        width: In inches.
+    """
+    title = f"Learned against kept, by {setting}{', for a phone' if width < WIDTH else ''}"
+    figure, axes = _new_figure(4.2 if width == WIDTH else 3.4, title, width)
+    others = list(dict.fromkeys(one.others for one in learned))
+    pairs = list(zip(learned, kept, strict=True))
+    for group, name in enumerate(others):
+        of_group = [pair for pair in pairs if pair[0].others == name]
+        color = _COLORS[group % 6]
+        across = [100 * of.mean.value for _, of in of_group]
+        up = [100 * of.mean.value for of, _ in of_group]
+        right, above = (_measure_arms([pair[i].mean for pair in of_group]) for i in (1, 0))
+        axes.plot(across, up, color=color, linewidth=1, alpha=0.6)
+        axes.errorbar(across, up, above, right, fmt="none", ecolor=(color, 0.35), elinewidth=1)
+        axes.plot(across, up, "o", color=color, markersize=6)
+        for (one, _), x, y in zip(of_group, across, up, strict=True):
+            axes.annotate(_cut(one.value, 24), (x, y), (5, 5), textcoords="offset points")
+    axes.set_xlim(*_find_limits([of.mean.value for of in kept]))
+    axes.set_ylim(*_find_limits([of.mean.value for of in learned]))
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
-    axes.set_xlabel("forgotten: mean fall of the retained benchmarks, points (95 % interval)")
-    axes.set_ylabel("learned: mean rise of the targets, points")
-    blue = Line2D([], [], color=_COLORS[0], marker="o", ls="--", label="not beaten on both")
-    gray = Line2D([], [], color=_COLORS[5], marker="o", ls="", mfc="none", label="others")
-    figure.legend(handles=[blue, gray], loc="outside upper center", ncols=2)
-    figure.supxlabel("\n".join(names), x=0.08, ha="left", size=8)
+    axes.xaxis.set_major_formatter(_format_signed)
+    axes.yaxis.set_major_formatter(_format_signed)
+    axes.set_xlabel("kept, points")
+    axes.set_ylabel(f"learned, {unit}")
+    _show_colors(figure, others)
     return figure
+
+
+def _find_limits(shares: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis that holds 0 and all dots, in points."""
+    low, high = min(0.0, *shares), max(0.0, *shares)
+    room = 0.18 * (high - low) or 0.01
+    return 100 * (low - room), 100 * (high + room)
+
+
+def _show_colors(figure: Figure, others: Sequence[str]) -> None:
+    """Say which color has which of the other settings, where there are several."""
+    if len(others) > 1:
+        styles: list[dict[str, Any]] = [{"color": _COLORS[i % 6]} for i in range(len(others))]
+        lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
+        names = [_cut(name, 60) for name in others]
+        figure.legend(lines, names, loc="outside lower center", ncols=2)
 
 
 @matplotlib.rc_context(_STYLE)

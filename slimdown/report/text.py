@@ -47,15 +47,10 @@ HOW_TO_CONFIRM = (
     "The one you choose, on the questions that were held back: slimdown compare RUN --confirm"
 )
 COMPARISON_LEGEND = (
-    "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval "
-    "(90 % at retained) or, over several seeds, its standard deviation; the verdict is each run's "
-    "own. * target task."
-)
-NOISE_LEGEND = (
-    "Mean change over seeds in points with a 95 % interval for other questions and other seeds. "
-    "More questions lower the question error, more seeds the training error. Seeds that answered "
-    "other questions, or stopped early, have neither. The interval takes training noise to be "
-    "normal: it misses more often where a training now and then collapses."
+    "Mean change (tuned − base) with the interval of its verdict. Over several seeds both speak of "
+    "other questions and other seeds, corrected for all cells (Holm), and take seeds to be normal: "
+    "a training that now and then collapses is not. Of one seed both are its report's own; † marks "
+    "what does not hold for all cells. More questions lower the one noise, more seeds the other."
 )
 
 
@@ -223,8 +218,7 @@ def summarize_briefly(
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
         is_lost = gate.outcome is Outcome.beyond
-    first = [describe_overall(gate.mean)] if gate and gate.mean else []
-    first += describe_largest_loss(findings)
+    first = describe_largest_loss(findings)
     last = [f"Next: {advice}"] if advice and is_lost else []
     middle = [*name_undecided(findings, gate), *list_doubts(findings)]
     room = max(0, most - len(first) - len(last))

@@ -8,7 +8,7 @@ says what to buy.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, log, nan, sqrt
+from math import log, nan, sqrt
 
 import numpy as np
 import scipy
@@ -131,40 +131,65 @@ class MeanTest:
     questions: EmpiricalLikelihoodTest
     n_seeds: int = 1
     spread: SeedSpread | None = None  # None: the claim is about this training alone
+    standard_error: float = nan  # the two distances have no common one
 
     @cached_property
     def p_value(self) -> float:
         """Of no change, two-sided."""
-        return min(1.0, 2 * min(self._find_p_value(0.0, 1), self._find_p_value(0.0, -1)))
+        zero = np.zeros(1)
+        both = float(self._p_values_above(zero)[0]), float(self._p_values_below(zero)[0])
+        return min(1.0, 2 * min(both))
 
     def equivalence_p_value(self, margin: float) -> float:
         """Return the p-value of a true change of `margin` or more, in either direction."""
-        return max(self._find_p_value(-margin, 1), self._find_p_value(margin, -1))
+        lowest, highest = np.array([-margin]), np.array([margin])
+        return max(float(self._p_values_above(lowest)[0]), float(self._p_values_below(highest)[0]))
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Return the means that are not ruled out, `alpha` / 2 at each end: the tests, inverted."""
+        low = self.questions.find_end(self._p_values_above, -1.0, 1.0, alpha / 2)
+        high = self.questions.find_end(self._p_values_below, 1.0, -1.0, alpha / 2)
+        return min(low, self.value), max(high, self.value)
+
+    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
+        """Return the same interval: one test decides about a change and about a margin."""
+        return self.interval(alpha)
 
     def shown_sign(self, alpha: float) -> int:
         """Return -1 or 1 for a fall or rise that is shown at `alpha`, two-sided; 0 for neither."""
         return int(np.sign(self.value)) if self.p_value < alpha else 0
 
-    def _find_p_value(self, threshold: float, sign: int) -> float:
-        """Return the p-value of a mean not beyond the threshold; `sign` 1: above it, -1: below."""
-        distance = sign * (self.value - threshold)
-        test = self.questions.p_values_above if sign > 0 else self.questions.p_values_below
-        of_questions = float(test(np.array([threshold]))[0])
-        root = -float(scipy.special.ndtri(of_questions))
-        if distance <= 0 or root <= 0 or self.spread is None:
+    def _p_values_above(self, thresholds: Floats) -> Floats:
+        """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
+        return self._add_seeds(self.value - thresholds, self.questions.p_values_above(thresholds))
+
+    def _p_values_below(self, thresholds: Floats) -> Floats:
+        """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
+        return self._add_seeds(thresholds - self.value, self.questions.p_values_below(thresholds))
+
+    def _add_seeds(self, distances: Floats, of_questions: Floats) -> Floats:
+        """Make p-values of other questions those of other questions and other seeds.
+
+        Args:
+            distances: How far the mean lies from each threshold, on the side of the claim.
+            of_questions: The p-values of the questions alone.
+        """
+        if self.spread is None:
             return of_questions
+        roots = -scipy.special.ndtri(of_questions)
+        is_open = (distances > 0) & (roots > 0)
+        distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
         seeds, once = self.spread.variance / self.n_seeds, self.spread.residual / self.n_seeds
-        questions = max(0.0, (distance / root) ** 2 - once)
-        low, high = _LOWEST, log(0.5)  # logarithms of levels
+        questions = np.maximum(0.0, (distances / roots) ** 2 - once)
+        low = np.full_like(distances, _LOWEST)  # logarithms of levels
+        high = np.full_like(distances, log(0.5))
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            student = float(scipy.special.stdtrit(self.spread.freedom, exp(middle)))
-            normal = float(scipy.special.ndtri(exp(middle)))
-            if student**2 * seeds + normal**2 * questions > distance**2:
-                low = middle
-            else:
-                high = middle
-        return max(of_questions, exp(high))
+            student = scipy.special.stdtrit(self.spread.freedom, np.exp(middle))
+            normal = scipy.special.ndtri(np.exp(middle))
+            is_above = student**2 * seeds + normal**2 * questions > distances**2
+            low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
+        return np.where(is_open, np.maximum(of_questions, np.exp(high)), of_questions)
 
 
 def build_mean_test(

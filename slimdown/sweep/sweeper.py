@@ -11,6 +11,7 @@ from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.config.naming import base_settings
 from slimdown.config.schema import TrackingConfig
 from slimdown.report import console
+from slimdown.report.brief_comparison import order_by_settings
 from slimdown.report.tables import sweep_table, write_table
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
@@ -139,7 +140,8 @@ class Sweep:
         is_own = JobState.skipped not in {one.state for one in outcomes}
         chosen = f"--sweep {self.info.name} --all" if is_own else "--all"
         advice = f"slimdown compare {chosen} shows each run. rerun=true repeats everything."
-        console.show_comparison(compare_runs(runs), f"{title}: {len(runs):,} runs", [advice])
+        comparison = order_by_settings(compare_runs(runs))
+        console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
         return True
 
     def _run(self, jobs: list[ComposedRun]) -> list[JobOutcome]:

@@ -16,12 +16,7 @@ from builders import (
 )
 
 from slimdown.comparison.run_comparison import Comparison, compare_runs, correct_verdicts
-from slimdown.comparison.run_order import (
-    parse_setting,
-    series_by_setting,
-    sort_by_setting,
-    sort_rows,
-)
+from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
 from slimdown.comparison.trials import summarize_trial
 from slimdown.config.schema import Role
 from slimdown.judging.findings import judge
@@ -111,7 +106,7 @@ def test_rows_are_sorted_by_what_is_asked_for(sweep: Comparison) -> None:
         return [row.settings.get("lora.r", "") for row in comparison.rows]
 
     assert ranks(sort_rows(sweep, "a")) == ["16", "8", ""]
-    assert ranks(sort_rows(sweep, "-retained")) == ["", "8", "16"]
+    assert ranks(sort_rows(sweep, "-kept")) == ["", "8", "16"]
     assert ranks(sort_rows(sweep, "-lora.r")) == ["16", "8", ""]
     assert sort_by_setting(sweep, "model.id").params == ("model.id", "lora.r")
     for key, advice in (("lora.rr", "did you mean.*lora.r"), ("xyzzy", "no such benchmark")):
@@ -121,10 +116,7 @@ def test_rows_are_sorted_by_what_is_asked_for(sweep: Comparison) -> None:
         sort_by_setting(sweep, "train.lr")
 
 
-def test_changes_over_a_setting_average_the_runs_that_share_a_value(sweep: Comparison) -> None:
-    series = series_by_setting(sweep, "lora.r")["a"]
-    assert [value for value, _ in series] == [8, 16]
-    assert series[0][1] == sweep.rows[0].changes["a"].change
+def test_a_number_too_large_is_a_word() -> None:
     assert parse_setting("1e400") == "1e400"
 
 

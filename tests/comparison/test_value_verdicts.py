@@ -15,6 +15,7 @@ from builders import (
 )
 from scipy.stats import ttest_1samp
 
+from bench.statistics import build_table, contradicts, draw_table
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.value_verdicts import (
@@ -24,7 +25,7 @@ from slimdown.comparison.value_verdicts import (
 )
 from slimdown.judging.behaviour import NEVER_ENDED, Trait
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.verdicts import Verdict
+from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.seeds import build_mean_test, measure_spread, pool_spreads
 
@@ -116,3 +117,29 @@ def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> N
     assert rows[0]["kept"].value == pytest.approx(-50 / 600)
     assert {mean.verdict for row in rows for mean in row.values()} == {Verdict.forgotten}
     assert "kept" not in judge_configurations(compare_runs(make_runs({2: [LOST]})))[0]
+
+
+@pytest.mark.parametrize("has_spread", [True, False])
+def test_the_interval_holds_what_the_test_does_not_rule_out(has_spread: bool) -> None:
+    random = np.random.default_rng(3)
+    answers = random.choice([-1.0, 0.0, 1.0], p=[0.12, 0.84, 0.04], size=(3, 200))
+    spread = measure_spread(answers) if has_spread else None
+    test = build_mean_test(answers, spread=spread)
+    low, high = test.interval(test.p_value)
+    assert high == pytest.approx(0, abs=1e-5)
+    assert low < test.value
+    margin = -test.interval(0.1)[0]
+    assert test.equivalence_p_value(margin) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_a_verdict_over_seeds_and_its_interval_agree() -> None:
+    random = np.random.default_rng(4)
+    tests = [
+        test
+        for change in (0.0, -0.03, -0.2)
+        for test in build_table(draw_table((2, 3, 2, 200), change, (0.02, 0.05, 0.01), random))
+    ]
+    decisions = decide_verdicts(tests, [0.05] * len(tests))
+    assert len({decision.verdict for decision in decisions}) > 1
+    for test, decision in zip(tests, decisions, strict=True):
+        assert not contradicts(decision, decision.form_interval(test, 0.05), 0.05)

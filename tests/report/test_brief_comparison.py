@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.config.schema import Role
 from slimdown.judging.findings import Findings, judge
-from slimdown.report.brief_comparison import describe_briefly
+from slimdown.report.brief_comparison import describe_briefly, order_by_settings
 from slimdown.report.console import show_comparison
 
 SETTINGS = {
@@ -95,7 +95,7 @@ def test_many_benchmarks_stand_one_below_the_other() -> None:
 
 
 def test_many_values_of_many_benchmarks_stand_in_blocks() -> None:
-    brief = describe_briefly(compare(2, 1, 12), 40)
+    brief = describe_briefly(order_by_settings(compare(2, 1, 12)), 40)
     assert len(brief.blocks) > 1
     ranks = [block.lines[1].split()[1:] for block in brief.blocks]
     assert [rank for of_block in ranks for rank in of_block] == ["4", "8", "16"] * 2

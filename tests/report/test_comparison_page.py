@@ -12,7 +12,6 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import TrialOutcome
 from slimdown.report.comparison_page import (
     comparison_table,
-    noise_table,
     render_comparison_page,
     search_table,
 )
@@ -47,10 +46,13 @@ def test_a_row_has_its_setting_its_changes_and_the_corrected_verdict(
     first = table.records[0]
     assert (first["lora.r"], first["n_seeds"]) == ("4", 2)
     assert first["maths_of_school.change"] == pytest.approx(-0.0375)
-    # Two seeds with their verdicts, which are corrected one by one.
+    # Two seeds with their own verdicts, which are corrected one by one, and the one over both.
     assert first["maths_of_school.verdict_corrected"] == "forgotten 1, undecided 1"
+    assert first["maths_of_school.verdict_over_seeds"] == "undecided"
     shown = write_table(table, "markdown")
-    assert "−3.8 ± 0.4" in shown
+    low, high = (100 * first[f"maths_of_school.shown_{end}"] for end in ("low", "high"))
+    assert low < -3.75 < 0 <= high
+    assert rf"| −3.8 \[−{-low:.1f}, +{high:.1f}\] undecided |" in shown
     corrected = {
         r["maths_of_school.verdict"]: r["maths_of_school.verdict_corrected"] for r in table.records
     }
@@ -73,15 +75,33 @@ def test_many_seeds_are_told_as_a_range(n_seeds: int, shown: str) -> None:
 def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:
     html = render_comparison_page(comparison_table(comparison), comparison, "lora.r", "--by lora.r")
     assert "maths_<wbr>of_<wbr>school" in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 4  # two figures, each for a wide screen and for a phone
     assert html.count("<script>") == 1
     assert "<b>model" not in html
 
 
-def test_noise_and_search_are_tables(comparison: Comparison) -> None:
-    noise = noise_table(comparison)
-    assert noise.records[1]["seeds"] == 2
-    assert [cell.text for cell in noise.rows[1].cells.values() if "n" in cell.values] == ["200"]
+def test_what_is_shown_to_differ_stands_above_the_table() -> None:
+    runs = [
+        make_ranked_run(rank, seed, lost) for rank, lost in ((4, 7), (8, 60)) for seed in (0, 1, 2)
+    ]
+    comparison = compare_runs(runs)
+    html = render_comparison_page(comparison_table(comparison), comparison)
+    assert "<h1>lora.r</h1>" in html
+    answer, _, rest = html.partition("<table")
+    assert "Shown: 8 lies 26.5 below 4 on maths_of_school" in answer
+    assert "Mean of 3 seeds; changes in points, verdicts over the seeds." in answer
+    assert "<svg" in rest
+
+
+def test_details_name_the_noise_of_questions_and_of_training(comparison: Comparison) -> None:
+    table = comparison_table(comparison)
+    first, change = table.records[0], comparison.rows[0].changes["maths_of_school"].change
+    assert first["maths_of_school.question_error"] == change.question_error
+    assert first["maths_of_school.training_error"] == change.training_error
+    assert f"maths_of_school {100 * change.question_error:.1f}" in write_table(table, "markdown")
+
+
+def test_a_search_is_a_table(comparison: Comparison) -> None:
     single = compare_runs([run for r in comparison.rows[:2] for run in r.runs], group_seeds=False)
     outcomes = {r.runs[0].run_id: TrialOutcome(0.1, {"maths_of_school": 0.02}) for r in single.rows}
     table = search_table(single, outcomes, "study")

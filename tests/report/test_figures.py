@@ -3,8 +3,6 @@
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from math import nan
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,16 +18,13 @@ def estimate(value: float, half: float = 0.02) -> Estimate:
     return Estimate(value, half / 2, value - half, value + half)
 
 
-def make_row(name: str, target: float, retained: float) -> Any:
-    both = {"target": estimate(target), "retained": estimate(retained)}
-    return SimpleNamespace(name=name, ids="0123", **both)
+def make_mean(value: str, others: str, *seeds: float) -> figures.DrawnMean:
+    return figures.DrawnMean(value, others, seeds, estimate(sum(seeds) / len(seeds), 0.9))
 
 
-ROWS = [
-    make_row("r=4", 0.1, -0.01),
-    make_row("r=8", 0.3, -0.05),
-    make_row("waste " * 40, 0.2, -0.2),
-]
+LEARNED = [make_mean("4", "", 0.1, 0.14), make_mean("8", "", 0.3, 0.32), make_mean("16", "", 0.2)]
+KEPT = [make_mean("4", "", -0.01, -0.02), make_mean("8", "", -0.05, 0), make_mean("16", "", -0.2)]
+PANELS = {"learned": LEARNED, "kept": KEPT}
 
 
 def draw_all() -> list[Figure]:
@@ -37,7 +32,9 @@ def draw_all() -> list[Figure]:
     return [
         figures.draw_changes(judge_pairs(make_usual())),
         figures.draw_changes(judge_pairs(make_usual()), figures.PHONE_WIDTH),
-        figures.draw_trade_offs(ROWS),
+        figures.draw_seeds("lora.r", PANELS),
+        figures.draw_seeds("lora.r", PANELS, figures.PHONE_WIDTH),
+        figures.draw_learned_and_kept("lora.r", LEARNED, KEPT, "points"),
         figures.draw_by_setting("lora.r", series),
     ]
 
@@ -62,13 +59,26 @@ def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> N
     assert len(ids) == len(set(ids)) > 0
 
 
-def test_the_front_is_what_nothing_beats() -> None:
-    figure = figures.draw_trade_offs([*ROWS, make_row("unknown", nan, -0.1)])
-    front: Any = figure.axes[0].lines[0]
-    assert list(front.get_xdata()) == [1.0, 5.0]
-    assert list(front.get_ydata()) == [10.0, 30.0]
-    assert "1  r=4 (0123)" in read_texts(figure)
-    assert write_svg(figures.draw_trade_offs([]))
+def test_the_dots_set_the_axes_and_every_seed_is_one() -> None:
+    learned, kept = figures.draw_seeds("lora.r", PANELS).axes
+    assert [axes.get_title() for axes in (learned, kept)] == ["learned", "kept"]
+    dots: list[Any] = [line for line in learned.lines if line.get_alpha() == 0.5]
+    assert sorted(y for line in dots for y in line.get_ydata()) == pytest.approx([10, 14, 30, 32])
+    low, high = learned.get_ylim()
+    assert low < 0 < 32 < high < 50  # the intervals reach 120
+
+
+def test_a_line_joins_the_values_in_their_order() -> None:
+    figure = figures.draw_learned_and_kept("lora.r", LEARNED, KEPT, "points")
+    joined: Any = figure.axes[0].lines[0]
+    assert list(joined.get_xdata()) == pytest.approx([-1.5, -2.5, -20])
+    assert list(joined.get_ydata()) == pytest.approx([12, 31, 20])
+    assert {"4", "8", "16"} <= set(read_texts(figure))
+
+
+def test_other_settings_have_colors_that_a_legend_names() -> None:
+    means = [make_mean("4", f"keep={k}", 0.1, 0.2) for k in ("none", "kl")]
+    assert {"keep=none", "keep=kl"} <= set(read_texts(figures.draw_seeds("lora.r", {"a": means})))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""The figures of a comparison: each seed by what was varied, and learned against kept."""
+
+from dataclasses import replace
+from math import isfinite, nan
+
+from matplotlib.figure import Figure
+
+from slimdown.comparison.group_tests import KEPT, LEARNED
+from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
+from slimdown.comparison.value_verdicts import judge_configurations
+from slimdown.config.schema import Role
+from slimdown.report.brief_comparison import find_settings, head_columns, order_by_settings
+from slimdown.report.figures import (
+    PHONE_WIDTH,
+    DrawnMean,
+    draw_learned_and_kept,
+    draw_seeds,
+)
+from slimdown.report.formatting import EMPTY
+from slimdown.stats.estimates import Estimate
+
+_MOST_DRAWN = 60  # configurations: more are not legible
+_OF_SEEDS = (
+    "Each small dot is a seed, and beside the dots stands their mean with the interval of its "
+    "verdict. The dots set the axes: a long interval may leave them."
+)
+_OF_BOTH = (
+    "Up is learned, right is kept: the mean change of what was not trained for. A line joins the "
+    "values in their order; the bars are the intervals of the verdicts."
+)
+PageFigure = tuple[Figure, Figure | None, str]  # for a page, for a phone, and what it shows
+
+
+def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageFigure]:
+    """Draw a comparison by what was varied; nothing where nothing was, or too much.
+
+    Args:
+        comparison: The compared runs.
+        by: The setting along the axes; None: the first that was varied.
+    """
+    grouped = compare_runs([run for row in comparison.rows for run in row.runs])
+    settings = find_settings(grouped, by)
+    if not settings or not 1 < len(grouped.rows) <= _MOST_DRAWN:
+        return []
+    grouped = order_by_settings(grouped, by)
+    names = head_columns(grouped)
+    columns: dict[str, list[DrawnMean]] = {name: [] for name in names}
+    for row, judged in zip(grouped.rows, judge_configurations(grouped), strict=True):
+        value, *others = (row.settings.get(key, EMPTY) for key in settings)
+        shared = " ".join(f"{k}={v}" for k, v in zip(settings[1:], others, strict=True))
+        for name in names:
+            mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
+            columns[name].append(DrawnMean(value, shared, _list_seeds(row, name), mean))
+    seen = {
+        names[name]: [one for one in means if isfinite(one.mean.value)]
+        for name, means in columns.items()
+    }
+    seen = {heading: means for heading, means in seen.items() if means}
+    if not seen:
+        return []
+    both = draw_seeds(settings[0], seen), draw_seeds(settings[0], seen, PHONE_WIDTH)
+    return [(*both, _OF_SEEDS), *_draw_learned(grouped, settings[0], columns)]
+
+
+def _draw_learned(
+    comparison: Comparison, setting: str, columns: dict[str, list[DrawnMean]]
+) -> list[PageFigure]:
+    """Draw what was learned against what was kept, where both were measured.
+
+    Without a target, what was learned is how far the loss on held-out rows fell.
+    """
+    roles = {name: one.role for row in comparison.rows for name, one in row.changes.items()}
+    kept = columns.get(KEPT) or _find_only(columns, roles, Role.retained)
+    learned, unit = columns.get(LEARNED) or _find_only(columns, roles, Role.target), "points"
+    if not learned and kept:
+        unit = "held-out loss, 0.01 nats a token"
+        losses = [row.learned_loss for row in comparison.rows]
+        means = [Estimate(loss, nan, nan, nan) for loss in losses]
+        learned = [replace(one, mean=mean) for one, mean in zip(kept, means, strict=True)]
+    pairs = [
+        pair
+        for pair in zip(learned, kept, strict=True)
+        if all(isfinite(one.mean.value) for one in pair)
+    ]
+    if len(pairs) < 2:
+        return []
+    both = setting, [one for one, _ in pairs], [one for _, one in pairs], unit
+    figures = draw_learned_and_kept(*both), draw_learned_and_kept(*both, PHONE_WIDTH)
+    return [(*figures, _OF_BOTH)]
+
+
+def _find_only(
+    columns: dict[str, list[DrawnMean]], roles: dict[str, Role], role: Role
+) -> list[DrawnMean]:
+    """Return the column of the one benchmark with a role; nothing where there are none."""
+    return next((columns[name] for name, of in roles.items() if of is role), [])
+
+
+def _list_seeds(row: Configuration, name: str) -> list[float]:
+    """Return the change of each seed, of a benchmark or of the mean over a role."""
+    roles = {LEARNED: Role.target, KEPT: Role.retained}
+    values = []
+    for run in row.runs:
+        of = [c for n, c in run.changes.items() if n == name or c.role is roles.get(name)]
+        if name not in run.changes:
+            of = [change for change in of if change.is_measured]
+        if of:
+            values.append(sum(change.primary.difference.value for change in of) / len(of))
+    return values
