@@ -21,7 +21,7 @@ from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.report import comparison_page as page
-from slimdown.report.brief_comparison import order_by_settings
+from slimdown.report.brief_comparison import list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.tracking import run_reader
@@ -93,25 +93,34 @@ def _compare(options: argparse.Namespace) -> int:
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     check_prompts(runs)
-    comparison, by = compare_runs(runs, options.group_seeds), options.by
-    brief_notes = [*notes]
+    is_brief = not options.all and options.format in (None, "table")
+    by, is_whole = options.by, not is_brief or bool(options.output)
+    comparison = compare_runs(runs, options.group_seeds, corrects=is_whole)
     if by is not None:
         comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
-        notes += group_tests.describe_groups(run_order.sort_by_setting(compare_runs(runs), by), by)
     if options.sort is not None:
         comparison = run_order.sort_rows(comparison, options.sort)
     else:
         comparison = order_by_settings(comparison, by)
-    n_rows = options.rows if options.format in (None, "table") else 0
-    table = page.comparison_table(comparison, title, notes, n_rows)
 
     def show_brief() -> None:
-        show_comparison(comparison, title, brief_notes, options.rows, by)
+        show_comparison(comparison, title, notes, options.rows, by)
+
+    if not is_whole:
+        show_brief()
+        return 0
+    n_rows = options.rows if options.format in (None, "table") else 0
+    table = page.comparison_table(comparison, title, notes, n_rows)
+    claims: tuple[str, ...] = ()
+    if tested := list_tested(comparison, by):
+        grouped = run_order.sort_by_setting(compare_runs(runs, corrects=False), tested[0])
+        claims = tuple(group_tests.describe_groups(grouped, *tested))
 
     def render_page() -> str:
         return page.render_comparison_page(table, comparison, by)
 
-    return put_table(table, options, render_page, show_brief)
+    whole = replace(table, notes=(*claims, *table.notes))
+    return put_table(whole, options, render_page, show_brief)
 
 
 def _judge_pairs(

@@ -36,12 +36,13 @@ class SeedTest:
 class ShownDifference:
     """Two values of a setting that differ on a benchmark."""
 
+    setting: str
     benchmark: str
     where: str  # the other settings that are equal, such as ", keep.share=.2"; or empty
     value: str
     other: str
     difference: float  # value - other, a share
-    p_value: float  # corrected for all pairs and benchmarks
+    p_value: float  # corrected for all pairs, benchmarks and settings
 
     @property
     def points(self) -> str:
@@ -56,7 +57,7 @@ class ShownDifference:
 
 @dataclass(frozen=True)
 class Differences:
-    """What is shown to differ between the values of a setting."""
+    """What is shown to differ between the values of settings."""
 
     shown: tuple[ShownDifference, ...]
     n_tests: int
@@ -96,47 +97,58 @@ def compare_seeds(
     return tests
 
 
-def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
-    """Say which values of a setting differ, and on which benchmark.
+def describe_groups(comparison: Comparison, *settings: str) -> Iterator[str]:
+    """Say which values of settings differ, and on which benchmark.
 
     Args:
         comparison: The compared runs, grouped by seed.
-        setting: A dotted key. If other settings vary within one of its values, only runs with
-            equal values of those are compared.
+        settings: Dotted keys. If other settings vary within a value of one, only runs with equal
+            values of those are compared.
 
     Yields:
-        A sentence for each benchmark on which values differ, with p-values corrected for all pairs
-        and benchmarks (Holm); one if other pairs were tested; and one for what the tests assume.
+        A sentence for each benchmark on which values differ, with p-values corrected for all pairs,
+        benchmarks and settings (Holm); one if other pairs were tested; and one for what the tests
+        assume.
     """
-    found = find_differences(comparison, setting)
+    found, every = find_differences(comparison, *settings), " or ".join(settings)
     if not found.n_tests:
         yield found.reason
-    for name, where in dict.fromkeys((one.benchmark, one.where) for one in found.shown):
+    places = ((one.setting, one.benchmark, one.where) for one in found.shown)
+    for setting, name, where in dict.fromkeys(places):
         parts = [
             f"{one.value} lies {one.points} points {one.side} {one.other} (p = {one.p_value:.2g})"
             for one in found.shown
-            if (one.benchmark, one.where) == (name, where)
+            if (one.setting, one.benchmark, one.where) == (setting, name, where)
         ]
         yield f"{name} by {setting}{where}: {'; '.join(parts)}."
     if len(found.shown) < found.n_tests:
         is_other = "other " * bool(found.shown)
-        yield f"No {is_other}difference between values of {setting} is shown."
+        yield f"No {is_other}difference between values of {every} is shown."
     if found.has_few_seeds:
-        yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
+        yield f"Below {ENOUGH_SEEDS} seeds all values of {every} are taken to vary alike by seed."
 
 
-def find_differences(comparison: Comparison, setting: str) -> Differences:
-    """Find the values of a setting that differ, and on which benchmark; as `describe_groups`."""
-    tests, crossed = _test_values(comparison, setting)
-    every = [test for of_pairs in tests.values() for test in of_pairs.values()]
-    corrected = iter(holm([test.p_value for test in every]))
-    shown = []
-    for (benchmark, where), of_pairs in tests.items():
-        for (a, b), test in of_pairs.items():
-            if (p_value := next(corrected)) < ALPHA:
-                shown.append(ShownDifference(benchmark, where, b, a, test.difference, p_value))
+def find_differences(comparison: Comparison, *settings: str) -> Differences:
+    """Find the values of settings that differ, and on which benchmark; as `describe_groups`.
+
+    The p-values are corrected for the pairs of all settings together.
+    """
+    made = {setting: _test_values(comparison, setting) for setting in settings}
+    every = [
+        (setting, *name, pair, test)
+        for setting, (tests, _) in made.items()
+        for name, of_pairs in tests.items()
+        for pair, test in of_pairs.items()
+    ]
+    corrected = holm([test.p_value for *_, test in every])
+    shown = [
+        ShownDifference(setting, benchmark, where, b, a, test.difference, p_value)
+        for (setting, benchmark, where, (a, b), test), p_value in zip(every, corrected, strict=True)
+        if p_value < ALPHA
+    ]
     reason = ""
     if not every:
+        setting, crossed = " or ".join(settings), made[settings[0]][1] if len(settings) == 1 else []
         with_same = f" and the same {', '.join(crossed)}" if crossed else ""
         is_stopped = any(
             cell.is_stopped for row in comparison.rows for cell in row.changes.values()
@@ -144,7 +156,7 @@ def find_differences(comparison: Comparison, setting: str) -> Differences:
         whole = " whose evaluations did not stop early" if is_stopped else ""
         problem = f"No two values of {setting} have two seeds each{with_same}{whole}"
         reason = f"{problem}: -m seed=0,1,2 lets them be tested."
-    has_few_seeds = any(test.n_seeds < ENOUGH_SEEDS for test in every)
+    has_few_seeds = any(test.n_seeds < ENOUGH_SEEDS for *_, test in every)
     return Differences(tuple(shown), len(every), has_few_seeds, reason)
 
 

@@ -91,15 +91,18 @@ class Comparison:
         return any(len(row.runs) > 1 for row in self.rows)
 
 
-def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Comparison:
+def compare_runs(
+    runs: Sequence[RunRecord], group_seeds: bool = True, corrects: bool = True
+) -> Comparison:
     """Compare finished runs.
 
     Args:
         runs: At least one, with findings, in the order of the rows.
         group_seeds: Make one row of runs that differ only in their seed.
+        corrects: Correct the verdicts of single runs for the whole table, a millisecond each.
     """
     groups, notes = _group_by_seed(runs) if group_seeds else ([[run] for run in runs], [])
-    corrected = correct_verdicts([run for group in groups for run in group])
+    corrected = correct_verdicts([run for of in groups for run in of]) if corrects else {}
     rows = [_make_row(group, corrected) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] is not Role.target, name))
@@ -202,8 +205,9 @@ def _make_row(
         name = re.sub(r" seed=\S+", "", name)
     cells = {}
     for benchmark in dict.fromkeys(name for run in runs for name in run.changes):
-        measured = [run for run in runs if benchmark in run.changes]
-        changes = [run.changes[benchmark] for run in measured]
+        by_id = {run.run_id: run.changes[benchmark] for run in runs if benchmark in run.changes}
+        changes = list(by_id.values())
+        of_table = [corrected.get((key, benchmark), c.verdict) for key, c in by_id.items()]
         rates = [c.forgetting_rate.value for c in changes if c.forgetting_rate]
         cells[benchmark] = MeanChange(
             change=average_seeds(changes),
@@ -211,7 +215,7 @@ def _make_row(
             n=fmean(c.n for c in changes),
             n_available=max(c.n_available or 0 for c in changes) or None,
             verdict=_join_verdicts(c.verdict for c in changes),
-            verdict_corrected=_join_verdicts(corrected[r.run_id, benchmark] for r in measured),
+            verdict_corrected=_join_verdicts(of_table),
             p_value=changes[0].p_value if len(changes) == 1 else nan,
             forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
         )
@@ -306,7 +310,7 @@ def _describe_caveats(
     alone = [row.runs[0] for row in rows if len(row.runs) == 1]  # others have none of their own
     verdicts = {(r.run_id, name): c.verdict for r in alone for name, c in r.changes.items()}
     claims = [key for key, verdict in verdicts.items() if verdict is not Verdict.undecided]
-    if n_lost := sum(corrected[key] is Verdict.undecided for key in claims):
+    if n_lost := sum(corrected.get(key) is Verdict.undecided for key in claims):
         yield (
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
             f"{len(corrected):,} in this table (Holm)."

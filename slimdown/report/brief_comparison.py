@@ -12,7 +12,7 @@ from math import isnan
 
 from rich.cells import cell_len
 
-from slimdown.comparison.group_tests import KEPT, LEARNED, find_differences
+from slimdown.comparison.group_tests import KEPT, LEARNED, ShownDifference, find_differences
 from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
@@ -153,41 +153,52 @@ def _describe_seeds(comparison: Comparison) -> str:
     return f"{seeds} seeds; changes in points, verdicts over the seeds"
 
 
-def describe_claims(comparison: Comparison, by: str | None = None) -> Iterator[str]:
+def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
+    """Return the settings whose values are tested against each other: `by`, or what was varied."""
+    varied = [key for key in find_settings(comparison) if key != "seed"]
+    return [by] if by else varied if len(comparison.rows) > 1 else []
+
+
+def describe_claims(
+    comparison: Comparison, by: str | None = None, most: int = _MOST_SHOWN
+) -> Iterator[str]:
     """Say what is shown to differ between values, and what is not.
 
     Args:
         comparison: The compared runs.
-        by: The setting whose values are tested; None: the one that was varied.
+        by: The setting whose values are tested; None: all that were varied.
+        most: The most differences to name, the clearest first.
     """
-    settings, headings = find_settings(comparison, by), head_columns(comparison)
-    varied = [key for key in settings if key != "seed"]
-    if not varied or (len(comparison.rows) < 2 and not by):
+    headings = head_columns(comparison)
+    if not (tested := list_tested(comparison, by)):
         return
-    if len(varied) > 1 and not by:
-        yield f"--by {varied[0]} tests its values against each other."
-        return
-    if "seed" in settings:  # values are tested over their seeds
-        grouped = compare_runs([run for row in comparison.rows for run in row.runs])
-        comparison = sort_by_setting(grouped, varied[0])
-    found = find_differences(comparison, varied[0])
+    if "seed" in find_settings(comparison):  # values are tested over their seeds
+        runs = [run for row in comparison.rows for run in row.runs]
+        grouped = compare_runs(runs, corrects=False)
+        comparison = sort_by_setting(grouped, tested[0])
+    found = find_differences(comparison, *tested)
     if not found.n_tests:
         yield found.reason
         return
     ordered = sorted(found.shown, key=lambda one: one.p_value)
     claims = [
-        f"{one.value} lies {one.points} {one.side} {one.other} on "
+        f"{_name_value(one, tested)} lies {one.points} {one.side} {one.other} on "
         f"{headings.get(one.benchmark, one.benchmark)}{one.where} "
         f"(p {_show_p_value(one.p_value)})"
-        for one in ordered[:_MOST_SHOWN]
+        for one in ordered[:most]
     ]
-    if len(ordered) > _MOST_SHOWN:
-        claims.append(f"{pluralize(len(ordered) - _MOST_SHOWN, 'more difference')} (--all)")
+    if len(ordered) > most:
+        claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")
     if not claims:
-        yield f"No difference between values of {varied[0]} is shown. More seeds may show one."
+        names = " or ".join(tested)
+        yield f"No difference between values of {names} is shown. More seeds may show one."
         return
     rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
     yield f"Shown: {'; '.join(claims)}.{rest}"
+
+
+def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:
+    return one.value if len(tested) == 1 else f"{one.setting}={one.value}"
 
 
 def _show_p_value(p_value: float) -> str:

@@ -21,8 +21,8 @@ from slimdown.stats.estimates import Estimate
 
 _MOST_DRAWN = 60  # configurations: more are not legible
 _OF_SEEDS = (
-    "Each small dot is a seed, and beside the dots stands their mean with the interval of its "
-    "verdict. The dots set the axes: a long interval may leave them."
+    "Changes in points. Each small dot is a seed; beside the dots stands their mean with the "
+    "interval of its verdict. The dots set the axes: a long interval may leave them."
 )
 _OF_BOTH = (
     "Up is learned, right is kept: the mean change of what was not trained for. A line joins the "
@@ -38,7 +38,8 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
         comparison: The compared runs.
         by: The setting along the axes; None: the first that was varied.
     """
-    grouped = compare_runs([run for row in comparison.rows for run in row.runs])
+    runs = [run for row in comparison.rows for run in row.runs]
+    grouped = compare_runs(runs, corrects=False)
     settings = find_settings(grouped, by)
     if not settings or not 1 < len(grouped.rows) <= _MOST_DRAWN:
         return []

@@ -22,6 +22,7 @@ from slimdown.report.formatting import EMPTY, format_count, format_number, forma
 from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row, Table
 
 _MOST_SEEDS = 8  # listed one by one
+_MOST_CLAIMED = 12  # differences that a page names
 _MOST_FILTERED = 5  # benchmarks whose verdicts a page offers as filters; above, those of the means
 _OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
 _NOT_ON_PAGES = NOT_BRIEF - {Place.page}
@@ -47,7 +48,7 @@ def comparison_table(
     is_told = bool(settings) and len(set(values)) == len(values)
     rows = []
     for row, of_row in list(zip(comparison.rows, judged, strict=True))[: max_rows or None]:
-        run, varied = _show_run(row), _show_settings(comparison, row, settings)
+        run, varied = _show_run(row, is_told), _show_settings(comparison, row, settings)
         cells = varied if is_told else run | varied
         cells |= _show_changes(row, of_row, headings)
         rows.append(Row(cells | (run if is_told else {})))
@@ -56,12 +57,15 @@ def comparison_table(
     return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
 
 
-def _show_run(row: Configuration) -> dict[Column, Cell]:
-    runs = row.runs
+def _show_run(row: Configuration, is_told: bool) -> dict[Column, Cell]:
+    """Show which runs these are: by their ids where the settings tell rows apart."""
+    runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs[:_MOST_SEEDS])
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
-    return {Column("run", max_width=36): Cell(f"{row.name} ({row.ids})", values=identity)}
+    shown = row.ids if len(runs) > _MOST_SEEDS else ids
+    name = shown if is_told else f"{row.name} ({row.ids})"
+    return {Column("run", max_width=36): Cell(name, values=identity)}
 
 
 def _show_settings(
@@ -226,7 +230,7 @@ def render_comparison_page(
     values: dict[str, Any] = {"headings": [], "answer": [], "figures": [], "closing": ""}
     if comparison:
         values["headings"] = head_comparison(comparison, setting)
-        values["answer"] = list(describe_claims(comparison, setting))
+        values["answer"] = list(describe_claims(comparison, setting, _MOST_CLAIMED))
         values["figures"] = comparison_figures.draw_comparison(comparison, setting)
         values["closing"] = text.HOW_TO_CONFIRM if comparison.holds_out else ""
     values |= {"table": table.at(Place.page), "options": options}

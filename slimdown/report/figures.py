@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from slimdown.judging.findings import Findings
-from slimdown.report.formatting import format_number, visible
+from slimdown.report.formatting import cut_name, format_number, visible
 from slimdown.report.verdict_styles import find_style
 from slimdown.stats.estimates import Estimate
 
@@ -117,13 +117,12 @@ def draw_seeds(
             axes.errorbar([place + apart], [middle], arms, **style)
         axes.set_ylim(*_find_limits([seed for one in means for seed in one.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
-        axes.set_xticks(range(len(values)), [_cut(v, 24 // max(1, n_across - 1)) for v in values])
+        room = max(6, (26 if n_across > 1 else 48) // len(values))
+        axes.set_xticks(range(len(values)), [cut_name(visible(v), room) for v in values])
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.yaxis.set_major_formatter(_format_signed)
         axes.set_title(_cut(heading, 30), fontsize=9)
-    figure.supxlabel(_cut(setting, 60), size=8.5)
-    figure.supylabel("change, points", size=8.5)
     _show_colors(figure, others)
     return figure
 
@@ -159,7 +158,9 @@ def draw_learned_and_kept(
         axes.errorbar(across, up, above, right, fmt="none", ecolor=(color, 0.35), elinewidth=1)
         axes.plot(across, up, "o", color=color, markersize=6)
         for (one, _), x, y in zip(of_group, across, up, strict=True):
-            axes.annotate(_cut(one.value, 24), (x, y), (5, 5), textcoords="offset points")
+            axes.annotate(
+                cut_name(visible(one.value), 24), (x, y), (5, 5), textcoords="offset points"
+            )
     axes.set_xlim(*_find_limits([of.mean.value for of in kept]))
     axes.set_ylim(*_find_limits([of.mean.value for of in learned]))
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)

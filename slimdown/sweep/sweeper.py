@@ -140,7 +140,7 @@ class Sweep:
         is_own = JobState.skipped not in {one.state for one in outcomes}
         chosen = f"--sweep {self.info.name} --all" if is_own else "--all"
         advice = f"slimdown compare {chosen} shows each run. rerun=true repeats everything."
-        comparison = order_by_settings(compare_runs(runs))
+        comparison = order_by_settings(compare_runs(runs, corrects=False))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
         return True
 

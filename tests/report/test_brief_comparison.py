@@ -115,7 +115,7 @@ def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> Non
     assert brief.notes[0].endswith(" The rest is not shown.")
     assert describe_briefly(compare(1, 1, 4), 80).notes[0].endswith("lets them be tested.")
     two = compare(2, 3, 4)
-    assert describe_briefly(two, 80).notes[0].startswith("--by ")
+    assert re.match(r"Shown: (lora.r=16 lies|model.id=)", describe_briefly(two, 80).notes[0])
     assert "model.id=" in describe_briefly(two, 80, by="lora.r").notes[0]
 
 
