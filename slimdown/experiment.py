@@ -150,12 +150,13 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             if train_data and train_data.holds_conversations:  # tuned=ADAPTER is asked alike
                 model_files["chat_template.jinja"] = base.tokenizer.chat_template
         run.save(findings, files, model_files)
-    is_of_sweep = info.sweep is not None  # its pages hold the sentences, and its end the table
+    if info.sweep is not None:  # its end has the table of all runs, and the pages the rest
+        return findings
     title = f"{config.model.id} → {config.tuned or info.name}"
     can_scale = config.tuned is not None or config.method.facts.scales
     keeps = config.keep.name is not Keep.none
     advice = advise(run.run_id, can_scale, keeps, gate)
-    console.show_findings(findings, title, gate, advice, with_sentences=not is_of_sweep)
+    console.show_findings(findings, title, gate, advice)
     console.show_saved(run)
     return findings
 

@@ -243,7 +243,6 @@ def show_findings(
     advice: str = "",
     notes: Sequence[str] = (),
     with_details: bool = False,
-    with_sentences: bool = True,
 ) -> None:
     """Print the outcome of a gate, the table, and four lines; `with_details` all there is to say.
 
@@ -254,7 +253,6 @@ def show_findings(
         advice: The step that lessens a loss.
         notes: What else must be known of these findings.
         with_details: Show every metric and column, and every sentence.
-        with_sentences: False shows the table alone.
     """
     table, width = findings_table(findings, title, gate=gate), _open_console().width
     title = cut_names(title, title.split(" → "), width)
@@ -264,7 +262,7 @@ def show_findings(
     if with_details:
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)
         sentences += ["How to read this:", table.legend, *everything]
-    elif with_sentences:
+    else:
         sentences += text.summarize_briefly(findings, gate, advice, 4 - len(notes))
     for sentence in sentences:
         _open_console().print(Text(visible(sentence)))

@@ -169,7 +169,7 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
             lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, outcome)
-    if sweep.in_worker:
+    if outcome.state is not JobState.failed or sweep.in_worker:
         verdicts = f", {outcome.headline}" if outcome.headline else ""
         console.show_line(f"{job}: {outcome.state}{verdicts}")
     if "torch" in sys.modules:  # the next job in this process needs the memory
