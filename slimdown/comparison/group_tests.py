@@ -154,8 +154,9 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
             cell.is_stopped for row in comparison.rows for cell in row.changes.values()
         )
         whole = " whose evaluations did not stop early" if is_stopped else ""
-        problem = f"No two values of {setting} have two seeds each{with_same}{whole}"
-        reason = f"{problem}: -m seed=0,1,2 lets them be tested."
+        problem = f"no two have two seeds each{with_same}{whole}"
+        advice = "-m seed=0,1,2 lets them be tested"
+        reason = f"No difference between values of {setting} is shown: {problem}; {advice}."
     has_few_seeds = any(test.n_seeds < ENOUGH_SEEDS for *_, test in every)
     return Differences(tuple(shown), len(every), has_few_seeds, reason)
 

@@ -148,9 +148,9 @@ def _show(mean: JudgedMean | None) -> str:
 def _describe_seeds(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.rows})
     if counts[-1] == 1:
-        return "one seed each; changes in points, verdicts of these seeds alone"
+        return "one seed each; points against the base, verdicts of these seeds alone"
     seeds = f"mean of {counts[0]}" if len(counts) == 1 else f"means of {counts[0]} to {counts[-1]}"
-    return f"{seeds} seeds; changes in points, verdicts over the seeds"
+    return f"{seeds} seeds; points against the base, verdicts over the seeds"
 
 
 def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
@@ -182,10 +182,10 @@ def describe_claims(
         return
     ordered = sorted(found.shown, key=lambda one: one.p_value)
     claims = [
-        f"{_name_value(one, tested)} lies {one.points} {one.side} {one.other} on "
+        f"{_name_value(one, tested)} lies {one.points} points {one.side} {one.other} on "
         f"{headings.get(one.benchmark, one.benchmark)}{one.where} "
-        f"(p {_show_p_value(one.p_value)})"
-        for one in ordered[:most]
+        f"({'corrected ' * (i == 0)}p {_show_p_value(one.p_value)})"
+        for i, one in enumerate(ordered[:most])
     ]
     if len(ordered) > most:
         claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")

@@ -77,7 +77,7 @@ def test_finished_runs_stand_side_by_side(show: Show) -> None:
     assert "3 finished runs of experiment slimdown" in text
     assert "Left out: 1 failed." in text
     assert "Runs by sweep: no sweep (2), s (1); --sweep NAME shows those of one." in text
-    assert "lora.r, means of 1 to 2 seeds; changes in points, verdicts over the seeds" in text
+    assert "lora.r, means of 1 to 2 seeds; points against the base, verdicts over the seeds" in text
     kept, lost = (re.search(rf"^ {rank} .*", text, re.M)[0].split() for rank in (2, 4))
     assert set(kept[2::2]) == {"="}
     assert set(lost[2::2]) <= {"?", "↓"}

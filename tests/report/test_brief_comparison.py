@@ -74,7 +74,9 @@ def test_every_line_fits_and_no_number_is_cut(n_settings: int, n_seeds: int) -> 
 
 def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_kept() -> None:
     brief = describe_briefly(compare(1, 2, 4), 80)
-    assert brief.headings == ["lora.r, mean of 2 seeds; changes in points, verdicts over the seeds"]
+    assert brief.headings == [
+        "lora.r, mean of 2 seeds; points against the base, verdicts over the seeds"
+    ]
     [block] = brief.blocks
     heads, *lines = [line.split() for line in block.lines]
     assert heads == ["lora.r", "learned", "commonsense", "cs", "math", "kept"]
@@ -111,7 +113,9 @@ def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> N
 
 def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> None:
     brief = describe_briefly(compare(1, 3, 4), 80)
-    assert re.match(r"Shown: 16 lies \d+\.\d below 4 on \w+ \(p (<|=) 0\.\d+\)", brief.notes[0])
+    assert re.match(
+        r"Shown: 16 lies \d+\.\d points below 4 on \w+ \(corrected p (<|=) 0\.\d+\)", brief.notes[0]
+    )
     assert brief.notes[0].endswith(" The rest is not shown.")
     assert describe_briefly(compare(1, 1, 4), 80).notes[0].endswith("lets them be tested.")
     two = compare(2, 3, 4)
