@@ -1,9 +1,7 @@
 """How a written answer is read and scored: texts in, right or wrong out, no model needed."""
 
-import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from math import inf, isclose, isfinite, prod
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from unicodedata import normalize
 
 from slimdown.utils.errors import DataError
+from slimdown.utils.tool_calls import read_tool_calls
 
 _SIGNS = str.maketrans("‘’“”−–⁄", "''\"\"--/")
 
@@ -176,47 +175,6 @@ def _compile_refusals(phrases: tuple[str, ...]) -> re.Pattern[str]:
     idiom = "(?:wait|stress|emphasi[sz]e|recommend|thank|agree|help but|believe|tell you how|lie|"
     idiom += "bore|say for sure|but)"  # "I can't thank you"
     return re.compile(rf"(?<!\w)(?:{either})(?! {idiom})(?!\w)")
-
-
-# --- tool calls ---------------------------------------------------------------------------------
-
-
-def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list[str]:
-    """Read the tool calls of an answer, each as `write_call` writes it; empty: there are none.
-
-    Args:
-        text: The answer of Hermes and Qwen, Llama 3 or Mistral, with or without special tokens.
-        tokenizer: Its response template comes first, where it has one.
-        tools: Schemas, by which a response template reads arguments.
-    """
-    with suppress(Exception):  # there is no template, or the publisher's fails on what is written
-        message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
-        return [write_call(call) for call in message["tool_calls"]]
-    parts = [part.strip() for part in text.split("<tool_call>")[1:]]
-    bare = text.rpartition("[TOOL_CALLS]")[2].strip().removeprefix("<|python_tag|>").strip()
-    try:  # text after a call, such as the token that ends the turn, is ignored
-        values = [json.JSONDecoder().raw_decode(part)[0] for part in parts or [bare]]
-        return [write_call(call) for v in values for call in (v if isinstance(v, list) else [v])]
-    except (ValueError, RecursionError, DataError):
-        return []
-
-
-def write_call(call: Any) -> str:
-    """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
-
-    Raises:
-        DataError: It has no name, or its arguments are no object.
-    """
-    function = call.get("function", call) if isinstance(call, dict) else None
-    call = function if isinstance(function, dict) else {}
-    name, values = call.get("name"), call.get("arguments", call.get("parameters", {}))
-    with suppress(ValueError, RecursionError):  # as OpenAI writes them
-        values = json.loads(values) if isinstance(values, str) else values
-    if not isinstance(name, str) or not name or not isinstance(values, dict):
-        raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
-    text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
-    text.encode()  # raises ValueError at half of a surrogate pair, which no file can hold
-    return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
 
 
 # --- patterns and all scores --------------------------------------------------------------------

@@ -32,9 +32,8 @@ from slimdown.utils.scoring import (
     is_right,
     read_answer,
     read_number,
-    read_tool_calls,
-    write_call,
 )
+from slimdown.utils.tool_calls import read_tool_calls, write_call
 
 LABELLED = Path(__file__).with_name("labelled_answers.jsonl")
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -223,11 +222,115 @@ def test_tool_calls_are_read_as_trl_reads_them(family: str) -> None:
     assert read_tool_calls(text, tokenizer) == [write_call(CALL)]
 
 
+ADD, DROP = '{"name": "add", "arguments": {"a": 1}}', '{"name": "delete_all", "arguments": {}}'
+FORMS = {
+    "Hermes": f"<tool_call>\n{ADD}\n</tool_call>",
+    "Qwen3-Coder": "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n"
+    "</tool_call>",
+    "Llama 3.1": '<function=add>{"a": 1}</function>',
+    "Llama 3.1's own": "<|python_tag|>add.call(a=1)",
+    "Llama 3.2": '{"name": "add", "parameters": {"a": 1}}',
+    "Llama 3.2, tagged": '<|python_tag|>{"name": "add", "parameters": {"a": 1}}',
+    "Llama 3.2 in Python": "[add(a=1)]",
+    "Mistral, old": f"[TOOL_CALLS] [{ADD}]",
+    "Mistral, new": '[TOOL_CALLS]add[ARGS]{"a": 1}',
+    "Mistral with an id": '[TOOL_CALLS]add[CALL_ID]x7[ARGS]{"a": 1}',
+    "Mistral without its token": 'add[ARGS]{"a": 1}',
+    "LFM2": "<|tool_call_start|>[add(a=1)]<|tool_call_end|>",
+    "LFM2 in JSON": f"<|tool_call_start|>[{ADD}]<|tool_call_end|>",
+    "fenced": f"```json\n{ADD}\n```",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_of_each_family_is_read_and_so_is_a_second_one(form: str) -> None:
+    (call,), text = [write_call(json.loads(ADD))], FORMS[form]
+    assert read_tool_calls(f"{text}<|im_end|>") == [call]
+    assert read_tool_calls(f"{text}\nIt is added, see {{a}} and [b].</s>") == [call]
+    for other in FORMS.values():
+        second = other.replace("add", "delete_all").replace("1", "2")
+        for gap in ("", "\n", "<|im_end|>", "; ", "\n```\nNow\n```\n"):
+            assert len(read_tool_calls(text + gap + second)) != 1, (other, gap)
+        assert read_tool_calls(f"{text} {second}")[0] == call
+
+
+def test_values_without_quotes_are_typed_by_the_tool() -> None:
+    types = {"zip": "string", "n": "integer", "on": "boolean", "of": ["array", "null"]}
+    schema = {"properties": {name: {"type": one} for name, one in types.items()}}
+    tools = [{"type": "function", "function": {"name": "find", "parameters": schema}}]
+    values = {"zip": "75001", "n": "7", "on": "True", "of": '["<function=x>"]', "more": "a b"}
+    written = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
+    arguments = {"zip": "75001", "n": 7, "on": True, "of": ["<function=x>"], "more": "a b"}
+    calls = read_tool_calls(f"<function=find>\n{written}</function>", tools=tools)
+    assert calls == [write_call({"name": "find", "arguments": arguments})]
+
+
+def test_pythons_form_is_read_and_not_run() -> None:
+    text = r"""[get-it(a='it\'s "x"\n', b=[1, -2.5, None], c={'d': True, 'e': '[f('},)]"""
+    arguments = {"a": 'it\'s "x"\n', "b": [1, -2.5, None], "c": {"d": True, "e": "[f("}}
+    assert read_tool_calls(text) == [write_call({"name": "get-it", "arguments": arguments})]
+    for value in ("__import__('os').getcwd()", "1+1", "f'{1}'", "x", "(1, 2)", "{1}", "'a' 'b'"):
+        assert read_tool_calls(f"<|tool_call_start|>[add(a={value})]<|tool_call_end|>") == []
+    assert read_tool_calls("[add(1)]") == read_tool_calls("[add(**{'a': 1})]") == []
+
+
+def test_thinking_and_texts_hold_no_calls() -> None:
+    (call,) = [write_call(json.loads(ADD))]
+    for thinking in (
+        f"<think>Or <tool_call>{DROP}</tool_call>?</think>\n",
+        f"[THINK]{DROP}[/THINK]",
+    ):
+        assert read_tool_calls(thinking + FORMS["Hermes"]) == [call]
+        assert read_tool_calls(thinking[:50] + ADD) == []
+    note = {"name": "note", "arguments": {"text": f"<tool_call>{DROP}</tool_call> [drop()]"}}
+    assert read_tool_calls(f"<tool_call>{json.dumps(note)}</tool_call>") == [write_call(note)]
+    assert read_tool_calls(f"I would write {DROP}.") == []
+
+
+TEMPLATED = {
+    "qwen3": (FORMS["Hermes"], "<|im_end|>"),
+    "qwen3_5_nothink": (FORMS["Qwen3-Coder"], "<|im_end|>"),
+    "llama3_2": (FORMS["Llama 3.2"], "<|eot_id|>"),
+    "lfm2_2_5": (FORMS["LFM2"], "<|im_end|>"),
+    "gemma4": ("<|tool_call>call:add{a:1}<tool_call|>", "<turn|>"),
+    "glm4moe": (
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        "",
+    ),
+    "gptoss": ('to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>', ""),
+}
+
+
+@pytest.mark.parametrize("family", TEMPLATED)
+def test_a_response_template_does_not_drop_a_second_call(family: str) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = read_template(family)
+    add_response_schema(tokenizer)
+    schema = {"properties": {"a": {"type": "integer"}}}
+    tools = [{"type": "function", "function": {"name": "add", "parameters": schema}}]
+    (turn, end), call = TEMPLATED[family], write_call(json.loads(ADD))
+    assert read_tool_calls(turn + end, tokenizer, tools) == [call]
+    assert read_tool_calls(f"{turn}\nSee {{a}} and [b].{end}", tokenizer, tools) == [call]
+    others = [form.replace("add", "delete_all") for form in (turn, *FORMS.values())]
+    for second in (turn, *others):
+        assert read_tool_calls(f"{turn}{end}\n{second}", tokenizer, tools) != [call], second
+        assert read_tool_calls(f"{turn}\n{second}{end}", tokenizer, tools) != [call], second
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "add(3, 4)",
+        f"{ADD}<tool_call>" + DROP[:-1],
+        '{"name": "delete_all", "name": "add", "arguments": {}}',
+        "<function=add><parameter=a>1</parameter><parameter=a>2</parameter></function>",
+        "<function=add><parameter=a>1</parameter>",
+        "[TOOL_CALLS]",
+        f'{{"function": {ADD}, "name": "delete_all", "arguments": {{}}}}',
+        r'{"name": "add", "arguments": "{\"a\": 2, \"a\": 1}"}',
+        "[a(" * 30_000,
+        "<function=a><parameter=b>" * 30_000,
         '<tool_call>{"name": "add", "arguments": {"a": 3',
         '{"name": "add", "arguments": [3]}',
         '{"name": 3, "arguments": {}}',
@@ -354,6 +457,11 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
         ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
+        (
+            "tool_call",
+            {"messages": [USER], "tools": [TOOL], "answer": [CALL, {"name": "mul"}]},
+            r"it calls 'mul', which is not in tools \(add\); correct one",
+        ),
         (
             "tool_call",
             {"question": "x", "answer": {"name": "x", "arguments": "{"}},
