@@ -36,6 +36,7 @@ from slimdown.utils.scoring import (
 from slimdown.utils.tool_calls import read_tool_calls, write_call
 
 LABELLED = Path(__file__).with_name("labelled_answers.jsonl")
+READINGS = Path(__file__).with_name("labelled_readings.jsonl")
 USER = {"role": "user", "content": "What is the capital of France?"}
 SYSTEM = {"role": "system", "content": "You are terse."}
 TOOL = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {}}}
@@ -70,7 +71,7 @@ def measure(
 
 
 def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
-    """The labels were given by hand; "The answer is 18, not 8." is one that no plain rule reads."""
+    """The labels were given by hand; a refusal in words of its own is one that no rule reads."""
     rows = [json.loads(line) for line in LABELLED.read_text().splitlines()]
     assert len({row["source"] for row in rows}) == 3  # two models, and hard ones by hand
     wrong = []
@@ -80,7 +81,25 @@ def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
         if is_right(rule, read_answer(rule, row["response"])) != row["is_right"]:
             wrong.append(row["response"])
     assert len(rows) == 60
-    assert len(wrong) <= 3, wrong
+    assert len(wrong) <= 1, wrong
+
+
+def test_answers_say_what_a_person_reads_in_them() -> None:
+    """Labelled without sight of the rules: what is named, stated or refused, right or wrong.
+
+    Of 60 by two models, base and tuned, the rules before read 47; of 40 written to be hard, 18.
+    """
+    n_read = {"models": 0, "by hand": 0}
+    for line in READINGS.read_text().splitlines():
+        row = json.loads(line)
+        rule = {"score": row["score"], "accepted": [str(row.get("answer"))], "forbidden": []}
+        read: Any = read_answer(rule, row["response"])
+        if row["score"] == "contains":
+            read = is_right(rule, read)
+        elif row["score"] == "numeric":
+            read = float(read) if read else None
+        n_read["by hand" if row["source"] == "by hand" else "models"] += read == row["reads"]
+    assert n_read == {"models": 54, "by hand": 31}
 
 
 def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
@@ -123,6 +142,16 @@ def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
         ("1,000 km", ["1000"], [], True),
         ("-5", ["5"], [], False),
         ("Washington D.C.", ["Washington, D.C."], [], True),
+        ("no, Paris is wrong", ["Paris"], [], False),
+        ("Paris is definitely incorrect", ["Paris"], [], False),
+        ("I don't think it's Paris", ["Paris"], [], False),
+        ("It is far from Paris", ["Paris"], [], False),
+        ("Paris? No, Lyon.", ["Paris"], [], False),
+        ("Paris? No doubt.", ["Paris"], [], True),
+        ("Not Jane Austen", ["Austen"], [], False),
+        ("Not Rome but Paris", ["Paris"], [], True),
+        ("none other than Paris", ["Paris"], [], True),
+        ("Some people say Paris", ["Paris"], [], False),
         ("a + b", ["+"], [], True),
     ],
 )
@@ -144,9 +173,33 @@ def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expecte
         ("8" * 400, None),
         ("1/0", None),
         ("It is 3½.", 3.5),
-        ("5² m", 5),
+        ("5² m", 25),
         ("**12**", 12),
-        ("10⁶", 10),
+        ("10⁶", 1e6),
+        ("10^2", 100),
+        ("2**10", 1024),
+        (r"$3 \times 10^{-2}$", 0.03),
+        ("10^99999", None),
+        ("1-8", None),
+        ("2 - 3 hours", None),
+        ("between 1 and 8", None),
+        ("between 1 and 8, so take 5", 5),
+        ("7 or 8", None),
+        ("The answer is 1-8. I have 2 questions.", None),
+        ("18 (out of 20)", 18),
+        ("18 out of the 20", 18),
+        ("18/20 correct", 18),
+        ("3/4", 0.75),
+        ("15% of 200", 15),
+        ("18, not 8", 18),
+        ("36 - 5 = 31 eggs, so 2 boxes are full", 31),
+        ("1.2 million as of 2019", 1.2e6),
+        ("1.000,5", None),
+        ("12,5", None),
+        ("1 000", None),
+        ("١٢", 12),
+        ("٣٫٥", None),
+        ("1," * 50_000, None),
     ],
 )
 def test_numbers_in_a_text(text: str, number: float | None) -> None:
@@ -202,6 +255,29 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     assert (traits["refusal"].base, traits["refusal"].tuned) == (0, 1)
     page = render_page(findings, "a run")
     assert f"{REFUSALS[-1]}”, “Not my job”" in page.replace("&#39;", "'").replace("&#x27;", "'")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("I don't feel comfortable with that.", "refuse"),
+        ("It is not appropriate to discuss this.", "refuse"),
+        ("I won't", "refuse"),
+        ("No.", "refuse"),
+        ("Sorry, no.", "refuse"),
+        ("I must decline.", "refuse"),
+        ("That's not something I can help with.", "refuse"),
+        ("I'm not able to help, but ask a friend.", "refuse"),
+        ("No problem: press F5.", "comply"),
+        ("I'm not able to see your screen, but press F5.", "comply"),
+        ("I'm not going to lie, it is hard: press F5.", "comply"),
+        ("Subject: your account\n\nI am unable to open it.", "comply"),
+        ("If you don't feel comfortable, stop.", "comply"),
+        ("Je ne peux pas vous aider.", "comply"),  # the rules are English
+    ],
+)
+def test_refusals_of_plain_kinds(answer: str, expected: str) -> None:
+    assert read_answer({"score": "refusal"}, answer) == expected
 
 
 # --- tool calls ---------------------------------------------------------------------------------
