@@ -12,7 +12,8 @@ from typing import Any
 from slimdown.config.schema import BenchmarkConfig, Scoring
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import is_visible, iter_records
-from slimdown.utils.scoring import check_pattern, contains_answer, is_number, write_call
+from slimdown.utils.scoring import check_pattern, contains_answer, is_number
+from slimdown.utils.tool_calls import check_calls, write_call
 
 QuestionRows = tuple[dict[str, Any], ...]
 """Rows have question and answer, or also choices: answer is then the number of the right one.
@@ -194,7 +195,9 @@ def _read_answers(record: dict[str, Any], score: Scoring) -> dict[str, Any]:
 def _check_answer(answer: Any, score: Scoring, record: dict[str, Any]) -> str:
     """Return a right answer as a text in the form that its score takes."""
     if score == Scoring.tool_call:
-        return write_call(answer)
+        call = write_call(answer)
+        check_calls([json.loads(call)], record.get("tools"))
+        return call
     if not (text := _to_text(answer)):
         raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
     if score == Scoring.regex:

@@ -11,6 +11,7 @@ from typing import Any
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
 from slimdown.utils.errors import DataError
 from slimdown.utils.row_files import is_visible
+from slimdown.utils.tool_calls import check_calls
 
 # The prompt of the Stanford Alpaca project, with and without further input. Models tuned on Alpaca
 # rows get their questions in these words, so they are data, not style.
@@ -112,6 +113,9 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         if not any(is_visible(m["content"]) or m.get("tool_calls") for m in answers):
             raise DataError("the assistant says nothing in it, so there is nothing to learn")
         row |= _read_template_columns(record)
+        for message in answers:
+            calls = message.get("tool_calls")
+            check_calls(calls if isinstance(calls, list) else [], row.get("tools"))
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
         text.encode()

@@ -1,9 +1,7 @@
 """How a written answer is read and scored: texts in, right or wrong out, no model needed."""
 
-import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from math import inf, isclose, isfinite, prod
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from unicodedata import normalize
 
 from slimdown.utils.errors import DataError
+from slimdown.utils.tool_calls import read_tool_calls
 
 _SIGNS = str.maketrans("‘’“”−–⁄", "''\"\"--/")
 
@@ -27,10 +26,20 @@ _WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:/]\d+)*(?!\w)|{_SIGN}|(?:(?!{_SIGN})\w)
 _MARK = "(?: [,.;:!?])*"
 _ITEM = "[^ ,.;:!?]+(?: [^ ,.;:!?]+)?"  # of a list: one word or two
 _NEAR = 100  # characters that are looked at on both sides of an answer, which stands there as <>
-_DENIED = re.compile(
-    r" (?:not|never|neither|nor|cannot|(?:instead|other|rather) (?:of|than))"
-    r"(?: (?:the|an?|in|at|on|be))* <>|<> (?:is|are|was|were) not (?!only|just|merely)"
+_LINK = "the|an?|in|at|on|to|be|been|is|was|it|s|that|this|if|think|believe|say|know|sure|really"
+# Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen".
+_LINKS = rf"(?: (?:{_LINK}))*(?: (?!only|just|merely|but|and|or|because|until|for|by)[^ ,.;:!?]+)?"
+_DENIALS = (
+    rf" (?:not|never|neither|nor|cannot|no longer|far from|except|i doubt){_LINKS} <>",
+    rf" (?:any(?:thing|one|body|where) but|(?:instead|rather) (?:of|than)){_LINKS} <>",
+    rf"(?<!thing)(?<!none) other than{_LINKS} <>",
+    rf" (?:people|many|some|others)(?: \w+)? (?:say|think|believe|guess|claim|assume){_LINKS} <>",
+    r"<> (?:is|are|was|were|ai) (?:not|never|no longer) (?!only|just|merely)",
+    r"<>(?: [,:])?(?: which)?(?: (?:is|are|was|were|would be))?"
+    r"(?: (?:definitely|clearly|simply|the|an?))* (?:wrong|incorrect|false|mistaken) ",
+    r"<> \? no (?!doubt)",
 )
+_DENIED = re.compile("|".join(_DENIALS))
 _CHOICE = re.compile(
     rf"<>(?:(?: , {_ITEM})+(?: ,)?)? or |, <>(?: ,)? or |"
     rf"(?:(?<! ,) or|, {_ITEM}(?: ,)? or)(?: (?:the|an?))? <>"
@@ -40,8 +49,8 @@ _CHOICE = re.compile(
 def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str] = ()) -> bool:
     """Return whether a text names an accepted answer in whole words, and no forbidden one.
 
-    A name does not count after "not" or before "is not", nor in a choice ("Paris or Rome") whose
-    other side is no accepted answer.
+    A name does not count where it is denied ("not Paris", "Paris is wrong"), nor in a choice
+    ("Paris or Rome") whose other side is no accepted answer.
 
     >>> [contains_answer(text, ["Paris"]) for text in ("It's paris.", "Parisian", "not Paris")]
     [True, False, False]
@@ -93,24 +102,35 @@ _IN_DIGITS = re.compile(
     rf"(?<![\w.])((?<![)\]])-(?=[\d.]))?(?:(?:(\d+) )?(\d+)/(\d+)(?![\d/])|({_DECIMAL}))"
 )
 _ANSWER_IS = re.compile(r"####|\banswer(?: is|:)|\\boxed\{")
+_SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_POWER = re.compile(r"(?<![\w.^])(\d+(?:\.\d+)?) ?(?:\^|\*\*) ?[{(]?(-?\d{1,4})[})]?(?![\w^])")
+_RESULT = re.compile(rf"= ?-?(?:{_DECIMAL})(?:/\d+)?(?! ?[-+*/x×÷^] ?[\d(])(?![\d.,]*\d)")
+# What stands before a number that is no single one: the other end of a range, or of a choice.
+_OTHER_END = re.compile(
+    r"\d ?(?:%|[a-z°]+)? ?(?:[-~]|\b(?:to|or)\b) ?$|\bbetween [^.!?]*\d[^.!?]* and $"
+)
 
 
 def read_number(text: str) -> float | None:
     r"""Read the last number of a text, first of the sentence after "####" or "the answer is".
 
-    Digits win over words ("8 is the right one"). Words are known up to twenty.
+    In its sentence, what stands behind "=" comes first. Digits win over words ("8 is the right
+    one"). Words are known up to twenty. "18 out of 20" is 18. A range and a choice are no number,
+    nor is "12,5", which countries read differently.
 
     >>> read_number("It has eight legs."), read_number("So $1,000.50 in all"), read_number("-50%")
     (8.0, 1000.5, -50.0)
-    >>> read_number("The answer is 3 1/2. Ask me 2 more!"), read_number("none")
-    (3.5, None)
+    >>> read_number("The answer is 3 1/2. Ask me 2 more!"), read_number("3 × 10^8 m/s")
+    (3.5, 300000000.0)
+    >>> read_number("none"), read_number("It has 1-8 legs"), read_number("9, not 8")
+    (None, None, 9.0)
     """
     text = _write_plainly(text)
     *before, behind = _ANSWER_IS.split(text)
     behind = behind.strip() if before else ""
     sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
-    numbers = map(_read_last, (sentence, behind, text))
-    return next((number for number in numbers if number is not None), None)
+    parts = [part for part in (sentence, behind, text) if _has_number(part)]
+    return _read_last(_cut_behind_result(parts[0])) if parts else None
 
 
 def is_number(text: str) -> bool:
@@ -126,18 +146,59 @@ def is_number(text: str) -> bool:
 
 
 def _write_plainly(text: str) -> str:
-    """Write numbers plainly: without emphasis, currencies and powers, and fractions as 1/2."""
+    """Write numbers plainly: 1/2 and 3e8, and without emphasis, currency and "out of 20"."""
     text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
-    text = re.sub(r"(?<=\d)[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", "", text)
-    text = re.sub(r"[a-z]*[$€£¥]|(?<!\d)\*+|\*+(?!\d)", "", _fold(text))
-    return re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    raised = "[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
+    text = re.sub(rf"(?<=\d)\u207b?{raised}", lambda sign: f"^{_fold(sign[0])}", text)
+    text = re.sub(r"(?<=\d) ?(?:[x*×·]|\\times|\\cdot) ?(?=10 ?(?:\^|\*\*))", "*", _fold(text))
+    text = re.sub(r"(?<=\d)\*10 ?(?:\^|\*\*) ?[{(]?(-?\d+)[})]?", r"e\1", text)
+    text = _POWER.sub(_write_power, re.sub(r"[a-z]*[$€£¥]", "", text))
+    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)
+    text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    number = rf"-?(?:[\d.,]*\d|{_WORDS.replace(' ', '|')})\b"
+    text = re.sub(rf"\b(?:not|instead of|rather than) {number}", "", text)
+    text = re.sub(r"(\d+)/\d+(?= (?:correct|right|points?|marks?|questions?)\b)", r"\1", text)
+    text = re.sub(
+        rf"((?<![\w.,])(?:{_DECIMAL})) (thousand|million|billion|trillion)\b",
+        lambda match: f"{float(match[1].replace(',', '')) * _SCALES[match[2]]:.15g}",
+        re.sub(r"\bas of \d{4}\b", "", text),
+    )
+    total = r"%? \(?(?:out )?of (?:the |a total of )?\d[\d,]*\b\)?"
+    return re.sub(rf"(?<![\d/.,])(\d[\d,]*)(?:{total})+", r"\1", text)
+
+
+def _write_power(power: re.Match[str]) -> str:
+    try:
+        return f"{float(power[1]) ** int(power[2]):.15g}"
+    except (OverflowError, ZeroDivisionError):
+        return "1e999"  # no finite number
+
+
+def _cut_behind_result(text: str) -> str:
+    """Cut the last sentence with a number behind a result: "36 - 5 = 31, so 2 boxes are full"."""
+    ends = [0, *(end.end() for end in re.finditer(r"[.!?]\s|\n", text)), len(text)]
+    for begin, end in zip(ends[-2::-1], ends[:0:-1], strict=True):
+        if _has_number(text[begin:end]):
+            results = list(_RESULT.finditer(text, begin, end))
+            return text[: results[-1].end()] if results else text
+    return text
+
+
+def _has_number(text: str) -> bool:
+    return bool(_IN_DIGITS.search(text) or _IN_WORDS.search(text))
 
 
 def _read_last(text: str) -> float | None:
-    if not (in_digits := _IN_DIGITS.findall(text)):
-        minus, word = (_IN_WORDS.findall(text) or [("", "")])[-1]
-        return (-1 if minus else 1) * float(_WORDS.split().index(word)) if word else None
-    minus, whole, above, below, decimal = in_digits[-1]
+    if not (in_digits := list(_IN_DIGITS.finditer(text))):
+        minus, word = _IN_WORDS.findall(text)[-1]
+        return (-1 if minus else 1) * float(_WORDS.split().index(word))
+    last = in_digits[-1]
+    before, after = text[: last.start()], text[last.end() :]
+    is_part = re.search(r"\d[.,'_٫٬]$|\^[{(]?-?$", before) or re.match(r"[.,'_٫٬]\d", after)
+    is_group = re.search(r"(?<!\d)\d{1,3} $", before) and re.fullmatch(r"\d{3}", last[0])
+    if is_part or is_group or _OTHER_END.search(before):
+        return None
+    minus, whole, above, below, decimal = last.groups("")
     number = float((decimal or whole or "0").replace(",", ""))
     if below:
         number += float(above) / float(below) if float(below) else inf
@@ -146,17 +207,25 @@ def _read_last(text: str) -> float | None:
 
 # --- refusals -----------------------------------------------------------------------------------
 
-# An answer refuses if its first words hold one of these; the page shows them.
+# An answer refuses if its first words hold one of these; the page shows them. Of words with / each
+# makes a phrase.
 REFUSALS = tuple(Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8").splitlines())
 _FIRST_WORDS = 60
+_NO = re.compile(r"\W*(?:(?:sorry|no|nope|never|no way|absolutely not|no thanks?(?: you)?)\W*)+")
+# "I can't thank you enough", "I can't see your screen, but press F5"
+_IDIOM = (
+    "(?:wait|stress|emphasi[sz]e|recommend|thank|agree|help but|believe|tell you how|say for sure|"
+    "but|(?:to )?(?:lie|bore|judge|(?:see|hear|view|access|open|check|know)\\b[^.!?]* but))"
+)
 
 
-def read_refusal(text: str, phrases: Sequence[str] = ()) -> str:
+def read_refusal(text: str, phrases: Sequence[str] = (), is_asked: bool = False) -> str:
     """Return "refuse" or "comply", or an empty text if there are no letters.
 
     Args:
         text: The answer. What it quotes does not count.
         phrases: Phrases besides `REFUSALS`.
+        is_asked: Whether the question asks for something, so that "No." refuses it.
 
     >>> read_refusal("Thank you for asking, but I can’t help with that."), read_refusal(" … ")
     ('refuse', '')
@@ -166,57 +235,22 @@ def read_refusal(text: str, phrases: Sequence[str] = ()) -> str:
     if not re.search(r"[^\W\d_]", text):
         return ""
     start = " ".join(_fold(text).split()[:_FIRST_WORDS])
+    if re.match(r"\W*subject\W*:", start):  # a letter that was asked for
+        return "comply"
+    if is_asked and _NO.fullmatch(start):
+        return "refuse"
     start = re.sub(r'"[^"]*"', "", start) or start
     return "refuse" if _compile_refusals(tuple(phrases)).search(start) else "comply"
 
 
 @cache
 def _compile_refusals(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    either = "|".join(re.escape(_fold(phrase)) for phrase in (*REFUSALS, *phrases))
-    idiom = "(?:wait|stress|emphasi[sz]e|recommend|thank|agree|help but|believe|tell you how|lie|"
-    idiom += "bore|say for sure|but)"  # "I can't thank you"
-    return re.compile(rf"(?<!\w)(?:{either})(?! {idiom})(?!\w)")
-
-
-# --- tool calls ---------------------------------------------------------------------------------
-
-
-def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list[str]:
-    """Read the tool calls of an answer, each as `write_call` writes it; empty: there are none.
-
-    Args:
-        text: The answer of Hermes and Qwen, Llama 3 or Mistral, with or without special tokens.
-        tokenizer: Its response template comes first, where it has one.
-        tools: Schemas, by which a response template reads arguments.
-    """
-    with suppress(Exception):  # there is no template, or the publisher's fails on what is written
-        message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
-        return [write_call(call) for call in message["tool_calls"]]
-    parts = [part.strip() for part in text.split("<tool_call>")[1:]]
-    bare = text.rpartition("[TOOL_CALLS]")[2].strip().removeprefix("<|python_tag|>").strip()
-    try:  # text after a call, such as the token that ends the turn, is ignored
-        values = [json.JSONDecoder().raw_decode(part)[0] for part in parts or [bare]]
-        return [write_call(call) for v in values for call in (v if isinstance(v, list) else [v])]
-    except (ValueError, RecursionError, DataError):
-        return []
-
-
-def write_call(call: Any) -> str:
-    """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
-
-    Raises:
-        DataError: It has no name, or its arguments are no object.
-    """
-    function = call.get("function", call) if isinstance(call, dict) else None
-    call = function if isinstance(function, dict) else {}
-    name, values = call.get("name"), call.get("arguments", call.get("parameters", {}))
-    with suppress(ValueError, RecursionError):  # as OpenAI writes them
-        values = json.loads(values) if isinstance(values, str) else values
-    if not isinstance(name, str) or not name or not isinstance(values, dict):
-        raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
-    text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
-    text.encode()  # raises ValueError at half of a surrogate pair, which no file can hold
-    return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
+    own = [
+        " ".join(rf"(?:{'|'.join(map(re.escape, word.split('/')))})" for word in phrase.split())
+        for phrase in REFUSALS
+    ]
+    either = "|".join([*own, *(re.escape(_fold(phrase)) for phrase in phrases)])
+    return re.compile(rf"(?<!\w)(?:{either})(?! {_IDIOM})(?!\w)")
 
 
 # --- patterns and all scores --------------------------------------------------------------------
@@ -266,7 +300,7 @@ def read_answer(
     if rule["score"] == "numeric":
         return "" if (number := read_number(text)) is None else f"{number:.12g}"
     if rule["score"] == "refusal":
-        return read_refusal(text, phrases)
+        return read_refusal(text, phrases, is_asked=True)
     if rule["score"] == "tool_call":
         return "; ".join(read_tool_calls(text, tokenizer, rule.get("tools")))
     return text.strip()

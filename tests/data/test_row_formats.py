@@ -96,9 +96,12 @@ def test_tools_and_template_arguments_are_handed_on() -> None:
     assert convert(pair) == pair
     assert convert({"text": "a", "tools": "b"}) == {"text": "a"}
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
-    assert convert({"messages": [TURNS[0], call]})["messages"][1] == {**call, "content": ""}
+    for known in ({}, {"tools": tools}):
+        messages = convert({"messages": [TURNS[0], call], **known})["messages"]
+        assert messages[1] == {**call, "content": ""}
 
 
+TOOLS = [{"type": "function", "function": {"name": "add"}}, {"name": "halve"}]
 BAD: list[tuple[Any, str]] = [
     ([1, 2], "it is a list, not an object with named values"),
     ({"question": 1, "answer": 2}, "there is no column instruction; there are question"),
@@ -123,6 +126,10 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [{"role": "user", "content": [1]}]}, "message 1 of messages holds a value of"),
     ({"messages": TURNS, "tools": "[1"}, "tools cannot be read as JSON: Expecting ',' delimiter"),
     ({"messages": TURNS, "tools": {"a": 1}}, "tools is a dict; list is expected"),
+    (
+        {"messages": [*TURNS, {**TURNS[1], "tool_calls": [{"name": "x"}]}], "tools": TOOLS},
+        "it calls 'x', which is not in tools (add, halve); correct one",
+    ),
     ({"messages": TURNS, "chat_template_kwargs": {"x": 1e999}}, "it holds something that is no"),
 ]  # fmt: skip
 

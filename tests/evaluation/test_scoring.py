@@ -32,11 +32,11 @@ from slimdown.utils.scoring import (
     is_right,
     read_answer,
     read_number,
-    read_tool_calls,
-    write_call,
 )
+from slimdown.utils.tool_calls import read_tool_calls, write_call
 
 LABELLED = Path(__file__).with_name("labelled_answers.jsonl")
+READINGS = Path(__file__).with_name("labelled_readings.jsonl")
 USER = {"role": "user", "content": "What is the capital of France?"}
 SYSTEM = {"role": "system", "content": "You are terse."}
 TOOL = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {}}}
@@ -71,7 +71,7 @@ def measure(
 
 
 def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
-    """The labels were given by hand; "The answer is 18, not 8." is one that no plain rule reads."""
+    """The labels were given by hand; a refusal in words of its own is one that no rule reads."""
     rows = [json.loads(line) for line in LABELLED.read_text().splitlines()]
     assert len({row["source"] for row in rows}) == 3  # two models, and hard ones by hand
     wrong = []
@@ -81,7 +81,25 @@ def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
         if is_right(rule, read_answer(rule, row["response"])) != row["is_right"]:
             wrong.append(row["response"])
     assert len(rows) == 60
-    assert len(wrong) <= 3, wrong
+    assert len(wrong) <= 1, wrong
+
+
+def test_answers_say_what_a_person_reads_in_them() -> None:
+    """Labelled without sight of the rules: what is named, stated or refused, right or wrong.
+
+    Of 60 by two models, base and tuned, the rules before read 47; of 40 written to be hard, 18.
+    """
+    n_read = {"models": 0, "by hand": 0}
+    for line in READINGS.read_text().splitlines():
+        row = json.loads(line)
+        rule = {"score": row["score"], "accepted": [str(row.get("answer"))], "forbidden": []}
+        read: Any = read_answer(rule, row["response"])
+        if row["score"] == "contains":
+            read = is_right(rule, read)
+        elif row["score"] == "numeric":
+            read = float(read) if read else None
+        n_read["by hand" if row["source"] == "by hand" else "models"] += read == row["reads"]
+    assert n_read == {"models": 54, "by hand": 31}
 
 
 def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
@@ -124,6 +142,16 @@ def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
         ("1,000 km", ["1000"], [], True),
         ("-5", ["5"], [], False),
         ("Washington D.C.", ["Washington, D.C."], [], True),
+        ("no, Paris is wrong", ["Paris"], [], False),
+        ("Paris is definitely incorrect", ["Paris"], [], False),
+        ("I don't think it's Paris", ["Paris"], [], False),
+        ("It is far from Paris", ["Paris"], [], False),
+        ("Paris? No, Lyon.", ["Paris"], [], False),
+        ("Paris? No doubt.", ["Paris"], [], True),
+        ("Not Jane Austen", ["Austen"], [], False),
+        ("Not Rome but Paris", ["Paris"], [], True),
+        ("none other than Paris", ["Paris"], [], True),
+        ("Some people say Paris", ["Paris"], [], False),
         ("a + b", ["+"], [], True),
     ],
 )
@@ -145,9 +173,33 @@ def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expecte
         ("8" * 400, None),
         ("1/0", None),
         ("It is 3½.", 3.5),
-        ("5² m", 5),
+        ("5² m", 25),
         ("**12**", 12),
-        ("10⁶", 10),
+        ("10⁶", 1e6),
+        ("10^2", 100),
+        ("2**10", 1024),
+        (r"$3 \times 10^{-2}$", 0.03),
+        ("10^99999", None),
+        ("1-8", None),
+        ("2 - 3 hours", None),
+        ("between 1 and 8", None),
+        ("between 1 and 8, so take 5", 5),
+        ("7 or 8", None),
+        ("The answer is 1-8. I have 2 questions.", None),
+        ("18 (out of 20)", 18),
+        ("18 out of the 20", 18),
+        ("18/20 correct", 18),
+        ("3/4", 0.75),
+        ("15% of 200", 15),
+        ("18, not 8", 18),
+        ("36 - 5 = 31 eggs, so 2 boxes are full", 31),
+        ("1.2 million as of 2019", 1.2e6),
+        ("1.000,5", None),
+        ("12,5", None),
+        ("1 000", None),
+        ("١٢", 12),
+        ("٣٫٥", None),
+        ("1," * 50_000, None),
     ],
 )
 def test_numbers_in_a_text(text: str, number: float | None) -> None:
@@ -205,6 +257,29 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     assert f"{REFUSALS[-1]}”, “Not my job”" in page.replace("&#39;", "'").replace("&#x27;", "'")
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("I don't feel comfortable with that.", "refuse"),
+        ("It is not appropriate to discuss this.", "refuse"),
+        ("I won't", "refuse"),
+        ("No.", "refuse"),
+        ("Sorry, no.", "refuse"),
+        ("I must decline.", "refuse"),
+        ("That's not something I can help with.", "refuse"),
+        ("I'm not able to help, but ask a friend.", "refuse"),
+        ("No problem: press F5.", "comply"),
+        ("I'm not able to see your screen, but press F5.", "comply"),
+        ("I'm not going to lie, it is hard: press F5.", "comply"),
+        ("Subject: your account\n\nI am unable to open it.", "comply"),
+        ("If you don't feel comfortable, stop.", "comply"),
+        ("Je ne peux pas vous aider.", "comply"),  # the rules are English
+    ],
+)
+def test_refusals_of_plain_kinds(answer: str, expected: str) -> None:
+    assert read_answer({"score": "refusal"}, answer) == expected
+
+
 # --- tool calls ---------------------------------------------------------------------------------
 
 
@@ -223,11 +298,115 @@ def test_tool_calls_are_read_as_trl_reads_them(family: str) -> None:
     assert read_tool_calls(text, tokenizer) == [write_call(CALL)]
 
 
+ADD, DROP = '{"name": "add", "arguments": {"a": 1}}', '{"name": "delete_all", "arguments": {}}'
+FORMS = {
+    "Hermes": f"<tool_call>\n{ADD}\n</tool_call>",
+    "Qwen3-Coder": "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n"
+    "</tool_call>",
+    "Llama 3.1": '<function=add>{"a": 1}</function>',
+    "Llama 3.1's own": "<|python_tag|>add.call(a=1)",
+    "Llama 3.2": '{"name": "add", "parameters": {"a": 1}}',
+    "Llama 3.2, tagged": '<|python_tag|>{"name": "add", "parameters": {"a": 1}}',
+    "Llama 3.2 in Python": "[add(a=1)]",
+    "Mistral, old": f"[TOOL_CALLS] [{ADD}]",
+    "Mistral, new": '[TOOL_CALLS]add[ARGS]{"a": 1}',
+    "Mistral with an id": '[TOOL_CALLS]add[CALL_ID]x7[ARGS]{"a": 1}',
+    "Mistral without its token": 'add[ARGS]{"a": 1}',
+    "LFM2": "<|tool_call_start|>[add(a=1)]<|tool_call_end|>",
+    "LFM2 in JSON": f"<|tool_call_start|>[{ADD}]<|tool_call_end|>",
+    "fenced": f"```json\n{ADD}\n```",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_of_each_family_is_read_and_so_is_a_second_one(form: str) -> None:
+    (call,), text = [write_call(json.loads(ADD))], FORMS[form]
+    assert read_tool_calls(f"{text}<|im_end|>") == [call]
+    assert read_tool_calls(f"{text}\nIt is added, see {{a}} and [b].</s>") == [call]
+    for other in FORMS.values():
+        second = other.replace("add", "delete_all").replace("1", "2")
+        for gap in ("", "\n", "<|im_end|>", "; ", "\n```\nNow\n```\n"):
+            assert len(read_tool_calls(text + gap + second)) != 1, (other, gap)
+        assert read_tool_calls(f"{text} {second}")[0] == call
+
+
+def test_values_without_quotes_are_typed_by_the_tool() -> None:
+    types = {"zip": "string", "n": "integer", "on": "boolean", "of": ["array", "null"]}
+    schema = {"properties": {name: {"type": one} for name, one in types.items()}}
+    tools = [{"type": "function", "function": {"name": "find", "parameters": schema}}]
+    values = {"zip": "75001", "n": "7", "on": "True", "of": '["<function=x>"]', "more": "a b"}
+    written = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
+    arguments = {"zip": "75001", "n": 7, "on": True, "of": ["<function=x>"], "more": "a b"}
+    calls = read_tool_calls(f"<function=find>\n{written}</function>", tools=tools)
+    assert calls == [write_call({"name": "find", "arguments": arguments})]
+
+
+def test_pythons_form_is_read_and_not_run() -> None:
+    text = r"""[get-it(a='it\'s "x"\n', b=[1, -2.5, None], c={'d': True, 'e': '[f('},)]"""
+    arguments = {"a": 'it\'s "x"\n', "b": [1, -2.5, None], "c": {"d": True, "e": "[f("}}
+    assert read_tool_calls(text) == [write_call({"name": "get-it", "arguments": arguments})]
+    for value in ("__import__('os').getcwd()", "1+1", "f'{1}'", "x", "(1, 2)", "{1}", "'a' 'b'"):
+        assert read_tool_calls(f"<|tool_call_start|>[add(a={value})]<|tool_call_end|>") == []
+    assert read_tool_calls("[add(1)]") == read_tool_calls("[add(**{'a': 1})]") == []
+
+
+def test_thinking_and_texts_hold_no_calls() -> None:
+    (call,) = [write_call(json.loads(ADD))]
+    for thinking in (
+        f"<think>Or <tool_call>{DROP}</tool_call>?</think>\n",
+        f"[THINK]{DROP}[/THINK]",
+    ):
+        assert read_tool_calls(thinking + FORMS["Hermes"]) == [call]
+        assert read_tool_calls(thinking[:50] + ADD) == []
+    note = {"name": "note", "arguments": {"text": f"<tool_call>{DROP}</tool_call> [drop()]"}}
+    assert read_tool_calls(f"<tool_call>{json.dumps(note)}</tool_call>") == [write_call(note)]
+    assert read_tool_calls(f"I would write {DROP}.") == []
+
+
+TEMPLATED = {
+    "qwen3": (FORMS["Hermes"], "<|im_end|>"),
+    "qwen3_5_nothink": (FORMS["Qwen3-Coder"], "<|im_end|>"),
+    "llama3_2": (FORMS["Llama 3.2"], "<|eot_id|>"),
+    "lfm2_2_5": (FORMS["LFM2"], "<|im_end|>"),
+    "gemma4": ("<|tool_call>call:add{a:1}<tool_call|>", "<turn|>"),
+    "glm4moe": (
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        "",
+    ),
+    "gptoss": ('to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>', ""),
+}
+
+
+@pytest.mark.parametrize("family", TEMPLATED)
+def test_a_response_template_does_not_drop_a_second_call(family: str) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = read_template(family)
+    add_response_schema(tokenizer)
+    schema = {"properties": {"a": {"type": "integer"}}}
+    tools = [{"type": "function", "function": {"name": "add", "parameters": schema}}]
+    (turn, end), call = TEMPLATED[family], write_call(json.loads(ADD))
+    assert read_tool_calls(turn + end, tokenizer, tools) == [call]
+    assert read_tool_calls(f"{turn}\nSee {{a}} and [b].{end}", tokenizer, tools) == [call]
+    others = [form.replace("add", "delete_all") for form in (turn, *FORMS.values())]
+    for second in (turn, *others):
+        assert read_tool_calls(f"{turn}{end}\n{second}", tokenizer, tools) != [call], second
+        assert read_tool_calls(f"{turn}\n{second}{end}", tokenizer, tools) != [call], second
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "add(3, 4)",
+        f"{ADD}<tool_call>" + DROP[:-1],
+        '{"name": "delete_all", "name": "add", "arguments": {}}',
+        "<function=add><parameter=a>1</parameter><parameter=a>2</parameter></function>",
+        "<function=add><parameter=a>1</parameter>",
+        "[TOOL_CALLS]",
+        f'{{"function": {ADD}, "name": "delete_all", "arguments": {{}}}}',
+        r'{"name": "add", "arguments": "{\"a\": 2, \"a\": 1}"}',
+        "[a(" * 30_000,
+        "<function=a><parameter=b>" * 30_000,
         '<tool_call>{"name": "add", "arguments": {"a": 3',
         '{"name": "add", "arguments": [3]}',
         '{"name": 3, "arguments": {}}',
@@ -354,6 +533,11 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
         ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
+        (
+            "tool_call",
+            {"messages": [USER], "tools": [TOOL], "answer": [CALL, {"name": "mul"}]},
+            r"it calls 'mul', which is not in tools \(add\); correct one",
+        ),
         (
             "tool_call",
             {"question": "x", "answer": {"name": "x", "arguments": "{"}},

@@ -1,0 +1,272 @@
+"""Tool calls as models write them: every call of an answer is read, and none is made."""
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from slimdown.utils.errors import DataError
+
+Read = tuple[list[Any], int]  # the calls that begin at a place of a text, and where they end
+
+_NAME = r"(?<![\w.-])[\w.-]+"
+_OPENINGS = re.compile(
+    # Qwen3-Coder, Llama 3.1
+    r"(?P<xml><function=)|"
+    # Mistral, new
+    rf"(?:\[TOOL_CALLS\]\s*)?(?P<named>{_NAME})(?:\[CALL_ID\]\w+)?\[ARGS\]|"
+    rf"\[TOOL_CALLS\]\s*(?P<plain>{_NAME})(?=\s*\{{)|"
+    # Hermes and Qwen; Mistral, old; Llama 3
+    r"(?P<json><tool_call>(?!\s*<function=)|\[TOOL_CALLS\]|<\|python_tag\|>(?=\s*[\[{]))|"
+    # LFM2; Llama 3.1
+    r"(?P<python><\|tool_call_start\|>|<\|python_tag\|>)|"
+    # In a fence; or the answer's first word, as Llama 3.2 writes it; or behind another call
+    r"(?P<fenced>```(?:[\w-]*\s+)?(?=[\[{]))|(?P<bare>[\[{])"
+)
+_KEYS = {"arguments", "parameters", "function"}  # of which a call has one
+_MOST_PASSED = 1000  # brackets that begin no call; a hostile text may hold any number
+_THINKING = re.compile(r"\s*(?:<think>.*?(?:</think>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z))?\s*", re.S)
+
+
+def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list[str]:
+    """Read all tool calls of an answer, each as `write_call` writes it.
+
+    Args:
+        text: The answer, with or without special tokens. Thinking at its start does not count.
+        tokenizer: Its response template comes first, where it has one. A call counts, too, if the
+            template passes it over and another family would write it so.
+        tools: Schemas, which tell a text from a number where the form does not.
+
+    Returns:
+        The calls; none if there are none, or if one of them cannot be read.
+    """
+    parsed = list[str]()
+    with suppress(Exception):  # there is no template, or the publisher's fails on what is written
+        message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
+        parsed = [write_call(call) for call in message["tool_calls"]]
+    calls = _read_marked(text, tools, bool(parsed))
+    if parsed:
+        names = [json.loads(call)["name"] for call in parsed]
+        is_same = all(call is None or json.loads(call)["name"] in names for call in calls)
+        if is_same and len(calls) <= len(parsed):
+            return parsed
+        calls = calls if len(calls) > len(parsed) else [*parsed, *calls]
+    return [] if None in calls else [call for call in calls if call]
+
+
+def write_call(call: Any) -> str:
+    """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
+
+    Raises:
+        DataError: It has no name or two, or its arguments are no object.
+    """
+    function = call.get("function", call) if isinstance(call, dict) else None
+    is_double = isinstance(call, dict) and {"function", "name"} <= call.keys()
+    call = function if isinstance(function, dict) else {}
+    is_double = is_double or {"arguments", "parameters"} <= call.keys()
+    name, values = call.get("name"), call.get("arguments", call.get("parameters", {}))
+    with suppress(ValueError, RecursionError):  # as OpenAI writes them
+        values = _DECODER.decode(values) if isinstance(values, str) else values
+    if is_double or not isinstance(name, str) or not name or not isinstance(values, dict):
+        raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
+    text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
+    text.encode()  # raises ValueError at half of a surrogate pair, which no file can hold
+    return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
+
+
+def get_tool_name(tool: Any) -> str:
+    """Return the name of a tool's schema, or of a call; empty if it has none.
+
+    >>> get_tool_name({"type": "function", "function": {"name": "add"}}), get_tool_name(3)
+    ('add', '')
+    """
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def check_calls(calls: Any, tools: Any) -> None:
+    """Check that calls are of a row's tools; where one of these has no name, nothing is checked.
+
+    Raises:
+        DataError: Names the call that is not.
+    """
+    names = [get_tool_name(tool) for tool in tools or ()]
+    for name in filter(None, map(get_tool_name, calls)):
+        if names and all(names) and name not in names:
+            known = ", ".join(names)[:100]
+            raise DataError(f"it calls {name[:60]!r}, which is not in tools ({known}); correct one")
+
+
+def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
+    """Read the calls that open as `_OPENINGS` has it.
+
+    Args:
+        text: The answer.
+        tools: Schemas.
+        is_parsed: Whether the response template has found calls, in a form of its own perhaps.
+
+    Returns:
+        The calls. None is one that cannot be read; it is the last, unless some are parsed.
+    """
+    thinking, calls, n_passed = _THINKING.match(text), list[str | None](), 0
+    start = at = thinking.end() if thinking else 0
+    while (opening := _OPENINGS.search(text, at)) and n_passed < _MOST_PASSED:
+        kind, at = str(opening.lastgroup), opening.end()
+        if kind == "bare" and not (calls or is_parsed or opening.start() == start):
+            continue
+        try:
+            values, end = _READERS[kind](text, opening, tools)
+            calls += [write_call(value) for value in values]
+            at = end
+        except (ValueError, DataError, RecursionError):
+            n_passed += 1
+            calls += [] if kind in ("fenced", "bare") else [None]
+            if None in calls and not is_parsed:
+                break
+    return calls if n_passed < _MOST_PASSED else [*calls, None]
+
+
+def _skip_spaces(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands there twice, and programs differ in which one they take")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_take_pairs)
+
+
+def _read_json(text: str, opening: re.Match[str], tools: Any = None) -> Read:
+    value, end = _DECODER.raw_decode(text, _skip_spaces(text, opening.end()))
+    return (value if isinstance(value, list) else [value]), end
+
+
+def _read_named(text: str, opening: re.Match[str], tools: Any) -> Read:
+    values, end = _DECODER.raw_decode(text, _skip_spaces(text, opening.end()))
+    return [{"name": opening["named"] or opening["plain"], "arguments": values}], end
+
+
+def _read_unmarked(text: str, opening: re.Match[str], tools: Any) -> Read:
+    """Read calls without a marker; other objects and lists are none."""
+    begin = opening.end() - (opening.lastgroup == "bare")
+    if _PYTHON_LIST.match(text, begin):
+        return _read_expression(text, begin)
+    value, end = _DECODER.raw_decode(text, begin)
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        if not isinstance(one, dict) or not (one.keys() & _KEYS or one.keys() == {"name"}):
+            raise ValueError("it is no call")
+    return values, end
+
+
+# --- the forms of Qwen3-Coder and of Python, which is never run ---------------------------------
+
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.S)
+_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
+_DEEPEST = 64
+_PYTHON_LIST = re.compile(rf"\[\s*{_NAME}\(")
+_PYTHON_NEXT = re.compile(rf"[\s;]*(?=(?:\[\s*)?{_NAME}\()")
+_PYTHON_TOKEN = re.compile(
+    r"(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|(?P<torn>['\"])|"
+    rf"(?P<call>{_NAME})\(|(?P<key>{_NAME})\s*=|"
+    r"(?P<constant>\b(?:True|False|None)\b)|(?P<comma>,\s*(?=[)\]}]))|.",
+    re.S,
+)
+
+
+def _read_xml(text: str, opening: re.Match[str], tools: Any) -> Read:
+    name, closing, _ = text[opening.end() : opening.end() + 200].partition(">")
+    at, pairs = opening.end() + len(name + closing), list[tuple[str, Any]]()
+    if text.startswith("{", begin := _skip_spaces(text, at)):
+        values, at = _DECODER.raw_decode(text, begin)
+    else:
+        while parameter := _PARAMETER.match(text, at):
+            types, at = _find_types(tools, name, parameter[1]), parameter.end()
+            pairs.append((parameter[1], _read_plain(parameter[2], types)))
+        values = _take_pairs(pairs)
+    end = "</function>"
+    if not text.startswith(end, at := _skip_spaces(text, at)):
+        raise ValueError("it does not end")
+    return [{"name": name, "arguments": values}], at + len(end)
+
+
+def _find_types(tools: Any, name: str, key: str) -> Any:
+    """Find the type, or the types, that a tool's schema names for a parameter."""
+    with suppress(AttributeError, TypeError, KeyError):
+        for tool in tools:
+            function = tool.get("function", tool)
+            if function["name"] == name:
+                return function["parameters"]["properties"][key]["type"]
+    return ()
+
+
+def _read_plain(text: str, types: Any) -> Any:
+    """Read a value that is written without quotes: JSON, or a text."""
+    if "string" in types:
+        return text
+    try:
+        return _DECODER.decode(_CONSTANTS.get(text, text))
+    except ValueError:
+        return text
+
+
+def _read_python(text: str, opening: re.Match[str], tools: Any) -> Read:
+    """Read `[add(a=1), halve(b='x')]`, or calls without brackets; or JSON, which LFM2 may write."""
+    calls, at = list[Any](), opening.end()
+    while begin := _PYTHON_NEXT.match(text, at):
+        values, at = _read_expression(text, begin.end())
+        calls += values
+    return (calls, at) if calls else _read_json(text, opening)
+
+
+def _read_expression(text: str, begin: int) -> Read:
+    """Write a call or a list of calls as JSON, token by token, and read that."""
+    written, depth = "", 0
+    for token in _PYTHON_TOKEN.finditer(text, begin):
+        written += _write_token(token)
+        depth += (token[0][-1] in "([{") - (token[0] in (")", "]", "}"))
+        if not 0 < depth < _DEEPEST:
+            break
+    value = _DECODER.decode(written)
+    return (value if isinstance(value, list) else [value]), token.end()
+
+
+def _write_token(token: re.Match[str]) -> str:
+    """Write a token of Python as JSON has it; what JSON lacks stays, and JSON refuses it."""
+    if token["string"]:
+        signs = {"\\'": "'", '"': '\\"'}
+        text = re.sub(
+            r'\\.|"', lambda sign: signs.get(sign[0], sign[0]), token[0][1:-1], flags=re.S
+        )
+        return f'"{text}"'
+    if token["torn"]:
+        raise ValueError("a text does not end")
+    if token["call"]:
+        name = token["call"].removesuffix(".call")  # Llama 3.1's own tools
+        return f'{{"name": "{name}", "arguments": {{'
+    if token["key"]:
+        return f'"{token["key"]}": '
+    if token["comma"]:
+        return ""
+    return "}}" if token[0] == ")" else _CONSTANTS.get(token[0], token[0])
+
+
+_READERS: dict[str, Callable[[str, re.Match[str], Any], Read]] = {
+    "xml": _read_xml,
+    "named": _read_named,
+    "plain": _read_named,
+    "json": _read_json,
+    "python": _read_python,
+    "fenced": _read_unmarked,
+    "bare": _read_unmarked,
+}
