@@ -61,7 +61,7 @@ def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
     places = [(rank, seed) for rank in "28" for seed in "01"]
     runs = [make_run(early, i, lora__r=r, seed=s) for i, (r, s) in enumerate(places)]
     [line] = describe_groups(compare_runs(runs), "lora.r")
-    assert "have two seeds each whose evaluations did not stop early: -m seed=0,1,2" in line
+    assert "have two seeds each whose evaluations did not stop early; -m seed=0,1,2" in line
 
 
 def test_copies_make_seeds_that_agree_by_chance_no_surer() -> None:
