@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bench.machine import describe_machine, load_config_of
-from slimdown.experiment import read_rows
+from slimdown.inputs import read_rows
 from slimdown.models.base_model import load_base_model
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 

@@ -1,6 +1,7 @@
 """One run from top to bottom: load, measure the base, fine-tune, measure again, judge, record."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,39 +9,45 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.keep_config import Keep
-from slimdown.config.loader import read_trained_quantization
-from slimdown.config.rules import check_rows
-from slimdown.config.schema import EvaluationConfig, RunConfig
-from slimdown.data.chat_templates import choose_prompts, read_template_args
+from slimdown.config.schema import RunConfig
 from slimdown.data.contamination import find_contamination
-from slimdown.data.training_data import TrainingData, load_training_data
-from slimdown.evaluation.evaluator import Evaluator, assist_measuring, check_room
-from slimdown.evaluation.results import Evaluation
-from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
-from slimdown.evaluation.vllm_backend import check_adapter
+from slimdown.evaluation.evaluator import Evaluator, assist_measuring
+from slimdown.evaluation.results import Cost, Evaluation, Work
+from slimdown.inputs import decide_prompts, load_benchmarks, read_inputs, read_rows
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
-from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
+from slimdown.models.base_model import (
+    LoadedModel,
+    describe_base_model,
+    load_base_model,
+    load_base_tokenizer,
+)
 from slimdown.models.causal import disabled_adapters
-from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
+from slimdown.models.external import open_tuned_model
 from slimdown.models.interpolation import pair_models
+from slimdown.planning import estimate_run
 from slimdown.report import console
+from slimdown.report.formatting import format_duration
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
 from slimdown.report.text import advise
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
+from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import local_dir
 from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
+from slimdown.training.result import TrainingResult
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count
-from slimdown.utils.errors import DataError, ModelError
-from slimdown.watching import build_watcher, find_look_budgets
+from slimdown.utils.errors import ModelError
+from slimdown.watching import build_watcher
+
+_LONG = 3600.0  # seconds, of which a run warns before it starts
 
 
 def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
@@ -57,39 +64,20 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         SlimdownError: Something that you can mend. Whatever cannot work is refused before the
             base is measured.
     """
+    began = time.perf_counter()
     progress = console.RunProgress(5 if config.tuned else 6)
-    train_data = None
-    with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
-        outline = check_base(config)
-        check_adapter(config)
-        tasks, not_run = load_benchmarks(config)
-        config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-        budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}
-        tokenizer = load_base_tokenizer(config.model)
-        notes: list[str] = []
-        if tuned_model := config.tuned_model:
-            trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
-            note = f"Both models are measured with quantization={config.quantization.name}"
-            if trained_on not in ("none", config.quantization.name):
-                note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
-            notes.append(f"{note}.")
-        else:
-            train_data = read_rows(config, tokenizer)
-            n_rows = sum(len(part.train) for part in train_data.parts)
-            for problem in check_rows(config, n_rows, not train_data.holds_conversations):
-                raise DataError(problem)
-            notes += train_data.notes
-        evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
-        config, notes = replace(config, evaluation=evaluation), more + notes
-        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
-        check_room(tasks, evaluation, base)
-        external = open_tuned_model(config, base) if config.tuned else None
-    if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
-        notes.append(
-            "Rows, questions and learning rate are those of the pocket world; with model=any "
-            f"model.id={config.model.id} they are those for real models."
-        )
-    console.show_notes(notes)
+    with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
+        inputs = read_inputs(config, on_progress)  # a mistake leaves no run in the record
+    config, tasks, tokenizer = inputs.config, inputs.tasks, inputs.tokenizer
+    outline = inputs.outline
+    train_data, external, not_run = inputs.train_data, inputs.external, inputs.not_run
+    console.show_notes(inputs.notes)
+    described = describe_base_model(config.model, config.quantization, tokenizer, outline)
+    if (rates := find_rates(config, described.device)).costs:
+        progress.expected = estimate_run(inputs, described, rates)
+        if (seconds := sum(progress.expected.values())) > _LONG:
+            about = f"This run takes about {format_duration(seconds)}"
+            console.show_line(f"{about}; --plan says what takes it, and how to shorten it.")
     with open_run(config, info) as run:
         if train_data:
             questions = {name: task.questions() for name, task in tasks.items()}
@@ -111,11 +99,12 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
         evaluator.counts_memory = True  # this process and its GPU are our own
         evaluator.n_processes = process_count()
-        with progress.show("measuring the base", "questions") as on_progress:
+        with progress.show("measuring the base", "questions", "base") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
         n_shown = len(evaluator.notes)
-        progress.seconds_to_measure = sum(b.seconds for b in base_evaluation.benchmarks.values())
+        measured = sum(b.seconds for b in base_evaluation.benchmarks.values())
+        progress.expected["tuned"] = measured
         holdout = config.evaluation.holdout  # held-out questions stay out of the findings
         open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
 
@@ -126,16 +115,16 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         else:
             watcher = None
             if config.train.stop_on_forgetting:
-                watcher = build_watcher(config, budgets)
+                watcher = build_watcher(config, inputs.look_budgets)
                 with console.progress_bar("asking what each look asks"):
                     watcher.measure_base(base)
-            with progress.show("training", "steps") as on_progress:
+            with progress.show("training", "steps", "train") as on_progress:
                 tuned, training = fine_tune(
                     base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, watcher
                 )
         run.log_tuned(tuned, training)
 
-        with progress.show("measuring the tuned model", "questions") as on_progress:
+        with progress.show("measuring the tuned model", "questions", "tuned") as on_progress:
             stop_when = stopping_rule(config, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
@@ -144,6 +133,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         findings = replace(findings, not_run=not_run)
         gate = decide_by_settings(findings)
         files = render_run_files(findings, config, info, run.run_id, gate)
+        costs = [*base_evaluation.costs, *tuned_evaluation.costs]
+        files[COSTS_FILE] = write_costs(config, base.device, list_costs(costs, training, began))
         model_files = dict[str, str]()
         if training:
             model_files["README.md"] = render_model_card(findings, config, base)
@@ -161,52 +152,24 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     return findings
 
 
-def load_benchmarks(config: RunConfig) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded."""
-    not_run: dict[str, str] = {}
-    lacking = not_run if config.suite else None
-    folder = config.evaluation.include_path
-    return load_tasks(config.benchmark, folder, lacking=lacking), not_run
-
-
-def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
-    """Read the rows of the chosen datasets, see `load_training_data`."""
-    thinks = config.evaluation.enable_thinking
-    return load_training_data(config.dataset, tokenizer, config.seed, config.keep, thinks)
-
-
-def decide_prompts(
-    config: RunConfig,
-    tasks: dict[str, BenchmarkTask],
-    tokenizer: Any,
-    train_data: TrainingData | None,
-) -> tuple[EvaluationConfig, list[str]]:
-    """Decide how benchmarks are asked, see `choose_prompts`.
-
-    A base without a chat template gets that of the tuned model, so its tokenizer comes first.
+def list_costs(
+    costs: Sequence[Cost], training: TrainingResult | None, began: float
+) -> Iterator[Cost]:
+    """List what a run has cost: what was measured, the training, and the rest.
 
     Args:
-        config: The settings.
-        tasks: The benchmarks.
-        tokenizer: The base's.
-        train_data: The rows; None: nothing is trained, or they hold no conversations.
-
-    Returns:
-        The settings of the evaluation with nothing left to choose, and lines for the user.
+        costs: Of the benchmarks.
+        training: What the training did, if there was one.
+        began: When the run began, by `time.perf_counter`.
     """
-    is_chat = train_data is not None and train_data.holds_conversations
-    if (tuned := config.tuned_model) and not train_data:
-        template = read_chat_template(tuned)
-        tokenizer.chat_template = tokenizer.chat_template or template
-        is_chat = template is not None
-    has_reason = is_chat and any(task.generates for task in tasks.values())
-    setting = config.evaluation.apply_chat_template
-    is_plain = setting is False or (setting == "auto" and not has_reason)
-    if is_plain and any(task.has_messages for task in tasks.values()):
-        read_template_args(tokenizer, replace(config.evaluation, apply_chat_template=True))
-        note = "Messages are asked through the chat template, and other prompts are plain."
-        return replace(config.evaluation, apply_chat_template=False), [note]
-    return choose_prompts(config.evaluation, tokenizer, has_reason)
+    parts = [*costs]
+    if training and training.runtime_seconds > 0:
+        n_tokens = round(training.tokens_per_second * training.runtime_seconds)
+        about = len(training.history), n_tokens, 0, training.runtime_seconds
+        parts.append(Cost("", Work.steps, *about))
+    rest = time.perf_counter() - began - sum(one.seconds for one in parts)
+    yield from parts
+    yield Cost("", Work.other, 1, 0, 0, max(0.0, rest))
 
 
 def measure_base(config: RunConfig) -> None:

@@ -17,7 +17,7 @@ from slimdown.config.paths import CONF_DIR
 from slimdown.config.refused_options import needs_libraries
 from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.models.tuned_base import find_wrong_base
-from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.sweep.command_line import CommandLine, CommandPlan, compose_runs, read_command_line
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.distributed import (
     broadcast_from_main,
@@ -46,6 +46,8 @@ def start(arguments: list[str]) -> int:
         return _ask_hydra(arguments)
     check_launcher()
     # Accelerate or torchrun started this process; only the first one says what is wrong.
+    if process_rank() > 0 and line.plan:
+        return 0
     if process_rank() > 0 and line.is_run:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
@@ -64,6 +66,8 @@ def start(arguments: list[str]) -> int:
         raise ConfigError(f"{alone} take one process, and there are {n}")
     if problems := list(dict.fromkeys(_find_problems([run.config for run in plan.runs]))):
         raise DataError("\n".join(problems))
+    if line.plan:
+        return _show_plan(line, plan)
     if line.is_sweep:
         from slimdown.sweep.sweeper import Sweep
 
@@ -74,6 +78,17 @@ def start(arguments: list[str]) -> int:
     from slimdown.tracking.provenance import RunInfo
 
     run_here(plan.hydra, lambda: run_job(plan.runs[0], RunInfo("")))
+    return 0
+
+
+def _show_plan(line: CommandLine, plan: CommandPlan) -> int:
+    """Show what a command will do, and how long it takes."""
+    from slimdown.report.console import show_plans
+    from slimdown.sweep.plans import plan_runs
+
+    n_trials = plan.runs[0].config.search.n_trials if plan.space else 1
+    planned = plan_runs(plan.runs, n_trials, line.plan == "try")
+    show_plans(planned.plans, planned.n_finished)
     return 0
 
 

@@ -28,7 +28,7 @@ from slimdown.evaluation.harness_results import (
     summarize_samples,
 )
 from slimdown.evaluation.question_order import order_questions
-from slimdown.evaluation.results import Answer, BenchmarkEvaluation, Sample
+from slimdown.evaluation.results import Answer, BenchmarkEvaluation, Cost, Sample, Work
 from slimdown.evaluation.tasks import BenchmarkTask
 from slimdown.models.base_model import LoadedModel
 from slimdown.stats.sequential import block_ends
@@ -38,6 +38,7 @@ from slimdown.utils.errors import ConfigError, DataError, ModelError
 # Forward batches per chunk. A chunk is kept on disk at once; a killed evaluation computes it again
 # as it was.
 _BATCHES_PER_CHUNK = 8
+_TRIED_TOKENS = 64  # of each answer, where one batch is tried
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class BenchmarkRun:
     answers: AnswersFile = field(init=False)
     blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; for equal keys
     n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
+    had_answers = False  # whether an earlier process left answers
+    n_answered = 0  # of the new ones, those that were answered by the model here and now
 
     def __post_init__(self) -> None:
         """Build the requests, and decide their order and blocks."""
@@ -122,6 +125,7 @@ class BenchmarkRun:
         else:
             if begin not in self.blocks:
                 self.blocks[begin] = self._ask(begin, end)
+                self.n_answered += end - begin
             check_primary_metric(self.task.name, self.task.config, self.blocks[begin])
             self._samples += self.blocks[begin]
             self.n_new += end - begin
@@ -166,6 +170,67 @@ class BenchmarkRun:
             origin=self._found.origin if self._found and not self.n_new else "",
             max_new_tokens=max(map(self._max_new_tokens, self.task.tasks.values())),
         )
+
+    def count_cost(self) -> Cost:
+        """Count what all questions cost: tokens that are read, and the most that are written."""
+        texts, new_tokens = list[str](), 0
+        for (name, _), of_question in self.requests.items():
+            texts += dict.fromkeys(str(request.args[0]) for request in of_question)
+            if (task := self.task.tasks[name]).OUTPUT_TYPE == "generate_until":
+                repeats = sum(request.repeats for request in of_question)
+                new_tokens += repeats * self._max_new_tokens(task)
+            else:
+                texts += [str(request.args[1]) for request in of_question]
+        work = Work.answers if self.task.generates else Work.choices
+        return Cost(self.task.name, work, len(self.requests), self._count_tokens(texts), new_tokens)
+
+    def measure_cost(self) -> Cost | None:
+        """Return what all questions did cost; None if some of the answers lay here before."""
+        if self.n_answered < self.ends[-1] or self.had_answers:
+            return None
+        cost = self.count_cost()
+        written = [sample.thinking + sample.response for sample in self._samples]
+        n_tokens = self._count_tokens([text for text in written if text])
+        n_written = n_tokens * max(1, self.task.config.repeats or 1)
+        new_tokens = min(cost.new_tokens, n_written)
+        return replace(cost, new_tokens=new_tokens, seconds=self._seconds)
+
+    def try_batch(self) -> Cost:
+        """Answer one batch, with short answers, and return what all questions would cost so.
+
+        An answer that does not end within the tokens that are tried is taken to be as long as it
+        may be.
+        """
+        whole, chunk = self.count_cost(), self._cut(0, self.ends[-1])[0]
+        numbers = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
+        requests = [copy.copy(one) for one in chunk.requests if one.doc_id in numbers]
+        most = self._max_new_tokens(self.task.tasks[chunk.task])
+        for request in requests:
+            request.repeats = 1
+            if self.task.generates:
+                settings = {**request.args[1], "max_gen_toks": min(_TRIED_TOKENS, most)}
+                request.arguments = (request.args[0], settings)
+        longest = 0
+
+        def count(n_tokens: int, _: int) -> None:
+            nonlocal longest
+            longest = max(longest, n_tokens)
+
+        self.lm.on_token = count
+        began = time.perf_counter()
+        answer_chunk(self.lm, replace(chunk, requests=requests), vllm=self.vllm)
+        seconds = (time.perf_counter() - began) / len(numbers) * whole.n
+        if self.task.generates and longest:
+            share = most / longest if longest >= min(_TRIED_TOKENS, most) - 1 else 1.0
+            new_tokens = round(min(longest * share, most) * whole.n)
+            return replace(whole, new_tokens=new_tokens, seconds=seconds * share)
+        return replace(whole, seconds=seconds)
+
+    def _count_tokens(self, texts: list[str]) -> int:
+        if not texts:
+            return 0
+        encoded = self.lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return sum(map(len, encoded))
 
     def _max_new_tokens(self, task: Any) -> int:
         settings = task.config.generation_kwargs or {}

@@ -1,6 +1,7 @@
 """The `Evaluator` asks one model after another the same questions, scored by the same code."""
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunks
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.outside_code import forbid_hub_metrics
-from slimdown.evaluation.results import Evaluation, Sample, StopRule
+from slimdown.evaluation.results import Cost, Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
 from slimdown.evaluation.vllm_backend import open_vllm
 from slimdown.models.base_model import LoadedModel
@@ -151,7 +152,9 @@ class Evaluator:
             benchmarks = {name: run.summarize() for name, run in runs.items()}
             seconds = time.perf_counter() - started
             about = version("lm-eval"), backend_name, seconds, measure_peak()
-            return Evaluation(benchmarks, *about, conditions=self._describe_prompts())
+            costs = tuple(cost for run in runs.values() if (cost := run.measure_cost()))
+            conditions = self._describe_prompts()
+            return Evaluation(benchmarks, *about, conditions=conditions, costs=costs)
 
     def _describe_prompts(self) -> dict[str, str]:
         """Return by `benchmark.setting` how benchmarks are asked, if not in the usual way."""
@@ -192,6 +195,7 @@ class Evaluator:
             run.take(earlier)
         is_open = run.n_found < run.ends[-1]
         run.answers = AnswersFile(cache.answers_file(run.key) if is_open else None)
+        run.had_answers = bool(run.answers.responses)
 
     def _look(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
@@ -250,6 +254,68 @@ def check_room(
     with keep_random_states(), quiet_libraries(), forbid_hub_metrics(), ExitStack() as stack:
         if generating:
             evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
+
+
+def count_costs(
+    tasks: dict[str, BenchmarkTask],
+    config: EvaluationConfig,
+    model: LoadedModel,
+    is_recorded: Callable[[str, str], bool],
+    share_prefixes: bool = True,
+) -> list[tuple[Cost, bool]]:
+    """Count what each benchmark costs, before weights are loaded.
+
+    Args:
+        tasks: All benchmarks.
+        config: How they are asked.
+        model: The tokenizer, and the model without weights.
+        is_recorded: Says by key and name whether the base's answers are in the record.
+        share_prefixes: As for `Evaluator`.
+
+    Returns:
+        What each benchmark costs, and whether the base's answers are in the record.
+    """
+    evaluator = Evaluator(tasks, replace(config, backend=Backend.hf), share_prefixes)
+    with keep_random_states(), quiet_libraries(), forbid_hub_metrics(), ExitStack() as stack:
+        backend = choose_backend(model, config, share_prefixes)
+        runs, _ = evaluator._open(model, backend, lambda *_: None, stack)
+        return [(run.count_cost(), is_recorded(run.key, name)) for name, run in runs.items()]
+
+
+def try_costs(
+    tasks: dict[str, BenchmarkTask],
+    config: EvaluationConfig,
+    model: LoadedModel,
+    most_seconds: float,
+    share_prefixes: bool = True,
+) -> Iterator[Cost]:
+    """Try one batch of each benchmark, generated answers last.
+
+    Args:
+        tasks: All benchmarks.
+        config: How they are asked.
+        model: The base.
+        most_seconds: No further benchmark is tried after so long, but one of each kind is.
+        share_prefixes: As for `Evaluator`.
+
+    Yields:
+        What each benchmark would cost, as far as one batch tells it.
+    """
+    evaluator, began = Evaluator(tasks, config, share_prefixes), time.perf_counter()
+    with (
+        keep_random_states(),
+        quiet_libraries(),
+        forbid_hub_metrics(),
+        eval_mode(model.model),
+        ExitStack() as stack,
+    ):
+        backend = choose_backend(model, config, share_prefixes)
+        runs, _ = evaluator._open(model, backend, lambda *_: None, stack)
+        tried = set[bool]()  # kinds of work: generates or not
+        for run in sorted(runs.values(), key=lambda run: run.task.generates):
+            if run.task.generates not in tried or time.perf_counter() - began < most_seconds:
+                tried.add(run.task.generates)
+                yield run.try_batch()
 
 
 def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:

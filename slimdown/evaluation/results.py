@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 from math import fsum, nan, sqrt
 
@@ -160,6 +161,27 @@ class BenchmarkEvaluation:
         return Score(mean, sqrt(variance))
 
 
+class Work(StrEnum):
+    """A kind of work, whose speed says nothing about another kind's."""
+
+    choices = "choices"  # likelihoods of given answers
+    answers = "answers"  # generated answers
+    steps = "steps"  # of training
+    other = "other"  # loading, trying, validating, recording
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one part of a run costs: as a plan counts it before, or as it was."""
+
+    name: str  # the benchmark; empty for a training
+    work: Work
+    n: int  # questions, or steps
+    prompt_tokens: int  # that are read: prompts and choices, or the batches of a training
+    new_tokens: int  # that are written; in a plan, the most
+    seconds: float = nan
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What every benchmark says about one model."""
@@ -173,6 +195,7 @@ class Evaluation:
     # What else must be equal for two evaluations to be compared; see evaluation/logs/.
     conditions: Mapping[str, str] = field(default_factory=dict)
     model: str = ""  # as the logs name it
+    costs: tuple[Cost, ...] = ()  # of the benchmarks that were asked anew, and whole
 
 
 StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]

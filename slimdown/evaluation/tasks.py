@@ -23,7 +23,13 @@ from jinja2 import TemplateError
 
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ResolvedBenchmark, Scoring
+from slimdown.config.schema import (
+    BenchmarkConfig,
+    EvaluationConfig,
+    OnProgress,
+    ResolvedBenchmark,
+    Scoring,
+)
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import choose_metric, read_cluster
 from slimdown.evaluation.outside_code import RUNS_ANSWERS, find_outside_code, forbid_hub_metrics
@@ -140,6 +146,7 @@ def load_tasks(
     max_gen_toks: int | None = None,
     stop: list[str] | None = None,
     lacking: dict[str, str] | None = None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> dict[str, BenchmarkTask]:
     """Load the harness's tasks, download their data and set their worked examples.
 
@@ -149,6 +156,7 @@ def load_tasks(
         max_gen_toks: The most tokens of each generated answer; a benchmark's own counts first.
         stop: Texts at which each generated answer ends; likewise.
         lacking: Gets the reason, by benchmark, where there are no questions; None: an error.
+        on_progress: Receives how many benchmarks are read, and the name of the next.
 
     Returns:
         The tasks by name.
@@ -179,7 +187,8 @@ def load_tasks(
             index = manager.task_index if benchmark.path is None else {}
             for problem in find_outside_code(benchmark.task, index):
                 raise ConfigError(f"benchmark.{name}: {problem}")
-        for name, benchmark in benchmarks.items():
+        for i, (name, benchmark) in enumerate(benchmarks.items()):
+            on_progress(i, len(benchmarks), name)
             if benchmark.path is not None:
                 takes_numbers = benchmark.numeric_tolerance is not None
                 rows = read_questions(benchmark.path, benchmark.score)

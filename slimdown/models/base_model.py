@@ -89,13 +89,7 @@ def load_base_model(
                 f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on "
                 f"{device.type}; choose a smaller model, quantization=nf4, or another machine"
             )
-        quantized: Any = None
-        if "gguf_file" in config.args:  # left packed, it could neither be trained nor saved
-            quantized = transformers.GgufConfig(dequantize=True)
-        if quantization.name != "none":
-            computed = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
-            held_as = asdict(quantization) | {"bnb_4bit_compute_dtype": computed}
-            quantized = transformers.BitsAndBytesConfig(**held_as)
+        quantized = _describe_quantization(config, quantization, device)
         tokenizer = tokenizer or load_base_tokenizer(config)
         settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
         if quantized:  # None would drop the model's own
@@ -116,24 +110,50 @@ def load_base_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
-    file = config.args.get("gguf_file", "config.json")
-    files = Path(str(cached_file(source, file, revision=config.revision))).parent
-    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else files.name
     license_ = ""
     with suppress(Exception):  # there is no card, or no hub: nothing depends on it
         card = ModelCard.load(str(cached_file(source, "README.md", revision=config.revision)))
         license_ = str(card.data.get("license") or "")
+    described = describe_base_model(config, quantization, tokenizer, outline)
+    attention = {"attention": model.config._attn_implementation}
+    return replace(
+        described,
+        model=model,
+        memory_bytes=model.get_memory_footprint(),
+        identity={**described.identity, **attention},
+        license=license_,
+    )
+
+
+def describe_base_model(
+    config: ModelConfig, quantization: QuantizationConfig, tokenizer: Any, outline: Any
+) -> LoadedModel:
+    """Describe a model before its weights are loaded; `model` is the outline.
+
+    Args:
+        config, quantization, tokenizer, outline: As for `load_base_model`.
+
+    Returns:
+        The facts that are recorded, all but the license. The memory is an estimate.
+    """
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
+    files = Path(str(cached_file(source, file, revision=config.revision))).parent
+    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else files.name
+    quantized = _describe_quantization(config, quantization, device)
+    own = getattr(outline.config, "quantization_config", None) or {}
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
         "quantization": str(quantized and quantized.to_dict()),
         "dtype": str(dtype),
-        "attention": model.config._attn_implementation,
+        "attention": outline.config._attn_implementation,
         "tokenizer": hash_tokenizer(tokenizer),
         **describe_computation(device),
         **({"args": config.args} if config.args else {}),
     }
     return LoadedModel(
-        model=model,
+        model=outline,
         tokenizer=tokenizer,
         id=config.id,
         dtype=str(dtype).removeprefix("torch."),
@@ -141,12 +161,26 @@ def load_base_model(
         quantization=str(own.get("quant_method", "own")) if own else quantization.name,
         device=device.type,
         n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
-        memory_bytes=model.get_memory_footprint(),
+        memory_bytes=estimate_weight_bytes(outline, quantization, dtype),
         identity=identity,
-        license=license_,
         files=str(files),
         outline=outline,
     )
+
+
+def _describe_quantization(
+    config: ModelConfig, quantization: QuantizationConfig, device: torch.device
+) -> Any:
+    """Return how transformers shall quantize the weights; None: as they are."""
+    import transformers
+
+    if quantization.name != "none":
+        computed = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
+        held_as = asdict(quantization) | {"bnb_4bit_compute_dtype": computed}
+        return transformers.BitsAndBytesConfig(**held_as)
+    if "gguf_file" in config.args:  # left packed, it could neither be trained nor saved
+        return transformers.GgufConfig(dequantize=True)
+    return None
 
 
 def load_outline(config: ModelConfig, quantization: str = "none") -> Any:

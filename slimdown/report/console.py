@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from threading import Event, Thread
 from time import monotonic
 from typing import IO, Any, cast
@@ -28,6 +29,7 @@ from slimdown.report import text
 from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import cut_names, encodable, format_duration, visible
+from slimdown.report.run_plan import RunPlan, describe_plan, plan_table, summarize_plans
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
 from slimdown.report.verdict_styles import STYLES
 from slimdown.utils.secrets import redact, redact_leaf
@@ -114,6 +116,16 @@ def show_comparison(
         console.print(Text(visible(line)))
 
 
+def show_plans(plans: Sequence[RunPlan], n_finished: int) -> None:
+    """Print how long a command takes, and what each kind of run does."""
+    show_line(summarize_plans(plans, n_finished), "bold")
+    for plan in plans:
+        _open_console().print()
+        show_table(plan_table(plan))
+        for line in describe_plan(plan):
+            _open_console().print(Text(visible(line)))
+
+
 def print_text(content: str) -> None:
     """Print a finished text, such as CSV; a terminal gets it without control characters.
 
@@ -174,18 +186,24 @@ class _Pace:
 class RunProgress:
     """Shows the stages of a run one after another, each with its number.
 
-    The time left is that of the stage, or of its benchmark. That of the whole run is known once the
-    base has answered, because the tuned model is asked the same.
+    The time left is that of the stage, or of its benchmark. That of the whole run is known where
+    runs of this model are recorded on this machine, and else once the base has answered, because
+    the tuned model is asked the same.
     """
 
     n_stages: int
     n_begun: int = 0
-    seconds_to_measure: float = 0.0  # one model
+    # Seconds of `base`, `train` and `tuned`, those that are not over; nan: not known.
+    expected: dict[str, float] = field(default_factory=dict)
 
-    def show(self, label: str, unit: str = "") -> AbstractContextManager[OnProgress]:
-        """Show the next stage, as `progress_bar` does."""
+    def show(
+        self, label: str, unit: str = "", part: str = ""
+    ) -> AbstractContextManager[OnProgress]:
+        """Show the next stage, as `progress_bar` does; `part` is one of those that take long."""
         self.n_begun += 1
-        later = self.seconds_to_measure if self.n_begun < self.n_stages else 0.0
+        self.expected.pop(part, None)
+        later = sum(self.expected.values())
+        later = later if isfinite(later) else 0.0
         return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit, later)
 
 

@@ -55,12 +55,14 @@ class CommandLine:
         folders: Where group files are looked for.
         is_sweep: Whether it asks for several runs.
         is_run: False for `--help`, `--cfg` and the like, which Hydra answers.
+        plan: How to plan instead: `count`, or `try` one batch of each kind of work; empty: run.
     """
 
     overrides: list[str]
     folders: tuple[Path, ...] = (CONF_DIR,)
     is_sweep: bool = True
     is_run: bool = True
+    plan: str = ""  # `count` or `try`: say what it will do, and do nothing
 
     def is_choice(self, key: str) -> bool:
         """Whether a key decides which files are composed, or what Hydra does."""
@@ -99,22 +101,27 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     """Split a command line into Hydra's flags and settings, which may stand in any order.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: There is no such folder, or way to plan.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
     parser.add_argument("-c", "--cfg")  # or argparse takes it for the beginning of -cd
+    parser.add_argument("--plan", default="")
+    # Without a value it must not take the setting behind it.
+    arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(arguments)
     if other_flags or options.cfg:
         return CommandLine([], is_run=False)
+    if options.plan not in ("", "count", "try"):
+        raise ConfigError(f"--plan={options.plan}: write --plan, or --plan=try")
     folders = [CONF_DIR]
     if options.config_dir:
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
-    return CommandLine(options.overrides, tuple(folders), options.multirun)
+    return CommandLine(options.overrides, tuple(folders), options.multirun, plan=options.plan)
 
 
 def compose_runs(line: CommandLine) -> CommandPlan:

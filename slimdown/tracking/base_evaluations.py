@@ -86,18 +86,26 @@ class RecordedEvaluations(EvaluationCache):
             _log.warning("%s is measured again: %s", name, reason)
         return None
 
-    def _find_in_store(
-        self, key: str, name: str, benchmark: ResolvedBenchmark
-    ) -> BenchmarkEvaluation | None:
-        where = f"tags.`{Tag.evaluation}{key}` LIKE '%'"
-        try:
+    def is_recorded(self, key: str, name: str) -> bool:
+        """Return whether the evaluation of a key is here or in the store; nothing is read."""
+        if self._locate(key, name).is_file():
+            return True
+        return self._config.baseline.reuse and bool(self._find_holders(key))
+
+    def _find_holders(self, key: str) -> list[Any]:
+        """Return the runs that hold the evaluation of a key; none where the store is silent."""
+        with suppress(Exception):  # measuring again needs the store only at the end
             client = store.open_store(self._config.tracking)
             experiments = store.search_all(client.search_experiments)
             numbers = [one.experiment_id for one in experiments]
-            runs = client.search_runs(numbers, where)
-        except Exception:  # the store is silent: measuring again needs it only at the end
-            return None
-        for run in runs:
+            return list(client.search_runs(numbers, f"tags.`{Tag.evaluation}{key}` LIKE '%'"))
+        return []
+
+    def _find_in_store(
+        self, key: str, name: str, benchmark: ResolvedBenchmark
+    ) -> BenchmarkEvaluation | None:
+        for run in self._find_holders(key):
+            client = store.open_store(self._config.tracking)
             user, run_id = run.data.tags.get("mlflow.user", "unknown"), run.info.run_id
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent

@@ -114,7 +114,7 @@ def prepare_training(
             parameter.requires_grad_(is_trained).grad = None
     if all(d <= _ROUNDING * max(abs(padded_loss), 1e-2) for d in differences):
         if options.get("packing"):
-            rows = replace(rows, train=_pack_rows(rows.train, config.train))
+            rows = replace(rows, train=pack_rows(rows.train, config.train))
         return replace(rows, is_padding_free=True)
     if options.get("packing"):
         raise ModelError(
@@ -242,6 +242,29 @@ def fine_tune(
     return tuned, result
 
 
+def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps: int) -> float:
+    """Train a few steps, and return the seconds that they took; the base is not usable any more.
+
+    Args:
+        base: The model.
+        rows: What `prepare_training` returned.
+        config: The checked settings.
+        n_steps: How many.
+    """
+    config = replace(config, train=replace(config.train, max_steps=n_steps))
+    model = attach_adapter(base, config.method, config.lora, config.seed)
+    if config.method.facts.trains_weights:
+        model.float()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        quiet_libraries(),
+        attention_within_rows(model, rows.is_padding_free),
+    ):
+        trial = replace(rows, validation=None)
+        trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
+        return float(trainer.train().metrics["train_runtime"])
+
+
 def _find_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint, if any: one with the state, which is written last."""
     states = list(folder.glob("checkpoint-*/trainer_state.json"))
@@ -278,7 +301,7 @@ def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig)
     return float(loss)
 
 
-def _pack_rows(rows: Dataset, train: TrainConfig) -> Any:
+def pack_rows(rows: Dataset, train: TrainConfig) -> Any:
     """Lay rows end to end; rows without labels make the batches of several processes even."""
     with quiet_libraries():
         packed = pack_dataset(rows, train.max_length)

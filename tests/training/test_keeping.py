@@ -16,7 +16,7 @@ from torch.nn import functional
 from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
-from slimdown.experiment import load_benchmarks
+from slimdown.inputs import load_benchmarks
 from slimdown.judging.budgets import default_budgets
 from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter

@@ -6,7 +6,7 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from slimdown.config.schema import RunConfig
-from slimdown.experiment import read_rows
+from slimdown.inputs import read_rows
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.training.fine_tuning import fine_tune, prepare_training

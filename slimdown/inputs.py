@@ -1,0 +1,140 @@
+"""What a run reads before it loads weights: benchmarks, rows, the tokenizer, models' outlines."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slimdown.config.loader import read_trained_quantization
+from slimdown.config.rules import check_rows
+from slimdown.config.schema import EvaluationConfig, OnProgress, RunConfig
+from slimdown.data.chat_templates import choose_prompts, read_template_args
+from slimdown.data.training_data import TrainingData, load_training_data
+from slimdown.evaluation.evaluator import check_room
+from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
+from slimdown.evaluation.vllm_backend import check_adapter
+from slimdown.models.adapters import check_base
+from slimdown.models.base_model import LoadedModel, load_base_tokenizer
+from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
+from slimdown.utils.errors import DataError
+from slimdown.watching import find_look_budgets
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run reads before it loads weights, checked.
+
+    Attributes:
+        config: The settings with nothing left to choose.
+        outline: The base without its weights.
+        tokenizer: The base's.
+        tasks: The benchmarks.
+        not_run: Why a suite lacks benchmarks, by name.
+        train_data: The rows; None where nothing is trained.
+        external: The model that was tuned elsewhere.
+        look_budgets: What each look at a training allows.
+        notes: Lines for the user.
+    """
+
+    config: RunConfig
+    outline: Any
+    tokenizer: Any
+    tasks: dict[str, BenchmarkTask]
+    not_run: dict[str, str]
+    train_data: TrainingData | None
+    external: Any
+    look_budgets: dict[str, float]
+    notes: list[str]
+
+
+def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) -> RunInputs:
+    """Read benchmarks, rows, the tokenizer and the models' outlines.
+
+    Args:
+        config: The checked settings.
+        on_progress: Receives the name of what is read.
+
+    Raises:
+        SlimdownError: Something that you can mend.
+    """
+    train_data = None
+    outline = check_base(config)
+    check_adapter(config)
+    tasks, not_run = load_benchmarks(config, on_progress)
+    config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
+    budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}
+    tokenizer = load_base_tokenizer(config.model)
+    notes: list[str] = []
+    if tuned_model := config.tuned_model:
+        trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
+        note = f"Both models are measured with quantization={config.quantization.name}"
+        if trained_on not in ("none", config.quantization.name):
+            note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
+        notes.append(f"{note}.")
+    else:
+        on_progress(0, 0, ", ".join(config.dataset))
+        train_data = read_rows(config, tokenizer)
+        n_rows = sum(len(part.train) for part in train_data.parts)
+        for problem in check_rows(config, n_rows, not train_data.holds_conversations):
+            raise DataError(problem)
+        notes += train_data.notes
+    evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
+    config, notes = replace(config, evaluation=evaluation), more + notes
+    base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    check_room(tasks, evaluation, base)
+    external = open_tuned_model(config, base) if config.tuned else None
+    if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
+        notes.append(
+            "Rows, questions and learning rate are those of the pocket world; with model=any "
+            f"model.id={config.model.id} they are those for real models."
+        )
+    read = train_data, external, budgets, notes
+    return RunInputs(config, outline, tokenizer, tasks, not_run, *read)
+
+
+def load_benchmarks(
+    config: RunConfig, on_progress: OnProgress = lambda *_: None
+) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
+    """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded."""
+    not_run: dict[str, str] = {}
+    lacking = not_run if config.suite else None
+    folder = config.evaluation.include_path
+    return load_tasks(config.benchmark, folder, lacking=lacking, on_progress=on_progress), not_run
+
+
+def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
+    """Read the rows of the chosen datasets, see `load_training_data`."""
+    thinks = config.evaluation.enable_thinking
+    return load_training_data(config.dataset, tokenizer, config.seed, config.keep, thinks)
+
+
+def decide_prompts(
+    config: RunConfig,
+    tasks: dict[str, BenchmarkTask],
+    tokenizer: Any,
+    train_data: TrainingData | None,
+) -> tuple[EvaluationConfig, list[str]]:
+    """Decide how benchmarks are asked, see `choose_prompts`.
+
+    A base without a chat template gets that of the tuned model, so its tokenizer comes first.
+
+    Args:
+        config: The settings.
+        tasks: The benchmarks.
+        tokenizer: The base's.
+        train_data: The rows; None: nothing is trained, or they hold no conversations.
+
+    Returns:
+        The settings of the evaluation with nothing left to choose, and lines for the user.
+    """
+    is_chat = train_data is not None and train_data.holds_conversations
+    if (tuned := config.tuned_model) and not train_data:
+        template = read_chat_template(tuned)
+        tokenizer.chat_template = tokenizer.chat_template or template
+        is_chat = template is not None
+    has_reason = is_chat and any(task.generates for task in tasks.values())
+    setting = config.evaluation.apply_chat_template
+    is_plain = setting is False or (setting == "auto" and not has_reason)
+    if is_plain and any(task.has_messages for task in tasks.values()):
+        read_template_args(tokenizer, replace(config.evaluation, apply_chat_template=True))
+        note = "Messages are asked through the chat template, and other prompts are plain."
+        return replace(config.evaluation, apply_chat_template=False), [note]
+    return choose_prompts(config.evaluation, tokenizer, has_reason)

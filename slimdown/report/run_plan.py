@@ -1,0 +1,165 @@
+"""A run before it starts: what it asks and trains, and how long that takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+
+from slimdown.evaluation.results import Cost, Work
+from slimdown.report.formatting import format_duration, pluralize
+from slimdown.report.tables import Cell, Column, Row, Table
+
+_LONG = 3600.0  # seconds, above which ways to shorten a run are named
+_ENOUGH = 200  # questions that a shorter run would ask
+_MOST_ADVICE = 2
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One part of a run.
+
+    Attributes:
+        part: `base`, `train` or `tuned`.
+        cost: What it costs; its seconds are an estimate, nan where no rate is known.
+        text: What is done, such as `400 rows, 50 steps of 8`.
+        is_recorded: Whether the record has it, so that nothing is left to do.
+    """
+
+    part: str
+    cost: Cost
+    text: str
+    is_recorded: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """What is left to do."""
+        return 0.0 if self.is_recorded else self.cost.seconds
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a command will do.
+
+    Attributes:
+        title: Which run, or how many.
+        parts: In order.
+        facts: How benchmarks are asked, what is cut, memory, download: a sentence each.
+        rates: Where the time comes from; empty where it is not known.
+        n_equal: How many jobs of a sweep do the same.
+        on_cpu: Whether it runs on a CPU.
+    """
+
+    title: str
+    parts: Sequence[PlannedPart]
+    facts: Sequence[str] = ()
+    rates: str = ""
+    n_equal: int = 1
+    on_cpu: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long all parts take; a base is measured once for all jobs. nan: not known."""
+        base = sum(one.seconds for one in self.parts if one.part == "base")
+        return base + self.n_equal * sum(one.seconds for one in self.parts if one.part != "base")
+
+
+def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
+    """Say in a line how long everything takes.
+
+    Args:
+        plans: Of what is left to do.
+        n_finished: How many jobs are finished before.
+    """
+    done = f" {pluralize(n_finished, 'run')} stands in the record." * bool(n_finished)
+    if n_finished > 1:
+        done = f" {n_finished:,} runs stand in the record."
+    if not plans:
+        return f"Nothing is left to do.{done}"
+    seconds = sum(plan.seconds for plan in plans)
+    parts = [one for plan in plans for one in plan.parts if one.part == "base"]
+    is_known = parts and all(one.is_recorded for one in parts)
+    base = "; the base is in the record" * bool(is_known)
+    if isfinite(seconds):
+        return f"About {format_duration(seconds)} in all{base}.{done}"
+    unknown = "How long it takes is not known: no run of this model is recorded on this machine"
+    return f"{unknown}{base}. --plan=try tries one batch of each kind of work.{done}"
+
+
+def plan_table(plan: RunPlan) -> Table:
+    """Show the parts of a plan: what, how many tokens, how long."""
+    rows = []
+    for one in plan.parts:
+        cost, written = one.cost, ""
+        if cost.new_tokens:
+            written = f" + {_format_tokens(cost.new_tokens)}"
+        time = "recorded" if one.is_recorded else _format_seconds(cost.seconds)
+        tokens = f"{_format_tokens(cost.prompt_tokens)}{written}" if cost.prompt_tokens else ""
+        cells = {
+            Column("part"): Cell(one.part),
+            Column("what", is_name=True): Cell(cost.name),
+            Column("how much"): Cell(one.text),
+            Column("tokens read + written", is_number=True): Cell(tokens),
+            Column("time", is_number=True): Cell(time),
+        }
+        rows.append(Row(cells))
+    title = f"{plan.title}{f', {plan.n_equal} jobs alike' * (plan.n_equal > 1)}"
+    return Table(title, rows)
+
+
+def describe_plan(plan: RunPlan) -> Iterator[str]:
+    """Say what a plan's table does not."""
+    yield from plan.facts
+    if plan.rates:
+        yield f"Times: {plan.rates}."
+    if plan.seconds > _LONG or plan.on_cpu:
+        advice = sorted(_shorten(plan), key=lambda one: -one[1])
+        named = [f"{text} (−{format_duration(saved)})" for text, saved in advice[:_MOST_ADVICE]]
+        if named:
+            yield f"Shorter: {', '.join(named)}"
+
+
+def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:
+    """Yield settings that ask fewer questions or take fewer steps, and the seconds they save."""
+    alike: dict[tuple[str, Work], list[PlannedPart]] = {}
+    for one in plan.parts:
+        alike.setdefault((one.cost.name, one.cost.work), []).append(one)
+    for (name, _), parts in alike.items():
+        cost, seconds = parts[0].cost, sum(one.seconds for one in parts)
+        if not isfinite(seconds) or seconds < 1 or cost.work is Work.other:
+            continue
+        if cost.work is Work.steps:
+            fewer = max(1, cost.n // 2)
+            yield f"train.max_steps={fewer}", seconds * (1 - fewer / cost.n)
+        elif cost.n > _ENOUGH:
+            setting = f"benchmark.{name}.limit={_ENOUGH}"
+            yield setting, seconds * (1 - _ENOUGH / cost.n)
+
+
+def estimate_seconds(cost: Cost, known: Cost | None) -> float:
+    """Estimate how long work takes by what other work of its kind took; nan for none.
+
+    The same benchmark is scaled by its questions, because its answers end as they did. Another one
+    is scaled by tokens, and its answers are taken to be as long as it may write, at most.
+    """
+    if known is None:
+        return nan
+    if known.name == cost.name and known.work is not Work.steps:  # `other` is one piece, too
+        return known.seconds * cost.n / known.n
+    if cost.work is Work.answers:
+        written = known.new_tokens / known.n * cost.n
+        return known.seconds * min(written, cost.new_tokens) / max(1, known.new_tokens)
+    return known.seconds * cost.prompt_tokens / max(1, known.prompt_tokens)
+
+
+def _format_seconds(seconds: float) -> str:
+    return format_duration(seconds) if isfinite(seconds) else "?"
+
+
+def _format_tokens(n: float) -> str:
+    """Write a number of tokens in three digits.
+
+    >>> [_format_tokens(n) for n in (950, 41_230, 2_500_000)]
+    ['950', '41k', '2.5M']
+    """
+    if n < 1000:
+        return f"{n:.0f}"
+    return f"{n / 1000:.0f}k" if n < 1_000_000 else f"{n / 1_000_000:.1f}M"

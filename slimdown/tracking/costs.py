@@ -1,0 +1,73 @@
+"""What runs cost on this machine, by which a plan tells the time: `costs.json` of each run."""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.results import Cost, Work
+from slimdown.tracking import provenance, store
+from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.run_reader import find_runs
+from slimdown.utils.errors import TrackingError
+
+COSTS_FILE = "costs.json"
+_MOST_RUNS = 10  # the newest on this machine, which are looked at
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the newest comparable run cost; empty where there is none."""
+
+    costs: tuple[Cost, ...] = ()
+    source: str = ""  # which run, or `try`
+
+    def find(self, cost: Cost) -> Cost | None:
+        """Return what equal work did cost: the same benchmark's, else the largest of its kind."""
+        known = [one for one in self.costs if one.work is cost.work and one.seconds > 0]
+        same = [one for one in known if one.name == cost.name]
+        return max(same or known, key=lambda one: one.seconds, default=None)
+
+
+def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
+    """Write what the parts of a run cost, with the machine and the model, as JSON."""
+    about = _describe(config) | {"device": device}
+    return json.dumps(about | {"costs": [asdict(cost) for cost in costs]})
+
+
+def find_rates(config: RunConfig, device: str) -> Rates:
+    """Find what the newest run of this model on this machine cost; empty where there is none."""
+    where = f"tags.`{Tag.host}` = '{provenance.name_machine()}' and attributes.status = 'FINISHED'"
+    costs: dict[tuple[str, Work], Cost] = {}
+    sources = list[str]()
+    with suppress(TrackingError):  # there is no record yet
+        client = store.open_store(config.tracking, must_exist=True)
+        for run in find_runs(config.tracking, filter_string=where, n_newest=_MOST_RUNS):
+            with suppress(Exception):  # an older run has no such file; a store may be silent
+                folder = client.download_artifacts(run.run_id, COSTS_FILE)
+                found = json.loads(Path(folder).read_bytes())
+                if {k: found[k] for k in found if k != "costs"} != _expect(config, device):
+                    continue
+                slowest: dict[tuple[str, Work], Cost] = {}  # of base and tuned model
+                for one in sorted(map(_read_cost, found["costs"]), key=lambda one: one.seconds):
+                    slowest[one.name, one.work] = one
+                sources.append(run.run_id[:8])
+                costs = slowest | costs  # the newest counts
+    return Rates(tuple(costs.values()), f"run {sources[0]}" if sources else "")
+
+
+def _describe(config: RunConfig) -> dict[str, Any]:
+    """Name what decides the speed beside the machine."""
+    quantization, backend = config.quantization.name, config.evaluation.backend.value
+    return {"model": config.model.id, "quantization": quantization, "backend": backend}
+
+
+def _expect(config: RunConfig, device: str) -> dict[str, Any]:
+    return _describe(config) | {"device": device}
+
+
+def _read_cost(record: dict[str, Any]) -> Cost:
+    return Cost(**(record | {"work": Work(record["work"])}))

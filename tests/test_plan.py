@@ -1,0 +1,147 @@
+"""What `--plan` says beside what the run then does; and that it leaves nothing behind."""
+
+import json
+import re
+from math import isnan, nan
+from pathlib import Path
+
+import pytest
+from commands_and_runs import call_verb
+from mlflow.artifacts import download_artifacts
+
+from slimdown.evaluation.results import Cost, Work
+from slimdown.planning import plan_run
+from slimdown.report.run_plan import (
+    PlannedPart,
+    RunPlan,
+    describe_plan,
+    estimate_seconds,
+    plan_table,
+    summarize_plans,
+)
+from slimdown.report.tables import write_table
+from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.tracking.run_reader import find_runs
+
+FEW = [
+    "dataset.pocket_instructions.max_examples=60",
+    "dataset.pocket_instructions.validation_examples=6",
+    "train.max_steps=3",
+    "benchmark=[pocket_cs,pocket_math]",
+    "benchmark.pocket_cs.limit=10",
+    "benchmark.pocket_math.limit=10",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run was planned and made, with a record that is the demo's."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "mlruns").mkdir()
+    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    done = call_verb(folder, "run", *FEW)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunPlan:
+    monkeypatch.chdir(folder)
+    config = compose_runs(read_command_line([*FEW, "seed=1"])).runs[0].config
+    return plan_run(config, "here")
+
+
+def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = call_verb(tmp_path, "run", *FEW, "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "How long it takes is not known" in done.stdout
+    assert "10 questions" in done.stdout
+    assert "60 rows, 3 steps of 8" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_counts_what_the_run_then_does(folder: Path, plan: RunPlan) -> None:
+    config = compose_runs(read_command_line(FEW)).runs[0].config
+    [run] = find_runs(config.tracking)
+    file = download_artifacts(f"{run.artifact_uri}/costs.json")
+    made = [Cost(**one) for one in json.loads(Path(file).read_bytes())["costs"]]
+    of_tuned = {one.cost.name: one.cost for one in plan.parts if one.part == "tuned"}
+    for one in made:
+        if one.work in ("choices", "answers"):
+            planned = of_tuned[one.name]
+            assert (planned.n, planned.prompt_tokens) == (one.n, one.prompt_tokens)
+            assert one.new_tokens <= planned.new_tokens
+    [steps] = [one for one in made if one.work == "steps"]
+    [training] = [one.cost for one in plan.parts if one.part == "train"]
+    assert training.n == steps.n == 3
+    assert training.prompt_tokens == pytest.approx(steps.prompt_tokens, rel=0.3)  # other rows
+
+
+def test_what_the_record_has_takes_no_time_and_its_rates_tell_the_rest(plan: RunPlan) -> None:
+    assert all(one.is_recorded for one in plan.parts if one.part == "base")
+    assert plan.seconds > 0
+    assert re.fullmatch(r"run [0-9a-f]{8}", plan.rates)
+    assert summarize_plans([plan]).startswith("About ")
+    assert "the base is in the record" in summarize_plans([plan])
+
+
+def test_jobs_that_do_the_same_are_planned_once(folder: Path) -> None:
+    values = ["seed=0,1,2", "train.learning_rate=1e-3,2e-3"]
+    done = call_verb(folder, "run", "-m", *FEW, *values, "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "6 jobs alike" in done.stdout
+    done = call_verb(folder, "run", *FEW, "--plan")
+    assert done.stdout.startswith("Nothing is left to do. 1 run stands in the record.")
+
+
+def test_a_batch_of_each_kind_of_work_tells_the_time(tmp_path: Path) -> None:
+    done = call_verb(tmp_path, "run", *FEW, "--plan=try")
+    assert done.returncode == 0, done.stderr
+    assert "About " in done.stdout
+    assert "tried here" in done.stdout
+    assert " ?" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--plan=now"], "--plan, or --plan=try"), (["--plan", "lora.rr=8"], "did you mean lora.r")],
+)
+def test_a_mistake_in_a_plan_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = call_verb(tmp_path, "run", *FEW, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_equal_work_tells_the_time() -> None:
+    answers = Cost("math", Work.answers, 100, 5_000, 2_000, 10.0)
+    assert estimate_seconds(Cost("math", Work.answers, 50, 9_000, 9_000), answers) == 5.0
+    assert estimate_seconds(Cost("code", Work.answers, 100, 5_000, 4_000), answers) == 10.0
+    assert estimate_seconds(Cost("code", Work.answers, 100, 5_000, 1_000), answers) == 5.0
+    choices = Cost("cs", Work.choices, 100, 5_000, 0, 10.0)
+    assert estimate_seconds(Cost("law", Work.choices, 10, 10_000, 0), choices) == 20.0
+    assert isnan(estimate_seconds(choices, None))
+
+
+def test_a_long_plan_names_what_shortens_it_most() -> None:
+    parts = [
+        PlannedPart("base", Cost("a", Work.choices, 1_000, 10, 0, 900.0), "1,000 questions"),
+        PlannedPart("train", Cost("", Work.steps, 50, 10, 0, 7200.0), "50 steps"),
+        PlannedPart("tuned", Cost("a", Work.choices, 1_000, 10, 0, 900.0), "1,000 questions"),
+        PlannedPart("rest", Cost("", Work.other, 1, 0, 0, 90_000.0), "loading"),
+    ]
+    [*_, line] = describe_plan(RunPlan("", parts))
+    assert line.startswith("Shorter: train.max_steps=25 (−1 h 0 min), benchmark.a.limit=200 (−24")
+    assert not list(describe_plan(RunPlan("", parts[:1])))  # a quarter of an hour on a GPU
+    two = RunPlan("", parts, n_equal=2)
+    assert two.seconds == 900 + 2 * (7200 + 900 + 90_000)
+
+
+def test_what_is_not_known_is_said() -> None:
+    part = PlannedPart("tuned", Cost("a", Work.choices, 10, 2_500_000, 0, nan), "10 questions")
+    plan = RunPlan("", [part])
+    assert "--plan=try" in summarize_plans([plan])
+    assert "2.5M" in write_table(plan_table(plan), "markdown")
