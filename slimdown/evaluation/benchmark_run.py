@@ -38,7 +38,7 @@ from slimdown.utils.errors import ConfigError, DataError, ModelError
 # Forward batches per chunk. A chunk is kept on disk at once; a killed evaluation computes it again
 # as it was.
 _BATCHES_PER_CHUNK = 8
-_TRIED_TOKENS = 64  # of each answer, where one batch is tried
+_TRIED_TOKENS = 32  # of each answer, where one batch is tried
 
 
 @dataclass(frozen=True)
