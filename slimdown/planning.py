@@ -56,7 +56,7 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
     Raises:
         SlimdownError: Something that you can mend, as the run itself would say it.
     """
-    with console.progress_bar("reading benchmarks and rows") as on_progress:
+    with console.progress_bar("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)
         config = inputs.config
         about = config.model, config.quantization, inputs.tokenizer, inputs.outline
@@ -133,7 +133,8 @@ def _list_parts(
 
     texts = {cost.name: _describe_questions(inputs, cost) for cost, _ in counted}
     for cost, is_recorded in counted:
-        yield PlannedPart("base", estimate(cost), texts[cost.name], is_recorded)
+        n_tasks = len(inputs.tasks[cost.name].tasks)
+        yield PlannedPart("base", estimate(cost), texts[cost.name], is_recorded, n_tasks)
     if rows:
         yield PlannedPart(
             "train", estimate(count_steps(inputs.config, rows)), _describe_rows(inputs.config, rows)
@@ -204,7 +205,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     free = free_memory(torch.device(base.device))
     on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
     download = _measure_download(config)
-    fetched = f"; {format_bytes(download)} are downloaded" if download else ""
+    fetched = f"; {format_bytes(download)} will be downloaded" if download else ""
     disk = psutil.disk_usage(str(store.local_dir(config.tracking).anchor or "/")).free
     yield (
         f"Memory: {format_bytes(needed)}, and {format_bytes(free)} {on} are free"

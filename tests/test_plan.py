@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 
@@ -136,6 +137,9 @@ def test_a_long_plan_names_what_shortens_it_most() -> None:
     [*_, line] = describe_plan(RunPlan("", parts))
     assert line.startswith("Shorter: train.max_steps=25 (−1 h 0 min), benchmark.a.limit=200 (−24")
     assert not list(describe_plan(RunPlan("", parts[:1])))  # a quarter of an hour on a GPU
+    group = PlannedPart("base", replace(parts[0].cost, n=570), "570 questions", n_tasks=57)
+    [line] = describe_plan(RunPlan("", [group], on_cpu=True))
+    assert line.startswith("Shorter: benchmark.a.limit=3 (")  # of each task
     two = RunPlan("", parts, n_equal=2)
     assert two.seconds == 900 + 2 * (7200 + 900 + 90_000)
 

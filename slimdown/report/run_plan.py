@@ -22,12 +22,14 @@ class PlannedPart:
         cost: What it costs; its seconds are an estimate, nan where no rate is known.
         text: What is done, such as `400 rows, 50 steps of 8`.
         is_recorded: Whether the record has it, so that nothing is left to do.
+        n_tasks: How many tasks of the harness the benchmark has, each with its own limit.
     """
 
     part: str
     cost: Cost
     text: str
     is_recorded: bool = False
+    n_tasks: int = 1
 
     @property
     def seconds(self) -> float:
@@ -130,8 +132,9 @@ def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:
             fewer = max(1, cost.n // 2)
             yield f"train.max_steps={fewer}", seconds * (1 - fewer / cost.n)
         elif cost.n > _ENOUGH:
-            setting = f"benchmark.{name}.limit={_ENOUGH}"
-            yield setting, seconds * (1 - _ENOUGH / cost.n)
+            limit = max(1, _ENOUGH // parts[0].n_tasks)
+            saved = 1 - limit * parts[0].n_tasks / cost.n
+            yield f"benchmark.{name}.limit={limit}", seconds * saved
 
 
 def estimate_seconds(cost: Cost, known: Cost | None) -> float:
