@@ -7,6 +7,7 @@ finished run should not wait for it.
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -21,6 +23,7 @@ from slimdown.config.naming import run_name
 from slimdown.config.schema import default_store
 from slimdown.judging.serialization import from_plain, to_plain
 from slimdown.report import console
+from slimdown.report.formatting import format_duration
 from slimdown.report.text import describe_run
 from slimdown.sweep.command_line import ComposedRun
 from slimdown.tracking.metric_names import describe_verdicts
@@ -51,12 +54,14 @@ class JobOutcome:
         run_id: Its run in the record; "" where it has none.
         headline: The sign of each verdict.
         reason: Why it failed, in one line.
+        seconds: How long it took.
     """
 
     state: JobState
     run_id: str = ""
     headline: str = ""
     reason: str = ""
+    seconds: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -148,8 +153,8 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
         outcome = replace(outcome, run_id=run_id)
         sweep.write_outcome(number, outcome)
 
-    job = f"job {number} of {sweep.n_jobs}"
-    console.show_line(job)
+    job, began = f"job {number} of {sweep.n_jobs}", time.monotonic()
+    console.show_line(job + ("" if sweep.in_worker else _tell_time_left(sweep)))
     with _write_log(sweep.folder / f"{number}.log") if sweep.in_worker else nullcontext():
         try:
             info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
@@ -168,7 +173,7 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
             outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
             lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
-    sweep.write_outcome(number, outcome)
+    sweep.write_outcome(number, replace(outcome, seconds=time.monotonic() - began))
     if outcome.state is not JobState.failed or sweep.in_worker:
         verdicts = f", {outcome.headline}" if outcome.headline else ""
         console.show_line(f"{job}: {outcome.state}{verdicts}")
@@ -176,6 +181,14 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
         from slimdown.models.memory import release_memory
 
         release_memory()
+
+
+def _tell_time_left(sweep: SweepInfo) -> str:
+    """Say how long a job and those after it take, by those that are finished; one after another."""
+    outcomes = {one: sweep.read_outcome(one) for one in sweep.numbers}
+    took = [one.seconds for one in outcomes.values() if one.state is JobState.finished]
+    n_left = sum(not one.is_over for one in outcomes.values())
+    return f", about {format_duration(fmean(took) * n_left)} left in all" if took else ""
 
 
 def run_job(
