@@ -152,7 +152,7 @@ def test_the_console_shows_results_and_where_to_look(
 ) -> None:
     shown = sweep[1].stdout
     for run in find_runs(client):
-        assert run.info.run_id in shown
+        assert f"finished, run {run.info.run_id[:8]}" in shown
         page = read_artifact(client, run, "report.html")
         assert all(name in page.read_text() for name in BENCHMARKS)
     assert "Traceback" not in sweep[1].stderr

@@ -175,8 +175,9 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, replace(outcome, seconds=time.monotonic() - began))
     if outcome.state is not JobState.failed or sweep.in_worker:
-        verdicts = f", {outcome.headline}" if outcome.headline else ""
-        console.show_line(f"{job}: {outcome.state}{verdicts}")
+        run_id = f"run {outcome.run_id[:8]}" if outcome.run_id else ""
+        parts = filter(None, (outcome.state, run_id, outcome.headline))
+        console.show_line(f"{job}: {', '.join(parts)}")
     if "torch" in sys.modules:  # the next job in this process needs the memory
         from slimdown.models.memory import release_memory
 
