@@ -1,5 +1,6 @@
 """Sort a `Comparison`, and average its changes by the value of a setting."""
 
+import re
 from dataclasses import replace
 from math import isfinite
 
@@ -71,5 +72,7 @@ def parse_setting(text: str) -> SortValue:
 
 
 def _order(value: SortValue) -> tuple[int, float, str]:
-    """Put numbers before words."""
-    return (1, 0.0, value) if isinstance(value, str) else (0, value or 0.0, "")
+    """Put numbers before words, and `checkpoint-50` before `checkpoint-100`."""
+    if isinstance(value, str):
+        return 1, 0.0, re.sub(r"\d+", lambda number: number[0].zfill(12), value)
+    return 0, value or 0.0, ""

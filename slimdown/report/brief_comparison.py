@@ -12,6 +12,7 @@ from math import isnan
 
 from rich.cells import cell_len
 
+from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
 from slimdown.comparison.group_tests import KEPT, LEARNED, ShownDifference, find_differences
 from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
@@ -22,6 +23,7 @@ from slimdown.report.formatting import (
     EMPTY,
     cut_name,
     drop_shared_beginning,
+    drop_shared_folders,
     format_number,
     format_p_value,
     pluralize,
@@ -82,11 +84,30 @@ def describe_briefly(
     notes = [f"--rows 0 shows all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += describe_claims(comparison, by)
     notes += [note for note in comparison.notes if CORRECTED not in note]
-    notes += [HOW_TO_CONFIRM] if comparison.holds_out else []
+    notes += describe_choice(comparison)
     what, how = head_comparison(comparison, by)
     whole = f"{what}, {how}"
     title = [whole] if len(whole) <= width else [what, how]
     return BriefComparison(title, _lay_out(labels, body, len(comparison.benchmarks), width), notes)
+
+
+def describe_choice(comparison: Comparison) -> Iterator[str]:
+    """Say which checkpoint to take, and how a choice is confirmed."""
+    if read_steps(comparison):
+        if not (chosen := choose_checkpoint(comparison)):
+            yield "No checkpoint is within its budgets as measured."
+            return
+        reason = f"its targets rose most, {format_number(100 * chosen.learned, '+.1f')} points"
+        if isnan(chosen.learned):
+            reason = "the last one; nothing measured what was learned"
+        yield f"Step {chosen.step:,} of those within their budgets as measured: {reason}."
+        if comparison.holds_out:
+            run_id = chosen.row.runs[0].run_id[:8]
+            yield f"Next, on the half that was held back: slimdown compare {run_id} --confirm"
+        else:
+            yield "To confirm a choice, measure them with evaluation.holdout=0.5."
+    elif comparison.holds_out:
+        yield HOW_TO_CONFIRM
 
 
 def find_settings(comparison: Comparison, by: str | None = None) -> list[str]:
@@ -131,6 +152,7 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
 def _label_rows(rows: Sequence[Configuration], settings: Sequence[str]) -> Grid:
     """Return what names each row, the headings first: values, or runs where they name none."""
     values = [tuple(row.settings.get(key) or EMPTY for key in settings) for row in rows]
+    values = list(zip(*map(drop_shared_folders, zip(*values, strict=True)), strict=True)) or values
     if settings and len(set(values)) == len(values):
         return [list(settings), *map(list, values)]
     ids = [row.ids for row in rows]

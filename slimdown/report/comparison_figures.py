@@ -16,7 +16,7 @@ from slimdown.report.figures import (
     draw_learned_and_kept,
     draw_seeds,
 )
-from slimdown.report.formatting import EMPTY
+from slimdown.report.formatting import EMPTY, drop_shared_folders
 from slimdown.stats.estimates import Estimate
 
 _MOST_DRAWN = 60  # configurations: more are not legible
@@ -52,6 +52,11 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
         for name in names:
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
             columns[name].append(DrawnMean(value, shared, _list_seeds(row, name), mean))
+    short = drop_shared_folders([row.settings.get(settings[0], EMPTY) for row in grouped.rows])
+    columns = {
+        name: [replace(one, value=value) for one, value in zip(means, short, strict=True)]
+        for name, means in columns.items()
+    }
     seen = {
         names[name]: [one for one in means if isfinite(one.mean.value)]
         for name, means in columns.items()

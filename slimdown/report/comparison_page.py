@@ -12,6 +12,7 @@ from slimdown.comparison.trials import TrialOutcome
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.report import pages, text
 from slimdown.report.brief_comparison import (
+    describe_choice,
     describe_claims,
     find_settings,
     head_columns,
@@ -227,12 +228,12 @@ def render_comparison_page(
     """
     from slimdown.report import comparison_figures  # matplotlib takes half a second
 
-    values: dict[str, Any] = {"headings": [], "answer": [], "figures": [], "closing": ""}
+    values: dict[str, Any] = {"headings": [], "answer": [], "figures": [], "closing": []}
     if comparison:
         values["headings"] = head_comparison(comparison, setting)
         values["answer"] = list(describe_claims(comparison, setting, _MOST_CLAIMED))
         values["figures"] = comparison_figures.draw_comparison(comparison, setting)
-        values["closing"] = text.HOW_TO_CONFIRM if comparison.holds_out else ""
+        values["closing"] = list(describe_choice(comparison))
     values |= {"table": table.at(Place.page), "options": options}
     return pages.render("comparison.html.j2", **values)
 
@@ -244,5 +245,5 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
     values: dict[str, Any] = {"figures": [(figure, None, caption)], "headings": [], "answer": []}
-    values |= {"command": "scale", "options": "", "closing": ""}
+    values |= {"command": "scale", "options": "", "closing": []}
     return pages.render("comparison.html.j2", table=table, **values)

@@ -102,8 +102,10 @@ def draw_seeds(
     drawn = [one for means in panels.values() for one in means]
     values = list(dict.fromkeys(one.value for one in drawn))
     others = list(dict.fromkeys(one.others for one in drawn))
+    is_ordered = all(re.search(r"\d/?$", value) for value in values)  # numbers, or checkpoints
     for i, (heading, means) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(n_down, n_across, i)
+        curves: dict[str, list[tuple[float, float]]] = {}
         for one in means:
             group = others.index(one.others)
             place = values.index(one.value) + 0.7 * ((group + 0.5) / len(others) - 0.5)
@@ -114,7 +116,10 @@ def draw_seeds(
             style: dict[str, Any] = {"marker": "D" if apart else "o", "markersize": 4.5}
             style |= {"color": color, "capsize": 2.5, "elinewidth": 1}
             middle, arms = 100 * one.mean.value, _measure_arms([one.mean])
+            curves.setdefault(one.others, []).append((place + apart, middle))
             axes.errorbar([place + apart], [middle], arms, **style)
+        for group, points in enumerate(curves.values() if is_ordered else ()):
+            axes.plot(*zip(*points, strict=True), color=_COLORS[group % 6], lw=1, alpha=0.6)
         axes.set_ylim(*_find_limits([seed for one in means for seed in one.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
         room = max(6, (26 if n_across > 1 else 48) // len(values))

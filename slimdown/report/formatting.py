@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -173,6 +173,20 @@ def drop_shared_beginning(names: Collection[str]) -> dict[str, str]:
     columns = zip(*(of_name[:-1] for of_name in words), strict=False)
     n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
     return {"_".join(of_name): "_".join(of_name[n_shared:]) for of_name in words}
+
+
+def drop_shared_folders(paths: Sequence[str]) -> list[str]:
+    """Return paths without the folders that all of them lie in.
+
+    >>> drop_shared_folders(["out/checkpoint-50", "out/checkpoint-100"]), drop_shared_folders(["4"])
+    (['checkpoint-50', 'checkpoint-100'], ['4'])
+    """
+    if len({*paths}) < 2:
+        return [*paths]
+    parts = [path.split("/") for path in paths]
+    columns = zip(*(of_path[:-1] for of_path in parts), strict=False)
+    n_shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
+    return ["/".join(of_path[n_shared:]) for of_path in parts]
 
 
 def cut_name(name: str, width: int) -> str:

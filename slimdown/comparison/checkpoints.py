@@ -1,0 +1,71 @@
+"""Which checkpoint of a training to take: the one that learned most within what it may lose."""
+
+import re
+from dataclasses import dataclass
+from math import isnan
+
+from slimdown.comparison.run_comparison import Comparison, Configuration
+from slimdown.judging.budgets import default_budgets
+
+SETTING = "tuned"  # the setting that names a checkpoint's folder
+_NUMBERED = re.compile(r"(.*?)(\d+)/?")
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """A checkpoint within its budgets as measured; None of them: there is no such one.
+
+    Attributes:
+        row: Its run.
+        step: The number of its folder.
+        learned: The mean change of the targets, a share; nan where none was asked.
+    """
+
+    row: Configuration
+    step: int
+    learned: float
+
+
+def read_steps(comparison: Comparison) -> list[int]:
+    """Return the steps of checkpoints, one for each row; nothing if the rows are no such series.
+
+    Folders of a series differ in the number at their end alone, as those of every trainer do.
+    """
+    folders = [_NUMBERED.fullmatch(row.settings.get(SETTING, "")) for row in comparison.rows]
+    found = [folder for folder in folders if folder]
+    is_series = len(found) == len(folders) > 1 and len({folder[1] for folder in found}) == 1
+    steps = [int(folder[2]) for folder in found]
+    return steps if is_series and len(set(steps)) == len(steps) else []
+
+
+def choose_checkpoint(comparison: Comparison) -> ChosenCheckpoint | None:
+    """Choose among checkpoints by what was measured; other questions have to confirm it.
+
+    Args:
+        comparison: A series, see `read_steps`.
+
+    Returns:
+        Of the checkpoints whose losses are within their budgets, the one whose targets rose most;
+        without a target the last one. None where no checkpoint is within.
+    """
+    within = [
+        ChosenCheckpoint(row, step, row.target.value)
+        for row, step in zip(comparison.rows, read_steps(comparison), strict=True)
+        if _is_within(row)
+    ]
+    within.sort(key=lambda one: one.step)
+    if not within or isnan(within[-1].learned):
+        return within[-1] if within else None
+    return max(within, key=lambda one: one.learned)
+
+
+def _is_within(row: Configuration) -> bool:
+    """Whether each loss was measured, and is within its budget, in every run of a row."""
+    for run in row.runs:
+        budgets = default_budgets(run.changes)
+        if not all(
+            run.changes[name].is_measured and run.changes[name].primary.difference.value >= -budget
+            for name, budget in budgets.items()
+        ):
+            return False
+    return True
