@@ -64,6 +64,7 @@ class Checkpoint:
                 self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
         # The second is what `from_pretrained` adds.
         self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
+        self._weights = {name.removeprefix(self._prefix) for name in outline.state_dict()}
         self.ties: dict[str, str] = {}
         for pair in outline.all_tied_weights_keys.items():
             one, two = (name.removeprefix(self._prefix) for name in pair)
@@ -74,8 +75,12 @@ class Checkpoint:
         return name in self.places or self.ties.get(name) in self.places
 
     def ignores(self, name: str) -> bool:
-        """Whether transformers computes a tensor itself, though older versions saved it."""
-        return any(re.search(mask, name) for mask in self._masks)
+        """Whether transformers computes a tensor itself, though older versions saved it.
+
+        GPT-2's mask `attn.bias` is also found in `c_attn.bias`, which is a weight.
+        """
+        is_weight = name.removeprefix(self._prefix) in self._weights
+        return not is_weight and any(re.search(mask, name) for mask in self._masks)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor, or the one that it is tied to; its numbers are read when used.
