@@ -22,6 +22,7 @@ from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_ada
 from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import read_adapter_config
+from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
@@ -134,6 +135,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
         outline = load_outline(tuned, config.quantization.name)
+        check_weight_files(tuned, outline)
     return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
 
 

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from slimdown.config.schema import ModelConfig
 from slimdown.models.base_model import MODEL_FILES, LoadedModel
 from slimdown.models.external import ExternalModel, fetch_tuned_model
 from slimdown.models.memory import release_weights
+from slimdown.models.weight_files import find_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
 
@@ -45,19 +45,11 @@ class Checkpoint:
         Raises:
             ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
-        from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-
         self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
         if getattr(outline.config, "quantization_config", None) or config.file:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
-        source, self.places = str(config.folder or config.id), dict[str, tuple[Path, str]]()
-        find: Any = partial(cached_file, source, revision=config.revision)
+        self.files, self.places = find_weight_files(config), dict[str, tuple[Path, str]]()
         with explain_hub_errors(self.named):
-            files = [find("model.safetensors", _raise_exceptions_for_missing_entries=False)]
-            if files == [None]:
-                index = find("model.safetensors.index.json")
-                files, _ = get_checkpoint_shard_files(source, index, revision=config.revision)
-            self.files = [Path(file) for file in files]
             for file in self.files:
                 with safe_open(file, "pt") as opened:
                     names = opened.keys()
