@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from commands_and_runs import SMALL, QuietHandler, call_verb, find_runs, run_command, serve
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
 from slimdown import experiment, pocket, run
 from slimdown.commands import arguments
@@ -228,6 +231,27 @@ def test_a_folder_is_made_whole_or_not_at_all(
     with arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "whole").touch()
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_folder(
+    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking, out = composed().tracking, Path("made/out").absolute()
+
+    def write_weights() -> int:
+        with arguments.make_folder(tracking, "--out", out) as draft:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full quota
+            try:
+                save_file({"weight": torch.ones(1000)}, draft / "model.safetensors")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return 0
+
+    assert arguments.run_command(write_weights, "This run cannot be merged:", 1) == 1
+    heading, line = capsys.readouterr().err.splitlines()
+    assert "the disk is full (Error while serializing: " in line
+    assert not list(out.parent.iterdir())
 
 
 COMMIT = b'{"id": "me/it", "sha": "%040d"}' % 7

@@ -192,6 +192,7 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
 
     Raises:
         ConfigError: The folder is in use, perhaps because another process has just written it.
+        SlimdownError: The disk is full.
     """
     from slimdown.report.console import show_line
     from slimdown.tracking.store import wait_for_lock
@@ -205,6 +206,9 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
             draft.mkdir(parents=True)
             yield draft
             draft.replace(folder)
+        except Exception as error:
+            files.raise_if_disk_full(error)
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
