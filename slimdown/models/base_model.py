@@ -19,7 +19,7 @@ from slimdown.models.identity import describe_computation, hash_tokenizer
 from slimdown.models.memory import estimate_weight_bytes, free_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.weight_files import refuse_missing
-from slimdown.utils.distributed import process_count, process_rank
+from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
@@ -295,5 +295,5 @@ def pick_device(wanted: Device) -> torch.device:
         raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
     if name != "cuda" or process_count() == 1:
         return torch.device(name)
-    torch.cuda.set_device(process_rank() % torch.cuda.device_count())  # `cuda` means it from now on
+    torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # `cuda` means it from now on
     return torch.device(name, torch.cuda.current_device())
