@@ -157,3 +157,23 @@ def test_vllm_itself_gives_nearly_the_answers_of_transformers(
     for by_vllm, expected in zip(*backends, strict=True):
         assert sum(map(eq, by_vllm, expected)) >= 30  # bfloat16 rounds
     assert backends[0][0] != backends[0][1]
+
+
+def test_a_gpu_is_seen_on_linux_and_under_wsl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert count_gpus(tmp_path) == 0
+    for name in ("dev/dxg", "usr/lib/wsl/lib/libdxcore.so"):  # a GPU of another maker
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert count_gpus(tmp_path) == 0
+    (tmp_path / "usr/lib/wsl/lib/libcuda.so.1").touch()
+    assert count_gpus(tmp_path) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert count_gpus(tmp_path) == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (tmp_path / "dev/dxg").unlink()
+    assert count_gpus(tmp_path) == 0
+    (tmp_path / "dev/nvidia0").touch()
+    assert count_gpus(tmp_path) == 1
