@@ -185,13 +185,16 @@ def summarize_samples(
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
     ]
 
-    def cut(by_metric: dict[str, Any]) -> dict[str, Any]:
-        return {metric: by_metric[metric] for metric in metrics}
+    def cut(sample: Sample) -> Sample:
+        if [*sample.scores] == [*sample.answers] == metrics:
+            return sample  # most are whole, and there may be 100,000
+        answers, scores = ({m: of[m] for m in metrics} for of in (sample.answers, sample.scores))
+        return replace(sample, answers=answers, scores=scores)
 
     return BenchmarkEvaluation(
         benchmark=benchmark,
         task_version=task_version,
-        samples=tuple(replace(s, answers=cut(s.answers), scores=cut(s.scores)) for s in samples),
+        samples=tuple(map(cut, samples)),
         seconds=seconds,
         task_weights=task_weights,
     )
