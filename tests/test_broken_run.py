@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_folder(
         return 0
 
     assert arguments.run_command(write_weights, "This run cannot be merged:", 1) == 1
-    heading, line = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()
     assert "the disk is full (Error while serializing: " in line
     assert not list(out.parent.iterdir())
 

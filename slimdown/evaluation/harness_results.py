@@ -188,8 +188,8 @@ def summarize_samples(
     def cut(sample: Sample) -> Sample:
         if [*sample.scores] == [*sample.answers] == metrics:
             return sample  # most are whole, and there may be 100,000
-        answers, scores = ({m: of[m] for m in metrics} for of in (sample.answers, sample.scores))
-        return replace(sample, answers=answers, scores=scores)
+        answers = {metric: sample.answers[metric] for metric in metrics}
+        return replace(sample, answers=answers, scores={m: sample.scores[m] for m in metrics})
 
     return BenchmarkEvaluation(
         benchmark=benchmark,
@@ -248,7 +248,7 @@ def parse_score(value: Any) -> float | None:
     """
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return {"True": 1.0, "False": 0.0}.get(str(value))
 
 

@@ -149,10 +149,10 @@ def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
     before, after = np.isin(np.array(taken).T, position).astype(float)
     right = [e.base.choices.index(e.base.target) for e in examples]
     share_right, sampling = right.count(position) / len(right), pair.sampling
-    shares = [float(to_weighted(x, sampling).mean()) for x in (before, after)]
+    was, now = (float(to_weighted(x, sampling).mean()) for x in (before, after))
     collapsed = (
-        shares[1] > max(shares[0], share_right)  # else no interval is needed
+        now > max(was, share_right)  # else no interval is needed
         and estimate_mean(after, sampling).low > share_right
         and compare_scores(before, after, sampling).low > 0
     )
-    return ChoiceShift(position, *shares, share_right, collapsed)
+    return ChoiceShift(position, was, now, share_right, collapsed)

@@ -158,7 +158,7 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
             quantized already and should be quantized again.
     """
     import transformers
-    from transformers.quantizers import AutoQuantizationConfig
+    from transformers.quantizers.auto import AutoQuantizationConfig
 
     source = str(config.folder or config.id)
     shaping = {k: v for k, v in config.args.items() if k.endswith("_implementation")}

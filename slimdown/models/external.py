@@ -146,6 +146,8 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
 
     named = f"tuned={config.tuned}"
     settings = read_adapter_config(folder)
+    if (task := settings.get("task_type")) not in (None, "CAUSAL_LM"):
+        raise ModelError(f"{named}: its task_type is {task!r:.40}, and slimdown takes CAUSAL_LM")
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")

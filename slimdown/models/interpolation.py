@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from slimdown.config.schema import ModelConfig
-from slimdown.models.base_model import MODEL_FILES, LoadedModel
+from slimdown.models.base_model import LoadedModel
 from slimdown.models.external import ExternalModel, fetch_tuned_model
 from slimdown.models.memory import release_weights
 from slimdown.models.weight_files import find_weight_files
@@ -25,6 +25,9 @@ from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
+# A trainer's folder holds more, which may be private.
+_READ_BY_TRANSFORMERS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
+_READ_BY_TRANSFORMERS += ["*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template.*"]
 # Keys of config.json that may differ without changing an answer.
 _HARMLESS = re.compile(
     "(_|architectures|dtype|initializer_|max_position_|output_router_|router_aux_|tie_word_|"
@@ -120,7 +123,7 @@ class Interpolation:
                     tensor = self.compute(name, scale).reshape(-1)
                     target.write(tensor.view(torch.uint8).numpy().data)
         folder = fetch_tuned_model(self.external.config)
-        for file in {file for pattern in MODEL_FILES for file in folder.glob(pattern)}:
+        for file in {file for pattern in _READ_BY_TRANSFORMERS for file in folder.glob(pattern)}:
             shutil.copyfile(file, out / file.name)
         if not (out / "tokenizer_config.json").is_file():
             self.external.tokenizer.save_pretrained(out)

@@ -50,7 +50,12 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
     with explain_hub_errors(config.named):
         for file in files:
             headers |= load_state_dict(str(file), map_location="meta")
-        if getattr(outline.config, "quantization_config", None):
+        if own := getattr(outline.config, "quantization_config", None):
+            holds_scales = any(name.endswith((".absmax", ".SCB")) for name in headers)
+            if (own.get("load_in_4bit") or own.get("load_in_8bit")) and not holds_scales:
+                problem = "its config.json says that bitsandbytes quantized its weights, and"
+                advice = "take quantization_config out of it"
+                raise ModelError(f"{config.named}: {problem} its files hold no scales; {advice}")
             return
         settings: dict[str, Any] = {"config": outline.config, "device_map": {"": "meta"}}
         settings |= {"state_dict": headers, "output_loading_info": True}

@@ -134,7 +134,8 @@ def _open_group() -> Any:
     from torch import cuda, distributed
 
     if not distributed.is_initialized():
-        store, rank, n = next(distributed.rendezvous("env://", timeout=MEETING))
+        meet: Any = distributed.rendezvous  # type: ignore[attr-defined]  # exported by a star
+        store, rank, n = next(meet("env://", timeout=MEETING))
         store.set(f"started/{rank}", "")
         store.wait([f"started/{i}" for i in range(n)], MEETING)
         backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"

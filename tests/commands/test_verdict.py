@@ -56,7 +56,7 @@ def run_action(folder: Path, arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("more", "code"),
-    [("--max-loss 1e-9", 1), ("--max-loss 0.9; id", 3), ("--metric \"pocket_cs=acc", 3), ("*", 3)],
+    [("--max-loss 1e-9", 1), ("--max-loss 0.9; id", 3), ('--metric "pocket_cs=acc', 3), ("*", 3)],
 )
 def test_the_github_action_fails_as_the_command_does(
     more: str, code: int, logs: tuple[str, str], tmp_path: Path

@@ -238,6 +238,7 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
             "layers_to_transform is longer than any model has names",
         ),
         (lambda folder: edit_config(folder, modules_to_save=["evil"]), "names 'evil'"),
+        (lambda folder: edit_config(folder, task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
         (
             lambda folder: edit_config(folder, modules_to_save=["lm_head"]),
             "lm_head.weight is None and should be",
@@ -278,7 +279,10 @@ def resize_norm(file: Path) -> None:
     ("spoil", "answer"),
     [
         (lambda folder: [f.unlink() for f in folder.glob("*model*")], "has no safetensors weights"),
-        (lambda folder: edit_file(folder, Path.unlink, 1), "index names model-00002-of-00002.safet"),
+        (
+            lambda folder: edit_file(folder, Path.unlink, 1),
+            "index names model-00002-of-00002.safet",
+        ),
         (lambda folder: edit_file(folder, lambda file: os.truncate(file, 10**5)), "is damaged"),
         (lambda folder: edit_file(folder, lambda file: os.truncate(file, 0)), "is damaged"),
         (lambda folder: edit_file(folder, resize_norm), "has weights of other shapes than its"),
@@ -293,6 +297,10 @@ def resize_norm(file: Path) -> None:
             "Unknown quantization type, got magic",
         ),
         (lambda folder: change_whole(folder, quantization_config=[1]), "cannot be loaded"),
+        (
+            lambda folder: change_whole(folder, quantization_config={"load_in_4bit": True}),
+            "its files hold no scales; take quantization_config out",
+        ),
     ],
 )
 def test_a_damaged_whole_model_is_refused_before_anything_is_measured(
