@@ -30,7 +30,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import run_key
-from slimdown.utils.errors import SlimdownError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
@@ -231,6 +231,11 @@ def test_a_folder_is_made_whole_or_not_at_all(
     with arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "whole").touch()
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
+    for target in ("loop", "nowhere"):
+        (link := out.with_name("loop")).symlink_to(target)
+        with pytest.raises(ConfigError, match="is in use; name a new folder"):
+            arguments.check_new_folder("--out", link)
+        link.unlink()
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_folder(

@@ -182,7 +182,8 @@ def check_new_folder(option: str, folder: Path) -> None:
     Raises:
         ConfigError: Something is in it, or it is no folder.
     """
-    if folder.exists() and (not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir())):
+    is_free = folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not is_free:  # also a link that leads nowhere
         raise ConfigError(f"{option} {folder} is in use; name a new folder, or empty it")
 
 
