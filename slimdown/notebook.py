@@ -194,7 +194,14 @@ class NotebookFindings(Findings):
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:
-        """Write a page with everything, lost answers included, and return its path."""
+        """Write a page with everything, lost answers included, and return its path.
+
+        Raises:
+            ConfigError: `file` is no path.
+            OSError: It cannot be written.
+        """
+        if not isinstance(file, str | Path) or "\0" in str(file):
+            raise ConfigError(f"save({file!r:.40}): give the path of a file, such as report.html")
         from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
 
         path = Path(file).expanduser()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from commands_and_runs import SMALL, QuietHandler, call_verb, find_runs, run_command, serve
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
 from slimdown import experiment, pocket, run
 from slimdown.commands import arguments
@@ -27,7 +30,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import run_key
-from slimdown.utils.errors import SlimdownError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
@@ -228,6 +231,32 @@ def test_a_folder_is_made_whole_or_not_at_all(
     with arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "whole").touch()
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
+    for target in ("loop", "nowhere"):
+        (link := out.with_name("loop")).symlink_to(target)
+        with pytest.raises(ConfigError, match="is in use; name a new folder"):
+            arguments.check_new_folder("--out", link)
+        link.unlink()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_folder(
+    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking, out = composed().tracking, Path("made/out").absolute()
+
+    def write_weights() -> int:
+        with arguments.make_folder(tracking, "--out", out) as draft:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full quota
+            try:
+                save_file({"weight": torch.ones(1000)}, draft / "model.safetensors")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return 0
+
+    assert arguments.run_command(write_weights, "This run cannot be merged:", 1) == 1
+    _, line = capsys.readouterr().err.splitlines()
+    assert "the disk is full (Error while serializing: " in line
+    assert not list(out.parent.iterdir())
 
 
 COMMIT = b'{"id": "me/it", "sha": "%040d"}' % 7

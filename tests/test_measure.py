@@ -258,6 +258,10 @@ def test_findings_show_themselves(findings: Any, tmp_path: Path) -> None:
     rows = table.dropna(subset="verdict").set_index("benchmark")
     change = findings.benchmarks["pocket_cs"].primary.difference.value
     assert rows.loc["pocket_cs", "change"] == change
+    wrong: Any
+    for wrong in (5, None, "a\0b"):
+        with pytest.raises(ConfigError, match="give the path of a file"):
+            findings.save(wrong)
     page = findings.save(tmp_path / "page.html").read_text()
     assert page.lower().startswith("<!doctype html>")
     assert "pocket_math" in page
@@ -294,7 +298,10 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
         ([3], {}, "3 names no benchmark"),
         (["pocket_cs", "pocket_cs"], {}, "pocket_cs"),
         ([{"task": "pocket_cs", "limt": 3}], {}, "did you mean limit"),
-        ("pocket_cs", {"limit": 0}, "limit must be at least 1, got 0"),
+        ("pocket_cs", {"limit": 0}, "limit must be from 1 to 1,000,000,000, got 0"),
+        ("pocket_cs", {"limit": 10**30}, "limit must be from 1 to 1,000,000,000, got 10"),
+        ("pocket_math", {"think_end_token": "3"}, "think_end_token=3 must be a text, such as"),
+        ("pocket_cs", {"chat_template_args": 5}, "chat_template_args must be a mapping"),
         ("pocket_cs", {"stock": "x"}, "stock='x' must be True, False or None"),
         ("pocket_cs", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("pocket_cs", {"apply_chat_template": True}, "chat template"),

@@ -20,6 +20,7 @@ FILES = {
         "Metadata-Version: 2.1\nName: vllm-bnb-plugin\nVersion: 0.1\n"
     ),
 }
+ROOM = 4096  # tokens of keys and values beside the model that is resident
 TokensPrompt = dict
 get_tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained
 
@@ -57,7 +58,9 @@ class LLM:
         loader: Any = AutoModelForCausalLM
         self._model = loader.from_pretrained(model, dtype=dtype)
         self._tokenizer = get_tokenizer(tokenizer)
-        window = self._model.config.max_position_embeddings
+        window = settings["max_model_len"] or self._model.config.max_position_embeddings
+        if window > ROOM:
+            raise ValueError(f"To serve one request with max seq len {window}, more is needed")
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=window))
 
     def generate(
@@ -76,6 +79,8 @@ class LLM:
         outputs = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
             assert params.temperature == 0
+            n_tokens = len(prompt["prompt_token_ids"]) + params.max_tokens
+            assert n_tokens <= self.llm_engine.model_config.max_model_len
             tokens = torch.tensor([prompt["prompt_token_ids"]])
             mask = torch.ones_like(tokens)
             settings: Any = {"attention_mask": mask, "do_sample": False}

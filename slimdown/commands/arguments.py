@@ -61,10 +61,11 @@ class CommandParser(argparse.ArgumentParser):
         help_text = f"{text}, 0: all (default: 100)"
         self.add_argument("--rows", type=int, default=100, metavar="N", help=help_text)
 
-    def add_output(self, *more: str) -> None:
-        """Add --format, which may take more formats than a table's, --output and --all."""
+    def add_output(self, **more: tuple[str, ...]) -> None:
+        """Add --format, --output and --all; `more` are formats beside a table's, with endings."""
         text = "default: table, or what the ending of --output says"
-        self.add_argument("--format", choices=(*FORMATS, *more), help=text)
+        self._formats = FORMATS | more
+        self.add_argument("--format", choices=self._formats, help=text)
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
         self.add_argument(
             "--all", action="store_true", help="show every metric, column and sentence"
@@ -83,8 +84,13 @@ class CommandParser(argparse.ArgumentParser):
         if output := vars(options).get("output"):
             if os.path.isdir(output):  # `is_dir` raises where a name is too long
                 self.error(f"-o {output} is a folder; name a file in it")
-            by_ending = {ending: name for name, endings in FORMATS.items() for ending in endings}
-            options.format = options.format or by_ending.get(output.suffix.lower())
+            formats = self._formats.items()
+            by_ending = {ending: name for name, endings in formats for ending in endings}
+            by_name = by_ending.get(output.suffix.lower())
+            if options.format and by_name and options.format != by_name:
+                said = f"its ending says {by_name}, and --format {options.format}"
+                self.error(f"-o {output}: {said}; leave --format out, or end it otherwise")
+            options.format = options.format or by_name
             if not options.format:
                 self.error(f"-o {output}: end it in {', '.join(by_ending)}, or add --format")
             if not output.parent.is_dir():
@@ -176,7 +182,8 @@ def check_new_folder(option: str, folder: Path) -> None:
     Raises:
         ConfigError: Something is in it, or it is no folder.
     """
-    if folder.exists() and (not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir())):
+    is_free = folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not is_free:  # also a link that leads nowhere
         raise ConfigError(f"{option} {folder} is in use; name a new folder, or empty it")
 
 
@@ -186,6 +193,7 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
 
     Raises:
         ConfigError: The folder is in use, perhaps because another process has just written it.
+        SlimdownError: The disk is full.
     """
     from slimdown.report.console import show_line
     from slimdown.tracking.store import wait_for_lock
@@ -199,6 +207,9 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
             draft.mkdir(parents=True)
             yield draft
             draft.replace(folder)
+        except Exception as error:
+            files.raise_if_disk_full(error)
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import isnan
 
@@ -11,7 +11,9 @@ from slimdown.commands.arguments import CommandParser
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
-from slimdown.judging.findings import Findings, judge
+from slimdown.judging.findings import Findings
+from slimdown.judging.overall import average_changes
+from slimdown.judging.pairing import pair_evaluations
 from slimdown.utils.errors import ConfigError
 
 _FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
@@ -57,11 +59,12 @@ class GateRules:
         off = tuple(name for name in unchecked if "" in self.off or name in self.off)
         if not self.overall:
             return Gate(tuple(checks), off)
-        base, tuned = (
-            replace(one, benchmarks={k: b for k, b in one.benchmarks.items() if k not in off})
-            for one in read_evaluations()
-        )
-        mean = judge(base, tuned).mean_change(Role.retained)
+        mean = findings.mean_change(Role.retained)
+        if off:
+            pairs, benchmarks = pair_evaluations(*read_evaluations()), findings.benchmarks
+            used = [n for n, b in benchmarks.items() if b.is_measured and n not in off]
+            retained = [n for n in used if benchmarks[n].role is Role.retained]
+            mean = average_changes([(pairs[n], benchmarks[n].primary.difference) for n in retained])
         if isnan(mean.value):
             raise ConfigError("--overall: every retained benchmark is off")
         return Gate(tuple(checks), off, mean)

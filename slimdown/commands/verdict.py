@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     parser.add_list("--cluster", "TASK=FIELD", about)
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
     add_gate_options(parser, "their margin, unless they are targets")
-    parser.add_output("junit")
+    parser.add_output(junit=(".xml",))
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     options = parser.parse(name_budgets(argv))
     refusal = "These logs cannot be judged:"

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from os.path import expanduser, isfile
 
-from slimdown.config.fields import POSITIVE, SHARE, Range, check_own_settings, setting
+from slimdown.config.fields import POSITIVE, Range, check_own_settings, setting
 from slimdown.config.paths import read_group
 from slimdown.utils.errors import ConfigError
 
 _LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, and its end
+_SHARE = Range(
+    "must be from 0 to 0.9 (nine replayed rows beside each of yours)", lambda x: 0 <= x <= 0.9
+)
 _FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
 
 
@@ -28,7 +31,7 @@ class KeepConfig:
     """The chosen mitigation; a field that it does not have is null."""
 
     name: Keep = setting("what is done so that a fine-tuning keeps what the base can do")
-    share: float | None = setting("share of replayed rows among all", SHARE, None)
+    share: float | None = setting("share of replayed rows among all", _SHARE, None)
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
     max_tokens: int | None = setting("tokens of a row that the base writes", _LENGTH, None)
     temperature: float | None = setting("at which the base writes rows", POSITIVE, None)

@@ -34,6 +34,7 @@ _FILLED = Range("must not be empty", str.strip)
 _TEXTS = Range("must be a list of texts", lambda texts: all(t and type(t) is str for t in texts))
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
+_QUESTIONS = Range("must be from 1 to 1,000,000,000", lambda n: 1 <= n <= 10**9)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
@@ -48,6 +49,13 @@ PROMPT_SETTINGS = (
     "think_end_token",
 )
 """The settings of the evaluation that say how a benchmark is asked."""
+
+# fmt: off
+_RENDERED = frozenset([  # arguments of `apply_chat_template` and of our own rendering
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
+    "self", "tokenize", "tokenizer",
+])
+# fmt: on
 
 OnProgress = Callable[[int, int, str], None]
 """Receives how much is done, how much there is, and a few words to show beside it."""
@@ -263,7 +271,7 @@ class BenchmarkConfig:
     numeric_tolerance: float | None = setting(
         "answers this near to the target count in flexible_accuracy", POSITIVE, None
     )
-    limit: int | None = setting("the first questions alone; null: all", COUNT, None)
+    limit: int | None = setting("the first questions alone; null: all", _QUESTIONS, None)
     max_gen_toks: int | None = setting(
         "tokens of a generated answer, thinking included", COUNT, None
     )
@@ -338,12 +346,18 @@ class EvaluationConfig:
     backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
 
     def problems(self) -> Iterator[str]:
+        args = self.chat_template_args
+        for name in args if isinstance(args, dict) else ():
+            if name in _RENDERED or type(name) is not str:
+                yield f"chat_template_args.{name} is no variable, or slimdown sets it; leave it out"
         is_idle = not self.chat_template_args and not self.enable_thinking
         if self.apply_chat_template is False and not is_idle:
             variables = "chat_template_args and enable_thinking are for the chat template"
             yield f"apply_chat_template=false: {variables}; set it to true, or leave them out"
         if self.enable_thinking and not self.think_end_token:
             yield "enable_thinking=true needs think_end_token, what ends the thinking: </think>"
+        if str(self.think_end_token).isdigit():  # the harness takes it for a token's number
+            yield f"think_end_token={self.think_end_token} must be a text, such as </think>"
         if self.think_end_token and self.backend is Backend.vllm:
             yield f"think_end_token={self.think_end_token} needs backend=hf; or set it to null"
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -348,6 +348,16 @@ class BenchmarkRun:
             )
         return samples
 
+    def count_longest(self) -> int:
+        """Count the tokens of the longest generated answer with its prompt; 0: none is."""
+        longest = 0
+        for (name, _), requests in self.requests.items():
+            task = self.task.tasks[name]
+            if task.OUTPUT_TYPE == "generate_until":
+                n_tokens = len(self.lm.tok_encode(str(requests[0].args[0])))
+                longest = max(longest, n_tokens + self._max_new_tokens(task))
+        return longest
+
     def _check_room(self) -> None:
         """Refuse requests beyond the window, and examples and own questions that would be cut."""
         benchmark, lm = self.task.config, self.lm
@@ -375,6 +385,19 @@ class BenchmarkRun:
                     "shorter or fewer examples (num_fewshot), fewer new tokens (max_gen_toks), or "
                     "a model with a longer window"
                 )
+
+
+def choose_window(lm: Any, runs: Iterable[BenchmarkRun]) -> int:
+    """Choose how many tokens vLLM makes room for: the longest, up to a power of two.
+
+    So most runs get an equal engine.
+
+    Returns:
+        0: the model's own window, which is no longer.
+    """
+    longest = max((run.count_longest() for run in runs), default=0)
+    window = 1 << (longest + 8).bit_length()  # its tokenizer may add a beginning
+    return window if window < lm.max_length else 0
 
 
 def answer_chunks(

@@ -11,7 +11,12 @@ from typing import Any
 from slimdown.config.schema import PROMPT_SETTINGS, Backend, EvaluationConfig, OnProgress
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
-from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunks
+from slimdown.evaluation.benchmark_run import (
+    BenchmarkRun,
+    Chunk,
+    answer_chunks,
+    choose_window,
+)
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.outside_code import forbid_hub_metrics
@@ -175,9 +180,10 @@ class Evaluator:
         """Build the questions of every benchmark, and name the backend; nothing is asked yet."""
         lm = open_lm(model, self._config, backend)
         generating, vllm = backend, None
-        if self._config.backend is Backend.vllm:
-            generating, vllm = backend.generate_by_vllm(), stack.enter_context(open_vllm(model))
         runs: dict[str, BenchmarkRun] = {}
+        if self._config.backend is Backend.vllm:
+            generating = backend.generate_by_vllm()
+            vllm = stack.enter_context(open_vllm(model, lambda: choose_window(lm, runs.values())))
         blocks: dict[str, dict[int, list[Sample]]] = {}  # by key: equal questions are asked once
         for name, task in self.tasks.items():
             used = generating if task.generates else backend

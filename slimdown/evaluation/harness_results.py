@@ -185,13 +185,16 @@ def summarize_samples(
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
     ]
 
-    def cut(by_metric: dict[str, Any]) -> dict[str, Any]:
-        return {metric: by_metric[metric] for metric in metrics}
+    def cut(sample: Sample) -> Sample:
+        if [*sample.scores] == [*sample.answers] == metrics:
+            return sample  # most are whole, and there may be 100,000
+        answers = {metric: sample.answers[metric] for metric in metrics}
+        return replace(sample, answers=answers, scores={m: sample.scores[m] for m in metrics})
 
     return BenchmarkEvaluation(
         benchmark=benchmark,
         task_version=task_version,
-        samples=tuple(replace(s, answers=cut(s.answers), scores=cut(s.scores)) for s in samples),
+        samples=tuple(map(cut, samples)),
         seconds=seconds,
         task_weights=task_weights,
     )
@@ -245,7 +248,7 @@ def parse_score(value: Any) -> float | None:
     """
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return {"True": 1.0, "False": 0.0}.get(str(value))
 
 

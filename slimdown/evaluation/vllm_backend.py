@@ -49,13 +49,17 @@ def check_adapter(config: RunConfig) -> None:
 
 
 @contextmanager
-def open_vllm(model: LoadedModel) -> Iterator[Callable[[list[Any]], list[str]]]:
+def open_vllm(
+    model: LoadedModel, count_longest: Callable[[], int]
+) -> Iterator[Callable[[list[Any]], list[str]]]:
     """Yield a function that generates a model's answers; its process starts at the first question.
 
     Every model gets the same engine with room for a LoRA, so an adapter of zeros changes nothing.
 
     Args:
         model: Its files are read anew; the model itself stays where it is.
+        count_longest: Returns the most tokens of a prompt and its answer, or 0: the model's window.
+            It is called when the first question is asked.
 
     Raises:
         ModelError: vLLM would quantize the weights in another way, or cannot answer.
@@ -83,6 +87,8 @@ def open_vllm(model: LoadedModel) -> Iterator[Callable[[list[Any]], list[str]]]:
                 release_memory()
                 free, total = torch.cuda.mem_get_info()  # the model that is trained keeps its own
                 settings: dict[str, Any] = {"pretrained": model.files, "tokenizer": folder}
+                # vLLM makes room for one text of this length, beside the model that is resident.
+                settings |= {"max_model_len": count_longest() or None}
                 settings |= {"dtype": model.dtype, "gpu_memory_utilization": 0.85 * free / total}
                 settings |= {"enable_lora": True, "max_lora_rank": MAX_VLLM_RANK}
                 # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.

@@ -1,7 +1,6 @@
 """The forgetting rate: the share of the base's score that is gone, with an interval."""
 
-from functools import partial
-from math import atan2, cos, nan, pi, sin, sqrt, tan
+from math import atan2, nan, pi, sqrt
 
 import numpy as np
 
@@ -49,24 +48,27 @@ def forgetting_rate(
     y_all = np.append(y_of, [0.0, 1.0, 0.0, 1.0])  # and the corners of possible scores
     x_all = np.append(x_of, [0.0, 0.0, 1.0, 1.0])
 
-    def p_values(angles: Floats, sign: int) -> Floats:
-        turned = [sign * (cos(a) * y_all - sin(a) * x_all) for a in angles]
-        values, extremes = np.split(np.array(turned), [len(x_of)], axis=1)
-        return change_test.p_values_of(weights * values, bound * extremes.min(axis=1))
+    signs, sides = np.array([1.0, -1.0])[:, None, None], np.arange(2)
 
-    angle, ends = atan2(tuned, base), []
-    for end, sign in ((0.0, 1), (pi / 2, -1)):  # no score is below 0, so no ratio is
-        # Search outwards from the measured ratio, up to the first one that is ruled out.
-        of_side, points = partial(p_values, sign=sign), np.linspace(angle, end, 17)
-        is_out = of_side(points[1:]) <= ALPHA / 2
-        first = int(is_out.argmax())
-        if is_out.any():
-            end = test.find_end(of_side, points[first + 1], points[first], ALPHA / 2)
-        ends.append(end)
+    def p_values(angles: Floats) -> Floats:  # [sides, points]: lower ratios, and higher ones
+        cosines, sines = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
+        turned = signs * (cosines * y_all - sines * x_all)
+        values, extremes = np.split(turned, [len(x_of)], axis=2)
+        rows = (weights * values).reshape(-1, len(x_of))
+        least = bound * extremes.min(axis=2).ravel()
+        return change_test.p_values_of(rows, least).reshape(angles.shape)
+
+    # Search outwards from the measured ratio, up to the first one that is ruled out.
+    angle, limits = atan2(tuned, base), (0.0, pi / 2)  # no score is below 0, so no ratio is
+    points = np.linspace((angle, angle), limits, 17, axis=1)
+    is_out = p_values(points[:, 1:]) <= ALPHA / 2
+    first = is_out.argmax(axis=1)
+    between = points[sides, first + 1], points[sides, first]
+    ends = np.where(is_out.any(axis=1), test.find_ends(p_values, *between, ALPHA / 2), limits)
     if ends[1] > pi / 2 - 1e-6:  # a base of 0 is not ruled out
         return None
-    high, low = (1 - tan(end) for end in ends)
+    high, low = 1 - np.tan(ends)
     residuals = weights * (y_of - x_of * tuned / base)
     error = sqrt(float(counts @ residuals**2)) / n / base
     error = nan if sampling.looks or error < 1e-12 else error
-    return Estimate(1 - tuned / base, error, low, high)
+    return Estimate(1 - tuned / base, error, float(low), float(high))

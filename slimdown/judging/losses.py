@@ -13,7 +13,7 @@ import numpy as np
 from slimdown.evaluation.results import Sample
 from slimdown.judging.pairing import Pair
 from slimdown.judging.serialization import NOT_RECORDED
-from slimdown.stats.estimates import compare_scores, estimate_mean
+from slimdown.stats.estimates import compare_scores, estimate_mean, to_weighted
 
 # An answer with fewer words than this share of the base's, which was right, has stopped early.
 _SHORT = 0.5
@@ -148,8 +148,11 @@ def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
     position = Counter(after for _, after in taken).most_common(1)[0][0]
     before, after = np.isin(np.array(taken).T, position).astype(float)
     right = [e.base.choices.index(e.base.target) for e in examples]
-    share_before, share_after = (estimate_mean(x, pair.sampling) for x in (before, after))
-    share_right = right.count(position) / len(right)
-    is_more = compare_scores(before, after, pair.sampling).low > 0
-    collapsed = is_more and share_after.low > share_right
-    return ChoiceShift(position, share_before.value, share_after.value, share_right, collapsed)
+    share_right, sampling = right.count(position) / len(right), pair.sampling
+    was, now = (float(to_weighted(x, sampling).mean()) for x in (before, after))
+    collapsed = (
+        now > max(was, share_right)  # else no interval is needed
+        and estimate_mean(after, sampling).low > share_right
+        and compare_scores(before, after, sampling).low > 0
+    )
+    return ChoiceShift(position, was, now, share_right, collapsed)

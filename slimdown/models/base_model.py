@@ -18,7 +18,8 @@ from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfi
 from slimdown.models.identity import describe_computation, hash_tokenizer
 from slimdown.models.memory import estimate_weight_bytes, free_memory
 from slimdown.models.quiet import quiet_libraries
-from slimdown.utils.distributed import process_count, process_rank
+from slimdown.models.weight_files import refuse_missing
+from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
@@ -98,11 +99,7 @@ def load_base_model(
         settings |= {"use_safetensors": True, "output_loading_info": True}
         loader: Any = transformers.AutoModelForCausalLM
         model, info = loader.from_pretrained(source, **settings)
-    if missing := sorted(info["missing_keys"]):  # transformers fills them with random values
-        raise ModelError(
-            f"{config.named}: {len(missing)} of the weights that its config.json describes are not "
-            f"in its files, {missing[0]} for one; get the model again, or correct config.json"
-        )
+    refuse_missing(config, info)
     # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for
     # a kernel without a gradient: training after a measurement would silently train nothing.
     # bitsandbytes 0.49 to 0.50; to be deleted when the packed kernel has a backward pass.
@@ -195,6 +192,7 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
             quantized already and should be quantized again.
     """
     import transformers
+    from transformers.quantizers.auto import AutoQuantizationConfig
 
     source = str(config.folder or config.id)
     shaping = {k: v for k, v in config.args.items() if k.endswith("_implementation")}
@@ -209,6 +207,8 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
                 f"{config.named} is quantized already, and quantization={quantization} would "
                 "round its weights a second time; set quantization=none"
             )
+        if own and not config.file:  # transformers ignores an unknown one
+            AutoQuantizationConfig.from_dict(own)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
                 architecture, dtype=architecture.dtype, **shaping
@@ -329,5 +329,5 @@ def pick_device(wanted: Device) -> torch.device:
         raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
     if name != "cuda" or process_count() == 1:
         return torch.device(name)
-    torch.cuda.set_device(process_rank() % torch.cuda.device_count())  # `cuda` means it from now on
+    torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # `cuda` means it from now on
     return torch.device(name, torch.cuda.current_device())

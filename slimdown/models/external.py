@@ -22,6 +22,7 @@ from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_ada
 from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import read_adapter_config
+from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
@@ -134,6 +135,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
         outline = load_outline(tuned, config.quantization.name)
+        check_weight_files(tuned, outline)
     return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
 
 
@@ -144,6 +146,8 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
 
     named = f"tuned={config.tuned}"
     settings = read_adapter_config(folder)
+    if (task := settings.get("task_type")) not in (None, "CAUSAL_LM"):
+        raise ModelError(f"{named}: its task_type is {task!r:.40}, and slimdown takes CAUSAL_LM")
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,17 @@ import torch
 from safetensors import safe_open
 
 from slimdown.config.schema import ModelConfig
-from slimdown.models.base_model import MODEL_FILES, LoadedModel
+from slimdown.models.base_model import LoadedModel
 from slimdown.models.external import ExternalModel, fetch_tuned_model
 from slimdown.models.memory import release_weights
+from slimdown.models.weight_files import find_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
+# A trainer's folder holds more, which may be private.
+_READ_BY_TRANSFORMERS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
+_READ_BY_TRANSFORMERS += ["*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template.*"]
 # Keys of config.json that may differ without changing an answer.
 _HARMLESS = re.compile(
     "(_|architectures|dtype|initializer_|max_position_|output_router_|router_aux_|tie_word_|"
@@ -45,25 +48,18 @@ class Checkpoint:
         Raises:
             ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
-        from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-
         self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
         if getattr(outline.config, "quantization_config", None) or config.file:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
-        source, self.places = str(config.folder or config.id), dict[str, tuple[Path, str]]()
-        find: Any = partial(cached_file, source, revision=config.revision)
+        self.files, self.places = find_weight_files(config), dict[str, tuple[Path, str]]()
         with explain_hub_errors(self.named):
-            files = [find("model.safetensors", _raise_exceptions_for_missing_entries=False)]
-            if files == [None]:
-                index = find("model.safetensors.index.json")
-                files, _ = get_checkpoint_shard_files(source, index, revision=config.revision)
-            self.files = [Path(file) for file in files]
             for file in self.files:
                 with safe_open(file, "pt") as opened:
                     names = opened.keys()
                 self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
         # The second is what `from_pretrained` adds.
         self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
+        self._weights = {name.removeprefix(self._prefix) for name in outline.state_dict()}
         self.ties: dict[str, str] = {}
         for pair in outline.all_tied_weights_keys.items():
             one, two = (name.removeprefix(self._prefix) for name in pair)
@@ -74,8 +70,12 @@ class Checkpoint:
         return name in self.places or self.ties.get(name) in self.places
 
     def ignores(self, name: str) -> bool:
-        """Whether transformers computes a tensor itself, though older versions saved it."""
-        return any(re.search(mask, name) for mask in self._masks)
+        """Whether transformers computes a tensor itself, though older versions saved it.
+
+        GPT-2's mask `attn.bias` is also found in `c_attn.bias`, which is a weight.
+        """
+        is_weight = name.removeprefix(self._prefix) in self._weights
+        return not is_weight and any(re.search(mask, name) for mask in self._masks)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor, or the one that it is tied to; its numbers are read when used.
@@ -123,7 +123,7 @@ class Interpolation:
                     tensor = self.compute(name, scale).reshape(-1)
                     target.write(tensor.view(torch.uint8).numpy().data)
         folder = fetch_tuned_model(self.external.config)
-        for file in {file for pattern in MODEL_FILES for file in folder.glob(pattern)}:
+        for file in {file for pattern in _READ_BY_TRANSFORMERS for file in folder.glob(pattern)}:
             shutil.copyfile(file, out / file.name)
         if not (out / "tokenizer_config.json").is_file():
             self.external.tokenizer.save_pretrained(out)

@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 
-def count_gpus() -> int:
-    """Return 1 where this process sees a GPU of NVIDIA's, else 0; torch is not imported."""
+def count_gpus(root: Path = Path("/")) -> int:
+    """Return 1 where this process sees a GPU of NVIDIA's, else 0; torch is not imported.
+
+    WSL has one device for the GPUs of all makers, and NVIDIA's library where Windows has its
+    driver.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
         return 0  # hidden: Ray would wait for one for ever
-    places = (Path("/proc/driver/nvidia/gpus").glob("*"), Path("/dev").glob("nvidia[0-9]*"))
-    return int(any(map(any, places)))
+    patterns = ("proc/driver/nvidia/gpus/*", "dev/nvidia[0-9]*")
+    is_wsl = (root / "dev" / "dxg").exists() and any(root.glob("usr/lib/wsl/lib/libcuda.so*"))
+    return int(is_wsl or any(any(root.glob(pattern)) for pattern in patterns))

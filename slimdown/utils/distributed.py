@@ -50,6 +50,11 @@ def process_rank() -> int:
     return rank
 
 
+def local_rank() -> int:
+    """Return the number of this process on its machine, which is that of its GPU."""
+    return _read_count("LOCAL_RANK", 0)
+
+
 def broadcast_from_main(value: _T) -> _T:
     """Return the first process's `value` in every process; it waits until all have called.
 
@@ -129,6 +134,12 @@ def _open_group() -> Any:
     from torch import cuda, distributed
 
     if not distributed.is_initialized():
+        meet: Any = distributed.rendezvous  # type: ignore[attr-defined]  # exported by a star
+        store, rank, n = next(meet("env://", timeout=MEETING))
+        store.set(f"started/{rank}", "")
+        store.wait([f"started/{i}" for i in range(n)], MEETING)
         backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=MEETING)
+        # From here on, a process may write a checkpoint or look, while the others wait in a step.
+        group: Any = {"store": store, "rank": rank, "world_size": n, "timeout": _LONGEST_WAIT}
+        distributed.init_process_group(backend, **group)
     return distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo")

@@ -75,9 +75,10 @@ def raise_if_disk_full(error: BaseException) -> None:
         SlimdownError: The disk is full.
     """
     text = "".join(format_exception(error))  # SQLite and safetensors have errors of their own
-    is_full = "disk is full" in text or os.strerror(errno.ENOSPC) in text
-    if is_full and not isinstance(error, SlimdownError):
+    signs = ["disk is full", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))]
+    if any(sign in text for sign in signs) and not isinstance(error, SlimdownError):
+        reason = " ".join(str(error).split())[:200]
         raise SlimdownError(
-            f"the disk is full ({str(error)[:200]}). Make room, or write to another disk, and "
-            "repeat the command; a run goes on with what was measured"
+            f"the disk is full ({reason}). Make room, or write to another disk, and repeat the "
+            "command; a run goes on with what was measured"
         ) from None

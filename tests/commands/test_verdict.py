@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,24 +36,71 @@ def test_the_readme_shows_what_is_printed(logs: tuple[str, str], capsys: Capture
     assert f"`{capsys.readouterr().out.splitlines()[0]}`" in readme
 
 
-@pytest.mark.parametrize(("budget", "code"), [("1e-9", 1), ("0.9; id", 3)])
-def test_the_github_action_fails_as_the_command_does(
-    budget: str, code: int, logs: tuple[str, str], tmp_path: Path
-) -> None:
+def run_action(folder: Path, arguments: str) -> tuple[int, str]:
+    """Run the action's last step as GitHub does; return its exit code and the job's summary."""
     steps = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())["runs"]["steps"]
-    summary = tmp_path / "summary.md"
+    summary = folder / "summary.md"
+    summary.write_text("")
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "GITHUB_STEP_SUMMARY": str(summary),
         "COMMAND": "verdict",
-        "ARGUMENTS": f"{' '.join(logs)} --max-loss {budget}",
+        "ARGUMENTS": arguments,
     }
-    bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c"]  # GitHub's `shell: bash`
-    ended = subprocess.run([*bash, steps[-1]["run"]], env=environment, capture_output=True)
-    assert ended.returncode == code, ended
-    assert ("| benchmark |" in summary.read_text()) is (code != 3)
+    bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", steps[-1]["run"]]
+    ended = subprocess.run(bash, env=environment, cwd=folder, capture_output=True, text=True)
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, summary.read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [("--max-loss 1e-9", 1), ("--max-loss 0.9; id", 3), ('--metric "pocket_cs=acc', 3), ("*", 3)],
+)
+def test_the_github_action_fails_as_the_command_does(
+    more: str, code: int, logs: tuple[str, str], tmp_path: Path
+) -> None:
+    ended, summary = run_action(tmp_path, f"{' '.join(logs)} {more}")
+    assert ended == code
+    assert ("| benchmark |" in summary) is (code != 3)
     if code != 3:
-        assert summary.read_text().startswith("**FAILED (")
+        assert summary.startswith("**FAILED (")
+
+
+def test_the_github_action_takes_paths_with_spaces_and_leaves_a_format_that_was_given(
+    logs: tuple[str, str], tmp_path: Path
+) -> None:
+    for side, place in zip(logs, ("the base", "the tuned"), strict=True):
+        Path(side).rename(tmp_path / place)
+    sides = "'the base' \"the tuned\""
+    for output, start in (
+        ("-o 'the page.html'", "<!doctype html>"),
+        ("--output=budgets.xml", "<?xml"),
+        ("--format junit -o budgets.txt", "<?xml"),
+    ):
+        code, summary = run_action(tmp_path, f"{sides} --max-loss 0.9999\n{output}")
+        assert code == 0
+        name = output.rpartition(" ")[2].rpartition("=")[2].strip("'")
+        [file] = tmp_path.glob(f"*{name}")
+        assert file.read_text().startswith(start)
+        assert summary.startswith("```\nPASSED (")
+        assert summary.endswith("\n```\n")
+        file.unlink()
+    code, summary = run_action(tmp_path, f"{sides} --format json --max-loss 0.9999")
+    assert json.loads(summary)["exit_code"] == code == 0
+
+
+@pytest.mark.parametrize("output", ["page.html --format=markdown", "page.md --format=junit"])
+def test_an_ending_that_is_not_the_format_is_refused(
+    output: str, logs: tuple[str, str], tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        verdict.main([*logs, "-o", *output.split()])
+    assert ended.value.code == 3
+    assert re.search("its ending says .*, and --format .*; leave", capsys.readouterr().err)
+    assert not [*tmp_path.glob("page.*")]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
         ({"task": "mine", "path": "x"}, {}, "path=x: there is no such file; a relative path"),
         (["gsm8k", "gsm8k"], {}, "gsm8k is named twice"),
         ("gsm8k", {"limt": 3}, "gsm8k: .*limt is not a setting; did you mean limit?"),
-        ("gsm8k", {"limit": 0}, "gsm8k: limit must be at least 1, got 0"),
+        ("gsm8k", {"limit": 0}, "gsm8k: limit must be from 1 to 1,000,000,000, got 0"),
         ("gsm8k", {"limit": "x"}, "limit must be a whole number"),
     ],
 )
@@ -179,6 +179,23 @@ def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:
         composed("keep=auto", "keep.weight=2", "method=full", "quantization=none")
     with pytest.raises(ConfigError, match=r"keep.share must be set for keep=auto"):
         composed("keep=auto", "keep.share=null")
+
+
+@pytest.mark.parametrize("share", ["nan", "-0.1", "0.9999", "inf"])
+def test_a_share_of_replay_is_a_number_and_no_more_than_nine_tenths(
+    share: str, composed: Compose
+) -> None:
+    with pytest.raises(ConfigError, match=r"keep.share must be"):
+        composed("keep=self_replay", f"keep.share={share}")
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "messages", "tokenizer", "tokenize"])
+def test_what_slimdown_hands_to_a_chat_template_itself_is_no_variable(
+    name: str, composed: Compose
+) -> None:
+    template = ["evaluation.apply_chat_template=true"]
+    with pytest.raises(ConfigError, match=rf"chat_template_args.{name} is no variable, or slim"):
+        composed(*template, f"evaluation.chat_template_args.{name}=false")
 
 
 def test_numbers_of_numpy_and_tuples_are_settings() -> None:

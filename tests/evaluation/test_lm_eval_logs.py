@@ -290,6 +290,10 @@ def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) 
         read_logs(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pocket_maths was not asked; did you mean pocket_math"):
         read_logs(logs / "base", targets=["pocket_maths"])
+    wrong: Any = 5
+    for setting in ("metrics", "targets", "clusters"):
+        with pytest.raises(ConfigError, match=f"{setting}=5 must be a"):
+            read_logs(logs / "base", **{setting: wrong})
 
 
 def test_what_opens_a_server_is_no_condition_and_not_kept(copied: Path) -> None:

@@ -244,6 +244,44 @@ def test_damaged_or_missing_results_of_lighteval_are_refused(
         read_logs(base)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("max_new_tokens", "x", "is no results file of lighteval"),
+        ("max_new_tokens", [[1]], "is no results file of lighteval"),
+        ("max_new_tokens", 10**400, "is no number of tokens"),
+        ("em", "x", "no metric that is a mean"),
+        ("em", 10**400, "no metric that is a mean"),
+    ],
+)
+def test_results_of_lighteval_with_values_of_other_types_are_refused(
+    key: str, value: object, problem: str, tmp_path: Path
+) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    [file] = base.rglob("results_*.json")
+    results = json.loads(file.read_text())
+    results["config_general"]["model_config"]["generation_parameters"]["max_new_tokens"] = 10
+    for part in (
+        results["config_general"]["model_config"]["generation_parameters"],
+        *results["results"].values(),
+    ):
+        part |= {key: value} if key in part else {}
+    file.write_text(json.dumps(results))
+    with pytest.raises(DataError, match=problem) as refused:
+        read_logs(base)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [None, 5, ["x"]])
+def test_a_model_of_lighteval_may_have_any_name(name: object, tmp_path: Path) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    [file] = base.rglob("results_*.json")
+    results = json.loads(file.read_text())
+    results["config_general"]["model_name"] = name
+    file.write_text(json.dumps(results))
+    assert read_logs(base).model == str(name)
+
+
 def test_a_metric_of_which_less_is_better_is_left_out(tmp_path: Path) -> None:
     base, _ = write_logs("lighteval", tmp_path)
     [file] = base.rglob("results_*.json")
@@ -277,6 +315,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "of a hundred": ("csv", HEADER + b"1,87.5\n", "score '87.5' is no number from 0 to 1"),
     "a word": ("csv", HEADER + b"1,good\n", "score 'good' is no number"),
     "huge digits": ("jsonl", b'{"id": 1, "score": 1' + b"0" * 5000 + b"}\n", "row 1"),
+    "400 digits": ("jsonl", b'{"id": 1, "score": 1' + b"0" * 400 + b"}\n", "is no number from 0"),
     "deep": ("jsonl", b"[" * 100_000, "row 1"),
     "a list": ("jsonl", b"[1, 2]\n", "row 1: it is no object"),
     "twice": ("csv", HEADER + b"1,1\n1,0\n", "question '1' stands there twice"),

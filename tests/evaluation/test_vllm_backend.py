@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import vllm_stand_in
 from mlflow import MlflowClient
 from tiny_benchmarks import make_prompts
 
+from slimdown import pocket
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.vllm_backend import check_adapter, open_vllm
 from slimdown.experiment import run_experiment
@@ -77,10 +79,26 @@ def test_a_run_gets_the_answers_of_transformers_and_keeps_them_apart(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_long_window_needs_no_more_room_than_the_longest_question(
+    store: MlflowClient, composed: Composed, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pocket.MODEL_DIR, tmp_path / "model"))
+    file = folder / "config.json"
+    settings = json.loads(file.read_text()) | {"max_position_embeddings": 131_072}
+    file.write_text(json.dumps(settings))
+    chosen = [*VLLM, f"model.id={folder}", f"tuned={folder}", *FEW[:2]]
+    config = composed(*chosen, "benchmark.pocket_cs.limit=1")
+    findings = run_experiment(config, RunInfo("long"))
+    base, tuned = read_responses(findings)
+    assert len(base) == 8
+    assert base == tuned
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_failure_of_vllm_is_one_line(base: LoadedModel, vllm: pytest.MonkeyPatch) -> None:
     vllm.setattr("torch.cuda.mem_get_info", lambda: (8, 1))
     reason = r"vLLM fails on pocket:model \(ValueError: Free memory is less than desired\)"
-    with open_vllm(base) as generate, pytest.raises(ModelError, match=reason):
+    with open_vllm(base, lambda: 0) as generate, pytest.raises(ModelError, match=reason):
         generate(make_prompts(["Question:"]))
 
 
@@ -110,10 +128,10 @@ def test_an_adapter_that_vllm_would_read_otherwise_is_refused(
 
 def test_weights_that_vllm_would_quantize_otherwise_are_refused(base: LoadedModel) -> None:
     rounded = replace(base, quantization="nf4", dtype="bfloat16")
-    with open_vllm(rounded):
+    with open_vllm(rounded, lambda: 0):
         pass  # pocket:model is stored in bfloat16
     for odd in (replace(rounded, dtype="float16"), replace(rounded, quantization="gptq")):
-        with pytest.raises(ModelError, match="would quantize"), open_vllm(odd):
+        with pytest.raises(ModelError, match="would quantize"), open_vllm(odd, lambda: 0):
             pass
 
 
@@ -139,3 +157,23 @@ def test_vllm_itself_gives_nearly_the_answers_of_transformers(
     for by_vllm, expected in zip(*backends, strict=True):
         assert sum(map(eq, by_vllm, expected)) >= 30  # bfloat16 rounds
     assert backends[0][0] != backends[0][1]
+
+
+def test_a_gpu_is_seen_on_linux_and_under_wsl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert count_gpus(tmp_path) == 0
+    for name in ("dev/dxg", "usr/lib/wsl/lib/libdxcore.so"):  # a GPU of another maker
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert count_gpus(tmp_path) == 0
+    (tmp_path / "usr/lib/wsl/lib/libcuda.so.1").touch()
+    assert count_gpus(tmp_path) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert count_gpus(tmp_path) == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (tmp_path / "dev/dxg").unlink()
+    assert count_gpus(tmp_path) == 0
+    (tmp_path / "dev/nvidia0").touch()
+    assert count_gpus(tmp_path) == 1

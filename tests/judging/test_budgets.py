@@ -1,11 +1,22 @@
 """Budgets: what a fine-tuning may lose, and the exit code that says whether it kept to it."""
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
+from builders import (
+    Patch,
+    draw_scores,
+    judge_scores,
+    make_benchmark,
+    make_evaluation,
+    make_scores,
+    stop_early,
+)
 
+from slimdown.commands.gate import GateRules
 from slimdown.config.schema import Role
 from slimdown.judging.budgets import (
     Gate,
@@ -17,6 +28,7 @@ from slimdown.judging.budgets import (
 )
 from slimdown.judging.findings import Findings, judge
 from slimdown.report.findings_report import write_junit
+from slimdown.stats import likelihood
 from slimdown.stats.estimates import Estimate
 from slimdown.utils.errors import ConfigError
 
@@ -193,3 +205,26 @@ def test_a_run_is_decided_by_the_budgets_that_its_settings_name() -> None:
     assert gate is not None
     assert [(one.benchmark, one.budget) for one in gate.checks] == [("a", 0.02)]
     assert gate.outcome is Outcome.beyond
+
+
+def test_a_gate_of_many_benchmarks_solves_few_equations_for_each(monkeypatch: Patch) -> None:
+    """Hundreds of benchmarks are judged in seconds; the mean of all is not judged anew."""
+    n_solved, solve = [0], likelihood._solve
+
+    def count(*arguments: Any) -> Any:
+        n_solved[0] += 1
+        return solve(*arguments)
+
+    monkeypatch.setattr(likelihood, "_solve", count)
+    names = [f"task_{i}" for i in range(12)]
+    drawn = [draw_scores(100, 0.6, 0.05, 0.03, seed) for seed in range(len(names))]
+    sides = zip(*drawn, strict=True)
+    pair: Any = [make_evaluation(**dict(zip(names, side, strict=True))) for side in sides]
+    findings = judge(*pair)
+    rules = GateRules({}, {}, [], overall=True)
+    gate = rules.decide(findings, lambda: tuple(pair))
+    assert gate.mean == findings.mean_change(Role.retained)
+    assert n_solved[0] < 60 * len(names)
+    without = GateRules({}, {}, names[:5], overall=True).decide(findings, lambda: tuple(pair))
+    rest = [replace(e, benchmarks={n: e.benchmarks[n] for n in names[5:]}) for e in pair]
+    assert without.mean == judge(*rest).mean_change(Role.retained)

@@ -32,7 +32,7 @@ from slimdown.models.memory import (
     estimate_weight_bytes,
     is_out_of_memory,
 )
-from slimdown.utils.errors import ModelError
+from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.hashing import hash_json
 
 Composed = Callable[..., RunConfig]
@@ -235,6 +235,23 @@ def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(
         assert pick_device(Device.auto).type == device
     with pytest.raises(ModelError, match=r"torch 2\.9\.1 computes padded rows wrongly there"):
         pick_device(Device.mps)
+
+
+def test_a_process_takes_the_gpu_of_its_number_on_its_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second of two machines, on which two of four GPUs are used."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert pick_device(Device.cuda) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with pytest.raises(ConfigError, match="LOCAL_RANK=x is no whole number; torchrun sets it"):
+        pick_device(Device.cuda)
 
 
 def test_a_system_without_unix_is_told_what_runs_there(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
             "layers_to_transform is longer than any model has names",
         ),
         (lambda folder: edit_config(folder, modules_to_save=["evil"]), "names 'evil'"),
+        (lambda folder: edit_config(folder, task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
         (
             lambda folder: edit_config(folder, modules_to_save=["lm_head"]),
             "lm_head.weight is None and should be",
@@ -251,3 +252,61 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
     spoil(folder := save_adapter(tmp_path / "adapter"))
     with pytest.raises(ModelError, match=answer):
         open_it(composed, folder)
+
+
+def save_whole(folder: Path) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
+    model.save_pretrained(folder, max_shard_size="2MB")
+    return folder
+
+
+def change_whole(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_file(folder: Path, edit: Callable[[Path], object], number: int = 0) -> None:
+    edit(sorted(folder.glob("*.safetensors"))[number])
+
+
+def resize_norm(file: Path) -> None:
+    tensors = load_file(file)
+    name = next(name for name in tensors if "layernorm" in name)
+    save_file(tensors | {name: torch.ones(7)}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "answer"),
+    [
+        (lambda folder: [f.unlink() for f in folder.glob("*model*")], "has no safetensors weights"),
+        (
+            lambda folder: edit_file(folder, Path.unlink, 1),
+            "index names model-00002-of-00002.safet",
+        ),
+        (lambda folder: edit_file(folder, lambda file: os.truncate(file, 10**5)), "is damaged"),
+        (lambda folder: edit_file(folder, lambda file: os.truncate(file, 0)), "is damaged"),
+        (lambda folder: edit_file(folder, resize_norm), "has weights of other shapes than its"),
+        (
+            lambda folder: edit_file(folder, lambda file: file.write_bytes(b"\xff" * 100)),
+            "is damaged",
+        ),
+        (lambda folder: change_whole(folder, model_type="gpt2"), "of the weights that its config"),
+        (lambda folder: change_whole(folder, num_hidden_layers=9), "of the weights that its conf"),
+        (
+            lambda folder: change_whole(folder, quantization_config={"quant_method": "magic"}),
+            "Unknown quantization type, got magic",
+        ),
+        (lambda folder: change_whole(folder, quantization_config=[1]), "cannot be loaded"),
+        (
+            lambda folder: change_whole(folder, quantization_config={"load_in_4bit": True}),
+            "its files hold no scales; take quantization_config out",
+        ),
+    ],
+)
+def test_a_damaged_whole_model_is_refused_before_anything_is_measured(
+    spoil: Callable[[Path], Any], answer: str, composed: Composed, tmp_path: Path
+) -> None:
+    spoil(folder := save_whole(tmp_path / "whole"))
+    with pytest.raises(ModelError, match=answer) as refused:
+        open_it(composed, folder, "quantization=none")
+    assert "\n" not in str(refused.value)

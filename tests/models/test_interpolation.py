@@ -10,14 +10,25 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import logits_of
+from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import (
+    ModelConfig,
+    QuantizationConfig,
+    RunConfig,
+    TunedModelConfig,
+)
+from slimdown.evaluation.families import EXACT_FAMILIES
 from slimdown.models.adapters import check_base
-from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
-from slimdown.models.external import open_tuned_model
+from slimdown.models.base_model import (
+    LoadedModel,
+    load_base_model,
+    load_base_tokenizer,
+    load_outline,
+)
+from slimdown.models.external import ExternalModel, open_tuned_model
 from slimdown.models.interpolation import Interpolation, pair_models
 from slimdown.utils.errors import ModelError
 
@@ -53,6 +64,9 @@ def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_t
     folder = save_changed(tmp_path / "tuned", lambda model: model.to(dtype))
     assert len(list(folder.glob("*.safetensors"))) > 1
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    expected_names = {file.name for file in folder.iterdir()}
+    for name in ("trainer_state.json", "notes.txt", "training_args.bin"):  # stay where they are
+        (folder / name).write_text("{}")
     base, tuned = load_plain(pocket.MODEL_DIR), load_plain(folder)
     interpolation, step = pair(composed(f"tuned={folder}")), torch.finfo(dtype).eps
     for scale in (0.0, 0.5, 1.0, 1.5):
@@ -67,7 +81,7 @@ def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_t
             assert torch.allclose(weight.double(), expected, rtol=step, atol=step * 1e-3)
             assert scale != 0 or torch.equal(weight, before.to(dtype))
             assert scale != 1 or torch.equal(weight, after)
-        assert {file.name for file in out.iterdir()} == {file.name for file in folder.iterdir()}
+        assert {file.name for file in out.iterdir()} == expected_names
         assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages }}"
 
 
@@ -96,6 +110,34 @@ def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     with pytest.raises(ModelError, match=r"takes 0\.004 GB, and 0\.001 GB are free"):
         interpolation.save(0.5, tmp_path)
+
+
+FAMILIES = [
+    pytest.param(family, marks=[pytest.mark.slow] * (family not in ("gpt2", "mixtral")))
+    for family in sorted(EXACT_FAMILIES)
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None:
+    """GPT-2's `c_attn.bias` looks like a mask; a Mixtral's experts have other names in files."""
+    configs = ModelConfig(str(tmp_path / "base")), TunedModelConfig(str(tmp_path / "tuned"))
+    for seed, config in enumerate(configs):
+        config.args, config.allow_kernels = {}, False
+        model = build_tiny_model(family, seed)
+        for weight in model.parameters():  # a new model's biases are 0
+            weight.data += 0.1 * torch.randn_like(weight)
+        model.save_pretrained(config.id)
+    tokenizer, outlines = build_byte_tokenizer(), [load_outline(config) for config in configs]
+    base = LoadedModel(outlines[0], tokenizer, "", "", outline=outlines[0])
+    plain = QuantizationConfig(load_in_4bit=False, load_in_8bit=False)
+    external = ExternalModel(base, configs[1], plain, None, tokenizer, outline=outlines[1])
+    interpolation = pair_models(configs[0], external)
+    for scale, config in enumerate(configs):
+        (out := tmp_path / str(scale)).mkdir()
+        interpolation.save(scale, out)
+        expected, weights = (load_plain(Path(one)).state_dict() for one in (config.id, out))
+        assert not [name for name in expected if not torch.equal(expected[name], weights[name])]
 
 
 def untie(model: Any) -> None:

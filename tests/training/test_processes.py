@@ -25,7 +25,10 @@ from slimdown.utils import distributed
 
 SCRIPT = """
 import json, sys
+from datetime import timedelta
 from pathlib import Path
+import torch
+from torch import distributed
 from training_run import TrainingRun
 from hydra import compose
 from slimdown.config.loader import load_config, open_hydra
@@ -36,6 +39,8 @@ from slimdown.utils.distributed import (
 
 folder, cases, command, asked = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 assert broadcast_from_main("go" if process_rank() == 0 else None) == "go"
+group = distributed.group.WORLD._get_backend(torch.device("cpu"))
+assert group.options._timeout > timedelta(hours=1)  # a process may write a checkpoint meanwhile
 
 def work(part):
     if part == "odd":

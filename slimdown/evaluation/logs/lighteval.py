@@ -47,12 +47,14 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # An installed lighteval logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")
-        made_by = {"model": general["model_name"], "tool": tool, "backend": "lighteval"}
+        made_by = {"model": str(general["model_name"]), "tool": tool, "backend": "lighteval"}
         conditions = logged_task.describe_settings("lighteval", title, settings | {"task": task})
         described = [one for one in task["metrics"] if isinstance(one, dict)]  # else names
         worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]
         reported = results["results"][title] | dict.fromkeys(map(str, worse), nan)
-        reported = {name_metric(key): value for key, value in reported.items()}
+        scores = ((name_metric(key), parse_score(value)) for key, value in reported.items())
+        reported = {key: nan if score is None else score for key, score in scores}
+        limit = logged_task.read_limit(limit)
     answers = _read_answers(file, reported)
     version = str(task.get("version"))
     yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
@@ -78,7 +80,7 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
     doc, model_response = row["doc"], row["model_response"]
     prompt, right = model_response.get("input") or doc["query"], doc["gold_index"]
     choices, likelihoods = doc["choices"], model_response.get("logprobs") or ()
-    [text, *_] = model_response.get("text") or [""]
+    text = "".join(list(model_response.get("text") or ())[:1])
     numbers = ((name_metric(key), parse_score(value)) for key, value in row["metric"].items())
     scores = {key: score for key, score in numbers if score is not None}
     fields = {
@@ -87,7 +89,7 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
         "response": text,
         "scores": scores,
         "doc_hash": hash_json([doc["query"], choices]),
-        "document": doc.get("specific") or {},
+        "document": dict(doc.get("specific") or {}),
     }
     if text or not 1 < len(choices) == len(likelihoods):
         return str(doc["id"]), 0.0, fields

@@ -134,6 +134,18 @@ def name_metric(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
+def read_limit(value: Any) -> int | None:
+    """Read how many tokens an answer may have; None: the log does not say.
+
+    Raises:
+        ValueError: It is no number of tokens.
+    """
+    limit = int(value or 0)
+    if not 0 <= limit < 2**31:
+        raise ValueError(f"{value!s:.40} is no number of tokens")
+    return limit or None
+
+
 def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the arguments in which two logs may differ."""
     return {k: value for k, value in arguments.items() if not _FREE_ARGUMENTS.fullmatch(k)}

@@ -79,6 +79,12 @@ def read_logs(
         DataError: There are no logs, or none of questions, or not as the tool writes them.
         OSError: A file cannot be read.
     """
+    for setting, given in (("metrics", metrics or {}), ("clusters", clusters or {})):
+        if not isinstance(given, Mapping):
+            problem = f"{setting}={given!r:.40} must be a dictionary by benchmark"
+            raise ConfigError(f"{problem}, such as {{'gsm8k': ...}}")
+    if not isinstance(targets, Collection):
+        raise ConfigError(f"targets={targets!r:.40} must be a list of benchmarks")
     kind, files = find_logs(Path(str(folder)))
     open_logs = _KINDS[kind].open_logs
     if kind == "tables" and not Path(str(folder)).is_dir():
