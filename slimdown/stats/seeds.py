@@ -147,9 +147,13 @@ class MeanTest:
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the means that are not ruled out, `alpha` / 2 at each end: the tests, inverted."""
-        low = self.questions.find_end(self._p_values_above, -1.0, 1.0, alpha / 2)
-        high = self.questions.find_end(self._p_values_below, 1.0, -1.0, alpha / 2)
-        return min(low, self.value), max(high, self.value)
+
+        def p_values(points: Floats) -> Floats:
+            above, below = points
+            return np.stack([self._p_values_above(above), self._p_values_below(below)])
+
+        low, high = self.questions.find_ends(p_values, (-1.0, 1.0), (1.0, -1.0), alpha / 2)
+        return min(float(low), self.value), max(float(high), self.value)
 
     def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
         """Return the same interval: one test decides about a change and about a margin."""
