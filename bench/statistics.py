@@ -844,6 +844,52 @@ def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "chosen scale over", f"{case}, if measured losses chose", percent(shares[0]), "-"
 
 
+def choose_checkpoints(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Checkpoints of a training: half of 1,200 questions choose one, the other half confirms it.
+
+    The chosen one gained most of 300 target questions, of those whose losses are within 2 points as
+    measured. 5 % of the answers flip back and forth at each checkpoint, all else for good.
+    """
+    n, budget, n_draws = 600, 0.02, draws // 10
+    shapes = {
+        "2.05 points at each": [0.0205] * 5,
+        "0.5 points more at each": [0.005, 0.01, 0.015, 0.02, 0.025],
+        "3 points from the second on": [0.0, 0.03, 0.03, 0.03, 0.03],
+        "1 point at each": [0.01] * 5,
+    }
+    gains = np.linspace(0.05, 0.2, 5)
+
+    def answer(losses: Sequence[float]) -> list[Any]:
+        fate, points = random.random(n), []
+        for loss in losses:
+            flips = random.random(n)
+            changes = np.where(fate < loss, -1.0, 0.0)
+            changes[(fate >= 0.1) & (flips < 0.025)] = -1.0
+            changes[(fate >= 0.1) & (flips > 0.975)] = 1.0
+            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=budget, n=n)
+            one.primary = SimpleNamespace(difference=change_difference(changes))
+            one.is_measured, one.is_stopped, one.n_available = True, True, n
+            points.append(SimpleNamespace(benchmarks={"a": one}))
+        return points
+
+    for name, losses in shapes.items():
+        counts = np.zeros(3)
+        for _ in range(n_draws):
+            measured = [p.benchmarks["a"].primary.difference.value for p in answer(losses)]
+            learned = random.binomial(300, gains) / 300
+            within = [i for i, change in enumerate(measured) if change >= -budget]
+            if within:
+                i = max(within, key=lambda i: learned[i])
+                checks = check_budgets(answer(losses)[i], {})
+                passes = overall_outcome(checks) is Outcome.within
+                counts += losses[i] > budget, losses[i] > budget and passes, passes
+        shares = counts / n_draws
+        case = f"loss: {name}; 5 checkpoints, 600 questions a half"
+        yield "chosen checkpoint over its budget", case, percent(shares[0]), "-"
+        yield "chosen checkpoint over, exit 0", case, percent(shares[1]), "5"
+        yield "exit 0 of a chosen checkpoint", case, percent(shares[2]), "-"
+
+
 def change_of(point: ScaledFindings) -> float:
     """The measured change of a simulated benchmark at a scale."""
     return point.findings.benchmarks["a"].primary.difference.value
@@ -1224,6 +1270,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     hold_shares,
     cover_seeds,
     choose_scales,
+    choose_checkpoints,
     agree_with_verdicts,
     differ_by_luck,
     judge_values,
