@@ -14,6 +14,10 @@ from slimdown.utils.errors import DataError
 from slimdown.utils.scoring import is_right, read_answer
 
 
+# Raise it where answers are read otherwise: it is in the key of what was measured.
+_VERSION = 2
+
+
 class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
     """A task of the rows that `read_questions` returns.
 
@@ -45,7 +49,11 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
         mean = {"aggregation": "mean", "higher_is_better": True}
         config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
-        config |= {"doc_to_text": "question", "doc_to_target": "answer", "metadata": {"version": 1}}
+        config |= {
+            "doc_to_text": "question",
+            "doc_to_target": "answer",
+            "metadata": {"version": _VERSION},
+        }
         if "choices" in rows[0]:
             config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
             config["metric_list"] = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
