@@ -91,6 +91,9 @@ def test_jobs_that_do_the_same_are_planned_once(folder: Path) -> None:
     done = call_verb(folder, "run", "-m", *FEW, *values, "--plan")
     assert done.returncode == 0, done.stderr
     assert "6 jobs alike" in done.stdout
+    others = ["benchmark.pocket_cs.limit=9" if "cs.limit" in one else one for one in FEW]
+    done = call_verb(folder, "run", "-m", *others, "method=lora,ia3", "--plan")
+    assert done.stdout.count("as above") == 1  # the other benchmark is in the record
     done = call_verb(folder, "run", *FEW, "--plan")
     assert done.stdout.startswith("Nothing is left to do. 1 run stands in the record.")
 

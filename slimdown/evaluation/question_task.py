@@ -13,7 +13,6 @@ from slimdown.data.chat_templates import render_chat
 from slimdown.utils.errors import DataError
 from slimdown.utils.scoring import is_right, read_answer
 
-
 # Raise it where answers are read otherwise: it is in the key of what was measured.
 _VERSION = 2
 

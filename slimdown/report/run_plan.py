@@ -22,6 +22,7 @@ class PlannedPart:
         cost: What it costs; its seconds are an estimate, nan where no rate is known.
         text: What is done, such as `400 rows, 50 steps of 8`.
         is_recorded: Whether the record has it, so that nothing is left to do.
+        is_shared: Whether a run that is planned above does it.
         n_tasks: How many tasks of the harness the benchmark has, each with its own limit.
     """
 
@@ -30,11 +31,12 @@ class PlannedPart:
     text: str
     is_recorded: bool = False
     n_tasks: int = 1
+    is_shared: bool = False
 
     @property
     def seconds(self) -> float:
         """What is left to do."""
-        return 0.0 if self.is_recorded else self.cost.seconds
+        return 0.0 if self.is_recorded or self.is_shared else self.cost.seconds
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def plan_table(plan: RunPlan) -> Table:
         cost, written = one.cost, ""
         if cost.new_tokens:
             written = f" + {_format_tokens(cost.new_tokens)}"
-        time = "recorded" if one.is_recorded else _format_seconds(cost.seconds)
+        time = "as above" if one.is_shared else _format_seconds(cost.seconds)
+        time = "recorded" if one.is_recorded else time
         tokens = f"{_format_tokens(cost.prompt_tokens)}{written}" if cost.prompt_tokens else ""
         cells = {
             Column("part"): Cell(one.part),

@@ -38,11 +38,17 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> Planne
         alike.setdefault(repr(_find_work(run.config)), []).append(run)
     from slimdown.planning import plan_run  # torch
 
-    plans = []
+    plans, bases = [], set[str]()
     for group in alike.values():
-        title = run_name(group[0].model, group[0].overrides, ())
+        config, title = group[0].config, run_name(group[0].model, group[0].overrides, ())
         n_equal = n_trials if n_trials > 1 else len(group)
-        plans.append(plan_run(group[0].config, title, tries, n_equal))
+        plan = plan_run(config, title, tries, n_equal)
+        base = repr((config.model, config.quantization, config.benchmark, config.evaluation))
+        if base in bases:
+            shared = [replace(one, is_shared=one.part == "base") for one in plan.parts]
+            plan = replace(plan, parts=shared)
+        bases.add(base)
+        plans.append(plan)
     return PlannedCommand(tuple(plans), n_finished)
 
 
