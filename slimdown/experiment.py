@@ -86,8 +86,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         external = open_tuned_model(config, base) if config.tuned else None
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
-            "Rows, questions and learning rate are those of the pocket world; with model=any "
-            f"model.id={config.model.id} they are those for real models."
+            "Rows, questions and learning rate are those of the pocket world; with "
+            f"model={config.model.id} they are those for real models."
         )
     console.show_notes(notes)
     with open_run(config, info) as run:

@@ -14,7 +14,7 @@ from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budg
 from slimdown.judging.findings import Findings, judge
 from slimdown.utils.errors import ConfigError
 
-_FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
+_FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+|\d*\.?\d+ ?%)|[^=]+=0")
 
 
 @dataclass(frozen=True)

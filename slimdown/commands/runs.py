@@ -18,6 +18,7 @@ from slimdown.config.refused_options import needs_libraries
 from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.models.tuned_base import find_wrong_base
 from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.sweep.habits import read_flags
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.distributed import (
     broadcast_from_main,
@@ -117,7 +118,7 @@ def _ask_hydra(arguments: list[str]) -> int:
     if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
         problem = "--experimental-rerun reads a pickle, which can run code"
         raise ConfigError(f"{problem}; repeat the command instead")
-    sys.argv[1:] = arguments
+    sys.argv[1:] = read_flags(arguments)
     register_schema()
     # Python 3.14 checks a help text before it is shown, and one of Hydra's is no text until then.
     # To be deleted when https://github.com/facebookresearch/hydra/issues/3121 is released.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from enum import EnumMeta
 from functools import cache
@@ -78,6 +79,16 @@ def nearest(word: object, choices: list[str]) -> str:
     """Return "; did you mean ...?" where a choice is close to the word, else all choices."""
     close = get_close_matches(str(word), choices, n=2)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices)}"
+
+
+def read_number(text: str) -> Any:
+    """Return the share that a text such as 5% means; any other text as it is.
+
+    >>> read_number("2.3%"), read_number("0.1")
+    (0.023, '0.1')
+    """
+    percent = re.fullmatch(r"\s*(\d*\.?\d+) ?%\s*", text)
+    return float(Decimal(percent[1]) / 100) if percent else text
 
 
 @dataclass(frozen=True)

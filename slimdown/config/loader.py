@@ -1,4 +1,4 @@
-"""Turn what Hydra composes into a checked `RunConfig`. Here only `task_source` knows Hydra, too."""
+"""Turn what Hydra composes into a checked `RunConfig`. Only `open_choices` knows Hydra, too."""
 
 import re
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from slimdown.config.fields import (
     explain_unknown_key,
     find_problems,
 )
+from slimdown.config.open_choices import OpenChoices
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.refused_options import SECTIONS, find_option_problems
 from slimdown.config.rules import find_conflicts
 from slimdown.config.schema import QuantType, RunConfig, default_store
-from slimdown.config.task_source import TaskSource
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
 from slimdown.utils.secrets import redact
@@ -37,7 +37,7 @@ def register_schema() -> None:
     Call it only to compose: the names are global, and a program may have its own with these names.
     """
     ConfigStore.instance().store(name="schema", node=_make_schema())
-    Plugins.instance().register(TaskSource)  # hydra.searchpath in conf/config.yaml
+    Plugins.instance().register(OpenChoices)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
         "n_gpus": count_gpus,  # conf/hydra/launcher/

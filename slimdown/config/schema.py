@@ -168,6 +168,21 @@ class TunedModelConfig(ModelConfig):
     def named(self) -> str:
         return f"tuned={self.id}" + f"@{self.revision}" * (self.revision != "main")
 
+    def source_problems(self) -> Iterator[str]:
+        yield from super().source_problems()
+        kinds = {"adapter_config.json": "adapter", "config.json": "model"}
+        if not self.folder or any((self.folder / name).is_file() for name in kinds):
+            return
+        inside = {file.parent for name in kinds for file in self.folder.glob(f"*/{name}")}
+        newest = max(inside, default=None, key=lambda folder: (len(folder.name), folder.name))
+        advice = f"your trainer writes one by trainer.save_model({self.id!r})"
+        if (self.folder / "adapter_model.safetensors").is_file():
+            advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
+        if newest:
+            advice = f"type tuned={Path(os.path.expanduser(self.id)) / newest.name}"
+        lacking = " and no ".join(f"{kind} ({name})" for name, kind in kinds.items())
+        yield f"{self.named} holds no {lacking}; {advice}"
+
 
 @dataclass
 class QuantizationConfig:
