@@ -60,6 +60,15 @@ _STORE = Range(
 )
 _EXPERIMENT = Range("must have 1 to 500 characters", lambda name: 0 < len(name.strip()) <= 500)
 
+_NAME = Range(
+    "must be one line of 1 to 100 characters that can be shown",
+    lambda text: 0 < len(text) <= 100 and text.isprintable() and text.strip() == text,
+)
+_NOTE = Range(
+    "must be one line of at most 500 characters that can be shown",
+    lambda text: len(text) <= 500 and text.isprintable(),
+)
+
 
 def default_store(otherwise: str = DEFAULT_STORE) -> str:
     """Return the store that MLFLOW_TRACKING_URI names, or a local file where it is empty."""
@@ -432,6 +441,8 @@ class RunConfig:
     suite: str | None = setting("the suite that chose the benchmarks", default=None)
     seed: int = setting("of the adapter's start, the rows and their order", SEED)
     rerun: bool = setting("make a run again that is finished, and else skipped")
+    name: str | None = setting("what the run is called; null: model and settings", _NAME, None)
+    note: str | None = setting("a line about the run, for you", _NOTE, None)
 
     @property
     def idle_sections(self) -> tuple[str, ...]:
