@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
+from slimdown.config.help import write_help
 from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.refused_options import needs_libraries
@@ -42,6 +43,8 @@ def start(arguments: list[str]) -> int:
     Raises:
         SlimdownError: The run cannot go on.
     """
+    if {"-h", "--help", "--help=all"} & {*arguments}:
+        return _show_help(arguments)
     line = read_command_line(arguments)
     if not line.is_run:
         return _ask_hydra(arguments)
@@ -107,8 +110,18 @@ def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     return iter(problems)
 
 
+def _show_help(arguments: list[str]) -> int:
+    """Show one screen, or with `--help all` every choice and setting."""
+    from slimdown.report.console import print_text
+
+    others = [one for one in arguments if one not in ("-h", "--help", "--help=all", "all")]
+    is_whole = "all" in arguments or "--help=all" in arguments
+    print_text(write_help(is_whole, read_command_line(others).folders))
+    return 0
+
+
 def _ask_hydra(arguments: list[str]) -> int:
-    """Have Hydra answer `--help`, `--cfg` and the like."""
+    """Have Hydra answer `--cfg`, `--hydra-help` and the like."""
 
     def refuse_run(_: DictConfig) -> None:
         raise ConfigError(
@@ -130,7 +143,7 @@ def _ask_hydra(arguments: list[str]) -> int:
             )()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
-    except BrokenPipeError:  # a reader of Hydra's --help has seen enough
+    except BrokenPipeError:  # a reader of what Hydra prints has seen enough
         return 0
     except SystemExit as stop:
         return int(stop.code or 0)

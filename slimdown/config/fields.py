@@ -1,5 +1,6 @@
 """Fields of a tree of dataclasses: their ranges and dotted keys, and what is wrong with either."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -93,21 +94,25 @@ def read_number(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """A section or setting of a schema: its type, and what it sets."""
+    """A section or setting of a schema: its type, what it sets, its range, its default."""
 
     type: Any
     help: str = ""
+    allowed: Range | None = None
+    default: Any = MISSING
 
 
 @cache
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
-    texts = {one.name: one.metadata.get("help", "") for one in fields(schema)}
+    declared = {one.name: one for one in fields(schema)}
     kind: Any
     for name, kind in get_type_hints(schema).items():
-        key = prefix + name
-        settings[key] = Setting(kind, texts[name])
+        key, about, default = prefix + name, declared[name].metadata, declared[name].default
+        if default is dataclasses.MISSING and about:
+            default = declared[name].default_factory()  # type: ignore[misc]
+        settings[key] = Setting(kind, about.get("help", ""), about.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
@@ -122,11 +127,6 @@ def find_setting(key: str, schema: type) -> Setting | None:
     named = re.sub(r"^(dataset|benchmark)\.[^.]+", r"\1.<name>", key)
     named = re.sub(rf"^search\.space\.{DIMENSION_KEY}", r"search.space.<name>\2", named)
     return list_settings(schema).get(named)
-
-
-def describe_settings(schema: type) -> list[tuple[str, str]]:
-    """Return each setting's dotted key and its help, in the order of the schema."""
-    return [(key, one.help) for key, one in list_settings(schema).items() if one.help]
 
 
 @cache

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from slimdown.config.fields import (
-    describe_settings,
     explain_unknown_key,
     find_problems,
 )
@@ -43,7 +42,6 @@ def register_schema() -> None:
         "n_gpus": count_gpus,  # conf/hydra/launcher/
         "twice": lambda n: max(1, 2 * n),  # conf/lora/; a rank of 0 is one mistake, not two
         "by_method": _choose_by_method,  # conf/train/
-        "help_of_settings": _write_help,  # conf/config.yaml
     }
     for name, resolve in resolvers.items():
         OmegaConf.register_new_resolver(name, resolve, replace=True)
@@ -62,10 +60,6 @@ def _make_schema() -> DictConfig:
 def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
     """Return the value of the chosen method from values by method, or the one under `else`."""
     return values.get(str(_root_.method.name), values.get("else"))
-
-
-def _write_help() -> str:
-    return "\n".join(f"  {key:<42} {text}" for key, text in describe_settings(RunConfig))
 
 
 @contextmanager

@@ -356,8 +356,8 @@ class EvaluationConfig:
     think_end_token: str | None = setting(
         "the text that ends a model's thinking, such as </think>; it is cut", _FILLED, None
     )
-    holdout: float = setting("share of questions kept from choosing between runs", SHARE)
-    until: Until = setting("when to stop asking the tuned model: all, decided, budget")
+    holdout: float = setting("questions held back from choosing; a share", SHARE)
+    until: Until = setting("when to stop asking: all, decided, budget")
     include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
     backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
 
@@ -436,11 +436,11 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     tuned: str | None = setting(
-        "a folder or HUB_ID[@REVISION] to measure instead of training", default=None
+        "measured instead of training; a folder or HUB_ID[@REVISION]", default=None
     )
     suite: str | None = setting("the suite that chose the benchmarks", default=None)
-    seed: int = setting("of the adapter's start, the rows and their order", SEED)
-    rerun: bool = setting("make a run again that is finished, and else skipped")
+    seed: int = setting("of the start, the rows and their order", SEED)
+    rerun: bool = setting("make a finished run again; else it is skipped")
     name: str | None = setting("what the run is called; null: model and settings", _NAME, None)
     note: str | None = setting("a line about the run, for you", _NOTE, None)
 
