@@ -110,8 +110,8 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     kind: Any
     for name, kind in get_type_hints(schema).items():
         key, about, default = prefix + name, declared[name].metadata, declared[name].default
-        if default is dataclasses.MISSING and about:
-            default = declared[name].default_factory()  # type: ignore[misc]
+        if (make := declared[name].default_factory) is not dataclasses.MISSING:
+            default = make()
         settings[key] = Setting(kind, about.get("help", ""), about.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name

@@ -9,11 +9,10 @@ from textwrap import wrap
 from types import NoneType
 from typing import Any, get_args
 
-from hydra import compose
 from omegaconf import OmegaConf
 
 from slimdown.config.fields import MISSING, Setting, list_settings
-from slimdown.config.loader import open_hydra
+from slimdown.config.loader import compose_defaults
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import DEFAULT_STORE, RunConfig
 
@@ -93,9 +92,7 @@ class SettingHelp:
 @cache
 def describe_settings() -> tuple[SettingHelp, ...]:
     """Describe every setting, in the order of the schema."""
-    with open_hydra():
-        composed = compose("config", ["model=any"])
-    described = []
+    composed, described = compose_defaults(), []
     for key, one in list_settings(RunConfig).items():
         if not one.help:
             continue  # a section
@@ -166,7 +163,7 @@ def _describe_choices(setting: Setting) -> str:
     """Say which values a setting may have: names, true or false, or a range."""
     for kind in (setting.type, *get_args(setting.type)):
         if isinstance(kind, EnumMeta):
-            names = [str(member.value) for member in kind]
+            names = list(map(str, kind))  # of a StrEnum
             is_said = all(name in setting.help for name in names)
             return "" if is_said else f"one of {', '.join(names)}"
     if setting.allowed:

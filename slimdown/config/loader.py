@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -68,6 +68,12 @@ def open_hydra() -> Iterator[None]:
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         yield
+
+
+def compose_defaults() -> DictConfig:
+    """Compose the settings of a run that names nothing but a model of the hub."""
+    with open_hydra():
+        return compose("config", ["model=any"])
 
 
 def load_config(composed: DictConfig) -> RunConfig:

@@ -81,6 +81,7 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
             whole = parser.parse_override(f"{key}=[{content}]")
         except HydraException:
             return override
-        if all(isinstance(one, str) for one in whole.value()):
+        values = whole.value()
+        if isinstance(values, list) and all(isinstance(one, str) for one in values):
             return whole
     return override
