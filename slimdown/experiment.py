@@ -143,7 +143,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         run.save(findings, files, model_files)
     if info.sweep is not None:  # its end has the table of all runs, and the pages the rest
         return findings
-    title = f"{config.model.id} → {config.tuned or info.name}"
+    title = f"{config.model.id} → {config.name or config.tuned or info.name}"
     can_scale = config.tuned is not None or config.method.facts.scales
     keeps = config.keep.name is not Keep.none
     advice = advise(run.run_id, can_scale, keeps, gate)

@@ -83,8 +83,8 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     external = open_tuned_model(config, base) if config.tuned else None
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
-            "Rows, questions and learning rate are those of the pocket world; with model=any "
-            f"model.id={config.model.id} they are those for real models."
+            "Rows, questions and learning rate are those of the pocket world; with "
+            f"model={config.model.id} they are those for real models."
         )
     read = train_data, external, budgets, notes
     return RunInputs(config, outline, tokenizer, tasks, not_run, *read)

@@ -48,13 +48,14 @@ def test_a_command_of_the_documents_is_accepted(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     for file in re.findall(r"\w+\.jsonl", words):  # what a reader has
-        asks = re.search(r"benchmark\.\w+\.path", words)
+        asks = re.search(r"benchmark(\.\w+\.path)?=\S+\.jsonl", words)
         names = ("question", "answer") if asks else ("instruction", "output")
         answers = ["refuse"] * 20 if "score=refusal" in words else list(map(str, range(20)))
         texts = ((f"What is {answer}?", answer) for answer in answers)
         rows = [dict(zip(names, pair, strict=True)) for pair in texts]
         Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     Path("mine").mkdir()
+    Path("mine/config.json").touch()  # a whole model
     if verb == "run":
         line = read_command_line(shlex.split(words))
         if not line.is_run or "my_task" in words or "..." in words:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from slimdown.config.fields import describe_settings
-from slimdown.config.schema import RunConfig
+from slimdown.config.help import write_table
+
+_PLACE = "{{ settings }}"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return a page with the table of settings, made of the help of the schema."""
-    rows = [f"| `{key}` | {text} |" for key, text in describe_settings(RunConfig)]
-    return markdown.replace("{{ settings }}", "\n".join(["| setting | |", "|---|---|", *rows]))
+    """Return a page with the table of settings, made of what `slimdown run --help all` shows."""
+    return markdown.replace(_PLACE, write_table()) if _PLACE in markdown else markdown

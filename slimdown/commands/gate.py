@@ -16,7 +16,7 @@ from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import pair_evaluations
 from slimdown.utils.errors import ConfigError
 
-_FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+)|[^=]+=0")
+_FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+|\d*\.?\d+ ?%)|[^=]+=0")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
+from slimdown.config.help import write_help
 from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.refused_options import needs_libraries
 from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.models.tuned_base import find_wrong_base
 from slimdown.sweep.command_line import CommandLine, CommandPlan, compose_runs, read_command_line
+from slimdown.sweep.habits import read_flags
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.distributed import (
     broadcast_from_main,
@@ -41,6 +43,8 @@ def start(arguments: list[str]) -> int:
     Raises:
         SlimdownError: The run cannot go on.
     """
+    if {"-h", "--help", "--help=all"} & {*arguments}:
+        return _show_help(arguments)
     line = read_command_line(arguments)
     if not line.is_run:
         return _ask_hydra(arguments)
@@ -121,8 +125,18 @@ def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     return iter(problems)
 
 
+def _show_help(arguments: list[str]) -> int:
+    """Show one screen, or with `--help all` every choice and setting."""
+    from slimdown.report.console import print_text
+
+    others = [one for one in arguments if one not in ("-h", "--help", "--help=all", "all")]
+    is_whole = "all" in arguments or "--help=all" in arguments
+    print_text(write_help(is_whole, read_command_line(others).folders))
+    return 0
+
+
 def _ask_hydra(arguments: list[str]) -> int:
-    """Have Hydra answer `--help`, `--cfg` and the like."""
+    """Have Hydra answer `--cfg`, `--hydra-help` and the like."""
 
     def refuse_run(_: DictConfig) -> None:
         raise ConfigError(
@@ -132,7 +146,7 @@ def _ask_hydra(arguments: list[str]) -> int:
     if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
         problem = "--experimental-rerun reads a pickle, which can run code"
         raise ConfigError(f"{problem}; repeat the command instead")
-    sys.argv[1:] = arguments
+    sys.argv[1:] = read_flags(arguments)
     register_schema()
     # Python 3.14 checks a help text before it is shown, and one of Hydra's is no text until then.
     # To be deleted when https://github.com/facebookresearch/hydra/issues/3121 is released.
@@ -144,7 +158,7 @@ def _ask_hydra(arguments: list[str]) -> int:
             )()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
-    except BrokenPipeError:  # a reader of Hydra's --help has seen enough
+    except BrokenPipeError:  # a reader of what Hydra prints has seen enough
         return 0
     except SystemExit as stop:
         return int(stop.code or 0)

@@ -46,7 +46,8 @@ def _list_runs(options: argparse.Namespace) -> int:
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"
         values = {"name": run.name, "experiment": run.experiment, "outcome": outcome}
-        cell: Any = Cell(run.name, detail=outcome, values=values)
+        detail = "; ".join(filter(None, (run.note, outcome)))
+        cell: Any = Cell(run.name, detail=detail, values=values | {"note": run.note})
         rows.append({"run_id": run.run_id, "status": state, "started": started, "run": cell})
     if not rows:
         raise TrackingError("no run passes; slimdown status lists all runs of the record")

@@ -64,6 +64,12 @@ class Configuration:
         return self.runs[0].run_id[:8] if len(self.runs) == 1 else f"{len(self.runs)} runs"
 
     @property
+    def given_name(self) -> str:
+        """What the setting `name` gave to its runs; empty where it gave nothing, or several."""
+        names = {run.given_name for run in self.runs}
+        return names.pop() if len(names) == 1 else ""
+
+    @property
     def learned_loss(self) -> float:
         """How far the loss on held-out rows fell, nats a token; nan where a run trained nothing."""
         done = [run.findings.training if run.findings else None for run in self.runs]

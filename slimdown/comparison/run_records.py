@@ -20,6 +20,8 @@ class RunRecord:
     findings: Findings | None = None  # None if there are none, or they were not read
     held_out: float | None = None  # evaluation.holdout, read with the findings
     artifact_uri: str = ""
+    given_name: str = ""  # the setting `name`; empty: the run is called after its settings
+    note: str = ""
 
     @property
     def changes(self) -> dict[str, BenchmarkChange]:

@@ -1,8 +1,10 @@
 """Fields of a tree of dataclasses: their ranges and dotted keys, and what is wrong with either."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from enum import EnumMeta
 from functools import cache
@@ -80,23 +82,37 @@ def nearest(word: object, choices: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices)}"
 
 
+def read_number(text: str) -> Any:
+    """Return the share that a text such as 5% means; any other text as it is.
+
+    >>> read_number("2.3%"), read_number("0.1")
+    (0.023, '0.1')
+    """
+    percent = re.fullmatch(r"\s*(\d*\.?\d+) ?%\s*", text)
+    return float(Decimal(percent[1]) / 100) if percent else text
+
+
 @dataclass(frozen=True)
 class Setting:
-    """A section or setting of a schema: its type, and what it sets."""
+    """A section or setting of a schema: its type, what it sets, its range, its default."""
 
     type: Any
     help: str = ""
+    allowed: Range | None = None
+    default: Any = MISSING
 
 
 @cache
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
-    texts = {one.name: one.metadata.get("help", "") for one in fields(schema)}
+    declared = {one.name: one for one in fields(schema)}
     kind: Any
     for name, kind in get_type_hints(schema).items():
-        key = prefix + name
-        settings[key] = Setting(kind, texts[name])
+        key, about, default = prefix + name, declared[name].metadata, declared[name].default
+        if (make := declared[name].default_factory) is not dataclasses.MISSING:
+            default = make()
+        settings[key] = Setting(kind, about.get("help", ""), about.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
@@ -111,11 +127,6 @@ def find_setting(key: str, schema: type) -> Setting | None:
     named = re.sub(r"^(dataset|benchmark)\.[^.]+", r"\1.<name>", key)
     named = re.sub(rf"^search\.space\.{DIMENSION_KEY}", r"search.space.<name>\2", named)
     return list_settings(schema).get(named)
-
-
-def describe_settings(schema: type) -> list[tuple[str, str]]:
-    """Return each setting's dotted key and its help, in the order of the schema."""
-    return [(key, one.help) for key, one in list_settings(schema).items() if one.help]
 
 
 @cache

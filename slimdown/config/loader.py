@@ -1,4 +1,4 @@
-"""Turn what Hydra composes into a checked `RunConfig`. Here only `task_source` knows Hydra, too."""
+"""Turn what Hydra composes into a checked `RunConfig`. Only `open_choices` knows Hydra, too."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -16,16 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from slimdown.config.fields import (
-    describe_settings,
     explain_unknown_key,
     find_problems,
 )
+from slimdown.config.open_choices import OpenChoices
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.refused_options import SECTIONS, find_option_problems
 from slimdown.config.rules import find_conflicts
 from slimdown.config.schema import QuantType, RunConfig, default_store
-from slimdown.config.task_source import TaskSource
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
 from slimdown.utils.secrets import redact
@@ -37,13 +36,12 @@ def register_schema() -> None:
     Call it only to compose: the names are global, and a program may have its own with these names.
     """
     ConfigStore.instance().store(name="schema", node=_make_schema())
-    Plugins.instance().register(TaskSource)  # hydra.searchpath in conf/config.yaml
+    Plugins.instance().register(OpenChoices)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
         "n_gpus": count_gpus,  # conf/hydra/launcher/
         "twice": lambda n: max(1, 2 * n),  # conf/lora/; a rank of 0 is one mistake, not two
         "by_method": _choose_by_method,  # conf/train/
-        "help_of_settings": _write_help,  # conf/config.yaml
     }
     for name, resolve in resolvers.items():
         OmegaConf.register_new_resolver(name, resolve, replace=True)
@@ -64,16 +62,18 @@ def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
     return values.get(str(_root_.method.name), values.get("else"))
 
 
-def _write_help() -> str:
-    return "\n".join(f"  {key:<42} {text}" for key, text in describe_settings(RunConfig))
-
-
 @contextmanager
 def open_hydra() -> Iterator[None]:
     """Inside, Hydra's `compose` reads the files of `conf/`."""
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         yield
+
+
+def compose_defaults() -> DictConfig:
+    """Compose the settings of a run that names nothing but a model of the hub."""
+    with open_hydra():
+        return compose("config", ["model=any"])
 
 
 def load_config(composed: DictConfig) -> RunConfig:

@@ -12,6 +12,11 @@ from slimdown.config.schema import BenchmarkConfig, RunConfig
 NOT_IN_KEY = ("tracking.", "baseline.", "train.checkpoint_minutes")
 """What settings begin with on which no result depends."""
 
+_NOT_NAMED = (
+    "model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "search.", "hydra",
+    "note=",
+)  # fmt: skip
+
 
 def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, object]:
     """Return every setting that counts, by its dotted key, as a command line would set it.
@@ -32,7 +37,7 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
             flat[prefix[:-1]] = node.value if isinstance(node, Enum) else node
 
     walk(drop_defaults(tree) if without_defaults else tree, "")
-    idle = {"rerun", "search", *config.idle_sections}
+    idle = {"rerun", "search", "name", "note", *config.idle_sections}
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
     optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model
     return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
@@ -93,25 +98,35 @@ def describe_identity(config: RunConfig) -> dict[str, str]:
     return {k: v for k, v in about.items() if v and k.partition(".")[0] not in idle}
 
 
-def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
+def run_name(
+    model: str, overrides: list[str], swept: tuple[str, ...] = (), given: str | None = None
+) -> str:
     """Name a run by its model and by what the command line changed in its training.
+
+    A given name stands for all of these but what a sweep varies: else its runs were named alike.
 
     Args:
         model: The choice of the group `model`.
         overrides: The settings of the command line.
         swept: The keys that a sweep varies; they come first.
+        given: The setting `name`.
 
     >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
     'pocket lora.r=4'
     >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "lora.r=4"], ("lora.r",))
     'smollm2 lora.r=4 dataset=alpaca'
+    >>> run_name("pocket", ["lora.r=4", "seed=1", "name=ranks"], ("lora.r",), "ranks")
+    'ranks lora.r=4'
     >>> run_name("pocket", [f"train.args.option_{n}=value" for n in range(9)])[-27:]
     'train.args.option_3=value …'
     """
-    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "search.")
     changes = [override.lstrip("+") for override in overrides]
-    changes = [change for change in changes if not change.startswith((*unshown, "hydra"))]
+    if given:
+        changes = [change for change in changes if change.partition("=")[0] in swept]
+    else:
+        changes = [change for change in changes if not change.startswith(_NOT_NAMED)]
     changes.sort(key=lambda change: change.partition("=")[0] not in swept)
     # Paths differ at their ends.
     short = [c if len(c) <= 60 else f"{c.partition('=')[0]}=…{c[-50:]}" for c in changes]
-    return shorten(" ".join([model, *short]), 120, placeholder=" …")
+    width = 120 + len(given or "")
+    return shorten(" ".join([given or model, *short]), width, placeholder=" …")

@@ -68,6 +68,15 @@ _STORE = Range(
 )
 _EXPERIMENT = Range("must have 1 to 500 characters", lambda name: 0 < len(name.strip()) <= 500)
 
+_NAME = Range(
+    "must be one line of 1 to 100 characters that can be shown",
+    lambda text: 0 < len(text) <= 100 and text.isprintable() and text.strip() == text,
+)
+_NOTE = Range(
+    "must be one line of at most 500 characters that can be shown",
+    lambda text: len(text) <= 500 and text.isprintable(),
+)
+
 
 def default_store(otherwise: str = DEFAULT_STORE) -> str:
     """Return the store that MLFLOW_TRACKING_URI names, or a local file where it is empty."""
@@ -175,6 +184,21 @@ class TunedModelConfig(ModelConfig):
     @property
     def named(self) -> str:
         return f"tuned={self.id}" + f"@{self.revision}" * (self.revision != "main")
+
+    def source_problems(self) -> Iterator[str]:
+        yield from super().source_problems()
+        kinds = {"adapter_config.json": "adapter", "config.json": "model"}
+        if not self.folder or any((self.folder / name).is_file() for name in kinds):
+            return
+        inside = {file.parent for name in kinds for file in self.folder.glob(f"*/{name}")}
+        newest = max(inside, default=None, key=lambda folder: (len(folder.name), folder.name))
+        advice = f"your trainer writes one by trainer.save_model({self.id!r})"
+        if (self.folder / "adapter_model.safetensors").is_file():
+            advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
+        if newest:
+            advice = f"type tuned={Path(os.path.expanduser(self.id)) / newest.name}"
+        lacking = " and no ".join(f"{kind} ({name})" for name, kind in kinds.items())
+        yield f"{self.named} holds no {lacking}; {advice}"
 
 
 @dataclass
@@ -340,8 +364,8 @@ class EvaluationConfig:
     think_end_token: str | None = setting(
         "the text that ends a model's thinking, such as </think>; it is cut", _FILLED, None
     )
-    holdout: float = setting("share of questions kept from choosing between runs", SHARE)
-    until: Until = setting("when to stop asking the tuned model: all, decided, budget")
+    holdout: float = setting("questions held back from choosing; a share", SHARE)
+    until: Until = setting("when to stop asking: all, decided, budget")
     include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
     backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
 
@@ -426,11 +450,13 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     tuned: str | None = setting(
-        "a folder or HUB_ID[@REVISION] to measure instead of training", default=None
+        "measured instead of training; a folder or HUB_ID[@REVISION]", default=None
     )
     suite: str | None = setting("the suite that chose the benchmarks", default=None)
-    seed: int = setting("of the adapter's start, the rows and their order", SEED)
-    rerun: bool = setting("make a run again that is finished, and else skipped")
+    seed: int = setting("of the start, the rows and their order", SEED)
+    rerun: bool = setting("make a finished run again; else it is skipped")
+    name: str | None = setting("what the run is called; null: model and settings", _NAME, None)
+    note: str | None = setting("a line about the run, for you", _NOTE, None)
 
     @property
     def idle_sections(self) -> tuple[str, ...]:

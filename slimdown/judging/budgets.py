@@ -7,7 +7,7 @@ from enum import IntEnum
 from math import nan
 from numbers import Real
 
-from slimdown.config.fields import nearest
+from slimdown.config.fields import nearest, read_number
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.verdicts import correct_with_levels
@@ -78,7 +78,7 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
         name, sign, value = text.rpartition("=")
         budget = nan
         with suppress(ValueError):
-            budget = float(value if bool(name) == bool(sign) else "")
+            budget = float(read_number(value) if bool(name) == bool(sign) else "")
         _check_budget(name, budget, f"{option} {text}")
         if name in budgets:
             reason = f"{name or 'every benchmark'} has {budgets[name]} already"

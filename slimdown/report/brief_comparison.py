@@ -153,6 +153,9 @@ def _label_rows(rows: Sequence[Configuration], settings: Sequence[str]) -> Grid:
     """Return what names each row, the headings first: values, or runs where they name none."""
     values = [tuple(row.settings.get(key) or EMPTY for key in settings) for row in rows]
     values = list(zip(*map(drop_shared_folders, zip(*values, strict=True)), strict=True)) or values
+    if len({row.given_name for row in rows}) > 1:  # people know their runs by these
+        values = [(row.given_name or EMPTY, *of) for row, of in zip(rows, values, strict=True)]
+        settings = ["name", *settings]
     if settings and len(set(values)) == len(values):
         return [list(settings), *map(list, values)]
     ids = [row.ids for row in rows]

@@ -63,10 +63,12 @@ def _show_run(row: Configuration, is_told: bool) -> dict[Column, Cell]:
     runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs[:_MOST_SEEDS])
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
+    identity["note"] = " ".join(dict.fromkeys(run.note for run in runs if run.note))
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
     shown = row.ids if len(runs) > _MOST_SEEDS else ids
-    name = shown if is_told else f"{row.name} ({row.ids})"
-    return {Column("run", max_width=36): Cell(name, values=identity)}
+    name = f"{row.given_name} ({shown})" if row.given_name else shown
+    name = name if is_told else f"{row.name} ({row.ids})"
+    return {Column("run", max_width=36): Cell(name, detail=identity["note"], values=identity)}
 
 
 def _show_settings(

@@ -40,6 +40,7 @@ def render_run_files(
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),
+            note=redact_leaf(config.note or ""),
             table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
             sentences=text.describe_findings(findings, False, gate),
             costs=_format_all(findings.costs),

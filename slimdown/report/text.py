@@ -81,7 +81,8 @@ def describe_run(config: RunConfig) -> dict[str, str]:
         for name, b in config.benchmark.items()
     ]
     about["benchmarks"] = ", ".join(parts)
-    return about | {"prompts": describe_prompts(config.evaluation)}
+    about["prompts"] = describe_prompts(config.evaluation)
+    return about | ({"note": config.note} if config.note else {})
 
 
 def describe_prompts(evaluation: EvaluationConfig) -> str:

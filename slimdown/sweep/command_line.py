@@ -27,12 +27,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.fields import DIMENSION_KEY, explain_unknown_key, find_setting, nearest
+from slimdown.config.fields import (
+    DIMENSION_KEY,
+    explain_unknown_key,
+    find_setting,
+    nearest,
+    read_number,
+)
 from slimdown.config.loader import load_config, open_hydra, reword
+from slimdown.config.open_choices import is_open_choice, name_choice
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
 from slimdown.models.tuned_base import POCKET, find_base
+from slimdown.sweep.habits import TEXT_LISTS, parse_override, read_flags
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
@@ -41,9 +49,9 @@ _MOST_RUNS = 1_000  # that one command may start
 _MOST_PROBLEMS = 200  # with more, no further run is checked
 _MOST_REPEATS = 20  # with more, too: most often all runs have the same problem
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
-_TEXT_LISTS = (list[str], list[str] | None)
+_NUMBERS = (float, float | None)
 _PRESETS = ("experiment", "suite")  # groups of which none need be chosen
-_NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", *_PRESETS)
+_NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", "name", "note", *_PRESETS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class ComposedRun:
 
     overrides: list[str]
     config: RunConfig
-    model: str = ""  # the choice of the group `model`, or the name of an adapter's base
+    model: str = ""  # the choice of the group `model`, or the last part of an id
     shown: dict[str, str] = field(default_factory=dict)  # what was set, or differs from the files
 
 
@@ -111,7 +119,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("--plan", default="")
     # Without a value it must not take the setting behind it.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
-    options, other_flags = parser.parse_known_intermixed_args(arguments)
+    options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
         return CommandLine([], is_run=False)
     if options.plan not in ("", "count", "try"):
@@ -197,7 +205,7 @@ class _Composer:
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
         try:
-            override = self._parser.parse_override(text)
+            override = parse_override(self._parser, text, self.line.is_sweep)
             override.config_loader = self._loader  # glob(...) asks it
             if not (key := override.key_or_group):
                 raise ValueError("there is no name before the =")
@@ -229,9 +237,13 @@ class _Composer:
         elif names := self._loader.get_group_options(key):
             names = sorted({*names, *list_group_choices(key, self.line.folders)})
             for value in (each.value() for each in values):
+                several = {*map(str, value)} if isinstance(value, list) else ()
+                called = [name_choice(key, one) for one in several]
+                if alike := {name for name in called if called.count(name) > 1}:
+                    problems.append(f"{text}: two are called {min(alike)}; rename one")
                 for name in value if isinstance(value, list) and key in _LISTS else [value]:
-                    is_task = key == "benchmark" and isinstance(name, str)  # or a typo
-                    if not (name in names or is_task or (key in _PRESETS and name is None)):
+                    is_known = name in names or is_open_choice(key, name)
+                    if not (is_known or (key in _PRESETS and name is None)):
                         advice = nearest(str(name), names)
                         problems.append(f"{key}={name}: there is no such {key}{advice}")
         self.problems += filter(None, problems)
@@ -267,13 +279,17 @@ class _Composer:
             if self.line.is_choice(key):
                 continue
             if section in _LISTS and name not in composed[section]:
+                chosen = " or ".join(map(str, composed[section]))
                 problem = f"{name} is not chosen; add it to {section}=[...]"
+                problem += f", or name {chosen}" if chosen else ""
             else:
                 is_new = override.is_add() or override.is_force_add()
                 try:  # Hydra does the same at its end
                     value, setting = override.value(), find_setting(key, RunConfig)
-                    if isinstance(value, str) and setting and setting.type in _TEXT_LISTS:
+                    if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
                         value = [value]  # a list of one
+                    if isinstance(value, str) and setting and setting.type in _NUMBERS:
+                        value = read_number(value)
                     if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
                         name, part = dimension.groups()  # the name has dots of its own
                         if not (part or isinstance(value, dict)):
@@ -356,7 +372,7 @@ class _Composer:
         """Compose the chosen files of groups."""
         if (choice := " ".join(choices)) not in self._files:
             own = [f"file://{folder}" for folder in self.line.folders[1:]]
-            path = [f"hydra.searchpath=[{','.join(own)},slimdown-tasks://]"] if own else []
+            path = [f"hydra.searchpath=[{','.join(own)},slimdown-choices://]"] if own else []
             with warnings.catch_warnings():  # our launchers are named as their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
                 composed = compose("config", [*choices, *path], return_hydra_config=True)
@@ -367,7 +383,7 @@ class _Composer:
                     benchmark = composed.benchmark[name]  # in the suite, but not chosen
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
-            model = str(hydra.runtime.choices["model"])
+            model = Path(hydra.runtime.choices["model"]).name
             self._files[choice] = ComposedFiles(composed, model, of_hydra)
         return self._files[choice]
 

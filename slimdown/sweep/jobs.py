@@ -19,6 +19,7 @@ from statistics import fmean
 
 from hydra.core.hydra_config import HydraConfig
 
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.naming import run_name
 from slimdown.config.schema import default_store
 from slimdown.judging.serialization import from_plain, to_plain
@@ -26,9 +27,10 @@ from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.report.text import describe_run
 from slimdown.sweep.command_line import ComposedRun
-from slimdown.tracking.metric_names import describe_verdicts
+from slimdown.tracking.metric_names import Tag, describe_verdicts
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
+from slimdown.tracking.run_reader import rename_run
 from slimdown.tracking.store import check_store, sqlite_file
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, TrackingError, describe_error
@@ -216,13 +218,15 @@ def run_job(
     with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
             broadcast_from_main(None)  # releases accelerate's processes, which wait to assist
-            headline = describe_verdicts(finished.findings)
-            console.show_line(f"finished before: run {finished.run_id}, {headline}")
+            outcome = skip_finished(run, finished, swept)
+            called = f" ({name_run(run, swept)})" if config.name else ""
+            console.show_line(f"finished before: run {finished.run_id}{called}, {outcome.headline}")
             console.show_line("slimdown ui has its page; rerun=true makes it again")
-            return JobOutcome(JobState.skipped, finished.run_id, headline)
+            return outcome
         info = replace(
             info,
-            name=redact_leaf(run_name(run.model, run.overrides, swept)),
+            name=name_run(run, swept),
+            tags={**info.tags, Tag.name: config.name or "", Tag.note: config.note or ""},
             overrides=run.overrides,
             shown=run.shown,
             run_key=key,
@@ -237,6 +241,18 @@ def run_job(
 
         findings = run_experiment(config, info)
     return JobOutcome(JobState.finished, headline=describe_verdicts(findings))
+
+
+def name_run(run: ComposedRun, swept: tuple[str, ...]) -> str:
+    """Name a run by its settings, without secrets."""
+    return redact_leaf(run_name(run.model, run.overrides, swept, run.config.name))
+
+
+def skip_finished(run: ComposedRun, finished: RunRecord, swept: tuple[str, ...]) -> JobOutcome:
+    """Return the outcome of a job whose run is in the record, which takes its name and note."""
+    assert finished.findings
+    rename_run(run.config.tracking, finished, name_run(run, swept), run.config)
+    return JobOutcome(JobState.skipped, finished.run_id, describe_verdicts(finished.findings))
 
 
 def measure_base_job(sweep: SweepInfo, _: object) -> None:

@@ -14,9 +14,15 @@ from slimdown.report import console
 from slimdown.report.brief_comparison import order_by_settings
 from slimdown.report.tables import sweep_table, write_table
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun
-from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
+from slimdown.sweep.jobs import (
+    JobOutcome,
+    JobState,
+    SweepInfo,
+    measure_base_job,
+    run_sweep_job,
+    skip_finished,
+)
 from slimdown.sweep.launching import launch
-from slimdown.tracking.metric_names import describe_verdicts
 from slimdown.tracking.resume import find_finished, run_key
 from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.store import check_store
@@ -96,6 +102,8 @@ class Sweep:
     def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:
         """Open the run of the whole sweep; show and keep the table of its jobs at the end."""
         title = f"{kind} of {', '.join(self.info.swept) or 'one job'}"
+        if name := self.plan.runs[0].config.name:
+            title = f"{name}: {title}"
         with open_sweep_run(tracking, self.info.name, title) as sweep_run:
             try:
                 yield sweep_run
@@ -159,8 +167,7 @@ class Sweep:
             (self.info.folder / f"{number}.json").unlink(missing_ok=True)
             finished = find_finished(job.config, run_key(job.config))
             if finished and finished.findings:
-                headline = describe_verdicts(finished.findings)
-                self.outcomes[number] = JobOutcome(JobState.skipped, finished.run_id, headline)
+                self.outcomes[number] = skip_finished(job, finished, self.info.swept)
             else:
                 self.info.write_settings(number, job)
                 pending.append(number)

@@ -28,6 +28,8 @@ class Tag(StrEnum):
     host = "slimdown.host"
     sweep = "slimdown.sweep"
     headline = "slimdown.headline"
+    name = "slimdown.name"  # the setting; a run of a sweep is called more than that
+    note = "slimdown.note"
     model = "slimdown.model"
     model_key = "slimdown.model_key"  # of a logged model: equal ones are one model
     dataset = "slimdown.dataset"

@@ -34,6 +34,7 @@ def write_settings(config: RunConfig) -> str:
     """Return settings as a text that `read_settings` restores, without secrets."""
     plain = to_plain(config)
     del plain["tracking"]["uri"]  # the record lies where it is read
+    del plain["name"], plain["note"]  # the run has them, where they can change
     settings, hidden = redact_leaves(_drop_missing(plain))
     recorded = {"format": FORMAT, "settings": settings, "hidden": hidden}
     return json.dumps(recorded, indent=1, ensure_ascii=False)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -18,8 +19,10 @@ from slimdown.config.fields import nearest
 from slimdown.config.loader import complete_config
 from slimdown.config.schema import Backend, ResolvedBenchmark, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import escape_markdown
+from slimdown.report.run_page import render_run_files
 from slimdown.tracking import logged_models, store
 from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (
@@ -30,7 +33,7 @@ from slimdown.tracking.recorded_settings import (
 )
 from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
-from slimdown.utils.secrets import redact_uri
+from slimdown.utils.secrets import redact_leaf, redact_uri
 
 _OUTCOME = re.compile(r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*\n\n")
 _N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
@@ -89,6 +92,8 @@ def find_runs(
                 params=dict(run.data.params),
                 tags=tags,
                 artifact_uri=info.artifact_uri or "",
+                given_name=tags.get(Tag.name, ""),
+                note=tags.get(Tag.note, ""),
             )
             records.append(record)
         except Exception as error:  # an id, a time or settings that slimdown never writes
@@ -295,6 +300,40 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str) -> No
         rest = _OUTCOME.sub("", description)
         text = f"**{escape_markdown(outcome)}**\n\n{rest}"
         client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
+
+
+def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunConfig) -> None:
+    """Give a finished run the name and the note of settings, in MLflow and on its pages.
+
+    Args:
+        tracking: The store.
+        run: The run, with its findings.
+        name: What it is to be called, where the settings have a name.
+        config: The settings; what they leave open stays as it is.
+
+    Raises:
+        TrackingError: The store does not take them.
+    """
+    given, note = config.name or run.given_name, run.note if config.note is None else config.note
+    name = name if config.name else run.name
+    if (name, given, note) == (run.name, run.given_name, run.note) or not run.findings:
+        return
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        recorded = replace(_read_settings(client, run).config, note=note or None)
+        about = SimpleNamespace(
+            name=name, environment=json.loads(_read_artifact(client, run, "environment.json"))
+        )
+        gate = decide_by_settings(run.findings)
+        files = render_run_files(run.findings, recorded, about, run.run_id, gate)
+        for path, content in files.items():
+            client.log_text(run.run_id, content, path)
+        outcome = _OUTCOME.match(client.get_run(run.run_id).data.tags.get(DESCRIPTION, ""))
+        report = _OUTCOME.sub("", files["report.md"]) if outcome else files["report.md"]
+        description = (outcome[0] if outcome else "") + report
+        for tag, text in ((Tag.name, given), (Tag.note, note), (DESCRIPTION, description)):
+            client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
+        client.update_run(run.run_id, name=name)
 
 
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:

@@ -158,9 +158,10 @@ class TrackedRun:
         except Timeout:
             problem = f"another process goes on with run {run_id}; repeat the"
             raise TrackingError(f"{problem} command when it has ended") from None
-        self.client.update_run(run_id, "RUNNING")
-        for tag in (Tag.host, Tag.settings):  # of another machine, or version
-            self.client.set_tag(run_id, tag, tags[tag])
+        self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
+        for tag in (Tag.host, Tag.settings, Tag.name, Tag.note):  # of another command or machine
+            if text := tags.get(tag, ""):
+                self.client.set_tag(run_id, tag, redact_leaf(text))
         if Tag.error in run.data.tags:
             self.client.delete_tag(run_id, Tag.error)
         return run

@@ -249,7 +249,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(),
         "there is no file .*pocket_cs_",
     ),
-    "two models": (copy_results, "holds logs of several models; give the folder of one: .*other"),
+    "two models": (
+        copy_results,
+        "holds logs of several models; name the one before and .*: slimdown verdict .*other",
+    ),
     "results cut short": (write("results_*", '{"results": {'), "cut short"),
     "other results": (write("results_*", "[1]"), "no results file of"),
     "a line cut short": (edit_lines(lambda x: [*x[:-1], x[-1][:100]]), "line 24, is no line"),

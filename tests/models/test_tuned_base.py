@@ -80,7 +80,7 @@ def test_a_base_that_is_not_here_has_to_be_named(settings: dict[str, Any], answe
     with pytest.raises(ConfigError) as error:
         compose_line("tuned=mine", "benchmark.hellaswag.limit=3")
     assert str(error.value).startswith(f"tuned=mine {answer}")
-    assert str(error.value).endswith("name it: model=any model.id=OWNER/NAME, or a folder")
+    assert str(error.value).endswith("name it: model=OWNER/NAME, or a folder")
     assert compose_line("tuned=mine", "model=any", "model.id=me/base")
 
 

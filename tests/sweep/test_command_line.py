@@ -241,7 +241,7 @@ def test_files_of_questions_have_names_of_their_own() -> None:
         ("slimdown run benchmark=[hellaswa]", 1, "did you mean hellaswag"),
         ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
         ("slimdown.run --resolve", 1, "can only be used in conjunction with --cfg"),
-        ("slimdown.run --nope", 2, "unrecognized arguments: --nope"),
+        ("slimdown.run --nope", 1, "--nope is neither a flag nor a setting"),
         ("slimdown compar", 2, "did you mean compare?"),
     ],
 )

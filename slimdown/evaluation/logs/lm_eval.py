@@ -26,7 +26,12 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.logs.logged_task import LoggedTask, drop_free, explain_malformed
+from slimdown.evaluation.logs.logged_task import (
+    LoggedTask,
+    drop_free,
+    explain_malformed,
+    name_models,
+)
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
@@ -52,9 +57,7 @@ def find_files(path: Path) -> list[Path]:
     elif path.is_dir():
         folders = [f for f in (path, *sorted(path.iterdir())) if f.is_dir() and list_dated(f)]
         if len(folders) > 1 and path not in folders:
-            models = ", ".join(folder.name for folder in folders)
-            problem = "holds logs of several models; give the folder of one"
-            raise DataError(f"{path} {problem}: {models}")
+            raise DataError(f"{path} holds {name_models(folders)}")
         files = list_dated(folders[0]) if folders else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         files = [f for f in list_dated(path.parent) if _DATED.sub(".json", f.name) == path.name]

@@ -2,8 +2,9 @@
 
 import json
 import re
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import fsum, nan
@@ -127,6 +128,14 @@ class LoggedTask:
 def name_benchmark(name: str) -> str:
     """Write a benchmark's name as a record takes it."""
     return re.sub(r"[^\w-]", "_", name)
+
+
+def name_models(folders: Sequence[Path]) -> str:
+    """Name the folders of several models' logs, in a command that judges two of them."""
+    first, second, *others = sorted(folders, key=lambda one: ("base" not in one.name, one.name))
+    command = f"slimdown verdict {shlex.quote(str(first))} {shlex.quote(str(second))}"
+    more = f"; there are also {', '.join(one.name for one in others)}" if others else ""
+    return f"logs of several models; name the one before and the one after: {command}{more}"
 
 
 def name_metric(name: str) -> str:

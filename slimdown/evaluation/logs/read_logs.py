@@ -9,7 +9,7 @@ from pathlib import Path
 from slimdown.config.fields import nearest
 from slimdown.config.schema import Role
 from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
-from slimdown.evaluation.logs.logged_task import LogReader, name_benchmark
+from slimdown.evaluation.logs.logged_task import LogReader, name_benchmark, name_models
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
@@ -39,6 +39,8 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
     for kind, files in by_kind.items():  # a file may look like a log of several
         return kind, files
+    if len(folders := _list_models(path)) > 1:
+        raise DataError(f"{path} holds {name_models(folders)}")
     if not path.exists():
         problem = "give the one that lm_eval's --output_path named, or the place of other logs"
         raise DataError(f"there is no folder {path}; {problem}")
@@ -46,6 +48,12 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
         f"{path} holds no results as lm_eval names them, results_DATE.json, no logs of Inspect, "
         ".eval, no details_TASK_DATE.parquet of lighteval and no table, .csv, .jsonl or .parquet"
     )
+
+
+def _list_models(path: Path) -> list[Path]:
+    """List the folders in a folder that hold logs by themselves."""
+    folders = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
+    return [one for one in folders if any(kind.find_files(one) for kind in _KINDS.values())]
 
 
 def read_logs(

@@ -1,0 +1,171 @@
+"""What `slimdown run --help` and docs/settings.md say of groups and settings."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum, EnumMeta
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
+from types import NoneType
+from typing import Any, get_args
+
+from omegaconf import OmegaConf
+
+from slimdown.config.fields import MISSING, Setting, list_settings
+from slimdown.config.loader import compose_defaults
+from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.schema import DEFAULT_STORE, RunConfig
+
+_WIDTH, _MOST_LINES = 80, 99
+_GROUPS = {
+    "model": "the base: OWNER/NAME of the hub, a folder, or",
+    "quantization": "how the base is held:",
+    "dataset": "what it learns, a list: rows.jsonl, or",
+    "method": "what is trained:",
+    "lora": "which layers get a LoRA:",
+    "keep": "against forgetting:",
+    "train": "length, batch, learning rate:",
+    "benchmark": "what is measured, a list: any task of lm-eval, my.jsonl, or",
+    "suite": "benchmarks with limits:",
+    "experiment": "a preset:",
+}
+_MOST_CHANGED = (
+    "tuned", "dataset.<name>.max_examples", "train.num_train_epochs", "train.max_steps",
+    "train.learning_rate", "train.per_device_train_batch_size", "train.max_length", "lora.r",
+    "benchmark.<name>.limit", "benchmark.<name>.max_loss", "evaluation.until", "evaluation.holdout",
+    "tracking.experiment", "seed", "name", "note", "rerun",
+)  # fmt: skip
+_TITLE = """\
+slimdown run: fine-tune a small model; measure what it learned and what it lost.
+
+  slimdown run [GROUP=CHOICE ...] [SETTING=VALUE ...]       one run
+  slimdown run -m SETTING=VALUE1,VALUE2 ...                 every combination
+"""
+_EXAMPLES = """\
+Examples
+  slimdown run                                    the pocket world, no download
+  slimdown run model=smollm2 dataset=rows.jsonl benchmark=gsm8k,piqa
+  slimdown run model=Qwen/Qwen2.5-0.5B suite=quick benchmark.gsm8k.max_loss=2%
+  slimdown run tuned=you/yours suite=quick        what a tuned model lost
+  slimdown run -m model=llama32,tinyllama lora.r=8,16 name=ranks
+  slimdown run --cfg job model=smollm2            the composed settings alone
+"""
+_MORE = "slimdown run --help all    every group, choice, setting and default\n"
+_FLAGS = f"""\
+  train.args.NAME=...  lora.args.NAME=...  model.args.NAME=...
+      any other option of TRL's SFTConfig, PEFT's LoraConfig, from_pretrained
+
+Flags
+  -m                    a sweep: several values of a setting are several runs
+  --config-dir FOLDER   your own group files: FOLDER/dataset/mine.yaml, ...
+  --cfg job             the composed settings, nothing run
+  --hydra-help          the others are Hydra's own
+
+{_EXAMPLES}
+Where the package `kernels` is installed, bitsandbytes loads compiled code from
+the hub; to prevent it, uninstall it.
+"""
+
+
+@dataclass(frozen=True)
+class SettingHelp:
+    """What is said of a setting.
+
+    Attributes:
+        key: Its dotted key.
+        default: Its value with a model of the hub, as it is typed; empty where it has none.
+        text: What it sets.
+        choices: The values that it may have; empty where the text says them.
+    """
+
+    key: str
+    default: str
+    text: str
+    choices: str
+
+    @property
+    def whole_text(self) -> str:
+        """What it sets, and the values that it may have."""
+        return f"{self.text}; {self.choices}" if self.choices else self.text
+
+
+@cache
+def describe_settings() -> tuple[SettingHelp, ...]:
+    """Describe every setting, in the order of the schema."""
+    composed, described = compose_defaults(), []
+    for key, one in list_settings(RunConfig).items():
+        if not one.help:
+            continue  # a section
+        value = one.default if "<name>" in key else OmegaConf.select(composed, key)
+        if key == "tracking.uri":
+            value = DEFAULT_STORE  # the environment may name another, with a password
+        is_unset = value == MISSING or (value is None and NoneType not in get_args(one.type))
+        default = "" if is_unset else _write_value(value)
+        described.append(SettingHelp(key, default, one.help, _describe_choices(one)))
+    return tuple(described)
+
+
+def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) -> str:
+    """Write what `--help` shows.
+
+    Args:
+        is_whole: Whether all choices and settings are asked for; else it fits one screen.
+        folders: Where group files are looked for.
+    """
+    lines = [_TITLE, "Groups and their choices"]
+    for group, text in _GROUPS.items():
+        choices = [one for one in list_group_choices(group, folders) if one != "any"]
+        n_lines = _MOST_LINES if is_whole else 2 if group == "model" else 1
+        lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
+    lines += ["", "Settings" if is_whole else "Settings that are changed most often"]
+    for one in describe_settings():
+        name = f"{one.key}={one.default}"
+        if is_whole:
+            lines += _write_entry(name, one.whole_text, 36, _MOST_LINES)
+        elif one.key in _MOST_CHANGED:
+            is_short = len(one.text) <= _WIDTH - 39
+            text = one.text if is_short else one.text.partition(";")[0]
+            lines += _write_entry(name, text, 36, 1)
+    return "\n".join([*lines, _FLAGS if is_whole else f"\n{_EXAMPLES}\n{_MORE}"])
+
+
+def write_table() -> str:
+    """Write the table of docs/settings.md, in Markdown."""
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for one in describe_settings():
+        default = f"`{one.default}`" if one.default else ""
+        rows.append(f"| `{one.key}` | {default} | {one.whole_text} |")
+    return "\n".join(rows)
+
+
+def _write_entry(name: str, text: str, width: int, n_lines: int) -> list[str]:
+    """Write a name and what it is; what finds no room in the lines is cut."""
+    how: dict[str, Any] = {"max_lines": n_lines, "placeholder": " ...", "break_on_hyphens": False}
+    wrapped = wrap(text, _WIDTH - width - 3, **how)
+    if len(name) > width:
+        wrapped = ["", *wrapped]
+    first, *others = wrapped
+    return [f"  {name:<{width}} {first}".rstrip(), *(f"{'':{width + 3}}{one}" for one in others)]
+
+
+def _write_value(value: Any) -> str:
+    """Write a value as it is typed."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_write_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def _describe_choices(setting: Setting) -> str:
+    """Say which values a setting may have: names, true or false, or a range."""
+    for kind in (setting.type, *get_args(setting.type)):
+        if isinstance(kind, EnumMeta):
+            names = list(map(str, kind))  # of a StrEnum
+            is_said = all(name in setting.help for name in names)
+            return "" if is_said else f"one of {', '.join(names)}"
+    if setting.allowed:
+        return re.sub("^must (be |have )?", "", setting.allowed.demand).replace("not be", "not")
+    return "true or false" if setting.type is bool else ""

@@ -1,0 +1,78 @@
+"""Choices of Hydra's groups that have no file: tasks, files of rows or questions, models."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+from slimdown.config.dataset_config import ROW_FILES
+from slimdown.config.paths import read_group
+
+
+def is_open_choice(group: str, choice: object) -> bool:
+    """Whether a choice that has no file means one thing by itself.
+
+    A benchmark is a file of questions or a task of the harness, which `check_task_names` looks for.
+    A dataset is a file of rows or a hub id, a model a hub id or a folder.
+    """
+    if not isinstance(choice, str) or not choice:
+        return False
+    if group == "model":
+        return "/" in choice or os.path.isdir(choice)
+    return group == "benchmark" or (group == "dataset" and ("/" in choice or _is_file(choice)))
+
+
+def name_choice(group: str, choice: object) -> str:
+    """Return what a dataset or benchmark is called in `dataset.NAME` or `benchmark.NAME`."""
+    name = str(choice)
+    if group == "dataset" or _is_file(name):
+        name = Path(name).stem if _is_file(name) else Path(name).name
+    return re.sub(r"[^\w-]", "_", name, flags=re.ASCII)  # a dot would separate sections
+
+
+class OpenChoices(ConfigSource):
+    """Makes the settings of a choice that has no file from the choice itself."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return what stands before :// in `hydra.searchpath`."""
+        return "slimdown-choices"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return the settings of a task, of a file of rows or questions, or of a model."""
+        group, _, choice = config_path.partition("/")
+        settings: dict[str, Any]
+        if group == "model":
+            settings, package = {"id": choice}, group
+        else:
+            settings, package = {"path": choice}, f"{group}.{name_choice(group, choice)}"
+            if group == "dataset":
+                settings = read_group("dataset")["file"] | settings
+            elif not _is_file(choice):
+                settings = {"task": choice}
+        return ConfigResult(self.provider, "", OmegaConf.create(settings), {"package": package})
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether a path names a choice; the files of `conf/` and your own are asked first."""
+        group, _, choice = config_path.partition("/")
+        return is_open_choice(group, choice)
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether choices are listed below a path; never, as there are thousands."""
+        return False
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """List nothing."""
+        return []
+
+    def available(self) -> bool:
+        """Whether the source can be read."""
+        return True
+
+
+def _is_file(choice: str) -> bool:
+    return Path(choice).suffix.lower() in ROW_FILES

@@ -1,0 +1,106 @@
+"""What people type out of habit, read as the settings that it can only mean."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from glob import glob
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+
+from slimdown.config.fields import find_setting
+from slimdown.config.schema import RunConfig
+from slimdown.utils.errors import ConfigError
+
+TEXT_LISTS = (list[str], list[str] | None)
+_FLAGS = (
+    "help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "info", "plan",
+    "shell-completion", "config-path", "config-name", "config-dir", "experimental-rerun",
+)  # fmt: skip
+_PLAIN_TEXTS = ("name", "note")
+
+
+def read_flags(arguments: Sequence[str]) -> list[str]:
+    """Write `--SETTING VALUE` as `SETTING=VALUE`. Flags of Hydra stay, which can be abbreviated.
+
+    Raises:
+        ConfigError: A setting has no value.
+
+    >>> read_flags(["-m", "--model", "smollm2", "--rerun", "--lora.r=4,8", "--multi"])
+    ['-m', 'model=smollm2', 'rerun=true', 'lora.r=4,8', '--multi']
+    """
+    settings, rest = list[str](), list(arguments)
+    while rest:
+        text = rest.pop(0)
+        key, is_whole, value = text.removeprefix("--").partition("=")
+        if not text.startswith("--") or not key or any(f.startswith(key) for f in _FLAGS):
+            settings.append(text)
+            continue
+        if not is_whole:
+            setting = find_setting(key, RunConfig)
+            is_switch = setting is not None and setting.type is bool
+            has_value = bool(rest) and not re.match(r"-(?!\.?\d)", rest[0])
+            if is_switch and not (has_value and rest[0] in ("true", "false")):
+                value = "true"
+            elif has_value:
+                value = rest.pop(0)
+            elif setting:
+                raise ConfigError(f"{text} has no value; type {key}=VALUE")
+            else:
+                advice = "slimdown run --help lists both"
+                raise ConfigError(f"{text} is neither a flag nor a setting; {advice}")
+        settings.append(f"{key}={value}")
+    return settings
+
+
+def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Override:
+    """Parse an argument by Hydra's grammar, but three habits.
+
+    `tuned=outputs/checkpoint-*` names all such folders, in the order of their numbers. Where no
+    sweep is asked for, several values of a list are the list: `benchmark=gsm8k,piqa`. A name or a
+    note is any text, which the grammar would want in quotes of its own.
+
+    Args:
+        parser: Hydra's.
+        text: `SETTING=VALUE`.
+        is_sweep: Whether several values are several runs.
+
+    Raises:
+        HydraException: It is no setting and value.
+        ValueError: No folder has such a name.
+    """
+    key, sign, content = text.partition("=")
+    if sign and key.lstrip("+") in _PLAIN_TEXTS:
+        quoted = re.fullmatch(r"""(["'])(.*)\1""", content, re.DOTALL)
+        override = parser.parse_override(f"{key}=text")
+        value = quoted[2] if quoted else None if content == "null" else content
+        return replace(override, value_type=ValueType.ELEMENT, _value=value, input_line=text)
+    if key == "tuned" and "*" in content:
+        return parser.parse_override(f"tuned={','.join(map(_quote, _find_folders(content)))}")
+    override = parser.parse_override(text)
+    setting = find_setting(override.key_or_group, RunConfig)
+    is_list = key in ("benchmark", "dataset") or (setting and setting.type in TEXT_LISTS)
+    if not is_sweep and is_list and override.value_type is ValueType.SIMPLE_CHOICE_SWEEP:
+        try:
+            whole = parser.parse_override(f"{key}=[{content}]")
+        except HydraException:
+            return override
+        values = whole.value()
+        if isinstance(values, list) and all(isinstance(one, str) for one in values):
+            return whole
+    return override
+
+
+def _find_folders(pattern: str) -> list[str]:
+    """Find folders by a pattern as shells know it, `checkpoint-50` before `checkpoint-100`."""
+    folders = [path for path in glob(pattern.strip("'\"")) if Path(path).is_dir()]
+    if not folders:
+        raise ValueError(f"there is no folder {pattern}")
+    return sorted(folders, key=lambda path: re.sub(r"\d+", lambda m: m[0].zfill(12), path))
+
+
+def _quote(path: str) -> str:
+    """Write a path as Hydra's grammar takes any text."""
+    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"

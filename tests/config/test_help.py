@@ -1,0 +1,97 @@
+"""`run --help` fits one screen, `--help all` and docs/settings.md hold every setting."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from record_builders import Capture, Compose, Patch
+
+from slimdown.commands import runs
+from slimdown.config.fields import find_setting, list_settings
+from slimdown.config.help import describe_settings, write_help, write_table
+from slimdown.config.naming import flatten
+from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.schema import RunConfig
+from slimdown.sweep.command_line import compose_runs, read_command_line
+from tools.list_settings import on_page_markdown
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_help_is_80_columns_wide_and_the_short_one_fits_a_screen(is_whole: bool) -> None:
+    lines = write_help(is_whole).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert is_whole or len(lines) <= 50
+
+
+def test_the_whole_help_and_the_page_hold_every_setting_choice_and_default() -> None:
+    settings = {key: one for key, one in list_settings(RunConfig).items() if one.help}
+    described = {one.key: one for one in describe_settings()}
+    assert described.keys() == settings.keys()
+    text, page = " ".join(write_help(is_whole=True).split()), on_page_markdown("{{ settings }}")
+    assert page == write_table()
+    for key, one in described.items():
+        assert f" {key}={one.default} {one.whole_text}" in text
+        assert f"| `{key}` | " in page
+    for group in ("model", "dataset", "method", "keep", "benchmark", "suite", "experiment"):
+        for choice in list_group_choices(group):
+            assert re.search(rf"[ ,]{re.escape(choice)}[, ]", text) or choice == "any"
+    assert described["keep.name"].choices == "one of none, auto, replay, self_replay, kl"
+    assert described["lora.r"].choices == "at least 1"
+    assert described["rerun"].choices == "true or false"
+
+
+def test_the_defaults_are_those_of_a_run_and_can_be_typed(composed: Compose) -> None:
+    model = ["model=any", "model.id=me/base", "quantization=nf4"]
+    plain = flatten(composed(*model))
+    typed = {one.key: one.default for one in describe_settings() if one.default not in ("", "null")}
+    own = [f"{key}={value}" for key, value in typed.items() if "<name>" not in key]
+    own = [text for text in own if not text.startswith("quantization.")]
+    assert len(own) > 40
+    assert flatten(composed(*model, *own)) == plain
+
+
+def test_the_help_shows_no_password_of_the_environment(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
+    describe_settings.cache_clear()
+    assert "secret" not in write_help(is_whole=True)
+
+
+def test_each_example_and_each_line_of_the_screen_works_when_typed(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    text = write_help()
+    below = text.partition("Examples")[2]
+    examples = re.findall(r"^  slimdown run (\S.*?)(?:   .*)?$", below, re.MULTILINE)
+    assert len(examples) >= 4
+    for example in examples:
+        line = read_command_line(shlex.split(example))
+        assert not line.is_run or "you/yours" in example or compose_runs(line).runs
+    keys = re.findall(r"^  ([\w.<>]+)=", text, re.M)
+    assert len(keys) > 10
+    assert all(find_setting(key.replace("<name>", "one"), RunConfig) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_whole"),
+    [
+        (["--help"], False),
+        (["-h"], False),
+        (["lora.r=4", "--help"], False),
+        (["--help", "all"], True),
+        (["--help=all"], True),
+    ],
+)
+def test_help_is_shown(arguments: list[str], is_whole: bool, capsys: Capture) -> None:
+    assert runs.start(arguments) == 0
+    assert capsys.readouterr().out == write_help(is_whole)
+
+
+def test_choices_of_your_own_are_listed(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite/mine.yaml").write_text("# @package _global_\n")
+    assert runs.start(["--help", "all", "--config-dir", str(tmp_path)]) == 0
+    assert "chat, general, mine, quick" in capsys.readouterr().out
+    assert "mine" not in list_group_choices("suite", (CONF_DIR,))
