@@ -97,10 +97,11 @@ def describe_choice(comparison: Comparison) -> Iterator[str]:
         if not (chosen := choose_checkpoint(comparison)):
             yield "No checkpoint is within its budgets as measured."
             return
-        reason = f"its targets rose most, {format_number(100 * chosen.learned, '+.1f')} points"
+        rise = format_number(100 * chosen.learned, "+.1f")
+        reason = f"its targets rose most ({rise} points) of the steps"
         if isnan(chosen.learned):
-            reason = "the last one; nothing measured what was learned"
-        yield f"Step {chosen.step:,} of those within their budgets as measured: {reason}."
+            reason = "nothing measured what was learned, and it is the last of the steps"
+        yield f"Take step {chosen.step:,}: {reason} whose losses are within their budgets so far."
         if comparison.holds_out:
             run_id = chosen.row.runs[0].run_id[:8]
             yield f"Next, on the half that was held back: slimdown compare {run_id} --confirm"
@@ -181,6 +182,8 @@ def _describe_seeds(comparison: Comparison) -> str:
 def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
     """Return the settings whose values are tested against each other: `by`, or what was varied."""
     varied = [key for key in find_settings(comparison) if key != "seed"]
+    if read_steps(comparison):  # of one training: there are no seeds to test by
+        varied = []
     return [by] if by else varied if len(comparison.rows) > 1 else []
 
 

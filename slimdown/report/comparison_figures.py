@@ -5,6 +5,7 @@ from math import isfinite, nan
 
 from matplotlib.figure import Figure
 
+from slimdown.comparison.checkpoints import read_steps
 from slimdown.comparison.group_tests import KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
 from slimdown.comparison.value_verdicts import judge_configurations
@@ -52,7 +53,10 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
         for name in names:
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
             columns[name].append(DrawnMean(value, shared, _list_seeds(row, name), mean))
-    short = drop_shared_folders([row.settings.get(settings[0], EMPTY) for row in grouped.rows])
+    steps = [f"{step:,}" for step in read_steps(grouped)]
+    short = steps or drop_shared_folders(
+        [row.settings.get(settings[0], EMPTY) for row in grouped.rows]
+    )
     columns = {
         name: [replace(one, value=value) for one, value in zip(means, short, strict=True)]
         for name, means in columns.items()

@@ -43,8 +43,7 @@ def test_the_one_that_learned_most_within_its_budgets_is_chosen_in_order_of_step
     assert chosen
     assert (chosen.step, round(chosen.learned, 3)) == (100, 0.4)
     choice, following = describe_choice(comparison)
-    assert choice.startswith("Step 100 of those within their budgets as measured")
-    assert "rose most, +40.0 points" in choice
+    assert choice.startswith("Take step 100: its targets rose most (+40.0 points) of the steps")
     assert following.endswith("slimdown compare 00000000 --confirm")
 
 
@@ -55,7 +54,7 @@ def test_without_a_target_the_last_within_is_taken_and_that_is_said() -> None:
     assert chosen.step == 150
     assert isnan(chosen.learned)
     choice, following = describe_choice(comparison)
-    assert "nothing measured what was learned" in choice
+    assert "nothing measured what was learned, and it is the last" in choice
     assert "evaluation.holdout=0.5" in following
 
 
