@@ -24,6 +24,7 @@ from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings, judge
 from slimdown.report import text
+from slimdown.report.answers_page import render_answers_page
 from slimdown.report.console import show_findings, show_saved
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page
@@ -117,6 +118,8 @@ def _track(findings: Findings, gate: Gate | None, sides: str, options: argparse.
     config, title = replace(config, tuned=tuned), f"verdict {tuned}"
     table = findings_table(findings, sides, text.describe_findings(findings), gate)
     with open_run(config, RunInfo(title, tags={Tag.origin: tuned})) as run:
-        page = render_page(findings, sides, run_id=run.run_id, gate=gate)
-        run.save(findings, {"report.html": page, "report.md": write_table(table, "markdown")})
+        made = {"run_id": run.run_id, "gate": gate, "answers": "answers.html"}
+        files = {"report.html": render_page(findings, sides, **made)}
+        files["answers.html"] = render_answers_page(findings, sides, "report.html", "samples/")
+        run.save(findings, files | {"report.md": write_table(table, "markdown")})
     show_saved(run)
