@@ -86,7 +86,8 @@ def _judge(options: argparse.Namespace) -> int:
     sides = (base.model, tuned.model) if named else (options.base, options.tuned)
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
-        show_findings(findings, title, gate, text.ADVICE_ON_LOGS, with_details=options.all)
+        noise = [] if options.all else [*text.describe_noise(findings)]
+        show_findings(findings, title, gate, text.ADVICE_ON_LOGS, noise, options.all)
     elif gate:
         arguments.write_notes([text.describe_outcome(gate)])
     if options.format:

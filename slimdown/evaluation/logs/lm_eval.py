@@ -26,7 +26,12 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.logs.logged_task import LoggedTask, drop_free, explain_malformed
+from slimdown.evaluation.logs.logged_task import (
+    LoggedTask,
+    drop_free,
+    explain_malformed,
+    name_model,
+)
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
@@ -69,7 +74,7 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         arguments = _read_arguments(results)
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
-            "model": str(adapter or results["model_name"]),
+            "model": name_model(str(adapter or results["model_name"]), arguments),
             "tool": str(results.get("lm_eval_version")),
             "backend": str(results["config"]["model"]),
         }

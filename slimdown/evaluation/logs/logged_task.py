@@ -129,6 +129,12 @@ def name_benchmark(name: str) -> str:
     return re.sub(r"[^\w-]", "_", name)
 
 
+def name_model(name: str, settings: Mapping[str, Any]) -> str:
+    """Name a model, with its revision where its settings say one: steps of one model differ."""
+    revision = settings.get("revision")
+    return name if revision in (None, "", "main") else f"{name}@{revision}"
+
+
 def name_metric(name: str) -> str:
     """Write a metric's name as a record takes it: `pass@k:k=1` as `pass_k_k_1`."""
     return re.sub(r"[^\w.-]", "_", name)
