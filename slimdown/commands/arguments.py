@@ -160,9 +160,7 @@ def put_report(
             place = options.output.with_name(answers)
             files.write_atomically(place, page)
             show_places({"answers": str(place)})
-        content = run_page.render_page(
-            findings, title, run_id=run_id, gate=gate, answers=answers
-        )
+        content = run_page.render_page(findings, title, run_id=run_id, gate=gate, answers=answers)
     elif options.format == "table" and not options.output:
         return
     else:

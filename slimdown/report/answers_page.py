@@ -8,10 +8,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import takewhile
 from math import exp, fsum, isfinite
-from os.path import commonprefix
 from typing import Any
 from urllib.parse import quote
 
@@ -73,20 +73,21 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         The page, below 5 MB: it shows the clearest changes of each benchmark, long texts cut, and
         says what it leaves out.
     """
-    assert findings.base and findings.tuned
+    assert findings.base is not None
+    assert findings.tuned is not None
     pairs = pair_evaluations(findings.base, findings.tuned)
     changes = [
         list(_list_changes(i, benchmark, take_first_answers(pair)))
         for i, (benchmark, pair) in enumerate(pairs.items())
     ]
     shown, longest = _fit_answers(changes, list(findings.benchmarks.values()))
-    counts = []
+    counts: list[dict[str, Any]] = []
     for benchmark, of_one, answers in zip(pairs, changes, shown, strict=True):
         n_lost = sum(change.is_lost for change in of_one)
         n_shown = sum(answer["lost"] for answer in answers)
         gained = len(of_one) - n_lost, len(answers) - n_shown
         counts.append({"name": benchmark, "lost": (n_lost, n_shown), "gained": gained})
-    data = {
+    data: dict[str, Any] = {
         "benchmarks": [visible(benchmark) for benchmark in pairs],
         "causes": {cause: heading for cause, (heading, _) in text.CAUSES.items()},
         "answers": [answer for answers in shown for answer in answers],
@@ -107,7 +108,8 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
 
 def _is_cut(answer: dict[str, Any]) -> bool:
     lengths = [answer["prompt"][1], answer["target"][1], *answer.get("more", ())]
-    return max(lengths + [choice[1] for choice in answer.get("choices", ())]) > 0
+    lengths += [choice[1] for choice in answer.get("choices", ())]
+    return any(length > 0 for length in lengths)
 
 
 def _write_json(value: Any) -> str:
@@ -195,7 +197,10 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
     if base.choices:
         shares = [_compute_probabilities(sample) for sample in (base, tuned)]
         answer["choices"] = [
-            [*_cut(choice, length), *(round(100 * share[i], 1) if share else None for share in shares)]
+            [
+                *_cut(choice, length),
+                *(round(100 * share[i], 1) if share else None for share in shares),
+            ]
             for i, choice in enumerate(base.choices)
         ]
         answer["right_choice"] = _find_choice(base, base.target)
@@ -240,6 +245,12 @@ def _compute_probabilities(sample: Sample) -> list[float]:
     return [part / total for part in parts]
 
 
+def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the equal words or characters with which two texts begin."""
+    same = (a == b for a, b in zip(first, second, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
+
+
 def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     """Split two texts by words into parts that are equal and parts that are not, in turn.
 
@@ -253,14 +264,13 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     (['it is four'], ['No.'])
     """
     before, after = _WORD.findall(base), _WORD.findall(tuned)
-    n_first = len(commonprefix([before, after]))
-    rest = [words[n_first:][::-1] for words in (before, after)]
-    n_last = len(commonprefix(rest))
+    n_first = _count_equal(before, after)
+    n_last = _count_equal(before[n_first:][::-1], after[n_first:][::-1])
     middles = [words[n_first : len(words) - n_last] for words in (before, after)]
     counts = [Counter(words) for words in middles]
     blocks: list[tuple[int, int, int]] = []  # of words that are equal
     if sum(n * counts[1][word] for word, n in counts[0].items()) <= _MOST_PAIRS:
-        matcher = SequenceMatcher(None, *middles, autojunk=False)
+        matcher = SequenceMatcher(None, middles[0], middles[1], autojunk=False)
         for a, b, n in matcher.get_matching_blocks():
             if any(map(str.isalnum, "".join(middles[0][a : a + n]))):  # marks alone are no match
                 blocks.append((a + n_first, b + n_first, n))
@@ -272,8 +282,8 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     ends = 0, 0
     for *begins, n in blocks:
         gaps = ["".join(w[e:b]) for w, e, b in zip((before, after), ends, begins, strict=True)]
-        tail = commonprefix([gap[::-1] for gap in gaps])
-        n_spaces = len(tail) - len(tail.lstrip())  # after a word, in both texts
+        tails = [gap[len(gap.rstrip()) :][::-1] for gap in gaps]
+        n_spaces = _count_equal(*tails)  # after a word, in both texts
         for side, words, gap, begin in zip(parts, (before, after), gaps, begins, strict=True):
             equal = gap[len(gap) - n_spaces :] + "".join(words[begin : begin + n])
             if not any(gaps) and side:
