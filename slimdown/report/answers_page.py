@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
-from math import exp, fsum, isfinite
+from math import exp, fsum, isfinite, isnan
 from typing import Any
-from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -90,12 +89,12 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
     data: dict[str, Any] = {
         "benchmarks": [visible(benchmark) for benchmark in pairs],
         "causes": {cause: heading for cause, (heading, _) in text.CAUSES.items()},
-        "answers": [answer for answers in shown for answer in answers],
+        "answers": sorted((a for answers in shown for a in answers), key=lambda a: not a["lost"]),
     }
     return pages.render(
         "answers.html.j2",
         name=redact_leaf(name),
-        report=quote(report),
+        report=report,
         place=place,
         part=findings.part,
         counts=counts,
@@ -220,11 +219,11 @@ def _cut(value: str, length: int) -> tuple[str, int]:
 
 def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:
     """Say how each metric read and scored an answer."""
-    parts = []
+    parts, whole = list[str](), sample.response.strip()
     for metric in benchmark.changes:
         if (score := sample.scores.get(metric)) is not None:
             read = "" if sample.choices else sample.answers.get(metric, "")
-            quoted = f"read as “{read[:80]}”, " if read and read != sample.response else ""
+            quoted = f"read as “{read[:80]}”, " if read.strip() not in ("", whole) else ""
             word = {1.0: "right", 0.0: "wrong"}.get(score, format_value(float(score)))
             parts.append(f"{text.shorten_metric(metric, benchmark)}: {quoted}{word}")
     return visible("; ".join(parts))
@@ -238,7 +237,8 @@ def _compute_probabilities(sample: Sample) -> list[float]:
     """Compute each choice's probability, not per character; empty where it is not known."""
     likelihoods = sample.log_likelihoods
     highest = max(likelihoods, default=float("-inf"))
-    if len(likelihoods) != len(sample.choices) or not isfinite(highest):
+    is_known = isfinite(highest) and not any(map(isnan, likelihoods))
+    if len(likelihoods) != len(sample.choices) or not is_known:
         return []
     parts = [exp(value - highest) for value in likelihoods]
     total = fsum(parts)
