@@ -30,10 +30,21 @@
       make("span", [share === null ? "" : `${share.toFixed(1)} %`, a.taken[side] === i ? "chosen" : ""].filter(Boolean).join(" · "), cell);
     });
   });
+  // A frame such as MLflow's follows no link to a place in itself, so each one is followed here, too.
+  const link = (label, key, parent) => {
+    const node = make("a", label, parent);
+    node.href = `#${encodeURIComponent(key)}`;
+    node.onclick = event => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      location.hash = node.hash;
+      show(key);
+    };
+  };
   const card = a => {
     const node = make("article", "", null, "example answer"), head = make("h3", "", node);
     node.id = a.key;
-    make("a", a.key, head).href = `#${encodeURIComponent(a.key)}`;
+    link(a.key, a.key, head);
     make("span", a.lost ? "↓ lost" : "↑ gained", head, `badge ${a.lost ? "forgotten" : "improved"}`);
     make("span", [causes[a.cause], a.subject].filter(Boolean).join(" · "), head, "mark");
     const [prompt, before] = a.prompt, [target, more] = a.target;
@@ -115,18 +126,19 @@
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean), fits = filters.map(select => select.chosen());
     shown = orders[order.selectedIndex][1]().filter(a => only ? a.key === only : fits.every(f => f(a)) && wanted.every(word => words(a).includes(word)));
     state.textContent = `${count(shown.length)} of ${count(answers.length)} answers. `;
-    if (only) make("a", "Show all", state).href = "#";
+    if (only) link("Show all", "", state);
     list.replaceChildren();
     extend();
   };
-  const follow = () => {
-    let key = location.hash.slice(1);
-    try { key = decodeURIComponent(key); } catch { /* it is no link of this page */ }
+  const show = key => {
     const found = answers.some(a => a.key === key) ? key : "";
-    if (found === only && shown.length) return;
+    if (found === only) return;
     only = found;
     update(false);
     if (only) list.firstElementChild.scrollIntoView();
+  };
+  const follow = () => {
+    try { show(decodeURIComponent(location.hash.slice(1))); } catch { show(""); } // it is no link of this page
   };
   addEventListener("hashchange", follow);
   update(false);
