@@ -143,6 +143,8 @@ def put_report(
 ) -> None:
     """Write findings in the format that is asked for, which `show_findings` has shown.
 
+    A page in a file gets one of all changed answers beside it, where the findings hold the answers.
+
     Args:
         findings: What is written.
         title: The two models.
@@ -150,12 +152,21 @@ def put_report(
         options: With `format` and `output`.
         run_id: The record's id, where there is one.
     """
-    from slimdown.report import findings_report, run_page, tables, text
+    from slimdown.report import answers_page, findings_report, run_page, tables, text
+    from slimdown.report.console import show_places
 
     if options.format == "junit" and gate:
         content = findings_report.write_junit(gate, title)
     elif options.format == "html":
-        content = run_page.render_page(findings, title, run_id=run_id, gate=gate)
+        answers = ""
+        if options.output and findings.base:
+            answers = answers_page.name_answers_page(options.output.name)
+            made = findings, title, options.output.name, "the logs"
+            page = answers_page.render_answers_page(*made)
+            place = options.output.with_name(answers)
+            files.write_atomically(place, page)
+            show_places({"answers": str(place)})
+        content = run_page.render_page(findings, title, run_id=run_id, gate=gate, answers=answers)
     elif options.format == "table" and not options.output:
         return
     else:

@@ -21,11 +21,13 @@ from functools import cache, partial
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, write_notes
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
+from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.methods import METHODS, Method
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import judge
+from slimdown.judging.holdout import open_part
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
@@ -48,6 +50,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("check", __doc__, 3)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     add_gate_options(parser, "benchmark.NAME.max_loss, or the margin if retained")
+    add_lost_option(parser)
     formats = ("text", "markdown", "junit", "json")
     about = "junit: XML with a test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=about)
@@ -74,17 +77,22 @@ def _check(options: argparse.Namespace) -> int:
     rules.check(findings)  # a mistake ends here, and counts as no look
     read: Callable[[], tuple[Evaluation, Evaluation]]
     read = cache(partial(run_reader.read_evaluations, options.tracking, run))
-    base_name = run.params.get("model.id", "base")
+    base_name, share = run.params.get("model.id", "base"), run.holdout
     if options.against:
         champion = registry.find_registered(options.tracking, options.against)
         base_name = f"{champion.name} version {champion.version}"
         if champion.run.run_id == run.run_id:
             raise TrackingError(f"--against {options.against} is this run's own model")
         run_reader.check_finished(champion.run)
+        share = max(share, champion.run.holdout)  # the larger one holds both out
         _, of_champion = run_reader.read_evaluations(options.tracking, champion.run)
         read = partial(_pair_with, of_champion, read)
         findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
         notes.append(f"base is {base_name}: run {champion.run.run_id[:8]}.")
+    if options.lost:  # before any look counts: too few questions end here
+        base, tuned = (open_part(one, share) for one in read())
+        is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
+        write_lost_questions(options.lost, base, tuned, is_chat)
     if run.holdout:
         half = take_held_out(options.tracking, run, read(), run.holdout)
         read = half.pair

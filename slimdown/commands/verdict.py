@@ -15,15 +15,18 @@ Exit code with a budget (--max-loss, --max-relative-loss, --overall) or JUnit:
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from slimdown.commands import arguments
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
+from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings, judge
 from slimdown.report import text
+from slimdown.report.answers_page import render_answers_page
 from slimdown.report.console import show_findings, show_saved
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page
@@ -49,6 +52,7 @@ def main(argv: list[str]) -> int:
     parser.add_list("--cluster", "TASK=FIELD", about)
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
     add_gate_options(parser, "their margin, unless they are targets")
+    add_lost_option(parser)
     parser.add_output(junit=(".xml",))
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     options = parser.parse(name_budgets(argv))
@@ -85,11 +89,15 @@ def _judge(options: argparse.Namespace) -> int:
     sides = (base.model, tuned.model) if named else (options.base, options.tuned)
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
-        show_findings(findings, title, gate, text.ADVICE_ON_LOGS, with_details=options.all)
+        noise = [] if options.all else [*text.describe_noise(findings)]
+        show_findings(findings, title, gate, text.ADVICE_ON_LOGS, noise, options.all)
     elif gate:
         arguments.write_notes([text.describe_outcome(gate)])
     if options.format:
         arguments.put_report(findings, title, gate, options)
+    if options.lost:
+        is_chat = base.conditions.get("apply_chat_template") == "true"
+        write_lost_questions(options.lost, base, tuned, is_chat)
     if options.track:
         _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0
@@ -117,6 +125,8 @@ def _track(findings: Findings, gate: Gate | None, sides: str, options: argparse.
     config, title = replace(config, tuned=tuned), f"verdict {tuned}"
     table = findings_table(findings, sides, text.describe_findings(findings), gate)
     with open_run(config, RunInfo(title, tags={Tag.origin: tuned})) as run:
-        page = render_page(findings, sides, run_id=run.run_id, gate=gate)
-        run.save(findings, {"report.html": page, "report.md": write_table(table, "markdown")})
+        made = partial(render_page, findings, sides, run_id=run.run_id, gate=gate)
+        files = {"report.html": made(answers="answers.html")}
+        files["answers.html"] = render_answers_page(findings, sides, "report.html", "samples/")
+        run.save(findings, files | {"report.md": write_table(table, "markdown")})
     show_saved(run)

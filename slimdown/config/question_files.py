@@ -84,7 +84,7 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:
-            row = _read_row(record, score) | _read_cluster(record)
+            row = read_row(record, score) | _read_cluster(record)
             json.dumps(row, ensure_ascii=False).encode()
             if rows and row.keys() != rows[0].keys():
                 key = next(key for key in _KINDS if key in row.keys() ^ rows[0].keys())
@@ -101,7 +101,12 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     return tuple(rows)
 
 
-def _read_row(record: Any, score: Scoring) -> dict[str, Any]:
+def read_row(record: Any, score: Scoring) -> dict[str, Any]:
+    """Read one row, see `read_questions`.
+
+    Raises:
+        DataError: It is no such question.
+    """
     if isinstance(record, DataError):
         raise record
     if not isinstance(record, dict):

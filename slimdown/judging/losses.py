@@ -6,7 +6,7 @@ because the model came to prefer one position. `report/text.py` has the words fo
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import compress, islice
+from itertools import islice
 
 import numpy as np
 
@@ -79,46 +79,70 @@ class LossBreakdown:
         return (largest.name, largest.share) if largest.share > _DOMINANT else None
 
 
-def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
-    """Sort the lost answers of one benchmark by cause.
+@dataclass(frozen=True)
+class ChangedAnswers:
+    """The lost and the gained answers of one benchmark, each in the order of its questions."""
+
+    lost: tuple[Example, ...]
+    gained: tuple[Example, ...]  # wrong on the primary metric before, right after
+    n_right: int  # of the base, on any metric
+    has_causes: bool  # whether the answers tell why they were lost
+
+
+def find_changed_answers(pair: Pair) -> ChangedAnswers:
+    """Find the answers that one benchmark lost and gained.
 
     A generated answer is lost if it fails any metric that it passed before; this also finds answers
     that only a stricter reading misses. A choice is lost if the primary metric fails.
 
     Args:
         pair: both models' answers.
-        is_loss_shown: whether the benchmark is shown to have fallen.
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
     metric = pair.base.benchmark.metric
     is_choice = bool(examples[0].base.choices)
     metrics = [metric] if is_choice else list(examples[0].base.scores)
-
     n_right, lost = 0, []
     for e in examples:
         passed = [m for m in metrics if e.base.scores.get(m) == 1]
         n_right += bool(passed)
         lost += [e] * any(e.tuned.scores.get(m, 1.0) < 1 for m in passed)
+    gained = tuple(e for e in examples if e.base.scores[metric] < 1 == e.tuned.scores[metric])
     # With several right choices no single one leads; choices that read alike are in the prompt.
     bases = [e.base for e in examples]
     has_one_right = all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases)
     # A table may hold no answers. A model that wrote none at all had none right.
-    if not (has_one_right if is_choice else any(b.response.strip() for b in bases)):
+    has_causes = has_one_right if is_choice else any(b.response.strip() for b in bases)
+    return ChangedAnswers(tuple(lost), gained, n_right, has_causes)
+
+
+def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
+    """Sort the lost answers of one benchmark by cause, see `find_changed_answers`.
+
+    Args:
+        pair: both models' answers.
+        is_loss_shown: whether the benchmark is shown to have fallen.
+    """
+    changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
+    lost, n_right = changed.lost, changed.n_right
+    if not changed.has_causes:
         return LossBreakdown(len(lost), n_right, is_loss_shown, (), None)
+    examples = list(map(Example, pair.base.samples, pair.tuned.samples))
+    is_choice = bool(examples[0].base.choices)
     causes = []
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
-        of_cause = [e for e in lost if _find_cause(e, metric) == name]
+        of_cause = [e for e in lost if find_cause(e, metric) == name]
         n, first = len(of_cause), next(iter(of_cause), None)
         causes.append(Cause(name, n, n / max(1, len(lost)), first))
-    is_gain = (e.base.scores[metric] < 1 == e.tuned.scores[metric] for e in examples)
-    gained = next(compress(examples, is_gain), None)
+    gained = next(iter(changed.gained), None)
     shift = _describe_shift(pair, examples) if is_choice else None
     never = (e for e in examples if not is_choice and e.base.scores[metric] == 0)
     missed = tuple(islice((e for e in never if e.tuned.scores[metric] == 0), _MOST_MISSED))
     return LossBreakdown(len(lost), n_right, is_loss_shown, tuple(causes), shift, gained, missed)
 
 
-def _find_cause(example: Example, metric: str) -> str:
+def find_cause(example: Example, metric: str) -> str:
+    """Find the cause of a lost answer; `report/text.py` has the words for each."""
     if example.base.choices:
         is_near = _lead(example.tuned, metric) > -_NEARLY_LEVEL_NATS
         return "nearly_level" if is_near else "clearly_behind"

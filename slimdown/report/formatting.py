@@ -26,6 +26,7 @@ _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 for _start, _end in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A)):
     _PICTURES |= dict.fromkeys(range(_start, _end), 0xFFFD)
 _PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # half of a surrogate pair
+_PICTURES_IN_LINES = {k: v for k, v in _PICTURES.items() if k not in (9, 10)}
 _ASCII = str.maketrans("−–’“”→←↑↓†±·×█…✓✗", '--\'""><^v+~.x#.yx')
 
 
@@ -42,7 +43,7 @@ def visible(text: object, multiline: bool = False) -> str:
     >>> visible("a\x1b[2Jb\n")
     'a␛[2Jb␊'
     """
-    pictures = {k: v for k, v in _PICTURES.items() if k not in (9, 10)} if multiline else _PICTURES
+    pictures = _PICTURES_IN_LINES if multiline else _PICTURES
     return str(text).replace("\r\n", "\n").translate(pictures)
 
 

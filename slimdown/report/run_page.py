@@ -1,4 +1,4 @@
-"""Render findings as `report.html` and `report.md`: what you open, print or send."""
+"""Render findings as `report.html` and `report.md`, with `answers.html` beside them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +10,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
+from slimdown.report.answers_page import render_answers_page
 from slimdown.utils.scoring import REFUSALS
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
@@ -31,12 +32,13 @@ def render_run_files(
         gate: Of the budgets that the settings name.
 
     Returns:
-        The contents by path: report.html and report.md.
+        The contents by path: report.html, answers.html and report.md.
     """
     table = findings_report.findings_table(findings, gate=gate)
-    page = render_page(findings, info.name, config, run_id, info.environment, gate)
+    about = config, run_id, info.environment, gate
     return {
-        "report.html": page,
+        "report.html": render_page(findings, info.name, *about, "answers.html"),
+        "answers.html": render_answers_page(findings, info.name, "report.html", "samples/"),
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),
@@ -55,6 +57,7 @@ def render_page(
     run_id: str = "",
     environment: Mapping[str, object] | None = None,
     gate: Gate | None = None,
+    answers: str = "",
 ) -> str:
     """Render the findings as one HTML page that loads nothing from anywhere.
 
@@ -65,6 +68,7 @@ def render_page(
         run_id: The record's id, where there is one.
         environment: Versions and machine.
         gate: Of a gate: its outcome stands at the top.
+        answers: The file beside the page that shows every changed answer.
 
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
@@ -93,6 +97,7 @@ def render_page(
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),
         refusals=REFUSALS,
+        answers=answers,
     )
 
 

@@ -343,8 +343,41 @@ def list_doubts(findings: Findings) -> Iterator[str]:
         yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
 
 
+def describe_noise(findings: Findings) -> Iterator[str]:
+    """Say how many answers flip where one model was asked twice, and what that means."""
+    base, tuned = findings.base, findings.tuned
+    if not (base and tuned and base.model and base.model == tuned.model):
+        return
+    flips, shown, hidden, has_flips = list[str](), list[str](), list[str](), False
+    for name, benchmark in findings.benchmarks.items():
+        n_flips = sum(benchmark.primary.difference.changes != 0)
+        flips.append(f"{int(n_flips):,} of {benchmark.n:,} in {name}")
+        has_flips |= n_flips > 0
+        change, least = benchmark.shown_change, benchmark.minimum_detectable_change
+        if benchmark.verdict in ("forgotten", "improved"):
+            shown.append(f"{100 * max(-change.low, change.high):.1f} points in {name}")
+        elif n_flips and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
+            hidden.append(f"{100 * least:.1f} points in {name}")
+    same = f"Both logs are of one model, {base.model}"
+    if not has_flips:
+        yield f"{same}, and no answer flips: where a tuned model's do, its weights did it."
+        return
+    yield f"{same}, and yet answers flip: {', '.join(flips)}."
+    if shown:
+        yield (
+            f"More flip one way than by chance: a tuned model's change of up to {', '.join(shown)} "
+            "may be the engine's. Make both logs with equal versions, precision and batch size."
+        )
+    elif hidden:
+        yield (
+            "Such flips go both ways, and a verdict counts them: they alone show a change in 5 % "
+            f"of cases at most, but a true one below {', '.join(hidden)} may go unseen."
+        )
+
+
 def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
+    yield from describe_noise(findings)
     yield from describe_p_right(findings)
     yield from list_doubts(findings)
     if findings.part:

@@ -15,6 +15,8 @@ from mlflow.exceptions import MlflowException
 from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
+from slimdown.config.question_files import read_questions
+from slimdown.config.schema import Scoring
 from slimdown.report.formatting import escape_markdown
 from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.run_reader import find_run, find_runs
@@ -268,3 +270,38 @@ def test_a_recorded_verdict_is_read_by_compare_and_check(
     assert compare.main([]) == 0
     assert check.main([run.run_id]) in (0, 1, 2)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_lost_questions_are_written_as_own_questions_and_those_held_out_stay(
+    runs: None, tmp_path: Path, capsys: Capture
+) -> None:
+    file, counts = tmp_path / "lost.jsonl", {}
+    for name in ("lost", "held too"):
+        assert check.main([name, "--lost", str(file), "--max-loss", "off", "pocket_cs=0.9"]) == 0
+        rows = read_questions(str(file), Scoring.exact)
+        findings = find_run(compose_config().tracking, name).findings
+        assert findings is not None
+        counts[name] = sum(lost.n_lost for lost in findings.lost_answers.values())
+        assert len(rows) == counts[name]
+        shown = capsys.readouterr().err
+        assert f"lost: {len(rows)} questions in {file}" in shown
+        assert f"benchmark.questions.path={file}" in shown
+    assert 0 < counts["held too"] < 0.7 * counts["lost"]
+    assert check.main(["kept", "--lost", str(tmp_path / "x.jsonl"), "--max-loss", "off"]) == 3
+
+
+def test_verdict_writes_each_kind_of_lost_question_into_its_file(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    logs, file = unpack_logs(tmp_path), tmp_path / "lost.jsonl"
+    assert verdict.main([*logs, "--lost", str(file)]) == 0
+    shown = capsys.readouterr().err
+    counts = {}
+    for path in tmp_path.glob("lost*.jsonl"):
+        assert str(path) in shown
+        counts[path.name] = len(read_questions(str(path), Scoring.exact))
+    assert sum(counts.values()) == 31 + 8 + 14
+    assert counts["lost.jsonl"] == 31
+    with pytest.raises(SystemExit) as stop:
+        verdict.main([*logs, "--lost", "lost.csv"])
+    assert stop.value.code == 3

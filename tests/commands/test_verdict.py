@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,47 @@ def test_logs_that_cannot_be_judged_exit_with_3(
     text = capsys.readouterr().err
     assert "These logs cannot be judged:" in text
     assert message in text
+
+
+def test_a_page_has_one_of_all_changed_answers_beside_it(
+    logs: tuple[str, str], tmp_path: Path
+) -> None:
+    page = tmp_path / "a page.html"
+    assert verdict.main([*logs, "-o", str(page)]) == 0
+    assert 'href="a%20page.answers.html"' in page.read_text()
+    answers = (tmp_path / "a page.answers.html").read_text()
+    assert 'href="a%20page.html"' in answers
+    assert answers.count('"lost":true') == 31 + 8 + 14
+    assert verdict.main([*logs, "-o", str(tmp_path / "page.md")]) == 0
+    assert len(list(tmp_path.glob("*.answers.html"))) == 1
+
+
+def test_two_logs_of_one_model_show_the_engines_own_noise(
+    logs: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    again, page = shutil.copytree(logs[0], tmp_path / "again"), tmp_path / "page.html"
+    assert verdict.main([logs[0], str(again)]) == 0
+    assert "Both logs are of one model" in (shown := " ".join(capsys.readouterr().out.split()))
+    assert "no answer flips" in shown
+    [first], [second] = (list(Path(log).glob("*/results*.json")) for log in logs)
+    results, base = (json.loads(file.read_text()) for file in (second, first))
+    results["model_name"] = base["model_name"]
+    results["config"]["model_args"].pop("peft")
+    second.write_text(json.dumps(results))
+    assert verdict.main([*logs, "-o", str(page)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    said = (
+        "31 of 40 in pocket_math, 10 of 40 in pocket_commonsense, 14 of 40 in pocket_cs",
+        "may be the engine's",
+    )
+    for text in said:
+        assert text in shown
+        assert text.replace("'", "&#39;") in page.read_text()
+    results["config"]["model_args"]["revision"] = "step1000"  # another model
+    second.write_text(json.dumps(results))
+    assert verdict.main([*logs]) == 0
+    assert "one model" not in (shown := capsys.readouterr().out)
+    assert f"→ {base['model_name']}@step1000" in shown
 
 
 def test_notes_reach_the_terminal_without_control_characters(

@@ -153,14 +153,14 @@ def test_a_log_gets_plain_lines_also_while_a_model_is_silent(monkeypatch: Patch)
             time.sleep(0.01)
         pytest.fail(log.getvalue())
 
-    with console.RunProgress(3, 1, 90.0).show("training", "steps") as on_progress:
+    with console.RunProgress(3, 1, {"tuned": 90.0}).show("training", "steps") as on_progress:
         on_progress(100, 100, "")
         on_progress(199, 200, "")
         on_progress(200, 200, "")
         wait_for("[2/3] training: 200 of 200 steps, 0.0 s left (run: 1 min 30 s)")
     log.truncate(0)
     log.seek(0)
-    with console.RunProgress(2, 1, 90.0).show("training", "steps") as on_progress:
+    with console.RunProgress(2, 1).show("training", "steps") as on_progress:
         wait_for("[2/2] training: 0.")
         on_progress(1, 100, "loss 0.6")
         on_progress(100, 100, "loss 0.5")

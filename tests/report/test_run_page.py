@@ -89,6 +89,8 @@ def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
     info = SimpleNamespace(name="a run", environment={"torch": "2.9"})
     files = render_run_files(judge_pairs(make_usual()), config, info, "run-id")
     head = Reader(str(files["report.html"])).text.partition("Results")[0]
+    assert 'href="answers.html"' in files["report.html"]
+    assert 'href="report.html"' in files["answers.html"]
     for expected in ("pocket:model, nf4", "rows of pocket_instructions", "r 8, alpha 16, q_proj"):
         assert expected in head
     assert re.search(r"date ?20\d\d-\d\d-\d\d", head)

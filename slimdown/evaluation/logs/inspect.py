@@ -52,7 +52,8 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     conditions = logged_task.describe_settings("Inspect", made.task, settings)
     tool = f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}"
     provider = f"Inspect, {made.model.partition('/')[0]}"
-    made_by = {"model": made.model, "tool": tool, "backend": provider}
+    model = logged_task.name_model(made.model, made.model_args)
+    made_by = {"model": model, "tool": tool, "backend": provider}
     answers, limit = _read_answers(file, header.status), generation.get("max_tokens")
     version = str(made.task_version)
     yield logged_task.LoggedTask(file, made.task, made_by, conditions, answers, version, limit)

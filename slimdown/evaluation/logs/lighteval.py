@@ -47,7 +47,8 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # An installed lighteval logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")
-        made_by = {"model": str(general["model_name"]), "tool": tool, "backend": "lighteval"}
+        model = logged_task.name_model(str(general["model_name"]), general["model_config"])
+        made_by = {"model": model, "tool": tool, "backend": "lighteval"}
         conditions = logged_task.describe_settings("lighteval", title, settings | {"task": task})
         described = [one for one in task["metrics"] if isinstance(one, dict)]  # else names
         worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]

@@ -30,6 +30,7 @@ from slimdown.evaluation.logs.logged_task import (
     LoggedTask,
     drop_free,
     explain_malformed,
+    name_model,
     name_models,
 )
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric
@@ -72,7 +73,7 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         arguments = _read_arguments(results)
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
-            "model": str(adapter or results["model_name"]),
+            "model": name_model(str(adapter or results["model_name"]), arguments),
             "tool": str(results.get("lm_eval_version")),
             "backend": str(results["config"]["model"]),
         }

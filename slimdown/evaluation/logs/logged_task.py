@@ -138,6 +138,12 @@ def name_models(folders: Sequence[Path]) -> str:
     return f"logs of several models; name the one before and the one after: {command}{more}"
 
 
+def name_model(name: str, settings: Mapping[str, Any]) -> str:
+    """Name a model, with its revision where its settings say one: steps of one model differ."""
+    revision = settings.get("revision")
+    return name if revision in (None, "", "main") else f"{name}@{revision}"
+
+
 def name_metric(name: str) -> str:
     """Write a metric's name as a record takes it: `pass@k:k=1` as `pass_k_k_1`."""
     return re.sub(r"[^\w.-]", "_", name)

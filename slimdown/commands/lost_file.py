@@ -1,0 +1,63 @@
+"""The option --lost of `check` and `verdict`: it writes the lost questions, to ask them again."""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from slimdown.commands.arguments import CommandParser, write_notes
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.lost_questions import BY_LENGTH, LostQuestions, collect_lost_questions
+from slimdown.report.formatting import pluralize
+from slimdown.utils.files import write_atomically
+
+
+def add_lost_option(parser: CommandParser) -> None:
+    """Add --lost."""
+    about = "write the lost questions as own questions, for benchmark=[questions]"
+    parser.add_argument("--lost", type=_read_place, metavar="FILE.jsonl", help=about)
+
+
+def _read_place(text: str) -> Path:
+    file = Path(text)
+    if file.suffix != ".jsonl" or file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} must be a file that ends in .jsonl")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}; make it first")
+    return file
+
+
+def write_lost_questions(file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool) -> None:
+    """Write the lost questions, and say how many, what is left out, and how to ask them.
+
+    Args:
+        file: For the first kind of questions; other kinds get files beside it.
+        base, tuned: Answers to questions that are not held out.
+        is_chat: See `collect_lost_questions`.
+    """
+    lost = collect_lost_questions(base, tuned, is_chat)
+    files = {
+        kind: file if i == 0 else file.with_suffix(f".{kind}.jsonl")
+        for i, kind in enumerate(lost.rows)
+    }
+    for kind, rows in lost.rows.items():
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        write_atomically(files[kind], "".join(f"{line}\n" for line in lines))
+    counts = [f"{pluralize(len(lost.rows[kind]), 'question')} in {f}" for kind, f in files.items()]
+    left_out = ", ".join(f"{n:,} of {name}" for name, n in lost.left_out.items())
+    line = f"lost: {', '.join(counts) or f'no question, so {file} is not written'}"
+    if left_out:
+        line += f"; left out, as no rule of own questions scores both answers alike: {left_out}"
+    write_notes([line, *([_write_command(lost, files)] if files else [])])
+
+
+def _write_command(lost: LostQuestions, files: dict[str, Path]) -> str:
+    names = dict.fromkeys(files, "questions") if len(files) == 1 else {kind: kind for kind in files}
+    words = [f"benchmark=[{','.join(names.values())}]"]
+    for kind, name in names.items():
+        words.append(f"benchmark.{name}.path={files[kind]}")
+        if kind.startswith(BY_LENGTH):
+            words.append(f"benchmark.{name}.metric=acc_norm")
+        if kind == "written" and lost.ends_late:  # the model itself ends its answer
+            words.append(f'benchmark.{name}.stop=["[END]"]')
+    return f"again: slimdown run {' '.join(map(shlex.quote, words))}"

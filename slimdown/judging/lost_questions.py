@@ -1,0 +1,150 @@
+"""Write the questions that a fine-tuning lost in the form of own questions, to ask them again.
+
+What a log says of a question is its prompt, what is right, and both answers. So a rule for its
+answers is taken only if it finds the base's answer right and the tuned model's wrong, as the
+benchmark did. A question that no rule of own questions fits is left out.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from slimdown.config.question_files import read_row
+from slimdown.config.schema import Scoring
+from slimdown.evaluation.results import Evaluation, Metric, Sample
+from slimdown.judging.findings import take_first_answers
+from slimdown.judging.pairing import pair_evaluations
+from slimdown.utils.errors import DataError
+from slimdown.utils.scoring import is_number, is_right, read_answer
+
+# Metrics that compare an answer with the target; IFEval's and the like check something else.
+_COMPARES = re.compile(
+    r".*match.*|flexible_accuracy|q?p?em|acc(uracy)?|score|includes|exact|pattern|answer|right"
+)
+BY_LENGTH = "choices_by_length"  # the kind of choices that acc_norm ranks
+_OWN = {score.value for score in Scoring} - {"exact"}  # metrics of own questions
+
+
+@dataclass(frozen=True)
+class LostQuestions:
+    """Lost questions, as rows of files of own questions."""
+
+    rows: dict[str, list[dict[str, Any]]]  # by kind; each kind needs a file of its own
+    left_out: dict[str, int]  # by benchmark, those that own questions cannot express
+    ends_late: bool  # whether an answer holds an empty line, at which own questions would cut it
+
+
+def collect_lost_questions(base: Evaluation, tuned: Evaluation, is_chat: bool) -> LostQuestions:
+    """Collect the questions that were right on the primary metric before, and are not after.
+
+    Args:
+        base, tuned: The same questions; none that is held out.
+        is_chat: Whether prompts went through a chat template: an answer then ends where the model
+            ends it, and may hold empty lines.
+    """
+    rows, left_out, ends_late = dict[str, list[dict[str, Any]]](), dict[str, int](), False
+    has_clusters = any(sample.cluster for one in base.benchmarks.values() for sample in one.samples)
+    from_inspect = base.conditions.get("kind") == "Inspect"
+    for name, pair in pair_evaluations(base, tuned).items():
+        pair, metric = take_first_answers(pair), pair.base.benchmark.metric
+        for before, after in zip(pair.base.samples, pair.tuned.samples, strict=True):
+            if not before.scores[metric] == 1 > after.scores[metric]:
+                continue
+            question = _write_question(before.prompt, from_inspect)
+            is_cut = "messages" not in question  # at an empty line
+            ends = [*(["\n\n"] * is_cut), *([""] * (is_chat or not is_cut))]
+            tried = ((end, _write_row(question, before, after, metric, end)) for end in ends)
+            end, row = next(((end, row) for end, row in tried if row), ("", None))
+            if row is None:
+                left_out[name] = left_out.get(name, 0) + 1
+                continue
+            ends_late |= is_cut and not end
+            row |= {"cluster": before.unit} if has_clusters else {}
+            rows.setdefault(_name_kind(row, metric), []).append(row)
+    return LostQuestions(rows, left_out, ends_late)
+
+
+def _name_kind(row: dict[str, Any], metric: str) -> str:
+    kind = "refusals" if row.get("score") == Scoring.refusal else "written"
+    if "choices" in row:
+        kind = BY_LENGTH if "norm" in metric else "choices"
+    return f"{kind}_of_chats" if "messages" in row else kind
+
+
+def _write_question(prompt: str, from_inspect: bool) -> dict[str, Any]:
+    """Write a prompt as a question; as messages where the log holds them."""
+    try:
+        messages = json.loads(prompt) if prompt.startswith("[{") else None
+        turns = [{key: turn[key] for key in ("role", "content")} for turn in messages or ()]
+    except (ValueError, LookupError, TypeError):
+        turns = []
+    if from_inspect and not turns:
+        turns = [{"role": "user", "content": prompt}]
+        if re.search(r"(?:\A|\n\n)(?:system|assistant|tool|user): ", prompt):
+            turns = [{"role": "unknown", "content": ""}]  # several, which cannot be told apart
+    return {"messages": turns} if turns else {"question": prompt}
+
+
+def _write_row(
+    question: dict[str, Any], base: Sample, tuned: Sample, metric: str, end: str
+) -> dict[str, Any] | None:
+    """Write a row whose rule scores both answers as the benchmark did; None if there is none."""
+    if base.choices:
+        if "question" in question:  # a space follows it
+            question = {"question": question["question"].removesuffix(" ")}
+        right = base.choices.index(base.target) if base.target in base.choices else None
+        candidates: Any = [{"choices": list(base.choices), "answer": right}]
+    else:
+        candidates = _list_rules(base.target, Metric(metric).name)
+    for candidate in candidates:
+        row: dict[str, Any] = question | candidate
+        try:
+            read = read_row(row, Scoring.exact)
+            json.dumps(row, ensure_ascii=False).encode()
+            fits = base.choices or _finds(read, base, end) > _finds(read, tuned, end)
+        except (DataError, UnicodeEncodeError):  # half of a surrogate pair
+            continue
+        if fits:
+            return row
+    return None
+
+
+def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
+    """Yield answers with their scores, the strictest first."""
+    answer = target.rsplit("####", 1)[-1].strip()
+    accepted: Any = answer.split(" | ")  # as several are recorded
+    if metric in _OWN - {Scoring.contains, Scoring.numeric}:
+        if metric == Scoring.tool_call:
+            accepted = [json.loads(call) for call in accepted if _is_json(call)]
+        yield {"answer": accepted[0] if len(accepted) == 1 else accepted, "score": metric}
+        return
+    if not _COMPARES.fullmatch(metric) and metric not in _OWN:
+        return
+    accepted = answer if len(accepted) == 1 else accepted
+    if metric not in _OWN:
+        yield {"answer": accepted}
+    if metric != Scoring.contains and all(map(is_number, answer.split(" | "))):
+        yield {"answer": accepted, "score": Scoring.numeric.value}
+    if metric != Scoring.numeric:
+        is_letter = re.fullmatch("[A-Z]", answer)
+        accepted = f"answer is {answer}" if is_letter else accepted
+        yield {"answer": accepted, "score": Scoring.contains.value}
+
+
+def _is_json(call: str) -> bool:
+    try:
+        return bool(json.loads(call))
+    except ValueError:
+        return False
+
+
+def _finds(row: dict[str, Any], sample: Sample, end: str) -> bool:
+    """Return whether a row's rule finds an answer right, ended as own questions end it."""
+    rule = json.loads(row["rule"])
+    text = sample.response.split(end)[0] if end else sample.response
+    ends = [text]
+    if rule["score"] == Scoring.exact and end and "\n" not in row["answer"]:
+        ends.append(text.split("\n")[0])  # where all rows of a file are exact
+    return all(is_right(rule, read_answer(rule, one)) for one in ends)

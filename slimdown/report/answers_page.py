@@ -1,0 +1,294 @@
+"""Render every lost and gained answer, base and tuned side by side, as one page: `answers.html`.
+
+The page holds its answers as JSON. Its script, `pages/answers.js`, shows them as text, a few at a
+time, so that thousands open at once and nothing that a model wrote becomes markup.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import takewhile
+from math import exp, fsum, isfinite, isnan
+from typing import Any
+
+from markupsafe import Markup
+
+from slimdown.evaluation.results import Sample
+from slimdown.judging.findings import BenchmarkChange, Findings, take_first_answers
+from slimdown.judging.losses import Example, find_cause, find_changed_answers
+from slimdown.judging.pairing import Pair, pair_evaluations
+from slimdown.judging.right_choice import score_right_choices
+from slimdown.report import pages, text
+from slimdown.report.formatting import format_value, visible
+from slimdown.utils.secrets import redact_leaf
+
+MOST_SHOWN = 2000  # answers of a benchmark
+_MOST_BYTES = 4_700_000  # of all answers
+_LENGTHS = (6000, 3000, 1500, 800, 400)  # characters of a text; the first at which all fit
+_NUMBERS = (MOST_SHOWN, 1000, 500, 200, 50)  # where the shortest texts do not fit
+_WORD = re.compile(r"\w+\s*|[^\w\s]+\s*|\s+")
+_MOST_PAIRS = 5000  # of equal words that are compared; beyond it a whole passage is marked
+_LEAST_SHARED = 0.15  # where two texts share less of the longer one, everything would be marked
+# JSON in a page must neither end its element nor, in an old browser, a line of a script.
+_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One answer that was lost or gained."""
+
+    key: str  # what its link names
+    benchmark: int
+    is_lost: bool
+    cause: str  # of a loss, where it is known
+    subject: str  # empty where the benchmark has only one
+    example: Example
+    p_loss: float | None  # by how much the probability of the right choice fell
+    clarity: float  # the larger, the clearer the loss or the gain
+
+
+def name_answers_page(page: str) -> str:
+    """Name the page of answers beside a report.
+
+    >>> name_answers_page("page.html"), name_answers_page("page")
+    ('page.answers.html', 'page.answers.html')
+    """
+    return f"{re.sub('[.]html?$', '', page, flags=re.IGNORECASE)}.answers.html"
+
+
+def render_answers_page(findings: Findings, name: str, report: str, place: str) -> str:
+    """Render the answers that a fine-tuning lost and gained.
+
+    Args:
+        findings: With the evaluations; what was held out is in neither.
+        name: What the run is called.
+        report: The file name of the report, which lies beside the page.
+        place: Where whole texts are.
+
+    Returns:
+        The page, below 5 MB: it shows the clearest changes of each benchmark, long texts cut, and
+        says what it leaves out.
+    """
+    assert findings.base is not None
+    assert findings.tuned is not None
+    pairs = pair_evaluations(findings.base, findings.tuned)
+    changes = [
+        list(_list_changes(i, benchmark, take_first_answers(pair)))
+        for i, (benchmark, pair) in enumerate(pairs.items())
+    ]
+    shown, longest = _fit_answers(changes, list(findings.benchmarks.values()))
+    counts: list[dict[str, Any]] = []
+    for benchmark, of_one, answers in zip(pairs, changes, shown, strict=True):
+        n_lost = sum(change.is_lost for change in of_one)
+        n_shown = sum(answer["lost"] for answer in answers)
+        gained = len(of_one) - n_lost, len(answers) - n_shown
+        counts.append({"name": benchmark, "lost": (n_lost, n_shown), "gained": gained})
+    data: dict[str, Any] = {
+        "benchmarks": [visible(benchmark) for benchmark in pairs],
+        "causes": {cause: heading for cause, (heading, _) in text.CAUSES.items()},
+        "answers": sorted((a for answers in shown for a in answers), key=lambda a: not a["lost"]),
+    }
+    return pages.render(
+        "answers.html.j2",
+        name=redact_leaf(name),
+        report=report,
+        place=place,
+        part=findings.part,
+        counts=counts,
+        longest=longest if any(map(_is_cut, data["answers"])) else 0,
+        is_cut=any(n > n_shown for one in counts for n, n_shown in (one["lost"], one["gained"])),
+        has_choices=any("choices" in answer for answer in data["answers"]),
+        data=Markup(_write_json(data)),
+    )
+
+
+def _is_cut(answer: dict[str, Any]) -> bool:
+    lengths = [answer["prompt"][1], answer["target"][1], *answer.get("more", ())]
+    lengths += [choice[1] for choice in answer.get("choices", ())]
+    return any(length > 0 for length in lengths)
+
+
+def _write_json(value: Any) -> str:
+    packed = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return packed.translate(_ESCAPES)
+
+
+def _fit_answers(
+    changes: Sequence[Sequence[_Change]], benchmarks: Sequence[BenchmarkChange]
+) -> tuple[list[list[dict[str, Any]]], int]:
+    """Write as many answers of each benchmark, with texts as long as the page has room for."""
+    sizes = [(_NUMBERS[0], length) for length in _LENGTHS]
+    sizes += [(number, _LENGTHS[-1]) for number in _NUMBERS[1:]]
+    for number, length in sizes:
+        least = sum(_count_characters(one, length) for of_one in changes for one in of_one[:number])
+        if least > _MOST_BYTES and (number, length) != sizes[-1]:
+            continue  # without comparing words, which takes longest
+        written, n_bytes = [], 0
+        for of_one, benchmark in zip(changes, benchmarks, strict=True):
+            answers = []
+            for change in of_one[:number]:
+                answers.append(_write_answer(change, benchmark, length))
+                n_bytes += len(_write_json(answers[-1]).encode())
+                if n_bytes > _MOST_BYTES:
+                    answers.pop()
+                    break
+            written.append(answers)
+        if n_bytes <= _MOST_BYTES:
+            break
+    return written, length
+
+
+def _count_characters(change: _Change, length: int) -> int:
+    """Count the characters of an answer's texts, each cut at a length."""
+    base, tuned = change.example.base, change.example.tuned
+    texts = base.prompt, base.target, base.response, tuned.response, *base.choices
+    return sum(min(len(one), length) for one in texts)
+
+
+def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
+    """Yield the changes of a benchmark, the losses first, and of either the clearest first."""
+    changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
+    subjects = {sample.category or sample.task for sample in pair.base.samples}
+    has_tasks = len({sample.task for sample in pair.base.samples}) > 1
+    probabilities = zip(
+        pair.base.samples,
+        score_right_choices(pair.base),
+        score_right_choices(pair.tuned),
+        strict=False,  # empty where a question has no right choice
+    )
+    losses = {(s.task, s.doc_id): before - after for s, before, after in probabilities}
+
+    def describe(example: Example, is_lost: bool) -> _Change:
+        base, tuned = example.base, example.tuned
+        place = base.task, base.doc_id
+        falls = [score - tuned.scores.get(m, 0.0) for m, score in base.scores.items()]
+        clarity = losses.get(place, fsum(falls) / max(1, len(falls)))
+        cause = find_cause(example, metric) if is_lost and changed.has_causes else ""
+        subject = (base.category or base.task) if len(subjects) > 1 else ""
+        key = "-".join([name, *([base.task] if has_tasks else []), str(base.doc_id)])
+        known = cause, visible(subject), example, losses.get(place)
+        return _Change(visible(key), number, is_lost, *known, clarity if is_lost else -clarity)
+
+    gained = {id(example.base) for example in changed.gained}
+    lost = [describe(e, True) for e in changed.lost if id(e.base) not in gained]
+    for of_kind in (lost, [describe(e, False) for e in changed.gained]):
+        yield from sorted(of_kind, key=lambda change: -change.clarity)
+
+
+def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> dict[str, Any]:
+    """Write what the script shows of one answer."""
+    base, tuned = change.example.base, change.example.tuned
+    answer: dict[str, Any] = {
+        "key": change.key,
+        "benchmark": change.benchmark,
+        "lost": change.is_lost,
+        "cause": change.cause,
+        "subject": change.subject,
+        "fall": change.p_loss,
+        "prompt": [visible(base.prompt[-length:], multiline=True), len(base.prompt) - length],
+        "target": _cut(base.target, length),
+        "scores": [_describe_scores(sample, benchmark) for sample in (base, tuned)],
+        "right": [sample.scores.get(benchmark.metric) == 1 for sample in (base, tuned)],
+    }
+    if base.choices:
+        shares = [_compute_probabilities(sample) for sample in (base, tuned)]
+        answer["choices"] = [
+            [
+                *_cut(choice, length),
+                *(round(100 * share[i], 1) if share else None for share in shares),
+            ]
+            for i, choice in enumerate(base.choices)
+        ]
+        answer["right_choice"] = _find_choice(base, base.target)
+        answer["taken"] = [_find_choice(s, s.answers.get(benchmark.metric)) for s in (base, tuned)]
+        return answer
+    responses = [_cut(sample.response, length) for sample in (base, tuned)]
+    answer["texts"] = mark_difference(responses[0][0], responses[1][0])
+    answer["more"] = [n for _, n in responses]
+    answer["words"] = [len(sample.response.split()) for sample in (base, tuned)]
+    return answer
+
+
+def _cut(value: str, length: int) -> tuple[str, int]:
+    """Return the beginning of a text, and how many characters more it has; below 0: it is whole."""
+    return visible(value[:length], multiline=True), len(value) - length
+
+
+def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:
+    """Say how each metric read and scored an answer."""
+    parts, whole = list[str](), sample.response.strip()
+    for metric in benchmark.changes:
+        if (score := sample.scores.get(metric)) is not None:
+            read = "" if sample.choices else sample.answers.get(metric, "")
+            quoted = f"read as “{read[:80]}”, " if read.strip() not in ("", whole) else ""
+            word = {1.0: "right", 0.0: "wrong"}.get(score, format_value(float(score)))
+            parts.append(f"{text.shorten_metric(metric, benchmark)}: {quoted}{word}")
+    return visible("; ".join(parts))
+
+
+def _find_choice(sample: Sample, choice: str | None) -> int:
+    return sample.choices.index(choice) if choice in sample.choices else -1
+
+
+def _compute_probabilities(sample: Sample) -> list[float]:
+    """Compute each choice's probability, not per character; empty where it is not known."""
+    likelihoods = sample.log_likelihoods
+    highest = max(likelihoods, default=float("-inf"))
+    is_known = isfinite(highest) and not any(map(isnan, likelihoods))
+    if len(likelihoods) != len(sample.choices) or not is_known:
+        return []
+    parts = [exp(value - highest) for value in likelihoods]
+    total = fsum(parts)
+    return [part / total for part in parts]
+
+
+def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the equal words or characters with which two texts begin."""
+    same = (a == b for a, b in zip(first, second, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
+
+
+def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
+    """Split two texts by words into parts that are equal and parts that are not, in turn.
+
+    Returns:
+        The parts of each text; the first is equal, and may be empty. There is only one where the
+        texts have next to nothing in common.
+
+    >>> mark_difference("there are 9 pens", "there are 18 pens")
+    (['there are ', '9', ' pens'], ['there are ', '18', ' pens'])
+    >>> mark_difference("it is four", "No.")
+    (['it is four'], ['No.'])
+    """
+    before, after = _WORD.findall(base), _WORD.findall(tuned)
+    n_first = _count_equal(before, after)
+    n_last = _count_equal(before[n_first:][::-1], after[n_first:][::-1])
+    middles = [words[n_first : len(words) - n_last] for words in (before, after)]
+    counts = [Counter(words) for words in middles]
+    blocks: list[tuple[int, int, int]] = []  # of words that are equal
+    if sum(n * counts[1][word] for word, n in counts[0].items()) <= _MOST_PAIRS:
+        matcher = SequenceMatcher(None, middles[0], middles[1], autojunk=False)
+        for a, b, n in matcher.get_matching_blocks():
+            if any(map(str.isalnum, "".join(middles[0][a : a + n]))):  # marks alone are no match
+                blocks.append((a + n_first, b + n_first, n))
+    blocks = [(0, 0, n_first), *blocks, (len(before) - n_last, len(after) - n_last, n_last)]
+    n_shared = sum(len(word) for a, _, n in blocks for word in before[a : a + n])
+    if n_shared < _LEAST_SHARED * max(len(base), len(tuned)):
+        return [base], [tuned]
+    parts: tuple[list[str], list[str]] = ([], [])
+    ends = 0, 0
+    for *begins, n in blocks:
+        gaps = ["".join(w[e:b]) for w, e, b in zip((before, after), ends, begins, strict=True)]
+        tails = [gap[len(gap.rstrip()) :][::-1] for gap in gaps]
+        n_spaces = _count_equal(*tails)  # after a word, in both texts
+        for side, words, gap, begin in zip(parts, (before, after), gaps, begins, strict=True):
+            equal = gap[len(gap) - n_spaces :] + "".join(words[begin : begin + n])
+            if not any(gaps) and side:
+                side[-1] += equal
+            else:
+                side += [gap[: len(gap) - n_spaces], equal] if side else [equal]
+        ends = begins[0] + n, begins[1] + n
+    return parts

@@ -1,0 +1,133 @@
+"""Lost questions in the form of own questions: whatever is written scores as the benchmark did."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import make_benchmark, make_choice, make_evaluation, make_sample
+
+from slimdown.config.question_files import read_questions
+from slimdown.config.schema import Scoring
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.lost_questions import LostQuestions, collect_lost_questions
+from slimdown.utils.scoring import is_right, read_answer
+
+
+def make_pair(
+    *answers: tuple[str, str, str], metric: str = "exact_match", **fields: Any
+) -> tuple[Evaluation, Evaluation]:
+    """Lost answers as (target, the base's right answer, the tuned model's wrong one)."""
+    sides = []
+    for which, score in ((1, 1.0), (2, 0.0)):
+        samples = [
+            make_sample(
+                {metric: score}, i, **{"prompt": f"Question {i}", "target": answer[0]} | fields
+            )
+            for i, answer in enumerate(answers)
+        ]
+        responses = [replace(s, response=a[which]) for s, a in zip(samples, answers, strict=True)]
+        sides.append(make_evaluation(a=make_benchmark(responses, chance=0.0)))
+    return sides[0], sides[1]
+
+
+def collect(*answers: tuple[str, str, str], is_chat: bool = False, **fields: Any) -> LostQuestions:
+    return collect_lost_questions(*make_pair(*answers, **fields), is_chat)
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        (("four", " four\n", "five"), "exact"),
+        (("9 + 9 = 18\n#### 18", "So 9 + 9 = 18.\n#### 18", "It is 17."), "numeric"),
+        (("Paris", "It is Paris, of course.", "It is Rome."), "contains"),
+        (("B", "So the answer is (B).", "A clear case: the answer is (C)."), "contains"),
+    ],
+)
+def test_a_rule_is_found_that_scores_both_answers_as_the_benchmark_did(
+    answer: tuple[str, str, str], score: str, tmp_path: Path
+) -> None:
+    lost = collect(answer)
+    assert lost.left_out == {}
+    [row] = lost.rows["written"]
+    assert row.get("score", "exact") == score
+    file = tmp_path / "lost.jsonl"
+    file.write_text(json.dumps(row))
+    [read] = read_questions(str(file), Scoring.exact)
+    assert read["question"] == "Question 0"
+    rule = {"score": "exact", "accepted": [answer[0]]}
+    rule = json.loads(read["rule"]) if "rule" in read else rule
+    assert [is_right(rule, read_answer(rule, text)) for text in answer[1:]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "metric"),
+    [
+        (("0", "I have 0 commas", "I have, some"), "prompt_level_strict_acc"),  # IFEval's
+        (("18", "It is 18.", "It is 17, or 18."), "exact_match"),  # no rule tells them apart
+        (("18", "First 9.\n\nThen 18.", "It is 17."), "exact_match"),  # cut at the empty line
+        (("", "It is 18.", "It is 17."), "exact_match"),
+        (("\ud800", "\ud800", "It is 17."), "exact_match"),
+    ],
+)
+def test_what_no_rule_expresses_is_counted_and_left_out(
+    answer: tuple[str, str, str], metric: str
+) -> None:
+    lost = collect(answer, ("four", "four", "five"), metric=metric)
+    n_written = sum(map(len, lost.rows.values()))
+    assert lost.left_out["a"] + n_written == 2
+    assert n_written == (metric == "exact_match")
+
+
+def test_a_chats_answer_ends_where_the_model_ends_it() -> None:
+    answer = ("18", "First 9.\n\nThen 18.", "It is 17.")
+    lost = collect(answer, is_chat=True)
+    assert len(lost.rows["written"]) == 1
+    assert lost.ends_late
+    assert not collect(("18", "It is 18.", "It is 17."), is_chat=True).ends_late
+    turns = [{"role": "user", "content": "How many?"}]
+    lost = collect(answer, prompt=json.dumps(turns))  # as lm_eval logs what it sends to a server
+    [row] = lost.rows["written_of_chats"]
+    assert row["messages"] == turns
+    assert not lost.ends_late
+
+
+def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own(tmp_path: Path) -> None:
+    def answer(shift: int, metric: str) -> Any:
+        made = [make_choice((i + shift) % 4, i) for i in range(8)]
+        scores = {metric: float(shift == 0)}
+        answers = {metric: "grey"}
+        return make_benchmark([replace(s, scores=scores, answers=answers) for s in made])
+
+    base, tuned = (
+        make_evaluation(plain=answer(n, "acc"), long=answer(n, "acc_norm")) for n in (0, 1)
+    )
+    lost = collect_lost_questions(base, tuned, False)
+    assert {kind: len(rows) for kind, rows in lost.rows.items()} == {
+        "choices": 8, "choices_by_length": 8,
+    }  # fmt: skip
+    assert [row["answer"] for row in lost.rows["choices"]] == [0, 1, 2, 3] * 2
+    several = replace(base.benchmarks["plain"].samples[0], target="[0, 1]")
+    sides = [
+        make_evaluation(a=make_benchmark([replace(several, scores={"acc": score})] * 1))
+        for score in (1.0, 0.0)
+    ]
+    assert collect_lost_questions(sides[0], sides[1], False).left_out == {"a": 1}
+
+
+def test_a_cluster_stays_together() -> None:
+    pair = [
+        replace(
+            one,
+            benchmarks={
+                "a": replace(
+                    one.benchmarks["a"],
+                    samples=tuple(replace(s, cluster="p") for s in one.benchmarks["a"].samples),
+                )
+            },
+        )
+        for one in make_pair(("four", "four", "five"), ("six", "six", "five"))
+    ]
+    lost = collect_lost_questions(pair[0], pair[1], False)
+    assert [row["cluster"] for row in lost.rows["written"]] == ["p", "p"]
