@@ -2,21 +2,23 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from record_builders import Capture, record_run
+from record_builders import Capture, make_info, record_run, save_answers
 
 from slimdown.commands import compare, status
 from slimdown.config.schema import RunConfig
 from slimdown.sweep.command_line import ComposedRun, compose_runs, read_command_line
 from slimdown.sweep.jobs import JobState, name_run, run_job
-from slimdown.tracking.metric_names import DESCRIPTION
+from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import run_key
 from slimdown.tracking.run_reader import find_run, read_config, record_outcome
+from slimdown.tracking.run_writer import open_run
 from slimdown.utils.errors import ConfigError, TrackingError
 
 MARKUP = "<b>new</b> *try* | 2"
@@ -84,6 +86,17 @@ def test_what_a_repeat_leaves_open_stays(
     assert "warmer" not in description
     repeat(name="second", note="")
     assert "colder" not in store.get_run(run_id).data.tags[DESCRIPTION]
+
+
+def test_a_stopped_run_goes_on_under_its_new_name(config: RunConfig, store: MlflowClient) -> None:
+    with suppress(KeyboardInterrupt), open_run(config, make_info(config, "before")) as run:
+        raise KeyboardInterrupt
+    tags = {Tag.name: "after", Tag.note: "warmer"}
+    info = make_info(config, "after", resume_run_id=run.run_id, tags=tags)
+    with open_run(config, info) as resumed:
+        save_answers(resumed, config)
+    found = find_run(config.tracking, "after")
+    assert (found.run_id, found.note, found.status) == (run.run_id, "warmer", "FINISHED")
 
 
 def compose(*arguments: str) -> Any:
