@@ -19,7 +19,7 @@ COMMAND = re.compile(
     r"^(?: {4}|\$ )(?:\w+=\S+ )*(?:python -m )?slimdown[. ](\w+)\b([^#\n]*)", re.MULTILINE
 )
 NOT_INSTALLED = r"not installed|pip install|there is no sbatch|needs a GPU"
-NOT_INSTALLED += r"|^tuned=.* cannot be reached"
+NOT_INSTALLED += r"|^tuned=.* (cannot be reached|is no folder)|^tuned=.*: there is no folder"
 
 
 def find_commands() -> Iterator[tuple[str, str]]:

@@ -40,6 +40,7 @@ slimdown run: fine-tune a small model; measure what it learned and what it lost.
 
   slimdown run [GROUP=CHOICE ...] [SETTING=VALUE ...]       one run
   slimdown run -m SETTING=VALUE1,VALUE2 ...                 every combination
+  slimdown run ... --plan                                   its plan and time
 """
 _EXAMPLES = """\
 Examples
@@ -57,6 +58,8 @@ _FLAGS = f"""\
 
 Flags
   -m                    a sweep: several values of a setting are several runs
+  --plan, --plan=try    say what it does and how long that takes, and do nothing;
+                        `try` answers and trains one batch to tell the time
   --config-dir FOLDER   your own group files: FOLDER/dataset/mine.yaml, ...
   --cfg job             the composed settings, nothing run
   --hydra-help          the others are Hydra's own

@@ -212,6 +212,9 @@ class _Composer:
             values = [override]
             if override.is_sweep_override():
                 values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
+        except ConfigError as error:
+            self.problems.append(str(error))
+            return []
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
             setting, _, content = redact(text)[:80].partition("=")

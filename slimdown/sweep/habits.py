@@ -69,7 +69,7 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
 
     Raises:
         HydraException: It is no setting and value.
-        ValueError: No folder has such a name.
+        ConfigError: No folder has such a name.
     """
     key, sign, content = text.partition("=")
     if sign and key.lstrip("+") in _PLAIN_TEXTS:
@@ -97,7 +97,7 @@ def _find_folders(pattern: str) -> list[str]:
     """Find folders by a pattern as shells know it, `checkpoint-50` before `checkpoint-100`."""
     folders = [path for path in glob(pattern.strip("'\"")) if Path(path).is_dir()]
     if not folders:
-        raise ValueError(f"there is no folder {pattern}")
+        raise ConfigError(f"tuned={pattern}: there is no folder of such a name here")
     return sorted(folders, key=lambda path: re.sub(r"\d+", lambda m: m[0].zfill(12), path))
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from commands_and_runs import run_command
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from slimdown.config.loader import open_hydra
 from slimdown.config.schema import RunConfig
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.sweep.habits import parse_override
 from slimdown.utils.errors import ConfigError
 
 LOGS = Path(__file__).parents[1] / "evaluation/harness_logs/0.4.13/base"
@@ -163,3 +166,18 @@ def test_a_budget_may_be_a_percentage(folder: Path, capsys: Any) -> None:
             verdict.main([word.replace("base=", "scores=") for word in argv])
     shown = capsys.readouterr().out
     assert shown.count('"budget": 0.05') == 4
+
+
+def test_a_pattern_names_folders_in_the_order_of_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in (100, 50):
+        Path(f"it's/checkpoint-{step}").mkdir(parents=True)
+    Path("it's/checkpoint-7.txt").touch()
+    with open_hydra():
+        override = parse_override(OverridesParser.create(), "tuned=it's/checkpoint-*", True)
+    folders = [getattr(one, "text", one) for one in override.sweep_iterator()]
+    assert folders == ["it's/checkpoint-50", "it's/checkpoint-100"]
+    with pytest.raises(ConfigError, match=r"^tuned=nope/\*: there is no folder"):
+        compose_runs(read_command_line(["-m", "tuned=nope/*"]))
