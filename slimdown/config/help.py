@@ -58,7 +58,7 @@ _FLAGS = f"""\
 
 Flags
   -m                    a sweep: several values of a setting are several runs
-  --plan, --plan=try    say what it does and how long that takes, and do nothing;
+  --plan, --plan=try    say what it does and how long that takes; do nothing;
                         `try` answers and trains one batch to tell the time
   --config-dir FOLDER   your own group files: FOLDER/dataset/mine.yaml, ...
   --cfg job             the composed settings, nothing run

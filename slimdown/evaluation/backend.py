@@ -53,7 +53,9 @@ def choose_backend(
         The language model's class and its batch sizes, in questions.
     """
     shares = share_prefixes and not explain_no_sharing(model.model)
-    device = torch.device(model.device)
+    device = model.model.device
+    if device.type == "meta":  # before the weights are loaded
+        device = torch.device(model.device)
     if config.batch_size or device.type != "cuda":
         size = config.batch_size or 4
         return BackendOptions(shares, size, size)

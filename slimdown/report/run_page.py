@@ -32,13 +32,17 @@ def render_run_files(
         gate: Of the budgets that the settings name.
 
     Returns:
-        The contents by path: report.html, answers.html and report.md.
+        The contents by path: report.html, report.md, and answers.html where the findings hold the
+        answers; findings that were read from a record do not.
     """
     table = findings_report.findings_table(findings, gate=gate)
     about = config, run_id, info.environment, gate
-    return {
+    answers = {}
+    if findings.base and findings.tuned:
+        page = render_answers_page(findings, info.name, "report.html", "samples/")
+        answers["answers.html"] = page
+    return answers | {
         "report.html": render_page(findings, info.name, *about, "answers.html"),
-        "answers.html": render_answers_page(findings, info.name, "report.html", "samples/"),
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),

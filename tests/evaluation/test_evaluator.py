@@ -304,9 +304,9 @@ def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
     """A generated answer has logits only at its last place."""
     properties = SimpleNamespace(total_memory=gigabytes * 1e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    llama = SimpleNamespace(config=LlamaConfig())
+    llama = SimpleNamespace(device=torch.device("cuda"), config=LlamaConfig())
     llama.config.update({"vocab_size": 128_256, "hidden_size": 2048, "num_hidden_layers": 16})
-    model: Any = SimpleNamespace(model=llama, device="cuda", memory_bytes=held * 1e9)
+    model: Any = SimpleNamespace(model=llama, memory_bytes=held * 1e9)
     backend = choose_backend(model, make_config(), share_prefixes=False)
     assert (backend.batch_size, backend.generation_batch_size) == sizes
 
