@@ -796,6 +796,15 @@ def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]
         yield "mean of benchmarks misses", case, percent(misses / n_draws), "5"
 
 
+def simulate_findings(changes: Floats, budget: float) -> Any:
+    """Findings of one benchmark, `a`, with these changes of its answers and this budget."""
+    n = len(changes)
+    one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=budget, n=n)
+    one.primary = SimpleNamespace(difference=change_difference(changes))
+    one.is_measured, one.is_stopped, one.n_available = True, True, n
+    return SimpleNamespace(benchmarks={"a": one})
+
+
 def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """`slimdown scale --max-loss 0.02`: half of 1,200 questions choose a scale, half confirm it.
 
@@ -819,10 +828,7 @@ def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
             changes = np.where(fate < loss, -1.0, 0.0)
             changes[(fate >= 0.1) & (flips < 0.015)] = -1.0
             changes[(fate >= 0.1) & (flips > 0.985)] = 1.0
-            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=budget, n=n)
-            one.primary = SimpleNamespace(difference=change_difference(changes))
-            one.is_measured, one.is_stopped, one.n_available = True, True, n
-            points.append(ScaledFindings(scale, SimpleNamespace(benchmarks={"a": one})))  # type: ignore[arg-type]
+            points.append(ScaledFindings(scale, simulate_findings(changes, budget)))
         return points
 
     for name, shape in shapes.items():
@@ -866,10 +872,7 @@ def choose_checkpoints(draws: int, random: np.random.Generator) -> Iterator[Row]
             changes = np.where(fate < loss, -1.0, 0.0)
             changes[(fate >= 0.1) & (flips < 0.025)] = -1.0
             changes[(fate >= 0.1) & (flips > 0.975)] = 1.0
-            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=budget, n=n)
-            one.primary = SimpleNamespace(difference=change_difference(changes))
-            one.is_measured, one.is_stopped, one.n_available = True, True, n
-            points.append(SimpleNamespace(benchmarks={"a": one}))
+            points.append(simulate_findings(changes, budget))
         return points
 
     for name, losses in shapes.items():

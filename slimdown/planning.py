@@ -13,6 +13,7 @@ from math import ceil, nan
 from typing import Any
 
 import psutil
+import torch
 from huggingface_hub import snapshot_download
 
 from slimdown.config.keep_config import Keep
@@ -197,11 +198,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         yield f"Not run: {name} ({reason})."
     needed = base.memory_bytes
     if rows:
-        import torch
-
         needed += estimate_step_bytes(inputs.outline, config.train, getattr(torch, base.dtype))
-    import torch
-
     free = free_memory(torch.device(base.device))
     on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
     download = _measure_download(config)

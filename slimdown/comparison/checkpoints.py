@@ -13,7 +13,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)/?")
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """A checkpoint within its budgets as measured; None of them: there is no such one.
+    """A checkpoint whose losses are within their budgets as measured.
 
     Attributes:
         row: Its run.

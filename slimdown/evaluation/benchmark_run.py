@@ -205,11 +205,9 @@ class BenchmarkRun:
         numbers = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
         requests = [copy.copy(one) for one in chunk.requests if one.doc_id in numbers]
         most = self._max_new_tokens(self.task.tasks[chunk.task])
-        for request in requests:
-            request.repeats = 1
-            if self.task.generates:
-                settings = {**request.args[1], "max_gen_toks": min(_TRIED_TOKENS, most)}
-                request.arguments = (request.args[0], settings)
+        for request in requests if self.task.generates else ():
+            settings = {**request.args[1], "max_gen_toks": min(_TRIED_TOKENS, most)}
+            request.arguments = (request.args[0], settings)
         longest = 0
 
         def count(n_tokens: int, _: int) -> None:
@@ -222,8 +220,8 @@ class BenchmarkRun:
         seconds = (time.perf_counter() - began) / len(numbers) * whole.n
         if self.task.generates and longest:
             share = most / longest if longest >= min(_TRIED_TOKENS, most) - 1 else 1.0
-            new_tokens = round(min(longest * share, most) * whole.n)
-            return replace(whole, new_tokens=new_tokens, seconds=seconds * share)
+            new_tokens = whole.new_tokens * min(longest * share, most) / most
+            return replace(whole, new_tokens=round(new_tokens), seconds=seconds * share)
         return replace(whole, seconds=seconds)
 
     def _count_tokens(self, texts: list[str]) -> int:

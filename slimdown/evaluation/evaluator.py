@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from math import nan
@@ -134,13 +134,7 @@ class Evaluator:
         on_progress: OnProgress,
     ) -> Evaluation:
         started = time.perf_counter()
-        with (
-            keep_random_states(),
-            quiet_libraries(),
-            forbid_hub_metrics(),
-            eval_mode(model.model),
-            ExitStack() as stack,
-        ):
+        with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
             no_peak: AbstractContextManager[Any] = nullcontext(lambda: nan)
             counter = measure_peak_memory(model.device) if self.counts_memory else no_peak
             measure_peak = stack.enter_context(counter)
@@ -257,7 +251,7 @@ def check_room(
     """
     generating = {name: task for name, task in tasks.items() if task.generates}
     evaluator = Evaluator(generating, replace(config, backend=Backend.hf))
-    with keep_random_states(), quiet_libraries(), forbid_hub_metrics(), ExitStack() as stack:
+    with _undisturbed(), ExitStack() as stack:
         if generating:
             evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
 
@@ -282,7 +276,7 @@ def count_costs(
         What each benchmark costs, and whether the base's answers are in the record.
     """
     evaluator = Evaluator(tasks, replace(config, backend=Backend.hf), share_prefixes)
-    with keep_random_states(), quiet_libraries(), forbid_hub_metrics(), ExitStack() as stack:
+    with _undisturbed(), ExitStack() as stack:
         backend = choose_backend(model, config, share_prefixes)
         runs, _ = evaluator._open(model, backend, lambda *_: None, stack)
         return [(run.count_cost(), is_recorded(run.key, name)) for name, run in runs.items()]
@@ -308,13 +302,7 @@ def try_costs(
         What each benchmark would cost, as far as one batch tells it.
     """
     evaluator, began = Evaluator(tasks, config, share_prefixes), time.perf_counter()
-    with (
-        keep_random_states(),
-        quiet_libraries(),
-        forbid_hub_metrics(),
-        eval_mode(model.model),
-        ExitStack() as stack,
-    ):
+    with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
         backend = choose_backend(model, config, share_prefixes)
         runs, _ = evaluator._open(model, backend, lambda *_: None, stack)
         tried = set[bool]()  # kinds of work: generates or not
@@ -322,6 +310,13 @@ def try_costs(
             if run.task.generates not in tried or time.perf_counter() - began < most_seconds:
                 tried.add(run.task.generates)
                 yield run.try_batch()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Inside, the harness draws from states of its own, prints nothing, and runs no hub's code."""
+    with keep_random_states(), quiet_libraries(), forbid_hub_metrics():
+        yield
 
 
 def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:

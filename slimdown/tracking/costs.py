@@ -34,7 +34,7 @@ class Rates:
 
 def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
     """Write what the parts of a run cost, with the machine and the model, as JSON."""
-    about = _describe(config) | {"device": device}
+    about = _describe_speed(config, device)
     return json.dumps(about | {"costs": [asdict(cost) for cost in costs]})
 
 
@@ -49,7 +49,8 @@ def find_rates(config: RunConfig, device: str) -> Rates:
             with suppress(Exception):  # an older run has no such file; a store may be silent
                 folder = client.download_artifacts(run.run_id, COSTS_FILE)
                 found = json.loads(Path(folder).read_bytes())
-                if {k: found[k] for k in found if k != "costs"} != _expect(config, device):
+                about = {key: value for key, value in found.items() if key != "costs"}
+                if about != _describe_speed(config, device):
                     continue
                 slowest: dict[tuple[str, Work], Cost] = {}  # of base and tuned model
                 for one in sorted(map(_read_cost, found["costs"]), key=lambda one: one.seconds):
@@ -59,14 +60,10 @@ def find_rates(config: RunConfig, device: str) -> Rates:
     return Rates(tuple(costs.values()), f"run {sources[0]}" if sources else "")
 
 
-def _describe(config: RunConfig) -> dict[str, Any]:
+def _describe_speed(config: RunConfig, device: str) -> dict[str, str]:
     """Name what decides the speed beside the machine."""
-    quantization, backend = config.quantization.name, config.evaluation.backend.value
-    return {"model": config.model.id, "quantization": quantization, "backend": backend}
-
-
-def _expect(config: RunConfig, device: str) -> dict[str, Any]:
-    return _describe(config) | {"device": device}
+    about = {"model": config.model.id, "quantization": config.quantization.name}
+    return about | {"backend": config.evaluation.backend.value, "device": device}
 
 
 def _read_cost(record: dict[str, Any]) -> Cost:
