@@ -109,7 +109,11 @@ def test_a_batch_of_each_kind_of_work_tells_the_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--plan=now"], "--plan, or --plan=try"), (["--plan", "lora.rr=8"], "did you mean lora.r")],
+    [
+        (["--plan=now"], "--plan, or --plan=try"),
+        (["--plan="], "--plan, or --plan=try"),
+        (["--plan", "lora.rr=8"], "did you mean lora.r"),
+    ],
 )
 def test_a_mistake_in_a_plan_is_one_line(
     arguments: list[str], message: str, tmp_path: Path

@@ -89,10 +89,11 @@ def _check(options: argparse.Namespace) -> int:
         read = partial(_pair_with, of_champion, read)
         findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
         notes.append(f"base is {base_name}: run {champion.run.run_id[:8]}.")
+    lost_lines = list[str]()
     if options.lost:  # before any look counts: too few questions end here
         base, tuned = (open_part(one, share) for one in read())
         is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
-        write_lost_questions(options.lost, base, tuned, is_chat)
+        lost_lines = write_lost_questions(options.lost, base, tuned, is_chat)
     if run.holdout:
         half = take_held_out(options.tracking, run, read(), run.holdout)
         read = half.pair
@@ -109,6 +110,7 @@ def _check(options: argparse.Namespace) -> int:
     else:
         notes += text.describe_findings(findings, gate=gate)
         print_text(write_table(findings_table(findings, title, notes, gate), options.format))
+    write_notes(lost_lines)
     try:
         run_reader.record_outcome(options.tracking, run, outcome)
     except TrackingError as error:

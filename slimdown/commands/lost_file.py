@@ -5,7 +5,7 @@ import json
 import shlex
 from pathlib import Path
 
-from slimdown.commands.arguments import CommandParser, write_notes
+from slimdown.commands.arguments import CommandParser
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import BY_LENGTH, LostQuestions, collect_lost_questions
 from slimdown.report.formatting import pluralize
@@ -27,13 +27,18 @@ def _read_place(text: str) -> Path:
     return file
 
 
-def write_lost_questions(file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool) -> None:
-    """Write the lost questions, and say how many, what is left out, and how to ask them.
+def write_lost_questions(
+    file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool
+) -> list[str]:
+    """Write the lost questions.
 
     Args:
         file: For the first kind of questions; other kinds get files beside it.
         base, tuned: Answers to questions that are not held out.
         is_chat: See `collect_lost_questions`.
+
+    Returns:
+        Lines for the user: how many, what is left out, and how to ask them again.
     """
     lost = collect_lost_questions(base, tuned, is_chat)
     files = {
@@ -48,7 +53,7 @@ def write_lost_questions(file: Path, base: Evaluation, tuned: Evaluation, is_cha
     line = f"lost: {', '.join(counts) or f'no question, so {file} is not written'}"
     if left_out:
         line += f"; left out, as no rule of own questions scores both answers alike: {left_out}"
-    write_notes([line, *([_write_command(lost, files)] if files else [])])
+    return [line, *([_write_command(lost, files)] if files else [])]
 
 
 def _write_command(lost: LostQuestions, files: dict[str, Path]) -> str:

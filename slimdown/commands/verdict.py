@@ -97,7 +97,7 @@ def _judge(options: argparse.Namespace) -> int:
         arguments.put_report(findings, title, gate, options)
     if options.lost:
         is_chat = base.conditions.get("apply_chat_template") == "true"
-        write_lost_questions(options.lost, base, tuned, is_chat)
+        arguments.write_notes(write_lost_questions(options.lost, base, tuned, is_chat))
     if options.track:
         _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0

@@ -116,20 +116,20 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
     parser.add_argument("-c", "--cfg")  # or argparse takes it for the beginning of -cd
-    parser.add_argument("--plan", default="")
+    parser.add_argument("--plan")
     # Without a value it must not take the setting behind it.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
         return CommandLine([], is_run=False)
-    if options.plan not in ("", "count", "try"):
+    if options.plan not in (None, "count", "try"):
         raise ConfigError(f"--plan={options.plan}: write --plan, or --plan=try")
     folders = [CONF_DIR]
     if options.config_dir:
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
-    return CommandLine(options.overrides, tuple(folders), options.multirun, plan=options.plan)
+    return CommandLine(options.overrides, tuple(folders), options.multirun, plan=options.plan or "")
 
 
 def compose_runs(line: CommandLine) -> CommandPlan:
