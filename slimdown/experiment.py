@@ -28,6 +28,7 @@ from slimdown.models.base_model import (
 from slimdown.models.causal import disabled_adapters
 from slimdown.models.external import open_tuned_model
 from slimdown.models.interpolation import pair_models
+from slimdown.models.shared_base import SharedBase
 from slimdown.planning import estimate_run
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
@@ -50,12 +51,15 @@ from slimdown.watching import build_watcher
 _LONG = 3600.0  # seconds, of which a run warns before it starts
 
 
-def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
+def run_experiment(
+    config: RunConfig, info: RunInfo, shared_base: SharedBase | None = None
+) -> Findings:
     """Measure what fine-tuning taught a model and what it made it forget.
 
     Args:
         config: The checked settings.
         info: The run's name and how it came about, for the record.
+        shared_base: Keeps the base for runs of this process that follow; default: none follows.
 
     Returns:
         What changed on each benchmark, as it is shown and recorded.
@@ -86,7 +90,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             contamination.check(config.contamination.max_share)
             console.show_notes(contamination.notes)
         with progress.show(f"loading {config.model.id}"):
-            base = load_base_model(config.model, config.quantization, tokenizer, outline)
+            base = (shared_base or SharedBase()).load(config, tokenizer, outline)
         run.log_model(base)
 
         broadcast_from_main(run.run_id)  # the processes in assist_run join in
@@ -128,6 +132,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             stop_when = stopping_rule(config, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
+        if shared_base and external and external.folder:
+            shared_base.take_back(base, tuned)
 
         findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
         findings = replace(findings, not_run=not_run)

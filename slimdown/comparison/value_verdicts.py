@@ -149,7 +149,7 @@ def collect_answers(changes: Sequence[Sequence[BenchmarkChange]]) -> SeedAnswers
         differences = [change.primary.difference for change in of_runs]
         n = len(differences[0].observations)
         largest = max(
-            max(1.0, d.test.highest, float(np.abs(d.observations).max())) for d in differences
+            max(1.0, d.largest_change, float(np.abs(d.observations).max())) for d in differences
         )
         bounds[n] = bounds.get(n, 0.0) + largest / len(changes)
     step = max(1 / (len(changes) * part.shape[1]) for part in parts)

@@ -1,6 +1,6 @@
 """A run's settings by their dotted keys, and the run's name."""
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from enum import Enum
 from functools import cache
 from textwrap import shorten
@@ -25,7 +25,7 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
         config: The settings.
         without_defaults: See `drop_defaults`.
     """
-    tree = asdict(config)
+    tree = _read_tree(config)
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
@@ -41,6 +41,14 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
     optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model
     return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
+
+
+def _read_tree(node: object) -> Any:
+    """Return sections as dictionaries, without copies of their values, as `asdict` makes them."""
+    if is_dataclass(node) or isinstance(node, dict):
+        items = node.items() if isinstance(node, dict) else vars(node).items()
+        return {key: _read_tree(value) for key, value in items}
+    return node
 
 
 def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,12 @@ from slimdown.config.method_config import MethodConfig
 from slimdown.config.methods import find_own_type
 from slimdown.config.schema import LoraConfig, RunConfig
 from slimdown.models.base_model import LoadedModel, load_outline
-from slimdown.models.causal import disabled_adapters, get_own_adapter, has_untouched_base
+from slimdown.models.causal import (
+    disabled_adapters,
+    get_own_adapter,
+    has_untouched_base,
+    learns_prompt,
+)
 from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import MOST_CHARACTERS, read_adapter_config
@@ -163,6 +168,18 @@ def load_adapter(base: LoadedModel, folder: Path) -> Any:
         return own.find_function("load")(base.model, folder).eval()
     with quiet_libraries():
         return peft.PeftModel.from_pretrained(base.model, str(folder)).eval()
+
+
+def remove_adapter(model: Any) -> Any:
+    """Take an adapter off its base, in place.
+
+    Returns:
+        The base's model; the same model where nothing can take its adapter off.
+    """
+    if learns_prompt(model):
+        return model.get_base_model()
+    is_removable = hasattr(model, "peft_config") and hasattr(model, "unload")
+    return model.unload() if is_removable else model
 
 
 def check_scalable(tuned: LoadedModel) -> None:

@@ -133,6 +133,12 @@ class Difference(Estimate):
         return self.value + weights * (changes - self.value)  # varying sizes are no noise
 
     @property
+    def largest_change(self) -> float:
+        """The largest change of one observation that is possible."""
+        weights = self.sampling.to_observations([self.changes])[1]
+        return max(self.sampling.largest_weight, float(weights.max()))
+
+    @property
     def has_independent_answers(self) -> bool:
         """Whether each observation is one answer that is right or wrong."""
         return self.is_binary and self.sampling.clusters is None

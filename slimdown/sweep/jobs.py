@@ -23,6 +23,7 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.config.naming import run_name
 from slimdown.config.schema import default_store
 from slimdown.judging.serialization import from_plain, to_plain
+from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.report.text import describe_run
@@ -134,11 +135,12 @@ def _write_log(file: Path) -> Iterator[None]:
         yield
 
 
-def run_sweep_job(sweep: SweepInfo, _: object) -> None:
+def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = None) -> None:
     """Run a job of a sweep and write its outcome; a job that fails stops no other.
 
     Args:
         sweep: What the sweep tells its jobs.
+        shared_base: Keeps a base for the jobs that follow in this process.
 
     Raises:
         KeyboardInterrupt: A signal came.
@@ -161,7 +163,8 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
         try:
             info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
             is_planned = number != sweep.numbers[0] and not sweep.in_worker  # by the first one
-            made = run_job(sweep.read_settings(number), info, sweep.swept, is_planned)
+            run = sweep.read_settings(number)
+            made = run_job(run, info, sweep.swept, is_planned, shared_base)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ
@@ -195,7 +198,11 @@ def _tell_time_left(sweep: SweepInfo) -> str:
 
 
 def run_job(
-    run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = (), is_planned: bool = False
+    run: ComposedRun,
+    info: RunInfo,
+    swept: tuple[str, ...] = (),
+    is_planned: bool = False,
+    shared_base: SharedBase | None = None,
 ) -> JobOutcome:
     """Make a run, or find that an equal one is finished.
 
@@ -204,6 +211,7 @@ def run_job(
         info: The sweep, tags and `on_open`; the rest is filled in here.
         swept: The keys that a sweep varies; they come first in the run's name.
         is_planned: Whether the plan was shown for a job before; then only the name is.
+        shared_base: See `run_experiment`.
 
     Returns:
         A finished job, or a skipped one with its run.
@@ -239,7 +247,7 @@ def run_job(
             console.show_line(describe_kept(config, resume_run_id))
         from slimdown.experiment import run_experiment
 
-        findings = run_experiment(config, info)
+        findings = run_experiment(config, info, shared_base)
     return JobOutcome(JobState.finished, headline=describe_verdicts(findings))
 
 

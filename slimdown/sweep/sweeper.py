@@ -10,6 +10,7 @@ from typing import Any
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.config.naming import base_settings
 from slimdown.config.schema import TrackingConfig
+from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.brief_comparison import order_by_settings
 from slimdown.report.tables import sweep_table, write_table
@@ -200,7 +201,7 @@ class Sweep:
     def _launch(self, numbers: list[int]) -> Exception | None:
         """Launch jobs, and read what became of them; returns what the launcher raised."""
         try:
-            return self._start(run_sweep_job, numbers)
+            return self._start(partial(run_sweep_job, shared_base=SharedBase()), numbers)
         finally:
             for number in numbers:
                 self.outcomes[number] = self.info.read_outcome(number)

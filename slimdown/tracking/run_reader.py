@@ -154,7 +154,7 @@ def check_finished(run: RunRecord) -> Findings:
 
 
 def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the runs; finished ones have their findings and settings, which are read in threads.
+    """Return the runs; finished ones have their findings and settings.
 
     A finished run that cannot be read is returned without findings, after a warning.
     """
@@ -182,6 +182,8 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
         _log.warning("run %s is left out: %s", run.run_id, reason)
         return run
 
+    if not client.tracking_uri.startswith("http"):  # for local files, threads take longer
+        return [read(run) for run in runs]
     with ThreadPoolExecutor(_N_THREADS) as threads:
         return list(threads.map(read, runs))
 

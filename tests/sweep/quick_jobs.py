@@ -21,7 +21,7 @@ DEADLY = 1
 """The seed of the job whose process always dies, as one that is out of memory."""
 
 
-def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
+def run_experiment(config: RunConfig, info: RunInfo, _: object) -> Findings:
     """Record a finished run, or end the process."""
     config = set_metric(config)
     with open_run(config, info) as run:
@@ -32,7 +32,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     return findings
 
 
-def run_quick_job(sweep: SweepInfo, setting: object) -> None:
+def run_quick_job(sweep: SweepInfo, setting: object, shared_base: object) -> None:
     """Do what `run_sweep_job` does, with the experiment above."""
     experiment = ModuleType("slimdown.experiment")
     vars(experiment)["run_experiment"] = run_experiment

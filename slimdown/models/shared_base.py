@@ -1,0 +1,77 @@
+"""One base for many adapters: jobs that follow each other in a process load it once."""
+
+from dataclasses import replace
+from typing import Any
+
+from slimdown.config.schema import RunConfig
+
+
+class SharedBase:
+    """Keeps the base of a job for the next one, which puts another adapter on it.
+
+    A base is kept only if nothing but its adapter was changed: an adapter that trains biases, adds
+    tokens or takes its start from the base's weights leaves another model behind.
+    """
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self._settings = ""
+        self._base: Any = None
+        self._state: object = None
+
+    def load(self, config: RunConfig, tokenizer: Any, outline: Any) -> Any:
+        """Return the base of a run: the one that was kept, or a freshly loaded one.
+
+        Args:
+            config: The settings of the run.
+            tokenizer: The base's, as this run asks it.
+            outline: See `load_outline`.
+
+        Returns:
+            A `LoadedModel`, which belongs to the run until `take_back`.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        from slimdown.models.base_model import describe_base_model, load_base_model
+        from slimdown.models.memory import release_weights
+
+        kept, self._base = self._base, None
+        settings = repr((config.model, config.quantization))
+        if kept is not None:
+            described = describe_base_model(config.model, config.quantization, tokenizer, outline)
+            if config.tuned and settings == self._settings and described.files == kept.files:
+                same = {"model": kept.model, "license": kept.license}
+                identity = {**kept.identity, "tokenizer": described.identity["tokenizer"]}
+                same |= {"memory_bytes": kept.memory_bytes, "identity": identity}
+                if described.revision == kept.revision:
+                    return replace(described, **same)
+            release_weights(kept.model)
+        base = load_base_model(config.model, config.quantization, tokenizer, outline)
+        self._settings, self._state = settings, _describe_state(base.model)
+        return base
+
+    def take_back(self, base: Any, tuned: Any) -> None:
+        """Take the adapter off a base that is not needed any more, and keep the base.
+
+        Args:
+            base: What `load` returned.
+            tuned: The same model with the adapter.
+        """
+        from slimdown.models.adapters import remove_adapter
+
+        try:
+            model = remove_adapter(tuned.model)
+        except Exception:  # PEFT refuses, as for IA3 in 4 bits: the next job loads its base
+            return
+        if model is base.model and _describe_state(model) == self._state:
+            self._base = base
+
+
+def _describe_state(model: Any) -> object:
+    """Return what changes when a model's layers, hooks or numbers change, without reading these."""
+    layers = [
+        (name, type(layer), len(layer._forward_hooks)) for name, layer in model.named_modules()
+    ]
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return layers, [(name, one.data_ptr(), one.shape, one._version) for name, one in named]
