@@ -270,7 +270,7 @@ def test_no_way_of_ending_a_job_ends_the_sweep(
 def test_a_sweep_shows_the_plan_once_and_ends_with_what_each_value_did(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def record(config: RunConfig, info: RunInfo) -> Findings | None:
+    def record(config: RunConfig, info: RunInfo, _: object) -> Findings | None:
         config = set_metric(config)
         with open_run(config, info) as made:
             save_answers(made, config, KEPT if config.lora.r == 2 else LOST)
