@@ -14,6 +14,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from math import nan
 from types import SimpleNamespace
 from typing import Any
@@ -1220,6 +1221,42 @@ def select_runs(draws: int, random: np.random.Generator) -> Iterator[Row]:
     yield "budget kept (exit 0)", f"{case}, held-out half", percent(passes[1] / draws), "5"
 
 
+def judge_chains(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Chains of 2 to 6 stages behind the base: any false claim in a step or in the whole.
+
+    Half of the answers are right. A step turns as many of them to right as to wrong, or it loses
+    just the margin, among questions enough to show less.
+    """
+    n_draws = max(100, draws // 8)
+    for n_steps, n_benchmarks in ((2, 1), (2, 4), (4, 4), (6, 1), (6, 4)):
+        wrong = {Verdict.forgotten: 0, Verdict.retained: 0}
+        for _ in range(n_draws):
+            for kind, loss, flips, n in (
+                (Verdict.forgotten, 0.0, 0.02, 300),
+                (Verdict.retained, MARGIN, 0.002, 2000),
+            ):
+                claimed = set[Verdict]()
+                stages = [random.random((n_benchmarks, n)) < 0.5]
+                for _ in range(n_steps):
+                    now, luck = stages[-1], random.random((n_benchmarks, n))
+                    share = now.mean(axis=1, keepdims=True).clip(0.2, 0.8)
+                    falls, rises = (flips + loss) / share, flips / (1 - share)
+                    stages.append(np.where(now, luck >= falls, luck < rises))
+                for before, after in (*pairwise(stages), (stages[0], stages[-1])):
+                    lost, gained = (before & ~after).sum(axis=1), (~before & after).sum(axis=1)
+                    pairs = zip(lost, gained, strict=True)
+                    cells = [count_difference(int(a), int(b), n) for a, b in pairs]
+                    decided = decide_verdicts(cells, [MARGIN] * n_benchmarks, n_steps + 1)
+                    claimed |= {one.verdict for one in decided}
+                made = claimed - {Verdict.undecided, Verdict.retained}
+                wrong[kind] += bool(made) if kind is Verdict.forgotten else kind in claimed
+        case = f"any step or the whole, {n_steps} stages, {n_benchmarks}"
+        shown = {kind: percent(n_wrong / n_draws) for kind, n_wrong in wrong.items()}
+        yield "changed", f"{case} × 300 questions, nothing changed", shown[Verdict.forgotten], "5"
+        lost = f"{case} × 2,000 questions, each step loses the margin"
+        yield "retained", lost, shown[Verdict.retained], "5"
+
+
 def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:
     """How often each truth is shown, of all questions and with `evaluation.until=decided`."""
     for change, n, flips, verdict in (
@@ -1280,6 +1317,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     show_values,
     average_benchmarks,
     select_runs,
+    judge_chains,
 )
 
 

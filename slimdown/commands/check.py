@@ -28,6 +28,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import open_part
+from slimdown.judging.pairing import pair_evaluations
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
@@ -100,7 +101,7 @@ def _check(options: argparse.Namespace) -> int:
         notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
         notes += half.explain_looks()
         findings = judge(half.base, half.tuned)
-    gate = rules.decide(findings, read)
+    gate = rules.decide(findings, lambda: pair_evaluations(*read()))
     models = base_name, f"{run.name} ({run.run_id[:8]})"
     title, outcome = " → ".join(models), text.describe_outcome(gate)
     if options.format == "text":

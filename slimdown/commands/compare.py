@@ -9,21 +9,28 @@ Examples:
   slimdown compare 3f2a --all                             one run, with every metric and column
   slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
   slimdown compare 3f2a --confirm                         the chosen one, on questions kept back
+  slimdown compare 3f2a 91bc 77d0 --chain                 trained, merged, quantized: which lost it?
 """
 
 import argparse
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from slimdown.commands.arguments import CommandParser, put_report, put_table, run_command
 from slimdown.comparison import group_tests, run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
+from slimdown.config.schema import TrackingConfig
+from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge, judge_pair
+from slimdown.judging.holdout import open_part
+from slimdown.judging.stages import judge_stages
 from slimdown.report import comparison_page as page
 from slimdown.report.brief_comparison import list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
+from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import HeldOutHalf, take_held_out
 from slimdown.tracking.metric_names import Tag
@@ -56,6 +63,7 @@ def main(argv: list[str]) -> int:
     for mode, text in (
         ("paired", "two RUNs: the answers of both tuned models, one by one"),
         ("confirm", "chosen RUNs, on the questions that evaluation.holdout kept back"),
+        ("chain", "RUNs as the stages of one model: the first one's base, then each tuned model"),
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
     parser.add_output()
@@ -74,6 +82,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
     if options.mode == "confirm" and not options.runs:
         parser.error("--confirm judges runs that were chosen; name one or more")
+    if options.mode == "chain" and len(options.runs) < 2:
+        parser.error("--chain takes the runs of at least two stages, in their order; name them")
     return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
 
 
@@ -86,6 +96,12 @@ def _compare(options: argparse.Namespace) -> int:
         if options.format:
             put_report(findings, name, None, options, runs[0].run_id)
         return 0
+    if options.mode == "chain":
+        evaluations = _read_stages(runs, options.tracking)
+        stages = judge_stages(evaluations)
+        table = stages_table(stages, " → ".join(evaluations))
+        page_of = partial(render_stages_page, table, stages, "compare --chain")
+        return put_table(table, options, page_of)
     if options.mode:
         pairs, looks = _judge_pairs(runs, options)
         table = pairs_table(pairs)
@@ -159,6 +175,19 @@ def _judge_pairs(
         for run, half in zip(runs, halves, strict=True)
     ]
     return pairs, halves[-1].explain_looks(len(runs))
+
+
+def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, Evaluation]:
+    """Return the answers of the first run's base, and of each run's tuned model, by name."""
+    stages = dict[str, Evaluation]()
+    for run in runs:
+        base, tuned = run_reader.read_evaluations(tracking, run)
+        stages.setdefault("base", open_part(base, run.holdout))
+        made_elsewhere = run.params.get("tuned", "").rstrip("/").rpartition("/")[2]
+        named = run.given_name or made_elsewhere or "trained"
+        named = f"{named} {run.run_id[:8]}" if named in stages else named
+        stages[named] = open_part(tuned, run.holdout)
+    return stages
 
 
 def _name(run: RunRecord) -> str:

@@ -2,18 +2,17 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isnan
 
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.schema import Role
-from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
 from slimdown.judging.findings import Findings
 from slimdown.judging.overall import average_changes
-from slimdown.judging.pairing import pair_evaluations
+from slimdown.judging.pairing import Pair
 from slimdown.utils.errors import ConfigError
 
 _FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+|\d*\.?\d+ ?%)|[^=]+=0")
@@ -41,14 +40,12 @@ class GateRules:
         """
         return check_budgets(findings, self.budgets, self.relative_budgets, self.off)
 
-    def decide(
-        self, findings: Findings, read_evaluations: Callable[[], tuple[Evaluation, Evaluation]]
-    ) -> Gate:
+    def decide(self, findings: Findings, read_pairs: Callable[[], Mapping[str, Pair]]) -> Gate:
         """Decide whether a model has lost more than it may.
 
         Args:
             findings: What changed.
-            read_evaluations: Returns those of base and tuned model; `--overall` takes their mean.
+            read_pairs: Returns both models' answers; `--overall` takes their mean.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
@@ -61,7 +58,7 @@ class GateRules:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
         if off:
-            pairs, benchmarks = pair_evaluations(*read_evaluations()), findings.benchmarks
+            pairs, benchmarks = read_pairs(), findings.benchmarks
             used = [n for n, b in benchmarks.items() if b.is_measured and n not in off]
             retained = [n for n in used if benchmarks[n].role is Role.retained]
             mean = average_changes([(pairs[n], benchmarks[n].primary.difference) for n in retained])

@@ -1,5 +1,8 @@
 """`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from logs of other tools.
 
+  slimdown verdict logs/base logs/a logs/b                        several models, each against BASE
+  slimdown verdict --chain logs/base logs/tuned logs/merged logs/q4     which stage lost what?
+
   lm_eval    slimdown verdict logs/base logs/tuned      (--log_samples --output_path)
   Inspect    slimdown verdict base.eval tuned.eval      (pip install '.[inspect]')
   lighteval  slimdown verdict out/base out/tuned        (--save-details --output-dir)
@@ -14,6 +17,7 @@ Exit code with a budget (--max-loss, --max-relative-loss, --overall) or JUnit:
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +27,19 @@ from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
+from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings, judge
+from slimdown.judging.pairing import pair_evaluations
+from slimdown.judging.stages import judge_stages
 from slimdown.report import text
 from slimdown.report.answers_page import render_answers_page
 from slimdown.report.console import show_findings, show_saved
-from slimdown.report.findings_report import findings_table
+from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.run_page import render_page
+from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.report.tables import write_table
-from slimdown.utils.errors import ConfigError
+from slimdown.utils.errors import ConfigError, DataError
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +54,10 @@ def main(argv: list[str]) -> int:
     parser = arguments.CommandParser("verdict", __doc__, 3)
     place = "the folder that the tool wrote to, the model's folder in it, or a file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
-    parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
+    about = "of the model after; several are judged together"
+    parser.add_argument("tuned", type=Path, nargs="+", metavar="TUNED", help=about)
+    about = "each against the one before, the last against BASE; prompts and engine may differ"
+    parser.add_argument("--chain", action="store_true", help=about)
     parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")
     about = "a field of its questions, such as passage; those that share it count as one"
     parser.add_list("--cluster", "TASK=FIELD", about)
@@ -57,23 +68,88 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     options = parser.parse(name_budgets(argv))
     refusal = "These logs cannot be judged:"
+    if options.chain or len(options.tuned) > 1:
+        return arguments.run_command(lambda: _judge_stages(options), refusal, 3)
     return arguments.run_command(lambda: _judge(options), refusal, 3)
 
 
-def _judge(options: argparse.Namespace) -> int:
-    rules = read_rules(options)
+def _read_sides(options: argparse.Namespace) -> tuple[dict[Path, Evaluation], str, list[str]]:
+    """Read the logs of all models.
+
+    Returns:
+        The evaluations by place, the tool that made them, and what is to be said about the logs.
+    """
     metrics = _read_by_task("metric", options.metric, "gsm8k=exact_match.strict-match")
     clusters = _read_by_task("cluster", options.cluster, "drop=passage")
-    sides, choice = (options.base, options.tuned), (metrics, options.target)
-    (base_kind, base_files), (tuned_kind, tuned_files) = map(find_logs, sides)
-    if base_kind != tuned_kind:
-        problem = f"BASE holds logs of {base_kind}, TUNED of {tuned_kind}"
-        raise ConfigError(f"{problem}; tools score differently, so give two of one kind")
-    if [*map(os.path.realpath, base_files)] == [*map(os.path.realpath, tuned_files)]:
-        raise ConfigError(f"BASE and TUNED are the same logs, {options.base}")
-    notes: list[str] = []
-    base, tuned = (read_logs(side, *choice, notes.append, clusters) for side in sides)
-    findings = judge(base, tuned)
+    sides, notes = [options.base, *options.tuned], list[str]()
+    kinds, places = dict[str, Path](), dict[tuple[str, ...], Path]()
+    for side in sides:
+        kind, files = find_logs(side)
+        place = tuple(map(os.path.realpath, files))
+        if other := places.get(place):
+            raise ConfigError(f"{other} and {side} are the same logs; name each model once")
+        kinds.setdefault(kind, side)
+        places[place] = side
+    if len(kinds) > 1:
+        problem = ", ".join(f"{side} holds logs of {kind}" for kind, side in kinds.items())
+        raise ConfigError(f"{problem}; tools score differently, so give logs of one kind")
+    choice = metrics, options.target, notes.append, clusters
+    return {side: read_logs(side, *choice) for side in sides}, next(iter(kinds)), notes
+
+
+def _judge_stages(options: argparse.Namespace) -> int:
+    """Judge several models: in a chain each against the one before, else each against the base."""
+    rules = read_rules(options)
+    is_junit = options.format == "junit"
+    if (rules.are_set or is_junit) and not options.chain:
+        raise ConfigError("a budget judges one model: give BASE and that one, or add --chain")
+    if options.lost or options.track:
+        option = "--lost" if options.lost else "--track"
+        raise ConfigError(f"{option} takes BASE and one TUNED; leave --chain and the others out")
+    evaluations, _, notes = _read_sides(options)
+    stages = dict(zip(name_stages(list(evaluations)), evaluations.values(), strict=True))
+    judged = judge_stages(stages, options.chain)
+    arguments.write_notes(dict.fromkeys(notes))
+    last, gate = judged.reported[-1].findings, None
+    if rules.are_set or is_junit:
+        ends = next(iter(stages.values())), list(stages.values())[-1]
+        gate = rules.decide(last, lambda: pair_evaluations(*ends, same_prompts=False))
+    title = " → ".join(stages) if options.chain else f"{len(options.tuned)} models"
+    table = stages_table(judged, title, gate)
+    if is_junit and gate:
+        arguments.put_text(write_junit(gate, title), options.output)
+    else:
+        command = "verdict --chain" if options.chain else "verdict"
+        arguments.put_table(table, options, lambda: render_stages_page(table, judged, command))
+    return int(gate.outcome) if gate else 0
+
+
+def name_stages(places: Sequence[Path]) -> list[str]:
+    """Name logs by as much of the end of their paths as tells them apart.
+
+    >>> name_stages([Path("logs/base"), Path("logs/q4")])
+    ['base', 'q4']
+    >>> name_stages([Path("base/logs"), Path("q4/logs")])
+    ['base/logs', 'q4/logs']
+    """
+    parts = [place.absolute().with_suffix("").parts for place in places]
+    for n in range(1, max(map(len, parts))):
+        names = ["/".join(one[-n:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, places))
+
+
+def _judge(options: argparse.Namespace) -> int:
+    rules, is_junit, gate = read_rules(options), options.format == "junit", None
+    evaluations, base_kind, notes = _read_sides(options)
+    base, tuned = evaluations.values()
+    try:
+        findings = judge(base, tuned)
+    except DataError as error:
+        if "prompt_hash differs" in str(error):
+            error.add_note("if each is asked as it is served, --chain judges them all the same")
+        raise
     if base.harness_version != tuned.harness_version:
         versions = f"{base.harness_version} and {tuned.harness_version}"
         tool = "lm_eval " if base_kind == "lm_eval" else ""
@@ -81,12 +157,11 @@ def _judge(options: argparse.Namespace) -> int:
     if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
-    is_junit, gate = options.format == "junit", None
     if rules.are_set or is_junit:
-        gate = rules.decide(findings, lambda: (base, tuned))
+        gate = rules.decide(findings, lambda: pair_evaluations(base, tuned))
     arguments.write_notes(dict.fromkeys(notes))
     named = base.model != tuned.model and base.model and tuned.model
-    sides = (base.model, tuned.model) if named else (options.base, options.tuned)
+    sides = (base.model, tuned.model) if named else (options.base, options.tuned[0])
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
         noise = [] if options.all else [*text.describe_noise(findings)]
@@ -117,7 +192,7 @@ def _track(findings: Findings, gate: Gate | None, sides: str, options: argparse.
     from slimdown.tracking.run_writer import open_run
 
     assert findings.tuned is not None
-    model, tuned = ModelConfig(id=str(options.base)), str(options.tuned)
+    model, tuned = ModelConfig(id=str(options.base)), str(options.tuned[0])
     judged = findings.tuned.benchmarks.items()
     benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
     asked = EvaluationConfig(holdout=0.0)

@@ -188,7 +188,11 @@ class Findings:
 
 
 def judge(
-    base: Evaluation, tuned: Evaluation, training: TrainingResult | None = None, n_reports: int = 1
+    base: Evaluation,
+    tuned: Evaluation,
+    training: TrainingResult | None = None,
+    n_reports: int = 1,
+    same_prompts: bool = True,
 ) -> Findings:
     """Judge what changed from one evaluation to the other, and sort the lost answers.
 
@@ -201,12 +205,13 @@ def judge(
         training: the training of the tuned model; None if somebody else tuned it.
         n_reports: how many such findings are read together; p-values are corrected for all their
             benchmarks.
+        same_prompts: see `pair_evaluations`.
 
     Raises:
         DataError: the two were not asked the same, or a benchmark's primary metric cannot be
             judged.
     """
-    pairs = pair_evaluations(base, tuned)
+    pairs = pair_evaluations(base, tuned, same_prompts)
     metrics = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
     configs = {name: pair.base.benchmark for name, pair in pairs.items()}
     differences = [metrics[name][configs[name].metric].difference for name in pairs]

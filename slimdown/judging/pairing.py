@@ -1,7 +1,7 @@
 """Pair two evaluations question by question, or refuse to compare them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,35 +23,60 @@ class Pair:
     question_hash: str  # of all questions, prompts and targets, in their order
 
 
-def pair_evaluations(base: Evaluation, tuned: Evaluation) -> dict[str, Pair]:
+def pair_evaluations(
+    base: Evaluation, tuned: Evaluation, same_prompts: bool = True
+) -> dict[str, Pair]:
     """Pair both models' answers, by benchmark.
 
     If an evaluation stopped early, only the questions that both answered are paired. The earlier
     end is a look, known as such when it came, so everything that holds at any look holds there.
 
+    Args:
+        base, tuned: The evaluations.
+        same_prompts: Refuse other prompts, another engine and other settings of the model. Without
+            it questions, right answers and scoring must be equal, see `describe_differences`.
+
     Raises:
         DataError: the two were not asked the same; names the first field that differs.
     """
-    conditions = [
-        {"benchmarks": sorted(one.benchmarks), "backend": one.backend, "part": one.part}
-        | dict(one.conditions)
+    asked = [
+        {"benchmarks": sorted(one.benchmarks), "part": one.part}
+        | {key: value for key, value in one.conditions.items() if "." in key or same_prompts}
+        | ({"backend": one.backend} if same_prompts else {})
         # The conditions of logs hold what another version of the harness would change. Ours do not:
         # each of them belongs to one benchmark.
         | ({} if _is_of_logs(one) else {"harness_version": one.harness_version})
         for one in (base, tuned)
     ]
-    _check_equal("base and tuned", *conditions)
+    _check_equal("base and tuned", *asked)
     return {
-        name: pair_benchmark(name, one, tuned.benchmarks[name])
+        name: pair_benchmark(name, one, tuned.benchmarks[name], same_prompts)
         for name, one in base.benchmarks.items()
     }
+
+
+def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]:
+    """Say how two models were asked differently, where `same_prompts` is not asked for."""
+    sides = [{"backend": one.backend, **one.conditions} for one in (before, after)]
+    for key in dict.fromkeys((*sides[0], *sides[1])):
+        first, second = (str(one.get(key, "not set")) for one in sides)
+        if first != second:
+            first, second = _show_difference(first, second)
+            yield f"{key} is {second} after {first}"
+    for name, benchmark in after.benchmarks.items():
+        pairs = zip(before.benchmarks[name].samples, benchmark.samples, strict=True)
+        n_other = sum(one.prompt_hash != other.prompt_hash for one, other in pairs)
+        if n_other:
+            yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} are others"
 
 
 def _is_of_logs(evaluation: Evaluation) -> bool:
     return any("." not in key for key in evaluation.conditions)
 
 
-def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Pair:
+def pair_benchmark(
+    name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation, same_prompts: bool = True
+) -> Pair:
     """Pair both models' answers to one benchmark, see `pair_evaluations`."""
     fields = [
         {
@@ -74,7 +99,8 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
     if shorter.looks and _number_units(whole.samples) is not None:
         problem = "stopped early, and looks may divide its clusters, or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
-    about = ("doc_hash", "prompt_hash", "target", *(["cluster"] if has_clusters else []))
+    about = ["doc_hash", "target", *(["cluster"] if has_clusters else [])]
+    about += ["prompt_hash"] if same_prompts else []
     for place in places:
         questions = [{f: getattr(of.get(place), f, None) for f in about} for of in sides]
         _check_equal(f"{name}, question {place[1]} of {place[0]}", *questions)

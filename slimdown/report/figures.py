@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from slimdown.judging.findings import Findings
+from slimdown.judging.stages import StageFindings
 from slimdown.report.formatting import cut_name, format_number, visible
 from slimdown.report.verdict_styles import find_style
 from slimdown.stats.estimates import Estimate
@@ -232,6 +233,41 @@ def draw_by_setting(
     axes.set_xlabel(_cut(setting, 60))
     axes.set_ylabel("change, points (95 % interval)")
     figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
+    """Draw how each benchmark's score came about: a bar for each step, from score to score.
+
+    An arm is the interval of the change, drawn from the score before. A panel for each benchmark.
+    """
+    n_across = max(1, min(len(stages.benchmarks), 2 if width == WIDTH else 1))
+    n_down = ceil(len(stages.benchmarks) / n_across)
+    names = [stages.steps[0].before, *(step.after for step in stages.steps)]
+    figure = Figure(figsize=(width, 0.4 + 2.4 * n_down), layout="constrained")
+    figure.set_label(f"Score after each stage{', for a phone' if width < WIDTH else ''}")
+    for panel, name in enumerate(stages.benchmarks, 1):
+        axes = figure.add_subplot(n_down, n_across, panel)
+        changes = stages.list_changes(name)[: len(stages.steps)]
+        score = 100 * changes[0][1].primary.base.value
+        axes.plot([-0.35, 0.35], [score, score], color=INK, linewidth=2.5)
+        for place, (_, change) in enumerate(changes, 1):
+            style, shown = find_style(change.verdict), change.shown_change
+            step = 100 * change.primary.difference.value
+            axes.plot([place - 0.65, place + 0.35], [score, score], ":", color=INK, linewidth=0.8)
+            bar = Rectangle((place - 0.35, score), 0.7, step, color=style.color, alpha=0.75)
+            axes.add_patch(bar)
+            axes.errorbar([place], [score + step], _measure_arms([shown]), ecolor=INK, capsize=2.5)
+            score += step
+            axes.plot([place - 0.35, place + 0.35], [score, score], color=INK, linewidth=1.5)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_xticks(
+            range(len(names)), [cut_name(visible(n), max(9, 42 // len(names))) for n in names]
+        )
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        axes.set_ylabel("%")
+        axes.set_title(_cut(name, 30), fontsize=9)
     return figure
 
 

@@ -132,6 +132,7 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show
 
 
 WRONG = ["--paired", "kept --sweep s", "--confirm", "--confirm --sort name", "--paired --confirm"]
+WRONG += ["kept --chain", "kept lost --chain --sort pocket_cs", "kept lost --chain --paired"]
 WRONG += ["--by seed", "--no-such-option", "--rows -1", "-o page.pdf", "-o nowhere/page.html"]
 
 
@@ -167,6 +168,28 @@ def test_pairs_and_confirmation_have_tables_of_their_own(show: Show) -> None:
     confirmed = show("kept", "lost", "--confirm")
     assert "did not choose them" in confirmed
     assert "forgotten" in confirmed
+
+
+def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> None:
+    shown = show("lost", "lost seed=1", "--chain")
+    names = ["base", "trained", f"trained {runs['seed'][:8]}"]
+    assert shown.startswith(" → ".join(names))
+    assert "in all" in shown
+    table = json.loads(show("lost", "lost seed=1", "--chain", "--format", "json"))
+    rows = [row for row in table["rows"] if row["benchmark"] == "pocket_cs"]
+    assert [row["stage"] for row in rows] == [*names, names[-1]]
+    *steps, whole = [row["change"] for row in rows[1:]]
+    assert sum(steps) == pytest.approx(whole, abs=1e-12)
+    open_half = compare_alone(show, "lost", "pocket_cs")
+    assert [rows[1]["score"], rows[0]["score"]] == pytest.approx(open_half, abs=1e-12)
+    assert "part differs: the open half" in show("lost", "other", "--chain", code=1)
+
+
+def compare_alone(show: Show, run: str, benchmark: str) -> list[float]:
+    """The scores of tuned model and base that a run's own report has."""
+    rows = json.loads(show(run, "--format", "json"))["rows"]
+    row = next(row for row in rows if row["benchmark"] == benchmark)
+    return [row["tuned"], row["base"]]
 
 
 def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(

@@ -1,0 +1,109 @@
+"""Judge the stages that a model passes from training to serving: which of them lost what.
+
+The stages of a chain are asked the same questions, so the changes of its steps add up to the change
+from the first to the last.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.findings import BenchmarkChange, Findings, judge
+from slimdown.judging.pairing import describe_differences
+from slimdown.judging.verdicts import Verdict
+from slimdown.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Step:
+    """What changed from one stage to another.
+
+    Attributes:
+        before: The name of the earlier stage.
+        after: The name of the later one.
+        findings: The change on each benchmark.
+        differences: How the two were asked differently, a line each. The change holds that, too.
+    """
+
+    before: str
+    after: str
+    findings: Findings
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageFindings:
+    """Several stages of a model, or several models of one base.
+
+    Attributes:
+        steps: In a chain each stage against the one before; else each model against the base.
+        whole: Of a chain of several steps: its last stage against the first.
+    """
+
+    steps: tuple[Step, ...]
+    whole: Step | None = None
+
+    @property
+    def reported(self) -> tuple[Step, ...]:
+        """All that is judged: the steps, and the whole behind them."""
+        return (*self.steps, self.whole) if self.whole else self.steps
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """The benchmarks' names."""
+        return tuple(self.steps[0].findings.benchmarks)
+
+    def list_changes(self, benchmark: str) -> list[tuple[Step, BenchmarkChange]]:
+        """Return what each step, and the whole, did to one benchmark."""
+        return [(step, step.findings.benchmarks[benchmark]) for step in self.reported]
+
+    def find_losses(self, benchmark: str) -> list[Step]:
+        """Return the steps that are shown to have lost some of a benchmark."""
+        changes = self.list_changes(benchmark)[: len(self.steps)]
+        return [step for step, change in changes if change.verdict is Verdict.forgotten]
+
+
+def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> StageFindings:
+    """Judge the stages of a model, or several models of one base.
+
+    Verdicts are corrected over all steps, the whole and all benchmarks. For claims of change the
+    chance of any false one is at most 5 %, and so it is for claims of no change: Bonferroni over
+    the steps, Holm within each (`bench.statistics`, "stages").
+
+    Args:
+        stages: By name, in their order, the base first; at least two.
+        is_chain: Judge each stage against the one before, and the last against the first. The
+            stages of a chain may be asked with other prompts and by other engines, as they are
+            served. Else each model is judged against the base.
+
+    Raises:
+        DataError: Two stages were not asked the same questions, or one stopped early.
+    """
+    names = list(stages)
+    pairs = list(pairwise(names)) if is_chain else [(names[0], name) for name in names[1:]]
+    has_whole = is_chain and len(pairs) > 1
+    n_reports = len(pairs) + has_whole
+    if is_chain:
+        _check_whole(stages)
+
+    def judge_step(before: str, after: str) -> Step:
+        sides = stages[before], stages[after]
+        try:
+            findings = judge(*sides, n_reports=n_reports, same_prompts=not is_chain)
+        except DataError as error:
+            raise DataError(f"{before} → {after}: {error}") from None
+        differences = tuple(describe_differences(*sides)) if is_chain else ()
+        return Step(before, after, findings, differences)
+
+    steps = tuple(judge_step(*pair) for pair in pairs)
+    return StageFindings(steps, judge_step(names[0], names[-1]) if has_whole else None)
+
+
+def _check_whole(stages: Mapping[str, Evaluation]) -> None:
+    """Refuse a stage that stopped early: then the steps do not add up."""
+    for name, evaluation in stages.items():
+        stopped: Sequence[str] = [n for n, one in evaluation.benchmarks.items() if one.looks]
+        if stopped:
+            problem = f"{name} may have stopped early in {stopped[0]}"
+            raise DataError(f"{problem}; a chain needs all answers: evaluation.until=all")

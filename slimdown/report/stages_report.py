@@ -1,0 +1,105 @@
+"""Show the stages of a model: a line for each, a waterfall, and what was lost where."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from slimdown.judging.budgets import Gate
+from slimdown.judging.stages import StageFindings, Step
+from slimdown.report import pages, text
+from slimdown.report.findings_report import add_outcome
+from slimdown.report.formatting import format_number, format_points
+from slimdown.report.tables import Cell, Column, Place, Row, Table
+from slimdown.utils.secrets import redact_leaf
+
+_NAME, _STAGE = Column("benchmark", is_name=True), Column("stage", is_name=True)
+_COUNT = Column("n", "questions", is_number=True)
+_SCORE = Column("score", "%", is_number=True)
+_CHANGE = Column("change [95 %, = 90 %]", "points", is_number=True)
+_VERDICT = Column("verdict")
+
+
+def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = None) -> Table:
+    """Show each benchmark's stages, a line each: the score there, and the change that led to it.
+
+    Args:
+        stages: What is shown.
+        title: What stands above the table.
+        gate: Of the whole chain, where it has budgets.
+
+    Returns:
+        The table. Its records name the two stages of each change; they hold shares of 1.
+    """
+    rows = [row for name in stages.benchmarks for row in _show_benchmark(stages, name)]
+    n_steps, n_benchmarks = len(stages.reported), len(stages.benchmarks)
+    against = "the stage before" if stages.whole else stages.steps[0].before
+    legend = (
+        f"Change against {against}, points [an interval of at least 95 %; of 90 % at =]; verdicts "
+        f"corrected for {n_steps} × {n_benchmarks} changes."
+    )
+    table = Table(title, rows, legend, tuple(describe_stages(stages)))
+    return add_outcome(table, gate) if gate else table
+
+
+def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
+    changes = stages.list_changes(name)
+    first_step, first = changes[0]
+    about = {"benchmark": name, "role": first.role.value}
+    shared = {_NAME: Cell(text.mark_target(name, first.role), sort_key=name, values=about)}
+    start = {_STAGE: Cell(redact_leaf(first_step.before), values={"stage": first_step.before})}
+    start |= {_COUNT: Cell(f"{first.n:,}", sort_key=first.n, values={"n": first.n})}
+    yield Row({**shared, **start, _SCORE: _show_score(first.primary.base.value)})
+    for step, change in changes:
+        is_whole, shown = step is stages.whole, change.shown_change
+        values: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
+        values |= {"is_whole": is_whole, "change": shown.value}
+        values |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
+        cells = {_STAGE: Cell("in all" if is_whole else redact_leaf(step.after), values=values)}
+        cells |= {_COUNT: Cell(), _SCORE: _show_score(change.primary.tuned.value, not is_whole)}
+        cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
+        verdict = change.verdict.value
+        yield Row({**shared, **cells, _VERDICT: Cell(verdict=verdict, values={"verdict": verdict})})
+
+
+def _show_score(score: float, is_shown: bool = True) -> Cell:
+    return Cell(format_number(100 * score) if is_shown else "", values={"score": score})
+
+
+def describe_stages(stages: StageFindings) -> Iterator[str]:
+    """Say which stage lost what, and which stages were asked otherwise, a sentence each."""
+    for name in stages.benchmarks:
+        parts = []
+        for step in stages.find_losses(name):
+            shown = step.findings.benchmarks[name].shown_change
+            parts.append(f"{redact_leaf(step.after)} ({' '.join(format_points(shown))})")
+        if parts:
+            yield f"{name} fell at {', '.join(parts)}."
+    if stages.whole and not any(map(stages.find_losses, stages.benchmarks)):
+        yield "No stage is shown to have lost anything; the intervals say what is ruled out."
+    for step in stages.steps:
+        yield from _describe_asking(step)
+
+
+def _describe_asking(step: Step) -> Iterator[str]:
+    if step.differences:
+        after, before = redact_leaf(step.after), redact_leaf(step.before)
+        told = "; ".join(map(redact_leaf, step.differences))
+        yield f"{after} was asked otherwise than {before}: {told}. Its change holds that, too."
+
+
+def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:
+    """Render the table and a waterfall of each benchmark as a page.
+
+    Args:
+        table: Of `stages_table`.
+        stages: What the waterfalls show.
+        command: What made the page, such as "verdict --chain".
+    """
+    from slimdown.report.figures import PHONE_WIDTH, draw_waterfalls  # matplotlib
+
+    figures: Sequence[Any] = ()
+    if stages.whole:
+        caption = "Each bar is what one stage changed, with its interval; the steps add up."
+        figures = [(draw_waterfalls(stages), draw_waterfalls(stages, PHONE_WIDTH), caption)]
+    values: dict[str, Any] = {"figures": figures, "headings": [], "answer": [], "closing": []}
+    values |= {"command": command, "options": "", "table": table.at(Place.page)}
+    return pages.render("comparison.html.j2", **values)

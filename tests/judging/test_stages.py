@@ -1,0 +1,207 @@
+"""The stages from training to serving: which of them lost what."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import Capture, make_benchmark, make_evaluation, make_sample
+
+from slimdown.commands import verdict
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.stages import judge_stages
+from slimdown.judging.verdicts import Verdict
+from slimdown.report.stages_report import describe_stages, stages_table
+from slimdown.report.tables import write_table
+from slimdown.utils.errors import DataError
+
+N = 400
+
+
+def write(findings: Findings) -> str:
+    """Everything but the hash, which holds the prompts where they must be equal."""
+    benchmarks = findings.to_dict()["benchmarks"]
+    return json.dumps({name: one | {"question_hash": ""} for name, one in benchmarks.items()})
+
+
+def answer(n_right: int, noise: int = 0) -> np.ndarray:
+    """As many right answers; `noise` of them fell and as many others rose."""
+    right = np.arange(N) < n_right + noise
+    right[:noise] = False
+    return right.astype(float)
+
+
+@pytest.fixture
+def stages() -> dict[str, Evaluation]:
+    """A training that changes little, a merge that changes nothing, four bits that lose a tenth."""
+    answers = {"base": (240, 0), "tuned": (238, 4), "merged": (238, 4), "q4": (190, 4)}
+    return {
+        name: make_evaluation(math=answer(*one), words=answer(200, one[1] // 2))
+        for name, one in answers.items()
+    }
+
+
+def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Evaluation]) -> None:
+    judged = judge_stages(stages)
+    assert [(one.before, one.after) for one in judged.steps] == [
+        ("base", "tuned"),
+        ("tuned", "merged"),
+        ("merged", "q4"),
+    ]
+    assert judged.whole
+    for name in judged.benchmarks:
+        *steps, whole = [c.primary.difference.value for _, c in judged.list_changes(name)]
+        assert sum(steps) == pytest.approx(whole, abs=1e-12)
+    assert [one.after for one in judged.find_losses("math")] == ["q4"]
+    assert not judged.find_losses("words")
+    assert judged.whole.findings.benchmarks["math"].verdict is Verdict.forgotten
+    assert [*describe_stages(judged)] == ["math fell at q4 (−12.0 [−17.0, −7.8])."]
+
+
+def test_each_stage_says_what_a_single_judgement_says_but_for_the_correction(
+    stages: dict[str, Evaluation],
+) -> None:
+    judged = judge_stages(stages)
+    for step in judged.reported:
+        alone = judge(stages[step.before], stages[step.after])
+        for name, change in step.findings.benchmarks.items():
+            one = alone.benchmarks[name]
+            assert change.primary.difference.value == one.primary.difference.value
+            assert change.primary.counts == one.primary.counts
+            assert change.p_value == pytest.approx(min(1.0, 4 * one.p_value))
+            assert change.shown_change.low <= one.shown_change.low
+    both = judge_stages({name: stages[name] for name in ("base", "q4")})
+    alone = judge(stages["base"], stages["q4"])
+    assert both.whole is None
+    assert write(both.steps[0].findings) == write(alone)
+
+
+def test_several_models_are_each_judged_against_the_base(stages: dict[str, Evaluation]) -> None:
+    judged = judge_stages(stages, is_chain=False)
+    assert [(one.before, one.after) for one in judged.reported] == [
+        ("base", "tuned"),
+        ("base", "merged"),
+        ("base", "q4"),
+    ]
+    corrected = judge(stages["base"], stages["q4"], n_reports=3)
+    assert write(judged.steps[-1].findings) == write(corrected)
+
+
+def ask(evaluation: Evaluation, **fields: Any) -> Evaluation:
+    """The same answers, asked otherwise."""
+    benchmarks = {
+        name: replace(one, samples=tuple(replace(s, **fields) for s in one.samples))
+        for name, one in evaluation.benchmarks.items()
+    }
+    return replace(evaluation, benchmarks=benchmarks)
+
+
+def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
+    stages: dict[str, Evaluation],
+) -> None:
+    half = {"dtype": "bfloat16"}
+    stages = {name: replace(one, conditions=half) for name, one in stages.items()}
+    served = ask(stages["q4"], prompt_hash="of another template")
+    served = replace(served, backend="llama.cpp", conditions={"dtype": "float16"})
+    judged = judge_stages(stages | {"q4": served})
+    told = [*describe_stages(judged)][-1]
+    assert told == (
+        "q4 was asked otherwise than merged: backend is llama.cpp after prefix; dtype is float16 "
+        "after bfloat16; 400 of 400 prompts of math are others; 400 of 400 prompts of words are "
+        "others. Its change holds that, too."
+    )
+    assert not judged.steps[0].differences
+    with pytest.raises(DataError, match=r"base → q4: .*dtype differs"):
+        judge_stages(stages | {"q4": served}, is_chain=False)
+    for field in ("doc_hash", "target"):
+        other = ask(stages["q4"], **{field: "another question"})
+        with pytest.raises(DataError, match=rf"merged → q4: math, question .*{field} differs"):
+            judge_stages(stages | {"q4": other})
+    scored = replace(stages["q4"], conditions={**half, "math.filter_list": "strict"})
+    with pytest.raises(DataError, match=r"merged → q4: .*math\.filter_list differs"):
+        judge_stages(stages | {"q4": scored})
+
+
+def test_a_stage_that_stopped_early_has_no_place_in_a_chain(stages: dict[str, Evaluation]) -> None:
+    cut = make_benchmark(answer(200)[:100])
+    cut = replace(cut, looks=(50, 100), n_available=N)
+    stopped = make_evaluation(math=cut, words=answer(200))
+    with pytest.raises(DataError, match=r"q4 may have stopped early in math; .*until=all"):
+        judge_stages(stages | {"q4": stopped})
+
+
+def test_names_of_stages_are_shown_as_text(stages: dict[str, Evaluation]) -> None:
+    hostile = "<img src=x onerror=alert(1)>\x1b[31m|**"
+    table = stages_table(judge_stages(stages | {hostile: stages["q4"]}), hostile)
+    for format_ in ("html", "markdown", "table"):
+        written = write_table(table, format_)
+        assert "\x1b" not in written
+        assert "<img" not in written or format_ == "table"
+    assert hostile in write_table(table, "json").encode().decode("unicode_escape")
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tables of two benchmarks: of a base and of three stages."""
+    for name, n_right in (("base", 240), ("tuned", 238), ("merged", 238), ("q4", 190)):
+        (tmp_path / name).mkdir()
+        for benchmark, n in (("math", n_right), ("words", 200)):
+            rows = "\n".join(f"{i},{right:g}" for i, right in enumerate(answer(n)))
+            (tmp_path / name / f"{benchmark}.csv").write_text(f"id,score\n{rows}\n")
+    monkeypatch.chdir(tmp_path)
+    return ["base", "tuned", "merged", "q4"]
+
+
+def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
+    logs: list[str], capsys: Capture, tmp_path: Path
+) -> None:
+    assert verdict.main(["--chain", *logs]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("base → tuned → merged → q4\n")
+    assert "math fell at q4 (−12.0 [" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert verdict.main(["--chain", *logs, "--max-loss", "0.05"]) == 1
+    assert capsys.readouterr().out.startswith("FAILED (1 of 2 budgets): math lost")
+    assert verdict.main(["--chain", *logs[:3], "--max-loss", "0.05", "--overall"]) == 0
+    assert verdict.main(["--chain", *logs, "--max-loss", "0.05", "-o", "gate.xml"]) == 1
+    assert 'failures="1"' in (tmp_path / "gate.xml").read_text()
+    assert verdict.main(["--chain", *logs, "-o", "page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("more", "answer"),
+    [
+        (["--max-loss", "0.02"], "a budget judges one model: give BASE and that one, or add"),
+        (["--lost", "lost.jsonl"], "--lost takes BASE and one TUNED"),
+        (["--track"], "--track takes BASE and one TUNED"),
+        (["tuned"], "tuned and tuned are the same logs; name each model once"),
+    ],
+)
+def test_what_several_logs_cannot_be_asked_is_one_line(
+    more: list[str], answer: str, logs: list[str], capsys: Capture
+) -> None:
+    assert verdict.main([*logs, *more]) == 3
+    err = capsys.readouterr().err
+    assert answer in err
+    assert len(err.splitlines()) == 2
+
+
+def test_two_logs_with_other_prompts_are_refused_and_the_way_on_is_named(
+    logs: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [[make_sample({"acc": 1.0}, i, prompt_hash=f"{k}") for i in range(9)] for k in "ab"]
+    sides = [make_evaluation(math=make_benchmark(one)) for one in samples]
+    given = iter(sides * 2)
+    monkeypatch.setattr(verdict, "read_logs", lambda *_: next(given))
+    assert verdict.main(logs[:2]) == 3
+    err = capsys.readouterr().err
+    assert "prompt_hash differs" in err
+    assert "--chain" in err
+    assert verdict.main(["--chain", *logs[:2]]) == 0
+    assert "9 of 9 prompts of math are others" in capsys.readouterr().out
