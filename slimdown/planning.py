@@ -27,7 +27,8 @@ from slimdown.models.base_model import (
     describe_base_model,
     load_base_model,
 )
-from slimdown.models.memory import estimate_step_bytes, free_memory
+from slimdown.models.memory import free_memory
+from slimdown.models.sizes import estimate_training
 from slimdown.report import console
 from slimdown.report.formatting import format_bytes
 from slimdown.report.run_plan import PlannedPart, RunPlan, estimate_seconds
@@ -198,7 +199,8 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         yield f"Not run: {name} ({reason})."
     needed = base.memory_bytes
     if rows:
-        needed += estimate_step_bytes(inputs.outline, config.train, getattr(torch, base.dtype))
+        training = estimate_training(config, inputs.outline, getattr(torch, base.dtype))
+        needed = training.n_bytes if training else needed
     free = free_memory(torch.device(base.device))
     on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
     download = _measure_download(config)

@@ -5,8 +5,6 @@ the model's config.json is downloaded.
 """
 
 import sys
-from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from slimdown.commands.arguments import run_command
@@ -56,9 +54,9 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
     """Compute one row for each composed run."""
     import torch  # only now: a wrong setting is told without it
 
-    from slimdown.models.adapters import attach_adapter, check_base
-    from slimdown.models.base_model import LoadedModel, load_outline, pick_dtype
-    from slimdown.models.memory import estimate_step_bytes, estimate_weight_bytes
+    from slimdown.models.adapters import check_base
+    from slimdown.models.base_model import load_outline, pick_dtype
+    from slimdown.models.sizes import estimate_quantized_bytes, estimate_training
 
     records: list[dict[str, Any]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,19 +67,10 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
         name = " ".join(run.overrides) or "as composed"
         sizes: dict[str, Any] = {"run": name, "parameters": n_parameters}
-        for name in ("none", "int8", "nf4"):
-            is_4bit, is_8bit = name == "nf4", name == "int8"
-            held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
-            sizes[f"{name}_bytes"] = estimate_weight_bytes(outline, held, dtype)
-        sizes |= {"trained": None, "training_bytes": None}
-        # Prompt tuning starts from embeddings, which an outline does not have.
-        with suppress(NotImplementedError, RuntimeError, OSError, ValueError):
-            base = LoadedModel(outline, None, config.model.id, str(dtype))
-            adapted = attach_adapter(base, config.method, config.lora, config.seed)
-            trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-            sizes["trained"] = trained
-            step_bytes = estimate_step_bytes(adapted, config.train, dtype)
-            weight_bytes = sizes.get(f"{config.quantization.name}_bytes", sizes["nf4_bytes"])
-            sizes["training_bytes"] = weight_bytes + 16 * trained + step_bytes
+        by_name = estimate_quantized_bytes(config, outline, dtype)
+        sizes |= {f"{name}_bytes": n_bytes for name, n_bytes in by_name.items()}
+        training = estimate_training(config, outline, dtype)
+        sizes["trained"] = training and training.n_trained
+        sizes["training_bytes"] = training and training.n_bytes
         records.append(sizes)
     return records
