@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from slimdown.config.engines import BACKENDS
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
 from slimdown.config.schema import EvaluationConfig, OnProgress, RunConfig
@@ -10,7 +11,6 @@ from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.evaluation.evaluator import check_room
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
-from slimdown.evaluation.vllm_backend import check_adapter
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_tokenizer
 from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
@@ -57,7 +57,8 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     """
     train_data = None
     outline = check_base(config)
-    check_adapter(config)
+    if (backend := BACKENDS[config.evaluation.backend]).module:
+        backend.find_function("check_tuned")(config)
     tasks, not_run = load_benchmarks(config, on_progress)
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
     budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}

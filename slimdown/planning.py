@@ -16,8 +16,9 @@ import psutil
 import torch
 from huggingface_hub import snapshot_download
 
+from slimdown.config.engines import ENGINES
 from slimdown.config.keep_config import Keep
-from slimdown.config.schema import Engine, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import count_costs, try_costs
 from slimdown.evaluation.results import Cost, Work
 from slimdown.inputs import RunInputs, read_inputs
@@ -240,7 +241,7 @@ def _try_work(
         seconds = time.perf_counter() - began
         about = config.evaluation, base, _TRIED_SECONDS, share_prefixes
         costs = list(try_costs(inputs.tasks, *about))
-        if rows and inputs.train_data and config.train.engine is Engine.trl:
+        if rows and inputs.train_data and not ENGINES[config.train.engine].module:
             began = time.perf_counter()
             prepared = prepare_training(base, inputs.train_data, config)
             seconds += time.perf_counter() - began

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from slimdown.config.schema import Backend, RunConfig
+from slimdown.config.engines import Backend
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from itertools import chain
 
 from slimdown.commands.arguments import CommandParser, run_command
+from slimdown.config.engines import list_engines
 from slimdown.utils.extras import name_install
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
@@ -18,9 +19,8 @@ _EXTRAS = {  # -> the module that it installs, and what that is for
     "ray": ("hydra_plugins.hydra_ray_launcher", "jobs on a Ray cluster"),
     "slurm": ("hydra_plugins.hydra_submitit_launcher", "jobs in Slurm's queue"),
     "postgres": ("psycopg", "a record in PostgreSQL"),
-    "unsloth": ("unsloth", "train.engine=unsloth"),
-    "vllm": ("vllm", "evaluation.backend=vllm"),
 }
+_EXTRAS |= {one.extra: (one.packages[0], name) for name, one in list_engines() if one.extra}
 
 
 def main(argv: list[str]) -> int:

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
+from slimdown.config.engines import BACKENDS, ENGINES, Backend, list_engines
 from slimdown.config.help import write_help
 from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.refused_options import needs_libraries
-from slimdown.config.schema import Backend, Engine, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.models.tuned_base import find_wrong_base
 from slimdown.sweep.command_line import CommandLine, CommandPlan, compose_runs, read_command_line
 from slimdown.sweep.habits import read_flags
@@ -63,11 +64,13 @@ def start(arguments: list[str]) -> int:
         return 1
     plan = compose_runs(line)
     train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
-    is_alone = line.is_sweep or train.engine is Engine.unsloth or train.stop_on_forgetting
-    is_alone = is_alone or evaluation.backend is Backend.vllm
+    chosen = ENGINES[train.engine], BACKENDS[evaluation.backend]
+    is_alone = line.is_sweep or train.stop_on_forgetting
+    is_alone = is_alone or not all(one.takes_processes for one in chosen)
     if is_alone and (n := process_count()) > 1:
-        alone = "-m, train.engine=unsloth, evaluation.backend=vllm and stop_on_forgetting=true"
-        raise ConfigError(f"{alone} take one process, and there are {n}")
+        alone = [name for name, one in list_engines() if not one.takes_processes]
+        named = f"-m, {', '.join(alone)} and stop_on_forgetting=true"
+        raise ConfigError(f"{named} take one process, and there are {n}")
     if problems := list(dict.fromkeys(_find_problems([run.config for run in plan.runs]))):
         raise DataError("\n".join(problems))
     if line.plan:
@@ -110,10 +113,10 @@ def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
             problems.append(str(error))
     for config in {repr(config.benchmark): config for config in configs}.values():
         problems += check_task_names(config.benchmark, config.evaluation.include_path)
-    if configs[0].evaluation.backend is Backend.vllm and not count_gpus():
-        problems.append(
-            "evaluation.backend=vllm needs a GPU of NVIDIA's; set evaluation.backend=hf"
-        )
+    backend = configs[0].evaluation.backend
+    if BACKENDS[backend].needs_gpu and not count_gpus():
+        needs = f"evaluation.backend={backend} needs a GPU of NVIDIA's"
+        problems.append(f"{needs}; set evaluation.backend={Backend.hf}")
     wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
     sources = (source for config in configs for source in _list_sources(config))
     problems += wrong_bases or check_repositories(sources)

@@ -35,8 +35,6 @@ class MethodFacts:
         scales: Whether the model at scale 0 is its base.
         merges: Whether it can be merged into weights of the base's shape.
         resumes: Whether a training can resume from a checkpoint.
-        has_vllm: Whether vLLM can answer with it.
-        has_unsloth: Whether Unsloth can train it.
     """
 
     reads_lora: bool = False
@@ -52,8 +50,11 @@ class MethodFacts:
     scales: bool = False
     merges: bool = True
     resumes: bool = True
-    has_vllm: bool = False
-    has_unsloth: bool = False
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether it adds two matrices alone, which other libraries can train and answer with."""
+        return self.reads_lora and "use_dora" not in self.peft_options
 
     def find_function(self, name: str) -> Callable[..., Any]:
         """Return a function of the method's module, which may import torch."""
@@ -68,15 +69,12 @@ _WEIGHTS: dict[str, Any] = {
     "trains_weights": True,
     "takes_quantized": False,
     "scales": True,
-    "has_vllm": True,
 }
 METHODS: dict[Method, MethodFacts] = {
     # low-rank matrices beside the base's (Hu et al. 2021)
-    Method.lora: MethodFacts(**_LORA, scales=True, has_vllm=True, has_unsloth=True),
+    Method.lora: MethodFacts(**_LORA, scales=True),
     # LoRA scaled by the root of its rank (Kalajdzievski 2023)
-    Method.rslora: MethodFacts(
-        **_LORA, peft_options={"use_rslora": True}, scales=True, has_vllm=True, has_unsloth=True
-    ),
+    Method.rslora: MethodFacts(**_LORA, peft_options={"use_rslora": True}, scales=True),
     # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
     Method.dora: MethodFacts(**_LORA, peft_options={"use_dora": True}),
     # keys and values before every layer's own (Li and Liang 2021)

@@ -8,8 +8,9 @@ are the library's own, see `training/options.py`.
 import re
 from collections.abc import Iterator
 
+from slimdown.config.engines import BACKENDS, ENGINES
 from slimdown.config.fields import explain_type, nearest
-from slimdown.config.schema import Backend, Engine, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.utils.secrets import redact_uri
 
 SECTIONS = ("model", "lora", "train")
@@ -87,10 +88,11 @@ def find_option_problems(root: RunConfig) -> Iterator[str]:
 
 def _find_clash(root: RunConfig, section: str, option: str) -> str:
     """Say why an option does not go together with a setting; empty where it does."""
-    if root.train.engine is Engine.unsloth and root.tuned is None:
-        return "Unsloth has a model, adapter and trainer of its own; set train.engine=trl"
-    if root.evaluation.backend is Backend.vllm and section != "train":
-        return "vLLM loads the model by itself and reads a plain LoRA; set evaluation.backend=hf"
+    engine, backend = ENGINES[root.train.engine], BACKENDS[root.evaluation.backend]
+    if engine.refuses_options and root.tuned is None:
+        return f"{engine.refuses_options}; set train.engine=trl"
+    if backend.refuses_options and section != "train":
+        return f"{backend.refuses_options}; set evaluation.backend=hf"
     is_kernel = re.fullmatch("attn_implementation=.*/.*|use_kernels=True", option)
     if section == "model" and is_kernel and not root.model.allow_kernels:
         return "it is compiled code from the hub; read it, and set model.allow_kernels=true"

@@ -6,29 +6,21 @@ range of a single value is declared with its field.
 
 import re
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from math import ceil
 
+from slimdown.config.engines import BACKENDS, ENGINES
 from slimdown.config.keep_config import Keep
-from slimdown.config.methods import list_methods
 from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import (
-    MAX_VLLM_RANK,
     TRAINING,
-    Backend,
-    Device,
-    Dtype,
-    Engine,
     LookMetric,
     Role,
     RunConfig,
     Until,
 )
-from slimdown.utils.extras import name_install
 
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)
-_KEEP_HF = "set evaluation.backend=hf"
 
 Rule = Callable[[RunConfig], Iterator[str]]
 
@@ -36,10 +28,10 @@ Rule = Callable[[RunConfig], Iterator[str]]
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """Find what does not fit together, in the order of the rules."""
     rules: list[Rule] = [check_choices, check_weights, check_holdout, check_clusters]
-    rules += [check_sources, check_vllm]
+    rules += [check_sources, check_backend]
     if config.tuned is None:
         rules += [check_method, check_replay, check_distance, check_stopping]
-        rules += [check_rows, check_unsloth]
+        rules += [check_rows, check_engine]
     for rule in rules:
         yield from rule(config)
 
@@ -88,27 +80,11 @@ def check_sources(config: RunConfig) -> Iterator[str]:
         yield from model.source_problems()
 
 
-def check_vllm(config: RunConfig) -> Iterator[str]:
-    """VLLM is installed, quantizes as asked, and can answer with what is trained."""
-    named, held, lora = "evaluation.backend=vllm", config.quantization, config.lora
-    if config.evaluation.backend is not Backend.vllm:
-        return
-    if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
-        yield f"{named} is not installed; {name_install('vllm')}"
-    if config.model.device not in (Device.auto, Device.cuda):
-        yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
-    # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
-    double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
-    others = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
-    if held.name != "none" and (held.name != "nf4" or not double or others):
-        settings = f"{held.name}, double={double}, {compute}, model.dtype={config.model.dtype}"
-        yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
-    facts = config.method.facts
-    fits = lora.r <= MAX_VLLM_RANK and "lm_head" not in lora.target_modules
-    if config.tuned is None and not (facts.has_vllm and (fits or not facts.reads_lora)):
-        able = f"method={list_methods(lambda facts: facts.has_vllm)}, a LoRA with "
-        able += f"r={MAX_VLLM_RANK} at most and no lm_head"
-        yield f"{named} takes {able}, got {config.method.name} with r={lora.r}; {_KEEP_HF}"
+def check_backend(config: RunConfig) -> Iterator[str]:
+    """What generates answers is installed, and can do so with what is asked for."""
+    facts = BACKENDS[config.evaluation.backend]
+    if facts.module:
+        yield from facts.find_function("find_problems")(config)
 
 
 def check_method(config: RunConfig) -> Iterator[str]:
@@ -153,7 +129,7 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
         if budget is not None:
             yield f"train.look_budget={budget}: nothing looks; set train.stop_on_forgetting=true"
         return
-    if config.train.engine is Engine.unsloth:
+    if ENGINES[config.train.engine].module:
         yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
     benchmarks = config.benchmark.values()
     if not any(b.role is Role.retained or b.max_loss is not None for b in benchmarks):
@@ -180,14 +156,8 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
         yield "train.assistant_only_loss=true: no dataset holds conversations; set it to false"
 
 
-def check_unsloth(config: RunConfig) -> Iterator[str]:
-    """Unsloth is installed, and can train what is asked for."""
-    if config.train.engine is not Engine.unsloth:
-        return
-    if find_spec("unsloth") is None:  # looks for it and imports nothing
-        yield f"train.engine=unsloth is not installed; {name_install('unsloth')}"
-    is_able = config.method.facts.has_unsloth and config.quantization.name in ("nf4", "none")
-    if not is_able or "lm_head" in config.lora.target_modules:
-        able = f"method={list_methods(lambda facts: facts.has_unsloth)}"
-        ability = f"{able} on quantization=nf4 or none, and no lm_head"
-        yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
+def check_engine(config: RunConfig) -> Iterator[str]:
+    """What trains is installed, and can train what is asked for."""
+    facts = ENGINES[config.train.engine]
+    if facts.module:
+        yield from facts.find_function("find_problems")(config)

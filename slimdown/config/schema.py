@@ -16,6 +16,7 @@ from typing import Any
 
 from slimdown import pocket
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
+from slimdown.config.engines import ENGINES, Backend, Engine
 from slimdown.config.fields import (
     COUNT,
     LOSS,
@@ -39,7 +40,6 @@ _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 o
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that a training reads; with `tuned` they are idle."""
-MAX_VLLM_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
 
 PROMPT_SETTINGS = (
     "apply_chat_template",
@@ -89,18 +89,6 @@ Device = StrEnum("Device", "auto cpu cuda mps")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16 float16")
 QuantType = StrEnum("QuantType", "nf4 fp4")
 PaperMetric = StrEnum("PaperMetric", "ability_augmentation forgetting_rate knowledge_loss")
-
-
-class Engine(StrEnum):
-    """Whose trainer takes the steps."""
-
-    trl = "trl"
-    unsloth = "unsloth"  # FastLanguageModel under TRL's trainer, in a process of its own
-
-
-# What generates answers, alike for base and tuned model: transformers, or vLLM in a process of its
-# own. Likelihoods are always computed by slimdown.
-Backend = StrEnum("Backend", "hf vllm")
 
 
 # How a written answer to a question of your own is scored; see utils/scoring.py.
@@ -367,7 +355,7 @@ class EvaluationConfig:
     holdout: float = setting("questions held back from choosing; a share", SHARE)
     until: Until = setting("when to stop asking: all, decided, budget")
     include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
-    backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
+    backend: Backend = setting("what generates answers", default=Backend.hf)
 
     def problems(self) -> Iterator[str]:
         args = self.chat_template_args
@@ -382,8 +370,6 @@ class EvaluationConfig:
             yield "enable_thinking=true needs think_end_token, what ends the thinking: </think>"
         if str(self.think_end_token).isdigit():  # the harness takes it for a token's number
             yield f"think_end_token={self.think_end_token} must be a text, such as </think>"
-        if self.think_end_token and self.backend is Backend.vllm:
-            yield f"think_end_token={self.think_end_token} needs backend=hf; or set it to null"
 
     def narrow(self, generates: bool) -> "EvaluationConfig":
         """Return the settings for one benchmark: `auto` is decided, and idle settings are unset.
@@ -468,7 +454,8 @@ class RunConfig:
     @property
     def trains_beside_base(self) -> bool:
         """Whether the base stays available in the training, because an adapter is trained."""
-        return not self.method.facts.trains_weights and self.train.engine is not Engine.unsloth
+        keeps_base = ENGINES[self.train.engine].keeps_base
+        return keeps_base and not self.method.facts.trains_weights
 
     @property
     def may_hold_conversations(self) -> bool:

@@ -1,6 +1,7 @@
 """How answers are computed: the class that scores, its batch sizes, and what else generates."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -33,9 +34,9 @@ class BackendOptions:
         generating = self.engine or self.generation_batch_size
         return f"{kind}, batch size {self.batch_size}, {generating} to generate"
 
-    def generate_by_vllm(self) -> "BackendOptions":
-        """Return the same with vLLM to generate; it makes its own batches from large chunks."""
-        versions = [f"{name} {version(name)}" for name in ("vllm", "vllm-bnb-plugin")]
+    def generate_by(self, packages: Sequence[str]) -> "BackendOptions":
+        """Return the same with another engine, which makes its own batches from large chunks."""
+        versions = [f"{name} {version(name)}" for name in packages]
         return replace(self, engine=", ".join(versions), generation_batch_size=64)
 
 

@@ -69,7 +69,7 @@ class BenchmarkRun:
     backend: BackendOptions
     config: EvaluationConfig
     on_progress: OnProgress
-    vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
+    generate: Callable[[list[Any]], list[str]] | None  # another engine's; None: `lm` does
     n_processes: int = 1  # each answers a chunk; all hold the model
     answers: AnswersFile = field(init=False)
     blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; for equal keys
@@ -216,7 +216,7 @@ class BenchmarkRun:
 
         self.lm.on_token = count
         began = time.perf_counter()
-        answer_chunk(self.lm, replace(chunk, requests=requests), vllm=self.vllm)
+        answer_chunk(self.lm, replace(chunk, requests=requests), generate=self.generate)
         seconds = (time.perf_counter() - began) / len(numbers) * whole.n
         if self.task.generates and longest:
             share = most / longest if longest >= min(_TRIED_TOKENS, most) - 1 else 1.0
@@ -281,7 +281,7 @@ class BenchmarkRun:
             # The longest come first. The process with the shortest takes the longest of the rest.
             for part, chunk in zip(reversed(parts), missing[n:], strict=False):
                 part.append(chunk)
-            answer = partial(answer_chunks, self.lm, vllm=self.vllm)
+            answer = partial(answer_chunks, self.lm, generate=self.generate)
             answered = share_work(parts, answer) if n > 1 else map(answer, parts)
             for part, responses in zip(parts, answered, strict=True):
                 for chunk, of_chunk in zip(part, responses, strict=True):
@@ -386,7 +386,7 @@ class BenchmarkRun:
 
 
 def choose_window(lm: Any, runs: Iterable[BenchmarkRun]) -> int:
-    """Choose how many tokens vLLM makes room for: the longest, up to a power of two.
+    """Choose how many tokens another engine makes room for: the longest, up to a power of two.
 
     So most runs get an equal engine.
 
@@ -399,21 +399,21 @@ def choose_window(lm: Any, runs: Iterable[BenchmarkRun]) -> int:
 
 
 def answer_chunks(
-    lm: Any, chunks: list[Chunk], vllm: Callable[[list[Any]], list[str]] | None = None
+    lm: Any, chunks: list[Chunk], generate: Callable[[list[Any]], list[str]] | None = None
 ) -> list[list[list[Any]]]:
     """Answer chunks one after another, see `answer_chunk`."""
-    return [answer_chunk(lm, chunk, vllm=vllm) for chunk in chunks]
+    return [answer_chunk(lm, chunk, generate=generate) for chunk in chunks]
 
 
 def answer_chunk(
-    lm: Any, chunk: Chunk, vllm: Callable[[list[Any]], list[str]] | None = None
+    lm: Any, chunk: Chunk, generate: Callable[[list[Any]], list[str]] | None = None
 ) -> list[list[Any]]:
     """Get `repeats` responses to each request, as the answers file holds them.
 
     Args:
         lm: Scores, and generates answers that are drawn.
         chunk: The requests.
-        vllm: Generates answers that are not drawn; None: `lm` does.
+        generate: Generates answers that are not drawn; None: `lm` does.
     """
     lm.batch_size_per_gpu = chunk.size  # where HFLM and PrefixLM look for it
     lm.keeps_special_tokens = chunk.benchmark.metric == "tool_call"
@@ -429,8 +429,8 @@ def answer_chunk(
             seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
             torch.manual_seed(int.from_bytes(seed[:7]))
             responses += lm.generate_until([request] * n_together, disable_tqdm=True)
-    elif kind == "generate_until" and vllm:
-        responses = [Answer(text) for text in vllm([request for request, _ in repeated])]
+    elif kind == "generate_until" and generate:
+        responses = [Answer(text) for text in generate([request for request, _ in repeated])]
     else:
         responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
     in_order = iter(getattr(one, "parts", one) for one in responses)

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from math import nan
 from typing import Any
 
-from slimdown.config.schema import PROMPT_SETTINGS, Backend, EvaluationConfig, OnProgress
+from slimdown.config.engines import BACKENDS, Backend
+from slimdown.config.schema import PROMPT_SETTINGS, EvaluationConfig, OnProgress
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import (
@@ -22,7 +23,6 @@ from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.outside_code import forbid_hub_metrics
 from slimdown.evaluation.results import Cost, Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
-from slimdown.evaluation.vllm_backend import open_vllm
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
@@ -173,15 +173,17 @@ class Evaluator:
     ) -> tuple[dict[str, BenchmarkRun], str]:
         """Build the questions of every benchmark, and name the backend; nothing is asked yet."""
         lm = open_lm(model, self._config, backend)
-        generating, vllm = backend, None
+        generating, generate = backend, None
         runs: dict[str, BenchmarkRun] = {}
-        if self._config.backend is Backend.vllm:
-            generating = backend.generate_by_vllm()
-            vllm = stack.enter_context(open_vllm(model, lambda: choose_window(lm, runs.values())))
+        if (facts := BACKENDS[self._config.backend]).module:
+            generating = backend.generate_by(facts.packages)
+            generator = facts.find_function("open_generator")
+            opened = generator(model, lambda: choose_window(lm, runs.values()))
+            generate = stack.enter_context(opened)
         blocks: dict[str, dict[int, list[Sample]]] = {}  # by key: equal questions are asked once
         for name, task in self.tasks.items():
             used = generating if task.generates else backend
-            about = task, model, lm, used, self._config, on_progress, vllm, self.n_processes
+            about = task, model, lm, used, self._config, on_progress, generate, self.n_processes
             run = BenchmarkRun(*about)
             run.blocks = blocks.setdefault(run.key, run.blocks)
             runs[name] = run

@@ -6,18 +6,23 @@ The process ends with the evaluation, so that training finds the memory free.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from multiprocessing import Pipe, get_context
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slimdown.config.schema import MAX_VLLM_RANK, Backend, RunConfig
-from slimdown.models.base_model import LoadedModel
-from slimdown.models.external import fetch_tuned_model
-from slimdown.models.memory import release_memory
+from slimdown.config.methods import list_methods
+from slimdown.config.schema import Device, Dtype, RunConfig
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, describe_error
+from slimdown.utils.extras import name_install
 
+if TYPE_CHECKING:
+    from slimdown.models.base_model import LoadedModel
+
+_MAX_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
+_KEEP_HF = "set evaluation.backend=hf"
 # Adapter settings that vLLM reads or that no answer depends on; then what all others must be.
 # fmt: off
 _HARMLESS = frozenset([
@@ -27,30 +32,54 @@ _HARMLESS = frozenset([
 ])
 # fmt: on
 _PLAIN = {"peft_type=LORA", "bias=none", "init_lora_weights=True"}
-_PLAIN |= {f"r={rank + 1}" for rank in range(MAX_VLLM_RANK)}
+_PLAIN |= {f"r={rank + 1}" for rank in range(_MAX_RANK)}
 
 
-def check_adapter(config: RunConfig) -> None:
+def find_problems(config: RunConfig) -> Iterator[str]:
+    """Find why vLLM cannot answer: it is not installed, quantizes or adapts otherwise."""
+    named, held, lora = "evaluation.backend=vllm", config.quantization, config.lora
+    if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
+        yield f"{named} is not installed; {name_install('vllm')}"
+    if end := config.evaluation.think_end_token:
+        yield f"evaluation.think_end_token={end} needs backend=hf; or set it to null"
+    if config.model.device not in (Device.auto, Device.cuda):
+        yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
+    # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
+    double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
+    others = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
+    if held.name != "none" and (held.name != "nf4" or not double or others):
+        settings = f"{held.name}, double={double}, {compute}, model.dtype={config.model.dtype}"
+        yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
+    facts = config.method.facts
+    fits = lora.r <= _MAX_RANK and "lm_head" not in lora.target_modules
+    if config.tuned is None and not (facts.trains_weights or (facts.is_plain_lora and fits)):
+        able = list_methods(lambda facts: facts.is_plain_lora or facts.trains_weights)
+        able = f"method={able}, a LoRA with r={_MAX_RANK} at most and no lm_head"
+        yield f"{named} takes {able}, got {config.method.name} with r={lora.r}; {_KEEP_HF}"
+
+
+def check_tuned(config: RunConfig) -> None:
     """Check, before anything is measured, that vLLM can answer with the adapter of `tuned`.
 
     Raises:
         ModelError: It cannot, or it is not known whether it does what PEFT does.
     """
-    tuned = config.tuned_model
-    if tuned and config.evaluation.backend is Backend.vllm:
+    from slimdown.models.external import fetch_tuned_model
+
+    if tuned := config.tuned_model:
         file = fetch_tuned_model(tuned) / "adapter_config.json"
         settings = read_adapter_config(file.parent).items() if file.is_file() else ()
         used = {f"{name}={value}" for name, value in settings if value and name not in _HARMLESS}
         if odd := sorted(used - _PLAIN, key=lambda one: ("peft_type" not in one, one)):
             raise ModelError(
                 f"{tuned.named}: evaluation.backend=vllm takes a plain LoRA of rank "
-                f"{MAX_VLLM_RANK} at most; found {odd[0]}; set evaluation.backend=hf"
+                f"{_MAX_RANK} at most; found {odd[0]}; set evaluation.backend=hf"
             )
 
 
 @contextmanager
-def open_vllm(
-    model: LoadedModel, count_longest: Callable[[], int]
+def open_generator(
+    model: "LoadedModel", count_longest: Callable[[], int]
 ) -> Iterator[Callable[[list[Any]], list[str]]]:
     """Yield a function that generates a model's answers; its process starts at the first question.
 
@@ -66,6 +95,8 @@ def open_vllm(
     """
     import torch
     from transformers import AutoConfig
+
+    from slimdown.models.memory import release_memory
 
     stored = str(AutoConfig.from_pretrained(model.files).dtype).removeprefix("torch.")
     has_experts = any(name.endswith("experts") for name, _ in model.model.named_modules())
@@ -90,7 +121,7 @@ def open_vllm(
                 # vLLM makes room for one text of this length, beside the model that is resident.
                 settings |= {"max_model_len": count_longest() or None}
                 settings |= {"dtype": model.dtype, "gpu_memory_utilization": 0.85 * free / total}
-                settings |= {"enable_lora": True, "max_lora_rank": MAX_VLLM_RANK}
+                settings |= {"enable_lora": True, "max_lora_rank": _MAX_RANK}
                 # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.
                 settings |= {"lora_local_path": model.adapter or None, "batch_size": 512}
                 if model.quantization != "none":

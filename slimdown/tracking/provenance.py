@@ -17,12 +17,13 @@ from typing import Any
 
 import psutil
 
+from slimdown.config.engines import list_engines
 from slimdown.utils.hashing import hash_json
 
 # The packages that numbers come from; their versions are in the key of a run.
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
-    "torch", "transformers", "trl", "unsloth", "vllm", "vllm-bnb-plugin",
+    "torch", "transformers", "trl", *(name for _, one in list_engines() for name in one.packages),
 )  # fmt: skip
 
 

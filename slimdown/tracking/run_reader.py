@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from slimdown.comparison.run_records import RunRecord
+from slimdown.config.engines import Backend
 from slimdown.config.fields import nearest
 from slimdown.config.loader import complete_config
-from slimdown.config.schema import Backend, ResolvedBenchmark, RunConfig, TrackingConfig
+from slimdown.config.schema import ResolvedBenchmark, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings
@@ -239,7 +240,7 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
         advice = "left it out; make the run again without it"
         raise ConfigError(f"run {run.run_id} ({run.name}): {problem} {advice}")
     config = recorded.config
-    evaluation = replace(config.evaluation, backend=Backend.hf)  # there may be no vLLM here
+    evaluation = replace(config.evaluation, backend=Backend.hf)  # another one may not be here
     uri = replace(config.tracking, uri=tracking.uri)
     return complete_config(replace(config, evaluation=evaluation, tracking=uri))
 

@@ -14,7 +14,8 @@ import transformers
 from datasets import Dataset
 from trl.data_utils import pack_dataset
 
-from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
+from slimdown.config.engines import ENGINES
+from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
@@ -27,7 +28,6 @@ from slimdown.training.padding_free import attention_within_rows, supports_paddi
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.sft import TrainingCallback, build_trainer
 from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
-from slimdown.training.unsloth import train_with_unsloth
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
@@ -165,7 +165,8 @@ def fine_tune(
     if facts.start:
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
     # What the last look kept is in no checkpoint: a killed training begins anew.
-    saves = train.engine is Engine.trl and facts.resumes and not watcher
+    engine = ENGINES[train.engine]
+    saves = not engine.module and facts.resumes and not watcher
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
     trained = checkpoint_dir / "trained.pt"
@@ -182,8 +183,9 @@ def fine_tune(
             with measure_peak_memory(base.device) as peak, callback.stop_after_step():
                 if is_trained:  # by an earlier process
                     seconds, peak_bytes = callback.load(trained, model)
-                elif train.engine is Engine.unsloth:
-                    seconds = train_with_unsloth(base, model, rows, config, callback)
+                elif engine.module:
+                    run = engine.find_function("train")
+                    seconds = run(base, model, rows, config, callback)
                 else:
                     newest = broadcast_from_main(saves and _find_checkpoint(checkpoint_dir))
                     seconds = trainer.train(resume_from_checkpoint=newest).metrics["train_runtime"]

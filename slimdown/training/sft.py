@@ -18,8 +18,9 @@ from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from slimdown.config.engines import ENGINES
 from slimdown.config.keep_config import Keep
-from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
+from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import (
     disabled_adapters,
     eval_mode,
@@ -349,8 +350,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         values["num_tokens"] = float(logs.get("num_input_tokens_seen", 0))
         self.history.append(log := StepLog(step, values))
         self.on_step(log)
-        # The scaler that Unsloth's trainer has in float16 skips a step whose gradient is too large.
-        skips_steps = self.config.engine is Engine.unsloth and self.dtype == "float16"
+        skips_steps = ENGINES[self.config.engine].skips_steps and self.dtype == "float16"
         for name, value in values.items():
             if not math.isfinite(value) and not (skips_steps and name == "grad_norm"):
                 raise ModelError(

@@ -9,18 +9,35 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
-from slimdown.models.base_model import LoadedModel
-from slimdown.training.tokenizing import TokenizedRows
 from slimdown.utils.errors import ModelError
+from slimdown.utils.extras import name_install
+
+if TYPE_CHECKING:
+    from slimdown.models.base_model import LoadedModel
+    from slimdown.training.tokenizing import TokenizedRows
 
 
-def train_with_unsloth(
-    base: LoadedModel, model: Any, rows: TokenizedRows, config: RunConfig, callback: Any
+def find_problems(config: RunConfig) -> Iterator[str]:
+    """Find why Unsloth cannot train: it is not installed, or does not train what is asked for."""
+    if find_spec("unsloth") is None:  # looks for it and imports nothing
+        yield f"train.engine=unsloth is not installed; {name_install('unsloth')}"
+    is_able = config.method.facts.is_plain_lora and config.quantization.name in ("nf4", "none")
+    if not is_able or "lm_head" in config.lora.target_modules:
+        able = f"method={list_methods(lambda facts: facts.is_plain_lora)}"
+        ability = f"{able} on quantization=nf4 or none, and no lm_head"
+        yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
+
+
+def train(
+    base: "LoadedModel", model: Any, rows: "TokenizedRows", config: RunConfig, callback: Any
 ) -> float:
     """Train the LoRA on a base; on return, it has the trained values.
 

@@ -11,8 +11,8 @@ from tiny_benchmarks import make_benchmark_config, make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.engines import Backend
 from slimdown.config.schema import (
-    Backend,
     BenchmarkConfig,
     EvaluationConfig,
     PaperMetric,
@@ -65,7 +65,7 @@ READ: dict[str, Any] = {
     "evaluation.until": Until.decided,
     "evaluation.include_path": "somewhere",
     "evaluation.batch_size": 4,
-    "evaluation.backend": Backend.vllm,  # what generates is in the key as `backend`
+    "evaluation.backend": list(Backend)[-1],  # what generates is in the key as `backend`
 }
 
 

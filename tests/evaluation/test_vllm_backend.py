@@ -16,7 +16,7 @@ from tiny_benchmarks import make_prompts
 
 from slimdown import pocket
 from slimdown.config.schema import RunConfig
-from slimdown.evaluation.vllm_backend import check_adapter, open_vllm
+from slimdown.evaluation.vllm_backend import check_tuned, open_generator
 from slimdown.experiment import run_experiment
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel, load_base_model
@@ -98,7 +98,7 @@ def test_a_long_window_needs_no_more_room_than_the_longest_question(
 def test_a_failure_of_vllm_is_one_line(base: LoadedModel, vllm: pytest.MonkeyPatch) -> None:
     vllm.setattr("torch.cuda.mem_get_info", lambda: (8, 1))
     reason = r"vLLM fails on pocket:model \(ValueError: Free memory is less than desired\)"
-    with open_vllm(base, lambda: 0) as generate, pytest.raises(ModelError, match=reason):
+    with open_generator(base, lambda: 0) as generate, pytest.raises(ModelError, match=reason):
         generate(make_prompts(["Question:"]))
 
 
@@ -121,24 +121,24 @@ def test_an_adapter_that_vllm_would_read_otherwise_is_refused(
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(known | settings))
     with pytest.raises(ModelError) as error:
-        check_adapter(composed(*VLLM, f"tuned={tmp_path / 'adapter'}"))
+        check_tuned(composed(*VLLM, f"tuned={tmp_path / 'adapter'}"))
     assert found in str(error.value)
     assert "set evaluation.backend=hf" in str(error.value)
 
 
 def test_weights_that_vllm_would_quantize_otherwise_are_refused(base: LoadedModel) -> None:
     rounded = replace(base, quantization="nf4", dtype="bfloat16")
-    with open_vllm(rounded, lambda: 0):
+    with open_generator(rounded, lambda: 0):
         pass  # pocket:model is stored in bfloat16
     for odd in (replace(rounded, dtype="float16"), replace(rounded, quantization="gptq")):
-        with pytest.raises(ModelError, match="would quantize"), open_vllm(odd, lambda: 0):
+        with pytest.raises(ModelError, match="would quantize"), open_generator(odd, lambda: 0):
             pass
 
 
 def test_a_missing_vllm_is_told_with_the_command(
     composed: Composed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slimdown.config.rules.find_spec", lambda name: None)
+    monkeypatch.setattr("slimdown.evaluation.vllm_backend.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed; in your clone .*'\.\[vllm\]'"):
         composed(*VLLM)
 

@@ -19,7 +19,8 @@ from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
 
 import slimdown
-from slimdown.config.schema import Engine, RunConfig
+from slimdown.config.engines import Engine
+from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks

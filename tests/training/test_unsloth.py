@@ -10,7 +10,8 @@ import torch
 from commands_and_runs import SMALL
 from training_run import TrainingRun
 
-from slimdown.config.schema import Engine, RunConfig
+from slimdown.config.engines import Engine
+from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
