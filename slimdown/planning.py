@@ -188,6 +188,12 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     config = inputs.config
     yield f"Asked: {describe_prompts(config.evaluation)}."
     yield from inputs.notes
+    if inputs.train_data:
+        is_chat = inputs.train_data.holds_conversations
+        asked = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
+        if not any(one.apply_chat_template is is_chat for one in asked):
+            kinds = {True: "go through the chat template", False: "are plain"}
+            yield f"The rows {kinds[is_chat]}, and all prompts {kinds[not is_chat]}."
     if rows:
         labels = rows.train["labels"]
         n_trained = sum(sum(label != IGNORED for label in of_row) for of_row in labels)

@@ -95,6 +95,32 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     assert "pocket_math was asked differently" in compared.stderr
 
 
+def test_a_plan_says_where_rows_and_prompts_part_and_what_is_thought_about(folder: Path) -> None:
+    switched = TEMPLATE + "{% if enable_thinking %}<think>{% endif %}"
+    shutil.copytree(folder / "chatty", folder / "thinking", dirs_exist_ok=True)
+    (folder / "thinking" / "chat_template.jinja").write_text(switched)
+    asked = ["model=pocket", "dataset=[file]", *FEW, "--plan"]
+
+    def plan(*settings: str) -> str:
+        done = call_verb(folder, "run", *asked, *settings)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    chat = ["model.id=chatty", "dataset.file.path=chat.jsonl"]
+    parted = "The rows go through the chat template, and all prompts are plain."
+    assert parted in plan(*chat, "evaluation.apply_chat_template=false")
+    assert "The rows " not in plan(*chat)
+    shown = plan(
+        "model.id=thinking",
+        "dataset.file.path=plain.jsonl",
+        "evaluation.apply_chat_template=true",
+        "evaluation.enable_thinking=true",
+        "evaluation.think_end_token='</think>'",
+    )
+    assert "4 answers of up to 48 tokens, thinking" in shown
+    assert "The rows are plain, and all prompts go through the chat template." in shown
+
+
 def test_a_template_that_is_missing_leaves_no_run(folder: Path, tmp_path: Path) -> None:
     settings = ["benchmark.pocket_math.limit=4", "evaluation.apply_chat_template=true"]
     done = call_verb(tmp_path, "run", "benchmark=[pocket_math]", *settings)
