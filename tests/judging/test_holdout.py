@@ -1,10 +1,13 @@
 """The held-out half: the same questions for every run, shown by none, judged by the gate alone."""
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
+import slimdown
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import held_part, open_part
@@ -82,3 +85,16 @@ def test_the_tasks_of_a_half_keep_their_weights() -> None:
     findings = judge(*(held_part(one, 0.5) for one in pair))
     assert findings.benchmarks["a"].primary.difference.value == pytest.approx(-0.5)
     assert held_part(pair[1], 0.5).benchmarks["a"].score.value == pytest.approx(0.5)
+
+
+def test_held_out_answers_are_given_away_in_one_place_which_counts_who_was_judged() -> None:
+    """Every command takes them from `take_held_out`; nothing else divides questions."""
+    package = Path(slimdown.__file__).parent
+    users = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name | ast.alias)
+        if (node.id if isinstance(node, ast.Name) else node.name) in ("held_part", "_take_part")
+    }
+    assert users == {"judging/holdout.py", "tracking/held_out.py"}
