@@ -32,25 +32,35 @@ class GateRules:
         """Whether any option of the gate was given."""
         return any(vars(self).values())
 
-    def check(self, findings: Findings) -> list[BudgetCheck]:
+    def check(self, findings: Findings, n_reports: int = 1) -> list[BudgetCheck]:
         """Check each loss against its budget.
+
+        Args:
+            findings: What changed.
+            n_reports: See `check_budgets`.
 
         Raises:
             ConfigError: A name is no benchmark.
         """
-        return check_budgets(findings, self.budgets, self.relative_budgets, self.off)
+        return check_budgets(findings, self.budgets, self.relative_budgets, self.off, n_reports)
 
-    def decide(self, findings: Findings, read_pairs: Callable[[], Mapping[str, Pair]]) -> Gate:
+    def decide(
+        self,
+        findings: Findings,
+        read_pairs: Callable[[], Mapping[str, Pair]],
+        n_reports: int = 1,
+    ) -> Gate:
         """Decide whether a model has lost more than it may.
 
         Args:
             findings: What changed.
             read_pairs: Returns both models' answers; `--overall` takes their mean.
+            n_reports: See `check_budgets`.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
         """
-        checks = self.check(findings)
+        checks = self.check(findings, n_reports)
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
         off = tuple(name for name in unchecked if "" in self.off or name in self.off)

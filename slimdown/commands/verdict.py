@@ -8,7 +8,7 @@
   lighteval  slimdown verdict out/base out/tuned        (--save-details --output-dir)
   tables     slimdown verdict base.csv tuned.csv        (.jsonl, .parquet: id, score; prompt, ...)
 
-Exit code with a budget (--max-loss, --max-relative-loss, --overall) or JUnit:
+Exit code with a budget (--max-loss, ..., --overall) or JUnit:
   0  every loss is shown to be within its budget
   1  a loss beyond its budget is shown, or with --overall that the retained are worse together
   2  the questions cannot tell
@@ -28,7 +28,7 @@ from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import Gate
+from slimdown.judging.budgets import Gate, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.pairing import pair_evaluations
 from slimdown.judging.stages import judge_stages
@@ -63,11 +63,22 @@ def main(argv: list[str]) -> int:
     parser.add_list("--cluster", "TASK=FIELD", about)
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
     add_gate_options(parser, "their margin, unless they are targets")
+    about = "what one stage of a chain may lose, e.g. q4 gsm8k=0.01"
+    parser.add_argument(
+        "--max-loss-at",
+        nargs=2,
+        metavar=("STAGE", "BENCHMARK=SHARE"),
+        action="append",
+        default=[],
+        help=f"{about}; can be repeated",
+    )
     add_lost_option(parser)
     parser.add_output(junit=(".xml",))
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     options = parser.parse(name_budgets(argv))
     refusal = "These logs cannot be judged:"
+    if options.max_loss_at and not options.chain:
+        parser.error("--max-loss-at names a stage of a chain; add --chain")
     if options.chain or len(options.tuned) > 1:
         return arguments.run_command(lambda: _judge_stages(options), refusal, 3)
     return arguments.run_command(lambda: _judge(options), refusal, 3)
@@ -101,8 +112,10 @@ def _judge_stages(options: argparse.Namespace) -> int:
     """Judge several models: in a chain each against the one before, else each against the base."""
     rules = read_rules(options)
     is_junit = options.format == "junit"
-    if (rules.are_set or is_junit) and not options.chain:
+    has_gate = rules.are_set or is_junit
+    if has_gate and not options.chain:
         raise ConfigError("a budget judges one model: give BASE and that one, or add --chain")
+    of_stages = _read_stage_budgets(options.max_loss_at)
     if options.lost or options.track:
         option = "--lost" if options.lost else "--track"
         raise ConfigError(f"{option} takes BASE and one TUNED; leave --chain and the others out")
@@ -110,10 +123,13 @@ def _judge_stages(options: argparse.Namespace) -> int:
     stages = dict(zip(name_stages(list(evaluations)), evaluations.values(), strict=True))
     judged = judge_stages(stages, options.chain)
     arguments.write_notes(dict.fromkeys(notes))
-    last, gate = judged.reported[-1].findings, None
-    if rules.are_set or is_junit:
+    last, gate, n_reports = judged.reported[-1].findings, None, has_gate + len(of_stages)
+    if has_gate:
         ends = next(iter(stages.values())), list(stages.values())[-1]
-        gate = rules.decide(last, lambda: pair_evaluations(*ends, same_prompts=False))
+        gate = rules.decide(last, lambda: pair_evaluations(*ends, same_prompts=False), n_reports)
+    if of_stages:
+        checks = judged.check_stages(of_stages, n_reports)
+        gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
     title = " → ".join(stages) if options.chain else f"{len(options.tuned)} models"
     table = stages_table(judged, title, gate)
     if is_junit and gate:
@@ -122,6 +138,15 @@ def _judge_stages(options: argparse.Namespace) -> int:
         command = "verdict --chain" if options.chain else "verdict"
         arguments.put_table(table, options, lambda: render_stages_page(table, judged, command))
     return int(gate.outcome) if gate else 0
+
+
+def _read_stage_budgets(texts: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Read what each stage may lose: by stage, then by benchmark."""
+    by_stage = dict[str, list[str]]()
+    for stage, budget in texts:
+        by_stage.setdefault(stage, []).append(budget)
+    named = by_stage.items()
+    return {stage: read_budgets(of, f"--max-loss-at {stage}") for stage, of in named}
 
 
 def name_stages(places: Sequence[Path]) -> list[str]:

@@ -111,19 +111,23 @@ class BudgetDecision:
 
 
 def decide_outcomes(
-    differences: Mapping[str, Difference], budgets: Mapping[str, float], alpha: float = ALPHA
+    differences: Mapping[str, Difference],
+    budgets: Mapping[str, float],
+    alpha: float = ALPHA,
+    n_reports: int = 1,
 ) -> dict[str, BudgetDecision]:
     """Decide for each benchmark on which side of its budget the loss is shown to be.
 
     One-sided tests at `alpha`. To pass, every loss must be shown to be within its budget, which
     needs no correction (an intersection-union test). One loss beyond is enough to fail, so those
-    p-values are corrected (Holm). A benchmark without a difference is undecided.
+    p-values are corrected (Holm), also for the `n_reports` gates that are read together. A
+    benchmark without a difference is undecided.
     """
     decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
     p_values = [differences[name].p_value_below(-budget) for name, budget in measured.items()]
     n_unknown = len(budgets) - len(measured)
-    beyond, levels = correct_with_levels(p_values, n_unknown=n_unknown, alpha=alpha)
+    beyond, levels = correct_with_levels(p_values, n_reports, n_unknown, alpha)
     for (name, budget), p_beyond, level in zip(measured.items(), beyond, levels, strict=True):
         if differences[name].p_value_above(-budget) < alpha:
             decisions[name] = BudgetDecision(Outcome.within, alpha)
@@ -177,6 +181,7 @@ def check_budgets(
     budgets: Mapping[str, float],
     relative: Mapping[str, float] | None = None,
     off: Collection[str] = (),
+    n_reports: int = 1,
 ) -> list[BudgetCheck]:
     """Check for each benchmark whether its loss is shown to be within its budget or beyond.
 
@@ -187,6 +192,7 @@ def check_budgets(
             budgets of their settings, see `default_budgets`.
         relative: the same as a share of what the base scored.
         off: the benchmarks that are not checked. "" stands for every one that is not named.
+        n_reports: how many such gates are read together; losses beyond are corrected for all.
 
     Raises:
         ConfigError: a budget is no share, its benchmark was not measured or is off, or there is no
@@ -216,7 +222,7 @@ def check_budgets(
     measured = {n: b.primary.difference for n, b in benchmarks.items() if b.is_measured}
     differences = {name: measured[name] for name in budgets if name in measured}
     checks = []
-    for name, decision in decide_outcomes(differences, budgets).items():
+    for name, decision in decide_outcomes(differences, budgets, n_reports=n_reports).items():
         benchmark, budget, outcome = benchmarks[name], budgets[name], decision.outcome
         bound = nan
         if name in differences:

@@ -5,14 +5,15 @@ from the first to the last.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import BudgetCheck, check_budgets
 from slimdown.judging.findings import BenchmarkChange, Findings, judge
 from slimdown.judging.pairing import describe_differences
 from slimdown.judging.verdicts import Verdict
-from slimdown.utils.errors import DataError
+from slimdown.utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,30 @@ class StageFindings:
     def list_changes(self, benchmark: str) -> list[tuple[Step, BenchmarkChange]]:
         """Return what each step, and the whole, did to one benchmark."""
         return [(step, step.findings.benchmarks[benchmark]) for step in self.reported]
+
+    def check_stages(
+        self, budgets: Mapping[str, Mapping[str, float]], n_reports: int
+    ) -> list[BudgetCheck]:
+        """Check what single stages lost against their budgets.
+
+        Args:
+            budgets: By stage, what each benchmark may lose there.
+            n_reports: As for `check_budgets`.
+
+        Returns:
+            The checks; their benchmarks are named with the stage.
+
+        Raises:
+            ConfigError: There is no such stage or benchmark.
+        """
+        steps, checks = {step.after: step for step in self.steps}, list[BudgetCheck]()
+        for stage, of_stage in budgets.items():
+            if stage not in steps:
+                known = ", ".join(steps)
+                raise ConfigError(f"--max-loss-at {stage}: the stages are {known}; name one")
+            found = check_budgets(steps[stage].findings, of_stage, off=[""], n_reports=n_reports)
+            checks += [replace(one, benchmark=f"{one.benchmark} at {stage}") for one in found]
+        return checks
 
     def find_losses(self, benchmark: str) -> list[Step]:
         """Return the steps that are shown to have lost some of a benchmark."""

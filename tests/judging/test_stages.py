@@ -174,6 +174,25 @@ def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_a_stage_has_a_budget_of_its_own(logs: list[str], capsys: Capture) -> None:
+    at = ["--chain", *logs, "--max-loss-at"]
+    assert verdict.main([*at, "q4", "math=0.05"]) == 1
+    assert capsys.readouterr().out.startswith("FAILED: math at q4 lost")
+    assert verdict.main([*at, "merged", "math=0.05", "--max-loss", "0.5"]) == 0
+    assert capsys.readouterr().out.startswith("PASSED (3 budgets): ")
+    assert verdict.main([*at, "q4", "math=0.05", "--max-loss", "0.5"]) == 1
+    for stage, budget, answer in (
+        ("q5", "math=0.05", "the stages are tuned, merged, q4; name one"),
+        ("q4", "mathe=0.05", "mathe was not measured; did you mean math?"),
+        ("q4", "math=5", "--max-loss-at q4 math=5: give a share"),
+    ):
+        assert verdict.main([*at, stage, budget]) == 3
+        assert answer in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        verdict.main([*logs[:2], *at[-1:], "tuned", "math=0.05"])
+    assert "add --chain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "answer"),
     [
