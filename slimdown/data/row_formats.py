@@ -87,6 +87,27 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         raise DataError(f"it is a {type(record).__name__}, not an object with named values")
     if format_ == RowFormat.messages and "messages" not in record and "conversations" in record:
         record = {**record, "messages": record["conversations"]}
+    values = _read_values(record, config, format_)
+    row = _fill_template(values, config) if format_ == RowFormat.instruction else values
+    if len({type(value) for value in row.values()}) > 1:
+        raise DataError("one of prompt and completion is a text, and one a list; make them alike")
+    if messages := get_messages(row):
+        row |= _read_template_columns(record)
+        _check_answers(messages, row.get("tools"))
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, TypeError) as error:
+        raise DataError(f"it holds something that is no text: {error}") from None
+    if "\\u0000" in text:
+        raise DataError("it holds a NUL character; remove it")
+    return row
+
+
+def _read_values(
+    record: dict[str, Any], config: DatasetConfig, format_: RowFormat
+) -> dict[str, Any]:
+    """Return the checked values of the columns that the format needs."""
     values: dict[str, Any] = {}
     for column in list_columns(config, format_, required=True):
         if column not in record:
@@ -105,25 +126,17 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         if format_ == RowFormat.instruction and f"{{{column}}}" in config.template:
             advice = f"set input={column}, and write {{input}} in the template"
             raise DataError(f"the template cannot take {{{column}}}; {advice}")
-    row = _fill_template(values, config) if format_ == RowFormat.instruction else values
-    if len({type(value) for value in row.values()}) > 1:
-        raise DataError("one of prompt and completion is a text, and one a list; make them alike")
-    if messages := get_messages(row):
-        answers = [m for m in messages if m["role"] == "assistant"]
-        if not any(is_visible(m["content"]) or m.get("tool_calls") for m in answers):
-            raise DataError("the assistant says nothing in it, so there is nothing to learn")
-        row |= _read_template_columns(record)
-        for message in answers:
-            calls = message.get("tool_calls")
-            check_calls(calls if isinstance(calls, list) else [], row.get("tools"))
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except (ValueError, TypeError) as error:
-        raise DataError(f"it holds something that is no text: {error}") from None
-    if "\\u0000" in text:
-        raise DataError("it holds a NUL character; remove it")
-    return row
+    return values
+
+
+def _check_answers(messages: list[dict[str, Any]], tools: Any) -> None:
+    """Check that the assistant says or calls something, and calls tools that there are."""
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not any(is_visible(m["content"]) or m.get("tool_calls") for m in answers):
+        raise DataError("the assistant says nothing in it, so there is nothing to learn")
+    for message in answers:
+        calls = message.get("tool_calls")
+        check_calls(calls if isinstance(calls, list) else [], tools)
 
 
 def get_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -49,6 +49,16 @@ def explain_no_sharing(model: Any) -> str:
         The reason in a few words; empty where sharing is exact.
     """
     inner = get_inner_model(model)
+    explained = (
+        _explain_adapters(model),
+        _explain_class(inner),
+        _explain_settings(inner.config, type(inner)),
+    )
+    return next(filter(None, explained), "")
+
+
+def _explain_adapters(model: Any) -> str:
+    """Say which adapter may compute a token by more than the tokens before it."""
     for peft_config in getattr(model, "peft_config", {}).values():
         peft_type = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
         if peft_type not in _TOKENWISE_ADAPTERS:
@@ -56,6 +66,11 @@ def explain_no_sharing(model: Any) -> str:
         for setting in _ROWWISE_LORA:
             if getattr(peft_config, setting, None) is not None:
                 return f"LoRA with {setting}"
+    return ""
+
+
+def _explain_class(inner: Any) -> str:
+    """Say why a model's code is not that of a family that was tested."""
     config: Any = inner.config
     kind: Any = type(inner)
     if (
@@ -72,6 +87,11 @@ def explain_no_sharing(model: Any) -> str:
         return "int8 layers look for outliers in the whole batch"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} attention takes no 4D mask"
+    return ""
+
+
+def _explain_settings(config: Any, kind: Any) -> str:
+    """Say which setting of a tested family changes what a token may see."""
     odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
     for setting, value in odd_settings.items():
         if getattr(config, setting, None) is value:

@@ -41,8 +41,8 @@ def pair_evaluations(
     """
     asked = [
         {"benchmarks": sorted(one.benchmarks), "part": one.part}
-        | {key: value for key, value in one.conditions.items() if "." in key or same_prompts}
         | ({"backend": one.backend} if same_prompts else {})
+        | {key: value for key, value in one.conditions.items() if "." in key or same_prompts}
         # The conditions of logs hold what another version of the harness would change. Ours do not:
         # each of them belongs to one benchmark.
         | ({} if _is_of_logs(one) else {"harness_version": one.harness_version})

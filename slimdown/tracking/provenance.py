@@ -20,10 +20,10 @@ import psutil
 from slimdown.config.engines import list_engines
 from slimdown.utils.hashing import hash_json
 
-# The packages that numbers come from; their versions are in the key of a run.
+# The packages that every run's numbers come from; their versions are in its key.
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
-    "torch", "transformers", "trl", *(name for _, one in list_engines() for name in one.packages),
+    "torch", "transformers", "trl",
 )  # fmt: skip
 
 
@@ -38,8 +38,13 @@ def collect_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "git_commit": commit,
-        **{name: find_version(name) for name in ("slimdown", "mlflow", "hydra-core", *PACKAGES)},
+        **{name: find_version(name) for name in _list_packages()},
     }
+
+
+def _list_packages() -> list[str]:
+    of_engines = [name for _, one in list_engines() for name in one.packages]
+    return ["slimdown", "mlflow", "hydra-core", *PACKAGES, *of_engines]
 
 
 @dataclass(frozen=True)

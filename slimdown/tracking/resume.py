@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from slimdown.comparison.run_records import RunRecord
+from slimdown.config.engines import BACKENDS, ENGINES
 from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
@@ -56,10 +57,14 @@ def run_key(config: RunConfig) -> str:
             settings["evaluation.include_path"] = [hash_file(f) for f in own if f.is_file()]
     except OSError:
         return ""
+    engines = [BACKENDS[config.evaluation.backend], ENGINES[config.train.engine]]
+    of_engines = [name for one in engines[: 1 if config.tuned else 2] for name in one.packages]
     parts = {
         "settings": settings,
         "order of datasets": list(config.dataset),
-        "packages": {name: (find_version(name) or "").partition("+")[0] for name in PACKAGES},
+        "packages": {
+            name: (find_version(name) or "").partition("+")[0] for name in (*PACKAGES, *of_engines)
+        },
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
         "processes": 1 if config.tuned else process_count(),
     }

@@ -132,7 +132,8 @@ def test_logs_of_two_tools_are_not_compared(
     base, _ = write_logs("lm_eval", tmp_path)
     _, tuned = write_logs("csv", tmp_path)
     assert verdict.main([str(base), str(tuned)]) == 3
-    assert "BASE holds logs of lm_eval, TUNED of tables" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"{base} holds logs of lm_eval, {tuned} holds logs of tables" in err
     with pytest.raises(DataError, match="cannot be compared, backend differs: replay and table"):
         judge(read_logs(base), read_logs(tuned))
 

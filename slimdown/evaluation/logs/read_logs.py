@@ -1,7 +1,7 @@
 """Finds out which tool wrote a log, and reads it: `read_logs`."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import fsum
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from slimdown.config.fields import nearest
 from slimdown.config.schema import Role
 from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
-from slimdown.evaluation.logs.logged_task import LogReader, name_benchmark, name_models
+from slimdown.evaluation.logs.logged_task import LoggedTask, LogReader, name_benchmark, name_models
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
@@ -87,12 +87,8 @@ def read_logs(
         DataError: There are no logs, or none of questions, or not as the tool writes them.
         OSError: A file cannot be read.
     """
-    for setting, given in (("metrics", metrics or {}), ("clusters", clusters or {})):
-        if not isinstance(given, Mapping):
-            problem = f"{setting}={given!r:.40} must be a dictionary by benchmark"
-            raise ConfigError(f"{problem}, such as {{'gsm8k': ...}}")
-    if not isinstance(targets, Collection):
-        raise ConfigError(f"targets={targets!r:.40} must be a list of benchmarks")
+    metrics, clusters = metrics or {}, clusters or {}
+    _check_types(metrics, targets, clusters)
     kind, files = find_logs(Path(str(folder)))
     open_logs = _KINDS[kind].open_logs
     if kind == "tables" and not Path(str(folder)).is_dir():
@@ -104,23 +100,17 @@ def read_logs(
         names = ", ".join(newest)
         problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
         raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
-    for name in (*(metrics or {}), *targets, *(clusters or {})):
+    for name in (*metrics, *targets, *clusters):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
-    # A folder of lm_eval is of one model.
-    compared = used if kind == "lm_eval" else logs
-    settings = [{**log.made_by, **log.conditions} for log in compared]
-    for key in (key for of_log in settings for key in of_log if "." not in key):
-        if len(values := {of_log.get(key, "") for of_log in settings}) > 1:
-            problem = f"{key} differs: {' and '.join(sorted(values))}"
-            raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
+    _check_made_alike(folder, used if kind == "lm_eval" else logs)  # its folders are of one model
     if len(logs) > len(used):
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
         on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
         role = Role.target if name in targets else None
-        metric, cluster = (metrics or {}).get(name), (clusters or {}).get(name)
+        metric, cluster = metrics.get(name), clusters.get(name)
         if evaluation := log.read_benchmark(name, metric, role, cluster):
             benchmarks[name] = evaluation
         else:
@@ -137,3 +127,22 @@ def read_logs(
         conditions={key: value for log in used for key, value in log.conditions.items()},
         model=redact(made_by.get("model", "")),
     )
+
+
+def _check_types(metrics: object, targets: object, clusters: object) -> None:
+    """Refuse what people pass in Python by mistake, such as a text."""
+    for setting, given in (("metrics", metrics), ("clusters", clusters)):
+        if not isinstance(given, Mapping):
+            problem = f"{setting}={given!r:.40} must be a dictionary by benchmark"
+            raise ConfigError(f"{problem}, such as {{'gsm8k': ...}}")
+    if not isinstance(targets, Collection):
+        raise ConfigError(f"targets={targets!r:.40} must be a list of benchmarks")
+
+
+def _check_made_alike(folder: Path | str, logs: Sequence[LoggedTask]) -> None:
+    """Refuse logs of several models, engines or settings in one folder."""
+    settings = [{**log.made_by, **log.conditions} for log in logs]
+    for key in (key for of_log in settings for key in of_log if "." not in key):
+        if len(values := {of_log.get(key, "") for of_log in settings}) > 1:
+            problem = f"{key} differs: {' and '.join(sorted(values))}"
+            raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
