@@ -114,7 +114,7 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
         "others. Its change holds that, too."
     )
     assert not judged.steps[0].differences
-    with pytest.raises(DataError, match=r"base → q4: .*dtype differs"):
+    with pytest.raises(DataError, match=r"base → q4: .*backend differs"):
         judge_stages(stages | {"q4": served}, is_chain=False)
     for field in ("doc_hash", "target"):
         other = ask(stages["q4"], **{field: "another question"})
