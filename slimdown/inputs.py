@@ -13,6 +13,7 @@ from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_tokenizer
+from slimdown.models.gguf_file import read_gguf_header
 from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
 from slimdown.utils.errors import DataError
 from slimdown.watching import find_look_budgets
@@ -63,7 +64,14 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}
     tokenizer = load_base_tokenizer(config.model)
     notes: list[str] = []
-    if tuned_model := config.tuned_model:
+    tuned_model = config.tuned_model
+    if tuned_model and tuned_model.gguf:
+        weights = read_gguf_header(tuned_model.gguf, tuned_model.named).weights
+        notes.append(
+            f"The weights are those of {tuned_model.gguf.name}{f' ({weights})' * bool(weights)}, "
+            "unpacked by transformers; the engine is not llama.cpp."
+        )
+    elif tuned_model:
         trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
         note = f"Both models are measured with quantization={config.quantization.name}"
         if trained_on not in ("none", config.quantization.name):

@@ -21,7 +21,6 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.models.weight_files import refuse_missing
 from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
@@ -137,9 +136,11 @@ def describe_base_model(
     dtype = pick_dtype(config.dtype, device)
     source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
     files = Path(str(cached_file(source, file, revision=config.revision))).parent
-    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else files.name
+    revision = f"sha256:{config.hash_files()}" if config.folder else files.name
     quantized = _describe_quantization(config, quantization, device)
     own = getattr(outline.config, "quantization_config", None) or {}
+    # A local file counts by its content, whatever its name.
+    args = {k: v for k, v in config.args.items() if not (config.folder and k == "gguf_file")}
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
         "quantization": str(quantized and quantized.to_dict()),
@@ -147,7 +148,7 @@ def describe_base_model(
         "attention": outline.config._attn_implementation,
         "tokenizer": hash_tokenizer(tokenizer),
         **describe_computation(device),
-        **({"args": config.args} if config.args else {}),
+        **({"args": args} if args else {}),
     }
     return LoadedModel(
         model=outline,

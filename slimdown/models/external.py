@@ -1,4 +1,7 @@
-"""A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model."""
+"""A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model.
+
+A whole model is a folder, a hub's repository, or a GGUF file.
+"""
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -18,13 +21,13 @@ from slimdown.models.base_model import (
     load_outline,
     load_tokenizer,
 )
+from slimdown.models.gguf_file import find_other_token, read_gguf_header
 from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_adapted
 from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 _FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
@@ -45,8 +48,9 @@ class ExternalModel:
     @property
     def revision(self) -> str:
         """The hub's commit, or sha256:DIGEST of a local folder."""
-        folder = fetch_tuned_model(self.config)
-        return f"sha256:{hash_folder(folder)}" if self.config.folder else folder.name
+        if self.config.folder:
+            return f"sha256:{self.config.hash_files()}"
+        return fetch_tuned_model(self.config).name
 
     def load(self) -> LoadedModel:
         """Load it: an adapter onto the base, a whole model in the base's place.
@@ -61,6 +65,11 @@ class ExternalModel:
             release_weights(self.base.model)  # makes room
             config, quantization = self.config, self.quantization
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
+            if self.config.gguf:  # it says nothing of how answers are drawn, nor of most stops
+                settings = deepcopy(self.base.model.generation_config)
+                tuned.model.generation_config = settings
+                generation = {"generation": settings.to_dict()}
+                tuned = replace(tuned, identity={**tuned.identity, **generation})
         else:
             with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
                 model = load_adapter(self.base, self.folder)
@@ -73,15 +82,17 @@ class ExternalModel:
 
 
 def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
-    """Return the folder of an adapter or of a whole model's settings; downloads it where needed.
+    """Return the folder of an adapter or of a whole model's settings, or the GGUF file.
+
+    The hub's are downloaded where needed.
 
     Raises:
         ModelError: There is no such model, or it is gated, or the hub does not answer.
     """
     import huggingface_hub
 
-    if tuned.folder:
-        return tuned.folder
+    if place := tuned.gguf or tuned.folder:
+        return place
     with explain_hub_errors(tuned.named), quiet_libraries():
         downloaded = huggingface_hub.snapshot_download(
             tuned.id, revision=tuned.revision, allow_patterns=_FETCHED, ignore_patterns="*/*"
@@ -96,6 +107,8 @@ def read_chat_template(tuned: TunedModelConfig) -> str | None:
         ModelError: It cannot be fetched or read.
     """
     folder = fetch_tuned_model(tuned)
+    if tuned.gguf:
+        return read_gguf_header(tuned.gguf, tuned.named).chat_template
     with explain_hub_errors(tuned.named):
         if (file := folder / "chat_template.jinja").is_file():
             return file.read_text(encoding="utf-8")
@@ -119,6 +132,8 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
     """
     tuned = config.tuned_model
     assert tuned is not None
+    if tuned.gguf:
+        return _open_gguf(tuned, tuned.gguf, config.quantization, base)
     folder = fetch_tuned_model(tuned)
     with explain_hub_errors(tuned.named), quiet_libraries():
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
@@ -137,6 +152,30 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
         outline = load_outline(tuned, config.quantization.name)
         check_weight_files(tuned, outline)
     return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
+
+
+def _open_gguf(
+    tuned: TunedModelConfig, file: Path, quantization: QuantizationConfig, base: LoadedModel
+) -> ExternalModel:
+    """Check a GGUF file; the base's tokenizer asks it, because both have one vocabulary."""
+    header = read_gguf_header(file, tuned.named)
+    if token := find_other_token(header, base.tokenizer.get_vocab()):
+        raise ModelError(
+            f"{tuned.named} has another vocabulary than {base.id}: {token!r} is another token; "
+            "name the base that it was made from: model=OWNER/NAME, or a folder"
+        )
+    try:
+        with quiet_libraries():
+            outline = load_outline(tuned, quantization.name)
+    except ModelError as error:
+        if "not supported" not in str(error):
+            raise
+        raise ModelError(
+            f"{tuned.named} is of the architecture {header.architecture!r}, which transformers "
+            "does not unpack; measure the folder that it was made from, or ask llama.cpp's server "
+            "by lm_eval and judge the logs by `slimdown verdict` (docs/trainers.md)"
+        ) from None
+    return ExternalModel(base, tuned, quantization, None, base.tokenizer, outline=outline)
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
