@@ -85,7 +85,11 @@ def _choose_kind(name: str, weight: Any, kind: str) -> str:
     """Choose how a tensor is stored; blocks of 32 numbers must fill its rows."""
     if weight.ndim == 1 or weight.shape[-1] % 32:
         return "F32"
-    return "Q8_0" if kind == "Q4_0" and name.endswith(("embed_tokens.weight", "lm_head.weight")) else kind
+    return (
+        "Q8_0"
+        if kind == "Q4_0" and name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        else kind
+    )
 
 
 def _add_tokenizer(
@@ -132,7 +136,9 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     stem = Path(options.model).name
     for kind in options.kinds.split(","):
-        file = write_gguf(model, tokenizer, options.folder / f"{stem}-{kind}.gguf", kind, pre=options.pre)
+        file = write_gguf(
+            model, tokenizer, options.folder / f"{stem}-{kind}.gguf", kind, pre=options.pre
+        )
         print(f"{file}: {file.stat().st_size / 1e6:.0f} MB")
 
 

@@ -97,6 +97,8 @@ def check_vllm(config: RunConfig) -> Iterator[str]:
         yield f"{named} is not installed; {name_install('vllm')}"
     if config.model.device not in (Device.auto, Device.cuda):
         yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
+    if config.tuned_model and config.tuned_model.gguf:
+        yield f"{named} reads no GGUF file, got tuned={config.tuned}; {_KEEP_HF}"
     # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
     double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
     others = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}

@@ -12,6 +12,10 @@ _TOKENIZER = "tokenizer.ggml."
 # Where a file does not say whether BOS stands before a prompt, llama.cpp decides by its tokenizer:
 # SentencePiece's puts it, and of the others those that split text as Llama 3 does.
 _PUT_BOS = frozenset(["llama3", "llama-v3", "llama-bpe"])
+# llama.cpp ends an answer at tokens of these texts, whatever the file says (src/llama-vocab.cpp).
+KNOWN_ENDS = frozenset(
+    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<EOT>"]
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
 def find_other_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
     """Return a token of the base that the file numbers otherwise, or None.
 
-    A file may have more tokens than the base. llama.cpp's converter writes spaces for SentencePiece's
-    mark of them in some tokens.
+    A file may have more tokens than the base. In some tokens, llama.cpp's converter writes spaces
+    where SentencePiece has its mark of them.
 
     Args:
         header: The file's.
