@@ -33,6 +33,21 @@ _BUILT_IN = frozenset([None, "eager", "sdpa", "flex_attention", "grouped_mm", "b
 
 
 @dataclass(frozen=True)
+class AskingRules:
+    """How a model is asked, where its tokenizer and its settings of generation do not say it all.
+
+    Attributes:
+        stops: Tokens that end an answer; none: those of the settings of generation.
+        stops_alone: Whether no other token ends one, whatever a task or the harness asks for.
+        doubles_bos: Whether BOS is put before a prompt that begins with it already.
+    """
+
+    stops: tuple[int, ...] = ()
+    stops_alone: bool = False
+    doubles_bos: bool = False
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A causal language model and its tokenizer, ready to be measured or trained."""
 
@@ -50,6 +65,14 @@ class LoadedModel:
     files: str = ""  # the folder of its weights
     adapter: str = ""  # the folder of the adapter on them
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
+    rules: AskingRules = AskingRules()
+
+    def ask_by(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
+        """Return the model as it answers by these rules, with this tokenizer."""
+        identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
+        if rules != AskingRules():
+            identity["rules"] = asdict(rules)
+        return replace(self, tokenizer=tokenizer, rules=rules, identity=identity)
 
 
 def load_base_model(
@@ -134,8 +157,7 @@ def describe_base_model(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
-    files = Path(str(cached_file(source, file, revision=config.revision))).parent
+    files = find_files(config)
     revision = f"sha256:{config.hash_files()}" if config.folder else files.name
     quantized = _describe_quantization(config, quantization, device)
     own = getattr(outline.config, "quantization_config", None) or {}
@@ -164,6 +186,12 @@ def describe_base_model(
         files=str(files),
         outline=outline,
     )
+
+
+def find_files(config: ModelConfig) -> Path:
+    """Return the folder that holds a model's settings, here or in the hub's cache."""
+    source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
+    return Path(str(cached_file(source, file, revision=config.revision))).parent
 
 
 def _describe_quantization(
