@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.write_gguf import write_gguf
 from slimdown.config.schema import RunConfig, TrackingConfig
 from slimdown.evaluation.as_served import evaluate_as_served
+from slimdown.evaluation.backend import BackendOptions, open_lm
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.inputs import read_inputs
@@ -148,14 +149,21 @@ def test_a_doubled_bos_stands_before_the_prompt(
     assert list(tasks) == ["pocket_math", "pocket_cs"]
     bos = model.tokenizer.bos_token_id
     samples = served.benchmarks["pocket_math"].samples
-    for sample in samples:
+    settings = composed("evaluation.apply_chat_template=true").evaluation
+    lm = open_lm(model, settings, BackendOptions(True, 2, 2))
+    prompts = [sample.prompt for sample in samples]
+    batch = lm.tok_batch_encode(prompts)[0].tolist()
+    for sample, padded in zip(samples, batch, strict=True):
         own = model.tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
-        expected = answer(model, [bos, *own], "Question:")
         assert own[0] == bos
-        assert sample.response == expected
-    assert [s.response for s in samples] != [
-        s.response for s in asked.benchmarks["pocket_math"].samples
+        assert lm.tok_encode(sample.prompt) == [bos, *own]
+        assert padded[-1 - len(own) :] == [bos, *own]
+        assert sample.response == answer(model, [bos, *own], "Question:")
+    assert lm.tok_batch_encode(prompts, left_truncate_len=7)[0].tolist() == [
+        row[-7:] for row in batch
     ]
+    pairs = zip(*(one.benchmarks["pocket_cs"].samples for one in (asked, served)), strict=True)
+    assert all(before.log_likelihoods != after.log_likelihoods for before, after in pairs)
 
 
 def test_an_answer_ends_at_its_own_stops_alone(
