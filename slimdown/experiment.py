@@ -11,6 +11,7 @@ from typing import Any
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import RunConfig
 from slimdown.data.contamination import find_contamination
+from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.evaluator import Evaluator, assist_measuring
 from slimdown.evaluation.results import Cost, Evaluation, Work
 from slimdown.inputs import decide_prompts, load_benchmarks, read_inputs, read_rows
@@ -34,7 +35,7 @@ from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
-from slimdown.report.text import advise
+from slimdown.report.text import advise, describe_serving
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
@@ -74,6 +75,7 @@ def run_experiment(
         inputs = read_inputs(config, on_progress)  # a mistake leaves no run in the record
     config, tasks, tokenizer = inputs.config, inputs.tasks, inputs.tokenizer
     outline = inputs.outline
+    progress.n_stages += bool(inputs.served)
     train_data, external, not_run = inputs.train_data, inputs.external, inputs.not_run
     console.show_notes(inputs.notes)
     described = describe_base_model(config.model, config.quantization, tokenizer, outline)
@@ -109,6 +111,8 @@ def run_experiment(
         n_shown = len(evaluator.notes)
         measured = sum(b.seconds for b in base_evaluation.benchmarks.values())
         progress.expected["tuned"] = measured
+        again = (base_evaluation.benchmarks[name].seconds for name in inputs.served)
+        progress.expected["served"] = sum(again)
         holdout = config.evaluation.holdout  # held-out questions stay out of the findings
         open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
 
@@ -132,14 +136,32 @@ def run_experiment(
             stop_when = stopping_rule(config, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
+        served_evaluation = None
+        if external and inputs.served and evaluator.backend:
+            label = "measuring the tuned model as it is served"
+            with progress.show(label, "questions", "served") as on_progress:
+                served_evaluation = evaluate_as_served(
+                    inputs.served,
+                    config.evaluation,
+                    evaluator.backend,
+                    external.serve(tuned),
+                    tuned_evaluation,
+                    run.served_cache,
+                    on_progress,
+                )
         if shared_base and external and external.folder:
             shared_base.take_back(base, tuned)
 
         findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
         findings = replace(findings, not_run=not_run)
+        if external:
+            findings = replace(findings, serving=tuple(external.differences))
+        if served_evaluation:
+            findings = replace(findings, served=open_part(served_evaluation, holdout))
         gate = decide_by_settings(findings)
         files = render_run_files(findings, config, info, run.run_id, gate)
         costs = [*base_evaluation.costs, *tuned_evaluation.costs]
+        costs += served_evaluation.costs if served_evaluation else ()
         files[COSTS_FILE] = write_costs(config, base.device, list_costs(costs, training, began))
         model_files = dict[str, str]()
         if training:
@@ -153,7 +175,7 @@ def run_experiment(
     can_scale = config.tuned is not None or config.method.facts.scales
     keeps = config.keep.name is not Keep.none
     advice = advise(run.run_id, can_scale, keeps, gate)
-    console.show_findings(findings, title, gate, advice)
+    console.show_findings(findings, title, gate, advice, [*describe_serving(findings)])
     console.show_saved(run)
     return findings
 

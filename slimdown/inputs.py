@@ -6,15 +6,22 @@ from typing import Any
 from slimdown.config.engines import BACKENDS
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
-from slimdown.config.schema import EvaluationConfig, OnProgress, RunConfig
+from slimdown.config.schema import Backend, EvaluationConfig, OnProgress, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.training_data import TrainingData, load_training_data
+from slimdown.evaluation.as_served import find_served_otherwise
 from slimdown.evaluation.evaluator import check_room
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_tokenizer
-from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
-from slimdown.utils.errors import DataError
+from slimdown.models.external import (
+    ExternalModel,
+    fetch_tuned_model,
+    open_tuned_model,
+    read_chat_template,
+)
+from slimdown.models.gguf_file import read_gguf_header
+from slimdown.utils.errors import DataError, SlimdownError
 from slimdown.watching import find_look_budgets
 
 
@@ -30,6 +37,7 @@ class RunInputs:
         not_run: Why a suite lacks benchmarks, by name.
         train_data: The rows; None where nothing is trained.
         external: The model that was tuned elsewhere.
+        served: The benchmarks that it is asked once more, as it is served.
         look_budgets: What each look at a training allows.
         notes: Lines for the user.
     """
@@ -40,7 +48,8 @@ class RunInputs:
     tasks: dict[str, BenchmarkTask]
     not_run: dict[str, str]
     train_data: TrainingData | None
-    external: Any
+    external: ExternalModel | None
+    served: dict[str, BenchmarkTask]
     look_budgets: dict[str, float]
     notes: list[str]
 
@@ -64,7 +73,14 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}
     tokenizer = load_base_tokenizer(config.model)
     notes: list[str] = []
-    if tuned_model := config.tuned_model:
+    tuned_model = config.tuned_model
+    if tuned_model and tuned_model.gguf:
+        weights = read_gguf_header(tuned_model.gguf, tuned_model.named).weights
+        notes.append(
+            f"The weights are those of {tuned_model.gguf.name}{f' ({weights})' * bool(weights)}, "
+            "unpacked by transformers; the engine is not llama.cpp."
+        )
+    elif tuned_model:
         trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
         note = f"Both models are measured with quantization={config.quantization.name}"
         if trained_on not in ("none", config.quantization.name):
@@ -82,13 +98,43 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
     check_room(tasks, evaluation, base)
     external = open_tuned_model(config, base) if config.tuned else None
+    served = dict[str, BenchmarkTask]()
+    if external and external.differences:
+        served, more = _find_served(external, evaluation, tasks)
+        notes += more
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
             "Rows, questions and learning rate are those of the pocket world; with "
             f"model={config.model.id} they are those for real models."
         )
-    read = train_data, external, budgets, notes
+    read = train_data, external, served, budgets, notes
     return RunInputs(config, outline, tokenizer, tasks, not_run, *read)
+
+
+def _find_served(
+    external: ExternalModel, evaluation: EvaluationConfig, tasks: dict[str, BenchmarkTask]
+) -> tuple[dict[str, BenchmarkTask], list[str]]:
+    """Find what the tuned model is asked once more, and say how it is served otherwise."""
+    assert external.serving
+    assert external.base_serving
+    notes = [f"As it is served: {line}." for line in external.differences]
+    try:
+        outline = external.outline or external.base.outline
+        model = external.serve(replace(external.base, model=outline, outline=outline))
+        templates = external.tokenizer.chat_template, model.tokenizer.chat_template
+        about = templates, external.serving, external.base_serving
+        served = find_served_otherwise(tasks, evaluation, *about)
+        if served and evaluation.backend is Backend.vllm:
+            return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
+        check_room(served, evaluation, model)
+    except SlimdownError as error:  # its template fails, or drops what is set
+        return {}, [*notes, f"It cannot be measured as it is served: {error}"]
+    if served:
+        names = ", ".join(served)
+        notes.append(
+            f"It is measured as the base is asked, and once more as it is served: {names}."
+        )
+    return served, notes
 
 
 def load_benchmarks(

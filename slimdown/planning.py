@@ -84,12 +84,13 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
     Rows are not tokenized for it: a step is taken to cost what one did.
     """
     shares, is_recorded = not _learns_prompt(inputs), _open_record(inputs.config)
-    seconds = dict.fromkeys(("base", "train", "tuned"), 0.0)
+    seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
     about = inputs.tasks, inputs.config.evaluation, base, is_recorded
     for cost, has_base in count_costs(*about, share_prefixes=shares):
         of_one = estimate_seconds(cost, rates.find(cost))
         seconds["base"] += 0.0 if has_base else of_one
         seconds["tuned"] += of_one
+        seconds["served"] += of_one if cost.name in inputs.served else 0.0
     if data := inputs.train_data:
         n_rows = sum(len(part.train) for part in data.parts)
         known = rates.find(Cost("", Work.steps, 1, 0, 0))
@@ -144,6 +145,9 @@ def _list_parts(
         )
     for cost, _ in counted:
         yield PlannedPart("tuned", estimate(cost), texts[cost.name])
+    for cost, _ in counted:
+        if cost.name in inputs.served:
+            yield PlannedPart("served", estimate(cost), texts[cost.name])
     yield PlannedPart(
         "rest", estimate(Cost("", Work.other, 1, 0, 0)), "loading, validating, recording"
     )

@@ -54,6 +54,8 @@ def test_a_command_of_the_documents_is_accepted(
         texts = ((f"What is {answer}?", answer) for answer in answers)
         rows = [dict(zip(names, pair, strict=True)) for pair in texts]
         Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for file in re.findall(r"\S+\.gguf", words) if verb == "run" else ():
+        Path(file.partition("=")[2]).write_bytes(b"GGUF")
     Path("mine").mkdir()
     Path("mine/config.json").touch()  # a whole model
     if verb == "run":

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from slimdown.config.fields import (
 from slimdown.config.keep_config import KeepConfig
 from slimdown.config.method_config import MethodConfig
 from slimdown.config.search_config import SearchConfig
+from slimdown.utils.extras import name_install
+from slimdown.utils.hashing import hash_file, hash_folder, hash_json
 
 _FILLED = Range("must not be empty", str.strip)
 _TEXTS = Range("must be a list of texts", lambda texts: all(t and type(t) is str for t in texts))
@@ -142,6 +145,18 @@ class ModelConfig:
         folder = pocket.MODEL_DIR if is_pocket else Path(os.path.expanduser(self.id))
         return folder if self.id and os.path.isdir(folder) else None
 
+    def hash_files(self) -> str:
+        """Return 16 hex digits for the content of a local model: of its folder and its GGUF file.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        assert self.folder is not None
+        content = hash_folder(self.folder)
+        if file := self.file.get("gguf_file"):
+            return hash_json([content, hash_file(self.folder / file)])[:16]
+        return content
+
     def problems(self) -> Iterator[str]:
         if self.folder and (self.folder / "adapter_config.json").is_file():
             # transformers would load the adapter, whatever its base
@@ -167,13 +182,29 @@ class ModelConfig:
 
 @dataclass
 class TunedModelConfig(ModelConfig):
-    """A PEFT adapter or a whole model made elsewhere; its dtype and device are the base's."""
+    """An adapter of PEFT or a whole model made elsewhere; its dtype and device are the base's."""
 
     @property
     def named(self) -> str:
         return f"tuned={self.id}" + f"@{self.revision}" * (self.revision != "main")
 
+    @property
+    def gguf(self) -> Path | None:
+        """The local GGUF file that holds the whole model, or None where `id` names no file."""
+        file = Path(os.path.expanduser(self.id))
+        return file.absolute() if self.id and os.path.isfile(file) else None
+
+    @property
+    def folder(self) -> Path | None:
+        return self.gguf.parent if self.gguf else super().folder
+
+    def hash_files(self) -> str:
+        return hash_file(self.gguf)[:16] if self.gguf else super().hash_files()
+
     def source_problems(self) -> Iterator[str]:
+        if self.gguf or self.id.endswith(".gguf"):
+            yield from self._file_problems()
+            return
         yield from super().source_problems()
         kinds = {"adapter_config.json": "adapter", "config.json": "model"}
         if not self.folder or any((self.folder / name).is_file() for name in kinds):
@@ -187,6 +218,26 @@ class TunedModelConfig(ModelConfig):
             advice = f"type tuned={Path(os.path.expanduser(self.id)) / newest.name}"
         lacking = " and no ".join(f"{kind} ({name})" for name, kind in kinds.items())
         yield f"{self.named} holds no {lacking}; {advice}"
+
+    def _file_problems(self) -> Iterator[str]:
+        """Say why a file cannot be read as a GGUF, as far as its name and beginning tell it."""
+        if self.gguf is None:
+            yield f"{self.named}: there is no such file; check its path (a hub's is not fetched)"
+            return
+        with self.gguf.open("rb") as content:
+            begin = content.read(4)
+        if begin != b"GGUF":
+            problem = f"is no GGUF file: it begins with {begin!r}, and those begin with b'GGUF'"
+            yield f"{self.named} {problem}; name a .gguf file, or a model's folder"
+        elif part := re.search(r"-\d{5}-of-(\d{5})\.gguf$", self.gguf.name):
+            advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
+            yield f"{self.named} is one of {int(part[1])} parts of a model; {advice}"
+        elif (self.gguf.parent / "adapter_config.json").is_file():
+            # transformers would load that adapter, whatever the file holds
+            problem = "lies beside adapter_config.json, which transformers would load"
+            yield f"{self.named} {problem}; move the file to a folder of its own"
+        elif find_spec("gguf") is None:
+            yield f"{self.named} needs the package gguf; {name_install('gguf')}"
 
 
 @dataclass
@@ -436,7 +487,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     tuned: str | None = setting(
-        "measured instead of training; a folder or HUB_ID[@REVISION]", default=None
+        "measured instead of training; a folder, a GGUF file or HUB_ID[@REVISION]", default=None
     )
     suite: str | None = setting("the suite that chose the benchmarks", default=None)
     seed: int = setting("of the start, the rows and their order", SEED)
@@ -474,4 +525,7 @@ class RunConfig:
             id_, revision = self.tuned, "main"
         args = {name: self.model.args[name] for name in self.model.args if name != "gguf_file"}
         own = {"id": id_, "revision": revision, "args": args}
-        return TunedModelConfig(**vars(self.model) | own)
+        tuned = TunedModelConfig(**vars(self.model) | own)
+        if tuned.gguf:
+            args["gguf_file"] = tuned.gguf.name
+        return tuned

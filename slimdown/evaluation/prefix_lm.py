@@ -21,6 +21,7 @@ from transformers import DynamicCache, LogitsProcessorList
 
 from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
+from slimdown.models.base_model import AskingRules
 from slimdown.models.causal import get_inner_model, learns_prompt
 
 # Fewer tokens than these are not worth a forward of their own.
@@ -51,10 +52,12 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     Attributes:
         on_token: Called with how many tokens each answer of a batch has, and how many it can have.
         keeps_special_tokens: Whether answers keep special tokens, which begin a tool call.
+        rules: How the model is asked, where its tokenizer does not say it all.
     """
 
     on_token: Callable[[int, int], object] = staticmethod(lambda n_tokens, n_most: None)
     keeps_special_tokens = False
+    rules = AskingRules()
     cache_hook: Any
     _written: tuple[str, list[int]] = "", []  # the last text with its thinking, and its tokens
     _n_most = 0
@@ -74,6 +77,31 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         finally:
             self.cache_hook = hook
         return [answers[str(request.args)].popleft() for request in requests]
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, *args: Any, **settings: Any
+    ) -> list[int]:
+        """Encode a text; `HFLM` leaves BOS out where the text begins with it."""
+        if self.rules.doubles_bos and add_special_tokens is None:
+            add_special_tokens = True
+        return list(super().tok_encode(string, add_special_tokens, *args, **settings))
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode the prompts of a batch; `HFLM` leaves BOS out where the first begins with it."""
+        about = strings, padding_side, left_truncate_len, truncation
+        if not self.rules.doubles_bos:
+            ids, mask = super().tok_batch_encode(*about)
+            return ids, mask
+        settings = {"padding": "longest", "padding_side": padding_side, "return_tensors": "pt"}
+        encoded = self.tokenizer(strings, truncation=truncation, **settings)
+        kept = slice(-left_truncate_len if left_truncate_len else None, None)
+        return encoded["input_ids"][:, kept], encoded["attention_mask"][:, kept]
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Decode tokens; the end of thinking stays in the text, special token or not."""
@@ -96,6 +124,9 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         ends = {self.tokenizer.pad_token_id, self.eot_token_id}
         own = self.model.generation_config.eos_token_id
         ends |= set(own if isinstance(own, list) else [own])
+        if self.rules.stops_alone:
+            ends = {self.tokenizer.pad_token_id}
+        ends |= set(self.rules.stops)
         is_full = len(tokens) == self._n_most and tokens[-1] not in ends
         ran_out = is_full and text.lstrip() == rest.lstrip()  # no `stop` ended it
         is_open = is_full if begin is None else begin in prompt.rpartition(end)[2] + whole
@@ -113,6 +144,12 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         settings["logits_processor"] = LogitsProcessorList([count])
         if self.think_end_token:  # thinking may contain a text that ends the answer
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
+        if self.rules.stops_alone:
+            special = {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special}
+            stop = [text for text in stop if text not in special]
+        if self.rules.stops or self.rules.stops_alone:
+            none = self.model.get_input_embeddings().num_embeddings  # no token has this number
+            settings["eos_token_id"] = list(self.rules.stops) or [none]
         return super()._model_generate(context, max_length, stop, **settings)
 
 

@@ -19,8 +19,8 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import FORMAT, check_format
 
-# model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
-# response: generated text, before any filter.
+# model: base, tuned, or served (the tuned one as it is served); answer: the choice taken, or the
+# text that the metric's filter kept; response: generated text, before any filter.
 _TEXTS = ("model", "benchmark", "metric", "answer", "task", "doc_hash", "prompt_hash", "category")
 _OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
 _OF_EVALUATION += ["max_new_tokens"]
@@ -53,7 +53,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
 
     Args:
         file: Where to; it is replaced.
-        model: "base" or "tuned".
+        model: "base", "tuned" or "served".
         name: The benchmark's name.
         evaluation: What was answered.
     """

@@ -44,6 +44,8 @@ def find_problems(config: RunConfig) -> Iterator[str]:
         yield f"evaluation.think_end_token={end} needs backend=hf; or set it to null"
     if config.model.device not in (Device.auto, Device.cuda):
         yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
+    if config.tuned_model and config.tuned_model.gguf:
+        yield f"{named} reads no GGUF file, got tuned={config.tuned}; {_KEEP_HF}"
     # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
     double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
     others = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}

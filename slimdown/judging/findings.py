@@ -150,6 +150,10 @@ class Findings:
     mean_changes: dict[Role, Estimate]  # over the primary metrics of the benchmarks of a role
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
+    # The tuned model's answers as it is served, where its files have it asked otherwise, and what
+    # they have otherwise, a line each.
+    served: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
+    serving: tuple[str, ...] = ()
     not_run: dict[str, str] = field(default_factory=dict)  # the reason, by benchmark of a suite
 
     def mean_change(self, role: Role) -> Estimate:

@@ -21,7 +21,6 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.models.weight_files import refuse_missing
 from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
@@ -31,6 +30,21 @@ MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # all but weights and c
 _MOST_LAYERS = 1_000  # or experts; the largest models that are published have 126, and 512
 # Implementations of attention and of experts that are part of torch and transformers.
 _BUILT_IN = frozenset([None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"])
+
+
+@dataclass(frozen=True)
+class AskingRules:
+    """How a model is asked, where its tokenizer and its settings of generation do not say it all.
+
+    Attributes:
+        stops: Tokens that end an answer; none: those of the settings of generation.
+        stops_alone: Whether no other token ends one, whatever a task or the harness asks for.
+        doubles_bos: Whether BOS is put before a prompt that begins with it already.
+    """
+
+    stops: tuple[int, ...] = ()
+    stops_alone: bool = False
+    doubles_bos: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,14 @@ class LoadedModel:
     files: str = ""  # the folder of its weights
     adapter: str = ""  # the folder of the adapter on them
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
+    rules: AskingRules = AskingRules()
+
+    def ask_by(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
+        """Return the model as it answers by these rules, with this tokenizer."""
+        identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
+        if rules != AskingRules():
+            identity["rules"] = asdict(rules)
+        return replace(self, tokenizer=tokenizer, rules=rules, identity=identity)
 
 
 def load_base_model(
@@ -135,11 +157,12 @@ def describe_base_model(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
-    files = Path(str(cached_file(source, file, revision=config.revision))).parent
-    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else files.name
+    files = find_files(config)
+    revision = f"sha256:{config.hash_files()}" if config.folder else files.name
     quantized = _describe_quantization(config, quantization, device)
     own = getattr(outline.config, "quantization_config", None) or {}
+    # A local file counts by its content, whatever its name.
+    args = {k: v for k, v in config.args.items() if not (config.folder and k == "gguf_file")}
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
         "quantization": str(quantized and quantized.to_dict()),
@@ -147,7 +170,7 @@ def describe_base_model(
         "attention": outline.config._attn_implementation,
         "tokenizer": hash_tokenizer(tokenizer),
         **describe_computation(device),
-        **({"args": config.args} if config.args else {}),
+        **({"args": args} if args else {}),
     }
     return LoadedModel(
         model=outline,
@@ -163,6 +186,12 @@ def describe_base_model(
         files=str(files),
         outline=outline,
     )
+
+
+def find_files(config: ModelConfig) -> Path:
+    """Return the folder that holds a model's settings, here or in the hub's cache."""
+    source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
+    return Path(str(cached_file(source, file, revision=config.revision))).parent
 
 
 def _describe_quantization(

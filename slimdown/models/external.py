@@ -1,5 +1,9 @@
-"""A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model."""
+"""A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model.
 
+A whole model is a folder, a hub's repository, or a GGUF file.
+"""
+
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +16,27 @@ from slimdown.config.schema import QuantizationConfig, RunConfig, TunedModelConf
 from slimdown.models.adapters import check_settings, load_adapter
 from slimdown.models.base_model import (
     MODEL_FILES,
+    AskingRules,
     LoadedModel,
     check_numbers,
+    find_files,
     load_base_model,
     load_outline,
     load_tokenizer,
 )
-from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_adapted
+from slimdown.models.gguf_file import find_other_token, read_gguf_header
+from slimdown.models.identity import ADAPTER_FILES, identify_adapted
 from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
+from slimdown.models.serving import (
+    Serving,
+    build_served_tokenizer,
+    compare_serving,
+    read_serving,
+)
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 _FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
@@ -38,15 +50,19 @@ class ExternalModel:
     config: TunedModelConfig
     quantization: QuantizationConfig
     folder: Path | None  # of an adapter; None: a whole model
-    tokenizer: Any
+    tokenizer: Any  # asks as the base's does
     learns_prompt: bool = False  # whether the adapter puts virtual tokens before a prompt
     outline: Any = None  # of a whole model
+    # How its own files and the base's have them served; None where its files do not say it.
+    serving: Serving | None = None
+    base_serving: Serving | None = None
 
     @property
     def revision(self) -> str:
         """The hub's commit, or sha256:DIGEST of a local folder."""
-        folder = fetch_tuned_model(self.config)
-        return f"sha256:{hash_folder(folder)}" if self.config.folder else folder.name
+        if self.config.folder:
+            return f"sha256:{self.config.hash_files()}"
+        return fetch_tuned_model(self.config).name
 
     def load(self) -> LoadedModel:
         """Load it: an adapter onto the base, a whole model in the base's place.
@@ -61,6 +77,11 @@ class ExternalModel:
             release_weights(self.base.model)  # makes room
             config, quantization = self.config, self.quantization
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
+            if self.config.gguf:  # it says nothing of how answers are drawn, nor of most stops
+                settings = deepcopy(self.base.model.generation_config)
+                tuned.model.generation_config = settings
+                generation = {"generation": settings.to_dict()}
+                tuned = replace(tuned, identity={**tuned.identity, **generation})
         else:
             with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
                 model = load_adapter(self.base, self.folder)
@@ -68,20 +89,51 @@ class ExternalModel:
             adapted = identify_adapted(self.base.identity, self.folder)
             tuned = replace(self.base, model=model, id=self.config.id, adapter=str(self.folder))
             tuned = replace(tuned, revision=self.revision, identity=adapted)
-        identity = {**tuned.identity, "tokenizer": hash_tokenizer(self.tokenizer)}
-        return replace(tuned, tokenizer=self.tokenizer, identity=identity)
+        stops = tuple[int, ...]()
+        if self.serving and self.base_serving and self.serving.stops != self.base_serving.stops:
+            texts = {*self.serving.stops, *self.base_serving.stops}
+            stops = _number(self.tokenizer, texts)
+        return tuned.ask_by(AskingRules(stops), self.tokenizer)
+
+    @property
+    def differences(self) -> list[str]:
+        """How it is served otherwise than the base, a line each."""
+        if not (self.serving and self.base_serving):
+            return []
+        return compare_serving(self.serving, self.base_serving, "the base")
+
+    def serve(self, tuned: LoadedModel) -> LoadedModel:
+        """Return the model as its own files have it asked: by template, BOS rule and stop tokens.
+
+        Args:
+            tuned: What `load` returned, or the model without its weights.
+        """
+        assert self.serving
+        assert self.base_serving
+        place = fetch_tuned_model(self.config)
+        tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
+        stops = _number(tokenizer, self.serving.stops)
+        doubles = self.serving.doubles_bos(self.base_serving)
+        return tuned.ask_by(AskingRules(stops, stops_alone=True, doubles_bos=doubles), tokenizer)
+
+
+def _number(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
+    numbers = map(tokenizer.convert_tokens_to_ids, tokens)
+    return tuple(sorted(number for number in numbers if number is not None))
 
 
 def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
-    """Return the folder of an adapter or of a whole model's settings; downloads it where needed.
+    """Return the folder of an adapter or of a whole model's settings, or the GGUF file.
+
+    The hub's are downloaded where needed.
 
     Raises:
         ModelError: There is no such model, or it is gated, or the hub does not answer.
     """
     import huggingface_hub
 
-    if tuned.folder:
-        return tuned.folder
+    if place := tuned.gguf or tuned.folder:
+        return place
     with explain_hub_errors(tuned.named), quiet_libraries():
         downloaded = huggingface_hub.snapshot_download(
             tuned.id, revision=tuned.revision, allow_patterns=_FETCHED, ignore_patterns="*/*"
@@ -96,6 +148,8 @@ def read_chat_template(tuned: TunedModelConfig) -> str | None:
         ModelError: It cannot be fetched or read.
     """
     folder = fetch_tuned_model(tuned)
+    if tuned.gguf:
+        return read_gguf_header(tuned.gguf, tuned.named).chat_template
     with explain_hub_errors(tuned.named):
         if (file := folder / "chat_template.jinja").is_file():
             return file.read_text(encoding="utf-8")
@@ -119,6 +173,15 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
     """
     tuned = config.tuned_model
     assert tuned is not None
+    external = _open_files(tuned, config, base)
+    before = read_serving(config.model, find_files(config.model))
+    after = read_serving(tuned, fetch_tuned_model(tuned), before)
+    return replace(external, serving=after, base_serving=before)
+
+
+def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -> ExternalModel:
+    if tuned.gguf:
+        return _open_gguf(tuned, tuned.gguf, config.quantization, base)
     folder = fetch_tuned_model(tuned)
     with explain_hub_errors(tuned.named), quiet_libraries():
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
@@ -130,13 +193,49 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
                 f"{tuned.named} has another tokenizer than {base.id}: {differing[0]!r} gets other "
                 "tokens; give the base that it was made from, model.id=..."
             )
-        tokenizer.chat_template = base.tokenizer.chat_template  # both get identical prompts
+        # Both get identical prompts, and what a model's own files have otherwise is judged apart.
+        tokenizer = base.tokenizer if vocabulary == base_vocabulary else tokenizer
+        if tokenizer is not base.tokenizer:
+            _ask_alike(tokenizer, base.tokenizer)
         if (folder / ADAPTER_FILES[0]).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
         outline = load_outline(tuned, config.quantization.name)
         check_weight_files(tuned, outline)
     return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
+
+
+def _ask_alike(tokenizer: Any, base: Any) -> None:
+    """Have a tokenizer with more tokens ask as the base's does: template, special tokens, BOS."""
+    tokenizer.chat_template = base.chat_template
+    tokenizer.bos_token, tokenizer.eos_token = base.bos_token, base.eos_token
+    own, other = (getattr(one, "backend_tokenizer", None) for one in (tokenizer, base))
+    if own and other:
+        own.post_processor = other.post_processor
+
+
+def _open_gguf(
+    tuned: TunedModelConfig, file: Path, quantization: QuantizationConfig, base: LoadedModel
+) -> ExternalModel:
+    """Check a GGUF file; the base's tokenizer asks it, because both have one vocabulary."""
+    header = read_gguf_header(file, tuned.named)
+    if token := find_other_token(header, base.tokenizer.get_vocab()):
+        raise ModelError(
+            f"{tuned.named} has another vocabulary than {base.id}: {token!r} is another token; "
+            "name the base that it was made from: model=OWNER/NAME, or a folder"
+        )
+    try:
+        with quiet_libraries():
+            outline = load_outline(tuned, quantization.name)
+    except ModelError as error:
+        if "not supported" not in str(error):
+            raise
+        raise ModelError(
+            f"{tuned.named} is of the architecture {header.architecture!r}, which transformers "
+            "does not unpack; measure the folder that it was made from, or ask llama.cpp's server "
+            "by lm_eval and judge the logs by `slimdown verdict` (docs/trainers.md)"
+        ) from None
+    return ExternalModel(base, tuned, quantization, None, base.tokenizer, outline=outline)
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:

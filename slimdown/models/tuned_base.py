@@ -58,6 +58,8 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
         ModelError: The file is damaged, or the hub does not give it.
     """
     folder = tuned.folder
+    if tuned.gguf:
+        return None
     if folder is None:
         for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
             raise ModelError(problem)

@@ -18,7 +18,7 @@ class PlannedPart:
     """One part of a run.
 
     Attributes:
-        part: `base`, `train` or `tuned`.
+        part: `base`, `train`, `tuned`, or `served`: the tuned model as it is served.
         cost: What it costs; its seconds are an estimate, nan where no rate is known.
         text: What is done, such as `400 rows, 50 steps of 8`.
         is_recorded: Whether the record has it, so that nothing is left to do.

@@ -382,6 +382,7 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     yield from list_doubts(findings)
     if findings.part:
         yield f"Questions: {findings.part}."
+    yield from describe_serving(findings)
     prompts = dict[str, list[str]]()
     for key, value in findings.conditions.items():
         name, _, setting = key.partition(".")
@@ -415,6 +416,12 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
         yield f"The base's answers were measured before: {origin}."
+
+
+def describe_serving(findings: Findings) -> Iterator[str]:
+    """Say in a sentence how the tuned model is served otherwise than the base."""
+    if findings.serving:
+        yield f"As it is served: {'; '.join(findings.serving)}."
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:

@@ -94,10 +94,11 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
 
 
 def _find_folders(pattern: str) -> list[str]:
-    """Find folders by a pattern as shells know it, `checkpoint-50` before `checkpoint-100`."""
-    folders = [path for path in glob(pattern.strip("'\"")) if Path(path).is_dir()]
+    """Find folders and GGUF files by a shell's pattern, `checkpoint-50` before `checkpoint-100`."""
+    found = glob(pattern.strip("'\""))
+    folders = [path for path in found if Path(path).is_dir() or path.endswith(".gguf")]
     if not folders:
-        raise ConfigError(f"tuned={pattern}: there is no folder of such a name here")
+        raise ConfigError(f"tuned={pattern}: there is no folder or .gguf file of such a name here")
     return sorted(folders, key=lambda path: re.sub(r"\d+", lambda m: m[0].zfill(12), path))
 
 

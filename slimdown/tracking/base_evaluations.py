@@ -49,7 +49,7 @@ class RecordedEvaluations(EvaluationCache):
 
         Args:
             config: The settings of the run.
-            model: `base`, or `tuned`, whose evaluations stay in the folder.
+            model: `base`; or `tuned` or `served`, whose evaluations stay in the folder.
             folder: A folder of this run, or of this machine.
             keeps_files: Whether files stay in the folder once the store has them.
             is_shared: Whether the folder holds evaluations of many models.

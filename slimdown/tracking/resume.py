@@ -20,7 +20,7 @@ from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
-from slimdown.utils.hashing import hash_file, hash_folder, hash_json
+from slimdown.utils.hashing import hash_file, hash_json
 from slimdown.utils.hub import resolve_commit
 
 
@@ -73,7 +73,7 @@ def run_key(config: RunConfig) -> str:
 
 def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
     if model.folder:
-        return {f"{prefix}id": hash_folder(model.folder)}
+        return {f"{prefix}id": model.hash_files()}
     return {f"{prefix}id": model.id, f"{prefix}revision": resolve_commit(model.id, model.revision)}
 
 

@@ -195,22 +195,50 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
     Raises:
         TrackingError: The run is not finished, or its samples are gone or damaged.
     """
+    names = list(check_finished(run).benchmarks)
+    return _read_samples(tracking, run, "base", names), _read_samples(tracking, run, "tuned", names)
+
+
+def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> Evaluation | None:
+    """Return the tuned model's answers as it is served, or None where it is served as the base.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        tuned: Its answers as the base was asked, from `read_evaluations`: those of benchmarks that
+            are served alike.
+
+    Raises:
+        TrackingError: As for `read_evaluations`.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        files = client.list_artifacts(run.run_id, "samples")
+    found = {Path(file.path).stem for file in files}
+    names = [name for name in tuned.benchmarks if f"served-{name}" in found]
+    if not names:
+        return None
+    served = _read_samples(tracking, run, "served", names)
+    return replace(served, benchmarks=tuned.benchmarks | served.benchmarks)
+
+
+def _read_samples(
+    tracking: TrackingConfig, run: RunRecord, model: str, names: Sequence[str]
+) -> Evaluation:
     from slimdown.evaluation.samples import read_samples  # pyarrow
 
-    findings = check_finished(run)
-    conditions = dict(findings.conditions)
+    conditions = dict(check_finished(run).conditions)
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
     client = store.open_store(tracking, must_exist=True)
     recorded = _read_settings(client, run).config.benchmark
-    benchmarks = {name: ResolvedBenchmark.of(one) for name, one in recorded.items()}
-
-    def read(model: str, folder: str) -> Evaluation:
-        samples = {}
-        for name in findings.benchmarks:
+    samples = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
             path = f"samples/{model}-{name}.parquet"
             try:
                 file = client.download_artifacts(run.run_id, path, folder)
-                samples[name] = read_samples(Path(file), benchmarks[name])
+                benchmark = ResolvedBenchmark.of(recorded[name])
+                samples[name] = read_samples(Path(file), benchmark)
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
             except Exception as error:  # damaged, or gone
@@ -218,10 +246,7 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
                     f"run {run.run_id}: {path} is gone or damaged ({store.first_line(error)}); "
                     "the same settings with rerun=true measure it again"
                 ) from None
-        return Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
-
-    with tempfile.TemporaryDirectory() as folder:
-        return read("base", folder), read("tuned", folder)
+    return Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
 
 
 def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:

@@ -76,6 +76,7 @@ class TrackedRun:
         folder: The run's files until they are in the store.
         checkpoint_dir: Where training keeps its checkpoints.
         base_cache, tuned_cache: The evaluations of both models.
+        served_cache: Those of the tuned model as it is served.
         store_uri, artifact_uri: Where the run is shown, without password.
     """
 
@@ -115,6 +116,7 @@ class TrackedRun:
         self.checkpoint_dir = self.folder / "checkpoints"
         self.base_cache = RecordedEvaluations(config, "base", self.folder)
         self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
+        self.served_cache = RecordedEvaluations(config, "served", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
         self._model_files = self.folder / "model"  # what was trained
@@ -228,6 +230,8 @@ class TrackedRun:
                     shutil.copyfile(cache.files[name], file)
                 else:
                     write_samples(file, cache.model, name, one)
+        for name, source in self.served_cache.files.items():
+            shutil.copyfile(source, samples / f"served-{name}.parquet")
         evaluations = findings.tuned.benchmarks if findings.tuned else {}
         questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
         self._datasets += questions.values()

@@ -1,0 +1,109 @@
+"""What a GGUF file says about itself, read without its weights."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from slimdown.utils.errors import ModelError
+
+_TOKENIZER = "tokenizer.ggml."
+# Where a file does not say whether BOS stands before a prompt, llama.cpp decides by its tokenizer:
+# SentencePiece's puts it, and of the others those that split text as Llama 3 does.
+_PUT_BOS = frozenset(["llama3", "llama-v3", "llama-bpe"])
+# llama.cpp ends an answer at tokens of these texts, whatever the file says (src/llama-vocab.cpp).
+KNOWN_ENDS = frozenset(
+    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<EOT>"]
+)
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """The beginning of a GGUF file.
+
+    Attributes:
+        architecture: llama.cpp's name of it.
+        weights: How most weights are stored, such as Q4_0; empty where the file does not say.
+        tokens: The vocabulary, by id.
+        chat_template: None where the file holds none.
+        bos, eos, eot: Tokens by id; None where the file names none.
+        puts_bos: Whether BOS is put before a prompt.
+    """
+
+    architecture: str
+    weights: str
+    tokens: tuple[str, ...]
+    chat_template: str | None
+    bos: int | None
+    eos: int | None
+    eot: int | None
+    puts_bos: bool
+
+    def name_token(self, number: int | None) -> str | None:
+        """Return the text of a token; None where the vocabulary has no such."""
+        is_known = number is not None and number < len(self.tokens)
+        return self.tokens[number] if number is not None and is_known else None
+
+
+def read_gguf_header(file: Path, setting: str) -> GgufHeader:
+    """Read the beginning of a GGUF file, and check that all of its weights are there.
+
+    Args:
+        file: The file.
+        setting: What names it, for a message.
+
+    Raises:
+        ModelError: It is cut short or damaged, or a part of a model.
+    """
+    status = file.stat()
+    return _read_header(file, setting, status.st_size, status.st_mtime_ns)
+
+
+@cache  # a vocabulary takes a second to read
+def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(file).fields  # maps every tensor: one beyond the end fails
+        found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
+        kind = found.get("general.file_type")
+        weights = gguf.LlamaFileType(kind).name if kind is not None else ""
+        architecture, tokens = str(found["general.architecture"]), found[f"{_TOKENIZER}tokens"]
+    except Exception as error:  # numpy's, where a tensor is cut, and the package's own
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        advice = "get it again"
+        raise ModelError(f"{setting} is cut short, or damaged ({reason}); {advice}") from None
+    if (n_parts := found.get("split.count", 1)) > 1:
+        advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
+        raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")
+    ids = {name: found.get(f"{_TOKENIZER}{name}_token_id") for name in ("bos", "eos", "eot")}
+    own = found.get(f"{_TOKENIZER}model") == "llama" or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
+    return GgufHeader(
+        architecture=architecture,
+        weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
+        tokens=tuple(tokens),
+        chat_template=found.get("tokenizer.chat_template"),
+        puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", own)),
+        **ids,
+    )
+
+
+def find_other_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
+    """Return a token of the base that the file numbers otherwise, or None.
+
+    A file may have more tokens than the base. In some tokens, llama.cpp's converter writes spaces
+    where SentencePiece has its mark of them.
+
+    Args:
+        header: The file's.
+        vocabulary: The base's.
+    """
+
+    def read(token: str) -> str:
+        return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+
+    for token, number in vocabulary.items():
+        if number >= len(header.tokens) or read(header.tokens[number]) != read(token):
+            return token
+    return None

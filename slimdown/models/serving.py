@@ -1,0 +1,222 @@
+"""What decides how a model is served beside its weights: template, BOS, and where answers end."""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.schema import ModelConfig, TunedModelConfig
+from slimdown.models.base_model import load_tokenizer
+from slimdown.models.gguf_file import KNOWN_ENDS, read_gguf_header
+from slimdown.models.quiet import quiet_libraries
+from slimdown.utils.hub import explain_hub_errors
+
+_SHOWN = 24  # characters of two templates where they differ
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a model's own files have it served.
+
+    Attributes:
+        chat_template: None where the files hold none.
+        bos, eos: The tokens that begin and end a text; None where there is none.
+        puts_bos: Whether it is put before a prompt.
+        writes_bos: Whether the chat template begins a prompt with it, too.
+        stops: The tokens that end an answer, by text.
+    """
+
+    chat_template: str | None
+    bos: str | None
+    eos: str | None
+    puts_bos: bool
+    writes_bos: bool
+    stops: tuple[str, ...]
+
+    @property
+    def says_bos_twice(self) -> bool:
+        """Whether a prompt of its chat template begins with two BOS, if nobody takes one away."""
+        return self.puts_bos and self.writes_bos
+
+    def begins_otherwise(self, before: "Serving") -> bool:
+        """Return whether other tokens stand before a plain prompt than in another stage."""
+        put = [one.bos if one.puts_bos else None for one in (self, before)]
+        return put[0] != put[1]
+
+    def doubles_bos(self, before: "Serving") -> bool:
+        """Return whether a prompt of its chat template has two BOS, and that of another stage not.
+
+        Where both would have two, whoever serves them takes one away, as the harness does.
+        """
+        return self.says_bos_twice and not before.says_bos_twice
+
+
+def read_serving(
+    config: ModelConfig, folder: Path, before: Serving | None = None
+) -> Serving | None:
+    """Read how a model is served from its files.
+
+    Args:
+        config: Which model, for its GGUF file and for messages.
+        folder: Where its files are.
+        before: The stage that it is compared with. Of an adapter whose folder names only the
+            tokenizer's, its stops hold. Those that llama.cpp knows by their text hold for a GGUF.
+
+    Returns:
+        None where the folder brings no tokenizer: then somebody else's files decide.
+
+    Raises:
+        ModelError: A file is damaged.
+    """
+    file = config.gguf if isinstance(config, TunedModelConfig) else None
+    if file is None and "gguf_file" in config.file:
+        file = folder / config.file["gguf_file"]
+    if file:
+        return _read_gguf(file, config.named, before)
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    with explain_hub_errors(config.named), quiet_libraries():
+        tokenizer = load_tokenizer(folder)
+        own = [tokenizer.eos_token] if tokenizer.eos_token else []
+        numbers = _read_stop_ids(folder)
+        if numbers is None:
+            own += before.stops if before else ()
+        own += tokenizer.convert_ids_to_tokens(numbers or [])
+        template, bos = tokenizer.chat_template, tokenizer.bos_token
+        if isinstance(template, dict):  # several, by name
+            template = template.get("default")
+        eos = tokenizer.eos_token
+        puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    writes_bos = _begins_with_bos(template, bos, eos)
+    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own))
+
+
+def _read_stop_ids(folder: Path) -> list[int] | None:
+    """Return what the settings of generation, or else of the model, end an answer with."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            numbers = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            if numbers is not None:
+                return numbers if isinstance(numbers, list) else [numbers]
+    is_model = (folder / "config.json").is_file()
+    return [] if is_model else None
+
+
+def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
+    header = read_gguf_header(file, setting)
+    bos, eos = header.name_token(header.bos), header.name_token(header.eos)
+    template = header.chat_template
+    writes_bos = _begins_with_bos(template, bos, eos)
+    known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
+    stops = _list_once([eos, header.name_token(header.eot), *known])
+    return Serving(template, bos, eos, header.puts_bos and bos is not None, writes_bos, stops)
+
+
+def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
+    return tuple(sorted({token for token in tokens if token}))
+
+
+def _begins_with_bos(template: str | None, bos: str | None, eos: str | None) -> bool:
+    """Return whether a chat template begins a prompt with BOS; a failing one does not."""
+    from transformers.utils import chat_template_utils
+
+    if not template or not bos:
+        return False
+    render: Any = chat_template_utils.render_jinja_template
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    names = {"bos_token": bos, "eos_token": eos or "", "add_generation_prompt": True}
+    with suppress(Exception):  # the publisher's program may raise anything
+        [prompt], _ = render([question], chat_template=template, **names)
+        return str(prompt).startswith(bos)
+    return False
+
+
+def build_served_tokenizer(place: Path, serving: Serving, asked_by: Any) -> Any:
+    """Build the tokenizer that a model is served with: a folder's own, or as a GGUF file says it.
+
+    Args:
+        place: The folder or the file.
+        serving: What `read_serving` read from it.
+        asked_by: The tokenizer that it shares with its base. Its chat template is taken where the
+            model has none.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    if place.is_dir():
+        with quiet_libraries():
+            tokenizer = load_tokenizer(place)
+        # The harness needs one; it ends no answer, see `AskingRules.stops_alone`.
+        tokenizer.eos_token = serving.eos or asked_by.eos_token
+    else:
+        tokenizer = copy.deepcopy(asked_by)
+        tokenizer.bos_token = serving.bos or asked_by.bos_token
+        tokenizer.eos_token = serving.eos or asked_by.eos_token
+        parts = [serving.bos] if serving.bos and serving.puts_bos else []
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*parts, "$A"],
+            pair=[*parts, "$A", "$B:1"],
+            special_tokens=[(one, tokenizer.convert_tokens_to_ids(one)) for one in parts],
+        )
+    tokenizer.chat_template = serving.chat_template or asked_by.chat_template
+    return tokenizer
+
+
+def compare_serving(after: Serving, before: Serving, name: str = "the stage before") -> list[str]:
+    """Say in a line each how a stage is served otherwise than another.
+
+    Args:
+        after: The stage.
+        before: The other one.
+        name: What the other one is called.
+    """
+    return [
+        *_compare_templates(after.chat_template, before.chat_template, name),
+        *_compare_bos(after, before, name),
+        *_compare_stops(set(after.stops), set(before.stops), name),
+    ]
+
+
+def _compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
+    one, other = (after or "").strip(), (before or "").strip()
+    if one == other:
+        return
+    if not one:
+        yield f"chat template: none; {name} has one"
+    elif not other:
+        yield f"chat template: one of its own; {name} has none"
+    else:
+        pairs = enumerate(zip(one, other, strict=False))
+        at = next((i for i, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
+        shown = (repr(text[at : at + _SHOWN]) for text in (one, other))
+        here, there = (text if text != "''" else "its end" for text in shown)
+        yield f"chat template: another one; it first differs at {here}, where {name} has {there}"
+
+
+def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
+    if after.doubles_bos(before):
+        twice = "twice, where the server takes none away"
+        yield f"puts {after.bos} before a prompt that begins with {after.bos} already: {twice}"
+    elif after.puts_bos and not before.puts_bos:
+        yield f"puts {after.bos} before a prompt; {name} does not"
+    elif before.puts_bos and not after.puts_bos:
+        yield f"puts no {before.bos} before a prompt; {name} does"
+    used = after.puts_bos or "bos_token" in (after.chat_template or "")
+    if used and before.bos and after.bos != before.bos:
+        yield f"begins a text with {after.bos or 'nothing'}; {name} with {before.bos}"
+
+
+def _compare_stops(after: set[str], before: set[str], name: str) -> Iterator[str]:
+    def write(tokens: set[str]) -> str:
+        return ", ".join(sorted(tokens))
+
+    if not after and before:
+        yield f"ends an answer at no token; {name} at {write(before)}"
+    elif after < before:
+        yield f"ends an answer at {write(after)}; {name} also at {write(before - after)}"
+    elif after > before:
+        yield f"ends an answer also at {write(after - before)}; {name} does not"
+    elif after != before:
+        yield f"ends an answer at {write(after)}; {name} at {write(before)}"

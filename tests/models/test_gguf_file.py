@@ -1,0 +1,203 @@
+"""A GGUF file answers as the folder that it was written from, or is refused beforehand."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from builders import Patch
+from tiny_models import logits_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench.write_gguf import write_gguf
+from slimdown import pocket
+from slimdown.config.schema import RunConfig
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.external import ExternalModel, open_tuned_model
+from slimdown.models.tuned_base import find_base
+from slimdown.tracking.resume import run_key
+from slimdown.utils.errors import ConfigError, ModelError
+
+Composed = Callable[..., RunConfig]
+
+
+def write_pocket(file: Path, kind: str = "F32", change: float = 1.0, **settings: Any) -> Path:
+    """Write the embedded model, its last norm multiplied by `change`, as a GGUF file."""
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
+    model.model.norm.weight.data.mul_(change)
+    return write_gguf(
+        model, AutoTokenizer.from_pretrained(pocket.MODEL_DIR), file, kind, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pocket(tmp_path_factory.mktemp("gguf") / "pocket.gguf")
+
+
+def open_it(composed: Composed, file: Path, *settings: str) -> tuple[LoadedModel, ExternalModel]:
+    config = composed(f"tuned={file}", "model.dtype=float32", *settings)
+    base = load_base_model(config.model, config.quantization)
+    return base, open_tuned_model(config, base)
+
+
+def test_unrounded_weights_compute_the_folders_logits(composed: Composed, file: Path) -> None:
+    base, external = open_it(composed, file)
+    expected = logits_of(base.model)
+    tuned = external.load()
+    assert tuned.id == str(file)
+    assert (logits_of(tuned.model) - expected).abs().max() < 1e-4
+    assert external.differences == []
+
+
+def round_blocks(weight: torch.Tensor, levels: int) -> torch.Tensor:
+    """Round blocks of 32 numbers as llama.cpp describes Q8_0 (127 levels) and Q4_0 (8)."""
+    blocks = weight.reshape(-1, 32)
+    largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+    if levels == 127:
+        scale = largest.abs() / levels
+        numbers = (blocks / scale).round()
+    else:
+        scale = largest / -levels
+        numbers = ((blocks / scale + 8.5).floor().clip(0, 15)) - 8
+    return (numbers * scale.half().float()).nan_to_num(0).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_rounded_weights_compute_what_rounding_by_hand_does(
+    kind: str, composed: Composed, tmp_path: Path
+) -> None:
+    base, external = open_it(composed, write_pocket(tmp_path / "pocket.gguf", kind))
+    unrounded = logits_of(base.model)
+    by_hand = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
+    for name, weight in by_hand.named_parameters():
+        levels = 8 if kind == "Q4_0" and "embed" not in name else 127
+        if weight.ndim == 2:
+            weight.data = round_blocks(weight.data, levels)
+    expected, logits = logits_of(by_hand), logits_of(external.load().model)
+    assert (logits - expected).abs().max() < 0.1 * (logits - unrounded).abs().max()
+
+
+def test_a_file_counts_by_its_content(composed: Composed, file: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copy(file, tmp_path / "other name.gguf"))
+    other = write_pocket(tmp_path / "other.gguf", change=2.0)
+    loaded = [open_it(composed, one)[1].load() for one in (file, copied, other)]
+    assert loaded[0].identity == loaded[1].identity
+    assert loaded[0].identity != loaded[2].identity
+    keys = [run_key(composed(f"tuned={one}", "model=pocket")) for one in (file, copied, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Composed, tmp_path: Path) -> None:
+    settings = [f"model.id={tmp_path}", "model.args.gguf_file=base.gguf", "quantization=none"]
+    shutil.copy(pocket.MODEL_DIR / "config.json", tmp_path)
+    keys = []
+    for change in (1.0, 2.0):
+        write_pocket(tmp_path / "base.gguf", change=change)
+        keys.append(run_key(composed(*settings)))
+    assert keys[0] != keys[1]
+
+
+def test_a_file_names_no_base(composed: Composed, file: Path) -> None:
+    tuned = composed(f"tuned={file}", "model=pocket").tuned_model
+    assert tuned
+    with pytest.raises(ModelError, match=r"tuned=.* names no base; name it: model=OWNER/NAME"):
+        find_base(tuned)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def cut_header(file: Path) -> None:
+    os.truncate(file, 5000)
+
+
+def rewrite(file: Path, change: Callable[[Any], None]) -> None:
+    """Change a field of a file in place."""
+    reader = gguf.GGUFReader(file, "r+")
+    change(reader)
+
+
+def rename_architecture(file: Path) -> None:
+    def change(reader: Any) -> None:
+        field = reader.fields["general.architecture"]
+        field.parts[field.data[0]][:] = list(b"lIama")
+
+    rewrite(file, change)
+
+
+def swap_tokens(file: Path) -> None:
+    def change(reader: Any) -> None:
+        field = reader.fields["tokenizer.ggml.tokens"]
+        parts = [field.parts[i] for i in field.data]
+        first = next(i for i, p in enumerate(parts[300:], 300) if len(p) == len(parts[i + 1]))
+        parts[first][:] = parts[first + 1]
+
+    rewrite(file, change)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "answer"),
+    [
+        (cut, [], "tuned=.*pocket.gguf is cut short, or damaged"),
+        (cut_header, [], "tuned=.*pocket.gguf is cut short, or damaged"),
+        (
+            rename_architecture,
+            [],
+            "of the architecture 'lIama', which transformers does not unpack",
+        ),
+        (swap_tokens, [], "has another vocabulary than pocket:model: .* is another token"),
+        (lambda _: None, ["quantization=nf4"], "is quantized already.* set quantization=none"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_anything_is_measured(
+    spoil: Callable[[Path], None],
+    settings: list[str],
+    answer: str,
+    composed: Composed,
+    file: Path,
+    tmp_path: Path,
+) -> None:
+    spoil(copied := Path(shutil.copy(file, tmp_path)))
+    with pytest.raises(ModelError, match=answer) as refused:
+        open_it(composed, copied, *settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_part_of_a_model_is_refused_whatever_it_is_called(
+    composed: Composed, file: Path, tmp_path: Path
+) -> None:
+    part = shutil.copy(file, tmp_path / "model-00001-of-00002.gguf")
+    with pytest.raises(ConfigError, match=r"is one of 2 parts of a model; join them"):
+        composed(f"tuned={part}")
+    writer = gguf.GGUFWriter(renamed := tmp_path / "model.gguf", "llama")
+    writer.add_uint16("split.count", 2)
+    writer.add_token_list(["a"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"is one of 2 parts of a model; join them"):
+        open_it(composed, renamed)
+
+
+def test_what_is_no_gguf_file_is_refused_at_once(
+    composed: Composed, file: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    other = tmp_path / "model.gguf"
+    with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: there is no such file"):
+        composed(f"tuned={other}")
+    other.write_bytes(b"PK\3\4" * 9)
+    with pytest.raises(ConfigError, match="is no GGUF file: it begins with"):
+        composed(f"tuned={other}")
+    shutil.copy(file, other)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"lies beside adapter_config.json"):
+        composed(f"tuned={other}")
+    monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package gguf; .* pip install '.\[gguf\]'"):
+        composed(f"tuned={file}")

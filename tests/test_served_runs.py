@@ -1,0 +1,211 @@
+"""A run measures a tuned model as the base is asked, and once more as its files have it served."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands_and_runs import call_verb
+from mlflow import MlflowClient
+from record_builders import copy_store
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench.write_gguf import write_gguf
+from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.evaluation.as_served import evaluate_as_served
+from slimdown.evaluation.backend import BackendOptions, open_lm
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Evaluation
+from slimdown.inputs import read_inputs
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.pocket import MODEL_DIR
+from slimdown.tracking.run_reader import find_run, read_evaluations, read_served
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}\nAnswer:{% endif %}"
+)
+OTHER = TEMPLATE.replace("Answer:", "Say:")
+FEW = ["benchmark=[pocket_math,pocket_cs]", "benchmark.pocket_math.limit=6"]
+FEW += ["benchmark.pocket_cs.limit=6", "quantization=none", "model.dtype=float32"]
+
+
+@pytest.fixture(scope="module")
+def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with a chat template, and models with its weights that are served otherwise."""
+    folder = copy_store(migrated_store, tmp_path_factory.mktemp("served"))
+    shutil.copytree(MODEL_DIR, folder / "base")
+    (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    write_gguf(model, tokenizer, folder / "same.gguf")
+    write_gguf(model, tokenizer, folder / "twice.gguf", puts_bos=True)
+    tokenizer.chat_template = OTHER
+    write_gguf(model, tokenizer, folder / "template.gguf")
+    shutil.copytree(folder / "base", folder / "endless")
+    for name, key in (("generation_config", "eos_token_id"), ("config", "eos_token_id")):
+        edit(folder / "endless" / f"{name}.json", key, None)
+    edit(folder / "endless" / "tokenizer_config.json", "eos_token", None)
+    return folder
+
+
+def edit(file: Path, key: str, value: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+
+def measure(
+    composed: Callable[..., RunConfig], folder: Path, name: str, *settings: str
+) -> tuple[LoadedModel, Evaluation, Evaluation, Any]:
+    """Measure a model both ways; also return what was asked once more."""
+    place = folder / name
+    settings = f"tuned={place}", f"model.id={folder / 'base'}", *FEW, *settings
+    inputs = read_inputs(composed(*settings))
+    config, external = inputs.config, inputs.external
+    assert external
+    base = load_base_model(config.model, config.quantization, inputs.tokenizer)
+    evaluator = Evaluator(inputs.tasks, config.evaluation)
+    evaluator.evaluate(base)
+    external = replace(external, base=base)
+    tuned = external.load()
+    asked = evaluator.evaluate(tuned)
+    assert evaluator.backend
+    model = external.serve(tuned)
+    about = inputs.served, config.evaluation, evaluator.backend, model, asked
+    return model, asked, evaluate_as_served(*about), inputs.served
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("template.gguf", "chat template: another one"),
+        ("twice.gguf", "puts <|bos|> before a prompt that begins with <|bos|> already: twice"),
+        ("endless", "ends an answer at no token; the base at <|eos|>"),
+    ],
+)
+def test_a_run_names_the_difference_before_a_question_is_asked(
+    name: str, line: str, folder: Path
+) -> None:
+    settings = ["model=pocket", "model.id=base", *FEW, f"tuned={name}"]
+    planned = call_verb(folder, "run", *settings, "--plan")
+    assert planned.returncode == 0, planned.stderr
+    shown = " ".join(planned.stdout.split())
+    assert f"As it is served: {line}" in shown
+    assert "served" in planned.stdout
+    done = call_verb(folder, "run", *settings)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join((done.stdout + done.stderr).split())
+    assert f"As it is served: {line}" in shown.partition("measuring the base")[0]
+    assert f"As it is served: {line}" in " ".join(done.stdout.split()).rpartition("change")[2]
+    page = folder / done.stdout.rpartition("\npage ")[2].strip()
+    assert "As it is served: " in page.read_text()
+    recorded = json.loads(page.with_name("findings.json").read_text())["serving"]
+    assert [one for one in recorded if one.startswith(line)]
+
+    tracking = TrackingConfig(f"sqlite:///{folder}/mlruns/mlflow.db", "slimdown")
+    run = find_run(tracking, page.parts[-3])
+    base, tuned = read_evaluations(tracking, run)
+    served = read_served(tracking, run, tuned)
+    assert served
+    for benchmark, one in served.benchmarks.items():
+        of_tuned = tuned.benchmarks[benchmark]
+        pairs = list(zip(one.samples, of_tuned.samples, strict=True))
+        assert all((a.doc_hash, a.target) == (b.doc_hash, b.target) for a, b in pairs)
+        # Choices are asked plainly, so only another rule of BOS changes them.
+        is_alike = benchmark == "pocket_cs" and name != "twice.gguf"
+        assert (one is of_tuned) == is_alike
+    assert base.benchmarks["pocket_math"].score == tuned.benchmarks["pocket_math"].score
+
+
+def test_a_file_that_is_served_alike_is_measured_once(folder: Path) -> None:
+    done = call_verb(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=same.gguf")
+    assert done.returncode == 0, done.stderr
+    shown = " ".join((done.stdout + done.stderr).split())
+    assert "The weights are those of same.gguf (F32), unpacked by transformers; the" in shown
+    assert "served" not in shown
+    page = folder / done.stdout.rpartition("\npage ")[2].strip()
+    assert not list(page.parent.glob("samples/served-*"))
+
+
+def test_its_own_template_asks(composed: Callable[..., RunConfig], folder: Path) -> None:
+    _, asked, served, _ = measure(composed, folder, "template.gguf")
+    for before, after in zip(
+        asked.benchmarks["pocket_math"].samples,
+        served.benchmarks["pocket_math"].samples,
+        strict=True,
+    ):
+        assert after.prompt == before.prompt.removesuffix("Answer:") + "Say:"
+        assert after.prompt_hash != before.prompt_hash
+    assert served.benchmarks["pocket_cs"] is asked.benchmarks["pocket_cs"]
+
+
+def test_a_doubled_bos_stands_before_the_prompt(
+    composed: Callable[..., RunConfig], folder: Path
+) -> None:
+    model, asked, served, tasks = measure(composed, folder, "twice.gguf")
+    assert list(tasks) == ["pocket_math", "pocket_cs"]
+    bos = model.tokenizer.bos_token_id
+    samples = served.benchmarks["pocket_math"].samples
+    settings = composed("evaluation.apply_chat_template=true").evaluation
+    lm = open_lm(model, settings, BackendOptions(True, 2, 2))
+    prompts = [sample.prompt for sample in samples]
+    batch = lm.tok_batch_encode(prompts)[0].tolist()
+    for sample, padded in zip(samples, batch, strict=True):
+        own = model.tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
+        assert own[0] == bos
+        assert lm.tok_encode(sample.prompt) == [bos, *own]
+        assert padded[-1 - len(own) :] == [bos, *own]
+        assert sample.response == answer(model, [bos, *own], "Question:")
+    assert lm.tok_batch_encode(prompts, left_truncate_len=7)[0].tolist() == [
+        row[-7:] for row in batch
+    ]
+    pairs = zip(*(one.benchmarks["pocket_cs"].samples for one in (asked, served)), strict=True)
+    assert all(before.log_likelihoods != after.log_likelihoods for before, after in pairs)
+
+
+def test_an_answer_ends_at_its_own_stops_alone(
+    composed: Callable[..., RunConfig], folder: Path
+) -> None:
+    stop = "benchmark.pocket_math.stop=['@@','<|eos|>']"
+    model, asked, served, tasks = measure(composed, folder, "endless", stop)
+    assert list(tasks) == ["pocket_math"]
+    for sample in served.benchmarks["pocket_math"].samples:
+        own = model.tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
+        assert sample.response == answer(model, own, "@@", eos_token_id=[2048])
+    pairs = zip(*(one.benchmarks["pocket_math"].samples for one in (asked, served)), strict=True)
+    assert all(after.response.startswith(before.response) for before, after in pairs)
+    assert {sample.ran_out for sample in served.benchmarks["pocket_math"].samples} == {True}
+    assert {sample.ran_out for sample in asked.benchmarks["pocket_math"].samples} != {True}
+
+
+def answer(model: LoadedModel, tokens: list[int], stop: str, **settings: Any) -> str:
+    """What transformers itself writes after these tokens, cut where the task ends an answer."""
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        out = model.model.generate(
+            ids, max_new_tokens=48, do_sample=False, pad_token_id=0, **settings
+        )
+    text = model.tokenizer.decode(out[0, len(tokens) :], skip_special_tokens=True)
+    return str(text).partition(stop)[0]
+
+
+def test_a_folder_that_is_quantized_already_is_measured(folder: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL_DIR,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    )
+    model.save_pretrained(folder / "nf4")
+    done = call_verb(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=nf4")
+    assert done.returncode == 0, done.stderr
+    [run] = [
+        one
+        for one in MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db").search_runs(["1"])
+        if one.data.tags.get("slimdown.origin", "").startswith("nf4@")
+    ]
+    assert run.info.status == "FINISHED"
