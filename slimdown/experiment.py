@@ -35,7 +35,7 @@ from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
-from slimdown.report.text import advise, describe_serving
+from slimdown.report.text import advise
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
@@ -111,8 +111,8 @@ def run_experiment(
         n_shown = len(evaluator.notes)
         measured = sum(b.seconds for b in base_evaluation.benchmarks.values())
         progress.expected["tuned"] = measured
-        again = (base_evaluation.benchmarks[name].seconds for name in inputs.served)
-        progress.expected["served"] = sum(again)
+        seconds = (base_evaluation.benchmarks[name].seconds for name in inputs.served)
+        progress.expected["served"] = sum(seconds)
         holdout = config.evaluation.holdout  # held-out questions stay out of the findings
         open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
 
@@ -157,7 +157,9 @@ def run_experiment(
         if external:
             findings = replace(findings, serving=tuple(external.differences))
         if served_evaluation:
-            findings = replace(findings, served=open_part(served_evaluation, holdout))
+            asked_again = {name: served_evaluation.benchmarks[name] for name in inputs.served}
+            served = open_part(replace(served_evaluation, benchmarks=asked_again), holdout)
+            findings = replace(findings, served=served)
         gate = decide_by_settings(findings)
         files = render_run_files(findings, config, info, run.run_id, gate)
         costs = [*base_evaluation.costs, *tuned_evaluation.costs]
@@ -175,7 +177,7 @@ def run_experiment(
     can_scale = config.tuned is not None or config.method.facts.scales
     keeps = config.keep.name is not Keep.none
     advice = advise(run.run_id, can_scale, keeps, gate)
-    console.show_findings(findings, title, gate, advice, [*describe_serving(findings)])
+    console.show_findings(findings, title, gate, advice)
     console.show_saved(run)
     return findings
 

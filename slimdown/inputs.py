@@ -6,7 +6,7 @@ from typing import Any
 from slimdown.config.engines import BACKENDS
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
-from slimdown.config.schema import Backend, EvaluationConfig, OnProgress, RunConfig
+from slimdown.config.schema import EvaluationConfig, OnProgress, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.evaluation.as_served import find_served_otherwise
@@ -124,7 +124,7 @@ def _find_served(
         templates = external.tokenizer.chat_template, model.tokenizer.chat_template
         about = templates, external.serving, external.base_serving
         served = find_served_otherwise(tasks, evaluation, *about)
-        if served and evaluation.backend is Backend.vllm:
+        if served and BACKENDS[evaluation.backend].module:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
         check_room(served, evaluation, model)
     except SlimdownError as error:  # its template fails, or drops what is set

@@ -102,6 +102,8 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
     assert f"As it is served: {line}" in " ".join(done.stdout.split()).rpartition("change")[2]
     page = folder / done.stdout.rpartition("\npage ")[2].strip()
     assert "As it is served: " in page.read_text()
+    steps = [row.split()[:2] for row in done.stdout.splitlines() if row.startswith("pocket_math ")]
+    assert [step[1:] for step in steps[1:]] == [["base"], ["weights"], ["template"], ["in"]]
     recorded = json.loads(page.with_name("findings.json").read_text())["serving"]
     assert [one for one in recorded if one.startswith(line)]
 
@@ -118,6 +120,12 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
         is_alike = benchmark == "pocket_cs" and name != "twice.gguf"
         assert (one is of_tuned) == is_alike
     assert base.benchmarks["pocket_math"].score == tuned.benchmarks["pocket_math"].score
+    chain = call_verb(folder, "compare", run.run_id, "--chain", "--format", "json")
+    assert chain.returncode == 0, chain.stderr
+    rows = [row for row in json.loads(chain.stdout)["rows"] if row["benchmark"] == "pocket_math"]
+    names = ["base", name, f"{name}, as served"]
+    assert [row["stage"] for row in rows] == [*names, names[-1]]
+    assert rows[2]["score"] == served.benchmarks["pocket_math"].score.value
 
 
 def test_a_file_that_is_served_alike_is_measured_once(folder: Path) -> None:

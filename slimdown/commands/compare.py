@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
     if options.mode == "confirm" and not options.runs:
         parser.error("--confirm judges runs that were chosen; name one or more")
-    if options.mode == "chain" and len(options.runs) < 2:
-        parser.error("--chain takes the runs of at least two stages, in their order; name them")
+    if options.mode == "chain" and not options.runs:
+        parser.error("--chain takes the runs of a model's stages, in their order; name them")
     return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
 
 
@@ -187,6 +187,8 @@ def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, E
         named = run.given_name or made_elsewhere or "trained"
         named = f"{named} {run.run_id[:8]}" if named in stages else named
         stages[named] = open_part(tuned, run.holdout)
+        if run is runs[-1] and (served := run_reader.read_served(tracking, run, tuned)):
+            stages[f"{named}, as served"] = open_part(served, run.holdout)
     return stages
 
 

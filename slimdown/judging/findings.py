@@ -150,7 +150,7 @@ class Findings:
     mean_changes: dict[Role, Estimate]  # over the primary metrics of the benchmarks of a role
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
-    # The tuned model's answers as it is served, where its files have it asked otherwise, and what
+    # The tuned model's answers as it is served, to what its files have it asked otherwise; and what
     # they have otherwise, a line each.
     served: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     serving: tuple[str, ...] = ()

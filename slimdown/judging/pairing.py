@@ -64,10 +64,10 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
             first, second = _show_difference(first, second)
             yield f"{key} is {second} after {first}"
     for name, benchmark in after.benchmarks.items():
-        pairs = zip(before.benchmarks[name].samples, benchmark.samples, strict=True)
-        n_other = sum(one.prompt_hash != other.prompt_hash for one, other in pairs)
-        if n_other:
-            yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} are others"
+        prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
+        asked = [(prompts.get((s.task, s.doc_id)), s.prompt_hash) for s in benchmark.samples]
+        if n_other := sum(first != second for first, second in asked if first):
+            yield f"{n_other:,} of {len(asked):,} prompts of {name} are others"
 
 
 def _is_of_logs(evaluation: Evaluation) -> bool:

@@ -4,7 +4,7 @@ The stages of a chain are asked the same questions, so the changes of its steps 
 from the first to the last.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -103,7 +103,7 @@ def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> Sta
             served. Else each model is judged against the base.
 
     Raises:
-        DataError: Two stages were not asked the same questions, or one stopped early.
+        DataError: Two stages were not asked the same questions, or stopped at different ones.
     """
     names = list(stages)
     pairs = list(pairwise(names)) if is_chain else [(names[0], name) for name in names[1:]]
@@ -125,10 +125,33 @@ def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> Sta
     return StageFindings(steps, judge_step(names[0], names[-1]) if has_whole else None)
 
 
+def judge_served(findings: Findings) -> StageFindings | None:
+    """Judge what a tuned model lost by its weights, and what more by how it is served.
+
+    Args:
+        findings: With all answers.
+
+    Returns:
+        The steps "weights", asked as the base, and "template", asked as its own files say. None
+        where it is served as the base.
+    """
+    base, tuned, served = findings.base, findings.tuned, findings.served
+    if not (base and tuned and served):
+        return None
+    stages = {
+        name: replace(one, benchmarks={n: one.benchmarks[n] for n in served.benchmarks})
+        for name, one in (("base", base), ("weights", tuned), ("template", served))
+    }
+    return judge_stages(stages)
+
+
 def _check_whole(stages: Mapping[str, Evaluation]) -> None:
-    """Refuse a stage that stopped early: then the steps do not add up."""
-    for name, evaluation in stages.items():
-        stopped: Sequence[str] = [n for n, one in evaluation.benchmarks.items() if one.looks]
-        if stopped:
-            problem = f"{name} may have stopped early in {stopped[0]}"
-            raise DataError(f"{problem}; a chain needs all answers: evaluation.until=all")
+    """Refuse stages that stopped early at different questions: their steps do not add up."""
+    first = next(iter(stages.values()))
+    for name in first.benchmarks:
+        asked = [(stage, one.benchmarks.get(name)) for stage, one in stages.items()]
+        stopped = [(stage, len(one.samples)) for stage, one in asked if one and one.looks]
+        if len({n for _, n in stopped}) > 1:
+            counts = ", ".join(f"{stage} after {n:,}" for stage, n in stopped)
+            advice = "a chain needs the same questions of all: evaluation.until=all"
+            raise DataError(f"{name} stopped early in {counts}; {advice}")

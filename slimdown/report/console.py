@@ -30,6 +30,7 @@ from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import cut_names, encodable, format_duration, visible
 from slimdown.report.run_plan import RunPlan, describe_plan, plan_table, summarize_plans
+from slimdown.report.stages_report import served_table
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
 from slimdown.report.verdict_styles import STYLES
 from slimdown.utils.secrets import redact, redact_leaf
@@ -284,6 +285,9 @@ def show_findings(
         sentences += text.summarize_briefly(findings, gate, advice, 4 - len(notes))
     for sentence in sentences:
         _open_console().print(Text(visible(sentence)))
+    if served := served_table(findings):
+        _open_console().print()
+        show_table(replace(served, legend=served.legend if with_details else ""))
 
 
 def show_places(places: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.report.answers_page import render_answers_page
+from slimdown.report.stages_report import served_table
 from slimdown.utils.scoring import REFUSALS
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
@@ -37,7 +38,7 @@ def render_run_files(
     """
     table = findings_report.findings_table(findings, gate=gate)
     about = config, run_id, info.environment, gate
-    answers = {}
+    answers, served = {}, served_table(findings)
     if findings.base and findings.tuned:
         page = render_answers_page(findings, info.name, "report.html", "samples/")
         answers["answers.html"] = page
@@ -48,6 +49,7 @@ def render_run_files(
             brief=tables.write_table(table.brief, "markdown"),
             note=redact_leaf(config.note or ""),
             table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
+            served=tables.write_table(served, "markdown") if served else "",
             sentences=text.describe_findings(findings, False, gate),
             costs=_format_all(findings.costs),
         ),
@@ -97,6 +99,7 @@ def render_page(
         results=findings_report.findings_table(findings, gate=gate).at(tables.Place.page),
         figure=draw_changes(findings),
         phone_figure=draw_changes(findings, PHONE_WIDTH),
+        served=served.at(tables.Place.page) if (served := served_table(findings)) else None,
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),

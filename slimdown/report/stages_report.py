@@ -1,10 +1,12 @@
 """Show the stages of a model: a line for each, a waterfall, and what was lost where."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from slimdown.judging.budgets import Gate
-from slimdown.judging.stages import StageFindings, Step
+from slimdown.judging.findings import Findings
+from slimdown.judging.stages import StageFindings, Step, judge_served
 from slimdown.report import pages, text
 from slimdown.report.findings_report import add_outcome
 from slimdown.report.formatting import format_number, format_points
@@ -66,6 +68,13 @@ def _show_score(score: float, is_shown: bool = True) -> Cell:
 
 def describe_stages(stages: StageFindings) -> Iterator[str]:
     """Say which stage lost what, and which stages were asked otherwise, a sentence each."""
+    yield from describe_losses(stages)
+    for step in stages.steps:
+        yield from _describe_asking(step)
+
+
+def describe_losses(stages: StageFindings) -> Iterator[str]:
+    """Say at which stage each benchmark fell."""
     for name in stages.benchmarks:
         parts = []
         for step in stages.find_losses(name):
@@ -75,8 +84,6 @@ def describe_stages(stages: StageFindings) -> Iterator[str]:
             yield f"{name} fell at {', '.join(parts)}."
     if stages.whole and not any(map(stages.find_losses, stages.benchmarks)):
         yield "No stage is shown to have lost anything; the intervals say what is ruled out."
-    for step in stages.steps:
-        yield from _describe_asking(step)
 
 
 def _describe_asking(step: Step) -> Iterator[str]:
@@ -84,6 +91,16 @@ def _describe_asking(step: Step) -> Iterator[str]:
         after, before = redact_leaf(step.after), redact_leaf(step.before)
         told = "; ".join(map(redact_leaf, step.differences))
         yield f"{after} was asked otherwise than {before}: {told}. Its change holds that, too."
+
+
+def served_table(findings: Findings) -> Table | None:
+    """Show what a tuned model lost by its weights and by how it is served; None: it is alike."""
+    stages = judge_served(findings)
+    if stages is None:
+        return None
+    table = stages_table(stages, "The base, the model asked as the base is, and as it is served")
+    told = tuple(f"As it is served: {line}." for line in findings.serving)
+    return replace(table, notes=(*told, *describe_losses(stages)))
 
 
 def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:

@@ -12,7 +12,7 @@ from builders import Capture, make_benchmark, make_evaluation, make_sample
 from slimdown.commands import verdict
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.stages import judge_stages
+from slimdown.judging.stages import judge_served, judge_stages
 from slimdown.judging.verdicts import Verdict
 from slimdown.report.stages_report import describe_stages, stages_table
 from slimdown.report.tables import write_table
@@ -125,12 +125,38 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
         judge_stages(stages | {"q4": scored})
 
 
-def test_a_stage_that_stopped_early_has_no_place_in_a_chain(stages: dict[str, Evaluation]) -> None:
-    cut = make_benchmark(answer(200)[:100])
-    cut = replace(cut, looks=(50, 100), n_available=N)
-    stopped = make_evaluation(math=cut, words=answer(200))
-    with pytest.raises(DataError, match=r"q4 may have stopped early in math; .*until=all"):
-        judge_stages(stages | {"q4": stopped})
+def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
+    stages: dict[str, Evaluation],
+) -> None:
+    def stop(n: int) -> Evaluation:
+        cut = replace(make_benchmark(answer(200)[:n]), looks=(50, n), n_available=N)
+        return make_evaluation(math=cut, words=answer(200))
+
+    judged = judge_stages({"base": stages["base"], "weights": stop(100), "template": stop(100)})
+    *steps, whole = [one.primary.difference for _, one in judged.list_changes("math")]
+    assert sum(one.value for one in steps) == pytest.approx(whole.value)
+    assert {one.n for one in (*steps, whole)} == {100}
+    assert not any(one.differences for one in judged.steps)
+    with pytest.raises(
+        DataError, match=r"math stopped early in q4 after 100, q3 after 200; .*=all"
+    ):
+        judge_stages(stages | {"q4": stop(100), "q3": stop(200)})
+
+
+def test_a_model_that_is_served_otherwise_has_a_line_for_its_weights_and_its_template(
+    stages: dict[str, Evaluation],
+) -> None:
+    findings = judge(stages["base"], stages["tuned"])
+    assert judge_served(findings) is None
+    served = ask(make_evaluation(math=answer(190)), prompt_hash="of another template")
+    judged = judge_served(replace(findings, served=served))
+    assert judged
+    assert judged.benchmarks == ("math",)  # the rest is asked alike
+    assert [(one.before, one.after) for one in judged.steps] == [
+        ("base", "weights"),
+        ("weights", "template"),
+    ]
+    assert [one.after for one in judged.find_losses("math")] == ["template"]
 
 
 def test_names_of_stages_are_shown_as_text(stages: dict[str, Evaluation]) -> None:
