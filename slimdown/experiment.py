@@ -111,8 +111,8 @@ def run_experiment(
         n_shown = len(evaluator.notes)
         measured = sum(b.seconds for b in base_evaluation.benchmarks.values())
         progress.expected["tuned"] = measured
-        seconds = (base_evaluation.benchmarks[name].seconds for name in inputs.served)
-        progress.expected["served"] = sum(seconds)
+        of_served = [base_evaluation.benchmarks[name].seconds for name in inputs.served]
+        progress.expected["served"] = sum(of_served)
         holdout = config.evaluation.holdout  # held-out questions stay out of the findings
         open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
 
