@@ -60,7 +60,8 @@ def round_blocks(weight: torch.Tensor, levels: int) -> torch.Tensor:
     largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
     if levels == 127:
         scale = largest.abs() / levels
-        numbers = (blocks / scale).round()
+        scaled = blocks * (1 / scale)
+        numbers = (scaled.abs() + 0.5).floor() * scaled.sign()  # halves go outwards
     else:
         scale = largest / -levels
         numbers = ((blocks / scale + 8.5).floor().clip(0, 15)) - 8
