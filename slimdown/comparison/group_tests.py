@@ -194,8 +194,8 @@ def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], fl
     """Return by benchmark the runs' changes, and how much one question counts.
 
     A benchmark that stopped early is left out: its change is on average too large. So is one about
-    which nothing may be claimed, or that is only watched. Where each run has all others, so has their mean (`learned` of
-    several targets, `kept` of several other benchmarks).
+    which nothing may be claimed, or that is only watched. Where each run has all others, so has
+    their mean (`learned` of several targets, `kept` of several retained benchmarks).
     """
     means: dict[str, tuple[list[float], float]] = {}
     roles: dict[str, Role] = {}

@@ -197,7 +197,8 @@ def judge(
 
     p-values are corrected over the benchmarks (Holm), separately for claims of change and of no
     change. The chance of any false claim of change is at most 5 %; so is that of any false
-    `retained`. Watched benchmarks make no claim, and are not counted. Claims about p_right (see right_choice.py) are corrected alike, among themselves.
+    `retained`. Watched benchmarks make no claim, and are not counted. Claims about p_right (see
+    right_choice.py) are corrected alike, among themselves.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.

@@ -13,8 +13,8 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
 
     It uses the tests and corrections of the final verdict. A change that is shown, but measured
     below the margin, stops no evaluation: with all questions it often becomes `retained`. If it
-    vanishes instead, other benchmarks may need more questions again (Holm). A watched benchmark gets
-    no verdict; it is done when its own test, uncorrected, would give it one.
+    vanishes instead, other benchmarks may need more questions again (Holm). A watched benchmark
+    gets no verdict; it is done when its own test, uncorrected, would give it one.
 
     Args:
         config: `evaluation.until` decides. With `decided` a benchmark is done when it is forgotten,
