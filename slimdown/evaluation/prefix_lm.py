@@ -174,7 +174,7 @@ class PrefixLM(GeneratingLM):
                     sums[i] += score
         return sums
 
-    def _score_windows(self, windows: Sequence["_Window"]) -> list[float]:
+    def _score_windows(self, windows: Sequence[_Window]) -> list[float]:
         """Return the log-probability of each window's tokens.
 
         Rows are padded on the right, where no token before sees it.
@@ -319,6 +319,12 @@ class VirtualTokensLM(GeneratingLM):
     PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24). So this class
     passes them as a filled cache: https://github.com/huggingface/transformers/pull/42508
     """
+
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> Any:
+        """Draw no bar: for documents HFLM would, whatever it was told."""
+        return super()._loglikelihood_tokens(requests, True, override_bs)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate; one answer at a time if a layer looks back over a fixed number of columns.
