@@ -129,8 +129,9 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
     differences = [cell.primary.difference for cell in cells.values()]
     decided = decide_verdicts(differences, [cell.margin for cell in cells.values()])
     return {
-        key: cell.verdict if len(runs) == 1 or one.verdict is cell.verdict else Verdict.undecided
+        key: verdict if len(runs) == 1 or one.verdict is verdict else Verdict.undecided
         for (key, cell), one in zip(cells.items(), decided, strict=True)
+        if (verdict := cell.verdict)
     }
 
 

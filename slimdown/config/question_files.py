@@ -103,7 +103,7 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     if not rows:
         examples = '{"question": ..., "answer": ...}, or {"text": ...}'
         raise DataError(f"it is empty; write rows such as {examples}")
-    if all(row.get("rule") == _write_rule(Scoring.exact, [row.get("answer")]) for row in rows):
+    if all(row.get("rule") == _write_rule(Scoring.exact, [row.get("answer", "")]) for row in rows):
         for row in rows:  # they equal the questions of versions without scores
             del row["rule"]
     return tuple(rows)

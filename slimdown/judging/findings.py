@@ -393,6 +393,7 @@ def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str,
             differences[name] = compare_scores(before, after, pair.sampling)
     margins = [pairs[name].base.benchmark.margin for name in differences]
     verdicts = decide_verdicts(list(differences.values()), margins, n_reports)
+    words: dict[Verdict | None, ProbabilityVerdict]
     words, changes = dict(zip(Verdict, ProbabilityVerdict, strict=True)), {}
     for (name, d), decided in zip(differences.items(), verdicts, strict=True):
         base, tuned = scores[name]

@@ -13,6 +13,7 @@ from commands_and_runs import call_verb, find_runs
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from tiny_benchmarks import make_config
 from tiny_models import WINDOW, build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +45,7 @@ MODELS = ["pocket", "bytes", "windowed"]
 
 def open_model(kind: str) -> tuple[Any, Any]:
     if kind == "pocket":
-        model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+        model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
         return model, AutoTokenizer.from_pretrained(MODEL_DIR)
     settings = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
     family, changes = ("llama", {}) if kind == "bytes" else ("gemma2", settings)
@@ -218,10 +219,15 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def find_only_run(folder: Path) -> Run:
+    [run] = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
+    return run
+
+
 def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     page = next(folder.glob("mlruns/**/report.html")).read_text()
     assert "bits a byte" in page
-    [run] = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
+    run = find_only_run(folder)
     findings = json.loads(next(folder.glob("mlruns/**/findings.json")).read_text())
     change = findings["benchmarks"]["docs"]
     assert (change["verdict"], change["role"], change["n_available"]) == (None, "watched", 50)
@@ -235,10 +241,11 @@ def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
 
 
 def test_a_text_has_a_budget_only_where_one_is_named(folder: Path) -> None:
-    usual = call_verb(folder, "check", "--max-loss", "0.5")
+    run_id = find_only_run(folder).info.run_id
+    usual = call_verb(folder, "check", run_id, "--max-loss", "0.5")
     assert usual.returncode == 0, usual.stderr
     (line,) = (line for line in usual.stdout.splitlines() if line.strip().startswith("docs"))
     assert "✓" not in line
-    named = call_verb(folder, "check", "--max-loss", "docs=0.5")
+    named = call_verb(folder, "check", run_id, "--max-loss", "docs=0.5")
     assert named.returncode == 0, named.stderr
     assert "50 ✓" in named.stdout
