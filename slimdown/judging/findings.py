@@ -178,6 +178,8 @@ class Findings:
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.observations  # weights fit the changes
+                if (benchmark.verdict is None) is not (benchmark.role is Role.watched):
+                    raise ValueError(f"verdict {benchmark.verdict} of a {benchmark.role} benchmark")
             if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
                 raise ValueError(f"lost answers of {min(unknown)}, which was not measured")
             return findings
