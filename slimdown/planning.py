@@ -173,6 +173,8 @@ def _describe_questions(inputs: RunInputs, cost: Cost) -> str:
     benchmark = inputs.config.benchmark[cost.name]
     if cost.work is Work.choices:
         return f"{cost.n:,} questions"
+    if cost.work is Work.documents:
+        return f"{cost.n:,} documents"
     repeats = benchmark.repeats or 1
     drawn = f" x {repeats}" * (repeats > 1)
     way = f", temperature {benchmark.temperature:g}" if benchmark.temperature else ""

@@ -133,13 +133,14 @@ def find_look_budgets(config: RunConfig, tasks: Mapping[str, BenchmarkTask]) -> 
     """Return what each benchmark may lose at a look: its own budget, or `look_budget` for p_right.
 
     Raises:
-        ConfigError: Looks judge p_right, but all benchmarks with a budget are answered by a text.
+        ConfigError: Looks judge p_right, but no benchmark with a budget has choices.
     """
     budgets, of_p_right = default_budgets(config.benchmark), config.train.look_budget
     if of_p_right is None:
         return budgets
-    if chosen := {name: of_p_right for name in budgets if not tasks[name].generates}:
-        return chosen
+    have_choices = [n for n in budgets if not (tasks[n].generates or tasks[n].reads_texts)]
+    if have_choices:
+        return dict.fromkeys(have_choices, of_p_right)
     problem = f"{', '.join(budgets)}: answers are written, not chosen"
     raise ConfigError(f"train.look_metric=p_right: {problem}; leave look_metric out")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import ResolvedBenchmark, RunConfig
+from slimdown.config.schema import ResolvedBenchmark, Role, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.judging.findings import Findings, judge
 from slimdown.stats.sequential import block_ends
@@ -68,6 +68,16 @@ def make_benchmark(
     defaults: dict[str, Any] = {"task": "task", "metric": metrics[0], "num_fewshot": 0}
     config = ResolvedBenchmark(**(defaults | {"chance": 0.25} | settings))
     return BenchmarkEvaluation(config, "1.0", tuple(samples), 1.0, task_weights=task_weights)
+
+
+def make_texts(scores: Sequence[float] | np.ndarray) -> BenchmarkEvaluation:
+    """Documents of 10 bytes and more, one byte probability each."""
+    nothing: dict[str, Any] = {"response": "", "target": "", "answers": {"byte_probability": ""}}
+    samples = [
+        make_sample({"byte_probability": float(score)}, i, prompt="x" * (10 + i), **nothing)
+        for i, score in enumerate(scores)
+    ]
+    return make_benchmark(samples, role=Role.watched, chance=0.0)
 
 
 def make_evaluation(**benchmarks: BenchmarkEvaluation | Sequence[float]) -> Evaluation:

@@ -194,15 +194,15 @@ def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], fl
     """Return by benchmark the runs' changes, and how much one question counts.
 
     A benchmark that stopped early is left out: its change is on average too large. So is one about
-    which nothing may be claimed. Where each run has all others, so has their mean (`learned` of
-    several targets, `kept` of several other benchmarks).
+    which nothing may be claimed, or that is only watched. Where each run has all others, so has
+    their mean (`learned` of several targets, `kept` of several retained benchmarks).
     """
     means: dict[str, tuple[list[float], float]] = {}
     roles: dict[str, Role] = {}
     for run in runs:
         for name, change in run.changes.items():
             roles[name] = change.role
-            if change.is_measured and not change.is_stopped:
+            if change.verdict and change.is_measured and not change.is_stopped:
                 difference = change.primary.difference
                 of_runs, _ = means.setdefault(name, ([], 1 / len(difference.observations)))
                 of_runs.append(difference.value)

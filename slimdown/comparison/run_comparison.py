@@ -31,7 +31,7 @@ class MeanChange:
     role: Role
     n: float  # questions; a mean where seeds stopped at different numbers
     n_available: int | None  # questions in all, if answers were looked at while they came in
-    verdict: str  # if seeds disagree, each verdict with its number of seeds
+    verdict: str  # if seeds disagree, each verdict with its number of seeds; empty: watched
     verdict_corrected: str  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
     forgetting_rate: float  # a share of 1; nan where undefined
@@ -82,7 +82,7 @@ class Comparison:
 
     rows: tuple[Configuration, ...]
     params: tuple[str, ...]  # the settings in which the rows differ
-    benchmarks: tuple[str, ...]  # target tasks first
+    benchmarks: tuple[str, ...]  # target tasks first, watched ones last
     notes: tuple[str, ...]  # caveats, one sentence each
 
     @property
@@ -111,7 +111,7 @@ def compare_runs(
     corrected = correct_verdicts([run for of in groups for run in of]) if corrects else {}
     rows = [_make_row(group, corrected) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
-    benchmarks = sorted(roles, key=lambda name: (roles[name] is not Role.target, name))
+    benchmarks = sorted(roles, key=lambda name: (list(Role).index(roles[name]), name))
     notes += _describe_caveats(runs, rows, benchmarks, corrected)
     return Comparison(tuple(rows), tuple(_find_differing(rows)), tuple(benchmarks), tuple(notes))
 
@@ -121,14 +121,17 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
 
     As within a run, claims of change and of no change are corrected separately. For each kind the
     chance of any false claim is at most 5 %, however the runs depend on each other. A verdict that
-    does not hold becomes undecided, never another one: more caution is not more loss.
+    does not hold becomes undecided, never another one: more caution is not more loss. Watched
+    benchmarks have none.
     """
-    cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
+    every = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
+    cells = {key: change for key, change in every.items() if change.verdict}
     differences = [cell.primary.difference for cell in cells.values()]
     decided = decide_verdicts(differences, [cell.margin for cell in cells.values()])
     return {
-        key: cell.verdict if len(runs) == 1 or one.verdict is cell.verdict else Verdict.undecided
+        key: verdict if len(runs) == 1 or one.verdict is verdict else Verdict.undecided
         for (key, cell), one in zip(cells.items(), decided, strict=True)
+        if (verdict := cell.verdict)
     }
 
 
@@ -181,8 +184,8 @@ def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats],
     return list(parts.values()), list(steps.values())
 
 
-def _join_verdicts(verdicts: Iterable[Verdict]) -> str:
-    counts = Counter(verdicts).most_common()
+def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
+    counts = Counter(one or "" for one in verdicts).most_common()
     return counts[0][0] if len(counts) == 1 else ", ".join(f"{v} {n}" for v, n in counts)
 
 
@@ -315,7 +318,7 @@ def _describe_caveats(
         )
     alone = [row.runs[0] for row in rows if len(row.runs) == 1]  # others have none of their own
     verdicts = {(r.run_id, name): c.verdict for r in alone for name, c in r.changes.items()}
-    claims = [key for key, verdict in verdicts.items() if verdict is not Verdict.undecided]
+    claims = [key for key, one in verdicts.items() if one not in (None, Verdict.undecided)]
     if n_lost := sum(corrected.get(key) is Verdict.undecided for key in claims):
         yield (
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "

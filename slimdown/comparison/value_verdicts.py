@@ -8,7 +8,8 @@ alone, as in its own report.
 
 The claims of a table are corrected together (Holm), those of change and of no change separately,
 the means `learned` and `kept` among them. No claim is made where the test cannot hold: seeds that
-answered other questions, that may have stopped early, or about which nothing may be claimed.
+answered other questions, that may have stopped early, or about which nothing may be claimed. None
+is made about watched benchmarks either, so they take no level from the others.
 `python -m bench.statistics` counts the tables that make any false claim.
 """
 
@@ -24,7 +25,13 @@ from slimdown.comparison.group_tests import ENOUGH_SEEDS, KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration, stack_answers
 from slimdown.config.schema import Role
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import Decision, TestedChange, Verdict, decide_verdicts
+from slimdown.judging.verdicts import (
+    Decision,
+    TestedChange,
+    Verdict,
+    decide_verdicts,
+    watch_change,
+)
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.seeds import MeanTest, build_mean_test, measure_spread, pool_spreads
 from slimdown.stats.sequential import Floats
@@ -35,7 +42,7 @@ class JudgedMean:
     """The mean change of a configuration and what may be claimed about it."""
 
     value: float  # a share; nan where it was not measured
-    verdict: Verdict
+    verdict: Verdict | None  # None: watched
     decision: Decision | None = None  # and its test; None where no claim is made
     test: TestedChange | None = None
     margin: float = nan
@@ -96,20 +103,23 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
                 answers[i] = collect_answers(changes)
                 kinds[i] = tuple((of[0].question_hash, of[0].metric) for of in changes)
             else:
-                n_open += 1
+                n_open += roles.get(heading) is not Role.watched
         for kind in dict.fromkeys(kinds.values()):
             alike = {i: one for i, one in answers.items() if kinds[i] == kind}
             tests |= {(i, heading): test for i, test in build_tests(alike).items()}
-    keys = list(tests)
+    watched = {key for key in tests if roles.get(key[1]) is Role.watched}
+    keys = [key for key in tests if key not in watched]
     decided = decide_verdicts(
         [tests[key] for key in keys], [margins[key] for key in keys], n_unknown=n_open
     )
     decisions = dict(zip(keys, decided, strict=True))
+    decisions |= {key: watch_change(tests[key], margins[key]) for key in watched}
     judged: list[dict[str, JudgedMean]] = [{} for _ in comparison.rows]
     for i, heading in margins:
         row, decision = comparison.rows[i], decisions.get((i, heading))
         own = row.runs[0].changes.get(heading) if len(row.runs) == 1 else None
-        verdict = _soften(row, heading, decision.verdict if decision else None)
+        verdict = _soften(row, heading, decision.verdict if decision else Verdict.undecided)
+        verdict = None if roles.get(heading) is Role.watched else verdict
         judged[i][heading] = JudgedMean(
             _read_value(row, heading),
             verdict,
@@ -184,10 +194,8 @@ def _read_value(row: Configuration, heading: str) -> float:
     return (means.get(heading) or row.changes[heading].change).value
 
 
-def _soften(row: Configuration, heading: str, verdict: Verdict | None) -> Verdict:
+def _soften(row: Configuration, heading: str, verdict: Verdict | None) -> Verdict | None:
     """Return a verdict; that of a single run is its own, unless the table does not bear it out."""
-    if verdict is None:
-        return Verdict.undecided
     if len(row.runs) == 1 and (own := row.runs[0].changes.get(heading)):
         return verdict if own.verdict is verdict else Verdict.undecided
     return verdict

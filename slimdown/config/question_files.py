@@ -1,4 +1,4 @@
-"""Files of your own questions: each row is checked before a model is loaded."""
+"""Files of your own questions or texts: each row is checked before a model is loaded."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
-from slimdown.config.schema import BenchmarkConfig, Scoring
+from slimdown.config.schema import BYTE_PROBABILITY, BenchmarkConfig, Role, Scoring
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import is_visible, iter_records
 from slimdown.utils.scoring import check_pattern, contains_answer, is_number
@@ -19,9 +19,10 @@ QuestionRows = tuple[dict[str, Any], ...]
 """Rows have question and answer, or also choices: answer is then the number of the right one.
 
 `conversation` is the JSON text of messages and tools, `rule` that of the rule for `is_right`.
+A document has `text` alone.
 """
-_KINDS = {"choices": "choices", "conversation": "messages", "category": "score=refusal"}
-_KINDS |= {"cluster": "cluster"}  # by key of a row
+_KINDS = {"question": "question", "choices": "choices", "conversation": "messages"}
+_KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
 
 
@@ -32,6 +33,7 @@ def read_questions(path: str, score: Scoring) -> QuestionRows:
         path: A row has `question` and `answer`, a text or a number. It may have `choices`,
             a list; `answer` is then the number from 0, the letter or the text of the right one.
             `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
+            A row with `text` and neither question nor answer is a document.
             Rows with the same `cluster`, such as those of one passage, count as one.
         score: How answers without choices are scored where a row has no score of its own.
 
@@ -64,6 +66,11 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     score = find_score(rows)
     metric = "exact_match.strip" if score == Scoring.exact else score
     own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
+    if "text" in rows[0]:
+        if benchmark.role is Role.target:
+            advice = "a text may become less likely without a loss, so it is watched; leave it out"
+            raise ConfigError(f"benchmark.{name}.role=target: {advice}")
+        own["metric"], benchmark = BYTE_PROBABILITY, replace(benchmark, role=Role.watched)
     if "choices" in rows[0]:
         first_rows = rows[: max(1, benchmark.limit or len(rows))]
         own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
@@ -94,8 +101,9 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
             raise DataError(f"row {number}: {error}") from None
         rows.append(row)
     if not rows:
-        raise DataError('it is empty; write rows such as {"question": ..., "answer": ...}')
-    if all(row.get("rule") == _write_rule(Scoring.exact, [row["answer"]]) for row in rows):
+        examples = '{"question": ..., "answer": ...}, or {"text": ...}'
+        raise DataError(f"it is empty; write rows such as {examples}")
+    if all(row.get("rule") == _write_rule(Scoring.exact, [row.get("answer", "")]) for row in rows):
         for row in rows:  # they equal the questions of versions without scores
             del row["rule"]
     return tuple(rows)
@@ -111,6 +119,9 @@ def read_row(record: Any, score: Scoring) -> dict[str, Any]:
         raise record
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
+    of_question = map(record.get, ("question", "messages", "answer", "choices"))
+    if "text" in record and all(value is None for value in of_question):
+        return _read_document(record["text"], score)
     answer, choices = record.get("answer"), record.get("choices")
     if isinstance(own_score := record.get("score"), str) and own_score.strip():
         if own_score not in list(Scoring):
@@ -135,6 +146,15 @@ def read_row(record: Any, score: Scoring) -> dict[str, Any]:
         advice = "give the number (from 0), the letter or the text of the right one"
         raise DataError(f"answer {text[:60]!r} {problem}; {advice}")
     return prompt | {"choices": texts, "answer": meant[0]}
+
+
+def _read_document(text: Any, score: Scoring) -> dict[str, Any]:
+    """Read a text that is no question; spaces around it stay, they are read, too."""
+    if not isinstance(text, str) or not _to_text(text):
+        raise DataError(f"text must hold something to read, got {text!r}"[:200])
+    if score != Scoring.exact:
+        raise DataError(f"it has only text, which nothing answers; leave out score={score}")
+    return {"text": text}
 
 
 def _read_cluster(record: dict[str, Any]) -> dict[str, str]:

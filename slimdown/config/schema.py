@@ -53,6 +53,9 @@ PROMPT_SETTINGS = (
 )
 """The settings of the evaluation that say how a benchmark is asked."""
 
+BYTE_PROBABILITY = "byte_probability"
+"""The metric of a document: the geometric mean of the probabilities of its UTF-8 bytes."""
+
 # fmt: off
 _RENDERED = frozenset([  # arguments of `apply_chat_template` and of our own rendering
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
@@ -106,6 +109,7 @@ LookMetric = StrEnum("LookMetric", "primary p_right")
 class Role(StrEnum):
     target = "target"  # what the fine-tuning is meant to teach
     retained = "retained"  # everything else the model should still be able to do
+    watched = "watched"  # its change is shown, and nothing is claimed about it
 
 
 class Until(StrEnum):
@@ -327,7 +331,10 @@ class BenchmarkConfig:
     metric: str | None = setting("the primary metric, its filter after a dot", _FILLED, None)
     num_fewshot: int | None = setting("worked examples in the prompt", NOT_NEGATIVE, None)
     chance: float | None = setting("what guessing scores, a share", SHARE, None)
-    role: Role = setting("target: is to be learned; retained: is to be kept", default=Role.retained)
+    role: Role = setting(
+        "target: is to be learned; retained: is to be kept; watched: is shown without a verdict",
+        default=Role.retained,
+    )
     paper_metric: PaperMetric | None = setting(
         "which of the paper's metrics it feeds", default=None
     )

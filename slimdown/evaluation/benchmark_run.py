@@ -179,9 +179,10 @@ class BenchmarkRun:
             if (task := self.task.tasks[name]).OUTPUT_TYPE == "generate_until":
                 repeats = sum(request.repeats for request in of_question)
                 new_tokens += repeats * self._max_new_tokens(task)
-            else:
+            elif not self.task.reads_texts:
                 texts += [str(request.args[1]) for request in of_question]
         work = Work.answers if self.task.generates else Work.choices
+        work = Work.documents if self.task.reads_texts else work
         return Cost(self.task.name, work, len(self.requests), self._count_tokens(texts), new_tokens)
 
     def measure_cost(self) -> Cost | None:
@@ -370,7 +371,7 @@ class BenchmarkRun:
                     f"{request.task_name} has {n_tokens} tokens, and {self.model.id} takes 1 to "
                     f"{lm.max_length}; change the choice, or use a model with a longer window"
                 )
-        for name, task in self.task.tasks.items():
+        for name, task in {} if self.task.reads_texts else self.task.tasks.items():
             prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
             n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len, default="")))
             is_generated = task.OUTPUT_TYPE == "generate_until"

@@ -58,11 +58,12 @@ def read_task_samples(
         by_doc.setdefault(entry["doc_id"], []).append(entry)
     delimiter = task_config.get("target_delimiter", " ")
     is_choice = task_config["output_type"] == "multiple_choice"
+    is_text = task_config["output_type"] == "loglikelihood_rolling"  # the document is the prompt
     samples = []
     for doc_id, of_doc in by_doc.items():
         first = of_doc[0]
-        prompt, target = str(first["arguments"][0][0]), str(first["target"])
-        response = "" if is_choice else str(first["resps"][0][0])
+        prompt, target = str(first["arguments"][0][0]), "" if is_text else str(first["target"])
+        response = "" if is_choice or is_text else str(first["resps"][0][0])
         answers: dict[str, str] = {}
         scores: dict[str, float] = {}
         for entry in of_doc:
@@ -71,7 +72,7 @@ def read_task_samples(
                 if (score := parse_score(entry[metric])) is not None:
                     key: str = Metric(metric, entry["filter"])
                     scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
-                    answers[key] = "" if is_choice else str(entry["filtered_resps"][0])
+                    answers[key] = "" if is_choice or is_text else str(entry["filtered_resps"][0])
         choices: tuple[str, ...] = ()
         log_likelihoods: tuple[float, ...] = ()
         if is_choice:

@@ -1,20 +1,65 @@
-"""Turns a file's questions into a task of the harness, which asks and scores it like any other."""
+"""Turns a file's questions or texts into a task of the harness, which asks and scores it."""
 
 import json
 from collections.abc import Sequence
+from math import exp
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from slimdown.config.question_files import QuestionRows, find_score
-from slimdown.config.schema import Scoring
+from slimdown.config.schema import BYTE_PROBABILITY, Scoring
 from slimdown.data.chat_templates import render_chat
 from slimdown.utils.errors import DataError
 from slimdown.utils.scoring import is_right, read_answer
 
 # Raise it where answers are read otherwise: it is in the key of what was measured.
 _VERSION = 2
+_TEXT_VERSION = 1  # of how texts are scored
+
+
+class TextTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
+    """A task of documents, each read as it is, in the harness's rolling windows.
+
+    A document's score is the geometric mean of the probabilities of its UTF-8 bytes. It lies
+    between 0 and 1, and models with different tokenizers can be compared by it.
+    """
+
+    def __init__(self, name: str, rows: QuestionRows) -> None:
+        """Build the task.
+
+        Args:
+            name: What samples call it.
+            rows: Each has `text`.
+        """
+        self._rows = rows
+        mean = {"aggregation": "mean", "higher_is_better": True}
+        config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
+        config |= {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": _read_text,
+            "process_results": _score_text,
+            "metric_list": [{"metric": BYTE_PROBABILITY, **mean}],
+            "metadata": {"version": _TEXT_VERSION},
+        }
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Take the rows; the harness calls this."""
+        self.dataset = {"test": Dataset.from_list(list(self._rows))}
+
+
+def _read_text(doc: dict[str, Any]) -> str:
+    """Return a document as it is; by the name of its column the harness would read a template."""
+    return str(doc["text"])
+
+
+def _score_text(doc: dict[str, Any], results: Sequence[float]) -> dict[str, float]:
+    # In this order, nan stays nan; a rounded sum may lie above 0.
+    log_likelihood = min(results[0], 0.0)
+    return {BYTE_PROBABILITY: exp(log_likelihood / len(doc["text"].encode()))}
 
 
 class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped

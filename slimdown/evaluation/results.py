@@ -165,6 +165,7 @@ class Work(StrEnum):
     """A kind of work, whose speed says nothing about another kind's."""
 
     choices = "choices"  # likelihoods of given answers
+    documents = "documents"  # likelihoods of whole texts
     answers = "answers"  # generated answers
     steps = "steps"  # of training
     other = "other"  # loading, trying, validating, recording
@@ -176,7 +177,7 @@ class Cost:
 
     name: str  # the benchmark; empty for a training
     work: Work
-    n: int  # questions, or steps
+    n: int  # questions, documents, or steps
     prompt_tokens: int  # that are read: prompts and choices, or the batches of a training
     new_tokens: int  # that are written; in a plan, the most
     seconds: float = nan

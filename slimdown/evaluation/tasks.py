@@ -64,6 +64,11 @@ class BenchmarkTask:
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether it has documents, whose likelihood is all that is asked for."""
+        return all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in self.tasks.values())
+
+    @property
     def has_messages(self) -> bool:
         """Whether its questions are conversations, which go through the chat template."""
         return any(getattr(task, "has_messages", False) for task in self.tasks.values())
@@ -72,6 +77,8 @@ class BenchmarkTask:
         """Return how this benchmark is asked, see `EvaluationConfig.narrow`."""
         if self.has_messages:
             evaluation = replace(evaluation, apply_chat_template=True)
+        if self.reads_texts:  # as they are, whatever the prompts of questions are
+            evaluation = replace(evaluation, apply_chat_template=False, system_instruction=None)
         return evaluation.narrow(self.generates)
 
     def build_requests(self, lm: Any, evaluation: EvaluationConfig) -> Requests:
@@ -168,7 +175,7 @@ def load_tasks(
     """
     from lm_eval.tasks import TaskManager
 
-    from slimdown.evaluation.question_task import QuestionTask
+    from slimdown.evaluation.question_task import QuestionTask, TextTask
 
     own = [str(TASKS_DIR), *([include_path] if include_path else [])]
     in_harness = {benchmark.task for benchmark in benchmarks.values() if benchmark.path is None}
@@ -193,7 +200,11 @@ def load_tasks(
                 takes_numbers = benchmark.numeric_tolerance is not None
                 rows = read_questions(benchmark.path, benchmark.score)
                 phrases = benchmark.refusal_phrases or ()
-                task = QuestionTask(benchmark.task, rows, takes_numbers, phrases)
+                task: Any = (
+                    TextTask(benchmark.task, rows)
+                    if "text" in rows[0]
+                    else QuestionTask(benchmark.task, rows, takes_numbers, phrases)
+                )
                 loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
                 continue
             if benchmark.task not in manager.all_tasks:
@@ -263,7 +274,7 @@ def _check_task(
     weighs_tasks_alike = not by_size.get(Metric(config.metric).name, True)
     if benchmark.chance is None:
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
-    if config.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
+    if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
         usable.add(_FLEXIBLE)
     _check_clusters(name, config, tasks)
     _check_metric(name, config, first, usable, [*names, *sorted(usable & {_FLEXIBLE})])
@@ -357,7 +368,8 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if chosen and not task.generates:
         names = "max_gen_toks, stop, temperature and repeats"
-        problem = f"{config.task} has choices, and {names} are for generated answers"
+        kind = "documents" if task.reads_texts else "choices"
+        problem = f"{config.task} has {kind}, and {names} are for generated answers"
         raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
     for one in task.tasks.values() if chosen else ():
         if one.OUTPUT_TYPE == "generate_until":
@@ -414,6 +426,8 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 
     A letter that is to be generated is left out: it also names a choice, and most texts hold it.
     """
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return ()
     if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
         rule = json.loads(doc["rule"])
         texts = (Scoring.exact, Scoring.contains, Scoring.numeric)

@@ -7,13 +7,13 @@ published numbers are the doctests.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import hypot, isnan, nan
+from math import fsum, hypot, inf, isnan, log2, nan
 from typing import Any
 
 import numpy as np
 
-from slimdown.config.schema import PaperMetric, Role
-from slimdown.evaluation.results import Evaluation
+from slimdown.config.schema import BYTE_PROBABILITY, PaperMetric, Role
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import LossBreakdown, break_down_losses
@@ -21,7 +21,7 @@ from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.right_choice import ProbabilityChange, ProbabilityVerdict, score_right_choices
 from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
-from slimdown.judging.verdicts import Verdict, decide_verdicts
+from slimdown.judging.verdicts import Verdict, decide_verdicts, watch_change
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -94,12 +94,13 @@ class BenchmarkChange:
     # is that of paired answers.
     paper_value: Estimate | None
     forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
-    verdict: Verdict
+    verdict: Verdict | None  # None of a watched one, about which nothing is claimed
     # The primary change with the interval that agrees with the verdict, see verdicts.py, and the
     # level of that interval. Nothing may be claimed where the interval is nan.
     shown_change: Estimate
     shown_level: float
-    p_value: float  # that the primary metric did not change; corrected for all benchmarks
+    # That the primary metric did not change; corrected for all benchmarks but the watched ones.
+    p_value: float
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
     minimum_detectable_change: float  # at 80 % power, with this many questions and benchmarks
     n_to_decide: int | None  # questions that decide in four of five repetitions, where undecided
@@ -111,6 +112,7 @@ class BenchmarkChange:
     n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
     repeats: int | None = None  # answers drawn to each question
     p_right: ProbabilityChange | None = None  # where each question has one right choice
+    bits_per_byte: tuple[float, ...] = ()  # of base and tuned model, where texts are read
 
     @property
     def primary(self) -> MetricChange:
@@ -147,7 +149,8 @@ class Findings:
     costs: dict[str, float]  # seconds (`..._seconds`), bytes (`..._bytes`)
     part: str  # which questions, if not all
     conditions: dict[str, str]  # harness_version, backend and what else both evaluations share
-    mean_changes: dict[Role, Estimate]  # over the primary metrics of the benchmarks of a role
+    # over the primary metrics of the benchmarks of a role; watched ones have no mean
+    mean_changes: dict[Role, Estimate]
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     # The tuned model's answers as it is served, to what its files have it asked otherwise; and what
@@ -179,6 +182,8 @@ class Findings:
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.observations  # weights fit the changes
+                if (benchmark.verdict is None) is not (benchmark.role is Role.watched):
+                    raise ValueError(f"verdict {benchmark.verdict} of a {benchmark.role} benchmark")
             if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
                 raise ValueError(f"lost answers of {min(unknown)}, which was not measured")
             return findings
@@ -202,7 +207,8 @@ def judge(
 
     p-values are corrected over the benchmarks (Holm), separately for claims of change and of no
     change. The chance of any false claim of change is at most 5 %; so is that of any false
-    `retained`. Claims about p_right (see right_choice.py) are corrected alike, among themselves.
+    `retained`. Watched benchmarks make no claim, and are not counted. Claims about p_right (see
+    right_choice.py) are corrected alike, among themselves.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.
@@ -218,13 +224,18 @@ def judge(
     pairs = pair_evaluations(base, tuned, same_prompts)
     metrics = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
     configs = {name: pair.base.benchmark for name, pair in pairs.items()}
-    differences = [metrics[name][configs[name].metric].difference for name in pairs]
-    verdicts = decide_verdicts(differences, [c.margin for c in configs.values()], n_reports)
-    # Holm's first step: the level that a change must pass if no other is shown
-    alpha = ALPHA / (n_reports * len(pairs)) if pairs else ALPHA
-    probabilities = _judge_probabilities(pairs, n_reports)
+    differences = {name: metrics[name][configs[name].metric].difference for name in pairs}
+    claimed = {name: pair for name, pair in pairs.items() if configs[name].role is not Role.watched}
+    margins = [configs[name].margin for name in claimed]
+    made = decide_verdicts([differences[name] for name in claimed], margins, n_reports)
+    decisions = {n: watch_change(d, configs[n].margin) for n, d in differences.items()}
+    decisions |= zip(claimed, made, strict=True)
+    probabilities = _judge_probabilities(claimed, n_reports)
     benchmarks, losses = {}, {}
-    for (name, pair), decided, d in zip(pairs.items(), verdicts, differences, strict=True):
+    for name, pair in pairs.items():
+        decided, d = decisions[name], differences[name]
+        # Holm's first step: the level that a change must pass if no other is shown
+        alpha = ALPHA / (n_reports * len(claimed)) if name in claimed else ALPHA
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
         is_open, rate = decided.verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
@@ -254,11 +265,14 @@ def judge(
             n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
             repeats=config.repeats,
             p_right=probabilities.get(name),
+            bits_per_byte=tuple(map(_measure_bits, (pair.base, pair.tuned)))
+            if config.metric == BYTE_PROBABILITY
+            else (),
         )
         if not benchmarks[name].is_measured:
             unclear = Estimate(d.value, nan, nan, nan)
-            unmeasured = replace(benchmarks[name], verdict=Verdict.undecided, shown_change=unclear)
-            benchmarks[name] = unmeasured
+            verdict = Verdict.undecided if name in claimed else None
+            benchmarks[name] = replace(benchmarks[name], verdict=verdict, shown_change=unclear)
         is_forgotten = benchmarks[name].verdict is Verdict.forgotten
         losses[name] = break_down_losses(take_first_answers(pair), is_forgotten)
     costs = {
@@ -268,9 +282,11 @@ def judge(
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
     }
-    by_name = zip(benchmarks.values(), pairs.values(), differences, strict=True)
-    measured = [(one.role, (pair, d)) for one, pair, d in by_name if one.is_measured]
-    means = {role: average_changes([m for r, m in measured if r is role]) for role in Role}
+    measured = {n: (pairs[n], differences[n]) for n in claimed if benchmarks[n].is_measured}
+    means = {
+        role: average_changes([m for n, m in measured.items() if benchmarks[n].role is role])
+        for role in (Role.target, Role.retained)
+    }
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
     return Findings(
         benchmarks=benchmarks,
@@ -388,6 +404,7 @@ def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str,
             differences[name] = compare_scores(before, after, pair.sampling)
     margins = [pairs[name].base.benchmark.margin for name in differences]
     verdicts = decide_verdicts(list(differences.values()), margins, n_reports)
+    words: dict[Verdict | None, ProbabilityVerdict]
     words, changes = dict(zip(Verdict, ProbabilityVerdict, strict=True)), {}
     for (name, d), decided in zip(differences.items(), verdicts, strict=True):
         base, tuned = scores[name]
@@ -395,6 +412,13 @@ def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str,
         word = words[decided.verdict]
         changes[name] = ProbabilityChange(base, tuned, d.estimate, word, *p_values, d)
     return changes
+
+
+def _measure_bits(evaluation: BenchmarkEvaluation) -> float:
+    """Return the bits a byte of all texts together, as the harness's `bits_per_byte` has it."""
+    texts = [(len(one.prompt.encode()), one.scores[BYTE_PROBABILITY]) for one in evaluation.samples]
+    bits = fsum(n * -log2(share) if share else inf for n, share in texts)
+    return bits / sum(n for n, _ in texts)
 
 
 def _estimate_paper_metric(

@@ -1,6 +1,6 @@
 """Decide which benchmarks need more answers of the tuned model."""
 
-from slimdown.config.schema import RunConfig, Until
+from slimdown.config.schema import Role, RunConfig, Until
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, StopRule
 from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
 from slimdown.judging.pairing import pair_benchmark
@@ -13,7 +13,8 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
 
     It uses the tests and corrections of the final verdict. A change that is shown, but measured
     below the margin, stops no evaluation: with all questions it often becomes `retained`. If it
-    vanishes instead, other benchmarks may need more questions again (Holm).
+    vanishes instead, other benchmarks may need more questions again (Holm). A watched benchmark
+    gets no verdict; it is done when its own test, uncorrected, would give it one.
 
     Args:
         config: `evaluation.until` decides. With `decided` a benchmark is done when it is forgotten,
@@ -28,6 +29,7 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
     if until is Until.all:
         return None
     settings = {name: one.benchmark for name, one in base.benchmarks.items()}
+    claimed = {name for name, one in settings.items() if one.role is not Role.watched}
 
     def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         differences = {}
@@ -37,16 +39,18 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
                 pair = pair_benchmark(name, base.benchmarks[name], tuned)
                 before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
                 differences[name] = compare_scores(before, after, pair.sampling)
-        margins = {name: settings[name].margin for name in differences}
-        n_unknown = len(settings) - len(differences)
-        verdicts = decide_verdicts(
-            list(differences.values()), list(margins.values()), n_unknown=n_unknown
-        )
+        families = [[name for name in differences if name in claimed]]
+        families += [[name] for name in differences if name not in claimed]
         is_open = {}
-        for (name, d), decided in zip(differences.items(), verdicts, strict=True):
-            is_claimed = decided.verdict is not Verdict.undecided
-            is_shown = is_claimed and abs(d.value) >= margins[name]
-            is_open[name] = decided.verdict is not Verdict.retained and not is_shown
+        for family in families:
+            n_unknown = len(claimed - differences.keys()) if family is families[0] else 0
+            of_family = [differences[name] for name in family]
+            margins = [settings[name].margin for name in family]
+            verdicts = decide_verdicts(of_family, margins, n_unknown=n_unknown)
+            for name, d, margin, decided in zip(family, of_family, margins, verdicts, strict=True):
+                is_claimed = decided.verdict is not Verdict.undecided
+                is_shown = is_claimed and abs(d.value) >= margin
+                is_open[name] = decided.verdict is not Verdict.retained and not is_shown
         if until is Until.budget:
             by_budget = decide_outcomes(differences, default_budgets(settings))
             is_open |= {n: one.outcome is Outcome.undecided for n, one in by_budget.items()}

@@ -12,6 +12,10 @@ that level (`docs/studies/statistics.md`):
   forgotten and improved exclude 0, and undecided holds 0 and reaches the margin.
 
 Each covers its own benchmark's change in at least 95 % of cases, retained in 90 %.
+
+Of a watched benchmark nothing is claimed. So it stands in neither family and takes no level from
+the others: had it a part of the 5 %, their claims would need more questions for no claim of its
+own. Its interval is the plain 95 % one.
 """
 
 from collections.abc import Sequence
@@ -66,14 +70,14 @@ class Decision:
     """A verdict, and the levels at which it was decided.
 
     Attributes:
-        verdict: What is claimed.
+        verdict: What is claimed; None where the change is only watched.
         p_value: That there is no change; corrected.
         equivalence_p_value: That the change is the margin or more; corrected likewise.
         change_level: Of the test of a change in its step, or in the step where Holm stopped.
         equivalence_level: The same of the test against the margin.
     """
 
-    verdict: Verdict
+    verdict: Verdict | None
     p_value: float
     equivalence_p_value: float
     change_level: float
@@ -93,6 +97,8 @@ class Decision:
             d: The difference that was decided about.
             margin: A smaller change counts as none.
         """
+        if self.verdict is None:
+            return Estimate(d.value, d.standard_error, *d.interval(self.change_level))
         low, high = d.margin_interval(2 * self.equivalence_level)
         if self.verdict is Verdict.retained:  # the ends are found to 7 digits
             low, high = max(low, -margin), min(high, margin)
@@ -141,6 +147,11 @@ def decide_verdicts(
         p_values_of, levels = (changed[i], equal[i]), (change_levels[i], equal_levels[i])
         decisions.append(Decision(verdict, *p_values_of, *levels))
     return decisions
+
+
+def watch_change(d: TestedChange, margin: float) -> Decision:
+    """Return what is shown of a change about which nothing is claimed; nothing is corrected."""
+    return Decision(None, d.p_value, d.equivalence_p_value(margin), ALPHA, ALPHA)
 
 
 def correct_with_levels(

@@ -29,7 +29,7 @@ from slimdown.report.formatting import (
     pluralize,
 )
 from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
-from slimdown.report.verdict_styles import STYLES, find_style
+from slimdown.report.verdict_styles import STYLES, WATCHED, find_style
 
 _MOST_ACROSS = 5  # benchmarks that stand side by side
 _SHORTEST = 6  # characters of a cut heading
@@ -37,7 +37,7 @@ _SHORTEST_OF_MANY = 12  # of a benchmark's name where each has a line, and of a 
 _ENOUGH = 24  # characters that a long word keeps before headings are cut
 _NARROWEST = 5  # characters of a cell such as `0.0 =`
 _WIDEST = 10_000
-_SIGNS = frozenset(style.sign for style in STYLES.values())
+_SIGNS = frozenset(style.sign for style in (*STYLES.values(), WATCHED))
 _MOST_SHOWN = 3  # differences below the table
 _GAP = "  "
 Grid = list[list[str]]  # rows of cells, the headings first
@@ -145,7 +145,7 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
     short = drop_shared_beginning(names)
     headings = {LEARNED: LEARNED} if len(targets) > 1 else {}
     headings |= {name: LEARNED if targets == [name] else short[name] for name in names}
-    if len(names) - len(targets) > 1:
+    if sum(roles[name] is Role.retained for name in names) > 1:
         headings[KEPT] = KEPT
     return headings
 

@@ -184,8 +184,8 @@ def _show_change(row: FindingRow) -> Cell:
 
 
 def _show_verdict(row: FindingRow) -> Cell:
-    verdict = row.benchmark.verdict.value
-    return Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict})
+    verdict = row.benchmark.verdict.value if row.benchmark.verdict else None
+    return Cell(verdict=verdict or "", sort_key=verdict, values={"verdict": verdict})
 
 
 def _show_budget(row: FindingRow) -> Cell:
@@ -211,12 +211,14 @@ def _show_cause(row: FindingRow) -> Cell:
 def _show_p_value(row: FindingRow) -> Cell:
     p_value, equivalence = row.benchmark.p_value, row.benchmark.equivalence_p_value
     values = {"p_value": p_value, "equivalence_p_value": equivalence}
+    if row.benchmark.role is Role.watched:
+        return Cell(values=values)
     return Cell(formatting.format_p_value(p_value), sort_key=p_value, values=values)
 
 
 def _show_rate(row: FindingRow) -> Cell:
     rate = row.benchmark.forgetting_rate
-    if row.benchmark.role is Role.target:
+    if row.benchmark.role is not Role.retained:
         return Cell()
     if rate is None:
         return Cell("undefined")
@@ -237,6 +239,14 @@ def _show_p_right(row: FindingRow) -> Cell:
     if not (one := row.benchmark.p_right):
         return Cell()
     return Cell(values={"p_right_change": one.change.value, "p_right_verdict": one.verdict.value})
+
+
+def _show_bits(row: FindingRow) -> Cell:
+    if not row.benchmark.bits_per_byte:
+        return Cell()
+    base, tuned = row.benchmark.bits_per_byte
+    values = {"bits_per_byte_base": base, "bits_per_byte_tuned": tuned}
+    return Cell(text.describe_bits(row.benchmark), sort_key=tuned, values=values)
 
 
 def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
@@ -275,4 +285,5 @@ COLUMNS: tuple[FindingColumn, ...] = (
         holds_shares=True,
     ),
     FindingColumn("p_right", _of_benchmark(_show_p_right), _IN_FILES, holds_shares=True),
+    FindingColumn("bits a byte", _of_benchmark(_show_bits), _DETAIL | {Place.mlflow}),
 )

@@ -140,10 +140,10 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
             correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
         stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
     values |= {f"{name}.shown_low": shown.low, f"{name}.shown_high": shown.high}
-    values[f"{name}.verdict_over_seeds"] = str(verdict)
+    values[f"{name}.verdict_over_seeds"] = str(verdict or "")
     if isnan(shown.value):
         return Cell(EMPTY, values=values)
-    parts = *format_points(shown), stopped, str(verdict), correction
+    parts = *format_points(shown), stopped, str(verdict or ""), correction
     return Cell(*parts, sort_key=shown.value, values=values)
 
 

@@ -54,12 +54,14 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     for row, benchmark in enumerate(findings.benchmarks.values()):
         d, margin = benchmark.shown_change, 100 * benchmark.margin
         shown = find_style(benchmark.verdict)
-        band = Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0)
-        axes.add_patch(band)
+        if benchmark.verdict:  # a watched one has no margin
+            band = Rectangle((-margin, row - 0.5), 2 * margin, 1)
+            band.set(color=INK, alpha=0.08, linewidth=0)
+            axes.add_patch(band)
         axes.plot([100 * d.low, 100 * d.high], [row, row], color=shown.color, linewidth=2)
         axes.plot([100 * d.value], [row], marker=shown.marker, color=shown.color, markersize=7)
         style: dict[str, Any] = {"color": shown.color, "weight": "bold", "va": "center"}
-        if width == WIDTH:  # on a phone the color and the table say it
+        if width == WIDTH and benchmark.verdict:  # on a phone the color and the table say it
             axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(findings.benchmarks) - 0.5, -0.5)

@@ -6,7 +6,9 @@ from textwrap import shorten
 
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import (
+    BYTE_PROBABILITY,
     PROMPT_SETTINGS,
+    BenchmarkConfig,
     EvaluationConfig,
     PaperMetric,
     Role,
@@ -71,7 +73,7 @@ def describe_run(config: RunConfig) -> dict[str, str]:
             name, *others = {k: v for k, v in vars(config.keep).items() if v}.items()
             about["keep"] = ", ".join([str(name[1]), *(f"{k} {v}" for k, v in others)])
     parts = [
-        f"{name} ({'own shots' if b.num_fewshot is None else f'{b.num_fewshot}-shot'}"
+        f"{name} ({_describe_shots(b)}"
         + f", first {b.limit}" * bool(b.limit)
         + f", {b.score}" * (b.score != "exact")
         + f", {b.max_gen_toks} tokens" * bool(b.max_gen_toks)
@@ -83,6 +85,13 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     about["benchmarks"] = ", ".join(parts)
     about["prompts"] = describe_prompts(config.evaluation)
     return about | ({"note": config.note} if config.note else {})
+
+
+def _describe_shots(benchmark: BenchmarkConfig) -> str:
+    if benchmark.metric == BYTE_PROBABILITY:
+        return "texts"
+    n_shots = benchmark.num_fewshot
+    return "own shots" if n_shots is None else f"{n_shots}-shot"
 
 
 def describe_prompts(evaluation: EvaluationConfig) -> str:
@@ -152,6 +161,9 @@ def summarize(findings: Findings) -> Iterator[str]:
             changes += f"; a change of {points} points or more is ruled out"
         if chosen:
             yield f"{verdict.capitalize()}: {changes}."
+    watched = {n: b for n, b in findings.benchmarks.items() if b.role is Role.watched}
+    if changes := ", ".join(f"{name} ({_describe_change(b)})" for name, b in watched.items()):
+        yield f"Watched, without a verdict: {changes}."
     yield from explain_undecided(findings)
 
 
@@ -174,7 +186,8 @@ def _describe_unmeasured(name: str, benchmark: BenchmarkChange) -> str:
     base, tuned = (f"{100 * share:.0f} %" for share in benchmark.never_ended or (nan, nan))
     shares = f"{base} of the base's answers and {tuned} of the tuned model's"
     advice = f"raise benchmark.{name}.max_gen_toks"
-    return f"Undecided: {name}. Thinking never ended in {shares}: {advice}."
+    word = "Undecided" if benchmark.verdict else "Unclear"  # a watched one has no verdict
+    return f"{word}: {name}. Thinking never ended in {shares}: {advice}."
 
 
 def describe_outcome(gate: Gate) -> str:
@@ -221,7 +234,7 @@ def summarize_briefly(
         is_lost = gate.outcome is Outcome.beyond
     first = describe_largest_loss(findings)
     last = [f"Next: {advice}"] if advice and is_lost else []
-    middle = [*name_undecided(findings, gate), *list_doubts(findings)]
+    middle = [*name_undecided(findings, gate), *list_doubts(findings), *_list_bits(findings)]
     room = max(0, most - len(first) - len(last))
     lines = [cut_names(line, findings.benchmarks, 80) for line in [*first, *middle[:room], *last]]
     return [shorten(line, 80, placeholder=" …") for line in lines]
@@ -313,6 +326,26 @@ def describe_overall(mean: Estimate) -> str:
     return f"Overall: {answer}, {change} points in the mean of the retained."
 
 
+def describe_bits(benchmark: BenchmarkChange) -> str:
+    """Write the bits a byte of texts before and after, with the change in percent."""
+    base, tuned = benchmark.bits_per_byte
+    change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
+    bits = " → ".join(format_number(one, ".3f") for one in (base, tuned))
+    return f"{bits} ({change} %)"
+
+
+def _list_bits(findings: Findings) -> Iterator[str]:
+    texts = {name: b for name, b in findings.benchmarks.items() if b.bits_per_byte}
+    if bits := "; ".join(f"{name} {describe_bits(b)}" for name, b in texts.items()):
+        yield f"Bits a byte of text: {bits}."
+
+
+def describe_texts(findings: Findings) -> Iterator[str]:
+    """Say what texts cost before and after, and why there is no verdict."""
+    for bits in _list_bits(findings):
+        yield f"{bits} Text may become less likely without an ability lost: there is no verdict."
+
+
 def describe_p_right(findings: Findings) -> Iterator[str]:
     """Say in one sentence how the probability of the right choice changed, and what it is not."""
     changes = {name: b.p_right for name, b in findings.benchmarks.items() if b.p_right}
@@ -378,6 +411,7 @@ def describe_noise(findings: Findings) -> Iterator[str]:
 def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
     yield from describe_noise(findings)
+    yield from describe_texts(findings)
     yield from describe_p_right(findings)
     yield from list_doubts(findings)
     if findings.part:
@@ -485,8 +519,10 @@ def describe_budgets(gate: Gate) -> Iterator[str]:
 
 def explain_table(findings: Findings) -> str:
     """Write the legend of a table of findings."""
-    n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
+    roles = [b.role for b in findings.benchmarks.values()]
+    n = sum(role is not Role.watched for role in roles)
     is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
     legend = f"Points [an interval of at least 95 %{'; of 90 % at =, retained' * is_retained}]"
     legend += "; * target task" if Role.target in roles else ""
+    legend += "; without a verdict: watched" if Role.watched in roles else ""
     return legend + (f"; verdicts corrected for {n} benchmarks." if n > 1 else ".")

@@ -23,6 +23,12 @@ STYLES = {
 }
 
 
-def find_style(verdict: str) -> VerdictStyle:
+# Of a watched benchmark, which has no verdict
+WATCHED = VerdictStyle("·", "", "#7a7a7a", "#626262", "#b5b5b5", "D")
+
+
+def find_style(verdict: str | None) -> VerdictStyle:
     """Return the style of a verdict; that of undecided where seeds disagree."""
+    if not verdict:
+        return WATCHED
     return STYLES.get(verdict, STYLES["undecided"])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 OF_TUNED = frozenset({"learned", "learned_loss", "kept"})
 """The metrics of a tuned model that belong to no single benchmark."""
-_LOSSES_FIRST = "↓?↑="
+_LOSSES_FIRST = "↓?↑=·"
 DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
 
 
@@ -44,7 +44,7 @@ class Tag(StrEnum):
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash.
 
-    `learned` is the mean change of the targets in points, `kept` that of the other benchmarks, both
+    `learned` is the mean change of the targets in points, `kept` that of the retained, both
     without what may not be claimed about; `learned_loss` is how far the loss on held-out rows fell,
     in nats a token.
     """
@@ -68,13 +68,15 @@ def describe_verdicts(findings: "Findings") -> str:
     """
     short = drop_shared_beginning(findings.benchmarks)
     shown = [
-        f"{short[name]} {find_style(one.verdict.value).sign}"
-        for name, one in findings.benchmarks.items()
+        f"{short[name]} {find_style(one.verdict).sign}" for name, one in findings.benchmarks.items()
     ]
     return " ".join(sorted(shown, key=lambda text: _LOSSES_FIRST.index(text[-1])))
 
 
 def describe_headline(findings: "Findings") -> str:
     """Return change and verdict of each benchmark in one line: `gsm8k -29.8 forgotten; ...`."""
-    rows = [(n, b.primary.difference.value, b.verdict) for n, b in findings.benchmarks.items()]
-    return "; ".join(f"{name} {100 * d:+.1f} {verdict.value}" for name, d, verdict in rows)
+    rows = [
+        (n, 100 * b.primary.difference.value, f" {b.verdict.value}" if b.verdict else "")
+        for n, b in findings.benchmarks.items()
+    ]
+    return "; ".join(f"{name} {change:+.1f}{verdict}" for name, change, verdict in rows)

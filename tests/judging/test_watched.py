@@ -1,0 +1,133 @@
+"""A watched benchmark shows its change, claims nothing, and takes nothing from the others."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import (
+    draw_scores,
+    make_benchmark,
+    make_evaluation,
+    make_run,
+    make_texts,
+    stop_early,
+)
+
+from slimdown.comparison.group_tests import find_differences
+from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.trials import summarize_trial
+from slimdown.comparison.value_verdicts import judge_configurations
+from slimdown.config.schema import EvaluationConfig, Role, RunConfig, Until
+from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.judging.budgets import Outcome, check_budgets, default_budgets
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.serialization import to_plain
+from slimdown.judging.stopping import stopping_rule
+from slimdown.stats.estimates import compare_scores
+from slimdown.utils.errors import ConfigError
+
+SIDES = ("base", "tuned")
+
+
+def draw_texts(fall: float, n: int = 300, seed: int = 0) -> dict[str, BenchmarkEvaluation]:
+    """Byte probabilities of base and tuned model, which falls by so much on average."""
+    random = np.random.default_rng(seed)
+    base = random.uniform(0.4, 0.7, n)
+    scores = base, np.clip(base - fall + random.normal(0, 0.01, n), 0, 1)
+    return dict(zip(SIDES, map(make_texts, scores), strict=True))
+
+
+def draw_questions(lost: float, seed: int, **settings: Any) -> dict[str, BenchmarkEvaluation]:
+    scores = draw_scores(400, 0.6, lost, 0.02, seed)
+    return dict(zip(SIDES, (make_benchmark(one, **settings) for one in scores), strict=True))
+
+
+def judge_all(**benchmarks: dict[str, BenchmarkEvaluation]) -> Findings:
+    base, tuned = (
+        make_evaluation(**{name: one[side] for name, one in benchmarks.items()}) for side in SIDES
+    )
+    return judge(base, tuned)
+
+
+QUESTIONS = {"a": draw_questions(0.055, 1), "b": draw_questions(0.02, 2)}
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.1])
+def test_the_others_are_judged_as_if_it_were_not_there(fall: float) -> None:
+    alone, beside = judge_all(**QUESTIONS), judge_all(docs=draw_texts(fall), **QUESTIONS)
+    for name, change in alone.benchmarks.items():
+        assert to_plain(beside.benchmarks[name]) == to_plain(change)
+    assert beside.mean_changes == alone.mean_changes
+    assert default_budgets(beside.benchmarks) == default_budgets(alone.benchmarks)
+    assert summarize_trial(beside, None) == summarize_trial(alone, None)
+
+
+def test_its_interval_is_its_own_and_no_word_stands_beside_it() -> None:
+    texts = draw_texts(0.03)
+    change = judge_all(docs=texts, **QUESTIONS).benchmarks["docs"]
+    scores = [texts[side].scores_of("byte_probability") for side in SIDES]
+    alone = compare_scores(*scores)
+    assert (change.verdict, change.shown_level, change.p_value) == (None, 0.05, alone.p_value)
+    assert change.shown_change == alone.estimate
+    assert change.shown_change.high < 0
+    n_bytes = np.arange(10, 310)
+    bits = [float(n_bytes @ -np.log2(of_side) / n_bytes.sum()) for of_side in scores]
+    assert change.bits_per_byte == pytest.approx(tuple(bits))
+    findings = judge_all(docs=texts)
+    restored = Findings.from_dict(findings.to_dict()).benchmarks["docs"]
+    assert to_plain(restored) == to_plain(findings.benchmarks["docs"])
+    assert (restored.verdict, restored.bits_per_byte) == (None, change.bits_per_byte)
+
+
+def test_any_benchmark_can_be_watched() -> None:
+    fallen = draw_questions(0.3, 3, role=Role.watched)
+    findings = judge_all(seen=fallen, **QUESTIONS)
+    change = findings.benchmarks["seen"]
+    assert (change.verdict, change.bits_per_byte) == (None, ())
+    assert change.shown_change.high < 0
+    assert not findings.lost_answers["seen"].is_loss_shown
+
+
+def test_it_has_the_budget_that_is_named_and_no_other() -> None:
+    findings = judge_all(docs=draw_texts(0.03), **QUESTIONS)
+    assert [check.benchmark for check in check_budgets(findings, {"": 0.5})] == ["a", "b"]
+    named = {check.benchmark: check for check in check_budgets(findings, {"docs": 0.01})}
+    assert named["docs"].outcome is Outcome.beyond
+    with pytest.raises(ConfigError, match="give one a budget"):
+        check_budgets(judge_all(docs=draw_texts(0.03)), {})
+
+
+def test_looks_end_where_its_own_test_would_decide() -> None:
+    config = RunConfig(evaluation=EvaluationConfig(None, False, None, until=Until.decided))
+    texts, asked = draw_texts(0.2), draw_questions(0.02, 4)
+    base = make_evaluation(docs=texts["base"], a=asked["base"])
+    rule = stopping_rule(config, base)
+    assert rule is not None
+    few = {"docs": stop_early(texts["tuned"], 160), "a": stop_early(asked["tuned"], 160)}
+    assert rule(few) == {"a"}
+    close = draw_texts(0.0, seed=5)
+    wide = replace(close["tuned"].benchmark, margin=0.001)
+    base = make_evaluation(docs=replace(close["base"], benchmark=wide))
+    rule = stopping_rule(config, base)
+    assert rule is not None
+    assert rule({"docs": stop_early(close["tuned"], 32)}) == {"docs"}
+
+
+def test_a_table_of_runs_claims_nothing_of_it() -> None:
+    runs = []
+    for i, (seed, fall) in enumerate([(0, 0.01), (1, 0.011), (0, 0.1), (1, 0.11)]):
+        findings = judge_all(docs=draw_texts(fall, seed=i), a=draw_questions(0.02, 9 + i // 2))
+        rank = "8" if i < 2 else "64"
+        runs.append(make_run(findings, i, seed=str(seed), lora__r=rank))
+    for group_seeds in (True, False):
+        comparison = compare_runs(runs, group_seeds)
+        assert comparison.benchmarks == ("a", "docs")
+        for row, judged in zip(comparison.rows, judge_configurations(comparison), strict=True):
+            mean = judged["docs"]
+            assert mean.verdict is None
+            assert mean.shown.low < mean.value < mean.shown.high
+            assert row.changes["docs"].verdict == row.changes["docs"].verdict_corrected == ""
+            assert row.retained.value == pytest.approx(row.changes["a"].change.value)
+    found = find_differences(compare_runs(runs), "lora.r")
+    assert found.n_tests == 1  # of the questions
