@@ -58,8 +58,9 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
         cells = {_STAGE: Cell("in all" if is_whole else redact_leaf(step.after), values=values)}
         cells |= {_COUNT: Cell(), _SCORE: _show_score(change.primary.tuned.value, not is_whole)}
         cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
-        verdict = change.verdict.value
-        yield Row({**shared, **cells, _VERDICT: Cell(verdict=verdict, values={"verdict": verdict})})
+        verdict = change.verdict and change.verdict.value  # None: it is watched
+        cells[_VERDICT] = Cell(verdict=verdict or "", values={"verdict": verdict})
+        yield Row({**shared, **cells})
 
 
 def _show_score(score: float, is_shown: bool = True) -> Cell:
