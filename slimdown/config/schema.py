@@ -26,8 +26,8 @@ from slimdown.config.fields import (
     Range,
     setting,
 )
-from slimdown.config.keep_config import KeepConfig
 from slimdown.config.method_config import MethodConfig
+from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
 
 _FILLED = Range("must not be empty", str.strip)
@@ -441,7 +441,7 @@ class RunConfig:
     dataset: dict[str, DatasetConfig] = field(default_factory=dict)
     method: MethodConfig = field(default_factory=MethodConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    keep: KeepConfig = field(default_factory=KeepConfig)
+    keep: Mitigation = field(default_factory=Mitigation)
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from slimdown.comparison.run_records import RunRecord
+from slimdown.config.extensions import find_packages
 from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
@@ -47,7 +48,7 @@ def run_key(config: RunConfig) -> str:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
         files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
-        for key, place in {"keep.prompts": config.keep.prompts, **files}.items():
+        for key, place in {**config.keep.list_files(), **files}.items():
             if place:
                 settings[key] = hash_file(Path(place).expanduser())
         if folder := config.evaluation.include_path:
@@ -63,6 +64,8 @@ def run_key(config: RunConfig) -> str:
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
         "processes": 1 if config.tuned else process_count(),
     }
+    if packages := find_packages({"method": config.method.name, "keep": config.keep.name}):
+        parts["extensions"] = packages
     return hash_json(parts)
 
 

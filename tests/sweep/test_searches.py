@@ -182,7 +182,7 @@ def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> 
 
 UNFIT = {
     "method": DimensionConfig(choices=["lora", "full"]),
-    "keep": DimensionConfig(choices=["none", "kl"]),
+    "keep": DimensionConfig(choices=["none", "self_replay"]),
 }
 
 
@@ -206,7 +206,7 @@ def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
 
 
 def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None:
-    search = open_search("quantization=none", "keep=kl", **{"method": UNFIT["method"]})
+    search = open_search("quantization=none", "keep=self_replay", **{"method": UNFIT["method"]})
     search.space["method"] = DimensionConfig(choices=["full"])
     assert not list(search.propose_batches())
     with pytest.raises(ConfigError, match="every trial of the search is refused"):
