@@ -114,7 +114,7 @@ def load_config(composed: DictConfig) -> RunConfig:
 
 
 def complete_config(config: RunConfig) -> RunConfig:
-    """Fill in what benchmarks of a file and `keep=auto` leave open, and check all settings.
+    """Fill in what benchmarks of a file and a mitigation leave open, and check all settings.
 
     Raises:
         ConfigError: Lists every problem, one a line.
