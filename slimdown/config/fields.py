@@ -206,28 +206,23 @@ def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any
     if (name := values["name"]) not in kinds:
         raise ConfigError(f"{group}.name={name}: there is no such {group}{nearest(name, [*kinds])}")
     declared = {one: {own.name: own for own in fields(kinds[one])} for one in kinds}
-    given, problems = {}, list[str]()
+    own, given, problems = declared[name], dict[str, Any](), list[str]()
     for key, value in values.items():
         having = ", ".join(one for one in kinds if key in declared[one])
-        if key in declared[name]:
-            kind = str(declared[name][key].type)
-            is_text = isinstance(value, int | float) and explain_type(kind, "") is None
-            given[key] = value = str(value) if is_text else value
-            if isinstance(declared[name][key].type, EnumMeta):
-                continue  # `build_settings` checks it
-            if value is None and explain_type(kind, None):
-                problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-            elif value != MISSING and (demand := explain_type(kind, value)):
-                problems.append(f"{key} {demand}, got {value!r:.80}")
+        if key in own:
+            is_text = type(value) in (int, float) and explain_type(str(own[key].type), "") is None
+            given[key] = str(value) if is_text else value  # a dataset may be called 1
         elif value is not None and having:
             problems.append(f"{key}={value}: only {group}={having} has it, and not {name}")
         elif value is not None:
-            own = nearest(key, list(declared[name]))
-            problems.append(f"{key} is no setting of {group}={name}{own}")
-    missing = [
-        key for key in declared[name] if given.get(key, declared[name][key].default) == MISSING
-    ]
-    problems += [f"{key} must be set for {group}={name}" for key in missing]
+            problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
+    for key, one in own.items():
+        value = given.get(key, one.default)
+        demand = explain_type(str(one.type), value)
+        if value == MISSING or (value is None and demand):
+            problems.append(f"{key} must be set for {group}={name}; choosing it does so")
+        elif key in given and demand and not isinstance(one.type, EnumMeta):  # built below
+            problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))
     return build_settings(kinds[name], given)
