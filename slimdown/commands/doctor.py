@@ -51,7 +51,7 @@ def _examine(options: argparse.Namespace) -> int:
     except TrackingError as error:
         state, code = str(error), 1
     show_facts(chain([("record", state)], _describe_hub(), _describe_extras()))
-    show_facts(describe_extensions())
+    show_facts([("extension", f"{package}: {added}") for package, added in describe_extensions()])
     try:
         check_extensions()
     except ConfigError as error:

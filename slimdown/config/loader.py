@@ -110,6 +110,7 @@ def load_config(composed: DictConfig) -> RunConfig:
     if problems := [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]:
         raise ConfigError("\n".join(problems))
     method, keep = build_method(vars(config.method)), build_mitigation(vars(config.keep))
+    OmegaConf.update(composed, "keep", vars(keep), merge=True)  # 1 became 1.0; it is shown so
     return complete_config(replace(config, method=method, keep=keep))
 
 
