@@ -197,7 +197,7 @@ def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
     states = [trial.state.name for trial in search.study.get_trials()]
     assert len(states) == 12
     assert 0 < states.count("FAIL") == 12 - len(proposed)
-    assert ("full", "kl") not in proposed
+    assert ("full", "self_replay") not in proposed
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("is refused (") == states.count("FAIL")
     assert "needs the base beside what is trained" in out
