@@ -59,8 +59,8 @@ def prepare_training(
         DataError: No row is left to train on.
     """
     on_cpu = base.device == "cpu"
-    rows = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
-    rows = config.keep.prepare_rows(base, rows, config)
+    plain = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
+    rows: TokenizedRows = config.keep.prepare_rows(base, plain, config)
     options = config.train.args
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
