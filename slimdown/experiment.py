@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slimdown.config.keep_config import Keep
 from slimdown.config.schema import RunConfig
 from slimdown.data.contamination import find_contamination
 from slimdown.evaluation.as_served import evaluate_as_served
@@ -175,8 +174,7 @@ def run_experiment(
         return findings
     title = f"{config.model.id} → {config.name or config.tuned or info.name}"
     can_scale = config.tuned is not None or config.method.facts.scales
-    keeps = config.keep.name is not Keep.none
-    advice = advise(run.run_id, can_scale, keeps, gate)
+    advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
     console.show_findings(findings, title, gate, advice)
     console.show_saved(run)
     return findings

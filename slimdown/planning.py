@@ -17,7 +17,6 @@ import torch
 from huggingface_hub import snapshot_download
 
 from slimdown.config.engines import ENGINES
-from slimdown.config.keep_config import Keep
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import count_costs, try_costs
 from slimdown.evaluation.results import Cost, Work
@@ -38,7 +37,8 @@ from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import Rates, find_rates
 from slimdown.training.fine_tuning import pack_rows, prepare_training, try_steps
-from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
+from slimdown.training.labels import IGNORED
+from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.hub import explain_hub_errors
@@ -206,8 +206,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         share = n_trained / max(1, sum(map(len, labels)))
         yield f"The loss is on {100 * share:.0f} % of the rows' tokens."
         yield from (f"{note}." for note in rows.notes)
-    if config.keep.name is Keep.self_replay:
-        yield "The rows that the base writes (keep=self_replay) are not counted."
+    yield from config.keep.explain_plan()
     for name, reason in inputs.not_run.items():
         yield f"Not run: {name} ({reason})."
     needed = base.memory_bytes

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from slimdown.config.extensions import GROUPS, list_extensions
+from slimdown.config.methods import list_all_methods
+from slimdown.config.mitigation import list_mitigations
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.report.formatting import FORMATS
 from slimdown.utils import files, hashing
@@ -231,7 +234,22 @@ def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any
     return redirect_stdout(sys.stderr) if is_piped else nullcontext()
 
 
-def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int:
+def check_extensions() -> None:
+    """Import what other packages add, so that a broken one is refused before any work.
+
+    Raises:
+        ConfigError: Names the package.
+    """
+    if any(map(list_extensions, GROUPS)):
+        from slimdown.evaluation.logs.read_logs import list_readers
+
+        for table in (list_all_methods, list_mitigations, list_readers):
+            table()
+
+
+def run_command(
+    answer: Callable[[], int], refusal: str, error_code: int, with_extensions: bool = True
+) -> int:
     """Return the exit code of a command; an error ends it in one message.
 
     A reader that closes the pipe early (`| head -1`) changes no exit code. Ctrl-C ends it with 130.
@@ -240,9 +258,12 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
         answer: Does the work, shows it, and returns the code.
         refusal: The first line of a message, such as "This run cannot be checked:".
         error_code: The code if there is no answer.
+        with_extensions: Whether broken extensions are refused first.
     """
     try:
         with explain_missing_packages():
+            if with_extensions:
+                check_extensions()
             code = answer()
     except (SlimdownError, OSError) as error:  # or a file that vanished, a full device
         lines = [refusal, *str(error).splitlines(), *getattr(error, "__notes__", [])]

@@ -23,7 +23,7 @@ from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, wr
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.methods import METHODS, Method
+from slimdown.config.methods import find_method
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import judge
@@ -136,5 +136,5 @@ def _advise(run: RunRecord, gate: Gate) -> str:
     if run.tags.get(Tag.origin):
         return text.ADVICE_ON_LOGS
     keeps = run.params.get("keep.name", "none") != "none"
-    method = METHODS[Method(run.params["method.name"])]
+    method = find_method(run.params["method.name"])
     return text.advise(run.run_id, method.scales, keeps, gate)

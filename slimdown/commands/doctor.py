@@ -8,8 +8,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 
-from slimdown.commands.arguments import CommandParser, run_command
+from slimdown.commands.arguments import CommandParser, check_extensions, run_command
 from slimdown.config.engines import list_engines
+from slimdown.config.extensions import describe_extensions
 from slimdown.utils.extras import name_install
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
@@ -30,17 +31,18 @@ def main(argv: list[str]) -> int:
         argv: The arguments after `doctor`.
 
     Returns:
-        The exit code: 1 where the record cannot be opened.
+        The exit code: 1 where the record cannot be opened, or an extension is broken.
     """
     parser = CommandParser("doctor", __doc__)
     options = parser.parse(argv)
-    return run_command(lambda: _examine(options), "The machine cannot be examined:", 1)
+    refusal = "The machine cannot be examined:"
+    return run_command(lambda: _examine(options), refusal, 1, with_extensions=False)
 
 
 def _examine(options: argparse.Namespace) -> int:
     from slimdown.report.console import show_facts
     from slimdown.tracking.store import check_store
-    from slimdown.utils.errors import TrackingError
+    from slimdown.utils.errors import ConfigError, TrackingError
 
     show_facts(describe_machine())
     state, code = f"{options.tracking.uri} can be opened", 0
@@ -49,6 +51,12 @@ def _examine(options: argparse.Namespace) -> int:
     except TrackingError as error:
         state, code = str(error), 1
     show_facts(chain([("record", state)], _describe_hub(), _describe_extras()))
+    show_facts([("extension", f"{package}: {added}") for package, added in describe_extensions()])
+    try:
+        check_extensions()
+    except ConfigError as error:
+        show_facts([("broken", str(error))])
+        code = 1
     return code
 
 

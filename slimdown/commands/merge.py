@@ -58,7 +58,7 @@ def _merge(options: argparse.Namespace) -> int:
     method = config.method
     if not method.facts.merges:
         raise ModelError(
-            f"run {run.run_id} ({run.name}) was trained with method={method.name.value}, which no "
+            f"run {run.run_id} ({run.name}) was trained with method={method.name}, which no "
             "weights of the base can hold; load its adapter beside the base, as its card says"
         )
     from slimdown.models.base_model import load_base_model  # torch

@@ -101,16 +101,13 @@ def _show_plan(line: CommandLine, plan: CommandPlan) -> int:
 
 def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     """Find what is wrong with rows, tasks, repositories and options, before the first run."""
-    from slimdown.data.row_checks import check_row_files, read_prompts
+    from slimdown.data.row_checks import check_row_files
 
     problems: list[str] = []
     for datasets in {repr(config.dataset): config.dataset for config in configs}.values():
         problems += check_row_files(datasets)
-    for path in dict.fromkeys(c.keep.prompts for c in configs if c.keep.prompts):
-        try:
-            read_prompts(path)
-        except DataError as error:
-            problems.append(str(error))
+    for keep in {repr(config.keep): config.keep for config in configs}.values():
+        problems += keep.find_file_problems()
     for config in {repr(config.benchmark): config for config in configs}.values():
         problems += check_task_names(config.benchmark, config.evaluation.include_path)
     backend = configs[0].evaluation.backend

@@ -89,7 +89,7 @@ def _scale(options: argparse.Namespace) -> int:
     if config.tuned is None and not config.method.facts.scales:
         able = list_methods(lambda facts: facts.scales)
         raise ModelError(
-            f"run {run.run_id} ({run.name}) was trained with method={config.method.name.value}, "
+            f"run {run.run_id} ({run.name}) was trained with method={config.method.name}, "
             f"which at scale 0 is not its base; method={able} can be scaled"
         )
     if (folder := config.evaluation.include_path) != options.include_path:

@@ -166,7 +166,7 @@ def _test_values(
 ) -> tuple[dict[tuple[str, str], dict[tuple[str, str], SeedTest]], list[str]]:
     """Test each pair of values, by benchmark and place; and name settings that must be equal."""
     rows = comparison.rows
-    # A record has no keep.weight=null, and no rank if nothing is a LoRA.
+    # A record has no setting that is null, and no rank if nothing is a LoRA.
     values = [row.settings.get(setting, "null") for row in rows]
     crossed = []
     for key in comparison.params:

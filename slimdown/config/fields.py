@@ -2,17 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from enum import EnumMeta
 from functools import cache
 from math import isfinite
+from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from slimdown.config.paths import read_group
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
 
@@ -55,6 +55,7 @@ POSITIVE = Range("must be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)
 SHARE = Range("must be from 0 up to, not including, 1", lambda x: 0 <= x < 1)
 LOSS = Range("must be from 0 up to, not including, 1 (0.03 is three points)", SHARE.holds)
+FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 
 
@@ -106,9 +107,9 @@ class Setting:
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
-    declared = {one.name: one for one in fields(schema)}
-    kind: Any
-    for name, kind in get_type_hints(schema).items():
+    declared, hints = {one.name: one for one in fields(schema)}, get_type_hints(schema)
+    for name in declared:
+        kind: Any = hints[name]
         key, about, default = prefix + name, declared[name].metadata, declared[name].default
         if (make := declared[name].default_factory) is not dataclasses.MISSING:
             default = make()
@@ -118,7 +119,14 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
             key, kind = f"{key}.<name>", get_args(kind)[1]
             settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
-            settings |= list_settings(kind, f"{key}.")
+            kinds: dict[str, type] = kind.list_kinds() if hasattr(kind, "list_kinds") else {}
+            for one in kinds.values() or [kind]:  # kinds may share a setting
+                settings |= {
+                    k: s for k, s in list_settings(one, f"{key}.").items() if k not in settings
+                }
+            if kinds:
+                names = Range(f"must be one of {', '.join(kinds)}", kinds.__contains__)
+                settings[f"{key}.name"] = replace(settings[f"{key}.name"], allowed=names)
     return settings
 
 
@@ -184,6 +192,59 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
     return schema(**built)
 
 
+def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
+    """Build the settings of a group's choice, where each choice has settings of its own.
+
+    Args:
+        group: Its name.
+        kinds: The dataclass of each choice. A field that takes no null must be set.
+        values: The `name` of the choice and its settings, as they were composed.
+
+    Raises:
+        ConfigError: Lists what is wrong, one a line, but for ranges: `find_problems` checks them.
+    """
+    if (name := values["name"]) not in kinds:
+        raise ConfigError(f"{group}.name={name}: there is no such {group}{nearest(name, [*kinds])}")
+    declared = {one: {own.name: own for own in fields(kinds[one])} for one in kinds}
+    own, given, problems = declared[name], dict[str, Any](), list[str]()
+    for key, value in values.items():
+        having = ", ".join(one for one in kinds if key in declared[one])
+        if key in own:
+            is_text = type(value) in (int, float) and explain_type(str(own[key].type), "") is None
+            given[key] = str(value) if is_text else value  # a dataset may be called 1
+        elif value is not None and having:
+            problems.append(f"{key}={value}: only {group}={having} has it, and not {name}")
+        elif value is not None:
+            problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
+    for key, one in own.items():
+        value = given.get(key, one.default)
+        demand = explain_type(str(one.type), value)
+        if value == MISSING or (value is None and demand):
+            problems.append(f"{key} must be set for {group}={name}; choosing it does so")
+        elif key in given and demand and not isinstance(one.type, EnumMeta):  # built below
+            problems.append(f"{key} {demand}, got {value!r:.80}")
+    if problems:
+        raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))
+    return build_settings(kinds[name], given)
+
+
+def read_choice(base: type, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
+    """Restore the recorded settings of a group's choice, where each choice has its own.
+
+    Args:
+        base: The class that the others are subclasses of.
+        kinds: The dataclass of each choice.
+        values: The recorded settings; all are kept of a choice that is not installed here.
+    """
+    kind = kinds.get(str(values.get("name")))
+    if kind is None:
+        inherited = {one.name for one in fields(base)}
+        added = [(name, Any, field(default=None)) for name in values if name not in inherited]
+        kind = make_dataclass("NotInstalled", added, bases=(base,))
+    own = {one.name for one in fields(kind)}
+    return build_settings(kind, {name: value for name, value in values.items() if name in own})
+
+
 def explain_type(kind: str, value: Any) -> str | None:
     """Say which type an option must have, as the end of a sentence; None where the value has it.
 
@@ -229,19 +290,20 @@ def _find_demand(declared: Any, value: Any) -> str | None:
     return allowed.demand if allowed and not allowed.holds(value) else None
 
 
-def check_own_settings(group: str, node: Any, optional: Collection[str] = ()) -> Iterator[str]:
+def check_own_settings(
+    group: str, node: Any, choices: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     """Find settings that only other choices of a group have, and own settings that are not set.
 
     Args:
-        group: Its name. The file of a choice lists its settings; null marks one that may be unset.
+        group: Its name.
         node: The settings; the first one is the `name` of the choice.
-        optional: More settings that may be unset.
+        choices: The settings of each choice; null marks one that may be unset.
     """
-    choices = read_group(group)
-    own = choices[node.name]
+    own = choices.get(node.name, {})
     for name, value in list(vars(node).items())[1:]:
         if name not in own and value is not None:
             having = ", ".join(choice for choice in choices if name in choices[choice])
             yield f"{name}={value}: only {group}={having} has it, and not {node.name}"
-        elif own.get(name) is not None and name not in optional and value in (None, [], [""]):
+        elif own.get(name) is not None and value in (None, [], [""]):
             yield f"{name} must be set for {group}={node.name}; choosing it does so"

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
+from slimdown.config.extensions import list_added_choices
 from slimdown.config.fields import MISSING, Setting, list_settings
 from slimdown.config.loader import compose_defaults
 from slimdown.config.paths import CONF_DIR, list_group_choices
@@ -117,7 +118,8 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
     """
     lines = [_TITLE, "Groups and their choices"]
     for group, text in _GROUPS.items():
-        choices = [one for one in list_group_choices(group, folders) if one != "any"]
+        names = {*list_group_choices(group, folders), *list_added_choices(group)}
+        choices = sorted(names - {"any"})
         n_lines = _MOST_LINES if is_whole else 2 if group == "model" else 1
         lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
     lines += ["", "Settings" if is_whole else "Settings that are changed most often"]

@@ -19,6 +19,8 @@ from slimdown.config.fields import (
     explain_unknown_key,
     find_problems,
 )
+from slimdown.config.method_config import build_method
+from slimdown.config.mitigation import build_mitigation
 from slimdown.config.open_choices import OpenChoices
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
@@ -54,6 +56,8 @@ def _make_schema() -> DictConfig:
         OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
     OmegaConf.set_struct(schema.evaluation.chat_template_args, False)
     OmegaConf.set_struct(schema.search.space, False)
+    for group in ("method", "keep"):  # each choice has settings of its own
+        OmegaConf.set_struct(schema[group], False)
     return cast(DictConfig, schema)
 
 
@@ -105,18 +109,19 @@ def load_config(composed: DictConfig) -> RunConfig:
     # Choosing a file of a group sets the settings of the group.
     if problems := [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]:
         raise ConfigError("\n".join(problems))
-    return complete_config(config)
+    method, keep = build_method(vars(config.method)), build_mitigation(vars(config.keep))
+    OmegaConf.update(composed, "keep", vars(keep), merge=True)  # 1 became 1.0; it is shown so
+    return complete_config(replace(config, method=method, keep=keep))
 
 
 def complete_config(config: RunConfig) -> RunConfig:
-    """Fill in what benchmarks of a file and `keep=auto` leave open, and check all settings.
+    """Fill in what benchmarks of a file and a mitigation leave open, and check all settings.
 
     Raises:
         ConfigError: Lists every problem, one a line.
     """
     benchmarks = {name: complete_benchmark(name, one) for name, one in config.benchmark.items()}
-    keep = config.keep.resolve(has_base=config.trains_beside_base)
-    config = replace(config, benchmark=benchmarks, keep=keep)
+    config = replace(config, benchmark=benchmarks, keep=config.keep.resolve(config))
     if problems := [
         *find_problems(config), *find_conflicts(config), *find_option_problems(config)
     ]:  # fmt: skip

@@ -1,19 +1,19 @@
 """The table of methods: the properties of each, and what makes, saves and loads its weights.
 
 To add a method, write a row here and a file in `conf/method/` with its settings. A method that PEFT
-does not have also needs a module of its own. Nothing else names a method.
+does not have also needs a module of its own. Nothing else names a method. Another package adds one
+by an entry point (docs/extend.md).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from functools import cache
 from importlib import import_module
 from typing import Any
 
-# What is trained; each is a file of `conf/method/`, and a row of `METHODS`.
-Method = StrEnum(
-    "Method", "lora rslora dora prefix prompt ia3 shira oft bottleneck last_layer full"
-)
+from slimdown.config.extensions import add_extensions
+
+GROUP = "slimdown.methods"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class MethodFacts:
         scales: Whether the model at scale 0 is its base.
         merges: Whether it can be merged into weights of the base's shape.
         resumes: Whether a training can resume from a checkpoint.
+        settings: Of another package's method: a dataclass, a `MethodConfig` with more fields, whose
+            defaults stand for a file of `conf/method/`.
     """
 
     reads_lora: bool = False
@@ -50,6 +52,7 @@ class MethodFacts:
     scales: bool = False
     merges: bool = True
     resumes: bool = True
+    settings: Any = None
 
     @property
     def is_plain_lora(self) -> bool:
@@ -70,15 +73,15 @@ _WEIGHTS: dict[str, Any] = {
     "takes_quantized": False,
     "scales": True,
 }
-METHODS: dict[Method, MethodFacts] = {
+_OWN: dict[str, MethodFacts] = {
     # low-rank matrices beside the base's (Hu et al. 2021)
-    Method.lora: MethodFacts(**_LORA, scales=True),
+    "lora": MethodFacts(**_LORA, scales=True),
     # LoRA scaled by the root of its rank (Kalajdzievski 2023)
-    Method.rslora: MethodFacts(**_LORA, peft_options={"use_rslora": True}, scales=True),
+    "rslora": MethodFacts(**_LORA, peft_options={"use_rslora": True}, scales=True),
     # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
-    Method.dora: MethodFacts(**_LORA, peft_options={"use_dora": True}),
+    "dora": MethodFacts(**_LORA, peft_options={"use_dora": True}),
     # keys and values before every layer's own (Li and Liang 2021)
-    Method.prefix: MethodFacts(
+    "prefix": MethodFacts(
         **_PROMPT,
         peft_config="PrefixTuningConfig",
         start="start_prefix_with_text",
@@ -86,37 +89,56 @@ METHODS: dict[Method, MethodFacts] = {
     ),
     # embeddings before the prompt's own (Lester et al. 2021); PEFT's default start is noise, far
     # from any embedding
-    Method.prompt: MethodFacts(
+    "prompt": MethodFacts(
         **_PROMPT,
         peft_config="PromptTuningConfig",
         peft_options={"prompt_tuning_init": "SAMPLE_VOCAB"},
     ),
     # factors of keys, values and feed-forward activations (Liu et al. 2022)
-    Method.ia3: MethodFacts(peft_config="IA3Config"),
+    "ia3": MethodFacts(peft_config="IA3Config"),
     # a sparse set of the weights (Bhardwaj et al. 2024)
-    Method.shira: MethodFacts(peft_config="ShiraConfig", takes_quantized=False),
+    "shira": MethodFacts(peft_config="ShiraConfig", takes_quantized=False),
     # rotations of the weights (Qiu et al. 2023)
-    Method.oft: MethodFacts(peft_config="OFTConfig"),
+    "oft": MethodFacts(peft_config="OFTConfig"),
     # small layers after attention and feed-forward (Houlsby et al. 2019)
-    Method.bottleneck: MethodFacts(
+    "bottleneck": MethodFacts(
         module="slimdown.models.bottleneck",
         peft_type="BOTTLENECK",
         merges=False,
         resumes=False,
     ),
     # the last block and the norm behind it
-    Method.last_layer: MethodFacts(**_WEIGHTS),
+    "last_layer": MethodFacts(**_WEIGHTS),
     # every weight
-    Method.full: MethodFacts(**_WEIGHTS),
+    "full": MethodFacts(**_WEIGHTS),
 }
+
+
+_NOT_INSTALLED = MethodFacts(module="", merges=False, resumes=False)
+
+
+@cache
+def list_all_methods() -> dict[str, MethodFacts]:
+    """Return every method by name, those of other packages, too.
+
+    Raises:
+        ConfigError: An extension is broken.
+    """
+    demand = "a slimdown.config.methods.MethodFacts"
+    return add_extensions(GROUP, _OWN, lambda added: isinstance(added, MethodFacts), demand)
+
+
+def find_method(name: str) -> MethodFacts:
+    """Return the properties of a method; one that is not installed here can do nothing."""
+    return list_all_methods().get(name, _NOT_INSTALLED)
 
 
 def find_own_type(peft_type: str) -> MethodFacts | None:
     """Return the method of an adapter type that PEFT does not know; None for any other type."""
-    own = (facts for facts in METHODS.values() if facts.peft_type)
+    own = (facts for facts in list_all_methods().values() if facts.peft_type)
     return next((facts for facts in own if facts.peft_type == peft_type), None)
 
 
 def list_methods(is_meant: Callable[[MethodFacts], bool]) -> str:
     """List the methods that meet a condition, for a message."""
-    return ", ".join(method for method, facts in METHODS.items() if is_meant(facts))
+    return ", ".join(method for method, facts in list_all_methods().items() if is_meant(facts))

@@ -1,4 +1,4 @@
-"""Choices of Hydra's groups that have no file: tasks, files of rows or questions, models."""
+"""Choices of Hydra's groups that have no file: tasks, rows, questions, models, extensions."""
 
 import os
 import re
@@ -10,6 +10,9 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
 from slimdown.config.dataset_config import ROW_FILES
+from slimdown.config.extensions import list_added_choices
+from slimdown.config.method_config import list_own_settings
+from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import read_group
 
 
@@ -17,12 +20,15 @@ def is_open_choice(group: str, choice: object) -> bool:
     """Whether a choice that has no file means one thing by itself.
 
     A benchmark is a file of questions or a task of the harness, which `check_task_names` looks for.
-    A dataset is a file of rows or a hub id, a model a hub id or a folder.
+    A dataset is a file of rows or a hub id, a model a hub id or a folder. Methods and mitigations
+    of other packages have their settings in code.
     """
     if not isinstance(choice, str) or not choice:
         return False
     if group == "model":
         return "/" in choice or os.path.isdir(choice)
+    if choice in list_added_choices(group):
+        return True
     return group == "benchmark" or (group == "dataset" and ("/" in choice or _is_file(choice)))
 
 
@@ -43,11 +49,15 @@ class OpenChoices(ConfigSource):
         return "slimdown-choices"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return the settings of a task, of a file of rows or questions, or of a model."""
+        """Return the settings of a choice."""
         group, _, choice = config_path.partition("/")
         settings: dict[str, Any]
         if group == "model":
             settings, package = {"id": choice}, group
+        elif group == "keep":
+            settings, package = vars(list_mitigations()[choice]()) | {"name": choice}, group
+        elif group == "method":
+            settings, package = {"name": choice} | list_own_settings()[choice], group
         else:
             settings, package = {"path": choice}, f"{group}.{name_choice(group, choice)}"
             if group == "dataset":

@@ -98,9 +98,10 @@ def _find_clash(root: RunConfig, section: str, option: str) -> str:
         return "it is compiled code from the hub; read it, and set model.allow_kernels=true"
     if section == "lora" and option.partition("=")[0] in root.method.facts.peft_options:
         return f"method={root.method.name} sets it; leave one of the two out"
-    if re.fullmatch("neftune_noise_alpha=[^N].*", option) and root.keep.weight:
-        name = root.keep.name
-        return f"keep={name}: its noise would differ for base and tuned model; set only one"
+    if re.fullmatch("neftune_noise_alpha=[^N].*", option) and root.keep.compares_with_base:
+        return (
+            f"keep={root.keep.name}: its noise would differ for base and tuned model; set only one"
+        )
     return ""
 
 

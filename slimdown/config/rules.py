@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from math import ceil
 
 from slimdown.config.engines import BACKENDS, ENGINES
-from slimdown.config.keep_config import Keep
+from slimdown.config.methods import list_all_methods
+from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import (
     TRAINING,
@@ -30,7 +31,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
     rules: list[Rule] = [check_choices, check_weights, check_holdout, check_clusters]
     rules += [check_sources, check_backend]
     if config.tuned is None:
-        rules += [check_method, check_replay, check_distance, check_stopping]
+        rules += [check_method, check_mitigation, check_stopping]
         rules += [check_rows, check_engine]
     for rule in rules:
         yield from rule(config)
@@ -90,6 +91,8 @@ def check_backend(config: RunConfig) -> Iterator[str]:
 def check_method(config: RunConfig) -> Iterator[str]:
     """Trained weights are not quantized, and checkpointing is off where the method forbids it."""
     quantization, method, facts = config.quantization.name, config.method.name, config.method.facts
+    if method not in list_all_methods():
+        yield f"method={method} is not installed; install the package that has it"
     if quantization != "none" and not facts.takes_quantized:
         trained = f"method={method} trains the weights themselves"
         yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
@@ -97,27 +100,16 @@ def check_method(config: RunConfig) -> Iterator[str]:
         yield f"method={method} needs keys and values; set train.gradient_checkpointing=false"
 
 
-def check_replay(config: RunConfig) -> Iterator[str]:
-    """Replay has rows, and nothing else sets their share."""
-    if config.keep.name is not Keep.replay:
-        return
-    if (general := config.keep.dataset) not in config.dataset or len(config.dataset) < 2:
-        chosen = ", ".join(config.dataset)
-        yield (
-            f"keep.dataset={general or 'null'} must be one of several chosen datasets "
-            f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
-            "keep=self_replay, which needs none"
-        )
-    if any(member.weight is not None for member in config.dataset.values()):
-        yield f"keep.share={config.keep.share} and weights of datasets: set only one of the two"
-
-
-def check_distance(config: RunConfig) -> Iterator[str]:
-    """The distance to the base needs the base beside what is trained."""
-    if config.keep.weight and not config.trains_beside_base:
+def check_mitigation(config: RunConfig) -> Iterator[str]:
+    """The mitigation is installed, and goes with the other settings."""
+    keep = config.keep
+    if keep.is_active and keep.name not in list_mitigations():
+        yield f"keep={keep.name} is not installed; install the package that has it"
+    yield from keep.find_conflicts(config)
+    if keep.compares_with_base and not config.trains_beside_base:
         needs = "needs the base beside what is trained: an adapter, train.engine=trl"
-        others = "keep=replay and self_replay take keep.weight=null"
-        yield f"keep.weight={config.keep.weight:g} {needs}; {others}"
+        advice = "or choose a mitigation that does without; some do with keep.weight=null"
+        yield f"keep={keep.name} {needs}; {advice}"
 
 
 def check_stopping(config: RunConfig) -> Iterator[str]:
@@ -144,7 +136,7 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
         n_rows: The most rows there can be; 0: an estimate before they are read.
         are_plain: Whether they were read and none is a conversation.
     """
-    train, share = config.train, config.keep.share or 0.0
+    train, share = config.train, config.keep.added_share
     n_rows = n_rows or sum(one.max_examples or 10**12 for one in config.dataset.values())
     n_of_step = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
     n_all = n_rows / max(1e-9, 1 - share)  # in this order, nan is not the larger one

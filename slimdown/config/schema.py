@@ -28,8 +28,8 @@ from slimdown.config.fields import (
     Range,
     setting,
 )
-from slimdown.config.keep_config import KeepConfig
 from slimdown.config.method_config import MethodConfig
+from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
@@ -485,7 +485,7 @@ class RunConfig:
     dataset: dict[str, DatasetConfig] = field(default_factory=dict)
     method: MethodConfig = field(default_factory=MethodConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    keep: KeepConfig = field(default_factory=KeepConfig)
+    keep: Mitigation = field(default_factory=Mitigation)
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

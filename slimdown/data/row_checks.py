@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.data.row_formats import SKIP_ADVICE, detect_format, format_row
@@ -10,32 +9,6 @@ from slimdown.utils.errors import DataError
 from slimdown.utils.row_files import iter_records
 
 _FIRST_ROWS = 100
-
-
-def read_prompts(path: str) -> list[str]:
-    """Read the texts that the base is to continue, for `keep.prompts`.
-
-    Args:
-        path: A file whose rows have a `prompt`.
-
-    Raises:
-        DataError: Names the first row that has none.
-    """
-    prompts = []
-    try:
-        for number, record in iter_records(Path(path).expanduser()):
-            prompt = record.get("prompt") if isinstance(record, dict) else None
-            if not isinstance(prompt, str) or not prompt:
-                is_read = not isinstance(record, DataError)
-                raise DataError(
-                    f"row {number}: {'it has no text in prompt' if is_read else record}"
-                )
-            prompts.append(prompt)
-        if not prompts:
-            raise DataError("it is empty")
-    except DataError as error:
-        raise DataError(f"keep.prompts={path}: {error}") from None
-    return prompts
 
 
 def check_row_files(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:

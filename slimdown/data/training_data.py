@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
-from slimdown.config.keep_config import Keep, KeepConfig
+from slimdown.config.mitigation import Mitigation
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, find_switch, render_chat
 from slimdown.data.mixing import mix_rows
 from slimdown.data.row_formats import (
@@ -56,7 +56,7 @@ class DatasetPart:
     train: "Dataset"  # only what the mixture draws; empty where its weight is 0
     validation: "Dataset"
     weight: float | None
-    is_replayed: bool = False
+    is_added: bool = False  # by a mitigation
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def load_training_data(
     datasets: Mapping[str, DatasetConfig],
     tokenizer: Any,
     seed: int,
-    keep: KeepConfig | None = None,
+    keep: Mitigation | None = None,
     enable_thinking: bool | None = None,
 ) -> TrainingData:
     """Read the chosen datasets, and hold some rows of each out for the validation loss.
@@ -98,8 +98,7 @@ def load_training_data(
         datasets: The settings by name; all have a weight, or none has.
         tokenizer: The base's; only its chat template is used, and only where rows are messages.
         seed: Decides which rows are taken, their order, and how datasets are mixed.
-        keep: Names the dataset whose rows are replayed. They are cut to their share of all rows.
-            None of them is held out, so that the validation loss covers only the other datasets.
+        keep: What is done against forgetting; it may take some datasets otherwise.
         enable_thinking: False: conversations are rendered without thinking, like the questions.
 
     Returns:
@@ -129,33 +128,13 @@ def load_training_data(
         numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
         drawn = Counter(mix_rows(numbers, weights, seed, "first_exhausted")["part"])
         parts = [replace(p, train=p.train.select(range(drawn[i]))) for i, p in enumerate(parts)]
-    if keep and keep.name is Keep.replay:
-        parts, more = _limit_replay(parts, str(keep.dataset), keep.share or 0.0)
+    if keep:
+        parts, more = keep.choose_parts(parts)
         notes += more
     rows = [(p.train.remove_columns("row"), p.validation.remove_columns("row")) for p in parts]
     content = [[hash_json(list(train)), hash_json(list(held_out))] for train, held_out in rows]
     mixture = None if None in weights else [weights, seed]
     return TrainingData(tuple(parts), hash_json([content, mixture])[:16], notes)
-
-
-def count_replayed(n_rows: int, share: float) -> int:
-    """Return how many rows are a share of all rows beside `n_rows` others; at least one."""
-    return max(1, round(n_rows * share / (1 - share)))
-
-
-def _limit_replay(
-    parts: list[DatasetPart], name: str, share: float
-) -> tuple[list[DatasetPart], list[str]]:
-    """Cut the part of this name to its share of all rows, and put it last."""
-    others = [part for part in parts if part.name != name]
-    general = next(part for part in parts if part.name == name)
-    wanted = count_replayed(sum(len(part.train) for part in others), share)
-    taken = min(wanted, len(general.train))
-    note = f"dataset.{name}: keep.share={share:g} is {wanted:,} rows, and there are {taken:,}"
-    empty = general.validation.select([])
-    train = general.train.select(range(taken))
-    general = replace(general, train=train, validation=empty, is_replayed=True)
-    return [*others, *[general] * (taken > 0)], [note] if taken < wanted else []
 
 
 def _load_part(

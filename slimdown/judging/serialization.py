@@ -60,6 +60,8 @@ def _make_reader(hint: Any) -> Callable[[Any], Any]:
         read = _make_reader(kinds[0])
         return lambda value: None if value is None else read(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if hasattr(hint, "read_plain"):  # its fields depend on what was chosen
+            return lambda value: hint.read_plain(value)
         fields = {name: _make_reader(one) for name, one in get_type_hints(hint).items()}
         return lambda value: hint(
             **{name: fields[name](one) for name, one in value.items() if name in fields}

@@ -5,14 +5,13 @@ from typing import Any
 from torch import nn
 
 from slimdown.config.method_config import MethodConfig
-from slimdown.config.methods import Method
 from slimdown.config.schema import LoraConfig
 
 
 def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
     """Make the weights that a method trains require gradients, and no others."""
-    model.requires_grad_(method.name is Method.full)
-    if method.name is Method.last_layer:
+    model.requires_grad_(method.name == "full")
+    if method.name == "last_layer":
         n_layers = model.config.get_text_config().num_hidden_layers
         lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
         name, blocks = next((n, m) for n, m in lists if len(m) == n_layers)

@@ -53,7 +53,7 @@ def render_model_card(
     if is_adapter is None:
         is_adapter = not merged and not config.method.facts.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
-    method = "tuned" if config.tuned else config.method.name.value
+    method = "tuned" if config.tuned else config.method.name
     sections = ("quantization.",) if config.tuned else _SECTIONS  # other settings did not shape it
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
     flat = flatten(config).items()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import isnan, nan
 from textwrap import shorten
 
-from slimdown.config.keep_config import Keep
+from slimdown.config.mitigation import advise_mitigation
 from slimdown.config.schema import (
     BYTE_PROBABILITY,
     PROMPT_SETTINGS,
@@ -64,14 +64,13 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     else:
         sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
         about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
-        method = [config.method.name.value]
+        method = [config.method.name]
         if config.method.facts.reads_lora:
             lora = config.lora
             method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
         about["method"] = ", ".join(method)
-        if config.keep.name is not Keep.none:
-            name, *others = {k: v for k, v in vars(config.keep).items() if v}.items()
-            about["keep"] = ", ".join([str(name[1]), *(f"{k} {v}" for k, v in others)])
+        if keep := config.keep.describe():
+            about["keep"] = keep
     parts = [
         f"{name} ({_describe_shots(b)}"
         + f", first {b.limit}" * bool(b.limit)
@@ -252,7 +251,7 @@ def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) 
     if can_scale:
         budgets = [check.budget for check in gate.checks] if gate else []
         return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
-    setting = "train.stop_on_forgetting=true" if keeps else "keep=auto"
+    setting = (not keeps and advise_mitigation()) or "train.stop_on_forgetting=true"
     return f"the same command with {setting}"
 
 

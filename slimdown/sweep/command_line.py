@@ -27,6 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
+from slimdown.config.extensions import list_added_choices
 from slimdown.config.fields import (
     DIMENSION_KEY,
     explain_unknown_key,
@@ -238,7 +239,9 @@ class _Composer:
         if not self.line.is_choice(key):
             problems.append(explain_unknown_key(key, RunConfig))
         elif names := self._loader.get_group_options(key):
-            names = sorted({*names, *list_group_choices(key, self.line.folders)})
+            names = sorted(
+                {*names, *list_group_choices(key, self.line.folders), *list_added_choices(key)}
+            )
             for value in (each.value() for each in values):
                 several = {*map(str, value)} if isinstance(value, list) else ()
                 called = [name_choice(key, one) for one in several]

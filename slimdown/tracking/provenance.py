@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from slimdown.config.engines import list_engines
+from slimdown.config.extensions import describe_extensions
 from slimdown.utils.hashing import hash_json
 
 # The packages that every run's numbers come from; their versions are in its key.
@@ -32,12 +33,14 @@ def collect_environment() -> dict[str, Any]:
     git, commit = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], None
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
         commit = subprocess.check_output(git, text=True, stderr=subprocess.DEVNULL).strip()
+    extensions = dict.fromkeys(package for package, _ in describe_extensions())
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "git_commit": commit,
+        **({"extensions": ", ".join(extensions)} if extensions else {}),
         **{name: find_version(name) for name in _list_packages()},
     }
 

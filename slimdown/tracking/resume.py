@@ -10,6 +10,7 @@ from filelock import Timeout
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.engines import BACKENDS, ENGINES
+from slimdown.config.extensions import find_packages
 from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
@@ -48,7 +49,7 @@ def run_key(config: RunConfig) -> str:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
         files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
-        for key, place in {"keep.prompts": config.keep.prompts, **files}.items():
+        for key, place in {**config.keep.list_files(), **files}.items():
             if place:
                 settings[key] = hash_file(Path(place).expanduser())
         if folder := config.evaluation.include_path:
@@ -68,6 +69,8 @@ def run_key(config: RunConfig) -> str:
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
         "processes": 1 if config.tuned else process_count(),
     }
+    if packages := find_packages({"method": config.method.name, "keep": config.keep.name}):
+        parts["extensions"] = packages
     return hash_json(parts)
 
 

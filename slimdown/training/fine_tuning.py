@@ -23,11 +23,11 @@ from slimdown.models.causal import disabled_adapters
 from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
-from slimdown.training.keeping import apply_keep
+from slimdown.training.labels import IGNORED
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.sft import TrainingCallback, build_trainer
-from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
+from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
@@ -59,8 +59,9 @@ def prepare_training(
         DataError: No row is left to train on.
     """
     on_cpu = base.device == "cpu"
-    rows = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
-    rows, options = apply_keep(base, rows, config), config.train.args
+    plain = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
+    rows: TokenizedRows = config.keep.prepare_rows(base, plain, config)
+    options = config.train.args
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
     states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]

@@ -19,7 +19,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.engines import ENGINES
-from slimdown.config.keep_config import Keep
+from slimdown.config.mitigation import Mitigation
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import (
     disabled_adapters,
@@ -29,9 +29,10 @@ from slimdown.models.causal import (
     learns_prompt,
     restore_weights,
 )
-from slimdown.training.keeping import mark_replayed, measure_divergence
+from slimdown.training.divergence import measure_divergence
+from slimdown.training.labels import IGNORED, unmark_labels
 from slimdown.training.result import StepLog
-from slimdown.training.tokenizing import IGNORED, SETTINGS, TokenizedRows
+from slimdown.training.tokenizing import SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 
@@ -56,16 +57,14 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
     takes_plain_loss = True
     enlarges_gradients = False
-    base_weight = 0.0  # weight of the divergence from the base
-    is_near_in_replayed = False  # only on replayed rows, but over all tokens
+    mitigation = Mitigation()  # what is added to the loss
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
         if self.takes_plain_loss:
-            compared = self._take_compared_rows(inputs) if model.training else {}
-            compute_logits, target = self._open_batch(model, inputs)
-            is_trained, is_replayed = target != IGNORED, target < IGNORED
-            target = mark_replayed(target)
+            compared = self.mitigation.choose_compared(inputs) if model.training else {}
+            compute_logits, marked = self._open_batch(model, inputs)
+            target = unmark_labels(marked)
             if compared:
                 # Not through DDP's wrapper: other processes may have no such row in their batch.
                 own = self.accelerator.unwrap_model(model)
@@ -76,17 +75,12 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             logits = compute_logits()
             nats = functional.cross_entropy(logits.float(), target, reduction="none")
             total = nats.sum()
-            if compared and self.is_near_in_replayed:
-                base_logits = base_logits[base_target < IGNORED]
-                divergence = measure_divergence(base_logits, logits[is_replayed])
-                total = total + self.base_weight * divergence.sum()
-            elif compared:
-                pair = base_logits[is_trained], logits[is_trained]
-                divergence = measure_divergence(*pair, target[is_trained])
-                total = total + self.base_weight * divergence.sum()
+            if compared:
+                of_base = base_logits, base_target
+                total = total + self.mitigation.measure_loss(logits, marked, *of_base)
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:
-                loss = total / is_trained.sum().clamp(min=1)
+                loss = total / (target != IGNORED).sum().clamp(min=1)
             else:  # counts all processes; DDP takes their mean
                 loss = total * self.accelerator.num_processes / n_tokens
         else:
@@ -143,27 +137,6 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             is_repeated = row + size * self.args.process_index >= state.remainder
             batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
         return batch
-
-    def _take_compared_rows(self, inputs: Any) -> dict[str, Any]:
-        """Return the rows of a batch that are compared with the base; empty where there is none."""
-        if not self.base_weight or not self.is_near_in_replayed:
-            return dict(inputs) if self.base_weight else {}
-        is_replayed = inputs["labels"] < IGNORED
-        if not is_replayed.any():
-            return {}
-        if "position_ids" in inputs:  # one row after another
-            row = (inputs["position_ids"] == 0).cumsum(1)
-            chosen = torch.isin(row, row[is_replayed])[0]
-            taken = {
-                name: inputs[name][:, chosen] for name in ("input_ids", "labels", "position_ids")
-            }
-            starts = (taken["position_ids"][0] == 0).nonzero().flatten()
-            ends = functional.pad(starts, (0, 1), value=int(chosen.sum())).int()
-            longest = int(ends.diff().max())
-            new: dict[str, Any] = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-            new |= {"max_length_q": longest, "max_length_k": longest}
-            return taken | {name: new[name] for name in new.keys() & inputs.keys()}
-        return {name: values[is_replayed.any(1)] for name, values in inputs.items()}
 
     def _open_batch(self, model: Any, inputs: Any) -> tuple[Callable[[], Any], Any]:
         """Return a function that computes the logits where a batch has a target, and the targets.
@@ -240,8 +213,7 @@ def build_trainer(
     router = {name: value for name, value in settings.items() if "router" in name}
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
     settings.update(router)  # TRL writes what it trains with into the config, which is saved
-    trainer.base_weight = config.keep.weight or 0.0
-    trainer.is_near_in_replayed = config.keep.name in (Keep.replay, Keep.self_replay)
+    trainer.mitigation = config.keep
     trainer.remove_callback(transformers.PrinterCallback)
     if has_own_adapter or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]

@@ -16,7 +16,6 @@ from slimdown.data.training_data import TrainingData
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import DataError, describe_error
 
-IGNORED = -100  # the label of a token that is not trained on
 SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")  # that are read here
 
 
@@ -29,7 +28,7 @@ class TokenizedRows:
     n_truncated: int
     n_untrained: int
     notes: Sequence[str]
-    n_replayed: int = 0  # the last rows of `train`
+    n_added: int = 0  # by a mitigation: the last rows of `train`
     is_padding_free: bool = False  # a batch is one row without padding; the trial decides it
 
 
@@ -64,7 +63,7 @@ def tokenize_rows(
             arguments = SFTConfig(folder, **settings)
             arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
             model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-            held_out = part.validation if len(part.validation) else None  # replayed rows have none
+            held_out = part.validation if len(part.validation) else None  # added rows have none
             # A dataset of weight 0 has no training rows, and TRL takes no empty dataset.
             read = part.train if len(part.train) else part.validation
             rows: dict[str, Any] = {"train_dataset": read, "eval_dataset": held_out}
@@ -93,5 +92,5 @@ def tokenize_rows(
         note += f"; {n_untrained:,} more have no token left to train on and are left out"
     notes = [note] if n_truncated or n_untrained else []
     pairs = zip(trains, train_data.parts, strict=True)
-    n_replayed = sum(len(rows) for rows, part in pairs if part.is_replayed)
-    return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_replayed)
+    n_added = sum(len(rows) for rows, part in pairs if part.is_added)
+    return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_added)

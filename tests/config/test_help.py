@@ -10,6 +10,7 @@ from record_builders import Capture, Compose, Patch
 from slimdown.commands import runs
 from slimdown.config.fields import find_setting, list_settings
 from slimdown.config.help import describe_settings, write_help, write_table
+from slimdown.config.mitigation import list_mitigations
 from slimdown.config.naming import flatten
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import RunConfig
@@ -36,7 +37,7 @@ def test_the_whole_help_and_the_page_hold_every_setting_choice_and_default() -> 
     for group in ("model", "dataset", "method", "keep", "benchmark", "suite", "experiment"):
         for choice in list_group_choices(group):
             assert re.search(rf"[ ,]{re.escape(choice)}[, ]", text) or choice == "any"
-    assert described["keep.name"].choices == "one of none, auto, replay, self_replay, kl"
+    assert described["keep.name"].choices == f"one of {', '.join(list_mitigations())}"
     assert described["lora.r"].choices == "at least 1"
     assert described["rerun"].choices == "true or false"
 

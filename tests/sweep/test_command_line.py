@@ -104,13 +104,13 @@ def test_what_is_searched_is_not_given_a_value() -> None:
 def test_the_space_of_a_preset_is_changed_setting_by_setting() -> None:
     plan = compose_line(
         "-m", "experiment=keep", "search.space.train.learning_rate.high=2e-3",
-        "search.space.keep.choices=[auto,kl]", "search.space.lora.r={choices:[2,4]}",
+        "search.space.keep.choices=[auto,self_replay]", "search.space.lora.r={choices:[2,4]}",
         "search.space.train.max_length.low=16", "search.space.train.max_length.high=32",
     )  # fmt: skip
     rate, length = (plan.space[f"train.{name}"] for name in ("learning_rate", "max_length"))
     assert (rate.low, rate.high, rate.log) == (1e-3, 2e-3, True)
     assert (length.low, length.high) == (16, 32)
-    assert plan.space["keep"].choices == ["auto", "kl"]
+    assert plan.space["keep"].choices == ["auto", "self_replay"]
     assert plan.space["lora.r"].choices == [2, 4]
 
 

@@ -182,7 +182,7 @@ def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> 
 
 UNFIT = {
     "method": DimensionConfig(choices=["lora", "full"]),
-    "keep": DimensionConfig(choices=["none", "kl"]),
+    "keep": DimensionConfig(choices=["none", "self_replay"]),
 }
 
 
@@ -197,7 +197,7 @@ def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
     states = [trial.state.name for trial in search.study.get_trials()]
     assert len(states) == 12
     assert 0 < states.count("FAIL") == 12 - len(proposed)
-    assert ("full", "kl") not in proposed
+    assert ("full", "self_replay") not in proposed
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("is refused (") == states.count("FAIL")
     assert "needs the base beside what is trained" in out
@@ -206,7 +206,7 @@ def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
 
 
 def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None:
-    search = open_search("quantization=none", "keep=kl", **{"method": UNFIT["method"]})
+    search = open_search("quantization=none", "keep=self_replay", **{"method": UNFIT["method"]})
     search.space["method"] = DimensionConfig(choices=["full"])
     assert not list(search.propose_batches())
     with pytest.raises(ConfigError, match="every trial of the search is refused"):

@@ -19,6 +19,7 @@ from record_builders import copy_store
 from safetensors.torch import load_file
 from training_run import TrainingRun
 
+from slimdown.config.mitigation import list_mitigations
 from slimdown.config.schema import RunConfig
 from slimdown.training import fine_tuning
 from slimdown.utils import distributed
@@ -85,13 +86,16 @@ REPLAY = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.sh
 REPLAY += ["keep.dataset=pocket_replay"]
 CASES: dict[str, list[str]] = {
     "plain": STEPS,
-    "kl": [*STEPS, "keep=kl"],
-    "self_replay": [*STEPS, "keep=self_replay", "keep.max_tokens=24"],
-    "replay": [*STEPS, *REPLAY, "keep.weight=1"],
     "uneven": UNEVEN,
     "uneven_padded": [*UNEVEN, "train.args.neftune_noise_alpha=1e-9"],
     "packed": [*UNEVEN, "train.args.packing=true", "train.max_length=96"],
 }
+MITIGATIONS = {
+    "kl": ["keep=kl"],
+    "self_replay": ["keep=self_replay", "keep.max_tokens=24"],
+    "replay": [*REPLAY, "keep.weight=1"],
+}
+CASES |= {one: [*STEPS, *MITIGATIONS[one]] for one in list_mitigations() if one in MITIGATIONS}
 # By `-m slow`; what rows are kept by, and how they are padded, is tested in one process, too.
 RARE = {"self_replay", "replay", "uneven_padded"}
 # Seventy questions are three chunks: the second process answers one of three.

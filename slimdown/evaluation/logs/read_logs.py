@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from math import fsum
 from pathlib import Path
+from typing import Any
 
+from slimdown.config.extensions import add_extensions
 from slimdown.config.fields import nearest
 from slimdown.config.schema import Role
 from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
@@ -16,12 +18,28 @@ from slimdown.utils.secrets import redact
 
 # The first that takes a file reads it. So a table beside the logs of a tool is not read as a log,
 # and Inspect gets only a .json that lm_eval does not take.
-_KINDS: dict[str, LogReader] = {
+_OWN: dict[str, LogReader] = {
     "lm_eval": lm_eval,
     "Inspect": inspect,
     "lighteval": lighteval,
     "tables": score_tables,
 }
+
+
+@cache
+def list_readers() -> dict[str, LogReader]:
+    """Return every reader of logs by its kind; those of other packages are asked first.
+
+    Raises:
+        ConfigError: An extension is broken.
+    """
+    demand = "a module or object with find_files and open_logs"
+    table = add_extensions("slimdown.logs", _OWN, _is_reader, demand)
+    return {kind: table[kind] for kind in sorted(table, key=_OWN.__contains__)}
+
+
+def _is_reader(added: Any) -> bool:
+    return all(callable(getattr(added, name, None)) for name in ("find_files", "open_logs"))
 
 
 def find_logs(path: Path) -> tuple[str, list[Path]]:
@@ -33,7 +51,9 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     Raises:
         DataError: There are none, or they are of several tools or models.
     """
-    by_kind = {kind: files for kind, one in _KINDS.items() if (files := one.find_files(path))}
+    by_kind = {
+        kind: files for kind, one in list_readers().items() if (files := one.find_files(path))
+    }
     tools = [kind for kind in by_kind if kind != "tables"]
     if path.is_dir() and len(tools) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
@@ -53,7 +73,7 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
 def _list_models(path: Path) -> list[Path]:
     """List the folders in a folder that hold logs by themselves."""
     folders = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
-    return [one for one in folders if any(kind.find_files(one) for kind in _KINDS.values())]
+    return [one for one in folders if any(kind.find_files(one) for kind in list_readers().values())]
 
 
 def read_logs(
@@ -90,7 +110,7 @@ def read_logs(
     metrics, clusters = metrics or {}, clusters or {}
     _check_types(metrics, targets, clusters)
     kind, files = find_logs(Path(str(folder)))
-    open_logs = _KINDS[kind].open_logs
+    open_logs = list_readers()[kind].open_logs
     if kind == "tables" and not Path(str(folder)).is_dir():
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]

@@ -1,0 +1,183 @@
+"""What a mitigation of forgetting is, and the table of those that there are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from slimdown.config.extensions import add_extensions
+from slimdown.config.fields import FILE, MISSING, build_choice, read_choice, setting
+
+if TYPE_CHECKING:
+    from slimdown.config.schema import RunConfig
+
+GROUP = "slimdown.mitigations"
+_FOLDER = Path(__file__).parents[1] / "training" / "mitigations"
+_NONE = "none"
+
+
+@dataclass
+class Mitigation:
+    """What a run does so that it keeps what the base can do; this one, `keep=none`, does nothing.
+
+    A mitigation is a subclass in a file of `training/mitigations/`, or in another package. Its
+    fields are its settings, `keep.FIELD`; a file of `conf/keep/`, or their defaults, sets them. It
+    overrides what it does otherwise. Reports and checks read it, too: what needs torch is imported
+    inside functions.
+
+    Attributes:
+        about: What it does, a few words for console, page and card.
+        is_advised: Whether it is advised to those who lost something without any.
+    """
+
+    name: str = setting("what is done so that a fine-tuning keeps what the base can do")
+
+    about: ClassVar[str] = ""
+    is_advised: ClassVar[bool] = False
+
+    @staticmethod
+    def list_kinds() -> dict[str, type["Mitigation"]]:
+        """Return the classes that the section `keep` may have, for help and messages."""
+        return list_mitigations()
+
+    @staticmethod
+    def read_plain(values: Mapping[str, Any]) -> "Mitigation":
+        """Restore recorded settings, also those of a mitigation that is not installed here."""
+        mitigation: Mitigation = read_choice(Mitigation, list_mitigations(), values)
+        return mitigation
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is done."""
+        return self.name not in (_NONE, MISSING)
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether its loss needs the base beside what is trained."""
+        return False
+
+    @property
+    def added_share(self) -> float:
+        """The share of all rows that it adds."""
+        return 0.0
+
+    def resolve(self, config: "RunConfig") -> "Mitigation":
+        """Return the mitigation that this one stands for; it is recorded.
+
+        Raises:
+            ConfigError: A setting would do nothing.
+        """
+        return self
+
+    def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
+        """Find what does not go together with the other settings, a line each."""
+        return iter(())
+
+    def find_file_problems(self) -> Iterator[str]:
+        """Find what is wrong with the files that its settings name, before the first run."""
+        return iter(())
+
+    def list_files(self) -> dict[str, Path]:
+        """Return the files that its settings name, by dotted key: a run's key holds their content.
+
+        They are the settings whose range is `FILE`.
+        """
+        named = (one.name for one in fields(self) if one.metadata.get("range") is FILE)
+        return {f"keep.{name}": Path(path) for name in named if (path := getattr(self, name))}
+
+    def describe(self) -> str:
+        """Describe it in a line, for console, page and card; empty where nothing is done."""
+        values = [f"{key} {value}" for key, value in vars(self).items() if value and key != "name"]
+        about = f"{self.name}: {self.about}" if self.about else self.name
+        return ", ".join([about, *values]) if self.is_active else ""
+
+    def explain_plan(self) -> Iterator[str]:
+        """Say what a plan of the run does not count, a sentence each."""
+        return iter(())
+
+    def choose_parts(self, parts: Sequence[Any]) -> tuple[list[Any], list[str]]:
+        """Choose the rows of the datasets.
+
+        Args:
+            parts: The `DatasetPart` of each dataset.
+
+        Returns:
+            The parts to train on, and lines for the user. One with `is_added` is the last.
+        """
+        return list(parts), []
+
+    def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
+        """Return the rows to train on, with what it adds to them or marks in them.
+
+        Several processes call this together.
+
+        Args:
+            base: The `LoadedModel`, which stays as it is.
+            rows: The `TokenizedRows`. Held-out rows stay as they are.
+            config: The checked settings.
+
+        Raises:
+            DataError: Nothing is left to train on, or nothing can be added.
+        """
+        return rows
+
+    def choose_compared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the rows of a batch that the base reads, too; empty: there are none.
+
+        Args:
+            inputs: The model's arguments, and `labels`; see `training/labels.py` for marks.
+        """
+        return {}
+
+    def measure_loss(self, logits: Any, target: Any, base_logits: Any, base_target: Any) -> Any:
+        """Compute what is added to the loss of a batch with compared rows, in nats.
+
+        Args:
+            logits: Those of the model, [places, vocabulary].
+            target: The labels of these places, with marks.
+            base_logits: Those of the base in the compared rows, without a gradient.
+            base_target: The labels of their places.
+        """
+        raise NotImplementedError(f"keep={self.name} compares rows, and has no loss")
+
+
+@cache
+def list_mitigations() -> dict[str, type[Mitigation]]:
+    """Return every mitigation by name: `none`, those of `training/mitigations/`, and extensions.
+
+    Raises:
+        ConfigError: An extension is broken.
+    """
+    own: dict[str, type[Mitigation]] = {_NONE: Mitigation}
+    for module in iter_modules([str(_FOLDER)]):
+        named = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
+        found = import_module(f"slimdown.training.mitigations.{module.name}")
+        own[module.name] = getattr(found, named)
+    demand = "a subclass of slimdown.config.mitigation.Mitigation"
+    return add_extensions(GROUP, own, _is_mitigation, demand)
+
+
+def _is_mitigation(added: Any) -> bool:
+    return isinstance(added, type) and issubclass(added, Mitigation)
+
+
+def build_mitigation(values: Mapping[str, Any]) -> Mitigation:
+    """Build the mitigation that composed settings choose.
+
+    Args:
+        values: The settings of the section `keep`.
+
+    Raises:
+        ConfigError: Lists what is wrong with them, one a line.
+    """
+    mitigation: Mitigation = build_choice("keep", list_mitigations(), values)
+    return mitigation
+
+
+def advise_mitigation() -> str:
+    """Return the setting that is advised to those who lost something; empty where there is none."""
+    advised = (name for name, kind in list_mitigations().items() if kind.is_advised)
+    return next((f"keep={name}" for name in advised), "")

@@ -1,0 +1,35 @@
+"""`keep=kl`: the distance to the base is part of the loss (arXiv 2605.29498)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from slimdown.config.fields import POSITIVE, setting
+from slimdown.config.mitigation import Mitigation
+from slimdown.training.labels import IGNORED
+
+
+@dataclass
+class Kl(Mitigation):
+    """The distance on every token that is trained, over all tokens of the vocabulary but it."""
+
+    weight: float = setting("weight of the distance to the base (KL divergence)", POSITIVE)
+
+    about: ClassVar[str] = "the distance to the base is in the loss"
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Always."""
+        return True
+
+    def choose_compared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Compare every row."""
+        return dict(inputs)
+
+    def measure_loss(self, logits: Any, target: Any, base_logits: Any, base_target: Any) -> Any:
+        """Leave the right token out, so that its own likelihood is free to grow."""
+        from slimdown.training.divergence import measure_divergence
+
+        is_trained = target != IGNORED
+        pair = base_logits[is_trained], logits[is_trained]
+        return self.weight * measure_divergence(*pair, target[is_trained]).sum()

@@ -1,0 +1,62 @@
+"""`keep=replay`: rows of a general dataset are mixed in (arXiv 2512.22337)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from slimdown.config.fields import setting
+from slimdown.training.general_rows import GeneralRows, count_added
+from slimdown.training.labels import mark_labels
+
+if TYPE_CHECKING:
+    from slimdown.config.schema import RunConfig
+    from slimdown.data.training_data import DatasetPart
+
+
+@dataclass
+class Replay(GeneralRows):
+    """One of the chosen datasets gives the general rows."""
+
+    dataset: str | None = setting("the chosen dataset that is replayed", default=None)
+
+    about: ClassVar[str] = "rows of a general dataset are mixed in"
+
+    def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
+        """Replay has rows, and nothing else sets their share."""
+        if (general := self.dataset) not in config.dataset or len(config.dataset) < 2:
+            chosen = ", ".join(config.dataset)
+            yield (
+                f"keep.dataset={general or 'null'} must be one of several chosen datasets "
+                f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
+                "keep=self_replay, which needs none"
+            )
+        if any(member.weight is not None for member in config.dataset.values()):
+            yield f"keep.share={self.share} and weights of datasets: set only one of the two"
+
+    def choose_parts(self, parts: Sequence["DatasetPart"]) -> tuple[list["DatasetPart"], list[str]]:
+        """Cut the general dataset to its share of all rows, and put it last.
+
+        None of it is held out, so the validation loss covers only the other datasets.
+        """
+        others = [part for part in parts if part.name != self.dataset]
+        general = next(part for part in parts if part.name == self.dataset)
+        wanted = count_added(sum(len(part.train) for part in others), self.share)
+        taken = min(wanted, len(general.train))
+        share = f"dataset.{self.dataset}: keep.share={self.share:g}"
+        note = f"{share} is {wanted:,} rows, and there are {taken:,}"
+        empty = general.validation.select([])
+        train = general.train.select(range(taken))
+        general = replace(general, train=train, validation=empty, is_added=True)
+        return [*others, *[general] * (taken > 0)], [note] if taken < wanted else []
+
+    def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
+        """Mark the replayed rows, which are the last, where the distance on them counts."""
+        if not self.weight:
+            return rows
+        from datasets import Dataset
+
+        n_others = len(rows.train) - rows.n_added
+        labels = list(rows.train["labels"])
+        labels = [*labels[:n_others], *map(mark_labels, labels[n_others:])]
+        columns = {"input_ids": rows.train["input_ids"], "labels": labels}
+        return replace(rows, train=Dataset.from_dict(columns, rows.train.features))

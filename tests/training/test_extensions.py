@@ -1,0 +1,454 @@
+"""Methods, mitigations and readers of logs of other packages, as pip installs them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands_and_runs import SMALL, call_verb, find_runs, find_trained, run_command
+from mlflow import MlflowClient
+from record_builders import Compose, Patch, copy_store
+from torch.nn import functional
+from training_run import TrainingRun
+
+from slimdown.commands.arguments import VERBS
+from slimdown.config.extensions import list_extensions
+from slimdown.config.fields import explain_unknown_key, list_settings
+from slimdown.config.help import describe_settings, write_help
+from slimdown.config.methods import list_all_methods
+from slimdown.config.mitigation import list_mitigations
+from slimdown.evaluation.logs.read_logs import list_readers
+from slimdown.inputs import read_rows
+from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.tracking.resume import run_key
+from slimdown.training.labels import IGNORED
+from slimdown.training.tokenizing import tokenize_rows
+from slimdown.utils.errors import ConfigError
+
+GUIDE = Path(__file__).parents[2] / "docs" / "extend.md"
+RUN = [*SMALL[:3], "train.max_steps=4", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "slimdown-three"
+version = "2.1"
+[project.entry-points."slimdown.methods"]
+gate = "slimdown_three:GATE"
+[project.entry-points."slimdown.mitigations"]
+near = "slimdown_three:Near"
+[project.entry-points."slimdown.logs"]
+tally = "slimdown_three.tally"
+"""
+FACTS = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from slimdown.config.fields import POSITIVE, setting
+from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import MethodFacts
+from slimdown.config.mitigation import Mitigation
+
+
+@dataclass
+class GateSettings(MethodConfig):
+    start: float = setting("the first value of each factor", POSITIVE, 1.0)
+
+
+GATE = MethodFacts(
+    module="slimdown_three.gate", peft_type="GATE", merges=False, settings=GateSettings
+)
+
+
+@dataclass
+class Near(Mitigation):
+    strength: float = setting("of the squared distance of logits", POSITIVE, 0.5)
+    about: ClassVar[str] = "logits stay near the base's"
+
+    @property
+    def compares_with_base(self):
+        return True
+
+    def choose_compared(self, inputs):
+        return dict(inputs)
+
+    def measure_loss(self, logits, target, base_logits, base_target):
+        return self.strength * (logits - base_logits).float().square().mean(-1).sum()
+"""
+GATE = """
+import json
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+class Gate(torch.nn.Module):
+    def __init__(self, width, start):
+        super().__init__()
+        self.is_enabled = True
+        self.factors = torch.nn.Parameter(torch.full((width,), start))
+
+    def forward(self, output):
+        return (output * self.factors).to(output.dtype) if self.is_enabled else output
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "GATE"}))
+
+
+def attach(model, method, lora):
+    model.requires_grad_(False)
+    model.own_adapter = gate = Gate(model.config.hidden_size, method.start).to(model.device)
+    model.model.norm.register_forward_hook(lambda layer, inputs, output: gate(output))
+    return model
+
+
+def load(model, folder):
+    class Settings:
+        start = 1.0
+
+    attach(model, Settings, None)
+    model.own_adapter.load_state_dict(load_file(folder / "adapter_model.safetensors"))
+    return model
+"""
+TALLY = """
+from slimdown.evaluation.logs.logged_task import LoggedTask
+
+
+def find_files(path):
+    return sorted(path.glob("*.tally")) if path.is_dir() else [path][: path.suffix == ".tally"]
+
+
+def open_logs(file):
+    answers = []
+    for line in file.read_text().splitlines():
+        name, score = line.split()
+        texts = dict.fromkeys(("prompt", "target", "response"), name)
+        answers.append((name, 0.0, texts | {"scores": {"score": float(score)}, "document": {}}))
+    made_by = {"model": file.stem, "tool": "tally", "backend": "tally"}
+    yield LoggedTask(file, "sums", made_by, {"kind": "tally"}, answers)
+"""
+
+
+def install(source: Path, files: dict[str, str]) -> Path:
+    """Install a package by pip from its source, without network; return where it lies."""
+    for name, text in files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    target = source.with_name(f"{source.name}-installed")
+    done = run_command(source, "pip", "install", *options, "--target", str(target), str(source))
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def mask_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extension of the guide, from its very text."""
+    blocks = re.findall(r"```(python|toml)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (_, module), (_, project), *_ = blocks
+    assert module.count("\n") <= 45
+    files = {"slimdown_mask.py": module, "pyproject.toml": project}
+    return install(tmp_path_factory.mktemp("mask"), files)
+
+
+@pytest.fixture(scope="module")
+def three_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with a method, a mitigation and a reader of logs."""
+    files = {"__init__.py": FACTS, "gate.py": GATE, "tally.py": TALLY}
+    files = {f"slimdown_three/{name}": text for name, text in files.items()}
+    return install(tmp_path_factory.mktemp("three"), files | {"pyproject.toml": PROJECT})
+
+
+def forget_extensions() -> None:
+    """Let the tables be made anew, as in a new process."""
+    caches: Any = (list_extensions, list_all_methods, list_mitigations, list_readers)
+    for one in (*caches, list_settings, explain_unknown_key, describe_settings):
+        one.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def clean_tables() -> Iterator[None]:
+    yield
+    forget_extensions()
+    for name in [name for name in sys.modules if name.startswith(("slimdown_mask", "slimdown_th"))]:
+        del sys.modules[name]
+
+
+def use(package: Path, patch: Patch) -> None:
+    patch.syspath_prepend(str(package))
+    forget_extensions()
+
+
+def test_the_mask_of_the_guide_is_trained_recorded_compared_and_checked(
+    mask_package: Path, store: MlflowClient, tmp_path: Path, composed: Compose
+) -> None:
+    keep = ["keep=mask", "keep.max_perplexity=10"]
+    with pytest.MonkeyPatch.context() as patch:
+        use(mask_package, patch)
+        done = call_verb(tmp_path, "run", *RUN, *keep)
+        assert done.returncode == 0, done.stderr
+        assert "keep=mask leaves" in done.stdout
+        assert "mask: tokens that surprise the base carry no loss, max_perplexity" in done.stdout
+        [run] = find_runs(store)
+        assert run.data.params["keep.max_perplexity"] == "10.0"
+        keys = [run_key(composed(*RUN, *keep[:n])) for n in (2, 1, 0)]
+        assert run.data.tags["slimdown.run_key"] == keys[0]
+        assert len({*keys}) == 3
+        again = call_verb(tmp_path, "run", *RUN, *keep)
+        assert "finished before" in again.stdout
+        assert call_verb(tmp_path, "run", *RUN).returncode == 0
+        environment = store.download_artifacts(run.info.run_id, "environment.json")
+        assert json.loads(Path(environment).read_text())["extensions"] == "slimdown-mask 0.1"
+        commands = [["compare", "--format=json"], ["status", "--format=json"]]
+        commands.append(["check", run.info.run_id, "--max-loss=0.5", "--format=json"])
+        said = [call_verb(tmp_path, *command) for command in commands]
+        assert all(one.returncode == 0 for one in said[:2])
+        rows = json.loads(said[0].stdout)["rows"]
+        assert {row["keep.name"] for row in rows} == {"mask", "none"}
+    forget_extensions()  # as where the package is not installed
+    assert "mask" not in list_mitigations()
+    for command, before in zip(commands, said, strict=True):
+        after = call_verb(tmp_path, *command)
+        assert (after.returncode, after.stdout) == (before.returncode, before.stdout), after.stderr
+    done = call_verb(tmp_path, "merge", run.info.run_id, "--out", str(tmp_path / "merged"))
+    assert done.returncode == 1
+    assert "keep=mask is not installed; install the package that has it" in done.stderr
+
+
+def test_the_mask_takes_the_tokens_out_that_surprise_the_base(
+    mask_package: Path, monkeypatch: Patch, composed: Compose
+) -> None:
+    use(mask_package, monkeypatch)
+    config = composed(*SMALL, "keep=mask", "keep.max_perplexity=4")
+    run = TrainingRun(config)
+    data = read_rows(config, run.base.tokenizer)
+    plain = tokenize_rows(data, run.base.tokenizer, config.train, True, config.seed)
+    by_ids = {tuple(row["input_ids"]): row["labels"] for row in run.rows.train}
+    n_masked = 0
+    for row in plain.train:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            nats = functional.cross_entropy(
+                run.base.model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:], reduction="none"
+            )
+        is_kept = nats.exp() <= 4
+        expected = torch.tensor(row["labels"][1:]).where(is_kept, torch.tensor(IGNORED)).tolist()
+        labels = by_ids.get(tuple(row["input_ids"]), [IGNORED] * len(row["labels"]))
+        assert labels[1:] == expected
+        n_masked += expected.count(IGNORED) - row["labels"][1:].count(IGNORED)
+    assert n_masked > 50
+
+
+def test_settings_of_an_extension_are_checked_like_our_own(
+    mask_package: Path, monkeypatch: Patch, tmp_path: Path, composed: Compose
+) -> None:
+    use(mask_package, monkeypatch)
+    assert composed("keep=mask").keep.max_perplexity == 2.5  # type: ignore[attr-defined]
+    wrong = {
+        "keep.max_perplexity=1": "must be above 1, the perplexity of a token that is certain, got",
+        "keep.max_perplexity=abc": "keep.max_perplexity must be a number, got 'abc'",
+        "keep.max_perplexity=null": "must be set for keep=mask",
+        "keep.weight=1": "only keep=.*replay has it, and not mask",
+        "keep.max_perplexty=3": "keep.max_perplexty is not a setting; did you mean keep.max_perpl",
+    }
+    for setting, message in wrong.items():
+        done = call_verb(tmp_path, "run", "keep=mask", setting)
+        assert done.returncode == 1
+        assert re.search(message, done.stderr), done.stderr
+    done = call_verb(tmp_path, "run", "keep=maks")
+    assert "keep=maks: there is no such keep; did you mean mask" in done.stderr
+    assert "mask" in write_help()
+    assert "keep.max_perplexity" in write_help(is_whole=True)
+    own = tmp_path / "own" / "keep"
+    own.mkdir(parents=True)
+    (own / "mask.yaml").write_text("name: mask\nmax_perplexity: 7\n")  # beats the class
+    [run] = compose_runs(read_command_line(["-cd", str(own.parent), "keep=mask"])).runs
+    assert vars(run.config.keep) == {"name": "mask", "max_perplexity": 7.0}
+
+
+def add_entry_point(folder: Path, group: str, value: str, code: str = "") -> None:
+    """A package whose entry point is this value, as an installer leaves it."""
+    about = folder / "odd-0.3.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 0.3\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{value}\n")
+    (folder / "odd_code.py").write_text(code)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "doctor"])
+def test_a_broken_extension_is_refused_by_its_package(
+    verb: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    code = "raise RuntimeError('no\\nlicense')"
+    add_entry_point(tmp_path / "site", "slimdown.mitigations", "odd = odd_code:Odd", code)
+    use(tmp_path / "site", monkeypatch)
+    arguments = {"verdict": ["a", "b"], "check": ["1"], "scale": ["1"]}
+    arguments["merge"] = ["1", f"--out={tmp_path / 'out'}"]
+    done = call_verb(tmp_path, verb, *arguments.get(verb, []))
+    assert done.returncode != 0
+    problem = "odd 0.3: its mitigation odd cannot be loaded (RuntimeError: no license); update this"
+    _, line = done.stderr.splitlines()
+    assert line.strip().startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "answer"),
+    [
+        ("mitigations", "odd = odd_code:Odd", "AttributeError: .*Odd"),
+        ("mitigations", "odd = odd_code:NUMBER", "must be a subclass of slimdown.config.mitiga"),
+        ("mitigations", "none = odd_code:NUMBER", "its mitigation none has a name that is taken"),
+        ("methods", "odd = odd_code:NUMBER", "its method odd .* must be a slimdown.config.methods"),
+        ("logs", "odd = odd_code", "must be a module or object with find_files and open_logs"),
+        ("logs", "odd = no_such_module", "its reader of logs odd .*no_such_module"),
+    ],
+)
+def test_what_an_extension_must_be_is_said(
+    group: str, value: str, answer: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    add_entry_point(tmp_path, f"slimdown.{group}", value, "NUMBER = 1\n")
+    use(tmp_path, monkeypatch)
+    tables = {"mitigations": list_mitigations, "methods": list_all_methods, "logs": list_readers}
+    with pytest.raises(ConfigError, match=answer) as raised:
+        tables[group]()
+    assert str(raised.value).startswith("odd 0.3: ")
+    assert str(raised.value).endswith("update this package, or uninstall it")
+
+
+def test_the_doctor_lists_extensions_and_names_a_broken_one(
+    three_package: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    use(three_package, monkeypatch)
+    done = call_verb(tmp_path, "doctor")
+    words = " ".join(done.stdout.split())
+    for kind in ("method gate", "mitigation near", "reader of logs tally"):
+        assert f"extension slimdown-three 2.1: {kind}" in words
+    assert "broken" not in words
+    add_entry_point(tmp_path / "site", "slimdown.logs", "odd = no_such_module")
+    use(tmp_path / "site", monkeypatch)
+    done = call_verb(tmp_path, "doctor")
+    assert done.returncode == 1
+    assert "odd 0.3: its reader of logs odd cannot be loaded" in " ".join(done.stdout.split())
+
+
+def test_a_package_brings_a_method_and_a_mitigation(
+    three_package: Path, monkeypatch: Patch, store: MlflowClient, tmp_path: Path
+) -> None:
+    use(three_package, monkeypatch)
+    settings = ["method=gate", "method.start=1", "keep=near", "keep.strength=2"]
+    done = call_verb(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
+    assert done.returncode == 0, done.stderr
+    [run] = find_runs(store)
+    chosen = {key: run.data.params[key] for key in ("method.name", "keep.name", "keep.strength")}
+    assert chosen == {"method.name": "gate", "keep.name": "near", "keep.strength": "2.0"}
+    folder = find_trained(store, run.info.run_id)
+    card = (folder / "README.md").read_text()
+    assert "Against forgetting: near: logits stay near the base's, strength 2.0." in card
+    assert "from slimdown_three.gate import load" in card
+    tuned = call_verb(tmp_path, "run", f"tuned={folder}", *RUN[4:])
+    assert tuned.returncode == 0, tuned.stderr
+    scores = [one.data.metrics["tuned/pocket_cs"] for one in find_runs(store)]
+    assert scores[0] == scores[1]
+    wrong = call_verb(tmp_path, "run", "method=gate", "method.r=3")
+    assert "method.r=3: only method=shira has it, and not gate" in wrong.stderr
+    wrong = call_verb(tmp_path, "run", "method.start=3")
+    assert "method.start=3.0: only method=gate has it, and not lora" in wrong.stderr
+    wrong = call_verb(tmp_path, "run", "keep=near", "method=full", "quantization=none")
+    assert "keep=near needs the base beside what is trained" in wrong.stderr
+
+
+def test_what_a_mitigation_adds_to_the_loss_holds_the_model_back(
+    three_package: Path, monkeypatch: Patch, tmp_path: Path, composed: Compose
+) -> None:
+    use(three_package, monkeypatch)
+    moved = []
+    for keep in ("keep=none", "keep=near"):
+        more = [] if keep == "keep=none" else ["keep.strength=100"]
+        run = TrainingRun(composed(*SMALL, "train.max_steps=6", keep, *more))
+        _, result = run.train(tmp_path / keep)
+        moved.append(result.base_divergence)
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_a_package_brings_a_reader_of_logs(
+    three_package: Path, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    for name, n_right in (("base", 90), ("tuned", 30)):
+        rows = (f"{i} {int(i < n_right)}\n" for i in range(100))
+        (tmp_path / f"{name}.tally").write_text("".join(rows))
+    sides = [str(tmp_path / f"{name}.tally") for name in ("base", "tuned")]
+    use(three_package, monkeypatch)
+    done = call_verb(tmp_path, "verdict", *sides, "--format=json")
+    [row] = json.loads(done.stdout)["rows"]
+    assert (row["benchmark"], row["verdict"], row["n"]) == ("sums", "forgotten", 100)
+
+
+STEPS = [*RUN[:3], "train.per_device_train_batch_size=4", "train.max_steps=4", *RUN[4:]]
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_an_extension_as_one_does(
+    three_package: Path, migrated_store: Path, tmp_path: Path
+) -> None:
+    folder = copy_store(migrated_store, tmp_path)
+    paths = [str(three_package), str(Path(__file__).parents[2])]
+    alone = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    alone |= {"MLFLOW_TRACKING_URI": ""}
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "localhost:0", "-m"]
+    command = ["slimdown.run", *STEPS, "method=gate", "keep=near"]
+    done = run_command(folder, *launcher, *command, **alone)
+    assert done.returncode == 0, done.stderr
+    one = "train.gradient_accumulation_steps=2"
+    done = run_command(folder, *command, one, **alone)
+    assert done.returncode == 0, done.stderr
+    both = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
+    losses = [run.data.metrics["train/validation_loss_after"] for run in both]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != both[0].data.metrics["train/validation_loss_before"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_an_extension_goes_on(
+    three_package: Path, migrated_store: Path, tmp_path: Path
+) -> None:
+    folder = copy_store(migrated_store, tmp_path)
+    paths = [str(three_package), str(Path(__file__).parents[2])]
+    alone = {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": ""}
+    settings = [*SMALL[:2], *RUN[4:], "train.num_train_epochs=4", "keep=near"]
+    command = ["slimdown.run", *settings, "train.checkpoint_minutes=0.005"]
+    with (folder / "log.txt").open("w") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **alone},
+            start_new_session=True,
+        )
+    states = "mlruns/runs/*/checkpoints/checkpoint-*/trainer_state.json"
+    while started.poll() is None and not list(folder.glob(states)):
+        time.sleep(0.05)
+    assert started.returncode is None, (folder / "log.txt").read_text()
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait(timeout=120)
+    done = run_command(folder, *command, **alone)
+    assert done.returncode == 0, done.stderr
+    assert "goes on with run" in done.stdout
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    [run] = find_runs(client)
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert sorted({*steps}) == sorted(steps)
+    assert len(steps) == 32

@@ -1,0 +1,65 @@
+"""`keep=kl`: what it adds to the loss, where it can be used, and what it is called."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands_and_runs import SMALL
+from torch.nn import functional
+from training_run import TrainingRun
+
+from slimdown.config.schema import RunConfig
+from slimdown.report.text import describe_run
+from slimdown.utils.errors import ConfigError
+
+Composed = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "",
+        "method=prompt",
+        pytest.param("method=bottleneck", marks=pytest.mark.slow),
+    ],
+)
+def test_a_distance_to_the_base_keeps_the_model_near_it(
+    settings: str, composed: Composed, tmp_path: Path
+) -> None:
+    moved = []
+    for i, keep in enumerate(["keep=none", "keep=kl keep.weight=30"]):
+        steps = ["train.max_steps=8", *keep.split(), *settings.split()]
+        run = TrainingRun(composed(*SMALL, *steps))
+        ids = torch.arange(5, 60)[None]
+        with torch.no_grad():
+            before = run.base.model(input_ids=ids).logits[0].log_softmax(-1)
+        tuned, result = run.train(tmp_path / str(i))
+        with torch.no_grad():
+            after = tuned.model(input_ids=ids).logits[0, -55:].log_softmax(-1)
+        assert result.base_divergence > 0
+        moved.append(float(functional.kl_div(after, before, reduction="sum", log_target=True)))
+        assert all(math.isfinite(log.values["loss"]) for log in run.logs)
+        assert all(p.requires_grad for n, p in tuned.model.named_parameters() if "lora" in n)
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_its_only_setting_is_its_weight(composed: Composed) -> None:
+    keep = composed("keep=kl", "keep.weight=3").keep
+    assert vars(keep) == {"name": "kl", "weight": 3.0}
+    described = describe_run(composed("keep=kl"))["keep"]
+    assert described == "kl: the distance to the base is in the loss, weight 1.0"
+    with pytest.raises(ConfigError, match=r"keep\.share=0\.1: only keep=.* has it, and not kl"):
+        composed("keep=kl", "keep.share=0.1")
+    with pytest.raises(ConfigError, match=r"keep\.weight must be set for keep=kl"):
+        composed("keep=kl", "keep.weight=null")
+    with pytest.raises(ConfigError, match=r"keep\.weight must be a number, got 'abc'"):
+        composed("keep=kl", "keep.weight=abc")
+
+
+def test_it_needs_the_base_beside_it_and_equal_inputs(composed: Composed) -> None:
+    with pytest.raises(ConfigError, match="keep=kl needs the base beside what is trained"):
+        composed("keep=kl", "method=full", "quantization=none")
+    with pytest.raises(ConfigError, match="keep=kl: its noise would differ"):
+        composed("keep=kl", "train.args.neftune_noise_alpha=5")
