@@ -1,10 +1,8 @@
 """One run from top to bottom: load, measure the base, fine-tune, measure again, judge, record."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,20 @@ from slimdown.config.schema import RunConfig
 from slimdown.data.contamination import find_contamination
 from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.evaluator import Evaluator, assist_measuring
-from slimdown.evaluation.results import Cost, Evaluation, Work
+from slimdown.evaluation.results import Cost, Work
 from slimdown.inputs import decide_prompts, load_benchmarks, read_inputs, read_rows
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import stopping_rule
-from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
+from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (
     LoadedModel,
     describe_base_model,
     load_base_model,
     load_base_tokenizer,
 )
-from slimdown.models.causal import disabled_adapters
 from slimdown.models.external import open_tuned_model
-from slimdown.models.interpolation import pair_models
 from slimdown.models.shared_base import SharedBase
 from slimdown.planning import estimate_run
 from slimdown.report import console
@@ -35,17 +31,14 @@ from slimdown.report.formatting import format_duration
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
 from slimdown.report.text import advise
-from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
+from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
-from slimdown.tracking.store import local_dir
 from slimdown.tracking.system_metrics import record_system_metrics
-from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
+from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult
-from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count
-from slimdown.utils.errors import ModelError
 from slimdown.watching import build_watcher
 
 _LONG = 3600.0  # seconds, of which a run warns before it starts
@@ -219,95 +212,6 @@ def measure_base(config: RunConfig) -> None:
     evaluator = Evaluator(tasks, evaluation, shares)
     with console.progress_bar("measuring the base", "questions") as on_progress:
         evaluator.evaluate(base, open_base_cache(config, base), on_progress=on_progress)
-
-
-@dataclass(frozen=True)
-class ScaledEvaluations:
-    """The answers of a base, and of a tuned model at several scales."""
-
-    base_model: LoadedModel
-    save: Callable[[float, Path], None]  # writes the model at a scale to a folder
-    base: Evaluation
-    tuned: dict[float, Evaluation]  # by scale
-    # By scale, in nats a token, if the run has not recorded that scale; empty without rows.
-    validation_losses: dict[float, float]
-
-
-def measure_scales(
-    config: RunConfig,
-    scales: Sequence[float],
-    recorded: tuple[Evaluation, Evaluation],
-    origin: str = "",
-) -> ScaledEvaluations:
-    """Measure a tuned model at several scales of its change from the base; nothing is trained.
-
-    Args:
-        config: The settings of the run, with `tuned` set to its adapter or whole model.
-        scales: Each above 0.
-        recorded: What the run recorded of base and tuned model. It is used at scale 1 if the base
-            answers as it did then.
-        origin: Id and revision of a model made elsewhere, as the run recorded them.
-
-    Raises:
-        ModelError: The model has changed since, or is not its base at scale 0: DoRA, trained
-            biases, a whole model with other tensors than the base.
-    """
-    tasks, _ = load_benchmarks(config)
-    rows = train_data = None
-    with console.progress_bar(f"loading {config.model.id}"):
-        tokenizer = load_base_tokenizer(config.model)
-        if config.dataset:
-            train_data = read_rows(config, tokenizer)
-        evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
-        outline = check_base(config)
-        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
-        external = open_tuned_model(config, base)
-        if origin and origin != (present := f"{external.config.id}@{external.revision}"):
-            raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
-        if external.folder is None:
-            interpolation = pair_models(config.model, external)
-        base = load_base_model(config.model, config.quantization, tokenizer, outline)
-        external = replace(external, base=base)
-        if train_data:
-            on_cpu = base.device == "cpu"
-            rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, config.seed)
-        open_scaled: Callable[[float], AbstractContextManager[LoadedModel]]
-        save: Callable[[float, Path], None]
-        if folder := external.folder:
-            check_scalable(tuned := external.load())
-            base = replace(base, model=tuned.model)
-            open_scaled = partial(scale_adapter, tuned)
-            save = partial(save_scaled_adapter, folder)
-        else:
-            interpolation = replace(interpolation, external=external)
-            open_scaled, save = interpolation.open, interpolation.save
-    evaluator = Evaluator(tasks, evaluation)
-    with (
-        console.progress_bar("measuring the base", "questions") as on_progress,
-        disabled_adapters(base.model) if folder else nullcontext(),
-    ):
-        cache = open_base_cache(config, base)
-        base_evaluation = evaluator.evaluate(base, cache, None, on_progress)
-    folder_of_all = local_dir(config.tracking) / "scales"
-    cache = RecordedEvaluations(config, "tuned", folder_of_all, is_shared=True)
-    evaluations, losses = {}, {}
-    before, after = (one.benchmarks for one in recorded)
-    is_as_recorded = base_evaluation.backend == recorded[0].backend and all(
-        one.samples == before[name].samples and not after[name].looks
-        for name, one in base_evaluation.benchmarks.items()
-    )
-    for scale in scales:
-        if scale == 1 and is_as_recorded:
-            evaluations[scale] = recorded[1]
-            continue
-        with (
-            console.progress_bar(f"measuring scale {scale:g}", "questions") as on_progress,
-            open_scaled(scale) as scaled,
-        ):
-            evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
-            if rows:
-                losses[scale] = validate(scaled.model, base.tokenizer, rows, config)
-    return ScaledEvaluations(base, save, base_evaluation, evaluations, losses)
 
 
 def assist_run(config: RunConfig) -> None:

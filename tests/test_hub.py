@@ -385,7 +385,7 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
 
 
 def test_an_endpoint_is_judged_by_its_logs(adapter: Path, endpoint: str, tmp_path: Path) -> None:
-    """A base and a tuned model behind one address, asked as docs/trainers.md says."""
+    """A base and a tuned model behind one address, asked as docs/serving.md says."""
     base = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     merged.save_pretrained(tmp_path / "model")

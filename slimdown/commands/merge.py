@@ -6,7 +6,7 @@ Examples:
 
 Then, to measure what it lost and what merging changed:
   slimdown run tuned=tuned quantization=none ...   with the run's base and benchmarks
-  slimdown compare 3f2a RUN --paired               with the id of that run
+  slimdown compare 3f2a RUN --chain                with the id of that run
 """
 
 import argparse

@@ -46,7 +46,7 @@ from slimdown.utils.errors import ConfigError, ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
 if TYPE_CHECKING:  # it imports torch
-    from slimdown.experiment import ScaledEvaluations
+    from slimdown.scales import ScaledEvaluations
 
 _CHOOSING_SHARE = 0.5  # of the questions, if the run holds none out; the others confirm
 _LARGEST = 2.0
@@ -113,7 +113,7 @@ def _scale(options: argparse.Namespace) -> int:
             scaled_config = replace(config, tuned=str(adapter))
         else:
             config = scaled_config = replace(config, dataset={})
-        from slimdown.experiment import measure_scales  # torch
+        from slimdown.scales import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")

@@ -170,7 +170,7 @@ class ModelConfig:
         """Say what is wrong with the source of the model, with the setting's whole name."""
         if re.match("https?://", self.id):
             advice = "ask it by lm_eval, and judge the logs by `slimdown verdict`"
-            yield f"{self.named} is an address; {advice} (docs/trainers.md)"
+            yield f"{self.named} is an address; {advice} (docs/serving.md)"
         elif self.folder and self.revision != "main":
             yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
         elif not self.folder and (

@@ -233,7 +233,7 @@ def _open_gguf(
         raise ModelError(
             f"{tuned.named} is of the architecture {header.architecture!r}, which transformers "
             "does not unpack; measure the folder that it was made from, or ask llama.cpp's server "
-            "by lm_eval and judge the logs by `slimdown verdict` (docs/trainers.md)"
+            "by lm_eval and judge the logs by `slimdown verdict` (docs/serving.md)"
         ) from None
     return ExternalModel(base, tuned, quantization, None, base.tokenizer, outline=outline)
 

@@ -97,7 +97,7 @@ def test_an_address_is_judged_by_its_logs(address: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as error:
             compose_line(f"tuned={address}", *model)
         assert f"tuned={address} is an address; ask it by lm_eval" in str(error.value)
-        assert "`slimdown verdict` (docs/trainers.md)" in str(error.value)
+        assert "`slimdown verdict` (docs/serving.md)" in str(error.value)
     done = run_command(tmp_path, "slimdown.run", f"tuned={address}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
