@@ -97,6 +97,21 @@ def test_python_judges_logs_there_too(python: str, tmp_path: Path) -> None:
     assert done.stdout.split() == ["False", "True"], done.stderr
 
 
+def test_recorded_mitigations_are_described_there_too(python: str, tmp_path: Path) -> None:
+    script = (
+        "from slimdown.config.mitigation import list_mitigations\n"
+        "from slimdown.config.schema import RunConfig\n"
+        "from slimdown.judging.serialization import from_plain\n"
+        "for name in [*list_mitigations(), 'gone']:\n"
+        "    print(from_plain(RunConfig, {'keep': {'name': name, 'weight': 3.0}}).keep.describe())"
+    )
+    done = start(python, "-c", script, cwd=tmp_path)
+    nothing, *lines, gone = done.stdout.splitlines()
+    assert (nothing, gone) == ("", "gone, weight 3.0"), done.stderr
+    assert len(lines) >= 3
+    assert all(line.endswith("weight 3.0") or "weight 3.0," in line for line in lines)
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -363,7 +363,7 @@ def test_a_package_brings_a_method_and_a_mitigation(
     wrong = call_verb(tmp_path, "run", "method=gate", "method.r=3")
     assert "method.r=3: only method=shira has it, and not gate" in wrong.stderr
     wrong = call_verb(tmp_path, "run", "method.start=3")
-    assert "method.start=3.0: only method=gate has it, and not lora" in wrong.stderr
+    assert "method.start=3: only method=gate has it, and not lora" in wrong.stderr
     wrong = call_verb(tmp_path, "run", "keep=near", "method=full", "quantization=none")
     assert "keep=near needs the base beside what is trained" in wrong.stderr
 
