@@ -47,8 +47,9 @@ class TextTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take the rows; the harness calls this."""
-        self.dataset = {"test": Dataset.from_list(list(self._rows))}
+        """Take the rows, a copy of a text once; the harness calls this."""
+        firsts = {row["text"]: row for row in reversed(list(self._rows))}
+        self.dataset = {"test": Dataset.from_list([*reversed(firsts.values())])}
 
 
 def _read_text(doc: dict[str, Any]) -> str:

@@ -113,6 +113,17 @@ def test_a_texts_score_is_that_of_plain_torch_and_of_the_harness(
     assert findings.n == len(TEXTS)
 
 
+def test_a_copy_of_a_text_is_read_once(tmp_path: Path) -> None:
+    model, tokenizer = open_model("bytes")
+    file = write_texts(tmp_path / "docs.jsonl", [STORY, "red", STORY, "x"])
+    [asked] = measure_texts(file, model, tokenizer).benchmarks.values()
+    assert [sample.prompt for sample in sorted(asked.samples, key=lambda one: one.doc_id)] == [
+        STORY,
+        "red",
+        "x",
+    ]
+
+
 def test_a_text_never_goes_through_a_prompt(tmp_path: Path) -> None:
     model, tokenizer = open_model("bytes")
     tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
