@@ -48,8 +48,10 @@ class TextTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Take the rows, a copy of a text once; the harness calls this."""
-        firsts = {row["text"]: row for row in reversed(list(self._rows))}
-        self.dataset = {"test": Dataset.from_list([*reversed(firsts.values())])}
+        firsts: dict[str, Any] = {}
+        for row in self._rows:
+            firsts.setdefault(row["text"], row)
+        self.dataset = {"test": Dataset.from_list([*firsts.values()])}
 
 
 def _read_text(doc: dict[str, Any]) -> str:
