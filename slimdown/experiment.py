@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.schema import RunConfig
-from slimdown.data.contamination import find_contamination
-from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.evaluator import Evaluator, assist_measuring
 from slimdown.evaluation.results import Cost, Work
 from slimdown.inputs import decide_prompts, load_benchmarks, read_inputs, read_rows
@@ -28,7 +26,6 @@ from slimdown.models.shared_base import SharedBase
 from slimdown.planning import estimate_run
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
-from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
 from slimdown.report.text import advise
 from slimdown.tracking.base_evaluations import open_base_cache
@@ -38,8 +35,8 @@ from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult
+from slimdown.tuned_sources import open_source
 from slimdown.utils.distributed import broadcast_from_main, process_count
-from slimdown.watching import build_watcher
 
 _LONG = 3600.0  # seconds, of which a run warns before it starts
 
@@ -65,103 +62,60 @@ def run_experiment(
     progress = console.RunProgress(5 if config.tuned else 6)
     with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)  # a mistake leaves no run in the record
-    config, tasks, tokenizer = inputs.config, inputs.tasks, inputs.tokenizer
-    outline = inputs.outline
+    config, outline = inputs.config, inputs.outline
     progress.n_stages += bool(inputs.served)
-    train_data, external, not_run = inputs.train_data, inputs.external, inputs.not_run
     console.show_notes(inputs.notes)
-    described = describe_base_model(config.model, config.quantization, tokenizer, outline)
+    about = config.model, config.quantization, inputs.tokenizer, outline
+    described = describe_base_model(*about)
     if (rates := find_rates(config, described.device)).costs:
         progress.expected = estimate_run(inputs, described, rates)
         if (seconds := sum(progress.expected.values())) > _LONG:
-            about = f"This run takes about {format_duration(seconds)}"
-            console.show_line(f"{about}; --plan says what takes it, and how to shorten it.")
+            takes = f"This run takes about {format_duration(seconds)}"
+            console.show_line(f"{takes}; --plan says what takes it, and how to shorten it.")
+    shared_base = shared_base or SharedBase()
     with open_run(config, info) as run:
-        if train_data:
-            questions = {name: task.questions() for name, task in tasks.items()}
-            contamination = find_contamination(train_data, questions)
-            run.log_data(train_data, contamination)
-            contamination.check(config.contamination.max_share)
-            console.show_notes(contamination.notes)
+        source = open_source(inputs, run)
+        source.begin()
         with progress.show(f"loading {config.model.id}"):
-            base = (shared_base or SharedBase()).load(config, tokenizer, outline)
+            base = shared_base.load(config, inputs.tokenizer, outline)
         run.log_model(base)
-
         broadcast_from_main(run.run_id)  # the processes in assist_run join in
-        if train_data:
-            with progress.show("preparing the training"):
-                prepared = prepare_training(base, train_data, config)
-            console.show_notes(prepared.notes)
+        source.check(base, progress)
 
-        learns_prompt = external.learns_prompt if external else config.method.facts.learns_prompt
-        evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
+        evaluator = Evaluator(inputs.tasks, config.evaluation, not inputs.learns_prompt)
         evaluator.counts_memory = True  # this process and its GPU are our own
         evaluator.n_processes = process_count()
         with progress.show("measuring the base", "questions", "base") as on_progress:
-            base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
+            of_base = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
         n_shown = len(evaluator.notes)
-        measured = sum(b.seconds for b in base_evaluation.benchmarks.values())
-        progress.expected["tuned"] = measured
-        of_served = [base_evaluation.benchmarks[name].seconds for name in inputs.served]
-        progress.expected["served"] = sum(of_served)
+        seconds_of = {name: one.seconds for name, one in of_base.benchmarks.items()}
+        progress.expected["tuned"] = sum(seconds_of.values())
+        progress.expected["served"] = sum([seconds_of[name] for name in inputs.served])
         holdout = config.evaluation.holdout  # held-out questions stay out of the findings
-        open_base = open_part(base_evaluation, holdout)  # too few questions end the run here
+        open_base = open_part(of_base, holdout)  # too few questions end the run here
 
-        training = None
-        if external:
-            with progress.show(f"loading {config.tuned}"):
-                tuned = replace(external, base=base).load()
-        else:
-            watcher = None
-            if config.train.stop_on_forgetting:
-                watcher = build_watcher(config, inputs.look_budgets)
-                with console.progress_bar("asking what each look asks"):
-                    watcher.measure_base(base)
-            with progress.show("training", "steps", "train") as on_progress:
-                tuned, training = fine_tune(
-                    base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, watcher
-                )
-        run.log_tuned(tuned, training)
-
+        tuned = source.make(base, progress)
+        run.log_tuned(tuned, source.training)
         with progress.show("measuring the tuned model", "questions", "tuned") as on_progress:
-            stop_when = stopping_rule(config, base_evaluation)
-            tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
+            stop_when = stopping_rule(config, of_base)
+            of_tuned = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
-        served_evaluation = None
-        if external and inputs.served and evaluator.backend:
-            label = "measuring the tuned model as it is served"
-            with progress.show(label, "questions", "served") as on_progress:
-                served_evaluation = evaluate_as_served(
-                    inputs.served,
-                    config.evaluation,
-                    evaluator.backend,
-                    external.serve(tuned),
-                    tuned_evaluation,
-                    run.served_cache,
-                    on_progress,
-                )
-        if shared_base and external and external.folder:
-            shared_base.take_back(base, tuned)
+        of_served = source.ask_as_served(tuned, evaluator, of_tuned, progress)
+        source.release(base, tuned, shared_base)
 
-        findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
-        findings = replace(findings, not_run=not_run)
-        if external:
-            findings = replace(findings, serving=tuple(external.differences))
-        if served_evaluation:
-            asked_again = {name: served_evaluation.benchmarks[name] for name in inputs.served}
-            served = open_part(replace(served_evaluation, benchmarks=asked_again), holdout)
+        findings = judge(open_base, open_part(of_tuned, holdout), source.training)
+        findings = replace(findings, not_run=inputs.not_run)
+        if of_served:
+            asked_again = {name: of_served.benchmarks[name] for name in inputs.served}
+            served = open_part(replace(of_served, benchmarks=asked_again), holdout)
             findings = replace(findings, served=served)
+        findings, model_files = source.describe(findings, base)
         gate = decide_by_settings(findings)
         files = render_run_files(findings, config, info, run.run_id, gate)
-        costs = [*base_evaluation.costs, *tuned_evaluation.costs]
-        costs += served_evaluation.costs if served_evaluation else ()
-        files[COSTS_FILE] = write_costs(config, base.device, list_costs(costs, training, began))
-        model_files = dict[str, str]()
-        if training:
-            model_files["README.md"] = render_model_card(findings, config, base)
-            if train_data and train_data.holds_conversations:  # tuned=ADAPTER is asked alike
-                model_files["chat_template.jinja"] = base.tokenizer.chat_template
+        asked = [one for one in (of_base, of_tuned, of_served) if one]
+        costs = list_costs([cost for one in asked for cost in one.costs], source.training, began)
+        files[COSTS_FILE] = write_costs(config, base.device, costs)
         run.save(findings, files, model_files)
     if info.sweep is not None:  # its end has the table of all runs, and the pages the rest
         return findings

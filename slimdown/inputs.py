@@ -53,6 +53,12 @@ class RunInputs:
     look_budgets: dict[str, float]
     notes: list[str]
 
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether the tuned model puts virtual tokens before a prompt."""
+        facts = self.config.method.facts
+        return self.external.learns_prompt if self.external else facts.learns_prompt
+
 
 def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) -> RunInputs:
     """Read benchmarks, rows, the tokenizer and the models' outlines.

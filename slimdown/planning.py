@@ -64,7 +64,7 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
         config = inputs.config
         about = config.model, config.quantization, inputs.tokenizer, inputs.outline
         base = describe_base_model(*about)
-        shares = not _learns_prompt(inputs)
+        shares = not inputs.learns_prompt
         counted = count_costs(
             inputs.tasks, config.evaluation, base, _open_record(config), share_prefixes=shares
         )
@@ -83,7 +83,7 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
 
     Rows are not tokenized for it: a step is taken to cost what one did.
     """
-    shares, is_recorded = not _learns_prompt(inputs), _open_record(inputs.config)
+    shares, is_recorded = not inputs.learns_prompt, _open_record(inputs.config)
     seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
     about = inputs.tasks, inputs.config.evaluation, base, is_recorded
     for cost, has_base in count_costs(*about, share_prefixes=shares):
@@ -97,12 +97,6 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
         n_steps = _count_steps(inputs.config, n_rows)[1]
         seconds["train"] = known.seconds / known.n * n_steps if known else nan
     return seconds
-
-
-def _learns_prompt(inputs: RunInputs) -> bool:
-    external = inputs.external
-    facts = inputs.config.method.facts
-    return bool(external.learns_prompt if external else facts.learns_prompt)
 
 
 def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
