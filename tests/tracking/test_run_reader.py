@@ -221,7 +221,6 @@ def test_settings_that_were_changed_are_refused(
     [
         ({"evaluation": {"holdout": None}}, "cannot be read"),
         ({"evaluation": {}}, "holdout"),
-        ({"method": {"name": "gone"}}, "gone"),
         ({"train": 3}, "cannot be read"),
     ],
 )

@@ -343,29 +343,40 @@ def test_the_doctor_lists_extensions_and_names_a_broken_one(
 
 
 def test_a_package_brings_a_method_and_a_mitigation(
-    three_package: Path, monkeypatch: Patch, store: MlflowClient, tmp_path: Path
+    three_package: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
-    use(three_package, monkeypatch)
-    settings = ["method=gate", "method.start=1", "keep=near", "keep.strength=2"]
-    done = call_verb(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
-    assert done.returncode == 0, done.stderr
-    [run] = find_runs(store)
-    chosen = {key: run.data.params[key] for key in ("method.name", "keep.name", "keep.strength")}
-    assert chosen == {"method.name": "gate", "keep.name": "near", "keep.strength": "2.0"}
-    folder = find_trained(store, run.info.run_id)
-    card = (folder / "README.md").read_text()
-    assert "Against forgetting: near: logits stay near the base's, strength 2.0." in card
-    assert "from slimdown_three.gate import load" in card
-    tuned = call_verb(tmp_path, "run", f"tuned={folder}", *RUN[4:])
-    assert tuned.returncode == 0, tuned.stderr
-    scores = [one.data.metrics["tuned/pocket_cs"] for one in find_runs(store)]
-    assert scores[0] == scores[1]
-    wrong = call_verb(tmp_path, "run", "method=gate", "method.r=3")
-    assert "method.r=3: only method=shira has it, and not gate" in wrong.stderr
-    wrong = call_verb(tmp_path, "run", "method.start=3")
-    assert "method.start=3: only method=gate has it, and not lora" in wrong.stderr
-    wrong = call_verb(tmp_path, "run", "keep=near", "method=full", "quantization=none")
-    assert "keep=near needs the base beside what is trained" in wrong.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        use(three_package, patch)
+        settings = ["method=gate", "method.start=1", "keep=near", "keep.strength=2"]
+        done = call_verb(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
+        assert done.returncode == 0, done.stderr
+        [run] = find_runs(store)
+        chosen = {
+            key: run.data.params[key] for key in ("method.name", "keep.name", "keep.strength")
+        }
+        assert chosen == {"method.name": "gate", "keep.name": "near", "keep.strength": "2.0"}
+        folder = find_trained(store, run.info.run_id)
+        card = (folder / "README.md").read_text()
+        assert "Against forgetting: near: logits stay near the base's, strength 2.0." in card
+        assert "from slimdown_three.gate import load" in card
+        tuned = call_verb(tmp_path, "run", f"tuned={folder}", *RUN[4:])
+        assert tuned.returncode == 0, tuned.stderr
+        scores = [one.data.metrics["tuned/pocket_cs"] for one in find_runs(store)]
+        assert scores[0] == scores[1]
+        wrong = call_verb(tmp_path, "run", "method=gate", "method.r=3")
+        assert "method.r=3: only method=shira has it, and not gate" in wrong.stderr
+        wrong = call_verb(tmp_path, "run", "method.start=3")
+        assert "method.start=3: only method=gate has it, and not lora" in wrong.stderr
+        wrong = call_verb(tmp_path, "run", "keep=near", "method=full", "quantization=none")
+        assert "keep=near needs the base beside what is trained" in wrong.stderr
+    forget_extensions()  # as where the package is not installed
+    compared = json.loads(call_verb(tmp_path, "compare", "--format=json").stdout)["rows"]
+    assert run.info.run_id in {row["run_ids"] for row in compared}
+    checked = call_verb(tmp_path, "check", run.info.run_id, "--max-loss=0.5")
+    assert "pocket_cs" in checked.stdout
+    assert checked.returncode in (0, 2), checked.stderr
+    scaled = call_verb(tmp_path, "scale", run.info.run_id)
+    assert "method=gate is not installed; install the package that has it" in scaled.stderr
 
 
 def test_what_a_mitigation_adds_to_the_loss_holds_the_model_back(
