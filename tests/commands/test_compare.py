@@ -132,7 +132,7 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show
 
 
 WRONG = ["--paired", "kept --sweep s", "--confirm", "--confirm --sort name", "--paired --confirm"]
-WRONG += ["kept --chain", "kept lost --chain --sort pocket_cs", "kept lost --chain --paired"]
+WRONG += ["--chain", "kept lost --chain --sort pocket_cs", "kept lost --chain --paired"]
 WRONG += ["--by seed", "--no-such-option", "--rows -1", "-o page.pdf", "-o nowhere/page.html"]
 
 
