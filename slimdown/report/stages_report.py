@@ -32,7 +32,9 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
         The table. Its records name the two stages of each change; they hold shares of 1.
     """
     rows = [row for name in stages.benchmarks for row in _show_benchmark(stages, name)]
-    n_steps, n_benchmarks = len(stages.reported), len(stages.benchmarks)
+    n_steps = len(stages.reported)
+    changes = stages.steps[0].findings.benchmarks.values()
+    n_benchmarks = sum(change.verdict is not None for change in changes)  # others are watched
     against = "the stage before" if stages.whole else stages.steps[0].before
     legend = (
         f"Change against {against}, points [an interval of at least 95 %; of 90 % at =]; verdicts "
@@ -70,6 +72,13 @@ def _show_score(score: float, is_shown: bool = True) -> Cell:
 def describe_stages(stages: StageFindings) -> Iterator[str]:
     """Say which stage lost what, and which stages were asked otherwise, a sentence each."""
     yield from describe_losses(stages)
+    for name in stages.benchmarks:
+        steps = stages.list_changes(name)[: len(stages.steps)]
+        if all(change.bits_per_byte for _, change in steps):
+            parts = [f"{steps[0][0].before} {format_number(steps[0][1].bits_per_byte[0], '.3f')}"]
+            for step, change in steps:
+                parts.append(f"{step.after} {format_number(change.bits_per_byte[1], '.3f')}")
+            yield f"Bits a byte of {name}: {redact_leaf(', '.join(parts))}."
     for step in stages.steps:
         yield from _describe_asking(step)
 
