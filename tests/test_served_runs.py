@@ -128,6 +128,25 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
     assert rows[2]["score"] == served.benchmarks["pocket_math"].score.value
 
 
+def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
+    asked = ["benchmark=[pocket_math]", "benchmark.pocket_math.limit=60", *FEW[3:]]
+    for name, code in (("same.gguf", 0), ("template.gguf", 1)):
+        done = call_verb(folder, "run", "model=pocket", "model.id=base", *asked, f"tuned={name}")
+        assert done.returncode == 0, done.stderr
+        run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
+        checked = call_verb(folder, "check", run_id, "--max-loss", "0.1")
+        assert checked.returncode == code, checked.stdout + checked.stderr
+        assert ("Judged as it is served: chat template: " in checked.stdout) is bool(code)
+    overall = call_verb(folder, "check", run_id, "--max-loss", "0.9", "--overall")
+    assert overall.returncode == 1, overall.stdout + overall.stderr
+    held = [*asked, "tuned=template.gguf", "evaluation.holdout=0.5"]
+    done = call_verb(folder, "run", "model=pocket", "model.id=base", *held)
+    run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
+    checked = call_verb(folder, "check", run_id, "--max-loss", "0.01")
+    assert checked.returncode in (1, 2)
+    assert "Judged on the held-out half" in " ".join(checked.stdout.split())
+
+
 def test_a_file_that_is_served_alike_is_measured_once(folder: Path) -> None:
     done = call_verb(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=same.gguf")
     assert done.returncode == 0, done.stderr

@@ -95,13 +95,22 @@ def _check(options: argparse.Namespace) -> int:
         base, tuned = (open_part(one, share) for one in read())
         is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
         lost_lines = write_lost_questions(options.lost, base, tuned, is_chat)
+    served = None
+    if findings.serving and not options.against:
+        base, tuned = read()
+        served = run_reader.read_served(options.tracking, run, tuned)
+    if served:
+        read = cache(lambda: (base, served))
+        findings = judge(base, served, same_prompts=False)
+        told = "; ".join(run_reader.check_finished(run).serving)
+        notes.append(f"Judged as it is served: {told}. compare {run.run_id[:8]} --chain says more.")
     if run.holdout:
         half = take_held_out(options.tracking, run, read(), run.holdout)
         read = half.pair
         notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
         notes += half.explain_looks()
-        findings = judge(half.base, half.tuned)
-    gate = rules.decide(findings, lambda: pair_evaluations(*read()))
+        findings = judge(half.base, half.tuned, same_prompts=not served)
+    gate = rules.decide(findings, lambda: pair_evaluations(*read(), same_prompts=not served))
     models = base_name, f"{run.name} ({run.run_id[:8]})"
     title, outcome = " → ".join(models), text.describe_outcome(gate)
     if options.format == "text":
