@@ -106,12 +106,14 @@ def run_experiment(
 
         findings = judge(open_base, open_part(of_tuned, holdout), source.training)
         findings = replace(findings, not_run=inputs.not_run)
-        if of_served:
+        gated = findings
+        if of_served:  # the gate judges what will be served
+            gated = judge(open_base, open_part(of_served, holdout), same_prompts=False)
             asked_again = {name: of_served.benchmarks[name] for name in inputs.served}
             served = open_part(replace(of_served, benchmarks=asked_again), holdout)
             findings = replace(findings, served=served)
         findings, model_files = source.describe(findings, base)
-        gate = decide_by_settings(findings)
+        gate = decide_by_settings(gated)
         files = render_run_files(findings, config, info, run.run_id, gate)
         asked = [one for one in (of_base, of_tuned, of_served) if one]
         costs = list_costs([cost for one in asked for cost in one.costs], source.training, began)

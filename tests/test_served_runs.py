@@ -139,6 +139,9 @@ def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
         assert ("Judged as it is served: chat template: " in checked.stdout) is bool(code)
     overall = call_verb(folder, "check", run_id, "--max-loss", "0.9", "--overall")
     assert overall.returncode == 1, overall.stdout + overall.stderr
+    limited = [*asked, "tuned=template.gguf", "benchmark.pocket_math.max_loss=0.1"]
+    done = call_verb(folder, "run", "model=pocket", "model.id=base", *limited)
+    assert "\nFAILED: pocket_math lost " in done.stdout
     held = [*asked, "tuned=template.gguf", "evaluation.holdout=0.5"]
     done = call_verb(folder, "run", "model=pocket", "model.id=base", *held)
     run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
