@@ -205,7 +205,11 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         yield f"Not run: {name} ({reason})."
     needed = base.memory_bytes
     if rows:
-        training = estimate_training(config, inputs.outline, getattr(torch, base.dtype))
+        longest = max(map(len, rows.train["input_ids"]))
+        if config.train.args.get("packing"):  # rows are laid end to end
+            longest = config.train.max_length
+        shaped = replace(config, train=replace(config.train, max_length=longest))
+        training = estimate_training(shaped, inputs.outline, getattr(torch, base.dtype))
         needed = training.n_bytes if training else needed
     free = free_memory(torch.device(base.device))
     on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
