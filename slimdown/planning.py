@@ -28,7 +28,7 @@ from slimdown.models.base_model import (
     load_base_model,
 )
 from slimdown.models.memory import free_memory
-from slimdown.models.sizes import estimate_training
+from slimdown.models.training_memory import estimate_training
 from slimdown.report import console
 from slimdown.report.formatting import format_bytes
 from slimdown.report.run_plan import PlannedPart, RunPlan, estimate_seconds

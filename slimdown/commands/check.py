@@ -38,6 +38,8 @@ from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import TrackingError
 
+_SERVED_ADVICE = "slimdown compare {} --chain: is it the weights, or the template?"
+
 
 def main(argv: list[str]) -> int:
     """Judge a recorded run by its budgets.
@@ -102,8 +104,8 @@ def _check(options: argparse.Namespace) -> int:
     if served:
         read = cache(lambda: (base, served))
         findings = judge(base, served, same_prompts=False)
-        told = "; ".join(run_reader.check_finished(run).serving)
-        notes.append(f"Judged as it is served: {told}. compare {run.run_id[:8]} --chain says more.")
+        ways = "; ".join(run_reader.check_finished(run).serving)
+        notes.append(f"Judged as it is served: {ways}.")
     if run.holdout:
         half = take_held_out(options.tracking, run, read(), run.holdout)
         read = half.pair
@@ -114,7 +116,8 @@ def _check(options: argparse.Namespace) -> int:
     models = base_name, f"{run.name} ({run.run_id[:8]})"
     title, outcome = " → ".join(models), text.describe_outcome(gate)
     if options.format == "text":
-        show_findings(findings, title, gate, _advise(run, gate), notes)
+        advice = _advise(run, gate) if not served else _SERVED_ADVICE.format(run.run_id[:8])
+        show_findings(findings, title, gate, advice, notes)
     elif options.format == "junit":
         print_text(write_junit(gate, title))
     else:

@@ -6,13 +6,15 @@ from typing import Any
 
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
-from slimdown.judging.stages import StageFindings, Step, judge_served
+from slimdown.judging.stages import StageFindings, judge_served
+from slimdown.judging.verdicts import Verdict
 from slimdown.report import pages, text
 from slimdown.report.findings_report import add_outcome
-from slimdown.report.formatting import format_number, format_points
+from slimdown.report.formatting import format_number, format_points, pluralize
 from slimdown.report.tables import Cell, Column, Place, Row, Table
 from slimdown.utils.secrets import redact_leaf
 
+_FEW = 6  # benchmarks, of which a console shows all
 _NAME, _STAGE = Column("benchmark", is_name=True), Column("stage", is_name=True)
 _COUNT = Column("n", "questions", is_number=True)
 _SCORE = Column("score", "%", is_number=True)
@@ -31,7 +33,12 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
     Returns:
         The table. Its records name the two stages of each change; they hold shares of 1.
     """
-    rows = [row for name in stages.benchmarks for row in _show_benchmark(stages, name)]
+    unchanged = [] if len(stages.benchmarks) <= _FEW else _find_unchanged(stages)
+    rows = [
+        replace(row, is_secondary=name in unchanged)
+        for name in stages.benchmarks
+        for row in _show_benchmark(stages, name)
+    ]
     n_steps = len(stages.reported)
     changes = stages.steps[0].findings.benchmarks.values()
     n_benchmarks = sum(change.verdict is not None for change in changes)  # others are watched
@@ -40,8 +47,23 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
         f"Change against {against}, points [an interval of at least 95 %; of 90 % at =]; verdicts "
         f"corrected for {n_steps} × {n_benchmarks} changes."
     )
-    table = Table(title, rows, legend, tuple(describe_stages(stages)))
-    return add_outcome(table, gate) if gate else table
+    losses, notes = list(describe_losses(stages)), list(_describe_asking(stages))
+    if unchanged:
+        notes.insert(0, f"{pluralize(len(unchanged), 'more benchmark')}: no change is shown.")
+    if gate:
+        return add_outcome(Table(title, rows, legend, (*losses, *notes)), gate)
+    summary = " ".join(losses)
+    return Table(title, rows, legend, tuple(notes), summary, {"summary": summary})
+
+
+def _find_unchanged(stages: StageFindings) -> list[str]:
+    """Find the benchmarks that neither a step nor the whole is shown to have changed."""
+    shown = (Verdict.forgotten, Verdict.improved)
+    return [
+        name
+        for name in stages.benchmarks
+        if not any(change.verdict in shown for _, change in stages.list_changes(name))
+    ]
 
 
 def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
@@ -69,9 +91,8 @@ def _show_score(score: float, is_shown: bool = True) -> Cell:
     return Cell(format_number(100 * score) if is_shown else "", values={"score": score})
 
 
-def describe_stages(stages: StageFindings) -> Iterator[str]:
-    """Say which stage lost what, and which stages were asked otherwise, a sentence each."""
-    yield from describe_losses(stages)
+def _describe_asking(stages: StageFindings) -> Iterator[str]:
+    """Give the bits a byte of texts, and say which stages were asked otherwise."""
     for name in stages.benchmarks:
         steps = stages.list_changes(name)[: len(stages.steps)]
         if all(change.bits_per_byte for _, change in steps):
@@ -80,7 +101,10 @@ def describe_stages(stages: StageFindings) -> Iterator[str]:
                 parts.append(f"{step.after} {format_number(change.bits_per_byte[1], '.3f')}")
             yield f"Bits a byte of {name}: {redact_leaf(', '.join(parts))}."
     for step in stages.steps:
-        yield from _describe_asking(step)
+        if step.differences:
+            after, before = redact_leaf(step.after), redact_leaf(step.before)
+            ways = "; ".join(map(redact_leaf, step.differences))
+            yield f"{after} was asked otherwise than {before}: {ways}. Its change holds that, too."
 
 
 def describe_losses(stages: StageFindings) -> Iterator[str]:
@@ -92,15 +116,8 @@ def describe_losses(stages: StageFindings) -> Iterator[str]:
             parts.append(f"{redact_leaf(step.after)} ({' '.join(format_points(shown))})")
         if parts:
             yield f"{name} fell at {', '.join(parts)}."
-    if stages.whole and not any(map(stages.find_losses, stages.benchmarks)):
-        yield "No stage is shown to have lost anything; the intervals say what is ruled out."
-
-
-def _describe_asking(step: Step) -> Iterator[str]:
-    if step.differences:
-        after, before = redact_leaf(step.after), redact_leaf(step.before)
-        told = "; ".join(map(redact_leaf, step.differences))
-        yield f"{after} was asked otherwise than {before}: {told}. Its change holds that, too."
+    if not any(map(stages.find_losses, stages.benchmarks)):
+        yield "Nothing is shown to be lost; the intervals say what is ruled out."
 
 
 def served_table(findings: Findings) -> Table | None:
@@ -109,8 +126,7 @@ def served_table(findings: Findings) -> Table | None:
     if stages is None:
         return None
     table = stages_table(stages, "The base, the model asked as the base is, and as it is served")
-    told = tuple(f"As it is served: {line}." for line in findings.serving)
-    return replace(table, notes=(*told, *describe_losses(stages)))
+    return replace(table, notes=tuple(f"As it is served: {line}." for line in findings.serving))
 
 
 def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:

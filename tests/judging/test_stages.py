@@ -14,7 +14,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.stages import judge_served, judge_stages
 from slimdown.judging.verdicts import Verdict
-from slimdown.report.stages_report import describe_stages, stages_table
+from slimdown.report.stages_report import stages_table
 from slimdown.report.tables import write_table
 from slimdown.utils.errors import DataError
 
@@ -58,7 +58,7 @@ def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Ev
     assert [one.after for one in judged.find_losses("math")] == ["q4"]
     assert not judged.find_losses("words")
     assert judged.whole.findings.benchmarks["math"].verdict is Verdict.forgotten
-    assert [*describe_stages(judged)] == ["math fell at q4 (−12.0 [−17.0, −7.8])."]
+    assert stages_table(judged).outcome == "math fell at q4 (−12.0 [−17.0, −7.8])."
 
 
 def test_each_stage_says_what_a_single_judgement_says_but_for_the_correction(
@@ -107,8 +107,7 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
     served = ask(stages["q4"], prompt_hash="of another template")
     served = replace(served, backend="llama.cpp", conditions={"dtype": "float16"})
     judged = judge_stages(stages | {"q4": served})
-    told = [*describe_stages(judged)][-1]
-    assert told == (
+    assert stages_table(judged).notes[-1] == (
         "q4 was asked otherwise than merged: backend is llama.cpp after prefix; dtype is float16 "
         "after bfloat16; 400 of 400 prompts of math are others; 400 of 400 prompts of words are "
         "others. Its change holds that, too."
@@ -159,6 +158,20 @@ def test_a_model_that_is_served_otherwise_has_a_line_for_its_weights_and_its_tem
     assert [one.after for one in judged.find_losses("math")] == ["template"]
 
 
+def test_of_many_benchmarks_those_come_first_that_changed(stages: dict[str, Evaluation]) -> None:
+    still = {f"words{i}": answer(200) for i in range(6)}
+    many = {
+        name: make_evaluation(**{"math": one.benchmarks["math"]}, **still)
+        for name, one in stages.items()
+    }
+    table = stages_table(judge_stages(many))
+    assert {row["benchmark"] for row in table.records} == {"math", *still}
+    shown = write_table(table, "table")
+    assert "math " in shown
+    assert "words" not in shown
+    assert "6 more benchmarks: no change is shown." in shown
+
+
 def test_names_of_stages_are_shown_as_text(stages: dict[str, Evaluation]) -> None:
     hostile = "<img src=x onerror=alert(1)>\x1b[31m|**"
     table = stages_table(judge_stages(stages | {hostile: stages["q4"]}), hostile)
@@ -186,8 +199,9 @@ def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
 ) -> None:
     assert verdict.main(["--chain", *logs]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("base → tuned → merged → q4\n")
-    assert "math fell at q4 (−12.0 [" in shown
+    first, second, *_ = shown.splitlines()
+    assert first.startswith("math fell at q4 (−12.0 [")
+    assert second == "base → tuned → merged → q4"
     assert max(map(len, shown.splitlines())) <= 80
     assert verdict.main(["--chain", *logs, "--max-loss", "0.05"]) == 1
     assert capsys.readouterr().out.startswith("FAILED (1 of 2 budgets): math lost")

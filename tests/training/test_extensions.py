@@ -408,14 +408,18 @@ def test_a_package_brings_a_reader_of_logs(
 STEPS = [*RUN[:3], "train.per_device_train_batch_size=4", "train.max_steps=4", *RUN[4:]]
 
 
+def put_on_path(package: Path) -> dict[str, str]:
+    """The variables of a process that finds an installed package, and a record in its folder."""
+    paths = [str(package), str(Path(__file__).parents[2])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": ""}
+
+
 @pytest.mark.slow
 def test_two_processes_train_with_an_extension_as_one_does(
     three_package: Path, migrated_store: Path, tmp_path: Path
 ) -> None:
     folder = copy_store(migrated_store, tmp_path)
-    paths = [str(three_package), str(Path(__file__).parents[2])]
-    alone = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    alone |= {"MLFLOW_TRACKING_URI": ""}
+    alone = put_on_path(three_package) | {"OMP_NUM_THREADS": "1"}
     launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "localhost:0", "-m"]
     command = ["slimdown.run", *STEPS, "method=gate", "keep=near"]
@@ -435,8 +439,7 @@ def test_a_killed_run_with_an_extension_goes_on(
     three_package: Path, migrated_store: Path, tmp_path: Path
 ) -> None:
     folder = copy_store(migrated_store, tmp_path)
-    paths = [str(three_package), str(Path(__file__).parents[2])]
-    alone = {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": ""}
+    alone = put_on_path(three_package)
     settings = [*SMALL[:2], *RUN[4:], "train.num_train_epochs=4", "keep=near"]
     command = ["slimdown.run", *settings, "train.checkpoint_minutes=0.005"]
     with (folder / "log.txt").open("w") as log:
