@@ -173,7 +173,7 @@ def test_pairs_and_confirmation_have_tables_of_their_own(show: Show) -> None:
 def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> None:
     shown = show("lost", "lost seed=1", "--chain")
     names = ["base", "trained", f"trained {runs['seed'][:8]}"]
-    assert shown.startswith(" → ".join(names))
+    assert shown.splitlines()[1] == " → ".join(names)
     assert "in all" in shown
     table = json.loads(show("lost", "lost seed=1", "--chain", "--format", "json"))
     rows = [row for row in table["rows"] if row["benchmark"] == "pocket_cs"]
