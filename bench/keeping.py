@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from slimdown.comparison.run_comparison import average_seeds
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import measure_learning
-from slimdown.config.schema import Role, TrackingConfig, default_store
+from slimdown.config.benchmark_config import Role
+from slimdown.config.tracking_config import TrackingConfig, default_store
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import format_points
 from slimdown.report.tables import Cell, make_table, write_table

@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from slimdown.config.schema import TrackingConfig, default_store
+from slimdown.config.tracking_config import TrackingConfig, default_store
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.right_choice import score_right_choices
 from slimdown.models.quiet import quiet_libraries

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from slimdown.comparison.group_tests import compare_seeds
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.comparison.value_verdicts import SeedAnswers, build_tests
-from slimdown.config.schema import BenchmarkConfig, Role
+from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
 from slimdown.judging.behaviour import compare_behaviour

@@ -26,8 +26,8 @@ from slimdown.models.shared_base import SharedBase
 from slimdown.planning import estimate_run
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
-from slimdown.report.run_page import render_run_files
 from slimdown.report.text import advise
+from slimdown.run_files import render_run_files
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
@@ -98,7 +98,7 @@ def run_experiment(
         tuned = source.make(base, progress)
         run.log_tuned(tuned, source.training)
         with progress.show("measuring the tuned model", "questions", "tuned") as on_progress:
-            stop_when = stopping_rule(config, of_base)
+            stop_when = stopping_rule(config.evaluation.until, of_base)
             of_tuned = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
         of_served = source.ask_as_served(tuned, evaluator, of_tuned, progress)

@@ -6,7 +6,7 @@ from typing import Any
 from slimdown.config.engines import BACKENDS
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
-from slimdown.config.schema import EvaluationConfig, OnProgress, RunConfig
+from slimdown.config.schema import EvaluationConfig, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.evaluation.as_served import find_served_otherwise
@@ -22,6 +22,7 @@ from slimdown.models.external import (
 )
 from slimdown.models.gguf_file import read_gguf_header
 from slimdown.utils.errors import DataError, SlimdownError
+from slimdown.utils.progress import OnProgress
 from slimdown.watching import find_look_budgets
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from slimdown.config.benchmark_config import BenchmarkConfig, Until
 from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.fields import build_settings, find_problems, nearest
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome, check_budgets
 from slimdown.judging.findings import Findings, judge as judge_evaluations

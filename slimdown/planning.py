@@ -32,7 +32,7 @@ from slimdown.models.training_memory import estimate_training
 from slimdown.report import console
 from slimdown.report.formatting import format_bytes
 from slimdown.report.run_plan import PlannedPart, RunPlan, estimate_seconds
-from slimdown.report.text import describe_prompts
+from slimdown.run_files import describe_prompts
 from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import Rates, find_rates

@@ -18,7 +18,7 @@ from slimdown.models.base_model import LoadedModel
 from slimdown.models.external import ExternalModel
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
-from slimdown.report.model_card import render_model_card
+from slimdown.run_files import render_model_card
 from slimdown.tracking.run_writer import TrackedRun
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult

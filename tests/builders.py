@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import ResolvedBenchmark, Role, RunConfig
+from slimdown.config.benchmark_config import ResolvedBenchmark, Role
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.judging.findings import Findings, judge
 from slimdown.stats.sequential import block_ends

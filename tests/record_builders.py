@@ -32,8 +32,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from omegaconf import DictConfig
 
+from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.loader import load_config, open_hydra
-from slimdown.config.schema import ResolvedBenchmark, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part

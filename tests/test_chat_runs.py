@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from record_builders import copy_store
 
 from slimdown.comparison.trials import summarize_trial
-from slimdown.config.schema import Role, RunConfig
+from slimdown.config.benchmark_config import Role
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.budgets import Outcome, check_budgets, judge_look
 from slimdown.judging.findings import judge

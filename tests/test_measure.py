@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.config.schema import PROMPT_SETTINGS, BenchmarkConfig, ResolvedBenchmark
+from slimdown.config.benchmark_config import PROMPT_SETTINGS, BenchmarkConfig, ResolvedBenchmark
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Outcome
 from slimdown.models.causal import wrap_model

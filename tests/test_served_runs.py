@@ -15,7 +15,8 @@ from record_builders import copy_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
-from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.config.schema import RunConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.backend import BackendOptions, open_lm
 from slimdown.evaluation.evaluator import Evaluator

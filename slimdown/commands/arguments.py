@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from slimdown.config.extensions import GROUPS, list_extensions
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
-from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
+from slimdown.config.tracking_config import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.report.formatting import FORMATS
 from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError

@@ -21,7 +21,7 @@ from slimdown.commands.arguments import CommandParser, put_report, put_table, ru
 from slimdown.comparison import group_tests, run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import open_part

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import isnan
 
 from slimdown.commands.arguments import CommandParser
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
 from slimdown.judging.findings import Findings
 from slimdown.judging.overall import average_changes

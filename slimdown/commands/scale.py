@@ -36,8 +36,8 @@ from slimdown.models.tuned_base import ADAPTER_CONFIG
 from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_line, show_places, show_table
 from slimdown.report.findings_report import add_outcome, findings_table
-from slimdown.report.model_card import render_model_card
 from slimdown.report.text import describe_budgets, summarize_briefly
+from slimdown.run_files import render_model_card
 from slimdown.tracking import run_reader
 from slimdown.tracking.derived_models import record_scaled
 from slimdown.tracking.held_out import take_held_out

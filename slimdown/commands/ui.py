@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 from slimdown.commands.arguments import CommandParser, run_command
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.secrets import redact_uri

@@ -25,7 +25,6 @@ from pathlib import Path
 from slimdown.commands import arguments
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.commands.lost_file import add_lost_option, write_lost_questions
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, RunConfig
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, read_budgets
@@ -212,21 +211,16 @@ def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]
 
 
 def _track(findings: Findings, gate: Gate | None, sides: str, options: argparse.Namespace) -> None:
-    from slimdown.tracking.metric_names import Tag
-    from slimdown.tracking.provenance import RunInfo
-    from slimdown.tracking.run_writer import open_run
+    from slimdown.tracking.judged_logs import record_judged_logs
 
-    assert findings.tuned is not None
-    model, tuned = ModelConfig(id=str(options.base)), str(options.tuned[0])
-    judged = findings.tuned.benchmarks.items()
-    benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
-    asked = EvaluationConfig(holdout=0.0)
-    config = RunConfig(model, benchmark=benchmarks, evaluation=asked, tracking=options.tracking)
-    config, title = replace(config, tuned=tuned), f"verdict {tuned}"
-    table = findings_table(findings, sides, text.describe_findings(findings), gate)
-    with open_run(config, RunInfo(title, tags={Tag.origin: tuned})) as run:
-        made = partial(render_page, findings, sides, run_id=run.run_id, gate=gate)
-        files = {"report.html": made(answers="answers.html")}
-        files["answers.html"] = render_answers_page(findings, sides, "report.html", "samples/")
-        run.save(findings, files | {"report.md": write_table(table, "markdown")})
-    show_saved(run)
+    def render_files(run_id: str) -> dict[str, str]:
+        table = findings_table(findings, sides, text.describe_findings(findings), gate)
+        made = partial(render_page, findings, sides, run_id=run_id, gate=gate)
+        return {
+            "report.html": made(answers="answers.html"),
+            "answers.html": render_answers_page(findings, sides, "report.html", "samples/"),
+            "report.md": write_table(table, "markdown"),
+        }
+
+    base, tuned = str(options.base), str(options.tuned[0])
+    show_saved(record_judged_logs(options.tracking, findings, base, tuned, render_files))

@@ -15,7 +15,7 @@ import scipy
 
 from slimdown.comparison.run_comparison import Comparison
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.stats.estimates import holm
 from slimdown.stats.likelihood import ALPHA
 

@@ -15,7 +15,8 @@ from statistics import fmean
 import numpy as np
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import TRAINING, Role
+from slimdown.config.benchmark_config import Role
+from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.seeds import SeedMean, split_noise

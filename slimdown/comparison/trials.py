@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import isnan
 
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import Findings
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from slimdown.comparison.group_tests import ENOUGH_SEEDS, KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration, stack_answers
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import (
     Decision,

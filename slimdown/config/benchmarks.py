@@ -10,10 +10,10 @@ from os.path import splitext
 from pathlib import Path
 from typing import Any
 
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.fields import MISSING, build_settings, find_problems, nearest
 from slimdown.config.paths import read_group
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import BenchmarkConfig
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 

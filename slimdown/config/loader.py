@@ -26,7 +26,8 @@ from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.refused_options import SECTIONS, find_option_problems
 from slimdown.config.rules import find_conflicts
-from slimdown.config.schema import QuantType, RunConfig, default_store
+from slimdown.config.schema import QuantType, RunConfig
+from slimdown.config.tracking_config import default_store
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
 from slimdown.utils.secrets import redact

@@ -6,8 +6,9 @@ from functools import cache
 from textwrap import shorten
 from typing import Any
 
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.dataset_config import DatasetConfig
-from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.config.schema import RunConfig
 
 NOT_IN_KEY = ("tracking.", "baseline.", "train.checkpoint_minutes")
 """What settings begin with on which no result depends."""

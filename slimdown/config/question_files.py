@@ -9,7 +9,7 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
-from slimdown.config.schema import BYTE_PROBABILITY, BenchmarkConfig, Role, Scoring
+from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig, Role, Scoring
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import is_visible, iter_records
 from slimdown.utils.scoring import check_pattern, contains_answer, is_number

@@ -8,17 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from math import ceil
 
+from slimdown.config.benchmark_config import Role, Until
 from slimdown.config.engines import BACKENDS, ENGINES
+from slimdown.config.fields import TRAINING
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import (
-    TRAINING,
-    LookMetric,
-    Role,
-    RunConfig,
-    Until,
-)
+from slimdown.config.schema import LookMetric, RunConfig
 
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)

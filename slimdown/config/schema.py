@@ -8,7 +8,7 @@ mistake is reported in well under a second.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.util import find_spec
@@ -16,63 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from slimdown import pocket
+from slimdown.config.benchmark_config import BenchmarkConfig, Until
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.engines import ENGINES, Backend, Engine
 from slimdown.config.fields import (
     COUNT,
-    LOSS,
+    FILLED,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
     SHARE,
+    TRAINING,
     Range,
     setting,
 )
 from slimdown.config.method_config import MethodConfig
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
 
-_FILLED = Range("must not be empty", str.strip)
-_TEXTS = Range("must be a list of texts", lambda texts: all(t and type(t) is str for t in texts))
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
-_MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
-_QUESTIONS = Range("must be from 1 to 1,000,000,000", lambda n: 1 <= n <= 10**9)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
-TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
-"""The sections that a training reads; with `tuned` they are idle."""
-
-PROMPT_SETTINGS = (
-    "apply_chat_template",
-    "system_instruction",
-    "chat_template_args",
-    "enable_thinking",
-    "think_end_token",
-)
-"""The settings of the evaluation that say how a benchmark is asked."""
-
-BYTE_PROBABILITY = "byte_probability"
-"""The metric of a document: the geometric mean of the probabilities of its UTF-8 bytes."""
-
 # fmt: off
 _RENDERED = frozenset([  # arguments of `apply_chat_template` and of our own rendering
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
     "self", "tokenize", "tokenizer",
 ])
 # fmt: on
-
-OnProgress = Callable[[int, int, str], None]
-"""Receives how much is done, how much there is, and a few words to show beside it."""
-
-DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
-_SERVERS = r"(https?|postgresql|mysql|mssql|databricks)(\+\w+)?://.*[^/].*"
-_STORE = Range(
-    f"must be a database or a server, such as {DEFAULT_STORE} or http://localhost:5000",
-    re.compile(rf"sqlite(\+\w+)?:///+[^/:].*[^/]|databricks|{_SERVERS}").fullmatch,
-)
-_EXPERIMENT = Range("must have 1 to 500 characters", lambda name: 0 < len(name.strip()) <= 500)
 
 _NAME = Range(
     "must be one line of 1 to 100 characters that can be shown",
@@ -84,40 +57,14 @@ _NOTE = Range(
 )
 
 
-def default_store(otherwise: str = DEFAULT_STORE) -> str:
-    """Return the store that MLFLOW_TRACKING_URI names, or a local file where it is empty."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or otherwise
-
-
 # auto: CUDA, then MPS, then CPU
 Device = StrEnum("Device", "auto cpu cuda mps")
 # auto: bfloat16 where it is faster than float32; float16 on a GPU without it
 Dtype = StrEnum("Dtype", "auto float32 bfloat16 float16")
 QuantType = StrEnum("QuantType", "nf4 fp4")
-PaperMetric = StrEnum("PaperMetric", "ability_augmentation forgetting_rate knowledge_loss")
-
-
-# How a written answer to a question of your own is scored; see utils/scoring.py.
-Scoring = StrEnum("Scoring", "exact contains regex numeric refusal tool_call")
-
-
 # What a look of train.stop_on_forgetting judges: each benchmark's own metric, or the probability of
 # the right choice (judging/right_choice.py), which has a budget of its own.
 LookMetric = StrEnum("LookMetric", "primary p_right")
-
-
-class Role(StrEnum):
-    target = "target"  # what the fine-tuning is meant to teach
-    retained = "retained"  # everything else the model should still be able to do
-    watched = "watched"  # its change is shown, and nothing is claimed about it
-
-
-class Until(StrEnum):
-    """When an evaluation of the tuned model ends."""
-
-    all = "all"  # when all questions are asked
-    decided = "decided"  # as soon as the verdict on a benchmark is certain
-    budget = "budget"  # as soon as its loss is shown to be within its budget, or beyond
 
 
 @dataclass
@@ -323,76 +270,6 @@ class TrainConfig:
 
 
 @dataclass
-class BenchmarkConfig:
-    """One benchmark as you set it; null takes the value of the task, or of the file."""
-
-    task: str = setting("the name of a task of lm-evaluation-harness", default="")
-    path: str | None = setting("a file of your own questions instead of a task", default=None)
-    metric: str | None = setting("the primary metric, its filter after a dot", _FILLED, None)
-    num_fewshot: int | None = setting("worked examples in the prompt", NOT_NEGATIVE, None)
-    chance: float | None = setting("what guessing scores, a share", SHARE, None)
-    role: Role = setting(
-        "target: is to be learned; retained: is to be kept; watched: is shown without a verdict",
-        default=Role.retained,
-    )
-    paper_metric: PaperMetric | None = setting(
-        "which of the paper's metrics it feeds", default=None
-    )
-    numeric_tolerance: float | None = setting(
-        "answers this near to the target count in flexible_accuracy", POSITIVE, None
-    )
-    limit: int | None = setting("the first questions alone; null: all", _QUESTIONS, None)
-    max_gen_toks: int | None = setting(
-        "tokens of a generated answer, thinking included", COUNT, None
-    )
-    stop: list[str] | None = setting(
-        "texts at which a generated answer ends, lm-eval's `until`", _TEXTS, None
-    )
-    temperature: float | None = setting("answers are drawn at it; null: greedy", POSITIVE, None)
-    repeats: int | None = setting("answers to each question, scored by their mean", COUNT, None)
-    margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
-    max_loss: float | None = setting(
-        "share that may be lost; null: a retained one's margin", LOSS, None
-    )
-    scale: float | None = setting(
-        "what divides scores that do not lie between 0 and 1", POSITIVE, None
-    )
-    cluster: str | None = setting(
-        "a field of the task's documents, such as a passage; questions that share it count as one",
-        _FILLED,
-        None,
-    )
-    score: Scoring = setting("how written answers to a file are scored", default=Scoring.exact)
-    refusal_phrases: list[str] | None = setting("further texts that refuse", _TEXTS, None)
-
-    def problems(self) -> Iterator[str]:
-        if self.path is None and self.score is not Scoring.exact:
-            yield f"score={self.score} is for a file of your own questions; set path"
-        if not self.task.strip() and self.path is None:
-            yield "task must be set, one of the harness, or path, a file of your own questions"
-        if self.repeats not in (None, 1) and self.temperature is None:
-            advice = "set temperature, such as 0.7: the likeliest answer is the same each time"
-            yield f"repeats={self.repeats} draws answers; {advice}"
-        if self.path is not None and self.num_fewshot:
-            advice = "the questions of a file have no worked examples; set it to 0"
-            yield f"num_fewshot={self.num_fewshot}: {advice}"
-
-
-@dataclass
-class ResolvedBenchmark(BenchmarkConfig):
-    """One benchmark as it is run; `num_fewshot` is null where the tasks of a group differ."""
-
-    metric: str = ""
-    chance: float = 0.0
-
-    @classmethod
-    def of(cls, benchmark: BenchmarkConfig, **values: Any) -> "ResolvedBenchmark":
-        """Return a benchmark with values that fill its open settings or replace its own."""
-        chosen = {name: value for name, value in vars(benchmark).items() if value is not None}
-        return cls(**{**chosen, **values})
-
-
-@dataclass
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
@@ -402,13 +279,13 @@ class EvaluationConfig:
         "where rows are conversations or `tuned` has one",
         Range("must be auto, true or false", lambda value: value in (True, False, "auto")),
     )
-    system_instruction: str | None = setting("a system prompt for all benchmarks", _FILLED, None)
+    system_instruction: str | None = setting("a system prompt for all benchmarks", FILLED, None)
     chat_template_args: dict[str, Any] = setting(
         "further variables of the chat template", default={}
     )
     enable_thinking: bool | None = setting("the chat template's own switch", default=None)
     think_end_token: str | None = setting(
-        "the text that ends a model's thinking, such as </think>; it is cut", _FILLED, None
+        "the text that ends a model's thinking, such as </think>; it is cut", FILLED, None
     )
     holdout: float = setting("questions held back from choosing; a share", SHARE)
     until: Until = setting("when to stop asking: all, decided, budget")
@@ -464,16 +341,6 @@ class BaselineConfig:
     """Whether a base that was measured before is measured again."""
 
     reuse: bool = setting("take an equal measurement of the base from the record")
-
-
-@dataclass
-class TrackingConfig:
-    """Where the record goes."""
-
-    uri: str = setting("an MLflow tracking URI: a database or a server", _STORE)
-    experiment: str = setting("the MLflow experiment", _EXPERIMENT)
-    # Files turn it on; what other commands record takes no time.
-    system_metrics: bool = setting("also record how busy the machine is", default=False)
 
 
 @dataclass

@@ -7,7 +7,7 @@ stops cost; the rest of the loss is the weights'.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from slimdown.config.schema import EvaluationConfig, OnProgress
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.backend import BackendOptions
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.evaluator import Evaluator
@@ -15,6 +15,7 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.serving import Serving
+from slimdown.utils.progress import OnProgress
 
 
 def find_served_otherwise(

@@ -15,7 +15,8 @@ from lm_eval import evaluate as evaluate_by_harness
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from slimdown.config.schema import EvaluationConfig, OnProgress, ResolvedBenchmark
+from slimdown.config.benchmark_config import ResolvedBenchmark
+from slimdown.config.schema import EvaluationConfig
 from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
@@ -34,6 +35,7 @@ from slimdown.models.base_model import LoadedModel
 from slimdown.stats.sequential import block_ends
 from slimdown.utils.distributed import share_work
 from slimdown.utils.errors import ConfigError, DataError, ModelError
+from slimdown.utils.progress import OnProgress
 
 # Forward batches per chunk. A chunk is kept on disk at once; a killed evaluation computes it again
 # as it was.

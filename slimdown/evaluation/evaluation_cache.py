@@ -3,12 +3,12 @@
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.naming import drop_defaults
-from slimdown.config.schema import EvaluationConfig, ResolvedBenchmark
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.utils.hashing import hash_json
 
@@ -76,26 +76,3 @@ def evaluation_key(
     versions = [version(package) for package in _PACKAGES]
     parts = [model.identity, backend, questions_hash, scaled, versions, settings]
     return hash_json([MEASUREMENT_VERSION, *parts])
-
-
-def check_evaluation(evaluation: BenchmarkEvaluation) -> str:
-    """Say what is odd about an evaluation that was found somewhere.
-
-    Returns:
-        What is wrong in a few words; empty where it is sound: questions once each, every number
-        finite, scores between 0 and 1.
-    """
-    samples, metric = evaluation.samples, evaluation.benchmark.metric
-    if not samples or len({(s.task, s.doc_id) for s in samples}) != len(samples):
-        return "questions are missing or doubled"
-    if metric not in samples[0].scores:
-        return f"it has no {metric}"
-    for sample in samples:
-        if not all(map(isfinite, sample.log_likelihoods)):
-            return f"a log-likelihood of question {sample.doc_id} of {sample.task} is not finite"
-        if len(sample.choices) not in (0, len(sample.log_likelihoods)):
-            return f"question {sample.doc_id} of {sample.task} lacks log-likelihoods"
-        for name in samples[0].scores:
-            if name not in sample.answers or not 0 <= sample.scores.get(name, -1) <= 1:
-                return f"question {sample.doc_id} of {sample.task} has no {name} between 0 and 1"
-    return ""

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from math import nan
 from typing import Any
 
+from slimdown.config.benchmark_config import PROMPT_SETTINGS
 from slimdown.config.engines import BACKENDS, Backend
-from slimdown.config.schema import PROMPT_SETTINGS, EvaluationConfig, OnProgress
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import (
@@ -29,6 +30,7 @@ from slimdown.models.memory import is_out_of_memory, measure_peak_memory, releas
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.distributed import assist, end_shared_work
 from slimdown.utils.errors import ModelError
+from slimdown.utils.progress import OnProgress
 
 
 class Evaluator:

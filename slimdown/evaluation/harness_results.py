@@ -8,7 +8,7 @@ from math import inf, isnan
 from statistics import fmean
 from typing import Any
 
-from slimdown.config.schema import ResolvedBenchmark
+from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json

@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
+from slimdown.config.benchmark_config import BYTE_PROBABILITY, Scoring
 from slimdown.config.question_files import QuestionRows, find_score
-from slimdown.config.schema import BYTE_PROBABILITY, Scoring
 from slimdown.data.chat_templates import render_chat
 from slimdown.utils.errors import DataError
 from slimdown.utils.scoring import is_right, read_answer

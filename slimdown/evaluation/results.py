@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from math import fsum, nan, sqrt
+from math import fsum, isfinite, nan, sqrt
 
-from slimdown.config.schema import ResolvedBenchmark
+from slimdown.config.benchmark_config import ResolvedBenchmark
 
 
 class Metric(str):
@@ -201,3 +201,26 @@ class Evaluation:
 
 StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
 """Takes what the tuned model answered so far; returns the benchmarks that need more questions."""
+
+
+def check_evaluation(evaluation: BenchmarkEvaluation) -> str:
+    """Say what is odd about an evaluation that was found somewhere.
+
+    Returns:
+        What is wrong in a few words; empty where it is sound: questions once each, every number
+        finite, scores between 0 and 1.
+    """
+    samples, metric = evaluation.samples, evaluation.benchmark.metric
+    if not samples or len({(s.task, s.doc_id) for s in samples}) != len(samples):
+        return "questions are missing or doubled"
+    if metric not in samples[0].scores:
+        return f"it has no {metric}"
+    for sample in samples:
+        if not all(map(isfinite, sample.log_likelihoods)):
+            return f"a log-likelihood of question {sample.doc_id} of {sample.task} is not finite"
+        if len(sample.choices) not in (0, len(sample.log_likelihoods)):
+            return f"question {sample.doc_id} of {sample.task} lacks log-likelihoods"
+        for name in samples[0].scores:
+            if name not in sample.answers or not 0 <= sample.scores.get(name, -1) <= 1:
+                return f"question {sample.doc_id} of {sample.task} has no {name} between 0 and 1"
+    return ""

@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slimdown.config.schema import ResolvedBenchmark
-from slimdown.evaluation.evaluation_cache import check_evaluation
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.config.benchmark_config import ResolvedBenchmark
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample, check_evaluation
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import FORMAT, check_format
 

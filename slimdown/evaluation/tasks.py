@@ -21,15 +21,10 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
+from slimdown.config.benchmark_config import BenchmarkConfig, ResolvedBenchmark, Scoring
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import (
-    BenchmarkConfig,
-    EvaluationConfig,
-    OnProgress,
-    ResolvedBenchmark,
-    Scoring,
-)
+from slimdown.config.schema import EvaluationConfig
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import choose_metric, read_cluster
 from slimdown.evaluation.outside_code import RUNS_ANSWERS, find_outside_code, forbid_hub_metrics
@@ -38,6 +33,7 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.progress import OnProgress
 
 Requests = dict[tuple[str, int], list[Any]]
 """The harness's requests, by task and number of the question."""

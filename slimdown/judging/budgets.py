@@ -7,8 +7,8 @@ from enum import IntEnum
 from math import nan
 from numbers import Real
 
+from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.fields import nearest, read_number
-from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.verdicts import correct_with_levels
 from slimdown.stats.estimates import Difference, Estimate

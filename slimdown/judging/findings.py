@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from slimdown.config.schema import BYTE_PROBABILITY, PaperMetric, Role
+from slimdown.config.benchmark_config import BYTE_PROBABILITY, PaperMetric, Role
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from slimdown.config.benchmark_config import Scoring
 from slimdown.config.question_files import read_row
-from slimdown.config.schema import Scoring
 from slimdown.evaluation.results import Evaluation, Metric, Sample
 from slimdown.judging.findings import take_first_answers
 from slimdown.judging.pairing import pair_evaluations

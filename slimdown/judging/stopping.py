@@ -1,6 +1,6 @@
 """Decide which benchmarks need more answers of the tuned model."""
 
-from slimdown.config.schema import Role, RunConfig, Until
+from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, StopRule
 from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
 from slimdown.judging.pairing import pair_benchmark
@@ -8,7 +8,7 @@ from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import compare_scores
 
 
-def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
+def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
     """Make the function that names the benchmarks that need more answers.
 
     It uses the tests and corrections of the final verdict. A change that is shown, but measured
@@ -17,15 +17,14 @@ def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
     gets no verdict; it is done when its own test, uncorrected, would give it one.
 
     Args:
-        config: `evaluation.until` decides. With `decided` a benchmark is done when it is forgotten,
-            improved or retained. With `budget` it is done when its loss is shown to be within or
-            beyond its budget; a benchmark without a budget follows `decided`.
+        until: With `decided` a benchmark is done when it is forgotten, improved or retained. With
+            `budget` it is done when its loss is shown to be within or beyond its budget; a
+            benchmark without a budget follows `decided`.
         base: the base's answers to all questions.
 
     Returns:
         None where all questions are asked.
     """
-    until = Until(config.evaluation.until)
     if until is Until.all:
         return None
     settings = {name: one.benchmark for name, one in base.benchmarks.items()}

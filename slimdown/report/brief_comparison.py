@@ -18,7 +18,7 @@ from slimdown.comparison.run_comparison import Comparison, Configuration, compar
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.comparison.varied_settings import find_varied
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.report.formatting import (
     EMPTY,
     cut_name,

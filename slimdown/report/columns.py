@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from slimdown.config.schema import PaperMetric, Role
+from slimdown.config.benchmark_config import PaperMetric, Role
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
 from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
 from slimdown.report import formatting, text

@@ -9,7 +9,7 @@ from slimdown.comparison.checkpoints import read_steps
 from slimdown.comparison.group_tests import KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
 from slimdown.comparison.value_verdicts import judge_configurations
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.report.brief_comparison import find_settings, head_columns, order_by_settings
 from slimdown.report.figures import (
     PHONE_WIDTH,

@@ -22,7 +22,6 @@ from rich.table import Column
 from rich.text import Text
 
 from slimdown.comparison.run_comparison import Comparison
-from slimdown.config.schema import OnProgress
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import text
@@ -33,6 +32,7 @@ from slimdown.report.run_plan import RunPlan, describe_plan, plan_table, summari
 from slimdown.report.stages_report import served_table
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
 from slimdown.report.verdict_styles import STYLES
+from slimdown.utils.progress import OnProgress
 from slimdown.utils.secrets import redact, redact_leaf
 
 LOG_SECONDS = 30.0  # between two lines of a log; the first comes after a quarter of it

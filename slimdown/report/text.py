@@ -4,16 +4,12 @@ from collections.abc import Iterator, Sequence
 from math import isnan, nan
 from textwrap import shorten
 
-from slimdown.config.mitigation import advise_mitigation
-from slimdown.config.schema import (
-    BYTE_PROBABILITY,
+from slimdown.config.benchmark_config import (
     PROMPT_SETTINGS,
-    BenchmarkConfig,
-    EvaluationConfig,
     PaperMetric,
     Role,
-    RunConfig,
 )
+from slimdown.config.mitigation import advise_mitigation
 from slimdown.evaluation.results import Metric
 from slimdown.judging.behaviour import THINKS
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
@@ -54,57 +50,6 @@ COMPARISON_LEGEND = (
     "a training that now and then collapses is not. Of one seed both are its report's own; † marks "
     "what does not hold for all cells. More questions lower the one noise, more seeds the other."
 )
-
-
-def describe_run(config: RunConfig) -> dict[str, str]:
-    """Describe a run: its model, rows or tuned model, method, benchmarks."""
-    about = {"model": f"{config.model.id}, {config.quantization.name}"}
-    if config.tuned is not None:
-        about["tuned"] = config.tuned
-    else:
-        sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
-        about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
-        method = [config.method.name]
-        if config.method.facts.reads_lora:
-            lora = config.lora
-            method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
-        about["method"] = ", ".join(method)
-        if keep := config.keep.describe():
-            about["keep"] = keep
-    parts = [
-        f"{name} ({_describe_shots(b)}"
-        + f", first {b.limit}" * bool(b.limit)
-        + f", {b.score}" * (b.score != "exact")
-        + f", {b.max_gen_toks} tokens" * bool(b.max_gen_toks)
-        + f", stops at {', '.join(map(repr, b.stop or ()))}" * bool(b.stop)
-        + f", {b.repeats or 1} drawn at temperature {b.temperature}" * bool(b.temperature)
-        + ")"
-        for name, b in config.benchmark.items()
-    ]
-    about["benchmarks"] = ", ".join(parts)
-    about["prompts"] = describe_prompts(config.evaluation)
-    return about | ({"note": config.note} if config.note else {})
-
-
-def _describe_shots(benchmark: BenchmarkConfig) -> str:
-    if benchmark.metric == BYTE_PROBABILITY:
-        return "texts"
-    n_shots = benchmark.num_fewshot
-    return "own shots" if n_shots is None else f"{n_shots}-shot"
-
-
-def describe_prompts(evaluation: EvaluationConfig) -> str:
-    """Describe how benchmarks are asked: plainly or through the chat template, and its settings."""
-    ways = {True: "through the chat template", False: "plain", "auto": "auto"}
-    parts = [ways[evaluation.apply_chat_template]]
-    if system := evaluation.system_instruction:
-        parts.append(f"system prompt {shorten(system, 40, placeholder='…')!r}")
-    parts += [f"{name}={value}" for name, value in evaluation.chat_template_args.items()]
-    if (thinking := evaluation.enable_thinking) is not None:
-        parts.append("thinking" if thinking else "no thinking")
-    if evaluation.think_end_token:
-        parts.append(f"cut after {evaluation.think_end_token}")
-    return ", ".join(parts)
 
 
 def describe_losses(training: TrainingResult) -> str:

@@ -21,12 +21,12 @@ from hydra.core.hydra_config import HydraConfig
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.naming import run_name
-from slimdown.config.schema import default_store
+from slimdown.config.tracking_config import default_store
 from slimdown.judging.serialization import from_plain, to_plain
 from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
-from slimdown.report.text import describe_run
+from slimdown.run_files import describe_run
 from slimdown.sweep.command_line import ComposedRun
 from slimdown.tracking.metric_names import Tag, describe_verdicts
 from slimdown.tracking.provenance import RunInfo

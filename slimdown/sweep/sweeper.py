@@ -9,7 +9,7 @@ from typing import Any
 
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.config.naming import base_settings
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.brief_comparison import order_by_settings

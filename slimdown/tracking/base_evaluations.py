@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.naming import describe_identity
-from slimdown.config.schema import ResolvedBenchmark, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples

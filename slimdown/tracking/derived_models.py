@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.judging.findings import Findings
 from slimdown.tracking import store
 from slimdown.tracking.datasets import describe_questions

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.holdout import held_part
 from slimdown.tracking import store

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import TrackingError

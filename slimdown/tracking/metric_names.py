@@ -4,7 +4,7 @@ from enum import StrEnum
 from math import isfinite, nan
 from typing import TYPE_CHECKING
 
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.report.columns import collect_metrics
 from slimdown.report.formatting import drop_shared_beginning
 from slimdown.report.verdict_styles import find_style

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.logged_models import find_made_model
 from slimdown.tracking.metric_names import Tag

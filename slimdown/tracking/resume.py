@@ -12,7 +12,8 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.config.engines import BACKENDS, ENGINES
 from slimdown.config.extensions import find_packages
 from slimdown.config.naming import NOT_IN_KEY, flatten
-from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
+from slimdown.config.schema import ModelConfig, RunConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag

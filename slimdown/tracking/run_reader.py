@@ -15,15 +15,17 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from slimdown.comparison.run_records import RunRecord
+from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.engines import Backend
 from slimdown.config.fields import nearest
 from slimdown.config.loader import complete_config
-from slimdown.config.schema import ResolvedBenchmark, RunConfig, TrackingConfig
+from slimdown.config.schema import RunConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import escape_markdown
-from slimdown.report.run_page import render_run_files
+from slimdown.run_files import render_run_files
 from slimdown.tracking import logged_models, store
 from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from filelock import FileLock, Timeout
 
 from slimdown.config.fields import find_problems
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.extras import name_install

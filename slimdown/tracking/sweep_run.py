@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import name_machine, read_user

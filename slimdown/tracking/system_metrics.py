@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 import psutil
 
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.utils.distributed import process_count, process_rank
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl.data_utils import pack_dataset
 
 from slimdown.config.engines import ENGINES
-from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
+from slimdown.config.schema import RunConfig, TrainConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
@@ -31,6 +31,7 @@ from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
+from slimdown.utils.progress import OnProgress
 
 # Relative difference that rounding explains between two computations of one loss: on batches of
 # one shape, and of two shapes.

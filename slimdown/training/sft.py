@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.engines import ENGINES
 from slimdown.config.mitigation import Mitigation
-from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
+from slimdown.config.schema import RunConfig, TrainConfig
 from slimdown.models.causal import (
     disabled_adapters,
     eval_mode,
@@ -35,6 +35,7 @@ from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
+from slimdown.utils.progress import OnProgress
 
 # float16 has no numbers below 6e-8, where most gradients of a mean loss are. A power of two as
 # factor adds no rounding. The Trainer's own GradScaler comes with autocast, in which base and

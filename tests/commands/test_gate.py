@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
+from slimdown.config.benchmark_config import Scoring
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import Scoring
 from slimdown.report.formatting import escape_markdown
 from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.run_reader import find_run, find_runs

@@ -18,7 +18,7 @@ from builders import (
 from slimdown.comparison.run_comparison import Comparison, compare_runs, correct_verdicts
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
 from slimdown.comparison.trials import summarize_trial
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import judge
 from slimdown.judging.verdicts import Verdict
 from slimdown.utils.errors import ConfigError

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slimdown.config.benchmark_config import BenchmarkConfig, PaperMetric
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.naming import base_settings, flatten
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import BenchmarkConfig, PaperMetric, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]

@@ -10,16 +10,10 @@ import torch
 from tiny_benchmarks import make_benchmark_config, make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimdown.config.benchmark_config import BenchmarkConfig, PaperMetric, Role, Scoring, Until
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.engines import Backend
-from slimdown.config.schema import (
-    BenchmarkConfig,
-    EvaluationConfig,
-    PaperMetric,
-    Role,
-    Scoring,
-    Until,
-)
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.evaluation_cache import READ_ONLY, evaluation_key
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks

@@ -25,8 +25,8 @@ from tiny_benchmarks import make_benchmark_config, make_config
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation import evaluation_cache
 from slimdown.evaluation.backend import choose_backend
 from slimdown.evaluation.evaluator import Evaluator

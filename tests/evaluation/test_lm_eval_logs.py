@@ -15,8 +15,8 @@ from stock_harness import run_lm_eval
 from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimdown.config.benchmark_config import Role
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import Role
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.tasks import load_tasks

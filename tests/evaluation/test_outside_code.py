@@ -93,7 +93,7 @@ ASK = """
 import json, sys
 from pathlib import Path
 import lm_eval.tasks
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.evaluation import tasks
 from slimdown.utils.errors import SlimdownError
 

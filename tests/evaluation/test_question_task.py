@@ -10,9 +10,10 @@ import pytest
 from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.causal import wrap_model

@@ -9,8 +9,8 @@ from builders import make_benchmark, make_evaluation, make_sample
 from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import read_samples, write_samples

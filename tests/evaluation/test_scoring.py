@@ -14,9 +14,9 @@ from tiny_benchmarks import make_config
 from tiny_models import build_byte_tokenizer
 from trl.chat_template_utils import add_response_schema
 
+from slimdown.config.benchmark_config import Scoring
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import Scoring
 from slimdown.evaluation import benchmark_run
 from slimdown.evaluation.benchmark_run import Chunk
 from slimdown.evaluation.evaluator import Evaluator

@@ -18,8 +18,9 @@ from tiny_benchmarks import make_config
 from tiny_models import WINDOW, build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimdown.config.benchmark_config import Role
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import EvaluationConfig, Role
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.evaluator import Evaluator, count_costs
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Work
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks

@@ -18,7 +18,7 @@ from replayed_answers import describe_findings, write_logs, write_table
 
 import slimdown
 from slimdown.commands import verdict
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import judge
 from slimdown.stats.estimates import compare_scores

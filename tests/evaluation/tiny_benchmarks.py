@@ -9,7 +9,8 @@ from lm_eval.api.instance import Instance
 from tiny_models import build_tiny_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
+from slimdown.config.benchmark_config import BenchmarkConfig, Until
+from slimdown.config.schema import EvaluationConfig
 
 SHOTS = "Which letter comes first?\nA. the\nB. an\nAnswer: B\n\n" * 2
 

@@ -17,7 +17,7 @@ from builders import (
 )
 
 from slimdown.commands.gate import GateRules
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.budgets import (
     Gate,
     Outcome,

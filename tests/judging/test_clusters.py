@@ -8,7 +8,7 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.comparison.run_comparison import average_seeds
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.budgets import Outcome, check_budgets
 from slimdown.judging.findings import judge

@@ -18,7 +18,7 @@ from builders import (
     stop_early,
 )
 
-from slimdown.config.schema import PaperMetric, Role, RunConfig, Until
+from slimdown.config.benchmark_config import PaperMetric, Role, Until
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.budgets import Outcome, check_budgets
@@ -239,7 +239,7 @@ def run_until(
 ) -> tuple[Evaluation, Evaluation]:
     """The whole base, and the tuned model's answers when the rule has closed every benchmark."""
     base = make_evaluation(**{name: pair[0] for name, pair in pairs.items()})
-    rule = stopping_rule(make_config(until), base)
+    rule = stopping_rule(until, base)
     blocks = {name: list(block_ends(len(pair[0].samples))) for name, pair in pairs.items()}
     n_answered, is_open = dict.fromkeys(pairs, 0), set(pairs)
     while is_open:
@@ -247,12 +247,6 @@ def run_until(
         tuned = {name: stop_early(pair[1], n_answered[name]) for name, pair in pairs.items()}
         is_open = {name for name in rule(tuned) if blocks[name]}
     return base, make_evaluation(**tuned)
-
-
-def make_config(until: Until) -> RunConfig:
-    config = RunConfig()
-    config.evaluation.until = until
-    return config
 
 
 def make_pair(
@@ -297,7 +291,7 @@ def test_a_change_that_is_shown_is_asked_on_while_it_looks_smaller_than_the_marg
     n, after = 10042, [float(i % 66 > 0) for i in range(10042)]  # 1.5 points lost all along
     base, tuned = make_evaluation(a=[1.0] * n), stop_early(make_benchmark(after), 2592)
     assert judge(base, make_evaluation(a=tuned)).benchmarks["a"].verdict is Verdict.forgotten
-    rule = stopping_rule(make_config(Until.decided), base)
+    rule = stopping_rule(Until.decided, base)
     assert rule({"a": tuned}) == {"a"}
     whole = judge(*run_until(Until.decided, a=make_pair([1.0] * n, after))).benchmarks["a"]
     assert whole.verdict is Verdict.retained

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
+from slimdown.config.benchmark_config import Scoring
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import Scoring
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import LostQuestions, collect_lost_questions
 from slimdown.utils.scoring import is_right, read_answer

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.findings import judge
 from slimdown.stats.estimates import Estimate, Sampling, compare_scores

@@ -8,7 +8,7 @@ from math import sqrt
 
 import pytest
 
-from slimdown.config.schema import PaperMetric
+from slimdown.config.benchmark_config import PaperMetric
 from slimdown.judging.findings import paper_value
 
 N = {"gsm8k": 1319, "hellaswag": 10042, "mmlu_cs": 100}

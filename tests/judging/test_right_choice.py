@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, stop_early
 
-from slimdown.config.schema import Role, RunConfig, Until
+from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.judging.budgets import check_budgets, judge_look, overall_outcome
@@ -107,10 +107,9 @@ def test_no_other_finding_moves_by_it(role: Role) -> None:
 
 
 def test_a_stopped_evaluation_stops_where_it_did_and_its_p_right_is_of_the_same_looks() -> None:
-    nats, config = draw_likelihoods(400), RunConfig()
-    config.evaluation.until = Until.decided
+    nats = draw_likelihoods(400)
     base = make_evaluation(a=choose(nats))
-    is_open = stopping_rule(config, base)
+    is_open = stopping_rule(Until.decided, base)
     for n in (32, 63, 200, 400):
         halted = [stop_early(choose(scale * nats), n) for scale in (1.0, 0.5)]
         assert is_open({"a": halted[0]}) == is_open({"a": halted[1]})

@@ -18,7 +18,7 @@ from slimdown.comparison.group_tests import find_differences
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.comparison.trials import summarize_trial
 from slimdown.comparison.value_verdicts import judge_configurations
-from slimdown.config.schema import EvaluationConfig, Role, RunConfig, Until
+from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.budgets import Outcome, check_budgets, default_budgets
 from slimdown.judging.findings import Findings, judge
@@ -99,17 +99,16 @@ def test_it_has_the_budget_that_is_named_and_no_other() -> None:
 
 
 def test_looks_end_where_its_own_test_would_decide() -> None:
-    config = RunConfig(evaluation=EvaluationConfig(None, False, None, until=Until.decided))
     texts, asked = draw_texts(0.2), draw_questions(0.02, 4)
     base = make_evaluation(docs=texts["base"], a=asked["base"])
-    rule = stopping_rule(config, base)
+    rule = stopping_rule(Until.decided, base)
     assert rule is not None
     few = {"docs": stop_early(texts["tuned"], 160), "a": stop_early(asked["tuned"], 160)}
     assert rule(few) == {"a"}
     close = draw_texts(0.0, seed=5)
     wide = replace(close["tuned"].benchmark, margin=0.001)
     base = make_evaluation(docs=replace(close["base"], benchmark=wide))
-    rule = stopping_rule(config, base)
+    rule = stopping_rule(Until.decided, base)
     assert rule is not None
     assert rule({"docs": stop_early(close["tuned"], 32)}) == {"docs"}
 

@@ -14,12 +14,7 @@ from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
-from slimdown.config.schema import (
-    ModelConfig,
-    QuantizationConfig,
-    RunConfig,
-    TunedModelConfig,
-)
+from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig, TunedModelConfig
 from slimdown.evaluation.families import EXACT_FAMILIES
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from tiny_models import logits_of
 
 from slimdown import pocket
-from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.config.schema import RunConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import (
     LoadedModel,

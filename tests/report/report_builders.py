@@ -7,7 +7,7 @@ from typing import Any
 
 from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
-from slimdown.config.schema import PaperMetric, Role
+from slimdown.config.benchmark_config import PaperMetric, Role
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.findings import Findings, judge
 from slimdown.training.result import StepLog, TrainingResult

@@ -11,7 +11,7 @@ from builders import Capture, make_benchmark, make_evaluation, make_run
 from rich.cells import cell_len
 
 from slimdown.comparison.run_comparison import Comparison, compare_runs
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import Findings, judge
 from slimdown.report.brief_comparison import describe_briefly, order_by_settings
 from slimdown.report.console import show_comparison

@@ -9,7 +9,7 @@ from report_builders import judge_pairs
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.comparison.run_order import sort_rows
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.report.brief_comparison import describe_choice, order_by_settings
 

@@ -13,8 +13,9 @@ from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
 from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report.findings_report import findings_table
-from slimdown.report.run_page import render_page, render_run_files
+from slimdown.report.run_page import render_page
 from slimdown.report.text import describe_outcome
+from slimdown.run_files import render_run_files
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 

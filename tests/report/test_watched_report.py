@@ -9,7 +9,7 @@ from builders import make_run, make_texts
 from report_builders import judge_pairs, make_usual
 
 from slimdown.comparison.run_comparison import compare_runs
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import Findings
 from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.comparison_page import comparison_table, render_comparison_page

@@ -14,8 +14,9 @@ import pytest
 from commands_and_runs import run_command
 
 from slimdown.commands import runs
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.paths import CONF_DIR, list_group_choices
-from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.config.schema import RunConfig
 from slimdown.sweep import command_line
 from slimdown.sweep.command_line import CommandPlan, compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError

@@ -13,7 +13,8 @@ from builders import make_benchmark, make_evaluation, make_run
 from optuna.trial import TrialState
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.schema import Role, RunConfig
+from slimdown.config.benchmark_config import Role
+from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.judging.findings import Findings, judge
 from slimdown.sweep.command_line import (

@@ -27,7 +27,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from record_builders import Compose, Patch, record_run
 
 from slimdown.commands.process import set_up_process
-from slimdown.config.schema import TrackingConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store as record
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.deadlines import call_within

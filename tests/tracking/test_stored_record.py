@@ -19,7 +19,8 @@ from commands_and_runs import call_verb
 from record_builders import Compose, Patch
 from safetensors.numpy import load_file
 
-from slimdown.config.schema import EvaluationConfig, ResolvedBenchmark
+from slimdown.config.benchmark_config import ResolvedBenchmark
+from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.evaluation_cache import evaluation_key
 from slimdown.evaluation.samples import read_samples
 from slimdown.judging.findings import Findings

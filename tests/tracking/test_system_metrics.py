@@ -9,7 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from record_builders import Compose, Logs, Patch, make_info, record_run
 
-from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.config.schema import RunConfig
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import system_metrics
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.system_metrics import record_system_metrics

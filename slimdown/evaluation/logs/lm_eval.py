@@ -14,11 +14,10 @@ from math import isclose, nan
 from pathlib import Path
 from typing import Any
 
+from slimdown.config.benchmark_config import BenchmarkConfig, ResolvedBenchmark, Role
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.fields import nearest
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark, Role
-from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.harness_results import (
     choose_metric,
     find_no_number,
@@ -33,7 +32,7 @@ from slimdown.evaluation.logs.logged_task import (
     name_model,
     name_models,
 )
-from slimdown.evaluation.results import BenchmarkEvaluation, Metric
+from slimdown.evaluation.results import BenchmarkEvaluation, Metric, check_evaluation
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
 

@@ -11,16 +11,15 @@ from math import fsum, nan
 from pathlib import Path
 from typing import Any, Protocol
 
+from slimdown.config.benchmark_config import ResolvedBenchmark, Role
 from slimdown.config.fields import nearest
-from slimdown.config.schema import ResolvedBenchmark, Role
-from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.harness_results import (
     choose_metric,
     find_category,
     read_cluster,
     summarize_samples,
 )
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample, check_evaluation
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.row_files import iter_records

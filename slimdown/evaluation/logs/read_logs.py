@@ -7,9 +7,9 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
+from slimdown.config.benchmark_config import Role
 from slimdown.config.extensions import add_extensions
 from slimdown.config.fields import nearest
-from slimdown.config.schema import Role
 from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
 from slimdown.evaluation.logs.logged_task import LoggedTask, LogReader, name_benchmark, name_models
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from slimdown.config.schema import Role
+from slimdown.config.benchmark_config import Role
 from slimdown.report import formatting, text
 from slimdown.report.verdict_styles import STYLES, find_style
 
