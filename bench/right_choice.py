@@ -11,9 +11,9 @@ import argparse
 
 import numpy as np
 
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.config.tracking_config import TrackingConfig, default_store
 from slimdown.judging.pairing import Pair, pair_evaluations
-from slimdown.judging.right_choice import score_right_choices
 from slimdown.models.quiet import quiet_libraries
 from slimdown.stats.estimates import Difference, compare_scores
 from slimdown.stats.likelihood import ALPHA
@@ -25,11 +25,10 @@ _DRAWS = 400
 def read_scores(pair: Pair) -> dict[str, np.ndarray] | None:
     """Return [base and tuned, questions] of accuracy and of `p_right`; None without choices."""
     sides, metric = (pair.base, pair.tuned), pair.base.benchmark.metric
-    right = [score_right_choices(side) for side in sides]
-    if not all(right):
+    if not all(CHOICE_PROBABILITY in side.scores for side in sides):
         return None
-    accuracy = [[sample.scores[metric] for sample in side.samples] for side in sides]
-    return {"accuracy": np.array(accuracy), "p_right": np.array(right)}
+    by_name = {"accuracy": metric, "p_right": CHOICE_PROBABILITY}
+    return {name: np.array([s.scores_of(m) for s in sides]) for name, m in by_name.items()}
 
 
 def count_shown(scores: np.ndarray, n: int, random: np.random.Generator) -> float:

@@ -29,9 +29,8 @@ class ForgettingCallback(WatchingCallback):
 
     The values go to the trainer's `state.log_history`: first `base/gsm8k`, then at each look
     `change/gsm8k` with `_low` and `_high` for the few questions, and at the last step those for all
-    questions, with `tuned/gsm8k`. For choices, `p_right_change/mmlu` is the change of the right
-    one's probability. `findings` holds everything once training has ended. The training takes the
-    same steps as without the callback.
+    questions, with `tuned/gsm8k`. `findings` holds everything once training has ended. The training
+    takes the same steps as without the callback.
 
     The base is the model without its adapters, or the model that the training began with; so a full
     fine-tuning cannot be resumed with this callback. Under DDP the first process measures while the
@@ -183,12 +182,8 @@ def _changes(findings: Findings) -> dict[str, float]:
     """Return the change of each benchmark with the ends of its interval, by metric name."""
     values: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
-        changes = {"change": benchmark.primary.difference.estimate}
-        if benchmark.p_right:
-            changes["p_right_change"] = benchmark.p_right.change
-        for prefix, d in changes.items():
-            ends = {f"{prefix}/{name}_low": d.low, f"{prefix}/{name}_high": d.high}
-            values |= {f"{prefix}/{name}": d.value, **ends}
+        d, key = benchmark.primary.difference, f"change/{name}"
+        values |= {key: d.value, f"{key}_low": d.low, f"{key}_high": d.high}
     return values
 
 

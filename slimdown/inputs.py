@@ -23,7 +23,6 @@ from slimdown.models.external import (
 from slimdown.models.gguf_file import read_gguf_header
 from slimdown.utils.errors import DataError, SlimdownError
 from slimdown.utils.progress import OnProgress
-from slimdown.watching import find_look_budgets
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class RunInputs:
         train_data: The rows; None where nothing is trained.
         external: The model that was tuned elsewhere.
         served: The benchmarks that it is asked once more, as it is served.
-        look_budgets: What each look at a training allows.
         notes: Lines for the user.
     """
 
@@ -51,7 +49,6 @@ class RunInputs:
     train_data: TrainingData | None
     external: ExternalModel | None
     served: dict[str, BenchmarkTask]
-    look_budgets: dict[str, float]
     notes: list[str]
 
     @property
@@ -77,7 +74,6 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         backend.find_function("check_tuned")(config)
     tasks, not_run = load_benchmarks(config, on_progress)
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-    budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}
     tokenizer = load_base_tokenizer(config.model)
     notes: list[str] = []
     tuned_model = config.tuned_model
@@ -114,7 +110,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
             "Rows, questions and learning rate are those of the pocket world; with "
             f"model={config.model.id} they are those for real models."
         )
-    read = train_data, external, served, budgets, notes
+    read = train_data, external, served, notes
     return RunInputs(config, outline, tokenizer, tasks, not_run, *read)
 
 

@@ -100,7 +100,7 @@ class Training:
         config, run, watcher = self._inputs.config, self._run, None
         assert self._rows  # `check` came before
         if config.train.stop_on_forgetting:
-            watcher = build_watcher(config, self._inputs.look_budgets)
+            watcher = build_watcher(config)
             with progress_bar("asking what each look asks"):
                 watcher.measure_base(base)
         with progress.show("training", "steps", "train") as on_progress:

@@ -10,14 +10,14 @@ from slimdown.config.engines import Backend
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
-from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
+from slimdown.evaluation.tasks import load_tasks
 from slimdown.judging.budgets import default_budgets, judge_look
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import copy_trained_weights, restore_weights, wrap_model
 from slimdown.training.padding_free import attention_as_loaded
-from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.utils.errors import ModelError
 
 
 class WatchingCallback(TrainerCallback):  # type: ignore[misc]
@@ -40,7 +40,6 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         evaluator: Evaluator,
         every: int,
         budgets: Mapping[str, float],
-        by_p_right: bool = False,
         holdout: float = 0.0,
     ) -> None:
         """Take what is asked, when, and what may be lost.
@@ -49,11 +48,10 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
             evaluator: Has the questions of a look.
             every: Steps between two looks; 0: there are none.
             budgets: By benchmark, the most that it may lose; if empty, no look ends the training.
-            by_p_right: Whether the budgets limit the probability of the right choice.
             holdout: The share of the questions that no look may judge.
         """
         self._evaluator, self._every, self._budgets = evaluator, every, budgets
-        self._by_p_right, self._holdout = by_p_right, holdout
+        self._holdout = holdout
         self._base: Any = None
         self._kept: dict[str, Any] = {}  # weights of `kept_step`
 
@@ -65,7 +63,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         """
         before = self._base = self._ask(base)
         if self._budgets:
-            judge_look(judge(before, before), self._budgets, 1, self._by_p_right)
+            judge(before, before)
         return before
 
     def keep(self, step: int, model: Any) -> None:
@@ -95,7 +93,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         if not self._budgets:
             return
         n_looks = max(1, state.max_steps // self._every)
-        is_within, beyond = judge_look(findings, self._budgets, n_looks, self._by_p_right)
+        is_within, beyond = judge_look(findings, self._budgets, n_looks)
         if is_within:
             self.keep(state.global_step, loaded.model)
         if beyond:
@@ -129,25 +127,9 @@ def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
     return replace(loaded, memory_bytes=loaded.memory_bytes + 12 * n_trained)
 
 
-def find_look_budgets(config: RunConfig, tasks: Mapping[str, BenchmarkTask]) -> dict[str, float]:
-    """Return what each benchmark may lose at a look: its own budget, or `look_budget` for p_right.
-
-    Raises:
-        ConfigError: Looks judge p_right, but no benchmark with a budget has choices.
-    """
-    budgets, of_p_right = default_budgets(config.benchmark), config.train.look_budget
-    if of_p_right is None:
-        return budgets
-    have_choices = [n for n in budgets if not (tasks[n].generates or tasks[n].reads_texts)]
-    if have_choices:
-        return dict.fromkeys(have_choices, of_p_right)
-    problem = f"{', '.join(budgets)}: answers are written, not chosen"
-    raise ConfigError(f"train.look_metric=p_right: {problem}; leave look_metric out")
-
-
-def build_watcher(config: RunConfig, budgets: Mapping[str, float]) -> WatchingCallback:
+def build_watcher(config: RunConfig) -> WatchingCallback:
     """Build the callback of a run with `train.stop_on_forgetting`; its base is to be measured."""
-    most, by_p_right = config.train.look_questions, config.train.look_budget is not None
+    most, budgets = config.train.look_questions, default_budgets(config.benchmark)
     budgeted = {name: config.benchmark[name] for name in budgets}
     few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
@@ -155,4 +137,4 @@ def build_watcher(config: RunConfig, budgets: Mapping[str, float]) -> WatchingCa
     # vLLM reads models from files, and a model in training is in none.
     evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
     holdout = config.evaluation.holdout
-    return WatchingCallback(evaluator, config.train.look_steps, budgets, by_p_right, holdout)
+    return WatchingCallback(evaluator, config.train.look_steps, budgets, holdout)

@@ -185,16 +185,6 @@ def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
         assert sent[0][1][f"base/{name}"] == benchmark.primary.base.value
         assert sent[-1][1][f"tuned/{name}"] == benchmark.primary.tuned.value
         assert sent[-1][1][f"change/{name}"] == benchmark.primary.difference.value
-        logged = {
-            end: sent[-1][1].get(f"p_right_change/{name}{end}") for end in ("", "_low", "_high")
-        }
-        if not benchmark.p_right:
-            assert benchmark.metric.startswith("exact_match")  # its answers are written
-            assert set(logged.values()) == {None}
-        else:
-            change = benchmark.p_right.change
-            assert list(logged.values()) == [change.value, change.low, change.high]
-    assert any(one.p_right for one in by_hand.benchmarks.values())
 
 
 def describe(values: dict[str, float], names: list[str] = BENCHMARKS) -> str:

@@ -10,7 +10,7 @@ from math import isnan
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
-from slimdown.judging.findings import Findings
+from slimdown.judging.findings import Findings, list_averaged
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair
 from slimdown.utils.errors import ConfigError
@@ -68,10 +68,10 @@ class GateRules:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
         if off:
-            pairs, benchmarks = read_pairs(), findings.benchmarks
-            used = [n for n, b in benchmarks.items() if b.is_measured and n not in off]
-            retained = [n for n in used if benchmarks[n].role is Role.retained]
-            mean = average_changes([(pairs[n], benchmarks[n].primary.difference) for n in retained])
+            pairs = read_pairs()
+            used = {name: b for name, b in findings.benchmarks.items() if name not in off}
+            averaged = list_averaged(used, Role.retained)
+            mean = average_changes([(pairs[n], used[n].primary.difference) for n in averaged])
         if isnan(mean.value):
             raise ConfigError("--overall: every retained benchmark is off")
         return Gate(tuple(checks), off, mean)

@@ -26,24 +26,19 @@ def build_simultaneous_curves(
 ) -> dict[str, list[tuple[float, Estimate]]]:
     """Return each benchmark's change by scale, with intervals that hold for all scales at once.
 
-    The change of its p_right has a curve of its own, `NAME p_right`.
-
     Each interval is at 5 % divided by the number of scales (Bonferroni), so that the chance that
     any of a benchmark's intervals misses its true change is at most 5 %.
 
     Args:
-        points: Of scales above 0, which is the base. Judged now: a record lacks p_right's answers.
+        points: Of scales above 0, which is the base.
     """
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for point in points:
         for name, benchmark in point.findings.benchmarks.items():
-            differences = {name: benchmark.primary.difference}
-            if benchmark.p_right:
-                differences[f"{name} p_right"] = benchmark.p_right.difference
-            for curve, d in differences.items():
-                low, high = d.interval(ALPHA / len(points))
-                estimate = Estimate(d.value, d.standard_error, low, high)
-                curves.setdefault(curve, []).append((point.scale, estimate))
+            d = benchmark.primary.difference
+            low, high = d.interval(ALPHA / len(points))
+            estimate = Estimate(d.value, d.standard_error, low, high)
+            curves.setdefault(name, []).append((point.scale, estimate))
     return curves
 
 

@@ -35,6 +35,9 @@ PROMPT_SETTINGS = (
 BYTE_PROBABILITY = "byte_probability"
 """The metric of a document: the geometric mean of the probabilities of its UTF-8 bytes."""
 
+CHOICE_PROBABILITY = "p_right"
+"""The metric of choices that is the probability of the right one: evaluation/right_choice.py."""
+
 PaperMetric = StrEnum("PaperMetric", "ability_augmentation forgetting_rate knowledge_loss")
 
 

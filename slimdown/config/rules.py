@@ -14,7 +14,7 @@ from slimdown.config.fields import TRAINING
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import LookMetric, RunConfig
+from slimdown.config.schema import RunConfig
 
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)
@@ -110,12 +110,7 @@ def check_mitigation(config: RunConfig) -> Iterator[str]:
 
 def check_stopping(config: RunConfig) -> Iterator[str]:
     """A training that stops on forgetting looks between steps, at benchmarks with a budget."""
-    metric, budget = config.train.look_metric, config.train.look_budget
-    if (metric is LookMetric.p_right) != (budget is not None):
-        yield f"train.look_metric={metric}: p_right, and it alone, takes a look_budget (0.05, say)"
     if not config.train.stop_on_forgetting:
-        if budget is not None:
-            yield f"train.look_budget={budget}: nothing looks; set train.stop_on_forgetting=true"
         return
     if ENGINES[config.train.engine].module:
         yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"

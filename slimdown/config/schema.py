@@ -62,9 +62,6 @@ Device = StrEnum("Device", "auto cpu cuda mps")
 # auto: bfloat16 where it is faster than float32; float16 on a GPU without it
 Dtype = StrEnum("Dtype", "auto float32 bfloat16 float16")
 QuantType = StrEnum("QuantType", "nf4 fp4")
-# What a look of train.stop_on_forgetting judges: each benchmark's own metric, or the probability of
-# the right choice (judging/right_choice.py), which has a budget of its own.
-LookMetric = StrEnum("LookMetric", "primary p_right")
 
 
 @dataclass
@@ -262,10 +259,6 @@ class TrainConfig:
     look_questions: int = setting(
         "questions of each benchmark at a look, the first ones", COUNT, 100
     )
-    look_metric: LookMetric = setting(
-        "what a look judges; p_right needs choices and a look_budget", default=LookMetric.primary
-    )
-    look_budget: float | None = setting("what p_right may lose by a look", SHARE, None)
     args: dict[str, Any] = setting("other options of TRL's SFTConfig", default={})
 
 

@@ -8,8 +8,9 @@ from math import inf, isnan
 from statistics import fmean
 from typing import Any
 
-from slimdown.config.benchmark_config import ResolvedBenchmark
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
+from slimdown.evaluation.right_choice import score_right_choice
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -78,17 +79,19 @@ def read_task_samples(
         if is_choice:
             prompt, choices = _read_choices(first["arguments"], delimiter)
             log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
-            pairs = list(zip(log_likelihoods, choices, strict=True))
-            for key in scores:
-                by_length = Metric(key).name == "acc_norm"
-                ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
-                answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
             if target.isdigit() and int(target) < len(choices):
                 target = choices[int(target)]
             elif len({arguments[0] for arguments in first["arguments"]}) > 1 and len(choices) == 2:
                 # The choices are in the contexts, and the log does not say which one is right.
                 best = log_likelihoods.index(max(log_likelihoods))
                 target = choices[best if scores.get("acc") == 1 else 1 - best]
+            p_right = score_right_choice(choices, log_likelihoods, target, scores)
+            scores |= {} if p_right is None else {CHOICE_PROBABILITY: p_right}
+            pairs = list(zip(log_likelihoods, choices, strict=True))
+            for key in scores:
+                by_length = Metric(key).name == "acc_norm"
+                ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
+                answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
         if benchmark.numeric_tolerance is not None:
             # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's
             # flexible accuracy compares numbers.
@@ -232,10 +235,11 @@ def find_no_number(samples: Sequence[Sample]) -> Sample | None:
 def guess_chance(evaluation: BenchmarkEvaluation, metric: str) -> float:
     """Compute what guessing scores: the mean of 1 over the number of different choices.
 
-    It is 0 (not known) if any answer is generated, or graded, as a probability mass is.
+    It is 0 (not known) if any answer is generated, or graded, as where several choices are right.
     """
     samples = evaluation.samples
-    if not all(sample.choices and sample.scores[metric] in (0, 1) for sample in samples):
+    has_one_right = metric == CHOICE_PROBABILITY or all(s.scores[metric] in (0, 1) for s in samples)
+    if not has_one_right or not all(sample.choices for sample in samples):
         return 0.0
     shares = [1 / len(set(sample.choices)) for sample in samples]
     return evaluation.average(shares).value

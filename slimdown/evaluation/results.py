@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import cached_property
 from math import fsum, isfinite, nan, sqrt
 
-from slimdown.config.benchmark_config import ResolvedBenchmark
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark
 
 
 class Metric(str):
@@ -88,6 +88,12 @@ class Sample:
     def unit(self) -> str:
         """What counts as one question: its cluster where one is named, else its document."""
         return self.cluster or self.doc_hash
+
+    def is_right(self, metric: str) -> bool:
+        """Whether the answer is right; by p_right, whether the likeliest choice is."""
+        if metric == CHOICE_PROBABILITY:
+            return self.answers.get(metric) == self.target
+        return self.scores.get(metric) == 1
 
     @property
     def first(self) -> "Sample":

@@ -21,7 +21,12 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from slimdown.config.benchmark_config import BenchmarkConfig, ResolvedBenchmark, Scoring
+from slimdown.config.benchmark_config import (
+    CHOICE_PROBABILITY,
+    BenchmarkConfig,
+    ResolvedBenchmark,
+    Scoring,
+)
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import EvaluationConfig
@@ -272,8 +277,11 @@ def _check_task(
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
         usable.add(_FLEXIBLE)
+    if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks.values()):
+        usable.add(CHOICE_PROBABILITY)
     _check_clusters(name, config, tasks)
-    _check_metric(name, config, first, usable, [*names, *sorted(usable & {_FLEXIBLE})])
+    own = sorted(usable & {_FLEXIBLE, CHOICE_PROBABILITY})
+    _check_metric(name, config, first, usable, [*names, *own])
     for task in tasks.values():
         _set_shots(name, config, task)
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)

@@ -14,7 +14,7 @@ from slimdown.judging.verdicts import correct_with_levels
 from slimdown.stats.estimates import Difference, Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
-from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.errors import ConfigError
 
 
 class Outcome(IntEnum):
@@ -136,9 +136,7 @@ def decide_outcomes(
     return decisions
 
 
-def judge_look(
-    findings: Findings, budgets: Mapping[str, float], n_looks: int, by_p_right: bool = False
-) -> tuple[bool, str]:
+def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -> tuple[bool, str]:
     """Judge one look at a model in training.
 
     Each look tests another model, so the level of each test is 5 % divided by the number of looks.
@@ -148,29 +146,19 @@ def judge_look(
         findings: of the questions that every look asks.
         budgets: by benchmark, the most that it may lose.
         n_looks: how many looks the training has in all.
-        by_p_right: whether the budgets limit the probability of the right choice.
 
     Returns:
         Whether each loss was measured and is within its budget, and a few words on those that are
         shown to be beyond, with the bounds that show it; empty where none is.
-
-    Raises:
-        DataError: a benchmark has no such probability.
     """
-    changes = {}
-    for name in budgets:
-        benchmark = findings.benchmarks[name]
-        if not (change := benchmark.p_right if by_p_right else benchmark.primary):
-            problem = f"{name} has questions without one right choice"
-            raise DataError(f"train.look_metric=p_right: {problem}; leave look_metric out")
-        if benchmark.is_measured:
-            changes[name] = change.difference
+    measured = {name: b for name in budgets if (b := findings.benchmarks[name]).is_measured}
+    changes = {name: benchmark.primary.difference for name, benchmark in measured.items()}
     decided = decide_outcomes(changes, budgets, ALPHA / n_looks)
-    unit, beyond = " of p_right" * by_p_right, list[str]()
+    beyond = list[str]()
     for name, one in decided.items():
         if one.outcome is Outcome.beyond:
             loss, allowed = -one.find_bound(changes[name], budgets[name]), 100 * budgets[name]
-            lost = f"{name} lost {100 * loss:.1f} points{unit} or more"
+            lost = f"{name} lost {100 * loss:.1f} points or more"
             beyond.append(f"{lost} ({allowed:.3g} allowed)")
     is_within = {n: n in changes and changes[n].value >= -b for n, b in budgets.items()}
     return all(is_within.values()), ", ".join(beyond)

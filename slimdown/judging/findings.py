@@ -19,9 +19,8 @@ from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
-from slimdown.judging.right_choice import ProbabilityChange, ProbabilityVerdict, score_right_choices
 from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
-from slimdown.judging.verdicts import Verdict, decide_verdicts, watch_change
+from slimdown.judging.verdicts import Verdict, decide_verdicts, split_kinds, watch_change
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -111,7 +110,6 @@ class BenchmarkChange:
     max_gen_toks: int | None = None  # of an answer, where that is set
     n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
     repeats: int | None = None  # answers drawn to each question
-    p_right: ProbabilityChange | None = None  # where each question has one right choice
     bits_per_byte: tuple[float, ...] = ()  # of base and tuned model, where texts are read
 
     @property
@@ -207,8 +205,8 @@ def judge(
 
     p-values are corrected over the benchmarks (Holm), separately for claims of change and of no
     change. The chance of any false claim of change is at most 5 %; so is that of any false
-    `retained`. Watched benchmarks make no claim, and are not counted. Claims about p_right (see
-    right_choice.py) are corrected alike, among themselves.
+    `retained`. Watched benchmarks make no claim, and are not counted. Benchmarks judged by p_right
+    are corrected alike, among themselves.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.
@@ -226,16 +224,18 @@ def judge(
     configs = {name: pair.base.benchmark for name, pair in pairs.items()}
     differences = {name: metrics[name][configs[name].metric].difference for name in pairs}
     claimed = {name: pair for name, pair in pairs.items() if configs[name].role is not Role.watched}
-    margins = [configs[name].margin for name in claimed]
-    made = decide_verdicts([differences[name] for name in claimed], margins, n_reports)
     decisions = {n: watch_change(d, configs[n].margin) for n, d in differences.items()}
-    decisions |= zip(claimed, made, strict=True)
-    probabilities = _judge_probabilities(claimed, n_reports)
+    n_tested = dict.fromkeys(pairs, 1)  # together with each
+    for family in split_kinds({name: configs[name].metric for name in claimed}):
+        margins = [configs[name].margin for name in family]
+        made = decide_verdicts([differences[name] for name in family], margins, n_reports)
+        decisions |= zip(family, made, strict=True)
+        n_tested |= dict.fromkeys(family, n_reports * len(family))
     benchmarks, losses = {}, {}
     for name, pair in pairs.items():
         decided, d = decisions[name], differences[name]
         # Holm's first step: the level that a change must pass if no other is shown
-        alpha = ALPHA / (n_reports * len(claimed)) if name in claimed else ALPHA
+        alpha = ALPHA / n_tested[name]
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
         is_open, rate = decided.verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
@@ -264,7 +264,6 @@ def judge(
             max_gen_toks=config.max_gen_toks,
             n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
             repeats=config.repeats,
-            p_right=probabilities.get(name),
             bits_per_byte=tuple(map(_measure_bits, (pair.base, pair.tuned)))
             if config.metric == BYTE_PROBABILITY
             else (),
@@ -282,9 +281,8 @@ def judge(
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
     }
-    measured = {n: (pairs[n], differences[n]) for n in claimed if benchmarks[n].is_measured}
     means = {
-        role: average_changes([m for n, m in measured.items() if benchmarks[n].role is role])
+        role: average_changes([(pairs[n], differences[n]) for n in list_averaged(benchmarks, role)])
         for role in (Role.target, Role.retained)
     }
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
@@ -299,6 +297,12 @@ def judge(
         base=base,
         tuned=tuned,
     )
+
+
+def list_averaged(benchmarks: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
+    """List the benchmarks of a role whose changes have a mean: measured, and of one kind."""
+    of_role = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
+    return next(iter(split_kinds(of_role)), [])
 
 
 def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
@@ -391,26 +395,6 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
         error = hypot(base.standard_error, tuned.standard_error)
         changes[metric] = MetricChange(base, tuned, difference, error, counts)
-    return changes
-
-
-def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str, ProbabilityChange]:
-    """Judge p_right of each benchmark that has it, as a family of its own at 5 % (Holm)."""
-    scores, differences = {}, {}
-    for name, pair in pairs.items():
-        before, after = (score_right_choices(one) for one in (pair.base, pair.tuned))
-        if before and after:
-            scores[name] = pair.base.average(before).value, pair.tuned.average(after).value
-            differences[name] = compare_scores(before, after, pair.sampling)
-    margins = [pairs[name].base.benchmark.margin for name in differences]
-    verdicts = decide_verdicts(list(differences.values()), margins, n_reports)
-    words: dict[Verdict | None, ProbabilityVerdict]
-    words, changes = dict(zip(Verdict, ProbabilityVerdict, strict=True)), {}
-    for (name, d), decided in zip(differences.items(), verdicts, strict=True):
-        base, tuned = scores[name]
-        p_values = decided.p_value, decided.equivalence_p_value
-        word = words[decided.verdict]
-        changes[name] = ProbabilityChange(base, tuned, d.estimate, word, *p_values, d)
     return changes
 
 

@@ -104,10 +104,10 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
     metrics = [metric] if is_choice else list(examples[0].base.scores)
     n_right, lost = 0, []
     for e in examples:
-        passed = [m for m in metrics if e.base.scores.get(m) == 1]
+        passed = [m for m in metrics if e.base.is_right(m)]
         n_right += bool(passed)
-        lost += [e] * any(e.tuned.scores.get(m, 1.0) < 1 for m in passed)
-    gained = tuple(e for e in examples if e.base.scores[metric] < 1 == e.tuned.scores[metric])
+        lost += [e] * any(m in e.tuned.scores and not e.tuned.is_right(m) for m in passed)
+    gained = tuple(e for e in examples if e.tuned.is_right(metric) > e.base.is_right(metric))
     # With several right choices no single one leads; choices that read alike are in the prompt.
     bases = [e.base for e in examples]
     has_one_right = all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases)

@@ -50,7 +50,7 @@ def collect_lost_questions(base: Evaluation, tuned: Evaluation, is_chat: bool) -
     for name, pair in pair_evaluations(base, tuned).items():
         pair, metric = take_first_answers(pair), pair.base.benchmark.metric
         for before, after in zip(pair.base.samples, pair.tuned.samples, strict=True):
-            if not before.scores[metric] == 1 > after.scores[metric]:
+            if not before.is_right(metric) > after.is_right(metric):
                 continue
             question = _write_question(before.prompt, from_inspect)
             is_cut = "messages" not in question  # at an empty line

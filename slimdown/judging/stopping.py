@@ -4,7 +4,7 @@ from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, StopRule
 from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
 from slimdown.judging.pairing import pair_benchmark
-from slimdown.judging.verdicts import Verdict, decide_verdicts
+from slimdown.judging.verdicts import Verdict, decide_verdicts, split_kinds
 from slimdown.stats.estimates import compare_scores
 
 
@@ -28,7 +28,8 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
     if until is Until.all:
         return None
     settings = {name: one.benchmark for name, one in base.benchmarks.items()}
-    claimed = {name for name, one in settings.items() if one.role is not Role.watched}
+    claimed = {n: one.metric for n, one in settings.items() if one.role is not Role.watched}
+    families = [*split_kinds(claimed), *([name] for name in settings if name not in claimed)]
 
     def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         differences = {}
@@ -38,15 +39,14 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
                 pair = pair_benchmark(name, base.benchmarks[name], tuned)
                 before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
                 differences[name] = compare_scores(before, after, pair.sampling)
-        families = [[name for name in differences if name in claimed]]
-        families += [[name] for name in differences if name not in claimed]
         is_open = {}
         for family in families:
-            n_unknown = len(claimed - differences.keys()) if family is families[0] else 0
-            of_family = [differences[name] for name in family]
-            margins = [settings[name].margin for name in family]
+            known = [name for name in family if name in differences]
+            of_family = [differences[name] for name in known]
+            margins = [settings[name].margin for name in known]
+            n_unknown = len(family) - len(known)
             verdicts = decide_verdicts(of_family, margins, n_unknown=n_unknown)
-            for name, d, margin, decided in zip(family, of_family, margins, verdicts, strict=True):
+            for name, d, margin, decided in zip(known, of_family, margins, verdicts, strict=True):
                 is_claimed = decided.verdict is not Verdict.undecided
                 is_shown = is_claimed and abs(d.value) >= margin
                 is_open[name] = decided.verdict is not Verdict.retained and not is_shown

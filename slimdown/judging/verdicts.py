@@ -13,17 +13,21 @@ that level (`docs/studies/statistics.md`):
 
 Each covers its own benchmark's change in at least 95 % of cases, retained in 90 %.
 
+Accuracies and the probabilities of `p_right` ask different questions. Each of the two kinds has its
+families, at 5 % each.
+
 Of a watched benchmark nothing is claimed. So it stands in neither family and takes no level from
 the others: had it a part of the 5 %, their claims would need more questions for no claim of its
 own. Its interval is the plain 95 % one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nextafter
 from typing import Protocol
 
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.stats.estimates import Estimate, holm
 from slimdown.stats.likelihood import ALPHA
 
@@ -112,6 +116,26 @@ class Decision:
         else:  # looks may rule out both sides
             low, high = min(low, d.value, 0.0), max(high, d.value, 0.0)
         return Estimate(d.value, d.standard_error, low, high)
+
+
+def split_kinds(metrics: Mapping[str, str]) -> list[list[str]]:
+    """Divide benchmarks by what their scores are: answers first, then probabilities.
+
+    Tests are corrected, and means are taken, over one kind alone.
+
+    Args:
+        metrics: The primary metric by benchmark.
+
+    Returns:
+        The names of each kind that there is.
+
+    >>> split_kinds({"a": "acc", "b": "p_right", "c": "f1"})
+    [['a', 'c'], ['b']]
+    """
+    kinds: dict[bool, list[str]] = {False: [], True: []}
+    for name, metric in metrics.items():
+        kinds[metric == CHOICE_PROBABILITY].append(name)
+    return [names for names in kinds.values() if names]
 
 
 def decide_verdicts(

@@ -16,11 +16,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.results import Sample
 from slimdown.judging.findings import BenchmarkChange, Findings, take_first_answers
 from slimdown.judging.losses import Example, find_cause, find_changed_answers
 from slimdown.judging.pairing import Pair, pair_evaluations
-from slimdown.judging.right_choice import score_right_choices
 from slimdown.report import pages, text
 from slimdown.report.formatting import format_value, visible
 from slimdown.utils.secrets import redact_leaf
@@ -153,23 +153,16 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
     changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
     subjects = {sample.category or sample.task for sample in pair.base.samples}
     has_tasks = len({sample.task for sample in pair.base.samples}) > 1
-    probabilities = zip(
-        pair.base.samples,
-        score_right_choices(pair.base),
-        score_right_choices(pair.tuned),
-        strict=False,  # empty where a question has no right choice
-    )
-    losses = {(s.task, s.doc_id): before - after for s, before, after in probabilities}
 
     def describe(example: Example, is_lost: bool) -> _Change:
         base, tuned = example.base, example.tuned
-        place = base.task, base.doc_id
-        falls = [score - tuned.scores.get(m, 0.0) for m, score in base.scores.items()]
-        clarity = losses.get(place, fsum(falls) / max(1, len(falls)))
+        falls = {m: score - tuned.scores.get(m, 0.0) for m, score in base.scores.items()}
+        p_loss = falls.get(CHOICE_PROBABILITY)
+        clarity = fsum(falls.values()) / max(1, len(falls)) if p_loss is None else p_loss
         cause = find_cause(example, metric) if is_lost and changed.has_causes else ""
         subject = (base.category or base.task) if len(subjects) > 1 else ""
         key = "-".join([name, *([base.task] if has_tasks else []), str(base.doc_id)])
-        known = cause, visible(subject), example, losses.get(place)
+        known = cause, visible(subject), example, p_loss
         return _Change(visible(key), number, is_lost, *known, clarity if is_lost else -clarity)
 
     gained = {id(example.base) for example in changed.gained}
@@ -191,7 +184,7 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
         "prompt": [visible(base.prompt[-length:], multiline=True), len(base.prompt) - length],
         "target": _cut(base.target, length),
         "scores": [_describe_scores(sample, benchmark) for sample in (base, tuned)],
-        "right": [sample.scores.get(benchmark.metric) == 1 for sample in (base, tuned)],
+        "right": [sample.is_right(benchmark.metric) for sample in (base, tuned)],
     }
     if base.choices:
         shares = [_compute_probabilities(sample) for sample in (base, tuned)]

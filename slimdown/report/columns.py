@@ -235,12 +235,6 @@ def _show_paper_metric(row: FindingRow) -> Cell:
     return Cell(*text.describe_paper_metric(row.benchmark), values=values)
 
 
-def _show_p_right(row: FindingRow) -> Cell:
-    if not (one := row.benchmark.p_right):
-        return Cell()
-    return Cell(values={"p_right_change": one.change.value, "p_right_verdict": one.verdict.value})
-
-
 def _show_bits(row: FindingRow) -> Cell:
     if not row.benchmark.bits_per_byte:
         return Cell()
@@ -284,6 +278,5 @@ COLUMNS: tuple[FindingColumn, ...] = (
         True,
         holds_shares=True,
     ),
-    FindingColumn("p_right", _of_benchmark(_show_p_right), _IN_FILES, holds_shares=True),
     FindingColumn("bits a byte", _of_benchmark(_show_bits), _DETAIL | {Place.mlflow}),
 )

@@ -195,17 +195,13 @@ def scales_table(
             loss = training.validation_loss_after if i else training.validation_loss_before
             cell = Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
             rows[i][Column("validation loss", "nats a token", is_number=True)] = cell
-    for key, curve in curves.items():
-        name, _, p_right = key.partition(" ")  # a benchmark's name has no space
+    for name, curve in curves.items():
         benchmark, share = first.benchmarks[name], first.benchmarks[name].primary.base.value
-        heading = key if p_right else text.mark_target(name, benchmark.role)
-        places = NOT_BRIEF if p_right else EVERYWHERE
-        column = Column(heading, "points [95 %]", is_number=True, places=places)
-        if p_right and benchmark.p_right:
-            share = benchmark.p_right.base
-        rows[0][column] = Cell(f"{100 * share:.1f} %", values={f"{key}.change": 0.0})
+        heading = text.mark_target(name, benchmark.role)
+        column = Column(heading, "points [95 %]", is_number=True)
+        rows[0][column] = Cell(f"{100 * share:.1f} %", values={f"{name}.change": 0.0})
         for row, (_, change) in zip(rows[1:], curve, strict=True):
-            row[column] = make_change_cell(change, f"{key}.change")
+            row[column] = make_change_cell(change, f"{name}.change")
     part = [f"Questions: {first.part}."] if first.part else []
     legend = (
         "Scale 0 is the base with its scores; below it stand changes. The intervals of a benchmark "

@@ -290,18 +290,6 @@ def describe_texts(findings: Findings) -> Iterator[str]:
         yield f"{bits} Text may become less likely without an ability lost: there is no verdict."
 
 
-def describe_p_right(findings: Findings) -> Iterator[str]:
-    """Say in one sentence how the probability of the right choice changed, and what it is not."""
-    changes = {name: b.p_right for name, b in findings.benchmarks.items() if b.p_right}
-    verdicts = [f"{n} {c.verdict}, {' '.join(format_points(c.change))}" for n, c in changes.items()]
-    if changes:
-        yield (
-            f"p_right, the right choice's probability, in points [95 %]: {'; '.join(verdicts)}. "
-            "That is another question than accuracy (a temperature changes it and no answer), and "
-            "its verdicts are corrected by themselves."
-        )
-
-
 def list_doubts(findings: Findings) -> Iterator[str]:
     """List what makes the findings say less than it seems, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
@@ -356,7 +344,6 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
     yield from describe_noise(findings)
     yield from describe_texts(findings)
-    yield from describe_p_right(findings)
     yield from list_doubts(findings)
     if findings.part:
         yield f"Questions: {findings.part}."

@@ -45,7 +45,7 @@ _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both 
 _KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped", "history")
 _log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
-_OURS = ("engine", "checkpoint_minutes", "stop_on_forgetting", "look_metric", "look_budget")
+_OURS = ("engine", "checkpoint_minutes", "stop_on_forgetting")
 _NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
 
 

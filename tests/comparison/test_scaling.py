@@ -1,14 +1,9 @@
 """Scales of an adapter: intervals that hold for all of them, and the choice within a budget."""
 
-from dataclasses import replace
-
 import pytest
-from builders import judge_scores, make_benchmark, make_choice, make_evaluation, make_scores
+from builders import judge_scores, make_scores
 
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
-from slimdown.evaluation.results import Evaluation
-from slimdown.judging.findings import judge
-from slimdown.report.comparison_page import scales_table
 from slimdown.utils.errors import ConfigError
 
 LOST = {0.25: 2, 0.5: 40, 0.75: 10, 1.0: 90}  # of 1,000 questions
@@ -28,28 +23,6 @@ def test_intervals_hold_for_all_scales_at_once(points: list[ScaledFindings]) -> 
         plain = benchmark.primary.difference
         assert wide.low < plain.low < plain.value == wide.value < plain.high < wide.high
         assert (wide.low, wide.high) == plain.interval(0.05 / 4)
-
-
-def test_the_probability_of_the_right_choice_has_a_curve_of_its_own() -> None:
-    def choose(leads: float) -> Evaluation:
-        samples = [make_choice(i % 3, i) for i in range(60)]
-        shrunk = (
-            replace(s, log_likelihoods=tuple(leads * x for x in s.log_likelihoods)) for s in samples
-        )
-        return make_evaluation(a=make_benchmark(list(shrunk)))
-
-    points = [ScaledFindings(s, judge(choose(1.0), choose(1 - s / 2))) for s in (0.5, 1.0)]
-    curves = build_simultaneous_curves(points)
-    assert list(curves) == ["a", "a p_right"]
-    assert [change.value for _, change in curves["a"]] == [0, 0]
-    for (_, wide), point in zip(curves["a p_right"], points, strict=True):
-        p_right = point.findings.benchmarks["a"].p_right
-        assert (wide.low, wide.high) == p_right.difference.interval(0.05 / 2)
-        assert wide.low < p_right.change.low < p_right.change.value == wide.value
-    table = scales_table(points)
-    assert [column.heading for column in table.columns] == ["scale", "a", "a p_right"]
-    assert [column.heading for column in table.brief.columns] == ["scale", "a"]
-    assert table.records[2]["a p_right.change"] == curves["a p_right"][1][1].value
 
 
 @pytest.mark.parametrize(

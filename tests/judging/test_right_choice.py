@@ -1,7 +1,6 @@
-"""The probability of the right choice: its number, its verdicts, and what it leaves as it is."""
+"""The probability of the right choice: one more metric, its family of tests, its causes of loss."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,25 @@ import numpy as np
 import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, stop_early
 
-from slimdown.config.benchmark_config import Role, Until
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role, Until
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
-from slimdown.judging.budgets import check_budgets, judge_look, overall_outcome
+from slimdown.evaluation.right_choice import score_right_choice
+from slimdown.judging.budgets import judge_look
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.right_choice import ProbabilityVerdict, score_right_choices
+from slimdown.judging.losses import find_changed_answers
+from slimdown.judging.pairing import pair_benchmark
 from slimdown.judging.stopping import stopping_rule
 from slimdown.judging.verdicts import Verdict
-from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
-from slimdown.report.run_page import render_page
-from slimdown.report.tables import write_table
-from slimdown.report.text import describe_findings
+from slimdown.report.findings_report import findings_table
 from slimdown.stats.estimates import compare_scores, holm
-from slimdown.utils.errors import DataError
 
 LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13"
+
+
+def score(sample: Sample) -> float | None:
+    about = sample.choices, sample.log_likelihoods, sample.target, sample.scores
+    return score_right_choice(*about)
 
 
 def draw_likelihoods(n: int = 300, seed: int = 0) -> np.ndarray:
@@ -36,10 +38,13 @@ def draw_likelihoods(n: int = 300, seed: int = 0) -> np.ndarray:
 
 
 def choose(likelihoods: np.ndarray, **settings: Any) -> BenchmarkEvaluation:
-    samples = [
-        replace(make_choice(int(row.argmax()), i), log_likelihoods=tuple(map(float, row)))
-        for i, row in enumerate(likelihoods)
-    ]
+    samples = []
+    for i, row in enumerate(likelihoods):
+        plain = make_choice(int(row.argmax()), i)
+        sample = replace(plain, log_likelihoods=tuple(map(float, row)))
+        scores = {**sample.scores, CHOICE_PROBABILITY: score(sample)}
+        answers = {**sample.answers, CHOICE_PROBABILITY: sample.answers["acc"]}
+        samples.append(replace(sample, scores=scores, answers=answers))
     return make_benchmark(samples, **settings)
 
 
@@ -59,88 +64,103 @@ def test_it_is_the_softmax_of_what_the_harness_logs() -> None:
         for entry in map(json.loads, file.read_text().splitlines()):
             likelihoods = np.array([float(value) for value, _ in entry["filtered_resps"]])
             expected[task, entry["doc_id"]] = softmax(likelihoods)[int(entry["target"])]
-    evaluation = read_logs(LOGS).benchmarks["pocket_choices"]
-    scores = score_right_choices(evaluation)
+    evaluation = read_logs(LOGS, metrics={"pocket_choices": "p_right"}).benchmarks["pocket_choices"]
+    scores = evaluation.scores_of("p_right")
     in_order = [expected[sample.task, sample.doc_id] for sample in evaluation.samples]
     assert scores == pytest.approx(in_order, abs=1e-12)
     assert len(scores) == len(expected) == len(set(scores)) == 8
+    shares = [1 / len(sample.choices) for sample in evaluation.samples]
+    assert evaluation.benchmark.chance == pytest.approx(np.mean(shares))
+    plain = read_logs(LOGS).benchmarks["pocket_choices"]
+    assert plain.benchmark.metric != "p_right"
+    assert plain.scores_of("p_right") == scores
 
 
 def test_a_temperature_changes_it_and_no_answer() -> None:
-    findings = judge_temperature(0.7)
-    change, plain = findings.benchmarks["a"], judge_temperature(1.0).benchmarks["a"]
-    assert change.p_right.verdict is ProbabilityVerdict.lower
-    assert change.p_right.change.high < 0
-    assert change.p_right.tuned < change.p_right.base
-    assert change.primary.counts == plain.primary.counts
-    assert change.verdict is plain.verdict is Verdict.retained
-    assert (change.p_value, change.primary.difference.value) == (1, 0)
-    higher, steady = (judge_temperature(scale).benchmarks["a"].p_right for scale in (1.5, 0.99))
-    assert higher.verdict is ProbabilityVerdict.higher
-    assert steady.verdict is ProbabilityVerdict.steady
-    few = judge_temperature(0.7, n=8).benchmarks["a"].p_right
-    assert few.verdict is ProbabilityVerdict.undecided
-    [row, _] = findings_table(findings).records
-    assert row["p_right_change"] == change.p_right.change.value
-    assert (row["p_right_verdict"], row["verdict"]) == ("lower", "retained")
-    [sentence] = [s for s in describe_findings(findings) if "p_right" in s]
-    assert "a lower, −" in sentence
-    assert "another question than accuracy (a temperature changes it and no answer)" in sentence
-    assert "a lower, −" in render_page(findings, "a run")
-    paired = write_table(pairs_table([ModelPair("one", "two", findings)]), "markdown")
-    assert "a lower, −" in paired.replace("\\", "")
+    def find_verdict(scale: float, n: int = 300) -> Verdict | None:
+        return judge_temperature(scale, n, metric="p_right").benchmarks["a"].verdict
+
+    assert find_verdict(0.7) is Verdict.forgotten
+    assert find_verdict(1.5) is Verdict.improved
+    assert find_verdict(0.99) is Verdict.retained
+    assert find_verdict(0.7, n=8) is Verdict.undecided
+    by_answers = judge_temperature(0.7).benchmarks["a"]
+    assert by_answers.verdict is Verdict.retained
+    assert by_answers.primary.difference.value == 0
+    assert by_answers.changes["p_right"].difference.high < 0
+    records = findings_table(judge_temperature(0.7)).records
+    shown = {r["metric"]: r["change"] for r in records if r["benchmark"] == "a"}
+    assert shown["p_right"] < 0 == shown["acc"]
 
 
 @pytest.mark.parametrize("role", [Role.retained, Role.target])
-def test_no_other_finding_moves_by_it(role: Role) -> None:
-    """Two tuned models give the same answers, and p_right rises in one and falls in the other."""
+def test_where_it_is_not_the_metric_no_other_finding_moves_by_it(role: Role) -> None:
     plain, *moved = (judge_temperature(scale, role=role) for scale in (1.0, 0.5, 2.0))
-    assert [one.benchmarks["a"].p_right.verdict for one in moved] == ["lower", "higher"]  # type: ignore[union-attr]
     recorded = [one.to_dict() for one in (plain, *moved)]
-    for one in recorded:
-        assert one["benchmarks"]["a"].pop("p_right")
-        assert one["benchmarks"]["text"].pop("p_right") is None
+    changes = [one["benchmarks"]["a"]["changes"].pop("p_right") for one in recorded]
+    assert changes[1] != changes[0] != changes[2]
     assert recorded[0] == recorded[1] == recorded[2]  # verdicts, p-values, means over benchmarks
-    checks = [check_budgets(one, {"text": 0.5}) for one in (plain, *moved)]
-    assert len({overall_outcome(one) for one in checks}) == 1
-    assert len({tuple((c.benchmark, c.outcome, c.reason) for c in one) for one in checks}) == 1
 
 
-def test_a_stopped_evaluation_stops_where_it_did_and_its_p_right_is_of_the_same_looks() -> None:
+@pytest.mark.parametrize(("metric", "is_equal"), [("acc", True), ("p_right", False)])
+def test_an_evaluation_stops_by_it_where_it_is_the_metric(metric: str, is_equal: bool) -> None:
     nats = draw_likelihoods(400)
-    base = make_evaluation(a=choose(nats))
+    base = make_evaluation(a=choose(nats, metric=metric))
     is_open = stopping_rule(Until.decided, base)
-    for n in (32, 63, 200, 400):
-        halted = [stop_early(choose(scale * nats), n) for scale in (1.0, 0.5)]
-        assert is_open({"a": halted[0]}) == is_open({"a": halted[1]})
-        p_right = judge(base, make_evaluation(a=halted[1])).benchmarks["a"].p_right
-        assert p_right.difference.sampling.looks == halted[1].looks
-        assert p_right.difference.n == n
+    assert is_open is not None
+    opened = []
+    for scale in (0.97, 0.3):  # neither changes an answer
+        halted = [stop_early(choose(scale * nats, metric=metric), n) for n in (32, 63, 200)]
+        opened.append([is_open({"a": one}) for one in halted])
+        d = judge(base, make_evaluation(a=halted[1])).benchmarks["a"].primary.difference
+        assert (d.sampling.looks, d.n) == (halted[1].looks, 63)
+    assert (opened[0] == opened[1]) is is_equal
 
 
-def test_its_verdicts_are_a_family_of_their_own() -> None:
+def test_each_kind_is_a_family_of_its_own() -> None:
     nats, other = draw_likelihoods(60), draw_likelihoods(90, seed=1)
-    written = {f"text{k}": [1, 0] * 20 for k in range(6)}
-    base = make_evaluation(a=choose(nats), b=choose(other), **written)
-    tuned = make_evaluation(a=choose(0.6 * nats), b=choose(0.9 * other), **written)
-    benchmarks = judge(base, tuned).benchmarks
-    changes = [one.p_right for one in benchmarks.values() if one.p_right]
-    assert len(changes) == 2
-    raw = [
-        compare_scores(score_right_choices(choose(x)), score_right_choices(choose(k * x))).p_value
-        for x, k in ((nats, 0.6), (other, 0.9))
-    ]
-    assert [change.p_value for change in changes] == pytest.approx(holm(raw))
-    alone = {n: make_evaluation(a=e.benchmarks["a"]) for n, e in (("x", base), ("y", tuned))}
-    single = judge(alone["x"], alone["y"]).benchmarks["a"].p_right
-    assert single.p_value == pytest.approx(raw[0])
+    answers = [1.0] * 12 + [0.0] * 8
+    written = {f"text{k}": answers for k in range(6)}
+    changed = {f"text{k}": [0.0] * k + answers[k:] for k in range(6)}
+    base = make_evaluation(
+        a=choose(nats, metric="p_right"), b=choose(other, metric="p_right"), **written
+    )
+    tuned = make_evaluation(
+        a=choose(0.6 * nats, metric="p_right"), b=choose(0.9 * other, metric="p_right"), **changed
+    )
+    found = judge(base, tuned)
+    for names in (("a", "b"), tuple(written)):
+        raw = [found.benchmarks[n].primary.difference.p_value for n in names]
+        assert [found.benchmarks[n].p_value for n in names] == pytest.approx(holm(raw))
+    without = {n: one for n, one in base.benchmarks.items() if n in written}
+    alone = judge(
+        replace(base, benchmarks=without),
+        replace(tuned, benchmarks={n: tuned.benchmarks[n] for n in written}),
+    )
+    assert found.mean_changes == alone.mean_changes  # of one kind, answers first
+    only = judge(*(replace(one, benchmarks={"a": one.benchmarks["a"]}) for one in (base, tuned)))
+    d = compare_scores(*(one.benchmarks["a"].scores_of("p_right") for one in (base, tuned)))
+    assert only.mean_change(Role.retained).value == d.value
+
+
+def test_a_stopping_rule_corrects_each_kind_as_the_verdict_does() -> None:
+    """Four open benchmarks of written answers take nothing from the level of p_right."""
+    nats, written = draw_likelihoods(320), {f"text{k}": [1.0, 0.0] * 160 for k in range(4)}
+    base = make_evaluation(a=choose(nats, metric="p_right"), **written)
+    rule = stopping_rule(Until.decided, base)
+    assert rule is not None
+    for scale in (0.9, 0.8, 0.75, 0.7, 0.6):
+        tuned = {"a": stop_early(choose(scale * nats, metric="p_right"), 160)}
+        tuned |= {n: stop_early(one, 160) for n, one in base.benchmarks.items() if n in written}
+        single = stopping_rule(Until.decided, make_evaluation(a=base.benchmarks["a"]))
+        assert single is not None
+        assert ("a" in rule(tuned)) is bool(single({"a": tuned["a"]}))
 
 
 def test_choices_that_read_alike_count_once() -> None:
     twice = ("red", "red", "blue", "grey")
     sample = replace(make_choice(0), choices=twice, log_likelihoods=(-1.0, -1.0, -2.0, -2.0))
-    [score] = score_right_choices(make_benchmark([sample]))
-    assert score == pytest.approx(np.exp(-1) / (np.exp(-1) + 2 * np.exp(-2)))
+    assert score(sample) == pytest.approx(np.exp(-1) / (np.exp(-1) + 2 * np.exp(-2)))
 
 
 @pytest.mark.parametrize(
@@ -148,53 +168,47 @@ def test_choices_that_read_alike_count_once() -> None:
     [
         lambda s: replace(s, target="[0, 2]"),  # several right choices
         lambda s: replace(s, scores={"acc": 0.4}),  # a share of the probability, as of mc2
+        lambda s: replace(s, scores={"f1": 1.0}),
         lambda s: replace(s, choices=(COLOURS[0],) * 4, target=COLOURS[0]),
         lambda s: replace(s, log_likelihoods=(-np.inf, -1.0, -1.0, -1.0)),
         lambda s: replace(s, choices=(), log_likelihoods=()),
     ],
 )
 def test_without_one_right_choice_there_is_none(spoil: Any) -> None:
-    samples: list[Sample] = [make_choice(i % 3, i) for i in range(8)]
-    sound, odd = make_benchmark(samples), make_benchmark([*samples[:7], spoil(samples[7])])
-    assert score_right_choices(sound)
-    assert score_right_choices(odd) == []
-    base = make_evaluation(a=odd)
-    findings = judge(base, base)
-    assert findings.benchmarks["a"].p_right is None
-    assert not [s for s in describe_findings(findings) if "p_right" in s]
-    with pytest.raises(DataError, match="a has questions without one right choice"):
-        judge_look(findings, {"a": 0.05}, 1, by_p_right=True)
+    assert score(make_choice(1, 7)) is not None
+    assert score(spoil(make_choice(1, 7))) is None
 
 
-def test_a_record_holds_it_without_each_question_and_an_older_one_is_read() -> None:
-    findings = judge_temperature(0.7)
-    plain = json.loads(json.dumps(findings.to_dict()))
-    recorded = plain["benchmarks"]["a"]["p_right"]
-    assert recorded["verdict"] == "lower"
-    assert len(json.dumps(recorded)) < 1000
-    restored, one = Findings.from_dict(plain).benchmarks["a"].p_right, findings.benchmarks["a"]
-    assert restored == replace(one.p_right, difference=None)
-    for benchmark in plain["benchmarks"].values():
-        del benchmark["p_right"]
-    older = Findings.from_dict(plain)
-    assert older.benchmarks["a"].p_right is None
-    assert describe_findings(older)
+def test_an_answer_is_lost_by_it_where_the_likeliest_choice_is_another() -> None:
+    nats = draw_likelihoods(80)
+    turned = nats[:, [1, 0, 2, 3]]
+    lost = {}
+    for metric in ("acc", "p_right"):
+        pair = pair_benchmark("a", *(choose(x, metric=metric) for x in (nats, turned)))
+        changed = find_changed_answers(pair)
+        examples = changed.lost, changed.gained
+        lost[metric] = [[e.base.doc_id for e in of] for of in examples], changed.n_right
+        findings = judge(make_evaluation(a=pair.base), make_evaluation(a=pair.tuned))
+        causes = findings.lost_answers["a"].causes
+        assert sum(cause.count for cause in causes) == len(changed.lost) > 0
+    assert lost["acc"] == lost["p_right"]
 
 
-def make_look(scale: float) -> tuple[Evaluation, Evaluation]:
+def make_look(scale: float, metric: str) -> tuple[Evaluation, Evaluation]:
     nats = draw_likelihoods(200)
-    return make_evaluation(a=choose(nats)), make_evaluation(a=choose(scale * nats))
+    base, tuned = (choose(k * nats, metric=metric) for k in (1.0, scale))
+    return make_evaluation(a=base), make_evaluation(a=tuned)
 
 
-def test_a_look_ends_a_training_by_it_only_where_that_is_chosen() -> None:
-    findings = judge(*make_look(0.2))
-    assert judge_look(findings, {"a": 0.05}, 4) == (True, "")  # no answer has changed
-    is_within, beyond = judge_look(findings, {"a": 0.05}, 4, by_p_right=True)
+def test_a_look_ends_a_training_by_it_where_it_is_the_metric() -> None:
+    assert judge_look(judge(*make_look(0.2, "acc")), {"a": 0.05}, 4) == (True, "")
+    findings = judge(*make_look(0.2, "p_right"))
+    is_within, beyond = judge_look(findings, {"a": 0.05}, 4)
     assert not is_within
-    assert re.fullmatch(r"a lost \d+\.\d points of p_right or more \(5 allowed\)", beyond)
-    assert judge_look(judge(*make_look(1.0)), {"a": 0.05}, 4, by_p_right=True) == (True, "")
+    assert beyond.startswith("a lost ")
+    assert judge_look(judge(*make_look(1.0, "p_right")), {"a": 0.05}, 4) == (True, "")
     # 5 % is shared among the looks
-    p_value = findings.benchmarks["a"].p_right.difference.p_value_below(-0.05)  # type: ignore[union-attr]
+    p_value = findings.benchmarks["a"].primary.difference.p_value_below(-0.05)
     n_looks = int(0.05 / p_value)
-    assert judge_look(findings, {"a": 0.05}, n_looks, by_p_right=True)[1]
-    assert not judge_look(findings, {"a": 0.05}, n_looks + 1, by_p_right=True)[1]
+    assert judge_look(findings, {"a": 0.05}, n_looks)[1]
+    assert not judge_look(findings, {"a": 0.05}, n_looks + 1)[1]

@@ -15,8 +15,6 @@ from training_run import TrainingRun
 
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.schema import RunConfig
-from slimdown.inputs import load_benchmarks
-from slimdown.judging.budgets import default_budgets
 from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
@@ -24,8 +22,8 @@ from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, mark_labels
 from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
-from slimdown.utils.errors import ConfigError, DataError, ModelError
-from slimdown.watching import WatchingCallback, build_watcher, find_look_budgets
+from slimdown.utils.errors import DataError, ModelError
+from slimdown.watching import WatchingCallback, build_watcher
 
 Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
@@ -227,7 +225,7 @@ def test_a_base_is_compared_without_its_dropout(composed: Composed, tmp_path: Pa
 def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
     """Watch a training as a run does; after one step, spoil its weights."""
     config = run.config
-    watcher = build_watcher(config, find_look_budgets(config, load_benchmarks(config)[0]))
+    watcher = build_watcher(config)
     watcher.measure_base(run.base)
     look = watcher.on_step_end
 
@@ -270,13 +268,6 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
         early.train(tmp_path / "c", watcher=watch(early, wrecked=1))
 
 
-def test_looks_at_the_right_choice_need_choices(composed: Composed) -> None:
-    settings = ["train.stop_on_forgetting=true", "train.look_metric=p_right"]
-    config = composed("benchmark=[pocket_math]", *settings, "train.look_budget=0.05")
-    with pytest.raises(ConfigError, match="pocket_math: answers are written, not chosen"):
-        find_look_budgets(config, load_benchmarks(config)[0])
-
-
 @pytest.mark.parametrize("is_by_p_right", [False, True])
 def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
     is_by_p_right: bool, composed: Composed, tmp_path: Path
@@ -284,20 +275,14 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
     settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
     settings.append("evaluation.apply_chat_template=false")
     if is_by_p_right:
-        settings += ["train.look_metric=p_right", "train.look_budget=0.05"]
+        settings.append("benchmark.pocket_cs.metric=p_right")
     config = composed(*SMALL, *settings, "train.max_steps=2", "lora.lora_dropout=0.1")
     plain = TrainingRun(config)
     watched = plain.repeat()
     plain.train(tmp_path / "plain")
-    budgets = find_look_budgets(config, load_benchmarks(config)[0])
-    if is_by_p_right:  # the answers to pocket_math are written
-        assert budgets == {"pocket_commonsense": 0.05, "pocket_cs": 0.05}
-    else:
-        assert budgets == default_budgets(config.benchmark)
-        assert "pocket_math" in budgets
     seen: list[Findings] = []
 
-    watcher = build_watcher(config, budgets)
+    watcher = build_watcher(config)
     watcher.report_look = lambda findings, state: seen.append(findings)
     base = watcher.measure_base(watched.base)
     watched.train(tmp_path / "b", watcher=watcher)
@@ -306,6 +291,7 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
     assert len(seen) == 2
     for look in seen:
         assert look.tuned is not None
+        assert (look.benchmarks["pocket_cs"].metric == "p_right") is is_by_p_right
         for name, result in look.tuned.benchmarks.items():
             asked = [sample.prompt for sample in result.samples]
             assert asked == [sample.prompt for sample in base.benchmarks[name].samples]

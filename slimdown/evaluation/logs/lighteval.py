@@ -11,9 +11,11 @@ from math import fsum, nan
 from pathlib import Path
 from typing import Any
 
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
+from slimdown.evaluation.right_choice import score_right_choice
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -95,6 +97,8 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
     if text or not 1 < len(choices) == len(likelihoods):
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
+    p_right = score_right_choice(choices, likelihoods, str(fields["target"]), scores)
+    scores |= {} if p_right is None else {CHOICE_PROBABILITY: p_right}
     by_length = [ll / max(len(choice), 1) for ll, choice in zip(likelihoods, choices, strict=True)]
     ranks = {key: by_length if "norm" in key else likelihoods for key in scores}
     fields["answers"] = {key: choices[of_key.index(max(of_key))] for key, of_key in ranks.items()}

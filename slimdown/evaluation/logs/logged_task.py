@@ -11,7 +11,7 @@ from math import fsum, nan
 from pathlib import Path
 from typing import Any, Protocol
 
-from slimdown.config.benchmark_config import ResolvedBenchmark, Role
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark, Role
 from slimdown.config.fields import nearest
 from slimdown.evaluation.harness_results import (
     choose_metric,
@@ -113,9 +113,11 @@ class LoggedTask:
             about["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
             samples.append(Sample(**unless_logged | fields | about))
         samples.sort(key=lambda sample: sample.doc_id)
-        is_chosen = all(sample.scores[primary] in (0, 1) for sample in samples)
+        has_one_right = primary == CHOICE_PROBABILITY or all(
+            sample.scores[primary] in (0, 1) for sample in samples
+        )
         chances = [chance for _, chance, _ in answers]
-        chance = fsum(chances) / len(chances) if is_chosen and all(chances) else 0.0
+        chance = fsum(chances) / len(chances) if has_one_right and all(chances) else 0.0
         chosen: Any = {"metric": primary, "chance": chance, "role": role or Role.retained}
         config = ResolvedBenchmark(task=self.title, **chosen)
         evaluation = summarize_samples(config, samples, self.task_version, self.seconds)

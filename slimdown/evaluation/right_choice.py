@@ -1,0 +1,40 @@
+"""`p_right`, the probability of the right choice: one more metric of multiple choice.
+
+It is the softmax over the log-likelihoods of a question's different choices. Like acc, it takes
+these as they are, not per character as acc_norm does. lm_eval's `brier_score` uses the same
+probabilities; Schaeffer et al. 2024 (arXiv 2406.04391) call it "p(choices) of the correct choice".
+It may show a change with fewer questions, but it is not accuracy: a temperature changes it and no
+answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import exp, fsum, isfinite
+
+
+def score_right_choice(
+    choices: Sequence[str],
+    log_likelihoods: Sequence[float],
+    target: str,
+    scores: Mapping[str, float],
+) -> float | None:
+    """Compute the probability of the right choice; choices that read alike count once.
+
+    Args:
+        choices: Their texts.
+        log_likelihoods: Of each choice, in nats.
+        target: The right choice's text.
+        scores: What the question scored on other metrics.
+
+    Returns:
+        None where there is no one right choice: it is not among them, all read alike, or the
+        accuracy is a share, as where several are right.
+    """
+    likelihoods = dict(zip(choices, log_likelihoods, strict=False))
+    has_right = len(likelihoods) > 1 and target in likelihoods
+    accuracies = [score for metric, score in scores.items() if "acc" in metric]
+    is_one = bool(accuracies) and all(score in (0, 1) for score in accuracies)
+    if not has_right or not is_one or not all(map(isfinite, likelihoods.values())):
+        return None
+    highest = max(likelihoods.values())
+    parts = {choice: exp(value - highest) for choice, value in likelihoods.items()}
+    return parts[target] / fsum(parts.values())
