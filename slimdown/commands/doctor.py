@@ -11,14 +11,13 @@ from itertools import chain
 from slimdown.commands.arguments import CommandParser, check_extensions, run_command
 from slimdown.config.engines import list_engines
 from slimdown.config.extensions import describe_extensions
+from slimdown.sweep.launchers import LAUNCHERS
 from slimdown.utils.extras import name_install
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
 _EXTRAS = {  # -> the module that it installs, and what that is for
     "search": ("optuna", "searches"),
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", "several jobs at once"),
-    "ray": ("hydra_plugins.hydra_ray_launcher", "jobs on a Ray cluster"),
-    "slurm": ("hydra_plugins.hydra_submitit_launcher", "jobs in Slurm's queue"),
+    **{one.extra: (one.module, one.about) for one in LAUNCHERS.values()},
     "postgres": ("psycopg", "a record in PostgreSQL"),
 }
 _EXTRAS |= {one.extra: (one.packages[0], name) for name, one in list_engines() if one.extra}

@@ -128,12 +128,16 @@ class Mitigation:
         """Return the rows of a batch that the base reads, too; empty: there are none.
 
         Args:
-            inputs: The model's arguments, and `labels`; see `training/labels.py` for marks.
+            inputs: The model's arguments, and `labels`; see `training/labels.py` for marks. They
+                stay as they are: return a copy.
         """
         return {}
 
     def measure_loss(self, logits: Any, target: Any, base_logits: Any, base_target: Any) -> Any:
         """Compute what is added to the loss of a batch with compared rows, in nats.
+
+        It is called where `choose_compared` returned rows. For a penalty on weights there is no
+        place.
 
         Args:
             logits: Those of the model, [places, vocabulary].
@@ -153,6 +157,8 @@ def list_mitigations() -> dict[str, type[Mitigation]]:
     """
     own: dict[str, type[Mitigation]] = {_NONE: Mitigation}
     for module in iter_modules([str(_FOLDER)]):
+        if module.name.startswith("_"):
+            continue  # what several of them share
         named = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
         found = import_module(f"slimdown.training.mitigations.{module.name}")
         own[module.name] = getattr(found, named)

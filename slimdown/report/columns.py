@@ -68,6 +68,7 @@ class FindingColumn:
     is_name: bool = False
     metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
     holds_shares: bool = False  # MLflow shows them in percent or points, with two digits
+    show_mean: Callable[[Gate], Cell] = lambda gate: Cell()  # in the row of `--overall`
 
 
 def make_rows(
@@ -80,15 +81,10 @@ def make_rows(
     for name, benchmark in findings.benchmarks.items():
         for metric in benchmark.changes:
             row = FindingRow(findings, name, metric, gate, sides)
-            cells = {_lay_out(column, row): column.show(row) for column in COLUMNS}
+            cells = {_lay_out(column, sides): column.show(row) for column in COLUMNS}
             yield Row(cells, is_secondary=not row.is_primary)
     if gate and gate.mean:
-        kept = {"benchmark": Cell("kept", values={"benchmark": "kept", "role": "mean"})}
-        kept["change"] = make_change_cell(gate.mean)
-        shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("not shown", "not shown")
-        kept["budget"] = Cell(shown, values={"outcome": outcome})
-        cells = {_lay_out(c, row): kept.get(c.heading.split()[0], Cell()) for c in COLUMNS}
-        yield Row(cells)
+        yield Row({_lay_out(column, sides): column.show_mean(gate) for column in COLUMNS})
 
 
 def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:
@@ -101,7 +97,7 @@ def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) ->
             texts = ", ".join(dict.fromkeys(str(cell) for cell in cells))
             values = {
                 f"{name}.{key}": _average([cell.values.get(key) for cell in cells])
-                for key in cells[0].values
+                for key in dict.fromkeys(key for cell in cells for key in cell.values)
             }
             title, numbers = f"{heading} {column.heading}", column.is_number
             described = Column(title, column.unit, numbers, places=NOT_BRIEF)
@@ -131,8 +127,8 @@ def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
     return Cell(*format_points(change), sort_key=change.value, values=values)
 
 
-def _lay_out(column: FindingColumn, row: FindingRow) -> Column:
-    headings = dict(zip(("base", "tuned"), row.sides, strict=True))
+def _lay_out(column: FindingColumn, sides: tuple[str, str]) -> Column:
+    headings = dict(zip(("base", "tuned"), sides, strict=True))
     heading = headings.get(column.heading, column.heading)
     numbers, places = column.is_number, column.places
     return Column(heading, column.unit, numbers, None, column.is_name, places=places)
@@ -243,13 +239,26 @@ def _show_bits(row: FindingRow) -> Cell:
     return Cell(text.describe_bits(row.benchmark), sort_key=tuned, values=values)
 
 
+def _name_mean(_: Gate) -> Cell:
+    return Cell("kept", values={"benchmark": "kept", "role": "mean"})
+
+
+def _show_mean_change(gate: Gate) -> Cell:
+    return make_change_cell(gate.mean) if gate.mean else Cell()
+
+
+def _show_mean_outcome(gate: Gate) -> Cell:
+    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("not shown", "not shown")
+    return Cell(shown, values={"outcome": outcome})
+
+
 def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
     """Leave the cell of a further metric empty: only the primary one is judged."""
     return lambda row: show(row) if row.is_primary else Cell()
 
 
 COLUMNS: tuple[FindingColumn, ...] = (
-    FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=()),
+    FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=(), show_mean=_name_mean),
     FindingColumn("metric", _show_metric, _DETAIL),
     FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=()),
     FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",), holds_shares=True),
@@ -264,9 +273,18 @@ COLUMNS: tuple[FindingColumn, ...] = (
         True,
         metrics=("change", "change_low", "change_high"),
         holds_shares=True,
+        show_mean=_show_mean_change,
     ),
     FindingColumn("verdict", _of_benchmark(_show_verdict), _OF_RUN, metrics=()),
-    FindingColumn("budget", _of_benchmark(_show_budget), _OF_RUN, "points", True, metrics=()),
+    FindingColumn(
+        "budget",
+        _of_benchmark(_show_budget),
+        _OF_RUN,
+        "points",
+        True,
+        metrics=(),
+        show_mean=_show_mean_outcome,
+    ),
     FindingColumn("main cause of loss", _of_benchmark(_show_cause), _DETAIL),
     FindingColumn("p", _of_benchmark(_show_p_value), _DETAIL, "corrected", True),
     FindingColumn("forgetting rate", _of_benchmark(_show_rate), _DETAIL, "[95 %]", True),

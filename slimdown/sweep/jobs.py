@@ -28,6 +28,7 @@ from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.run_files import describe_run
 from slimdown.sweep.command_line import ComposedRun
+from slimdown.sweep.launchers import is_queued_again
 from slimdown.tracking.metric_names import Tag, describe_verdicts
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
@@ -167,7 +168,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
             made = run_job(run, info, sweep.swept, is_planned, shared_base)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except BaseException as error:
-            is_requeued = isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ
+            is_requeued = isinstance(error, SystemExit) and is_queued_again()
             if isinstance(error, KeyboardInterrupt) or is_requeued:
                 sweep.write_outcome(number, replace(outcome, state=JobState.killed))
                 raise

@@ -23,6 +23,7 @@ from slimdown.sweep.jobs import (
     run_sweep_job,
     skip_finished,
 )
+from slimdown.sweep.launchers import LAUNCHERS
 from slimdown.sweep.launching import launch
 from slimdown.tracking.resume import find_finished, run_key
 from slimdown.tracking.run_reader import find_run
@@ -44,12 +45,8 @@ class Sweep:
         settings = plan.hydra.hydra
         folder = Path(settings.sweep.dir).absolute()
         self.launcher_name = settings.runtime.choices["hydra/launcher"]
-        if (backend := settings.launcher.get("backend")) not in (None, "loky"):
-            raise ConfigError(f"hydra.launcher.backend={backend}: Hydra starts loky; leave it out")
-        # Settings of submitit's launchers, which wait for a job that can never start.
-        for name in ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"):
-            if (number := settings.launcher.get(name)) is not None and number < 1:
-                raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
+        if launcher := LAUNCHERS.get(self.launcher_name):
+            launcher.check_settings(settings.launcher)
         in_worker = self.launcher_name != "basic"
         self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
 
@@ -220,6 +217,6 @@ class Sweep:
     def _explain_launcher(self, error: Exception) -> ConfigError:
         name, reason = self.launcher_name, redact(describe_error(error)).rstrip(" .:;")
         advice = "its settings are hydra.launcher.*, and --cfg hydra shows them"
-        if "plugin class" in reason:  # Hydra's plugin is not installed
-            advice = name_install(name if name in ("joblib", "ray") else "slurm")
+        if "plugin class" in reason and name in LAUNCHERS:  # Hydra's plugin is not installed
+            advice = name_install(LAUNCHERS[name].extra)
         return ConfigError(f"hydra/launcher={name} cannot start jobs: {reason}; {advice}")

@@ -15,7 +15,7 @@ STORED = json.loads((Path(__file__).parents[1] / "golden" / "key_defaults.json")
 
 def test_no_default_has_changed_without_a_version() -> None:
     assert check_defaults(STORED) == ""
-    # New settings and raised versions are stored by tests/golden/make_record.py.
+    # A new setting is stored by: tests/golden/make_record.py --defaults
     assert read_key_defaults() == STORED
 
 

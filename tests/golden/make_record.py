@@ -1,6 +1,7 @@
 """Store a record and the defaults that its keys leave out, so that later commits can be held to it.
 
     python tests/golden/make_record.py
+    python tests/golden/make_record.py --defaults     the defaults alone, after a new setting
 
 It makes small runs of the pocket world by the public commands and keeps the folder `mlruns` as it
 lies, with what the commands then said of it (`answers.json`) and what the keys of the base's
@@ -132,9 +133,12 @@ def forget_machine(folder: Path) -> None:
 
 
 def main() -> None:
-    """Make the record, and pack it with the defaults."""
+    """Make the record, and pack it with the defaults; `--defaults`: store these alone."""
     if problem := check_defaults(json.loads(DEFAULTS.read_text())):
         raise SystemExit(problem)
+    if sys.argv[1:] == ["--defaults"]:
+        DEFAULTS.write_text(json.dumps(read_key_defaults(), indent=1) + "\n")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         adapter = folder / "adapter"

@@ -25,6 +25,9 @@ _LARGEST_PART = 64 * 2**20  # bytes, unpacked; reading them takes seven times as
 _LARGEST_LOG = 512 * 2**20
 
 
+FILES = "logs of Inspect, .eval"
+
+
 def find_files(path: Path) -> list[Path]:
     """Find the logs that a path stands for, oldest first: Inspect's names begin with a date."""
     if path.is_file():

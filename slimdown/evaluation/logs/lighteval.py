@@ -22,6 +22,9 @@ from slimdown.utils.hashing import hash_json
 _DETAILS = re.compile(r"details_(.+)_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.parquet")
 
 
+FILES = "details_TASK_DATE.parquet of lighteval"
+
+
 def find_files(path: Path) -> list[Path]:
     """Find the details that a path stands for, oldest first."""
     files = {path, *path.glob("*.parquet"), *(path / "details").rglob("*.parquet")}

@@ -42,6 +42,9 @@ _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
 
 
+FILES = "results as lm_eval names them, results_DATE.json"
+
+
 def find_files(path: Path) -> list[Path]:
     """Find the harness's results files that a path stands for, oldest first.
 

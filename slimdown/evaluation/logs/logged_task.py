@@ -27,7 +27,13 @@ from slimdown.utils.secrets import redact
 
 
 class LogReader(Protocol):
-    """What a module of this folder offers: it reads the logs of one tool."""
+    """What a module of this folder offers: it reads the logs of one tool.
+
+    Attributes:
+        FILES: What its files are, as a message says that there are none.
+    """
+
+    FILES: str
 
     def find_files(self, path: Path) -> list[Path]:
         """Find this tool's logs in a folder, oldest first, or take one file; else none.
@@ -105,7 +111,7 @@ class LoggedTask:
         }
         samples = []
         for question, _, fields in answers:
-            document, digest = fields.pop("document"), hash_json(fields["prompt"])
+            document, digest = fields.pop("document", {}), hash_json(fields["prompt"])
             unless_logged: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
             unless_logged |= {"doc_hash": digest, "prompt_hash": digest}
             unless_logged["answers"] = dict.fromkeys(fields["scores"], fields["response"])

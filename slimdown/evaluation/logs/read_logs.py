@@ -33,13 +33,14 @@ def list_readers() -> dict[str, LogReader]:
     Raises:
         ConfigError: An extension is broken.
     """
-    demand = "a module or object with find_files and open_logs"
+    demand = "a module or object with FILES, find_files and open_logs"
     table = add_extensions("slimdown.logs", _OWN, _is_reader, demand)
     return {kind: table[kind] for kind in sorted(table, key=_OWN.__contains__)}
 
 
 def _is_reader(added: Any) -> bool:
-    return all(callable(getattr(added, name, None)) for name in ("find_files", "open_logs"))
+    has_functions = all(callable(getattr(added, n, None)) for n in ("find_files", "open_logs"))
+    return has_functions and isinstance(getattr(added, "FILES", None), str)
 
 
 def find_logs(path: Path) -> tuple[str, list[Path]]:
@@ -64,10 +65,8 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     if not path.exists():
         problem = "give the one that lm_eval's --output_path named, or the place of other logs"
         raise DataError(f"there is no folder {path}; {problem}")
-    raise DataError(
-        f"{path} holds no results as lm_eval names them, results_DATE.json, no logs of Inspect, "
-        ".eval, no details_TASK_DATE.parquet of lighteval and no table, .csv, .jsonl or .parquet"
-    )
+    *others, last = (f"no {one.FILES}" for one in list_readers().values())
+    raise DataError(f"{path} holds {', '.join(others)} and {last}")
 
 
 def _list_models(path: Path) -> list[Path]:

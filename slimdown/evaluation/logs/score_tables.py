@@ -16,6 +16,9 @@ from slimdown.utils.errors import DataError
 _TEXTS = {"prompt": "prompt", "target": "target", "response": "answer"}
 
 
+FILES = "table, .csv, .jsonl or .parquet"
+
+
 def find_files(path: Path) -> list[Path]:
     """Find the tables that a path stands for."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
