@@ -623,7 +623,12 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
             one.forgetting_rate, one.is_measured = forgetting_rate(before, after), True
             one.is_stopped, one.n_available = True, n  # it skips how many would tell
             findings: Any = SimpleNamespace(benchmarks={"a": one})
-            outcomes.append(check_budgets(findings, {}, {"a": share})[0].outcome)
+            sides = (SimpleNamespace(scores_of=lambda _, of=of: of) for of in (before, after))
+            pair: Any = SimpleNamespace(**dict(zip(("base", "tuned"), sides, strict=True)))
+            pair.base.benchmark, pair.sampling = SimpleNamespace(metric="acc"), Sampling()
+            shares = findings, {}, {"a": share}
+            [check] = check_budgets(*shares, read_pairs=lambda pair=pair: {"a": pair})
+            outcomes.append(check.outcome)
         case = f"{kind}, base {base}, {share} of it is lost, {n} questions"
         for outcome in (Outcome.within, Outcome.beyond):
             rate = percent(outcomes.count(outcome) / n_draws)

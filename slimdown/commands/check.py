@@ -77,7 +77,7 @@ def _check(options: argparse.Namespace) -> int:
     findings, notes = run_reader.check_finished(run), list[str]()
     if options.register:
         registry.check_in_record(run)
-    rules.check(findings)  # a mistake ends here, and counts as no look
+    rules.resolve(findings)  # a mistake ends here, and counts as no look
     read: Callable[[], tuple[Evaluation, Evaluation]]
     read = cache(partial(run_reader.read_evaluations, options.tracking, run))
     base_name, share = run.params.get("model.id", "base"), run.holdout

@@ -9,7 +9,7 @@ from math import isnan
 
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.benchmark_config import Role
-from slimdown.judging.budgets import BudgetCheck, Gate, check_budgets, read_budgets
+from slimdown.judging.budgets import Gate, check_budgets, read_budgets, resolve_budgets
 from slimdown.judging.findings import Findings, list_averaged
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair
@@ -32,17 +32,13 @@ class GateRules:
         """Whether any option of the gate was given."""
         return any(vars(self).values())
 
-    def check(self, findings: Findings, n_reports: int = 1) -> list[BudgetCheck]:
-        """Check each loss against its budget.
-
-        Args:
-            findings: What changed.
-            n_reports: See `check_budgets`.
+    def resolve(self, findings: Findings) -> None:
+        """Find out what each benchmark may lose.
 
         Raises:
-            ConfigError: A name is no benchmark.
+            ConfigError: A name is no benchmark, or no benchmark has a budget.
         """
-        return check_budgets(findings, self.budgets, self.relative_budgets, self.off, n_reports)
+        resolve_budgets(findings, self.budgets, self.relative_budgets, self.off)
 
     def decide(
         self,
@@ -60,7 +56,8 @@ class GateRules:
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
         """
-        checks = self.check(findings, n_reports)
+        limits = self.budgets, self.relative_budgets, self.off
+        checks = check_budgets(findings, *limits, n_reports, read_pairs)
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
         off = tuple(name for name in unchecked if "" in self.off or name in self.off)

@@ -1,20 +1,37 @@
 """Check each loss against its budget: is it shown to be within, or beyond?"""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from math import nan
 from numbers import Real
+from typing import Protocol
 
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.fields import nearest, read_number
 from slimdown.judging.findings import BenchmarkChange, Findings
+from slimdown.judging.forgetting_rate import RatioTest
+from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.verdicts import correct_with_levels
-from slimdown.stats.estimates import Difference, Estimate
+from slimdown.stats.estimates import Estimate, to_array
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.utils.errors import ConfigError
+
+
+class TestedLoss(Protocol):
+    """A change and its test against a budget: a `Difference`, or a `RatioTest`."""
+
+    def p_value_above(self, threshold: float) -> float:
+        """Compute the p-value of a true change of `threshold` or less; one-sided."""
+
+    def p_value_below(self, threshold: float) -> float:
+        """Compute the p-value of a true change of `threshold` or more; one-sided."""
+
+    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
+        """Return the interval of changes that are not ruled out, `alpha` / 2 at each end."""
 
 
 class Outcome(IntEnum):
@@ -102,7 +119,7 @@ class BudgetDecision:
     outcome: Outcome
     level: float
 
-    def find_bound(self, d: Difference, budget: float) -> float:
+    def find_bound(self, d: TestedLoss, budget: float) -> float:
         """Return the one-sided bound of the change at the level, on the outcome's side of it."""
         low, high = d.margin_interval(2 * self.level)
         if self.outcome is Outcome.beyond:  # the ends are found to 7 digits
@@ -111,7 +128,7 @@ class BudgetDecision:
 
 
 def decide_outcomes(
-    differences: Mapping[str, Difference],
+    differences: Mapping[str, TestedLoss],
     budgets: Mapping[str, float],
     alpha: float = ALPHA,
     n_reports: int = 1,
@@ -164,23 +181,17 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
     return all(is_within.values()), ", ".join(beyond)
 
 
-def check_budgets(
+def resolve_budgets(
     findings: Findings,
     budgets: Mapping[str, float],
     relative: Mapping[str, float] | None = None,
     off: Collection[str] = (),
-    n_reports: int = 1,
-) -> list[BudgetCheck]:
-    """Check for each benchmark whether its loss is shown to be within its budget or beyond.
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Find out what each benchmark may lose, see `check_budgets`.
 
-    Args:
-        findings: of a fine-tuning.
-        budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
-            points. "" stands for every retained benchmark that is not named. The others keep the
-            budgets of their settings, see `default_budgets`.
-        relative: the same as a share of what the base scored.
-        off: the benchmarks that are not checked. "" stands for every one that is not named.
-        n_reports: how many such gates are read together; losses beyond are corrected for all.
+    Returns:
+        The budgets by benchmark, shares of 1; and those of them that are shares of what the base
+        scored.
 
     Raises:
         ConfigError: a budget is no share, its benchmark was not measured or is off, or there is no
@@ -207,46 +218,76 @@ def check_budgets(
         raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
-    measured = {n: b.primary.difference for n, b in benchmarks.items() if b.is_measured}
-    differences = {name: measured[name] for name in budgets if name in measured}
+    return budgets, relative
+
+
+def check_budgets(
+    findings: Findings,
+    budgets: Mapping[str, float],
+    relative: Mapping[str, float] | None = None,
+    off: Collection[str] = (),
+    n_reports: int = 1,
+    read_pairs: Callable[[], Mapping[str, Pair]] | None = None,
+) -> list[BudgetCheck]:
+    """Check for each benchmark whether its loss is shown to be within its budget or beyond.
+
+    Args:
+        findings: of a fine-tuning.
+        budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
+            points. "" stands for every retained benchmark that is not named. The others keep the
+            budgets of their settings, see `default_budgets`.
+        relative: the same as a share of what the base scored, which is not known for sure: the test
+            is that of the forgetting rate.
+        off: the benchmarks that are not checked. "" stands for every one that is not named.
+        n_reports: how many such gates are read together; losses beyond are corrected for all.
+        read_pairs: returns both models' answers, which `relative` needs; None: they are those of
+            the findings.
+
+    Raises:
+        ConfigError: see `resolve_budgets`.
+    """
+    benchmarks = findings.benchmarks
+    budgets, relative = resolve_budgets(findings, budgets, relative, off)
+    measured = {name: benchmarks[name] for name in budgets if benchmarks[name].is_measured}
+    tests: dict[str, TestedLoss] = {n: b.primary.difference for n, b in measured.items()}
+    if shares := [name for name in relative if name in tests]:
+        if not read_pairs:
+            assert findings.base is not None
+            assert findings.tuned is not None
+            read_pairs = partial(pair_evaluations, findings.base, findings.tuned)
+        tests |= _build_ratio_tests({name: read_pairs()[name] for name in shares})
     checks = []
-    for name, decision in decide_outcomes(differences, budgets, n_reports=n_reports).items():
-        benchmark, budget, outcome = benchmarks[name], budgets[name], decision.outcome
-        bound = nan
-        if name in differences:
-            bound = decision.find_bound(differences[name], budget)
-        check = BudgetCheck(name, benchmark, budget, outcome, "", bound, decision.level)
-        if name in relative and (doubt := _doubt_share(benchmark, relative[name], outcome)):
-            reason = f"{doubt}; give this benchmark points"
-            check = replace(check, outcome=Outcome.undecided, reason=reason)
+    for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
+        benchmark, budget = benchmarks[name], budgets[name]
+        bound = decision.find_bound(tests[name], budget) if name in tests else nan
+        made = BudgetCheck(name, benchmark, budget, decision.outcome, "", bound, decision.level)
+        if name in relative and benchmark.forgetting_rate is None:
+            reason = "the base is not shown to score above 0; give this benchmark points"
+            made = replace(made, outcome=Outcome.undecided, reason=reason)
         elif not benchmark.is_measured:
             advice = f"raise benchmark.{name}.max_gen_toks"
-            check = replace(check, reason=f"thinking never ended in too many answers; {advice}")
+            made = replace(made, reason=f"thinking never ended in too many answers; {advice}")
         else:
-            check = replace(check, reason=_explain(check))
-        checks.append(check)
+            made = replace(made, reason=_explain(made))
+        checks.append(made)
     return checks
+
+
+def _build_ratio_tests(pairs: Mapping[str, Pair]) -> dict[str, RatioTest]:
+    """Build the test of a share of the base's score, where the base scored anything."""
+    tests = {}
+    for name, pair in pairs.items():
+        metric = pair.base.benchmark.metric
+        before, after = (to_array(one.scores_of(metric)) for one in (pair.base, pair.tuned))
+        if test := RatioTest.build(before, after, pair.sampling):
+            tests[name] = test
+    return tests
 
 
 def decide_by_settings(findings: Findings) -> Gate | None:
     """Check the budgets that a run's settings name (`max_loss`); None where they name none."""
     budgets = {n: b.max_loss for n, b in findings.benchmarks.items() if b.max_loss is not None}
     return Gate(tuple(check_budgets(findings, budgets, off=[""]))) if budgets else None
-
-
-def _doubt_share(benchmark: BenchmarkChange, share: float, outcome: Outcome) -> str:
-    """Say why a share of the base's score cannot decide; empty if it can.
-
-    The test takes that score as known. For single 0/1 answers this is cautious: luck that raised
-    the base raised the loss, too. Of other scores the interval of the forgetting rate must agree.
-    """
-    rate = benchmark.forgetting_rate
-    if rate is None:
-        return "the base is not shown to score above 0"
-    if outcome is Outcome.undecided or benchmark.primary.difference.has_independent_answers:
-        return ""
-    is_open = rate.low <= share <= rate.high
-    return "the forgetting rate's interval holds this share" if is_open else ""
 
 
 def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:

@@ -1,23 +1,135 @@
-"""The forgetting rate: the share of the base's score that is gone, with an interval."""
+"""The forgetting rate: the share of the base's score that is gone, its test and its interval."""
 
-from math import atan2, nan, pi, sqrt
+from dataclasses import dataclass
+from functools import cached_property
+from math import atan, atan2, nan, pi, sqrt
 
 import numpy as np
 
 from slimdown.stats.estimates import Estimate, Sampling, to_array
-from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest
 from slimdown.stats.sequential import Floats
+
+_LOWER, _HIGHER = 0, 1  # the side of a ratio on which the truth may lie
+
+
+@dataclass(frozen=True)
+class RatioTest:
+    """The test of the ratio tuned / base, which is 1 - the forgetting rate.
+
+    The rate is that of "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4: a share
+    of 1, below 0 for a gain. A rate r is ruled out if tuned - (1 - r) base is shown not to be 0 on
+    average; Fieller's interval (1954) holds the rates that are not, too. As a loss against a budget
+    it has the methods of `Difference`, in points of the measured base.
+    """
+
+    before: Floats  # [k], distinct scores of questions or clusters
+    after: Floats
+    weights: Floats
+    test: EmpiricalLikelihoodTest  # of a score from 0 to 1; its counts are those of the k scores
+    is_simple: bool  # whether each is one 0/1 answer of one kind
+    has_looks: bool
+
+    @classmethod
+    def build(
+        cls, before: Floats, after: Floats, sampling: Sampling | None = None
+    ) -> "RatioTest | None":
+        """Build the test; None if the base scored nothing, or one question was asked.
+
+        Args:
+            before, after: [n], scores from 0 to 1 of the same questions.
+            sampling: How the questions were drawn.
+        """
+        x, y, sampling = to_array(before), to_array(after), sampling or Sampling()
+        (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
+        has_one_size = np.ptp(weights) < 1e-9  # of its clusters, if it has any
+        is_simple = sampling.is_simple and has_one_size and np.isin([x_of, y_of], (0.0, 1.0)).all()
+        built = cls(x_of, y_of, weights, test, bool(is_simple), bool(sampling.looks))
+        return built if len(x) > 1 and built.base > 1e-12 else None
+
+    @property
+    def base(self) -> float:
+        """The base's measured score."""
+        return self._average(self.before)
+
+    @property
+    def rate(self) -> float:
+        """The measured rate."""
+        return 1 - self._average(self.after) / self.base
+
+    @cached_property
+    def change_test(self) -> EmpiricalLikelihoodTest:
+        """The test of any change. To 0/1 answers of one kind it adds less than `test` does."""
+        return self.test.of_change(self.before != self.after) if self.is_simple else self.test
+
+    def p_value_above(self, threshold: float) -> float:
+        """Compute the p-value of a true change of `threshold` points of the base or less."""
+        return self._p_value_of(threshold, _LOWER)
+
+    def p_value_below(self, threshold: float) -> float:
+        """Compute the p-value of a true change of `threshold` points of the base or more."""
+        return self._p_value_of(threshold, _HIGHER)
+
+    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
+        """Return the interval of changes in points of the base, `alpha` / 2 at each end."""
+        low, high = self.interval(alpha, self.test)
+        return -high * self.base, -low * self.base
+
+    def interval(
+        self, alpha: float = ALPHA, test: EmpiricalLikelihoodTest | None = None
+    ) -> tuple[float, float]:
+        """Return the rates that are not ruled out; the lower end is -inf if a base of 0 is not.
+
+        Args:
+            alpha: Half of it at each end.
+            test: `change_test`, or `test`, which budgets take.
+        """
+        test = test or self.change_test
+        # Search outwards from the measured ratio, up to the first one that is ruled out.
+        angle, limits = atan2(1 - self.rate, 1.0), (0.0, pi / 2)  # no score is below 0
+        sides, points = np.arange(2), np.linspace((angle, angle), limits, 17, axis=1)
+
+        def find_p_values(angles: Floats) -> Floats:
+            return self._p_values(angles, test)
+
+        is_out = find_p_values(points[:, 1:]) <= alpha / 2
+        first = is_out.argmax(axis=1)
+        between = points[sides, first + 1], points[sides, first]
+        ends = test.find_ends(find_p_values, *between, alpha / 2)
+        low, high = np.where(is_out.any(axis=1), ends, limits)
+        return -np.inf if high > pi / 2 - 1e-6 else float(1 - np.tan(high)), float(1 - np.tan(low))
+
+    def _p_value_of(self, threshold: float, side: int) -> float:
+        angles = np.full((2, 1), atan(max(0.0, 1 + threshold / self.base)))
+        return float(self._p_values(angles, self.test)[side, 0])
+
+    def _p_values(self, angles: Floats, test: EmpiricalLikelihoodTest) -> Floats:
+        """Compute p-values of true ratios at or beyond the tangents of angles.
+
+        Args:
+            angles: [2, points]: on the lower side of the measured ratio, and on the higher one.
+            test: Its counts are those of the scores.
+        """
+        # with the corners of possible scores, at which each row is lowest
+        before = np.append(self.before, [0.0, 0.0, 1.0, 1.0])
+        after = np.append(self.after, [0.0, 1.0, 0.0, 1.0])
+        signs = np.array([1.0, -1.0])[:, None, None]
+        cosines, sines = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
+        turned = signs * (cosines * after - sines * before)
+        values, extremes = np.split(turned, [len(self.before)], axis=2)
+        rows = (self.weights * values).reshape(-1, len(self.before))
+        least = test.highest * extremes.min(axis=2).ravel()
+        return test.p_values_of(rows, least).reshape(angles.shape)
+
+    def _average(self, values: Floats) -> float:
+        counts = self.test.counts[-1]
+        return float(counts @ (self.weights * values)) / float(counts.sum())
 
 
 def forgetting_rate(
     before: Floats, after: Floats, sampling: Sampling | None = None
 ) -> Estimate | None:
-    """Estimate which share of the base's score is gone, 1 - A_tuned / A_base.
-
-    It is that of "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4: a share of 1,
-    below 0 for a gain. Like Fieller's interval (1954), this one holds every rate that the two
-    scores do not rule out. It uses the test of `likelihood.py`, which rules out a rate r if
-    tuned - (1 - r) base is shown not to be 0 on average.
+    """Estimate which share of the base's score is gone, 1 - A_tuned / A_base; see `RatioTest`.
 
     Args:
         before, after: [n], scores from 0 to 1 of the same questions.
@@ -31,44 +143,13 @@ def forgetting_rate(
     >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3)
     (0.333, 0.137, 0.496)
     """
-    x, y = to_array(before), to_array(after)
-    sampling = sampling or Sampling()
-    (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
-    counts, bound = test.counts[-1], test.highest
-    change_test = test
-    has_one_size = np.ptp(weights) < 1e-9  # of its clusters, if it has any
-    if sampling.is_simple and has_one_size and np.isin([x_of, y_of], (0.0, 1.0)).all():
-        change_test = test.of_change(x_of != y_of)
-    n = float(counts.sum())  # questions, or clusters
-    base, tuned = (float(counts @ (weights * z)) / n for z in (x_of, y_of))
-    if len(x) < 2 or base <= 1e-12:
+    if not (test := RatioTest.build(before, after, sampling)):
         return None
-
-    # The ratio tuned / base is the tangent of an angle.
-    y_all = np.append(y_of, [0.0, 1.0, 0.0, 1.0])  # and the corners of possible scores
-    x_all = np.append(x_of, [0.0, 0.0, 1.0, 1.0])
-
-    signs, sides = np.array([1.0, -1.0])[:, None, None], np.arange(2)
-
-    def p_values(angles: Floats) -> Floats:  # [sides, points]: lower ratios, and higher ones
-        cosines, sines = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
-        turned = signs * (cosines * y_all - sines * x_all)
-        values, extremes = np.split(turned, [len(x_of)], axis=2)
-        rows = (weights * values).reshape(-1, len(x_of))
-        least = bound * extremes.min(axis=2).ravel()
-        return change_test.p_values_of(rows, least).reshape(angles.shape)
-
-    # Search outwards from the measured ratio, up to the first one that is ruled out.
-    angle, limits = atan2(tuned, base), (0.0, pi / 2)  # no score is below 0, so no ratio is
-    points = np.linspace((angle, angle), limits, 17, axis=1)
-    is_out = p_values(points[:, 1:]) <= ALPHA / 2
-    first = is_out.argmax(axis=1)
-    between = points[sides, first + 1], points[sides, first]
-    ends = np.where(is_out.any(axis=1), test.find_ends(p_values, *between, ALPHA / 2), limits)
-    if ends[1] > pi / 2 - 1e-6:  # a base of 0 is not ruled out
+    low, high = test.interval()
+    if np.isinf(low):
         return None
-    high, low = 1 - np.tan(ends)
-    residuals = weights * (y_of - x_of * tuned / base)
-    error = sqrt(float(counts @ residuals**2)) / n / base
-    error = nan if sampling.looks or error < 1e-12 else error
-    return Estimate(1 - tuned / base, error, float(low), float(high))
+    counts = test.test.counts[-1]
+    residuals = test.weights * (test.after - test.before * (1 - test.rate))
+    error = sqrt(float(counts @ residuals**2)) / float(counts.sum()) / test.base
+    error = nan if test.has_looks or error < 1e-12 else error
+    return Estimate(test.rate, error, low, high)

@@ -312,7 +312,11 @@ def test_a_broken_extension_is_refused_by_its_package(
         ("mitigations", "odd = odd_code:NUMBER", "must be a subclass of slimdown.config.mitiga"),
         ("mitigations", "none = odd_code:NUMBER", "its mitigation none has a name that is taken"),
         ("methods", "odd = odd_code:NUMBER", "its method odd .* must be a slimdown.config.methods"),
-        ("logs", "odd = odd_code", "must be a module or object with FILES, find_files and open_logs"),
+        (
+            "logs",
+            "odd = odd_code",
+            "must be a module or object with FILES, find_files and open_logs",
+        ),
         ("logs", "odd = no_such_module", "its reader of logs odd .*no_such_module"),
     ],
 )
