@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.benchmark_config import ResolvedBenchmark, Role
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark, Role
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from slimdown.evaluation.right_choice import score_right_choice
 from slimdown.judging.findings import Findings, judge
 from slimdown.stats.sequential import block_ends
 
@@ -50,6 +51,15 @@ def make_choice(taken: int, number: int = 0) -> Sample:
         {"acc": float(taken == number % 4)}, number, target=COLOURS[number % 4], response="",
         choices=COLOURS, log_likelihoods=likely, answers={"acc": COLOURS[taken]},
     )  # fmt: skip
+
+
+def add_p_right(sample: Sample) -> Sample:
+    """Score a choice by the probability of the right one, too."""
+    about = sample.choices, sample.log_likelihoods, sample.target, sample.scores
+    score = score_right_choice(*about)
+    assert score is not None
+    answers = {**sample.answers, CHOICE_PROBABILITY: sample.answers["acc"]}
+    return replace(sample, scores={**sample.scores, CHOICE_PROBABILITY: score}, answers=answers)
 
 
 def make_benchmark(

@@ -232,19 +232,6 @@ def find_no_number(samples: Sequence[Sample]) -> Sample | None:
     return None
 
 
-def guess_chance(evaluation: BenchmarkEvaluation, metric: str) -> float:
-    """Compute what guessing scores: the mean of 1 over the number of different choices.
-
-    It is 0 (not known) if any answer is generated, or graded, as where several choices are right.
-    """
-    samples = evaluation.samples
-    has_one_right = metric == CHOICE_PROBABILITY or all(s.scores[metric] in (0, 1) for s in samples)
-    if not has_one_right or not all(sample.choices for sample in samples):
-        return 0.0
-    shares = [1 / len(set(sample.choices)) for sample in samples]
-    return evaluation.average(shares).value
-
-
 def parse_score(value: Any) -> float | None:
     """Read a score that the harness holds as any kind of number, or has logged as text.
 

@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import COLOURS, make_benchmark, make_choice, make_evaluation, stop_early
+from builders import (
+    COLOURS,
+    add_p_right,
+    make_benchmark,
+    make_choice,
+    make_evaluation,
+    stop_early,
+)
 
-from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role, Until
+from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.evaluation.right_choice import score_right_choice
@@ -41,10 +48,7 @@ def choose(likelihoods: np.ndarray, **settings: Any) -> BenchmarkEvaluation:
     samples = []
     for i, row in enumerate(likelihoods):
         plain = make_choice(int(row.argmax()), i)
-        sample = replace(plain, log_likelihoods=tuple(map(float, row)))
-        scores = {**sample.scores, CHOICE_PROBABILITY: score(sample)}
-        answers = {**sample.answers, CHOICE_PROBABILITY: sample.answers["acc"]}
-        samples.append(replace(sample, scores=scores, answers=answers))
+        samples.append(add_p_right(replace(plain, log_likelihoods=tuple(map(float, row)))))
     return make_benchmark(samples, **settings)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_benchmark, make_choice, make_evaluation, make_sample
+from builders import add_p_right, make_benchmark, make_choice, make_evaluation, make_sample
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 from test_run_page import Reader
 
@@ -77,7 +77,7 @@ def test_choices_have_probabilities_and_the_clearest_losses_come_first() -> None
         )
         for i, gap in enumerate(gaps)
     ]
-    page = Page({"a": (make_benchmark(base), make_benchmark(tuned))})
+    page = Page({"a": tuple(make_benchmark([*map(add_p_right, of)]) for of in (base, tuned))})
     assert [a["key"] for a in page.answers] == [f"a-{i}" for i in np.argsort(-gaps)]
     answer, gap = page.by_key["a-5"], gaps[5]
     shares = np.exp([-1 - gap, -1, -9, -9])

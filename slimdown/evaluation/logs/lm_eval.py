@@ -14,26 +14,28 @@ from math import isclose, nan
 from pathlib import Path
 from typing import Any
 
-from slimdown.config.benchmark_config import BenchmarkConfig, ResolvedBenchmark, Role
+from slimdown.config.benchmark_config import (
+    CHOICE_PROBABILITY,
+    BenchmarkConfig,
+    ResolvedBenchmark,
+)
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.fields import nearest
 from slimdown.config.paths import list_group_choices
 from slimdown.evaluation.harness_results import (
-    choose_metric,
     find_no_number,
-    guess_chance,
     read_task_samples,
     summarize_samples,
 )
 from slimdown.evaluation.logs.logged_task import (
+    LoggedAnswers,
     LoggedTask,
     drop_free,
     explain_malformed,
     name_model,
     name_models,
 )
-from slimdown.evaluation.results import BenchmarkEvaluation, Metric, check_evaluation
-from slimdown.utils.errors import ConfigError, DataError
+from slimdown.evaluation.results import Metric, Sample
+from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
@@ -96,10 +98,8 @@ class _HarnessTask(LoggedTask):
 
     results: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
-    def read_benchmark(
-        self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
-    ) -> BenchmarkEvaluation | None:
-        """Read the answers to one benchmark; None if it has no metric to compare."""
+    def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
+        """Read the samples of one benchmark, and which scores of the results file are theirs."""
         task, results = self.title, self.results
         shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task))
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
@@ -107,19 +107,18 @@ class _HarnessTask(LoggedTask):
             subtasks, configs = _list_tasks(task, results), results["configs"]
             limit = results["config"].get("limit")
             n_shots = {int(results["n-shot"].get(subtask) or 0) for subtask in subtasks}
-            config = ResolvedBenchmark.of(
+            settings = replace(
                 shipped,
                 num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
                 limit=int(limit) if limit and limit >= 1 else None,
                 cluster=cluster,
             )
-            samples = []
+            config, samples = ResolvedBenchmark.of(settings), list[Sample]()
             for subtask in subtasks:
                 entries = self._read_entries(subtask)
                 samples += read_task_samples(subtask, entries, configs[subtask], config)
             version = ", ".join(sorted({str(results["versions"].get(t)) for t in subtasks}))
-            better = results["higher_is_better"].get(task) or {}
-            worse = {name for name, is_better in better.items() if is_better is False}
+            better = dict(results["higher_is_better"].get(task) or {})
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
             generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
             longest = [max(int(one.get(key) or 0) for key in _LIMITS) for one in generations]
@@ -128,33 +127,31 @@ class _HarnessTask(LoggedTask):
             raise DataError(f"{self.file}: what the model answers {problem}")
         # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
-            evaluation = summarize_samples(config, samples, version, nan, weights)
+            scores = summarize_samples(config, samples, version, nan, weights).scores
             usable = [
                 key
-                for key, score in evaluation.scores.items()
-                if Metric(key).name not in worse
+                for key, score in scores.items()
+                if better.get(Metric(key).name) is not False
                 and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
             ]
-            if usable:
+            if set(usable) - {CHOICE_PROBABILITY}:
                 break
-        if not usable:
-            return None
-        if metric and metric not in usable:
-            raise ConfigError(
-                f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
-                f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
-            )
-        usable.sort(key=lambda key: [*better, (n := Metric(key).name)].index(n))  # the task's order
-        chosen = choose_metric([key for key in usable if key in reported] or usable)
-        primary = str(metric or (shipped.metric if shipped.metric in usable else chosen))
-        guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
-        shipped_chance = shipped.chance if primary == shipped.metric else None
-        chance = guessed if shipped_chance is None else shipped_chance
-        config = replace(config, metric=primary, chance=chance, role=role or shipped.role)
-        evaluation = summarize_samples(config, samples, version, nan, weights, usable)
-        if problem := check_evaluation(evaluation):
-            raise DataError(f"{self.file}: {name} is odd, {problem}")
-        return replace(evaluation, max_new_tokens=min(longest) and max(longest))
+        else:
+            usable = []
+        order = [*better]  # the task's
+        usable.sort(key=lambda key: [*order, (n := Metric(key).name)].index(n))
+        usable.sort(key=lambda key: key not in reported)
+        return LoggedAnswers(
+            samples=samples,
+            questions=[str(sample.doc_id) for sample in samples],
+            metrics=usable,
+            chances=[0 if has_own_code else _find_chance(sample) for sample in samples],
+            settings=settings,
+            n_reported=sum(key in reported for key in usable) or None,
+            task_version=version,
+            task_weights=weights,
+            max_new_tokens=min(longest) and max(longest),
+        )
 
     def _read_entries(self, task: str) -> list[dict[str, Any]]:
         """Return the lines of one task by question, checked against the results file."""
@@ -183,6 +180,10 @@ class _HarnessTask(LoggedTask):
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
         # Several processes write their lines in turn.
         return sorted(entries, key=lambda entry: entry["doc_id"])
+
+
+def _find_chance(sample: Sample) -> float:
+    return 1 / len(set(sample.choices)) if sample.choices else 0.0
 
 
 def _list_benchmarks(results: dict[str, Any]) -> Iterator[str]:

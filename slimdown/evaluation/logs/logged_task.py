@@ -7,11 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import fsum, nan
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
-from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark, Role
+from slimdown.config.benchmark_config import (
+    CHOICE_PROBABILITY,
+    BenchmarkConfig,
+    ResolvedBenchmark,
+    Role,
+)
 from slimdown.config.fields import nearest
 from slimdown.evaluation.harness_results import (
     choose_metric,
@@ -70,6 +75,48 @@ _FREE_ARGUMENTS = re.compile(
 
 
 @dataclass(frozen=True)
+class LoggedAnswers:
+    """What a log holds of one benchmark, whichever tool wrote it."""
+
+    samples: Sequence[Sample]
+    questions: Sequence[str]  # of each sample, as the tool calls it
+    metrics: Sequence[str]  # that can be compared; one of the first `n_reported` is chosen
+    chances: Sequence[float]  # by question, what guessing scores; 0: not known
+    settings: BenchmarkConfig  # what is known of the benchmark
+    n_reported: int | None = None  # metrics by which the tool reports the benchmark; None: all
+    task_version: str = ""
+    task_weights: dict[str, float] | None = None  # of a group's tasks, as the tool weighs them
+    max_new_tokens: int | None = None  # of a generated answer; None: not known
+
+    def choose_metric(self) -> str:
+        """Return the metric that the settings name, if it was logged; else the usual one."""
+        if self.settings.metric in self.metrics:
+            return str(self.settings.metric)
+        return str(choose_metric(self.metrics[: self.n_reported]))
+
+    def summarize(self, metric: str, role: Role | None, seconds: float) -> BenchmarkEvaluation:
+        """Make the evaluation by one of the metrics."""
+        settings = self.settings
+        chance = settings.chance if settings.metric == metric else None
+        about = {"metric": metric, "chance": chance or 0.0, "role": role or settings.role}
+        benchmark = ResolvedBenchmark.of(settings, **about)
+        known = self.task_version, seconds, self.task_weights, self.metrics
+        evaluation = summarize_samples(benchmark, self.samples, *known)
+        if chance is None:
+            guessed = replace(benchmark, chance=self._guess_chance(evaluation, metric))
+            evaluation = replace(evaluation, benchmark=guessed)
+        return replace(evaluation, max_new_tokens=self.max_new_tokens)
+
+    def _guess_chance(self, evaluation: BenchmarkEvaluation, metric: str) -> float:
+        """Average what guessing scores; 0 (not known) where an answer is not right or wrong."""
+        is_right_or_wrong = metric == CHOICE_PROBABILITY or all(
+            sample.scores[metric] in (0, 1) for sample in self.samples
+        )
+        is_known = is_right_or_wrong and all(self.chances)
+        return evaluation.average(self.chances).value if is_known else 0.0
+
+
+@dataclass(frozen=True)
 class LoggedTask:
     """The answers of one model to one benchmark, as a log holds them."""
 
@@ -87,49 +134,77 @@ class LoggedTask:
     ) -> BenchmarkEvaluation | None:
         """Read the answers, and check that each has a score on the primary metric.
 
-        None: no metric can be compared, and the benchmark is left out.
+        Returns:
+            None where no metric can be compared; the benchmark is left out.
+
+        Raises:
+            ConfigError: There is no such metric.
+            DataError: The answers are not as the tool writes them.
+        """
+        logged = self.read_answers(name, cluster)
+        if not logged.metrics:
+            return None
+        if metric and metric not in logged.metrics:
+            raise ConfigError(
+                f"{name}={metric}: no such score{nearest(metric, list(logged.metrics))}; what can be "
+                "compared are means of scores between 0 and 1 of which more is better"
+            )
+        primary = metric or logged.choose_metric()
+        for sample, question in zip(logged.samples, logged.questions, strict=True):
+            if not 0 <= sample.scores.get(primary, nan) <= 1:
+                problem = f"question {question} has {primary}={sample.scores.get(primary)}"
+                advice = (
+                    f"a number from 0 to 1 must stand there; it has {', '.join(logged.metrics)}"
+                )
+                raise DataError(f"{self.file}: {self.title}: {problem}; {advice}")
+        evaluation = logged.summarize(primary, role, self.seconds)
+        if problem := check_evaluation(evaluation):
+            raise DataError(f"{self.file}: {name} is odd, {problem}")
+        return evaluation
+
+    def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
+        """Read what the log holds of the benchmark.
+
+        Args:
+            name: The benchmark's name.
+            cluster: The field of a question's row that names its cluster.
+
+        Raises:
+            DataError: A question stands there twice, or nothing is scored.
         """
         place, answers = f"{self.file}: {self.title}", list(self.answers)
         metrics = list(dict.fromkeys(key for _, _, fields in answers for key in fields["scores"]))
         if not metrics:
             raise DataError(f"{place} has no metric that is a mean of scores, the more the better")
-        primary = metric or choose_metric(metrics)
-        if primary not in metrics:
-            raise ConfigError(f"{name}={metric}: no such score{nearest(primary, metrics)}")
         n_of_each = Counter(question for question, _, _ in answers)
-        for question, _, fields in answers:
+        for question in n_of_each:
             if n_of_each[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
-            if not 0 <= fields["scores"].get(primary, nan) <= 1:
-                score = fields["scores"].get(primary)
-                advice = f"a number from 0 to 1 must stand there; it has {', '.join(metrics)}"
-                raise DataError(f"{place}: question {question!r} has {primary}={score}; {advice}")
         # Ids that are numbers stay, so that messages name them; others are numbered in their order.
         are_numbers = all(re.fullmatch("0|-?[1-9][0-9]{0,17}", text) for text in n_of_each)
         numbers = {
             text: int(text) if are_numbers else n for n, text in enumerate(sorted(n_of_each))
         }
-        samples = []
-        for question, _, fields in answers:
+        read: list[tuple[Sample, str, float]] = []
+        for question, chance, fields in answers:
             document, digest = fields.pop("document", {}), hash_json(fields["prompt"])
             unless_logged: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
             unless_logged |= {"doc_hash": digest, "prompt_hash": digest}
             unless_logged["answers"] = dict.fromkeys(fields["scores"], fields["response"])
             about = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
             about["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
-            samples.append(Sample(**unless_logged | fields | about))
-        samples.sort(key=lambda sample: sample.doc_id)
-        has_one_right = primary == CHOICE_PROBABILITY or all(
-            sample.scores[primary] in (0, 1) for sample in samples
+            read.append((Sample(**unless_logged | fields | about), repr(question), chance))
+        read.sort(key=lambda one: one[0].doc_id)
+        samples, questions, chances = zip(*read, strict=True)
+        return LoggedAnswers(
+            samples=samples,
+            questions=questions,
+            metrics=metrics,
+            chances=chances,
+            settings=BenchmarkConfig(task=self.title),
+            task_version=self.task_version,
+            max_new_tokens=self.max_new_tokens,
         )
-        chances = [chance for _, chance, _ in answers]
-        chance = fsum(chances) / len(chances) if has_one_right and all(chances) else 0.0
-        chosen: Any = {"metric": primary, "chance": chance, "role": role or Role.retained}
-        config = ResolvedBenchmark(task=self.title, **chosen)
-        evaluation = summarize_samples(config, samples, self.task_version, self.seconds)
-        if problem := check_evaluation(evaluation):
-            raise DataError(f"{place} is odd, {problem}")
-        return replace(evaluation, max_new_tokens=self.max_new_tokens)
 
 
 def name_benchmark(name: str) -> str:
