@@ -146,8 +146,8 @@ class LoggedTask:
             return None
         if metric and metric not in logged.metrics:
             raise ConfigError(
-                f"{name}={metric}: no such score{nearest(metric, list(logged.metrics))}; what can be "
-                "compared are means of scores between 0 and 1 of which more is better"
+                f"{name}={metric}: no such score{nearest(metric, list(logged.metrics))}; to be "
+                "compared, it must be a mean of scores from 0 to 1 of which more is better"
             )
         primary = metric or logged.choose_metric()
         for sample, question in zip(logged.samples, logged.questions, strict=True):
