@@ -190,7 +190,7 @@ def test_thinking_that_never_ends_leaves_a_verdict_undecided(n_open: int, is_dec
     )
     findings = judge(base, tuned)
     change = findings.benchmarks["math"]
-    traits = {trait.name: (trait.base, trait.tuned) for trait in change.behaviour}
+    traits = {trait.name: (trait.base, trait.tuned) for trait in change.traits}
     assert traits["thinks"] == (1.0, 1.0)
     assert traits["words thought"] == pytest.approx((3.0, 3.0))
     assert traits["thinking never ended"] == pytest.approx((0.0, n_open / 100))

@@ -7,13 +7,13 @@ published numbers are the doctests.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import fsum, hypot, inf, isnan, log2, nan
+from math import hypot, isnan, nan
 from typing import Any
 
 import numpy as np
 
-from slimdown.config.benchmark_config import BYTE_PROBABILITY, PaperMetric, Role
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.config.benchmark_config import PaperMetric, Role
+from slimdown.evaluation.results import Evaluation
 from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import LossBreakdown, break_down_losses
@@ -106,22 +106,25 @@ class BenchmarkChange:
     question_hash: str  # of the questions, prompts and targets, in their order
     # the worst first; empty if there is only one
     subjects: dict[str, SubjectChange] = field(default_factory=dict)
-    behaviour: tuple[Trait, ...] = ()  # of generated answers; empty where answers are choices
+    traits: tuple[Trait, ...] = ()  # of answers that are written, and of texts
     max_gen_toks: int | None = None  # of an answer, where that is set
-    n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
     repeats: int | None = None  # answers drawn to each question
-    bits_per_byte: tuple[float, ...] = ()  # of base and tuned model, where texts are read
 
     @property
     def primary(self) -> MetricChange:
         """The primary metric's change."""
         return self.changes[self.metric]
 
+    def find_trait(self, name: str) -> Trait | None:
+        """Return a trait of the answers by its name; None where they do not have it."""
+        return next((trait for trait in self.traits if trait.name == name), None)
+
     @property
     def never_ended(self) -> tuple[float, float] | None:
         """Both models' shares of unfinished thinking; None unless one of them is too large."""
-        shares = [(t.base, t.tuned) for t in self.behaviour if t.name == NEVER_ENDED]
-        return next((pair for pair in shares if max(pair) > MOST_UNFINISHED), None)
+        trait = self.find_trait(NEVER_ENDED)
+        shares = (trait.base, trait.tuned) if trait else (0.0, 0.0)
+        return shares if max(shares) > MOST_UNFINISHED else None
 
     @property
     def is_measured(self) -> bool:
@@ -259,14 +262,10 @@ def judge(
             minimum_detectable_change=minimum_detectable_change(d, alpha),
             n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
             subjects=compare_subjects(pair, x, y),
-            behaviour=compare_behaviour(pair),
+            traits=compare_behaviour(pair),
             question_hash=pair.question_hash,
             max_gen_toks=config.max_gen_toks,
-            n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
             repeats=config.repeats,
-            bits_per_byte=tuple(map(_measure_bits, (pair.base, pair.tuned)))
-            if config.metric == BYTE_PROBABILITY
-            else (),
         )
         if not benchmarks[name].is_measured:
             unclear = Estimate(d.value, nan, nan, nan)
@@ -396,13 +395,6 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         error = hypot(base.standard_error, tuned.standard_error)
         changes[metric] = MetricChange(base, tuned, difference, error, counts)
     return changes
-
-
-def _measure_bits(evaluation: BenchmarkEvaluation) -> float:
-    """Return the bits a byte of all texts together, as the harness's `bits_per_byte` has it."""
-    texts = [(len(one.prompt.encode()), one.scores[BYTE_PROBABILITY]) for one in evaluation.samples]
-    bits = fsum(n * -log2(share) if share else inf for n, share in texts)
-    return bits / sum(n for n, _ in texts)
 
 
 def _estimate_paper_metric(

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from slimdown.config.benchmark_config import PaperMetric, Role
+from slimdown.judging.behaviour import BITS
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
 from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
 from slimdown.report import formatting, text
@@ -232,11 +233,10 @@ def _show_paper_metric(row: FindingRow) -> Cell:
 
 
 def _show_bits(row: FindingRow) -> Cell:
-    if not row.benchmark.bits_per_byte:
+    if not (bits := row.benchmark.find_trait(BITS)):
         return Cell()
-    base, tuned = row.benchmark.bits_per_byte
-    values = {"bits_per_byte_base": base, "bits_per_byte_tuned": tuned}
-    return Cell(text.describe_bits(row.benchmark), sort_key=tuned, values=values)
+    values = {"bits_per_byte_base": bits.base, "bits_per_byte_tuned": bits.tuned}
+    return Cell(text.describe_bits(bits), sort_key=bits.tuned, values=values)
 
 
 def _name_mean(_: Gate) -> Cell:

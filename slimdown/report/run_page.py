@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import date
 
+from slimdown.judging.behaviour import BITS
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
@@ -61,6 +62,7 @@ def render_page(
         environment=format_all(environment or {}),
         costs=format_all(findings.costs),
         refusals=REFUSALS,
+        bits=BITS,
         answers=answers,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from slimdown.judging.behaviour import BITS
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.judging.stages import StageFindings, judge_served
@@ -95,10 +96,11 @@ def _describe_asking(stages: StageFindings) -> Iterator[str]:
     """Give the bits a byte of texts, and say which stages were asked otherwise."""
     for name in stages.benchmarks:
         steps = stages.list_changes(name)[: len(stages.steps)]
-        if all(change.bits_per_byte for _, change in steps):
-            parts = [f"{steps[0][0].before} {format_number(steps[0][1].bits_per_byte[0], '.3f')}"]
-            for step, change in steps:
-                parts.append(f"{step.after} {format_number(change.bits_per_byte[1], '.3f')}")
+        bits = [trait for _, change in steps if (trait := change.find_trait(BITS))]
+        if len(bits) == len(steps):
+            parts = [f"{steps[0][0].before} {format_number(bits[0].base, '.3f')}"]
+            for (step, _), trait in zip(steps, bits, strict=True):
+                parts.append(f"{step.after} {format_number(trait.tuned, '.3f')}")
             yield f"Bits a byte of {name}: {redact_leaf(', '.join(parts))}."
     for step in stages.steps:
         if step.differences:

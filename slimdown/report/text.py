@@ -11,7 +11,7 @@ from slimdown.config.benchmark_config import (
 )
 from slimdown.config.mitigation import advise_mitigation
 from slimdown.evaluation.results import Metric
-from slimdown.judging.behaviour import THINKS
+from slimdown.judging.behaviour import BITS, RAN_OUT, THINKS, Trait
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
@@ -270,18 +270,18 @@ def describe_overall(mean: Estimate) -> str:
     return f"Overall: {answer}, {change} points in the mean of the retained."
 
 
-def describe_bits(benchmark: BenchmarkChange) -> str:
+def describe_bits(bits_a_byte: Trait) -> str:
     """Write the bits a byte of texts before and after, with the change in percent."""
-    base, tuned = benchmark.bits_per_byte
+    base, tuned = bits_a_byte.base, bits_a_byte.tuned
     change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
     bits = " → ".join(format_number(one, ".3f") for one in (base, tuned))
     return f"{bits} ({change} %)"
 
 
 def _list_bits(findings: Findings) -> Iterator[str]:
-    texts = {name: b for name, b in findings.benchmarks.items() if b.bits_per_byte}
-    if bits := "; ".join(f"{name} {describe_bits(b)}" for name, b in texts.items()):
-        yield f"Bits a byte of text: {bits}."
+    texts = {n: bits for n, b in findings.benchmarks.items() if (bits := b.find_trait(BITS))}
+    if described := "; ".join(f"{name} {describe_bits(one)}" for name, one in texts.items()):
+        yield f"Bits a byte of text: {described}."
 
 
 def describe_texts(findings: Findings) -> Iterator[str]:
@@ -358,18 +358,17 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
     for name, benchmark in findings.benchmarks.items():
-        for trait in (one for one in benchmark.behaviour if one.name == THINKS):
-            if not trait.low <= 0 <= trait.high:
-                before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-                yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
+        if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
+            before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
+            yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
         for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
             before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
             shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
             scores = f"right in {before} of {one.n} {subject} before, in {after} after"
             yield f"{name}: {scores}; {shown}."
-        if benchmark.max_gen_toks and any(benchmark.n_ran_out):
-            base, tuned = benchmark.n_ran_out
-            limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"
+        if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
+            base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
+            limit = f"{base} of the base's and {tuned} of the tuned model's answers"
             limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
             yield f"{name}: {limit}; a model that answers in fewer words then looks better."
         difference = benchmark.primary.difference

@@ -102,7 +102,7 @@ def test_seeds_whose_test_cannot_hold_have_no_verdict() -> None:
 
 def test_what_measures_the_limit_of_tokens_has_no_verdict() -> None:
     trait = Trait(NEVER_ENDED, 0.0, 0.9, 0.8, 1.0)
-    benchmark = replace(LOST.benchmarks["a"], behaviour=(trait,), verdict=Verdict.undecided)
+    benchmark = replace(LOST.benchmarks["a"], traits=(trait,), verdict=Verdict.undecided)
     never = replace(LOST, benchmarks={"a": benchmark})
     many = {rank: [LOST, LOST] for rank in (2, 4, 8, 16, 32, 64)}
     assert judge_ranks({**many, 1: [never, never]})[-1] is Verdict.undecided

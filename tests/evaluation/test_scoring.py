@@ -251,7 +251,7 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
         "mine: right in 100 % of 8 questions to answer before, in 0 % after; shown to differ."
         in caveats
     )
-    traits = {trait.name: trait for trait in findings.benchmarks["mine"].behaviour}
+    traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert (traits["refusal"].base, traits["refusal"].tuned) == (0, 1)
     page = render_page(findings, "a run")
     assert f"{REFUSALS[-1]}”, “Not my job”" in page.replace("&#39;", "'").replace("&#x27;", "'")
@@ -442,7 +442,7 @@ def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None
         "torn": 0,
     }
     findings = judge(make_evaluation(mine=result), make_evaluation(mine=result))
-    traits = {trait.name: trait for trait in findings.benchmarks["mine"].behaviour}
+    traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert traits["unreadable"].base == 0.25
 
 

@@ -109,7 +109,8 @@ def test_a_texts_score_is_that_of_plain_torch_and_of_the_harness(
         assert len(set(measured.values())) == len(TEXTS)
     findings = judge(evaluation, evaluation).benchmarks["docs"]
     bits = -sum(sums) / sum(len(text.encode()) for text in TEXTS) / log(2)  # the harness's own
-    assert findings.bits_per_byte == pytest.approx((bits, bits), rel=1e-5)
+    [trait] = findings.traits
+    assert (trait.base, trait.tuned) == pytest.approx((bits, bits), rel=1e-5)
     assert findings.role is Role.watched
     assert findings.n == len(TEXTS)
 
@@ -244,7 +245,7 @@ def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     change = findings["benchmarks"]["docs"]
     assert (change["verdict"], change["role"], change["n_available"]) == (None, "watched", 50)
     sides = [run.data.metrics[f"bits_per_byte_{side}/docs"] for side in ("base", "tuned")]
-    assert sides == pytest.approx(change["bits_per_byte"])
+    assert sides == pytest.approx([change["traits"][0][side] for side in ("base", "tuned")])
     assert "docs ·" in run.data.params["verdict"]
     for arguments in ([], ["--all"], ["--format", "json"]):
         shown = call_verb(folder, "compare", *arguments)

@@ -25,7 +25,7 @@ def compare(base: list[str], tuned: list[str], answers: list[str]) -> tuple[Trai
             for i, (text, answer) in enumerate(zip(texts, read, strict=True))
         ]
         models.append(make_evaluation(a=make_benchmark(samples)))
-    return judge(*models).benchmarks["a"].behaviour
+    return judge(*models).benchmarks["a"].traits
 
 
 def test_each_trait_is_a_mean_or_a_share_with_a_paired_interval() -> None:
@@ -45,7 +45,7 @@ def test_what_never_occurs_is_left_out_and_choices_have_none() -> None:
     [words] = compare(["It is four"] * 3, ["It is four"] * 3, ["four"] * 3)
     assert (words.name, words.base, words.tuned) == ("words", 3, 3)
     choices = make_evaluation(a=make_benchmark([make_choice(i % 4, i) for i in range(8)]))
-    assert judge(choices, choices).benchmarks["a"].behaviour == ()
+    assert judge(choices, choices).benchmarks["a"].traits == ()
 
 
 def test_an_answer_that_may_run_on_is_allowed_for_though_none_did() -> None:
@@ -59,7 +59,7 @@ def test_an_answer_that_may_run_on_is_allowed_for_though_none_did() -> None:
             replace(make_benchmark(samples), max_new_tokens=limit) for samples in (base, tuned)
         )
         found = judge_scores(one, other)
-        [words[limit]] = found.benchmarks["a"].behaviour
+        [words[limit]] = found.benchmarks["a"].traits
     assert isnan(words[None].low)
     assert isnan(words[None].high)
     assert words[64].high < 0 < words[256].high

@@ -73,18 +73,19 @@ def test_its_interval_is_its_own_and_no_word_stands_beside_it() -> None:
     assert change.shown_change.high < 0
     n_bytes = np.arange(10, 310)
     bits = [float(n_bytes @ -np.log2(of_side) / n_bytes.sum()) for of_side in scores]
-    assert change.bits_per_byte == pytest.approx(tuple(bits))
+    [trait] = change.traits
+    assert (trait.name, trait.base, trait.tuned) == ("bits a byte", *map(pytest.approx, bits))
     findings = judge_all(docs=texts)
     restored = Findings.from_dict(findings.to_dict()).benchmarks["docs"]
     assert to_plain(restored) == to_plain(findings.benchmarks["docs"])
-    assert (restored.verdict, restored.bits_per_byte) == (None, change.bits_per_byte)
+    assert (restored.verdict, to_plain(restored.traits)) == (None, to_plain(change.traits))
 
 
 def test_any_benchmark_can_be_watched() -> None:
     fallen = draw_questions(0.3, 3, role=Role.watched)
     findings = judge_all(seen=fallen, **QUESTIONS)
     change = findings.benchmarks["seen"]
-    assert (change.verdict, change.bits_per_byte) == (None, ())
+    assert (change.verdict, change.find_trait("bits a byte")) == (None, None)
     assert change.shown_change.high < 0
     assert not findings.lost_answers["seen"].is_loss_shown
 
