@@ -27,7 +27,7 @@ from slimdown.models.base_model import (
     describe_base_model,
     load_base_model,
 )
-from slimdown.models.memory import free_memory
+from slimdown.models.memory import card_memory, free_memory
 from slimdown.models.training_memory import estimate_training
 from slimdown.report import console
 from slimdown.report.formatting import format_bytes
@@ -37,6 +37,7 @@ from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import Rates, find_rates
 from slimdown.training.fine_tuning import pack_rows, prepare_training, try_steps
+from slimdown.training.forwards import choose_forwards
 from slimdown.training.labels import IGNORED
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import process_count
@@ -208,8 +209,10 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         longest = max(map(len, rows.train["input_ids"]))
         if config.train.args.get("packing"):  # rows are laid end to end
             longest = config.train.max_length
-        shaped = replace(config, train=replace(config.train, max_length=longest))
-        training = estimate_training(shaped, inputs.outline, getattr(torch, base.dtype))
+        dtype, card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
+        train = choose_forwards(config, inputs.outline, dtype, rows, card).apply(config.train)
+        shaped = replace(config, train=replace(train, max_length=longest))
+        training = estimate_training(shaped, inputs.outline, dtype)
         needed = training.n_bytes if training else needed
     free = free_memory(torch.device(base.device))
     on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"

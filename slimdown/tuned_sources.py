@@ -7,6 +7,8 @@ Both have the same verbs. `begin` comes before the base is loaded, `check` befor
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
+
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainingData
 from slimdown.evaluation.as_served import evaluate_as_served
@@ -16,11 +18,13 @@ from slimdown.inputs import RunInputs
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.external import ExternalModel
+from slimdown.models.memory import card_memory
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
 from slimdown.run_files import render_model_card
 from slimdown.tracking.run_writer import TrackedRun
 from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.training.forwards import choose_forwards, keep_forwards
 from slimdown.training.result import TrainingResult
 from slimdown.training.tokenizing import TokenizedRows
 from slimdown.watching import build_watcher
@@ -103,10 +107,21 @@ class Training:
             watcher = build_watcher(config)
             with progress_bar("asking what each look asks"):
                 watcher.measure_base(base)
+        self._split_steps(base)
         with progress.show("training", "steps", "train") as on_progress:
             about = config, run.checkpoint_dir, run.log_step, on_progress, watcher
             tuned, self.training = fine_tune(base, self._rows, *about)
         return tuned
+
+    def _split_steps(self, base: LoadedModel) -> None:
+        """Fit the forwards of a step to the card, and say how, where they are not as set."""
+        assert self._rows  # `check` came before
+        inputs, train = self._inputs, self._inputs.config.train
+        dtype, on_card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
+        about = inputs.config, inputs.outline, dtype, self._rows
+        forwards = keep_forwards(self._run.checkpoint_dir, lambda: choose_forwards(*about, on_card))
+        if forwards.apply(train) != replace(train, gradient_checkpointing=forwards.checkpoints):
+            show_notes([f"Each step is taken as {forwards.describe()}, as this card has room for."])
 
     def ask_as_served(self, *_: Any) -> None:
         """A model that is trained here has its base's tokenizer and template."""

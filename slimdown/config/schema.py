@@ -233,7 +233,9 @@ class TrainConfig:
     engine: Engine = setting("whose trainer takes the steps")
     num_train_epochs: float = setting("passes over the rows", POSITIVE)
     max_steps: int = setting("steps; -1: whole epochs", _STEPS)
-    per_device_train_batch_size: int = setting("rows of a forward", COUNT)
+    per_device_train_batch_size: int = setting(
+        "rows of a forward; a card that is too small takes them in several", COUNT
+    )
     gradient_accumulation_steps: int = setting("forwards of a step", COUNT)
     per_device_eval_batch_size: int = setting("held-out rows of a forward", COUNT)
     learning_rate: float = setting("its highest value in the schedule", POSITIVE)
@@ -248,7 +250,9 @@ class TrainConfig:
     )
     completion_only_loss: bool = setting("the loss is of the completion alone, where rows have one")
     assistant_only_loss: bool = setting("of messages: the loss is of the assistant's turns alone")
-    gradient_checkpointing: bool = setting("compute activations again instead of holding them")
+    gradient_checkpointing: bool | None = setting(
+        "compute activations again instead of holding them; null: where memory asks for it"
+    )
     checkpoint_minutes: float | None = setting(
         "minutes between two checkpoints; 0: none are written", NOT_NEGATIVE
     )

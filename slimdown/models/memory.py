@@ -85,6 +85,13 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) // process_count()
 
 
+def card_memory(device: torch.device) -> int | None:
+    """Return all the bytes of a card; None where the device is none."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def list_int8_copies(model: Any) -> list[torch.Tensor]:
     """Return what bitsandbytes' 8-bit layers hold besides parameters and buffers, once they ran."""
     states = [getattr(module, "state", None) for module in model.modules()]

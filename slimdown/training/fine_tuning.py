@@ -23,6 +23,7 @@ from slimdown.models.causal import disabled_adapters
 from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
+from slimdown.training.forwards import read_forwards
 from slimdown.training.labels import IGNORED
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
@@ -158,6 +159,8 @@ def fine_tune(
         ModelError: It does not fit in memory, or its loss is not finite any more.
     """
     checkpoint_dir = broadcast_from_main(checkpoint_dir)
+    if forwards := broadcast_from_main(read_forwards(checkpoint_dir)):
+        config = replace(config, train=forwards.apply(config.train))
     method, facts, train = config.method, config.method.facts, config.train
     dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
     generation_config = copy.deepcopy(base.model.generation_config)
@@ -199,7 +202,8 @@ def fine_tune(
                 f"training does not fit in the memory of {base.device}: halve "
                 f"train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and "
                 f"train.per_device_eval_batch_size ({train.per_device_eval_batch_size}), double "
-                "train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
+                f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps}), or set "
+                "train.gradient_checkpointing=true"
             ) from None
         if watcher and watcher.stopped:
             if watcher.kept_step is None:
@@ -242,6 +246,7 @@ def fine_tune(
         n_truncated=rows.n_truncated,
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
+        forwards=forwards.describe() if forwards else "",
     )
     return tuned, result
 

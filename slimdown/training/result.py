@@ -38,3 +38,4 @@ class TrainingResult:
     # where the base is not available
     base_divergence: float = nan
     stopped: str = ""  # why and where it ended early
+    forwards: str = ""  # how each step was taken; empty: as the settings say

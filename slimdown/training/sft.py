@@ -166,6 +166,7 @@ def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
     settings = asdict(config.train)
     settings |= settings.pop("args")
     settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
+    settings["gradient_checkpointing"] = bool(settings["gradient_checkpointing"])
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # compiling would switch it on in the whole process
     # Rows are cut already, `TrainingCallback` asks for checkpoints, and without autocast base and
