@@ -198,27 +198,8 @@ def check_budgets(
         ConfigError: a budget is no share, its benchmark was not measured or is off, or there is no
             budget at all.
     """
-    benchmarks, relative = findings.benchmarks, relative or {}
-    for name in (*budgets, *relative, *off):
-        which = name or "every retained benchmark"
-        if name and name not in benchmarks:
-            raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
-        if name in budgets and name in relative:
-            raise ConfigError(f"budget of {which}: give points or a share of the base, not both")
-        if name in off and (name in budgets or name in relative):
-            raise ConfigError(f"budget of {which}: give a number or off, not both")
-    retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
-    relative = _expand(relative, [name for name in retained if name not in budgets])
-    budgets = _expand(budgets, [name for name in retained if name not in relative])
-    if "" not in off:
-        budgets = default_budgets(benchmarks) | budgets
-    budgets |= {n: share * benchmarks[n].primary.base.value for n, share in relative.items()}
-    budgets = {name: budget for name, budget in budgets.items() if name not in off}
-    if not budgets:
-        problem = "every benchmark is off" if off else "no retained benchmark was measured"
-        raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
-    for name, budget in budgets.items():
-        _check_budget(name, budget, f"{name}={budget}")
+    benchmarks = findings.benchmarks
+    budgets, relative = _settle_budgets(benchmarks, budgets, relative or {}, off)
     measured = {n: b.primary.difference for n, b in benchmarks.items() if b.is_measured}
     differences = {name: measured[name] for name in budgets if name in measured}
     checks = []
@@ -238,6 +219,40 @@ def check_budgets(
             check = replace(check, reason=_explain(check))
         checks.append(check)
     return checks
+
+
+def _settle_budgets(
+    benchmarks: Mapping[str, BenchmarkChange],
+    budgets: Mapping[str, float],
+    relative: Mapping[str, float],
+    off: Collection[str],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Settle the budget of each benchmark that is checked, by what was asked and its settings.
+
+    Returns:
+        The budgets in points, also of those that are a share of the base; and these shares.
+    """
+    for name in (*budgets, *relative, *off):
+        which = name or "every retained benchmark"
+        if name and name not in benchmarks:
+            raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
+        if name in budgets and name in relative:
+            raise ConfigError(f"budget of {which}: give points or a share of the base, not both")
+        if name in off and (name in budgets or name in relative):
+            raise ConfigError(f"budget of {which}: give a number or off, not both")
+    retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
+    relative = _expand(relative, [name for name in retained if name not in budgets])
+    points = _expand(budgets, [name for name in retained if name not in relative])
+    if "" not in off:
+        points = default_budgets(benchmarks) | points
+    points |= {n: share * benchmarks[n].primary.base.value for n, share in relative.items()}
+    points = {name: budget for name, budget in points.items() if name not in off}
+    if not points:
+        problem = "every benchmark is off" if off else "no retained benchmark was measured"
+        raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
+    for name, budget in points.items():
+        _check_budget(name, budget, f"{name}={budget}")
+    return points, relative
 
 
 def decide_by_settings(findings: Findings) -> Gate | None:
