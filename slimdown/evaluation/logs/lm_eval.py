@@ -6,7 +6,7 @@ a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No to
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
@@ -32,7 +32,7 @@ from slimdown.evaluation.logs.logged_task import (
     name_model,
     name_models,
 )
-from slimdown.evaluation.results import BenchmarkEvaluation, Metric, check_evaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Score, check_evaluation
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
 
@@ -102,21 +102,13 @@ class _HarnessTask(LoggedTask):
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
             reported = dict(_list_metrics(task, results))
             subtasks, configs = _list_tasks(task, results), results["configs"]
-            limit = results["config"].get("limit")
-            n_shots = {int(results["n-shot"].get(subtask) or 0) for subtask in subtasks}
-            config = ResolvedBenchmark.of(
-                shipped,
-                num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
-                limit=int(limit) if limit and limit >= 1 else None,
-                cluster=cluster,
-            )
+            config = self._read_settings(shipped, subtasks, cluster)
             samples = []
             for subtask in subtasks:
                 entries = self._read_entries(subtask)
                 samples += read_task_samples(subtask, entries, configs[subtask], config)
             version = ", ".join(sorted({str(results["versions"].get(t)) for t in subtasks}))
-            better = results["higher_is_better"].get(task) or {}
-            worse = {name for name, is_better in better.items() if is_better is False}
+            better = dict(results["higher_is_better"].get(task) or {})
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
             generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
             longest = [max(int(one.get(key) or 0) for key in _LIMITS) for one in generations]
@@ -126,22 +118,15 @@ class _HarnessTask(LoggedTask):
         # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
             evaluation = summarize_samples(config, samples, version, nan, weights)
-            usable = [
-                key
-                for key, score in evaluation.scores.items()
-                if Metric(key).name not in worse
-                and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
-            ]
-            if usable:
+            if usable := _list_usable(evaluation.scores, reported, better):
                 break
-        if not usable:
+        else:
             return None
         if metric and metric not in usable:
             raise ConfigError(
                 f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
                 f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        usable.sort(key=lambda key: [*better, (n := Metric(key).name)].index(n))  # the task's order
         chosen = choose_metric([key for key in usable if key in reported] or usable)
         primary = str(metric or (shipped.metric if shipped.metric in usable else chosen))
         guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
@@ -152,6 +137,19 @@ class _HarnessTask(LoggedTask):
         if problem := check_evaluation(evaluation):
             raise DataError(f"{self.file}: {name} is odd, {problem}")
         return replace(evaluation, max_new_tokens=min(longest) and max(longest))
+
+    def _read_settings(
+        self, shipped: BenchmarkConfig, subtasks: Sequence[str], cluster: str | None
+    ) -> ResolvedBenchmark:
+        """Read how the benchmark was asked; what a log does not say is as in conf/benchmark/."""
+        limit = self.results["config"].get("limit")
+        n_shots = {int(self.results["n-shot"].get(subtask) or 0) for subtask in subtasks}
+        return ResolvedBenchmark.of(
+            shipped,
+            num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
+            limit=int(limit) if limit and limit >= 1 else None,
+            cluster=cluster,
+        )
 
     def _read_entries(self, task: str) -> list[dict[str, Any]]:
         """Return the lines of one task by question, checked against the results file."""
@@ -213,6 +211,25 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
         is_error = metric == "bypass" or metric.endswith("_stderr")
         if filter_name and not is_error and isinstance(value, int | float):
             yield Metric(metric, filter_name), float(value)
+
+
+def _list_usable(
+    scores: Mapping[str, Score], reported: Mapping[str, float], better: Mapping[str, Any]
+) -> list[str]:
+    """List the metrics that are means as the harness reports them, where more is better.
+
+    Args:
+        scores: The means of the questions' scores, by metric.
+        reported: The harness's scores; one that it does not report is taken as it is.
+        better: By metric without its filter, whether more is better; the task's order.
+    """
+    usable = [
+        key
+        for key, score in scores.items()
+        if better.get(Metric(key).name) is not False
+        and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
+    ]
+    return sorted(usable, key=lambda key: [*better, (n := Metric(key).name)].index(n))
 
 
 @cache
