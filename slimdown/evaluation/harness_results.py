@@ -122,7 +122,7 @@ def _read_scores(of_doc: Sequence[Any], benchmark: ResolvedBenchmark) -> dict[st
 def _read_generating(of_doc: Sequence[Any], metrics: Container[str]) -> _Exchange:
     """Read what was generated, and by metric what its filter kept of it."""
     first = of_doc[0]
-    kept = {
+    kept: dict[str, str] = {
         key: str(entry["filtered_resps"][0])
         for entry in of_doc
         for metric in entry["metrics"]
