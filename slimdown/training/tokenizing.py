@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.schema import TrainConfig
 from slimdown.data.mixing import mix_rows
-from slimdown.data.training_data import DatasetPart, TrainingData
+from slimdown.data.training_data import TrainingData
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import DataError, describe_error
 
@@ -53,9 +53,30 @@ def tokenize_rows(
     trains: list[Dataset] = []
     validations: list[Dataset] = []
     for part in train_data.parts:
-        of_train, of_validation = _tokenize_part(part, tokenizer, config, use_cpu)
-        trains.append(of_train)
-        validations += [of_validation] if of_validation else []
+        # TRL decides by a dataset's first row how it reads all, so each goes through a trainer of
+        # its own. The model in it takes no step.
+        small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
+        small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+            settings: dict[str, Any] = {name: getattr(config, name) for name in SETTINGS}
+            settings |= {"report_to": "none", "use_cpu": use_cpu, "bf16": False}
+            arguments = SFTConfig(folder, **settings)
+            arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+            held_out = part.validation if len(part.validation) else None  # added rows have none
+            # A dataset of weight 0 has no training rows, and TRL takes no empty dataset.
+            read = part.train if len(part.train) else part.validation
+            rows: dict[str, Any] = {"train_dataset": read, "eval_dataset": held_out}
+            try:
+                trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **rows)
+            except (ValueError, RuntimeError, TypeError, KeyError) as error:
+                raise DataError(
+                    f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
+                ) from error
+        tokenized = trainer.train_dataset.select_columns(["input_ids", "labels"])
+        trains.append(tokenized if len(part.train) else tokenized.select([]))
+        if held_out:
+            validations.append(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
     train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
     validation = concatenate_datasets(validations)
     if not len(train) or not len(validation):
@@ -73,35 +94,3 @@ def tokenize_rows(
     pairs = zip(trains, train_data.parts, strict=True)
     n_added = sum(len(rows) for rows, part in pairs if part.is_added)
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_added)
-
-
-def _tokenize_part(
-    part: DatasetPart, tokenizer: Any, config: TrainConfig, use_cpu: bool
-) -> tuple[Dataset, Dataset | None]:
-    """Tokenize the training rows of a dataset, and those that are held out, where there are any.
-
-    TRL decides by a dataset's first row how it reads all, so each goes through a trainer of its
-    own. The model in it takes no step.
-    """
-    small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
-    small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
-    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        settings: dict[str, Any] = {name: getattr(config, name) for name in SETTINGS}
-        settings |= {"report_to": "none", "use_cpu": use_cpu, "bf16": False}
-        arguments = SFTConfig(folder, **settings)
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-        held_out = part.validation if len(part.validation) else None  # added rows have none
-        # A dataset of weight 0 has no training rows, and TRL takes no empty dataset.
-        read = part.train if len(part.train) else part.validation
-        rows: dict[str, Any] = {"train_dataset": read, "eval_dataset": held_out}
-        try:
-            trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **rows)
-        except (ValueError, RuntimeError, TypeError, KeyError) as error:
-            raise DataError(
-                f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
-            ) from error
-    train = trainer.train_dataset.select_columns(["input_ids", "labels"])
-    if held_out:
-        held_out = trainer.eval_dataset.select_columns(["input_ids", "labels"])
-    return train if len(part.train) else train.select([]), held_out
