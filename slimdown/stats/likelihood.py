@@ -125,10 +125,10 @@ def _solve(
         tilt = step
         if is_done.all():
             break
-    scale = 1 + tilt[:, None] * x
-    root = np.copysign(np.sqrt(2 * np.maximum((counts * np.log(scale)).sum(axis=1), 0.0)), tilt)
+    divisors = 1 + tilt[:, None] * x
+    root = np.copysign(np.sqrt(2 * np.maximum((counts * np.log(divisors)).sum(axis=1), 0.0)), tilt)
     root = np.where(agrees, -np.inf, np.where(is_impossible, np.inf, root))
-    return root, x, counts / scale
+    return root, x, counts / divisors
 
 
 @dataclass(frozen=True, eq=False)
