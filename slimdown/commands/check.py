@@ -91,12 +91,11 @@ class _Case:
         run_reader.check_finished(champion.run)
         _, of_champion = run_reader.read_evaluations(store, champion.run)
         read = cache(lambda: (of_champion, self.read()[1]))
+        findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
         name = f"{champion.name} version {champion.version}"
         return replace(
             self,
-            findings=judge(
-                *read()
-            ),  # runs that were asked otherwise end here, and count as no look
+            findings=findings,
             read=read,
             base_name=name,
             holdout=max(self.holdout, champion.run.holdout),  # the larger one holds both out
