@@ -128,7 +128,7 @@ class Evaluator:
                 f"with evaluation.batch_size={min(halves)} (in Python, "
                 f"batch_size={min(halves)}), or with fewer worked examples"
             ) from None
-        smaller = BackendOptions(backend.shares_prefixes, *halves)
+        smaller = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
         self.notes.append(f"Memory ran out; from now on {smaller.name}.")
         return smaller
 

@@ -70,9 +70,9 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     for name, (before, after) in measured.items():
         if name == "words" or any(before) or any(after):
             unit = longest if name in LENGTHS else 1  # a score lies between 0 and 1
-            scores = [[one / unit for one in side] for side in (before, after)]
-            d = compare_scores(*scores, pair.sampling)
-            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in scores)
+            x, y = ([one / unit for one in side] for side in (before, after))
+            d = compare_scores(x, y, pair.sampling)
+            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (x, y))
             ends = (nan, nan) if name in LENGTHS and not limit else (d.low, d.high)
             traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
     return tuple(traits)
