@@ -241,7 +241,8 @@ class _Composer:
         if not self.line.is_choice(key):
             yield explain_unknown_key(key, RunConfig)
         elif names := self._loader.get_group_options(key):
-            known = {*names, *list_group_choices(key, self.line.folders), *list_added_choices(key)}
+            own = list_group_choices(key, self.line.folders)
+            known = sorted({*names, *own, *list_added_choices(key)})
             for value in (each.value() for each in values):
                 if isinstance(value, list) and (twice := _find_alike(key, value)):
                     yield f"{text}: two are called {twice}; rename one"
@@ -385,12 +386,12 @@ def _find_alike(key: str, names: Sequence[Any]) -> str | None:
     return min((name for name, n in called.items() if n > 1), default=None)
 
 
-def _find_unknown_choices(key: str, value: Any, known: set[str]) -> Iterator[str]:
+def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[str]:
     """Find the choices of a group that it does not have."""
     for name in value if isinstance(value, list) and key in _LISTS else [value]:
         is_none = key in _PRESETS and name is None
         if not (is_none or name in known or is_open_choice(key, name)):
-            advice = nearest(str(name), sorted(known))
+            advice = nearest(str(name), known)
             yield f"{key}={name}: there is no such {key}{advice}"
 
 
