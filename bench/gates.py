@@ -118,6 +118,11 @@ def refuse_any(refuses: Callable[[Tables], Flags], tables: Tables, chances: list
     return float(1 - np.prod([1 - one[is_refused].sum() for one in chances]))
 
 
+def pass_all(is_passed: Flags, chances: list[Floats]) -> float:
+    """Compute how likely all suites pass; they are independent."""
+    return float(np.prod([one[is_passed].sum() for one in chances]))
+
+
 def refuse_by_discoveries(
     tables: Tables, chances: list[Floats], draws: int, random: np.random.Generator
 ) -> tuple[float, float]:
@@ -167,10 +172,7 @@ def judge_suites(n: int, n_suites: int, draws: int) -> Iterator[tuple[str, ...]]
     is_beyond = tables.test(-LOSS, above=False) < ALPHA / n_suites
     is_within = tables.test(-LOSS, above=True) < ALPHA
     wrong = [refuse_any(lambda _: is_beyond, tables, one) for one in unchanged]
-    passed = [
-        [float(np.prod([suite[is_within].sum() for suite in one])) for one in models]
-        for models in (unchanged, lost)
-    ]
+    passed = [[pass_all(is_within, one) for one in models] for models in (unchanged, lost)]
     silent = [1 - w - p for w, p in zip(wrong, passed[0], strict=True)]
     yield "slimdown: a budget of 5 points", show(wrong), show(passed[1]), show(silent)
 

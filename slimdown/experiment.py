@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator, assist_measuring
-from slimdown.evaluation.results import Cost, Work
-from slimdown.inputs import decide_prompts, load_benchmarks, read_inputs, read_rows
+from slimdown.evaluation.results import Cost, Evaluation, Work
+from slimdown.inputs import RunInputs, decide_prompts, load_benchmarks, read_inputs, read_rows
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
@@ -65,13 +65,7 @@ def run_experiment(
     config, outline = inputs.config, inputs.outline
     progress.n_stages += bool(inputs.served)
     console.show_notes(inputs.notes)
-    about = config.model, config.quantization, inputs.tokenizer, outline
-    described = describe_base_model(*about)
-    if (rates := find_rates(config, described.device)).costs:
-        progress.expected = estimate_run(inputs, described, rates)
-        if (seconds := sum(progress.expected.values())) > _LONG:
-            takes = f"This run takes about {format_duration(seconds)}"
-            console.show_line(f"{takes}; --plan says what takes it, and how to shorten it.")
+    progress.expected = _expect_seconds(inputs)
     shared_base = shared_base or SharedBase()
     with open_run(config, info) as run:
         source = open_source(inputs, run)
@@ -89,11 +83,8 @@ def run_experiment(
             of_base = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
         n_shown = len(evaluator.notes)
-        seconds_of = {name: one.seconds for name, one in of_base.benchmarks.items()}
-        progress.expected["tuned"] = sum(seconds_of.values())
-        progress.expected["served"] = sum([seconds_of[name] for name in inputs.served])
-        holdout = config.evaluation.holdout  # held-out questions stay out of the findings
-        open_base = open_part(of_base, holdout)  # too few questions end the run here
+        progress.expect_as(of_base, inputs.served)
+        open_part(of_base, config.evaluation.holdout)  # too few questions end the run here
 
         tuned = source.make(base, progress)
         run.log_tuned(tuned, source.training)
@@ -104,29 +95,68 @@ def run_experiment(
         of_served = source.ask_as_served(tuned, evaluator, of_tuned, progress)
         source.release(base, tuned, shared_base)
 
-        findings = judge(open_base, open_part(of_tuned, holdout), source.training)
-        findings = replace(findings, not_run=inputs.not_run)
-        gated = findings
-        if of_served:  # the gate judges what will be served
-            gated = judge(open_base, open_part(of_served, holdout), same_prompts=False)
-            asked_again = {name: of_served.benchmarks[name] for name in inputs.served}
-            served = open_part(replace(of_served, benchmarks=asked_again), holdout)
-            findings = replace(findings, served=served)
+        answers = _Answers(of_base, of_tuned, of_served)
+        findings, gated = answers.judge_open(inputs, source.training)
         findings, model_files = source.describe(findings, base)
         gate = decide_by_settings(gated)
         files = render_run_files(findings, config, info, run.run_id, gate)
-        asked = [one for one in (of_base, of_tuned, of_served) if one]
-        costs = list_costs([cost for one in asked for cost in one.costs], source.training, began)
+        costs = list_costs(answers.costs, source.training, began)
         files[COSTS_FILE] = write_costs(config, base.device, costs)
         run.save(findings, files, model_files)
-    if info.sweep is not None:  # its end has the table of all runs, and the pages the rest
-        return findings
-    title = f"{config.model.id} → {config.name or config.tuned or info.name}"
-    can_scale = config.tuned is not None or config.method.facts.scales
-    advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
-    console.show_findings(findings, title, gate, advice)
-    console.show_saved(run)
+    if info.sweep is None:  # its end has the table of all runs, and the pages the rest
+        title = f"{config.model.id} → {config.name or config.tuned or info.name}"
+        can_scale = config.tuned is not None or config.method.facts.scales
+        advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
+        console.show_findings(findings, title, gate, advice)
+        console.show_saved(run)
     return findings
+
+
+def _expect_seconds(inputs: RunInputs) -> dict[str, float]:
+    """Return how long each part of a run takes, where runs like it are recorded; warn of hours."""
+    config = inputs.config
+    about = config.model, config.quantization, inputs.tokenizer, inputs.outline
+    described = describe_base_model(*about)
+    if not (rates := find_rates(config, described.device)).costs:
+        return {}
+    expected = estimate_run(inputs, described, rates)
+    if (seconds := sum(expected.values())) > _LONG:
+        takes = f"This run takes about {format_duration(seconds)}"
+        console.show_line(f"{takes}; --plan says what takes it, and how to shorten it.")
+    return expected
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the models of a run answered to all questions."""
+
+    base: Evaluation
+    tuned: Evaluation
+    served: Evaluation | None  # the tuned model, where its files have it served otherwise
+
+    def judge_open(
+        self, inputs: RunInputs, training: TrainingResult | None
+    ) -> tuple[Findings, Findings]:
+        """Judge by the questions that are not held out.
+
+        Returns:
+            The findings that are shown, and those that the gate judges: of what will be served.
+        """
+        holdout = inputs.config.evaluation.holdout
+        base, tuned = open_part(self.base, holdout), open_part(self.tuned, holdout)
+        findings = replace(judge(base, tuned, training), not_run=inputs.not_run)
+        if self.served is None:
+            return findings, findings
+        gated = judge(base, open_part(self.served, holdout), same_prompts=False)
+        asked_again = {name: self.served.benchmarks[name] for name in inputs.served}
+        served = open_part(replace(self.served, benchmarks=asked_again), holdout)
+        return replace(findings, served=served), gated
+
+    @property
+    def costs(self) -> list[Cost]:
+        """What asking has cost."""
+        asked = [one for one in (self.base, self.tuned, self.served) if one]
+        return [cost for one in asked for cost in one.costs]
 
 
 def list_costs(

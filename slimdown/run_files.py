@@ -16,7 +16,7 @@ from slimdown.judging.findings import Findings
 from slimdown.judging.serialization import to_plain
 from slimdown.report import findings_report, pages, tables, text
 from slimdown.report.answers_page import render_answers_page
-from slimdown.report.run_page import format_all, render_page
+from slimdown.report.run_page import RunDescription, format_all, render_page
 from slimdown.report.stages_report import served_table
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
@@ -44,14 +44,13 @@ def render_run_files(
         answers; findings that were read from a record do not.
     """
     table = findings_report.findings_table(findings, gate=gate)
-    settings = flatten(config)
-    about = describe_run(config), settings, run_id, info.environment, gate
+    description = RunDescription(describe_run(config), flatten(config), info.environment)
     answers, served = {}, served_table(findings)
     if findings.base and findings.tuned:
         page = render_answers_page(findings, info.name, "report.html", "samples/")
         answers["answers.html"] = page
     return answers | {
-        "report.html": render_page(findings, info.name, *about, "answers.html"),
+        "report.html": render_page(findings, info.name, description, run_id, gate, "answers.html"),
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),

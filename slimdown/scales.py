@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
@@ -61,52 +62,68 @@ def measure_scales(
         if config.dataset:
             train_data = read_rows(config, tokenizer)
         evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
-        outline = check_base(config)
-        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
-        external = open_tuned_model(config, base)
-        if origin and origin != (present := f"{external.config.id}@{external.revision}"):
-            raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
-        if external.folder is None:
-            interpolation = pair_models(config.model, external)
-        base = load_base_model(config.model, config.quantization, tokenizer, outline)
-        external = replace(external, base=base)
+        model = _load_scalable(config, tokenizer, origin)
         if train_data:
-            on_cpu = base.device == "cpu"
+            on_cpu = model.base.device == "cpu"
             rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, config.seed)
-        open_scaled: Callable[[float], AbstractContextManager[LoadedModel]]
-        save: Callable[[float, Path], None]
-        if folder := external.folder:
-            check_scalable(tuned := external.load())
-            base = replace(base, model=tuned.model)
-            open_scaled = partial(scale_adapter, tuned)
-            save = partial(save_scaled_adapter, folder)
-        else:
-            interpolation = replace(interpolation, external=external)
-            open_scaled, save = interpolation.open, interpolation.save
     evaluator = Evaluator(tasks, evaluation)
     with (
         console.progress_bar("measuring the base", "questions") as on_progress,
-        disabled_adapters(base.model) if folder else nullcontext(),
+        disabled_adapters(model.base.model) if model.is_adapter else nullcontext(),
     ):
-        cache = open_base_cache(config, base)
-        base_evaluation = evaluator.evaluate(base, cache, None, on_progress)
+        cache = open_base_cache(config, model.base)
+        of_base = evaluator.evaluate(model.base, cache, None, on_progress)
     folder_of_all = local_dir(config.tracking) / "scales"
     cache = RecordedEvaluations(config, "tuned", folder_of_all, is_shared=True)
     evaluations, losses = {}, {}
-    before, after = (one.benchmarks for one in recorded)
-    is_as_recorded = base_evaluation.backend == recorded[0].backend and all(
-        one.samples == before[name].samples and not after[name].looks
-        for name, one in base_evaluation.benchmarks.items()
-    )
+    is_as_recorded = _answers_as_recorded(of_base, recorded)
     for scale in scales:
         if scale == 1 and is_as_recorded:
             evaluations[scale] = recorded[1]
             continue
         with (
             console.progress_bar(f"measuring scale {scale:g}", "questions") as on_progress,
-            open_scaled(scale) as scaled,
+            model.open(scale) as scaled,
         ):
             evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
             if rows:
-                losses[scale] = validate(scaled.model, base.tokenizer, rows, config)
-    return ScaledEvaluations(base, save, base_evaluation, evaluations, losses)
+                losses[scale] = validate(scaled.model, model.base.tokenizer, rows, config)
+    return ScaledEvaluations(model.base, model.save, of_base, evaluations, losses)
+
+
+@dataclass(frozen=True)
+class _ScalableModel:
+    """A base, and a tuned model that can be taken at any scale of its change."""
+
+    base: LoadedModel
+    is_adapter: bool  # it lies on the base, which is asked with the adapter disabled
+    open: Callable[[float], AbstractContextManager[LoadedModel]]
+    save: Callable[[float, Path], None]  # writes the model at a scale to a folder
+
+
+def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableModel:
+    """Load base and tuned model; what cannot be scaled is refused before weights are loaded."""
+    outline = check_base(config)
+    base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    external = open_tuned_model(config, base)
+    if origin and origin != (present := f"{external.config.id}@{external.revision}"):
+        raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
+    if external.folder is None:
+        interpolation = pair_models(config.model, external)
+    base = load_base_model(config.model, config.quantization, tokenizer, outline)
+    external = replace(external, base=base)
+    if folder := external.folder:
+        check_scalable(tuned := external.load())
+        base, save = replace(base, model=tuned.model), partial(save_scaled_adapter, folder)
+        return _ScalableModel(base, True, partial(scale_adapter, tuned), save)
+    interpolation = replace(interpolation, external=external)
+    return _ScalableModel(base, False, interpolation.open, interpolation.save)
+
+
+def _answers_as_recorded(of_base: Evaluation, recorded: tuple[Evaluation, Evaluation]) -> bool:
+    """Whether the base answers as it did in a run, whose tuned model was asked all questions."""
+    before, after = (one.benchmarks for one in recorded)
+    return of_base.backend == recorded[0].backend and all(
+        one.samples == before[name].samples and not after[name].looks
+        for name, one in of_base.benchmarks.items()
+    )

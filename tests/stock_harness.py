@@ -17,12 +17,10 @@ def run_lm_eval(
     folder: Path,
     tasks: list[str],
     *extra: Path,
-    limit: int,
     model: str = str(MODEL_DIR),
-    topics: Sequence[str] = (),
     adapter: str | None = None,
-    num_fewshot: int | None = None,
-    max_gen_toks: int | None = None,
+    topics: Sequence[str] = (),
+    **asked: Any,
 ) -> None:
     """Do what its command line does with `--model hf --log_samples --output_path FOLDER`.
 
@@ -30,12 +28,10 @@ def run_lm_eval(
         folder: Where the logs go.
         tasks: Their names.
         extra: Folders with task files of one's own.
-        limit: The questions of each task.
         model: What `pretrained` names.
-        topics: The harness's folders that hold its tasks; to read all of them takes half a minute.
         adapter: What `peft` names.
-        num_fewshot: The worked examples; None: as the task says.
-        max_gen_toks: The most tokens of a generated answer; likewise.
+        topics: The harness's folders that hold its tasks; to read all of them takes half a minute.
+        asked: Options of `simple_evaluate`, such as `limit`, `num_fewshot` and `gen_kwargs`.
     """
     tracker = EvaluationTracker(output_path=str(folder))
     harness = Path(lm_eval.tasks.__file__).parent
@@ -46,13 +42,11 @@ def run_lm_eval(
             model="hf",
             model_args={"pretrained": model, "dtype": "float32", "peft": adapter},
             tasks=tasks,
-            num_fewshot=num_fewshot,
-            gen_kwargs={"max_gen_toks": max_gen_toks} if max_gen_toks else None,
-            limit=limit,
             batch_size=16,
             device="cpu",
             task_manager=TaskManager(include_path=include, include_defaults=False),
             evaluation_tracker=tracker,
+            **asked,
         )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)

@@ -17,6 +17,7 @@ Exit code:
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, write_notes
@@ -24,9 +25,10 @@ from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.methods import find_method
+from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
-from slimdown.judging.findings import judge
+from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.pairing import pair_evaluations
 from slimdown.report import text
@@ -69,78 +71,116 @@ def main(argv: list[str]) -> int:
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What a gate judges: the answers of two models, and what they show."""
+
+    run: RunRecord
+    findings: Findings
+    read: Callable[[], tuple[Evaluation, Evaluation]]  # a long file, read only where it is needed
+    base_name: str
+    holdout: float  # the share of questions that chose neither model
+    notes: tuple[str, ...] = ()
+    is_served: bool = False
+
+    def judge_against(self, store: TrackingConfig, uri: str) -> "_Case":
+        """Put a registered model in the place of the base."""
+        champion = registry.find_registered(store, uri)
+        if champion.run.run_id == self.run.run_id:
+            raise TrackingError(f"--against {uri} is this run's own model")
+        run_reader.check_finished(champion.run)
+        _, of_champion = run_reader.read_evaluations(store, champion.run)
+        read = cache(lambda: (of_champion, self.read()[1]))
+        findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
+        name = f"{champion.name} version {champion.version}"
+        return replace(
+            self,
+            findings=findings,
+            read=read,
+            base_name=name,
+            holdout=max(self.holdout, champion.run.holdout),  # the larger one holds both out
+            notes=(*self.notes, f"base is {name}: run {champion.run.run_id[:8]}."),
+        )
+
+    def judge_served(self, store: TrackingConfig) -> "_Case":
+        """Take the tuned model's answers as it is served, where it is served otherwise."""
+        if not self.findings.serving:
+            return self
+        base, tuned = self.read()
+        if not (served := run_reader.read_served(store, self.run, tuned)):
+            return self
+        return replace(
+            self,
+            findings=judge(base, served, same_prompts=False),
+            read=lambda: (base, served),
+            notes=(*self.notes, f"Judged as it is served: {'; '.join(self.findings.serving)}."),
+            is_served=True,
+        )
+
+    def judge_held_out(self, store: TrackingConfig) -> "_Case":
+        """Take the questions that are held out, which counts as a look at them."""
+        half = take_held_out(store, self.run, self.read(), self.run.holdout)
+        note = f"Judged on the held-out half (evaluation.holdout={self.run.holdout:g})."
+        return replace(
+            self,
+            findings=judge(half.base, half.tuned, same_prompts=not self.is_served),
+            read=half.pair,
+            notes=(*self.notes, note, *half.explain_looks()),
+        )
+
+
 def _check(options: argparse.Namespace) -> int:
-    rules = read_rules(options)
+    rules, store = read_rules(options), options.tracking
     if options.register:
         registry.check_names(options.register, options.alias)
-    run = run_reader.find_run(options.tracking, options.run)
-    findings, notes = run_reader.check_finished(run), list[str]()
+    run = run_reader.find_run(store, options.run)
+    findings = run_reader.check_finished(run)
     if options.register:
         registry.check_in_record(run)
     rules.resolve(findings)  # a mistake ends here, and counts as no look
-    read: Callable[[], tuple[Evaluation, Evaluation]]
-    read = cache(partial(run_reader.read_evaluations, options.tracking, run))
-    base_name, share = run.params.get("model.id", "base"), run.holdout
+    read = cache(partial(run_reader.read_evaluations, store, run))
+    case = _Case(run, findings, read, run.params.get("model.id", "base"), run.holdout)
     if options.against:
-        champion = registry.find_registered(options.tracking, options.against)
-        base_name = f"{champion.name} version {champion.version}"
-        if champion.run.run_id == run.run_id:
-            raise TrackingError(f"--against {options.against} is this run's own model")
-        run_reader.check_finished(champion.run)
-        share = max(share, champion.run.holdout)  # the larger one holds both out
-        _, of_champion = run_reader.read_evaluations(options.tracking, champion.run)
-        read = partial(_pair_with, of_champion, read)
-        findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
-        notes.append(f"base is {base_name}: run {champion.run.run_id[:8]}.")
+        case = case.judge_against(store, options.against)
     lost_lines = list[str]()
     if options.lost:  # before any look counts: too few questions end here
-        base, tuned = (open_part(one, share) for one in read())
+        base, tuned = (open_part(one, case.holdout) for one in case.read())
         is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
         lost_lines = write_lost_questions(options.lost, base, tuned, is_chat)
-    served = None
-    if findings.serving and not options.against:
-        base, tuned = read()
-        served = run_reader.read_served(options.tracking, run, tuned)
-    if served:
-        read = cache(lambda: (base, served))
-        findings = judge(base, served, same_prompts=False)
-        ways = "; ".join(run_reader.check_finished(run).serving)
-        notes.append(f"Judged as it is served: {ways}.")
+    if not options.against:
+        case = case.judge_served(store)
     if run.holdout:
-        half = take_held_out(options.tracking, run, read(), run.holdout)
-        read = half.pair
-        notes.append(f"Judged on the held-out half (evaluation.holdout={run.holdout:g}).")
-        notes += half.explain_looks()
-        findings = judge(half.base, half.tuned, same_prompts=not served)
-    gate = rules.decide(findings, lambda: pair_evaluations(*read(), same_prompts=not served))
-    models = base_name, f"{run.name} ({run.run_id[:8]})"
-    title, outcome = " → ".join(models), text.describe_outcome(gate)
-    if options.format == "text":
-        advice = _advise(run, gate) if not served else _SERVED_ADVICE.format(run.run_id[:8])
-        show_findings(findings, title, gate, advice, notes)
-    elif options.format == "junit":
-        print_text(write_junit(gate, title))
-    else:
-        notes += text.describe_findings(findings, gate=gate)
-        print_text(write_table(findings_table(findings, title, notes, gate), options.format))
+        case = case.judge_held_out(store)
+    same_prompts = not case.is_served
+    gate = rules.decide(case.findings, lambda: pair_evaluations(*case.read(), same_prompts))
+    _write_report(case, gate, options.format)
     write_notes(lost_lines)
+    outcome = text.describe_outcome(gate)
     try:
-        run_reader.record_outcome(options.tracking, run, outcome)
+        run_reader.record_outcome(store, run, outcome)
     except TrackingError as error:
         write_notes([f"The record does not take the outcome: {error}"])
     if options.register and gate.outcome is Outcome.within:
         names = options.register, options.alias
-        version = registry.register_model(options.tracking, run, *names, outcome)
+        version = registry.register_model(store, run, *names, outcome)
         alias = f", {options.alias}" if options.alias else ""
         write_notes([f"registered: models:/{options.register}/{version}{alias}"])
     return int(gate.outcome)
 
 
-def _pair_with(
-    champion: Evaluation, read: Callable[[], tuple[Evaluation, Evaluation]]
-) -> tuple[Evaluation, Evaluation]:
-    """Return the champion's answers in the place of the base's."""
-    return champion, read()[1]
+def _write_report(case: _Case, gate: Gate, format_: str) -> None:
+    """Write what is found to the console, in the format that was asked for."""
+    run, findings = case.run, case.findings
+    title = f"{case.base_name} → {run.name} ({run.run_id[:8]})"
+    if format_ == "text":
+        served_advice = _SERVED_ADVICE.format(run.run_id[:8])
+        advice = served_advice if case.is_served else _advise(run, gate)
+        show_findings(findings, title, gate, advice, case.notes)
+    elif format_ == "junit":
+        print_text(write_junit(gate, title))
+    else:
+        notes = [*case.notes, *text.describe_findings(findings, gate=gate)]
+        print_text(write_table(findings_table(findings, title, notes, gate), format_))
 
 
 def _advise(run: RunRecord, gate: Gate) -> str:

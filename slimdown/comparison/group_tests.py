@@ -13,7 +13,7 @@ from math import sqrt
 import numpy as np
 import scipy
 
-from slimdown.comparison.run_comparison import Comparison
+from slimdown.comparison.run_comparison import Comparison, Configuration
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import Role
 from slimdown.stats.estimates import holm
@@ -136,7 +136,7 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
     made = {setting: _test_values(comparison, setting) for setting in settings}
     every = [
         (setting, *name, pair, test)
-        for setting, (tests, _) in made.items()
+        for setting, tests in made.items()
         for name, of_pairs in tests.items()
         for pair, test in of_pairs.items()
     ]
@@ -146,48 +146,70 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
         for (setting, benchmark, where, (a, b), test), p_value in zip(every, corrected, strict=True)
         if p_value < ALPHA
     ]
-    reason = ""
-    if not every:
-        setting, crossed = " or ".join(settings), made[settings[0]][1] if len(settings) == 1 else []
-        with_same = f" and the same {', '.join(crossed)}" if crossed else ""
-        is_stopped = any(
-            cell.is_stopped for row in comparison.rows for cell in row.changes.values()
-        )
-        whole = " whose evaluations did not stop early" if is_stopped else ""
-        problem = f"no two have two seeds each{with_same}{whole}"
-        advice = "-m seed=0,1,2 lets them be tested"
-        reason = f"No difference between values of {setting} is shown: {problem}; {advice}."
     has_few_seeds = any(test.n_seeds < ENOUGH_SEEDS for *_, test in every)
+    reason = "" if every else _explain_no_test(comparison, settings)
     return Differences(tuple(shown), len(every), has_few_seeds, reason)
+
+
+def _explain_no_test(comparison: Comparison, settings: Sequence[str]) -> str:
+    crossed = _find_crossed(comparison, settings[0]) if len(settings) == 1 else []
+    with_same = f" and the same {', '.join(crossed)}" if crossed else ""
+    cells = (cell for row in comparison.rows for cell in row.changes.values())
+    whole = " whose evaluations did not stop early" if any(c.is_stopped for c in cells) else ""
+    problem = f"no two have two seeds each{with_same}{whole}"
+    named, advice = " or ".join(settings), "-m seed=0,1,2 lets them be tested"
+    return f"No difference between values of {named} is shown: {problem}; {advice}."
+
+
+def _find_crossed(comparison: Comparison, setting: str) -> list[str]:
+    """Find the other settings that vary within a value of one, and so must be equal in a test."""
+    values = [_read_value(row, setting) for row in comparison.rows]
+    crossed = []
+    for key in comparison.params:
+        others = (row.settings.get(key) for row in comparison.rows)
+        pairs = set(zip(values, others, strict=True))
+        if key not in (setting, "seed") and len(pairs) > len(set(values)):
+            crossed.append(key)
+    return crossed
+
+
+def _read_value(row: Configuration, setting: str) -> str:
+    """Read a setting; a record has none that is null, and no rank if nothing is a LoRA."""
+    return row.settings.get(setting, "null")
+
+
+@dataclass
+class _Groups:
+    """The groups of seeds that are compared on one benchmark, in one place."""
+
+    means: dict[str, list[float]]  # by value of the setting, one for each seed
+    step: float = 0.0  # how much one question counts, at most
 
 
 def _test_values(
     comparison: Comparison, setting: str
-) -> tuple[dict[tuple[str, str], dict[tuple[str, str], SeedTest]], list[str]]:
-    """Test each pair of values, by benchmark and place; and name settings that must be equal."""
-    rows = comparison.rows
-    # A record has no setting that is null, and no rank if nothing is a LoRA.
-    values = [row.settings.get(setting, "null") for row in rows]
-    crossed = []
-    for key in comparison.params:
-        pairs = set(zip(values, (row.settings.get(key) for row in rows), strict=True))
-        if key not in (setting, "seed") and len(pairs) > len(set(values)):
-            crossed.append(key)
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-    steps: dict[tuple[str, str], float] = {}
-    places = [tuple(row.settings.get(key) for key in crossed) for row in rows]
-    for place in dict.fromkeys(one for one in places if None not in one) or dict.fromkeys(places):
+) -> dict[tuple[str, str], dict[tuple[str, str], SeedTest]]:
+    """Test each pair of values of a setting, by benchmark and place.
+
+    A place is one choice of values of the other settings that vary: `keep.share=.2`. Only runs in
+    the same place are compared.
+    """
+    rows, crossed = comparison.rows, _find_crossed(comparison, setting)
+    of_rows = [tuple(row.settings.get(key) for key in crossed) for row in rows]
+    places = dict.fromkeys(one for one in of_rows if None not in one) or dict.fromkeys(of_rows)
+    groups: dict[tuple[str, str], _Groups] = {}
+    for place in places:
         where = "".join(f", {key}={one}" for key, one in zip(crossed, place, strict=True))
-        for value, row, own in zip(values, rows, places, strict=True):
+        for row, own in zip(rows, of_rows, strict=True):
             # A row that lacks a setting, as keep=none lacks a share, stands in every place.
             if any(one not in (None, wanted) for one, wanted in zip(own, place, strict=True)):
                 continue
             for benchmark, (means, step) in _collect_means(row.runs).items():
-                name = benchmark, where
-                groups.setdefault(name, {})[value] = means
-                steps[name] = max(step, steps.get(name, 0.0))
-    tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
-    return {name: of_pairs for name, of_pairs in tests.items() if of_pairs}, crossed
+                group = groups.setdefault((benchmark, where), _Groups({}))
+                group.means[_read_value(row, setting)] = means
+                group.step = max(step, group.step)
+    tests = {name: compare_seeds(group.means, group.step) for name, group in groups.items()}
+    return {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
 
 
 def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:

@@ -133,17 +133,15 @@ class Mitigation:
         """
         return {}
 
-    def measure_loss(self, logits: Any, target: Any, base_logits: Any, base_target: Any) -> Any:
+    def measure_loss(self, predicted: Any, of_base: Any) -> Any:
         """Compute what is added to the loss of a batch with compared rows, in nats.
 
         It is called where `choose_compared` returned rows. For a penalty on weights there is no
         place.
 
         Args:
-            logits: Those of the model, [places, vocabulary].
-            target: The labels of these places, with marks.
-            base_logits: Those of the base in the compared rows, without a gradient.
-            base_target: The labels of their places.
+            predicted: The model's `Predictions` in the batch, see `training/labels.py`.
+            of_base: Those of the base in the compared rows, without a gradient.
         """
         raise NotImplementedError(f"keep={self.name} compares rows, and has no loss")
 

@@ -44,7 +44,7 @@ def read_questions(path: str, score: Scoring) -> QuestionRows:
         DataError: Names the first row that is not such a question.
     """
     file = Path(path).expanduser().absolute()
-    return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
+    return _read_question_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
 
 
 def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
@@ -87,7 +87,7 @@ def find_score(rows: QuestionRows) -> str:
 
 
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
-def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
+def _read_question_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:

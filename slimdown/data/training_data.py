@@ -141,40 +141,16 @@ def _load_part(
     name: str, config: DatasetConfig, tokenizer: Any, seed: int, enable_thinking: bool | None
 ) -> tuple[DatasetPart, list[str]]:
     """Load one dataset's rows, all to train on whatever its weight, and lines for the user."""
-    numbered: Iterator[tuple[int, Any]]
-    if config.file:
-        records = list(iter_records(config.file))
-        format_ = detect_format(config, records)
-        order = np.random.default_rng(seed).permutation(len(records))  # as `Dataset.shuffle`
-        numbered = (records[i] for i in order)
-    else:
-        rows, format_ = _load_from_hub(config)
-        order = np.random.default_rng(seed).permutation(len(rows))
-        shuffled = map(drop_missing, rows.select(order))
-        numbered = ((int(i) + 1, record) for i, record in zip(order, shuffled, strict=True))
-
-    n_held_out = min(config.validation_examples, max(1, len(order) // _HELD_OUT_SHARE))
+    records, format_, n_rows = _open_shuffled(config, seed)
+    n_held_out = min(config.validation_examples, max(1, n_rows // _HELD_OUT_SHARE))
+    check = _RowCheck(name, config, format_, tokenizer, enable_thinking)
     validation: list[dict[str, Any]] = []
     train: list[dict[str, Any]] = []
     held_out: set[str] = set()
     skipped: list[str] = []
-    prompt_type = fixed = None
-    for number, record in numbered:
+    for number, record in records:
         try:
-            row = format_row(record, config, format_)
-            if messages := get_messages(row):
-                if fixed is None:
-                    is_filled = format_ == RowFormat.instruction
-                    setting = "template=chat" if is_filled else f"format={format_.value}"
-                    check_chat_template(tokenizer, f"dataset.{name}.{setting}")
-                    fixed = _fix_template_args(tokenizer, enable_thinking)
-                settings = row.get("chat_template_kwargs", {})
-                if fixed:
-                    row["chat_template_kwargs"] = settings = {**fixed, **settings}
-                render_chat(tokenizer, messages, tools=row.get("tools"), **settings)
-            prompt_type = prompt_type or type(row.get("prompt"))
-            if type(row.get("prompt")) is not prompt_type:
-                raise DataError("some rows have a text and some a list as prompt; make them alike")
+            row = check.read_row(record)
         except DataError as error:
             problem = f"row {number}: {' '.join(str(error).split())}"
             if not config.skip_bad_rows:
@@ -195,18 +171,73 @@ def _load_part(
     note += f", the first is {skipped[0]}" if skipped else ""
     if not train:
         raise DataError(
-            f"nothing is left to train on: it has {len(order)} row(s), of which {len(validation)} "
+            f"nothing is left to train on: it has {n_rows} row(s), of which {len(validation)} "
             f"are held out; rows that equal a held-out one do not count; {note}"
         )
     notes = [f"dataset.{name}: {note}"] if skipped else []
     if n_held_out < config.validation_examples:
         notes.append(
-            f"dataset.{name}: {n_held_out:,} of {len(order):,} rows are held out for validation, "
+            f"dataset.{name}: {n_held_out:,} of {n_rows:,} rows are held out for validation, "
             f"a tenth at most, where validation_examples={config.validation_examples} is more"
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))
     return DatasetPart(name, trained, validated, config.weight), notes
+
+
+def _open_shuffled(
+    config: DatasetConfig, seed: int
+) -> tuple[Iterator[tuple[int, Any]], RowFormat, int]:
+    """Return a dataset's rows in the seed's order with their numbers; their format and number."""
+    numbered: Iterator[tuple[int, Any]]
+    if config.file:
+        records = list(iter_records(config.file))
+        format_ = detect_format(config, records)
+        order = np.random.default_rng(seed).permutation(len(records))  # as `Dataset.shuffle`
+        numbered = (records[i] for i in order)
+    else:
+        rows, format_ = _load_from_hub(config)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        shuffled = map(drop_missing, rows.select(order))
+        numbered = ((int(i) + 1, record) for i, record in zip(order, shuffled, strict=True))
+    return numbered, format_, len(order)
+
+
+@dataclass
+class _RowCheck:
+    """Brings the rows of a dataset into TRL's shape, and checks that they can be trained on."""
+
+    dataset: str
+    config: DatasetConfig
+    format: RowFormat
+    tokenizer: Any
+    enable_thinking: bool | None
+    # Both are known with the first row that has them.
+    template_args: dict[str, Any] | None = None  # of all conversations
+    prompt_type: type | None = None
+
+    def read_row(self, record: Any) -> dict[str, Any]:
+        """Return the row.
+
+        Raises:
+            DataError: It cannot be trained on.
+            ModelError: It is a conversation, and the tokenizer has no template that works.
+        """
+        row = format_row(record, self.config, self.format)
+        if messages := get_messages(row):
+            if self.template_args is None:
+                is_filled = self.format == RowFormat.instruction
+                setting = "template=chat" if is_filled else f"format={self.format.value}"
+                check_chat_template(self.tokenizer, f"dataset.{self.dataset}.{setting}")
+                self.template_args = _fix_template_args(self.tokenizer, self.enable_thinking)
+            settings = row.get("chat_template_kwargs", {})
+            if self.template_args:
+                row["chat_template_kwargs"] = settings = {**self.template_args, **settings}
+            render_chat(self.tokenizer, messages, tools=row.get("tools"), **settings)
+        self.prompt_type = self.prompt_type or type(row.get("prompt"))
+        if type(row.get("prompt")) is not self.prompt_type:
+            raise DataError("some rows have a text and some a list as prompt; make them alike")
+        return row
 
 
 def _fix_template_args(tokenizer: Any, enable_thinking: bool | None) -> dict[str, Any]:

@@ -115,17 +115,22 @@ class Evaluator:
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                sizes = backend.batch_size, backend.generation_batch_size
-                halves = [max(1, size // 2) for size in sizes]
-                if self.backend or max(sizes) == 1:
-                    raise ModelError(
-                        f"{model.id} does not fit in memory ({backend.name}); measure both models "
-                        f"with evaluation.batch_size={min(halves)} (in Python, "
-                        f"batch_size={min(halves)}), or with fewer worked examples"
-                    ) from None
-                backend = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
-                self.notes.append(f"Memory ran out; from now on {backend.name}.")
+                backend = self._halve_batches(backend, model.id)
             release_memory()
+
+    def _halve_batches(self, backend: BackendOptions, model_id: str) -> BackendOptions:
+        """Return the backend with batches half as large, unless a model was measured with these."""
+        sizes = backend.batch_size, backend.generation_batch_size
+        halves = [max(1, size // 2) for size in sizes]
+        if self.backend or max(sizes) == 1:
+            raise ModelError(
+                f"{model_id} does not fit in memory ({backend.name}); measure both models "
+                f"with evaluation.batch_size={min(halves)} (in Python, "
+                f"batch_size={min(halves)}), or with fewer worked examples"
+            ) from None
+        smaller = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
+        self.notes.append(f"Memory ran out; from now on {smaller.name}.")
+        return smaller
 
     def _evaluate(
         self,

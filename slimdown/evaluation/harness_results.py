@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ from slimdown.utils.hashing import hash_json
 
 # acc_norm comes before acc, because endings differ in length. Generated answers come last.
 _PREFERRED = ("acc_norm", "acc", "exact_match")
+FLEXIBLE = "flexible_accuracy"  # the paper's: compares numbers
 _CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and other benchmarks'
 
 
@@ -57,57 +58,102 @@ def read_task_samples(
     by_doc: dict[int, list[Any]] = {}
     for entry in entries:
         by_doc.setdefault(entry["doc_id"], []).append(entry)
-    delimiter = task_config.get("target_delimiter", " ")
-    is_choice = task_config["output_type"] == "multiple_choice"
-    is_text = task_config["output_type"] == "loglikelihood_rolling"  # the document is the prompt
+    kind, delimiter = task_config["output_type"], task_config.get("target_delimiter", " ")
     samples = []
     for doc_id, of_doc in by_doc.items():
         first = of_doc[0]
-        prompt, target = str(first["arguments"][0][0]), "" if is_text else str(first["target"])
-        response = "" if is_choice or is_text else str(first["resps"][0][0])
-        answers: dict[str, str] = {}
-        scores: dict[str, float] = {}
-        for entry in of_doc:
-            for metric in entry["metrics"]:
-                # A metric over all questions, such as F1, has no score for each question.
-                if (score := parse_score(entry[metric])) is not None:
-                    key: str = Metric(metric, entry["filter"])
-                    scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
-                    answers[key] = "" if is_choice or is_text else str(entry["filtered_resps"][0])
-        choices: tuple[str, ...] = ()
-        log_likelihoods: tuple[float, ...] = ()
-        if is_choice:
-            prompt, choices = _read_choices(first["arguments"], delimiter)
-            log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
-            if target.isdigit() and int(target) < len(choices):
-                target = choices[int(target)]
-            elif len({arguments[0] for arguments in first["arguments"]}) > 1 and len(choices) == 2:
-                # The choices are in the contexts, and the log does not say which one is right.
-                best = log_likelihoods.index(max(log_likelihoods))
-                target = choices[best if scores.get("acc") == 1 else 1 - best]
-            p_right = score_right_choice(choices, log_likelihoods, target, scores)
-            scores |= {} if p_right is None else {CHOICE_PROBABILITY: p_right}
-            pairs = list(zip(log_likelihoods, choices, strict=True))
-            for key in scores:
-                by_length = Metric(key).name == "acc_norm"
-                ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
-                answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
+        scores = _read_scores(of_doc, benchmark)
+        if kind == "multiple_choice":
+            exchange = _read_choosing(first, scores, delimiter)
+        elif kind == "loglikelihood_rolling":  # the document is the prompt
+            exchange = _Exchange(_read_prompt(first), "", dict.fromkeys(scores, ""))
+        else:
+            exchange = _read_generating(of_doc, scores)
         if benchmark.numeric_tolerance is not None:
             # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's
             # flexible accuracy compares numbers.
-            extracted = (a for k, a in answers.items() if k.endswith("flexible-extract"))
-            answers["flexible_accuracy"] = text = next(extracted, response)
-            is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
-            scores["flexible_accuracy"] = float(is_equal)
+            by_filter = exchange.answers.items()
+            extracted = (text for key, text in by_filter if key.endswith("flexible-extract"))
+            exchange.answers[FLEXIBLE] = text = next(extracted, exchange.response)
+            is_equal = numbers_agree(text, exchange.target, benchmark.numeric_tolerance)
+            scores[FLEXIBLE] = float(is_equal)
         document = first.get("doc") or {}
-        cluster = read_cluster(document, benchmark.cluster, f"{doc_id} of {task}")
-        hashes = {key: first[key] for key in ("doc_hash", "prompt_hash")}
-        texts: Any = {"prompt": prompt, "target": target, "response": response}
-        texts |= {"choices": choices, "log_likelihoods": log_likelihoods}
-        texts |= {"category": find_category(document), "cluster": cluster}
-        identity: Any = {"task": task, "doc_id": int(doc_id), **hashes}
-        samples.append(Sample(**identity, **texts, answers=answers, scores=scores))
+        sample = Sample(
+            task=task,
+            doc_id=int(doc_id),
+            doc_hash=first["doc_hash"],
+            prompt_hash=first["prompt_hash"],
+            scores=scores,
+            category=find_category(document),
+            cluster=read_cluster(document, benchmark.cluster, f"{doc_id} of {task}"),
+            **vars(exchange),
+        )
+        samples.append(sample)
     return samples
+
+
+@dataclass
+class _Exchange:
+    """What a question asked and what the model answered; the fields are those of `Sample`."""
+
+    prompt: str
+    target: str
+    answers: dict[str, str]
+    response: str = ""
+    choices: tuple[str, ...] = ()
+    log_likelihoods: tuple[float, ...] = ()
+
+
+def _read_prompt(entry: Any) -> str:
+    return str(entry["arguments"][0][0])
+
+
+def _read_scores(of_doc: Sequence[Any], benchmark: ResolvedBenchmark) -> dict[str, float]:
+    """Read the scores of a question by metric; the primary one's are divided by its scale."""
+    scores: dict[str, float] = {}
+    for entry in of_doc:
+        for metric in entry["metrics"]:
+            # A metric over all questions, such as F1, has no score for each question.
+            if (score := parse_score(entry[metric])) is not None:
+                key: str = Metric(metric, entry["filter"])
+                scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
+    return scores
+
+
+def _read_generating(of_doc: Sequence[Any], metrics: Container[str]) -> _Exchange:
+    """Read what was generated, and by metric what its filter kept of it."""
+    first = of_doc[0]
+    kept: dict[str, str] = {
+        key: str(entry["filtered_resps"][0])
+        for entry in of_doc
+        for metric in entry["metrics"]
+        if (key := Metric(metric, entry["filter"])) in metrics
+    }
+    return _Exchange(_read_prompt(first), str(first["target"]), kept, str(first["resps"][0][0]))
+
+
+def _read_choosing(entry: Any, scores: dict[str, float], delimiter: str) -> _Exchange:
+    """Read the choices of a question, which of them each metric takes, and which one is right.
+
+    Where one is right, its probability is added to the scores.
+    """
+    prompt, choices = _read_choices(entry["arguments"], delimiter)
+    log_likelihoods = tuple(float(r[0]) for r in entry["filtered_resps"])[: len(choices)]
+    target = str(entry["target"])
+    if target.isdigit() and int(target) < len(choices):
+        target = choices[int(target)]
+    elif len({arguments[0] for arguments in entry["arguments"]}) > 1 and len(choices) == 2:
+        # The choices are in the contexts, and the log does not say which one is right.
+        best = log_likelihoods.index(max(log_likelihoods))
+        target = choices[best if scores.get("acc") == 1 else 1 - best]
+    p_right = score_right_choice(choices, log_likelihoods, target, scores)
+    scores |= {} if p_right is None else {CHOICE_PROBABILITY: p_right}
+    pairs, answers = list(zip(log_likelihoods, choices, strict=True)), {}
+    for key in scores:
+        by_length = Metric(key).name == "acc_norm"
+        ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
+        answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
+    return _Exchange(prompt, target, answers, choices=choices, log_likelihoods=log_likelihoods)
 
 
 def average_repeats(answers: Sequence[Sample]) -> Sample:

@@ -50,6 +50,58 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """Rows as one forward reads them; `_lay_out` draws one."""
+
+    ids: torch.Tensor  # [rows, n_context + n_answers]
+    positions: torch.Tensor  # [rows, n_context + n_answers]
+    segments: torch.Tensor  # [rows, n_context + n_answers]; 0: padding, 1: context, 2, 3: answers
+    n_kept: int  # the last columns, of which logits are needed: 1 + n_answers
+    scored: list[tuple[int, int, int]]  # row, kept column, the token that is predicted there
+    answers: list[tuple[int, list[int]]]  # the tokens and requests of each, in that order
+
+
+def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
+    """Lay contexts and answers side by side, for one forward behind a cached prefix.
+
+    Below, the prefix is p q, the context p q r s t, and the answers are a b c and d e. Another row
+    is longer, hence the padding::
+
+                   |<--- n_context ---->|<---- n_answers ---->|
+        ids         pad  pad  r   s   t   a   b   d   pad  pad
+        segments     0    0   1   1   1   2   2   3    0    0
+        positions    0    0   2   3   4   5   6   5    0    0
+        predicts                      a,d b   c   e
+        kept column                   0   1   2   3    4    5
+
+    A token sees the prefix, its context, and what stands before it in its own segment. The last
+    token of the context predicts the first one of each answer; the last token of an answer is only
+    predicted. Padding is never in between, not even for a layer that looks back over a window.
+    """
+    n_context = max(len(row.context) for row in rows) - n_prefix
+    n_answers = max(row.answer_width for row in rows)
+    shape = len(rows), n_context + n_answers
+    ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+    batch = _Batch(ids, positions, segments, 1 + n_answers, [], [])
+    for r, row in enumerate(rows):
+        own = slice(n_context - len(row.context) + n_prefix, n_context)
+        ids[r, own] = torch.tensor(row.context[n_prefix:])
+        segments[r, own] = 1
+        positions[r, own] = torch.arange(n_prefix, len(row.context))
+        begin = n_context
+        for segment, (answer, requests) in enumerate(row.answers.items(), start=2):
+            end = begin + len(answer) - 1
+            ids[r, begin:end] = torch.tensor(answer)[:-1]
+            segments[r, begin:end] = segment
+            positions[r, begin:end] = len(row.context) + torch.arange(len(answer) - 1)
+            kept = (0, *range(1 + begin - n_context, 1 + end - n_context))
+            batch.scored.extend((r, *pair) for pair in zip(kept, answer, strict=True))
+            batch.answers.append((len(answer), requests))
+            begin = end
+    return batch
+
+
+@dataclass(frozen=True)
 class _Window:
     """A part of a document: the tokens that are scored, and what stands before them."""
 
@@ -266,50 +318,27 @@ class PrefixLM(GeneratingLM):
         return [scores[i] for i in range(len(requests))]
 
     def _score(self, rows: Sequence[_Row], prefix: Tokens) -> dict[int, tuple[float, bool]]:
-        """Return by request the log-probability, and whether greedy decoding gives the answer.
-
-        Each row holds its own context, padded on the left, then its answers side by side, padded on
-        the right. So padding is never in between, not even for a layer that looks back over a
-        window. Positions and 4D masks say what a token sees.
-        """
-        n_context = max(len(row.context) for row in rows) - len(prefix)
-        n_answers = max(row.answer_width for row in rows)
-        shape = len(rows), n_context + n_answers
-        ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-        picked: list[tuple[int, int, int]] = []  # row, kept column, token that is scored
-        lengths: list[tuple[int, list[int]]] = []  # tokens and requests of each answer
-        for r, row in enumerate(rows):
-            own = torch.tensor(row.context[len(prefix) :])
-            begin, column = n_context - len(own), n_context
-            ids[r, begin:n_context], segments[r, begin:n_context] = own, 1
-            positions[r, begin:n_context] = torch.arange(len(prefix), len(row.context))
-            for number, (answer, requests) in enumerate(row.answers.items()):
-                end = column + len(answer) - 1
-                ids[r, column:end], segments[r, column:end] = torch.tensor(answer)[:-1], 2 + number
-                positions[r, column:end] = torch.arange(len(answer) - 1) + len(row.context)
-                columns = (0, *range(column - n_context + 1, end - n_context + 1))
-                picked += [(r, *pair) for pair in zip(columns, answer, strict=True)]
-                lengths.append((len(answer), requests))
-                column = end
+        """Return by request the log-probability, and whether greedy decoding gives the answer."""
+        batch = _lay_out(rows, len(prefix))
         options: dict[str, Any] = {"use_cache": False}
         if prefix:
             cache = copy.deepcopy(self._compute_prefix(prefix))
             cache.batch_repeat_interleave(len(rows))
             options = {"use_cache": True, name_cache_argument(self.model): cache}
-        logits = self.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            attention_mask=self._build_masks(positions, segments, len(prefix)),
-            logits_to_keep=1 + n_answers,
+        logits = self.model(  # [rows, n_kept, vocabulary]
+            input_ids=batch.ids.to(self.device),
+            position_ids=batch.positions.to(self.device),
+            attention_mask=self._build_masks(batch.positions, batch.segments, len(prefix)),
+            logits_to_keep=batch.n_kept,
             **options,
         ).logits
-        at = torch.tensor(picked, device=logits.device).T
-        normalizer = torch.logsumexp(logits.float(), dim=-1)[at[0], at[1]]
+        row, column, token = torch.tensor(batch.scored, device=logits.device).T
+        normalizer = torch.logsumexp(logits.float(), dim=-1)[row, column]
         # Apple's MPS has no 64 bits.
-        logprobs = (logits[at[0], at[1], at[2]].float() - normalizer).cpu().double()
-        greedy = (logits.argmax(dim=-1)[at[0], at[1]] == at[2]).cpu()
-        sizes = [length for length, _ in lengths]
-        by_answer = zip(lengths, logprobs.split(sizes), greedy.split(sizes), strict=True)
+        logprobs = (logits[row, column, token].float() - normalizer).cpu().double()
+        greedy = (logits.argmax(dim=-1)[row, column] == token).cpu()
+        sizes = [n_tokens for n_tokens, _ in batch.answers]
+        by_answer = zip(batch.answers, logprobs.split(sizes), greedy.split(sizes), strict=True)
         return {
             request: (float(answer_logprobs.sum()), bool(is_greedy.all()))
             for (_, requests), answer_logprobs, is_greedy in by_answer

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from slimdown.config.benchmark_config import BYTE_PROBABILITY, Scoring
+from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig, Scoring
 from slimdown.config.question_files import QuestionRows, find_score
 from slimdown.data.chat_templates import render_chat
 from slimdown.utils.errors import DataError
@@ -17,6 +17,14 @@ from slimdown.utils.scoring import is_right, read_answer
 # Raise it where answers are read otherwise: it is in the key of what was measured.
 _VERSION = 2
 _TEXT_VERSION = 1  # of how texts are scored
+
+
+def make_file_task(benchmark: BenchmarkConfig, rows: QuestionRows) -> ConfigurableTask:
+    """Make the task of a benchmark that asks the rows of a file: questions, or documents."""
+    if "text" in rows[0]:
+        return TextTask(benchmark.task, rows)
+    takes_numbers = benchmark.numeric_tolerance is not None
+    return QuestionTask(benchmark.task, rows, takes_numbers, benchmark.refusal_phrases or ())
 
 
 class TextTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -31,7 +31,7 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import EvaluationConfig
 from slimdown.data.contamination import Question, join_words, split_words
-from slimdown.evaluation.harness_results import choose_metric, read_cluster
+from slimdown.evaluation.harness_results import FLEXIBLE, choose_metric, read_cluster
 from slimdown.evaluation.outside_code import RUNS_ANSWERS, find_outside_code, forbid_hub_metrics
 from slimdown.evaluation.results import Metric
 from slimdown.models.quiet import quiet_libraries
@@ -43,7 +43,6 @@ from slimdown.utils.progress import OnProgress
 Requests = dict[tuple[str, int], list[Any]]
 """The harness's requests, by task and number of the question."""
 
-_FLEXIBLE = "flexible_accuracy"
 FEWSHOT_SEED = 1234  # the harness's own, so that its command line builds the same prompts
 
 
@@ -174,9 +173,7 @@ def load_tasks(
             worked examples.
         DataError: The questions cannot be loaded.
     """
-    from lm_eval.tasks import TaskManager
-
-    from slimdown.evaluation.question_task import QuestionTask, TextTask
+    from slimdown.evaluation.question_task import make_file_task
 
     own = [str(TASKS_DIR), *([include_path] if include_path else [])]
     in_harness = {benchmark.task for benchmark in benchmarks.values() if benchmark.path is None}
@@ -184,47 +181,24 @@ def load_tasks(
         raise ConfigError("\n".join(problems))
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries(), forbid_hub_metrics():
-        # The harness takes half a minute to parse its 14,000 files: only for its groups and tags.
-        manager = TaskManager(include_path=own, include_defaults=False)
-        if lacking_tasks := in_harness.difference(manager.all_tasks):
-            folders = _find_task_folders(lacking_tasks)
-            manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
-        if in_harness.difference(manager.all_tasks):
-            manager = TaskManager(include_path=own)
-        for name, benchmark in benchmarks.items():
-            index = manager.task_index if benchmark.path is None else {}
-            for problem in find_outside_code(benchmark.task, index):
-                raise ConfigError(f"benchmark.{name}: {problem}")
+        manager = _index_task_files(in_harness, own)
+        _refuse_outside_code(benchmarks, manager)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
             if benchmark.path is not None:
-                takes_numbers = benchmark.numeric_tolerance is not None
                 rows = read_questions(benchmark.path, benchmark.score)
-                phrases = benchmark.refusal_phrases or ()
-                task: Any = (
-                    TextTask(benchmark.task, rows)
-                    if "text" in rows[0]
-                    else QuestionTask(benchmark.task, rows, takes_numbers, phrases)
-                )
-                loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
-                continue
-            if benchmark.task not in manager.all_tasks:
-                problem = "a task file names it, but holds no task that can be read"
-                raise ConfigError(f"benchmark.{name}.task={benchmark.task}: {problem}")
-            try:
-                with explain_hub_errors(f"benchmark.{name}.task={benchmark.task}", DataError):
-                    loaded_task = manager.load([benchmark.task])
-            except DataError as error:
-                if lacking is None:
-                    raise
-                lacking[name] = str(error)
-                continue
-            files = {
-                Path(entry.yaml_path).parent
-                for task in (benchmark.task, *loaded_task["tasks"])
-                if (entry := manager.task_index.get(task)) and entry.yaml_path
-            }
-            loaded[name] = _check_task(name, benchmark, loaded_task, _hash_own_files(files))
+                task = make_file_task(benchmark, rows)
+                found, files_hash = {"tasks": {benchmark.task: task}}, ""
+            else:
+                try:
+                    found = _load_from_harness(f"benchmark.{name}.task", benchmark.task, manager)
+                except DataError as error:
+                    if lacking is None:
+                        raise
+                    lacking[name] = str(error)
+                    continue
+                files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
+            loaded[name] = _check_task(name, benchmark, found, files_hash)
     if lacking and not loaded:
         raise DataError("\n".join(lacking.values()))
     if (max_gen_toks or stop) and not any(one.generates for one in loaded.values()):
@@ -233,6 +207,43 @@ def load_tasks(
     for one in loaded.values():
         _set_generation(one, max_gen_toks, stop)
     return loaded
+
+
+def _index_task_files(names: set[str], own: list[str]) -> Any:
+    """Return the harness's manager of tasks, which has read the files that define these.
+
+    The harness takes half a minute to parse its 14,000 files: only for its groups and tags.
+
+    Args:
+        names: The tasks, groups and tags that are asked for.
+        own: Folders with other task files, which stand before the harness's.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=own, include_defaults=False)
+    if lacking := names.difference(manager.all_tasks):
+        folders = _find_task_folders(lacking)
+        manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
+    if names.difference(manager.all_tasks):
+        manager = TaskManager(include_path=own)
+    return manager
+
+
+def _refuse_outside_code(benchmarks: dict[str, BenchmarkConfig], manager: Any) -> None:
+    """Refuse tasks whose files would run code from outside."""
+    for name, benchmark in benchmarks.items():
+        index = manager.task_index if benchmark.path is None else {}
+        for problem in find_outside_code(benchmark.task, index):
+            raise ConfigError(f"benchmark.{name}: {problem}")
+
+
+def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
+    """Load a task, or all of a group, with its data."""
+    if task not in manager.all_tasks:
+        problem = "a task file names it, but holds no task that can be read"
+        raise ConfigError(f"{setting}={task}: {problem}")
+    with explain_hub_errors(f"{setting}={task}", DataError):
+        return manager.load([task])
 
 
 def _find_task_folders(names: set[str]) -> list[str]:
@@ -276,11 +287,11 @@ def _check_task(
     if benchmark.chance is None:
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
-        usable.add(_FLEXIBLE)
+        usable.add(FLEXIBLE)
     if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks.values()):
         usable.add(CHOICE_PROBABILITY)
     _check_clusters(name, config, tasks)
-    own = sorted(usable & {_FLEXIBLE, CHOICE_PROBABILITY})
+    own = sorted(usable & {FLEXIBLE, CHOICE_PROBABILITY})
     _check_metric(name, config, first, usable, [*names, *own])
     for task in tasks.values():
         _set_shots(name, config, task)
@@ -395,11 +406,13 @@ def _count_examples(task: Any) -> int:
     return n_rows - 1 if source.split == task.config.test_split else n_rows  # never the question
 
 
-def _hash_own_files(folders: set[Path]) -> str:
+def _hash_own_files(manager: Any, tasks: Iterable[str]) -> str:
     """Hash the YAML and Python files beside tasks that are not the harness's own."""
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
+    entries = [manager.task_index.get(task) for task in tasks]
+    folders = {Path(entry.yaml_path).parent for entry in entries if entry and entry.yaml_path}
     digest = sha256()
     for folder in sorted(folders):
         if not folder.is_relative_to(harness):

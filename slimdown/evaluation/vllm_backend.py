@@ -95,10 +95,7 @@ def open_generator(
     Raises:
         ModelError: vLLM would quantize the weights in another way, or cannot answer.
     """
-    import torch
     from transformers import AutoConfig
-
-    from slimdown.models.memory import release_memory
 
     stored = str(AutoConfig.from_pretrained(model.files).dtype).removeprefix("torch.")
     has_experts = any(name.endswith("experts") for name, _ in model.model.named_modules())
@@ -115,26 +112,7 @@ def open_generator(
         def generate(requests: list[Any]) -> list[str]:
             nonlocal pipe
             if pipe is None:
-                folder = stack.enter_context(TemporaryDirectory(prefix="slimdown-vllm-"))
-                model.tokenizer.save_pretrained(folder)
-                release_memory()
-                free, total = torch.cuda.mem_get_info()  # the model that is trained keeps its own
-                settings: dict[str, Any] = {"pretrained": model.files, "tokenizer": folder}
-                # vLLM makes room for one text of this length, beside the model that is resident.
-                settings |= {"max_model_len": count_longest() or None}
-                settings |= {"dtype": model.dtype, "gpu_memory_utilization": 0.85 * free / total}
-                settings |= {"enable_lora": True, "max_lora_rank": _MAX_RANK}
-                # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.
-                settings |= {"lora_local_path": model.adapter or None, "batch_size": 512}
-                if model.quantization != "none":
-                    settings |= dict.fromkeys(("quantization", "load_format"), "bitsandbytes")
-                pipe, theirs = Pipe()
-                process = get_context("spawn").Process(target=_serve, args=(theirs, settings))
-                process.start()
-                theirs.close()
-                stack.callback(process.kill)
-                stack.callback(process.join, 10)
-                stack.callback(pipe.close)
+                pipe = stack.enter_context(_run_engine(model, count_longest()))
             try:
                 pipe.send([request.args for request in requests])
                 answer = pipe.recv()
@@ -145,6 +123,37 @@ def open_generator(
             return answer
 
         yield generate
+
+
+@contextmanager
+def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
+    """Yield a pipe to a process in which vLLM answers; on leaving, the process ends."""
+    import torch
+
+    from slimdown.models.memory import release_memory
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="slimdown-vllm-"))
+        model.tokenizer.save_pretrained(folder)
+        release_memory()
+        free, total = torch.cuda.mem_get_info()  # the model that is trained keeps its own
+        settings: dict[str, Any] = {"pretrained": model.files, "tokenizer": folder}
+        # vLLM makes room for one text of this length, beside the model that is resident.
+        settings |= {"max_model_len": longest or None}
+        settings |= {"dtype": model.dtype, "gpu_memory_utilization": 0.85 * free / total}
+        settings |= {"enable_lora": True, "max_lora_rank": _MAX_RANK}
+        # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.
+        settings |= {"lora_local_path": model.adapter or None, "batch_size": 512}
+        if model.quantization != "none":
+            settings |= dict.fromkeys(("quantization", "load_format"), "bitsandbytes")
+        pipe, theirs = Pipe()
+        process = get_context("spawn").Process(target=_serve, args=(theirs, settings))
+        process.start()
+        theirs.close()
+        stack.callback(process.kill)
+        stack.callback(process.join, 10)
+        stack.callback(pipe.close)
+        yield pipe
 
 
 def _serve(pipe: Any, settings: dict[str, Any]) -> None:

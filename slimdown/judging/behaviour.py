@@ -4,12 +4,13 @@ A score is a metric. Every other statistic on answers is a trait, and stands in 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import fsum, inf, log2, nan
 from unicodedata import name as unicode_name
 
 from slimdown.config.benchmark_config import BYTE_PROBABILITY
-from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.judging.pairing import Pair
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
 from slimdown.utils.scoring import read_refusal
@@ -49,38 +50,38 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     """
     if pair.base.benchmark.metric == BYTE_PROBABILITY:
         return (Trait(BITS, _measure_bits(pair.base), _measure_bits(pair.tuned), nan, nan),)
-    sides, metric = (pair.base.samples, pair.tuned.samples), pair.base.benchmark.metric
+    sides = pair.base.samples, pair.tuned.samples
     if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
         return ()
-    phrases = pair.base.benchmark.refusal_phrases or ()
-    texts = [[sample.response for sample in side] for side in sides]
-    if not any(map(any, texts)):  # a table may hold no answers
+    if not any(sample.response for side in sides for sample in side):  # a table may hold no answers
         return ()
-    lengths = [[len(text.split()) for text in side] for side in texts]
-    thoughts = [[len(sample.thinking.split()) for sample in side] for side in sides]
+    metric, phrases = pair.base.benchmark.metric, pair.base.benchmark.refusal_phrases or ()
+    read: dict[str, Callable[[Sample], float]] = {
+        "words": lambda sample: len(sample.response.split()),
+        "words thought": lambda sample: len(sample.thinking.split()),
+        THINKS: lambda sample: bool(sample.thinking.split()),
+        NEVER_ENDED: lambda sample: sample.never_ended,
+        RAN_OUT: lambda sample: sample.ran_out,
+        "empty": lambda sample: not sample.response.strip(),
+        "unreadable": lambda s: s.answers.get(metric, "").strip() in ("", "[invalid]"),
+        "refusal": lambda sample: read_refusal(sample.response, phrases) == "refuse",
+    }
+    measured: dict[str, tuple[list[float], ...]] = {}
+    for name, measure in read.items():
+        measured[name] = tuple([float(measure(sample)) for sample in side] for side in sides)
+    scripts = zip(*([_find_script(s.response) for s in side] for side in sides), strict=True)
+    differs = [float(a != b and "" not in (a, b)) for a, b in scripts]
+    measured["other script"] = [0.0] * len(differs), differs
     # A word takes at least one token, so an answer has no more words than the token limit.
     limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
-    longest = max(1, limit, *lengths[0], *lengths[1], *thoughts[0], *thoughts[1])
-    read = [[sample.answers.get(metric, "").strip() for sample in side] for side in sides]
-    scripts = [list(map(_find_script, side)) for side in texts]
-    differs = [float(a != b and "" not in (a, b)) for a, b in zip(*scripts, strict=True)]
-    scores: dict[str, list[list[float]]] = {
-        "words": [[n / longest for n in side] for side in lengths],
-        "words thought": [[n / longest for n in side] for side in thoughts],
-        THINKS: [[float(n > 0) for n in side] for side in thoughts],
-        NEVER_ENDED: [[float(sample.never_ended) for sample in side] for side in sides],
-        RAN_OUT: [[float(sample.ran_out) for sample in side] for side in sides],
-        "empty": [[float(not text.strip()) for text in side] for side in texts],
-        "unreadable": [[float(answer in ("", "[invalid]")) for answer in side] for side in read],
-        "refusal": [[float(read_refusal(text, phrases) == "refuse") for text in s] for s in texts],
-        "other script": [[0.0] * len(differs), differs],
-    }
+    longest = max(1, limit, *(max(side) for name in LENGTHS for side in measured[name]))
     traits = []
-    for name, (before, after) in scores.items():
+    for name, (before, after) in measured.items():
         if name == "words" or any(before) or any(after):
-            d = compare_scores(before, after, pair.sampling)
-            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (before, after))
-            unit = longest if name in LENGTHS else 1
+            unit = longest if name in LENGTHS else 1  # a score lies between 0 and 1
+            x, y = ([one / unit for one in side] for side in (before, after))
+            d = compare_scores(x, y, pair.sampling)
+            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (x, y))
             ends = (nan, nan) if name in LENGTHS and not limit else (d.low, d.high)
             traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
     return tuple(traits)

@@ -102,16 +102,7 @@ def load_base_model(
     source = str(config.folder or config.id)
     with quiet_libraries(), explain_hub_errors(config.named):
         outline = outline or load_outline(config, quantization.name)
-        own = getattr(outline.config, "quantization_config", None) or {}
-        # A model that is quantized already needs at least as much as in 4 bits.
-        held = replace(quantization, load_in_4bit=bool(own) or quantization.load_in_4bit)
-        needed = estimate_weight_bytes(outline, held, dtype)
-        if needed > (free := free_memory(device)):
-            raise ModelError(
-                f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with "
-                f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on "
-                f"{device.type}; choose a smaller model, quantization=nf4, or another machine"
-            )
+        _check_memory(config, quantization, outline)
         quantized = _describe_quantization(config, quantization, device)
         tokenizer = tokenizer or load_base_tokenizer(config)
         settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
@@ -129,10 +120,6 @@ def load_base_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
-    license_ = ""
-    with suppress(Exception):  # there is no card, or no hub: nothing depends on it
-        card = ModelCard.load(str(cached_file(source, "README.md", revision=config.revision)))
-        license_ = str(card.data.get("license") or "")
     described = describe_base_model(config, quantization, tokenizer, outline)
     attention = {"attention": model.config._attn_implementation}
     return replace(
@@ -140,8 +127,31 @@ def load_base_model(
         model=model,
         memory_bytes=model.get_memory_footprint(),
         identity={**described.identity, **attention},
-        license=license_,
+        license=_read_license(source, config.revision),
     )
+
+
+def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline: Any) -> None:
+    """Check that there is room for a model's weights."""
+    device = pick_device(config.device)
+    own = getattr(outline.config, "quantization_config", None) or {}
+    # A model that is quantized already needs at least as much as in 4 bits.
+    held = replace(quantization, load_in_4bit=bool(own) or quantization.load_in_4bit)
+    needed = estimate_weight_bytes(outline, held, pick_dtype(config.dtype, device))
+    if needed > (free := free_memory(device)):
+        raise ModelError(
+            f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with "
+            f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on "
+            f"{device.type}; choose a smaller model, quantization=nf4, or another machine"
+        )
+
+
+def _read_license(source: str, revision: str) -> str:
+    """Read the license from a model's card; empty where there is no card, or no hub."""
+    with suppress(Exception):  # nothing depends on it
+        card = ModelCard.load(str(cached_file(source, "README.md", revision=revision)))
+        return str(card.data.get("license") or "")
+    return ""
 
 
 def describe_base_model(

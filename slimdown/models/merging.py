@@ -44,24 +44,12 @@ def merge_adapter(
     try:
         with torch.no_grad(), quiet_libraries():
             if base.quantization != "none":
-                computed = [getattr(module, "compute_dtype", None) for module in model.modules()]
-                is_8bit = base.quantization == "int8"  # its scales are float32
-                kind = torch.float32 if is_8bit else next(filter(None, computed), model.dtype)
-                model.dequantize(kind)
-                # transformers 5.24 leaves these flags set, and PEFT reads them.
-                model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+                _dequantize(base)
             model.float()
             adapted = load_adapter(base, adapter_dir)
-            # Tokens from the whole vocabulary; those that the adapter names come first.
-            trained = read_adapter_config(adapter_dir).get("trainable_token_indices") or []
-            rows = chain(*trained.values()) if isinstance(trained, dict) else trained
-            last = adapted.get_input_embeddings().weight.shape[0] - 1
-            tokens = torch.tensor([[*islice(rows, 64), *range(0, last, last // 32 + 1), last]])
+            tokens = _choose_tokens(adapted, adapter_dir)
             expected = _compute_logits(adapted, tokens)
-            ends = (model.get_input_embeddings(), model.get_output_embeddings())
-            tables = [getattr(end, "base_layer", end) for end in ends]
-            if tables != list(ends) and tables[0].weight is tables[1].weight:
-                tables[1].weight = nn.Parameter(tables[1].weight.clone())
+            _part_embeddings(model)
             merged = adapted.merge_and_unload(safe_merge=True)
             if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
                 merged.config.tie_word_embeddings = False
@@ -87,6 +75,32 @@ def merge_adapter(
         written = loader.from_pretrained(out_dir, dtype=torch.float32, device_map=place)
         _compare_logits(base, expected, _compute_logits(written, tokens))
     return dtype
+
+
+def _dequantize(base: LoadedModel) -> None:
+    """Give a quantized model the values that its weights stand for."""
+    model = base.model
+    computed = [getattr(module, "compute_dtype", None) for module in model.modules()]
+    is_8bit = base.quantization == "int8"  # its scales are float32
+    model.dequantize(torch.float32 if is_8bit else next(filter(None, computed), model.dtype))
+    # transformers 5.24 leaves these flags set, and PEFT reads them.
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+
+
+def _part_embeddings(model: Any) -> None:
+    """Give embeddings and LM head a tensor each, if an adapter changes one of them."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = [getattr(end, "base_layer", end) for end in ends]
+    if tables != list(ends) and tables[0].weight is tables[1].weight:
+        tables[1].weight = nn.Parameter(tables[1].weight.clone())
+
+
+def _choose_tokens(adapted: Any, adapter_dir: Path) -> torch.Tensor:
+    """Choose tokens to compare logits on: those that the adapter trains, then one in so many."""
+    trained = read_adapter_config(adapter_dir).get("trainable_token_indices") or []
+    rows = chain(*trained.values()) if isinstance(trained, dict) else trained
+    last = adapted.get_input_embeddings().weight.shape[0] - 1
+    return torch.tensor([[*islice(rows, 64), *range(0, last, last // 32 + 1), last]])
 
 
 def _compute_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:

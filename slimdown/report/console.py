@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -22,6 +22,7 @@ from rich.table import Column
 from rich.text import Text
 
 from slimdown.comparison.run_comparison import Comparison
+from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import text
@@ -206,6 +207,12 @@ class RunProgress:
         later = sum(self.expected.values())
         later = later if isfinite(later) else 0.0
         return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit, later)
+
+    def expect_as(self, of_base: Evaluation, served: Collection[str]) -> None:
+        """Expect that the tuned model takes as long as the base; `served` is asked again."""
+        seconds = {name: one.seconds for name, one in of_base.benchmarks.items()}
+        self.expected["tuned"] = sum(seconds.values())
+        self.expected["served"] = sum(seconds[name] for name in served)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Render findings as a page, `report.html`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date
 
 from slimdown.judging.behaviour import BITS
@@ -12,13 +13,20 @@ from slimdown.utils.scoring import REFUSALS
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
 
+@dataclass(frozen=True)
+class RunDescription:
+    """How a run was made, where there was one."""
+
+    about: Mapping[str, str] = field(default_factory=dict)  # a few words on each of its parts
+    settings: Mapping[str, object] = field(default_factory=dict)  # by their dotted keys
+    environment: Mapping[str, object] = field(default_factory=dict)  # versions and machine
+
+
 def render_page(
     findings: Findings,
     name: str,
-    about: Mapping[str, str] | None = None,
-    settings: Mapping[str, object] | None = None,
+    description: RunDescription | None = None,
     run_id: str = "",
-    environment: Mapping[str, object] | None = None,
     gate: Gate | None = None,
     answers: str = "",
 ) -> str:
@@ -27,10 +35,8 @@ def render_page(
     Args:
         findings: What is shown.
         name: What the run is called.
-        about: A few words on each thing that the run was made of, where there was one.
-        settings: Its settings by their dotted keys.
+        description: How the run was made, where there was one.
         run_id: The record's id, where there is one.
-        environment: Versions and machine.
         gate: Of a gate: its outcome stands at the top.
         answers: The file beside the page that shows every changed answer.
 
@@ -39,8 +45,9 @@ def render_page(
     """
     from slimdown.report.figures import PHONE_WIDTH, draw_changes  # matplotlib takes half a second
 
-    shown, _ = redact_leaves(dict(settings or {}))
-    facts = {key: redact_leaf(value) for key, value in (about or {}).items()}
+    description = description or RunDescription()
+    shown, _ = redact_leaves(dict(description.settings))
+    facts = {key: redact_leaf(value) for key, value in description.about.items()}
     return pages.render(
         "report.html.j2",
         findings=findings,
@@ -59,7 +66,7 @@ def render_page(
         phone_figure=draw_changes(findings, PHONE_WIDTH),
         served=served.at(tables.Place.page) if (served := served_table(findings)) else None,
         settings=format_all({k: v for k, v in shown.items() if v is not None}),
-        environment=format_all(environment or {}),
+        environment=format_all(description.environment),
         costs=format_all(findings.costs),
         refusals=REFUSALS,
         bits=BITS,

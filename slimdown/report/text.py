@@ -348,38 +348,53 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     if findings.part:
         yield f"Questions: {findings.part}."
     yield from describe_serving(findings)
-    prompts = dict[str, list[str]]()
-    for key, value in findings.conditions.items():
-        name, _, setting = key.partition(".")
-        prompts.setdefault(f"{setting}={value}", []).append(name)
-    for setting, names in prompts.items():
-        if setting.startswith((*PROMPT_SETTINGS, "stop", "temperature")):
-            yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
+    yield from describe_prompts(findings)
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
     for name, benchmark in findings.benchmarks.items():
-        if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
-            before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-            yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
-        for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
-            before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
-            shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
-            scores = f"right in {before} of {one.n} {subject} before, in {after} after"
-            yield f"{name}: {scores}; {shown}."
-        if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
-            base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-            limit = f"{base} of the base's and {tuned} of the tuned model's answers"
-            limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
-            yield f"{name}: {limit}; a model that answers in fewer words then looks better."
-        difference = benchmark.primary.difference
-        if difference.sampling.clusters is not None:
-            counted = f"{difference.n:,} questions count as {len(difference.observations):,}"
-            yield f"{name}: its {counted}; copies are one, and so is a cluster."
-        if n_subjects := difference.sampling.n_subjects:
-            yield f"{name} is about these {n_subjects} subjects alone."
+        yield from describe_answers(name, benchmark)
+        yield from describe_sampling(name, benchmark)
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
         yield f"The base's answers were measured before: {origin}."
+
+
+def describe_prompts(findings: Findings) -> Iterator[str]:
+    """Say how prompts were made and answers ended, in a sentence for each such setting."""
+    asked = dict[str, list[str]]()
+    for key, value in findings.conditions.items():
+        name, _, setting = key.partition(".")
+        asked.setdefault(f"{setting}={value}", []).append(name)
+    for setting, names in asked.items():
+        if setting.startswith((*PROMPT_SETTINGS, "stop", "temperature")):
+            yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
+
+
+def describe_answers(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
+    """Say where a benchmark's answers think, refuse or end at their limit otherwise than before."""
+    if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
+        before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
+        yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
+    for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
+        before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
+        shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
+        scores = f"right in {before} of {one.n} {subject} before, in {after} after"
+        yield f"{name}: {scores}; {shown}."
+    if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
+        base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
+        limit = f"{base} of the base's and {tuned} of the tuned model's answers"
+        limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
+        yield f"{name}: {limit}; a model that answers in fewer words then looks better."
+
+
+def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
+    """Say where a benchmark's questions count as fewer, or stand for no other subjects."""
+    difference = benchmark.primary.difference
+    if difference.sampling.clusters is not None:
+        counted = f"{difference.n:,} questions count as {len(difference.observations):,}"
+        yield f"{name}: its {counted}; copies are one, and so is a cluster."
+    if n_subjects := difference.sampling.n_subjects:
+        yield f"{name} is about these {n_subjects} subjects alone."
 
 
 def describe_serving(findings: Findings) -> Iterator[str]:

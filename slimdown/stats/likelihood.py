@@ -77,7 +77,26 @@ def null_spread(excess: Floats, counts: Floats, least: float) -> float:
 def _solve(
     excess: Floats, counts: Floats, least: Floats | float, added: Floats | float
 ) -> tuple[Floats, Floats, Floats]:
-    """Return each row's signed root, its numbers with the added one, their weights at mean 0."""
+    """Find the likeliest distribution of mean 0 on each row's numbers, the added one with them.
+
+    Of the number x_k, n_k of N answers were seen. Each gets a share w_k; the likeliest shares under
+    which the mean is 0 maximize sum n_k log w_k, given sum w_k = 1 and sum w_k x_k = 0. Lagrange's
+    multipliers give (Owen 1988)
+
+        w_k = n_k / (N (1 + t x_k)),  where the tilt t solves  g(t) = sum n_k x_k / (1 + t x_k) = 0.
+
+    Without the condition on the mean w_k = n_k / N, so twice the log likelihood ratio is
+    2 sum n_k log(1 + t x_k). Its root gets the sign of t, which is that of the mean.
+
+    All shares are positive only between the ends t = -1 / max x and t = -1 / min x, where one is
+    infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2, so the sign of g tells on
+    which side the solution lies, and the bracket shrinks. Newton's step is t - g / g'. Where it
+    leaves the bracket, the distance from the end becomes the geometric mean of those of t and of
+    the bracket's bound instead: near an end, t must come nearer by orders of magnitude.
+
+    Returns:
+        By row, the signed root; its numbers, the added one as the last; and their weights N w_k.
+    """
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
     least, added = (np.broadcast_to(one, len(counts))[:, None] for one in (least, added))
     x, counts = np.append(excess, least, axis=1), np.append(counts, added, axis=1)
@@ -86,15 +105,14 @@ def _solve(
     agrees, is_impossible = x.max(axis=1) <= 0, least[:, 0] >= 0
     is_open = ~(agrees | is_impossible)
     x = np.where(is_open[:, None], x, 0.0)
-    # The mean is 0 if each number weighs counts / (1 + tilt x). The log likelihood is concave in
-    # tilt. No weight exceeds the sum of all, so tilt stays that far from its infinite weights.
+    # No weight exceeds the sum of all, so tilt stays that far from its infinite weights.
     ends = [-1 / np.where(is_open, of_all, 1.0) for of_all in (x.max(axis=1), x.min(axis=1))]
     low, high = (end * (1 - 1 / counts.sum(axis=1)) for end in ends)
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
-        shares = x / (1 + tilt[:, None] * x)
-        slope = np.einsum("rk,rk->r", counts, shares)
-        curve = np.einsum("rk,rk,rk->r", counts, shares, shares)
+        terms = x / (1 + tilt[:, None] * x)
+        slope = np.einsum("rk,rk->r", counts, terms)  # g
+        curve = np.einsum("rk,rk,rk->r", counts, terms, terms)  # -g'
         is_up = slope > 0
         low, high = np.where(is_up, tilt, low), np.where(is_up, high, tilt)
         step = tilt + slope / np.maximum(curve, 1e-300)  # Newton's
@@ -107,10 +125,10 @@ def _solve(
         tilt = step
         if is_done.all():
             break
-    scale = 1 + tilt[:, None] * x
-    root = np.copysign(np.sqrt(2 * np.maximum((counts * np.log(scale)).sum(axis=1), 0.0)), tilt)
+    divisors = 1 + tilt[:, None] * x
+    root = np.copysign(np.sqrt(2 * np.maximum((counts * np.log(divisors)).sum(axis=1), 0.0)), tilt)
     root = np.where(agrees, -np.inf, np.where(is_impossible, np.inf, root))
-    return root, x, counts / scale
+    return root, x, counts / divisors
 
 
 @dataclass(frozen=True, eq=False)

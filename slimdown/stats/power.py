@@ -4,6 +4,7 @@ Changes, margins and spreads are shares. "Show" means in four of five repetition
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from math import isnan, nan, sqrt
 
 import numpy as np
@@ -134,10 +135,16 @@ def n_to_decide(
         chances = scipy.special.ndtr((ends - d.value) * root / spread)
         return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
 
+    if (fewest := _find_fewest(power)) is None:
+        return None
+    return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # if clusters stay as large
+
+
+def _find_fewest(power: Callable[[int], float]) -> int | None:
+    """Find the smallest number of answers that has the power; None where it is too large."""
     most = 2
     while power(most) < POWER:
         most *= 2
         if most > _MOST:
             return None
-    fewest = bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)
-    return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # if clusters stay as large
+    return bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)

@@ -8,6 +8,7 @@ files once, the values of each run are laid over it and checked, and nothing is 
 import argparse
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -167,15 +168,7 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             space = {key: search.space[key] for key in search.space if key not in values}
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
-            if find_spec("optuna") is None:
-                problems.append(f"a search needs Optuna; {name_install('search')}")
-            for key, dimension in space.items():
-                if key.partition(".")[0] not in SEARCHED:
-                    problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")
-                    continue
-                firsts = [overrides[0] for overrides in values.values()]
-                for end in dimension.choices or [dimension.low, dimension.high]:
-                    composer.compose([*firsts, *composer.parse(f"{key}={Transformer.str(end)}")])
+            composer.check_space(space, [overrides[0] for overrides in values.values()])
         if problems:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))
@@ -208,7 +201,7 @@ class _Composer:
         try:
             override = parse_override(self._parser, text, self.line.is_sweep)
             override.config_loader = self._loader  # glob(...) asks it
-            if not (key := override.key_or_group):
+            if not override.key_or_group:
                 raise ValueError("there is no name before the =")
             values = [override]
             if override.is_sweep_override():
@@ -223,37 +216,53 @@ class _Composer:
             advice = advice if "token recognition" in reason and '"' not in content else ""
             self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}{advice}")
             return []
-        problems: list[str | None] = []
+        problems = list(filter(None, self._find_problems(text, override, values)))
+        self.problems += problems
+        return [] if problems else values
+
+    def _find_problems(
+        self, text: str, override: Override, values: Sequence[Override]
+    ) -> Iterator[str | None]:
+        """Find what is wrong with an argument and its values, whatever the others are."""
+        key = override.key_or_group
         if not values:
-            problems.append(f"{text}: no value is left to try")
+            yield f"{text}: no value is left to try"
         if override.is_sweep_override() and not self.line.is_sweep:
-            problems.append(f"{text}: several values are a sweep; begin it with -m")
+            yield f"{text}: several values are a sweep; begin it with -m"
         if redact_uri(text) != text:
             advice = "others can read a password here; set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
-            problems.append(f"{redact(text)}: {advice}")
+            yield f"{redact(text)}: {advice}"
         group = key.replace(".", "/")
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
-            chosen = [value for value in (each.value() for each in values) if type(value) is str]
-            problems += [f"{text}: choose it by {group}=...{nearest(c, names)}" for c in chosen]
+            for chosen in (each.value() for each in values):
+                if type(chosen) is str:
+                    yield f"{text}: choose it by {group}=...{nearest(chosen, names)}"
         if not self.line.is_choice(key):
-            problems.append(explain_unknown_key(key, RunConfig))
+            yield explain_unknown_key(key, RunConfig)
         elif names := self._loader.get_group_options(key):
-            names = sorted(
-                {*names, *list_group_choices(key, self.line.folders), *list_added_choices(key)}
-            )
+            own = list_group_choices(key, self.line.folders)
+            known = sorted({*names, *own, *list_added_choices(key)})
             for value in (each.value() for each in values):
-                several = {*map(str, value)} if isinstance(value, list) else ()
-                called = [name_choice(key, one) for one in several]
-                if alike := {name for name in called if called.count(name) > 1}:
-                    problems.append(f"{text}: two are called {min(alike)}; rename one")
-                for name in value if isinstance(value, list) and key in _LISTS else [value]:
-                    is_known = name in names or is_open_choice(key, name)
-                    if not (is_known or (key in _PRESETS and name is None)):
-                        advice = nearest(str(name), names)
-                        problems.append(f"{key}={name}: there is no such {key}{advice}")
-        self.problems += filter(None, problems)
-        return [] if any(problems) else values
+                if isinstance(value, list) and (twice := _find_alike(key, value)):
+                    yield f"{text}: two are called {twice}; rename one"
+                yield from _find_unknown_choices(key, value, known)
+
+    def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
+        """Check every choice, and both ends of every range, that a search may propose.
+
+        Args:
+            space: The settings that it proposes values for.
+            given: The other settings of the command line.
+        """
+        if find_spec("optuna") is None:
+            self.problems.append(f"a search needs Optuna; {name_install('search')}")
+        for key, dimension in space.items():
+            if key.partition(".")[0] not in SEARCHED:
+                self.problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")
+                continue
+            for end in dimension.choices or [dimension.low, dimension.high]:
+                self.compose([*given, *self.parse(f"{key}={Transformer.str(end)}")])
 
     def compose(self, overrides: Sequence[Override]) -> ComposedRun:
         """Compose and check one run.
@@ -280,44 +289,11 @@ class _Composer:
             self.problems.append(f"{' '.join(place)}: {reword(error)}".removeprefix(": "))
             return ComposedRun(texts, RunConfig())
         for override in overrides:
-            key, problem = override.key_or_group, ""
-            section, name = (*key.split("."), "")[:2]
-            if self.line.is_choice(key):
-                continue
-            if section in _LISTS and name not in composed[section]:
-                chosen = " or ".join(map(str, composed[section]))
-                problem = f"{name} is not chosen; add it to {section}=[...]"
-                problem += f", or name {chosen}" if chosen else ""
-            else:
-                is_new = override.is_add() or override.is_force_add()
-                try:  # Hydra does the same at its end
-                    value, setting = override.value(), find_setting(key, RunConfig)
-                    if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
-                        value = [value]  # a list of one
-                    if isinstance(value, str) and setting and setting.type in _NUMBERS:
-                        value = read_number(value)
-                    if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
-                        name, part = dimension.groups()  # the name has dots of its own
-                        if not (part or isinstance(value, dict)):
-                            raise ConfigError("set its low and high, or its choices, behind a dot")
-                        key = "search.space"
-                        value = {name: {part.removeprefix("."): value} if part else value}
-                    OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
-                except (
-                    OmegaConfBaseException,
-                    HydraException,
-                    RecursionError,
-                    ConfigError,
-                ) as error:
-                    problem = reword(error)
-            self.problems += [f"{override.input_line}: {problem}"] if problem else []
+            is_choice = self.line.is_choice(override.key_or_group)
+            if problem := "" if is_choice else _lay_over(composed, override):
+                self.problems.append(f"{override.input_line}: {problem}")
         with suppress(OmegaConfBaseException):  # `load_config` reports it
-            files = list_group_choices("benchmark", self.line.folders)
-            tasks = {name: composed.benchmark[name] for name in composed.benchmark}
-            tasks = {n: one for n, one in tasks.items() if n not in {*files, *self._checked}}
-            self._checked |= {*tasks}
-            folder = composed.evaluation.include_path
-            self.problems += check_task_names(tasks, folder, files) if tasks else []
+            self._check_tasks(composed)
         values = _list_values(composed)
         try:
             config = load_config(composed)
@@ -332,6 +308,16 @@ class _Composer:
         set_keys = [key for key in keys if not self.line.is_choice(key)]
         shown = self._choose_shown(composed, values, choices, set_keys)
         return ComposedRun(texts, config, model, shown)
+
+    def _check_tasks(self, composed: DictConfig) -> None:
+        """Check the names of the harness's tasks that no run before had."""
+        files = list_group_choices("benchmark", self.line.folders)
+        tasks = {name: composed.benchmark[name] for name in composed.benchmark}
+        tasks = {n: one for n, one in tasks.items() if n not in {*files, *self._checked}}
+        self._checked |= {*tasks}
+        if tasks:
+            folder = composed.evaluation.include_path
+            self.problems += check_task_names(tasks, folder, files)
 
     def _choose_shown(
         self,
@@ -392,6 +378,48 @@ class _Composer:
             model = Path(hydra.runtime.choices["model"]).name
             self._files[choice] = ComposedFiles(composed, model, of_hydra)
         return self._files[choice]
+
+
+def _find_alike(key: str, names: Sequence[Any]) -> str | None:
+    """Find the first name that two of the choices of a list would have."""
+    called = Counter(name_choice(key, one) for one in {*map(str, names)})
+    return min((name for name, n in called.items() if n > 1), default=None)
+
+
+def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[str]:
+    """Find the choices of a group that it does not have."""
+    for name in value if isinstance(value, list) and key in _LISTS else [value]:
+        is_none = key in _PRESETS and name is None
+        if not (is_none or name in known or is_open_choice(key, name)):
+            advice = nearest(str(name), known)
+            yield f"{key}={name}: there is no such {key}{advice}"
+
+
+def _lay_over(composed: DictConfig, override: Override) -> str:
+    """Lay the value of an override over composed settings, or say why it cannot be."""
+    key = override.key_or_group
+    section, name = (*key.split("."), "")[:2]
+    if section in _LISTS and name not in composed[section]:
+        chosen = " or ".join(map(str, composed[section]))
+        advice = f", or name {chosen}" if chosen else ""
+        return f"{name} is not chosen; add it to {section}=[...]{advice}"
+    is_new = override.is_add() or override.is_force_add()
+    try:  # Hydra does the same at its end
+        value, setting = override.value(), find_setting(key, RunConfig)
+        if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
+            value = [value]  # a list of one
+        if isinstance(value, str) and setting and setting.type in _NUMBERS:
+            value = read_number(value)
+        if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
+            name, part = dimension.groups()  # the name has dots of its own
+            if not (part or isinstance(value, dict)):
+                raise ConfigError("set its low and high, or its choices, behind a dot")
+            key = "search.space"
+            value = {name: {part.removeprefix("."): value} if part else value}
+        OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
+    except (OmegaConfBaseException, HydraException, RecursionError, ConfigError) as error:
+        return reword(error)
+    return ""
 
 
 def _list_values(composed: DictConfig) -> dict[str, Any]:

@@ -157,26 +157,9 @@ class Sweep:
             ConfigError: The launcher cannot start a job.
         """
         numbered = dict(enumerate(jobs, start=len(self.jobs) + 1))
-        self.jobs |= numbered
-        self.outcomes |= dict.fromkeys(numbered, JobOutcome(JobState.waiting))
-        self.info = replace(self.info, n_jobs=len(self.jobs))
-        pending = []
-        for number, job in numbered.items():
-            (self.info.folder / f"{number}.json").unlink(missing_ok=True)
-            finished = find_finished(job.config, run_key(job.config))
-            if finished and finished.findings:
-                self.outcomes[number] = skip_finished(job, finished, self.info.swept)
-            else:
-                self.info.write_settings(number, job)
-                pending.append(number)
+        pending = self._take_jobs(numbered)
         if self.info.in_worker and pending:
-            configs = {number: self.jobs[number].config for number in pending}
-            bases = {repr(base_settings(c)): n for n, c in configs.items() if c.baseline.reuse}
-            if 0 < len(bases) < len(pending):  # some are shared by jobs that start together
-                with console.progress_bar(f"measuring {len(bases)} base model(s)"):
-                    error = self._start(measure_base_job, list(bases.values()))
-                if error:
-                    raise self._explain_launcher(error)
+            self._measure_shared_bases(pending)
             console.show_line(f"{len(pending)} jobs; their logs are in {self.info.folder}")
         while pending:
             error = self._launch(pending)
@@ -185,15 +168,45 @@ class Sweep:
             if error and waiting == pending:
                 raise self._explain_launcher(error)
             for number in died:  # joblib also ends jobs that ran beside the one that died
-                # In a queue of Slurm or Ray they may have gone on, and ended, meanwhile.
-                self.outcomes[number] = self.info.read_outcome(number)
-                error = None if self.outcomes[number].is_over else self._launch([number])
-                if not (outcome := self.outcomes[number]).is_over:
-                    reason = "its process died, and again with no other beside it"
-                    reason += redact(f"; {describe_error(error)}") if error else ""
-                    self.outcomes[number] = replace(outcome, state=JobState.failed, reason=reason)
+                self._run_alone(number)
             pending = waiting
         return [self.outcomes[number] for number in numbered]
+
+    def _take_jobs(self, jobs: dict[int, ComposedRun]) -> list[int]:
+        """Take jobs into the sweep; return the numbers of those that are not finished."""
+        self.jobs |= jobs
+        self.outcomes |= dict.fromkeys(jobs, JobOutcome(JobState.waiting))
+        self.info = replace(self.info, n_jobs=len(self.jobs))
+        pending = []
+        for number, job in jobs.items():
+            (self.info.folder / f"{number}.json").unlink(missing_ok=True)
+            finished = find_finished(job.config, run_key(job.config))
+            if finished and finished.findings:
+                self.outcomes[number] = skip_finished(job, finished, self.info.swept)
+            else:
+                self.info.write_settings(number, job)
+                pending.append(number)
+        return pending
+
+    def _measure_shared_bases(self, numbers: list[int]) -> None:
+        """Measure the bases that jobs which start together share; one would do it for each."""
+        configs = {number: self.jobs[number].config for number in numbers}
+        bases = {repr(base_settings(c)): n for n, c in configs.items() if c.baseline.reuse}
+        if 0 < len(bases) < len(numbers):
+            with console.progress_bar(f"measuring {len(bases)} base model(s)"):
+                error = self._start(measure_base_job, list(bases.values()))
+            if error:
+                raise self._explain_launcher(error)
+
+    def _run_alone(self, number: int) -> None:
+        """Run a job again whose process died, with no other beside it."""
+        # In a queue of Slurm or Ray it may have gone on, and ended, meanwhile.
+        self.outcomes[number] = self.info.read_outcome(number)
+        error = None if self.outcomes[number].is_over else self._launch([number])
+        if not (outcome := self.outcomes[number]).is_over:
+            reason = "its process died, and again with no other beside it"
+            reason += redact(f"; {describe_error(error)}") if error else ""
+            self.outcomes[number] = replace(outcome, state=JobState.failed, reason=reason)
 
     def _launch(self, numbers: list[int]) -> Exception | None:
         """Launch jobs, and read what became of them; returns what the launcher raised."""

@@ -47,7 +47,7 @@ def _drop_missing(node: object) -> object:
     return node
 
 
-def describe_settings(config: RunConfig) -> dict[str, str]:
+def flatten_settings(config: RunConfig) -> dict[str, str]:
     """Return each setting that a result depends on as a text, by dotted key."""
     flat = {k: v for k, v in flatten(config).items() if v != "???" and not k.startswith(NOT_IN_KEY)}
     return {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in flat.items()}

@@ -31,7 +31,7 @@ from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (
     FILE as SETTINGS,
     RecordedSettings,
-    describe_settings,
+    flatten_settings,
     read_settings,
 )
 from slimdown.utils.errors import ConfigError, DataError, TrackingError
@@ -169,7 +169,7 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
         try:
             plain = json.loads(_read_artifact(client, run, "findings.json"))
             findings, config = Findings.from_dict(plain), _read_settings(client, run).config
-            texts, held_out = describe_settings(config), config.evaluation.holdout
+            texts, held_out = flatten_settings(config), config.evaluation.holdout
             return replace(run, findings=findings, held_out=held_out, params=texts)
         except ConfigError as error:  # its settings
             reason = str(error)

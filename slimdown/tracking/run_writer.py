@@ -137,12 +137,16 @@ class TrackedRun:
         self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, self._shown)
         self._results: Results | None = None
         self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
+        self._write_origin(info, settings_text)
+        self._try_to_send()  # the changes, before any system metric
+
+    def _write_origin(self, info: RunInfo, settings_text: str) -> None:
+        """Write what is known of a run before it begins: its settings and where it runs."""
         texts = {recorded_settings.FILE: settings_text}
         texts["overrides.txt"] = "\n".join(map(redact_leaf, info.overrides))
         texts["environment.json"] = json.dumps(redact_leaves(dict(info.environment))[0], indent=2)
         for name, text in texts.items():
             write_atomically(self._artifacts / name, text)
-        self._try_to_send()  # the changes, before any system metric
 
     def _create(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
         """Create the run and its folder, and hold it."""

@@ -3,13 +3,14 @@
 import copy
 import math
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from datasets import Dataset
 from trl.data_utils import pack_dataset
@@ -64,46 +65,12 @@ def prepare_training(
     plain = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
     rows: TokenizedRows = config.keep.prepare_rows(base, plain, config)
     options = config.train.args
-    # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
-    tensors = list(chain(base.model.parameters(), base.model.buffers()))
-    states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
-    states += list_int8_copies(base.model)
-    shared = {id(tensor): tensor for tensor in (*tensors, *states)}
     trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
-    twin = replace(base, model=copy.deepcopy(base.model, shared))
-    by_length = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
-    middle = by_length[(len(by_length) - 1) // 2 :][:2]
-
-    def take_step(model: Any, folder: str, numbers: list[int], is_padding_free: bool) -> float:
-        trial = replace(rows, train=rows.train.select(numbers), validation=None)
-        trial = replace(trial, is_padding_free=is_padding_free)
-        trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
-        trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
-        trainer.get_train_dataloader()  # fails where its options do not fit together
-        batch = trainer._prepare_inputs(trainer.data_collator(list(trial.train)))
-        model.eval()  # without dropout
-        with attention_within_rows(model, trial.is_padding_free):
-            loss = trainer.compute_loss(model, batch)
-            loss.backward()
-        if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
-            raise ValueError("no gradient arrives at what is trained")
-        return float(loss)
-
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-            model = attach_adapter(twin, config.method, config.lora, config.seed)
-            padded_loss, differences = take_step(model, folder, middle, False), [math.nan]
-            # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
-            if supports_padding_free(model) and not options.get("neftune_noise_alpha"):
-                with suppress(Exception):  # then its rows are padded
-                    loss = take_step(model, folder, middle, True)
-                    swapped = take_step(model, folder, middle[::-1], True)
-                    alone = [take_step(model, folder, middle[:1], free) for free in (True, False)]
-                    # Rows that do not mix round alike in either order, and so does one row with
-                    # and without padding: half precision hides no difference here.
-                    looser = _ROUNDING / _ROUNDING_OF_SHAPES[base.dtype]
-                    differences = [abs(loss - swapped), abs(alone[0] - alone[1])]
-                    differences += [looser * abs(loss - padded_loss)]
+            model = attach_adapter(_make_twin(base), config.method, config.lora, config.seed)
+            trial = _Trial(replace(base, model=model), rows, config, Path(folder))
+            is_padding_free = trial.keeps_rows_apart()
     except SlimdownError:
         raise
     except Exception as error:  # models, adapters and optimizers are other people's code
@@ -115,7 +82,7 @@ def prepare_training(
     finally:
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained).grad = None
-    if all(d <= _ROUNDING * max(abs(padded_loss), 1e-2) for d in differences):
+    if is_padding_free:
         if options.get("packing"):
             rows = replace(rows, train=pack_rows(rows.train, config.train))
         return replace(rows, is_padding_free=True)
@@ -126,6 +93,65 @@ def prepare_training(
         )
     note = "training pads its rows, which is slower: this model or NEFTune may mix unpadded ones"
     return replace(rows, notes=[*rows.notes, note])
+
+
+def _make_twin(base: LoadedModel) -> LoadedModel:
+    """Copy a model, but not its weights: PEFT, TRL and the Trainer change a model in place."""
+    tensors = list(chain(base.model.parameters(), base.model.buffers()))
+    states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
+    states += list_int8_copies(base.model)
+    shared = {id(tensor): tensor for tensor in (*tensors, *states)}
+    return replace(base, model=copy.deepcopy(base.model, shared))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A training that takes a step on a few rows, to see whether it can."""
+
+    model: LoadedModel  # a twin, with what is trained
+    rows: TokenizedRows
+    config: RunConfig
+    folder: Path
+
+    def keeps_rows_apart(self) -> bool:
+        """Take a step, and tell whether rows can be laid end to end without being mixed.
+
+        Rows that do not mix round alike in either order, and so does one row with and without
+        padding: half precision hides no difference there. Beside padded rows it may.
+        """
+        numbers = range(min(32, len(self.rows.train)))
+        by_length = sorted(numbers, key=lambda i: len(self.rows.train[i]["labels"]))
+        middle = by_length[(len(by_length) - 1) // 2 :][:2]
+        padded_loss = self.take_step(middle, False)
+        # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
+        if self.config.train.args.get("neftune_noise_alpha"):
+            return False
+        if supports_padding_free(self.model.model):
+            with suppress(Exception):  # then its rows are padded
+                loss, swapped = self.take_step(middle, True), self.take_step(middle[::-1], True)
+                alone = [self.take_step(middle[:1], is_free) for is_free in (True, False)]
+                looser = _ROUNDING / _ROUNDING_OF_SHAPES[self.model.dtype]
+                differences = [abs(loss - swapped), abs(alone[0] - alone[1])]
+                differences += [looser * abs(loss - padded_loss)]
+                return all(d <= _ROUNDING * max(abs(padded_loss), 1e-2) for d in differences)
+        return False
+
+    def take_step(self, numbers: list[int], is_padding_free: bool) -> float:
+        """Compute the loss of some rows and its gradients, as the training will."""
+        model, rows = self.model.model, self.rows
+        rows = replace(rows, train=rows.train.select(numbers), validation=None)
+        rows = replace(rows, is_padding_free=is_padding_free)
+        trainer = build_trainer(model, self.model.tokenizer, rows, self.config, self.folder)
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
+        trainer.get_train_dataloader()  # fails where its options do not fit together
+        batch = trainer._prepare_inputs(trainer.data_collator(list(rows.train)))
+        model.eval()  # without dropout
+        with attention_within_rows(model, is_padding_free):
+            loss = trainer.compute_loss(model, batch)
+            loss.backward()
+        if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
+            raise ValueError("no gradient arrives at what is trained")
+        return float(loss)
 
 
 def fine_tune(
@@ -158,75 +184,38 @@ def fine_tune(
     Raises:
         ModelError: It does not fit in memory, or its loss is not finite any more.
     """
-    checkpoint_dir = broadcast_from_main(checkpoint_dir)
-    if forwards := broadcast_from_main(read_forwards(checkpoint_dir)):
+    folder = broadcast_from_main(checkpoint_dir)
+    if forwards := broadcast_from_main(read_forwards(folder)):
         config = replace(config, train=forwards.apply(config.train))
-    method, facts, train = config.method, config.method.facts, config.train
-    dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
-    generation_config = copy.deepcopy(base.model.generation_config)
-    model = attach_adapter(base, method, config.lora, config.seed)
-    if facts.trains_weights:
-        model.float()  # Adam's small steps are rounded away in half precision
+    facts, train = config.method.facts, config.train
+    weights = base.model.named_parameters() if facts.trains_weights else ()
+    dtypes = {name: parameter.dtype for name, parameter in weights}
+    model = _attach(base, config)
     if facts.start:
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
     # What the last look kept is in no checkpoint: a killed training begins anew.
-    engine = ENGINES[train.engine]
-    saves = not engine.module and facts.resumes and not watcher
-    interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
+    resumes = not ENGINES[train.engine].module and facts.resumes and not watcher
+    interval = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
-    trained = checkpoint_dir / "trained.pt"
-    is_trained = broadcast_from_main(trained.is_file())
-    with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
-        trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
-        try:
+    with (
+        quiet_libraries(),
+        _keep_generation(base.model),
+        attention_within_rows(model, rows.is_padding_free),
+    ):
+        trainer = build_trainer(model, base.tokenizer, rows, config, folder)
+        with _explain_memory(base.device, train):
             on_progress(0, 0, "validating")
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
             for one in filter(None, (callback, watcher)):
                 trainer.add_callback(one)
-            transformers.set_seed(config.seed)
-            with measure_peak_memory(base.device) as peak, callback.stop_after_step():
-                if is_trained:  # by an earlier process
-                    seconds, peak_bytes = callback.load(trained, model)
-                elif engine.module:
-                    run = engine.find_function("train")
-                    seconds = run(base, model, rows, config, callback)
-                else:
-                    newest = broadcast_from_main(saves and _find_checkpoint(checkpoint_dir))
-                    seconds = trainer.train(resume_from_checkpoint=newest).metrics["train_runtime"]
-                peak_bytes = peak_bytes if is_trained else peak()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ModelError(
-                f"training does not fit in the memory of {base.device}: halve "
-                f"train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and "
-                f"train.per_device_eval_batch_size ({train.per_device_eval_batch_size}), double "
-                f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps}), or set "
-                "train.gradient_checkpointing=true"
-            ) from None
-        if watcher and watcher.stopped:
-            if watcher.kept_step is None:
-                raise ModelError(
-                    f"training ended: {watcher.stopped}, and no look before it was within all "
-                    f"budgets; look earlier (train.look_steps={train.look_steps}), allow more "
-                    f"(benchmark.NAME.max_loss), or lower train.learning_rate"
-                )
-            callback.stopped, callback.kept_step = watcher.stopped, watcher.kept_step
-        if not is_trained and process_rank() == 0:
-            callback.save(trained, model, seconds, peak_bytes)
-        if callback.is_stopping:
-            raise KeyboardInterrupt
+            training = _Training(trainer, model, callback, watcher, folder, resumes)
+            seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
         loss_after, divergence = trainer.validate(compares=not facts.trains_weights)
-    vars(base.model).pop("forward", None)  # TRL's fused head
-    base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    output_dir = checkpoint_dir / ("model" if facts.trains_weights else "adapter")
-    if facts.trains_weights:
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(dtypes[name])
-    tuned = _save_tuned(replace(base, model=model.eval()), output_dir, facts.trains_weights)
+    output_dir = folder / ("model" if facts.trains_weights else "adapter")
+    tuned = _save_tuned(replace(base, model=model.eval()), output_dir, dtypes)
     history = callback.history
     n_tokens = history[-1].values.get("num_tokens", 0.0)
     result = TrainingResult(
@@ -251,6 +240,90 @@ def fine_tune(
     return tuned, result
 
 
+def _attach(base: LoadedModel, config: RunConfig) -> Any:
+    """Put what is trained on a model; weights of its own become float32."""
+    model = attach_adapter(base, config.method, config.lora, config.seed)
+    if config.method.facts.trains_weights:
+        model.float()  # Adam's small steps are rounded away in half precision
+    return model
+
+
+@contextmanager
+def _keep_generation(model: Any) -> Iterator[None]:
+    """On leaving, the model generates as before it had a trainer."""
+    config = copy.deepcopy(model.generation_config)
+    yield
+    vars(model).pop("forward", None)  # TRL's fused head
+    model.generation_config = config  # the Trainer aligns it with the tokenizer
+
+
+@contextmanager
+def _explain_memory(device: str, train: TrainConfig) -> Iterator[None]:
+    """Inside, memory that runs out ends the training with what would take less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"training does not fit in the memory of {device}: halve "
+            f"train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and "
+            f"train.per_device_eval_batch_size ({train.per_device_eval_batch_size}), double "
+            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps}), or set "
+            "train.gradient_checkpointing=true"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training that is set up, and may have been run by an earlier process."""
+
+    trainer: Any
+    model: Any
+    callback: TrainingCallback
+    watcher: Any  # see `fine_tune`
+    folder: Path
+    resumes: bool  # from the last checkpoint
+
+    def run(self, base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> tuple[float, float]:
+        """Train, resume, or take what was trained; return the seconds and the peak of memory."""
+        file, callback = self.folder / "trained.pt", self.callback
+        is_trained = broadcast_from_main(file.is_file())
+        engine = ENGINES[config.train.engine]
+        transformers.set_seed(config.seed)
+        with measure_peak_memory(base.device) as peak, callback.stop_after_step():
+            if is_trained:
+                seconds, peak_bytes = callback.load(file, self.model)
+                return seconds, peak_bytes
+            if engine.module:
+                train = engine.find_function("train")
+                seconds = train(base, self.model, rows, config, callback)
+            else:
+                newest = broadcast_from_main(self.resumes and _find_checkpoint(self.folder))
+                done = self.trainer.train(resume_from_checkpoint=newest)
+                seconds = done.metrics["train_runtime"]
+            peak_bytes = peak()
+        self._take_stop(config.train)
+        if process_rank() == 0:
+            callback.save(file, self.model, seconds, peak_bytes)
+        if callback.is_stopping:
+            raise KeyboardInterrupt
+        return seconds, peak_bytes
+
+    def _take_stop(self, train: TrainConfig) -> None:
+        """Take over why the watcher ended the training, and which step's weights it put back."""
+        if not (self.watcher and self.watcher.stopped):
+            return
+        if self.watcher.kept_step is None:
+            raise ModelError(
+                f"training ended: {self.watcher.stopped}, and no look before it was within all "
+                f"budgets; look earlier (train.look_steps={train.look_steps}), allow more "
+                f"(benchmark.NAME.max_loss), or lower train.learning_rate"
+            )
+        self.callback.stopped = self.watcher.stopped
+        self.callback.kept_step = self.watcher.kept_step
+
+
 def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps: int) -> float:
     """Train a few steps, and return the seconds that they took; the base is not usable any more.
 
@@ -261,9 +334,7 @@ def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps
         n_steps: How many.
     """
     config = replace(config, train=replace(config.train, max_steps=n_steps))
-    model = attach_adapter(base, config.method, config.lora, config.seed)
-    if config.method.facts.trains_weights:
-        model.float()
+    model = _attach(base, config)
     with (
         tempfile.TemporaryDirectory() as folder,
         quiet_libraries(),
@@ -280,8 +351,17 @@ def _find_checkpoint(folder: Path) -> str | None:
     return str(max(states, key=lambda file: file.stat().st_mtime).parent) if states else None
 
 
-def _save_tuned(tuned: LoadedModel, folder: Path, is_whole: bool) -> LoadedModel:
-    """Save what was trained, in the first of several processes; returns it with its identity."""
+def _save_tuned(tuned: LoadedModel, folder: Path, dtypes: dict[str, torch.dtype]) -> LoadedModel:
+    """Save what was trained, in the first of several processes; returns it with its identity.
+
+    Args:
+        tuned: The model in evaluation mode.
+        folder: An empty one.
+        dtypes: Of a whole model, those that its weights get back; empty: it has an adapter.
+    """
+    is_whole = bool(dtypes)
+    for name, parameter in tuned.model.named_parameters() if dtypes else ():
+        parameter.data = parameter.data.to(dtypes[name])
     if process_rank() == 0:
         if is_whole:
             with quiet_libraries():

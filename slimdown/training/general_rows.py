@@ -6,7 +6,7 @@ from typing import Any
 
 from slimdown.config.fields import POSITIVE, Range, setting
 from slimdown.config.mitigation import Mitigation
-from slimdown.training.labels import find_marked
+from slimdown.training.labels import Predictions, find_marked
 
 _SHARE = Range(
     "must be from 0 to 0.9 (nine general rows beside each of yours)", lambda x: 0 <= x <= 0.9
@@ -58,9 +58,9 @@ class GeneralRows(Mitigation):
             return taken | {name: new[name] for name in new.keys() & inputs.keys()}
         return {name: values[is_marked.any(1)] for name, values in inputs.items()}
 
-    def measure_loss(self, logits: Any, target: Any, base_logits: Any, base_target: Any) -> Any:
+    def measure_loss(self, predicted: Predictions, of_base: Predictions) -> Any:
         """Compute the distance on what is trained of the marked rows."""
         from slimdown.training.divergence import measure_divergence
 
-        pair = base_logits[find_marked(base_target)], logits[find_marked(target)]
+        pair = of_base.logits[of_base.is_replayed], predicted.logits[predicted.is_replayed]
         return measure_divergence(*pair).sum() * (self.weight or 0.0)

@@ -5,10 +5,26 @@ no token has a number below 0. So a marked row has the label -101 - n for token 
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 IGNORED = -100  # the label of a token that is not trained on
 _MARK = IGNORED - 1
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts in a batch, at the places where a row has a label.
+
+    Attributes:
+        logits: [rows x places, vocabulary].
+        target: [rows x places], the token that is right, without its mark; or `IGNORED`.
+        is_replayed: [rows x places], whether it is trained on in a row that a mitigation marked.
+    """
+
+    logits: Any
+    target: Any
+    is_replayed: Any
 
 
 def mark_labels(labels: Iterable[int]) -> list[int]:

@@ -30,7 +30,7 @@ from slimdown.models.causal import (
     restore_weights,
 )
 from slimdown.training.divergence import measure_divergence
-from slimdown.training.labels import IGNORED, unmark_labels
+from slimdown.training.labels import IGNORED, Predictions, find_marked, unmark_labels
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
@@ -63,33 +63,40 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
         if self.takes_plain_loss:
-            compared = self.mitigation.choose_compared(inputs) if model.training else {}
-            compute_logits, marked = self._open_batch(model, inputs)
-            target = unmark_labels(marked)
-            if compared:
-                # Not through DDP's wrapper: other processes may have no such row in their batch.
-                own = self.accelerator.unwrap_model(model)
-                compute_base_logits, base_target = self._open_batch(own, compared)
-                # This comes first: it switches the adapter's gradients off and on again.
-                with eval_mode(own), disabled_adapters(own):
-                    base_logits = compute_base_logits()
-            logits = compute_logits()
-            nats = functional.cross_entropy(logits.float(), target, reduction="none")
-            total = nats.sum()
-            if compared:
-                of_base = base_logits, base_target
-                total = total + self.mitigation.measure_loss(logits, marked, *of_base)
-            n_tokens = kwargs.get("num_items_in_batch")
-            if n_tokens is None:
-                loss = total / (target != IGNORED).sum().clamp(min=1)
-            else:  # counts all processes; DDP takes their mean
-                loss = total * self.accelerator.num_processes / n_tokens
+            loss = self._compute_plain_loss(model, inputs, kwargs.get("num_items_in_batch"))
         else:
             stock: Any = super().compute_loss
             loss = stock(model, inputs, *args, **kwargs)
         if self.enlarges_gradients and loss.requires_grad:
             loss.register_hook(lambda gradient: gradient * _GRADIENT_SCALE)
         return loss
+
+    def _compute_plain_loss(self, model: Any, inputs: Any, n_tokens: Any) -> Any:
+        """Compute the loss of the logits, with what a mitigation adds in rows that it compares.
+
+        Args:
+            model: The model, in its wrapper.
+            inputs: The batch.
+            n_tokens: The trained tokens of a step, in the batches of all processes; None: those of
+                this batch.
+        """
+        compared = self.mitigation.choose_compared(inputs) if model.training else {}
+        predict = self._open_batch(model, inputs)
+        if compared:
+            # Not through DDP's wrapper: other processes may have no such row in their batch.
+            own = self.accelerator.unwrap_model(model)
+            # This comes first: it switches the adapter's gradients off and on again.
+            with eval_mode(own), disabled_adapters(own):
+                of_base = self._open_batch(own, compared)()
+        predicted = predict()
+        nats = functional.cross_entropy(
+            predicted.logits.float(), predicted.target, reduction="none"
+        ).sum()
+        if compared:
+            nats = nats + self.mitigation.measure_loss(predicted, of_base)
+        if n_tokens is None:
+            return nats / (predicted.target != IGNORED).sum().clamp(min=1)
+        return nats * self.accelerator.num_processes / n_tokens  # DDP takes their mean
 
     def validate(self, compares: bool = False) -> tuple[float, float]:
         """Compute the loss on the held-out rows; several processes share the batches.
@@ -110,16 +117,16 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         sums, model = torch.zeros(4, device=self.args.device), cast(Any, self.model).eval()
         for start in range(0, len(rows), size)[self.args.process_index :: self.args.world_size]:
             inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
-            compute_logits, target = self._open_batch(model, inputs)
-            is_trained = target != IGNORED
+            predict = self._open_batch(model, inputs)
             with torch.no_grad():
-                logits = compute_logits()
-                nats = functional.cross_entropy(logits.float(), target, reduction="sum")
+                own = predict()
+                is_trained = own.target != IGNORED
+                nats = functional.cross_entropy(own.logits.float(), own.target, reduction="sum")
                 sums[:2] += torch.stack([nats, is_trained.sum()])
                 if compares and start < _DIVERGENCE_ROWS:
                     with disabled_adapters(model):
-                        base_logits = compute_logits()[is_trained]
-                    nats = measure_divergence(base_logits, logits[is_trained]).sum()
+                        base_logits = predict().logits[is_trained]
+                    nats = measure_divergence(base_logits, own.logits[is_trained]).sum()
                     sums[2:] += torch.stack([nats, is_trained.sum()])
         loss, n_tokens, divergence, n_compared = self.accelerator.reduce(sums).tolist()
         return loss / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
@@ -139,26 +146,24 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
         return batch
 
-    def _open_batch(self, model: Any, inputs: Any) -> tuple[Callable[[], Any], Any]:
-        """Return a function that computes the logits where a batch has a target, and the targets.
-
-        Both are flat: [rows x places, vocabulary] and [rows x places].
-        """
+    def _open_batch(self, model: Any, inputs: Any) -> Callable[[], Predictions]:
+        """Take the labels out of a batch; return a function that predicts them."""
         labels = inputs.pop("labels")
-        target = labels[:, 1:]
-        places = (target != IGNORED).any(0).nonzero().flatten()
+        following = labels[:, 1:]
+        places = (following != IGNORED).any(0).nonzero().flatten()  # where any row has a label
         forward = get_inner_model(self.accelerator.unwrap_model(model)).forward
         takes_places = "logits_to_keep" in inspect.signature(forward).parameters
         if takes_places and not learns_prompt(self.model):
             inputs["logits_to_keep"] = places
+        target = following[:, places].flatten()
 
-        def compute_logits() -> Any:
+        def predict() -> Predictions:
             logits = model(**inputs, use_cache=False).logits
             if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
                 logits = logits[:, places + logits.shape[1] - labels.shape[1]]
-            return logits.flatten(0, 1)
+            return Predictions(logits.flatten(0, 1), unmark_labels(target), find_marked(target))
 
-        return compute_logits, target[:, places].flatten()
+        return predict
 
 
 def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:

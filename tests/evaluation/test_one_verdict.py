@@ -66,6 +66,8 @@ METRICS = {
     "pocket_instructions_dev": "exact_match.strip",
 }
 
+LIMIT = 12  # questions of each task
+
 
 def write_own_tasks(folder: Path) -> Path:
     folder.mkdir()
@@ -85,7 +87,6 @@ def judge_everywhere(
     tuned: str,
     tasks: list[str],
     own: Path,
-    limit: int,
     folder: Path,
     *settings: str,
     max_gen_toks: int | None = None,
@@ -95,7 +96,7 @@ def judge_everywhere(
     folder.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = [AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (base, tuned)]
-    asked: Any = {"limit": limit, "include_path": str(own), "max_gen_toks": max_gen_toks}
+    asked: Any = {"limit": LIMIT, "include_path": str(own), "max_gen_toks": max_gen_toks}
     before = slimdown.measure(models[0], tokenizer, tasks, **asked)
     judged: dict[str, Any] = {
         "measure": slimdown.judge(before, slimdown.measure(models[1], tokenizer, before))
@@ -113,7 +114,9 @@ def judge_everywhere(
         way: {name: (b.metric, b.verdict.name) for name, b in findings.benchmarks.items()}
         for way, findings in judged.items()
     }
-    stock: Any = {"limit": limit, "topics": topics, "max_gen_toks": max_gen_toks}
+    stock: Any = {"limit": LIMIT, "topics": topics}
+    if max_gen_toks:
+        stock["gen_kwargs"] = {"max_gen_toks": max_gen_toks}
     for name, model in (("base", base), ("tuned", tuned)):
         run_lm_eval(folder / name, tasks, own, model=model, **stock)
     done = call_verb(folder, "verdict", "base", "tuned", "--format", "json")
@@ -122,7 +125,7 @@ def judge_everywhere(
     shown["verdict"] = {row["benchmark"]: (row["metric"], row["verdict"]) for row in rows}
     chosen = [f"benchmark=[{','.join(tasks)}]", f"evaluation.include_path={own}"]
     for name in tasks:
-        chosen.append(f"benchmark.{name}.limit={limit}")
+        chosen.append(f"benchmark.{name}.limit={LIMIT}")
         if max_gen_toks and before.benchmarks[name].benchmark.max_gen_toks:  # it generates
             chosen.append(f"benchmark.{name}.max_gen_toks={max_gen_toks}")
     arguments = *settings, *chosen, f"tuned={tuned}", "quantization=none", "model.dtype=float32"
@@ -151,9 +154,7 @@ def spoil(model: str, folder: Path, strength: float) -> str:
 def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
     own = write_own_tasks(tmp_path / "own")
     tuned = spoil(str(MODEL_DIR), tmp_path / "tuned_model", 0.03)
-    shown = judge_everywhere(
-        str(MODEL_DIR), tuned, list(METRICS), own, 12, tmp_path, "model=pocket"
-    )
+    shown = judge_everywhere(str(MODEL_DIR), tuned, list(METRICS), own, tmp_path, "model=pocket")
     assert {name: metric for name, (metric, _) in shown["measure"].items()} == METRICS
     assert {verdict for _, verdict in shown["measure"].values()} > {"forgotten"}
     for way in ("callback", "verdict", "run"):
@@ -194,7 +195,7 @@ def test_real_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> Non
     own = tmp_path / "own"
     own.mkdir()  # empty: all tasks are the harness's
     few: Any = {"max_gen_toks": 12, "topics": TOPICS}  # their own are 256 and 1,280
-    shown = judge_everywhere(base, tuned, REAL, own, 12, tmp_path, *model, **few)
+    shown = judge_everywhere(base, tuned, REAL, own, tmp_path, *model, **few)
     assert len(shown["measure"]) == len(REAL)
     for way in ("callback", "verdict", "run"):
         assert shown[way] == shown["measure"], way

@@ -13,7 +13,7 @@ from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
 from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report.findings_report import findings_table
-from slimdown.report.run_page import render_page
+from slimdown.report.run_page import RunDescription, render_page
 from slimdown.report.text import describe_outcome
 from slimdown.run_files import render_run_files
 
@@ -50,8 +50,10 @@ class Reader(HTMLParser):
             self.parts.append(data)
 
 
-def read_page(pairs: dict[str, Pair], name: str = "a run", **settings: Any) -> Reader:
-    return Reader(render_page(judge_pairs(pairs), name, run_id="run-id", **settings))
+def read_page(pairs: dict[str, Pair], name: str = "a run", **description: Any) -> Reader:
+    return Reader(
+        render_page(judge_pairs(pairs), name, RunDescription(**description), run_id="run-id")
+    )
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,9 @@ class Near(Mitigation):
     def choose_compared(self, inputs):
         return dict(inputs)
 
-    def measure_loss(self, logits, target, base_logits, base_target):
-        return self.strength * (logits - base_logits).float().square().mean(-1).sum()
+    def measure_loss(self, predicted, of_base):
+        distance = predicted.logits - of_base.logits
+        return self.strength * distance.float().square().mean(-1).sum()
 """
 GATE = """
 import json

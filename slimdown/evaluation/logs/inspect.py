@@ -52,7 +52,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         "scorers": [[scorer.name, scorer.options] for scorer in made.scorers or ()],
         "model_roles": made.model_roles,
     }
-    conditions = logged_task.describe_settings("Inspect", made.task, settings)
+    conditions = logged_task.write_conditions("Inspect", made.task, settings)
     tool = f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}"
     provider = f"Inspect, {made.model.partition('/')[0]}"
     model = logged_task.name_model(made.model, made.model_args)
@@ -107,7 +107,7 @@ def _check_sizes(file: Path, sizes: Sequence[int], largest: int) -> None:
         raise DataError(f"{file} holds {found}; slimdown reads {most} at most: {advice}")
 
 
-def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
+def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]:
     if status != "success":
         advice = "finish it with `inspect eval-retry`"
         raise DataError(f"{file}: the log has the status {status}; {advice}")
@@ -132,7 +132,7 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
         yield _read_answer(question, samples)
 
 
-def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
+def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.LoggedAnswer:
     """Read one question: its mean scores, and the texts of the first time that it was asked."""
     first, by_epoch = samples[0], [dict(_list_scores(sample)) for sample in samples]
     metrics = [key for key in by_epoch[0] if all(key in scores for scores in by_epoch)]

@@ -54,7 +54,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")
         model = logged_task.name_model(str(general["model_name"]), general["model_config"])
         made_by = {"model": model, "tool": tool, "backend": "lighteval"}
-        conditions = logged_task.describe_settings("lighteval", title, settings | {"task": task})
+        conditions = logged_task.write_conditions("lighteval", title, settings | {"task": task})
         described = [one for one in task["metrics"] if isinstance(one, dict)]  # else names
         worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]
         reported = results["results"][title] | dict.fromkeys(map(str, worse), nan)
@@ -66,10 +66,10 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
 
 
-def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_task.Answer]:
+def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_task.LoggedAnswer]:
     """Read the answers, with only those scores whose mean over questions is the reported one."""
-    answers: list[logged_task.Answer] = []
-    for number, row in logged_task.read_rows(file):
+    answers: list[logged_task.LoggedAnswer] = []
+    for number, row in logged_task.read_table_rows(file):
         problem = f"{file}: row {number} is not logged as lighteval 0.13 does it"
         with logged_task.explain_malformed(problem):
             answers.append(_read_answer(row))
@@ -82,7 +82,7 @@ def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_ta
     yield from answers
 
 
-def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
+def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
     doc, model_response = row["doc"], row["model_response"]
     prompt, right = model_response.get("input") or doc["query"], doc["gold_index"]
     choices, likelihoods = doc["choices"], model_response.get("logprobs") or ()

@@ -6,7 +6,7 @@ a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No to
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
@@ -34,7 +34,7 @@ from slimdown.evaluation.logs.logged_task import (
     name_model,
     name_models,
 )
-from slimdown.evaluation.results import Metric, Sample
+from slimdown.evaluation.results import Metric, Sample, Score
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact
 
@@ -101,18 +101,10 @@ class _HarnessTask(LoggedTask):
     def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
         """Read the samples of one benchmark, and which scores of the results file are theirs."""
         task, results = self.title, self.results
-        shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task))
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
             reported = dict(_list_metrics(task, results))
             subtasks, configs = _list_tasks(task, results), results["configs"]
-            limit = results["config"].get("limit")
-            n_shots = {int(results["n-shot"].get(subtask) or 0) for subtask in subtasks}
-            settings = replace(
-                shipped,
-                num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
-                limit=int(limit) if limit and limit >= 1 else None,
-                cluster=cluster,
-            )
+            settings = self._read_settings(subtasks, cluster)
             config, samples = ResolvedBenchmark.of(settings), list[Sample]()
             for subtask in subtasks:
                 entries = self._read_entries(subtask)
@@ -128,19 +120,11 @@ class _HarnessTask(LoggedTask):
         # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
             scores = summarize_samples(config, samples, version, nan, weights).scores
-            usable = [
-                key
-                for key, score in scores.items()
-                if better.get(Metric(key).name) is not False
-                and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
-            ]
+            usable = _list_usable(scores, reported, better)
             if set(usable) - {CHOICE_PROBABILITY}:
                 break
         else:
             usable = []
-        order = [*better]  # the task's
-        usable.sort(key=lambda key: [*order, (n := Metric(key).name)].index(n))
-        usable.sort(key=lambda key: key not in reported)
         return LoggedAnswers(
             samples=samples,
             questions=[str(sample.doc_id) for sample in samples],
@@ -151,6 +135,17 @@ class _HarnessTask(LoggedTask):
             task_version=version,
             task_weights=weights,
             max_new_tokens=min(longest) and max(longest),
+        )
+
+    def _read_settings(self, subtasks: Sequence[str], cluster: str | None) -> BenchmarkConfig:
+        """Read how the benchmark was asked; what a log does not say is as in conf/benchmark/."""
+        limit = self.results["config"].get("limit")
+        n_shots = {int(self.results["n-shot"].get(subtask) or 0) for subtask in subtasks}
+        return replace(
+            _known_benchmarks().get(self.title, BenchmarkConfig(task=self.title)),
+            num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
+            limit=int(limit) if limit and limit >= 1 else None,
+            cluster=cluster,
         )
 
     def _read_entries(self, task: str) -> list[dict[str, Any]]:
@@ -217,6 +212,28 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
         is_error = metric == "bypass" or metric.endswith("_stderr")
         if filter_name and not is_error and isinstance(value, int | float):
             yield Metric(metric, filter_name), float(value)
+
+
+def _list_usable(
+    scores: Mapping[str, Score], reported: Mapping[str, float], better: Mapping[str, Any]
+) -> list[str]:
+    """List the metrics that are means as the harness reports them, where more is better.
+
+    Those that it reports come first, each kind in the task's order.
+
+    Args:
+        scores: The means of the questions' scores, by metric.
+        reported: The harness's scores; one that it does not report is taken as it is.
+        better: By metric without its filter, whether more is better; the task's order.
+    """
+    usable = [
+        key
+        for key, score in scores.items()
+        if better.get(Metric(key).name) is not False
+        and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
+    ]
+    order = sorted(usable, key=lambda key: [*better, (n := Metric(key).name)].index(n))
+    return sorted(order, key=lambda key: key not in reported)
 
 
 @cache

@@ -54,7 +54,7 @@ class LogReader(Protocol):
         """
 
 
-Answer = tuple[str, float, dict[str, Any]]
+LoggedAnswer = tuple[str, float, dict[str, Any]]
 """The id of a question, what guessing scores, and what a log says: fields of `Sample` by name.
 
 The fields are `prompt`, `target`, `response`, `scores`, and others if the log has them; `document`
@@ -124,7 +124,7 @@ class LoggedTask:
     title: str  # the tool's name of the benchmark
     made_by: Mapping[str, str]  # `model`, `tool` with its version, and `backend`
     conditions: Mapping[str, str]  # what must be equal for answers to be compared
-    answers: Iterable[Answer]  # read when they are needed: those of older logs are not
+    answers: Iterable[LoggedAnswer]  # read when they are needed: those of older logs are not
     task_version: str = ""
     max_new_tokens: int | None = None
     seconds: float = nan
@@ -248,7 +248,7 @@ def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: value for k, value in arguments.items() if not _FREE_ARGUMENTS.fullmatch(k)}
 
 
-def describe_settings(kind: str, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
+def write_conditions(kind: str, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """Write settings of a task as conditions, without secrets and memory addresses."""
     conditions = {"kind": kind}
     for key, value in settings.items():
@@ -257,7 +257,7 @@ def describe_settings(kind: str, task: str, settings: Mapping[str, Any]) -> dict
     return conditions
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_table_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the rows of a table, with their numbers.
 
     Raises:

@@ -108,24 +108,10 @@ def read_logs(
     """
     metrics, clusters = metrics or {}, clusters or {}
     _check_types(metrics, targets, clusters)
-    kind, files = find_logs(Path(str(folder)))
-    open_logs = list_readers()[kind].open_logs
-    if kind == "tables" and not Path(str(folder)).is_dir():
-        open_logs = partial(score_tables.open_logs, title="scores")
-    logs = [log for file in files for log in open_logs(file)]
-    newest = {name_benchmark(log.title): log for log in logs}
-    used = [log for log in logs if newest[name_benchmark(log.title)] is log]
-    if kind == "tables" and len(logs) > len(newest):
-        names = ", ".join(newest)
-        problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
-        raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
+    newest, used = _open_newest(Path(str(folder)), on_note)
     for name in (*metrics, *targets, *clusters):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
-    _check_made_alike(folder, used if kind == "lm_eval" else logs)  # its folders are of one model
-    if len(logs) > len(used):
-        read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
-        on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
         role = Role.target if name in targets else None
@@ -146,6 +132,32 @@ def read_logs(
         conditions={key: value for log in used for key, value in log.conditions.items()},
         model=redact(made_by.get("model", "")),
     )
+
+
+def _open_newest(
+    folder: Path, on_note: Callable[[str], object]
+) -> tuple[dict[str, LoggedTask], list[LoggedTask]]:
+    """Open the newest log of each benchmark in a folder.
+
+    Returns:
+        The logs by the benchmark's name; and the same in the order in which they were made.
+    """
+    kind, files = find_logs(folder)
+    open_logs = list_readers()[kind].open_logs
+    if kind == "tables" and not folder.is_dir():
+        open_logs = partial(score_tables.open_logs, title="scores")
+    logs = [log for file in files for log in open_logs(file)]
+    newest = {name_benchmark(log.title): log for log in logs}
+    used = [log for log in logs if newest[name_benchmark(log.title)] is log]
+    if kind == "tables" and len(logs) > len(newest):
+        names = ", ".join(newest)
+        problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
+        raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
+    _check_made_alike(folder, used if kind == "lm_eval" else logs)  # its folders are of one model
+    if len(logs) > len(used):
+        read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
+        on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
+    return newest, used
 
 
 def _check_types(metrics: object, targets: object, clusters: object) -> None:

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.evaluation.harness_results import parse_score
-from slimdown.evaluation.logs.logged_task import Answer, LoggedTask, name_benchmark, read_rows
+from slimdown.evaluation.logs.logged_task import (
+    LoggedAnswer,
+    LoggedTask,
+    name_benchmark,
+    read_table_rows,
+)
 from slimdown.utils.errors import DataError
 
 _TEXTS = {"prompt": "prompt", "target": "target", "response": "answer"}
@@ -28,8 +33,8 @@ def find_files(path: Path) -> list[Path]:
 
 def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
     """Read a table of one or several benchmarks; `title` names one without a `benchmark` column."""
-    tasks: dict[str, list[Answer]] = {}
-    for number, row in read_rows(file):
+    tasks: dict[str, list[LoggedAnswer]] = {}
+    for number, row in read_table_rows(file):
         if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
             columns = ", ".join(map(str, row))
             advice = "; a comma must stand between columns" if ";" in columns else ""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from slimdown.config.fields import POSITIVE, setting
 from slimdown.config.mitigation import Mitigation
-from slimdown.training.labels import IGNORED
+from slimdown.training.labels import IGNORED, Predictions
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Kl(Mitigation):
         """Compare every row."""
         return dict(inputs)
 
-    def measure_loss(self, logits: Any, target: Any, base_logits: Any, base_target: Any) -> Any:
+    def measure_loss(self, predicted: Predictions, of_base: Predictions) -> Any:
         """Leave the right token out, so that its own likelihood is free to grow."""
         from slimdown.training.divergence import measure_divergence
 
-        is_trained = target != IGNORED
-        pair = base_logits[is_trained], logits[is_trained]
-        return self.weight * measure_divergence(*pair, target[is_trained]).sum()
+        is_trained = predicted.target != IGNORED
+        pair = of_base.logits[is_trained], predicted.logits[is_trained]
+        return self.weight * measure_divergence(*pair, predicted.target[is_trained]).sum()
