@@ -6,7 +6,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 60  # from `def` to the last one, without the docstring
-LONG = {"slimdown/judging/findings.py judge"}  # to be opened
 COMPREHENSIONS = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
 
 
@@ -34,7 +33,7 @@ def test_no_function_is_long() -> None:
         for file, node in walk_files("slimdown")
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
-    assert {name for name, n_lines in functions if n_lines > MOST_LINES} == LONG
+    assert not [name for name, n_lines in functions if n_lines > MOST_LINES]
 
 
 def test_no_comprehension_is_nested_twice() -> None:

@@ -20,7 +20,7 @@ from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
-from slimdown.judging.verdicts import Verdict, decide_verdicts, split_kinds, watch_change
+from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds, watch_change
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -135,6 +135,11 @@ class BenchmarkChange:
         return self.never_ended is None
 
     @property
+    def is_forgotten(self) -> bool:
+        """Whether a loss is shown."""
+        return self.verdict is Verdict.forgotten
+
+    @property
     def is_stopped(self) -> bool:
         """Whether the evaluation stopped early; its change is then on average too large."""
         return self.n_available is not None and self.n < self.n_available
@@ -223,56 +228,94 @@ def judge(
             judged.
     """
     pairs = pair_evaluations(base, tuned, same_prompts)
-    metrics = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
+    changes = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
+    decided = _decide_verdicts(pairs, changes, n_reports)
+    benchmarks = {n: _judge_benchmark(p, changes[n], *decided[n]) for n, p in pairs.items()}
+    means = {}
+    for role in (Role.target, Role.retained):
+        names = list_averaged(benchmarks, role)
+        means[role] = average_changes([(pairs[n], benchmarks[n].primary.difference) for n in names])
+    asked_by = {"harness_version": base.harness_version, "backend": base.backend}
+    return Findings(
+        benchmarks=benchmarks,
+        lost_answers={
+            name: break_down_losses(take_first_answers(pairs[name]), one.is_forgotten)
+            for name, one in benchmarks.items()
+        },
+        training=training,
+        costs=_list_costs(base, tuned, training),
+        part=base.part,
+        conditions={**asked_by, **base.conditions},
+        mean_changes=means,
+        base=base,
+        tuned=tuned,
+    )
+
+
+def _decide_verdicts(
+    pairs: Mapping[str, Pair], changes: Mapping[str, dict[str, MetricChange]], n_reports: int
+) -> dict[str, tuple[Decision, int]]:
+    """Decide all verdicts, each kind of metric as one family.
+
+    Returns:
+        By benchmark the decision, and how many benchmarks it was corrected for.
+    """
     configs = {name: pair.base.benchmark for name, pair in pairs.items()}
-    differences = {name: metrics[name][configs[name].metric].difference for name in pairs}
-    claimed = {name: pair for name, pair in pairs.items() if configs[name].role is not Role.watched}
-    decisions = {n: watch_change(d, configs[n].margin) for n, d in differences.items()}
-    n_tested = dict.fromkeys(pairs, 1)  # together with each
-    for family in split_kinds({name: configs[name].metric for name in claimed}):
+    differences = {name: changes[name][configs[name].metric].difference for name in pairs}
+    made = {n: (watch_change(d, configs[n].margin), 1) for n, d in differences.items()}
+    claimed = {n: one.metric for n, one in configs.items() if one.role is not Role.watched}
+    for family in split_kinds(claimed):
         margins = [configs[name].margin for name in family]
-        made = decide_verdicts([differences[name] for name in family], margins, n_reports)
-        decisions |= zip(family, made, strict=True)
-        n_tested |= dict.fromkeys(family, n_reports * len(family))
-    benchmarks, losses = {}, {}
-    for name, pair in pairs.items():
-        decided, d = decisions[name], differences[name]
-        # Holm's first step: the level that a change must pass if no other is shown
-        alpha = ALPHA / n_tested[name]
-        config, primary = configs[name], metrics[name][configs[name].metric]
-        x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        is_open, rate = decided.verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
-        benchmarks[name] = BenchmarkChange(
-            role=config.role,
-            metric=config.metric,
-            n=d.n,
-            n_available=pair.sampling.n_available,
-            chance=config.chance or 0.0,
-            margin=config.margin,
-            max_loss=config.max_loss,
-            changes=metrics[name],
-            paper_metric=config.paper_metric,
-            paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
-            forgetting_rate=rate,
-            verdict=decided.verdict,
-            shown_change=decided.form_interval(d, config.margin),
-            shown_level=decided.level,
-            p_value=decided.p_value,
-            equivalence_p_value=decided.equivalence_p_value,
-            minimum_detectable_change=minimum_detectable_change(d, alpha),
-            n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
-            subjects=compare_subjects(pair, x, y),
-            traits=compare_behaviour(pair),
-            question_hash=pair.question_hash,
-            max_gen_toks=config.max_gen_toks,
-            repeats=config.repeats,
-        )
-        if not benchmarks[name].is_measured:
-            unclear = Estimate(d.value, nan, nan, nan)
-            verdict = Verdict.undecided if name in claimed else None
-            benchmarks[name] = replace(benchmarks[name], verdict=verdict, shown_change=unclear)
-        is_forgotten = benchmarks[name].verdict is Verdict.forgotten
-        losses[name] = break_down_losses(take_first_answers(pair), is_forgotten)
+        decisions = decide_verdicts([differences[name] for name in family], margins, n_reports)
+        made |= {n: (d, n_reports * len(family)) for n, d in zip(family, decisions, strict=True)}
+    return made
+
+
+def _judge_benchmark(
+    pair: Pair, changes: dict[str, MetricChange], decided: Decision, n_tested: int
+) -> BenchmarkChange:
+    """Say what changed on one benchmark, with the verdict that was decided among `n_tested`."""
+    config = pair.base.benchmark
+    primary, d = changes[config.metric], changes[config.metric].difference
+    # Holm's first step: the level that a change must pass if no other is shown
+    alpha = ALPHA / n_tested
+    x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
+    is_open, rate = decided.verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
+    change = BenchmarkChange(
+        role=config.role,
+        metric=config.metric,
+        n=d.n,
+        n_available=pair.sampling.n_available,
+        chance=config.chance or 0.0,
+        margin=config.margin,
+        max_loss=config.max_loss,
+        changes=changes,
+        paper_metric=config.paper_metric,
+        paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
+        forgetting_rate=rate,
+        verdict=decided.verdict,
+        shown_change=decided.form_interval(d, config.margin),
+        shown_level=decided.level,
+        p_value=decided.p_value,
+        equivalence_p_value=decided.equivalence_p_value,
+        minimum_detectable_change=minimum_detectable_change(d, alpha),
+        n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
+        subjects=compare_subjects(pair, x, y),
+        traits=compare_behaviour(pair),
+        question_hash=pair.question_hash,
+        max_gen_toks=config.max_gen_toks,
+        repeats=config.repeats,
+    )
+    if change.is_measured:
+        return change
+    unclear = Estimate(d.value, nan, nan, nan)
+    verdict = change.verdict and Verdict.undecided
+    return replace(change, verdict=verdict, shown_change=unclear)
+
+
+def _list_costs(
+    base: Evaluation, tuned: Evaluation, training: TrainingResult | None
+) -> dict[str, float]:
     costs = {
         "base_evaluation_seconds": base.seconds,
         "tuned_evaluation_seconds": tuned.seconds,
@@ -280,22 +323,7 @@ def judge(
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
     }
-    means = {
-        role: average_changes([(pairs[n], differences[n]) for n in list_averaged(benchmarks, role)])
-        for role in (Role.target, Role.retained)
-    }
-    asked_by = {"harness_version": base.harness_version, "backend": base.backend}
-    return Findings(
-        benchmarks=benchmarks,
-        lost_answers=losses,
-        training=training,
-        costs={name: cost for name, cost in costs.items() if not isnan(cost)},
-        part=base.part,
-        conditions={**asked_by, **base.conditions},
-        mean_changes=means,
-        base=base,
-        tuned=tuned,
-    )
+    return {name: cost for name, cost in costs.items() if not isnan(cost)}
 
 
 def list_averaged(benchmarks: Mapping[str, BenchmarkChange], role: Role) -> list[str]:

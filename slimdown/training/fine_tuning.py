@@ -24,7 +24,7 @@ from slimdown.models.causal import disabled_adapters
 from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
-from slimdown.training.forwards import read_forwards
+from slimdown.training.forwards import apply_forwards, read_forwards
 from slimdown.training.labels import IGNORED
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
@@ -185,11 +185,9 @@ def fine_tune(
         ModelError: It does not fit in memory, or its loss is not finite any more.
     """
     folder = broadcast_from_main(checkpoint_dir)
-    if forwards := broadcast_from_main(read_forwards(folder)):
-        config = replace(config, train=forwards.apply(config.train))
+    config, forwards = apply_forwards(config, broadcast_from_main(read_forwards(folder)))
     facts, train = config.method.facts, config.train
-    weights = base.model.named_parameters() if facts.trains_weights else ()
-    dtypes = {name: parameter.dtype for name, parameter in weights}
+    dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
     if facts.start:
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
@@ -235,7 +233,7 @@ def fine_tune(
         n_truncated=rows.n_truncated,
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
-        forwards=forwards.describe() if forwards else "",
+        forwards=forwards,
     )
     return tuned, result
 

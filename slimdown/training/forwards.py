@@ -109,6 +109,13 @@ def keep_forwards(folder: Path, choose: Callable[[], Forwards]) -> Forwards:
     return forwards
 
 
+def apply_forwards(config: RunConfig, forwards: Forwards | None) -> tuple[RunConfig, str]:
+    """Return the settings with which TRL takes such steps, and a few words on them."""
+    if forwards is None:
+        return config, ""
+    return replace(config, train=forwards.apply(config.train)), forwards.describe()
+
+
 def read_forwards(folder: Path) -> Forwards | None:
     """Return the forwards that a run began with; None where none were chosen."""
     file = folder / _FILE
