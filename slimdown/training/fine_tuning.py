@@ -214,8 +214,7 @@ def fine_tune(
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output_dir = folder / ("model" if facts.trains_weights else "adapter")
     tuned = _save_tuned(replace(base, model=model.eval()), output_dir, dtypes)
-    history = callback.history
-    n_tokens = history[-1].values.get("num_tokens", 0.0)
+    history, n_tokens = callback.history, callback.history[-1].values.get("num_tokens", 0.0)
     result = TrainingResult(
         output_dir=output_dir,
         steps=len(history) if callback.kept_step is None else callback.kept_step,
