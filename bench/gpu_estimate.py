@@ -35,13 +35,13 @@ class Card(NamedTuple):
     forward_seconds: float  # at least: Python, launches, unpacked 4-bit weights
     question_batch: int  # what `choose_backend` takes
     generation_batch: int
-    row_batch: int  # of the preset, with checkpoints
+    row_batch: int  # of a forward, with checkpoints
     start_seconds: float = 120.0  # imports, the model, prompts, tokenizing
 
 
 CARDS = [
     Card("H100, train=h100", 0.35 * 989e12, 0.030, 32, 64, 16),
-    Card("T4, train=t4", 0.35 * 65e12, 0.045, 4, 16, 2),
+    Card("T4", 0.35 * 65e12, 0.045, 4, 16, 2),
 ]
 
 

@@ -3,10 +3,12 @@
 `make notebook` keeps what trl.ipynb then shows. t4.ipynb needs the hub.
 """
 
+import json
 import os
 import re
 import shlex
 import sys
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,6 +128,21 @@ def test_the_t4_notebook_says_of_each_cell_how_long_it_takes() -> None:
         if cell.cell_type == "code":
             assert re.search(r"T4: .*\.", before.source), cell.source
             assert not cell.outputs  # nobody ran it on one yet
+
+
+def test_the_t4_notebook_finds_where_it_was_opened_or_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [cell] = [c.source for c in read_t4_notebook().cells if "def find_repository" in c.source]
+    values: dict[str, Any] = {"REPOSITORY": ""}
+    exec(re.sub(r"^( *)[!%].*", r"\1pass", cell, flags=re.MULTILINE), values)
+    monkeypatch.delenv("COLAB_JUPYTER_PORT", raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: " https://example.org/x ")
+    assert values["find_repository"]() == "https://example.org/x"
+    opened = "fileId=https%3A//github.com/someone/slimdown/blob/main/docs/examples/t4.ipynb"
+    values["urlopen"] = lambda address: BytesIO(json.dumps([{"path": opened}]).encode())
+    monkeypatch.setenv("COLAB_JUPYTER_PORT", "9000")
+    assert values["find_repository"]() == "https://github.com/someone/slimdown"
 
 
 def test_the_t4_notebooks_settings_are_accepted() -> None:
