@@ -2,10 +2,11 @@
 
     python -m bench.peft_table
 
-The rows are those of peft@5d602fdbf, `method_comparison/MetaMathQA/results`: Llama 3.2 3B, one seed,
-GSM8K's 1,319 test questions. The table has 63 rows, ten of which stand here, so each is corrected
-for 62 comparisons. PEFT publishes scores and no answers, so they are compared unpaired. With pairs
-fewer questions would do; how many depends on the share of answers that flip, which is assumed.
+The rows are those of peft@5d602fdbf, `method_comparison/MetaMathQA/results`: Llama 3.2 3B, one
+seed, GSM8K's 1,319 test questions. The table has 63 rows, ten of which stand here, so each is
+corrected for 62 comparisons. PEFT publishes scores and no answers, so they are compared unpaired.
+With pairs fewer questions would do; how many depends on the share of answers that flip, which is
+assumed.
 """
 
 from bisect import bisect_left
