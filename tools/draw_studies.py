@@ -70,15 +70,30 @@ def draw_statistics(axes: Axes) -> None:
     axes.set(xlim=(0, 90), yticks=[], xlabel="wrong claims, %; dotted: what is allowed")
 
 
+def draw_methods(axes: Axes) -> None:
+    """Draw what each method learned over what it lost on average, as means over seeds."""
+    for name, *changes in read_rows("methods.md"):
+        if changes and changes[0][:1] in "+−":
+            target, *retained = (float(cell.split()[0].replace("−", "-")) for cell in changes)
+            lost = -sum(retained) / len(retained)
+            axes.plot(lost, target, "o", color=LOST if name in ("prefix", "prompt") else KEPT)
+            axes.annotate(name, (lost + 0.7, target + 1))
+    axes.set(xlim=(0, 65), ylim=(0, 95))
+    axes.set(xlabel="lost: mean of the retained, points", ylabel="learned, points")
+
+
 def main() -> None:
-    """Write both figures into docs/images."""
-    for name, draw, height in (
-        ("instruct", draw_instruct, 2.6),
-        ("statistics", draw_statistics, 3.4),
-    ):
+    """Write the figures into docs/images."""
+    figures = {
+        "instruct": (draw_instruct, 2.6),
+        "statistics": (draw_statistics, 3.4),
+        "methods": (draw_methods, 3.4),
+    }
+    for name, (draw, height) in figures.items():
         figure, axes = pyplot.subplots(figsize=(7, height), layout="constrained")
         draw(axes)
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines["left"].set_visible(bool(axes.get_ylabel()))
         figure.savefig(DOCS / "images" / f"{name}.png", dpi=120)
 
 
