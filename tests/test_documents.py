@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from builders import unpack_logs
 
+from slimdown.commands import verdict
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
@@ -94,3 +96,24 @@ def test_commands_fit_into_the_box_of_a_page() -> None:
         lines = re.findall(r"^ {4}.*|(?<=```python\n)(?:.*\n)*?(?=```)", document.read_text(), re.M)
         long = [line for text in lines for line in text.splitlines() if len(line) > 110]
         assert not [line for line in long if re.match(r" *(slimdown|lm_eval|python)\b", line)], long
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 75
+    assert not [line for line in lines if line.startswith("    ") and len(line) > 80]
+    first = next(line for line in lines if line.startswith("    "))
+    assert re.fullmatch(r" {4}pip install 'slimdown @ git\+https://\S+'", first)
+
+
+def test_the_page_on_outcomes_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unpack_logs(tmp_path / "logs")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "next.md").read_text()
+    shown = re.findall(r"^ {4}\$ slimdown verdict (.*)\n {4}([A-Z].*)", page, re.MULTILINE)
+    assert len(shown) == 3
+    for words, outcome in shown:
+        verdict.main(shlex.split(words))
+        assert capsys.readouterr().out.splitlines()[0] == outcome
