@@ -6,7 +6,7 @@ A launcher without a row starts jobs, too; its messages are then its own.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slimdown.utils.errors import ConfigError
@@ -30,7 +30,7 @@ class LauncherFacts:
     module: str
     about: str
     needs_one: tuple[str, ...] = ()
-    only: Mapping[str, tuple[str, str]] = {}
+    only: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     marks_job: str = ""
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
