@@ -250,7 +250,10 @@ class TrainConfig:
         Range("must be at least 8 tokens", lambda n: n >= 8),
     )
     completion_only_loss: bool = setting("the loss is of the completion alone, where rows have one")
-    assistant_only_loss: bool = setting("of messages: the loss is of the assistant's turns alone")
+    assistant_only_loss: bool | str = setting(
+        "of conversations: the loss is of what the assistant says; auto: where that can be told",
+        Range("must be auto, true or false", lambda value: value in (True, False, "auto")),
+    )
     gradient_checkpointing: bool = setting("compute activations again instead of holding them")
     checkpoint_minutes: float | None = setting(
         "minutes between two checkpoints; 0: none are written", NOT_NEGATIVE

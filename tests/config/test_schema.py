@@ -30,7 +30,20 @@ def test_every_other_model_gets_the_papers_settings(model: str, composed: Compos
     lora = config.lora
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.0)
     attention = ["q_proj", "k_proj", "v_proj"]
-    assert lora.target_modules == (["all-linear"] if model == "lfm2_1.2b" else attention)
+    assert lora.target_modules == (attention if model in PLAIN else ["all-linear"])
+
+
+@pytest.mark.parametrize("paper", ["paper_llama32", "paper_tinyllama"])
+def test_the_papers_presets_keep_what_it_trained(paper: str, composed: Compose) -> None:
+    config = composed(f"experiment={paper}")
+    assert config.lora.target_modules == ["q_proj", "k_proj", "v_proj"]
+    assert (config.train.assistant_only_loss, config.train.completion_only_loss) == (False, False)
+    own = ["lora=mlp", "train.assistant_only_loss=auto"]
+    chosen = composed(f"experiment={paper}", *own)
+    assert (chosen.lora.target_modules[0], chosen.train.assistant_only_loss) == (
+        "gate_proj",
+        "auto",
+    )
 
 
 GROUPS = ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"]
@@ -60,6 +73,8 @@ def test_a_preset_holds_only_differences(composed: Compose) -> None:
     preset.dataset["alpaca"].max_examples = plain.dataset["alpaca"].max_examples
     assert preset.evaluation.apply_chat_template is False
     preset.evaluation.apply_chat_template = plain.evaluation.apply_chat_template
+    assert preset.train.assistant_only_loss is False
+    preset.train.assistant_only_loss = plain.train.assistant_only_loss
     assert preset == plain
 
 
