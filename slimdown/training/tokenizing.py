@@ -35,6 +35,7 @@ class TokenizedRows:
     n_untrained: int
     notes: Sequence[str]
     n_added: int = 0  # by a mitigation: the last rows of `train`
+    written: str = ""  # rows that the base wrote, JSON lines for the record
     is_padding_free: bool = False  # a batch is one row without padding; the trial decides it
 
 
