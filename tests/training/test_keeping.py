@@ -11,7 +11,7 @@ import torch
 import transformers
 from commands_and_runs import SMALL
 from peft import LoraConfig, get_peft_model
-from tiny_models import save_chatty_pocket
+from tiny_models import TEMPLATE, save_chatty_pocket
 from training_run import TrainingRun
 
 from slimdown.config.mitigation import Mitigation
@@ -193,6 +193,20 @@ def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
             assert text.partition("assistant:")[0].strip() == said
         else:
             assert text.strip() == said["content"]
+
+
+@pytest.mark.usefixtures("chatty")
+def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None:
+    switched = TEMPLATE + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
+    Path("chatty/chat_template.jinja").write_text(switched)
+    for thinks in (True, False):
+        switch = [f"evaluation.enable_thinking={str(thinks).lower()}"]
+        switch.append("evaluation.think_end_token='</think>'")
+        run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.max_tokens=4", *switch))
+        for row in list(run.rows.train)[64:]:
+            prompt = row["input_ids"][: row["labels"].count(IGNORED)]
+            ending = "assistant:<think>" if thinks else "assistant:"
+            assert run.base.tokenizer.decode(prompt).endswith(ending)
 
 
 @pytest.mark.usefixtures("chatty")
