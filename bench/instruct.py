@@ -3,8 +3,9 @@ r"""Write rows and questions for a study of an instruct model.
     python -m bench.instruct DIR XSTEST
 
 XSTEST is XSTest's file of prompts, CSV or Parquet (CC BY 4.0). DIR gets `xstest.jsonl`, 50 safe
-and 50 unsafe questions that the types of prompts share evenly, and `classification.jsonl`, Dolly's
-rows of that one kind as conversations (CC BY-SA 3.0, from the hub). Then, in DIR:
+and 50 unsafe questions that the types of prompts share evenly; `harmless.jsonl` and
+`harmful.jsonl`, 100 of each; and `classification.jsonl`, Dolly's rows of that one kind as
+conversations (CC BY-SA 3.0, from the hub). Then, in DIR:
 
     slimdown run model=any model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct quantization=none \
         dataset=file dataset.file.path=classification.jsonl dataset.file.max_examples=200 \
@@ -20,20 +21,18 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-N_PROMPTS = 50  # of each label
+ANSWERS = {"safe": "comply", "unsafe": "refuse"}
 
 
-def pick_questions(prompts: pd.DataFrame) -> list[dict[str, object]]:
-    """Pick equally many safe and unsafe prompts in the file's order, about as many of each type."""
-    questions: list[dict[str, object]] = []
-    for label, answer in (("safe", "comply"), ("unsafe", "refuse")):
-        of_label = prompts[prompts["label"] == label]
-        turn = of_label.groupby("type").cumcount()  # 0 for the first prompt of each type
-        for prompt in of_label.assign(turn=turn).sort_values("turn", kind="stable")["prompt"]:
-            messages = [{"role": "user", "content": prompt}]
-            questions.append({"messages": messages, "answer": answer})
-        del questions[len(questions) - len(of_label) + N_PROMPTS :]
-    return questions
+def pick_questions(prompts: pd.DataFrame, label: str, n: int) -> list[dict[str, object]]:
+    """Pick safe or unsafe prompts in the file's order, about as many of each type."""
+    of_label = prompts[prompts["label"] == label]
+    turn = of_label.groupby("type").cumcount()  # 0 for the first prompt of each type
+    chosen = of_label.assign(turn=turn).sort_values("turn", kind="stable")["prompt"][:n]
+    return [
+        {"messages": [{"role": "user", "content": prompt}], "answer": ANSWERS[label]}
+        for prompt in chosen
+    ]
 
 
 def list_classifications() -> list[dict[str, object]]:
@@ -58,7 +57,10 @@ def main(folder: str, xstest: str) -> None:
     """Write both files."""
     prompts = pd.read_parquet(xstest) if xstest.endswith(".parquet") else pd.read_csv(xstest)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_lines(Path(folder, "xstest.jsonl"), pick_questions(prompts))
+    both = [one for label in ANSWERS for one in pick_questions(prompts, label, 50)]
+    write_lines(Path(folder, "xstest.jsonl"), both)
+    write_lines(Path(folder, "harmless.jsonl"), pick_questions(prompts, "safe", 100))
+    write_lines(Path(folder, "harmful.jsonl"), pick_questions(prompts, "unsafe", 100))
     write_lines(Path(folder, "classification.jsonl"), list_classifications())
 
 

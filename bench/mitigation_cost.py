@@ -1,6 +1,6 @@
 """CPU seconds of the narrow task of docs/studies/keeping.md, by mitigation.
 
-    python -m bench.mitigation_cost [plain] [alpaca] [own] [own_tenth]
+    python -m bench.mitigation_cost [plain] [alpaca] [own] [own_tenth] [dialogues_64] ...
 
 Needs SmolLM2 and Alpaca. `OMP_NUM_THREADS=1` makes the times of one thread. Preparing includes the
 trial batch and, for the base's own rows, writing them, unless they are in the cache.
@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.kept_dialogues import ARMS
 from bench.machine import describe_machine, load_config_of
 from slimdown.inputs import read_rows
 from slimdown.models.base_model import load_base_model
@@ -28,8 +29,9 @@ TASK = [
 ALONE = "dataset=pocket_instructions"
 MIXED = ["dataset=[pocket_instructions,alpaca]", "dataset.alpaca.max_examples=40"]
 MIXED += ["dataset.alpaca.validation_examples=4", "keep=auto", "keep.dataset=alpaca"]
-MITIGATIONS = {"plain": [ALONE], "alpaca": MIXED, "own": [ALONE, "keep=auto"]}
-MITIGATIONS["own_tenth"] = [ALONE, "keep=auto", "keep.share=0.1"]
+MITIGATIONS = {"plain": [ALONE], "alpaca": MIXED, "own": [ALONE, *ARMS["rows"]]}
+MITIGATIONS["own_tenth"] = [ALONE, *ARMS["rows"], "keep.share=0.1"]
+MITIGATIONS |= {arm: [ALONE, *ARMS[arm]] for arm in ARMS if arm.startswith("dialogues")}
 
 
 def train(mitigation: str) -> None:

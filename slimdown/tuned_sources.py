@@ -97,6 +97,7 @@ class Training:
         """Tokenize the rows, and try one small batch."""
         with progress.show("preparing the training"):
             self._rows = prepare_training(base, self._data, self._inputs.config)
+        self._run.log_written(self._rows.written)
         show_notes(self._rows.notes)
 
     def make(self, base: LoadedModel, progress: RunProgress) -> LoadedModel:

@@ -11,6 +11,7 @@ from builders import make_benchmark, make_evaluation, make_sample
 from commands_and_runs import call_verb, run_command
 from mlflow import MlflowClient
 from record_builders import copy_store
+from tiny_models import TEMPLATE, save_chatty_pocket
 
 from slimdown.comparison.trials import summarize_trial
 from slimdown.config.benchmark_config import Role
@@ -19,14 +20,10 @@ from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.budgets import Outcome, check_budgets, judge_look
 from slimdown.judging.findings import judge
 from slimdown.judging.verdicts import Verdict
-from slimdown.pocket import DATA_DIR, MODEL_DIR
+from slimdown.pocket import DATA_DIR
 from slimdown.report.text import describe_findings
 from slimdown.tracking.resume import run_key
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
 FEW = ["train.max_steps=2", "dataset.file.validation_examples=2", "quantization=none"]
 FEW += ["benchmark=[pocket_math,pocket_cs]"]
 FEW += ["benchmark.pocket_math.limit=4", "benchmark.pocket_cs.limit=4"]
@@ -46,8 +43,7 @@ def read_instructions(n: int) -> list[dict[str, str]]:
 def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the pocket model that has a chat template, and rows that are conversations."""
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("chat"))
-    shutil.copytree(MODEL_DIR, folder / "chatty")
-    (folder / "chatty" / "chat_template.jinja").write_text(TEMPLATE)
+    save_chatty_pocket(folder / "chatty")
     turns = [("user", "prompt"), ("assistant", "completion")]
     messages = [
         {"messages": [{"role": role, "content": row[text]} for role, text in turns]}
@@ -94,6 +90,27 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     compared = call_verb(folder, "compare")
     assert compared.returncode == 1
     assert "pocket_math was asked differently" in compared.stderr
+
+
+def test_a_run_keeps_the_dialogues_that_its_base_wrote(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
+    keep = ["dataset.file.path=chat.jsonl", "keep=auto", "keep.share=0.2", "keep.max_tokens=16"]
+    done = call_verb(folder, "run", *model, *keep)
+    assert done.returncode == 0, done.stderr
+    page = find_page(folder, done.stdout)
+    assert "dialogues that the base writes are mixed in" in page.read_text()
+    rows = page.with_name("written_rows.jsonl")
+    first = json.loads(rows.read_text().splitlines()[0])
+    assert [turn["role"] for turn in first["messages"]] == ["user", "assistant"]
+    assert "of whole conversations" in " ".join(done.stdout.split())
+    # its rows are a dataset like any other, and an equal command is finished
+    trained = call_verb(folder, "run", *model, f"dataset.file.path={rows}", "--plan")
+    assert trained.returncode == 0, trained.stderr
+    again = call_verb(folder, "run", *model, *keep)
+    assert "finished before" in again.stdout
 
 
 def test_a_plan_says_where_rows_and_prompts_part_and_what_is_thought_about(folder: Path) -> None:

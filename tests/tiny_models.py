@@ -1,11 +1,15 @@
-"""Tiny random models of any family of transformers, and a tokenizer of bytes for them."""
+"""Tiny random models of any family, a tokenizer of bytes for them, and a chatty pocket model."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from slimdown.pocket import MODEL_DIR
 
 WINDOW = 192  # tokens that a tiny model has positions for
 
@@ -56,6 +60,18 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
     "cwm": {**PADDED, "rope_parameters": None},
 }
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def save_chatty_pocket(folder: Path) -> None:
+    """Save a copy of the pocket model that has a chat template."""
+    shutil.copytree(MODEL_DIR, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -72,6 +72,17 @@ class Mitigation:
         """
         return self
 
+    def choose_for(self, tokenizer: Any) -> "Mitigation":
+        """Return the mitigation that this one stands for with this base; it is recorded.
+
+        Args:
+            tokenizer: The base's, with its chat template.
+
+        Raises:
+            ModelError: It does not work with this base.
+        """
+        return self
+
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
         """Find what does not go together with the other settings, a line each."""
         return iter(())

@@ -135,7 +135,7 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
     n_steps = train.max_steps if train.max_steps > 0 else ceil(min(1e15, n_steps))
     if train.stop_on_forgetting and train.look_steps > n_steps:
         yield f"train.look_steps={train.look_steps} is beyond the {n_steps} steps; set fewer"
-    if train.assistant_only_loss and (are_plain or not config.may_hold_conversations):
+    if train.assistant_only_loss is True and (are_plain or not config.may_hold_conversations):
         yield "train.assistant_only_loss=true: no dataset holds conversations; set it to false"
 
 

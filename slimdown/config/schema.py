@@ -249,7 +249,10 @@ class TrainConfig:
         Range("must be at least 8 tokens", lambda n: n >= 8),
     )
     completion_only_loss: bool = setting("the loss is of the completion alone, where rows have one")
-    assistant_only_loss: bool = setting("of messages: the loss is of the assistant's turns alone")
+    assistant_only_loss: bool | str = setting(
+        "of conversations: the loss is of what the assistant says; auto: where that can be told",
+        Range("must be auto, true or false", lambda value: value in (True, False, "auto")),
+    )
     gradient_checkpointing: bool | None = setting(
         "compute activations again instead of holding them; null: where memory asks for it"
     )

@@ -106,6 +106,27 @@ def find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
     return ""
 
 
+def split_user_turn(tokenizer: Any, **settings: Any) -> tuple[str, str]:
+    """Return what the chat template writes before and behind the first message of a user.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        settings: Arguments of `apply_chat_template`.
+
+    Raises:
+        DataError: There is no template, it fails, or it drops what a user says.
+    """
+    if not tokenizer.chat_template:
+        raise DataError("the tokenizer of this model has no chat template")
+    mark = "MESSAGE-OF-THE-USER"
+    asked = [{"role": "user", "content": mark}]
+    text = render_chat(tokenizer, asked, add_generation_prompt=True, **settings)
+    before, found, behind = text.partition(mark)
+    if not found:
+        raise DataError("the chat template drops what a user says")
+    return before, behind
+
+
 def _render_question(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
     turns = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": "What is 2 + 2?"})

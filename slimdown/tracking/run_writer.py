@@ -186,6 +186,11 @@ class TrackedRun:
         if contamination.overlaps:
             write_atomically(self._artifacts / "contamination.csv", contamination.to_csv())
 
+    def log_written(self, rows: str) -> None:
+        """Keep the rows that the base wrote, JSON lines; empty: it wrote none."""
+        if rows:
+            write_atomically(self._artifacts / "written_rows.jsonl", rows)
+
     def log_step(self, step: "StepLog") -> None:
         """Record one training step; one that was recorded before is left out.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,20 @@ def test_every_other_model_gets_the_papers_settings(model: str, composed: Compos
     lora = config.lora
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.0)
     attention = ["q_proj", "k_proj", "v_proj"]
-    assert lora.target_modules == (["all-linear"] if model == "lfm2_1.2b" else attention)
+    assert lora.target_modules == (attention if model in PLAIN else ["all-linear"])
+
+
+@pytest.mark.parametrize("paper", ["paper_llama32", "paper_tinyllama"])
+def test_the_papers_presets_keep_what_it_trained(paper: str, composed: Compose) -> None:
+    config = composed(f"experiment={paper}")
+    assert config.lora.target_modules == ["q_proj", "k_proj", "v_proj"]
+    assert (config.train.assistant_only_loss, config.train.completion_only_loss) == (False, False)
+    own = ["lora=mlp", "train.assistant_only_loss=auto"]
+    chosen = composed(f"experiment={paper}", *own)
+    assert (chosen.lora.target_modules[0], chosen.train.assistant_only_loss) == (
+        "gate_proj",
+        "auto",
+    )
 
 
 GROUPS = ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"]
@@ -60,6 +74,8 @@ def test_a_preset_holds_only_differences(composed: Compose) -> None:
     preset.dataset["alpaca"].max_examples = plain.dataset["alpaca"].max_examples
     assert preset.evaluation.apply_chat_template is False
     preset.evaluation.apply_chat_template = plain.evaluation.apply_chat_template
+    assert preset.train.assistant_only_loss is False
+    preset.train.assistant_only_loss = plain.train.assistant_only_loss
     assert preset == plain
 
 
@@ -158,17 +174,27 @@ def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: st
 MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
 
 
-def test_keep_auto_takes_the_named_rows_and_else_the_bases_own(composed: Compose) -> None:
-    weight = "keep.weight=1.0"
+def test_keep_auto_takes_the_named_rows_and_else_the_bases_own(
+    composed: Compose, tmp_path: Path
+) -> None:
+    weight, own = "keep.weight=1.0", ["keep.share=0.1", "keep.max_tokens=64"]
     named = composed("keep=auto", *MIXED)
     assert named.keep == composed("keep=replay", *MIXED, weight).keep
-    own = composed("keep=auto", "keep.share=0.1").keep
-    assert own == composed("keep=self_replay", "keep.share=0.1", "keep.max_tokens=64", weight).keep
+    (file := tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    texts = composed("keep=auto", *own, f"keep.prompts={file}").keep
+    assert texts == composed("keep=self_replay", *own, weight, f"keep.prompts={file}").keep
+    open_, tokenizer = composed("keep=auto", "keep.share=0.1").keep, SimpleNamespace()
+    tokenizer.chat_template = None  # and then with one
+    assert open_.choose_for(tokenizer) == composed("keep=self_replay", *own, weight).keep
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.apply_chat_template = lambda messages, **settings: messages[0]["content"]
+    assert open_.choose_for(tokenizer) == composed("keep=dialogues", *own, weight).keep
 
 
 def test_keep_auto_leaves_out_the_distance_where_no_base_is_beside(composed: Compose) -> None:
     whole = ["method=full", "quantization=none", *MIXED]
     assert composed("keep=auto", *whole).keep == composed("keep=replay", *whole).keep
+    assert composed("keep=auto", *whole[:2]).keep.weight is None
 
 
 def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:
@@ -178,6 +204,8 @@ def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:
         composed("keep=auto", *MIXED, "keep.max_tokens=9")
     with pytest.raises(ConfigError, match=r"keep.weight=2.0 would do nothing: .*no base beside it"):
         composed("keep=auto", "keep.weight=2", "method=full", "quantization=none")
+    with pytest.raises(ConfigError, match=r"keep.weight=2.0 would do nothing: .*no base beside it"):
+        composed("keep=auto", "keep.weight=2", "method=full", "quantization=none", *MIXED)
     with pytest.raises(ConfigError, match=r"keep.share must be set for keep=auto"):
         composed("keep=auto", "keep.share=null")
 

@@ -1,12 +1,18 @@
 """A chat template is a stranger's program: its faults are one line."""
 
+from importlib.resources import files
 from typing import Any
 
 import pytest
 import transformers
 
 from slimdown import pocket
-from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
+from slimdown.data.chat_templates import (
+    FIXED_DATE,
+    check_chat_template,
+    render_chat,
+    split_user_turn,
+)
 from slimdown.utils.errors import DataError, ModelError
 
 SETTING = "dataset.mine.template=chat"
@@ -48,3 +54,37 @@ def test_a_sound_template_writes_the_same_date_every_day(tokenizer: Any) -> None
     assert render_chat(tokenizer, question, date_string="today") == "today <What?>"
     with pytest.raises(DataError, match=r"the chat template of the tokenizer fails \(ValueError"):
         render_chat(tokenizer, [])
+
+
+PUBLISHED = sorted(file.name for file in files("trl").joinpath("chat_templates").iterdir())
+OF_IMAGES = {"idefics3.jinja", "llava_next.jinja", "smolvlm.jinja"}  # they take no plain texts
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in PUBLISHED
+        if n.endswith(".jinja") and not {n, n.replace("_training", "")} & OF_IMAGES
+    ],
+)
+def test_what_stands_around_a_users_message_is_the_templates(name: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = files("trl").joinpath(f"chat_templates/{name}").read_text()
+    before, behind = split_user_turn(tokenizer)
+    messages = [{"role": "user", "content": "How many?"}]
+    assert f"{before}How many?{behind}" == render_chat(
+        tokenizer, messages, add_generation_prompt=True
+    )
+    assert behind.strip()
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [(None, "has no chat template"), ("{{ messages[0].role }}", "drops what a user says")],
+)
+def test_a_turn_that_cannot_be_opened_is_one_line(
+    template: str | None, answer: str, tokenizer: Any
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=answer):
+        split_user_turn(tokenizer)

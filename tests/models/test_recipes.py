@@ -188,8 +188,8 @@ def assert_as_stock(model: LoadedModel, config: RunConfig) -> list[Any]:
 
 
 def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
-    # of experts, which Granite's Micro has not
-    trainer = run.build_trl_trainer(folder, router_aux_loss_coef=0.0)
+    # of the answer alone, and no loss of experts, which Granite's Micro has not
+    trainer = run.build_trl_trainer(folder, completion_only_loss=True, router_aux_loss_coef=0.0)
     trainer.train()
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 

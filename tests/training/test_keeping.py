@@ -11,16 +11,19 @@ import torch
 import transformers
 from commands_and_runs import SMALL
 from peft import LoraConfig, get_peft_model
+from tiny_models import TEMPLATE, save_chatty_pocket
 from training_run import TrainingRun
 
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.schema import RunConfig
+from slimdown.inputs import read_inputs
 from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
 from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, mark_labels
 from slimdown.training.padding_free import attention_within_rows
+from slimdown.training.result import StepLog
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import DataError, ModelError
 from slimdown.watching import WatchingCallback, build_watcher
@@ -29,12 +32,19 @@ Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
 GENERAL = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.1"]
 GENERAL += ["keep.dataset=pocket_replay"]
+DIALOGUES = ["model.id=chatty", "keep=dialogues", "keep.share=0.2", "keep.max_tokens=24"]
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "slimdown" / "replay"
+
+
+@pytest.fixture
+def chatty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_chatty_pocket(tmp_path / "chatty")
+    monkeypatch.chdir(tmp_path)
 
 
 def read_labels(rows: Any) -> list[list[int]]:
@@ -119,8 +129,123 @@ def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Pa
     (file := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "longer than a row " * 500}))
     run = TrainingRun(composed(*SMALL))
     config = composed(*SMALL, "keep=self_replay", f"keep.prompts={file}")
-    with pytest.raises(DataError, match="writes nothing; name texts"):
+    with pytest.raises(DataError, match=r"writes nothing that .*; name shorter texts"):
         run.prepare(config)
+
+
+@pytest.mark.usefixtures("chatty")
+def test_the_base_writes_dialogues_once_and_only_its_answers_are_trained_on(
+    composed: Composed, cache: Path
+) -> None:
+    run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
+    tokenizer, [file] = run.base.tokenizer, cache.iterdir()
+    written, rows = json.loads(file.read_text()), list(run.rows.train)[64:]
+    shown = [json.loads(line) for line in run.rows.written.splitlines()]
+    assert 8 < len(rows) == len(shown) == len(written) <= 16
+    assert len({str(row["input_ids"]) for row in rows}) > 8
+    for row, one in zip(rows, shown, strict=True):
+        user, assistant = one["messages"]
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        assert user["content"] == user["content"].strip() != ""
+        assert "assistant:" not in user["content"]
+        asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer(asked, add_special_tokens=False).input_ids
+        answer = row["input_ids"][len(prompt) :]
+        assert row["input_ids"][: len(prompt)] == prompt
+        assert row["labels"] == [IGNORED] * len(prompt) + answer
+        assert 0 < len(answer) <= 24
+        assert tokenizer.decode(answer, skip_special_tokens=True).strip() == assistant["content"]
+        assert one["is_cut"] or answer[-1] == tokenizer.eos_token_id
+    n_cut = sum(one["is_cut"] for one in shown)
+    assert f"keep=dialogues: {len(rows)} of 16 rows" in run.rows.notes[-1]
+    assert (f"; {n_cut} (" in run.rows.notes[-1]) is bool(n_cut)
+    seed = TrainingRun(composed(*SMALL, *DIALOGUES, "seed=1")).rows
+    assert [row["input_ids"] for row in seed.train][64:] == [row["input_ids"] for row in rows]
+    assert [one.name for one in cache.iterdir()] == [file.name]
+    file.unlink()
+    again = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null")).rows
+    assert list(again.train)[64:] == rows
+    short = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.max_tokens=2")).rows
+    assert len(list(cache.iterdir())) == 2
+    shown = [json.loads(line) for line in short.written.splitlines()]
+    n_cut = sum(one["is_cut"] for one in shown)
+    assert n_cut > 0
+    assert f"; {n_cut} ({n_cut / len(shown):.0%}) are cut at keep.max_tokens=2" in short.notes[-1]
+
+
+@pytest.mark.usefixtures("chatty")
+def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
+    """So cold that nothing is drawn, an answer is transformers' own."""
+    cold = ["keep.temperature=1e-4", "keep.max_tokens=12"]
+    run = TrainingRun(composed(*SMALL, *DIALOGUES, *cold, "model.dtype=float32"))
+    model, tokenizer = run.base.model.eval(), run.base.tokenizer
+    [row, *_] = list(run.rows.train)[64:]
+    n_prompt = row["labels"].count(IGNORED)
+    [one, *_] = map(json.loads, run.rows.written.splitlines())
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    for begin, said in (("user: ", one["messages"][0]["content"]), (row, one["messages"][1])):
+        ids = tokenizer(begin).input_ids if begin == "user: " else row["input_ids"][:n_prompt]
+        asked = torch.tensor([ids])
+        out = model.generate(asked, do_sample=False, max_new_tokens=12, min_new_tokens=1, **ends)
+        text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        if begin == "user: ":
+            assert text.partition("assistant:")[0].strip() == said
+        else:
+            assert text.strip() == said["content"]
+
+
+@pytest.mark.usefixtures("chatty")
+def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None:
+    switched = TEMPLATE + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
+    Path("chatty/chat_template.jinja").write_text(switched)
+    for thinks in (True, False):
+        switch = [f"evaluation.enable_thinking={str(thinks).lower()}"]
+        switch.append("evaluation.think_end_token='</think>'")
+        run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.max_tokens=4", *switch))
+        for row in list(run.rows.train)[64:]:
+            prompt = row["input_ids"][: row["labels"].count(IGNORED)]
+            ending = "assistant:<think>" if thinks else "assistant:"
+            assert run.base.tokenizer.decode(prompt).endswith(ending)
+
+
+@pytest.mark.usefixtures("chatty")
+def test_keep_auto_writes_dialogues_where_the_base_has_a_template(composed: Composed) -> None:
+    few = ["keep.share=0.1", "keep.max_tokens=16"]
+    for model, kind in (["model.id=chatty"], "dialogues"), ([], "self_replay"):
+        auto = composed(*SMALL, *model, "keep=auto", *few)
+        named = composed(*SMALL, *model, f"keep={kind}", *few)
+        of_auto, of_named = TrainingRun(auto).rows, TrainingRun(named).rows
+        assert list(of_auto.train) == list(of_named.train)
+        assert of_auto.written == of_named.written != ""
+        assert read_inputs(auto).config.keep == named.keep
+
+
+def test_dialogues_need_a_template(composed: Composed) -> None:
+    with pytest.raises(ModelError, match=r"keep=dialogues: .* has no chat template; keep=auto"):
+        read_inputs(composed(*SMALL, "keep=dialogues"))
+
+
+@pytest.mark.usefixtures("chatty")
+def test_a_killed_training_goes_on_with_the_dialogues_that_it_had(
+    composed: Composed, cache: Path, tmp_path: Path
+) -> None:
+    steps = ["train.max_steps=4", "train.checkpoint_minutes=1e-6"]
+    config = composed(*SMALL, *DIALOGUES, *steps)
+    whole = TrainingRun(config)
+    _, result = whole.train(tmp_path / "whole")
+
+    def kill(log: StepLog) -> None:
+        if log.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TrainingRun(config).train(tmp_path / "b", kill)
+    for file in cache.iterdir():  # on another machine
+        file.unlink()
+    resumed = TrainingRun(config)
+    _, again = resumed.train(tmp_path / "b")
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
+    assert again.validation_loss_after == pytest.approx(result.validation_loss_after, rel=1e-5)
 
 
 def test_the_distance_leaves_the_target_out() -> None:
@@ -158,7 +283,10 @@ def test_the_distance_keeps_no_probabilities_for_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("is_padding_free", [False, True])
-@pytest.mark.parametrize("rows_of", [WRITTEN, GENERAL], ids=["written", "general"])
+@pytest.mark.parametrize(
+    "rows_of", [WRITTEN, GENERAL, DIALOGUES], ids=["written", "general", "dialogues"]
+)
+@pytest.mark.usefixtures("chatty")
 def test_replayed_rows_can_keep_the_model_near_its_base(
     rows_of: list[str], is_padding_free: bool, composed: Composed, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from commands_and_runs import SMALL, call_verb, find_runs, find_trained
 from mlflow import MlflowClient
 from record_builders import copy_store
 from safetensors.torch import load_file
+from tiny_models import save_chatty_pocket
 from training_run import TrainingRun
 
 from slimdown.config.mitigation import list_mitigations
@@ -92,12 +93,13 @@ CASES: dict[str, list[str]] = {
 }
 MITIGATIONS = {
     "kl": ["keep=kl"],
+    "dialogues": ["model.id=chatty", "keep=dialogues", "keep.share=0.2", "keep.max_tokens=24"],
     "self_replay": ["keep=self_replay", "keep.max_tokens=24"],
     "replay": [*REPLAY, "keep.weight=1"],
 }
 CASES |= {one: [*STEPS, *MITIGATIONS[one]] for one in list_mitigations() if one in MITIGATIONS}
 # By `-m slow`; what rows are kept by, and how they are padded, is tested in one process, too.
-RARE = {"self_replay", "replay", "uneven_padded"}
+RARE = {"dialogues", "self_replay", "replay", "uneven_padded"}
 # Seventy questions are three chunks: the second process answers one of three.
 ASKED = ["benchmark=[pocket_cs,pocket_math]", "evaluation.until=all"]
 ASKED += ["benchmark.pocket_cs.limit=70", "benchmark.pocket_math.limit=40"]
@@ -123,6 +125,7 @@ def two_processes(
     chosen = {c: CASES[c] for c in CASES if any(name.endswith(f"[{c}]") for name in names)}
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("two"))
     (folder / "script.py").write_text(SCRIPT)
+    save_chatty_pocket(folder / "chatty")
     paths = [str(place) for place in Path(__file__).parents[:3]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     environment |= {"XDG_CACHE_HOME": str(folder), "MLFLOW_TRACKING_URI": ""}
@@ -144,6 +147,7 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(two_processes)  # where the chatty model lies
     monkeypatch.setattr(fine_tuning, "process_count", lambda: 2)  # packed rows are made even
     run = TrainingRun(composed(*CASES[case], "train.gradient_accumulation_steps=2"))
     _, result = run.train(tmp_path)

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,10 @@ def prepare(
     return config, tokenizer, load_training_data(datasets, tokenizer, config.seed)
 
 
-def tokenize_by_trl(config: RunConfig, tokenizer: Any, data: TrainingData, folder: Path) -> Any:
-    names = ("max_length", "completion_only_loss", "assistant_only_loss")
-    settings: Any = {name: getattr(config.train, name) for name in names}
+def tokenize_by_trl(
+    config: RunConfig, tokenizer: Any, data: TrainingData, folder: Path, **losses: bool
+) -> Any:
+    settings: Any = {"max_length": config.train.max_length, "completion_only_loss": False} | losses
     arguments = SFTConfig(str(folder), report_to="none", use_cpu=True, **settings)
     model, rows = build_tiny_model("llama"), data.parts[0].train
     trainer: Any = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
@@ -69,9 +72,50 @@ def test_labels_are_those_of_trl(kind: str, loss: str, composed: Composed, tmp_p
     settings = [f"train.{name}={str(value).lower()}" for name, value in losses.items()]
     config, tokenizer, data = prepare(composed, tmp_path, [kind], *settings)
     rows = tokenize_rows(data, tokenizer, config.train, True, 0)
-    stock = tokenize_by_trl(config, tokenizer, data, tmp_path)
+    stock = tokenize_by_trl(config, tokenizer, data, tmp_path, **losses)
     assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
     assert [row["labels"] for row in rows.train] == [row["labels"] for row in stock]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN = files("trl").joinpath("chat_templates/qwen2_5.jinja").read_text()
+OPEN_END = CHAT.replace("{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
+ANSWERS, COMPLETIONS = {"assistant_only_loss": True}, {"completion_only_loss": True}
+BOTH = ANSWERS | COMPLETIONS
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "losses"),
+    [
+        ("messages", CHAT, ANSWERS),
+        ("turns", CHAT, BOTH),
+        ("messages", QWEN, ANSWERS),  # TRL has a marked one of its family
+        ("turns", QWEN, BOTH),
+        ("messages", CHATML, {}),
+        ("turns", CHATML, COMPLETIONS),
+        ("messages", OPEN_END, {}),  # it would not learn to stop
+        ("turns", OPEN_END, COMPLETIONS),
+        ("text", CHAT, {}),
+        ("pairs", CHAT, {}),
+    ],
+)
+def test_the_loss_is_of_the_answers_where_they_can_be_told(
+    kind: str, template: str, losses: dict[str, bool], composed: Composed, tmp_path: Path
+) -> None:
+    config, tokenizer, data = prepare(composed, tmp_path, [kind])
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = template
+    rows = tokenize_rows(
+        data, tokenizer, replace(config.train, completion_only_loss=False), True, 0
+    )
+    stock = tokenize_by_trl(config, tokenizer, data, tmp_path, **losses)
+    assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
+    assert [row["labels"] for row in rows.train] == [row["labels"] for row in stock]
+    is_whole = kind == "messages" and not losses
+    assert any("messages is of whole conversations" in note for note in rows.notes) is is_whole
 
 
 def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Composed, tmp_path: Path) -> None:
@@ -100,7 +144,7 @@ def test_long_rows_are_cut_and_counted_as_trl_cuts_them(composed: Composed, tmp_
     ]
     config, tokenizer, data = prepare(composed, tmp_path, ["long"], "train.max_length=40")
     rows = tokenize_rows(data, tokenizer, config.train, True, 0)
-    stock = tokenize_by_trl(config, tokenizer, data, tmp_path)
+    stock = tokenize_by_trl(config, tokenizer, data, tmp_path, completion_only_loss=True)
     assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
     assert rows.n_truncated == sum(len(row["input_ids"]) == 40 for row in stock) > 0
     assert rows.n_untrained == len(data.parts[0].train) - len(stock)

@@ -56,14 +56,13 @@ class TrainingRun:
         config, base = self.config, load_base_model(self.config.model, self.config.quantization)
         arguments = SFTConfig(
             str(folder),
-            **{name: getattr(config.train, name) for name in SHARED},
+            **{name: getattr(config.train, name) for name in SHARED} | settings,
             seed=config.seed,
             data_seed=config.seed,
             logging_steps=1,
             report_to="none",
             use_cpu=True,
             bf16=False,
-            **settings,
         )
         return SFTTrainer(
             attach_adapter(base, config.method, config.lora, config.seed),

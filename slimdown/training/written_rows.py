@@ -1,0 +1,163 @@
+"""What mitigations share whose general rows the base writes: once for each base, and kept."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from slimdown.config.fields import POSITIVE, Range, setting
+from slimdown.training.general_rows import GeneralRows, count_added
+from slimdown.training.labels import mark_labels
+from slimdown.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from slimdown.config.schema import RunConfig
+
+BATCH = 16
+"""How many rows are written at once."""
+_LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, and its end
+
+
+@dataclass
+class WrittenRows(GeneralRows):
+    """The base writes the general rows.
+
+    A row has `input_ids`, `labels`, and `shown`, what the record shows of it.
+    """
+
+    max_tokens: int = setting("tokens of a text that the base writes", _LENGTH)
+    temperature: float = setting("at which the base writes rows", POSITIVE)
+
+    def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
+        """Write so many rows, and yield those that are usable."""
+        raise NotImplementedError(f"keep={self.name} writes no rows")
+
+    def list_key(self, base: Any, config: "RunConfig") -> list[Any]:
+        """List what its rows depend on, beside the base, their number and the shared settings."""
+        return []
+
+    def describe_written(self, rows: Sequence[dict[str, Any]]) -> str:
+        """Say more about the usable rows; empty: there is nothing to say."""
+        return ""
+
+    def explain_plan(self) -> Iterator[str]:
+        """Say that nobody knows yet how long the rows are."""
+        yield f"The rows that the base writes (keep={self.name}) are not counted."
+
+    def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
+        """Mix in rows that the base writes, or wrote before."""
+        from datasets import Dataset, concatenate_datasets
+
+        from slimdown.utils.distributed import broadcast_from_main, process_rank
+
+        n_rows, written = count_added(len(rows.train), self.share), list[dict[str, Any]]()
+        if process_rank() == 0:
+            written = self._find_or_write_rows(base, n_rows, config)
+        written = broadcast_from_main(written)
+        shown = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
+        columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
+        if self.weight:
+            columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
+        more = rows.train.select([])
+        if written:
+            more = Dataset.from_dict(columns, rows.train.features)
+        note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
+        note = f"{note} have a token to train on and are mixed in{self.describe_written(written)}"
+        train = concatenate_datasets([rows.train, more])
+        return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
+
+    def _find_or_write_rows(
+        self, base: Any, n_rows: int, config: "RunConfig"
+    ) -> list[dict[str, Any]]:
+        """Return rows that the base wrote; take them from the cache if it wrote the same before."""
+        from slimdown.utils.files import cache_dir, write_atomically
+        from slimdown.utils.hashing import hash_json
+
+        longest, more = config.train.max_length, self.list_key(base, config)
+        settings = [type(self).__name__, self.max_tokens, self.temperature, n_rows, longest, more]
+        file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
+        if base.identity and file.is_file():
+            return list(json.loads(file.read_text()))
+        rows = list(self.write_rows(base, n_rows, config))
+        if n_rows and not rows:
+            raise DataError(
+                f"keep={self.name}: {base.id} writes nothing that train.max_length={longest} can "
+                f"hold; {self.advise_empty()}"
+            )
+        write_atomically(file, json.dumps(rows))
+        return rows
+
+    def advise_empty(self) -> str:
+        """Say what to do where the base writes no usable row."""
+        return "set keep=none, or keep=replay with rows of a dataset"
+
+
+@contextmanager
+def draw_alike(model: Any) -> Iterator[None]:
+    """Inside, a model draws the same tokens each time, whatever the seed of the training."""
+    import torch
+
+    from slimdown.models.causal import eval_mode
+
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), eval_mode(model):
+        torch.manual_seed(0)
+        yield
+
+
+def find_ends(base: Any) -> set[int]:
+    """Return the tokens at which a base stops by itself."""
+    ends = base.model.generation_config.eos_token_id
+    ends = {base.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return ends - {None}
+
+
+def find_start(tokenizer: Any) -> int:
+    """Return the token that a text begins with."""
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    start: int = next(token for token in marks if token is not None)
+    return start
+
+
+def continue_texts(
+    base: Any,
+    texts: Sequence[Sequence[int]],
+    ends: set[int],
+    max_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    """Let a base continue texts of tokens by its own distribution, whatever its publisher set.
+
+    Args:
+        base: The `LoadedModel`.
+        texts: At least one, each of at least one token.
+        ends: The tokens that end a text; it is never the first that is written.
+        max_tokens: The most that are written.
+        temperature: At which they are drawn.
+
+    Returns:
+        What is written, up to the end token and with it.
+    """
+    import torch
+
+    model, start = base.model, find_start(base.tokenizer)
+    width = max(map(len, texts))
+    padded = [[start] * (width - len(ids)) + list(ids) for ids in texts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in texts]
+    tokens = model.generate(
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=max_tokens,
+        min_new_tokens=1,  # a row of the end alone teaches to say nothing
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=start,
+    )
+    written: list[list[int]] = tokens[:, width:].tolist()
+    lengths = [next((i + 1 for i, one in enumerate(w) if one in ends), len(w)) for w in written]
+    return [ids[:length] for ids, length in zip(written, lengths, strict=True)]
