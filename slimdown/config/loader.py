@@ -38,7 +38,9 @@ def register_schema() -> None:
 
     Call it only to compose: the names are global, and a program may have its own with these names.
     """
-    ConfigStore.instance().store(name="schema", node=_make_schema())
+    config_store = ConfigStore.instance()
+    config_store.repo.pop("schema.yaml", None)  # Hydra 1.4 warns of a name that is stored twice
+    config_store.store(name="schema", node=_make_schema())
     Plugins.instance().register(OpenChoices)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
