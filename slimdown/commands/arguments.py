@@ -31,7 +31,7 @@ VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
     "compare": "compare the runs of the record",
     "check": "check a run against its budgets, by exit code (0 to 3)",
-    "verdict": "judge two evaluations from logs of lm_eval, Inspect or lighteval, or tables",
+    "verdict": "judge two evaluations from logs of lm_eval and other tools, or tables",
     "merge": "merge the adapter of a run into its base model",
     "scale": "measure a run with less of what it trained, and save the most that keeps a budget",
     "sizes": "list what runs would train, and how much memory they need",

@@ -192,24 +192,29 @@ def _test_values(
     """Test each pair of values of a setting, by benchmark and place.
 
     A place is one choice of values of the other settings that vary: `keep.share=.2`. Only runs in
-    the same place are compared.
+    the same place are compared. A row that lacks such a setting, as keep=none lacks a share, is in
+    a place of its own, and also stands in every place that has no row of its value.
     """
     rows, crossed = comparison.rows, _find_crossed(comparison, setting)
     of_rows = [tuple(row.settings.get(key) for key in crossed) for row in rows]
-    places = dict.fromkeys(one for one in of_rows if None not in one) or dict.fromkeys(of_rows)
     groups: dict[tuple[str, str], _Groups] = {}
-    for place in places:
-        where = "".join(f", {key}={one}" for key, one in zip(crossed, place, strict=True))
-        for row, own in zip(rows, of_rows, strict=True):
-            # A row that lacks a setting, as keep=none lacks a share, stands in every place.
-            if any(one not in (None, wanted) for one, wanted in zip(own, place, strict=True)):
-                continue
+    for place in dict.fromkeys(of_rows):
+        named = zip(crossed, place, strict=True)
+        where = "".join(f", {key}={'null' if one is None else one}" for key, one in named)
+        fitting = [row for row, own in zip(rows, of_rows, strict=True) if _fits(own, place)]
+        fitting.sort(key=lambda row: tuple(row.settings.get(key) for key in crossed) == place)
+        for row in fitting:  # its own rows come last, and so replace those that lack a setting
             for benchmark, (means, step) in _collect_means(row.runs).items():
                 group = groups.setdefault((benchmark, where), _Groups({}))
                 group.means[_read_value(row, setting)] = means
                 group.step = max(step, group.step)
     tests = {name: compare_seeds(group.means, group.step) for name, group in groups.items()}
     return {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
+
+
+def _fits(own: Sequence[str | None], place: Sequence[str | None]) -> bool:
+    """Whether a row stands in a place: it has its values, or lacks the settings."""
+    return all(one in (None, wanted) for one, wanted in zip(own, place, strict=True))
 
 
 def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:

@@ -193,8 +193,9 @@ def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     """Return the settings in which rows differ, sorted, without benchmarks and pooled seeds.
 
-    A setting of a dataset, a benchmark or a training is compared only among the runs that have it.
-    A run that lacks it does not differ.
+    A setting of a dataset, a benchmark or a training is compared only among the runs that have it:
+    keep=none lacks a share. A run that lacks it differs where nothing else tells it from another:
+    keep.weight=null is not recorded.
     """
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
     differing = []
@@ -203,7 +204,13 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
         if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
             differing.append(key)
-    return differing
+    alike: dict[tuple[str | None, ...], list[Configuration]] = {}
+    for row in rows:
+        alike.setdefault(tuple(row.settings.get(key) for key in differing), []).append(row)
+    for key in sorted(keys - {*differing, "seed"}):
+        if any(len({row.settings.get(key) for row in of_value}) > 1 for of_value in alike.values()):
+            differing.append(key)
+    return sorted(differing)
 
 
 def _make_row(

@@ -35,6 +35,7 @@ class MethodFacts:
         scales: Whether the model at scale 0 is its base.
         merges: Whether it can be merged into weights of the base's shape.
         resumes: Whether a training can resume from a checkpoint.
+        is_plain_lora: Whether it adds two matrices alone, which other engines and backends know.
         settings: Of another package's method: a dataclass, a `MethodConfig` with more fields, whose
             defaults stand for a file of `conf/method/`.
     """
@@ -52,12 +53,8 @@ class MethodFacts:
     scales: bool = False
     merges: bool = True
     resumes: bool = True
+    is_plain_lora: bool = False
     settings: Any = None
-
-    @property
-    def is_plain_lora(self) -> bool:
-        """Whether it adds two matrices alone, which other libraries can train and answer with."""
-        return self.reads_lora and "use_dora" not in self.peft_options
 
     def find_function(self, name: str) -> Callable[..., Any]:
         """Return a function of the method's module, which may import torch."""
@@ -75,9 +72,11 @@ _WEIGHTS: dict[str, Any] = {
 }
 _OWN: dict[str, MethodFacts] = {
     # low-rank matrices beside the base's (Hu et al. 2021)
-    "lora": MethodFacts(**_LORA, scales=True),
+    "lora": MethodFacts(**_LORA, scales=True, is_plain_lora=True),
     # LoRA scaled by the root of its rank (Kalajdzievski 2023)
-    "rslora": MethodFacts(**_LORA, peft_options={"use_rslora": True}, scales=True),
+    "rslora": MethodFacts(
+        **_LORA, peft_options={"use_rslora": True}, scales=True, is_plain_lora=True
+    ),
     # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
     "dora": MethodFacts(**_LORA, peft_options={"use_dora": True}),
     # keys and values before every layer's own (Li and Liang 2021)

@@ -1,6 +1,7 @@
 """Traits of answers: what changed in them, whether right or wrong (CapTrack, arXiv 2603.06610).
 
-A score is a metric. Every other statistic on answers is a trait, and stands in this module.
+A score is a metric. Every other statistic on all answers is a trait, and stands in this module;
+those on lost ones are in `losses.py`.
 """
 
 from collections import Counter

@@ -5,7 +5,7 @@ A launcher without a row starts jobs, too; its messages are then its own.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ class LauncherFacts:
         about: What it is for, a few words.
         needs_one: Settings that must be at least 1: else it waits for a job that can never start.
         only: The one value that a setting of it may have, with the reason.
+        count_jobs: Returns how many jobs it runs at once by its settings; None: a cluster decides.
         marks_job: The variable of the environment by which it marks a job that it queues again
             where `SystemExit` leaves it; empty: it queues none again.
     """
@@ -31,6 +32,7 @@ class LauncherFacts:
     about: str
     needs_one: tuple[str, ...] = ()
     only: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    count_jobs: Callable[[Any], int] | None = None
     marks_job: str = ""
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -47,6 +49,12 @@ class LauncherFacts:
                 raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
 
 
+def _count_processes(settings: Any) -> int:
+    import joblib
+
+    return int(joblib.effective_n_jobs(settings.n_jobs or 1))
+
+
 _SUBMITIT = LauncherFacts(
     extra="slurm",
     module="hydra_plugins.hydra_submitit_launcher",
@@ -61,6 +69,7 @@ LAUNCHERS: dict[str, LauncherFacts] = {
         module="hydra_plugins.hydra_joblib_launcher",
         about="several jobs at once",
         only={"backend": ("loky", "Hydra starts loky")},
+        count_jobs=_count_processes,
     ),
     "ray": LauncherFacts(
         extra="ray",

@@ -89,12 +89,10 @@ class Sweep:
         search = self.plan.runs[0].config.search
         if search.at_once or self.launcher_name == "basic":
             return search.at_once or 1
-        launcher = self.plan.hydra.hydra.launcher
-        if "n_jobs" not in launcher:  # Ray's and Slurm's own numbers are a cluster's
+        launcher = LAUNCHERS.get(self.launcher_name)
+        if not launcher or not launcher.count_jobs:
             return search.n_startup_trials
-        import joblib
-
-        return int(joblib.effective_n_jobs(launcher.n_jobs or 1))
+        return launcher.count_jobs(self.plan.hydra.hydra.launcher)
 
     @contextmanager
     def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:

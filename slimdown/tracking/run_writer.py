@@ -304,13 +304,13 @@ class TrackedRun:
         link_models(self.client, self.run_id, self._base_id, tuned_id)
         metrics = []
         for key, value in results.metrics.items():
-            kind, _, name = key.partition("/")
+            kind, _, name = key.partition("/")  # base, change, bits_per_byte_base, ...
             of_model: dict[str, str] = {}
             if question := results.questions.get(name):
                 dataset = question.dataset
                 of_model = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
             if question or key in OF_TUNED:
-                of_model["model_id"] = self._base_id if kind == "base" else tuned_id
+                of_model["model_id"] = self._base_id if kind.endswith("base") else tuned_id
             metrics.append(Metric(key, value, self._started + 1, 0, **of_model))
         for i in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics[i : i + 1000])

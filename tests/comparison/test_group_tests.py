@@ -104,6 +104,27 @@ def test_a_value_without_a_setting_of_the_others_is_compared_with_each_of_them()
     assert "keep.name is shown: no two have two seeds each and the same keep.share;" in alone[0]
 
 
+def test_rows_that_lack_a_setting_replace_no_row_that_has_it() -> None:
+    """With no weight both ranks lose as much; with weight 1 rank 16 keeps what rank 8 loses."""
+    runs = []
+    for weight, rank, losts in (
+        ("1", "8", [60, 62]),
+        ("1", "16", [2, 4]),
+        (None, "8", [100, 102]),
+        (None, "16", [100, 102]),
+    ):
+        for seed, lost in enumerate(losts):
+            settings = {"lora__r": rank, "seed": str(seed)}
+            settings |= {"keep__weight": weight} if weight else {}
+            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
+            runs.append(make_run(findings, len(runs), **settings))
+    for order in (runs, runs[::-1]):
+        lines = list(describe_groups(compare_runs(order), "lora.r"))
+        [shown] = [line for line in lines if line.startswith("a by lora.r, keep.weight=1: ")]
+        assert "14.5 points" in shown
+        assert not [line for line in lines if line.startswith("a by lora.r, keep.weight=null: ")]
+
+
 def test_below_five_seeds_all_groups_share_one_spread_and_above_it_is_welchs_test() -> None:
     draw = np.random.default_rng(0)
     x, y = draw.normal(0, 0.02, 5), draw.normal(0.01, 0.05, 8)

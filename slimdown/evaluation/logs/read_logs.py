@@ -16,8 +16,8 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
 
-# The first that takes a file reads it. So a table beside the logs of a tool is not read as a log,
-# and Inspect gets only a .json that lm_eval does not take.
+# The first that takes a file reads it: Inspect gets only a .json that lm_eval does not take. Tables
+# always come last, so that one beside the logs of a tool is not read as a log.
 _OWN: dict[str, LogReader] = {
     "lm_eval": lm_eval,
     "Inspect": inspect,
@@ -35,7 +35,8 @@ def list_readers() -> dict[str, LogReader]:
     """
     demand = "a module or object with FILES, find_files and open_logs"
     table = add_extensions("slimdown.logs", _OWN, _is_reader, demand)
-    return {kind: table[kind] for kind in sorted(table, key=_OWN.__contains__)}
+    order = sorted(table, key=lambda kind: (kind in _OWN, kind == "tables"))
+    return {kind: table[kind] for kind in order}
 
 
 def _is_reader(added: Any) -> bool:
@@ -82,7 +83,7 @@ def read_logs(
     on_note: Callable[[str], object] = warnings.warn,
     clusters: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Read what one model answered from the logs of lm_eval, Inspect or lighteval, or a table.
+    """Read what one model answered from the logs of a tool, or a table.
 
     In logs of lm_eval, a group that has its own score is one benchmark; any other task is one by
     itself. If a benchmark was asked several times, its newest answers are read.
