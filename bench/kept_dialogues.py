@@ -72,8 +72,8 @@ ARMS: dict[str, list[str]] = {
     "plain": [],
     "rows": ["keep=self_replay", "keep.share=0.05", "keep.weight=1", "keep.max_tokens=64"],
     "dialogues_64": _write_dose(0.05, 1, 64),
-    "dialogues_128": _write_dose(0.1, 1, 128),
-    "dialogues_256": _write_dose(0.1, 3, 256),
+    "dialogues_tenth": _write_dose(0.1, 3, 64),
+    "dialogues_256": _write_dose(0.05, 3, 256),
     "dialogues_much": _write_dose(0.2, 10, 128),
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
