@@ -23,6 +23,7 @@ from slimdown.config.benchmark_config import Role
 from slimdown.config.tracking_config import TrackingConfig, default_store
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import held_part
+from slimdown.judging.verdicts import Verdict
 from slimdown.report.formatting import format_points
 from slimdown.report.tables import make_table, write_table
 from slimdown.run import main as run_slimdown
@@ -71,8 +72,8 @@ ARMS: dict[str, list[str]] = {
     "plain": [],
     "rows": ["keep=self_replay", "keep.share=0.05", "keep.weight=1", "keep.max_tokens=64"],
     "dialogues_64": _write_dose(0.05, 1, 64),
-    "dialogues_128": _write_dose(0.1, 1, 128),
-    "dialogues_256": _write_dose(0.1, 3, 256),
+    "dialogues_tenth": _write_dose(0.1, 3, 64),
+    "dialogues_256": _write_dose(0.05, 3, 256),
     "dialogues_much": _write_dose(0.2, 10, 128),
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
@@ -136,9 +137,9 @@ def describe(name: str, seed: int, findings: Findings) -> dict[str, object]:
         primary = change.primary
         both = f"{100 * primary.base.value:.1f} → {100 * primary.tuned.value:.1f}"
         value, interval = format_points(primary.difference)
-        is_shown = change.verdict and change.verdict.value in ("forgotten", "improved")
-        value = f"**{value}**" if is_shown else value
-        row[f"{benchmark} ({change.n})"] = f"{both}: {value} {interval}"
+        shown = {Verdict.forgotten: " ↓", Verdict.improved: " ↑"}
+        sign = shown.get(change.verdict, "") if change.verdict else ""
+        row[f"{benchmark} ({change.n})"] = f"{both}: {value} {interval}{sign}"
     row["mean of retained"] = " ".join(format_points(findings.mean_change(Role.retained)))
     row |= dict.fromkeys(("held-out loss", "tokens", "steps, s"))  # a scale has none
     if training:

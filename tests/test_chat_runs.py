@@ -179,10 +179,10 @@ def test_auto_keeps_the_keys_of_plain_runs(
     def make_key(*settings: str) -> str:
         return run_key(composed(*settings, "quantization=none"))
 
-    false = "evaluation.apply_chat_template=false"
-    assert make_key() == make_key(false)
     rows = "dataset=[file]", f"dataset.file.path={folder / 'chat.jsonl'}"
-    assert make_key(*rows) != make_key(*rows, false)
+    for false in ("evaluation.apply_chat_template=false", "train.assistant_only_loss=false"):
+        assert make_key() == make_key(false)
+        assert make_key(*rows) != make_key(*rows, false)
 
 
 # --- thinking, judged ---------------------------------------------------------------------------

@@ -37,8 +37,9 @@ def run_key(config: RunConfig) -> str:
     """
     settings = flatten(config, without_defaults=True)
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
-    if not config.may_hold_conversations and config.evaluation.apply_chat_template == "auto":
-        settings["evaluation.apply_chat_template"] = False  # its effect
+    for name in ("evaluation.apply_chat_template", "train.assistant_only_loss"):
+        if not config.may_hold_conversations and settings.get(name) == "auto":
+            settings[name] = False  # its effect
     try:
         settings |= _identify_model("model.", config.model)
         if config.tuned_model:
