@@ -12,7 +12,9 @@ from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.memory import estimate_step_bytes, estimate_weight_bytes
 
-_BYTES_A_TRAINED = 16  # the number, its gradient and AdamW's two means, in float32
+_BYTES_A_TRAINED = (
+    16  # the number, its gradient and AdamW's two means, in float32; the base's is one
+)
 
 
 @dataclass(frozen=True)
@@ -56,5 +58,6 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
         adapted = attach_adapter(base, config.method, config.lora, config.seed)
         n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         step = estimate_step_bytes(adapted, config.train, dtype)
-        return TrainingSizes(n_trained, weights + _BYTES_A_TRAINED * n_trained + step)
+        each = _BYTES_A_TRAINED - (dtype.itemsize if config.method.facts.trains_weights else 0)
+        return TrainingSizes(n_trained, weights + each * n_trained + step)
     return None
