@@ -27,6 +27,8 @@ SMALL: list[str] = [
     "benchmark.pocket_cs.limit=8",
 ]
 """The default run, cut to a few seconds."""
+SMALL_IN_FLOAT = [*SMALL, "quantization=none"]
+"""The same for what does not depend on 4 bits, whose steps take longer on a CPU."""
 
 
 def run_command(folder: Path, *arguments: str, **environment: str) -> Result:

@@ -11,6 +11,8 @@ from pathlib import Path
 if "HF_ENDPOINT" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
+# While libraries are imported, nearly all that is made stays.
+gc.disable()
 
 import pytest
 from filelock import FileLock
@@ -21,13 +23,19 @@ from slimdown.config.schema import RunConfig
 
 
 def pytest_collection_finish() -> None:
+    """Collect garbage again, less often: a composed config makes thousands of objects."""
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects() -> None:
     """Let no garbage collection look through a million objects of libraries again.
 
-    Those that follow look less often: a composed config makes thousands of objects.
+    A training and a measurement each collect the whole of what is not frozen.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

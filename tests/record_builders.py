@@ -30,7 +30,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.loader import load_config, open_hydra
@@ -48,8 +48,8 @@ KEPT = make_scores(1500, 3, 3, 494)  # no change: retained
 
 
 @lru_cache(None)
-def _compose_once(choices: tuple[str, ...], with_hydra: bool) -> bytes:
-    return pickle.dumps(compose("config", list(choices), return_hydra_config=with_hydra))
+def _compose_once(choices: tuple[str, ...]) -> bytes:
+    return pickle.dumps(compose("config", list(choices), return_hydra_config=True))
 
 
 def compose_files(
@@ -58,7 +58,10 @@ def compose_files(
     """What Hydra's `compose` does, once in a process for each choice of our own files."""
     if any(text.startswith("hydra.searchpath=") for text in overrides):  # a test's own files
         return compose(name, list(overrides), return_hydra_config=return_hydra_config)
-    composed: DictConfig = pickle.loads(_compose_once(tuple(overrides), return_hydra_config))
+    composed: DictConfig = pickle.loads(_compose_once(tuple(overrides)))
+    if not return_hydra_config:
+        with open_dict(composed):
+            del composed["hydra"]
     return composed
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands_and_runs import Result, call_verb
-from golden.make import ADAPTERS, CASES, HERE, judge_logs, run_case
+from golden.make import ADAPTERS, CASES, HERE, NF4, judge_logs, run_case
 from hydra import compose
 from mlflow import MlflowClient
 
@@ -153,11 +153,13 @@ def test_base_and_given_adapters_answer_as_before(case: str, folder: Path) -> No
 def test_some_given_adapters_answer_as_before(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that shares prefixes, and one that does not."""
-    runs = ["rslora", "prefix"]
+    """One that shares prefixes, and one that does not; a benchmark is written, and one chosen."""
+    runs, benchmarks = ["rslora", "prefix"], ["pocket_math", "pocket_cs"]
     tuned = "tuned=" + ",".join(str(ADAPTERS / name) for name in runs)
-    monkeypatch.setitem(CASES, "given", ["-m", tuned, *CASES["given"][2:]])
-    compare_case("given", folder, runs)
+    settings = [f"benchmark=[{','.join(benchmarks)}]", NF4]
+    settings += [f"benchmark.{name}.limit=40" for name in benchmarks]
+    monkeypatch.setitem(CASES, "given", ["-m", tuned, *settings])
+    compare_case("given", folder, runs, benchmarks)
 
 
 def test_choices_are_decided_early_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

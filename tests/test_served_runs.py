@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands_and_runs import call_verb, run_command
+from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from record_builders import copy_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,8 +31,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}\nAnswer:{% endif %}"
 )
 OTHER = TEMPLATE.replace("Answer:", "Say:")
-LAUNCHER = ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-LAUNCHER += ["--rdzv-endpoint", "localhost:0", "-m"]
 FEW = ["benchmark=[pocket_math,pocket_cs]", "benchmark.pocket_math.limit=6"]
 FEW += ["benchmark.pocket_cs.limit=6", "quantization=none", "model.dtype=float32"]
 
@@ -151,29 +149,6 @@ def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
     checked = call_verb(folder, "check", run_id, "--max-loss", "0.01")
     assert checked.returncode in (1, 2)
     assert "Judged on the held-out half" in " ".join(checked.stdout.split())
-
-
-def test_two_processes_ask_as_served_what_one_does(
-    folder: Path, migrated_store: Path, tmp_path: Path
-) -> None:
-    responses = []
-    for name, launcher in (("one", []), ("two", LAUNCHER)):
-        place = tmp_path / name
-        place.mkdir()
-        copy_store(migrated_store, place)
-        asked = ["model=pocket", f"model.id={folder / 'base'}", *FEW[:2], *FEW[3:]]
-        command = [*launcher, "slimdown.run", *asked, f"tuned={folder / 'template.gguf'}"]
-        checkout = str(Path(__file__).parents[1])
-        done = run_command(place, *command, PYTHONPATH=checkout, MLFLOW_TRACKING_URI="")
-        assert done.returncode == 0, done.stderr
-        run_id = (place / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
-        tracking = TrackingConfig(f"sqlite:///{place}/mlruns/mlflow.db", "slimdown")
-        found = find_run(tracking, run_id)
-        served = read_served(tracking, found, read_evaluations(tracking, found)[1])
-        assert served
-        samples = served.benchmarks["pocket_math"].samples
-        responses.append([(one.prompt, one.response) for one in samples])
-    assert responses[0] == responses[1]
 
 
 def test_a_file_that_is_served_alike_is_measured_once(folder: Path) -> None:

@@ -1,19 +1,21 @@
 """Whole runs through the real commands: what you see, and what MLflow holds."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from commands_and_runs import SMALL, Result, call_verb, find_runs, find_trained
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
+from peft import PeftConfig, PeftModel
 from record_builders import copy_store
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from slimdown import pocket
 from slimdown.tracking.recorded_settings import digest_settings
@@ -85,9 +87,6 @@ def test_the_answers_of_both_models_are_read_with_pandas(client: MlflowClient) -
 
 
 def test_the_adapter_loads_with_plain_peft(client: MlflowClient) -> None:
-    from peft import PeftConfig
-    from safetensors.torch import load_file
-
     _, run = find_runs(client)
     folder = find_trained(client, run.info.run_id)
     assert PeftConfig.from_pretrained(folder).r == 8
@@ -95,55 +94,49 @@ def test_the_adapter_loads_with_plain_peft(client: MlflowClient) -> None:
     assert "pocket_math" in (folder / "README.md").read_text()
 
 
-PLAIN = """
-import sys
-import mlflow, numpy, pandas, peft, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-uri, base = sys.argv[1:]
-mlflow.set_tracking_uri(uri)
-client = mlflow.MlflowClient()
-experiments = [one.experiment_id for one in client.search_experiments()]
-order = [{"field_name": "metrics.kept", "ascending": False}]
-models = client.search_logged_models(experiments, "tags.`slimdown.kind` = 'tuned'", order_by=order)
-kept = [next(m.value for m in one.metrics if m.key == "kept") for one in models]
-assert kept == sorted(kept, reverse=True) and len(kept) > 1, kept
-version = client.get_model_version_by_alias("support", "champion")
-folder = mlflow.artifacts.download_artifacts("models:/support@champion")
-nf4 = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.float32,
-)
-model = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=torch.float32)
-for module in model.modules():
-    if hasattr(module, "support_avx512bf16_for_cpu"):
-        module.support_avx512bf16_for_cpu = False
-model = peft.PeftModel.from_pretrained(model, folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(base)
-file = client.download_artifacts(version.run_id, "samples/tuned-pocket_cs.parquet")
-for row in pandas.read_parquet(file).query("metric == 'acc'").itertuples():
-    prompt = tokenizer(row.prompt).input_ids
-    for choice, recorded in zip(row.choices, row.log_likelihoods):
-        ids = torch.tensor([tokenizer(f"{row.prompt} {choice}").input_ids])
-        with torch.no_grad():
-            logs = model(ids).logits[0, :-1].log_softmax(-1)
-        answer = logs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum().item()
-        assert abs(answer - recorded) < 1e-3, (answer, recorded)
-print("equal")
-"""
-
-
 def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
-    sweep: tuple[Path, Result], client: MlflowClient
+    sweep: tuple[Path, Result], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What follows the check uses no slimdown."""
     run, _ = find_runs(client)[:2]
     budgets = ["--max-loss", "0.99", "pocket_instructions=0.99"]
     register = ["--register", "support", "--alias", "champion"]
     done = call_verb(sweep[0], "check", run.info.run_id, *budgets, *register)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-c", PLAIN, str(client.tracking_uri), str(pocket.MODEL_DIR)]
-    asked = subprocess.run(command, cwd=sweep[0], capture_output=True, text=True)
-    assert asked.stdout.endswith("equal\n"), asked.stderr
+    monkeypatch.chdir(sweep[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    order = [{"field_name": "metrics.kept", "ascending": False}]
+    tuned = "tags.`slimdown.kind` = 'tuned'"
+    models = client.search_logged_models(experiments, tuned, order_by=order)
+    kept = [next(m.value for m in one.metrics if m.key == "kept") for one in models]
+    assert len(kept) > 1
+    assert kept == sorted(kept, reverse=True)
+    version = client.get_model_version_by_alias("support", "champion")
+    folder = download_artifacts("models:/support@champion")
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        pocket.MODEL_DIR, quantization_config=nf4, dtype=torch.float32
+    )
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model = PeftModel.from_pretrained(base, folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    file = client.download_artifacts(version.run_id, "samples/tuned-pocket_cs.parquet")
+    for row in pd.read_parquet(file).query("metric == 'acc'").itertuples():
+        prompt = tokenizer(row.prompt).input_ids
+        for choice, recorded in zip(row.choices, row.log_likelihoods, strict=True):
+            ids = torch.tensor([tokenizer(f"{row.prompt} {choice}").input_ids])
+            with torch.no_grad():
+                logs = model(ids).logits[0, :-1].log_softmax(-1)
+            answer = logs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum().item()
+            assert answer == pytest.approx(recorded, abs=1e-3)
 
 
 def test_the_console_shows_results_and_where_to_look(
@@ -219,8 +212,6 @@ def test_a_scaled_adapter_is_saved_and_answers_as_it_was_measured(
 
 
 def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: MlflowClient) -> None:
-    from transformers import AutoModelForCausalLM
-
     run, _ = find_runs(client)[:2]
     done = call_verb(sweep[0], "merge", run.info.run_id, "--out", "merged")
     assert done.returncode == 0, done.stderr

@@ -79,10 +79,10 @@ def check_task_names(
     folders = {TASKS_DIR, Path(include_path or TASKS_DIR)}
     files = [file for folder in folders for file in _list_task_files(folder)]
     files += _list_harness_files()
-    stems = {splitext(os.path.basename(file))[0] for file in files}
     for name, task in ((n, b.task) for n, b in benchmarks.items() if b.path is None):
         files.sort(key=lambda file: task not in file)  # most often its file has its name
         if not any(_names(file, task) for file in files):
+            stems = {splitext(os.path.basename(file))[0] for file in files}
             candidates = sorted(n for n in {*stems, *names} - {task} if n[:1] == task[:1])
             advice = nearest(task, candidates).partition("; known:")[0]
             advice += "; evaluation.include_path names a folder with tasks of your own"

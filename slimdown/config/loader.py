@@ -13,7 +13,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from slimdown.config.fields import (
     explain_unknown_key,
@@ -104,14 +109,15 @@ def load_config(composed: DictConfig) -> RunConfig:
             held.load_in_8bit = held.load_in_8bit or name == "int8"
             held.load_in_4bit = not held.load_in_8bit and name != "none"
             held.bnb_4bit_quant_type = name if held.load_in_4bit else held.bnb_4bit_quant_type
-        missing = sorted(OmegaConf.missing_keys(composed))
-        config = RunConfig() if missing else OmegaConf.to_object(composed)
+        try:
+            config = OmegaConf.to_object(composed)
+        except MissingMandatoryValue:  # choosing a file of a group sets the settings of the group
+            missing = sorted(OmegaConf.missing_keys(composed))
+            problems = [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]
+            raise ConfigError("\n".join(problems)) from None
     except OmegaConfBaseException as error:
         raise ConfigError(reword(error)) from None
     assert isinstance(config, RunConfig)
-    # Choosing a file of a group sets the settings of the group.
-    if problems := [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]:
-        raise ConfigError("\n".join(problems))
     method, keep = build_method(vars(config.method)), build_mitigation(vars(config.keep))
     OmegaConf.update(composed, "keep", vars(keep), merge=True)  # 1 became 1.0; it is shown so
     return complete_config(replace(config, method=method, keep=keep))

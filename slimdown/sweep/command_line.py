@@ -180,6 +180,7 @@ class ComposedFiles(NamedTuple):
     """What Hydra makes of the chosen files of groups."""
 
     settings: DictConfig
+    values: dict[str, Any]  # of the settings, by dotted key
     model: str  # the choice of the group `model`
     hydra: DictConfig  # Hydra's own settings, below `hydra`
 
@@ -338,7 +339,7 @@ class _Composer:
             files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
-            before = _list_values(self._compose_files(files).settings)
+            before = self._compose_files(files).values
         except (HydraException, OmegaConfBaseException):  # a preset has a dataset of its own
             before = values
         shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
@@ -376,7 +377,8 @@ class _Composer:
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
             model = Path(hydra.runtime.choices["model"]).name
-            self._files[choice] = ComposedFiles(composed, model, of_hydra)
+            values = _list_values(composed)
+            self._files[choice] = ComposedFiles(composed, values, model, of_hydra)
         return self._files[choice]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -198,27 +199,29 @@ def test_a_wrong_option_is_not_an_answer(capsys: Capture) -> None:
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.fixture
+def logs(tmp_path: Path) -> tuple[str, str]:
+    return unpack_logs(tmp_path)
+
+
 @pytest.mark.parametrize("output", ["| true", ">&-"])
 def test_a_reader_that_goes_and_a_closed_output_change_no_exit_code(
-    output: str, runs: None
+    output: str, logs: tuple[str, str]
 ) -> None:
-    command = f"{sys.executable} -m slimdown check lost {output}; exit ${{PIPESTATUS[0]}}"
+    judge = shlex.join([sys.executable, "-m", "slimdown", "verdict", *logs, "--max-loss", "0.001"])
+    command = f"{judge} {output}; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == ""
 
 
-def test_an_output_that_cannot_be_written_is_no_passed_gate(runs: None) -> None:
-    command = f"{sys.executable} -m slimdown check kept > /dev/full"
-    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+def test_an_output_that_cannot_be_written_is_no_passed_gate(logs: tuple[str, str]) -> None:
+    budgets = ["--max-loss", "pocket_cs=0.999", "--max-loss", "off"]
+    judge = shlex.join([sys.executable, "-m", "slimdown", "verdict", *logs, *budgets])
+    ended = subprocess.run(["bash", "-c", f"{judge} > /dev/full"], capture_output=True, text=True)
     assert ended.returncode == 3
     assert "No space left" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> tuple[str, str]:
-    return unpack_logs(tmp_path)
 
 
 def test_logs_with_one_named_budget_are_held_to_the_others_too(

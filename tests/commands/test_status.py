@@ -5,14 +5,26 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from socket import socket
+from typing import Any, NamedTuple
 
 import pytest
 from mlflow import MlflowClient
-from record_builders import Capture, Compose, make_info, record_run, serve_mlflow
+from mlflow.utils import rest_utils
+from record_builders import (
+    Capture,
+    Compose,
+    Patch,
+    compose_config,
+    copy_store,
+    make_info,
+    record_run,
+)
 
 from slimdown.commands import compare, status, ui
 from slimdown.tracking.run_reader import find_run
@@ -78,47 +90,93 @@ def test_a_sweep_that_was_stored_with_a_parent_is_still_read(
     assert "2 finished runs of sweep s" in capsys.readouterr().out
 
 
-def test_ui_says_where_the_pages_are_once_the_server_answers(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
-    number = store.get_run(record_run(composed(), "one")).info.experiment_id
-    with closing(socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "slimdown", "ui", "-p", str(port), "--workers", "1"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
+class Pages(NamedTuple):
+    """A command that shows the pages of a record."""
+
+    process: int
+    port: int
+    line: str  # which says where they are
+    run_id: str
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def pages(
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Pages]]:
+    """A folder and the command in it; SIGTERM ends it without a word."""
+    folder = copy_store(migrated_store, tmp_path_factory.mktemp("pages"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        run_id = record_run(compose_config(), "one")
+        with closing(socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "slimdown", "ui", "-p", str(port), "--workers", "1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, **pipes)
+    try:
         assert process.stdout
         line = next(line for line in process.stdout if line.startswith("ready"))
-        place = f"http://127.0.0.1:{port}"
-        urllib.request.urlopen(f"{place}/health").close()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        if children.exists():  # Linux
-            server = Path(f"/proc/{children.read_text().split()[0]}/cmdline").read_text()
-            assert "sqlite" not in server
-            assert "mlflow" in server
-        assert ui.main(["-p", str(port), "--workers", "1"]) == 1
-        assert "give another one" in capsys.readouterr().err
+        yield folder, Pages(process.pid, port, line, run_id)
+    finally:
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=60)
-    assert line.startswith(f"ready: open {place}/#/experiments/{number}/runs?viewStateShareKey=")
     assert rest == ""
     assert "Traceback" not in err
 
 
-def test_a_servers_password_is_not_shown(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
-    record_run(composed(), "one")
+@pytest.fixture
+def shown(pages: tuple[Path, Pages], monkeypatch: Patch) -> Pages:
+    folder, shown = pages
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return shown
+
+
+def test_ui_says_where_the_pages_are_once_the_server_answers(shown: Pages, capsys: Capture) -> None:
+    urllib.request.urlopen(f"{shown.address}/health").close()
+    store = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")
+    number = store.get_run(shown.run_id).info.experiment_id
+    experiment = f"ready: open {shown.address}/#/experiments/{number}"
+    assert shown.line.startswith(f"{experiment}/runs?viewStateShareKey=")
+    children = Path(f"/proc/{shown.process}/task/{shown.process}/children")
+    if children.exists():  # Linux
+        server = Path(f"/proc/{children.read_text().split()[0]}/cmdline").read_text()
+        assert "sqlite" not in server
+        assert "mlflow" in server
+    assert ui.main(["-p", str(shown.port), "--workers", "1"]) == 1
+    assert "give another one" in capsys.readouterr().err
+
+
+def test_a_servers_password_is_not_shown(shown: Pages, capsys: Capture) -> None:
+    store = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")
     other = store.create_experiment("of another tool")
     store.create_run(other)
-    with serve_mlflow(Path("mlruns")) as (uri, _):
-        assert ui.main(["--tracking-uri", uri.replace("//", "//me:hunter22@")]) == 0
+    assert ui.main(["--tracking-uri", shown.address.replace("//", "//me:hunter22@")]) == 0
     captured = capsys.readouterr()
-    assert f"ready: open {uri}/#/experiments/" in captured.out
+    assert f"ready: open {shown.address}/#/experiments/" in captured.out
     assert "of another tool" not in captured.out
     assert "mlflow.sharedViewState.slimdown" not in store.get_experiment(other).tags
     assert "hunter22" not in captured.out + captured.err
+
+
+def test_findings_are_read_where_a_gateway_lets_only_the_api_pass(
+    shown: Pages, composed: Compose, monkeypatch: Patch
+) -> None:
+    send = rest_utils.http_request
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        moved = ["/no-such-page" if a == "/get-artifact" else a for a in arguments]
+        return send(*moved, **options)
+
+    monkeypatch.setattr(rest_utils, "http_request", refuse)
+    tracking = replace(composed().tracking, uri=shown.address)
+    assert find_run(tracking, shown.run_id).findings is not None
 
 
 def test_a_server_that_does_not_start_is_no_success(store: MlflowClient, composed: Compose) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from unittest.mock import patch
 
 import datasets
-import lm_eval
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from filelock import FileLock
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
+from stock_harness import ask_harness
 from tiny_benchmarks import make_benchmark_config, make_config
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -61,7 +61,7 @@ def evaluation(pocket: LoadedModel) -> Evaluation:
 def evaluate_by_harness(model: LoadedModel, tasks: list[str], folder: str, **settings: Any) -> Any:
     lm = HFLM(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer))
     manager = TaskManager(include_path=folder, include_defaults=False)
-    return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, **settings)
+    return ask_harness(lm, tasks=tasks, task_manager=manager, **settings)
 
 
 @dataclass

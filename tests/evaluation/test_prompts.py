@@ -6,10 +6,10 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from stock_harness import ask_harness
 from tiny_benchmarks import make_config, make_prompts
 from tiny_models import build_byte_tokenizer, build_tiny_model
 
@@ -75,7 +75,7 @@ def ask_stock(
 ) -> dict[int, str]:
     tokenizer = copy.deepcopy(model.tokenizer)
     lm = HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=4, **switches)
-    results: Any = lm_eval.simple_evaluate(
+    results: Any = ask_harness(
         lm,
         tasks=["pocket_math"],
         task_manager=TaskManager(include_path=str(TASKS_DIR), include_defaults=False),

@@ -27,7 +27,7 @@ from slimdown.utils.errors import ConfigError, ModelError
 ADAPTER = Path(__file__).parents[1] / "golden" / "adapters" / "pocket"
 VLLM = ["evaluation.backend=vllm", "model.device=auto", "quantization=none"]
 FEW = ["benchmark=[pocket_instructions,pocket_cs]"]
-FEW += ["benchmark.pocket_instructions.limit=8", "benchmark.pocket_cs.limit=8"]
+FEW += ["benchmark.pocket_instructions.limit=4", "benchmark.pocket_cs.limit=4"]
 Composed = Callable[..., RunConfig]
 
 
@@ -90,7 +90,7 @@ def test_a_long_window_needs_no_more_room_than_the_longest_question(
     config = composed(*chosen, "benchmark.pocket_cs.limit=1")
     findings = run_experiment(config, RunInfo("long"))
     base, tuned = read_responses(findings)
-    assert len(base) == 8
+    assert len(base) == 4
     assert base == tuned
 
 

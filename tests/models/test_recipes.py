@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from stock_harness import ask_harness
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -158,7 +158,7 @@ def ask_stock(model: LoadedModel, config: RunConfig) -> dict[tuple[str, int], An
         chat_template_args={**FIXED_DATE, **variables},
         **({"think_end_token": mark} if mark else {}),
     )
-    results: Any = lm_eval.simple_evaluate(
+    results: Any = ask_harness(
         lm,
         tasks=BENCHMARKS,
         task_manager=TaskManager(include_path=str(TASKS_DIR), include_defaults=False),

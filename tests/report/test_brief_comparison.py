@@ -38,6 +38,7 @@ def make_findings(n_benchmarks: int, loss: float, seed: int, has_target: bool = 
     return judge(make_evaluation(**base), make_evaluation(**tuned))
 
 
+@cache
 def compare(
     n_settings: int, n_seeds: int, n_benchmarks: int, has_target: bool = True
 ) -> Comparison:

@@ -72,9 +72,11 @@ cache.save("c" * 32, "pocket_cs", make_answers(config)[0].benchmarks["pocket_cs"
 @pytest.mark.parametrize(
     "stage",
     [
-        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("log_batch", "set_tag")),
         "log_artifact",
-        "set_terminated",
+        *(
+            pytest.param(stage, marks=pytest.mark.slow)
+            for stage in ("log_batch", "set_tag", "set_terminated")
+        ),
     ],
 )
 def test_a_kill_while_a_base_is_recorded_leaves_one_base_that_is_found(

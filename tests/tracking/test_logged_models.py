@@ -63,7 +63,7 @@ def test_what_people_read_is_in_points_and_losses_come_first(
     ("stage", "count"),
     [
         ("create_logged_model", 2),
-        ("log_model_artifacts", 1),
+        pytest.param("log_model_artifacts", 1, marks=pytest.mark.slow),
         pytest.param("finalize_logged_model", 1, marks=pytest.mark.slow),
         pytest.param("finalize_logged_model", 2, marks=pytest.mark.slow),
         pytest.param("log_outputs", 1, marks=pytest.mark.slow),

@@ -15,7 +15,6 @@ import pytest
 from commands_and_runs import call_verb, find_trained
 from mlflow import MlflowClient
 from mlflow.entities import Param
-from mlflow.utils import rest_utils
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow, set_metric
 
 from slimdown.config.schema import RunConfig
@@ -84,22 +83,6 @@ def test_all_pages_of_an_answer_are_read(
     assert len(find_runs(config.tracking, n_newest=3)) == 3
     [first] = find_runs(config.tracking, experiments=["e0"])  # the oldest comes last
     assert first.name == "run 0"
-
-
-def test_findings_are_read_where_a_gateway_lets_only_the_api_pass(
-    store: MlflowClient, config: RunConfig, monkeypatch: Patch
-) -> None:
-    run_id = record_run(config, "one")
-    with serve_mlflow(Path("mlruns")) as (uri, _):
-        tracking = replace(config.tracking, uri=uri)
-        send = rest_utils.http_request
-
-        def refuse(*arguments: Any, **options: Any) -> Any:
-            moved = ["/no-such-page" if a == "/get-artifact" else a for a in arguments]
-            return send(*moved, **options)
-
-        monkeypatch.setattr(rest_utils, "http_request", refuse)
-        assert find_run(tracking, run_id).findings is not None
 
 
 def test_what_a_store_cannot_give_now_is_not_called_lost(

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
+from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
@@ -156,10 +157,10 @@ def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
 
 
 def test_a_locked_database_is_one_line(store: MlflowClient) -> None:
-    command = ["-m", "slimdown", "status", "--tracking-uri", "sqlite:///mlruns/mlflow.db?timeout=1"]
+    place = ["--tracking-uri", "sqlite:///mlruns/mlflow.db?timeout=1"]
     with sqlite3.connect("mlruns/mlflow.db") as database:
         database.execute("BEGIN EXCLUSIVE")
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        done = call_verb(Path(), "status", *place)
     first, line = done.stderr.splitlines()
     assert (done.returncode, first) == (1, "The runs cannot be listed:")
     assert re.search("database is locked.*other programs", line)

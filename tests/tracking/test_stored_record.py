@@ -5,16 +5,16 @@
 
 import json
 import sqlite3
-import subprocess
-import sys
 import tarfile
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow.db
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from commands_and_runs import call_verb
 from record_builders import Compose, Patch
 from safetensors.numpy import load_file
@@ -47,9 +47,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
             store.execute(change, (folder.as_uri(),))
         store.commit()
     # Another MLflow may have another schema.
-    place = f"sqlite:///{folder}/mlruns/mlflow.db"
-    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", place]
-    subprocess.run(upgrade, capture_output=True, check=True)
+    upgrade = ["upgrade", f"sqlite:///{folder}/mlruns/mlflow.db"]
+    upgraded = CliRunner().invoke(mlflow.db.commands, upgrade)
+    assert upgraded.exit_code == 0, upgraded.output
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from commands_and_runs import SMALL
+from commands_and_runs import SMALL_IN_FLOAT as SMALL
 from peft import LoraConfig, get_peft_model
 from tiny_models import TEMPLATE, save_chatty_pocket
 from training_run import TrainingRun

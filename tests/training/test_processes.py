@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,14 +20,23 @@ from record_builders import copy_store
 from safetensors.torch import load_file
 from tiny_models import save_chatty_pocket
 from training_run import TrainingRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.write_gguf import write_gguf
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.schema import RunConfig
+from slimdown.config.tracking_config import TrackingConfig
+from slimdown.pocket import MODEL_DIR
+from slimdown.tracking.run_reader import (
+    find_runs as find_records,
+    read_evaluations,
+    read_served,
+)
 from slimdown.training import fine_tuning
 from slimdown.utils import distributed
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -34,12 +44,18 @@ from torch import distributed
 from training_run import TrainingRun
 from hydra import compose
 from slimdown.config.loader import load_config, open_hydra
+import mlflow
+import slimdown.experiment
 from slimdown.run import main
 from slimdown.utils.distributed import (
     assist, broadcast_from_main, end_shared_work, process_rank, share_work,
 )
 
-folder, cases, command, asked = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
+folder, cases, command, asked, served = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
+if other := os.fork():
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
+else:
+    os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
 assert broadcast_from_main("go" if process_rank() == 0 else None) == "go"
 group = distributed.group.WORLD._get_backend(torch.device("cpu"))
 assert group.options._timeout > timedelta(hours=1)  # a process may write a checkpoint meanwhile
@@ -78,6 +94,9 @@ assert main(command) == 0
 adapters = folder.glob("mlruns/artifacts/models/*/artifacts/adapter_config.json")
 adapter = broadcast_from_main(str(next(adapters).parent) if process_rank() == 0 else None)
 assert main([f"tuned={adapter}", *asked]) == 0
+assert main(served) == 0
+if other:
+    assert os.waitpid(other, 0)[1] == 0
 """
 STEPS = [*SMALL, "train.max_steps=4", "train.per_device_train_batch_size=4"]
 # The 30 rows of an epoch leave two for the last batch of the first process, none for the second's.
@@ -105,32 +124,53 @@ ASKED = ["benchmark=[pocket_cs,pocket_math]", "evaluation.until=all"]
 ASKED += ["benchmark.pocket_cs.limit=70", "benchmark.pocket_math.limit=40"]
 ASKED += ["benchmark.pocket_math.max_gen_toks=8", "evaluation.batch_size=4"]
 COMMAND = [setting for setting in STEPS if not setting.startswith("benchmark.")] + ASKED
-LAUNCHER = ["torch.distributed.run", "--nproc_per_node", "2"]
-LAUNCHER += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+SERVED = ["model=pocket", "model.id=base", "tuned=served.gguf", "benchmark=[pocket_math,pocket_cs]"]
+SERVED += ["benchmark.pocket_math.limit=6", "benchmark.pocket_cs.limit=6"]
+SERVED += ["quantization=none", "model.dtype=float32"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}\nAnswer:{% endif %}"
+)
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
+def save_served_model(folder: Path) -> None:
+    """Save a base with a chat template, and a file of its weights with another one."""
+    shutil.copytree(MODEL_DIR, folder / "base")
+    (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer.chat_template = TEMPLATE.replace("Answer:", "Say:")
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    write_gguf(model, tokenizer, folder / "served.gguf")
+
+
 @pytest.fixture(scope="module")
 def two_processes(
     request: pytest.FixtureRequest, migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of what two processes did: each chosen case in a folder of its own, two commands.
+    """The folder of what two processes did: chosen cases in folders of their own, three commands.
 
-    They start once: their imports take longer than all that they do.
+    They are one until all is imported, which takes longer than most of what they do.
     """
     names = {item.name for item in request.session.items if item.path == request.path}
     chosen = {c: CASES[c] for c in CASES if any(name.endswith(f"[{c}]") for name in names)}
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("two"))
+    save_served_model(folder)
     (folder / "script.py").write_text(SCRIPT)
     save_chatty_pocket(folder / "chatty")
     paths = [str(place) for place in Path(__file__).parents[:3]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     environment |= {"XDG_CACHE_HOME": str(folder), "MLFLOW_TRACKING_URI": ""}
-    given = [json.dumps(each) for each in (chosen, COMMAND, ASKED)]
-    command = [sys.executable, "-m", *LAUNCHER, str(folder / "script.py"), str(folder), *given]
+    with socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # as torchrun sets them
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    given = [json.dumps(each) for each in (chosen, COMMAND, ASKED, SERVED)]
+    command = [sys.executable, str(folder / "script.py"), str(folder), *given]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr.decode()
     return folder
@@ -168,7 +208,7 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
     done = call_verb(two_processes, "run", *COMMAND, *again)
     assert done.returncode == 0, done.stderr
     store = MlflowClient(f"sqlite:///{two_processes}/mlruns/mlflow.db")
-    by_two, third, by_one = (run.info.run_id for run in find_runs(store))
+    by_two, third, _, by_one = (run.info.run_id for run in find_runs(store))
     runs = [by_two, by_one]
     measured = {name for name in store.get_run(by_two).data.metrics if "system/" in name}
     assert {name.split("/")[1] for name in measured} == {"rank-0", "rank-1"}
@@ -190,6 +230,26 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
     ]
     scores = [np.stack(pd.read_parquet(file).log_likelihoods.tolist()) for file in files]
     np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_two_processes_ask_as_served_what_one_does(
+    two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = copy_store(migrated_store, tmp_path)
+    save_served_model(folder)
+    done = call_verb(folder, "run", *SERVED)
+    assert done.returncode == 0, done.stderr
+    responses = []
+    for place in (two_processes, folder):
+        tracking = TrackingConfig(f"sqlite:///{place}/mlruns/mlflow.db", "slimdown")
+        origin = "tags.`slimdown.origin` LIKE 'served.gguf%'"
+        [found] = find_records(tracking, filter_string=origin, with_findings=True)
+        served = read_served(tracking, found, read_evaluations(tracking, found)[1])
+        assert served
+        samples = served.benchmarks["pocket_math"].samples
+        responses.append([(one.prompt, one.response) for one in samples])
+    assert responses[0] == responses[1]
 
 
 def test_a_process_whose_partner_does_not_come_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
