@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # it imports torch
 
 # Raise it when the same settings give other answers, because questions are batched, ordered or read
 # otherwise. Older evaluations are then not used. tests/evaluation/test_evaluation_key.py reminds.
-MEASUREMENT_VERSION = 1
+MEASUREMENT_VERSION = 2
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
 # Settings of how scores are read or when asking ends. No answer depends on them, so the key leaves
