@@ -79,7 +79,7 @@ def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None
 def test_the_answers_of_both_models_are_read_with_pandas(client: MlflowClient) -> None:
     run, _ = find_runs(client)
     samples = pd.read_parquet(client.download_artifacts(run.info.run_id, "samples"))
-    assert len(samples) == 2 * 8 * (1 + 3 + 2 + 1)  # models, questions, metrics of each benchmark
+    assert len(samples) == 2 * 8 * (1 + 3 + 3 + 2)  # models, questions, metrics of each benchmark
     findings = read_artifact(client, run, "findings.json")
     cs = samples.query("benchmark == 'pocket_cs' and model == 'tuned' and metric == 'acc'")
     change = findings["benchmarks"]["pocket_cs"]["changes"]["acc"]

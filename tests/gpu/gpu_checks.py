@@ -89,7 +89,12 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
     _, base, _ = load(f"quantization={quantization}")
     lora = {name: value for name, value in asdict(config.lora).items() if name != "args"}
     # TRL checkpoints gradients, and has a loss of its own.
-    names = set(SFTConfig.__dataclass_fields__) - {"gradient_checkpointing", "loss_type"}
+    ours = {
+        "gradient_checkpointing",
+        "loss_type",
+        "assistant_only_loss",
+    }  # no row is a conversation
+    names = set(SFTConfig.__dataclass_fields__) - ours
     settings = {name: value for name, value in asdict(config.train).items() if name in names}
     settings |= {"bf16": base.dtype == "bfloat16", "fp16": base.dtype == "float16"}
     settings |= {"seed": config.seed, "use_cpu": base.device == "cpu", "logging_steps": 1}

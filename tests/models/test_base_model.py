@@ -103,7 +103,8 @@ def test_estimated_activations_are_those_kept(composed: Composed) -> None:
     held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     settings = ("train.per_device_train_batch_size=1", "train.max_length=128")
     estimated = estimate_step_bytes(adapted, composed(*settings).train, torch.bfloat16)
-    assert estimated - 128 * (8 + 2) * 64 == pytest.approx(held, rel=0.1)  # all but the logits
+    estimated -= 128 * (8 + 2) * 64  # all but the logits, of two layers and one layer's gradients
+    assert estimated == pytest.approx(1.5 * held, rel=0.1)
 
 
 def test_a_quantized_base_is_loaded_as_it_is(composed: Composed, tmp_path: Path) -> None:
