@@ -97,7 +97,12 @@ def test_a_run_keeps_the_dialogues_that_its_base_wrote(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
-    keep = ["dataset.file.path=chat.jsonl", "keep=auto", "keep.share=0.2", "keep.max_tokens=16"]
+    keep = [
+        "dataset.file.path=chat.jsonl",
+        "keep=dialogues",
+        "keep.share=0.2",
+        "keep.max_tokens=16",
+    ]
     done = call_verb(folder, "run", *model, *keep)
     assert done.returncode == 0, done.stderr
     page = find_page(folder, done.stdout)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,27 +173,17 @@ def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: st
 MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
 
 
-def test_keep_auto_takes_the_named_rows_and_else_the_bases_own(
-    composed: Compose, tmp_path: Path
-) -> None:
-    weight, own = "keep.weight=1.0", ["keep.share=0.1", "keep.max_tokens=64"]
+def test_keep_auto_takes_the_named_rows_and_else_the_bases_own(composed: Compose) -> None:
+    weight = "keep.weight=1.0"
     named = composed("keep=auto", *MIXED)
     assert named.keep == composed("keep=replay", *MIXED, weight).keep
-    (file := tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
-    texts = composed("keep=auto", *own, f"keep.prompts={file}").keep
-    assert texts == composed("keep=self_replay", *own, weight, f"keep.prompts={file}").keep
-    open_, tokenizer = composed("keep=auto", "keep.share=0.1").keep, SimpleNamespace()
-    tokenizer.chat_template = None  # and then with one
-    assert open_.choose_for(tokenizer) == composed("keep=self_replay", *own, weight).keep
-    tokenizer.chat_template = "{{ messages }}"
-    tokenizer.apply_chat_template = lambda messages, **settings: messages[0]["content"]
-    assert open_.choose_for(tokenizer) == composed("keep=dialogues", *own, weight).keep
+    own = composed("keep=auto", "keep.share=0.1").keep
+    assert own == composed("keep=self_replay", "keep.share=0.1", "keep.max_tokens=64", weight).keep
 
 
 def test_keep_auto_leaves_out_the_distance_where_no_base_is_beside(composed: Compose) -> None:
     whole = ["method=full", "quantization=none", *MIXED]
     assert composed("keep=auto", *whole).keep == composed("keep=replay", *whole).keep
-    assert composed("keep=auto", *whole[:2]).keep.weight is None
 
 
 def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:

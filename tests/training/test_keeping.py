@@ -209,17 +209,6 @@ def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None
 
 
 @pytest.mark.usefixtures("chatty")
-def test_keep_auto_writes_dialogues_where_the_base_has_a_template(composed: Composed) -> None:
-    few = ["keep.share=0.1", "keep.max_tokens=16"]
-    for model, kind in (["model.id=chatty"], "dialogues"), ([], "self_replay"):
-        auto = composed(*SMALL, *model, "keep=auto", *few)
-        named = composed(*SMALL, *model, f"keep={kind}", *few)
-        of_auto, of_named = TrainingRun(auto).rows, TrainingRun(named).rows
-        assert list(of_auto.train) == list(of_named.train)
-        assert of_auto.written == of_named.written != ""
-        assert read_inputs(auto).config.keep == named.keep
-
-
 def test_dialogues_need_a_template(composed: Composed) -> None:
     with pytest.raises(ModelError, match=r"keep=dialogues: .* has no chat template; keep=auto"):
         read_inputs(composed(*SMALL, "keep=dialogues"))
