@@ -2,8 +2,8 @@
 
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
 `ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
-lm-evaluation-harness, Inspect and lighteval, and tables. An error that you can mend is a
-`SlimdownError`. All names but the errors are imported on first use, since some import torch.
+other tools, and tables. An error that you can mend is a `SlimdownError`. All names but the errors
+are imported on first use, since some import torch.
 docs/python.md says what each raises.
 """
 

@@ -8,6 +8,9 @@ from math import fsum, isfinite, nan, sqrt
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark
 
+FLAT_MESSAGES = "messages_as_text"
+"""The condition of an evaluation whose prompts are chats that its tool wrote as one text."""
+
 
 class Metric(str):
     """A metric and the filter of its answers, as settings and records name it.

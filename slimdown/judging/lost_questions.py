@@ -13,7 +13,7 @@ from typing import Any
 
 from slimdown.config.benchmark_config import Scoring
 from slimdown.config.question_files import read_row
-from slimdown.evaluation.results import Evaluation, Metric, Sample
+from slimdown.evaluation.results import FLAT_MESSAGES, Evaluation, Metric, Sample
 from slimdown.judging.findings import take_first_answers
 from slimdown.judging.pairing import pair_evaluations
 from slimdown.utils.errors import DataError
@@ -46,13 +46,13 @@ def collect_lost_questions(base: Evaluation, tuned: Evaluation, is_chat: bool) -
     """
     rows, left_out, ends_late = dict[str, list[dict[str, Any]]](), dict[str, int](), False
     has_clusters = any(sample.cluster for one in base.benchmarks.values() for sample in one.samples)
-    from_inspect = base.conditions.get("kind") == "Inspect"
+    is_flat = base.conditions.get(FLAT_MESSAGES) == "true"
     for name, pair in pair_evaluations(base, tuned).items():
         pair, metric = take_first_answers(pair), pair.base.benchmark.metric
         for before, after in zip(pair.base.samples, pair.tuned.samples, strict=True):
             if not before.is_right(metric) > after.is_right(metric):
                 continue
-            question = _write_question(before.prompt, from_inspect)
+            question = _write_question(before.prompt, is_flat)
             is_cut = "messages" not in question  # at an empty line
             ends = [*(["\n\n"] * is_cut), *([""] * (is_chat or not is_cut))]
             tried = ((end, _write_row(question, before, after, metric, end)) for end in ends)
@@ -73,14 +73,14 @@ def _name_kind(row: dict[str, Any], metric: str) -> str:
     return f"{kind}_of_chats" if "messages" in row else kind
 
 
-def _write_question(prompt: str, from_inspect: bool) -> dict[str, Any]:
+def _write_question(prompt: str, is_flat: bool) -> dict[str, Any]:
     """Write a prompt as a question; as messages where the log holds them."""
     try:
         messages = json.loads(prompt) if prompt.startswith("[{") else None
         turns = [{key: turn[key] for key in ("role", "content")} for turn in messages or ()]
     except (ValueError, LookupError, TypeError):
         turns = []
-    if from_inspect and not turns:
+    if is_flat and not turns:
         turns = [{"role": "user", "content": prompt}]
         if re.search(r"(?:\A|\n\n)(?:system|assistant|tool|user): ", prompt):
             turns = [{"role": "unknown", "content": ""}]  # several, which cannot be told apart

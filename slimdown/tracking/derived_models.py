@@ -50,7 +50,9 @@ def record_scaled(
             kind, _, name = key.partition("/")
             dataset = questions[name].dataset if name in questions else None
             of = (dataset.name, dataset.digest) if dataset else (None, None)
-            metrics.append(Metric(key, value, now, 0, base_id if kind == "base" else model_id, *of))
+            metrics.append(
+                Metric(key, value, now, 0, base_id if kind.endswith("base") else model_id, *of)
+            )
         client.log_batch(made, metrics)
         store.log_settings(client, made, params | {"verdict": describe_verdicts(findings)})
         client.set_terminated(made, "FINISHED")

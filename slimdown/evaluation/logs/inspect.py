@@ -14,6 +14,7 @@ from zipfile import BadZipFile, ZipFile
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
+from slimdown.evaluation.results import FLAT_MESSAGES
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_json
@@ -53,6 +54,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         "model_roles": made.model_roles,
     }
     conditions = logged_task.write_conditions("Inspect", made.task, settings)
+    conditions |= {FLAT_MESSAGES: "true"}
     tool = f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}"
     provider = f"Inspect, {made.model.partition('/')[0]}"
     model = logged_task.name_model(made.model, made.model_args)
