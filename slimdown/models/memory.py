@@ -75,6 +75,8 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     adapted = sum(4 * layer.in_features for layer in layers)
     scaled = [layer for layer in layers if getattr(layer, "lora_magnitude_vector", None)]
     adapted += sum((4 + size) * layer.out_features for layer in scaled)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        adapted += size * (inner + 2 * width) * n_layers  # the inputs of what is trained itself
     layer = 8 * width + size * (3 * inner + 4 * width) + adapted // n_layers
     # Checkpointing keeps the input of each layer, and one layer that is computed again. The
     # backward pass holds the gradients of a layer besides.
