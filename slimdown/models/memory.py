@@ -74,13 +74,16 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     adapted = sum(4 * layer.in_features for layer in layers)
     scaled = [layer for layer in layers if getattr(layer, "lora_magnitude_vector", None)]
-    adapted += sum((4 + size) * layer.out_features for layer in scaled)
+    results = sum(layer.out_features for layer in scaled)
+    adapted += (4 + size) * results
     if all(parameter.requires_grad for parameter in model.parameters()):
         adapted += size * (inner + 2 * width) * n_layers  # the inputs of what is trained itself
     layer = 8 * width + size * (3 * inner + 4 * width) + adapted // n_layers
     # Checkpointing keeps the input of each layer, and one layer that is computed again. The
     # backward pass holds the gradients of a layer besides.
-    kept = size * width * n_layers + layer if train.gradient_checkpointing else layer * n_layers
+    kept = layer * n_layers
+    if train.gradient_checkpointing:
+        kept = size * width * n_layers + layer + 4 * results  # DoRA's are kept all the same
     kept += layer
     logits = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
     return int(train.per_device_train_batch_size * train.max_length * (kept + logits))
