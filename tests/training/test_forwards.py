@@ -68,11 +68,13 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
     assert json.loads(next(tmp_path.iterdir()).read_text()) == vars(small)
 
 
-@pytest.mark.parametrize("keep", ["none", "kl"])
+@pytest.mark.parametrize(
+    "keep", [[], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]], ids=str
+)
 def test_a_step_in_several_forwards_is_the_same_step(
-    keep: str, composed: Compose, tmp_path: Path
+    keep: list[str], composed: Compose, tmp_path: Path
 ) -> None:
-    whole = TrainingRun(composed(*SMALL, f"keep={keep}"))
+    whole = TrainingRun(composed(*SMALL, *keep))
     split = whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
     keep_forwards(tmp_path / "split", lambda: Forwards(2, 4, checkpoints=True))
