@@ -121,7 +121,7 @@ class Training:
         dtype, on_card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
         about = inputs.config, inputs.outline, dtype, self._rows
         forwards = keep_forwards(self._run.checkpoint_dir, lambda: choose_forwards(*about, on_card))
-        if forwards.apply(train) != replace(train, gradient_checkpointing=forwards.checkpoints):
+        if forwards.differ_from(train):
             show_notes([f"Each step is taken as {forwards.describe()}, as this card has room for."])
 
     def ask_as_served(self, *_: Any) -> None:

@@ -41,13 +41,20 @@ class Forwards:
         again = ", activations computed again" * self.checkpoints
         return f"{self.number} forward{'s' * (self.number > 1)} of {self.rows} rows{again}"
 
+    def differ_from(self, train: TrainConfig) -> bool:
+        """Whether they are not the forwards that the settings name."""
+        is_split = self.rows < train.per_device_train_batch_size
+        return is_split or self.checkpoints is not bool(train.gradient_checkpointing)
+
     def apply(self, train: TrainConfig) -> TrainConfig:
         """Return the settings with which TRL takes such steps."""
+        is_split = self.rows < train.per_device_train_batch_size
+        held_out = train.per_device_eval_batch_size
         return replace(
             train,
             per_device_train_batch_size=self.rows,
             gradient_accumulation_steps=self.number,
-            per_device_eval_batch_size=min(train.per_device_eval_batch_size, self.rows),
+            per_device_eval_batch_size=min(held_out, self.rows) if is_split else held_out,
             gradient_checkpointing=self.checkpoints,
         )
 
@@ -111,7 +118,7 @@ def keep_forwards(folder: Path, choose: Callable[[], Forwards]) -> Forwards:
 
 def apply_forwards(config: RunConfig, forwards: Forwards | None) -> tuple[RunConfig, str]:
     """Return the settings with which TRL takes such steps, and a few words on them."""
-    if forwards is None:
+    if forwards is None or not forwards.differ_from(config.train):
         return config, ""
     return replace(config, train=forwards.apply(config.train)), forwards.describe()
 

@@ -14,7 +14,12 @@ from training_run import TrainingRun
 from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import load_outline
 from slimdown.models.training_memory import estimate_training
-from slimdown.training.forwards import Forwards, choose_forwards, keep_forwards
+from slimdown.training.forwards import (
+    Forwards,
+    apply_forwards,
+    choose_forwards,
+    keep_forwards,
+)
 
 SMALL = ["dataset.pocket_instructions.max_examples=48", "train.max_steps=3"]
 ROWS: Any = SimpleNamespace(train={"input_ids": [[0] * n for n in range(20, 180)]})
@@ -45,6 +50,22 @@ def test_the_less_memory_the_smaller_the_forwards_and_always_the_same_step(
     for one, share in zip(chosen[:-1], (1, 0.8, 0.5, 0.3), strict=False):
         assert estimate(config, one, 179) <= share * most or one == chosen[-1]
     assert least < most
+
+
+def test_a_step_as_it_was_set_leaves_the_settings_as_they_are(
+    composed: Compose, tmp_path: Path
+) -> None:
+    config = composed("train.per_device_eval_batch_size=64")
+    set_ = choose_forwards(config, load_outline(config.model), torch.float32, ROWS, None)
+    assert not set_.differ_from(config.train)
+    assert apply_forwards(config, set_) == (config, "")
+    small = replace(set_, rows=2, number=4)
+    assert small.differ_from(config.train)
+    taken, words = apply_forwards(config, small)
+    assert (taken.train.per_device_eval_batch_size, words) == (2, "4 forwards of 2 rows")
+    again = replace(config, train=replace(config.train, gradient_checkpointing=True))
+    assert set_.differ_from(again.train)
+    assert not replace(set_, checkpoints=True).differ_from(again.train)
 
 
 @pytest.mark.parametrize("asked", [True, False])
