@@ -39,7 +39,9 @@ class Forwards:
     def describe(self) -> str:
         """Describe them in a few words."""
         again = ", activations computed again" * self.checkpoints
-        return f"{self.number} forward{'s' * (self.number > 1)} of {self.rows} rows{again}"
+        forwards, rows = f"{self.number} forward", f"{self.rows} row"
+        parts = (text + "s" * (not text.startswith("1 ")) for text in (forwards, rows))
+        return " of ".join(parts) + again
 
     def differ_from(self, train: TrainConfig) -> bool:
         """Whether they are not the forwards that the settings name."""
