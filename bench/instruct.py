@@ -10,7 +10,8 @@ conversations (CC BY-SA 3.0, from the hub). Then, in DIR:
     slimdown run model=any model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct quantization=none \
         dataset=file dataset.file.path=classification.jsonl dataset.file.max_examples=200 \
         'benchmark=[gsm8k,ifeval,xstest,mmlu,hellaswag]' benchmark.xstest.path=xstest.jsonl \
-        benchmark.xstest.score=refusal benchmark.xstest.max_gen_toks=64 evaluation.batch_size=25
+        benchmark.xstest.score=refusal benchmark.xstest.max_gen_toks=64 evaluation.batch_size=25 \
+        train.assistant_only_loss=false
 """
 
 import json

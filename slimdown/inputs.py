@@ -91,7 +91,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         notes.append(f"{note}.")
     else:
         on_progress(0, 0, ", ".join(config.dataset))
-        config = replace(config, keep=config.keep.choose_for(tokenizer))
+        config.keep.check_tokenizer(tokenizer)
         train_data = read_rows(config, tokenizer)
         n_rows = sum(len(part.train) for part in train_data.parts)
         for problem in check_rows(config, n_rows, not train_data.holds_conversations):

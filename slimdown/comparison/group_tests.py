@@ -16,6 +16,8 @@ import scipy
 from slimdown.comparison.run_comparison import Comparison, Configuration
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import Role
+from slimdown.judging.findings import BenchmarkChange
+from slimdown.judging.verdicts import take_one_kind
 from slimdown.stats.estimates import holm
 from slimdown.stats.likelihood import ALPHA
 
@@ -225,16 +227,16 @@ def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], fl
     their mean (`learned` of several targets, `kept` of several retained benchmarks).
     """
     means: dict[str, tuple[list[float], float]] = {}
-    roles: dict[str, Role] = {}
+    found: dict[str, BenchmarkChange] = {}
     for run in runs:
         for name, change in run.changes.items():
-            roles[name] = change.role
+            found[name] = change
             if change.verdict and change.is_measured and not change.is_stopped:
                 difference = change.primary.difference
                 of_runs, _ = means.setdefault(name, ([], 1 / len(difference.observations)))
                 of_runs.append(difference.value)
     for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
-        names = [name for name, of_role in roles.items() if of_role is role]
+        names = take_one_kind({n: one.metric for n, one in found.items() if one.role is role})
         every = [means[name] for name in names if name in means]
         if len(every) == len(names) > 1 and all(len(of[0]) == len(runs) for of in every):
             averaged = np.mean([of_runs for of_runs, _ in every], axis=0)

@@ -18,7 +18,7 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import Verdict, decide_verdicts
+from slimdown.judging.verdicts import Verdict, decide_verdicts, take_one_kind
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -238,7 +238,8 @@ def _make_row(
         )
     means = []
     for role in (Role.retained, Role.target):
-        of_role = [name for name, cell in cells.items() if cell.role is role]
+        every = {name: change for run in runs for name, change in run.changes.items()}
+        of_role = take_one_kind({n: one.metric for n, one in every.items() if one.role is role})
         if len(runs) == 1 and runs[0].findings:
             means.append(SeedMean(**vars(runs[0].findings.mean_change(role))))
         else:

@@ -30,6 +30,7 @@ from slimdown.judging.verdicts import (
     TestedChange,
     Verdict,
     decide_verdicts,
+    take_one_kind,
     watch_change,
 )
 from slimdown.stats.estimates import Estimate
@@ -82,11 +83,14 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
         For each row what is known, by column: `learned` where a target was measured, benchmarks,
         and `kept`. A mean of one benchmark alone is left out.
     """
-    roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
+    runs = [run for row in comparison.rows for run in row.runs]
+    found = {name: change for run in runs for name, change in run.changes.items()}
+    roles = {name: change.role for name, change in found.items()}
     columns = {name: [name] for name in comparison.benchmarks}
     for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
-        if len(of_role := [name for name in columns if roles[name] is role]) > 1:
-            columns[heading] = of_role
+        averaged = take_one_kind({n: found[n].metric for n in columns if roles[n] is role})
+        if len(averaged) > 1:
+            columns[heading] = averaged
     tests: dict[tuple[int, str], TestedChange] = {}
     margins: dict[tuple[int, str], float] = {}
     n_open = 0

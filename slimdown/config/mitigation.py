@@ -72,16 +72,12 @@ class Mitigation:
         """
         return self
 
-    def choose_for(self, tokenizer: Any) -> "Mitigation":
-        """Return the mitigation that this one stands for with this base; it is recorded.
-
-        Args:
-            tokenizer: The base's, with its chat template.
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that it works with the tokenizer of the base, and its chat template.
 
         Raises:
-            ModelError: It does not work with this base.
+            ModelError: It does not.
         """
-        return self
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
         """Find what does not go together with the other settings, a line each."""

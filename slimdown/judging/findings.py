@@ -20,7 +20,14 @@ from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
-from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds, watch_change
+from slimdown.judging.verdicts import (
+    Decision,
+    Verdict,
+    decide_verdicts,
+    split_kinds,
+    take_one_kind,
+    watch_change,
+)
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -329,7 +336,7 @@ def _list_costs(
 def list_averaged(benchmarks: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
     """List the benchmarks of a role whose changes have a mean: measured, and of one kind."""
     of_role = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
-    return next(iter(split_kinds(of_role)), [])
+    return take_one_kind(of_role)
 
 
 def judge_pair(first: Evaluation, second: Evaluation) -> Findings:

@@ -138,6 +138,11 @@ def split_kinds(metrics: Mapping[str, str]) -> list[list[str]]:
     return [names for names in kinds.values() if names]
 
 
+def take_one_kind(metrics: Mapping[str, str]) -> list[str]:
+    """Return the benchmarks whose changes have a mean: those of the first kind that there is."""
+    return next(iter(split_kinds(metrics)), [])
+
+
 def decide_verdicts(
     differences: Sequence[TestedChange],
     margins: Sequence[float],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from slimdown.config.benchmark_config import PaperMetric, Role
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, PaperMetric, Role
 from slimdown.judging.behaviour import BITS
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
 from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
@@ -145,6 +145,8 @@ def _average(values: Sequence[Any]) -> Any:
 def _show_name(row: FindingRow) -> Cell:
     role = row.benchmark.role.value
     marked = text.mark_target(row.name, role)
+    if row.metric == CHOICE_PROBABILITY:  # no accuracy, which other benchmarks show
+        marked += f" {CHOICE_PROBABILITY}"
     heading = marked if row.is_primary else f"  {text.shorten_metric(row.metric, row.benchmark)}"
     return Cell(heading, values={"benchmark": row.name, "role": role})
 

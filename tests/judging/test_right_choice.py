@@ -13,9 +13,12 @@ from builders import (
     make_benchmark,
     make_choice,
     make_evaluation,
+    make_run,
     stop_early,
 )
 
+from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
@@ -145,6 +148,26 @@ def test_each_kind_is_a_family_of_its_own() -> None:
     only = judge(*(replace(one, benchmarks={"a": one.benchmarks["a"]}) for one in (base, tuned)))
     d = compare_scores(*(one.benchmarks["a"].scores_of("p_right") for one in (base, tuned)))
     assert only.mean_change(Role.retained).value == d.value
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_a_comparison_averages_one_kind_too(n_seeds: int) -> None:
+    """`kept` of two benchmarks by answers and two by p_right is the mean of the first two."""
+    nats, answers = draw_likelihoods(60), [1.0] * 48 + [0.0] * 12
+    runs = []
+    for rank, scale in (("4", 0.9), ("8", 0.5)):
+        for seed in range(n_seeds):
+            written = {f"text{k}": [0.0] * (3 * k + seed) + answers[3 * k + seed :] for k in (1, 2)}
+            chosen = {n: choose(scale * nats, metric="p_right") for n in ("a", "b")}
+            before = choose(nats, metric="p_right")
+            base = make_evaluation(text1=answers, text2=answers, a=before, b=before)
+            found = judge(base, make_evaluation(**written, **chosen))
+            runs.append(make_run(found, len(runs), lora__r=rank, seed=str(seed)))
+    comparison = compare_runs(runs)
+    for row, judged in zip(comparison.rows, judge_configurations(comparison), strict=True):
+        expected = np.mean([-(3 * k + seed) / 60 for k in (1, 2) for seed in range(n_seeds)])
+        assert row.retained.value == pytest.approx(expected)
+        assert judged["kept"].value == pytest.approx(expected)
 
 
 def test_a_stopping_rule_corrects_each_kind_as_the_verdict_does() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from slimdown.config.mitigation import Mitigation
 from slimdown.training.labels import IGNORED
 from slimdown.training.written_rows import (
     BATCH,
@@ -25,7 +24,7 @@ class Dialogues(WrittenRows):
 
     about: ClassVar[str] = "dialogues that the base writes are mixed in"
 
-    def choose_for(self, tokenizer: Any) -> Mitigation:
+    def check_tokenizer(self, tokenizer: Any) -> None:
         """Check that the chat template opens a user's turn."""
         from slimdown.data.chat_templates import split_user_turn
 
@@ -34,7 +33,6 @@ class Dialogues(WrittenRows):
         except DataError as error:
             problem = f"keep={self.name}: {error}; keep=auto replays other rows of such a base"
             raise ModelError(problem) from None
-        return self
 
     def list_key(self, base: Any, config: "RunConfig") -> list[Any]:
         """List what the chat template writes around a message."""
