@@ -40,7 +40,7 @@ from slimdown.judging.findings import compare_subjects
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
-from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts
+from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -529,11 +529,33 @@ def change_probabilities(draws: int, random: np.random.Generator) -> Iterator[Ro
                 # At most: the chances of all benchmarks, and of all looks, add up.
                 wrong[3] += 4 * np.mean(2 * np.minimum(*p) < ALPHA / 4)
                 wrong[4] += 10 * np.mean(lost < ALPHA / 10)
-            claims = [f"p_right {claim}" for claim in ("changed", "steady")]
+            claims = [f"p_right {claim}" for claim in ("changed", "retained")]
             claims += ["a look at p_right is beyond its budget", "any p_right of 4 changed"]
             claims += ["any of 10 looks at p_right is beyond its budget"]
             for claim, rate in zip(claims, wrong / n_blocks, strict=True):
                 yield claim, f"noise of {noise:g} nats, {n} questions", percent(rate), "5"
+
+
+def judge_kinds(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Four benchmarks by answers and four by p_right, of the same questions: two families."""
+    metrics = {f"{metric} {i}": metric for metric in ("acc", "p_right") for i in range(4)}
+    for n in (100, 400):
+        n_draws, wrong = max(1, draws // 10), dict.fromkeys(("acc", "p_right"), 0)
+        for _ in range(n_draws):
+            of_choice, of_answers = draw_choices((4, n), 2.0, 0.0, random)
+            changes = dict(zip(metrics, [*of_answers, *of_choice], strict=True))
+            for names in split_kinds(metrics):
+                found = [change_difference(changes[name]) for name in names]
+                verdicts = {one.verdict for one in decide_verdicts(found, [MARGIN] * len(found))}
+                wrong[metrics[names[0]]] += bool(verdicts & {Verdict.forgotten, Verdict.improved})
+        for metric, n_wrong in wrong.items():
+            case = f"{n} questions each, nothing changed"
+            yield (
+                f"any of 4 by {metric} changed, 4 of each kind",
+                case,
+                percent(n_wrong / n_draws),
+                "5",
+            )
 
 
 def count_needed_by_p_right(draws: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:
@@ -1324,6 +1346,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     ask_copies,
     ask_again,
     change_probabilities,
+    judge_kinds,
     judge_together,
     stop_groups,
     count_words,

@@ -47,6 +47,7 @@ from slimdown.config.loader import load_config, open_hydra
 import mlflow
 import slimdown.experiment
 from slimdown.run import main
+from slimdown.training.forwards import Forwards, keep_forwards
 from slimdown.utils.distributed import (
     assist, broadcast_from_main, end_shared_work, process_rank, share_work,
 )
@@ -83,6 +84,8 @@ else:
 for name, settings in cases.items():
     with open_hydra():
         config = load_config(compose("config", overrides=settings))
+    if name == "split" and process_rank() == 0:
+        keep_forwards(folder / name, lambda: Forwards(2, 2, checkpoints=True))
     for _ in range(2 if name == "plain" else 1):  # the second takes what the first one kept
         run = TrainingRun(config)
         _, result = run.train(folder / name if process_rank() == 0 else Path("/nowhere"))
@@ -106,6 +109,7 @@ REPLAY = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.sh
 REPLAY += ["keep.dataset=pocket_replay"]
 CASES: dict[str, list[str]] = {
     "plain": STEPS,
+    "split": STEPS,  # of four rows a process, taken as two forwards of two
     "uneven": UNEVEN,
     "uneven_padded": [*UNEVEN, "train.args.neftune_noise_alpha=1e-9"],
     "packed": [*UNEVEN, "train.args.packing=true", "train.max_length=96"],
