@@ -8,7 +8,25 @@ answer.
 """
 
 from collections.abc import Mapping, Sequence
-from math import exp, fsum, isfinite
+from math import exp, fsum, inf, isfinite, isnan
+
+
+def compute_probabilities(log_likelihoods: Sequence[float]) -> list[float]:
+    """Compute each choice's probability, not per character.
+
+    Args:
+        log_likelihoods: Of each choice, in nats.
+
+    Returns:
+        Shares of 1, by choice; empty where they are not known: a log-likelihood is no number, or
+        none is finite.
+    """
+    highest = max(log_likelihoods, default=-inf)
+    if not isfinite(highest) or any(map(isnan, log_likelihoods)):
+        return []
+    parts = [exp(value - highest) for value in log_likelihoods]
+    total = fsum(parts)
+    return [part / total for part in parts]
 
 
 def score_right_choice(
@@ -35,6 +53,5 @@ def score_right_choice(
     is_one = bool(accuracies) and all(score in (0, 1) for score in accuracies)
     if not has_right or not is_one or not all(map(isfinite, likelihoods.values())):
         return None
-    highest = max(likelihoods.values())
-    parts = {choice: exp(value - highest) for choice, value in likelihoods.items()}
-    return parts[target] / fsum(parts.values())
+    shares = compute_probabilities(list(likelihoods.values()))
+    return shares[list(likelihoods).index(target)]

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
-from math import exp, fsum, isfinite, isnan
+from math import fsum
 from typing import Any
 
 from markupsafe import Markup
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.results import Sample
+from slimdown.evaluation.right_choice import compute_probabilities
 from slimdown.judging.findings import BenchmarkChange, Findings, take_first_answers
 from slimdown.judging.losses import Example, find_cause, find_changed_answers
 from slimdown.judging.pairing import Pair, pair_evaluations
@@ -187,7 +188,7 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
         "right": [sample.is_right(benchmark.metric) for sample in (base, tuned)],
     }
     if base.choices:
-        shares = [_compute_probabilities(sample) for sample in (base, tuned)]
+        shares = [compute_probabilities(sample.log_likelihoods) for sample in (base, tuned)]
         answer["choices"] = [
             [
                 *_cut(choice, length),
@@ -224,18 +225,6 @@ def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:
 
 def _find_choice(sample: Sample, choice: str | None) -> int:
     return sample.choices.index(choice) if choice in sample.choices else -1
-
-
-def _compute_probabilities(sample: Sample) -> list[float]:
-    """Compute each choice's probability, not per character; empty where it is not known."""
-    likelihoods = sample.log_likelihoods
-    highest = max(likelihoods, default=float("-inf"))
-    is_known = isfinite(highest) and not any(map(isnan, likelihoods))
-    if len(likelihoods) != len(sample.choices) or not is_known:
-        return []
-    parts = [exp(value - highest) for value in likelihoods]
-    total = fsum(parts)
-    return [part / total for part in parts]
 
 
 def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
