@@ -4,7 +4,7 @@ The console, a page, Markdown, JSON and CSV, `compare`, and the metrics in MLflo
 `COLUMNS`. A cell holds the text that people read and the values that programs read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -22,6 +22,7 @@ _IN_FILES = frozenset({Place.json, Place.mlflow})
 # Not in `compare`, whose cells hold the change and the verdict over all seeds.
 _OF_RUN = EVERYWHERE - {Place.compare}
 _DETAIL = NOT_BRIEF - {Place.compare, Place.mlflow}
+_CHANGE = "change [95 %]"
 _SIGNS = {Outcome.within: "✓", Outcome.beyond: "✗", Outcome.undecided: "?"}
 
 
@@ -86,6 +87,21 @@ def make_rows(
             yield Row(cells, is_secondary=not row.is_primary)
     if gate and gate.mean:
         yield Row({_lay_out(column, sides): column.show_mean(gate) for column in COLUMNS})
+
+
+def name_levels(rows: Iterable[Row]) -> list[Row]:
+    """Head the changes with the levels of their intervals; `retained` has one of 90 %."""
+    rows = list(rows)
+    if all(cell.verdict != "retained" for row in rows for cell in row.cells.values()):
+        return rows
+    both = {_CHANGE: "change [95 %, = 90 %]"}
+    return [
+        replace(row, cells={
+            replace(column, heading=both.get(column.heading, column.heading)): cell
+            for column, cell in row.cells.items()
+        })
+        for row in rows
+    ]  # fmt: skip
 
 
 def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:
@@ -268,7 +284,7 @@ COLUMNS: tuple[FindingColumn, ...] = (
         "tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",), holds_shares=True
     ),
     FindingColumn(
-        "change [95 %, = 90 %]",
+        _CHANGE,
         _show_change,
         _OF_RUN,
         "points",

@@ -8,7 +8,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import Findings
 from slimdown.report import text
-from slimdown.report.columns import make_rows
+from slimdown.report.columns import make_rows, name_levels
 from slimdown.report.formatting import format_number, visible
 from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Row, Table, make_table
 
@@ -31,7 +31,8 @@ def findings_table(
         The table. Its records hold benchmark, role, metric, n, base, tuned, change and related
         values, as shares of 1. Further metrics have neither verdict nor p-value.
     """
-    table = Table(title, list(make_rows(findings, gate)), text.explain_table(findings))
+    rows = name_levels(make_rows(findings, gate))
+    table = Table(title, rows, text.explain_table(findings))
     table = replace(table, notes=tuple(notes))
     return add_outcome(table, gate) if gate else table
 
@@ -83,7 +84,7 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
         rows += [Row(first | row.cells) for row in shown]
     title = f"{n} runs on the questions that did not choose them" if n > 1 else title
     legend = f"Change {direction}. {text.explain_table(pairs[0].findings)}"
-    return Table(title, rows, legend, tuple(notes))
+    return Table(title, name_levels(rows), legend, tuple(notes))
 
 
 def write_junit(gate: Gate, title: str) -> str:

@@ -10,6 +10,7 @@ from slimdown.judging.findings import Findings
 from slimdown.judging.stages import StageFindings, judge_served
 from slimdown.judging.verdicts import Verdict
 from slimdown.report import pages, text
+from slimdown.report.columns import name_levels
 from slimdown.report.findings_report import add_outcome
 from slimdown.report.formatting import format_number, format_points, pluralize
 from slimdown.report.tables import Cell, Column, Place, Row, Table
@@ -19,7 +20,7 @@ _FEW = 6  # benchmarks, of which a console shows all
 _NAME, _STAGE = Column("benchmark", is_name=True), Column("stage", is_name=True)
 _COUNT = Column("n", "questions", is_number=True)
 _SCORE = Column("score", "%", is_number=True)
-_CHANGE = Column("change [95 %, = 90 %]", "points", is_number=True)
+_CHANGE = Column("change [95 %]", "points", is_number=True)
 _VERDICT = Column("verdict")
 
 
@@ -35,11 +36,11 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
         The table. Its records name the two stages of each change; they hold shares of 1.
     """
     unchanged = [] if len(stages.benchmarks) <= _FEW else _find_unchanged(stages)
-    rows = [
+    rows = name_levels(
         replace(row, is_secondary=name in unchanged)
         for name in stages.benchmarks
         for row in _show_benchmark(stages, name)
-    ]
+    )
     n_steps = len(stages.reported)
     changes = stages.steps[0].findings.benchmarks.values()
     n_benchmarks = sum(change.verdict is not None for change in changes)  # others are watched

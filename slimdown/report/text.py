@@ -239,7 +239,7 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     if many := [name for name in needed if name not in few]:
         n = max((needed[name] or 0 for name in many), default=0)
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        looks = "as it looks" if has_changed else "if nothing is lost"
+        looks = "if it stays so" if has_changed else "if nothing is lost"
         each = " each" * (len(many) > 1)
         would = f" About {n:,} questions{each} would, {looks}." if n else ""
         yield f"Cannot tell: {_join_names(many, 66 - len(would))}.{would}"

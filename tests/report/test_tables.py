@@ -193,6 +193,7 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert benchmark.primary.difference.low < -0.02 < benchmark.shown_change.low
     table = findings_table(findings)
     assert "90 % at =, retained" in table.legend
+    assert "change [95 %, = 90 %]" in write_table(table, "table")
     [row] = (row for row in table.rows if not row.is_secondary)
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows
     of_run, of_table = (list(one.cells.values()) for one in (row, compared))
