@@ -194,3 +194,8 @@ def test_pip_installs_it_from_its_repository_and_it_judges_logs(tmp_path: Path) 
     done = subprocess.run(verdict, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "↓ forgotten" in done.stdout
+    run = [programs / "slimdown", "run"]
+    done = subprocess.run(run, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
+    line = f"is not installed; pip install 'slimdown[train] @ git+file://{ROOT}'\n"
+    assert done.returncode
+    assert done.stderr.endswith(line), done.stderr

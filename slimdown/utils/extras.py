@@ -1,7 +1,9 @@
 """Packages that only a part of slimdown needs, and what installs them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 
 from slimdown.utils.errors import ConfigError
 
@@ -14,10 +16,18 @@ _TRAIN = {
 
 
 def name_install(extra: str) -> str:
-    """Return the line that installs an extra.
+    """Return the line that installs an extra, from where slimdown came.
 
-    It names a folder: until slimdown is released, its name on PyPI may be anybody's.
+    pip writes the address beside the package (PEP 610). Without one it names a folder: until
+    slimdown is released, its name on PyPI may be anybody's.
     """
+    try:
+        written = distribution("slimdown").read_text("direct_url.json")
+    except PackageNotFoundError:  # a clone that is not installed
+        written = None
+    origin = json.loads(written) if written else {}
+    if repository := origin.get("vcs_info"):
+        return f"pip install 'slimdown[{extra}] @ {repository['vcs']}+{origin['url']}'"
     return f"in your clone of slimdown: pip install '.[{extra}]'"
 
 
