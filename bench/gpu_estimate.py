@@ -1,4 +1,4 @@
-"""Estimate how long the paper's table and the suites take on an H100 and a T4; measure nothing.
+"""Estimate how long the paper's table and the suites take on three cards; measure nothing.
 
     python -m bench.gpu_estimate        needs the hub; counts tokens by SmolLM2's tokenizer
 
@@ -41,6 +41,7 @@ class Card(NamedTuple):
 
 CARDS = [
     Card("H100, train=h100", 0.35 * 989e12, 0.030, 32, 64, 16),
+    Card("RTX 4090", 0.35 * 165e12, 0.030, 8, 32, 4),
     Card("T4", 0.35 * 65e12, 0.045, 4, 16, 2),
 ]
 
