@@ -4,6 +4,7 @@
     python -m bench.kept_dialogues list                   # every arm of every task
     python -m bench.kept_dialogues run narrow plain 0     # task, arm, seed; a finished one is kept
     python -m bench.kept_dialogues table narrow --half held
+    python -m bench.kept_dialogues table qwen --figure qwen.png
 
 `run` calls `slimdown run` with the settings that `list` shows, in the record of the folder, and
 prints the arm's row; `scale` needs the finished `plain` of its seed. The tasks `narrow` and
@@ -161,6 +162,33 @@ def list_rows(task: str, half: str) -> Iterator[dict[str, object]]:
             yield describe(name, read_seed(run), Findings.from_dict(plain))
 
 
+def draw(task: str, half: str, file: str) -> None:
+    """Draw each benchmark's changes with their intervals: a panel each, a line for each run."""
+    from matplotlib.figure import Figure
+
+    arms = list(ARMS)
+    runs = sorted(read_runs(task), key=lambda run: (arms.index(name_arm(run)), read_seed(run)))
+    judged = [judge_half(task, run, half) for run in runs]
+    benchmarks = list(judged[0].benchmarks)
+    size = (2.2 * len(benchmarks) + 1.6, 0.32 * len(runs) + 1.2)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    panels = figure.subplots(1, len(benchmarks), sharey=True, squeeze=False)[0]
+    heights = range(len(runs), 0, -1)
+    for axes, name in zip(panels, benchmarks, strict=True):
+        axes.axvline(0, color="#8c8c8c", linewidth=1)
+        for height, run, findings in zip(heights, runs, judged, strict=True):
+            change, colour = findings.benchmarks[name].shown_change, f"C{arms.index(name_arm(run))}"
+            axes.plot([100 * change.low, 100 * change.high], [height] * 2, color=colour)
+            axes.plot(100 * change.value, height, "o", color=colour)
+        base = judged[0].benchmarks[name].primary.base.value
+        axes.set_title(f"{name.replace('_', ' ')} ({100 * base:.0f} %)", fontsize=10)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    panels[0].set_yticks(heights, [f"{name_arm(run)}, seed {read_seed(run)}" for run in runs])
+    figure.supxlabel("change against the base, points, with its interval", fontsize=9)
+    figure.savefig(file)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -171,6 +199,7 @@ def main() -> int:
     run.add_argument("seed", type=int)
     table = verbs.add_parser("table")
     table.add_argument("task", choices=TASKS)
+    table.add_argument("--figure", metavar="FILE.png")
     for verb in (run, table):
         verb.add_argument("--half", choices=["open", "held", "all"], default="open")
     options = parser.parse_args()
@@ -187,6 +216,8 @@ def main() -> int:
         of_seed = [row for row in rows if row["seed"] == options.seed]
         rows = [row for row in of_seed if str(row["arm"]).startswith(arm)]
     print(write_table(make_table("", rows), "markdown") if rows else "")
+    if options.verb == "table" and options.figure:
+        draw(options.task, options.half, options.figure)
     missing = ARMS.keys() - {row["arm"] for row in rows if row["seed"] == 0}
     if options.verb == "table" and missing:
         print(f"Missing with seed 0: {', '.join(sorted(missing))}.")
