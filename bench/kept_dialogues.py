@@ -89,6 +89,8 @@ def list_settings(task: str, arm: str, seed: int) -> list[str]:
     """Return what `slimdown run` gets for an arm."""
     rows = f"[{_ROWS[task]},dolly]" if arm == "dolly" else f"[{_ROWS[task]}]"
     own = [f"dataset={rows}", f"seed={seed}", f"tracking.experiment={task}", f"name={arm}"]
+    if task == "narrow" and arm == "dolly":  # its conversations would bring the chat template
+        own.append("evaluation.apply_chat_template=false")
     return [*TASKS[task], *ARMS[arm], *own]
 
 

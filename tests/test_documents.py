@@ -103,7 +103,7 @@ def test_the_readme_is_read_in_a_minute() -> None:
     assert len(lines) <= 75
     assert not [line for line in lines if line.startswith("    ") and len(line) > 80]
     first = next(line for line in lines if line.startswith("    "))
-    assert re.fullmatch(r" {4}pip install 'slimdown @ git\+https://\S+'", first)
+    assert re.fullmatch(r" {4}pip install 'slimdown\[train\] @ git\+https://\S+'", first)
 
 
 def test_the_page_on_outcomes_shows_what_is_printed(
