@@ -15,7 +15,7 @@ from statistics import fmean
 import numpy as np
 
 from slimdown.comparison.run_records import RunRecord
-from slimdown.config.benchmark_config import Role
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import Verdict, decide_verdicts, take_one_kind
@@ -315,6 +315,8 @@ def _describe_caveats(
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield f"{name} has other questions, metrics or margins in some runs: compare with care."
+        elif changes[0].metric == CHOICE_PROBABILITY:
+            yield f"{name} is judged by {CHOICE_PROBABILITY}, the probability of the right choice."
     complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
     conditions = [shared | {"holdout": f"{holdout:g}"} for shared, holdout in complete]
     for key in (key for key in sorted(set().union(*conditions)) if "." not in key):

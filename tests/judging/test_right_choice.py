@@ -168,6 +168,8 @@ def test_a_comparison_averages_one_kind_too(n_seeds: int) -> None:
         expected = np.mean([-(3 * k + seed) / 60 for k in (1, 2) for seed in range(n_seeds)])
         assert row.retained.value == pytest.approx(expected)
         assert judged["kept"].value == pytest.approx(expected)
+    named = [note.partition(" ")[0] for note in comparison.notes if "judged by p_right" in note]
+    assert named == ["a", "b"]
 
 
 def test_a_stopping_rule_corrects_each_kind_as_the_verdict_does() -> None:
