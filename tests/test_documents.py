@@ -18,10 +18,10 @@ from slimdown.utils.errors import ConfigError
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(
-    r"^(?: {4}|\$ )(?:\w+=\S+ )*(?:python -m )?slimdown[. ](\w+)\b([^#\n]*)", re.MULTILINE
+    r"^(?: {4}(?:\$ )?|\$ )(?:\w+=\S+ )*(?:python -m )?slimdown[. ](\w+)\b([^#\n]*)", re.MULTILINE
 )
 NOT_INSTALLED = r"not installed|pip install|there is no sbatch|needs a GPU"
-NOT_INSTALLED += r"|^tuned=.* (cannot be reached|is no folder)|^tuned=.*: there is no folder"
+NOT_INSTALLED += r"|^tuned=.* (cannot be reached|is no folder)|^tuned=.*: there is no (such )?folder"
 
 
 def find_commands() -> Iterator[tuple[str, str]]:
@@ -106,14 +106,36 @@ def test_the_readme_is_read_in_a_minute() -> None:
     assert re.fullmatch(r" {4}pip install 'slimdown\[train\] @ git\+https://\S+'", first)
 
 
-def test_the_page_on_outcomes_shows_what_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def find_outputs() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the page, the words and the lines that follow each `$ slimdown verdict`."""
+    for document in DOCUMENTS:
+        blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", document.read_text(), re.MULTILINE)
+        for block in blocks:
+            for shown in re.split(r"^ {4}\$ ", block, flags=re.MULTILINE)[1:]:
+                command, *lines = [line.strip() for line in shown.splitlines() if line.strip()]
+                if command.startswith("slimdown verdict "):
+                    yield document.stem, command.removeprefix("slimdown verdict "), lines
+
+
+OUTPUTS = list(find_outputs())
+
+
+@pytest.mark.parametrize(("page", "words", "lines"), OUTPUTS)
+def test_a_page_shows_what_a_verdict_prints(
+    page: str,
+    words: str,
+    lines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     unpack_logs(tmp_path / "logs")
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "next.md").read_text()
-    shown = re.findall(r"^ {4}\$ slimdown verdict (.*)\n {4}([A-Z].*)", page, re.MULTILINE)
-    assert len(shown) == 3
-    for words, outcome in shown:
-        verdict.main(shlex.split(words))
-        assert capsys.readouterr().out.splitlines()[0] == outcome
+    verdict.main(shlex.split(words))
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in printed if line in lines] == lines, page
+
+
+def test_the_pages_show_what_verdicts_print() -> None:
+    shown = [(page, len(lines)) for page, _, lines in OUTPUTS]
+    assert shown == [("README", 9), ("ci", 1), ("next", 1), ("next", 1), ("next", 1), ("report", 7)]
