@@ -21,7 +21,9 @@ COMMAND = re.compile(
     r"^(?: {4}(?:\$ )?|\$ )(?:\w+=\S+ )*(?:python -m )?slimdown[. ](\w+)\b([^#\n]*)", re.MULTILINE
 )
 NOT_INSTALLED = r"not installed|pip install|there is no sbatch|needs a GPU"
-NOT_INSTALLED += r"|^tuned=.* (cannot be reached|is no folder)|^tuned=.*: there is no (such )?folder"
+NOT_INSTALLED += (
+    r"|^tuned=.* (cannot be reached|is no folder)|^tuned=.*: there is no (such )?folder"
+)
 
 
 def find_commands() -> Iterator[tuple[str, str]]:

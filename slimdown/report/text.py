@@ -28,6 +28,7 @@ from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.training.result import TrainingResult
 
+_WIDTH = 80  # of a line on the console
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
     "other_format": ("other format", "another way to read the answer still finds it"),
@@ -224,7 +225,7 @@ def describe_largest_loss(findings: Findings) -> list[str]:
 
 
 def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
-    """Name what cannot be told, with one number of questions for what was asked: a line or two."""
+    """Name what cannot be told, and how many questions would tell: a line or two."""
     benchmarks = findings.benchmarks
     needed: dict[str, int | None] = {}
     if gate:
@@ -237,15 +238,24 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     if many := [name for name in needed if name not in few]:
-        n = max((needed[name] or 0 for name in many), default=0)
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
         looks = "if it stays so" if has_changed else "if nothing is lost"
-        each = " each" * (len(many) > 1)
-        would = f" About {n:,} questions{each} would, {looks}." if n else ""
-        yield f"Cannot tell: {_join_names(many, 66 - len(would))}.{would}"
+        yield _say_what_would_tell(many, [needed[name] or 0 for name in many], looks)
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
         yield f"Too few questions to tell: {_join_names(counted, 52)}."
+
+
+def _say_what_would_tell(names: Sequence[str], numbers: Sequence[int], looks: str) -> str:
+    """Say how many questions each benchmark needs, or the most where there is no room for all."""
+    *others, last = (f"{number:,}" for number in numbers)
+    listed = f"{', '.join(others)} and {last}" if others else last
+    line = f"Cannot tell: {', '.join(names)}. About {listed} questions would, {looks}."
+    if min(numbers) and len(line) <= _WIDTH:
+        return line
+    each = " each" * (len(names) > 1)
+    would = f" About {max(numbers):,} questions{each} would, {looks}." if max(numbers) else ""
+    return f"Cannot tell: {_join_names(names, _WIDTH - 14 - len(would))}.{would}"
 
 
 def _join_names(names: Sequence[str], room: int) -> str:

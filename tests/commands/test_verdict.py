@@ -26,9 +26,9 @@ def test_a_page_whose_name_is_too_long_is_no_loss(logs: tuple[str, str]) -> None
 
 def test_the_readme_shows_what_is_printed(logs: tuple[str, str], capsys: Capture) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    shown = readme.partition("logs/base logs/tuned\n\n")[2].partition("\nWith ")[0]
+    shown = readme.partition("logs/base logs/tuned\n")[2].partition("\nIn brackets")[0]
     assert verdict.main(list(logs)) == 0
-    printed, expected = capsys.readouterr().out.splitlines(), shown.rstrip().splitlines()
+    printed, expected = (text.strip().splitlines() for text in (capsys.readouterr().out, shown))
     # Rich puts a blank line before and after the table; a space ends each row.
     assert [line.strip() for line in printed] == [line.strip() for line in expected]
     last_row = next(i for i, line in reversed([*enumerate(printed)]) if "forgotten" in line)

@@ -117,6 +117,22 @@ def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
     )
 
 
+def test_each_benchmark_has_its_number_of_questions_where_there_is_room() -> None:
+    far = written([1.0] * 25 + [0.0] * 75), written([1.0] * 16 + [0.0] * 81 + [1.0] * 3)
+    near = written([1.0] * 50 + [0.0] * 50), written([1.0] * 46 + [0.0] * 50 + [1.0] * 4)
+    findings = judge_pairs({"far": far, "near": near})
+    needed = [findings.benchmarks[name].n_to_decide or 0 for name in ("far", "near")]
+    assert needed[0] < needed[1]
+    [line] = text.name_undecided(findings)
+    few, many = (f"{number:,}" for number in needed)
+    assert (
+        line == f"Cannot tell: far, near. About {few} and {many} questions would, if it stays so."
+    )
+    of_long_names = judge_pairs({"far" * 10: far, "near" * 10: near})
+    [line] = text.name_undecided(of_long_names)
+    assert f"About {many} questions each would" in line
+
+
 def test_what_is_shown_needs_no_line() -> None:
     steady = {"steady": make_usual()["steady"]}
     assert text.summarize_briefly(judge_pairs(steady), None, "keep=auto") == []
