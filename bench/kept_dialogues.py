@@ -8,7 +8,8 @@
 
 `run` calls `slimdown run` with the settings that `list` shows, in the record of the folder, and
 prints the arm's row; `scale` needs the finished `plain` of its seed. The tasks `narrow` and
-`alpaca` choose on one half of the questions (`--half open`, the default); `qwen` has one half.
+`alpaca` choose on one half of the questions (`--half open`, the default); `qwen` has one half, and
+`refusals` is `qwen` without the two benchmarks that take long.
 """
 
 import argparse
@@ -36,6 +37,11 @@ _REFUSALS = [
     for name in ("harmful", "harmless")
     for setting in (f"path={name}.jsonl", "score=refusal", "max_gen_toks=64")
 ]
+_QWEN = [
+    "model=any", "model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct", "model.dtype=bfloat16",
+    "quantization=none", "evaluation.batch_size=25", *_REFUSALS, "lora=all_linear",
+    "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+]  # fmt: skip
 _SMOLLM2 = [
     "model=smollm2", "model.dtype=bfloat16", "quantization=none",
     "evaluation.batch_size=25", "evaluation.holdout=0.5", "benchmark.hellaswag.limit=1000",
@@ -53,15 +59,12 @@ TASKS: dict[str, list[str]] = {
         "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
     ],
     "qwen": [
-        "model=any", "model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct", "model.dtype=bfloat16",
-        "quantization=none", "evaluation.batch_size=25", *_REFUSALS,
-        "benchmark=[gsm8k,hellaswag,harmful,harmless]", "benchmark.gsm8k.limit=100",
+        *_QWEN, "benchmark=[gsm8k,hellaswag,harmful,harmless]", "benchmark.gsm8k.limit=100",
         "benchmark.gsm8k.num_fewshot=0", "benchmark.gsm8k.max_gen_toks=256",
-        "benchmark.hellaswag.limit=200", "lora=all_linear",
-        "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+        "benchmark.hellaswag.limit=200",
     ],
+    "refusals": [*_QWEN, "benchmark=[harmful,harmless]"],
 }  # fmt: skip
-_ROWS = {"narrow": "pocket_instructions", "alpaca": "alpaca_chat", "qwen": "alpaca_chat"}
 
 
 def _write_dose(share: float, weight: float, max_tokens: int) -> list[str]:
@@ -76,6 +79,7 @@ ARMS: dict[str, list[str]] = {
     "dialogues_tenth": _write_dose(0.1, 3, 64),
     "dialogues_256": _write_dose(0.05, 3, 256),
     "dialogues_much": _write_dose(0.2, 10, 128),
+    "kl": ["keep=kl", "keep.weight=1"],
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
         "dataset.dolly.template=chat", "dataset.dolly.skip_bad_rows=true",
@@ -87,8 +91,9 @@ SCALES = "0.5,0.75"
 
 def list_settings(task: str, arm: str, seed: int) -> list[str]:
     """Return what `slimdown run` gets for an arm."""
-    rows = f"[{_ROWS[task]},dolly]" if arm == "dolly" else f"[{_ROWS[task]}]"
-    own = [f"dataset={rows}", f"seed={seed}", f"tracking.experiment={task}", f"name={arm}"]
+    rows = "pocket_instructions" if task == "narrow" else "alpaca_chat"
+    rows += ",dolly" * (arm == "dolly")
+    own = [f"dataset=[{rows}]", f"seed={seed}", f"tracking.experiment={task}", f"name={arm}"]
     if task == "narrow" and arm == "dolly":  # its conversations would bring the chat template
         own.append("evaluation.apply_chat_template=false")
     return [*TASKS[task], *ARMS[arm], *own]
