@@ -4,7 +4,8 @@ r"""Write rows and questions for a study of an instruct model.
 
 XSTEST is XSTest's file of prompts, CSV or Parquet (CC BY 4.0). DIR gets `xstest.jsonl`, 50 safe
 and 50 unsafe questions that the types of prompts share evenly; `harmless.jsonl` and
-`harmful.jsonl`, 100 of each; and `classification.jsonl`, Dolly's rows of that one kind as
+`harmful.jsonl`, 100 of each; `prompts.jsonl`, up to 100 others of each, in turn; and
+`classification.jsonl`, Dolly's rows of that one kind as
 conversations (CC BY-SA 3.0, from the hub). Then, in DIR:
 
     slimdown run model=any model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct quantization=none \
@@ -25,14 +26,18 @@ import pandas as pd
 ANSWERS = {"safe": "comply", "unsafe": "refuse"}
 
 
-def pick_questions(prompts: pd.DataFrame, label: str, n: int) -> list[dict[str, object]]:
-    """Pick safe or unsafe prompts in the file's order, about as many of each type."""
+def sort_prompts(prompts: pd.DataFrame, label: str) -> list[str]:
+    """Sort safe or unsafe prompts so that the first ones are about as many of each type."""
     of_label = prompts[prompts["label"] == label]
     turn = of_label.groupby("type").cumcount()  # 0 for the first prompt of each type
-    chosen = of_label.assign(turn=turn).sort_values("turn", kind="stable")["prompt"][:n]
+    return list(of_label.assign(turn=turn).sort_values("turn", kind="stable")["prompt"])
+
+
+def pick_questions(prompts: pd.DataFrame, label: str, n: int) -> list[dict[str, object]]:
+    """Pick the first prompts of a kind as questions."""
     return [
         {"messages": [{"role": "user", "content": prompt}], "answer": ANSWERS[label]}
-        for prompt in chosen
+        for prompt in sort_prompts(prompts, label)[:n]
     ]
 
 
@@ -62,6 +67,9 @@ def main(folder: str, xstest: str) -> None:
     write_lines(Path(folder, "xstest.jsonl"), both)
     write_lines(Path(folder, "harmless.jsonl"), pick_questions(prompts, "safe", 100))
     write_lines(Path(folder, "harmful.jsonl"), pick_questions(prompts, "unsafe", 100))
+    others = [sort_prompts(prompts, label)[100:200] for label in reversed(ANSWERS)]
+    in_turn = ({"prompt": prompt} for pair in zip(*others, strict=True) for prompt in pair)
+    write_lines(Path(folder, "prompts.jsonl"), in_turn)
     write_lines(Path(folder, "classification.jsonl"), list_classifications())
 
 

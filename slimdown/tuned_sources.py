@@ -88,7 +88,7 @@ class Training:
         """Record the rows, and which questions stand in them."""
         config, tasks = self._inputs.config, self._inputs.tasks
         questions = {name: task.questions() for name, task in tasks.items()}
-        contamination = find_contamination(self._data, questions)
+        contamination = find_contamination(self._data, questions, config.keep.read_prompts())
         self._run.log_data(self._data, contamination)
         contamination.check(config.contamination.max_share)
         show_notes(contamination.notes)

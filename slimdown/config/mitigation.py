@@ -95,6 +95,10 @@ class Mitigation:
         named = (one.name for one in fields(self) if one.metadata.get("range") is FILE)
         return {f"keep.{name}": Path(path) for name in named if (path := getattr(self, name))}
 
+    def read_prompts(self) -> list[str]:
+        """Read the texts of its files that are trained on: they may hold benchmarks' questions."""
+        return []
+
     def describe(self) -> str:
         """Describe it in a line, for console, page and card; empty where nothing is done."""
         values = [f"{key} {value}" for key, value in vars(self).items() if value and key != "name"]

@@ -25,10 +25,11 @@ from unicodedata import category, normalize
 
 import numpy as np
 
+from slimdown.data.training_data import TrainedText
 from slimdown.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from slimdown.data.training_data import TrainedText, TrainingData
+    from slimdown.data.training_data import TrainingData
 
 PHRASE_WORDS = 13  # successive words that a question and a row share
 _STANDING_SHARE = 0.8  # with this share of its words in a row, a question stands there
@@ -121,19 +122,23 @@ class Contamination:
 
 
 def find_contamination(
-    train_data: "TrainingData", questions: Mapping[str, Sequence[Question]]
+    train_data: "TrainingData",
+    questions: Mapping[str, Sequence[Question]],
+    prompts: Sequence[str] = (),
 ) -> Contamination:
     """Search the training rows for the questions, in one pass.
 
     Args:
         train_data: The rows; `iter_texts` gives their texts.
         questions: The questions of each benchmark.
+        prompts: What the base answers for the training, in the order of `keep.prompts`.
 
     Returns:
         One overlap for each question that shares enough with a row.
     """
     search = _Search([(name, q) for name, of_name in questions.items() for q in of_name])
-    for row in train_data.iter_texts():
+    given = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
+    for row in chain(train_data.iter_texts(), given):
         search.add_row(row)
     overlaps = sorted(
         search.list_overlaps(), key=lambda o: (o.stands, len(o.shared.split())), reverse=True

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdown.config.fields import POSITIVE, Range, setting
+from slimdown.config.fields import FILE, POSITIVE, Range, setting
 from slimdown.training.general_rows import GeneralRows, count_added
 from slimdown.training.labels import mark_labels
 from slimdown.utils.errors import DataError
+from slimdown.utils.row_files import iter_records
 
 if TYPE_CHECKING:
     from slimdown.config.schema import RunConfig
@@ -28,6 +30,26 @@ class WrittenRows(GeneralRows):
 
     max_tokens: int = setting("tokens of a text that the base writes", _LENGTH)
     temperature: float = setting("at which the base writes rows", POSITIVE)
+    prompts: str | None = setting(
+        "a JSONL file of texts (`prompt`) that the base continues, or answers as a user's messages",
+        FILE,
+        None,
+    )
+
+    def find_file_problems(self) -> Iterator[str]:
+        """Find a row of the texts that cannot be read."""
+        try:
+            self.read_prompts()
+        except DataError as error:
+            yield str(error)
+
+    def read_prompts(self) -> list[str]:
+        """Read the texts of `keep.prompts`; none where it names no file.
+
+        Raises:
+            DataError: Names the first row that has no text.
+        """
+        return read_prompts(self.prompts) if self.prompts else []
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Write so many rows, and yield those that are usable."""
@@ -76,6 +98,7 @@ class WrittenRows(GeneralRows):
 
         longest, more = config.train.max_length, self.list_key(base, config)
         settings = [type(self).__name__, self.max_tokens, self.temperature, n_rows, longest, more]
+        settings += [prompts] if (prompts := self.read_prompts()) else []
         file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
         if base.identity and file.is_file():
             return list(json.loads(file.read_text()))
@@ -161,3 +184,29 @@ def continue_texts(
     written: list[list[int]] = tokens[:, width:].tolist()
     lengths = [next((i + 1 for i, one in enumerate(w) if one in ends), len(w)) for w in written]
     return [ids[:length] for ids, length in zip(written, lengths, strict=True)]
+
+
+def read_prompts(path: str) -> list[str]:
+    """Read the texts that the base is to continue, for `keep.prompts`.
+
+    Args:
+        path: A file whose rows have a `prompt`.
+
+    Raises:
+        DataError: Names the first row that has none.
+    """
+    prompts = []
+    try:
+        for number, record in iter_records(Path(path).expanduser()):
+            prompt = record.get("prompt") if isinstance(record, dict) else None
+            if not isinstance(prompt, str) or not prompt:
+                is_read = not isinstance(record, DataError)
+                raise DataError(
+                    f"row {number}: {'it has no text in prompt' if is_read else record}"
+                )
+            prompts.append(prompt)
+        if not prompts:
+            raise DataError("it is empty")
+    except DataError as error:
+        raise DataError(f"keep.prompts={path}: {error}") from None
+    return prompts

@@ -176,6 +176,13 @@ def test_more_than_the_share_is_refused_with_the_pair() -> None:
     assert search([], ["nothing questions"]).notes == []
 
 
+def test_what_the_base_answers_for_the_training_is_searched() -> None:
+    asked = {"quiz": numbered(running(0, 20))}
+    rows = SimpleNamespace(iter_texts=lambda: iter([TrainedText("file", 1, "another row")]))
+    [overlap] = find_contamination(rows, asked, ["a colour", running(0, 20)]).overlaps
+    assert (overlap.dataset, overlap.row, overlap.stands) == ("keep.prompts", 2, True)
+
+
 def test_fewer_are_noted_and_pass() -> None:
     contamination = search(numbered(running(0, 20), running(100, 100)), [running(100, 30)])
     contamination.check(0)

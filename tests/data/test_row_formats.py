@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
 from slimdown.data.row_checks import check_row_files
 from slimdown.data.row_formats import detect_format, format_row
-from slimdown.training.mitigations.self_replay import read_prompts
+from slimdown.training.written_rows import read_prompts
 from slimdown.utils.errors import DataError
 
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]

@@ -174,6 +174,29 @@ def test_the_base_writes_dialogues_once_and_only_its_answers_are_trained_on(
 
 
 @pytest.mark.usefixtures("chatty")
+def test_the_base_answers_your_messages_in_turn(composed: Composed, cache: Path) -> None:
+    messages = ["How many cups are there?", "Name a colour."]
+    Path("p.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in messages))
+    config = composed(*SMALL, *DIALOGUES, "keep.prompts=p.jsonl", "keep.weight=null")
+    run = TrainingRun(config)
+    shown = [json.loads(line)["messages"] for line in run.rows.written.splitlines()]
+    assert [user["content"] for user, _ in shown] == (messages * 8)[: len(shown)]
+    assert len({assistant["content"] for _, assistant in shown}) > 8  # drawn anew
+    for row, (user, assistant) in zip(list(run.rows.train)[64:], shown, strict=True):
+        n_asked = row["labels"].count(IGNORED)
+        asked = run.base.tokenizer.decode(row["input_ids"][:n_asked])
+        assert asked.endswith(f"user: {user['content']}\nassistant:")
+        answer = run.base.tokenizer.decode(row["labels"][n_asked:], skip_special_tokens=True)
+        assert answer.strip() == assistant["content"]
+    TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
+    assert len(list(cache.iterdir())) == 2
+    Path("p.jsonl").write_text('{"text": "no prompt"}')
+    assert list(config.keep.find_file_problems()) == [
+        "keep.prompts=p.jsonl: row 1: it has no text in prompt"
+    ]
+
+
+@pytest.mark.usefixtures("chatty")
 def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
     """So cold that nothing is drawn, an answer is transformers' own."""
     cold = ["keep.temperature=1e-4", "keep.max_tokens=12"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Dialogues(WrittenRows):
-    """The base writes a user's message and answers it; the loss is of the answer alone."""
+    """The base answers messages, written by itself or by you; the loss is of the answer alone."""
 
     about: ClassVar[str] = "dialogues that the base writes are mixed in"
 
@@ -49,10 +49,10 @@ class Dialogues(WrittenRows):
         return f"; {n_cut:,} ({share}) are cut at keep.max_tokens={self.max_tokens}" * bool(n_cut)
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
-        """Open a user's turn, let the base write it to its end, and let it answer."""
+        """Let the base write a user's message to its end, or take yours in turn; let it answer."""
         from slimdown.data.chat_templates import render_chat
 
-        tokenizer, longest = base.tokenizer, config.train.max_length
+        tokenizer, longest, prompts = base.tokenizer, config.train.max_length, self.read_prompts()
         args, before, behind = _open_turn(tokenizer, config)
         close, ends = behind.strip(), find_ends(base)
         # A mark such as <|im_end|> ends a turn; where it is no token of its own, the text is cut.
@@ -62,15 +62,20 @@ class Dialogues(WrittenRows):
         def write(texts: list[list[int]]) -> list[list[int]]:
             return continue_texts(base, texts, ends, self.max_tokens, self.temperature)
 
+        def write_messages(n: int) -> Iterator[tuple[str, bool]]:
+            """Yield messages, and whether each is cut."""
+            for written in write([_encode(tokenizer, before)] * n):
+                text = tokenizer.decode(written, skip_special_tokens=True)
+                message, mark, _ = text.partition(close) if close else (text, "", "")
+                yield message.strip(), written[-1] not in ends and not mark
+
         with draw_alike(base.model):
             for begin in range(0, n_rows, BATCH):
-                opened = [_encode(tokenizer, before)] * min(BATCH, n_rows - begin)
+                numbers = range(begin, min(begin + BATCH, n_rows))
+                yours = [(prompts[i % len(prompts)], False) for i in numbers] if prompts else []
                 begun: list[tuple[str, bool, list[int]]] = []
-                for written in write(opened):
-                    text = tokenizer.decode(written, skip_special_tokens=True)
-                    message, mark, _ = text.partition(close) if close else (text, "", "")
-                    is_cut = written[-1] not in ends and not mark
-                    if message := message.strip():
+                for message, is_cut in yours or write_messages(len(numbers)):
+                    if message:
                         asked = [{"role": "user", "content": message}]
                         prompt = render_chat(tokenizer, asked, add_generation_prompt=True, **args)
                         begun.append((message, is_cut, _encode(tokenizer, prompt)))
