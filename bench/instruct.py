@@ -4,8 +4,8 @@ r"""Write rows and questions for a study of an instruct model.
 
 XSTEST is XSTest's file of prompts, CSV or Parquet (CC BY 4.0). DIR gets `xstest.jsonl`, 50 safe
 and 50 unsafe questions that the types of prompts share evenly; `harmless.jsonl` and
-`harmful.jsonl`, 100 of each; `prompts.jsonl`, up to 100 others of each, in turn; and
-`classification.jsonl`, Dolly's rows of that one kind as
+`harmful.jsonl`, 100 of each; `prompts.jsonl`, 100 others of each and 100 questions of GSM8K's
+train split, in turn; and `classification.jsonl`, Dolly's rows of that one kind as
 conversations (CC BY-SA 3.0, from the hub). Then, in DIR:
 
     slimdown run model=any model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct quantization=none \
@@ -68,7 +68,8 @@ def main(folder: str, xstest: str) -> None:
     write_lines(Path(folder, "harmless.jsonl"), pick_questions(prompts, "safe", 100))
     write_lines(Path(folder, "harmful.jsonl"), pick_questions(prompts, "unsafe", 100))
     others = [sort_prompts(prompts, label)[100:200] for label in reversed(ANSWERS)]
-    in_turn = ({"prompt": prompt} for pair in zip(*others, strict=True) for prompt in pair)
+    others.append(datasets.load_dataset("openai/gsm8k", "main", split="train[:100]")["question"])
+    in_turn = ({"prompt": prompt} for of_each in zip(*others, strict=True) for prompt in of_each)
     write_lines(Path(folder, "prompts.jsonl"), in_turn)
     write_lines(Path(folder, "classification.jsonl"), list_classifications())
 

@@ -79,7 +79,7 @@ ARMS: dict[str, list[str]] = {
     "dialogues_tenth": _write_dose(0.1, 3, 64),
     "dialogues_256": _write_dose(0.05, 3, 256),
     "dialogues_much": _write_dose(0.2, 10, 128),
-    "prompts": [*_write_dose(0.1, 1, 64), "keep.prompts=prompts.jsonl"],  # like the judged ones
+    "prompts": [*_write_dose(0.2, 1, 128), "keep.prompts=prompts.jsonl"],  # like the judged ones
     "kl": ["keep=kl", "keep.weight=1"],
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
