@@ -247,15 +247,24 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
 
 
 def _say_what_would_tell(names: Sequence[str], numbers: Sequence[int], looks: str) -> str:
-    """Say how many questions each benchmark needs, or the most where there is no room for all."""
+    """Say how many questions each benchmark needs: the fullest line that has room.
+
+    Args:
+        names: The benchmarks.
+        numbers: The questions that each needs; 0: no number would tell.
+        looks: What the numbers rest on.
+    """
     *others, last = (f"{number:,}" for number in numbers)
-    listed = f"{', '.join(others)} and {last}" if others else last
-    line = f"Cannot tell: {', '.join(names)}. About {listed} questions would, {looks}."
-    if min(numbers) and len(line) <= _WIDTH:
-        return line
-    each = " each" * (len(names) > 1)
-    would = f" About {max(numbers):,} questions{each} would, {looks}." if max(numbers) else ""
-    return f"Cannot tell: {_join_names(names, _WIDTH - 14 - len(would))}.{would}"
+    each = f"{', '.join(others)} and {last}" if others else last
+    most = f"{max(numbers):,} questions" + " each" * (len(names) > 1)
+    lines = [f"{', '.join(names)}. About {each} questions would, {looks}."] * all(numbers)
+    for would in (f" About {most} would, {looks}.", f" About {most} would."):
+        lines.append(f"{_join_names(names, _WIDTH - 14 - len(would))}.{would}")
+    if not any(numbers):
+        lines = [f"{_join_names(names, _WIDTH - 14)}."]
+    lines = [f"Cannot tell: {line}" for line in lines]
+    too_long = lines[-1] if others else lines[0]  # a console cuts the one name
+    return next((line for line in lines if len(line) <= _WIDTH), too_long)
 
 
 def _join_names(names: Sequence[str], room: int) -> str:

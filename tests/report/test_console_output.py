@@ -131,6 +131,10 @@ def test_each_benchmark_has_its_number_of_questions_where_there_is_room() -> Non
     of_long_names = judge_pairs({"far" * 10: far, "near" * 10: near})
     [line] = text.name_undecided(of_long_names)
     assert f"About {many} questions each would" in line
+    pairs = {"hellaswag": near, "harmful": near, "harmless": near}
+    [line] = text.name_undecided(judge_pairs(pairs))
+    named = r"Cannot tell: hellaswag, harmful, harmless\. About \S+ questions each would\."
+    assert re.fullmatch(named, line)
 
 
 def test_what_is_shown_needs_no_line() -> None:
