@@ -80,6 +80,7 @@ ARMS: dict[str, list[str]] = {
     "dialogues_256": _write_dose(0.05, 3, 256),
     "dialogues_much": _write_dose(0.2, 10, 128),
     "prompts": [*_write_dose(0.2, 1, 128), "keep.prompts=prompts.jsonl"],  # like the judged ones
+    "own_prompts": [*_write_dose(0.2, 1, 128), "keep.prompts=own_prompts.jsonl"],
     "kl": ["keep=kl", "keep.weight=1"],
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
