@@ -95,8 +95,10 @@ class Training:
 
     def check(self, base: LoadedModel, progress: RunProgress) -> None:
         """Tokenize the rows, and try one small batch."""
-        with progress.show("preparing the training"):
-            self._rows = prepare_training(base, self._data, self._inputs.config)
+        config = self._inputs.config
+        doing = ", ".join(filter(None, ("preparing the training", config.keep.preparation)))
+        with progress.show(doing):
+            self._rows = prepare_training(base, self._data, config)
         self._run.log_written(self._rows.written)
         show_notes(self._rows.notes)
 

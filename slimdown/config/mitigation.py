@@ -30,12 +30,14 @@ class Mitigation:
 
     Attributes:
         about: What it does, a few words for console, page and card.
+        preparation: What it does before the training that may take long; empty: nothing.
         is_advised: Whether it is advised to those who lost something without any.
     """
 
     name: str = setting("what is done so that a fine-tuning keeps what the base can do")
 
     about: ClassVar[str] = ""
+    preparation: ClassVar[str] = ""
     is_advised: ClassVar[bool] = False
 
     @staticmethod

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.config.fields import FILE, POSITIVE, Range, setting
 from slimdown.training.general_rows import GeneralRows, count_added
@@ -35,6 +35,8 @@ class WrittenRows(GeneralRows):
         FILE,
         None,
     )
+
+    preparation: ClassVar[str] = "the base writes rows"
 
     def find_file_problems(self) -> Iterator[str]:
         """Find a row of the texts that cannot be read."""
