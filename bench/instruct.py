@@ -103,7 +103,7 @@ def write_lines(path: Path, rows: Iterable[object]) -> None:
 
 
 def main(folder: str, xstest: str) -> None:
-    """Write both files."""
+    """Write the files."""
     prompts = pd.read_parquet(xstest) if xstest.endswith(".parquet") else pd.read_csv(xstest)
     Path(folder).mkdir(parents=True, exist_ok=True)
     both = [one for label in ANSWERS for one in pick_questions(prompts, label, 50)]

@@ -22,7 +22,7 @@ _IN_FILES = frozenset({Place.json, Place.mlflow})
 # Not in `compare`, whose cells hold the change and the verdict over all seeds.
 _OF_RUN = EVERYWHERE - {Place.compare}
 _DETAIL = NOT_BRIEF - {Place.compare, Place.mlflow}
-_CHANGE = "change [95 %]"
+CHANGE = "change [95 %]"  # the level where none is `retained`
 _SIGNS = {Outcome.within: "✓", Outcome.beyond: "✗", Outcome.undecided: "?"}
 
 
@@ -94,14 +94,15 @@ def name_levels(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     if all(cell.verdict != "retained" for row in rows for cell in row.cells.values()):
         return rows
-    both = {_CHANGE: "change [95 %, = 90 %]"}
+
+    def head(column: Column) -> Column:
+        is_change = column.heading == CHANGE
+        return replace(column, heading="change [95 %, = 90 %]") if is_change else column
+
     return [
-        replace(row, cells={
-            replace(column, heading=both.get(column.heading, column.heading)): cell
-            for column, cell in row.cells.items()
-        })
+        replace(row, cells={head(column): cell for column, cell in row.cells.items()})
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:
@@ -284,7 +285,7 @@ COLUMNS: tuple[FindingColumn, ...] = (
         "tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",), holds_shares=True
     ),
     FindingColumn(
-        _CHANGE,
+        CHANGE,
         _show_change,
         _OF_RUN,
         "points",

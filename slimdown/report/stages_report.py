@@ -10,7 +10,7 @@ from slimdown.judging.findings import Findings
 from slimdown.judging.stages import StageFindings, judge_served
 from slimdown.judging.verdicts import Verdict
 from slimdown.report import pages, text
-from slimdown.report.columns import name_levels
+from slimdown.report.columns import CHANGE, name_levels
 from slimdown.report.findings_report import add_outcome
 from slimdown.report.formatting import format_number, format_points, pluralize
 from slimdown.report.tables import Cell, Column, Place, Row, Table
@@ -20,7 +20,7 @@ _FEW = 6  # benchmarks, of which a console shows all
 _NAME, _STAGE = Column("benchmark", is_name=True), Column("stage", is_name=True)
 _COUNT = Column("n", "questions", is_number=True)
 _SCORE = Column("score", "%", is_number=True)
-_CHANGE = Column("change [95 %]", "points", is_number=True)
+_CHANGE = Column(CHANGE, "points", is_number=True)
 _VERDICT = Column("verdict")
 
 
