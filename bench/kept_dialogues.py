@@ -67,20 +67,11 @@ TASKS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def _write_dose(share: float, weight: float, max_tokens: int) -> list[str]:
-    dose = [f"keep.share={share:g}", f"keep.weight={weight:g}", f"keep.max_tokens={max_tokens}"]
-    return ["keep=dialogues", *dose]
-
-
 ARMS: dict[str, list[str]] = {
     "plain": [],
     "rows": ["keep=self_replay", "keep.share=0.05", "keep.weight=1", "keep.max_tokens=64"],
-    "dialogues_64": _write_dose(0.05, 1, 64),
-    "dialogues_tenth": _write_dose(0.1, 3, 64),
-    "dialogues_256": _write_dose(0.05, 3, 256),
-    "dialogues_much": _write_dose(0.2, 10, 128),
-    "prompts": [*_write_dose(0.2, 1, 128), "keep.prompts=prompts.jsonl"],  # like the judged ones
-    "own_prompts": [*_write_dose(0.2, 1, 128), "keep.prompts=own_prompts.jsonl"],
+    "messages": ["keep=dialogues"],
+    "prompts": ["keep=dialogues", "keep.prompts=prompts.jsonl"],  # like the judged ones
     "kl": ["keep=kl", "keep.weight=1"],
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",

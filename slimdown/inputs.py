@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slimdown.config.engines import BACKENDS
-from slimdown.config.loader import read_trained_quantization
+from slimdown.config.loader import complete_config, read_trained_quantization
 from slimdown.config.rules import check_rows
 from slimdown.config.schema import EvaluationConfig, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
@@ -91,7 +91,10 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         notes.append(f"{note}.")
     else:
         on_progress(0, 0, ", ".join(config.dataset))
-        config.keep.check_tokenizer(tokenizer)
+        keep = config.keep.adapt_to(tokenizer, config)
+        if keep.name != config.keep.name:
+            notes.append(f"keep={config.keep.name} is here {keep.describe()}.")
+            config = complete_config(replace(config, keep=keep))
         train_data = read_rows(config, tokenizer)
         n_rows = sum(len(part.train) for part in train_data.parts)
         for problem in check_rows(config, n_rows, not train_data.holds_conversations):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +93,16 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     assert "pocket_math was asked differently" in compared.stderr
 
 
-def test_a_run_keeps_the_dialogues_that_its_base_wrote(
+def test_a_run_keeps_what_its_base_answered(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
-    keep = [
-        "dataset.file.path=chat.jsonl",
-        "keep=dialogues",
-        "keep.share=0.2",
-        "keep.max_tokens=16",
-    ]
+    keep = ["dataset.file.path=chat.jsonl", "keep=auto"]
     done = call_verb(folder, "run", *model, *keep)
     assert done.returncode == 0, done.stderr
     page = find_page(folder, done.stdout)
-    assert "dialogues that the base writes are mixed in" in page.read_text()
+    assert "dialogues: the base's answers to messages are mixed in" in unescape(page.read_text())
     rows = page.with_name("written_rows.jsonl")
     first = json.loads(rows.read_text().splitlines()[0])
     assert [turn["role"] for turn in first["messages"]] == ["user", "assistant"]

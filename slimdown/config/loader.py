@@ -124,13 +124,13 @@ def load_config(composed: DictConfig) -> RunConfig:
 
 
 def complete_config(config: RunConfig) -> RunConfig:
-    """Fill in what benchmarks of a file and a mitigation leave open, and check all settings.
+    """Fill in what benchmarks of a file leave open, and check all settings.
 
     Raises:
         ConfigError: Lists every problem, one a line.
     """
     benchmarks = {name: complete_benchmark(name, one) for name, one in config.benchmark.items()}
-    config = replace(config, benchmark=benchmarks, keep=config.keep.resolve(config))
+    config = replace(config, benchmark=benchmarks)
     if problems := [
         *find_problems(config), *find_conflicts(config), *find_option_problems(config)
     ]:  # fmt: skip

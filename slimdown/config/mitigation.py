@@ -66,20 +66,13 @@ class Mitigation:
         """The share of all rows that it adds."""
         return 0.0
 
-    def resolve(self, config: "RunConfig") -> "Mitigation":
-        """Return the mitigation that this one stands for; it is recorded.
+    def adapt_to(self, tokenizer: Any, config: "RunConfig") -> "Mitigation":
+        """Return what it is with the tokenizer of the base and its chat template; it is recorded.
 
         Raises:
-            ConfigError: A setting would do nothing.
+            ModelError: It does not work with them.
         """
         return self
-
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        """Check that it works with the tokenizer of the base, and its chat template.
-
-        Raises:
-            ModelError: It does not.
-        """
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
         """Find what does not go together with the other settings, a line each."""

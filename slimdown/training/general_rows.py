@@ -8,7 +8,7 @@ from slimdown.config.fields import POSITIVE, Range, setting
 from slimdown.config.mitigation import Mitigation
 from slimdown.training.labels import Predictions, find_marked
 
-_SHARE = Range(
+ADDED_SHARE = Range(
     "must be from 0 to 0.9 (nine general rows beside each of yours)", lambda x: 0 <= x <= 0.9
 )
 
@@ -22,7 +22,7 @@ def count_added(n_rows: int, share: float) -> int:
 class GeneralRows(Mitigation):
     """Rows of something else among those that teach; with a weight, marked ones are compared."""
 
-    share: float = setting("share of general rows among all", _SHARE)
+    share: float = setting("share of general rows among all", ADDED_SHARE)
     weight: float | None = setting(
         "weight of the distance to the base (KL divergence)", POSITIVE, None
     )

@@ -31,7 +31,7 @@ class WrittenRows(GeneralRows):
     max_tokens: int = setting("tokens of a text that the base writes", _LENGTH)
     temperature: float = setting("at which the base writes rows", POSITIVE)
     prompts: str | None = setting(
-        "a JSONL file of texts (`prompt`) that the base continues, or answers as a user's messages",
+        "a JSONL file of messages (`prompt`) that the base answers, or of texts that it continues",
         FILE,
         None,
     )

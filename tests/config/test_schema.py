@@ -173,30 +173,13 @@ def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: st
 MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
 
 
-def test_keep_auto_takes_the_named_rows_and_else_the_bases_own(composed: Compose) -> None:
-    weight = "keep.weight=1.0"
-    named = composed("keep=auto", *MIXED)
-    assert named.keep == composed("keep=replay", *MIXED, weight).keep
-    own = composed("keep=auto", "keep.share=0.1").keep
-    assert own == composed("keep=self_replay", "keep.share=0.1", "keep.max_tokens=64", weight).keep
-
-
-def test_keep_auto_leaves_out_the_distance_where_no_base_is_beside(composed: Compose) -> None:
-    whole = ["method=full", "quantization=none", *MIXED]
-    assert composed("keep=auto", *whole).keep == composed("keep=replay", *whole).keep
-
-
-def test_keep_auto_refuses_what_no_means_of_it_has(composed: Compose) -> None:
+def test_keep_auto_refuses_what_none_of_its_kinds_takes(composed: Compose) -> None:
     with pytest.raises(ConfigError, match=r"keep.dataset=dolly must be one of several"):
         composed("keep=auto", "keep.dataset=dolly")
-    with pytest.raises(ConfigError, match=r"keep.max_tokens=9 would do nothing: .*replay here;"):
-        composed("keep=auto", *MIXED, "keep.max_tokens=9")
-    with pytest.raises(ConfigError, match=r"keep.weight=2.0 would do nothing: .*no base beside it"):
-        composed("keep=auto", "keep.weight=2", "method=full", "quantization=none")
-    with pytest.raises(ConfigError, match=r"keep.weight=2.0 would do nothing: .*no base beside it"):
-        composed("keep=auto", "keep.weight=2", "method=full", "quantization=none", *MIXED)
-    with pytest.raises(ConfigError, match=r"keep.share must be set for keep=auto"):
-        composed("keep=auto", "keep.share=null")
+    with pytest.raises(ConfigError, match=r"keep.weight=2: only keep=dialogues, .* and not auto"):
+        composed("keep=auto", "keep.weight=2")
+    with pytest.raises(ConfigError, match=r"keep.prompts=\S+ and keep.dataset: set only one of"):
+        composed("keep=auto", *MIXED, f"keep.prompts={__file__}")
 
 
 @pytest.mark.parametrize("share", ["nan", "-0.1", "0.9999", "inf"])

@@ -1,6 +1,7 @@
 """What keeps the base's abilities: each mitigation against its definition, on a small model."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
 from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, mark_labels
+from slimdown.training.mitigations.dialogues import MESSAGES
 from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.result import StepLog
 from slimdown.training.sft import build_trainer
-from slimdown.utils.errors import DataError, ModelError
+from slimdown.utils.errors import ConfigError, DataError, ModelError
 from slimdown.watching import WatchingCallback, build_watcher
 
 Composed = Callable[..., RunConfig]
@@ -133,8 +135,53 @@ def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Pa
         run.prepare(config)
 
 
+MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
+CHATTY = ["model.id=chatty"]
+
+
+@pytest.mark.parametrize(
+    ("auto", "becomes"),
+    [
+        ([], ["keep=self_replay", "keep.share=0.05", "keep.max_tokens=64"]),
+        (["keep.share=0.1"], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=64"]),
+        (CHATTY, [*CHATTY, "keep=dialogues"]),
+        ([*CHATTY, "keep.share=0.1"], [*CHATTY, "keep=dialogues", "keep.share=0.1"]),
+        ([*CHATTY, "keep.prompts=p.jsonl"], [*CHATTY, "keep=dialogues", "keep.prompts=p.jsonl"]),
+        (MIXED, [*MIXED, "keep=replay", "keep.weight=1.0"]),
+        ([*CHATTY, *MIXED], [*CHATTY, *MIXED, "keep=replay", "keep.weight=1.0"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("whole", [[], ["method=full", "quantization=none"]], ids=str)
 @pytest.mark.usefixtures("chatty")
-def test_the_base_writes_dialogues_once_and_only_its_answers_are_trained_on(
+def test_keep_auto_is_what_the_base_can_write_or_the_named_rows(
+    auto: list[str], becomes: list[str], whole: list[str], composed: Composed
+) -> None:
+    """Where no base is beside what is trained, there is no distance from it."""
+    Path("p.jsonl").write_text('{"prompt": "How many?"}')
+    weight = ["keep.weight=null"] * bool(whole)
+    inputs = read_inputs(composed(*SMALL, *whole, "keep=auto", *auto))
+    assert inputs.config.keep == composed(*SMALL, *whole, *becomes, *weight).keep
+    assert any(note.startswith("keep=auto is here ") for note in inputs.notes)
+
+
+@pytest.mark.usefixtures("chatty")
+def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Composed) -> None:
+    config = composed(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
+    with pytest.raises(ConfigError, match="keep=self_replay: its noise would differ"):
+        read_inputs(config)
+
+
+def test_slimdowns_messages_are_of_all_kinds_from_the_first_on() -> None:
+    messages = [json.loads(line) for line in MESSAGES.read_text().splitlines()]
+    assert len({one["prompt"] for one in messages}) == len(messages) > 100
+    for begin in range(0, len(messages), 5):
+        kinds = Counter(one["kind"] for one in messages[begin : begin + 5])
+        assert kinds == {"harmful": 2, "harmless": 1, "maths": 1, "general": 1}
+
+
+@pytest.mark.usefixtures("chatty")
+def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
     composed: Composed, cache: Path
 ) -> None:
     run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
@@ -142,23 +189,21 @@ def test_the_base_writes_dialogues_once_and_only_its_answers_are_trained_on(
     written, rows = json.loads(file.read_text()), list(run.rows.train)[64:]
     shown = [json.loads(line) for line in run.rows.written.splitlines()]
     assert 8 < len(rows) == len(shown) == len(written) <= 16
-    assert len({str(row["input_ids"]) for row in rows}) > 8
+    of_slimdown = [json.loads(line)["prompt"] for line in MESSAGES.read_text().splitlines()]
+    asked = [one["messages"][0]["content"] for one in shown]
+    assert asked == [one for one in of_slimdown[:16] if one in asked]
     for row, one in zip(rows, shown, strict=True):
         user, assistant = one["messages"]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
-        assert user["content"] == user["content"].strip() != ""
-        assert "assistant:" not in user["content"]
-        asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-        prompt = tokenizer(asked, add_special_tokens=False).input_ids
+        prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer(prompt, add_special_tokens=False).input_ids
         answer = row["input_ids"][len(prompt) :]
         assert row["input_ids"][: len(prompt)] == prompt
         assert row["labels"] == [IGNORED] * len(prompt) + answer
         assert 0 < len(answer) <= 24
         assert tokenizer.decode(answer, skip_special_tokens=True).strip() == assistant["content"]
         assert one["is_cut"] or answer[-1] == tokenizer.eos_token_id
-    n_cut = sum(one["is_cut"] for one in shown)
     assert f"keep=dialogues: {len(rows)} of 16 rows" in run.rows.notes[-1]
-    assert (f"; {n_cut} (" in run.rows.notes[-1]) is bool(n_cut)
     seed = TrainingRun(composed(*SMALL, *DIALOGUES, "seed=1")).rows
     assert [row["input_ids"] for row in seed.train][64:] == [row["input_ids"] for row in rows]
     assert [one.name for one in cache.iterdir()] == [file.name]
@@ -203,18 +248,12 @@ def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
     run = TrainingRun(composed(*SMALL, *DIALOGUES, *cold, "model.dtype=float32"))
     model, tokenizer = run.base.model.eval(), run.base.tokenizer
     [row, *_] = list(run.rows.train)[64:]
-    n_prompt = row["labels"].count(IGNORED)
     [one, *_] = map(json.loads, run.rows.written.splitlines())
+    asked = torch.tensor([row["input_ids"][: row["labels"].count(IGNORED)]])
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-    for begin, said in (("user: ", one["messages"][0]["content"]), (row, one["messages"][1])):
-        ids = tokenizer(begin).input_ids if begin == "user: " else row["input_ids"][:n_prompt]
-        asked = torch.tensor([ids])
-        out = model.generate(asked, do_sample=False, max_new_tokens=12, min_new_tokens=1, **ends)
-        text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-        if begin == "user: ":
-            assert text.partition("assistant:")[0].strip() == said
-        else:
-            assert text.strip() == said["content"]
+    out = model.generate(asked, do_sample=False, max_new_tokens=12, min_new_tokens=1, **ends)
+    text = tokenizer.decode(out[0, asked.shape[1] :], skip_special_tokens=True)
+    assert text.strip() == one["messages"][1]["content"]
 
 
 @pytest.mark.usefixtures("chatty")

@@ -1,40 +1,69 @@
-"""`keep=auto`: replay where a dataset is named for it, else rows that the base writes."""
+"""`keep=auto`: rows of a dataset where one is named for it, else what the base itself writes."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from slimdown.config.fields import setting
+from slimdown.config.fields import FILE, setting
+from slimdown.config.mitigation import Mitigation, list_mitigations
 from slimdown.config.paths import read_group
+from slimdown.training.general_rows import ADDED_SHARE, GeneralRows
+from slimdown.training.mitigations.dialogues import Dialogues
 from slimdown.training.mitigations.replay import Replay
 from slimdown.training.mitigations.self_replay import SelfReplay
-from slimdown.utils.errors import ConfigError
+from slimdown.utils.errors import ModelError
 
 if TYPE_CHECKING:
-    from slimdown.config.mitigation import Mitigation
     from slimdown.config.schema import RunConfig
+
+_SHORT_ROWS = {"share": 0.05, "max_tokens": 64}  # docs/studies/keeping.md
 
 
 @dataclass
-class Auto(SelfReplay):
-    """Becomes one of the two, and is recorded so."""
+class Auto(Mitigation):
+    """Becomes replay, dialogues or self-replay, with the distance; it is recorded so."""
 
+    share: float | None = setting("share of general rows among all", ADDED_SHARE, None)
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
+    prompts: str | None = setting("a JSONL file of a user's messages (`prompt`)", FILE, None)
 
     about: ClassVar[str] = "general rows are mixed in"
     is_advised: ClassVar[bool] = True
 
-    def resolve(self, config: "RunConfig") -> "Mitigation":
-        """Return the one that it is here, without the distance where no base is beside it."""
-        kind: Any = Replay if self.dataset else SelfReplay
-        name, has_base = "replay" if self.dataset else "self_replay", config.trains_beside_base
-        kept = {one.name for one in fields(kind)} - ({"weight"} if not has_base else set())
-        default, problems = read_group("keep")[self.name], []
-        for key in sorted({one.name for one in fields(self)} - kept):
-            if (value := getattr(self, key)) not in (None, default[key]):
-                meant = f"keep={self.name} is {name} here"
-                meant += "" if has_base else ", no base beside it"
-                problems.append(f"keep.{key}={value} would do nothing: {meant}; leave it out")
-        if problems:
-            raise ConfigError("\n".join(problems))
-        mitigation: Mitigation = kind(**{key: getattr(self, key) for key in kept} | {"name": name})
-        return mitigation
+    @property
+    def added_share(self) -> float:
+        """The share of general rows, or the largest that is not set."""
+        return self._become(Dialogues).added_share
+
+    def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
+        """Whoever names a dataset chooses it, and has rows instead of messages."""
+        if self.dataset:
+            yield from self._become(Replay, dataset=self.dataset).find_conflicts(config)
+            if self.prompts:
+                yield f"keep.prompts={self.prompts} and keep.dataset: set only one of the two"
+
+    def find_file_problems(self) -> Iterator[str]:
+        """Find a message that cannot be read."""
+        return self._become(Dialogues, prompts=self.prompts).find_file_problems()
+
+    def list_files(self) -> dict[str, Path]:
+        """Return the file of the messages."""
+        return self._become(Dialogues, prompts=self.prompts).list_files()
+
+    def adapt_to(self, tokenizer: Any, config: "RunConfig") -> Mitigation:
+        """Return what it is here: where the base has a chat template, its answers to messages."""
+        weight = 1.0 if config.trains_beside_base else None
+        if self.dataset:
+            return self._become(Replay, dataset=self.dataset, weight=weight)
+        written = {"prompts": self.prompts, "weight": weight}
+        try:
+            return self._become(Dialogues, **written).adapt_to(tokenizer, config)
+        except ModelError:
+            return self._become(SelfReplay, **_SHORT_ROWS, **written)
+
+    def _become(self, kind: type[GeneralRows], **settings: Any) -> GeneralRows:
+        """Build one of the three: by its own file, the settings that are given, and the share."""
+        [name] = (name for name, one in list_mitigations().items() if one is kind)
+        settings = read_group("keep")[name] | settings
+        return kind(**settings | ({} if self.share is None else {"share": self.share}))

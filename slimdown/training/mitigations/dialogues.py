@@ -1,7 +1,8 @@
-"""`keep=dialogues`: dialogues that the base writes itself are mixed in (arXiv 2602.20162)."""
+"""`keep=dialogues`: the base's answers to a user's messages are mixed in."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.training.labels import IGNORED
@@ -11,21 +12,30 @@ from slimdown.training.written_rows import (
     continue_texts,
     draw_alike,
     find_ends,
+    read_prompts,
 )
 from slimdown.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
+    from slimdown.config.mitigation import Mitigation
     from slimdown.config.schema import RunConfig
+
+MESSAGES = Path(__file__).parents[1] / "messages.jsonl"
+"""Requests to refuse, harmless ones that look like them, sums, and what else a chat model is asked.
+
+Of five in a row two are to be refused. None is of a benchmark.
+"""
 
 
 @dataclass
 class Dialogues(WrittenRows):
-    """The base answers messages, written by itself or by you; the loss is of the answer alone."""
+    """The base answers messages, slimdown's or yours; the loss is of its answers alone."""
 
-    about: ClassVar[str] = "dialogues that the base writes are mixed in"
+    about: ClassVar[str] = "the base's answers to messages are mixed in"
+    preparation: ClassVar[str] = "the base answers messages"
 
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        """Check that the chat template opens a user's turn."""
+    def adapt_to(self, tokenizer: Any, config: "RunConfig") -> "Mitigation":
+        """Check that the chat template shows what a user says."""
         from slimdown.data.chat_templates import split_user_turn
 
         try:
@@ -33,6 +43,15 @@ class Dialogues(WrittenRows):
         except DataError as error:
             problem = f"keep={self.name}: {error}; keep=auto replays other rows of such a base"
             raise ModelError(problem) from None
+        return self
+
+    def list_files(self) -> dict[str, Path]:
+        """Return the file of the messages, also where it is slimdown's."""
+        return super().list_files() or {"keep.prompts": MESSAGES}
+
+    def read_prompts(self) -> list[str]:
+        """Read the messages."""
+        return super().read_prompts() or read_prompts(str(MESSAGES))
 
     def list_key(self, base: Any, config: "RunConfig") -> list[Any]:
         """List what the chat template writes around a message."""
@@ -49,49 +68,38 @@ class Dialogues(WrittenRows):
         return f"; {n_cut:,} ({share}) are cut at keep.max_tokens={self.max_tokens}" * bool(n_cut)
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
-        """Let the base write a user's message to its end, or take yours in turn; let it answer."""
+        """Let the base answer the messages in turn."""
         from slimdown.data.chat_templates import render_chat
 
-        tokenizer, longest, prompts = base.tokenizer, config.train.max_length, self.read_prompts()
-        args, before, behind = _open_turn(tokenizer, config)
-        close, ends = behind.strip(), find_ends(base)
-        # A mark such as <|im_end|> ends a turn; where it is no token of its own, the text is cut.
-        first = _encode(tokenizer, behind)[:1]
-        ends |= {*first} & {*tokenizer.get_added_vocab().values()}
-
-        def write(texts: list[list[int]]) -> list[list[int]]:
-            return continue_texts(base, texts, ends, self.max_tokens, self.temperature)
-
-        def write_messages(n: int) -> Iterator[tuple[str, bool]]:
-            """Yield messages, and whether each is cut."""
-            for written in write([_encode(tokenizer, before)] * n):
-                text = tokenizer.decode(written, skip_special_tokens=True)
-                message, mark, _ = text.partition(close) if close else (text, "", "")
-                yield message.strip(), written[-1] not in ends and not mark
-
+        tokenizer, longest, messages = base.tokenizer, config.train.max_length, self.read_prompts()
+        args, _, behind = _open_turn(tokenizer, config)
+        ends = find_ends(base)
+        # A mark such as <|im_end|> ends a turn, where it is a token of its own.
+        ends |= {*_encode(tokenizer, behind)[:1]} & {*tokenizer.get_added_vocab().values()}
         with draw_alike(base.model):
             for begin in range(0, n_rows, BATCH):
-                numbers = range(begin, min(begin + BATCH, n_rows))
-                yours = [(prompts[i % len(prompts)], False) for i in numbers] if prompts else []
-                begun: list[tuple[str, bool, list[int]]] = []
-                for message, is_cut in yours or write_messages(len(numbers)):
-                    if message:
-                        asked = [{"role": "user", "content": message}]
-                        prompt = render_chat(tokenizer, asked, add_generation_prompt=True, **args)
-                        begun.append((message, is_cut, _encode(tokenizer, prompt)))
-                begun = [one for one in begun if len(one[2]) < longest]
-                answers = write([ids for _, _, ids in begun]) if begun else []
-                for (message, is_cut, ids), answer in zip(begun, answers, strict=True):
+                begun: list[tuple[str, list[int]]] = []
+                for number in range(begin, min(begin + BATCH, n_rows)):
+                    message = messages[number % len(messages)]
+                    asked = [{"role": "user", "content": message}]
+                    prompt = render_chat(tokenizer, asked, add_generation_prompt=True, **args)
+                    begun.append((message, _encode(tokenizer, prompt)))
+                begun = [one for one in begun if len(one[1]) < longest]
+                if not begun:
+                    continue
+                prompts = [ids for _, ids in begun]
+                answers = continue_texts(base, prompts, ends, self.max_tokens, self.temperature)
+                for (message, ids), answer in zip(begun, answers, strict=True):
                     text = tokenizer.decode(answer, skip_special_tokens=True).strip()
                     if not text:
                         continue
                     turns = {"user": message, "assistant": text}
-                    messages = [{"role": role, "content": said} for role, said in turns.items()]
-                    is_cut = is_cut or answer[-1] not in ends or len(ids + answer) > longest
+                    said = [{"role": role, "content": content} for role, content in turns.items()]
+                    is_cut = answer[-1] not in ends or len(ids + answer) > longest
                     yield {
                         "input_ids": (ids + answer)[:longest],
                         "labels": ([IGNORED] * len(ids) + answer)[:longest],
-                        "shown": {"messages": messages, "is_cut": is_cut},
+                        "shown": {"messages": said, "is_cut": is_cut},
                     }
 
 
