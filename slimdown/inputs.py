@@ -91,11 +91,11 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         notes.append(f"{note}.")
     else:
         on_progress(0, 0, ", ".join(config.dataset))
-        keep = config.keep.adapt_to(tokenizer, config)
+        train_data = read_rows(config, tokenizer)
+        keep = config.keep.adapt_to(tokenizer, train_data, config)
         if keep.name != config.keep.name:
             notes.append(f"keep={config.keep.name} is here {keep.describe()}.")
             config = complete_config(replace(config, keep=keep))
-        train_data = read_rows(config, tokenizer)
         n_rows = sum(len(part.train) for part in train_data.parts)
         for problem in check_rows(config, n_rows, not train_data.holds_conversations):
             raise DataError(problem)

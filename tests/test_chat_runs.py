@@ -93,9 +93,7 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     assert "pocket_math was asked differently" in compared.stderr
 
 
-def test_a_run_keeps_what_its_base_answered(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_keeps_what_its_base_answered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
     keep = ["dataset.file.path=chat.jsonl", "keep=auto"]

@@ -66,11 +66,16 @@ class Mitigation:
         """The share of all rows that it adds."""
         return 0.0
 
-    def adapt_to(self, tokenizer: Any, config: "RunConfig") -> "Mitigation":
-        """Return what it is with the tokenizer of the base and its chat template; it is recorded.
+    def adapt_to(self, tokenizer: Any, rows: Any, config: "RunConfig") -> "Mitigation":
+        """Return the mitigation that it is with this base and these rows; that is recorded.
+
+        Args:
+            tokenizer: The base's.
+            rows: The `TrainingData`.
+            config: The checked settings.
 
         Raises:
-            ModelError: It does not work with them.
+            ModelError: It does not work with this base.
         """
         return self
 

@@ -135,8 +135,9 @@ def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Pa
         run.prepare(config)
 
 
+PROMPTS = "keep.prompts=p.jsonl"
 MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
-CHATTY = ["model.id=chatty"]
+CHATTY = ["model.id=chatty", "dataset.pocket_instructions.template=chat"]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +145,11 @@ CHATTY = ["model.id=chatty"]
     [
         ([], ["keep=self_replay", "keep.share=0.05", "keep.max_tokens=64"]),
         (["keep.share=0.1"], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=64"]),
+        (CHATTY[:1], [*CHATTY[:1], "keep=self_replay", "keep.share=0.05", "keep.max_tokens=64"]),
+        ([*CHATTY[:1], PROMPTS], [*CHATTY[:1], "keep=dialogues", PROMPTS]),
         (CHATTY, [*CHATTY, "keep=dialogues"]),
         ([*CHATTY, "keep.share=0.1"], [*CHATTY, "keep=dialogues", "keep.share=0.1"]),
-        ([*CHATTY, "keep.prompts=p.jsonl"], [*CHATTY, "keep=dialogues", "keep.prompts=p.jsonl"]),
+        ([*CHATTY, PROMPTS], [*CHATTY, "keep=dialogues", PROMPTS]),
         (MIXED, [*MIXED, "keep=replay", "keep.weight=1.0"]),
         ([*CHATTY, *MIXED], [*CHATTY, *MIXED, "keep=replay", "keep.weight=1.0"]),
     ],
@@ -154,7 +157,7 @@ CHATTY = ["model.id=chatty"]
 )
 @pytest.mark.parametrize("whole", [[], ["method=full", "quantization=none"]], ids=str)
 @pytest.mark.usefixtures("chatty")
-def test_keep_auto_is_what_the_base_can_write_or_the_named_rows(
+def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
     auto: list[str], becomes: list[str], whole: list[str], composed: Composed
 ) -> None:
     """Where no base is beside what is trained, there is no distance from it."""
@@ -272,7 +275,7 @@ def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None
 
 @pytest.mark.usefixtures("chatty")
 def test_dialogues_need_a_template(composed: Composed) -> None:
-    with pytest.raises(ModelError, match=r"keep=dialogues: .* has no chat template; keep=auto"):
+    with pytest.raises(ModelError, match=r"keep=dialogues: .* no chat template; keep=self_r"):
         read_inputs(composed(*SMALL, "keep=dialogues"))
 
 

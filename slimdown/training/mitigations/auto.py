@@ -1,6 +1,6 @@
 """`keep=auto`: rows of a dataset where one is named for it, else what the base itself writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,10 +12,10 @@ from slimdown.training.general_rows import ADDED_SHARE, GeneralRows
 from slimdown.training.mitigations.dialogues import Dialogues
 from slimdown.training.mitigations.replay import Replay
 from slimdown.training.mitigations.self_replay import SelfReplay
-from slimdown.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from slimdown.config.schema import RunConfig
+    from slimdown.data.training_data import DatasetPart, TrainingData
 
 _SHORT_ROWS = {"share": 0.05, "max_tokens": 64}  # docs/studies/keeping.md
 
@@ -51,16 +51,21 @@ class Auto(Mitigation):
         """Return the file of the messages."""
         return self._become(Dialogues, prompts=self.prompts).list_files()
 
-    def adapt_to(self, tokenizer: Any, config: "RunConfig") -> Mitigation:
-        """Return what it is here: where the base has a chat template, its answers to messages."""
+    def choose_parts(self, parts: Sequence["DatasetPart"]) -> tuple[list["DatasetPart"], list[str]]:
+        """Cut the dataset that is replayed, where one is named."""
+        if not self.dataset:
+            return super().choose_parts(parts)
+        return self._become(Replay, dataset=self.dataset).choose_parts(parts)
+
+    def adapt_to(self, tokenizer: Any, rows: "TrainingData", config: "RunConfig") -> Mitigation:
+        """Return what it is here: among conversations, the base's answers to messages."""
         weight = 1.0 if config.trains_beside_base else None
         if self.dataset:
             return self._become(Replay, dataset=self.dataset, weight=weight)
-        written = {"prompts": self.prompts, "weight": weight}
-        try:
-            return self._become(Dialogues, **written).adapt_to(tokenizer, config)
-        except ModelError:
-            return self._become(SelfReplay, **_SHORT_ROWS, **written)
+        if self.prompts or rows.holds_conversations:
+            answers = self._become(Dialogues, prompts=self.prompts, weight=weight)
+            return answers.adapt_to(tokenizer, rows, config)
+        return self._become(SelfReplay, **_SHORT_ROWS, weight=weight)
 
     def _become(self, kind: type[GeneralRows], **settings: Any) -> GeneralRows:
         """Build one of the three: by its own file, the settings that are given, and the share."""

@@ -19,6 +19,7 @@ from slimdown.utils.errors import DataError, ModelError
 if TYPE_CHECKING:
     from slimdown.config.mitigation import Mitigation
     from slimdown.config.schema import RunConfig
+    from slimdown.data.training_data import TrainingData
 
 MESSAGES = Path(__file__).parents[1] / "messages.jsonl"
 """Requests to refuse, harmless ones that look like them, sums, and what else a chat model is asked.
@@ -34,14 +35,14 @@ class Dialogues(WrittenRows):
     about: ClassVar[str] = "the base's answers to messages are mixed in"
     preparation: ClassVar[str] = "the base answers messages"
 
-    def adapt_to(self, tokenizer: Any, config: "RunConfig") -> "Mitigation":
+    def adapt_to(self, tokenizer: Any, rows: "TrainingData", config: "RunConfig") -> "Mitigation":
         """Check that the chat template shows what a user says."""
         from slimdown.data.chat_templates import split_user_turn
 
         try:
             split_user_turn(tokenizer)
         except DataError as error:
-            problem = f"keep={self.name}: {error}; keep=auto replays other rows of such a base"
+            problem = f"keep={self.name}: {error}; keep=self_replay needs none"
             raise ModelError(problem) from None
         return self
 
