@@ -5,7 +5,8 @@ r"""Write rows and questions for a study of an instruct model.
 XSTEST is XSTest's file of prompts, CSV or Parquet (CC BY 4.0). DIR gets `xstest.jsonl`, 50 safe
 and 50 unsafe questions that the types of prompts share evenly; `harmless.jsonl` and
 `harmful.jsonl`, 100 of each; `prompts.jsonl`, 100 others of each and 100 questions of GSM8K's
-train split, in turn; and `classification.jsonl`, Dolly's rows of that one kind as conversations
+train split, in turn; `other_harmful.jsonl` and `other_harmless.jsonl`, the questions of these
+prompts; and `classification.jsonl`, Dolly's rows of that one kind as conversations
 (CC BY-SA 3.0, from the hub). Then, in DIR:
 
     slimdown run model=any model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct quantization=none \
@@ -33,11 +34,13 @@ def sort_prompts(prompts: pd.DataFrame, label: str) -> list[str]:
     return list(of_label.assign(turn=turn).sort_values("turn", kind="stable")["prompt"])
 
 
-def pick_questions(prompts: pd.DataFrame, label: str, n: int) -> list[dict[str, object]]:
-    """Pick the first prompts of a kind as questions."""
+def pick_questions(
+    prompts: pd.DataFrame, label: str, n: int, begin: int = 0
+) -> list[dict[str, object]]:
+    """Pick prompts of a kind as questions."""
     return [
         {"messages": [{"role": "user", "content": prompt}], "answer": ANSWERS[label]}
-        for prompt in sort_prompts(prompts, label)[:n]
+        for prompt in sort_prompts(prompts, label)[begin : begin + n]
     ]
 
 
@@ -65,8 +68,10 @@ def main(folder: str, xstest: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     both = [one for label in ANSWERS for one in pick_questions(prompts, label, 50)]
     write_lines(Path(folder, "xstest.jsonl"), both)
-    write_lines(Path(folder, "harmless.jsonl"), pick_questions(prompts, "safe", 100))
-    write_lines(Path(folder, "harmful.jsonl"), pick_questions(prompts, "unsafe", 100))
+    for name, label in (("harmless", "safe"), ("harmful", "unsafe")):
+        for kind, begin in (("", 0), ("other_", 100)):
+            questions = pick_questions(prompts, label, 100, begin)
+            write_lines(Path(folder, f"{kind}{name}.jsonl"), questions)
     others = [sort_prompts(prompts, label)[100:200] for label in reversed(ANSWERS)]
     others.append(datasets.load_dataset("openai/gsm8k", "main", split="train[:100]")["question"])
     in_turn = ({"prompt": prompt} for of_each in zip(*others, strict=True) for prompt in of_each)

@@ -8,8 +8,8 @@
 
 `run` calls `slimdown run` with the settings that `list` shows, in the record of the folder, and
 prints the arm's row; `scale` needs the finished `plain` of its seed. The tasks `narrow` and
-`alpaca` choose on one half of the questions (`--half open`, the default); `qwen` has one half, and
-`refusals` is `qwen` without the two benchmarks that take long.
+`alpaca` choose on one half of the questions (`--half open`, the default); `others` chooses for
+`qwen` on other prompts; and `plain_rows` has the rows of `qwen` as plain text.
 """
 
 import argparse
@@ -32,15 +32,21 @@ from slimdown.run import main as run_slimdown
 from slimdown.tracking.run_reader import find_runs, read_evaluations
 from slimdown.tracking.store import open_store
 
-_REFUSALS = [
-    f"benchmark.{name}.{setting}"
-    for name in ("harmful", "harmless")
-    for setting in (f"path={name}.jsonl", "score=refusal", "max_gen_toks=64")
-]
-_QWEN = [
+_REFUSALS, _OTHERS = (
+    [
+        f"benchmark.{name}.{setting}"
+        for name in ("harmful", "harmless")
+        for setting in (f"path={kind}{name}.jsonl", "score=refusal", "max_gen_toks=64")
+    ]
+    for kind in ("", "other_")
+)
+_INSTRUCT = [
     "model=any", "model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct", "model.dtype=bfloat16",
-    "quantization=none", "evaluation.batch_size=25", *_REFUSALS, "lora=all_linear",
-    "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+    "quantization=none", "evaluation.batch_size=25", "lora=all_linear",
+]  # fmt: skip
+_QWEN = [
+    *_INSTRUCT, "dataset.alpaca_chat.max_examples=400",
+    "dataset.alpaca_chat.validation_examples=40",
 ]  # fmt: skip
 _SMOLLM2 = [
     "model=smollm2", "model.dtype=bfloat16", "quantization=none",
@@ -59,19 +65,26 @@ TASKS: dict[str, list[str]] = {
         "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
     ],
     "qwen": [
-        *_QWEN, "benchmark=[gsm8k,hellaswag,harmful,harmless]", "benchmark.gsm8k.limit=100",
-        "benchmark.gsm8k.num_fewshot=0", "benchmark.gsm8k.max_gen_toks=256",
-        "benchmark.hellaswag.limit=200",
+        *_QWEN, *_REFUSALS, "benchmark=[gsm8k,hellaswag,harmful,harmless]",
+        "benchmark.gsm8k.limit=100", "benchmark.gsm8k.num_fewshot=0",
+        "benchmark.gsm8k.max_gen_toks=256", "benchmark.hellaswag.limit=200",
     ],
-    "refusals": [*_QWEN, "benchmark=[harmful,harmless]"],
+    "others": [*_QWEN, *_OTHERS, "benchmark=[harmful,harmless]"],
+    "plain_rows": [
+        *_INSTRUCT, *_REFUSALS, "benchmark=[harmful,harmless]", "dataset.alpaca.max_examples=400",
+        "dataset.alpaca.validation_examples=40",
+    ],
 }  # fmt: skip
 
-
+_DRAWN = ["keep.max_tokens=128", "keep.temperature=1"]
 ARMS: dict[str, list[str]] = {
     "plain": [],
     "rows": ["keep=self_replay", "keep.share=0.05", "keep.weight=1", "keep.max_tokens=64"],
     "messages": ["keep=dialogues"],
-    "prompts": ["keep=dialogues", "keep.prompts=prompts.jsonl"],  # like the judged ones
+    "fewer": ["keep=dialogues", "keep.share=0.1"],
+    "longer": ["keep=dialogues", "keep.max_tokens=128"],
+    "drawn": ["keep=dialogues", *_DRAWN],
+    "prompts": ["keep=dialogues", *_DRAWN, "keep.prompts=prompts.jsonl"],  # like the judged ones
     "kl": ["keep=kl", "keep.weight=1"],
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
@@ -84,7 +97,7 @@ SCALES = "0.5,0.75"
 
 def list_settings(task: str, arm: str, seed: int) -> list[str]:
     """Return what `slimdown run` gets for an arm."""
-    rows = "pocket_instructions" if task == "narrow" else "alpaca_chat"
+    rows = {"narrow": "pocket_instructions", "plain_rows": "alpaca"}.get(task, "alpaca_chat")
     rows += ",dolly" * (arm == "dolly")
     own = [f"dataset=[{rows}]", f"seed={seed}", f"tracking.experiment={task}", f"name={arm}"]
     if task == "narrow" and arm == "dolly":  # its conversations would bring the chat template

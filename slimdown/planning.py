@@ -201,7 +201,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         share = n_trained / max(1, sum(map(len, labels)))
         yield f"The loss is on {100 * share:.0f} % of the rows' tokens."
         yield from (f"{note}." for note in rows.notes)
-    yield from config.keep.explain_plan()
+        yield from config.keep.explain_plan(len(rows.train))
     for name, reason in inputs.not_run.items():
         yield f"Not run: {name} ({reason})."
     needed = base.memory_bytes

@@ -105,8 +105,8 @@ class Mitigation:
         about = f"{self.name}: {self.about}" if self.about else self.name
         return ", ".join([about, *values]) if self.is_active else ""
 
-    def explain_plan(self) -> Iterator[str]:
-        """Say what a plan of the run does not count, a sentence each."""
+    def explain_plan(self, n_rows: int) -> Iterator[str]:
+        """Say what a plan of a training on so many rows does not count, a sentence each."""
         return iter(())
 
     def choose_parts(self, parts: Sequence[Any]) -> tuple[list[Any], list[str]]:

@@ -65,9 +65,10 @@ class WrittenRows(GeneralRows):
         """Say more about the usable rows; empty: there is nothing to say."""
         return ""
 
-    def explain_plan(self) -> Iterator[str]:
-        """Say that nobody knows yet how long the rows are."""
-        yield f"The rows that the base writes (keep={self.name}) are not counted."
+    def explain_plan(self, n_rows: int) -> Iterator[str]:
+        """Say how many rows come on top."""
+        written = f"{count_added(n_rows, self.share):,} rows of at most {self.max_tokens:,} tokens"
+        yield f"Not counted: {self.preparation} ({written}), and they are trained on, too."
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
         """Mix in rows that the base writes, or wrote before."""

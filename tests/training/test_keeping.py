@@ -225,7 +225,8 @@ def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
 def test_the_base_answers_your_messages_in_turn(composed: Composed, cache: Path) -> None:
     messages = ["How many cups are there?", "Name a colour."]
     Path("p.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in messages))
-    config = composed(*SMALL, *DIALOGUES, "keep.prompts=p.jsonl", "keep.weight=null")
+    settings = ["keep.prompts=p.jsonl", "keep.temperature=1", "keep.weight=null"]
+    config = composed(*SMALL, *DIALOGUES, *settings)
     run = TrainingRun(config)
     shown = [json.loads(line)["messages"] for line in run.rows.written.splitlines()]
     assert [user["content"] for user, _ in shown] == (messages * 8)[: len(shown)]
