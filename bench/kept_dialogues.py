@@ -76,15 +76,14 @@ TASKS: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 
-_DRAWN = ["keep.max_tokens=128", "keep.temperature=1"]
 ARMS: dict[str, list[str]] = {
     "plain": [],
     "rows": ["keep=self_replay", "keep.share=0.05", "keep.weight=1", "keep.max_tokens=64"],
     "messages": ["keep=dialogues"],
-    "fewer": ["keep=dialogues", "keep.share=0.1"],
-    "longer": ["keep=dialogues", "keep.max_tokens=128"],
-    "drawn": ["keep=dialogues", *_DRAWN],
-    "prompts": ["keep=dialogues", *_DRAWN, "keep.prompts=prompts.jsonl"],  # like the judged ones
+    "fewer": ["keep=dialogues", "keep.share=0.1", "keep.max_tokens=64"],
+    "shorter": ["keep=dialogues", "keep.max_tokens=64"],
+    "drawn": ["keep=dialogues", "keep.temperature=1"],
+    "prompts": ["keep=dialogues", "keep.temperature=1", "keep.prompts=prompts.jsonl"],
     "kl": ["keep=kl", "keep.weight=1"],
     "dolly": [
         "keep=replay", "keep.dataset=dolly", "keep.share=0.05", "keep.weight=1",
