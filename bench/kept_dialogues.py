@@ -179,7 +179,8 @@ def draw(task: str, half: str, file: str) -> None:
     from matplotlib.figure import Figure
 
     arms = list(ARMS)
-    runs = sorted(read_runs(task), key=lambda run: (arms.index(name_arm(run)), read_seed(run)))
+    runs = [run for run in read_runs(task) if name_arm(run) in arms]  # not those of older arms
+    runs.sort(key=lambda run: (arms.index(name_arm(run)), read_seed(run)))
     judged = [judge_half(task, run, half) for run in runs]
     benchmarks = list(judged[0].benchmarks)
     size = (2.2 * len(benchmarks) + 1.6, 0.32 * len(runs) + 1.2)
