@@ -67,8 +67,8 @@ class WrittenRows(GeneralRows):
 
     def explain_plan(self, n_rows: int) -> Iterator[str]:
         """Say how many rows come on top."""
-        written = f"{count_added(n_rows, self.share):,} rows of at most {self.max_tokens:,} tokens"
-        yield f"Not counted: before, {self.preparation} ({written}); these are trained on, too."
+        written = f"{count_added(n_rows, self.share):,}, of at most {self.max_tokens:,} tokens"
+        yield f"Not counted: {self.preparation} ({written}), which are trained on, too."
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
         """Mix in rows that the base writes, or wrote before."""
