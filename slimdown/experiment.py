@@ -31,6 +31,7 @@ from slimdown.run_files import render_run_files
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
+from slimdown.tracking.resume import describe_changed_base
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.training.fine_tuning import fine_tune, prepare_training
@@ -84,7 +85,9 @@ def run_experiment(
         console.show_notes(evaluator.notes)
         n_shown = len(evaluator.notes)
         progress.expect_as(of_base, inputs.served)
-        open_part(of_base, config.evaluation.holdout)  # too few questions end the run here
+        open_base = open_part(of_base, config.evaluation.holdout)  # too few questions end it here
+        if config.rerun:
+            console.show_notes(describe_changed_base(config, info.run_key, open_base))
 
         tuned = source.make(base, progress)
         run.log_tuned(tuned, source.training)
@@ -99,7 +102,7 @@ def run_experiment(
         findings, gated = answers.judge_open(inputs, source.training)
         findings, model_files = source.describe(findings, base)
         gate = decide_by_settings(gated)
-        files = render_run_files(findings, config, info, run.run_id, gate)
+        files = render_run_files(findings, config, info, run.run_id, gate, run.model_uri)
         costs = list_costs(answers.costs, source.training, began)
         files[COSTS_FILE] = write_costs(config, base.device, costs)
         run.save(findings, files, model_files)
@@ -108,7 +111,7 @@ def run_experiment(
         can_scale = config.tuned is not None or config.method.facts.scales
         advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
         console.show_findings(findings, title, gate, advice)
-        console.show_saved(run)
+        console.show_saved(run, "model" if config.method.facts.trains_weights else "adapter")
     return findings
 
 

@@ -13,7 +13,7 @@ from slimdown.evaluation.as_served import find_served_otherwise
 from slimdown.evaluation.evaluator import check_room
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.models.adapters import check_base
-from slimdown.models.base_model import LoadedModel, load_base_tokenizer
+from slimdown.models.base_model import LoadedModel, fix_dtypes, load_base_tokenizer
 from slimdown.models.external import (
     ExternalModel,
     fetch_tuned_model,
@@ -72,6 +72,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     outline = check_base(config)
     if (backend := BACKENDS[config.evaluation.backend]).module:
         backend.find_function("check_tuned")(config)
+    config = fix_dtypes(config)
     tasks, not_run = load_benchmarks(config, on_progress)
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
     tokenizer = load_base_tokenizer(config.model)

@@ -30,9 +30,9 @@ from slimdown.models.base_model import (
 from slimdown.models.memory import card_memory, free_memory
 from slimdown.models.training_memory import estimate_training
 from slimdown.report import console
-from slimdown.report.formatting import format_bytes
+from slimdown.report.formatting import format_bytes, pluralize
 from slimdown.report.run_plan import PlannedPart, RunPlan, estimate_seconds
-from slimdown.run_files import describe_prompts
+from slimdown.run_files import describe_model, describe_prompts
 from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import Rates, find_rates
@@ -167,15 +167,16 @@ def _count_steps(config: RunConfig, n_rows: int) -> tuple[int, int]:
 def _describe_questions(inputs: RunInputs, cost: Cost) -> str:
     benchmark = inputs.config.benchmark[cost.name]
     if cost.work is Work.choices:
-        return f"{cost.n:,} questions"
+        return pluralize(cost.n, "question")
     if cost.work is Work.documents:
-        return f"{cost.n:,} documents"
+        return pluralize(cost.n, "document")
     repeats = benchmark.repeats or 1
     drawn = f" x {repeats}" * (repeats > 1)
     way = f", temperature {benchmark.temperature:g}" if benchmark.temperature else ""
     thinks = ", thinking" * bool(inputs.config.evaluation.enable_thinking)
     longest = cost.new_tokens // max(1, cost.n * repeats)
-    return f"{cost.n:,}{drawn} answers of up to {longest:,} tokens{way}{thinks}"
+    noun = "answer" if cost.n == 1 else "answers"
+    return f"{cost.n:,}{drawn} {noun} of up to {longest:,} tokens{way}{thinks}"
 
 
 def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
@@ -187,6 +188,7 @@ def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
 def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> Iterator[str]:
     """Say how benchmarks are asked, what is cut, and what memory and download it takes."""
     config = inputs.config
+    yield f"Base model: {describe_model(config)}."
     yield f"Asked: {describe_prompts(config.evaluation)}."
     yield from inputs.notes
     if inputs.train_data:

@@ -54,6 +54,11 @@ def _merge(options: argparse.Namespace) -> int:
     out = options.out.expanduser().absolute()
     run = find_run(options.tracking, options.run)
     findings = check_finished(run)
+    if origin := run.tags.get(Tag.origin):
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}. Merge that "
+            "adapter with PEFT: PeftModel.from_pretrained(base, folder).merge_and_unload()"
+        )
     config = read_config(options.tracking, run)
     method = config.method
     if not method.facts.merges:
@@ -68,11 +73,6 @@ def _merge(options: argparse.Namespace) -> int:
 
     is_original = options.onto == "original"
     model, quantization = replace(config.model, device=Device(options.device)), config.quantization
-    dtype_of_run = run.tags.get(Tag.model, "").rpartition(" ")[2]
-    if model.dtype is Dtype.auto and dtype_of_run in set(Dtype):  # not what auto is here
-        model = replace(model, dtype=Dtype(dtype_of_run))
-        if quantization.bnb_4bit_compute_dtype is Dtype.auto:
-            quantization = replace(quantization, bnb_4bit_compute_dtype=model.dtype)
     if is_original:  # rounds only the sum
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)

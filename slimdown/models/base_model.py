@@ -1,7 +1,6 @@
 """Load a base model: quantized as set, on its device, with its tokenizer."""
 
 import re
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard, snapshot_download
 from transformers.utils.hub import cached_file
 
-from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
+from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
 from slimdown.models.identity import describe_computation, hash_tokenizer
 from slimdown.models.memory import estimate_weight_bytes, free_memory
 from slimdown.models.quiet import quiet_libraries
@@ -23,9 +22,6 @@ from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
 
-# bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
-# between 0.9 and 2.4 times the speed of float32.
-_WORTHWHILE_SPEEDUP = 1.5
 MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # all but weights and card
 _MOST_LAYERS = 1_000  # or experts; the largest models that are published have 126, and 512
 # Implementations of attention and of experts that are part of torch and transformers.
@@ -325,31 +321,65 @@ def check_numbers(setting: str, model: Any) -> None:
 
 
 def pick_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
-    """Choose the dtype: `auto` is bfloat16 where the device has it, on a CPU where it is faster."""
+    """Choose the dtype: `auto` is bfloat16 where the device computes it fast, else float32.
+
+    The choice depends on the device alone, so the same command finds the same base again. It is
+    float16 on a GPU that has no bfloat16.
+    """
     if wanted is not Dtype.auto:
         return getattr(torch, wanted.value)  # type: ignore[no-any-return]
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float16
-    is_worthwhile = device.type == "cpu" and measure_bfloat16_speedup() >= _WORTHWHILE_SPEEDUP
-    return torch.bfloat16 if is_worthwhile else torch.float32
+    is_fast = device.type == "cpu" and has_fast_bfloat16(_read_processor())
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def fix_dtypes(config: RunConfig) -> RunConfig:
+    """Return the settings with `auto` replaced by the dtypes that this machine computes in."""
+    device = pick_device(config.model.device)
+
+    def pick(wanted: Dtype) -> Dtype:
+        return Dtype(str(pick_dtype(wanted, device)).removeprefix("torch."))
+
+    compute_dtype = pick(config.quantization.bnb_4bit_compute_dtype)
+    return replace(
+        config,
+        model=replace(config.model, dtype=pick(config.model.dtype)),
+        quantization=replace(config.quantization, bnb_4bit_compute_dtype=compute_dtype),
+    )
+
+
+def has_fast_bfloat16(processor: str) -> bool:
+    r"""Return whether a processor computes products in bfloat16 clearly faster than in float32.
+
+    Products of a layer's size were timed on processors of each kind (`python -m bench.machine`).
+    Where it was faster, it was at least twice as fast:
+
+    | processor | instructions for bfloat16 | faster |
+    |---|---|---|
+    | Intel | amx_bf16 | yes |
+    | AMD | avx512_bf16 | yes |
+    | Intel | avx512_bf16 without amx_bf16 | no, half as fast |
+    | any | none | no |
+
+    Args:
+        processor: What Linux writes into /proc/cpuinfo; empty on other systems.
+
+    >>> has_fast_bfloat16("vendor_id : AuthenticAMD\\nflags : avx512f avx512_bf16")
+    True
+    >>> has_fast_bfloat16("vendor_id : GenuineIntel\\nflags : avx512f avx512_bf16")
+    False
+    """
+    words = set(processor.split())
+    return "amx_bf16" in words or {"AuthenticAMD", "avx512_bf16"} <= words
 
 
 @cache
-def measure_bfloat16_speedup() -> float:
-    """Time products of a layer's size in float32 and bfloat16 on this processor, in turn.
-
-    Processor flags do not decide it: with AVX512-BF16, bfloat16 is 2.6 times as fast on one maker's
-    cores and half as fast on another's.
-    """
-    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    for _ in range(8):  # the first rounds also build kernels
-        for dtype, taken in seconds.items():
-            rows, weight = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-            started = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            taken.append(time.perf_counter() - started)
-    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+def _read_processor() -> str:
+    with suppress(OSError):  # another system than Linux
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def pick_device(wanted: Device) -> torch.device:

@@ -241,13 +241,15 @@ def run_job(
             run_key=key,
             resume_run_id=resume_run_id,
         )
-        plan = {} if is_planned else describe_run(config)
-        console.show_facts([("run", info.name), *plan.items()])
+        console.show_facts([("run", info.name)])
+        from slimdown.experiment import run_experiment  # torch
+        from slimdown.models.base_model import fix_dtypes
+
+        config = fix_dtypes(config)
+        console.show_facts([] if is_planned else describe_run(config).items())
         if resume_run_id:
             console.show_line(f"goes on with run {resume_run_id}, which was stopped")
             console.show_line(describe_kept(config, resume_run_id))
-        from slimdown.experiment import run_experiment
-
         findings = run_experiment(config, info, shared_base)
     return JobOutcome(JobState.finished, headline=describe_verdicts(findings))
 

@@ -15,6 +15,7 @@ from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
+from slimdown.evaluation.results import Evaluation
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import PACKAGES, find_version, name_machine, read_user
@@ -112,6 +113,40 @@ def find_finished_or_lock(
         yield finished, "" if finished else next(unfinished, "")
 
 
+def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list[str]:
+    """Say where a base scores otherwise than in the newest finished run of the same settings.
+
+    Args:
+        config: The settings of the run that goes on now.
+        key: From `run_key`.
+        base: The base's answers to the questions that are not held out.
+
+    Returns:
+        A line for each benchmark whose score is another one; none if there is no such run.
+    """
+    earlier = next(iter(_search_finished(config, key)), None)
+    if earlier is None:
+        return []
+    dtype = earlier.params.get("model.dtype", "")
+    reason = "the libraries and the dtype are the same, so the processor or the load differs"
+    if dtype != config.model.dtype:
+        reason = f"that run computed in {dtype}, and this one in {config.model.dtype}"
+    lines = []
+    for name, evaluation in base.benchmarks.items():
+        change = earlier.changes.get(name)
+        if change is None or change.n != len(evaluation.samples):
+            continue
+        before, now = (
+            round(100 * score, 1) for score in (change.primary.base.value, evaluation.score.value)
+        )
+        if before != now:
+            lines.append(
+                f"The base now scores {now} on {name}; in run {earlier.run_id[:8]}, with the same "
+                f"settings, it scored {before}: {reason}."
+            )
+    return lines
+
+
 def describe_kept(config: RunConfig, run_id: str) -> str:
     """Say what the repeated command takes from a stopped run; it makes the rest anew."""
     folder = store.local_dir(config.tracking) / "runs" / run_id
@@ -157,7 +192,18 @@ def _choose_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | No
 
 
 def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:
-    if config.rerun or not config.baseline.reuse or not key:
+    if config.rerun or not config.baseline.reuse:
+        return []
+    return _search_runs(config, key)
+
+
+def _search_finished(config: RunConfig, key: str) -> list[RunRecord]:
+    return [run for run in _search_runs(config, key) if run.status == "FINISHED" and run.findings]
+
+
+def _search_runs(config: RunConfig, key: str) -> list[RunRecord]:
+    """Return the runs of a key in the experiment, newest first; none without a key or a store."""
+    if not key:
         return []
     condition = f"tags.`{Tag.run_key}` = '{key}'"
     experiments = [config.tracking.experiment]

@@ -21,9 +21,9 @@ from slimdown.config.schema import Device, Dtype, ModelConfig, RunConfig
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (
     LoadedModel,
+    fix_dtypes,
     load_base_model,
     load_outline,
-    measure_bfloat16_speedup,
     pick_device,
     pick_dtype,
 )
@@ -214,16 +214,33 @@ def test_a_device_that_is_not_there_is_refused(composed: Composed) -> None:
         load(composed, "model.device=cuda")
 
 
-def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_bfloat16_by_the_processors_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu = torch.device("cpu")
-    assert measure_bfloat16_speedup() > 0
-    for speedup, dtype in ((12.5, torch.bfloat16), (2.4, torch.bfloat16), (0.9, torch.float32)):
+    for processor, dtype in (
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", torch.bfloat16),
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", torch.bfloat16),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", torch.float32),
+        ("vendor_id : AuthenticAMD\nflags : avx2", torch.float32),
+        ("Features : fp asimd bf16", torch.float32),
+        ("", torch.float32),
+    ):
         monkeypatch.setattr(
-            "slimdown.models.base_model.measure_bfloat16_speedup", lambda s=speedup: s
+            "slimdown.models.base_model._read_processor", lambda text=processor: text
         )
         assert pick_dtype(Dtype.auto, cpu) == dtype
     assert pick_dtype(Dtype.float16, cpu) == torch.float16
     assert pick_dtype(Dtype.auto, torch.device("mps")) == torch.float32
+
+
+def test_fixed_dtypes_leave_nothing_to_choose(composed: Composed) -> None:
+    config = composed("model.dtype=auto", "quantization.bnb_4bit_compute_dtype=auto")
+    fixed = fix_dtypes(config)
+    assert Dtype.auto not in (fixed.model.dtype, fixed.quantization.bnb_4bit_compute_dtype)
+    assert fix_dtypes(fixed) == fixed
+    chosen = composed("model.dtype=float16", "quantization.bnb_4bit_compute_dtype=bfloat16")
+    assert fix_dtypes(chosen) == chosen
 
 
 def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(

@@ -4,17 +4,29 @@ import getpass
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
-from record_builders import Compose, Patch, make_info, record_run
+from record_builders import (
+    KEPT,
+    LOST,
+    Compose,
+    Patch,
+    make_answers,
+    make_info,
+    record_run,
+    set_metric,
+)
 
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import Dtype, RunConfig
+from slimdown.models.base_model import fix_dtypes
 from slimdown.pocket import DATA_DIR
 from slimdown.tracking.provenance import name_machine
 from slimdown.tracking.resume import (
+    describe_changed_base,
     find_finished,
     find_finished_or_lock,
     is_abandoned,
@@ -175,6 +187,26 @@ def test_the_sweep_of_a_killed_command_is_ended_by_the_next(
     store.update_run(sweep.run_id, "RUNNING")  # as SIGKILL leaves it
     with open_sweep_run(tracking, "three", "sweep of lora.r"):
         assert store.get_run(sweep.run_id).info.status == "KILLED"
+
+
+def test_another_score_of_the_base_is_said_with_its_reason(composed: Compose) -> None:
+    """The newest finished run of the same key is compared, question numbers being equal."""
+    config = set_metric(fix_dtypes(composed("model.dtype=float32")))
+    key = run_key(config)
+    assert key
+    base, _ = make_answers(config)
+    assert describe_changed_base(config, key, base) == []  # there is no such run
+    run_id = record_run(config, "before", run_key=key)
+    assert describe_changed_base(config, key, base) == []  # the same scores
+    other, _ = make_answers(config, KEPT[:1] * 2)
+    assert describe_changed_base(config, key, other) == []  # other numbers of questions
+    moved, _ = make_answers(config, [LOST[1], LOST[1]])
+    in_bfloat16 = replace(config, model=replace(config.model, dtype=Dtype.bfloat16))
+    for now, reason in ((config, "processor"), (in_bfloat16, "float32, and this one in bfloat16")):
+        lines = describe_changed_base(now, key, moved)
+        assert len(lines) == len(config.benchmark)
+        assert run_id[:8] in lines[0]
+        assert reason in lines[0]
 
 
 def test_another_version_has_another_key(composed: Compose, monkeypatch: Patch) -> None:
