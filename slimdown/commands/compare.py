@@ -14,15 +14,27 @@ Examples:
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from slimdown.commands.arguments import CommandParser, put_report, put_table, run_command
+from slimdown.commands.arguments import (
+    CommandParser,
+    put_report,
+    put_table,
+    run_command,
+    write_notes,
+)
 from slimdown.comparison import group_tests, run_order
-from slimdown.comparison.run_comparison import check_prompts, compare_runs
+from slimdown.comparison.run_comparison import (
+    check_prompts,
+    compare_runs,
+    describe_model_differences,
+)
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
+from slimdown.judging.common_questions import take_common
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stages import judge_stages
@@ -32,7 +44,7 @@ from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.tracking import run_reader
-from slimdown.tracking.held_out import HeldOutHalf, take_held_out
+from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.secrets import redact_uri
@@ -66,6 +78,7 @@ def main(argv: list[str]) -> int:
         ("chain", "RUNs as the stages of one model: the first one's base, then each tuned model"),
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
+    parser.add_list("--only", "NAME", "with --paired, --confirm or --chain: this benchmark alone")
     parser.add_output()
     if "--sort" in argv[:-1]:  # argparse takes -KEY for an option
         i = argv.index("--sort")
@@ -75,6 +88,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
+    if options.only and not options.mode:
+        parser.error("--only NAME goes with --paired, --confirm or --chain; add one of these")
     if options.by == "seed":
         advice = "--no-group-seeds --sort seed lists them, --all says how much they vary"
         parser.error(f"--by seed: values of a setting are compared over the seeds; {advice}")
@@ -97,15 +112,18 @@ def _compare(options: argparse.Namespace) -> int:
             put_report(findings, name, None, options, runs[0].run_id)
         return 0
     if options.mode == "chain":
-        evaluations = _read_stages(runs, options.tracking)
+        read = _read_stages(runs, options.tracking)
+        evaluations, notes = take_common(read, options.only)
         stages = judge_stages(evaluations)
+        write_notes(notes)
         table = stages_table(stages, " → ".join(evaluations))
         page_of = partial(render_stages_page, table, stages, "compare --chain")
         return put_table(table, options, page_of)
     if options.mode:
-        pairs, looks = _judge_pairs(runs, options)
+        judge_runs = _confirm if options.mode == "confirm" else _judge_two_models
+        pairs, notes = judge_runs(runs, options)
         table = pairs_table(pairs)
-        table = replace(table, notes=(*table.notes, *looks))
+        table = replace(table, notes=(*notes, *table.notes))
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     check_prompts(runs)
@@ -139,29 +157,40 @@ def _compare(options: argparse.Namespace) -> int:
     return put_table(whole, options, render_page, show_brief)
 
 
-def _judge_pairs(
+def _judge_two_models(
     runs: list[RunRecord], options: argparse.Namespace
 ) -> tuple[list[ModelPair], list[str]]:
-    """Judge two tuned models against each other, or each against its base on held-out questions.
+    """Judge two tuned models against each other, on held-out questions where there are any.
 
     Returns:
-        The pairs, and notes on how often their held-out questions judged a model.
+        The pair, and notes: how the two differ, what is left out, how often these questions judged.
     """
+    names = _name_beside(*runs), _name_beside(*reversed(runs))
+    notes = describe_model_differences(runs)
+    evaluations = [run_reader.read_evaluations(options.tracking, run) for run in runs]
+    share = max(run.holdout for run in runs)
+    if not share:
+        tuned = [after for _, after in evaluations]
+        (first, second), left_out = _take_common(names, tuned, options.only)
+        return [ModelPair(*names, judge_pair(first, second))], [*notes, *left_out]
+    halves = [
+        take_held_out(options.tracking, run, answers, share)
+        for run, answers in zip(runs, evaluations, strict=True)
+    ]
+    tuned = [half.tuned for half in halves]
+    (first, second), left_out = _take_common(names, tuned, options.only)
+    looks = halves[1].explain_looks(len(runs))
+    return [ModelPair(*names, judge(first, second))], [*notes, *left_out, *looks]
 
-    def take(run: RunRecord) -> HeldOutHalf:
-        evaluations = run_reader.read_evaluations(options.tracking, run)
-        return take_held_out(options.tracking, run, evaluations, share or run.holdout)
 
-    share = 0.0
-    if options.mode == "paired":
-        names = _name_beside(*runs), _name_beside(*reversed(runs))
-        share = max(run.holdout for run in runs)
-        if not share:
-            tuned = [run_reader.read_evaluations(options.tracking, run)[1] for run in runs]
-            return [ModelPair(*names, judge_pair(*tuned))], []
-        first, second = map(take, runs)
-        findings = judge(first.tuned, second.tuned)
-        return [ModelPair(*names, findings)], second.explain_looks(len(runs))
+def _confirm(
+    runs: list[RunRecord], options: argparse.Namespace
+) -> tuple[list[ModelPair], list[str]]:
+    """Judge chosen runs, each against its base, on questions that did not choose them.
+
+    Returns:
+        The pairs, and notes: what is left out, and how often these questions judged a model.
+    """
     for run in runs:
         if not run.holdout:
             raise ConfigError(
@@ -169,12 +198,24 @@ def _judge_pairs(
                 "cannot confirm it. Run the candidates again with evaluation.holdout=0.5, choose "
                 "among those, and confirm the chosen one"
             )
-    halves = [take(run) for run in runs]
-    pairs = [
-        ModelPair("base", _name(run), judge(half.base, half.tuned, n_reports=len(runs)))
-        for run, half in zip(runs, halves, strict=True)
-    ]
-    return pairs, halves[-1].explain_looks(len(runs))
+    pairs, notes, looks = [], list[str](), list[str]()
+    for run in runs:
+        evaluations = run_reader.read_evaluations(options.tracking, run)
+        held = take_held_out(options.tracking, run, evaluations, run.holdout)
+        sides = "base", _name(run)
+        (base, tuned), left_out = _take_common(sides, (held.base, held.tuned), options.only)
+        pairs.append(ModelPair(*sides, judge(base, tuned, n_reports=len(runs))))
+        notes += left_out
+        looks = held.explain_looks(len(runs))
+    return pairs, [*notes, *looks]
+
+
+def _take_common(
+    names: Sequence[str], evaluations: Sequence[Evaluation], only: Sequence[str]
+) -> tuple[list[Evaluation], list[str]]:
+    """Cut evaluations to what they have in common, see `take_common`."""
+    taken, notes = take_common(dict(zip(names, evaluations, strict=True)), only)
+    return [*taken.values()], notes
 
 
 def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, Evaluation]:

@@ -28,6 +28,7 @@ from slimdown.commands.lost_file import add_lost_option, write_lost_questions
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, read_budgets
+from slimdown.judging.common_questions import take_common
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.pairing import pair_evaluations
 from slimdown.judging.stages import judge_stages
@@ -39,6 +40,8 @@ from slimdown.report.run_page import render_page
 from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.report.tables import write_table
 from slimdown.utils.errors import ConfigError, DataError
+
+_UNKNOWN_MODEL = "tuned=MODEL"  # the logs do not name it as a run does
 
 
 def main(argv: list[str]) -> int:
@@ -71,6 +74,7 @@ def main(argv: list[str]) -> int:
         default=[],
         help=f"{about}; can be repeated",
     )
+    parser.add_list("--only", "NAME", "judge this benchmark alone")
     add_lost_option(parser)
     parser.add_output(junit=(".xml",))
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
@@ -83,8 +87,15 @@ def main(argv: list[str]) -> int:
     return arguments.run_command(lambda: _judge(options), refusal, 3)
 
 
-def _read_sides(options: argparse.Namespace) -> tuple[dict[Path, Evaluation], str, list[str]]:
-    """Read the logs of all models.
+def _read_sides(
+    options: argparse.Namespace, has_gate: bool
+) -> tuple[dict[Path, Evaluation], str, list[str]]:
+    """Read the logs of all models, and take what they have in common.
+
+    Args:
+        options: Of the command line.
+        has_gate: Whether budgets are checked. Then nothing may be left out that is not named, or a
+            model of which some answers are missing would pass.
 
     Returns:
         The evaluations by place, the tool that made them, and what is to be said about the logs.
@@ -103,8 +114,24 @@ def _read_sides(options: argparse.Namespace) -> tuple[dict[Path, Evaluation], st
     if len(kinds) > 1:
         problem = ", ".join(f"{side} holds logs of {kind}" for kind, side in kinds.items())
         raise ConfigError(f"{problem}; tools score differently, so give logs of one kind")
-    choice = metrics, options.target, notes.append, clusters
-    return {side: read_logs(side, *choice) for side in sides}, next(iter(kinds)), notes
+    evaluations = {
+        side: read_logs(side, metrics, options.target, notes.append, clusters) for side in sides
+    }
+    if evaluations[options.base].adapter and not evaluations[sides[-1]].adapter:
+        adapter = evaluations[options.base].adapter
+        notes.append(
+            f"{options.base} names the adapter {adapter}, and {sides[-1]} names none: base and "
+            "tuned seem to be swapped; BASE comes first"
+        )
+    sides_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
+    taken, left_out = take_common(sides_by_name, options.only)
+    if left_out and has_gate and not options.only:
+        names = " ".join(f"--only {name}" for name in taken[str(options.base)].benchmarks)
+        raise DataError(
+            "\n".join(left_out) + "\nA budget is checked on everything that was asked. To check it "
+            f"on what both have, add {names}"
+        )
+    return {side: taken[str(side)] for side in sides}, next(iter(kinds)), [*notes, *left_out]
 
 
 def _judge_stages(options: argparse.Namespace) -> int:
@@ -118,7 +145,7 @@ def _judge_stages(options: argparse.Namespace) -> int:
     if options.lost or options.track:
         option = "--lost" if options.lost else "--track"
         raise ConfigError(f"{option} takes BASE and one TUNED; leave --chain and the others out")
-    evaluations, _, notes = _read_sides(options)
+    evaluations, _, notes = _read_sides(options, has_gate or bool(of_stages))
     stages = dict(zip(name_stages(list(evaluations)), evaluations.values(), strict=True))
     judged = judge_stages(stages, options.chain)
     arguments.write_notes(dict.fromkeys(notes))
@@ -166,7 +193,8 @@ def name_stages(places: Sequence[Path]) -> list[str]:
 
 def _judge(options: argparse.Namespace) -> int:
     rules, is_junit, gate = read_rules(options), options.format == "junit", None
-    evaluations, base_kind, notes = _read_sides(options)
+    has_gate = rules.are_set or is_junit
+    evaluations, base_kind, notes = _read_sides(options, has_gate)
     base, tuned = evaluations.values()
     try:
         findings = judge(base, tuned)
@@ -181,7 +209,7 @@ def _judge(options: argparse.Namespace) -> int:
     if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
-    if rules.are_set or is_junit:
+    if has_gate:
         gate = rules.decide(findings, lambda: pair_evaluations(base, tuned))
     arguments.write_notes(dict.fromkeys(notes))
     named = base.model != tuned.model and base.model and tuned.model
@@ -196,10 +224,22 @@ def _judge(options: argparse.Namespace) -> int:
         arguments.put_report(findings, title, gate, options)
     if options.lost:
         is_chat = base.conditions.get("apply_chat_template") == "true"
-        arguments.write_notes(write_lost_questions(options.lost, base, tuned, is_chat))
+        asked = _name_models(base, tuned) if base_kind == "lm_eval" else [_UNKNOWN_MODEL]
+        arguments.write_notes(write_lost_questions(options.lost, base, tuned, is_chat, asked))
     if options.track:
         _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0
+
+
+def _name_models(base: Evaluation, tuned: Evaluation) -> list[str]:
+    """Return the settings of a run that asks the models of lm_eval's logs again."""
+    if tuned.adapter:  # it names its base
+        return [f"tuned={tuned.adapter}"]
+    if not (base.model and tuned.model) or base.model == tuned.model:
+        return [_UNKNOWN_MODEL]
+    model, _, revision = base.model.partition("@")
+    named = [f"model={model}", *([f"model.revision={revision}"] if revision else [])]
+    return [*named, f"tuned={tuned.model}"]
 
 
 def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]:

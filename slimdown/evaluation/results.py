@@ -11,6 +11,9 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchma
 FLAT_MESSAGES = "messages_as_text"
 """The condition of an evaluation whose prompts are chats that its tool wrote as one text."""
 
+FEWSHOT_SEED = "fewshot_seed"
+"""The condition of a benchmark whose worked examples are drawn: another seed, other prompts."""
+
 
 class Metric(str):
     """A metric and the filter of its answers, as settings and records name it.
@@ -205,6 +208,7 @@ class Evaluation:
     # What else must be equal for two evaluations to be compared; see evaluation/logs/.
     conditions: Mapping[str, str] = field(default_factory=dict)
     model: str = ""  # as the logs name it
+    adapter: str = ""  # that the model had, as the logs name it
     costs: tuple[Cost, ...] = ()  # of the benchmarks that were asked anew, and whole
 
 

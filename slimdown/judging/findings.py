@@ -347,8 +347,8 @@ def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
     Raises:
         DataError: as for `judge`.
     """
-    luck = "all questions; if these answers chose the runs, part of the difference is luck"
-    return replace(judge(first, second), part=luck)
+    luck = "if these answers chose the runs, part of the difference is luck"
+    return replace(judge(first, second), part=f"{first.part or 'all questions'}; {luck}")
 
 
 def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:

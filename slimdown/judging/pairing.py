@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from slimdown.evaluation.results import FEWSHOT_SEED, BenchmarkEvaluation, Evaluation, Sample
 from slimdown.stats.estimates import Sampling
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import DataError
@@ -42,7 +42,7 @@ def pair_evaluations(
     asked = [
         {"benchmarks": sorted(one.benchmarks), "part": one.part}
         | ({"backend": one.backend} if same_prompts else {})
-        | {key: value for key, value in one.conditions.items() if "." in key or same_prompts}
+        | {k: value for k, value in one.conditions.items() if same_prompts or _is_of_scoring(k)}
         # The conditions of logs hold what another version of the harness would change. Ours do not:
         # each of them belongs to one benchmark.
         | ({} if _is_of_logs(one) else {"harness_version": one.harness_version})
@@ -68,6 +68,11 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
         asked = [(prompts.get((s.task, s.doc_id)), s.prompt_hash) for s in benchmark.samples]
         if n_other := sum(first != second for first, second in asked if first):
             yield f"{n_other:,} of {len(asked):,} prompts of {name} are others"
+
+
+def _is_of_scoring(key: str) -> bool:
+    """Whether a condition says how answers are scored, and not how prompts are made."""
+    return "." in key and not key.endswith(f".{FEWSHOT_SEED}")
 
 
 def _is_of_logs(evaluation: Evaluation) -> bool:

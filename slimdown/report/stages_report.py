@@ -103,6 +103,8 @@ def _describe_asking(stages: StageFindings) -> Iterator[str]:
             for (step, _), trait in zip(steps, bits, strict=True):
                 parts.append(f"{step.after} {format_number(trait.tuned, '.3f')}")
             yield f"Bits a byte of {name}: {redact_leaf(', '.join(parts))}."
+    if part := stages.steps[0].findings.part:
+        yield f"Questions: {redact_leaf(part)}."
     for step in stages.steps:
         if step.differences:
             after, before = redact_leaf(step.after), redact_leaf(step.before)

@@ -37,7 +37,7 @@ def test_the_readme_shows_what_is_printed(logs: tuple[str, str], capsys: Capture
     assert f"`{capsys.readouterr().out.splitlines()[0]}`" in readme
 
 
-def run_action(folder: Path, arguments: str) -> tuple[int, str]:
+def run_action(folder: Path, arguments: str, undecided: str = "fail") -> tuple[int, str]:
     """Run the action's last step as GitHub does; return its exit code and the job's summary."""
     steps = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())["runs"]["steps"]
     summary = folder / "summary.md"
@@ -46,6 +46,8 @@ def run_action(folder: Path, arguments: str) -> tuple[int, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "GITHUB_STEP_SUMMARY": str(summary),
+        "GITHUB_OUTPUT": str(folder / "output.txt"),
+        "UNDECIDED": undecided,
         "COMMAND": "verdict",
         "ARGUMENTS": arguments,
     }
@@ -176,3 +178,83 @@ def test_notes_reach_the_terminal_without_control_characters(
     captured = capsys.readouterr()
     assert "made by lm_eval 9" in captured.err
     assert "\x1b" not in captured.err + captured.out
+
+
+def write_table_of(file: Path, benchmarks: dict[str, range]) -> str:
+    """Write a table; of equal questions, half are right."""
+    rows = [
+        {"benchmark": name, "id": f"q{i}", "score": i % 2, "prompt": f"{name} {i}?"}
+        for name, numbers in benchmarks.items()
+        for i in numbers
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_what_both_logs_have_is_judged_and_the_rest_is_named(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    base = write_table_of(tmp_path / "base.jsonl", {"arc": range(40), "gsm": range(40)})
+    tuned = write_table_of(tmp_path / "tuned.jsonl", {"arc": range(35, 5, -1)})
+    page = tmp_path / "page.json"
+    assert verdict.main([base, tuned, "-o", str(page)]) == 0
+    shown = capsys.readouterr()
+    assert "gsm" in shown.err
+    assert "arc: 30 questions are in common (40 in" in shown.err
+    content = json.loads(page.read_text())
+    assert [(row["benchmark"], row["n"]) for row in content["rows"]] == [("arc", 30)]
+    assert any("30 of 40 of arc" in note for note in content["notes"])
+    for chain in ([base, tuned, "--chain"], [base, tuned, base.replace("base", "other")]):
+        if "--chain" not in chain:
+            write_table_of(tmp_path / "other.jsonl", {"arc": range(40)})
+        assert verdict.main(chain) == 0
+        assert "30" in capsys.readouterr().out
+
+
+def test_a_gate_leaves_nothing_out_that_is_not_named(tmp_path: Path, capsys: Capture) -> None:
+    """A model whose answers to a benchmark are missing must not pass by that."""
+    base = write_table_of(tmp_path / "base.jsonl", {"arc": range(400), "gsm": range(40)})
+    tuned = write_table_of(tmp_path / "tuned.jsonl", {"arc": range(400)})
+    gate = [base, tuned, "--max-loss", "0.02"]
+    assert verdict.main(gate) == 3
+    assert "--only arc" in capsys.readouterr().err
+    assert verdict.main([*gate, "--only", "arc"]) == 0
+    assert verdict.main([*gate, "--only", "gsm"]) == 3
+
+
+def test_logs_that_seem_to_be_swapped_are_a_warning(logs: tuple[str, str], capsys: Capture) -> None:
+    base, tuned = logs
+    assert verdict.main([base, tuned]) == 0
+    assert "swapped" not in capsys.readouterr().err
+    assert verdict.main([tuned, base]) == 0
+    assert "seem to be swapped" in capsys.readouterr().err
+
+
+def test_the_command_that_asks_lost_questions_again_names_the_model(
+    logs: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert verdict.main([*logs, "--lost", str(tmp_path / "lost.jsonl")]) == 0
+    again = next(line for line in capsys.readouterr().err.splitlines() if "again:" in line)
+    assert "tuned=tests/golden/adapters/pocket" in again
+    tables = [
+        write_table_of(tmp_path / "base.jsonl", {"arc": range(40)}),
+        write_table_of(tmp_path / "tuned.jsonl", {"arc": range(40)}),
+    ]
+    rows = [json.loads(line) | {"score": 0} for line in Path(tables[1]).read_text().splitlines()]
+    Path(tables[1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verdict.main([*tables, "--lost", str(tmp_path / "more.jsonl")])
+    shown = capsys.readouterr().err
+    assert "again:" not in shown or "tuned=MODEL" in shown
+
+
+def test_the_action_hands_on_the_exit_code_and_warns_where_it_may(
+    tmp_path: Path,
+) -> None:
+    sides = [
+        write_table_of(tmp_path / f"{side}.jsonl", {"arc": range(20)}) for side in ("base", "tuned")
+    ]
+    for undecided, code in (("fail", 2), ("warn", 0)):
+        ended, summary = run_action(tmp_path, f"{' '.join(sides)} --max-loss 0.01", undecided)
+        assert ended == code
+        assert "CANNOT TELL" in summary
+        assert (tmp_path / "output.txt").read_text().splitlines()[-1] == "exit-code=2"

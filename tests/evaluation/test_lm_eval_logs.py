@@ -127,6 +127,19 @@ def test_logs_hold_what_our_own_measurement_gives(logs: Path) -> None:
             assert sample.scores == pytest.approx(own_scores, abs=1e-4 * (name != "pocket_math"))
 
 
+def test_a_file_of_samples_is_a_log_of_its_task(logs: Path, tmp_path: Path) -> None:
+    """Its results file lies beside it; alone it does not say how it was asked."""
+    for task in ("pocket_math", "pocket_cs"):  # the second one is a task of a group
+        file = find_one(logs, f"samples_{task}_*")
+        read = read_logs(file)
+        assert list(read.benchmarks) == [task]
+        assert all(sample.task == task for sample in read.benchmarks[task].samples)
+    alone = tmp_path / file.name
+    shutil.copy(file, alone)
+    with pytest.raises(DataError, match=r"results_.*\.json beside it"):
+        read_logs(alone)
+
+
 @pytest.mark.parametrize("of", ["folder", "model's folder", "results file"])
 def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
     file = find_one(logs, "results_*")

@@ -34,17 +34,19 @@ from slimdown.evaluation.logs.logged_task import (
     name_model,
     name_models,
 )
-from slimdown.evaluation.results import Metric, Sample, Score
+from slimdown.evaluation.results import FEWSHOT_SEED, Metric, Sample, Score
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact
 
-_DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
+_DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
+_DATED = re.compile(rf"_({_DATE})\.json$")
+_SAMPLES = re.compile(rf"samples_(.+)_({_DATE})\.jsonl$")
 # Settings of a task that say how an answer is made and scored; hashes say what is asked.
 _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
 
 
-FILES = "results as lm_eval names them, results_DATE.json"
+FILES = "results as lm_eval names them, results_DATE.json, with samples_TASK_DATE.jsonl"
 
 
 def find_files(path: Path) -> list[Path]:
@@ -58,7 +60,7 @@ def find_files(path: Path) -> list[Path]:
         return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]
 
     if path.is_file():
-        files = [path] if _read_date(path) else []
+        files = [path] if _read_date(path) or _SAMPLES.fullmatch(path.name) else []
     elif path.is_dir():
         folders = [f for f in (path, *sorted(path.iterdir())) if f.is_dir() and list_dated(f)]
         if len(folders) > 1 and path not in folders:
@@ -70,16 +72,31 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[LoggedTask]:
-    """Read a results file, but not the samples."""
+    """Read a results file, but not the samples; of a file of samples, its task alone.
+
+    Raises:
+        DataError: A file is damaged, or the results are not beside the samples.
+    """
+    only = ""
+    if samples := _SAMPLES.fullmatch(file.name):
+        only, date = samples.groups()
+        beside = file.with_name(f"results_{date}.json")
+        if not beside.is_file():
+            problem = (
+                f"{file} needs {beside.name} beside it, which says how lm_eval asked and scored"
+            )
+            raise DataError(f"{problem}; copy it there, or give the folder of both")
+        file = beside
     with explain_malformed(f"{file} is no results file of lm_eval, or was cut short"):
         results = json.loads(file.read_bytes())
-        titles = list(_list_benchmarks(results))
+        titles = [only] if only else list(_list_benchmarks(results))
         arguments = _read_arguments(results)
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
             "model": name_model(str(adapter or results["model_name"]), arguments),
             "tool": str(results.get("lm_eval_version")),
             "backend": str(results["config"]["model"]),
+            "adapter": str(adapter or ""),
         }
         conditions = dict(_list_conditions(results))
         seconds = float(results.get("total_evaluation_time_seconds") or 0) / max(len(titles), 1)
@@ -266,7 +283,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for task, settings in results["configs"].items():
         sampler = (settings.get("fewshot_config") or {}).get("sampler")
         if settings.get("num_fewshot") and sampler != "first_n":
-            yield "fewshot_seed", str(config.get("fewshot_seed"))
+            yield f"{task}.{FEWSHOT_SEED}", str(config.get("fewshot_seed"))
         for key in _SCORED_BY.split():
             text = json.dumps(settings.get(key), sort_keys=True)
             # A function without source has a new address each time.

@@ -132,6 +132,7 @@ def read_logs(
         seconds=fsum(log.seconds for log in used),
         conditions={key: value for log in used for key, value in log.conditions.items()},
         model=redact(made_by.get("model", "")),
+        adapter=redact(made_by.get("adapter", "")),
     )
 
 
