@@ -10,16 +10,18 @@ import yaml
 from slimdown import __version__
 from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig
 from slimdown.config.naming import flatten
-from slimdown.config.schema import EvaluationConfig, RunConfig
+from slimdown.config.schema import Dtype, EvaluationConfig, RunConfig
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.judging.serialization import to_plain
 from slimdown.report import findings_report, pages, tables, text
 from slimdown.report.answers_page import render_answers_page
+from slimdown.report.formatting import describe_model_place
 from slimdown.report.run_page import RunDescription, format_all, render_page
 from slimdown.report.stages_report import served_table
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
+_LONGEST_TITLE = 60  # characters of a page's heading
 _SECTIONS = ("dataset.", "keep.", "lora.", "method.", "quantization.", "train.", "seed")
 
 
@@ -29,6 +31,7 @@ def render_run_files(
     info: Any,
     run_id: str,
     gate: Gate | None = None,
+    model_uri: str = "",
 ) -> dict[str, str]:
     """Render what a run leaves for people to read.
 
@@ -38,19 +41,28 @@ def render_run_files(
         info: Its `name` and `environment` (versions and machine).
         run_id: The record's id.
         gate: Of the budgets that the settings name.
+        model_uri: The folder of what the run trained; empty where it trained nothing.
 
     Returns:
         The contents by path: report.html, report.md, and answers.html where the findings hold the
         answers; findings that were read from a record do not.
     """
     table = findings_report.findings_table(findings, gate=gate)
-    description = RunDescription(describe_run(config), flatten(config), info.environment)
+    title = config.name or info.name
+    facts = describe_run(config)
+    if len(title) > _LONGEST_TITLE:  # a whole command: it stands among the facts
+        facts = {"run": title} | facts
+        title = f"{config.model.id} → {config.tuned or 'tuned'}"
+    if model_uri:
+        trained = "model" if config.method.facts.trains_weights else "adapter"
+        facts[f"trained {trained}"] = describe_model_place(model_uri, run_id)
+    description = RunDescription(facts, flatten(config), info.environment)
     answers, served = {}, served_table(findings)
     if findings.base and findings.tuned:
-        page = render_answers_page(findings, info.name, "report.html", "samples/")
+        page = render_answers_page(findings, title, "report.html", "samples/")
         answers["answers.html"] = page
     return answers | {
-        "report.html": render_page(findings, info.name, description, run_id, gate, "answers.html"),
+        "report.html": render_page(findings, title, description, run_id, gate, "answers.html"),
         "report.md": pages.render(
             "report.md.j2",
             brief=tables.write_table(table.brief, "markdown"),
@@ -65,7 +77,7 @@ def render_run_files(
 
 def describe_run(config: RunConfig) -> dict[str, str]:
     """Describe a run: its model, rows or tuned model, method, benchmarks."""
-    about = {"model": f"{config.model.id}, {config.quantization.name}"}
+    about = {"model": describe_model(config)}
     if config.tuned is not None:
         about["tuned"] = config.tuned
     else:
@@ -93,6 +105,15 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     return about | ({"note": config.note} if config.note else {})
 
 
+def describe_model(config: RunConfig) -> str:
+    """Describe the base model: its id, how it is quantized, and its dtype once that is known."""
+    name = config.quantization.name
+    parts = [config.model.id, "not quantized" if name == "none" else name]
+    if config.model.dtype is not Dtype.auto:
+        parts.append(config.model.dtype.value)
+    return ", ".join(parts)
+
+
 def _describe_shots(benchmark: BenchmarkConfig) -> str:
     if benchmark.metric == BYTE_PROBABILITY:
         return "texts"
@@ -102,7 +123,8 @@ def _describe_shots(benchmark: BenchmarkConfig) -> str:
 
 def describe_prompts(evaluation: EvaluationConfig) -> str:
     """Describe how benchmarks are asked: plainly or through the chat template, and its settings."""
-    ways = {True: "through the chat template", False: "plain", "auto": "auto"}
+    auto = "written answers through the chat template where the model or the rows have one"
+    ways = {True: "through the chat template", False: "plain", "auto": auto}
     parts = [ways[evaluation.apply_chat_template]]
     if system := evaluation.system_instruction:
         parts.append(f"system prompt {shorten(system, 40, placeholder='…')!r}")

@@ -32,10 +32,12 @@ VERBS = {
     "compare": "compare the runs of the record",
     "check": "check a run against its budgets, by exit code (0 to 3)",
     "verdict": "judge two evaluations from logs of lm_eval and other tools, or tables",
+    "export": "copy what a run trained into a folder, an adapter in PEFT's format",
     "merge": "merge the adapter of a run into its base model",
     "scale": "measure a run with less of what it trained, and save the most that keeps a budget",
     "sizes": "list what runs would train, and how much memory they need",
     "status": "list the recorded runs: running, finished, stopped",
+    "delete": "delete runs with their files",
     "doctor": "show your device, versions, record, and the models that you can read",
     "ui": "open MLflow's pages of the record",
 }

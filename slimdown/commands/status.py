@@ -1,10 +1,19 @@
-"""`slimdown status`: the recorded runs: running, finished, stopped."""
+"""`slimdown status`: the recorded runs: running, finished, stopped.
+
+Examples:
+  slimdown status           one line for each run
+  slimdown status 3f2a      one run: its model, verdicts, page, and the adapter that it trained
+"""
 
 import argparse
 from dataclasses import replace
 from typing import Any
 
-from slimdown.commands.arguments import CommandParser, put_table, run_command
+from slimdown.commands.arguments import RUN_HELP, CommandParser, put_table, run_command
+from slimdown.comparison.run_records import RunRecord
+from slimdown.config.tracking_config import TrackingConfig
+from slimdown.report.console import show_facts
+from slimdown.report.formatting import describe_model_place, find_local_path, shorten_path
 from slimdown.report.tables import Cell, runs_table, write_table
 from slimdown.tracking import resume, run_reader
 from slimdown.tracking.metric_names import Tag
@@ -21,13 +30,48 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = CommandParser("status", __doc__)
+    parser.add_argument("run", metavar="RUN", nargs="?", default="", help=RUN_HELP)
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
     text = "the runs that one command started"
     parser.add_argument("--sweep", metavar="NAME", default="", help=text)
     parser.add_rows("at most so many that have ended")
     parser.add_output()
     options = parser.parse(argv)
-    return run_command(lambda: _list_runs(options), "The runs cannot be listed:", 1)
+    if options.run and (options.experiment or options.sweep or options.format):
+        parser.error("RUN shows one run; leave --experiment, --sweep, --format and -o out")
+    show = _show_run if options.run else _list_runs
+    return run_command(lambda: show(options), "The runs cannot be listed:", 1)
+
+
+def _show_run(options: argparse.Namespace) -> int:
+    """Show what is known of one run, and where its files are."""
+    run = run_reader.find_run(options.tracking, options.run)
+    facts = {
+        "run": f"{run.run_id} ({run.name})",
+        "status": _describe_state(options.tracking, run),
+        "started": f"{run.started.astimezone():%Y-%m-%d %H:%M}",
+        "experiment": run.experiment,
+        "sweep": run.tags.get(Tag.sweep, ""),
+        "base model": run.tags.get(Tag.model, ""),
+        "rows": run.tags.get(Tag.dataset, ""),
+        "tuned": run.tags.get(Tag.origin, ""),
+        "verdicts": run.tags.get(Tag.headline, ""),
+        "error": run.tags.get(Tag.error, ""),
+        "note": run.note,
+    }
+    if page := find_local_path(run.artifact_uri):
+        facts["page"] = shorten_path(f"{page}/report.html")
+    if uri := run_reader.find_model_uri(options.tracking, run):
+        facts["adapter"] = describe_model_place(uri, run.run_id)
+    show_facts((heading, text) for heading, text in facts.items() if text)
+    return 0
+
+
+def _describe_state(tracking: TrackingConfig, run: RunRecord) -> str:
+    """Return how a run stands; "died" is one that claims to run, and that no process works on."""
+    if run.status == "RUNNING" and resume.is_abandoned(tracking, run):
+        return "died"
+    return run.status.lower()
 
 
 def _list_runs(options: argparse.Namespace) -> int:
@@ -40,9 +84,7 @@ def _list_runs(options: argparse.Namespace) -> int:
     more = f"The newest {n_rows:,} that have ended; --rows 0 shows all."
     rows = []
     for run in [*runs, *ended[: n_rows or None]]:
-        state = run.status.lower()
-        if run.status == "RUNNING" and resume.is_abandoned(options.tracking, run):
-            state = "died"
+        state = _describe_state(options.tracking, run)
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"
         values = {"name": run.name, "experiment": run.experiment, "outcome": outcome}

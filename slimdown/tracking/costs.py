@@ -34,8 +34,9 @@ class Rates:
 
 def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
     """Write what the parts of a run cost, with the machine and the model, as JSON."""
-    about = _describe_speed(config, device)
-    return json.dumps(about | {"costs": [asdict(cost) for cost in costs]})
+    speed = _describe_speed(config, device)
+    recorded = [asdict(cost) for cost in costs]
+    return json.dumps({**speed, "keep": config.keep.name, "costs": recorded})
 
 
 def find_rates(config: RunConfig, device: str) -> Rates:
@@ -49,12 +50,15 @@ def find_rates(config: RunConfig, device: str) -> Rates:
             with suppress(Exception):  # an older run has no such file; a store may be silent
                 folder = client.download_artifacts(run.run_id, COSTS_FILE)
                 found = json.loads(Path(folder).read_bytes())
-                about = {key: value for key, value in found.items() if key != "costs"}
-                if about != _describe_speed(config, device):
+                read = sorted(map(_read_cost, found.pop("costs")), key=lambda cost: cost.seconds)
+                if found.pop("keep", "") != config.keep.name:
+                    # What a mitigation prepares, such as rows that the base writes, is in the rest.
+                    read = [cost for cost in read if cost.work is not Work.other]
+                if found != _describe_speed(config, device):
                     continue
                 slowest: dict[tuple[str, Work], Cost] = {}  # of base and tuned model
-                for one in sorted(map(_read_cost, found["costs"]), key=lambda one: one.seconds):
-                    slowest[one.name, one.work] = one
+                for cost in read:
+                    slowest[cost.name, cost.work] = cost
                 sources.append(run.run_id[:8])
                 costs = slowest | costs  # the newest counts
     return Rates(tuple(costs.values()), f"run {sources[0]}" if sources else "")

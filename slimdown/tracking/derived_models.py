@@ -54,7 +54,8 @@ def record_scaled(
                 Metric(key, value, now, 0, base_id if kind.endswith("base") else model_id, *of)
             )
         client.log_batch(made, metrics)
-        store.log_settings(client, made, params | {"verdict": describe_verdicts(findings)})
+        store.log_settings(client, made, params)
+        client.set_tag(made, Tag.verdict, describe_verdicts(findings))
         client.set_terminated(made, "FINISHED")
 
 

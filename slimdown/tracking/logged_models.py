@@ -74,6 +74,27 @@ def describe_made(
     return ModelRecord(kind, name, params, f"{kind.value} {run_id} {detail}".rstrip())
 
 
+def find_or_create_model(
+    client: Any, experiment_id: str, record: ModelRecord, run_id: str | None = None
+) -> Any:
+    """Return MLflow's entry of a model; a new one is not ready yet and has no files.
+
+    Args:
+        client: A client of the store.
+        experiment_id: The experiment.
+        record: What is said about the model.
+        run_id: The run that made it.
+    """
+    where = f"tags.`{Tag.model_key}` = '{record.key}'"
+    if models := client.search_logged_models([experiment_id], where, max_results=1):
+        return models[0]
+    # MLflow forbids some signs, and others end a path: `runs:/RUN_ID/NAME` leads to the files.
+    name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
+    params = {key: redact_leaf(value) for key, value in record.params.items() if value}
+    tags = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
+    return client.create_logged_model(experiment_id, name, run_id, tags, params, record.kind.value)
+
+
 def log_model(
     client: Any,
     experiment_id: str,
@@ -84,28 +105,15 @@ def log_model(
     """Find a model in an experiment, or add it; one that a kill left half made is completed.
 
     Args:
-        client: A client of the store.
-        experiment_id: The experiment.
-        record: What is said about the model.
-        run_id: The run that made it.
-        folder: Its files; they are in the record before the model is marked as ready.
+        client, experiment_id, record, run_id: As for `find_or_create_model`.
+        folder: The model's files; they are in the record before the model is marked as ready.
 
     Returns:
         MLflow's id of the model.
     """
     from mlflow.entities import LoggedModelStatus
 
-    where = f"tags.`{Tag.model_key}` = '{record.key}'"
-    if models := client.search_logged_models([experiment_id], where, max_results=1):
-        model = models[0]
-    else:
-        # MLflow forbids some signs, and others end a path: `runs:/RUN_ID/NAME` leads to the files.
-        name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
-        params = {key: redact_leaf(value) for key, value in record.params.items() if value}
-        about = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
-        model = client.create_logged_model(
-            experiment_id, name, run_id, about, params, record.kind.value
-        )
+    model = find_or_create_model(client, experiment_id, record, run_id)
     if str(model.status) != LoggedModelStatus.READY.value:
         if folder:
             client.log_model_artifacts(model.model_id, str(folder))

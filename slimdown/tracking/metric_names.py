@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 
-OF_TUNED = frozenset({"learned", "learned_loss", "kept"})
+OF_TUNED = frozenset(
+    ("learned", "learned_low", "learned_high", "learned_loss", "kept", "kept_low", "kept_high")
+)
 """The metrics of a tuned model that belong to no single benchmark."""
 _LOSSES_FIRST = "↓?↑=·"
 DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
@@ -28,9 +30,11 @@ class Tag(StrEnum):
     host = "slimdown.host"
     sweep = "slimdown.sweep"
     headline = "slimdown.headline"
+    verdict = "slimdown.verdict"  # the sign of each verdict; a param would be an axis of plots
     name = "slimdown.name"  # the setting; a run of a sweep is called more than that
     note = "slimdown.note"
     model = "slimdown.model"
+    model_files = "slimdown.model_files"  # the folder of what the run trained
     model_key = "slimdown.model_key"  # of a logged model: equal ones are one model
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
@@ -45,12 +49,14 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash.
 
     `learned` is the mean change of the targets in points, `kept` that of the retained, both
-    without what may not be claimed about; `learned_loss` is how far the loss on held-out rows fell,
-    in nats a token.
+    without what may not be claimed about and with the ends of their intervals; `learned_loss` is
+    how far the loss on held-out rows fell, in nats per token.
     """
     metrics = collect_metrics(findings)
     for name, role in (("learned", Role.target), ("kept", Role.retained)):
-        metrics[name] = round(100 * findings.mean_change(role).value, 2)
+        mean = findings.mean_change(role)
+        ends = {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        metrics |= {key: round(100 * value, 2) for key, value in ends.items()}
     if training := findings.training:
         fall = training.validation_loss_before - training.validation_loss_after
         metrics["learned_loss"] = round(fall, 4)

@@ -19,7 +19,7 @@ from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.engines import Backend
 from slimdown.config.fields import nearest
 from slimdown.config.loader import complete_config
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import Dtype, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import decide_by_settings
@@ -38,7 +38,10 @@ from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_leaf, redact_uri
 
-_OUTCOME = re.compile(r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*\n\n")
+_OUTCOME = re.compile(
+    r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*?\*\*(?: \((?P<budgets>[^\n]*)\))?\n\n"
+)
+_MOST_OUTCOMES = 5  # lines of gates in a run's description
 _N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
 _STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
 _log = logging.getLogger(__name__)
@@ -97,6 +100,7 @@ def find_runs(
                 artifact_uri=info.artifact_uri or "",
                 given_name=tags.get(Tag.name, ""),
                 note=tags.get(Tag.note, ""),
+                model_files=tags.get(Tag.model_files, ""),
             )
             records.append(record)
         except Exception as error:  # an id, a time or settings that slimdown never writes
@@ -279,12 +283,26 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         TrackingError: The run trained nothing, or its files are gone.
     """
     if origin := run.tags.get(Tag.origin):
-        problem = f"trained nothing: it measured {origin}, made elsewhere"
-        raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, and its files "
+            "are where you made them"
+        )
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         model = logged_models.find_made_model(client, run.run_id)
         return logged_models.download_model(client, model, folder)
+
+
+def find_model_uri(tracking: TrackingConfig, run: RunRecord) -> str:
+    """Return the folder of what a finished run trained; empty where it trained nothing."""
+    if run.tags.get(Tag.origin) or run.status != "FINISHED":
+        return ""
+    if run.model_files:
+        return run.model_files
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        model = logged_models.find_made_model(client, run.run_id)
+        return redact_uri(model.artifact_location)
 
 
 def begin_scaling(tracking: TrackingConfig, run: RunRecord) -> None:
@@ -318,17 +336,31 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
             client.log_text(run.run_id, content, path)
 
 
-def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str) -> None:
-    """Put the outcome of a gate first in a run's description, in the place of an earlier one.
+def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budgets: str) -> None:
+    """Put the outcome of a gate into a run's description, above what stands there.
+
+    Gates with other budgets have lines of their own, in the order in which they were first decided.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        outcome: The outcome in words.
+        budgets: Which budgets these are; the line with the same ones is replaced.
 
     Raises:
         TrackingError: The store does not take it.
     """
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        description = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
-        rest = _OUTCOME.sub("", description)
-        text = f"**{escape_markdown(outcome)}**\n\n{rest}"
+        rest = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
+        lines = dict[str, str]()
+        while found := _OUTCOME.match(rest):
+            lines[found["budgets"]] = found[0]
+            rest = rest[found.end() :]
+        lines[escape_markdown(budgets)] = (
+            f"**{escape_markdown(outcome)}** ({escape_markdown(budgets)})\n\n"
+        )
+        text = "".join(list(lines.values())[-_MOST_OUTCOMES:]) + rest
         client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
 
 
@@ -355,12 +387,14 @@ def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunC
             name=name, environment=json.loads(_read_artifact(client, run, "environment.json"))
         )
         gate = decide_by_settings(run.findings)
-        files = render_run_files(run.findings, recorded, about, run.run_id, gate)
+        files = render_run_files(run.findings, recorded, about, run.run_id, gate, run.model_files)
         for path, content in files.items():
             client.log_text(run.run_id, content, path)
-        outcome = _OUTCOME.match(client.get_run(run.run_id).data.tags.get(DESCRIPTION, ""))
-        report = _OUTCOME.sub("", files["report.md"]) if outcome else files["report.md"]
-        description = (outcome[0] if outcome else "") + report
+        outcomes, rest = "", client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
+        while found := _OUTCOME.match(rest):
+            outcomes, rest = outcomes + found[0], rest[found.end() :]
+        report = _OUTCOME.sub("", files["report.md"]) if outcomes else files["report.md"]
+        description = outcomes + report
         for tag, text in ((Tag.name, given), (Tag.note, note), (DESCRIPTION, description)):
             client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
         client.update_run(run.run_id, name=name)
@@ -369,7 +403,16 @@ def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunC
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:
     text = _read_artifact(client, run, SETTINGS)
     place = f"{SETTINGS} of run {run.run_id} ({run.name})"
-    return read_settings(text, run.tags.get(Tag.settings, ""), place)
+    recorded = read_settings(text, run.tags.get(Tag.settings, ""), place)
+    config, used = recorded.config, run.tags.get(Tag.model, "").rpartition(" ")[2]
+    if config.model.dtype is not Dtype.auto or used not in set(Dtype):
+        return recorded
+    # Older runs recorded `auto`; only their tag says what that was.
+    quantization = config.quantization
+    if quantization.bnb_4bit_compute_dtype is Dtype.auto:
+        quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(used))
+    model = replace(config.model, dtype=Dtype(used))
+    return replace(recorded, config=replace(config, model=model, quantization=quantization))
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:

@@ -27,6 +27,7 @@ from slimdown.tracking.logged_models import (
     describe_base,
     describe_made,
     describe_named,
+    find_or_create_model,
     link_models,
     log_base,
     log_model,
@@ -57,11 +58,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run sends: its metrics, the questions that they are of, and the verdicts."""
+    """What a finished run sends: its metrics, and the questions that they are of."""
 
     metrics: Mapping[str, float]
     questions: "Mapping[str, DatasetInput]"  # by benchmark
-    verdict: str
 
 
 class TrackedRun:
@@ -78,6 +78,8 @@ class TrackedRun:
         base_cache, tuned_cache: The evaluations of both models.
         served_cache: Those of the tuned model as it is served.
         store_uri, artifact_uri: Where the run is shown, without password.
+        model_uri: The folder that what was trained goes to, without password; empty where nothing
+            was trained or the store is silent.
     """
 
     def __init__(self, config: RunConfig, info: RunInfo) -> None:
@@ -112,6 +114,7 @@ class TrackedRun:
             self.run_id: str = run.info.run_id
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
         self.store_uri = redact_uri(tracking.uri)
+        self.model_uri = ""
         self.folder = store.local_dir(tracking) / "runs" / self.run_id
         self.checkpoint_dir = self.folder / "checkpoints"
         self.base_cache = RecordedEvaluations(config, "base", self.folder)
@@ -124,12 +127,13 @@ class TrackedRun:
             draft.unlink()
         history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
         self._steps = {metric.step for metric in history}
-        # MLflow's page Compare begins with what was recorded first: a change, and not the loss.
+        # MLflow's page Compare begins with what was recorded first: what was kept, not the loss.
         # What is recorded once has the time of the start, so that nothing is there twice if it is
         # delivered again.
         self._started: int = run.info.start_time
-        names = config.benchmark if not info.resume_run_id else ()
-        self._metrics = [Metric(f"{Tag.change}{name}", nan, self._started, 0) for name in names]
+        names = ["kept", *(f"{Tag.change}{name}" for name in config.benchmark)]
+        first_names = names if not info.resume_run_id else []
+        self._metrics = [Metric(name, nan, self._started, 0) for name in first_names]
         self._tags: list[RunTag] = []
         self._datasets: list[DatasetInput] = []
         self._base: ModelRecord | None = None
@@ -211,6 +215,22 @@ class TrackedRun:
         metrics = {f"train/{name}": getattr(training, name) for name in names}
         self._add_metrics(metrics | {"cost/train_seconds": training.runtime_seconds})
         shutil.copytree(training.output_dir, self._model_files, dirs_exist_ok=True)
+        self._reserve_model()
+
+    def _reserve_model(self) -> None:
+        """Make the entry of the trained model, so that the run's pages can name its folder."""
+        if self._next_flush == inf:
+            return
+        try:
+            with store.explain_store_errors(self._tracking):
+                store.check_store(self._tracking)  # MLflow would retry for minutes
+                model = find_or_create_model(
+                    self.client, self._experiment_id, self._tuned, self.run_id
+                )
+            self.model_uri = redact_uri(model.artifact_location)
+            self._add_tag(Tag.model_files, self.model_uri)
+        except TrackingError:  # the next delivery says so
+            return
 
     def save(
         self,
@@ -244,11 +264,10 @@ class TrackedRun:
         evaluations = findings.tuned.benchmarks if findings.tuned else {}
         questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
         self._datasets += questions.values()
-        self._results = Results(
-            collect_finding_metrics(findings), questions, describe_verdicts(findings)
-        )
+        self._results = Results(collect_finding_metrics(findings), questions)
         self._base = self._base or describe_named(self._config.model.id)
         self._add_tag(Tag.headline, describe_headline(findings))
+        self._add_tag(Tag.verdict, describe_verdicts(findings))
         self._add_tag(DESCRIPTION, str(files.get("report.md", "")))
 
     def finish(self) -> None:
@@ -314,8 +333,6 @@ class TrackedRun:
             metrics.append(Metric(key, value, self._started + 1, 0, **of_model))
         for i in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics[i : i + 1000])
-        with suppress(Exception):  # another version delivered its own before
-            store.log_settings(self.client, self.run_id, {"verdict": results.verdict})
 
     def _try_to_send(self) -> None:
         """Send what is there; a store that does not take it is not asked again until the end."""

@@ -21,8 +21,9 @@ _NAME, _CREATED, _DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "dur
 def share_view(client: Any, experiment_id: str) -> None:
     """Share a view of an experiment, as the button "Share" of MLflow's page does.
 
-    It lists the tuned runs: what the newest sweep varied, verdicts, means and changes, of which the
-    largest loss comes first. The page opens for model training, unless somebody chose otherwise.
+    It lists the tuned runs: what the newest sweep varied, what was kept with its interval, verdicts
+    and changes. The columns of changes begin with the largest loss. The page opens for model
+    training, unless somebody chose otherwise.
     The view is a tag of the experiment, see `useSharedExperimentViewState.tsx` in
     https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
 
@@ -57,28 +58,34 @@ def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
 
     means = _average_metrics(runs)
     learned = "learned_loss" if "learned_loss" in means and "learned" not in means else "learned"
-    outcome = [name for name in (learned, "kept") if name in means]
+    outcome = [name for name in ("kept", "kept_low", "kept_high", learned) if name in means]
     changes = [name for name in means if name.startswith(Tag.change)]
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
-    longest_verdict = max((len(run.data.params.get("verdict", "")) for run in runs), default=0)
-    columns = {f"params.`{key}`": min(130, 24 + 7 * len(key)) for key in varied}
+    columns = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
     columns["params.`seed`"] = 52
-    if longest_verdict:
-        columns["params.`verdict`"] = min(210, 70 + 6 * longest_verdict)
-    columns |= {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in outcome + changes}
+    columns |= {f"metrics.`{key}`": max(60, 20 + 7 * len(key)) for key in outcome}
+    if longest_verdict := max(map(len, map(_read_verdict, runs)), default=0):
+        columns[f"tags.`{Tag.verdict}`"] = min(160, 70 + 6 * longest_verdict)
+    columns |= {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in changes}
     return {
         "searchFilter": shown,
         "selectedColumns": list(columns),
         "columnOrder": [_NAME, _CREATED, *columns, _DURATION],
-        "columnWidths": {_NAME: 190, _CREATED: 38, **columns, _DURATION: 80},
+        "columnWidths": {_NAME: 150, _CREATED: 38, **columns, _DURATION: 80},
         "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if has_seeds else None,
         # The parallel plot of groups takes numbers only.
         "useGroupedValuesInCharts": not any(
             isinstance(parse_setting(one), str) for of_run in values for one in of_run
         ),
-        **_arrange_charts(varied or ["seed"], outcome, changes),
+        **_arrange_charts(
+            varied or ["seed"], [name for name in (learned, "kept") if name in means], changes
+        ),
         "isAccordionReordered": True,  # the sections that MLflow adds come after these
     }
+
+
+def _read_verdict(run: Any) -> str:
+    return str(run.data.tags.get(Tag.verdict, ""))
 
 
 def _average_metrics(runs: Sequence[Any]) -> dict[str, float]:

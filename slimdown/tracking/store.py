@@ -144,9 +144,9 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def local_dir(config: TrackingConfig) -> Path:
-    """Return the folder for a run's own files: beside a local store, `outputs` for a server."""
+    """Return the folder for a run's own files: that of a local store, `mlruns` for a server."""
     file = sqlite_file(config.uri)
-    return file.parent if file else Path.cwd() / "outputs"
+    return file.parent if file else Path.cwd() / "mlruns"
 
 
 def lock(config: TrackingConfig, key: str) -> FileLock:

@@ -152,7 +152,7 @@ def test_a_server_that_goes_away_costs_no_result(
     with serve_mlflow(tmp_path) as (uri, kill_server):
         config = replace(config, tracking=replace(config.tracking, uri=uri))
         with (
-            pytest.raises(TrackingError, match=r"The results are in .*outputs/runs/"),
+            pytest.raises(TrackingError, match=r"The results are in .*mlruns/runs/"),
             open_run(config, make_info(config, "one", run_key=key)) as run,
         ):
             kill_server()

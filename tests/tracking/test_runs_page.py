@@ -22,7 +22,7 @@ def make_run(
     metrics: Mapping[str, float],
     sweep: str = "ranks",
 ) -> None:
-    tags = {"slimdown.kind": "tuned", "slimdown.sweep": sweep}
+    tags = {"slimdown.kind": "tuned", "slimdown.sweep": sweep, "slimdown.verdict": "math ↓ cs ?"}
     run_id = store.create_run(experiment, run_name=name, tags=tags).info.run_id
     now = int(time.time() * 1000)
     store.log_batch(
@@ -46,20 +46,26 @@ def ranks(store: MlflowClient) -> str:
     make_run(store, experiment, "pocket", older, {"change/old": 3.0}, "before")
     for r in (4, 8):
         for seed in (0, 1):
-            params = {"lora.r": r, "lora.lora_alpha": 2 * r, "seed": seed, "verdict": "math ↓ cs ?"}
+            params = {"lora.r": r, "lora.lora_alpha": 2 * r, "seed": seed}
             metrics = {f"change/{name}": value * r for name, value in CHANGES.items()}
-            metrics |= {"kept": -2.0, "learned_loss": 0.5, "change/odd": float("nan")}
+            metrics |= {
+                "kept": -2.0,
+                "kept_low": -4.0,
+                "kept_high": 0.5,
+                "learned_loss": 0.5,
+                "change/odd": float("nan"),
+            }
             make_run(store, experiment, f"pocket lora.r={r} seed={seed}", params, metrics)
     return experiment
 
 
-def test_columns_are_what_was_varied_then_verdicts_then_changes_the_largest_loss_first(
+def test_columns_are_what_was_varied_what_was_kept_then_changes_the_largest_loss_first(
     store: MlflowClient, ranks: str
 ) -> None:
     view = read_view(store, ranks)
     changes = [f"metrics.`change/{name}`" for name in ("cs", "math", "old", "common")]
-    shown = ["params.`lora.r`", "params.`seed`", "params.`verdict`"]
-    shown += ["metrics.`learned_loss`", "metrics.`kept`", *changes]
+    shown = ["params.`lora.r`", "params.`seed`", "metrics.`kept`", "metrics.`kept_low`"]
+    shown += ["metrics.`kept_high`", "metrics.`learned_loss`", "tags.`slimdown.verdict`", *changes]
     assert view["selectedColumns"] == shown  # so Source, Models and Dataset are not
     order = [name for name in view["columnOrder"] if name in shown]
     assert order == shown

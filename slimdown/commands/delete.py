@@ -1,0 +1,55 @@
+"""`slimdown delete RUN ...`: delete runs with their pages, answers and adapters.
+
+Without --yes it shows what would be deleted, and deletes nothing. A base model and its answers
+stay: other runs use them.
+
+Examples:
+  slimdown delete 3f2a
+  slimdown delete 3f2a 91bc --yes
+"""
+
+import argparse
+
+from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
+from slimdown.report.console import show_line
+from slimdown.report.formatting import format_bytes, pluralize, shorten_path
+from slimdown.tracking import run_reader
+from slimdown.tracking.deletion import delete_run, plan_deletion
+
+
+def main(argv: list[str]) -> int:
+    """Delete recorded runs.
+
+    Args:
+        argv: The arguments after `delete`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("delete", __doc__)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
+    parser.add_argument("--yes", action="store_true", help="delete what is shown, for good")
+    options = parser.parse(argv)
+    return run_command(lambda: _delete(options), "These runs cannot be deleted:", 1)
+
+
+def _delete(options: argparse.Namespace) -> int:
+    named = [run_reader.find_run(options.tracking, text) for text in options.runs]
+    runs = {run.run_id: run for run in named}.values()
+    plans = [plan_deletion(options.tracking, run) for run in runs]
+    for plan in plans:
+        made = pluralize(len(plan.model_ids), "model")
+        show_line(
+            f"{plan.run.run_id[:8]} {plan.run.name}: {made}, {format_bytes(plan.n_bytes)} of files"
+        )
+        for folder in plan.folders:
+            show_line(f"  {shorten_path(str(folder))}")
+    if not options.yes:
+        show_line("Nothing is deleted yet. To delete this for good, add --yes.")
+        return 0
+    for plan in plans:
+        delete_run(options.tracking, plan)
+        show_line(f"deleted: {plan.run.run_id[:8]} {plan.run.name}")
+    if any(plan.is_remote for plan in plans):
+        show_line("Files elsewhere, such as on a server, stay until its owner runs mlflow gc.")
+    return 0

@@ -1,0 +1,50 @@
+"""`slimdown export RUN DIR`: copy what a run trained into a folder, from a server's record, too.
+
+An adapter is written in PEFT's format, with its card. Load it on the base model that the card
+names. A run of method=full or last_layer is written as a whole model.
+
+Examples:
+  slimdown export 3f2a my-adapter
+  slimdown run tuned=my-adapter suite=quick
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from slimdown.commands import arguments
+
+
+def main(argv: list[str]) -> int:
+    """Copy what a recorded run trained into a folder.
+
+    Args:
+        argv: The arguments after `export`.
+
+    Returns:
+        The exit code.
+    """
+    parser = arguments.CommandParser("export", __doc__)
+    parser.add_argument("run", metavar="RUN", help=arguments.RUN_HELP)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or an empty one")
+    options = parser.parse(argv)
+    return arguments.run_command(lambda: _export(options), "This run cannot be exported:", 1)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from slimdown.report.console import show_places
+    from slimdown.tracking.run_reader import check_finished, download_tuned, find_run
+
+    folder = options.folder.expanduser().absolute()
+    run = find_run(options.tracking, options.run)
+    check_finished(run)
+    with (
+        arguments.make_folder(options.tracking, "DIR", folder) as draft,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        trained = download_tuned(options.tracking, run, Path(scratch))
+        shutil.copytree(trained, draft, dirs_exist_ok=True)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    show_places({"adapter" if is_adapter else "model": str(options.folder)})
+    return 0

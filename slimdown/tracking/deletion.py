@@ -1,0 +1,117 @@
+"""Delete a run with what it made: the entries of the run and its models, and their local files.
+
+MLflow's `gc` would also delete every experiment and model that anybody marked as deleted.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import Timeout
+
+from slimdown.comparison.run_records import RunRecord
+from slimdown.config.tracking_config import TrackingConfig
+from slimdown.report.formatting import find_local_path
+from slimdown.tracking import store
+from slimdown.utils.errors import TrackingError
+
+
+@dataclass(frozen=True)
+class DeletionPlan:
+    """What goes with a run.
+
+    Attributes:
+        run: The run.
+        model_ids: MLflow's ids of the models that it made; its base is not among them.
+        folders: Local folders of the run and of its models.
+        n_bytes: What these folders hold.
+        is_remote: Whether files of it lie on a server, where only its owner can delete them.
+    """
+
+    run: RunRecord
+    model_ids: tuple[str, ...]
+    folders: tuple[Path, ...]
+    n_bytes: int
+    is_remote: bool
+
+
+def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
+    """Find what belongs to a run.
+
+    Raises:
+        TrackingError: A process works on the run, or a registered model is made from it.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        _check_free(tracking, run)
+        if versions := client.search_model_versions(f"run_id = '{run.run_id}'"):
+            names = ", ".join(f"models:/{one.name}/{one.version}" for one in versions)
+            raise TrackingError(
+                f"run {run.run_id} ({run.name}) is registered as {names}; delete that version "
+                "first, in MLflow's pages"
+            )
+        experiment_id = client.get_run(run.run_id).info.experiment_id
+        made = f"source_run_id = '{run.run_id}'"
+        models = store.search_all(client.search_logged_models, [experiment_id], made)
+    places = {run.run_id: run.artifact_uri}
+    places |= {str(model.model_id): model.artifact_location for model in models}
+    found = [_find_folder(tracking, name, uri) for name, uri in places.items()]
+    folders = [*filter(None, found), store.local_dir(tracking) / "runs" / run.run_id]
+    present = tuple(folder for folder in folders if folder.is_dir())
+    return DeletionPlan(
+        run=run,
+        model_ids=tuple(str(model.model_id) for model in models),
+        folders=present,
+        n_bytes=sum(map(_measure, present)),
+        is_remote=not all(found),
+    )
+
+
+def delete_run(tracking: TrackingConfig, plan: DeletionPlan) -> None:
+    """Delete what was planned. MLflow keeps the entries, marked as deleted.
+
+    Raises:
+        TrackingError: The store refuses, or a file cannot be deleted.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        _check_free(tracking, plan.run)
+        for model_id in plan.model_ids:
+            client.delete_logged_model(model_id)
+        client.delete_run(plan.run.run_id)
+        for folder in plan.folders:
+            shutil.rmtree(folder)
+
+
+def _find_folder(tracking: TrackingConfig, name: str, uri: str) -> Path | None:
+    """Return the local folder of a run or a model; None if it is elsewhere.
+
+    A store may name any place. So the folder counts only if it lies beside the store and bears the
+    id of the run or the model.
+    """
+    if not (path := find_local_path(uri)):
+        return None
+    folder = Path(path).resolve().parent  # of `artifacts`
+    is_own = folder.name == name and folder.is_relative_to(store.local_dir(tracking).resolve())
+    return folder if is_own else None
+
+
+def _check_free(tracking: TrackingConfig, run: RunRecord) -> None:
+    """Check that no process works on a run, as far as is known here."""
+    try:
+        with store.lock_run(tracking, run.run_id):
+            return
+    except Timeout:
+        problem = f"a process works on run {run.run_id} ({run.name})"
+        raise TrackingError(f"{problem}; wait until it has ended, or end it") from None
+
+
+def _measure(folder: Path) -> int:
+    return sum(_list_sizes(folder))
+
+
+def _list_sizes(folder: Path) -> Iterator[int]:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield file.stat().st_size
