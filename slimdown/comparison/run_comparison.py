@@ -249,9 +249,46 @@ def _make_row(
     return Configuration(name, tuple(runs), settings, cells, *means)
 
 
+def name_quantization(params: Mapping[str, str]) -> str:
+    """Return the name of a run's quantization: nf4, fp4, int8 or none; empty where it is unknown.
+
+    >>> name_quantization({"quantization.load_in_4bit": "False"}), name_quantization({})
+    ('none', '')
+    """
+    if params.get("quantization.load_in_4bit") == "True":
+        return params.get("quantization.bnb_4bit_quant_type", "nf4")
+    if params.get("quantization.load_in_8bit") == "True":
+        return "int8"
+    return "none" if "quantization.load_in_4bit" in params else ""
+
+
+def describe_model_differences(runs: Sequence[RunRecord]) -> list[str]:
+    """Say where the base models of runs differ: the model, its quantization, its dtype.
+
+    Returns:
+        One sentence, or nothing where they are alike.
+    """
+    facts = {
+        "base model": [run.params.get("model.id", "") for run in runs],
+        "quantization": [name_quantization(run.params) for run in runs],
+        "dtype": [run.params.get("model.dtype", "") for run in runs],
+    }
+    differing = []
+    for fact, values in facts.items():
+        if counted := _describe_differing(value or "unknown" for value in values):
+            differing.append(f"{fact} ({counted})")
+    if not differing:
+        return []
+    return [f"The runs differ in {', '.join(differing)}: their bases gave other answers."]
+
+
 def _read_settings(run: RunRecord) -> dict[str, str]:
     """Return the params that say what was done, and the names of datasets and benchmarks."""
     settings = {k: v for k, v in run.params.items() if not k.startswith("contamination.")}
+    if quantization := name_quantization(settings):
+        settings["quantization"] = quantization
+        for key in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"):
+            settings.pop(f"quantization.{key}", None)
     for section in ("dataset", "benchmark"):
         if names := {key.split(".")[1] for key in settings if key.startswith(f"{section}.")}:
             settings[section] = ",".join(sorted(names))

@@ -22,6 +22,7 @@ class RunRecord:
     artifact_uri: str = ""
     given_name: str = ""  # the setting `name`; empty: the run is called after its settings
     note: str = ""
+    model_files: str = ""  # the folder of what the run trained
 
     @property
     def changes(self) -> dict[str, BenchmarkChange]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
 from math import fsum
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY
-from slimdown.evaluation.results import Sample
+from slimdown.evaluation.results import Metric, Sample
 from slimdown.evaluation.right_choice import compute_probabilities
 from slimdown.judging.findings import BenchmarkChange, Findings, take_first_answers
 from slimdown.judging.losses import Example, find_cause, find_changed_answers
@@ -102,6 +103,9 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         longest=longest if any(map(_is_cut, data["answers"])) else 0,
         is_cut=any(n > n_shown for one in counts for n, n_shown in (one["lost"], one["gained"])),
         has_choices=any("choices" in answer for answer in data["answers"]),
+        by_length=[
+            n for n, b in findings.benchmarks.items() if Metric(b.metric).name == "acc_norm"
+        ],
         data=Markup(_write_json(data)),
     )
 
@@ -188,7 +192,7 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
         "right": [sample.is_right(benchmark.metric) for sample in (base, tuned)],
     }
     if base.choices:
-        shares = [compute_probabilities(sample.log_likelihoods) for sample in (base, tuned)]
+        shares = [_weigh_choices(sample, benchmark.metric) for sample in (base, tuned)]
         answer["choices"] = [
             [
                 *_cut(choice, length),
@@ -204,6 +208,21 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
     answer["more"] = [n for _, n in responses]
     answer["words"] = [len(sample.response.split()) for sample in (base, tuned)]
     return answer
+
+
+def _weigh_choices(sample: Sample, metric: str) -> list[float]:
+    """Return each choice's share, so that the largest is the one that the metric takes.
+
+    For `acc_norm` a choice's log-likelihood is divided by its length, as the harness does it, and
+    multiplied by the mean length.
+    """
+    likelihoods = list(sample.log_likelihoods)
+    if Metric(metric).name == "acc_norm":
+        lengths = [max(1, len(choice)) for choice in sample.choices]
+        mean_length = fmean(lengths)
+        pairs = zip(likelihoods, lengths, strict=True)
+        likelihoods = [value * mean_length / length for value, length in pairs]
+    return list(compute_probabilities(likelihoods))
 
 
 def _cut(value: str, length: int) -> tuple[str, int]:

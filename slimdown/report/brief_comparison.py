@@ -1,54 +1,40 @@
 """The table of `slimdown compare` on a console: what was varied, what it did, how sure that is.
 
-One line is one value of what was varied, or one benchmark where there are many. It is never wider
-than the console: names are cut in their middle, values never, and columns that find no room stand
-in a further block below.
+One line is one configuration. Above the first line of each base model stand its scores. The table
+is never wider than the console: columns that find no room are left out, and named below it.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
-
-from rich.cells import cell_len
+from math import inf, isnan
+from statistics import fmean
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
 from slimdown.comparison.group_tests import KEPT, LEARNED, ShownDifference, find_differences
-from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
-from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
+from slimdown.comparison.run_comparison import (
+    Comparison,
+    Configuration,
+    compare_runs,
+    describe_model_differences,
+)
+from slimdown.comparison.run_order import sort_by_setting, sort_rows
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.comparison.varied_settings import find_varied
 from slimdown.config.benchmark_config import Role
 from slimdown.report.formatting import (
     EMPTY,
-    cut_name,
     drop_shared_beginning,
     drop_shared_folders,
     format_number,
     format_p_value,
     pluralize,
 )
+from slimdown.report.tables import Cell, Column, Row, Table
 from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
-from slimdown.report.verdict_styles import STYLES, WATCHED, find_style
 
-_MOST_ACROSS = 5  # benchmarks that stand side by side
-_SHORTEST = 6  # characters of a cut heading
-_SHORTEST_OF_MANY = 12  # of a benchmark's name where each has a line, and of a word
-_ENOUGH = 24  # characters that a long word keeps before headings are cut
-_NARROWEST = 5  # characters of a cell such as `0.0 =`
-_WIDEST = 10_000
-_SIGNS = frozenset(style.sign for style in (*STYLES.values(), WATCHED))
+_FIRST_OUT = 1_000  # the rank of a column that is left out before any benchmark
 _MOST_SHOWN = 3  # differences below the table
-_GAP = "  "
-Grid = list[list[str]]  # rows of cells, the headings first
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the table as lines, the headings first."""
-
-    lines: list[str]
-    n_headings: int = 1
+_MODEL = ("model.id", "quantization", "model.dtype")  # what decides a base's scores
 
 
 @dataclass(frozen=True)
@@ -56,39 +42,137 @@ class BriefComparison:
     """Headings, the table, and what is said below it."""
 
     headings: list[str]
-    blocks: list[Block]
+    table: Table
     notes: list[str]
 
 
 def describe_briefly(
-    comparison: Comparison,
-    width: int,
-    max_rows: int = 0,
-    by: str | None = None,
+    comparison: Comparison, max_rows: int = 0, by: str | None = None
 ) -> BriefComparison:
-    """Lay out a comparison.
+    """Describe a comparison for a console.
 
     Args:
         comparison: The compared runs, in the order of the lines.
-        width: The characters of a line.
         max_rows: The most configurations to show; 0 shows all.
         by: The setting whose values are tested against each other; None: the one that was varied.
     """
-    settings = find_settings(comparison, by)
     judged = judge_configurations(comparison)
     n_shown = min(max_rows or len(judged), len(judged))
-    headings = head_columns(comparison)
-    labels = _label_rows(comparison.rows[:n_shown], settings)
-    body = [list(headings.values())]
-    body += [[_show(of_row.get(name)) for name in headings] for of_row in judged[:n_shown]]
     notes = [f"--rows 0 shows all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += describe_claims(comparison, by)
     notes += [note for note in comparison.notes if CORRECTED not in note]
     notes += describe_choice(comparison)
-    what, how = head_comparison(comparison, by)
-    whole = f"{what}, {how}"
-    title = [whole] if len(whole) <= width else [what, how]
-    return BriefComparison(title, _lay_out(labels, body, len(comparison.benchmarks), width), notes)
+    runs = [run for row in comparison.rows for run in row.runs]
+    headings = [", ".join(head_comparison(comparison, by)), *_describe_base(comparison)]
+    headings += describe_model_differences(runs)
+    return BriefComparison(headings, _make_table(comparison, judged[:n_shown], by), notes)
+
+
+def _describe_base(comparison: Comparison) -> Iterator[str]:
+    """Name the base model, where all rows have the same one."""
+    models = {_name_model(row) for row in comparison.rows}
+    if len(models) == 1 and (model := models.pop()):
+        yield f"Base model: {model}."
+
+
+def _name_model(row: Configuration) -> str:
+    return ", ".join(row.settings[key] for key in _MODEL if row.settings.get(key))
+
+
+def _make_table(
+    comparison: Comparison, judged: Sequence[Mapping[str, JudgedMean]], by: str | None
+) -> Table:
+    """Make the table of some configurations, the first ones; bases have lines of their own."""
+    headings = head_columns(comparison)
+    ranks = _rank_benchmarks(comparison)
+    numbers = {
+        name: Column(heading, is_number=True, leave_out_rank=ranks.get(name, 0))
+        for name, heading in headings.items()
+    }
+    labels = _label_rows(comparison, find_settings(comparison, by))
+    rows, bases = list[Row](), list[_Base]()
+    for configuration, label, means in zip(comparison.rows, labels, judged, strict=False):
+        base = _Base(_name_model(configuration), _average_base_scores(configuration))
+        known = next((other for other in bases if other.is_same_as(base)), None)
+        if known is None or base.scores.keys() - known.scores.keys():
+            bases.append(base)
+            cells = {column: Cell() for column in label}
+            cells |= {numbers[n]: _show_score(base.scores.get(n)) for n in numbers}
+            rows.append(Row({**cells, next(iter(label)): Cell("base")}, is_secondary=True))
+        cells = {numbers[name]: _show_change(means.get(name)) for name in numbers}
+        rows.append(Row({**label, **cells}))
+    return Table("", rows)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A base model, and its scores by benchmark, as shares."""
+
+    model: str
+    scores: Mapping[str, float]
+
+    def is_same_as(self, other: "_Base") -> bool:
+        """Whether both have the same scores on what both were asked."""
+        asked = self.scores.keys() & other.scores.keys()
+        scores = [(round(self.scores[name], 4), round(other.scores[name], 4)) for name in asked]
+        return self.model == other.model and all(first == second for first, second in scores)
+
+
+def _average_base_scores(row: Configuration) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for run in row.runs:
+        for name, change in run.changes.items():
+            scores.setdefault(name, []).append(change.primary.base.value)
+    return {name: fmean(of_runs) for name, of_runs in scores.items()}
+
+
+def _rank_benchmarks(comparison: Comparison) -> dict[str, int]:
+    """Rank benchmarks for leaving out: those that lost least go first; a single target stays."""
+    roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
+    targets = [name for name, role in roles.items() if role is Role.target]
+    worst = {}
+    for name in comparison.benchmarks:
+        if targets == [name]:
+            continue
+        changes = [row.changes[name].change.value for row in comparison.rows if name in row.changes]
+        worst[name] = min((value for value in changes if not isnan(value)), default=inf)
+    ordered = sorted(worst, key=lambda name: worst[name])
+    return {name: rank for rank, name in enumerate(ordered, start=1)}
+
+
+def _show_score(score: float | None) -> Cell:
+    return Cell("" if score is None else f"{format_number(100 * score)}  ")
+
+
+def _show_change(mean: JudgedMean | None) -> Cell:
+    if mean is None or isnan(mean.value):
+        return Cell(f"{EMPTY}  ")
+    return Cell(format_number(100 * mean.value, "+.1f"), sign=mean.verdict or "watched")
+
+
+def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Column, Cell]]:
+    """Return the cells that name each row: the run's id, its name, and the settings that differ."""
+    rows = comparison.rows
+    for key in _MODEL:
+        if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
+            settings = [*settings, key]
+    values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
+    shown = {key: drop_shared_folders(texts) for key, texts in values.items()}
+    tells_apart = len({*zip(*shown.values(), strict=True)}) == len(rows) if shown else False
+    names = [row.given_name or EMPTY for row in rows]
+    is_named = len({*names}) > 1
+    if not is_named:  # take what the command line changed
+        names = [] if tells_apart else [row.name for row in rows]
+    labels = []
+    for i, row in enumerate(rows):
+        cells = {Column("run"): Cell(row.ids)}
+        if names:
+            column = Column("name", is_name=True, leave_out_rank=0 if is_named else _FIRST_OUT)
+            cells[column] = Cell(names[i])
+        for key, texts in shown.items():
+            cells[Column(key, is_name=True)] = Cell(texts[i])
+        labels.append(cells)
+    return labels
 
 
 def describe_choice(comparison: Comparison) -> Iterator[str]:
@@ -98,6 +182,12 @@ def describe_choice(comparison: Comparison) -> Iterator[str]:
             yield "No checkpoint is within its budgets as measured."
             return
         rise = format_number(100 * chosen.learned, "+.1f")
+        if chosen.learned <= 0:
+            yield (
+                f"No step's targets rose as measured (step {chosen.step:,}: {rise} points). Train "
+                "longer, or ask more questions."
+            )
+            return
         reason = f"its targets rose most ({rise} points) of the steps"
         if isnan(chosen.learned):
             reason = "nothing measured what was learned, and it is the last of the steps"
@@ -150,27 +240,6 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
     return headings
 
 
-def _label_rows(rows: Sequence[Configuration], settings: Sequence[str]) -> Grid:
-    """Return what names each row, the headings first: values, or runs where they name none."""
-    values = [tuple(row.settings.get(key) or EMPTY for key in settings) for row in rows]
-    values = list(zip(*map(drop_shared_folders, zip(*values, strict=True)), strict=True)) or values
-    if len({row.given_name for row in rows}) > 1:  # people know their runs by these
-        values = [(row.given_name or EMPTY, *of) for row, of in zip(rows, values, strict=True)]
-        settings = ["name", *settings]
-    if settings and len(set(values)) == len(values):
-        return [list(settings), *map(list, values)]
-    ids = [row.ids for row in rows]
-    if settings:
-        return [[*settings, "run"], *([*of, id_] for of, id_ in zip(values, ids, strict=True))]
-    return [["run", "name"], *([id_, row.name] for id_, row in zip(ids, rows, strict=True))]
-
-
-def _show(mean: JudgedMean | None) -> str:
-    if mean is None or isnan(mean.value):
-        return f"{EMPTY}  "
-    return f"{format_number(100 * mean.value, '+.1f')} {find_style(mean.verdict).sign}"
-
-
 def _describe_seeds(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.rows})
     if counts[-1] == 1:
@@ -205,6 +274,12 @@ def describe_claims(
         grouped = compare_runs(runs, corrects=False)
         comparison = sort_by_setting(grouped, tested[0])
     found = find_differences(comparison, *tested)
+    if not found.n_tests and all(row.settings.get("tuned") for row in comparison.rows):
+        yield (
+            "These runs measured finished models, so there are no seeds to compare values by; "
+            "slimdown compare RUN RUN --paired judges two of them question by question."
+        )
+        return
     if not found.n_tests:
         yield found.reason
         return
@@ -232,71 +307,3 @@ def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:
 def _show_p_value(p_value: float) -> str:
     shown = format_p_value(p_value)
     return shown if shown.startswith("<") else f"= {shown}"
-
-
-def _lay_out(labels: Grid, body: Grid, n_benchmarks: int, width: int) -> list[Block]:
-    """Lay out labels and cells: values down, or benchmarks down where that is too wide."""
-    if n_benchmarks <= _MOST_ACROSS and (lines := _fit(labels, body, width, _SHORTEST)):
-        return [Block(lines)]
-    names = [[name] for name in [*labels[0], *body[0]]]
-    columns = [[*label, *cells] for label, cells in zip(labels[1:], body[1:], strict=True)]
-    blocks = []
-    while columns:
-        for n in range(min(len(columns), width // _NARROWEST), 0, -1):
-            turned = [list(cells) for cells in zip(*columns[:n], strict=True)]
-            if lines := _fit(names, turned, width, _SHORTEST if n == 1 else _SHORTEST_OF_MANY):
-                break
-        lines = lines or _fit(names, turned, _WIDEST, _SHORTEST)  # a very narrow terminal
-        blocks.append(Block(lines, len(labels[0])))
-        columns = columns[n:]
-    return blocks
-
-
-def _fit(labels: Grid, body: Grid, width: int, shortest: int) -> list[str]:
-    """Return lines that fit, with names cut as little as that takes; none if they cannot.
-
-    Long words are cut first, such as the names of runs, then headings, then all words; but not so
-    far that two lines are named alike.
-    """
-    grid = [[*label, *cells] for label, cells in zip(labels, body, strict=True)]
-    longest = max(cell_len(text) for of_line in grid for text in of_line)
-    enough = min(longest, _ENOUGH)
-    rooms = [(longest, room) for room in range(longest, enough - 1, -1)]
-    rooms += [(room, enough) for room in range(longest, shortest - 1, -1)]
-    rooms += [(shortest, room) for room in range(enough, _SHORTEST_OF_MANY - 1, -1)]
-    n_labels = len(labels[0])
-
-    def cut(of_heads: int, of_words: int) -> Grid:
-        heads = [_cut_word(text, of_heads) for text in grid[0]]
-        return [heads, *([_cut_word(text, of_words) for text in of_line] for of_line in grid[1:])]
-
-    i = bisect_left(rooms, True, key=lambda room: _measure(cut(*room)) <= width)
-    chosen = cut(*rooms[min(i, len(rooms) - 1)])
-    names, cut_names = ({tuple(of[:n_labels]) for of in one[1:]} for one in (grid, chosen))
-    is_clear = len(names) == len(cut_names)
-    return _align(chosen, n_labels) if is_clear and i < len(rooms) else []
-
-
-def _cut_word(text: str, room: int) -> str:
-    """Cut what is not a number, such as the name of a model."""
-    is_word = isinstance(parse_setting(text), str) and text[-1:] not in _SIGNS
-    return cut_name(text, room) if is_word else text
-
-
-def _measure(grid: Grid) -> int:
-    """Return the width of the lines."""
-    widths = [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
-    return 1 + sum(widths) + len(_GAP) * (len(widths) - 1)
-
-
-def _align(grid: Grid, n_labels: int) -> list[str]:
-    """Align labels to the left and all else to the right."""
-    widths = [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
-    lines = []
-    for of_line in grid:
-        parts = []
-        for i, (text, width) in enumerate(zip(of_line, widths, strict=True)):
-            space = " " * (width - cell_len(text))
-            parts.append(text + space if i < n_labels else space + text)
-        lines.append((" " + _GAP.join(parts)).rstrip())
-    return lines

@@ -69,6 +69,7 @@ class FindingColumn:
     is_number: bool = False  # aligned to the right
     is_name: bool = False
     metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
+    leave_out_rank: int = 0  # see `Column`
     holds_shares: bool = False  # MLflow shows them in percent or points, with two digits
     show_mean: Callable[[Gate], Cell] = lambda gate: Cell()  # in the row of `--overall`
 
@@ -148,8 +149,14 @@ def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
 def _lay_out(column: FindingColumn, sides: tuple[str, str]) -> Column:
     headings = dict(zip(("base", "tuned"), sides, strict=True))
     heading = headings.get(column.heading, column.heading)
-    numbers, places = column.is_number, column.places
-    return Column(heading, column.unit, numbers, None, column.is_name, places=places)
+    return Column(
+        heading,
+        column.unit,
+        is_number=column.is_number,
+        is_name=column.is_name,
+        leave_out_rank=column.leave_out_rank,
+        places=column.places,
+    )
 
 
 def _average(values: Sequence[Any]) -> Any:
@@ -279,7 +286,7 @@ def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], 
 COLUMNS: tuple[FindingColumn, ...] = (
     FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=(), show_mean=_name_mean),
     FindingColumn("metric", _show_metric, _DETAIL),
-    FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=()),
+    FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=(), leave_out_rank=1),
     FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",), holds_shares=True),
     FindingColumn(
         "tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",), holds_shares=True

@@ -19,7 +19,13 @@ from slimdown.report.brief_comparison import (
     head_comparison,
 )
 from slimdown.report.columns import make_change_cell, show_in_comparison
-from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
+from slimdown.report.formatting import (
+    EMPTY,
+    describe_model_place,
+    format_count,
+    format_number,
+    format_points,
+)
 from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row, Table
 
 _MOST_SEEDS = 8  # listed one by one
@@ -68,7 +74,14 @@ def _show_run(row: Configuration, is_told: bool) -> dict[Column, Cell]:
     shown = row.ids if len(runs) > _MOST_SEEDS else ids
     name = f"{row.given_name} ({shown})" if row.given_name else shown
     name = name if is_told else f"{row.name} ({row.ids})"
-    return {Column("run", max_width=36): Cell(name, detail=identity["note"], values=identity)}
+    trained = [run.model_files for run in runs if run.model_files]
+    places = [describe_model_place(run.model_files, run.run_id) for run in runs if run.model_files]
+    return {
+        Column("run", max_width=36): Cell(name, detail=identity["note"], values=identity),
+        Column("adapter", max_width=36, places=NOT_BRIEF - {Place.page}): Cell(
+            ", ".join(places[:_MOST_SEEDS]), values={"adapters": " ".join(trained)}
+        ),
+    }
 
 
 def _show_settings(
@@ -80,11 +93,14 @@ def _show_settings(
     for key in (*settings, *followers):
         value = row.settings.get(key, "")
         places = _NOT_ON_PAGES if key in followers else EVERYWHERE
-        style: dict[str, Any] = {"is_filter": key in settings, "is_setting": key in followers}
+        style: dict[str, Any] = {
+            "is_filter": key in settings,
+            "leave_out_rank": 3 if key in followers else 0,
+        }
         column = Column(key, max_width=30, places=places, **style)
         cells[column] = Cell(value, sort_key=value or None, values={key: value})
     if comparison.grouped:
-        cells[Column("seeds", is_setting=True)] = Cell(_describe_seeds(row.seeds))
+        cells[Column("seeds", leave_out_rank=2)] = Cell(_describe_seeds(row.seeds))
     return cells
 
 

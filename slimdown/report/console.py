@@ -4,7 +4,6 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 """
 
 import os
-import re
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from math import isfinite
 from threading import Event, Thread
 from time import monotonic
 from typing import IO, Any, cast
-from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -28,11 +26,18 @@ from slimdown.judging.findings import Findings
 from slimdown.report import text
 from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.findings_report import findings_table
-from slimdown.report.formatting import cut_names, encodable, format_duration, visible
+from slimdown.report.formatting import (
+    cut_names,
+    describe_model_place,
+    encodable,
+    find_local_path,
+    format_duration,
+    shorten_path,
+    visible,
+)
 from slimdown.report.run_plan import RunPlan, describe_plan, plan_table, summarize_plans
 from slimdown.report.stages_report import served_table
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
-from slimdown.report.verdict_styles import STYLES
 from slimdown.utils.progress import OnProgress
 from slimdown.utils.secrets import redact, redact_leaf
 
@@ -103,17 +108,11 @@ def show_comparison(
         max_rows, by: As for `describe_briefly`.
     """
     console = _open_console()
-    brief = describe_briefly(comparison, console.width, max_rows, by)
-    for line in (title, *brief.headings):
-        console.print(Text(visible(line), "bold"))
-    for block in brief.blocks:
-        console.print()
-        for i, line in enumerate(block.lines):
-            shown = Text(visible(line), "bold" if i < block.n_headings else "")
-            for style in STYLES.values():
-                shown.highlight_regex(rf"{re.escape(style.sign)}(?= |$)", style.console_style)
-            console.print(shown)
-    console.print()
+    brief = describe_briefly(comparison, max_rows, by)
+    console.print(Text(visible(title), "bold"))
+    for line in brief.headings:
+        console.print(Text(visible(line)))
+    print_table(brief.table, console, fits=True)
     for line in (*brief.notes, *notes):
         console.print(Text(visible(line)))
 
@@ -303,16 +302,16 @@ def show_places(places: Mapping[str, str]) -> None:
         _open_console().print(Text(f"{name:<9}{visible(redact(place))}"), soft_wrap=True)
 
 
-def show_saved(run: Any) -> None:
-    """Print where a run's page is, or its id where the page is on a server."""
-    if run.artifact_uri.startswith("file:"):
-        path = unquote(urlsplit(run.artifact_uri).path)
-        show_places({"page": shorten_path(f"{path}/report.html")})
-        return
-    show_places({"run": run.run_id, "record": run.store_uri})
+def show_saved(run: Any, trained: str = "adapter") -> None:
+    """Print where a run's page and what it trained are; of a server, the run's id and its address.
 
-
-def shorten_path(path: str) -> str:
-    """Name a file from the working folder if it lies in it."""
-    inside = os.path.relpath(path) if os.path.isabs(path) else path
-    return path if inside.startswith(os.pardir) else inside
+    Args:
+        run: With `run_id`, `artifact_uri`, `store_uri` and `model_uri`.
+        trained: What the run trained: an adapter or a model.
+    """
+    if page := find_local_path(run.artifact_uri):
+        show_places({"page": shorten_path(f"{page}/report.html")})
+    else:
+        show_places({"run": run.run_id, "record": run.store_uri})
+    if run.model_uri:
+        show_places({trained: describe_model_place(run.model_uri, run.run_id)})

@@ -61,12 +61,17 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
         axes.plot([100 * d.low, 100 * d.high], [row, row], color=shown.color, linewidth=2)
         axes.plot([100 * d.value], [row], marker=shown.marker, color=shown.color, markersize=7)
         style: dict[str, Any] = {"color": shown.color, "weight": "bold", "va": "center"}
-        if width == WIDTH and benchmark.verdict:  # on a phone the color and the table say it
+        if width == WIDTH and benchmark.verdict:  # on a phone it stands below the name
             axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(findings.benchmarks) - 0.5, -0.5)
     longest = 30 if width == WIDTH else 18
-    names = [f"{_cut(name, longest)}\nn = {b.n:,}" for name, b in findings.benchmarks.items()]
+    names = []
+    for name, benchmark in findings.benchmarks.items():
+        detail = f"n = {benchmark.n:,}"
+        if width < WIDTH and benchmark.verdict:
+            detail = f"{find_style(benchmark.verdict).sign} {benchmark.verdict}"
+        names.append(f"{_cut(name, longest)}\n{detail}")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -1,11 +1,13 @@
 """Format numbers as people read them, and make any text safe to show."""
 
 import logging
+import os
 import re
 from collections.abc import Collection, Sequence
 from itertools import takewhile
 from math import isfinite
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from slimdown.stats.estimates import Estimate
@@ -218,6 +220,28 @@ def cut_names(line: str, names: Collection[str], width: int) -> str:
             for part in re.split(f"({pattern})", line)
         )
     return shown
+
+
+def find_local_path(uri: str) -> str:
+    """Return the path of a `file:` address, or of one without a scheme; else an empty text.
+
+    >>> find_local_path("file:///srv/my%20runs"), find_local_path("mlflow-artifacts:/1/models")
+    ('/srv/my runs', '')
+    """
+    place = urlsplit(uri)
+    return unquote(place.path) if place.scheme in ("", "file") else ""
+
+
+def shorten_path(path: str) -> str:
+    """Name a file from the working folder if it lies in it."""
+    inside = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if inside.startswith(os.pardir) else inside
+
+
+def describe_model_place(uri: str, run_id: str) -> str:
+    """Say where the files of a run's model are: their folder, or the command that fetches them."""
+    path = find_local_path(uri)
+    return shorten_path(path) if path else f"slimdown export {run_id[:8]} DIR"
 
 
 def escape_markdown(text: str) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import StringIO
-from itertools import product
 from math import isfinite
 from typing import Any
 
@@ -37,6 +36,8 @@ from slimdown.report.formatting import (
 )
 from slimdown.report.verdict_styles import find_style
 
+# Between a cell's text and its interval, and before its verdict: on one line, or on several.
+_SEPARATORS = ("  ", " \n", "\n\n")
 PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
 
 
@@ -65,7 +66,7 @@ class Column:
     max_width: int | None = None  # characters on a console
     is_name: bool = False  # is cut in its middle where a console is narrow
     is_filter: bool = False  # a page offers the values as a filter
-    is_setting: bool = False  # left out where the table is narrow
+    leave_out_rank: int = 0  # where a console is narrow, the highest goes first; 0 always stays
     places: frozenset[Place] = EVERYWHERE
 
     @property
@@ -85,11 +86,13 @@ class Cell:
     correction: str = ""  # what remains of the verdict in a table of many
     sort_key: float | str | None = None  # None: last
     values: Mapping[str, Any] = field(default_factory=dict)
+    sign: str = ""  # a verdict of which only the sign is shown
 
     def __str__(self) -> str:
         """All parts on one line."""
         detail = f"({self.detail})" if self.detail else ""
-        parts = (self.text, self.interval, self.verdict + self.correction, detail)
+        sign = find_style(self.sign).sign if self.sign else ""
+        parts = (self.text, self.interval, self.verdict + self.correction, sign, detail)
         return " ".join(filter(None, parts))
 
 
@@ -247,62 +250,98 @@ def write_table(table: Table, format: str) -> str:
     return out.getvalue()
 
 
-def print_table(table: Table, console: Console, keeps_names: bool = False) -> None:
-    """Print a table. A narrow console gets cut names, taller cells, no settings, one line a cell.
+def print_table(
+    table: Table, console: Console, keeps_names: bool = False, fits: bool = False
+) -> None:
+    """Print a table. A narrow console gets cut names, taller cells, then fewer columns.
 
     Args:
         table: The table.
         console: Where it is printed. A pipe or a file is as wide as the table needs.
         keeps_names: Do not cut names.
+        fits: Make the table fit into a pipe or a file, too.
     """
     if table.outcome:
         console.print(Text(visible(table.outcome)), style="bold", soft_wrap=not console.is_terminal)
     if table.title:
         title = table.title if keeps_names else cut_name(table.title, console.width)
         console.print(Text(visible(title)), style="bold", soft_wrap=True)
-    unlimited = console.options.update(width=10_000)
-    short = table.leave_out(lambda column: column.is_setting)
-    for shown, separators in product((table, short), ("  ", " \n", "\n\n")):
-        rich_table = _lay_out(shown, separators)
-        width = Measurement.get(console, unlimited, rich_table)
-        if width.minimum > console.width and not keeps_names:
-            rich_table = _lay_out(_cut_names(shown, width.minimum - console.width), separators)
-            width = Measurement.get(console, unlimited, rich_table)
-        if not console.is_terminal:
-            console.width = max(console.width, width.maximum)
-        if width.minimum <= console.width:
-            console.print("", rich_table, "", sep="\n")
-            break
+    if not (console.is_terminal or fits):
+        _, width = _lay_out_narrowly(table, console, _SEPARATORS[0], keeps_names)
+        console.width = max(console.width, width.maximum)
+    rich_table, left_out = _fit(table, console, keeps_names)
+    if rich_table:
+        console.print("", rich_table, "", sep="\n")
     else:
         for row in table.rows:
             for column in table.columns:
                 if (text := _style_cell(row[column], "  ")) and text.plain != EMPTY:
                     console.print(Text(f"{visible(column.heading)}: ").append(text))
             console.print()
+    if left_out:
+        names = ", ".join(visible(column.heading) for column in left_out)
+        reason = f"Left out, since a line has {console.width} characters: {names}."
+        console.print(Text(f"{reason} -o FILE.html or FILE.csv shows everything."))
     for line in table.notes:
         console.print(Text(visible(line)))
     if table.legend:
         console.print(Text(visible(table.legend)), style="dim")
 
 
+def _fit(
+    table: Table, console: Console, keeps_names: bool
+) -> tuple[RichTable | None, list[Column]]:
+    """Lay out a table so that it fits the console, if it can be.
+
+    Returns:
+        The table, or None; and the columns that had to be left out.
+    """
+    left_out = list[Column]()
+    while True:
+        for separators in _SEPARATORS:
+            rich_table, width = _lay_out_narrowly(table, console, separators, keeps_names)
+            if width.minimum <= console.width:
+                return rich_table, left_out
+        ranked = [column for column in table.columns if column.leave_out_rank]
+        if not ranked:
+            return None, []
+        dropped = max(ranked, key=lambda column: column.leave_out_rank)
+        left_out.append(dropped)
+        table = table.leave_out(lambda column: column in left_out)
+
+
+def _lay_out_narrowly(
+    table: Table, console: Console, separators: str, keeps_names: bool
+) -> tuple[RichTable, Measurement]:
+    """Lay out a table, with names cut as far as a console needs it; return also its width."""
+    unlimited = console.options.update(width=10_000)
+    rich_table = _lay_out(table, separators)
+    width = Measurement.get(console, unlimited, rich_table)
+    if width.minimum > console.width and not keeps_names:
+        rich_table = _lay_out(_cut_names(table, width.minimum - console.width), separators)
+        width = Measurement.get(console, unlimited, rich_table)
+    return rich_table, width
+
+
 def _cut_names(table: Table, surplus: int) -> Table:
     """Cut names, the longest first, until their column is by so much narrower, if they can be."""
     longest = {
-        column: max(cell_len(str(row[column])) for row in table.rows)
+        column: max(cell_len(column.heading), *(cell_len(str(row[column])) for row in table.rows))
         for column in table.columns
         if column.is_name
     }
     room = {column: max(SHORTEST_NAME, n - surplus) for column, n in longest.items()}
-    rows = [
-        replace(
-            row,
-            cells={
-                column: Cell(cut_name(cell.text, room[column])) if column in room else cell
-                for column, cell in row.cells.items()
-            },
-        )
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        cells = {}
+        for column, cell in row.cells.items():
+            if column in room:
+                column, cell = (
+                    replace(column, heading=cut_name(column.heading, room[column])),
+                    replace(cell, text=cut_name(cell.text, room[column])),
+                )
+            cells[column] = cell
+        rows.append(replace(row, cells=cells))
     return replace(table, rows=rows)
 
 
@@ -339,6 +378,9 @@ def _style_cell(cell: Cell, separators: str) -> Text:
         text.append(separators[1] if text else "")
         text.append(f"{style.sign} {visible(cell.verdict)}", style.console_style)
         text.append(cell.correction, "yellow")
+    if cell.sign:
+        style = find_style(cell.sign)
+        text.append(f" {style.sign}", style.console_style)
     if cell.detail:
         text.append(f"\n{visible(cell.detail)}" if text else visible(cell.detail), "dim")
     return text

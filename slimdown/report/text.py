@@ -1,6 +1,6 @@
 """Write findings as sentences. Each stands only here, for console, page and card."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan, nan
 from textwrap import shorten
 
@@ -17,7 +17,6 @@ from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
 from slimdown.report.formatting import (
-    cut_names,
     format_number,
     format_percent,
     format_points,
@@ -28,7 +27,8 @@ from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.training.result import TrainingResult
 
-_WIDTH = 80  # of a line on the console
+_MOST_NAMED = 6  # benchmarks that a sentence on the console names
+_MOST_CUT = 0.2  # of answers that ended at the limit of tokens; above, the console warns
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
     "other_format": ("other format", "another way to read the answer still finds it"),
@@ -51,6 +51,10 @@ COMPARISON_LEGEND = (
     "a training that now and then collapses is not. Of one seed both are its report's own; † marks "
     "what does not hold for all cells. More questions lower the one noise, more seeds the other."
 )
+
+
+Sides = tuple[str, str]
+BASE_AND_TUNED: Sides = "the base's answers", "the tuned model's"
 
 
 def describe_losses(training: TrainingResult) -> str:
@@ -119,12 +123,15 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             yield _describe_unmeasured(name, benchmark)
         elif benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = f"{n} show a change of {100 * smallest:.1f} points at 80 % power"
+            reason = f"{n} show a change of {100 * smallest:.1f} points at 80 % power."
             if benchmark.n < FEWEST_TO_TELL or isnan(smallest):
-                reason = f"{n} are too few to tell"
+                reason = f"{n} are too few to tell."
             elif needed := benchmark.n_to_decide:
-                reason += f"; if the change is as it looks, about {needed:,} would decide"
-            yield f"Undecided: {name}. {reason}."
+                reason += (
+                    f" About {needed:,} would decide a verdict, if the change stays as large as "
+                    "measured."
+                )
+            yield f"Undecided: {name}. {reason}"
 
 
 def _describe_unmeasured(name: str, benchmark: BenchmarkChange) -> str:
@@ -166,23 +173,38 @@ def _describe_loss(check: BudgetCheck) -> str:
 def summarize_briefly(
     findings: Findings, gate: Gate | None = None, advice: str = "", most: int = 4
 ) -> list[str]:
-    """Write what a console says below the table: so many lines of 80 characters at most.
+    """Write what a console says below the table: full sentences, the most important first.
 
     Args:
         findings: What the table shows.
         gate: Of a gate; then the undecided benchmarks are those whose budget is open.
         advice: The step that lessens a loss; it is given where a loss is shown.
-        most: The number of lines.
+        most: The number of sentences.
     """
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
         is_lost = gate.outcome is Outcome.beyond
-    first = describe_largest_loss(findings)
+    first = [*describe_cut_answers(findings), *describe_largest_loss(findings)]
     last = [f"Next: {advice}"] if advice and is_lost else []
     middle = [*name_undecided(findings, gate), *list_doubts(findings), *_list_bits(findings)]
     room = max(0, most - len(first) - len(last))
-    lines = [cut_names(line, findings.benchmarks, 80) for line in [*first, *middle[:room], *last]]
-    return [shorten(line, 80, placeholder=" …") for line in lines]
+    return [*first, *middle[:room], *last]
+
+
+def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[str]:
+    """Name the benchmarks where so many answers ended at the limit that their scores mislead."""
+    cut = list[str]()
+    for name, benchmark in findings.benchmarks.items():
+        trait = benchmark.find_trait(RAN_OUT)
+        if trait and benchmark.max_gen_toks and max(trait.base, trait.tuned) > _MOST_CUT:
+            before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
+            limit = f"max_gen_toks={benchmark.max_gen_toks}"
+            cut.append(f"{name} ({before} of {sides[0]}, {after} of {sides[1]} at {limit})")
+    if cut:
+        yield (
+            f"Answers were cut at their limit in {_list_names(cut)}: a model that answers in fewer "
+            "words then looks better. Raise the limit."
+        )
 
 
 def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
@@ -213,67 +235,68 @@ def describe_largest_loss(findings: Findings) -> list[str]:
     name = min(shown, key=shown.__getitem__)
     losses = findings.lost_answers[name]
     causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
-    counts = [f"{c.count:,} {CAUSES[c.name][0]}" for c in causes]
-    lines = []
-    for n in range(len(causes), 0, -1):
-        n_others = sum(c.count for c in causes[n:])
-        others = [f"{n_others:,} more"] if n_others else []
-        for n_lost in (pluralize(losses.n_lost, "answer"), f"{losses.n_lost:,}"):
-            listed = ", ".join([*counts[:n], *others])
-            lines.append(f"Lost in {name} ({n_lost}): {listed}.")
-    return [next((line for line in lines if len(line) <= 80), lines[-1])] if lines else []
+    if not causes:
+        return []
+    counts = ", ".join(f"{cause.count:,} {CAUSES[cause.name][0]}" for cause in causes)
+    return [f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): {counts}."]
 
 
 def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
-    """Name what cannot be told, and how many questions would tell: a line or two."""
+    """Name what is undecided, and how many questions each would need: a sentence or two.
+
+    Args:
+        findings: What was found.
+        gate: Of a gate; then the undecided benchmarks are those whose budget is open.
+    """
     benchmarks = findings.benchmarks
     needed: dict[str, int | None] = {}
     if gate:
-        for one in gate.checks:
-            d, margin = one.change.primary.difference, one.change.margin
-            if one.outcome is Outcome.undecided:
-                needed[one.benchmark] = n_to_decide(d, margin, budget=one.budget)
+        for check in gate.checks:
+            d, margin = check.change.primary.difference, check.change.margin
+            if check.outcome is Outcome.undecided:
+                needed[check.benchmark] = n_to_decide(d, margin, budget=check.budget)
     else:
         needed = {n: b.n_to_decide for n, b in benchmarks.items() if b.verdict == "undecided"}
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
-    if many := [name for name in needed if name not in few]:
+    if many := {name: n for name, n in needed.items() if name not in few}:
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        looks = "if it stays so" if has_changed else "if nothing is lost"
-        yield _say_what_would_tell(many, [needed[name] or 0 for name in many], looks)
+        yield _say_what_would_decide(many, has_changed, "its budget" if gate else "a verdict")
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
-        yield f"Too few questions to tell: {_join_names(counted, 52)}."
+        yield f"Too few questions to tell: {_list_names(counted)}."
 
 
-def _say_what_would_tell(names: Sequence[str], numbers: Sequence[int], looks: str) -> str:
-    """Say how many questions each benchmark needs: the fullest line that has room.
+def _say_what_would_decide(needed: Mapping[str, int | None], has_changed: bool, what: str) -> str:
+    """Say how many questions each undecided benchmark needs.
 
     Args:
-        names: The benchmarks.
-        numbers: The questions that each needs; 0: no number would tell.
-        looks: What the numbers rest on.
+        needed: By benchmark; None or 0: no number of questions would decide.
+        has_changed: Whether any of their scores changed.
+        what: What would be decided.
     """
-    *others, last = (f"{number:,}" for number in numbers)
-    each = f"{', '.join(others)} and {last}" if others else last
-    most = f"{max(numbers):,} questions" + " each" * (len(names) > 1)
-    lines = [f"{', '.join(names)}. About {each} questions would, {looks}."] * all(numbers)
-    for would in (f" About {most} would, {looks}.", f" About {most} would."):
-        lines.append(f"{_join_names(names, _WIDTH - 14 - len(would))}.{would}")
-    if not any(numbers):
-        lines = [f"{_join_names(names, _WIDTH - 14)}."]
-    lines = [f"Cannot tell: {line}" for line in lines]
-    too_long = lines[-1] if others else lines[0]  # a console cuts the one name
-    return next((line for line in lines if len(line) <= _WIDTH), too_long)
+    condition = "if nothing is lost"
+    if has_changed:
+        stays = "change stays" if len(needed) == 1 else "changes stay"
+        condition = f"if the {stays} as large as measured"
+    opening = f"Undecided: {_list_names([*needed])}."
+    known = [(name, n) for name, n in needed.items() if n]
+    if not known:
+        return opening
+    if len(needed) == 1:
+        return f"{opening} About {known[0][1]:,} questions would decide {what}, {condition}."
+    known.sort(key=lambda pair: pair[1])
+    counts = [f"{n:,} of {name}" for name, n in known[:_MOST_NAMED]]
+    counts[0] = counts[0].replace(" of ", " questions of ", 1)
+    return f"{opening} {what.capitalize()} needs about {_list_names(counts)}, {condition}."
 
 
-def _join_names(names: Sequence[str], room: int) -> str:
-    """Join names with commas, as many as have room; at least one, and how many there are more."""
-    for n in range(len(names), 1, -1):
-        more = f" and {len(names) - n} more" if n < len(names) else ""
-        if len(joined := ", ".join(names[:n]) + more) <= room:
-            return joined
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+def _list_names(names: Sequence[str]) -> str:
+    """Join names as a sentence does; of many, the first ones and how many there are more."""
+    if len(names) > _MOST_NAMED:
+        names = [*names[:_MOST_NAMED], f"{len(names) - _MOST_NAMED:,} more (--all)"]
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _describe_change(benchmark: BenchmarkChange) -> str:
@@ -315,7 +338,10 @@ def list_doubts(findings: Findings) -> Iterator[str]:
         if not benchmark.is_measured:
             yield f"{name}: thinking never ended; raise its max_gen_toks."
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
-            yield f"{name}: the base has none right, so nothing can be lost; read its answers."
+            yield (
+                f"{name}: the base has none right, so these questions cannot show a loss; read its "
+                f"answers, and leave it out of a gate with --max-loss {name}=off."
+            )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
@@ -359,8 +385,13 @@ def describe_noise(findings: Findings) -> Iterator[str]:
         )
 
 
-def list_caveats(findings: Findings) -> Iterator[str]:
-    """List the caveats that apply to these findings, one sentence each."""
+def list_caveats(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[str]:
+    """List the caveats that apply to these findings, one sentence each.
+
+    Args:
+        findings: What was found.
+        sides: How the answers of the two models are called.
+    """
     yield from describe_noise(findings)
     yield from describe_texts(findings)
     yield from list_doubts(findings)
@@ -371,7 +402,7 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
     for name, benchmark in findings.benchmarks.items():
-        yield from describe_answers(name, benchmark)
+        yield from describe_answers(name, benchmark, sides)
         yield from describe_sampling(name, benchmark)
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
@@ -389,11 +420,14 @@ def describe_prompts(findings: Findings) -> Iterator[str]:
             yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
 
 
-def describe_answers(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
+def describe_answers(
+    name: str, benchmark: BenchmarkChange, sides: Sides = BASE_AND_TUNED
+) -> Iterator[str]:
     """Say where a benchmark's answers think, refuse or end at their limit otherwise than before."""
+    first, second = sides
     if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
         before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-        yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
+        yield f"{name}: {before} of {first} think, {after} of {second}."
     for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
         before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
         shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
@@ -401,7 +435,7 @@ def describe_answers(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
         yield f"{name}: {scores}; {shown}."
     if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
         base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-        limit = f"{base} of the base's and {tuned} of the tuned model's answers"
+        limit = f"{base} of {first} and {tuned} of {second}"
         limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
         yield f"{name}: {limit}; a model that answers in fewer words then looks better."
 

@@ -29,6 +29,6 @@ WATCHED = VerdictStyle("·", "", "#7a7a7a", "#626262", "#b5b5b5", "D")
 
 def find_style(verdict: str | None) -> VerdictStyle:
     """Return the style of a verdict; that of undecided where seeds disagree."""
-    if not verdict:
+    if verdict in ("", "watched", None):
         return WATCHED
     return STYLES.get(verdict, STYLES["undecided"])

@@ -89,6 +89,22 @@ def test_choices_have_probabilities_and_the_clearest_losses_come_first() -> None
     assert answer["fall"] == pytest.approx(before - (shares / shares.sum())[0])
 
 
+def test_the_longest_bar_is_the_choice_that_the_metric_takes() -> None:
+    """By length the long choice wins, though the short one is likelier."""
+    fields = {"choices": ("ab", "a much longer text"), "target": "ab", "response": ""}
+
+    def make(likelihoods: tuple[float, float], taken: str, score: float) -> Any:
+        answers = {"acc_norm": taken}
+        numbers = {"log_likelihoods": likelihoods, "answers": answers}
+        return make_sample({"acc_norm": score}, **fields, **numbers)
+
+    base = make_benchmark([make((-1.0, -60.0), "ab", 1.0)] * 1)
+    tuned = make_benchmark([make((-4.0, -9.0), "a much longer text", 0.0)] * 1)
+    [answer] = Page({"a": (base, tuned)}).answers
+    before, after = ([choice[side] for choice in answer["choices"]] for side in (2, 3))
+    assert answer["taken"] == [before.index(max(before)), after.index(max(after))] == [0, 1]
+
+
 def test_a_link_tells_tasks_apart_and_subjects_can_be_chosen() -> None:
     page = Page({"colors": (chosen([0, 1, 2, 3] * 9, 3), chosen([0, 0, 0, 0] * 9, 3))})
     assert page.by_key["colors-subject1-1"]["subject"] == "subject1"

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import Findings, judge
-from slimdown.report.brief_comparison import describe_briefly, order_by_settings
+from slimdown.report.brief_comparison import describe_briefly, head_columns
 from slimdown.report.console import show_comparison
 
 SETTINGS = {
@@ -58,81 +58,76 @@ def compare(
 
 @pytest.mark.parametrize("n_seeds", [1, 2])
 @pytest.mark.parametrize("n_settings", [0, 1, 2, 3])
-def test_every_line_fits_and_no_number_is_cut(n_settings: int, n_seeds: int) -> None:
-    for n_benchmarks, width in ((1, 80), (2, 80), (5, 80), (6, 80), (12, 80), (5, 100), (12, 140)):
+def test_every_line_fits_and_no_number_is_cut(
+    n_settings: int, n_seeds: int, capsys: Capture
+) -> None:
+    for n_benchmarks in (1, 2, 5, 6, 12):
         comparison = compare(n_settings, n_seeds, n_benchmarks)
-        brief = describe_briefly(comparison, width)
-        lines = [line for block in brief.blocks for line in block.lines]
-        assert max(map(cell_len, [*lines, *brief.headings])) <= width
-        text = "\n".join(lines)
-        n_means = (n_benchmarks > 2) * len(comparison.rows)
+        show_comparison(comparison, "runs", [])
+        text = capsys.readouterr().out
+        lines = text.splitlines()
+        assert max(map(cell_len, lines)) <= 80
         numbers = re.findall(r"(?<!\S)[+−]?\d+\.\d [↓↑=?](?!\S)", text)
-        assert len(numbers) == n_benchmarks * len(comparison.rows) + n_means
+        names = list(head_columns(comparison).values())
+        [left_out] = re.findall(r"Left out, .*?: (.*?)\. +-o", " ".join(map(str.strip, lines))) or [
+            ""
+        ]
+        n_left_out = len(set(left_out.split(", ")) & set(names))
+        assert len(numbers) == (len(names) - n_left_out) * len(comparison.rows)
+        assert "kept" not in left_out
         for rank in SETTINGS["lora.r"][: 3 * bool(n_settings)]:
             assert re.search(rf"(?<!\S){rank}(?!\S)", text)
         assert "lora_alpha" not in text  # it follows from the rank
 
 
 def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_kept() -> None:
-    brief = describe_briefly(compare(1, 2, 4), 80)
-    assert brief.headings == [
-        "lora.r, mean of 2 seeds; points against the base, verdicts over the seeds"
-    ]
-    [block] = brief.blocks
-    heads, *lines = [line.split() for line in block.lines]
-    assert heads == ["lora.r", "learned", "commonsense", "cs", "math", "kept"]
-    assert [line[0] for line in lines] == ["4", "8", "16"]
-    assert lines[2][-1] == "↓"
-    rows = compare(1, 2, 4).rows
-    assert float(lines[0][-2].replace("−", "-")) == pytest.approx(
-        100 * rows[0].retained.value, abs=0.051
-    )
+    brief = describe_briefly(compare(1, 2, 4))
+    columns = brief.table.columns
+    heads = [column.heading for column in columns]
+    assert heads == ["run", "lora.r", "learned", "commonsense", "cs", "math", "kept"]
+    base, *rows = brief.table.rows
+    assert str(base[columns[0]]) == "base"
+    assert [str(row[columns[1]]) for row in rows] == ["4", "8", "16"]
+    assert str(rows[2][columns[-1]]).endswith(" ↓")
+    kept = float(rows[0][columns[-1]].text.replace("−", "-"))
+    assert kept == pytest.approx(100 * compare(1, 2, 4).rows[0].retained.value, abs=0.051)
 
 
-def test_many_benchmarks_stand_one_below_the_other() -> None:
-    [block] = describe_briefly(compare(1, 2, 12), 80).blocks
-    assert block.lines[0].split() == ["lora.r", "4", "8", "16"]
-    assert len(block.lines) == 14
-    assert block.lines[1].startswith(" learned ")
-    assert block.lines[-1].startswith(" kept ")
-
-
-def test_many_values_of_many_benchmarks_stand_in_blocks() -> None:
-    brief = describe_briefly(order_by_settings(compare(2, 1, 12)), 40)
-    assert len(brief.blocks) > 1
-    ranks = [block.lines[1].split()[1:] for block in brief.blocks]
-    assert [rank for of_block in ranks for rank in of_block] == ["4", "8", "16"] * 2
-    assert all(len(block.lines) == 15 for block in brief.blocks)
-    assert describe_briefly(compare(2, 1, 12), 10).blocks[0].lines  # wider than it should be
+def test_the_scores_of_each_base_stand_above_its_runs() -> None:
+    brief = describe_briefly(compare(2, 1, 2))
+    first, *_ = brief.table.columns
+    names = [str(row[first]) for row in brief.table.rows]
+    assert names.count("base") == 2  # of two models
+    assert names[0] == "base"
+    assert any("base model" in line for line in brief.headings)
 
 
 def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> None:
-    one, two = (describe_briefly(compare(1, 1, n, has_target=False), 80) for n in (1, 2))
-    assert one.blocks[0].lines[0].split() == ["lora.r", "pocket_math"]
-    assert two.blocks[0].lines[0].split() == ["lora.r", "cs", "math", "kept"]
+    one, two = (describe_briefly(compare(1, 1, n, has_target=False)).table for n in (1, 2))
+    assert [column.heading for column in one.columns] == ["run", "lora.r", "pocket_math"]
+    assert [column.heading for column in two.columns] == ["run", "lora.r", "cs", "math", "kept"]
 
 
 def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> None:
-    brief = describe_briefly(compare(1, 3, 4), 80)
+    brief = describe_briefly(compare(1, 3, 4))
     assert re.match(
         r"Shown: 16 lies \d+\.\d points below 4 on \w+ \(corrected p (<|=) 0\.\d+\)", brief.notes[0]
     )
     assert brief.notes[0].endswith(" The rest is not shown.")
-    assert describe_briefly(compare(1, 1, 4), 80).notes[0].endswith("lets them be tested.")
+    assert describe_briefly(compare(1, 1, 4)).notes[0].endswith("lets them be tested.")
     two = compare(2, 3, 4)
-    assert re.match(r"Shown: (lora.r=16 lies|model.id=)", describe_briefly(two, 80).notes[0])
-    assert "model.id=" in describe_briefly(two, 80, by="lora.r").notes[0]
+    assert re.match(r"Shown: (lora.r=16 lies|model.id=)", describe_briefly(two).notes[0])
+    assert "model.id=" in describe_briefly(two, by="lora.r").notes[0]
 
 
 def test_runs_that_were_not_varied_have_a_line_each() -> None:
     runs = [make_run(make_findings(3, 0.05, seed), seed) for seed in (0, 0)]
-    comparison = compare_runs(runs, group_seeds=False)
-    [block] = describe_briefly(comparison, 80).blocks
-    assert block.lines[0].split()[:2] == ["run", "name"]
-    assert len(block.lines) == 3
+    table = describe_briefly(compare_runs(runs, group_seeds=False)).table
+    assert [column.heading for column in table.columns][:2] == ["run", "name"]
+    assert len(table.rows) == 3  # with the base
 
 
-def test_it_is_printed_as_it_is_laid_out(capsys: Capture) -> None:
+def test_it_is_printed_with_title_and_notes(capsys: Capture) -> None:
     show_comparison(compare(3, 2, 12), "runs", ["Left out: 1 failed."])
     text = capsys.readouterr().out
     assert max(map(cell_len, text.splitlines())) <= 80

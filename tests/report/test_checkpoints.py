@@ -47,6 +47,15 @@ def test_the_one_that_learned_most_within_its_budgets_is_chosen_in_order_of_step
     assert following.endswith("slimdown compare 00000000 --confirm")
 
 
+def test_none_is_praised_where_no_target_rose() -> None:
+    comparison = compare({1: (0, 150), 2: (0, 149)})
+    chosen = choose_checkpoint(comparison)
+    assert chosen
+    assert chosen.learned == 0
+    [sentence] = describe_choice(comparison)
+    assert "Take step" not in sentence
+
+
 def test_without_a_target_the_last_within_is_taken_and_that_is_said() -> None:
     comparison = compare(POINTS, has_target=False)
     chosen = choose_checkpoint(comparison)

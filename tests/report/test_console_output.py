@@ -34,14 +34,18 @@ def test_the_plan_shows_names_as_they_are(composed: Compose, capsys: Capture) ->
 
 def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
     run = SimpleNamespace(run_id="1", artifact_uri=f"file:///[red]/{'x' * 90}/arti%20facts")
-    run.store_uri = "postgresql://me:hunter2@host/db"
+    run.store_uri, run.model_uri = "postgresql://me:hunter2@host/db", ""
     console.show_saved(run)
     assert capsys.readouterr().out == f"page     /[red]/{'x' * 90}/arti facts/report.html\n"
-    run.artifact_uri = "mlflow-artifacts:/1"
+    run.model_uri = "file:///runs/models/m-1/artifacts"
+    console.show_saved(run)
+    assert capsys.readouterr().out.endswith("adapter  /runs/models/m-1/artifacts\n")
+    run.artifact_uri, run.model_uri = "mlflow-artifacts:/1", "mlflow-artifacts:/models/m-1"
     console.show_saved(run)
     shown = capsys.readouterr().out
     assert shown.startswith("run      1\nrecord   postgresql")
     assert "hunter2" not in shown
+    assert "adapter  slimdown export 1 DIR" in shown
 
 
 def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None:
@@ -55,19 +59,16 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
     ]
     rows = [" ".join(line.split()) for line in lines]
     assert "maths 80 100.0 50.0 −50.0 [−64.4, −34.3] ↓ forgotten 2 ✗" in rows
-    assert not lines[-4]
-    assert lines[-3:] == [
-        "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early.",
-        "Cannot tell: calm. About 900 questions would, if nothing is lost.",
-        "Next: slimdown scale 0123 --max-loss 0.02",
-    ]
+    below = " ".join(line.strip() for line in lines[lines.index("", 6) :])
+    assert "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early." in below
+    assert re.search(r"Undecided: calm\. About 900 questions would decide its budget", below)
+    assert below.endswith("Next: slimdown scale 0123 --max-loss 0.02")
     console.show_findings(findings, with_details=True)
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
         "How to read this: Points [an interval of at least 95 %; of 90 % at =, retained]; "
         "* target task; verdicts corrected for 5 benchmarks.",
-        "Undecided: calm. 20 questions show a change of 41.8 points at 80 % power; if the change "
-        "is as it looks, about ",
+        "Undecided: calm. 20 questions show a change of 41.8 points at 80 % power. About ",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
         "Validation loss 2.500 → 1.250, 2 steps, 12,345 parameters trained (0.50 %).",
     ):
@@ -77,7 +78,7 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
 
 
 @pytest.mark.parametrize("n_benchmarks", [1, 3, 40])
-def test_at_most_four_lines_of_80_characters_follow_the_table(n_benchmarks: int) -> None:
+def test_at_most_four_sentences_follow_the_table(n_benchmarks: int) -> None:
     pairs = {f"{name}_of_a_long_name": pair for name, pair in make_usual().items()}
     for k in range(n_benchmarks):
         n = (8, 24)[k % 2]
@@ -88,9 +89,9 @@ def test_at_most_four_lines_of_80_characters_follow_the_table(n_benchmarks: int)
     for gate in (Gate(tuple(check_budgets(findings, {}))), None):
         lines = text.summarize_briefly(findings, gate, "slimdown scale 0123 --max-loss 0.02")
         assert len(lines) == 4
-        assert max(map(len, lines)) <= 80
-        assert lines[0].startswith("Lost in maths_of_a_long_name (40): 20 wrong result, 10 empty, ")
-        assert lines[1].startswith("Cannot tell: ")
+        assert max(map(len, lines)) <= 500
+        assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): 20 wrong result, ")
+        assert lines[1].startswith("Undecided: ")
         assert lines[2].startswith("Too few questions to tell: ")
         assert lines[3] == "Next: slimdown scale 0123 --max-loss 0.02"
 
@@ -110,14 +111,9 @@ def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
         lines[0],
     )
     assert re.fullmatch(r"meta-llama/Lla\S*…\S*-with-more → llama32 dat.*….*=16 seed=3", lines[1])
-    assert re.fullmatch(r"Lost in a_be\S*…\S*_lost \(40\): .*\.", lines[-2])
-    assert re.fullmatch(
-        r"Cannot tell: a_be\S*…\S*_calm\. About 900 questions would, if nothing is lost\.",
-        lines[-1],
-    )
 
 
-def test_each_benchmark_has_its_number_of_questions_where_there_is_room() -> None:
+def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     far = written([1.0] * 25 + [0.0] * 75), written([1.0] * 16 + [0.0] * 81 + [1.0] * 3)
     near = written([1.0] * 50 + [0.0] * 50), written([1.0] * 46 + [0.0] * 50 + [1.0] * 4)
     findings = judge_pairs({"far": far, "near": near})
@@ -125,16 +121,16 @@ def test_each_benchmark_has_its_number_of_questions_where_there_is_room() -> Non
     assert needed[0] < needed[1]
     [line] = text.name_undecided(findings)
     few, many = (f"{number:,}" for number in needed)
-    assert (
-        line == f"Cannot tell: far, near. About {few} and {many} questions would, if it stays so."
-    )
-    of_long_names = judge_pairs({"far" * 10: far, "near" * 10: near})
-    [line] = text.name_undecided(of_long_names)
-    assert f"About {many} questions each would" in line
-    pairs = {"hellaswag": near, "harmful": near, "harmless": near}
+    assert f"{few} questions of far and {many} of near" in line
+    assert "verdict" in line
+    gate = Gate(tuple(check_budgets(findings, {"far": 0.02, "near": 0.02})))
+    [line] = text.name_undecided(findings, gate)
+    assert "budget" in line
+    assert "verdict" not in line
+    pairs = {f"near{i}": near for i in range(9)}
     [line] = text.name_undecided(judge_pairs(pairs))
-    named = r"Cannot tell: hellaswag, harmful, harmless\. About \S+ questions each would\."
-    assert re.fullmatch(named, line)
+    assert line.count(" of near") == 6
+    assert "3 more (--all)" in line
 
 
 def test_what_is_shown_needs_no_line() -> None:

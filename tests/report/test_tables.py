@@ -104,9 +104,22 @@ def test_names_and_verdicts_are_never_broken_inside(width: int) -> None:
 
 def test_rows_below_each_other_keep_their_settings() -> None:
     """A run's name is cut, and may not hold what tells two runs apart."""
-    cells = {RUN: Cell("any model.id=a …"), Column("keep.name", is_setting=True): Cell("replay")}
+    cells = {RUN: Cell("any model.id=a …"), Column("keep.name", leave_out_rank=1): Cell("replay")}
     table = Table("", [Row(cells | {Column("gsm8k"): FALLEN})])
-    assert "keep.name: replay" in print_lines(table, 22)
+    assert "keep.name: replay" in print_lines(table, 18)
+
+
+def test_a_narrow_console_leaves_out_columns_by_rank_and_names_them() -> None:
+    columns = [Column(f"benchmark{i}", is_number=True, leave_out_rank=i) for i in range(6)]
+    table = Table("", [Row({RUN: Cell("r1")} | {column: Cell("−12.3") for column in columns})])
+    whole, narrow = ("\n".join(print_lines(table, width)) for width in (100, 50))
+    assert all(column.heading in whole for column in columns)
+    shown, _, left_out = narrow.partition("Left out")
+    assert "benchmark0" in shown
+    dropped = [column.heading for column in columns if column.heading not in shown]
+    assert dropped
+    assert all(name in left_out for name in dropped)
+    assert dropped == [column.heading for column in columns][-len(dropped) :]
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -196,9 +209,10 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert "change [95 %, = 90 %]" in write_table(table, "table")
     [row] = (row for row in table.rows if not row.is_secondary)
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows
-    of_run, of_table = (list(one.cells.values()) for one in (row, compared))
+    of_run = list(row.cells.values())
+    of_table = next(cell for cell in compared.cells.values() if cell.interval)
     line = draw_changes(findings).axes[0].lines[0].get_xdata()
-    shown = [cell.interval for cell in (of_run[5], of_table[1])]
+    shown = [cell.interval for cell in (of_run[5], of_table)]
     for ends in (*(re.findall(r"[−+][\d.]+", one) for one in shown), map(str, line)):
         low, high = (float(end.replace("−", "-")) for end in ends)
         assert -2 < low < high < 2
