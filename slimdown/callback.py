@@ -37,7 +37,8 @@ class ForgettingCallback(WatchingCallback):
     others wait, so `ddp_timeout` has to be longer than that.
 
     Args:
-        benchmarks: The benchmarks, as `slimdown.measure` takes them.
+        benchmarks: The benchmarks, as `slimdown.measure` takes them: names, files of your own
+            questions, or settings.
         every: Steps between two looks; 0: only at the start and at the end.
         questions: How many questions of each benchmark a look asks, always the first ones; None:
             64.

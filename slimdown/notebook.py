@@ -13,8 +13,14 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome, check_budgets
 from slimdown.judging.findings import Findings, judge as judge_evaluations
 from slimdown.report.findings_report import evaluation_table, findings_table
+from slimdown.report.formatting import FORMATS
 from slimdown.report.tables import Table, write_table
-from slimdown.report.text import describe_budgets, describe_outcome, summarize_briefly
+from slimdown.report.text import (
+    describe_budgets,
+    describe_findings,
+    describe_outcome,
+    summarize_briefly,
+)
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.files import write_atomically
@@ -73,10 +79,11 @@ def measure(
         model: A causal language model of transformers: plain, with PEFT adapters, in 4 or 8 bits,
             on any device, in DDP or torch.compile. Active adapters count.
         tokenizer: Its tokenizer.
-        benchmarks: Names from conf/benchmark/ or of tasks of the harness, or settings such as
-            `{"task": "arc_easy", "metric": "acc_norm"}`. Or what `measure` returned for another
-            model: then this one gets identical prompts and the same scoring code, and you leave
-            out all that follows.
+        benchmarks: Names from conf/benchmark/ or of tasks of the harness, files of your own
+            questions ("support.jsonl"), or settings such as `{"task": "arc_easy", "metric":
+            "acc_norm"}` or `{"path": "support.jsonl", "score": "contains"}`. Or what `measure`
+            returned for another model: then this one gets identical prompts and the same scoring
+            code, and you leave out all that follows.
         limit: The first N questions of each benchmark, as `lm_eval --limit`; None: all.
         num_fewshot: Worked examples before each question; None: each benchmark's own number.
         apply_chat_template: Ask through the tokenizer's chat template; "auto": only where answers
@@ -195,18 +202,32 @@ class NotebookFindings(Findings):
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:
-        """Write a page with everything, lost answers included, and return its path.
+        """Write a page with everything, lost answers included, or a table, and return its path.
+
+        Args:
+            file: Its ending decides: .html is the page; .md, .csv and .json are tables.
+            title: What stands above it.
 
         Raises:
-            ConfigError: `file` is no path.
+            ConfigError: `file` is no path with such an ending, or `title` is no text.
             OSError: It cannot be written.
         """
         if not isinstance(file, str | Path) or "\0" in str(file):
             raise ConfigError(f"save({file!r:.40}): give the path of a file, such as report.html")
-        from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
-
+        if not isinstance(title, str):
+            raise ConfigError(f"save(title={title!r:.40}): give a text")
         path = Path(file).expanduser()
-        write_atomically(path, render_page(self, title))
+        by_ending = {ending: name for name, endings in FORMATS.items() for ending in endings}
+        if (format_ := by_ending.get(path.suffix.lower())) is None:
+            raise ConfigError(f"save({str(file)!r}): end the name in {', '.join(by_ending)}")
+        if format_ == "html":
+            from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
+
+            content = render_page(self, title)
+        else:
+            notes = describe_findings(self)
+            content = write_table(findings_table(self, title, notes), format_)
+        write_atomically(path, content)
         return path
 
     def passes(

@@ -1,6 +1,7 @@
 """`slimdown.measure` and `slimdown.judge` on models that somebody else loads and trains."""
 
 import inspect
+import json
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -30,7 +31,9 @@ from transformers import (
 )
 
 import slimdown
+from slimdown.callback import ForgettingCallback
 from slimdown.config.benchmark_config import PROMPT_SETTINGS, BenchmarkConfig, ResolvedBenchmark
+from slimdown.config.benchmarks import read_benchmarks
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Outcome
 from slimdown.models.causal import wrap_model
@@ -87,6 +90,22 @@ def test_torchs_counter_of_memory_stays_the_users(monkeypatch: pytest.MonkeyPatc
     evaluator.counts_memory = True
     assert evaluator.evaluate(loaded).peak_bytes == 7
     assert resets == [1]
+
+
+@pytest.mark.parametrize("form", ["name", "path", "path and name"])
+def test_own_questions_are_named_as_on_the_command_line(form: str, tmp_path: Path) -> None:
+    file = tmp_path / "my support.jsonl"
+    rows = [{"question": f"{n} + {n} =", "answer": str(2 * n)} for n in (1, 2)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    spec: Any = {
+        "name": str(file),
+        "path": {"path": str(file)},
+        "path and name": {"path": str(file), "task": "my_support"},
+    }[form]
+    benchmarks = read_benchmarks([spec, "pocket_cs"])
+    assert list(benchmarks) == ["my_support", "pocket_cs"]
+    assert benchmarks["my_support"].path == str(file)
+    assert list(ForgettingCallback([spec])._of_all.tasks) == ["my_support"]
 
 
 def test_settings_override_those_of_a_benchmark() -> None:
@@ -265,6 +284,15 @@ def test_findings_show_themselves(findings: Any, tmp_path: Path) -> None:
     page = findings.save(tmp_path / "page.html").read_text()
     assert page.lower().startswith("<!doctype html>")
     assert "pocket_math" in page
+    rows = json.loads(findings.save(tmp_path / "page.json").read_text())["rows"]
+    assert [row["benchmark"] for row in rows if row["verdict"]] == list(findings.benchmarks)
+    assert "| benchmark |" in findings.save(str(tmp_path / "page.md")).read_text()
+    for wrong in ("page.pdf", "page"):
+        with pytest.raises(ConfigError, match=r"\.html, .*\.json|\.json.*\.html"):
+            findings.save(tmp_path / wrong)
+    with pytest.raises(ConfigError, match="title"):
+        findings.save(tmp_path / "other.html", title=5)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["page.html", "page.json", "page.md"]
 
 
 def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None:

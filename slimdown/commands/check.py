@@ -23,6 +23,7 @@ from functools import cache, partial
 from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command, write_notes
 from slimdown.commands.gate import add_gate_options, name_budgets, read_rules
 from slimdown.commands.lost_file import add_lost_option, write_lost_questions
+from slimdown.comparison.run_comparison import name_quantization
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.methods import find_method
 from slimdown.config.tracking_config import TrackingConfig
@@ -34,6 +35,7 @@ from slimdown.judging.pairing import pair_evaluations
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
+from slimdown.report.formatting import find_local_path, shorten_path
 from slimdown.report.tables import write_table
 from slimdown.tracking import registry, run_reader
 from slimdown.tracking.held_out import take_held_out
@@ -146,7 +148,8 @@ def _check(options: argparse.Namespace) -> int:
     if options.lost:  # before any look counts: too few questions end here
         base, tuned = (open_part(one, case.holdout) for one in case.read())
         is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
-        lost_lines = write_lost_questions(options.lost, base, tuned, is_chat)
+        asked = _name_tuned(store, run)
+        lost_lines = write_lost_questions(options.lost, base, tuned, is_chat, asked)
     if not options.against:
         case = case.judge_served(store)
     if run.holdout:
@@ -157,7 +160,7 @@ def _check(options: argparse.Namespace) -> int:
     write_notes(lost_lines)
     outcome = text.describe_outcome(gate)
     try:
-        run_reader.record_outcome(store, run, outcome)
+        run_reader.record_outcome(store, run, outcome, _describe_budgets(options))
     except TrackingError as error:
         write_notes([f"The record does not take the outcome: {error}"])
     if options.register and gate.outcome is Outcome.within:
@@ -166,6 +169,26 @@ def _check(options: argparse.Namespace) -> int:
         alias = f", {options.alias}" if options.alias else ""
         write_notes([f"registered: models:/{options.register}/{version}{alias}"])
     return int(gate.outcome)
+
+
+def _describe_budgets(options: argparse.Namespace) -> str:
+    """Name the options that set the budgets of a gate, and what was judged against."""
+    words = ["check"]
+    words += [f"--max-loss {text}" for text in options.max_loss]
+    words += [f"--max-relative-loss {text}" for text in options.max_relative_loss]
+    words += ["--overall"] if options.overall else []
+    words += [f"--against {options.against}"] if options.against else []
+    return " ".join(words)
+
+
+def _name_tuned(store: TrackingConfig, run: RunRecord) -> list[str]:
+    """Return the settings with which `slimdown run` asks a run's tuned model again."""
+    tuned = run.params.get("tuned", "")
+    if not tuned:
+        place = find_local_path(run_reader.find_model_uri(store, run))
+        tuned = shorten_path(place) if place else f"DIR-of-slimdown-export-{run.run_id[:8]}"
+    kept = [f"{key}={run.params[key]}" for key in ("model.id", "model.dtype") if key in run.params]
+    return ["model=any", *kept, f"tuned={tuned}", f"quantization={name_quantization(run.params)}"]
 
 
 def _write_report(case: _Case, gate: Gate, format_: str) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from slimdown.commands.arguments import CommandParser
@@ -28,7 +29,7 @@ def _read_place(text: str) -> Path:
 
 
 def write_lost_questions(
-    file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool
+    file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool, asked: Sequence[str]
 ) -> list[str]:
     """Write the lost questions.
 
@@ -36,6 +37,7 @@ def write_lost_questions(
         file: For the first kind of questions; other kinds get files beside it.
         base, tuned: Answers to questions that are not held out.
         is_chat: See `collect_lost_questions`.
+        asked: The settings that name the model whose answers these are.
 
     Returns:
         Lines for the user: how many, what is left out, and how to ask them again.
@@ -53,12 +55,12 @@ def write_lost_questions(
     line = f"lost: {', '.join(counts) or f'no question, so {file} is not written'}"
     if left_out:
         line += f"; left out, as no rule of own questions scores both answers alike: {left_out}"
-    return [line, *([_write_command(lost, files)] if files else [])]
+    return [line, *([_write_command(lost, files, asked)] if files else [])]
 
 
-def _write_command(lost: LostQuestions, files: dict[str, Path]) -> str:
+def _write_command(lost: LostQuestions, files: dict[str, Path], asked: Sequence[str]) -> str:
     names = dict.fromkeys(files, "questions") if len(files) == 1 else {kind: kind for kind in files}
-    words = [f"benchmark=[{','.join(names.values())}]"]
+    words = [*asked, f"benchmark=[{','.join(names.values())}]"]
     for kind, name in names.items():
         words.append(f"benchmark.{name}.path={files[kind]}")
         if kind.startswith(BY_LENGTH):

@@ -73,6 +73,7 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     quiet = [] if "-opts" in "".join(server_options) else ["--uvicorn-opts", "--log-level warning"]
     address = ["--host", options.host, "--port", str(options.port)]
     command = [sys.executable, "-m", "mlflow", "ui", *address, *quiet, *server_options]
+    show_line("starting MLflow's server, which takes up to a minute ...")
     with subprocess.Popen(command, env=os.environ | settings) as server:
         try:
             while server.poll() is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.benchmark_config import BenchmarkConfig
+from slimdown.config.dataset_config import is_row_file, name_row_file
 from slimdown.config.fields import MISSING, build_settings, find_problems, nearest
 from slimdown.config.paths import read_group
 from slimdown.config.question_files import complete_benchmark
@@ -18,7 +19,11 @@ from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 
 BenchmarkSpec = str | Mapping[str, Any] | BenchmarkConfig
-"""A benchmark: its name, or settings. Their `task` is the name; the others override its own."""
+"""A benchmark: its name, a file of your own questions, or settings.
+
+The `task` of settings is the name, and the others override its own. Settings with a `path` and no
+`task` are of a file of questions, which is called after the file.
+"""
 
 
 def read_benchmarks(
@@ -41,11 +46,14 @@ def read_benchmarks(
     is_one = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
     specs: Any = [names] if is_one else names
     for spec in specs:
-        own: Any = {"task": spec} if isinstance(spec, str) else spec
-        own = asdict(own) if isinstance(own, BenchmarkConfig) else own
+        own: Any = asdict(spec) if isinstance(spec, BenchmarkConfig) else spec
+        if isinstance(own, str):
+            own = {"path": own} if is_row_file(own) else {"task": own}
         name = own.get("task") if isinstance(own, Mapping) else None
+        if not name and isinstance(own, Mapping) and isinstance(own.get("path"), str):
+            name = name_row_file(own["path"])
         if not isinstance(name, str):
-            example = "a name, or settings such as {'task': 'gsm8k'}"
+            example = "a name, a file such as 'my.jsonl', or settings such as {'task': 'gsm8k'}"
             raise ConfigError(f"{spec!r} names no benchmark; give {example}")
         if name in benchmarks:
             raise ConfigError(f"{name} is named twice; name it once")

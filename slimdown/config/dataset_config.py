@@ -15,6 +15,20 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 
+def is_row_file(path: str) -> bool:
+    """Whether a path names a file of rows or questions by its ending."""
+    return Path(path).suffix.lower() in ROW_FILES
+
+
+def name_row_file(path: str) -> str:
+    """Return what a file of rows or questions is called in settings and tables.
+
+    >>> name_row_file("data/my rows.v2.jsonl")
+    'my_rows_v2'
+    """
+    return re.sub(r"[^\w-]", "_", Path(path).stem, flags=re.ASCII)
+
+
 class RowFormat(StrEnum):
     """The formats of rows, as TRL names them; `auto` goes by the columns."""
 
@@ -84,4 +98,4 @@ class DatasetConfig:
             name = self.path.removeprefix("pocket:")
             return pocket.DATA_DIR / f"{name}.jsonl" if name in pocket.data_names() else None
         local = Path(os.path.expanduser(self.path))
-        return local if local.suffix.lower() in ROW_FILES else None
+        return local if is_row_file(self.path) else None

@@ -9,7 +9,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-from slimdown.config.dataset_config import ROW_FILES
+from slimdown.config.dataset_config import is_row_file, name_row_file
 from slimdown.config.extensions import list_added_choices
 from slimdown.config.method_config import list_own_settings
 from slimdown.config.mitigation import list_mitigations
@@ -29,14 +29,15 @@ def is_open_choice(group: str, choice: object) -> bool:
         return "/" in choice or os.path.isdir(choice)
     if choice in list_added_choices(group):
         return True
-    return group == "benchmark" or (group == "dataset" and ("/" in choice or _is_file(choice)))
+    return group == "benchmark" or (group == "dataset" and ("/" in choice or is_row_file(choice)))
 
 
 def name_choice(group: str, choice: object) -> str:
     """Return what a dataset or benchmark is called in `dataset.NAME` or `benchmark.NAME`."""
     name = str(choice)
-    if group == "dataset" or _is_file(name):
-        name = Path(name).stem if _is_file(name) else Path(name).name
+    if is_row_file(name):
+        return name_row_file(name)
+    name = Path(name).name if group == "dataset" else name
     return re.sub(r"[^\w-]", "_", name, flags=re.ASCII)  # a dot would separate sections
 
 
@@ -62,7 +63,7 @@ class OpenChoices(ConfigSource):
             settings, package = {"path": choice}, f"{group}.{name_choice(group, choice)}"
             if group == "dataset":
                 settings = read_group("dataset")["file"] | settings
-            elif not _is_file(choice):
+            elif not is_row_file(choice):
                 settings = {"task": choice}
         return ConfigResult(self.provider, "", OmegaConf.create(settings), {"package": package})
 
@@ -82,7 +83,3 @@ class OpenChoices(ConfigSource):
     def available(self) -> bool:
         """Whether the source can be read."""
         return True
-
-
-def _is_file(choice: str) -> bool:
-    return Path(choice).suffix.lower() in ROW_FILES

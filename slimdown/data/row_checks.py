@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from slimdown.config.dataset_config import DatasetConfig
-from slimdown.data.row_formats import SKIP_ADVICE, detect_format, format_row
+from slimdown.data.row_formats import detect_format, explain_row, format_row
 from slimdown.utils.errors import DataError
 from slimdown.utils.row_files import iter_records
 
@@ -34,7 +34,7 @@ def check_row_files(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:
                     n_sound += 1
                 except DataError as error:
                     if not config.skip_bad_rows:
-                        raise DataError(f"row {number}: {error}{SKIP_ADVICE}") from None
+                        raise DataError(explain_row(name, number, error)) from None
             if n_sound < 2 and len(records) < _FIRST_ROWS:
                 raise DataError(f"it has {n_sound} row(s) to train on; at least 2 are needed")
         except DataError as error:

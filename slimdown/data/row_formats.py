@@ -25,7 +25,12 @@ _ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
-SKIP_ADVICE = "; correct it, or set dataset.NAME.skip_bad_rows=true"
+
+
+class MissingColumn(DataError):
+    """A row lacks a column, which no other row of the file will have either."""
+
+
 _COLUMNS = {
     RowFormat.prompt_completion: ("prompt", "completion"),
     RowFormat.messages: ("messages",),
@@ -33,6 +38,20 @@ _COLUMNS = {
 }  # the first format whose columns are all there counts, as in TRL
 _TEMPLATE_COLUMNS = {"tools": list, "chat_template_kwargs": dict}  # TRL hands them to the template
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def explain_row(dataset: str, number: int, error: DataError) -> str:
+    """Say what is wrong with a row, and what to do.
+
+    Args:
+        dataset: The name in `dataset.NAME`.
+        number: The row's.
+        error: Why it cannot be trained on.
+    """
+    problem = f"row {number}: {' '.join(str(error).split())}"
+    if not isinstance(error, MissingColumn):  # it would be missing in all rows
+        problem += "; correct it, or set dataset.NAME.skip_bad_rows=true"
+    return problem.replace("dataset.NAME", f"dataset.{dataset}")
 
 
 def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> RowFormat:
@@ -112,8 +131,9 @@ def _read_values(
     for column in list_columns(config, format_, required=True):
         if column not in record:
             names = ", ".join(list(record)[:20])
-            advice = "name yours with dataset.NAME.instruction=, input= and output=, or set format="
-            raise DataError(f"there is no column {column}; there are {names}; {advice}")
+            advice = "name yours with dataset.NAME.instruction=, dataset.NAME.input= and "
+            advice += "dataset.NAME.output=, or set dataset.NAME.format="
+            raise MissingColumn(f"there is no column {column}; there are {names}; {advice}")
         value = record[column]
         if column == "messages" or (column in ("prompt", "completion") and isinstance(value, list)):
             values[column] = _check_messages(value, column)

@@ -18,8 +18,8 @@ from slimdown.config.mitigation import Mitigation
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, find_switch, render_chat
 from slimdown.data.mixing import mix_rows
 from slimdown.data.row_formats import (
-    SKIP_ADVICE,
     detect_format,
+    explain_row,
     format_row,
     get_messages,
     list_columns,
@@ -152,10 +152,9 @@ def _load_part(
         try:
             row = check.read_row(record)
         except DataError as error:
-            problem = f"row {number}: {' '.join(str(error).split())}"
             if not config.skip_bad_rows:
-                raise DataError(f"{problem}{SKIP_ADVICE}") from None
-            skipped.append(problem)
+                raise DataError(explain_row(name, number, error)) from None
+            skipped.append(f"row {number}: {' '.join(str(error).split())}")
             continue
         content = json.dumps(row, sort_keys=True)
         row["row"] = number

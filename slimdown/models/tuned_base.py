@@ -62,7 +62,7 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
         return None
     if folder is None:
         for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
-            raise ModelError(problem)
+            raise ModelError(f"{problem}; there is no folder {tuned.id} here either")
         with explain_hub_errors(tuned.named):
             from huggingface_hub import hf_hub_download, try_to_load_from_cache
             from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -96,10 +96,15 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
 def _find_folders(pattern: str) -> list[str]:
     """Find folders and GGUF files by a shell's pattern, `checkpoint-50` before `checkpoint-100`."""
     found = glob(pattern.strip("'\""))
-    folders = [path for path in found if Path(path).is_dir() or path.endswith(".gguf")]
+    folders = [path for path in found if path.endswith(".gguf") or _holds_model(Path(path))]
     if not folders:
-        raise ConfigError(f"tuned={pattern}: there is no folder or .gguf file of such a name here")
+        problem = "no folder of such a name holds an adapter or a model here"
+        raise ConfigError(f"tuned={pattern}: {problem}, and no .gguf file is called so")
     return sorted(folders, key=lambda path: re.sub(r"\d+", lambda m: m[0].zfill(12), path))
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
 def _quote(path: str) -> str:

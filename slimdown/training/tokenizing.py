@@ -105,8 +105,10 @@ def tokenize_rows(
     notes = [note] if n_truncated or n_untrained else []
     if unmarked and config.assistant_only_loss == "auto":
         notes.append(
-            f"the loss of {', '.join(unmarked)} is of whole conversations: neither the chat "
-            "template nor TRL's of its family marks what the assistant says"
+            f"the loss of {', '.join(unmarked)} is of whole conversations, prompts included: "
+            "neither the chat template nor TRL's of its family marks what the assistant says. To "
+            "train on the answers alone, write rows with prompt and completion in the place of "
+            "messages"
         )
     pairs = zip(trains, train_data.parts, strict=True)
     n_added = sum(len(rows) for rows, part in pairs if part.is_added)

@@ -174,10 +174,12 @@ def test_a_pattern_names_folders_in_the_order_of_their_numbers(
     monkeypatch.chdir(tmp_path)
     for step in (100, 50):
         Path(f"it's/checkpoint-{step}").mkdir(parents=True)
+        Path(f"it's/checkpoint-{step}/adapter_config.json").touch()
+    Path("it's/checkpoint-logs").mkdir()  # holds no model
     Path("it's/checkpoint-7.txt").touch()
     with open_hydra():
         override = parse_override(OverridesParser.create(), "tuned=it's/checkpoint-*", True)
     folders = [getattr(one, "text", one) for one in override.sweep_iterator()]
     assert folders == ["it's/checkpoint-50", "it's/checkpoint-100"]
-    with pytest.raises(ConfigError, match=r"^tuned=nope/\*: there is no folder"):
+    with pytest.raises(ConfigError, match=r"^tuned=nope/\*: no folder"):
         compose_runs(read_command_line(["-m", "tuned=nope/*"]))

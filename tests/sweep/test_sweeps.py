@@ -126,7 +126,7 @@ def launched(folder: Path, swept: object) -> tuple[int, str, str]:
     process = start(folder, *JOBLIB, "seed=0,1,2", "lora.target_modules=[q_proj]", *FEW)
     n_killed = 0
     while process.poll() is None:
-        for file in folder.glob("outputs/*/2.json"):
+        for file in folder.glob("mlruns/sweeps/*/2.json"):
             log = file.with_suffix(".log")
             for worker in psutil.Process(process.pid).children(recursive=True):
                 try:
@@ -263,7 +263,7 @@ def test_no_way_of_ending_a_job_ends_the_sweep(
     reasons = ["SystemExit: 3", "MemoryError: no room", "Panic: at byte 3", "no such layer"]
     assert [row[-1] for row in list_rows(out)] == reasons
     assert err.count("Traceback") == 3  # a mistake that the user can mend has none
-    outcomes = [json.loads(file.read_text()) for file in Path().glob("outputs/*/[0-9].json")]
+    outcomes = [json.loads(file.read_text()) for file in Path().glob("mlruns/sweeps/*/[0-9].json")]
     assert [outcome["state"] for outcome in outcomes] == ["failed"] * 4
 
 
@@ -282,10 +282,9 @@ def test_a_sweep_shows_the_plan_once_and_ends_with_what_each_value_did(
     out = capsys.readouterr().out
     assert out.index("No question is held back") < out.index("job 1 of 2")
     assert len(re.findall(r"^method ", out, re.M)) == 1
-    assert len(re.findall(r"^run ", out, re.M)) == 2
+    assert len(re.findall(r"^run  .*lora.r=", out, re.M)) == 2
     end = out[out.index("sweep of lora.r: 2 runs") :].splitlines()
-    assert [line.split() for line in end if line.startswith(" ")] == [
-        ["lora.r", "pocket_cs"],
-        ["2", "0.0", "="],
-        ["4", "−44.0", "↓"],
-    ]
+    rows = [line.split() for line in end]
+    heading = rows.index(["run", "lora.r", "pocket_cs"])
+    changes = [row[1:] for row in rows[heading:] if len(row) == 4]
+    assert changes == [["2", "0.0", "="], ["4", "−44.0", "↓"]]

@@ -66,7 +66,10 @@ class Dialogues(WrittenRows):
         """Say how many are cut."""
         n_cut = sum(row["shown"]["is_cut"] for row in rows)
         share = f"{n_cut / max(1, len(rows)):.0%}"
-        return f"; {n_cut:,} ({share}) are cut at keep.max_tokens={self.max_tokens}" * bool(n_cut)
+        if not n_cut:
+            return ""
+        cut = f"{n_cut:,} ({share}) are cut at keep.max_tokens={self.max_tokens}"
+        return f"; {cut}, which is enough to keep the beginning of an answer, and so a refusal"
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Let the base answer the messages in turn."""
