@@ -1,6 +1,6 @@
 """What the benches share: a composed config, and the machine in a line.
 
-    python -m bench.machine     how much faster bfloat16 is here, beside what model.dtype=auto takes
+python -m bench.machine     how much faster bfloat16 is here, beside what model.dtype=auto takes
 """
 
 import logging

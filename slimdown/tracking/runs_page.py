@@ -63,7 +63,7 @@ def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
     columns = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
     columns["params.`seed`"] = 52
-    columns |= {f"metrics.`{key}`": max(60, 20 + 7 * len(key)) for key in outcome}
+    columns |= {f"metrics.`{key}`": 90 for key in outcome}  # a group adds "(average)"
     if longest_verdict := max(map(len, map(_read_verdict, runs)), default=0):
         columns[f"tags.`{Tag.verdict}`"] = min(160, 70 + 6 * longest_verdict)
     columns |= {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in changes}
