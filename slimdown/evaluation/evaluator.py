@@ -21,7 +21,7 @@ from slimdown.evaluation.benchmark_run import (
 )
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
-from slimdown.evaluation.outside_code import forbid_hub_metrics
+from slimdown.evaluation.hub_metrics import forbid_hub_metrics
 from slimdown.evaluation.results import Cost, Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
 from slimdown.models.base_model import LoadedModel
