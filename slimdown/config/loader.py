@@ -24,7 +24,7 @@ from slimdown.config.fields import (
     explain_unknown_key,
     find_problems,
 )
-from slimdown.config.method_config import build_method
+from slimdown.config.methods import build_method
 from slimdown.config.mitigation import build_mitigation
 from slimdown.config.open_choices import OpenChoices
 from slimdown.config.paths import CONF_DIR
