@@ -299,6 +299,7 @@ def test_a_broken_extension_is_refused_by_its_package(
     use(tmp_path / "site", monkeypatch)
     arguments = {"verdict": ["a", "b"], "check": ["1"], "scale": ["1"]}
     arguments["merge"] = ["1", f"--out={tmp_path / 'out'}"]
+    arguments |= {"export": ["1", str(tmp_path / "out")], "delete": ["1"]}
     done = call_verb(tmp_path, verb, *arguments.get(verb, []))
     assert done.returncode != 0
     problem = "odd 0.3: its mitigation odd cannot be loaded (RuntimeError: no license); update this"
