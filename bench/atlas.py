@@ -112,14 +112,14 @@ class Atlas:
     """Reads and judges the family from clones; keeps the answers that it has read.
 
     Attributes:
-        problems: What is missing, a line each.
+        missing: By what is missing, the rows that are left out.
     """
 
     def __init__(self, clones: Path, tables: Path, has_texts: bool = False) -> None:
         """Take the folder of the clones and that of the tables."""
         self.clones, self.tables, self.has_texts = clones, tables, has_texts
         self.sources, self.groups = read_family()
-        self.problems: list[str] = []
+        self.missing: dict[str, list[str]] = {}
         self.answers: dict[Group, dict[str, list[Answer]]] = {}
 
     def judge(self) -> list[AtlasRow]:
@@ -129,7 +129,8 @@ class Atlas:
             try:
                 answers = self._read(group)
             except MissingFileError as error:
-                self.problems.append(f"left out: {group.benchmark}, {group.models[-1]}: {error}")
+                left_out = self.missing.setdefault(str(error), [])
+                left_out.append(f"{group.benchmark} ({' → '.join(group.models)})")
                 continue
             self.answers[group] = answers
             files = self.write_tables(group, answers)
@@ -466,8 +467,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     atlas = Atlas(options.clones, options.tables or options.clones / "tables", options.texts)
     rows = atlas.judge()
-    for problem in atlas.problems:
-        print(problem, file=sys.stderr)
+    for problem, left_out in atlas.missing.items():
+        print(f"{problem}\n  left out: {'; '.join(left_out)}", file=sys.stderr)
     if not rows:
         return 1
     if options.ship:
@@ -482,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not options.ship:
         for name, section in show_sections(atlas, rows).items():
             print(f"{name}\n{section}")
-    return 0 if is_alike and not atlas.problems else 1
+    return 0 if is_alike and not atlas.missing else 1
 
 
 if __name__ == "__main__":
