@@ -100,7 +100,8 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         part=findings.part,
         counts=counts,
         longest=longest if any(map(_is_cut, data["answers"])) else 0,
-        is_cut=any(n > n_shown for one in counts for n, n_shown in (one["lost"], one["gained"])),
+        n_changed=sum(map(len, changes)),
+        n_shown=len(data["answers"]),
         has_choices=any("choices" in answer for answer in data["answers"]),
         data=Markup(_write_json(data)),
     )
