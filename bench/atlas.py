@@ -22,6 +22,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from bench.atlas_sources import (
@@ -40,12 +41,21 @@ from slimdown.judging.findings import BenchmarkChange, Findings, judge
 from slimdown.judging.stages import judge_stages
 from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.report.formatting import format_count, format_number, format_points
-from slimdown.report.tables import Cell, make_table, write_table
+from slimdown.report.tables import make_table, write_table
 from slimdown.report.verdict_styles import find_style
 
 FAMILY = Path(__file__).with_name("atlas.toml")
 SCORES = "scores"  # slimdown's name for a table that is given by itself
-_NO_VALUE = "–"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository, the commits at which it is read, and what its licence allows."""
+
+    repository: str
+    commits: tuple[str, ...]
+    licence: str
+    shipped: bool
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,8 @@ class AtlasRow:
 
     @property
     def pair(self) -> str:
-        """Both models."""
-        return f"{self.base} → {self.tuned}"
+        """Both models, the second without what both names begin with."""
+        return f"{self.base} → {shorten_name(self.base, self.tuned)}"
 
     @property
     def n_moved(self) -> tuple[int, int]:
@@ -96,7 +106,21 @@ class AtlasRow:
         return int((changes < 0).sum()), int((changes > 0).sum())
 
 
-def read_family(file: Path = FAMILY) -> tuple[dict[str, dict[str, object]], list[Group]]:
+def shorten_name(base: str, tuned: str) -> str:
+    """Leave out the parts of a name with which another one begins, too.
+
+    >>> shorten_name("Mistral-7B-v0.1", "Mistral-7B-Instruct-v0.1"), shorten_name("a-1", "b-1")
+    ('Instruct-v0.1', 'b-1')
+    >>> shorten_name("phi-2", "phi-2-sft"), shorten_name("phi-2", "phi-2")
+    ('sft', 'phi-2')
+    """
+    parts = tuned.split("-")
+    pairs = zip(base.split("-"), parts, strict=False)
+    n_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return "-".join(parts[n_shared:]) or tuned
+
+
+def read_family(file: Path = FAMILY) -> tuple[dict[str, Source], list[Group]]:
     """Read the family: the repositories, and the groups in the page's order."""
     family = tomllib.loads(file.read_text())
     groups = []
@@ -105,7 +129,11 @@ def read_family(file: Path = FAMILY) -> tuple[dict[str, dict[str, object]], list
         for models in [*chains, *benchmark["pairs"]]:
             cluster = benchmark.get("cluster", "")
             groups.append(Group(benchmark["name"], benchmark["source"], cluster, tuple(models)))
-    return family["sources"], groups
+    sources = {
+        name: Source(**source | {"commits": tuple(source["commits"])})
+        for name, source in family["sources"].items()
+    }
+    return sources, groups
 
 
 class Atlas:
@@ -138,10 +166,12 @@ class Atlas:
         return rows
 
     def _read(self, group: Group) -> dict[str, list[Answer]]:
-        source = self.sources[group.source]
-        clone = Clone(self.clones / group.source, str(source["repository"]))
-        commits = tuple(source["commits"])  # type: ignore[arg-type]
-        return read_answers(group.benchmark, clone, commits, group.models)
+        commits = self.sources[group.source].commits
+        return read_answers(group.benchmark, self.open_clone(group), commits, group.models)
+
+    def open_clone(self, group: Group) -> Clone:
+        """Return the clone that holds a group's answers."""
+        return Clone(self.clones / group.source, self.sources[group.source].repository)
 
     def write_tables(
         self, group: Group, answers: Mapping[str, Sequence[Answer]], label: str = ""
@@ -206,7 +236,7 @@ def write_scores(file: Path, answers: Sequence[Answer], cluster: str, has_texts:
         writer = csv.writer(content, lineterminator="\n")
         writer.writerow(columns)
         for answer in answers:
-            cells = [answer.id, f"{answer.score:g}", answer.category]
+            cells = [answer.id, f"{answer.value:g}", answer.category]
             cells += [answer.cluster] if cluster else []
             cells += [answer.prompt, answer.text, answer.target] if has_texts else []
             writer.writerow(cells)
@@ -241,28 +271,28 @@ def show_rows(rows: Sequence[AtlasRow]) -> str:
     """Show the page's table: a line for each row."""
     records = []
     for row, corrected in zip(rows, correct_verdicts(rows), strict=True):
-        change = row.change
-        n_units = len(change.primary.difference.observations)
-        lost, gained = row.n_moved
-        points, interval = format_points(change.shown_change)
-        is_open = change.verdict is Verdict.undecided
-        n_to_decide = format_count(change.n_to_decide) if change.n_to_decide else "too many"
-        is_kept = corrected is change.verdict
-        records.append(
-            {
-                "benchmark": row.group.benchmark,
-                "models": row.pair,
-                "n": f"{change.n:,}" + (f" ({n_units:,})" if n_units < change.n else ""),
-                "base": format_number(100 * change.primary.base.value),
-                "tuned": format_number(100 * change.primary.tuned.value),
-                "change [95 %, = 90 %]": Cell(points, interval),
-                "verdict": f"{find_style(change.verdict).sign} {change.verdict}",
-                "fell, rose": f"{lost:,}, {gained:,}",
-                "after Holm": _NO_VALUE if is_open else "holds" if is_kept else corrected.value,
-                "would decide": n_to_decide if is_open else _NO_VALUE,
-            }
-        )
+        outcome = "holds" if corrected is row.change.verdict else corrected.value
+        if row.change.verdict is Verdict.undecided:
+            n_to_decide = row.change.n_to_decide
+            outcome = f"({format_count(n_to_decide)})" if n_to_decide else "(too many)"
+        records.append(describe_row(row) | {"after Holm": outcome})
     return write_table(make_table("", records), "markdown")
+
+
+def describe_row(row: AtlasRow) -> dict[str, str]:
+    """Describe what a row shows by itself, by the page's columns."""
+    change = row.change
+    n_units = len(change.primary.difference.observations)
+    scores = (change.primary.base.value, change.primary.tuned.value)
+    return {
+        "benchmark": row.group.benchmark,
+        "models": row.pair,
+        "n": f"{change.n:,}" + (f" ({n_units:,})" if n_units < change.n else ""),
+        "score": " → ".join(format_number(100 * score) for score in scores),
+        "change [95 %, = 90 %]": join_points(change),
+        "verdict": f"{find_style(change.verdict).sign} {change.verdict}",
+        "fell, rose": ", ".join(f"{n:,}" for n in row.n_moved),
+    }
 
 
 def show_subjects(rows: Sequence[AtlasRow]) -> str:
@@ -271,17 +301,17 @@ def show_subjects(rows: Sequence[AtlasRow]) -> str:
     subjects = sorted({name for row in pairs for name in row.change.subjects})
     records = []
     for name in subjects:
-        changes = {row.tuned: row.change.subjects[name] for row in pairs}
+        changes = {row.pair: row.change.subjects[name] for row in pairs}
         record: dict[str, str] = {"subject": name, "n": f"{next(iter(changes.values())).n:,}"}
-        for model, change in changes.items():
+        for pair, change in changes.items():
             star = "*" if change.p_value < 0.05 else ""
-            record[model] = f"{format_number(100 * change.change, '+.1f')}{star}"
+            record[pair] = f"{format_number(100 * change.change, '+.1f')}{star}"
         records.append(record)
     return write_table(make_table("", records), "markdown")
 
 
 def show_formats(atlas: Atlas, rows: Sequence[AtlasRow]) -> str:
-    """Show how much of MMLU-Pro's changes is only whether a letter can be read."""
+    """Show how many of MMLU-Pro's answers state no letter, and what becomes of them."""
     records = []
     for row in rows:
         if row.group.benchmark != "MMLU-Pro":
@@ -289,21 +319,35 @@ def show_formats(atlas: Atlas, rows: Sequence[AtlasRow]) -> str:
         answers = atlas.answers[row.group]
         pairs = list(zip(answers[row.base], answers[row.tuned], strict=True))
         unreadable = [sum(not pair[side].is_readable for pair in pairs) for side in (0, 1)]
-        lost = [after for before, after in pairs if before.score > after.score]
-        gained = [before for before, after in pairs if before.score < after.score]
-        readable = atlas.judge_readable(row)
+        lost = [after for before, after in pairs if before.value > after.value]
+        gained = [before for before, after in pairs if before.value < after.value]
         records.append(
             {
                 "models": row.pair,
                 "no letter, %": " → ".join(format_number(100 * k / len(pairs)) for k in unreadable),
+                "of these cut off, %": " → ".join(show_cut_off(answers[m]) for m in answers),
                 "lost, no letter after": count_unreadable(lost),
                 "gained, no letter before": count_unreadable(gained),
-                "stated letter": join_points(row.change),
-                "else last letter": join_points(atlas.judge_again(row, LAST_LETTER)),
-                "else first letter": join_points(atlas.judge_again(row, FIRST_LETTER)),
-                "both stated one": f"{join_points(readable)}, n {readable.n:,}",
             }
         )
+    return write_table(make_table("", records), "markdown")
+
+
+def show_rules(atlas: Atlas, rows: Sequence[AtlasRow]) -> str:
+    """Show MMLU-Pro's changes by several rules for reading the letter."""
+    records = []
+    for row in rows:
+        if row.group.benchmark == "MMLU-Pro":
+            readable = atlas.judge_readable(row)
+            records.append(
+                {
+                    "models": row.pair,
+                    "stated letter": join_points(row.change),
+                    "else last letter": join_points(atlas.judge_again(row, LAST_LETTER)),
+                    "else first letter": join_points(atlas.judge_again(row, FIRST_LETTER)),
+                    "both stated one": f"{join_points(readable)}, n {readable.n:,}",
+                }
+            )
     return write_table(make_table("", records), "markdown")
 
 
@@ -324,19 +368,54 @@ def count_unreadable(answers: Sequence[Answer]) -> str:
     return f"{sum(not answer.is_readable for answer in answers):,} of {len(answers):,}"
 
 
+def show_cut_off(answers: Sequence[Answer]) -> str:
+    """Show how many percent of the answers without a letter break off within a sentence."""
+    texts = [answer.text.rstrip() for answer in answers if not answer.is_readable]
+    n_cut = sum(not text.endswith((".", "!", "?", ")", "]", "$")) for text in texts)
+    return f"{100 * n_cut / len(texts):.0f}"
+
+
 def join_points(change: BenchmarkChange) -> str:
     """Show a change with its interval, in points."""
-    points, interval = format_points(change.shown_change)
-    return f"{points} {interval}"
+    return " ".join(format_points(change.shown_change))
+
+
+def show_summary(rows: Sequence[AtlasRow]) -> str:
+    """Count the verdicts, and those that hold after Holm's correction over all rows."""
+    verdicts = [row.change.verdict for row in rows]
+    corrected = correct_verdicts(rows)
+    decided = [pair for pair in zip(verdicts, corrected, strict=True) if pair[0] != "undecided"]
+    n_kept = sum(before == after for before, after in decided)
+    order = (Verdict.forgotten, Verdict.improved, Verdict.retained, Verdict.undecided)
+    counts = [f"{verdicts.count(verdict)} {verdict.value}" for verdict in order]
+    others = f"{', '.join(counts[:-1])} and {counts[-1]}"
+    return (
+        f"The {len(rows)} verdicts are {others}. Of the {len(decided)} that decide, {n_kept} hold "
+        "after Holm's correction over all rows.\n"
+    )
+
+
+def show_sources(atlas: Atlas) -> str:
+    """Show the repositories: at which commit they are read, and what their licence allows."""
+    lines = ["| repository | read at | licence | scores of single questions |", "|---|---|---|---|"]
+    for source in atlas.sources.values():
+        link = f"[{source.repository}](https://github.com/{source.repository})"
+        commits = ", ".join(f"`{commit[:7]}`" for commit in source.commits)
+        scores = "shipped" if source.shipped else "figures only"
+        lines.append(f"| {link} | {commits} | {source.licence} | {scores} |")
+    return "\n".join(lines) + "\n"
 
 
 def show_sections(atlas: Atlas, rows: Sequence[AtlasRow]) -> dict[str, str]:
     """Show all tables of the page, by the name that its markers have."""
     return {
+        "summary": show_summary(rows),
         "rows": show_rows(rows),
         "subjects": show_subjects(rows),
         "formats": show_formats(atlas, rows),
+        "rules": show_rules(atlas, rows),
         "containment": show_containment(atlas, rows),
+        "sources": show_sources(atlas),
     }
 
 
@@ -393,14 +472,18 @@ def show_recount(atlas: Atlas, rows: Sequence[AtlasRow]) -> tuple[str, bool]:
 def show_published(atlas: Atlas) -> str:
     """Show the means that two repositories publish of the same answers beside ours."""
     records = []
-    for group in atlas.groups:
-        source = atlas.sources[group.source]
-        clone = Clone(atlas.clones / group.source, str(source["repository"]))
-        commits = tuple(source["commits"])  # type: ignore[arg-type]
+    for group in atlas.answers:
+        clone, commits = atlas.open_clone(group), atlas.sources[group.source].commits
         for model in group.models:
-            published = read_published_mean(group.benchmark, clone, commits, model)
+            try:
+                published = read_published_mean(group.benchmark, clone, commits, model)
+            except MissingFileError as error:
+                atlas.missing.setdefault(str(error), []).append("the published means")
+                continue
             if published is not None:
-                scores = [a.score for a in SOURCES[group.benchmark](clone, commits, model)]
+                scores = [
+                    answer.score for answer in SOURCES[group.benchmark](clone, commits, model)
+                ]
                 known = [score for score in scores if score is not None]
                 records.append(
                     {
@@ -420,14 +503,14 @@ def ship_scores(atlas: Atlas, folder: Path) -> int:
 
     n_bytes = 0
     for group, answers in atlas.answers.items():
-        if not atlas.sources[group.source]["shipped"]:
+        if not atlas.sources[group.source].shipped:
             continue
         place = folder / name_folder(group.benchmark)
         place.mkdir(parents=True, exist_ok=True)
         for model, given in answers.items():
             columns: dict[str, list[str] | list[int] | list[float]] = {
                 "id": [answer.id for answer in given],
-                "score": [answer.score or 0.0 for answer in given],
+                "score": [answer.value for answer in given],
             }
             if all(answer.id.isdecimal() for answer in given):
                 columns["id"] = [int(answer.id) for answer in given]
@@ -451,6 +534,12 @@ def ship_scores(atlas: Atlas, folder: Path) -> int:
     return n_bytes
 
 
+def name_missing(atlas: Atlas) -> None:
+    """Write what is missing, and what is left out for it."""
+    for problem, left_out in atlas.missing.items():
+        print(f"{problem}\n  left out: {'; '.join(left_out)}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or write them; return 1 if a row is missing or recounts otherwise."""
     parser = argparse.ArgumentParser(
@@ -467,9 +556,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     atlas = Atlas(options.clones, options.tables or options.clones / "tables", options.texts)
     rows = atlas.judge()
-    for problem, left_out in atlas.missing.items():
-        print(f"{problem}\n  left out: {'; '.join(left_out)}", file=sys.stderr)
     if not rows:
+        name_missing(atlas)
         return 1
     if options.ship:
         print(f"{ship_scores(atlas, options.ship):,} bytes in {options.ship}")
@@ -483,6 +571,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not options.ship:
         for name, section in show_sections(atlas, rows).items():
             print(f"{name}\n{section}")
+    name_missing(atlas)
     return 0 if is_alike and not atlas.missing else 1
 
 

@@ -48,6 +48,12 @@ class Answer:
     text: str = ""
     target: str = ""
 
+    @property
+    def value(self) -> float:
+        """The score of an answer that has one, as those of `read_answers` have."""
+        assert self.score is not None
+        return self.score
+
 
 @dataclass(frozen=True)
 class Clone:
@@ -63,8 +69,8 @@ class Clone:
             MissingFileError: The clone, the commit or the file is not there.
         """
         if not self.folder.is_dir():
-            command = f"git clone --filter=blob:none --no-checkout {self.url} {self.folder}"
-            raise MissingFileError(f"there is no clone {self.folder}; make one: {command}")
+            advice = f"git clone --filter=blob:none --no-checkout {self.url} {self.folder}"
+            raise MissingFileError(f"there is no clone {self.folder}; make one: {advice}")
         command = ["git", "-C", str(self.folder), "show", f"{commit}:{path}"]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:
