@@ -366,9 +366,9 @@ def has_fast_bfloat16(processor: str) -> bool:
     Args:
         processor: What Linux writes into /proc/cpuinfo; empty on other systems.
 
-    >>> has_fast_bfloat16("vendor_id : AuthenticAMD\\nflags : avx512f avx512_bf16")
+    >>> has_fast_bfloat16("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16")
     True
-    >>> has_fast_bfloat16("vendor_id : GenuineIntel\\nflags : avx512f avx512_bf16")
+    >>> has_fast_bfloat16("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16")
     False
     """
     words = set(processor.split())

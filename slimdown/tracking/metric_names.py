@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 
-OF_TUNED = frozenset(
-    ("learned", "learned_low", "learned_high", "learned_loss", "kept", "kept_low", "kept_high")
-)
+OF_TUNED = frozenset({"learned", "learned_loss", "kept", "kept_low", "kept_high"})
 """The metrics of a tuned model that belong to no single benchmark."""
 _LOSSES_FIRST = "↓?↑=·"
 DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
@@ -49,14 +47,16 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash.
 
     `learned` is the mean change of the targets in points, `kept` that of the retained, both
-    without what may not be claimed about and with the ends of their intervals; `learned_loss` is
-    how far the loss on held-out rows fell, in nats per token.
+    without what may not be claimed about; `kept_low` and `kept_high` are the ends of its interval.
+    `learned_loss` is how far the loss on held-out rows fell, in nats per token.
     """
     metrics = collect_metrics(findings)
     for name, role in (("learned", Role.target), ("kept", Role.retained)):
         mean = findings.mean_change(role)
-        ends = {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
-        metrics |= {key: round(100 * value, 2) for key, value in ends.items()}
+        values = {name: mean.value}
+        if role is Role.retained:
+            values |= {"kept_low": mean.low, "kept_high": mean.high}
+        metrics |= {key: round(100 * value, 2) for key, value in values.items()}
     if training := findings.training:
         fall = training.validation_loss_before - training.validation_loss_after
         metrics["learned_loss"] = round(fall, 4)

@@ -10,7 +10,7 @@ from typing import Any
 from slimdown.config.benchmark_config import Role
 from slimdown.config.extensions import add_extensions
 from slimdown.config.fields import nearest
-from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
+from slimdown.evaluation.logs import every_eval, inspect, lighteval, lm_eval, score_tables
 from slimdown.evaluation.logs.logged_task import LoggedTask, LogReader, name_benchmark, name_models
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from slimdown.utils.secrets import redact
 # always come last, so that one beside the logs of a tool is not read as a log.
 _OWN: dict[str, LogReader] = {
     "lm_eval": lm_eval,
+    "Every Eval Ever": every_eval,
     "Inspect": inspect,
     "lighteval": lighteval,
     "tables": score_tables,
