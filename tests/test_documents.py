@@ -14,8 +14,8 @@ import pytest
 from builders import unpack_logs
 
 import slimdown
+from slimdown.api.measuring import Prompts
 from slimdown.commands import verdict
-from slimdown.notebook import Prompts
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 

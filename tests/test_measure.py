@@ -31,13 +31,13 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.callback import ForgettingCallback
+from slimdown.api.callback import ForgettingCallback
+from slimdown.api.measuring import Prompts, build_evaluator
 from slimdown.config.benchmark_config import PROMPT_SETTINGS, BenchmarkConfig, ResolvedBenchmark
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Outcome
 from slimdown.models.causal import wrap_model
-from slimdown.notebook import Prompts, build_evaluator
 from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError, DataError, ModelError, SlimdownError
 

@@ -69,7 +69,7 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.models.base_model import load_base_model  # torch
     from slimdown.models.merging import merge_adapter
     from slimdown.report import console
-    from slimdown.run_files import MergedModel, render_model_card
+    from slimdown.tracking.run_files import MergedModel, render_model_card
 
     is_original = options.onto == "original"
     model, quantization = replace(config.model, device=Device(options.device)), config.quantization

@@ -37,16 +37,16 @@ from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_line, show_places, show_table
 from slimdown.report.findings_report import add_outcome, findings_table
 from slimdown.report.text import describe_budgets, summarize_briefly
-from slimdown.run_files import render_model_card
 from slimdown.tracking import run_reader
 from slimdown.tracking.derived_models import record_scaled
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.run_files import render_model_card
 from slimdown.utils.errors import ConfigError, ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
 if TYPE_CHECKING:  # it imports torch
-    from slimdown.scales import ScaledEvaluations
+    from slimdown.runs.scaled_runs import ScaledEvaluations
 
 _CHOOSING_SHARE = 0.5  # of the questions, if the run holds none out; the others confirm
 _LARGEST = 2.0
@@ -113,7 +113,7 @@ def _scale(options: argparse.Namespace) -> int:
             scaled_config = replace(config, tuned=str(adapter))
         else:
             config = scaled_config = replace(config, dataset={})
-        from slimdown.scales import measure_scales  # torch
+        from slimdown.runs.scaled_runs import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")

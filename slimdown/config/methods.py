@@ -11,8 +11,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from slimdown.config.extensions import add_extensions
 from slimdown.config.fields import COUNT, FILLED_LIST, Range, build_choice, read_choice, setting
+from slimdown.utils.extensions import add_extensions
 
 GROUP = "slimdown.methods"
 _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)

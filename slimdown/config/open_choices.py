@@ -10,10 +10,10 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
 from slimdown.config.dataset_config import is_row_file, name_row_file
-from slimdown.config.extensions import list_added_choices
 from slimdown.config.methods import MethodConfig
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import read_group
+from slimdown.utils.extensions import list_added_choices
 
 
 def is_open_choice(group: str, choice: object) -> bool:

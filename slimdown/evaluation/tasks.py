@@ -25,10 +25,8 @@ from slimdown.config.benchmark_config import (
     CHOICE_PROBABILITY,
     BenchmarkConfig,
     ResolvedBenchmark,
-    Scoring,
 )
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.question_files import read_questions
 from slimdown.config.schema import EvaluationConfig
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import FLEXIBLE, choose_metric, read_cluster
@@ -36,6 +34,8 @@ from slimdown.evaluation.hub_metrics import forbid_hub_metrics
 from slimdown.evaluation.results import Metric
 from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
+from slimdown.scoring.question_files import read_questions
+from slimdown.scoring.scores import find_score
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.hub import explain_hub_errors
 from slimdown.utils.progress import OnProgress
@@ -461,8 +461,7 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         return ()
     if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
         rule = json.loads(doc["rule"])
-        texts = (Scoring.exact, Scoring.contains, Scoring.numeric)
-        return tuple(rule["accepted"]) if rule["score"] in texts else ()
+        return tuple(rule["accepted"]) if find_score(rule["score"]).names_answers else ()
     targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if choices and all(len(choice) == 1 for choice in choices):

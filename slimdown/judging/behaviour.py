@@ -13,8 +13,8 @@ from unicodedata import name as unicode_name
 from slimdown.config.benchmark_config import BYTE_PROBABILITY
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.judging.pairing import Pair
+from slimdown.scoring.refusal import read_refusal
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
-from slimdown.utils.scoring import read_refusal
 
 LENGTHS = ("words", "words thought")
 NEVER_ENDED, THINKS, RAN_OUT = "thinking never ended", "thinks", "ran out of tokens"

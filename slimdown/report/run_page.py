@@ -10,7 +10,7 @@ from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.report.answers_page import MOST_SHOWN
 from slimdown.report.stages_report import served_table
-from slimdown.utils.scoring import REFUSALS
+from slimdown.scoring.refusal import REFUSALS
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
 

@@ -10,21 +10,23 @@ from filelock import Timeout
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.engines import BACKENDS, ENGINES
-from slimdown.config.extensions import find_packages
 from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
+from slimdown.scoring.question_files import list_used_scores, read_questions
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import PACKAGES, find_version, name_machine, read_user
+from slimdown.tracking.provenance import PACKAGES, name_machine, read_user
 from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
+from slimdown.utils.extensions import find_packages
 from slimdown.utils.hashing import hash_file, hash_json
 from slimdown.utils.hub import resolve_commit
+from slimdown.utils.versions import find_version
 
 
 def run_key(config: RunConfig) -> str:
@@ -72,7 +74,13 @@ def run_key(config: RunConfig) -> str:
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
         "processes": 1 if config.tuned else process_count(),
     }
-    if packages := find_packages({"method": config.method.name, "keep": config.keep.name}):
+    questions = [read_questions(b.path, b.score) for b in config.benchmark.values() if b.path]
+    chosen: dict[str, list[str]] = {
+        "method": [config.method.name],
+        "keep": [config.keep.name],
+        "score": [score for rows in questions for score in list_used_scores(rows)],
+    }
+    if packages := [p for group, names in chosen.items() for p in find_packages(group, names)]:
         parts["extensions"] = packages
     return hash_json(parts)
 

@@ -25,7 +25,6 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import escape_markdown
-from slimdown.run_files import render_run_files
 from slimdown.tracking import logged_models, store
 from slimdown.tracking.metric_names import DESCRIPTION, Tag
 from slimdown.tracking.recorded_settings import (
@@ -34,6 +33,7 @@ from slimdown.tracking.recorded_settings import (
     flatten_settings,
     read_settings,
 )
+from slimdown.tracking.run_files import render_run_files
 from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_leaf, redact_uri

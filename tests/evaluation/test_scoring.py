@@ -1,6 +1,7 @@
 """Written answers are read as a person reads them, and messages are asked as a chat asks them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ from tiny_benchmarks import make_config
 from tiny_models import build_byte_tokenizer
 from trl.chat_template_utils import add_response_schema
 
-from slimdown.config.benchmark_config import Scoring
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.question_files import read_questions
 from slimdown.evaluation import benchmark_run
 from slimdown.evaluation.benchmark_run import Chunk
 from slimdown.evaluation.evaluator import Evaluator
@@ -25,15 +24,14 @@ from slimdown.evaluation.tasks import load_tasks
 from slimdown.judging.findings import judge
 from slimdown.report.run_page import render_page
 from slimdown.report.text import list_caveats
+from slimdown.scoring import scores
+from slimdown.scoring.contains import contains_answer
+from slimdown.scoring.numeric import read_number
+from slimdown.scoring.question_files import read_questions
+from slimdown.scoring.refusal import REFUSALS
+from slimdown.scoring.scores import is_right, read_answer
+from slimdown.scoring.tool_calls import read_tool_calls, write_call
 from slimdown.utils.errors import ConfigError, DataError, ModelError
-from slimdown.utils.scoring import (
-    REFUSALS,
-    contains_answer,
-    is_right,
-    read_answer,
-    read_number,
-)
-from slimdown.utils.tool_calls import read_tool_calls, write_call
 
 LABELLED = Path(__file__).with_name("labelled_answers.jsonl")
 READINGS = Path(__file__).with_name("labelled_readings.jsonl")
@@ -46,7 +44,7 @@ CALL = {"name": "add", "arguments": {"a": 3, "b": [4.5, "x"], "c": {"d": True}}}
 def read_rule(score: str, folder: Path, **row: Any) -> dict[str, Any]:
     """The rule of a question with these columns."""
     file = write_rows(folder / "one.jsonl", [{"question": "x", **row}])
-    (only,) = read_questions(str(file), Scoring(score))
+    (only,) = read_questions(str(file), score)
     rule: Any = {"score": "exact", "accepted": [only["answer"]]}
     return json.loads(only["rule"]) if "rule" in only else rule
 
@@ -224,7 +222,7 @@ def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
     ):
         file = write_rows(tmp_path / "bad.jsonl", [rows[2], {"question": "q", **row}])
         with pytest.raises(DataError, match=f"row 2: {message}"):
-            read_questions(str(file), Scoring.exact)
+            read_questions(str(file), "exact")
 
 
 def test_half_a_surrogate_pair_is_no_call() -> None:
@@ -526,7 +524,11 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("regex", {"question": "x", "answer": "(x"}, "is no regular expression"),
         ("regex", {"question": "x", "answer": "(?R)"}, "takes more than 0.1 seconds"),
         ("contains", {"question": "x", "forbidden": ["", "y"]}, "forbidden must be"),
-        ("contains", {"question": "x", "forbidden": ["x"]}, "wrong by its own rule"),
+        (
+            "contains",
+            {"question": "x", "forbidden": ["x"]},
+            "forbidden holds a part of",
+        ),
         ("numeric", {"question": "x"}, "score=numeric, and answer 'x' is not one number"),
         ("numeric", {"question": "x", "answer": "1 000"}, "is not one number"),
         ("numeric", {"question": "x", "answer": "12,5"}, "is not one number"),
@@ -557,17 +559,26 @@ def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score=contains is for a file of your own questions"):
         read_benchmarks({"task": "piqa", "score": "contains"})
     file = write_rows(tmp_path / "mine.jsonl", [{"question": "x", "answer": "y"}])
-    with pytest.raises(ConfigError, match="score='contain' must be one of exact, contains"):
+    with pytest.raises(ConfigError, match=r"score must be one of exact, contains, .* 'contain'"):
         read_benchmarks({"task": "mine", "path": str(file), "score": "contain"})
 
 
 def test_a_pattern_that_goes_on_is_ended_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slimdown.utils.scoring._PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr("slimdown.scoring.pattern._PATTERN_SECONDS", 0.2)
     rule = read_rule("regex", tmp_path, answer=r"^(\w+\s?)*\d$")
     with pytest.raises(DataError, match=r"takes more than 0\.2 seconds on a text"):
         is_right(rule, "word " * 200_000 + "!")
+
+
+BENCHMARKS_PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+def test_the_documentation_describes_every_score() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", BENCHMARKS_PAGE.read_text(), re.MULTILINE)
+    own = {score.name: score.description for score in scores.OWN}
+    assert {name: text for name, text in rows if name in own} == own
 
 
 # --- what stays, and what is shown --------------------------------------------------------------

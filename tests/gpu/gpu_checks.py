@@ -19,10 +19,10 @@ import transformers
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from slimdown.api.measuring import measure
 from slimdown.data.training_data import load_training_data
 from slimdown.models import memory, quiet
 from slimdown.models.base_model import load_base_model, load_outline, load_tokenizer
-from slimdown.notebook import measure
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.training.fine_tuning import fine_tune, prepare_training

@@ -15,7 +15,7 @@ from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import RunDescription, render_page
 from slimdown.report.text import describe_outcome
-from slimdown.run_files import render_run_files
+from slimdown.tracking.run_files import render_run_files
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 

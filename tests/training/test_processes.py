@@ -45,7 +45,7 @@ from training_run import TrainingRun
 from hydra import compose
 from slimdown.config.loader import load_config, open_hydra
 import mlflow
-import slimdown.experiment
+import slimdown.runs.experiment
 from slimdown.run import main
 from slimdown.training.forwards import Forwards, keep_forwards
 from slimdown.utils.distributed import (

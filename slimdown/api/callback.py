@@ -7,16 +7,16 @@ from typing import Any, Unpack
 
 from tqdm import tqdm
 
+from slimdown.api.measuring import NotebookFindings, Prompts, build_evaluator, judge
 from slimdown.config.benchmarks import BenchmarkSpec
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import default_budgets
 from slimdown.judging.findings import Findings
 from slimdown.models.causal import disabled_adapters, has_untouched_base
-from slimdown.notebook import NotebookFindings, Prompts, build_evaluator, judge
 from slimdown.report import console
 from slimdown.report.formatting import format_number, format_points, pluralize
+from slimdown.runs.forgetting_watcher import WatchingCallback, is_last_step, wrap_trained
 from slimdown.utils.errors import ConfigError, ModelError
-from slimdown.watching import WatchingCallback, is_last_step, wrap_trained
 
 
 class ForgettingCallback(WatchingCallback):
@@ -54,7 +54,7 @@ class ForgettingCallback(WatchingCallback):
         apply_chat_template: Ask through the tokenizer's chat template, or "auto".
         batch_size: Rows in a forward.
         include_path: A folder with task files of your own.
-        prompts: Settings for models that chat or think, see `slimdown.notebook.Prompts`.
+        prompts: Settings for models that chat or think, see `slimdown.api.measuring.Prompts`.
 
     Raises:
         ConfigError: There is no such benchmark or setting.

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from slimdown import __version__
 from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig
 from slimdown.config.naming import flatten
 from slimdown.config.schema import Dtype, EvaluationConfig, RunConfig
@@ -20,6 +19,7 @@ from slimdown.report.formatting import describe_model_place
 from slimdown.report.run_page import RunDescription, format_all, render_page
 from slimdown.report.stages_report import served_table
 from slimdown.utils.secrets import redact_leaf, redact_leaves
+from slimdown.utils.versions import OWN_VERSION
 
 _LONGEST_TITLE = 60  # characters of a page's heading
 _SECTIONS = ("dataset.", "keep.", "lora.", "method.", "quantization.", "train.", "seed")
@@ -201,7 +201,7 @@ def render_model_card(
         settings=yaml.safe_dump(written, sort_keys=False, allow_unicode=True),
         table=tables.write_table(findings_report.findings_table(findings), "markdown"),
         findings=findings,
-        version=__version__,
+        version=OWN_VERSION,
     )
 
 

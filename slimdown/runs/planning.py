@@ -20,7 +20,6 @@ from slimdown.config.engines import ENGINES
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import count_costs, try_costs
 from slimdown.evaluation.results import Cost, Work
-from slimdown.inputs import RunInputs, read_inputs
 from slimdown.models.base_model import (
     MODEL_FILES,
     LoadedModel,
@@ -31,11 +30,12 @@ from slimdown.models.memory import card_memory, free_memory
 from slimdown.models.training_memory import estimate_training
 from slimdown.report import console
 from slimdown.report.formatting import format_bytes, pluralize
-from slimdown.report.run_plan import PlannedPart, RunPlan, estimate_seconds
-from slimdown.run_files import describe_model, describe_prompts
+from slimdown.report.run_plan import PlannedPart, RunPlan
+from slimdown.runs.inputs import RunInputs, read_inputs
 from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import open_base_cache
-from slimdown.tracking.costs import Rates, find_rates
+from slimdown.tracking.costs import Rates, estimate_seconds, find_rates
+from slimdown.tracking.run_files import describe_model, describe_prompts
 from slimdown.training.fine_tuning import pack_rows, prepare_training, try_steps
 from slimdown.training.forwards import choose_forwards
 from slimdown.training.labels import IGNORED

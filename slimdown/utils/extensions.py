@@ -1,6 +1,6 @@
-"""What other packages add to slimdown by entry points: methods, mitigations, readers of logs."""
+"""What other packages add by entry points: methods, mitigations, scores, readers of logs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -10,10 +10,15 @@ from slimdown.utils.errors import ConfigError, describe_error
 GROUPS = {
     "slimdown.methods": "method",
     "slimdown.mitigations": "mitigation",
+    "slimdown.scores": "score",
     "slimdown.logs": "reader of logs",
 }
 """The groups of entry points, and what one entry of each adds."""
-_CHOICES = {"method": "slimdown.methods", "keep": "slimdown.mitigations"}
+_CHOICES = {
+    "method": "slimdown.methods",
+    "keep": "slimdown.mitigations",
+    "score": "slimdown.scores",
+}
 Kind = TypeVar("Kind")
 
 
@@ -33,10 +38,14 @@ def name_package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-def find_packages(choices: Mapping[str, str]) -> list[str]:
-    """Return the packages that add the choices of groups, such as `keep`, with their versions."""
-    points = [(group, one) for group in choices for one in list_extensions(_CHOICES[group])]
-    return [name_package(one) for group, one in points if one.name == choices[group]]
+def find_packages(group: str, choices: Collection[str]) -> list[str]:
+    """Return the packages that add some of the choices of a group, such as `keep`.
+
+    Returns:
+        Each with its version; none for what slimdown has.
+    """
+    points = list_extensions(_CHOICES[group])
+    return [name_package(point) for point in points if point.name in choices]
 
 
 def add_extensions(

@@ -10,13 +10,13 @@ from typing import Any
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
-from slimdown.inputs import decide_prompts, load_benchmarks, read_rows
 from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.causal import disabled_adapters
 from slimdown.models.external import open_tuned_model
 from slimdown.models.interpolation import pair_models
 from slimdown.report import console
+from slimdown.runs.inputs import decide_prompts, load_benchmarks, read_rows
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.store import local_dir
 from slimdown.training.fine_tuning import validate

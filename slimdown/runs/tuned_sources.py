@@ -14,20 +14,20 @@ from slimdown.data.training_data import TrainingData
 from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
-from slimdown.inputs import RunInputs
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.external import ExternalModel
 from slimdown.models.memory import card_memory
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
-from slimdown.run_files import render_model_card
+from slimdown.runs.forgetting_watcher import build_watcher
+from slimdown.runs.inputs import RunInputs
+from slimdown.tracking.run_files import render_model_card
 from slimdown.tracking.run_writer import TrackedRun
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.forwards import choose_forwards, keep_forwards
 from slimdown.training.result import TrainingResult
 from slimdown.training.tokenizing import TokenizedRows
-from slimdown.watching import build_watcher
 
 
 class TunedSource(Protocol):

@@ -9,7 +9,6 @@ from typing import Any
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator, assist_measuring
 from slimdown.evaluation.results import Cost, Evaluation, Work
-from slimdown.inputs import RunInputs, decide_prompts, load_benchmarks, read_inputs, read_rows
 from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
@@ -23,20 +22,21 @@ from slimdown.models.base_model import (
 )
 from slimdown.models.external import open_tuned_model
 from slimdown.models.shared_base import SharedBase
-from slimdown.planning import estimate_run
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.report.text import advise
-from slimdown.run_files import render_run_files
+from slimdown.runs.inputs import RunInputs, decide_prompts, load_benchmarks, read_inputs, read_rows
+from slimdown.runs.planning import estimate_run
+from slimdown.runs.tuned_sources import open_source
 from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_changed_base
+from slimdown.tracking.run_files import render_run_files
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult
-from slimdown.tuned_sources import open_source
 from slimdown.utils.distributed import broadcast_from_main, process_count
 
 _LONG = 3600.0  # seconds, of which a run warns before it starts

@@ -1,8 +1,7 @@
-"""`slimdown run`: one run, or with -m a sweep or a search."""
+"""What `slimdown run` does with its command line: a run, a sweep, a plan, help."""
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -11,17 +10,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.benchmarks import check_task_names
-from slimdown.config.engines import BACKENDS, ENGINES, Backend, list_engines
+from slimdown.config.engines import BACKENDS, ENGINES, list_engines
 from slimdown.config.help import write_help
 from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
-from slimdown.config.refused_options import needs_libraries
-from slimdown.config.schema import RunConfig
-from slimdown.models.tuned_base import find_wrong_base
+from slimdown.runs.input_checks import find_problems
 from slimdown.sweep.command_line import CommandLine, CommandPlan, compose_runs, read_command_line
 from slimdown.sweep.habits import read_flags
-from slimdown.utils.devices import count_gpus
 from slimdown.utils.distributed import (
     broadcast_from_main,
     check_launcher,
@@ -29,7 +24,6 @@ from slimdown.utils.distributed import (
     process_rank,
 )
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
-from slimdown.utils.hub import check_repositories
 
 
 def start(arguments: list[str]) -> int:
@@ -57,7 +51,7 @@ def start(arguments: list[str]) -> int:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
             broadcast_from_main(None)
-            from slimdown.experiment import assist_run
+            from slimdown.runs.experiment import assist_run
 
             assist_run(config)
             return 0
@@ -71,7 +65,7 @@ def start(arguments: list[str]) -> int:
         alone = [name for name, one in list_engines() if not one.takes_processes]
         named = f"-m, {', '.join(alone)} and stop_on_forgetting=true"
         raise ConfigError(f"{named} take one process, and there are {n}")
-    if problems := list(dict.fromkeys(_find_problems([run.config for run in plan.runs]))):
+    if problems := list(dict.fromkeys(find_problems([run.config for run in plan.runs]))):
         raise DataError("\n".join(problems))
     if line.plan:
         return _show_plan(line, plan)
@@ -97,32 +91,6 @@ def _show_plan(line: CommandLine, plan: CommandPlan) -> int:
     planned = plan_runs(plan.runs, n_trials, line.plan == "try")
     show_plans(planned.plans, planned.n_finished)
     return 0
-
-
-def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
-    """Find what is wrong with rows, tasks, repositories and options, before the first run."""
-    from slimdown.data.row_checks import check_row_files
-
-    problems: list[str] = []
-    for datasets in {repr(config.dataset): config.dataset for config in configs}.values():
-        problems += check_row_files(datasets)
-    for keep in {repr(config.keep): config.keep for config in configs}.values():
-        problems += keep.find_file_problems()
-    for config in {repr(config.benchmark): config for config in configs}.values():
-        problems += check_task_names(config.benchmark, config.evaluation.include_path)
-    backend = configs[0].evaluation.backend
-    if BACKENDS[backend].needs_gpu and not count_gpus():
-        needs = f"evaluation.backend={backend} needs a GPU of NVIDIA's"
-        problems.append(f"{needs}; set evaluation.backend={Backend.hf}")
-    wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
-    sources = (source for config in configs for source in _list_sources(config))
-    problems += wrong_bases or check_repositories(sources)
-    with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
-    if with_options and not problems:
-        from slimdown.training.options import check_options  # torch
-
-        problems += [one for config in with_options.values() for one in check_options(config)]
-    return iter(problems)
 
 
 def _show_help(arguments: list[str]) -> int:
@@ -163,14 +131,3 @@ def _ask_hydra(arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
-
-
-def _list_sources(config: RunConfig) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what `check_repositories` asks the hub for."""
-    for model in filter(None, (config.model, config.tuned_model)):
-        if not model.folder:
-            yield model.named, model.id, model.revision, "model"
-    for name, dataset in config.dataset.items():
-        if not dataset.file:
-            setting = f"dataset.{name}.path={dataset.path}"
-            yield setting, dataset.path, dataset.revision, "dataset"

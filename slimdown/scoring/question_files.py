@@ -1,19 +1,15 @@
 """Files of your own questions or texts: each row is checked before a model is loaded."""
 
 import json
-from dataclasses import replace
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
-from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
-from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig, Role, Scoring
-from slimdown.utils.errors import ConfigError, DataError
-from slimdown.utils.row_files import is_visible, iter_records
-from slimdown.utils.scoring import check_pattern, contains_answer, is_number
-from slimdown.utils.tool_calls import check_calls, write_call
+from slimdown.scoring.score import EXACT, Score, check_right_answers, to_text
+from slimdown.scoring.scores import find_score
+from slimdown.utils.errors import DataError
+from slimdown.utils.row_files import iter_records
 
 QuestionRows = tuple[dict[str, Any], ...]
 """Rows have question and answer, or also choices: answer is then the number of the right one.
@@ -26,7 +22,7 @@ _KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
 
 
-def read_questions(path: str, score: Scoring) -> QuestionRows:
+def read_questions(path: str, score: str) -> QuestionRows:
     """Read questions from a JSON, JSONL, CSV or Parquet file.
 
     Args:
@@ -35,7 +31,7 @@ def read_questions(path: str, score: Scoring) -> QuestionRows:
             `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
             A row with `text` and neither question nor answer is a document.
             Rows with the same `cluster`, such as those of one passage, count as one.
-        score: How answers without choices are scored where a row has no score of its own.
+        score: The name of the score of answers without choices, where a row has none of its own.
 
     Returns:
         The rows, without other columns and without spaces around answers.
@@ -47,47 +43,19 @@ def read_questions(path: str, score: Scoring) -> QuestionRows:
     return _read_question_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
 
 
-def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
-    """Fill in what a benchmark with a file of questions leaves open.
-
-    Args:
-        name: The benchmark's name.
-        benchmark: Its settings; without a file they are returned as they are.
-
-    Raises:
-        ConfigError: The file holds no such questions.
-    """
-    if benchmark.path is None:
-        return benchmark
-    try:
-        rows = read_questions(benchmark.path, benchmark.score)
-    except DataError as error:
-        raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
-    score = find_score(rows)
-    metric = "exact_match.strip" if score == Scoring.exact else score
-    own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
-    if "text" in rows[0]:
-        if benchmark.role is Role.target:
-            advice = "a text may become less likely without a loss, so it is watched; leave it out"
-            raise ConfigError(f"benchmark.{name}.role=target: {advice}")
-        own["metric"], benchmark = BYTE_PROBABILITY, replace(benchmark, role=Role.watched)
-    if "choices" in rows[0]:
-        first_rows = rows[: max(1, benchmark.limit or len(rows))]
-        own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
-    own |= {"num_fewshot": 0, "cluster": "cluster" if "cluster" in rows[0] else None}
-    return replace(
-        benchmark, **{k: v for k, v in own.items() if getattr(benchmark, k) in (None, "")}
-    )
+def name_score(rows: QuestionRows) -> str:
+    """Name how the answers of rows are scored; "right" where rows have scores of their own."""
+    scores = list_used_scores(rows)
+    return scores[0] if len(scores) == 1 else "right"
 
 
-def find_score(rows: QuestionRows) -> str:
-    """Return how the answers of rows are scored; "right" where rows have scores of their own."""
-    scores = {json.loads(row["rule"])["score"] if "rule" in row else "exact" for row in rows}
-    return str(scores.pop()) if len(scores) == 1 else "right"
+def list_used_scores(rows: QuestionRows) -> list[str]:
+    """Return the names of the scores that rows have."""
+    return sorted({json.loads(row["rule"])["score"] if "rule" in row else EXACT for row in rows})
 
 
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
-def _read_question_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
+def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows:
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:
@@ -103,13 +71,13 @@ def _read_question_rows(file: Path, changed_at: int, score: Scoring) -> Question
     if not rows:
         examples = '{"question": ..., "answer": ...}, or {"text": ...}'
         raise DataError(f"it is empty; write rows such as {examples}")
-    if all(row.get("rule") == _write_rule(Scoring.exact, [row.get("answer", "")]) for row in rows):
+    if all(_is_exact(row) for row in rows):
         for row in rows:  # they equal the questions of versions without scores
             del row["rule"]
     return tuple(rows)
 
 
-def read_row(record: Any, score: Scoring) -> dict[str, Any]:
+def read_row(record: Any, score: str) -> dict[str, Any]:
     """Read one row, see `read_questions`.
 
     Raises:
@@ -124,17 +92,16 @@ def read_row(record: Any, score: Scoring) -> dict[str, Any]:
         return _read_document(record["text"], score)
     answer, choices = record.get("answer"), record.get("choices")
     if isinstance(own_score := record.get("score"), str) and own_score.strip():
-        if own_score not in list(Scoring):
-            raise DataError(f"score {own_score[:60]!r} is none of {', '.join(Scoring)}")
-        score = Scoring(own_score)
+        score = own_score
+    own = find_score(score)
     prompt = _read_prompt(record)
     if choices is None:
-        return prompt | _read_answers(record, score)
-    if score != Scoring.exact or record.get("forbidden"):
+        return prompt | _read_answers(record, own)
+    if score != EXACT or record.get("forbidden"):
         raise DataError(f"choices are not written, so leave out score={score} and forbidden")
-    if not (text := _to_text(answer)):
+    if not (text := to_text(answer)):
         raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
-    texts = [_to_text(choice) for choice in choices] if isinstance(choices, list) else []
+    texts = [to_text(choice) for choice in choices] if isinstance(choices, list) else []
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"
         raise DataError(f"choices {wanted}, got {choices!r}"[:200])
@@ -148,11 +115,11 @@ def read_row(record: Any, score: Scoring) -> dict[str, Any]:
     return prompt | {"choices": texts, "answer": meant[0]}
 
 
-def _read_document(text: Any, score: Scoring) -> dict[str, Any]:
+def _read_document(text: Any, score: str) -> dict[str, Any]:
     """Read a text that is no question; spaces around it stay, they are read, too."""
-    if not isinstance(text, str) or not _to_text(text):
+    if not isinstance(text, str) or not to_text(text):
         raise DataError(f"text must hold something to read, got {text!r}"[:200])
-    if score != Scoring.exact:
+    if score != EXACT:
         raise DataError(f"it has only text, which nothing answers; leave out score={score}")
     return {"text": text}
 
@@ -161,7 +128,7 @@ def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
     """Read the cluster that a row shares with others; empty where it has none."""
     if (cluster := record.get("cluster")) is None:
         return {}
-    if not (text := _to_text(cluster)):
+    if not (text := to_text(cluster)):
         raise DataError(f"cluster must be a text or a number, got {cluster!r}"[:200])
     return {"cluster": text}
 
@@ -170,7 +137,7 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
     """Read a row's question, or its messages and tools."""
     question, messages, tools = map(record.get, ("question", "messages", "tools"))
     if messages is None and tools is None:
-        if not isinstance(question, str) or not _to_text(question):
+        if not isinstance(question, str) or not to_text(question):
             raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
         return {"question": question}
     if question is not None or not isinstance(messages, list) or not messages:
@@ -179,7 +146,7 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
     for number, turn in enumerate(messages, start=1):
         role, content = map(turn.get, ("role", "content")) if isinstance(turn, dict) else ("", "")
         allowed = ("user", "assistant", *(["system"] if number == 1 else []))
-        if role not in allowed or not isinstance(content, str) or not _to_text(content):
+        if role not in allowed or not isinstance(content, str) or not to_text(content):
             wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
             raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])
     if role != "user":
@@ -195,56 +162,22 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
     return {"question": question, "conversation": chat}
 
 
-def _read_answers(record: dict[str, Any], score: Scoring) -> dict[str, Any]:
+def _read_answers(record: dict[str, Any], score: Score) -> dict[str, Any]:
     """Read the right answers to a question without choices, and how they are scored."""
-    answers, forbidden = record.get("answer"), record.get("forbidden") or []
-    if not isinstance(answers, list) or score in (Scoring.regex, Scoring.refusal):
+    answers = record.get("answer")
+    if not isinstance(answers, list) or not score.takes_lists:
         answers = [answers]
-    accepted = [_check_answer(answer, score, record) for answer in answers]
-    if not 0 < len(accepted) <= _MOST_ANSWERS:
+    if not 0 < len(answers) <= _MOST_ANSWERS:
         raise DataError(f"answer must be one, or a list of 1 to {_MOST_ANSWERS}")
-    is_list = isinstance(forbidden, list) and all(
-        isinstance(text, str) and _to_text(text) for text in forbidden
-    )
-    if not is_list or (forbidden and score != Scoring.contains):
-        wanted = f"must be a list of texts and is for score=contains, got {forbidden!r}"
-        raise DataError(f"forbidden {wanted} and score={score}"[:200])
-    if forbidden and not all(contains_answer(one, accepted, forbidden) for one in accepted):
-        raise DataError("an accepted answer is wrong by its own rule: forbidden holds a part of it")
-    tools = record.get("tools") if score == Scoring.tool_call else None
-    row = {"answer": " | ".join(accepted), "rule": _write_rule(score, accepted, forbidden, tools)}
-    kinds = {"refuse": "questions to refuse", "comply": "questions to answer"}
-    return row | ({"category": kinds[accepted[0]]} if score == Scoring.refusal else {})
+    accepted = [score.check_answer(answer, record) for answer in answers]
+    rule = {"score": score.name, "accepted": accepted} | score.list_extras(accepted, record)
+    check_right_answers(score, rule)
+    row = {"answer": " | ".join(accepted), "rule": json.dumps(rule, ensure_ascii=False)}
+    category = score.categorize(accepted)
+    return row | ({"category": category} if category else {})
 
 
-def _check_answer(answer: Any, score: Scoring, record: dict[str, Any]) -> str:
-    """Return a right answer as a text in the form that its score takes."""
-    if score == Scoring.tool_call:
-        call = write_call(answer)
-        check_calls([json.loads(call)], record.get("tools"))
-        return call
-    if not (text := _to_text(answer)):
-        raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
-    if score == Scoring.regex:
-        check_pattern(text)
-    if score == Scoring.numeric and not is_number(text):
-        raise DataError(f"score=numeric, and answer {text[:60]!r} is not one number, such as 12.5")
-    if score == Scoring.refusal and text not in ("refuse", "comply"):
-        raise DataError(f"score=refusal, and answer must be refuse or comply, got {text[:60]!r}")
-    return text
-
-
-def _write_rule(score: Scoring, accepted: list[str], forbidden: Any = (), tools: Any = None) -> str:
-    rule = {"score": score, "accepted": accepted, "forbidden": forbidden, "tools": tools}
-    return json.dumps(rule, ensure_ascii=False)
-
-
-def _to_text(value: Any) -> str:
-    """Return a text without spaces around it, or a number as text; empty if nothing is visible."""
-    # A whole number may be too large for a float.
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    is_number = is_whole or (isinstance(value, float) and isfinite(value))
-    text = str(value).strip() if is_number or isinstance(value, str) else ""
-    if "\0" in text:
-        raise DataError("it holds a NUL character; take it out")
-    return text if is_visible(text) else ""
+def _is_exact(row: dict[str, Any]) -> bool:
+    """Return whether a row has one right answer, which must be equal."""
+    rule = json.loads(row["rule"]) if "rule" in row else {"score": ""}
+    return rule["score"] == EXACT and rule["accepted"] == [row["answer"]]
