@@ -71,8 +71,7 @@ def evaluate_as_served(
         All benchmarks; those that are served alike are those of `asked`. Questions, their order and
         their targets are the same, and prompts differ.
     """
-    evaluator = Evaluator(dict(tasks), config)
-    evaluator.backend = backend
+    evaluator = Evaluator(dict(tasks), config, backend=backend)
     n_asked = {name: len(asked.benchmarks[name].samples) for name in tasks}
 
     def ask_as_many(so_far: dict[str, BenchmarkEvaluation]) -> set[str]:

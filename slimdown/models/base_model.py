@@ -63,6 +63,10 @@ class LoadedModel:
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
     rules: AskingRules = AskingRules()
 
+    def without_weights(self) -> "LoadedModel":
+        """Return what is known of the model, with its outline alone."""
+        return replace(self, model=self.outline)
+
     def ask_by(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
         """Return the model as it answers by these rules, with this tokenizer."""
         identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}

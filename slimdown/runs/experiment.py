@@ -25,7 +25,14 @@ from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.report.text import advise
-from slimdown.runs.inputs import RunInputs, decide_prompts, load_benchmarks, read_inputs, read_rows
+from slimdown.runs.inputs import (
+    RunInputs,
+    decide_prompts,
+    load_benchmarks,
+    load_tokenizer,
+    read_inputs,
+    read_rows,
+)
 from slimdown.runs.planning import estimate_run
 from slimdown.runs.tuned_sources import open_source
 from slimdown.tracking.base_evaluations import open_base_cache
@@ -77,9 +84,13 @@ def run_experiment(
         broadcast_from_main(run.run_id)  # the processes in assist_run join in
         source.check(base, progress)
 
-        evaluator = Evaluator(inputs.tasks, config.evaluation, not inputs.learns_prompt)
-        evaluator.counts_memory = True  # this process and its GPU are our own
-        evaluator.n_processes = process_count()
+        evaluator = Evaluator(
+            inputs.tasks,
+            config.evaluation,
+            share_prefixes=not inputs.learns_prompt,
+            counts_memory=True,  # this process and its GPU are our own
+            n_processes=process_count(),
+        )
         with progress.show("measuring the base", "questions", "base") as on_progress:
             of_base = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
@@ -90,13 +101,14 @@ def run_experiment(
             console.show_notes(describe_changed_base(config, info.run_key, open_base))
 
         tuned = source.make(base, progress)
+        base = base.without_weights()  # they are the tuned model's now
         run.log_tuned(tuned, source.training)
         with progress.show("measuring the tuned model", "questions", "tuned") as on_progress:
             stop_when = stopping_rule(config.evaluation.until, of_base)
             of_tuned = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
         console.show_notes(evaluator.notes[n_shown:])
         of_served = source.ask_as_served(tuned, evaluator, of_tuned, progress)
-        source.release(base, tuned, shared_base)
+        source.release(tuned, shared_base)
 
         answers = _Answers(of_base, of_tuned, of_served)
         findings, gated = answers.judge_open(inputs, source.training)
@@ -192,7 +204,7 @@ def measure_base(config: RunConfig) -> None:
         SlimdownError: The base or a benchmark cannot be loaded.
     """
     tasks, _ = load_benchmarks(config)
-    tokenizer, train_data = load_base_tokenizer(config.model), None
+    tokenizer, train_data = load_tokenizer(config), None
     if config.dataset and config.may_hold_conversations:
         train_data = read_rows(config, tokenizer)
     evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)

@@ -75,7 +75,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     config = fix_dtypes(config)
     tasks, not_run = load_benchmarks(config, on_progress)
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-    tokenizer = load_base_tokenizer(config.model)
+    tokenizer = load_tokenizer(config)
     notes: list[str] = []
     tuned_model = config.tuned_model
     if tuned_model and tuned_model.gguf:
@@ -145,6 +145,14 @@ def _find_served(
     return served, notes
 
 
+def load_tokenizer(config: RunConfig) -> Any:
+    """Load the base's tokenizer; without a chat template it gets that of the tuned model."""
+    tokenizer = load_base_tokenizer(config.model)
+    if config.tuned_model and not tokenizer.chat_template:
+        tokenizer.chat_template = read_chat_template(config.tuned_model)
+    return tokenizer
+
+
 def load_benchmarks(
     config: RunConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
@@ -169,12 +177,10 @@ def decide_prompts(
 ) -> tuple[EvaluationConfig, list[str]]:
     """Decide how benchmarks are asked, see `choose_prompts`.
 
-    A base without a chat template gets that of the tuned model, so its tokenizer comes first.
-
     Args:
         config: The settings.
         tasks: The benchmarks.
-        tokenizer: The base's.
+        tokenizer: What `load_tokenizer` returned.
         train_data: The rows; None: nothing is trained, or they hold no conversations.
 
     Returns:
@@ -182,9 +188,7 @@ def decide_prompts(
     """
     is_chat = train_data is not None and train_data.holds_conversations
     if (tuned := config.tuned_model) and not train_data:
-        template = read_chat_template(tuned)
-        tokenizer.chat_template = tokenizer.chat_template or template
-        is_chat = template is not None
+        is_chat = read_chat_template(tuned) is not None
     has_reason = is_chat and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template
     is_plain = setting is False or (setting == "auto" and not has_reason)

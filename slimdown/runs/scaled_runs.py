@@ -11,12 +11,12 @@ from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
-from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
+from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import disabled_adapters
 from slimdown.models.external import open_tuned_model
 from slimdown.models.interpolation import pair_models
 from slimdown.report import console
-from slimdown.runs.inputs import decide_prompts, load_benchmarks, read_rows
+from slimdown.runs.inputs import decide_prompts, load_benchmarks, load_tokenizer, read_rows
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.store import local_dir
 from slimdown.training.fine_tuning import validate
@@ -58,7 +58,7 @@ def measure_scales(
     tasks, _ = load_benchmarks(config)
     rows = train_data = None
     with console.progress_bar(f"loading {config.model.id}"):
-        tokenizer = load_base_tokenizer(config.model)
+        tokenizer = load_tokenizer(config)
         if config.dataset:
             train_data = read_rows(config, tokenizer)
         evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)

@@ -68,11 +68,16 @@ class TunedSource(Protocol):
             progress: Shows the stage.
         """
 
-    def release(self, base: LoadedModel, tuned: LoadedModel, shared_base: SharedBase) -> None:
+    def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
         """Give the base back for the next run of this process, where it is still the base."""
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
-        """Add what is known of the model to the findings; return also the files of the model."""
+        """Add what is known of the model to the findings; return also the files of the model.
+
+        Args:
+            findings: What was judged.
+            base: The base without its weights.
+        """
 
 
 class Training:
@@ -173,10 +178,10 @@ class MadeElsewhere:
             about = served, self._inputs.config.evaluation, backend, model, asked
             return evaluate_as_served(*about, cache, on_progress)
 
-    def release(self, base: LoadedModel, tuned: LoadedModel, shared_base: SharedBase) -> None:
+    def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
         """An adapter comes off its base; a whole model has taken its place."""
         if self._external.folder:
-            shared_base.take_back(base, tuned)
+            shared_base.take_back(tuned)
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
         """Say how it is served otherwise than the base; its files are where they were."""
