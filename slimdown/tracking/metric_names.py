@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 
-OF_TUNED = frozenset({"learned", "learned_loss", "kept", "kept_low", "kept_high"})
-"""The metrics of a tuned model that belong to no single benchmark."""
 _LOSSES_FIRST = "↓?↑=·"
 DESCRIPTION = "mlflow.note.content"  # MLflow shows this tag on a run's page
+USER = "mlflow.user"
 
 
 class Tag(StrEnum):

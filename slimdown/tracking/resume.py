@@ -17,7 +17,7 @@ from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
 from slimdown.scoring.question_files import list_used_scores, read_questions
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metric_names import USER, Tag
 from slimdown.tracking.provenance import PACKAGES, name_machine, read_user
 from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION
@@ -182,7 +182,7 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
     is_known = run.tags.get(Tag.host) == name_machine() or has_ended
     # Locks of another user of a server lie elsewhere.
-    is_own = run.tags.get("mlflow.user", user := read_user()) == user
+    is_own = run.tags.get(USER, user := read_user()) == user
     if run.status == "FINISHED" or not is_known or not is_own:
         return False
     try:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -22,7 +21,6 @@ from slimdown.config.loader import complete_config
 from slimdown.config.schema import Dtype, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings
 from slimdown.report.formatting import escape_markdown
 from slimdown.tracking import logged_models, store
@@ -33,7 +31,6 @@ from slimdown.tracking.recorded_settings import (
     flatten_settings,
     read_settings,
 )
-from slimdown.tracking.run_files import render_run_files
 from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_leaf, redact_uri
@@ -365,7 +362,7 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budge
 
 
 def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunConfig) -> None:
-    """Give a finished run the name and the note of settings, in MLflow and on its pages.
+    """Give a finished run the name and the note of settings; its pages keep those they have.
 
     Args:
         tracking: The store.
@@ -382,20 +379,7 @@ def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunC
         return
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        recorded = replace(_read_settings(client, run).config, note=note or None)
-        about = SimpleNamespace(
-            name=name, environment=json.loads(_read_artifact(client, run, "environment.json"))
-        )
-        gate = decide_by_settings(run.findings)
-        files = render_run_files(run.findings, recorded, about, run.run_id, gate, run.model_files)
-        for path, content in files.items():
-            client.log_text(run.run_id, content, path)
-        outcomes, rest = "", client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
-        while found := _OUTCOME.match(rest):
-            outcomes, rest = outcomes + found[0], rest[found.end() :]
-        report = _OUTCOME.sub("", files["report.md"]) if outcomes else files["report.md"]
-        description = outcomes + report
-        for tag, text in ((Tag.name, given), (Tag.note, note), (DESCRIPTION, description)):
+        for tag, text in ((Tag.name, given), (Tag.note, note)):
             client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
         client.update_run(run.run_id, name=name)
 
