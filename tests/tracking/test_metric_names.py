@@ -19,5 +19,5 @@ def test_every_recorded_name_is_in_the_reference(store: MlflowClient, composed: 
         kinds = {re.sub("/.*", f"/{{{kind}}}", name) for kind in ("benchmark", "measure")}
         assert {name, *kinds} & explained, name
     assert {tag for tag in run.tags if tag.startswith("slimdown.")} <= explained
-    assert "cs ↓" in run.params["verdict"]
+    assert "cs ↓" in run.tags["slimdown.verdict"]
     assert "pocket_cs -44.0 forgotten" in run.tags[Tag.headline]
