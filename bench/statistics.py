@@ -29,7 +29,7 @@ from slimdown.comparison.value_verdicts import SeedAnswers, build_tests
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
-from slimdown.judging.behaviour import compare_behaviour
+from slimdown.judging.answer_traits import compare_behaviour
 from slimdown.judging.budgets import (
     Outcome,
     check_budgets,
@@ -38,7 +38,7 @@ from slimdown.judging.budgets import (
 )
 from slimdown.judging.findings import compare_subjects
 from slimdown.judging.forgetting_rate import forgetting_rate
-from slimdown.judging.overall import average_changes
+from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
 from slimdown.stats.estimates import (

@@ -16,7 +16,7 @@ from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.runs.input_checks import find_problems
 from slimdown.sweep.command_line import CommandLine, CommandPlan, compose_runs, read_command_line
-from slimdown.sweep.habits import read_flags
+from slimdown.sweep.shorthands import read_flags
 from slimdown.utils.distributed import (
     broadcast_from_main,
     check_launcher,

@@ -26,7 +26,7 @@ from slimdown.evaluation.results import Cost, Evaluation, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
-from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
+from slimdown.models.device_memory import is_out_of_memory, measure_peak_memory, release_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.distributed import assist, end_shared_work
 from slimdown.utils.errors import ModelError

@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
+from slimdown.models.device_memory import free_memory
 from slimdown.models.identity import describe_computation, hash_tokenizer
-from slimdown.models.memory import estimate_weight_bytes, free_memory
+from slimdown.models.memory_estimates import estimate_weight_bytes
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.weight_files import refuse_missing
 from slimdown.utils.distributed import local_rank, process_count

@@ -35,7 +35,7 @@ class SharedBase:
             ModelError: It cannot be loaded.
         """
         from slimdown.models.base_model import describe_base_model, load_base_model
-        from slimdown.models.memory import release_weights
+        from slimdown.models.device_memory import release_weights
 
         kept, self._base, self._lent = self._base, None, None
         settings = repr((config.model, config.quantization))

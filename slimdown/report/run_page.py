@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-from slimdown.judging.behaviour import BITS
+from slimdown.judging.answer_traits import BITS
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text

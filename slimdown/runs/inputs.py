@@ -9,8 +9,8 @@ from slimdown.config.rules import check_rows
 from slimdown.config.schema import EvaluationConfig, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.training_data import TrainingData, load_training_data
-from slimdown.evaluation.as_served import find_served_otherwise
 from slimdown.evaluation.evaluator import check_room
+from slimdown.evaluation.served_evaluation import find_served_otherwise
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, fix_dtypes, load_base_tokenizer

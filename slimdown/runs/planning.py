@@ -26,8 +26,8 @@ from slimdown.models.base_model import (
     describe_base_model,
     load_base_model,
 )
-from slimdown.models.memory import card_memory, free_memory
-from slimdown.models.training_memory import estimate_training
+from slimdown.models.device_memory import card_memory, free_memory
+from slimdown.models.training_estimate import estimate_training
 from slimdown.report import console
 from slimdown.report.formatting import format_bytes, pluralize
 from slimdown.report.run_plan import PlannedPart, RunPlan
@@ -37,8 +37,8 @@ from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.costs import Rates, estimate_seconds, find_rates
 from slimdown.tracking.run_files import describe_model, describe_prompts
 from slimdown.training.fine_tuning import pack_rows, prepare_training, try_steps
-from slimdown.training.forwards import choose_forwards
 from slimdown.training.labels import IGNORED
+from slimdown.training.step_splits import choose_forwards
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError

@@ -11,13 +11,13 @@ import torch
 
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainingData
-from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
+from slimdown.evaluation.served_evaluation import evaluate_as_served
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel
+from slimdown.models.device_memory import card_memory
 from slimdown.models.external import ExternalModel
-from slimdown.models.memory import card_memory
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
 from slimdown.runs.forgetting_watcher import build_watcher
@@ -25,8 +25,8 @@ from slimdown.runs.inputs import RunInputs
 from slimdown.tracking.run_files import render_model_card
 from slimdown.tracking.run_writer import TrackedRun
 from slimdown.training.fine_tuning import fine_tune, prepare_training
-from slimdown.training.forwards import choose_forwards, keep_forwards
 from slimdown.training.result import TrainingResult
+from slimdown.training.step_splits import choose_forwards, keep_forwards
 from slimdown.training.tokenizing import TokenizedRows
 
 

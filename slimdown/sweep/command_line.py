@@ -41,7 +41,7 @@ from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
 from slimdown.models.tuned_base import POCKET, find_base
-from slimdown.sweep.habits import TEXT_LISTS, parse_override, read_flags
+from slimdown.sweep.shorthands import TEXT_LISTS, parse_override, read_flags
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.extensions import list_added_choices
 from slimdown.utils.extras import name_install

@@ -28,11 +28,11 @@ from slimdown.report import console
 from slimdown.report.formatting import format_duration
 from slimdown.sweep.command_line import ComposedRun
 from slimdown.sweep.launchers import is_queued_again
-from slimdown.tracking.metric_names import Tag, describe_verdicts
+from slimdown.tracking.finished_runs import rename_run
+from slimdown.tracking.metrics_and_tags import Tag, describe_verdicts
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
 from slimdown.tracking.run_files import describe_run
-from slimdown.tracking.run_reader import rename_run
 from slimdown.tracking.store import check_store, sqlite_file
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, TrackingError, describe_error
@@ -185,7 +185,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
         parts = filter(None, (outcome.state, run_id, outcome.headline))
         console.show_line(f"{job}: {', '.join(parts)}")
     if "torch" in sys.modules:  # the next job in this process needs the memory
-        from slimdown.models.memory import release_memory
+        from slimdown.models.device_memory import release_memory
 
         release_memory()
 

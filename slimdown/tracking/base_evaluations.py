@@ -19,7 +19,7 @@ from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samp
 from slimdown.tracking import store
 from slimdown.tracking.datasets import describe_questions
 from slimdown.tracking.logged_models import ModelRecord, describe_base, link_models, log_base
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import Cost, Work
 from slimdown.tracking import provenance, store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
 

@@ -16,7 +16,7 @@ from slimdown.tracking.logged_models import (
     link_models,
     log_model,
 )
-from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_verdicts
+from slimdown.tracking.metrics_and_tags import Tag, collect_finding_metrics, describe_verdicts
 
 
 def record_scaled(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact_leaf

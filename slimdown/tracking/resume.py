@@ -1,4 +1,26 @@
-"""Find equal runs by their key: a finished one is taken, and an unfinished one is resumed."""
+"""Find equal runs by their key: a finished one is taken, and an unfinished one is resumed.
+
+A run that goes on takes what is there. RUN is `mlruns/runs/ID`, which is deleted once the store has
+everything; an evaluation's KEY is that of `evaluation_key`.
+
+| what                                  | written by                     | read by             |
+|---------------------------------------|--------------------------------|---------------------|
+| the run in the store, tag `run_key`   | run_writer.py, at the begin    | `_find_equal_runs`  |
+| RUN/artifacts/, findings among them   | run_writer.py                  | run_writer.py       |
+| RUN/answers-KEY.jsonl: chunks         | evaluation/answers_file.py     | the same            |
+| RUN/evaluations/KEY.*.parquet         | base_evaluations.py            | the same            |
+| samples/KEY.parquet in the store      | base_evaluations.py            | the same, any run   |
+| RUN/checkpoints/forwards.json         | training/step_splits.py        | the same            |
+| RUN/checkpoints/checkpoint-STEP/      | the Trainer                    | the Trainer         |
+| RUN/checkpoints/trained.pt: weights   | training/fine_tuning.py        | the same            |
+| CACHE/replay/HASH.json: written rows  | training/written_rows.py       | the same, any run   |
+
+- The run: while its key is equal, nobody holds its lock, and `is_abandoned` says so.
+- Answers and evaluations: while their key is equal, so also after another command.
+- Checkpoints: in this run alone, whose key holds rows, settings and versions. The newest one
+  counts that has its state, which the Trainer writes last.
+- Written rows: while the base and the settings of writing are equal.
+"""
 
 import re
 import shutil
@@ -17,7 +39,7 @@ from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
 from slimdown.scoring.question_files import list_used_scores, read_questions
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import USER, Tag
+from slimdown.tracking.metrics_and_tags import USER, Tag
 from slimdown.tracking.provenance import PACKAGES, name_machine, read_user
 from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION

@@ -33,7 +33,7 @@ from slimdown.tracking.logged_models import (
     log_base,
     log_model,
 )
-from slimdown.tracking.metric_names import (
+from slimdown.tracking.metrics_and_tags import (
     DESCRIPTION,
     Tag,
     collect_finding_metrics,
@@ -362,7 +362,7 @@ class TrackedRun:
 
 def _may_succeed(error: BaseException) -> bool:
     """Whether the same command can succeed: after a stop, or an error of store, hub or memory."""
-    from slimdown.models.memory import is_out_of_memory
+    from slimdown.models.device_memory import is_out_of_memory
 
     is_of_command = isinstance(error, SlimdownError) and not isinstance(error, TrackingError)
     causes = list_causes(error)

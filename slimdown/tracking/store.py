@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from slimdown.config.fields import find_problems
 from slimdown.config.tracking_config import TrackingConfig
-from slimdown.tracking.metric_names import USER, Tag
+from slimdown.tracking.metrics_and_tags import USER, Tag
 from slimdown.tracking.provenance import name_machine, read_user
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import SlimdownError, TrackingError

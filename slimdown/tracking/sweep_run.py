@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.secrets import redact

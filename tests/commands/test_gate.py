@@ -18,7 +18,7 @@ from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_sto
 from slimdown.commands import check, compare, verdict
 from slimdown.report.formatting import escape_markdown
 from slimdown.scoring.question_files import read_questions
-from slimdown.tracking.metric_names import DESCRIPTION, Tag
+from slimdown.tracking.metrics_and_tags import DESCRIPTION, Tag
 from slimdown.tracking.run_reader import find_run, find_runs
 
 OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13" / "base"

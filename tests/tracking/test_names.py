@@ -14,10 +14,11 @@ from slimdown.commands import compare, status
 from slimdown.config.schema import RunConfig
 from slimdown.sweep.command_line import ComposedRun, compose_runs, read_command_line
 from slimdown.sweep.jobs import JobState, name_run, run_job
-from slimdown.tracking.metric_names import DESCRIPTION, Tag
+from slimdown.tracking.finished_runs import record_outcome
+from slimdown.tracking.metrics_and_tags import DESCRIPTION, Tag
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import run_key
-from slimdown.tracking.run_reader import find_run, read_config, record_outcome
+from slimdown.tracking.run_reader import find_run, read_config
 from slimdown.tracking.run_writer import open_run
 from slimdown.utils.errors import ConfigError, TrackingError
 

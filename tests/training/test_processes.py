@@ -47,7 +47,7 @@ from slimdown.config.loader import load_config, open_hydra
 import mlflow
 import slimdown.runs.experiment
 from slimdown.run import main
-from slimdown.training.forwards import Forwards, keep_forwards
+from slimdown.training.step_splits import Forwards, keep_forwards
 from slimdown.utils.distributed import (
     assist, broadcast_from_main, end_shared_work, process_rank, share_work,
 )

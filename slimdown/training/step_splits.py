@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from slimdown.config.schema import RunConfig, TrainConfig
-from slimdown.models.training_memory import estimate_training
+from slimdown.models.training_estimate import estimate_training
 from slimdown.training.tokenizing import TokenizedRows
 from slimdown.utils.files import write_atomically
 

@@ -13,7 +13,7 @@ from slimdown.config.loader import open_hydra
 from slimdown.config.schema import RunConfig
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
-from slimdown.sweep.habits import parse_override
+from slimdown.sweep.shorthands import parse_override
 from slimdown.utils.errors import ConfigError
 
 LOGS = Path(__file__).parents[1] / "evaluation/harness_logs/0.4.13/base"

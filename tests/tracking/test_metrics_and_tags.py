@@ -6,7 +6,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from record_builders import Compose, record_run
 
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 
 
 def test_every_recorded_name_is_in_the_reference(store: MlflowClient, composed: Compose) -> None:

@@ -13,8 +13,8 @@ from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import load_outline
-from slimdown.models.training_memory import estimate_training
-from slimdown.training.forwards import (
+from slimdown.models.training_estimate import estimate_training
+from slimdown.training.step_splits import (
     Forwards,
     apply_forwards,
     choose_forwards,

@@ -14,7 +14,7 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.serving import Serving
+from slimdown.models.serving_settings import Serving
 from slimdown.utils.progress import OnProgress
 
 

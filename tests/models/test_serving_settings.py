@@ -15,7 +15,7 @@ from bench.write_gguf import write_gguf
 from slimdown.config.schema import RunConfig, TunedModelConfig
 from slimdown.models.base_model import load_base_model
 from slimdown.models.external import open_tuned_model
-from slimdown.models.serving import Serving, compare_serving, read_serving
+from slimdown.models.serving_settings import Serving, compare_serving, read_serving
 from slimdown.pocket import MODEL_DIR
 
 TEMPLATE = (

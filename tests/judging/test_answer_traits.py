@@ -6,7 +6,7 @@ from math import isnan
 import pytest
 from builders import judge_scores, make_benchmark, make_choice, make_evaluation, make_sample
 
-from slimdown.judging.behaviour import Trait
+from slimdown.judging.answer_traits import Trait
 from slimdown.judging.findings import judge
 
 TEXTS = [

@@ -10,7 +10,7 @@ import torch
 from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.memory import estimate_step_bytes, estimate_weight_bytes
+from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weight_bytes
 
 _BYTES_A_TRAINED = (
     16  # the number, its gradient and AdamW's two means, in float32; the base's is one
