@@ -345,31 +345,42 @@ def change_clusters(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 yield "changed", case, percent(float(np.mean(p < ALPHA))), "5"
                 rate = f"{100 * float(np.mean(p < ALPHA / 4)):.2f}"
                 yield "changed, of 4 benchmarks", case, rate, "1.25"
-    # Flips that are no chance: eight clusters flip every time, 24 single questions never do.
-    chances = scipy.stats.binom.pmf(np.arange(9), 8, 0.5)
-    for size, bound in ((3, "5"), (1, "-")):
-        sampling = Sampling(clusters=np.repeat(np.arange(32.0), [size] * 8 + [1] * 24))
-        differences = []
-        for n_lost in range(9):
-            before = np.repeat([1.0, 0.0, 0.0], [size * n_lost, size * (8 - n_lost), 24])
-            after = np.where(np.arange(len(before)) < 8 * size, 1 - before, before)
-            differences.append(compare_scores(before, after, sampling))
-        rate = percent(float(chances @ [d.p_value < ALPHA for d in differences]))
-        case = f"24 questions alone and 8 clusters of {size}, which always flip; exact"
-        yield "changed", case, rate, bound
+    # Flips that are no chance: eight of 32 questions or clusters flip every time.
+    made = 0.0
+    for n_lost, chance in enumerate(scipy.stats.binom.pmf(np.arange(9), 8, 0.5)):
+        d = count_difference(n_lost, 8 - n_lost, 32)
+        made += chance * (d.p_value < ALPHA)
+    yield "changed", "8 of 32 questions always flip, the others never; exact", percent(made), "-"
     # One cluster in fifty is large and loses what the others gain; some samples hold none of these.
     for n_clusters in (50, 100):
         hits, n_draws = 0, max(200, draws // 20)
         for _ in range(n_draws):
             is_large = random.random(n_clusters) < 0.02
-            gained = random.random(n_clusters) < 40 * 0.02 / 0.98
+            gained = random.random(n_clusters) < 0.02 / 0.98
             sizes = np.where(is_large, 40, 1)
             changes = np.repeat(np.where(is_large, -1.0, gained), sizes)
             before = np.maximum(-changes, 0)
             sampling = Sampling(clusters=np.repeat(np.arange(float(n_clusters)), sizes))
             hits += compare_scores(before, before + changes, sampling).p_value < ALPHA
         case = f"{n_clusters} clusters, one in fifty of 40 questions, by chance"
-        yield "changed", case, percent(hits / n_draws), "-"
+        yield "changed", case, percent(hits / n_draws), "5"
+
+
+def copy_one(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """How much wider an interval becomes, in percent, if one of 1,000 questions is copied."""
+    for lost, gained in ((11, 9), (30, 30), (0, 0)):
+        alone = count_difference(lost, gained, 1000)
+        width = alone.high - alone.low
+        worst = 0.0
+        for n_copies in (2, 3, 5, 10):
+            documents = np.append(np.arange(1000), np.zeros(n_copies - 1, int))
+            changes = np.repeat([-1.0, 0.0, 1.0], [lost, 1000 - lost - gained, gained])[documents]
+            before = np.maximum(-changes, 0)
+            sampling = Sampling(clusters=documents.astype(float))
+            found = compare_scores(before, before + changes, sampling)
+            worst = max(worst, (found.high - found.low) / width - 1)
+        case = f"1,000 questions, {lost} lost and {gained} gained, one copied 2 to 10 times"
+        yield "wider by (%)", f"{case}; exact", percent(worst), "5"
 
 
 def ask_copies(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -1343,6 +1354,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     stop_anywhere,
     vary_scores,
     change_clusters,
+    copy_one,
     ask_copies,
     ask_again,
     change_probabilities,

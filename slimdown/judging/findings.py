@@ -391,7 +391,7 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
         is_of = subjects == name
         # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
         is_used = is_of | bool(looks)
-        weights = is_of[is_used] / is_of[is_used].mean()
+        weights = is_of[is_used] / is_of[is_used].mean() if looks else None
         clusters = pair.sampling.clusters
         sampling = Sampling(weights, looks, pair.sampling.n_available)
         if clusters is not None:

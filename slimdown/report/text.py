@@ -410,8 +410,8 @@ def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
     """Say where a benchmark's questions count as fewer, or stand for no other subjects."""
     difference = benchmark.primary.difference
     if difference.sampling.clusters is not None:
-        counted = f"{difference.n:,} questions count as {len(difference.observations):,}"
-        yield f"{name}: its {counted}; copies are one, and so is a cluster."
+        counted = f"{difference.n:,} questions, {len(difference.observations):,} of them distinct"
+        yield f"{name}: {counted}. Copies of a question, and questions of one cluster, count once."
     if n_subjects := difference.sampling.n_subjects:
         yield f"{name} is about these {n_subjects} subjects alone."
 

@@ -142,19 +142,14 @@ class EmpiricalLikelihoodTest:
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
     n_skipped_looks: int = 0  # looks, the first ones, at which nothing is claimed
     added: Floats | float = PSEUDO_ANSWERS  # pseudo-answers, for all looks or by look
-    # [k], the sizes of clusters, which multiply thresholds; and the largest of them
-    sizes: Floats | float = 1.0
-    largest_size: float = 1.0
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        excess = self.values - thresholds[:, None] * self.sizes
-        return self.p_values_of(excess, self.lowest - thresholds * self.largest_size)
+        return self.p_values_of(self.values - thresholds[:, None], self.lowest - thresholds)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        excess = thresholds[:, None] * self.sizes - self.values
-        return self.p_values_of(excess, thresholds * self.largest_size - self.highest)
+        return self.p_values_of(thresholds[:, None] - self.values, thresholds - self.highest)
 
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of means that are not ruled out, with half of alpha at each end.
@@ -164,10 +159,9 @@ class EmpiricalLikelihoodTest:
         """
 
         def p_values(points: Floats) -> Floats:
-            (above, below), sizes = points[:, :, None], self.sizes
-            excess = np.concatenate([self.values - above * sizes, below * sizes - self.values])
-            extremes = points * self.largest_size
-            least = np.append(self.lowest - extremes[0], extremes[1] - self.highest)
+            above, below = points[:, :, None]
+            excess = np.concatenate([self.values - above, below - self.values])
+            least = np.append(self.lowest - points[0], points[1] - self.highest)
             return self.p_values_of(excess, least).reshape(points.shape)
 
         low, high = self.find_ends(p_values, (lowest, highest), (highest, lowest), alpha / 2)

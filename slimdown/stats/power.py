@@ -105,18 +105,16 @@ def n_to_decide(
     if d.sampling.looks:
         alpha *= EARLY_SHARE
     values, counts, spread = d.test.values, d.test.counts[-1], d.spread
-    sizes = np.broadcast_to(d.test.sizes, values.shape)
     is_plain = d.has_independent_answers and d.sampling.weights is None
     if is_plain or (d.is_binary and not d.changes.any()):
         # few questions without a flip do not tell how rare flips are
         values, counts = np.append(values, (-1.0, 1.0)), np.append(counts, (0.5, 0.5))
-        sizes = np.append(sizes, (1.0, 1.0))
         spread = sqrt(float(counts @ (values - d.value) ** 2) / counts.sum())
 
     def spread_at(threshold: float) -> float:
         sign, end = (1, d.test.lowest) if d.value > threshold else (-1, -d.test.highest)
         # with so many answers, the one that is added hardly counts
-        excess, end = sign * (values - threshold * sizes), end - sign * threshold
+        excess, end = sign * (values - threshold), end - sign * threshold
         return null_spread(excess, _MOST * counts, end)
 
     of_change, of_margin = (-float(scipy.special.ndtri(a)) for a in (alpha / 2, alpha))

@@ -125,17 +125,34 @@ def test_copies_of_a_question_in_a_cluster_count_as_one_question() -> None:
     )
 
 
-def test_the_error_of_clusters_is_millers() -> None:
-    """It is equation 4 of arXiv 2411.00640, with the usual correction for few clusters."""
+def test_clusters_are_observations_that_weigh_alike_whatever_their_size() -> None:
     random = np.random.default_rng(5)
-    clusters = np.repeat(np.arange(12.0), [1, 2, 3, 8] * 3)
+    sizes = [1, 2, 3, 8] * 3
+    clusters = np.repeat(np.arange(12.0), sizes)
     scores = (random.random(len(clusters)) < 0.3 + 0.4 * (clusters % 2)).astype(float)
-    residuals = scores - scores.mean()
-    pairs = clusters[:, None] == clusters
-    error = np.sqrt((np.outer(residuals, residuals) * pairs).sum()) / len(scores)
+    means = [float(scores[clusters == cluster].mean()) for cluster in range(12)]
     estimate = estimate_mean(scores, Sampling(clusters=clusters))
-    assert estimate.value == pytest.approx(scores.mean())
-    assert estimate.standard_error == pytest.approx(error * np.sqrt(12 / 11))
+    assert estimate.value == pytest.approx(np.mean(means))
+    assert estimate.standard_error == pytest.approx(np.std(means, ddof=1) / np.sqrt(12))
+    expected = estimate_mean(means)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_copies", [2, 5, 10])
+def test_one_copied_question_makes_an_interval_hardly_wider(n_copies: int) -> None:
+    before, after = make_scores(0, 11, 9, 980)
+    documents = np.append(np.arange(1000.0), np.zeros(n_copies - 1))
+    copied = [np.array(x)[documents.astype(int)] for x in (before, after)]
+    alone, found = (
+        compare_scores(before, after),
+        compare_scores(*copied, Sampling(clusters=documents)),
+    )
+    assert found.value == pytest.approx(alone.value)
+    for alpha in (0.05, 0.0125):
+        widths = [high - low for low, high in (d.interval(alpha) for d in (alone, found))]
+        assert widths[1] <= 1.05 * widths[0]
+        widths = [high - low for low, high in (d.margin_interval(alpha) for d in (alone, found))]
+        assert widths[1] <= 1.05 * widths[0]
 
 
 def coverage(estimates: Sequence[Estimate], truth: float) -> float:
