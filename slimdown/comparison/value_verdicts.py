@@ -66,6 +66,7 @@ class SeedAnswers:
     parts: Sequence[Floats]  # [seeds, questions] each; the change is the sum of their means
     bounds: Sequence[float]  # for each part, how large one number can be
     step: float = 0.0  # how much one question counts
+    is_binary: bool = False  # whether there is one part, of changes of 0/1 answers of one kind
 
     @property
     def n_seeds(self) -> int:
@@ -151,7 +152,9 @@ def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
     for i, one in answers.items():
         has_enough = one.n_seeds >= ENOUGH_SEEDS
         spread = spreads[i] if has_enough else pooled if one.n_seeds > 1 else None
-        tests[i] = build_mean_test(*one.parts, bounds=one.bounds, spread=spread)
+        tests[i] = build_mean_test(
+            *one.parts, bounds=one.bounds, spread=spread, is_binary=one.is_binary
+        )
     return tests
 
 
@@ -167,7 +170,9 @@ def collect_answers(changes: Sequence[Sequence[BenchmarkChange]]) -> SeedAnswers
         )
         bounds[n] = bounds.get(n, 0.0) + largest / len(changes)
     step = max(1 / (len(changes) * part.shape[1]) for part in parts)
-    return SeedAnswers(parts, list(bounds.values()), step)
+    is_alone = len(changes) == 1
+    is_binary = is_alone and all(one.primary.difference.test.is_margin for one in changes[0])
+    return SeedAnswers(parts, list(bounds.values()), step, is_binary)
 
 
 def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[BenchmarkChange]]:

@@ -128,12 +128,15 @@ class Difference(Estimate):
 
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
-        """The test against a margin or a budget."""
-        return self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+        """The test against a margin or a budget. To 0/1 answers of one kind it adds the least."""
+        test = self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+        is_whole = bool(np.isin(test.values, (-1.0, 0.0, 1.0)).all())  # and so of no mixed cluster
+        is_margin = self.is_binary and self.sampling.is_simple and is_whole
+        return replace(test, is_margin=is_margin)
 
     @cached_property
     def change_test(self) -> EmpiricalLikelihoodTest:
-        """The test of any change. To 0/1 answers of one kind it adds less than `test` does."""
+        """The test of any change. To 0/1 answers of one kind it adds half an answer."""
         if self.is_binary and self.sampling.is_simple:
             return self.test.of_change(self.test.values != 0)
         return self.test

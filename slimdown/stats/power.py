@@ -11,7 +11,13 @@ import numpy as np
 import scipy
 
 from slimdown.stats.estimates import Difference
-from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, added_to_change, null_spread
+from slimdown.stats.likelihood import (
+    ALPHA,
+    PSEUDO_ANSWERS,
+    added_to_change,
+    added_to_margin,
+    null_spread,
+)
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
 POWER = 0.8
@@ -121,15 +127,28 @@ def n_to_decide(
     at_none, above, below, at_budget = map(spread_at, (0.0, margin, -margin, -(budget or 0.0)))
 
     added = float(np.atleast_1d(d.change_test.added)[-1])
+    losing, gaining = (float(counts[side * values > 0].sum()) / counts.sum() for side in (-1, 1))
+
+    def find_step(claimed: float, favorable: float, adverse: float, n: int) -> float:
+        """Return what the added answers move a mean of n answers, of which such shares flip."""
+        if not d.test.is_margin:
+            return PSEUDO_ANSWERS / n
+        return float(added_to_margin(claimed, round(favorable * n), round(adverse * n), n)) / n
 
     def power(n: int) -> float:
-        root, step = sqrt(n), PSEUDO_ANSWERS / n
+        root = sqrt(n)
         shown = of_change * at_none / root + added / n
-        high = min(shown, margin - of_margin * above / root - step)
-        low = max(-shown, -margin + of_margin * below / root + step)
+        high = min(
+            shown, margin - of_margin * above / root - find_step(-margin, losing, gaining, n)
+        )
+        low = max(
+            -shown, -margin + of_margin * below / root + find_step(-margin, gaining, losing, n)
+        )
         ends = np.array([-shown, shown, low, max(low, high)])
         if budget is not None:
-            ends = np.array([-1, 1, 0, 0]) * (of_margin * at_budget / root + step) - budget
+            within = of_margin * at_budget / root + find_step(-budget, gaining, losing, n)
+            beyond = of_margin * at_budget / root + find_step(budget, losing, gaining, n)
+            ends = np.array([-budget - beyond, -budget + within, -budget, -budget])
         chances = scipy.special.ndtr((ends - d.value) * root / spread)
         return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
 

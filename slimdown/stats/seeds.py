@@ -6,7 +6,7 @@ says what to buy.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log, nan, sqrt
 
@@ -118,7 +118,8 @@ class MeanTest:
     configuration. Two one-sided tests are combined, each as a distance in its own standard errors:
 
     - Questions: the empirical likelihood ratio of each question's mean over the seeds. It holds for
-      few and skewed answers, where a standard error does not.
+      few and skewed answers, where a standard error does not. Such means move in smaller steps than
+      answers do, by 1/S where each of S seeds flips other answers. So as much less is added.
     - Seeds: Student's, with the variance of the seeds' means. It may be pooled over configurations
       that are taken to vary alike; then it has their degrees of freedom together.
 
@@ -165,39 +166,52 @@ class MeanTest:
 
     def _p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        return self._add_seeds(self.value - thresholds, self.questions.p_values_above(thresholds))
+        p_values = self.questions.p_values_above(thresholds)
+        return self._add_seeds(self.value - thresholds, p_values)
 
     def _p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        return self._add_seeds(thresholds - self.value, self.questions.p_values_below(thresholds))
+        p_values = self.questions.p_values_below(thresholds)
+        return self._add_seeds(thresholds - self.value, p_values)
 
     def _add_seeds(self, distances: Floats, of_questions: Floats) -> Floats:
-        """Make p-values of other questions those of other questions and other seeds.
-
-        Args:
-            distances: How far the mean lies from each threshold, on the side of the claim.
-            of_questions: The p-values of the questions alone.
-        """
         if self.spread is None:
             return of_questions
-        roots = -scipy.special.ndtri(of_questions)
-        is_open = (distances > 0) & (roots > 0)
-        distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
-        seeds, once = self.spread.variance / self.n_seeds, self.spread.residual / self.n_seeds
-        questions = np.maximum(0.0, (distances / roots) ** 2 - once)
-        low = np.full_like(distances, _LOWEST)  # logarithms of levels
-        high = np.full_like(distances, log(0.5))
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            student = scipy.special.stdtrit(self.spread.freedom, np.exp(middle))
-            normal = scipy.special.ndtri(np.exp(middle))
-            is_above = student**2 * seeds + normal**2 * questions > distances**2
-            low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
-        return np.where(is_open, np.maximum(of_questions, np.exp(high)), of_questions)
+        return add_seed_noise(distances, of_questions, self.spread, self.n_seeds)
+
+
+def add_seed_noise(
+    distances: Floats, of_questions: Floats, spread: SeedSpread, n_seeds: int
+) -> Floats:
+    """Make p-values of other questions those of other questions and other seeds, see `MeanTest`.
+
+    Args:
+        distances: How far the mean lies from each threshold, on the side of the claim.
+        of_questions: The p-values of the questions alone.
+        spread: How much seeds vary.
+        n_seeds: How many the mean was taken over.
+    """
+    roots = -scipy.special.ndtri(of_questions)
+    is_open = (distances > 0) & (roots > 0)
+    distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
+    seeds, once = spread.variance / n_seeds, spread.residual / n_seeds
+    questions = np.maximum(0.0, (distances / roots) ** 2 - once)
+    low = np.full_like(distances, _LOWEST)  # logarithms of levels
+    high = np.full_like(distances, log(0.5))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
+        normal = scipy.special.ndtri(np.exp(middle))
+        is_above = student**2 * seeds + normal**2 * questions > distances**2
+        low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
+    return np.where(is_open, np.maximum(of_questions, np.exp(high)), of_questions)
 
 
 def build_mean_test(
-    *parts: Floats, bounds: Sequence[float] = (), spread: SeedSpread | None = None
+    *parts: Floats,
+    bounds: Sequence[float] = (),
+    spread: SeedSpread | None = None,
+    is_binary: bool = False,
 ) -> MeanTest:
     """Build the test of a mean change over seeds.
 
@@ -205,6 +219,7 @@ def build_mean_test(
         parts: [seeds, questions] each, as in `split_noise`; one seed or more.
         bounds: For each part, how large one number can be; empty: 1.
         spread: How much seeds vary; None: the claim is about these trainings alone.
+        is_binary: Whether there is one part, of changes of 0/1 answers of one kind.
     """
     sizes = [part.shape[1] for part in parts]
     scales = [sum(sizes) / n for n in sizes]
@@ -212,6 +227,11 @@ def build_mean_test(
     bound = max(b * s for b, s in zip(bounds or [1.0] * len(parts), scales, strict=True))
     values, counts = np.unique(numbers.round(12), return_counts=True)
     table = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
+    if is_binary:
+        sizes_of_means = counts @ np.abs(values)
+        # 1 where all seeds flip the same answers, 1/S where each flips others
+        step = float(counts @ values**2 / sizes_of_means) if sizes_of_means else 1.0
+        table = replace(table, is_margin=True, step=step)
     return MeanTest(float(numbers.mean()), table, len(parts[0]), spread)
 
 
