@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cache, partial
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 from math import nan
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +24,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from slimdown.comparison.group_tests import compare_seeds
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
-from slimdown.comparison.value_verdicts import SeedAnswers, build_tests
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
@@ -58,7 +56,15 @@ from slimdown.stats.likelihood import (
     likelihood_p_values,
 )
 from slimdown.stats.power import POWER, change_power
-from slimdown.stats.seeds import MeanTest, SeedSpread, add_seed_noise, split_noise
+from slimdown.stats.seeds import (
+    MeanTest,
+    SeedAnswers,
+    SeedSpread,
+    add_seed_noise,
+    build_difference_tests,
+    build_tests,
+    split_noise,
+)
 from slimdown.stats.sequential import block_ends, combine_looks
 
 Floats = NDArray[np.float64]
@@ -1141,49 +1147,117 @@ def agree_with_verdicts(draws: int, random: np.random.Generator) -> Iterator[Row
             )
 
 
+def draw_values(
+    sizes: Sequence[int],
+    n: int,
+    noise: tuple[float, float, float],
+    random: np.random.Generator,
+    shared: float = 0.0,
+    change: float = 0.0,
+) -> list[SeedAnswers]:
+    """Draw the answers of several values of a setting; on average nothing differs between them.
+
+    Args:
+        sizes: Of each value the number of seeds.
+        n: Questions.
+        noise: The share of questions that flip alike for all seeds of a value, the share that flips
+            by seed, and how much a seed shifts all its answers.
+        random: The generator.
+        shared: How much a seed shifts the answers of all values alike: then all have the same
+            seeds, and are compared in pairs.
+        change: What the last value loses.
+    """
+    alike, own, training = noise
+    common = random.normal(0, shared, (max(sizes), 1))
+    values = []
+    for i, n_seeds in enumerate(sizes):
+        shift = random.normal(0, training, (n_seeds, 1)) + common[:n_seeds]
+        shift = shift - change * (i == len(sizes) - 1) / (1 - alike)
+        of_value, by_seed = random.random(n), random.random((n_seeds, n))
+        lost, gained = own / 2 + np.maximum(0, -shift), own / 2 + np.maximum(0, shift)
+        flips = np.where(by_seed < lost, -1.0, np.where(by_seed > 1 - gained, 1.0, 0.0))
+        flips = np.where(of_value < alike, np.where(of_value < alike / 2, -1.0, 1.0), flips)
+        names = tuple(f"{seed}" if shared else f"{i}, {seed}" for seed in range(n_seeds))
+        values.append(SeedAnswers([flips], [1.0], 1 / n, is_binary=True, seeds=names))
+    return values
+
+
+def find_difference(values: Sequence[SeedAnswers], against: int | None = None) -> bool:
+    """Whether any two values are shown to differ; with a reference, any and this one."""
+    groups = {str(i): value for i, value in enumerate(values)}
+    pairs = [pair for pair in combinations(groups, 2) if against is None or str(against) in pair]
+    tests = build_difference_tests(groups, pairs).values()
+    return min(holm([test.p_value for test in tests])) < ALPHA
+
+
 def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """Groups of seeds of equal truth: few answers vary, unequal sizes, unequal spreads."""
-    n = 200
-    for n_seeds in (2, 3, 5):
-        for varying in (1, 4, 20, 100):
-            means = random.binomial(varying, 0.5, (draws, 2, n_seeds)) / n
-            tests = [compare_seeds(dict(enumerate(pair)), 1 / n)[0, 1] for pair in means]
-            hits = np.mean([test.p_value < ALPHA for test in tests])
-            case = f"{n_seeds} seeds, {varying} of {n} answers vary"
-            yield "groups differ", case, percent(float(hits)), "5"
-    for sizes in ((2, 2), (2, 5), (2, 10), (3, 10), (2, 3, 5), (2,) * 6, (5, 10)):
-        last, hits = len(sizes) - 1, np.zeros(3)
-        for _ in range(draws):
-            groups = {i: random.normal(0, 1, size) for i, size in enumerate(sizes)}
-            wider, better = groups | {0: 3 * groups[0]}, groups | {last: groups[last] + 3}
-            tests = [compare_seeds(one)[0, last] for one in (groups, wider, better)]
-            hits += [test.p_value < ALPHA for test in tests]
-        case = f"groups of {', '.join(map(str, sizes))} seeds"
-        yield "groups differ", case, percent(hits[0] / draws), "5"
-        yield (
-            "groups differ",
-            f"{case}, the first varies three times as much",
-            percent(hits[1] / draws),
-            "-",
-        )
-        yield "power", f"{case}, a difference of 3 spreads", percent(hits[2] / draws), "-"
-    for n_seeds, n_values in ((2, 2), (2, 3), (2, 6), (3, 2), (3, 6), (4, 6)):
+    """`compare`: values of a setting that are equally good in the world of these questions.
+
+    Each value flips a tenth of the questions alike for all its seeds, and 2 % by seed. What counts
+    is the error of a mean by the questions over the one by the seeds.
+    """
+    alike, own, n_draws = 0.1, 0.02, max(10, draws // 10)
+    for n_seeds, n in product((3, 5), (100, 300, 1000)):
+        for ratio in (0.5, 1.0, 2.0, 3.0):
+            training = np.sqrt(alike * n_seeds / n) / ratio
+            for kind, shared in (("in pairs", training), ("other seeds", 0.0)):
+                noise = alike, own, training
+                hits = sum(
+                    find_difference(draw_values((n_seeds, n_seeds), n, noise, random, shared))
+                    for _ in range(n_draws)
+                )
+                case = f"2 values of {n_seeds} seeds ({kind}), {n:,} questions"
+                case += f", their error {ratio:g} times the seeds'"
+                yield "values differ", case, percent(hits / n_draws), "5"
+
+
+def differ_among_many(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """`compare`: many equally good values, unequal numbers of seeds, unequal spreads."""
+    n_draws = max(10, draws // 10)
+    for sizes in ((2, 2), (2, 5), (2, 10), (3, 10), (5, 10), (2, 3, 5), (2,) * 6, (3,) * 4):
+        for training in (0.0, 0.05):
+            for shared in (0.0, 0.05) if len(set(sizes)) == 1 else (0.0,):
+                hits = sum(
+                    find_difference(draw_values(sizes, 300, (0.02, 0.05, training), random, shared))
+                    for _ in range(n_draws)
+                )
+                case = f"values of {', '.join(map(str, sizes))} seeds, 300 questions, shifts of "
+                case += f"{100 * training:g} points{', in pairs' if shared else ''}, any claim"
+                yield "values differ", case, percent(hits / n_draws), "5"
+    for sizes in ((2, 2), (3, 3), (2, 10), (3, 10), (5, 10), (4,) * 6):
         hits = 0
-        for _ in range(draws):
-            means = random.normal(0, 1, (n_values, n_seeds))
-            means[0] *= 3
-            tests = compare_seeds(dict(enumerate(means)))
-            hits += min(holm([test.p_value for test in tests.values()])) < ALPHA
-        case = f"{n_values} groups of {n_seeds} seeds, one varies three times as much"
-        yield "groups differ", f"{case}, any claim (Holm)", percent(hits / draws), "-"
+        for _ in range(n_draws):
+            wide, *_ = draw_values(sizes, 300, (0.02, 0.05, 0.15), random)
+            others = draw_values(sizes, 300, (0.02, 0.05, 0.05), random)[1:]
+            hits += find_difference([wide, *others])
+        case = f"values of {', '.join(map(str, sizes))} seeds, the first varies three times as much"
+        yield "values differ", f"{case}, any claim", percent(hits / n_draws), "-"
+
+
+def differ_from_one(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """`compare`: one value beside others, in turn and as the reference (`--against`)."""
+    n_draws = max(10, draws // 10)
     for n_seeds in (2, 3, 5):  # as keep=none beside each share of keep=replay
         hits = 0
-        for _ in range(draws):
-            first, *others = random.normal(0, 1, (4, n_seeds))
-            tests = [compare_seeds({"first": first, "other": one}) for one in others]
-            hits += min(holm([of["first", "other"].p_value for of in tests])) < ALPHA
-        case = f"{n_seeds} seeds, one group beside three others in turn, any claim (Holm)"
-        yield "groups differ", case, percent(hits / draws), "5"
+        for _ in range(n_draws):
+            first, *others = draw_values((n_seeds,) * 4, 300, (0.02, 0.05, 0.03), random)
+            p = []
+            for other in others:
+                groups = {"first": first, "other": other}
+                [test] = build_difference_tests(groups, [("first", "other")]).values()
+                p.append(test.p_value)
+            hits += min(holm(p)) < ALPHA
+        case = f"{n_seeds} seeds, one value beside three others in turn, any claim (Holm)"
+        yield "values differ", case, percent(hits / n_draws), "5"
+    for against, how in ((None, "each with each"), (0, "each with the first alone")):
+        shown = lucky = 0
+        for _ in range(n_draws):
+            noise = 0.02, 0.05, 0.02
+            shown += find_difference(draw_values((3,) * 6, 600, noise, random, 0.03, 0.08), against)
+            lucky += find_difference(draw_values((3,) * 6, 600, noise, random, 0.03), against)
+        case = f"6 values of 3 seeds, 600 questions, in pairs, {how}"
+        yield "values differ", f"{case}, any claim", percent(lucky / n_draws), "5"
+        yield "power", f"{case}, one loses 8 points", percent(shown / n_draws), "-"
 
 
 def draw_table(
@@ -1491,6 +1565,8 @@ SIMULATIONS: tuple[Simulation, ...] = (
     choose_checkpoints,
     agree_with_verdicts,
     differ_by_luck,
+    differ_among_many,
+    differ_from_one,
     judge_values,
     show_values,
     average_benchmarks,

@@ -4,8 +4,7 @@ import re
 from dataclasses import replace
 from math import isfinite
 
-from slimdown.comparison.group_tests import KEPT, LEARNED
-from slimdown.comparison.run_comparison import Comparison, Configuration
+from slimdown.comparison.run_comparison import KEPT, LEARNED, Comparison, Configuration
 from slimdown.config.fields import nearest
 from slimdown.utils.errors import ConfigError
 

@@ -7,14 +7,20 @@ in a further block below.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 
 from rich.cells import cell_len
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
-from slimdown.comparison.group_tests import KEPT, LEARNED, ShownDifference, find_differences
-from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
+from slimdown.comparison.group_tests import ShownDifference, find_differences
+from slimdown.comparison.run_comparison import (
+    KEPT,
+    LEARNED,
+    Comparison,
+    Configuration,
+    compare_runs,
+)
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.comparison.varied_settings import find_varied
@@ -202,7 +208,7 @@ def describe_claims(
         return
     if "seed" in find_settings(comparison):  # values are tested over their seeds
         runs = [run for row in comparison.rows for run in row.runs]
-        grouped = compare_runs(runs, corrects=False)
+        grouped = replace(compare_runs(runs, corrects=False), reference=comparison.reference)
         comparison = sort_by_setting(grouped, tested[0])
     found = find_differences(comparison, *tested)
     if not found.n_tests:
@@ -222,7 +228,7 @@ def describe_claims(
         yield f"No difference between values of {names} is shown. More seeds may show one."
         return
     rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
-    yield f"Shown: {'; '.join(claims)}.{rest}"
+    yield f"Shown for other seeds and questions: {'; '.join(claims)}.{rest}"
 
 
 def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:

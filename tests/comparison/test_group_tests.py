@@ -1,5 +1,6 @@
 """Groups of seeds are tested against each other, and claim nothing that two seeds cannot tell."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import sqrt
 
@@ -13,11 +14,15 @@ from builders import (
     make_scores,
     stop_early,
 )
-from scipy.stats import t, ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
-from slimdown.comparison.group_tests import compare_seeds, describe_groups
+from bench.statistics import draw_values, find_difference
+from slimdown.comparison.group_tests import describe_groups, find_differences
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.judging.findings import judge
+from slimdown.stats.estimates import compare_scores
+from slimdown.stats.seeds import MeanTest, SeedAnswers, add_seed_noise, build_difference_tests
+from slimdown.utils.errors import ConfigError
 
 
 def describe(losts: dict[int, list[int]]) -> str:
@@ -51,7 +56,7 @@ def test_the_mean_of_several_benchmarks_is_tested_beside_them() -> None:
             ]
             pairs[1] = tuple(scores[::-1] for scores in pairs[1])
             sides = [make_evaluation(a=a, b=b) for a, b in zip(*pairs, strict=True)]
-            runs.append(make_run(judge(*sides), len(runs), lora__r=str(rank), seed=str(seed)))
+            runs.append(make_run(judge(*sides), len(runs), lora__r=str(rank), seed=f"{rank}{seed}"))
     [line, *_] = describe_groups(compare_runs(runs), "lora.r")
     assert line.startswith("kept by lora.r: 8 lies 6.2 points below 2 (p = ")
 
@@ -125,35 +130,100 @@ def test_rows_that_lack_a_setting_replace_no_row_that_has_it() -> None:
         assert not [line for line in lines if line.startswith("a by lora.r, keep.weight=null: ")]
 
 
-def test_below_five_seeds_all_groups_share_one_spread_and_above_it_is_welchs_test() -> None:
-    draw = np.random.default_rng(0)
+def make_answers(
+    means: Sequence[float], n: int = 4000, names: Sequence[str] | None = None
+) -> SeedAnswers:
+    """Graded changes that hardly vary over questions, so that seeds are the noise that counts."""
+    draw = np.random.default_rng(len(means))
+    by_question = draw.normal(0, 1e-4, n)
+    changes = np.array(means)[:, None] + by_question - by_question.mean()
+    return SeedAnswers([changes], [1.0], step=0.0, seeds=tuple(names or map(str, means)))
+
+
+def compare(first: SeedAnswers, second: SeedAnswers, *others: SeedAnswers) -> MeanTest:
+    groups = {str(i): one for i, one in enumerate((first, second, *others))}
+    return build_difference_tests(groups, [("0", "1")])["0", "1"]
+
+
+def test_without_noise_of_questions_it_is_students_test_of_the_seeds() -> None:
+    draw, zero = np.random.default_rng(0), np.zeros(1)
+
+    def find_p(test: MeanTest) -> float:
+        distances = np.array([abs(test.value)])
+        assert test.spread
+        # as if the questions were no noise at all
+        p = add_seed_noise(distances, zero + 1e-300, test.spread, test.n_seeds)
+        assert test.p_value >= 2 * p[0]  # that of the questions comes on top of it
+        return 2 * float(p[0])
+
     x, y = draw.normal(0, 0.02, 5), draw.normal(0.01, 0.05, 8)
-    [welch] = compare_seeds({"x": x, "y": y}, 0.001).values()
-    assert welch.p_value == pytest.approx(ttest_ind(x, y, equal_var=False).pvalue)
-    two = {str(i): np.array([0.0, 0.02]) + (0.06 if i == 5 else 0) for i in range(6)}
-    tests = compare_seeds(two)
-    assert len(tests) == 15
-    # six groups that vary alike lend each other their degrees of freedom: six instead of two
-    student = ttest_ind(two["0"], two["5"]).statistic
-    assert tests["0", "5"].p_value == pytest.approx(2 * t.sf(abs(student), 6))
-    assert compare_seeds({"a": [0.1], "b": [0.2, 0.3]}) == {}
+    welch = ttest_ind(x, y, equal_var=False).pvalue
+    assert find_p(compare(make_answers(x), make_answers(y))) == pytest.approx(welch, rel=0.02)
+    x, y = draw.normal(0, 0.02, (2, 3))
+    student = ttest_ind(x, y).pvalue
+    assert find_p(compare(make_answers(x), make_answers(y))) == pytest.approx(student, rel=0.02)
+    names = ["1", "2", "0"]
+    paired = compare(
+        make_answers(x, names=names), make_answers(y[[2, 0, 1]], names=["0", "1", "2"])
+    )
+    assert find_p(paired) == pytest.approx(ttest_rel(x, y).pvalue, rel=0.02)
 
 
-@pytest.mark.parametrize("sizes", [(2, 5), (2, 10), (2, 3, 5), (2, 2, 2, 2, 2, 2)])
-def test_equal_groups_of_unequal_size_seldom_differ(sizes: tuple[int, ...]) -> None:
-    draw, pair = np.random.default_rng(1), ("0", str(len(sizes) - 1))
-    claims = []
-    for _ in range(2000):
-        groups = {str(i): draw.normal(0, 1, n) for i, n in enumerate(sizes)}
-        claims.append(compare_seeds(groups)[pair].p_value < 0.05)
-    assert np.mean(claims) < 0.05 + 2 * sqrt(0.05 * 0.95 / 2000)
+def test_values_with_the_same_seeds_lend_each_other_their_noise() -> None:
+    """Of a two-way analysis of variance: values, seeds, and what is left over."""
+    draw = np.random.default_rng(3)
+    means = draw.normal(0, 0.02, (4, 3)) + draw.normal(0, 0.2, 3)
+    test = compare(*(make_answers(of_value, names="012") for of_value in means))
+    left = means - means.mean(axis=0) - means.mean(axis=1)[:, None] + means.mean()
+    assert test.spread
+    assert test.spread.freedom == 6
+    assert test.spread.variance == pytest.approx(2 * (left**2).sum() / 6, rel=0.01)
+    assert test.value == pytest.approx(means[1].mean() - means[0].mean())
 
 
-def test_seeds_that_agree_by_chance_are_not_certain() -> None:
-    draw, claims = np.random.default_rng(0), []
-    for n_seeds in (2, 3, 5):
-        for _ in range(400):
-            x, y = draw.binomial(2, 0.5, (2, n_seeds)) / 100
-            [test] = compare_seeds({"x": x, "y": y}, 0.01).values()
-            claims.append(test.p_value < 0.05)
-    assert np.mean(claims) < 0.02  # plain Welch: 5 %, and 12 % of two seeds
+def test_what_differs_on_these_questions_alone_is_not_shown() -> None:
+    """Two values flip other questions, each the same for all its seeds: seeds tell no difference.
+
+    They differ by 7 points on these questions for every seed, and the questions tell as little.
+    """
+    draw = np.random.default_rng(8)
+    x, y = (
+        np.repeat(draw.choice([-1.0, 0.0, 1.0], (1, 100), p=p), 5, axis=0)
+        for p in (
+            [0.08, 0.87, 0.05],
+            [0.05, 0.87, 0.08],
+        )
+    )
+    first, second = (SeedAnswers([one], [1.0], 0.01, True, tuple("01234")) for one in (x, y))
+    test = compare(first, second)
+    expected = compare_scores(np.maximum(0, x[0] - y[0]), np.maximum(0, y[0] - x[0]))
+    assert test.value == expected.value > 0.02
+    assert min(test.p_value, expected.p_value) > 0.05
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+@pytest.mark.parametrize("shared", [0.0, 0.05])
+def test_equally_good_values_seldom_differ(n_seeds: int, shared: float) -> None:
+    draw = np.random.default_rng(n_seeds)
+    claims = [
+        find_difference(draw_values((n_seeds,) * 2, 300, (0.1, 0.02, 0.02), draw, shared))
+        for _ in range(300)
+    ]
+    assert np.mean(claims) < 0.05 + 2 * sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_reference_is_compared_with_each_other_value_and_no_others_are() -> None:
+    runs = []
+    for rank, losts in (("2", [4, 6, 5]), ("8", [8, 7, 10]), ("32", [60, 66, 57])):
+        for seed, lost in enumerate(losts):
+            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
+            runs.append(make_run(findings, len(runs), lora__r=rank, seed=str(seed)))
+    comparison = compare_runs(runs)
+    against = replace(comparison, reference="8")
+    [shown] = find_differences(against, "lora.r").shown
+    assert (shown.value, shown.other) == ("32", "8")
+    of_all = find_differences(comparison, "lora.r")
+    assert (find_differences(against, "lora.r").n_tests, of_all.n_tests) == (2, 3)
+    assert shown.p_value < next(one for one in of_all.shown if one.other == "8").p_value
+    with pytest.raises(ConfigError, match="--against 9: no run has this value"):
+        find_differences(replace(comparison, reference="9"), "lora.r")

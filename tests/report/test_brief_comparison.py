@@ -114,13 +114,15 @@ def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> N
 
 def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> None:
     brief = describe_briefly(compare(1, 3, 4), 80)
-    assert re.match(
-        r"Shown: 16 lies \d+\.\d points below 4 on \w+ \(corrected p (<|=) 0\.\d+\)", brief.notes[0]
-    )
+    shown = brief.notes[0].removeprefix("Shown for other seeds and questions: ")
+    assert re.match(r"16 lies \d+\.\d points below 4 on \w+ \(corrected p (<|=) 0\.\d+\)", shown)
     assert brief.notes[0].endswith(" The rest is not shown.")
     assert describe_briefly(compare(1, 1, 4), 80).notes[0].endswith("lets them be tested.")
     two = compare(2, 3, 4)
-    assert re.match(r"Shown: (lora.r=16 lies|model.id=)", describe_briefly(two, 80).notes[0])
+    assert re.match(
+        r"Shown for other seeds and questions: (lora.r=16 lies|model.id=)",
+        describe_briefly(two, 80).notes[0],
+    )
     assert "model.id=" in describe_briefly(two, 80, by="lora.r").notes[0]
 
 
