@@ -17,8 +17,10 @@ from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.verdicts import correct_with_levels
 from slimdown.stats.estimates import Estimate, to_array
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.power import n_to_decide
+from slimdown.stats.power import can_show_within, n_to_decide
 from slimdown.utils.errors import ConfigError
+
+_SMALLEST_SCALE = 0.1  # of those that `slimdown scale` measures
 
 
 class TestedLoss(Protocol):
@@ -219,6 +221,27 @@ def resolve_budgets(
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
     return budgets, relative
+
+
+def can_show_budget(findings: Findings, budget: float) -> bool:
+    """Whether the questions can show that some scale of what was trained keeps a budget.
+
+    It is asked whether they would show it if a tenth of each benchmark's changes were left, as at
+    the smallest scale of `slimdown scale`.
+
+    Args:
+        findings: at scale 1.
+        budget: what each retained benchmark may lose; others keep those of their settings.
+    """
+    try:
+        budgets, _ = resolve_budgets(findings, {"": budget})
+    except ConfigError:  # there is nothing to lose
+        return False
+    changes = [(findings.benchmarks[name], allowed) for name, allowed in budgets.items()]
+    return all(
+        change.is_measured and can_show_within(change.primary.difference, allowed, _SMALLEST_SCALE)
+        for change, allowed in changes
+    )
 
 
 def check_budgets(

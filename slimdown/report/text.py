@@ -12,7 +12,13 @@ from slimdown.config.benchmark_config import (
 from slimdown.config.mitigation import advise_mitigation
 from slimdown.evaluation.results import Metric
 from slimdown.judging.behaviour import BITS, RAN_OUT, THINKS, Trait
-from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
+from slimdown.judging.budgets import (
+    BudgetCheck,
+    Gate,
+    Outcome,
+    can_show_budget,
+    overall_outcome,
+)
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
@@ -185,18 +191,29 @@ def summarize_briefly(
     return [shorten(line, 80, placeholder=" …") for line in lines]
 
 
-def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
+def advise(
+    run_id: str,
+    findings: Findings,
+    can_scale: bool,
+    trains: bool,
+    keeps: bool,
+    gate: Gate | None = None,
+) -> str:
     """Name the one step that lessens a run's loss.
 
     Args:
         run_id: The record's id.
+        findings: What the run lost.
         can_scale: Whether `slimdown scale` can take less of what was trained.
+        trains: Whether the run trained the model, and did not only measure it.
         keeps: Whether the run had a mitigation.
         gate: Of a gate: the smallest budget is repeated.
     """
-    if can_scale:
-        budgets = [check.budget for check in gate.checks] if gate else []
-        return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
+    budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
+    if can_scale and can_show_budget(findings, budget):
+        return f"slimdown scale {run_id[:8]} --max-loss {budget:g}"
+    if not trains:
+        return f"ask more questions; these can show no loss to be within {100 * budget:.3g} points"
     setting = (not keeps and advise_mitigation()) or "train.stop_on_forgetting=true"
     return f"the same command with {setting}"
 

@@ -5,6 +5,7 @@ Changes, margins and spreads are shares. "Show" means in four of five repetition
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import replace
 from math import isnan, nan, sqrt
 
 import numpy as np
@@ -155,6 +156,22 @@ def n_to_decide(
     if (fewest := _find_fewest(power)) is None:
         return None
     return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # if clusters stay as large
+
+
+def can_show_within(difference: Difference, budget: float, share: float) -> bool:
+    """Whether these questions would show a loss to be within a budget if it were much smaller.
+
+    Args:
+        difference: of the questions.
+        budget: the largest loss that is allowed.
+        share: of the changes of single questions, those that would be left.
+    """
+    test = difference.test
+    counts = np.where(test.values != 0, share, 1.0) * test.counts[-1:]
+    n_unchanged = test.counts[-1].sum() - counts.sum()
+    values, counts = np.append(test.values, 0.0), np.append(counts, [[n_unchanged]], axis=1)
+    smaller = replace(test, values=values, counts=counts, plan=(), n_skipped_looks=0)
+    return bool(smaller.p_values_above(np.array([-budget]))[0] < ALPHA)
 
 
 def _find_fewest(power: Callable[[int], float]) -> int | None:
