@@ -40,6 +40,8 @@ from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
+from slimdown.report.text import FEWEST_RIGHT
+from slimdown.stats.bootstrap import find_ratio_interval
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -689,13 +691,45 @@ def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
             for _ in range(n_draws):
                 cells = random.choice(4, size=n, p=shares)
                 before, after = (cells < 2) * 1.0, ((cells == 0) | (cells == 2)) * 1.0
-                if rate := forgetting_rate(before, after):
+                rate = forgetting_rate(before, after)
+                if rate and before.sum() >= FEWEST_RIGHT:
                     shown += 1
                     misses += not rate.low <= true <= rate.high
             case = f"rate {true:.2f}, base {base}, {n} questions"
             claim, missed = f"rate's interval misses ({shown} shown)", misses / max(1, shown)
             yield claim, case, percent(missed), "5"
-            yield "rate has no interval", case, percent(1 - shown / n_draws), "-"
+            yield "rate is not shown", case, percent(1 - shown / n_draws), "-"
+
+
+def cover_bits(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Bits a byte: the interval of the change in percent, and where its condition does not hold."""
+
+    def draw(n: int, kind: str) -> tuple[Floats, Floats]:
+        lengths = np.exp(random.normal(6, 1, n)) if "lengths" in kind else np.full(n, 500.0)
+        base = lengths * np.exp(random.normal(0, 0.3, n))
+        if "skewed" in kind:
+            return base * (0.96 + random.exponential(0.04, n)), base
+        if "rare" in kind:
+            is_lost = random.random(n) < 0.01
+            return base * (0.997 + random.normal(0, 0.01, n) + 0.3 * is_lost), base
+        return base * random.normal(1, 0.03, n), base
+
+    for kind in ("normal", "unequal lengths", "skewed", "skewed, unequal lengths"):
+        for n in (30, 80, 300):
+            yield cover_ratio(f"{n} texts, {kind}", partial(draw, n, kind), draws, "5")
+    for n in (30, 80, 300):
+        case = f"{n} texts, a rare one in 100 takes 30 % more bits, and others make up for it"
+        yield cover_ratio(case, partial(draw, n, "rare"), draws, "-")
+
+
+def cover_ratio(
+    case: str, draw: Callable[[], tuple[Floats, Floats]], draws: int, bound: str
+) -> Row:
+    """How often the interval of a ratio misses 1."""
+    n_draws = max(20, draws // 10)
+    intervals = (find_ratio_interval(*draw()) for _ in range(n_draws))
+    misses = sum(not low <= 1 <= high for low, high in intervals)
+    return "bits' interval misses", case, percent(misses / n_draws), bound
 
 
 def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -809,13 +843,42 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "group changed", case, percent(wrong / n_draws), "5"
     n, hits, n_draws = 300, 0, max(200, draws // 20)
     subjects = [make_sample(task=str(i % 5)) for i in range(n)]
-    asked: Any = SimpleNamespace(samples=subjects)
+    asked: Any = SimpleNamespace(samples=subjects, benchmark=SimpleNamespace(metric="acc"))
     pair = Pair(asked, asked, Sampling(looks=block_ends(n), n_available=n), "")
     for _ in range(n_draws):
         d = random.choice(VALUES, n, p=[0.1, 0.8, 0.1])
         found = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
         hits += any(one.p_value < ALPHA for one in found.values())
     yield "a subject changed", f"five of {n} questions, any look", percent(hits / n_draws), "5"
+
+
+def mark_subjects(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """The list of subjects: how many of those that it marks did not change, and how many it finds.
+
+    57 subjects, as MMLU has, of which 20 lose 10 points; an eighth of the answers flips anyway.
+    """
+    n_subjects, n_lost = 57, 20
+    for n in (40, 100, 250):
+        wrong, found, by_holm = 0.0, 0, 0
+        n_draws = max(5, draws // 100)
+        for _ in range(n_draws):
+            names = np.repeat(np.arange(n_subjects), n)
+            loss = np.where(names < n_lost, 0.1, 0.0)
+            u = random.random(len(names))
+            d = np.where(u < 0.0625 + loss, -1.0, np.where(u > 1 - 0.0625, 1.0, 0.0))
+            samples = [make_sample(task=str(name)) for name in names]
+            asked: Any = SimpleNamespace(samples=samples, benchmark=SimpleNamespace(metric="acc"))
+            pair = Pair(asked, asked, Sampling(), "")
+            listed = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
+            marked = [int(name) for name, one in listed.items() if one.p_value < ALPHA]
+            wrong += sum(name >= n_lost for name in marked) / max(1, len(marked))
+            found += sum(name < n_lost for name in marked)
+            changes = [change_difference(d[names == i]).p_value for i in range(n_subjects)]
+            by_holm += sum(p < ALPHA for p in holm(changes)[:n_lost])
+        case = f"57 subjects of {n} questions, 20 lose 10 points"
+        yield "marked subjects that did not change", case, percent(wrong / n_draws), "5"
+        shown = f"{found / n_draws:.1f}; {by_holm / n_draws:.1f}"
+        yield "subjects found of 20; by Holm", case, shown, "-"
 
 
 def count_words(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -1571,8 +1634,10 @@ SIMULATIONS: tuple[Simulation, ...] = (
     judge_kinds,
     judge_together,
     stop_groups,
+    mark_subjects,
     count_words,
     cover_rates,
+    cover_bits,
     hold_shares,
     cover_seeds,
     choose_scales,

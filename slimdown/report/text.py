@@ -35,6 +35,7 @@ from slimdown.stats.power import n_to_decide
 from slimdown.training.result import TrainingResult
 
 _WIDTH = 80  # of a line on the console
+FEWEST_RIGHT = 5  # of the base's answers; of fewer no forgetting rate is shown
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
     "other_format": ("other format", "another way to read the answer still finds it"),
@@ -77,9 +78,12 @@ def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
     return filter_name if n_filters > 1 and filter_name else name
 
 
-def is_rate_shown(rate: Estimate) -> bool:
-    """Whether a forgetting rate says anything: its interval is narrower than 100 points."""
-    return rate.high - rate.low <= 1
+def is_rate_shown(benchmark: BenchmarkChange) -> bool:
+    """Whether the base had enough answers right for a share of them to say anything.
+
+    The interval does not decide it: of rates that were chosen by their intervals more would miss.
+    """
+    return benchmark.n * benchmark.primary.base.value >= FEWEST_RIGHT
 
 
 def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
@@ -91,7 +95,7 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
         return "undefined, base at 0", ""
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
-        return (f"FR {value}", interval) if is_rate_shown(estimate) else ("", "")
+        return (f"FR {value}", interval) if is_rate_shown(benchmark) else ("", "")
     spec, sign, unit = "+.1f", "ΔA", ""
     if benchmark.paper_metric is PaperMetric.knowledge_loss:
         spec, sign, unit = ".1f", "ΔK", " lost"
@@ -311,7 +315,10 @@ def describe_bits(bits_a_byte: Trait) -> str:
     base, tuned = bits_a_byte.base, bits_a_byte.tuned
     change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
     bits = " → ".join(format_number(one, ".3f") for one in (base, tuned))
-    return f"{bits} ({change} %)"
+    if isnan(bits_a_byte.low) or not base:
+        return f"{bits} ({change} %)"
+    low, high = (100 * end / base for end in (bits_a_byte.low, bits_a_byte.high))
+    return f"{bits} ({change} % {formatting.format_interval(low, high, '+.1f')})"
 
 
 def _list_bits(findings: Findings) -> Iterator[str]:
@@ -323,7 +330,10 @@ def _list_bits(findings: Findings) -> Iterator[str]:
 def describe_texts(findings: Findings) -> Iterator[str]:
     """Say what texts cost before and after, and why there is no verdict."""
     for bits in _list_bits(findings):
-        yield f"{bits} Text may become less likely without an ability lost: there is no verdict."
+        condition = "The interval holds if no rare text hides a large change. "
+        condition = condition if "[" in bits else ""
+        reason = "Text may become less likely without an ability lost: there is no verdict."
+        yield f"{bits} {condition}{reason}"
 
 
 def list_doubts(findings: Findings) -> Iterator[str]:

@@ -168,11 +168,14 @@ def test_copies_in_two_tasks_of_a_group_count_as_one_and_so_in_its_subjects() ->
     both = (ask_documents(x, documents, subjects=tasks) for x in (before, after))
     found = judge_scores(*both).benchmarks["a"]
     assert len(found.primary.difference.observations) == 60
-    halves = np.tile([*"a" * 60, *"b" * 60], 1)  # here each subject asks thirty documents twice
-    both = (ask_documents(x, documents, subjects=list(halves)) for x in (before, after))
+    halves = [*"a" * 80, *"b" * 80]  # here each subject asks forty documents twice
+    documents = np.arange(160) // 2
+    before, after = (np.repeat(x, 2) for x in make_scores(60, 8, 0, 12))
+    both = (ask_documents(x, documents, subjects=halves) for x in (before, after))
     subjects = judge_scores(*both).benchmarks["a"].subjects
-    once = (make_benchmark(x[::2], list(halves[::2])) for x in (before, after))
+    once = (make_benchmark(x[::2], halves[::2]) for x in (before, after))
     alone = judge_scores(*once).benchmarks["a"].subjects
+    assert sorted(subjects) == ["a", "b"]
     assert {name: s.p_value for name, s in subjects.items()} == pytest.approx(
         {name: s.p_value for name, s in alone.items()}
     )
