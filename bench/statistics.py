@@ -1,6 +1,6 @@
 """Check what the statistics promise, by exact enumeration and simulation: error rates and power.
 
-    python -m bench.statistics                 all tables, in about ten minutes
+    python -m bench.statistics                 all tables, in about half an hour
     python -m bench.statistics --draws 20000   with less noise
 
 Each row of the first table is a claim that slimdown may make wrongly, the truth that makes it wrong
@@ -24,7 +24,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from slimdown.comparison.scaling import ScaledFindings, choose_scale
+from bench.sentences import NOT_A_CLAIM, SENTENCES
+from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
@@ -37,6 +38,7 @@ from slimdown.judging.budgets import (
 )
 from slimdown.judging.findings import compare_subjects
 from slimdown.judging.forgetting_rate import forgetting_rate
+from slimdown.judging.losses import break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
@@ -57,7 +59,7 @@ from slimdown.stats.likelihood import (
     added_to_margin,
     likelihood_p_values,
 )
-from slimdown.stats.power import POWER, change_power
+from slimdown.stats.power import POWER, change_power, minimum_detectable_change, n_to_decide
 from slimdown.stats.seeds import (
     MeanTest,
     SeedAnswers,
@@ -74,6 +76,7 @@ Row = tuple[str, str, str, str]  # claim, case, measured, bound
 Simulation = Callable[[int, np.random.Generator], Iterator[Row]]
 
 MARGIN = BenchmarkConfig.margin
+BENCHMARK = SimpleNamespace(metric="acc", refusal_phrases=None)
 VALUES = np.array([-1.0, 0.0, 1.0])  # what a question's 0/1 answer may change by
 SHARES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of answers gained
 
@@ -726,7 +729,7 @@ def cover_ratio(
     case: str, draw: Callable[[], tuple[Floats, Floats]], draws: int, bound: str
 ) -> Row:
     """How often the interval of a ratio misses 1."""
-    n_draws = max(20, draws // 10)
+    n_draws = max(20, draws // 20)
     intervals = (find_ratio_interval(*draw()) for _ in range(n_draws))
     misses = sum(not low <= 1 <= high for low, high in intervals)
     return "bits' interval misses", case, percent(misses / n_draws), bound
@@ -908,9 +911,9 @@ def make_sample(**about: Any) -> Sample:
     return Sample(**{"doc_id": 0, **texts, **empty, **about})
 
 
-def change_difference(changes: Floats) -> Difference:
+def change_difference(changes: Floats, sampling: Sampling | None = None) -> Difference:
     """The difference of questions whose scores changed so much."""
-    return compare_scores(np.maximum(-changes, 0), np.maximum(changes, 0))
+    return compare_scores(np.maximum(-changes, 0), np.maximum(changes, 0), sampling)
 
 
 def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -1269,7 +1272,7 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
     Each value flips a tenth of the questions alike for all its seeds, and 2 % by seed. What counts
     is the error of a mean by the questions over the one by the seeds.
     """
-    alike, own, n_draws = 0.1, 0.02, max(10, draws // 10)
+    alike, own, n_draws = 0.1, 0.02, max(10, draws // 20)
     for n_seeds, n in product((3, 5), (100, 300, 1000)):
         for ratio in (0.5, 1.0, 2.0, 3.0):
             training = np.sqrt(alike * n_seeds / n) / ratio
@@ -1286,7 +1289,7 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
 def differ_among_many(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """`compare`: many equally good values, unequal numbers of seeds, unequal spreads."""
-    n_draws = max(10, draws // 10)
+    n_draws = max(10, draws // 20)
     for sizes in ((2, 2), (2, 5), (2, 10), (3, 10), (5, 10), (2, 3, 5), (2,) * 6, (3,) * 4):
         for training in (0.0, 0.05):
             for shared in (0.0, 0.05) if len(set(sizes)) == 1 else (0.0,):
@@ -1310,7 +1313,7 @@ def differ_among_many(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
 def differ_from_one(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """`compare`: one value beside others, in turn and as the reference (`--against`)."""
-    n_draws = max(10, draws // 10)
+    n_draws = max(10, draws // 20)
     for n_seeds in (2, 3, 5):  # as keep=none beside each share of keep=replay
         hits = 0
         for _ in range(n_draws):
@@ -1427,7 +1430,7 @@ def find_seeds_p(
 
 def show_values(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """The intervals beside verdicts over seeds: do they agree with them, do they hold the truth?"""
-    n_draws, margin, change = max(20, draws // 100), 0.05, -0.03
+    n_draws, margin, change = max(20, draws // 40), 0.05, -0.03
     noise = 0.02, 0.05, 0.02
     for shape in ((1, 2, 1, 400), (4, 2, 3, 400), (2, 5, 3, 400)):
         n_values, n_seeds, n_benchmarks, n = shape
@@ -1450,7 +1453,7 @@ def judge_values(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
     The truth is no change everywhere, then a loss of just the margin everywhere.
     """
-    n_draws, margin = draws // 10, 0.05
+    n_draws, margin = max(10, draws // 20), 0.05
     noises = {
         "few answers flip": (0.0, 0.02, 0.0),
         "questions flip alike": (0.1, 0.02, 0.0),
@@ -1544,11 +1547,11 @@ def draw_chain(
         loss: The share that it turns to wrong besides.
         random: The generator.
     """
-    stages = [random.random(shape) < 0.5]
+    stages, share = [random.random(shape) < 0.5], 0.5
     for _ in range(n_steps):
         now, luck = stages[-1], random.random(shape)
-        share = now.mean(axis=1, keepdims=True).clip(0.2, 0.8)
         stages.append(np.where(now, luck >= (flips + loss) / share, luck < flips / (1 - share)))
+        share -= loss  # of the world's questions, whatever this sample has
     changes = []
     for before, after in (*pairwise(stages), (stages[0], stages[-1])):
         counts = zip((before & ~after).sum(axis=1), (~before & after).sum(axis=1), strict=True)
@@ -1617,6 +1620,205 @@ def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str
         yield (f"{100 * change:+.1f}", f"{n:,}", percent(flips), verdict, *cells)
 
 
+def decide_as_named(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """How often about N questions decide, as a table names N; 80 % is meant, the margin 2 points.
+
+    First the truth is as measured; then it is not known: one sample names the number, and as many
+    other questions of the same world are asked.
+    """
+
+    def draw_answers(n: int, flips: float, change: float) -> Floats:
+        shares = [(flips - change) / 2, 1 - flips, (flips + change) / 2]
+        return random.choice(VALUES, n, p=shares)
+
+    def draw_group(n: int) -> tuple[Floats, Sampling]:
+        tasks = np.repeat(np.arange(3), np.round(np.array([0.1, 0.3, 0.6]) * n).astype(int))
+        weights = 1 / np.bincount(tasks)[tasks]
+        sampling = Sampling(weights=weights / weights.mean(), n_subjects=3)
+        return draw_answers(len(tasks), 0.1, -0.05), sampling
+
+    def draw_clusters(n: int) -> tuple[Floats, Sampling]:
+        clusters = np.arange(n) // 4
+        is_shared = random.random(n) < 0.7
+        shared = draw_answers(n, 0.1, -0.05)[clusters]
+        own = draw_answers(n, 0.1, -0.05)
+        return np.where(is_shared, shared, own), Sampling(clusters=clusters.astype(float))
+
+    def draw_graded(n: int, spread: float, change: float) -> tuple[Floats, Sampling]:
+        return np.clip(random.normal(change, spread, n), -1, 1), Sampling()
+
+    cases: dict[str, tuple[int, Callable[[int], tuple[Floats, Sampling]]]] = {
+        "0/1 answers, −3 of 12 % flips": (
+            300,
+            lambda n: (draw_answers(n, 0.12, -0.03), Sampling()),
+        ),
+        "0/1 answers, nothing lost, 4 %": (300, lambda n: (draw_answers(n, 0.04, 0), Sampling())),
+        "graded, spread 2, −3 points": (60, partial(draw_graded, spread=0.02, change=-0.03)),
+        "graded, spread 20, nothing lost": (200, partial(draw_graded, spread=0.2, change=0.0)),
+        "clusters of 4": (200, draw_clusters),
+        "a group that weighs its tasks alike": (200, draw_group),
+    }
+    for name, (n, draw) in cases.items():
+        as_measured, as_it_is = [], []
+        for _ in range(max(3, draws // 400)):
+            changes, sampling = draw(n)
+            needed = n_to_decide(change_difference(changes, sampling), MARGIN)
+            if needed is None or needed > 20_000:
+                continue
+            for _ in range(20):
+                again = draw_again(changes, sampling, needed, random)
+                as_measured.append(is_decided(change_difference(*again)))
+                as_it_is.append(is_decided(change_difference(*draw(needed))))
+        case = f"{name}, after {n} questions"
+        for truth, decided in (("as measured", as_measured), ("as it is", as_it_is)):
+            share = percent(float(np.mean(decided))) if decided else "0"
+            yield "about N questions decide, of 80", f"{case}, the truth is {truth}", share, "-"
+
+
+def show_least_change(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """How often questions show the least change that a table names for them, at 80 % power."""
+    n_draws = max(20, draws // 20)
+    for n, kind, spread in ((60, "graded", 0.02), (200, "graded", 0.2), (300, "0/1", 0.12)):
+
+        def draw(change: float, n: int = n, kind: str = kind, spread: float = spread) -> Floats:
+            if kind == "graded":
+                return np.clip(random.normal(change, spread, n), -1, 1)
+            flips = max(spread, abs(change))
+            return random.choice(
+                VALUES, n, p=[(flips - change) / 2, 1 - flips, (flips + change) / 2]
+            )
+
+        shown = []
+        for _ in range(n_draws):
+            smallest = minimum_detectable_change(change_difference(draw(0.0)))
+            shown.append(change_difference(draw(-smallest)).p_value < ALPHA)
+        measure = "flips" if kind == "0/1" else "spread"
+        case = f"{n} questions, {kind}, {measure} {100 * spread:g}; 80 are meant"
+        yield "the least change is shown", case, percent(float(np.mean(shown))), "-"
+
+
+def blame_engine(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Two logs of one model: the engine shifts more than the sentence says that it may.
+
+    It is said where more answers flip one way than by chance: "up to X points may be the engine's".
+    """
+    for n, shift in ((300, 0.03), (300, 0.06), (1319, 0.02), (1319, 0.04)):
+        flips, wrong, n_draws = 0.08, 0, max(20, draws // 10)
+        for counts in random.multinomial(
+            n, [(flips - shift) / 2, (flips + shift) / 2, 1 - flips], n_draws
+        ):
+            d = count_difference(int(counts[0]), int(counts[1]), n)
+            [decision] = decide_verdicts([d], [MARGIN])
+            shown = decision.form_interval(d, MARGIN)
+            is_said = decision.verdict in (Verdict.forgotten, Verdict.improved)
+            wrong += is_said and max(-shown.low, shown.high) < shift
+        case = f"{n:,} questions, 8 % flip, the engine shifts {100 * shift:g} points"
+        yield "more is the engine's", case, percent(wrong / n_draws), "5"
+
+
+def move_to_choice(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """The tuned model is said to have moved to one choice; both choose alike on average."""
+    for n, changed in ((40, 0.3), (200, 0.3), (1000, 0.1)):
+        wrong, n_draws = 0, max(20, draws // 40)
+        letters = "ABCD"
+        for _ in range(n_draws):
+            right = random.integers(0, 4, n)
+            before = np.where(random.random(n) < 0.5, right, random.integers(0, 4, n))
+            other = np.where(random.random(n) < 0.5, right, random.integers(0, 4, n))
+            after = np.where(random.random(n) < changed, other, before)
+            sides: list[Any] = []
+            for taken in (before, after):
+                samples = [
+                    make_sample(
+                        choices=tuple(letters),
+                        log_likelihoods=tuple(0.0 if i == k else -1.0 for i in range(4)),
+                        target=letters[target],
+                        answers={"acc": letters[k]},
+                        scores={"acc": float(k == target)},
+                    )
+                    for k, target in zip(taken, right, strict=True)
+                ]
+                sides.append(SimpleNamespace(samples=samples, benchmark=BENCHMARK))
+            losses = break_down_losses(Pair(*sides, Sampling(), ""), is_loss_shown=True)
+            wrong += bool(losses.choices and losses.choices.collapsed)
+        case = f"{n:,} questions, {100 * changed:g} % are answered anew"
+        yield "moved to one choice", case, percent(wrong / n_draws), "5"
+
+
+def cover_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """The intervals of a benchmark at five scales: whether any of them misses its true change."""
+    scales = (0.1, 0.25, 0.5, 0.75, 1.0)
+    for n, loss in ((300, 0.0), (300, 0.1), (1200, 0.04)):
+        misses, n_draws = 0, max(20, draws // 40)
+        for _ in range(n_draws):
+            fate, points = random.random(n), []
+            for scale in scales:
+                luck = random.random(n)
+                d = np.where(fate < loss * scale, -1.0, 0.0)
+                d[(fate >= 0.2) & (luck < 0.03)] = -1.0
+                d[(fate >= 0.2) & (luck > 0.97)] = 1.0
+                points.append(ScaledFindings(scale, simulate_findings(d, MARGIN)))
+            [curve] = build_simultaneous_curves(points).values()
+            misses += any(not e.low <= -loss * scale <= e.high for scale, e in curve)
+        case = f"{n:,} questions, {100 * loss:g} points lost at scale 1"
+        yield "any scale's interval misses", case, percent(misses / n_draws), "5"
+
+
+def miss_traits(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Traits of answers that did not change: one whose interval excludes 0; any of eight."""
+    for n in (60, 300):
+        n_draws = max(20, draws // 40)
+        shares = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]
+        misses = np.zeros((n_draws, len(shares)), bool)
+        for i, k in product(range(n_draws), range(len(shares))):
+            both = (random.random((2, n)) < shares[k]).astype(float)
+            d = compare_scores(*both)
+            misses[i, k] = not d.low <= 0 <= d.high
+        yield "trait's interval misses", f"{n} answers", percent(float(misses.mean())), "5"
+        case = f"{n} answers, any of eight independent traits, not corrected"
+        yield "trait's interval misses", case, percent(float(misses.any(axis=1).mean())), "-"
+
+
+def overstate_early(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """What is measured where an evaluation stops once a loss is shown, on average."""
+    for n, change, flips in ((1319, -0.03, 0.12), (10_042, -0.011, 0.08)):
+        counts, plan = draw_looks(n, flips, change, draws, random), np.array(block_ends(n))
+        is_shown = find_claims(counts, change, tuple(plan), ["changed"])["changed"]
+        last = np.where(is_shown.any(axis=1), is_shown.argmax(axis=1), len(plan) - 1)
+        at_end = counts[np.arange(len(counts)), last]
+        measured = (at_end[:, 2] - at_end[:, 0]) / plan[last]
+        is_early = last < len(plan) - 1
+        case = f"{n:,} questions, {100 * change:g} points, of those that stop early"
+        share = float(measured[is_early].mean()) / change if is_early.any() else 0.0
+        yield "early estimate, % of the truth", case, percent(share), "-"
+
+
+def draw_again(
+    changes: Floats, sampling: Sampling, n: int, random: np.random.Generator
+) -> tuple[Floats, Sampling]:
+    """Draw as many questions anew from those of a sample: clusters whole, tasks by their sizes."""
+    if sampling.clusters is not None:
+        chosen = random.choice(len(changes) // 4, n // 4)  # clusters of four
+        members = (chosen[:, None] * 4 + np.arange(4)).ravel()
+        return changes[members], Sampling(clusters=np.repeat(np.arange(len(chosen)), 4) * 1.0)
+    if sampling.weights is None:
+        return random.choice(changes, n), sampling
+    kinds = np.unique(sampling.weights, return_inverse=True)[1]
+    members = np.concatenate(
+        [
+            random.choice(np.flatnonzero(kinds == kind), round(n * float(np.mean(kinds == kind))))
+            for kind in range(kinds.max() + 1)
+        ]
+    )
+    weights = sampling.weights[members]
+    return changes[members], Sampling(weights=weights / weights.mean(), n_subjects=3)
+
+
+def is_decided(d: Difference) -> bool:
+    """Whether a change is shown, or that it is within the margin."""
+    return d.p_value < ALPHA or d.equivalence_p_value(MARGIN) < ALPHA
+
+
 def percent(share: float) -> str:
     """Return a share in percent."""
     return f"{100 * share:.1f}"
@@ -1651,6 +1853,13 @@ SIMULATIONS: tuple[Simulation, ...] = (
     average_benchmarks,
     select_runs,
     judge_chains,
+    decide_as_named,
+    show_least_change,
+    blame_engine,
+    move_to_choice,
+    cover_scales,
+    miss_traits,
+    overstate_early,
 )
 
 
@@ -1693,6 +1902,10 @@ def main() -> None:
     print(f"\n| {columns} | questions by accuracy | by p_right | fewer, % |\n|" + "---|" * 7)
     for cells in count_needed_by_p_right(options.draws, np.random.default_rng(options.seed)):
         print("| " + " | ".join(cells) + " |", flush=True)
+    print("\n| sentence | held by |\n|---|---|")
+    for sentence, held_by in (pair for written in SENTENCES.values() for pair in written):
+        row = held_by if held_by.startswith(NOT_A_CLAIM) else f"row: {held_by}"
+        print(f"| {sentence} | {row} |")
     print(f"\n{options.draws:,} draws, {time.perf_counter() - started:.0f} s")
 
 

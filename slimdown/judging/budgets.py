@@ -350,5 +350,6 @@ def _explain(check: BudgetCheck) -> str:
         return f"{reason}; a run with {setting} asks until they can"
     if needed := n_to_decide(d, benchmark.margin, budget=budget):
         points = f"{100 * budget:.3g} points"
-        reason += f"; about {needed:,} would tell on which side of {points} its loss lies"
+        side = f"on which side of {points} its loss lies"
+        reason += f"; if the change is as measured, about {needed:,} would tell {side}"
     return reason
