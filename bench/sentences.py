@@ -62,7 +62,7 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
         ("X is about these 57 subjects alone", NOT_A_CLAIM + "it limits the claims"),
     ),
     "list_caveats": (
-        ("X stopped early: the estimate is likely too large", "early estimate, % of the truth"),
+        ("X stopped early: the estimate is likely too large", "early estimate too large by (%)"),
     ),
     "list_doubts": (
         ("the base has none right, so nothing can be lost", NOT_A_CLAIM + "what was measured"),

@@ -1789,8 +1789,8 @@ def overstate_early(draws: int, random: np.random.Generator) -> Iterator[Row]:
         measured = (at_end[:, 2] - at_end[:, 0]) / plan[last]
         is_early = last < len(plan) - 1
         case = f"{n:,} questions, {100 * change:g} points, of those that stop early"
-        share = float(measured[is_early].mean()) / change if is_early.any() else 0.0
-        yield "early estimate, % of the truth", case, percent(share), "-"
+        excess = float(measured[is_early].mean()) / change - 1 if is_early.any() else 0.0
+        yield "early estimate too large by (%)", case, percent(excess), "-"
 
 
 def draw_again(
