@@ -83,7 +83,8 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     least = re.fullmatch(r"one-sided at 98\.33 %, it lost at least (\S+) points", lost)
     assert float(least[1]) > 2
     assert re.match(
-        r"1,000 questions cannot tell: one-sided at 95 %, it lost at most \d\.\d points; if the change is as measured, about",
+        r"1,000 questions cannot tell: one-sided at 95 %, it lost at most \d\.\d points; if the "
+        r"change is as measured, about",
         unclear,
     )
 
