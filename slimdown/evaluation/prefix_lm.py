@@ -235,6 +235,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if self.rules.stops or self.rules.stops_alone:
             none = self.model.get_input_embeddings().num_embeddings  # no token has this number
             settings["eos_token_id"] = list(self.rules.stops) or [none]
+        settings |= self.rules.generation
         return super()._model_generate(context, max_length, stop, **settings)
 
 

@@ -32,6 +32,7 @@ from slimdown.models.serving import (
     Serving,
     build_served_tokenizer,
     compare_serving,
+    find_other_generation,
     read_serving,
 )
 from slimdown.models.tuned_base import read_adapter_config
@@ -77,11 +78,14 @@ class ExternalModel:
             release_weights(self.base.model)  # makes room
             config, quantization = self.config, self.quantization
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
-            if self.config.gguf:  # it says nothing of how answers are drawn, nor of most stops
-                settings = deepcopy(self.base.model.generation_config)
-                tuned.model.generation_config = settings
+            # Both are asked alike; what its own files have otherwise is measured as it is served.
+            settings = deepcopy(self.base.model.generation_config)
+            if self.config.gguf or _list_settings(settings) != _list_settings(
+                tuned.model.generation_config
+            ):
                 generation = {"generation": settings.to_dict()}
                 tuned = replace(tuned, identity={**tuned.identity, **generation})
+            tuned.model.generation_config = settings
         else:
             with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
                 model = load_adapter(self.base, self.folder)
@@ -103,7 +107,9 @@ class ExternalModel:
         return compare_serving(self.serving, self.base_serving, "the base")
 
     def serve(self, tuned: LoadedModel) -> LoadedModel:
-        """Return the model as its own files have it asked: by template, BOS rule and stop tokens.
+        """Return the model as its own files have it asked.
+
+        That is by its template, BOS rule, stop tokens and settings of generation.
 
         Args:
             tuned: What `load` returned, or the model without its weights.
@@ -113,8 +119,24 @@ class ExternalModel:
         place = fetch_tuned_model(self.config)
         tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
         stops = _number(tokenizer, self.serving.stops)
-        doubles = self.serving.doubles_bos(self.base_serving)
-        return tuned.ask_by(AskingRules(stops, stops_alone=True, doubles_bos=doubles), tokenizer)
+        other = find_other_generation(self.serving, self.base_serving)
+        rules = AskingRules(
+            stops,
+            stops_alone=True,
+            doubles_bos=self.serving.doubles_bos(self.base_serving),
+            generation={key: value for key, (value, _) in other.items()},
+        )
+        return tuned.ask_by(rules, tokenizer)
+
+
+def _list_settings(generation_config: Any) -> dict[str, Any]:
+    """List settings of generation, without those that say where they come from."""
+    settings = generation_config.to_dict()
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in ("transformers_version", "_from_model_config")
+    }
 
 
 def _number(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:

@@ -1,10 +1,13 @@
-"""What decides how a model is served beside its weights: template, BOS, and where answers end."""
+"""What decides how a model is served beside its weights.
+
+Chat template, BOS, where answers end, and settings of generation that change a greedy answer.
+"""
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,24 @@ from slimdown.models.gguf_file import KNOWN_ENDS, read_gguf_header
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.hub import explain_hub_errors
 
-_SHOWN = 24  # characters of two templates where they differ
+_SHOWN = 24  # characters of two templates, or of two settings, where they differ
+# Of generation_config.json, what changes a greedy answer, and where it changes nothing
+_GENERATION = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "num_beams": 1,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Serving:
         puts_bos: Whether it is put before a prompt.
         writes_bos: Whether the chat template begins a prompt with it, too.
         stops: The tokens that end an answer, by text.
+        generation: Further settings of generation that change a greedy answer.
     """
 
     chat_template: str | None
@@ -35,6 +56,7 @@ class Serving:
     puts_bos: bool
     writes_bos: bool
     stops: tuple[str, ...]
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def says_bos_twice(self) -> bool:
@@ -91,7 +113,17 @@ def read_serving(
         eos = tokenizer.eos_token
         puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     writes_bos = _begins_with_bos(template, bos, eos)
-    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own))
+    generation = _read_generation(folder, before)
+    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own), generation)
+
+
+def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
+    """Return the settings of generation that change a greedy answer; of an adapter, its base's."""
+    if (file := folder / "generation_config.json").is_file():
+        own = json.loads(file.read_text("utf-8"))
+        return {k: own[k] for k, none in _GENERATION.items() if own.get(k) not in (None, none, [])}
+    is_adapter = before is not None and not (folder / "config.json").is_file()
+    return before.generation if before and is_adapter else {}
 
 
 def _read_stop_ids(folder: Path) -> list[int] | None:
@@ -112,7 +144,9 @@ def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
     stops = _list_once([eos, header.name_token(header.eot), *known])
-    return Serving(template, bos, eos, header.puts_bos and bos is not None, writes_bos, stops)
+    generation = before.generation if before else {}  # a server's own settings decide it
+    puts_bos = header.puts_bos and bos is not None
+    return Serving(template, bos, eos, puts_bos, writes_bos, stops, generation)
 
 
 def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
@@ -176,7 +210,22 @@ def compare_serving(after: Serving, before: Serving, name: str = "the stage befo
         *_compare_templates(after.chat_template, before.chat_template, name),
         *_compare_bos(after, before, name),
         *_compare_stops(set(after.stops), set(before.stops), name),
+        *(
+            f"generates with {key}={_shorten(value)}; {name} with {_shorten(other)}"
+            for key, (value, other) in find_other_generation(after, before).items()
+        ),
     ]
+
+
+def find_other_generation(after: Serving, before: Serving) -> dict[str, tuple[Any, Any]]:
+    """Find the settings of generation that differ, with the values of both stages."""
+    pairs = {key: (after.generation.get(key), before.generation.get(key)) for key in _GENERATION}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _shorten(value: Any) -> str:
+    shown = "none" if value is None else str(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
