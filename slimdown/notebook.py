@@ -198,11 +198,13 @@ class NotebookFindings(Findings):
         """Write a page with everything, lost answers included, and return its path.
 
         Raises:
-            ConfigError: `file` is no path.
+            ConfigError: `file` is no path, or `title` no text.
             OSError: It cannot be written.
         """
         if not isinstance(file, str | Path) or "\0" in str(file):
             raise ConfigError(f"save({file!r:.40}): give the path of a file, such as report.html")
+        if not isinstance(title, str):
+            raise ConfigError(f"save(title={title!r:.40}): give a text, such as 'before → after'")
         from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
 
         path = Path(file).expanduser()

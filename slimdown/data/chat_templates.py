@@ -4,7 +4,11 @@ It is a program of its publisher. transformers runs it in Jinja's sandbox; it ca
 """
 
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import current_thread, main_thread
 from typing import Any
 
 from slimdown.config.schema import EvaluationConfig
@@ -16,6 +20,35 @@ from slimdown.utils.errors import DataError, ModelError, describe_error
 FIXED_DATE = {"date_string": "26 Jul 2024"}
 # SmolLM3's template only asks the clock. TRL renders the rows, so they have the day of training.
 _FIXED_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
+
+
+_MOST_SECONDS = 10.0  # for one prompt; templates take milliseconds
+
+
+@contextmanager
+def limit_rendering() -> Iterator[None]:
+    """End a chat template that does not end by itself; in the main thread, and not on Windows.
+
+    Raises:
+        DataError: It took too long, or more memory than there is.
+    """
+    problem = "the chat template of the tokenizer"
+
+    def stop(*_: object) -> None:
+        raise DataError(f"{problem} does not end a prompt within {_MOST_SECONDS:g} s")
+
+    can_stop = current_thread() is main_thread() and hasattr(signal, "setitimer")
+    before = signal.signal(signal.SIGALRM, stop) if can_stop else None
+    try:
+        if can_stop:
+            signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
+        yield
+    except MemoryError:
+        raise DataError(f"{problem} takes more memory for a prompt than there is") from None
+    finally:
+        if can_stop:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
@@ -34,7 +67,10 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
     """
     try:
         settings = {**FIXED_DATE, **settings}
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+        with limit_rendering():
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+    except DataError:
+        raise
     except Exception as error:  # the publisher's program may raise anything
         reason = f"the chat template of the tokenizer fails ({describe_error(error)})"
         raise DataError(reason) from None

@@ -22,6 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LogitsProcessorList
 
+from slimdown.data.chat_templates import limit_rendering
 from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
 from slimdown.models.base_model import AskingRules
@@ -162,6 +163,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         finally:
             self.cache_hook = hook
         return [answers[str(request.args)].popleft() for request in requests]
+
+    def apply_chat_template(self, *chat: Any, **settings: Any) -> str:
+        """Render a prompt; a template that does not end is an error."""
+        with limit_rendering():
+            return str(super().apply_chat_template(*chat, **settings))
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, *args: Any, **settings: Any

@@ -38,7 +38,7 @@ from slimdown.models.serving import (
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.hub import explain_hub_errors, find_damaged
 
 _FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
 
@@ -205,6 +205,8 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
     if tuned.gguf:
         return _open_gguf(tuned, tuned.gguf, config.quantization, base)
     folder = fetch_tuned_model(tuned)
+    if damaged := find_damaged(folder):
+        raise ModelError(f"{tuned.named} cannot be loaded: {damaged} is damaged; get it again")
     with explain_hub_errors(tuned.named), quiet_libraries():
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(folder) if has_tokenizer else base.tokenizer
@@ -269,6 +271,10 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     settings = read_adapter_config(folder)
     if (task := settings.get("task_type")) not in (None, "CAUSAL_LM"):
         raise ModelError(f"{named}: its task_type is {task!r:.40}, and slimdown takes CAUSAL_LM")
+    if settings.get("use_dora") and config.quantization.name == "int8":
+        raise ModelError(
+            f"{named} is a DoRA, which has no int8 layers; set quantization=nf4 or none"
+        )
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")

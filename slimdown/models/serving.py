@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.schema import ModelConfig, TunedModelConfig
+from slimdown.data.chat_templates import limit_rendering
 from slimdown.models.base_model import load_tokenizer
 from slimdown.models.gguf_file import KNOWN_ENDS, read_gguf_header
 from slimdown.models.quiet import quiet_libraries
@@ -112,8 +113,8 @@ def read_serving(
             template = template.get("default")
         eos = tokenizer.eos_token
         puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        generation = _read_generation(folder, before)
     writes_bos = _begins_with_bos(template, bos, eos)
-    generation = _read_generation(folder, before)
     return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own), generation)
 
 
@@ -162,7 +163,7 @@ def _begins_with_bos(template: str | None, bos: str | None, eos: str | None) -> 
     render: Any = chat_template_utils.render_jinja_template
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     names = {"bos_token": bos, "eos_token": eos or "", "add_generation_prompt": True}
-    with suppress(Exception):  # the publisher's program may raise anything
+    with suppress(Exception), limit_rendering():  # the publisher's program may raise anything
         [prompt], _ = render([question], chat_template=template, **names)
         return str(prompt).startswith(bos)
     return False

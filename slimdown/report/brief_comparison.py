@@ -33,6 +33,7 @@ from slimdown.report.formatting import (
     format_number,
     format_p_value,
     pluralize,
+    visible,
 )
 from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
 from slimdown.report.verdict_styles import STYLES, WATCHED, find_style
@@ -158,17 +159,21 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
 
 def _label_rows(rows: Sequence[Configuration], settings: Sequence[str]) -> Grid:
     """Return what names each row, the headings first: values, or runs where they name none."""
-    values = [tuple(row.settings.get(key) or EMPTY for key in settings) for row in rows]
+    values = [tuple(visible(row.settings.get(key) or EMPTY) for key in settings) for row in rows]
     values = list(zip(*map(drop_shared_folders, zip(*values, strict=True)), strict=True)) or values
     if len({row.given_name for row in rows}) > 1:  # people know their runs by these
-        values = [(row.given_name or EMPTY, *of) for row, of in zip(rows, values, strict=True)]
+        names = [visible(row.given_name or EMPTY) for row in rows]
+        values = [(name, *of) for name, of in zip(names, values, strict=True)]
         settings = ["name", *settings]
     if settings and len(set(values)) == len(values):
         return [list(settings), *map(list, values)]
     ids = [row.ids for row in rows]
     if settings:
         return [[*settings, "run"], *([*of, id_] for of, id_ in zip(values, ids, strict=True))]
-    return [["run", "name"], *([id_, row.name] for id_, row in zip(ids, rows, strict=True))]
+    return [
+        ["run", "name"],
+        *([id_, visible(row.name)] for id_, row in zip(ids, rows, strict=True)),
+    ]
 
 
 def _show(mean: JudgedMean | None) -> str:

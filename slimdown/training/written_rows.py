@@ -104,7 +104,7 @@ class WrittenRows(GeneralRows):
         settings += [prompts] if (prompts := self.read_prompts()) else []
         file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
         if base.identity and file.is_file():
-            return list(json.loads(file.read_text()))
+            return _read_kept(file, self.name)
         rows = list(self.write_rows(base, n_rows, config))
         if n_rows and not rows:
             raise DataError(
@@ -117,6 +117,27 @@ class WrittenRows(GeneralRows):
     def advise_empty(self) -> str:
         """Say what to do where the base writes no usable row."""
         return "set keep=none, or keep=replay with rows of a dataset"
+
+
+def _read_kept(file: Path, name: str) -> list[dict[str, Any]]:
+    """Read rows that the base wrote before.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        rows = json.loads(file.read_bytes())
+        numbers = [row[column] for row in rows for column in ("input_ids", "labels")]
+        is_sound = all(type(number) is int for of_row in numbers for number in of_row)
+        is_sound &= all("shown" in row for row in rows) and bool(rows)
+    except (ValueError, TypeError, LookupError):
+        is_sound = False
+    if not is_sound:
+        advice = "remove the file, and the base writes them again"
+        raise DataError(
+            f"keep={name}: the rows that the base wrote are damaged in {file}; {advice}"
+        )
+    return list(rows)
 
 
 @contextmanager

@@ -73,6 +73,19 @@ def test_every_line_fits_and_no_number_is_cut(n_settings: int, n_seeds: int) -> 
         assert "lora_alpha" not in text  # it follows from the rank
 
 
+def test_control_characters_of_names_widen_no_column() -> None:
+    comparison = compare(2, 1, 4)
+    rows = tuple(
+        replace(row, settings={k: v.replace("-", "\x1b[2J\a") for k, v in row.settings.items()})
+        for row in comparison.rows
+    )
+    [block] = describe_briefly(replace(comparison, rows=rows), 120).blocks
+    text = "\n".join(block.lines)
+    assert "␛[2J" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+    assert len({cell_len(line) for line in block.lines[1:]}) == 1
+
+
 def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_kept() -> None:
     brief = describe_briefly(compare(1, 2, 4), 80)
     assert brief.headings == [
