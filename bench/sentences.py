@@ -85,7 +85,6 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "describe_claims": (
         ("A lies 3.1 points above B on gsm8k (corrected p = .01)", "values differ"),
     ),
-    "describe_groups": (("gsm8k by lora.r: A lies 3.1 points above B", "values differ"),),
     "describe_choice": (
         ("Take step 24: its targets rose most", NOT_A_CLAIM + "as measured; it names no loss"),
         ("whose losses are within their budgets so far", "chosen checkpoint over, exit 0"),

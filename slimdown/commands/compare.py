@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 
 from slimdown.commands.arguments import CommandParser, put_report, put_table, run_command
-from slimdown.comparison import group_tests, run_order
+from slimdown.comparison import run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.tracking_config import TrackingConfig
@@ -29,7 +29,7 @@ from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stages import judge_stages
 from slimdown.report import comparison_page as page
-from slimdown.report.brief_comparison import list_tested, order_by_settings
+from slimdown.report.brief_comparison import describe_claims, list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.report.stages_report import render_stages_page, stages_table
@@ -39,6 +39,7 @@ from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.secrets import redact_uri
 
+_MOST_CLAIMED = 100  # differences in a file
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
 
 
@@ -135,11 +136,7 @@ def _compare(options: argparse.Namespace) -> int:
         return 0
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
-    claims: tuple[str, ...] = ()
-    if tested:
-        grouped = replace(compare_runs(runs, corrects=False), reference=options.against)
-        grouped = run_order.sort_by_setting(grouped, tested[0])
-        claims = tuple(group_tests.describe_groups(grouped, *tested))
+    claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
 
     def render_page() -> str:
         return page.render_comparison_page(table, comparison, by)

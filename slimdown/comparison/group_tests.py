@@ -6,19 +6,17 @@ the same seeds are compared seed by seed: a seed gives each the same rows in the
 one value is the reference, the others are compared with it alone. That needs fewer tests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from slimdown.comparison.run_comparison import (
-    KEPT,
-    LEARNED,
     Comparison,
     Configuration,
     can_average,
     collect_answers,
 )
-from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.run_records import KEPT, LEARNED, RunRecord
 from slimdown.config.benchmark_config import Role
 from slimdown.config.fields import nearest
 from slimdown.judging.verdicts import take_one_kind
@@ -61,41 +59,15 @@ class Differences:
     reason: str  # why nothing was tested; empty if something was
 
 
-def describe_groups(comparison: Comparison, *settings: str) -> Iterator[str]:
-    """Say which values of settings differ, and on which benchmark.
+def find_differences(comparison: Comparison, *settings: str) -> Differences:
+    """Find the values of settings that differ, and on which benchmark.
+
+    The p-values are corrected for the pairs of all settings, benchmarks and places together (Holm).
 
     Args:
         comparison: The compared runs, grouped by seed.
         settings: Dotted keys. If other settings vary within a value of one, only runs with equal
             values of those are compared.
-
-    Yields:
-        A sentence for each benchmark on which values differ, with p-values corrected for all pairs,
-        benchmarks and settings (Holm); one if other pairs were tested; and one for what the tests
-        assume.
-    """
-    found, every = find_differences(comparison, *settings), " or ".join(settings)
-    if not found.n_tests:
-        yield found.reason
-    places = ((one.setting, one.benchmark, one.where) for one in found.shown)
-    for setting, name, where in dict.fromkeys(places):
-        parts = [
-            f"{one.value} lies {one.points} points {one.side} {one.other} (p = {one.p_value:.2g})"
-            for one in found.shown
-            if (one.setting, one.benchmark, one.where) == (setting, name, where)
-        ]
-        yield f"{name} by {setting}{where}: {'; '.join(parts)}."
-    if len(found.shown) < found.n_tests:
-        is_other = "other " * bool(found.shown)
-        yield f"No {is_other}difference between values of {every} is shown."
-    if found.has_few_seeds:
-        yield f"Below {ENOUGH_SEEDS} seeds all values of {every} are taken to vary alike by seed."
-
-
-def find_differences(comparison: Comparison, *settings: str) -> Differences:
-    """Find the values of settings that differ, and on which benchmark; as `describe_groups`.
-
-    The p-values are corrected for the pairs of all settings together.
 
     Raises:
         ConfigError: No run has the comparison's reference.

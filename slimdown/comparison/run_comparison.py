@@ -23,8 +23,6 @@ from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
 
-LEARNED, KEPT = "learned", "kept"  # the means of targets and of the other benchmarks
-
 
 @dataclass(frozen=True)
 class MeanChange:

@@ -20,13 +20,12 @@ from math import nan
 from statistics import fmean
 
 from slimdown.comparison.run_comparison import (
-    KEPT,
-    LEARNED,
     Comparison,
     Configuration,
     can_average,
     collect_answers,
 )
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import (

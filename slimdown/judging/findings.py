@@ -11,6 +11,7 @@ from math import hypot, isnan, nan
 from typing import Any
 
 import numpy as np
+import scipy
 
 from slimdown.config.benchmark_config import PaperMetric, Role, Scoring
 from slimdown.evaluation.results import Evaluation
@@ -32,7 +33,6 @@ from slimdown.stats.estimates import (
     Difference,
     Estimate,
     Sampling,
-    benjamini_hochberg,
     compare_scores,
     estimate_mean,
     to_weighted,
@@ -409,7 +409,8 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
         before, after = x[is_used], y[is_used]
         base, tuned = (float(to_weighted(one, sampling).mean()) for one in (before, after))
         found[name] = compare_scores(before, after, sampling), base, tuned
-    corrected = benjamini_hochberg([d.p_value for d, *_ in found.values()])
+    p_values = [difference.p_value for difference, *_ in found.values()]
+    corrected = map(float, scipy.stats.false_discovery_control(p_values) if p_values else ())
     n_of = Counter(subjects)
     changes = {
         name: SubjectChange(n_of[name], difference.value, p_value, base, tuned)

@@ -80,9 +80,7 @@ class ExternalModel:
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
             # Both are asked alike; what its own files have otherwise is measured as it is served.
             settings = deepcopy(self.base.model.generation_config)
-            if self.config.gguf or _list_settings(settings) != _list_settings(
-                tuned.model.generation_config
-            ):
+            if self.config.gguf or settings != tuned.model.generation_config:
                 generation = {"generation": settings.to_dict()}
                 tuned = replace(tuned, identity={**tuned.identity, **generation})
             tuned.model.generation_config = settings
@@ -127,16 +125,6 @@ class ExternalModel:
             generation={key: value for key, (value, _) in other.items()},
         )
         return tuned.ask_by(rules, tokenizer)
-
-
-def _list_settings(generation_config: Any) -> dict[str, Any]:
-    """List settings of generation, without those that say where they come from."""
-    settings = generation_config.to_dict()
-    return {
-        key: value
-        for key, value in settings.items()
-        if key not in ("transformers_version", "_from_model_config")
-    }
 
 
 def _number(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:

@@ -30,15 +30,9 @@ _TYPES: dict[str, type] = {
     f"{_TOKENIZER}add_bos_token": bool,
     **{f"{_TOKENIZER}{name}_token_id": int for name in ("bos", "eos", "eot", "padding")},
 }
-_SIZES = (  # of the architecture, whole numbers above 0, or a list of such by layer
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "vocab_size",
-)
+# of the architecture: whole numbers above 0, or a list of such by layer
+_SIZES = ["block_count", "context_length", "embedding_length", "feed_forward_length"]
+_SIZES += ["vocab_size", "attention.head_count", "attention.head_count_kv"]
 
 
 @dataclass(frozen=True)

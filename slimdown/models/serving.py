@@ -19,23 +19,12 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.hub import explain_hub_errors
 
 _SHOWN = 24  # characters of two templates, or of two settings, where they differ
-# Of generation_config.json, what changes a greedy answer, and where it changes nothing
-_GENERATION = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "num_beams": 1,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "guidance_scale": None,
-}
+# Of generation_config.json, what changes a greedy answer, and the value at which it changes nothing
+_FORCED = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"]
+_FORCED += ["forced_bos_token_id", "forced_eos_token_id", "min_new_tokens", "guidance_scale"]
+_GENERATION: dict[str, Any] = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0}
+_GENERATION |= {"no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1}
+_GENERATION |= dict.fromkeys([*_FORCED, "exponential_decay_length_penalty"])
 
 
 @dataclass(frozen=True)

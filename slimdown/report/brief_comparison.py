@@ -14,14 +14,9 @@ from rich.cells import cell_len
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
 from slimdown.comparison.group_tests import ShownDifference, find_differences
-from slimdown.comparison.run_comparison import (
-    KEPT,
-    LEARNED,
-    Comparison,
-    Configuration,
-    compare_runs,
-)
+from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.comparison.varied_settings import find_varied
 from slimdown.config.benchmark_config import Role
@@ -37,6 +32,7 @@ from slimdown.report.formatting import (
 )
 from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
 from slimdown.report.verdict_styles import STYLES, WATCHED, find_style
+from slimdown.stats.seeds import ENOUGH_SEEDS
 
 _MOST_ACROSS = 5  # benchmarks that stand side by side
 _SHORTEST = 6  # characters of a cut heading
@@ -228,12 +224,14 @@ def describe_claims(
     ]
     if len(ordered) > most:
         claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")
-    if not claims:
+    if claims:
+        rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
+        yield f"Shown for other seeds and questions: {'; '.join(claims)}.{rest}"
+    else:
         names = " or ".join(tested)
         yield f"No difference between values of {names} is shown. More seeds may show one."
-        return
-    rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
-    yield f"Shown for other seeds and questions: {'; '.join(claims)}.{rest}"
+    if found.has_few_seeds:
+        yield f"Below {ENOUGH_SEEDS} seeds all values are taken to vary alike by seed."
 
 
 def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:

@@ -282,20 +282,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values so that of those below a level that share is false on average (1995).
-
-    >>> [round(p, 3) for p in benjamini_hochberg([0.01, 0.04, 0.03])]
-    [0.03, 0.04, 0.04]
-    """
-    order = np.argsort(p_values)[::-1]  # the largest first
-    n, corrected, lowest = len(p_values), [1.0] * len(p_values), 1.0
-    for rank, i in zip(range(n, 0, -1), order, strict=True):
-        lowest = min(lowest, float(p_values[i]) * n / rank)
-        corrected[i] = lowest
-    return corrected
-
-
 def to_array(scores: Sequence[float] | Floats) -> Floats:
     """Check scores and return them as an array.
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -125,19 +125,17 @@ def _read_kept(file: Path, name: str) -> list[dict[str, Any]]:
     Raises:
         DataError: The file is damaged.
     """
-    try:
-        rows = json.loads(file.read_bytes())
-        numbers = [row[column] for row in rows for column in ("input_ids", "labels")]
-        is_sound = all(type(number) is int for of_row in numbers for number in of_row)
-        is_sound &= all("shown" in row for row in rows) and bool(rows)
-    except (ValueError, TypeError, LookupError):
-        is_sound = False
-    if not is_sound:
-        advice = "remove the file, and the base writes them again"
-        raise DataError(
-            f"keep={name}: the rows that the base wrote are damaged in {file}; {advice}"
-        )
-    return list(rows)
+    with suppress(ValueError, TypeError, LookupError):
+        rows = list(json.loads(file.read_bytes()))
+        tokens = [token for row in rows for token in (*row["input_ids"], *row["labels"])]
+        if (
+            rows
+            and all(type(token) is int for token in tokens)
+            and all(row["shown"] for row in rows)
+        ):
+            return rows
+    advice = "remove the file, and the base writes them again"
+    raise DataError(f"keep={name}: the rows that the base wrote are damaged in {file}; {advice}")
 
 
 @contextmanager

@@ -153,8 +153,8 @@ def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> Non
     for run in find_runs(tracking, with_findings=True):
         if run.held_out:
             pair = read_evaluations(tracking, run)
-            for scale in (1.0, 0.5, 0.5):
-                half = take_held_out(tracking, find_run(tracking, run.run_id), pair, 0.5, scale)
+            for label in ("1", "0.1+0.5", "0.1+0.5"):
+                half = take_held_out(tracking, find_run(tracking, run.run_id), pair, 0.5, label)
                 counts.append((half.n_models, len(half.explain_looks())))
             assert half.base.part == half.tuned.part
             assert half.base.part.startswith("the held-out half")

@@ -18,9 +18,10 @@ from scipy.stats import ttest_ind, ttest_rel
 
 from bench import statistics
 from bench.statistics import draw_values
-from slimdown.comparison.group_tests import describe_groups, find_differences
+from slimdown.comparison.group_tests import find_differences
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.judging.findings import judge
+from slimdown.report.brief_comparison import describe_claims
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.seeds import MeanTest, SeedAnswers, add_seed_noise, build_difference_tests
 from slimdown.utils.errors import ConfigError
@@ -33,15 +34,15 @@ def describe(losts: dict[int, list[int]]) -> str:
         for seed, lost in enumerate(of_rank):
             findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
             runs.append(make_run(findings, len(runs), lora__r=str(rank), seed=str(seed)))
-    return "\n".join(describe_groups(compare_runs(runs), "lora.r"))
+    return "\n".join(describe_claims(compare_runs(runs), "lora.r", 99))
 
 
 def test_a_difference_is_shown_or_said_to_be_open() -> None:
     text = describe({2: [4, 6, 5], 8: [8, 7, 10], 32: [60, 66, 57]})
-    assert text.startswith("a by lora.r: 32 lies 14.0 points below 2 (p = 0.00")
+    assert "32 lies 14.0 points below 2 on a (corrected p < 0.001)" in text
     assert text.count(" lies ") == 2  # 32 below 2 and below 8
-    assert "No other difference between values of lora.r is shown." in text
-    assert "Below 5 seeds all values of lora.r are taken to vary alike" in text
+    assert "The rest is not shown." in text
+    assert "Below 5 seeds all values are taken to vary alike" in text
     open_text = describe({2: [4, 8], 8: [20, 9]})
     assert open_text.startswith("No difference between values of lora.r is shown.")
     assert "values of lora.r is shown: no two have two seeds each;" in describe({2: [4], 8: [5]})
@@ -58,15 +59,15 @@ def test_the_mean_of_several_benchmarks_is_tested_beside_them() -> None:
             pairs[1] = tuple(scores[::-1] for scores in pairs[1])
             sides = [make_evaluation(a=a, b=b) for a, b in zip(*pairs, strict=True)]
             runs.append(make_run(judge(*sides), len(runs), lora__r=str(rank), seed=f"{rank}{seed}"))
-    [line, *_] = describe_groups(compare_runs(runs), "lora.r")
-    assert line.startswith("kept by lora.r: 8 lies 6.2 points below 2 (p = ")
+    [shown] = find_differences(compare_runs(runs), "lora.r").shown
+    assert (shown.benchmark, shown.value, shown.points, shown.side) == ("kept", "8", "6.2", "below")
 
 
 def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
     early = judge_scores([1.0, 0.0] * 100, stop_early(make_benchmark([1.0, 0.0] * 100), 63))
     places = [(rank, seed) for rank in "28" for seed in "01"]
     runs = [make_run(early, i, lora__r=r, seed=s) for i, (r, s) in enumerate(places)]
-    [line] = describe_groups(compare_runs(runs), "lora.r")
+    [line] = describe_claims(compare_runs(runs), "lora.r", 99)
     assert "have two seeds each whose evaluations did not stop early; -m seed=0,1,2" in line
 
 
@@ -82,7 +83,7 @@ def test_copies_make_seeds_that_agree_by_chance_no_surer() -> None:
                 sides.append(make_benchmark(named))
             settings = {"lora__r": str(rank), "seed": str(len(runs) % 2)}
             runs.append(make_run(judge_scores(*sides), len(runs), **settings))
-        texts.append(list(describe_groups(compare_runs(runs), "lora.r")))
+        texts.append(list(describe_claims(compare_runs(runs), "lora.r", 99)))
     assert texts[0][0].startswith("No difference between values of lora.r is shown.")
     assert texts[0] == texts[1]
 
@@ -99,15 +100,12 @@ def test_a_value_without_a_setting_of_the_others_is_compared_with_each_of_them()
             settings |= {"keep__share": share} if share else {}
             findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
             runs.append(make_run(findings, len(runs), **settings))
-    lines = list(describe_groups(compare_runs(runs), "keep.name"))
+    shown = find_differences(compare_runs(runs), "keep.name").shown
     for share in (".05", ".2"):
-        [line] = [
-            line for line in lines if line.startswith(f"a by keep.name, keep.share={share}: ")
-        ]
-        assert "replay lies" in line
-        assert "above none (p = " in line
-    alone = list(describe_groups(compare_runs(runs[2:]), "keep.name"))
-    assert "keep.name is shown: no two have two seeds each and the same keep.share;" in alone[0]
+        [one] = [one for one in shown if one.where == f", keep.share={share}"]
+        assert (one.benchmark, one.value, one.side, one.other) == ("a", "replay", "above", "none")
+    alone = find_differences(compare_runs(runs[2:]), "keep.name")
+    assert "is shown: no two have two seeds each and the same keep.share;" in alone.reason
 
 
 def test_rows_that_lack_a_setting_replace_no_row_that_has_it() -> None:
@@ -125,10 +123,8 @@ def test_rows_that_lack_a_setting_replace_no_row_that_has_it() -> None:
             findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
             runs.append(make_run(findings, len(runs), **settings))
     for order in (runs, runs[::-1]):
-        lines = list(describe_groups(compare_runs(order), "lora.r"))
-        [shown] = [line for line in lines if line.startswith("a by lora.r, keep.weight=1: ")]
-        assert "14.5 points" in shown
-        assert not [line for line in lines if line.startswith("a by lora.r, keep.weight=null: ")]
+        [shown] = find_differences(compare_runs(order), "lora.r").shown
+        assert (shown.where, shown.points) == (", keep.weight=1", "14.5")
 
 
 def make_answers(

@@ -5,7 +5,6 @@ import inspect
 from types import ModuleType
 
 from bench import sentences, statistics
-from slimdown.comparison import group_tests
 from slimdown.report import brief_comparison, text
 
 WRITES = ("advise", "describe", "explain", "list_doubts", "list_caveats", "name_", "summarize")
@@ -19,7 +18,7 @@ def list_writers(module: ModuleType) -> set[str]:
 
 
 def test_every_function_that_writes_sentences_is_listed() -> None:
-    writers = set[str]().union(*map(list_writers, (text, brief_comparison, group_tests)))
+    writers = set[str]().union(*map(list_writers, (text, brief_comparison)))
     writers -= {"describe_briefly"}  # it lays out a table and calls the others
     assert writers - sentences.SENTENCES.keys() == set()
 
