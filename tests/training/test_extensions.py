@@ -73,7 +73,7 @@ GATE = MethodFacts(
 @dataclass
 class Near(Mitigation):
     strength: float = setting("of the squared distance of logits", POSITIVE, 0.5)
-    about: ClassVar[str] = "logits stay near the base's"
+    description: ClassVar[str] = "logits stay near the base's"
 
     @property
     def compares_with_base(self):
@@ -82,8 +82,8 @@ class Near(Mitigation):
     def choose_compared(self, inputs):
         return dict(inputs)
 
-    def measure_loss(self, predicted, of_base):
-        distance = predicted.logits - of_base.logits
+    def measure_loss(self, predicted, base_predicted):
+        distance = predicted.logits - base_predicted.logits
         return self.strength * distance.float().square().mean(-1).sum()
 """
 GATE = """
@@ -196,7 +196,8 @@ def forget_extensions() -> None:
 def clean_tables() -> Iterator[None]:
     yield
     forget_extensions()
-    for name in [name for name in sys.modules if name.startswith(("slimdown_mask", "slimdown_th"))]:
+    prefixes = ("slimdown_mask", "slimdown_th", "odd_code")
+    for name in [name for name in sys.modules if name.startswith(prefixes)]:
         del sys.modules[name]
 
 
@@ -346,6 +347,17 @@ def test_what_an_extension_must_be_is_said(
         tables[group]()
     assert str(raised.value).startswith("odd 0.3: ")
     assert str(raised.value).endswith("update this package, or uninstall it")
+
+
+def test_a_mitigation_with_the_former_name_of_its_description_is_refused(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    code = "from slimdown.config.mitigation import Mitigation\n"
+    code += "class Odd(Mitigation):\n    about = 'words'\n"
+    add_entry_point(tmp_path, "slimdown.mitigations", "odd = odd_code:Odd", code)
+    use(tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match=r"^odd 0\.3: .*Odd\.about must be .*Odd\.description"):
+        list_mitigations()
 
 
 def test_the_doctor_lists_extensions_and_names_a_broken_one(

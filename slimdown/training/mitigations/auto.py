@@ -28,7 +28,7 @@ class Auto(Mitigation):
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
     prompts: str | None = setting("a JSONL file of a user's messages (`prompt`)", FILE, None)
 
-    about: ClassVar[str] = "general rows are mixed in"
+    description: ClassVar[str] = "general rows are mixed in"
     is_advised: ClassVar[bool] = True
 
     @property

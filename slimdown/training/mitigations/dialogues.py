@@ -32,7 +32,7 @@ Of five in a row two are to be refused. None is of a benchmark.
 class Dialogues(WrittenRows):
     """The base answers messages, slimdown's or yours; the loss is of its answers alone."""
 
-    about: ClassVar[str] = "the base's answers to messages are mixed in"
+    description: ClassVar[str] = "the base's answers to messages are mixed in"
     preparation: ClassVar[str] = "the base answers messages"
 
     def adapt_to(self, tokenizer: Any, rows: "TrainingData", config: "RunConfig") -> "Mitigation":

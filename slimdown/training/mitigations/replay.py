@@ -19,7 +19,7 @@ class Replay(GeneralRows):
 
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
 
-    about: ClassVar[str] = "rows of a general dataset are mixed in"
+    description: ClassVar[str] = "rows of a general dataset are mixed in"
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
         """Replay has rows, and nothing else sets their share."""
