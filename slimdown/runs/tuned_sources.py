@@ -117,8 +117,15 @@ class Training:
                 watcher.measure_base(base)
         self._split_steps(base)
         with progress.show("training", "steps", "train") as on_progress:
-            about = config, run.checkpoint_dir, run.log_step, on_progress, watcher
-            tuned, self.training = fine_tune(base, self._rows, *about)
+            tuned, self.training = fine_tune(
+                base,
+                self._rows,
+                config,
+                run.checkpoint_dir,
+                run.log_step,
+                on_progress=on_progress,
+                watcher=watcher,
+            )
         return tuned
 
     def _split_steps(self, base: LoadedModel) -> None:

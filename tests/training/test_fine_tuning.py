@@ -362,7 +362,7 @@ def test_a_mixture_of_experts_is_trained_measured_and_judged(
     evaluator = Evaluator(load_tasks({"cs": config.benchmark["pocket_cs"]}), config.evaluation)
     before = evaluator.evaluate(base)
     progress: Any = lambda *done: None  # noqa: E731
-    tuned, _ = fine_tune(base, rows, config, tmp_path, progress, progress)
+    tuned, _ = fine_tune(base, rows, config, tmp_path, progress, on_progress=progress)
     assert tuned.model.config.router_aux_loss_coef == 0.02
     after = evaluator.evaluate(tuned)
     assert before.backend == after.backend
