@@ -126,10 +126,9 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                 if compares and start < _DIVERGENCE_ROWS:
                     with disabled_adapters(model):
                         base = self._predict(model, inputs)
-                    divergence = measure_divergence(
-                        base.logits[is_trained], tuned.logits[is_trained]
-                    )
-                    divergence_sums += torch.stack([divergence.sum(), is_trained.sum()])
+                    base_logits, logits = base.logits[is_trained], tuned.logits[is_trained]
+                    nats = measure_divergence(base_logits, logits).sum()
+                    divergence_sums += torch.stack([nats, is_trained.sum()])
         sums = self.accelerator.reduce(torch.cat([loss_sums, divergence_sums])).tolist()
         nats, n_tokens, divergence, n_compared = sums
         return nats / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
@@ -216,12 +215,8 @@ def build_trainer(
         config: The checked settings.
         folder: Where checkpoints go.
     """
-    arguments = _build_arguments(
-        config,
-        folder,
-        is_padding_free=rows.is_padding_free,
-        use_cpu=model.device.type == "cpu",
-    )
+    use_cpu, is_padding_free = model.device.type == "cpu", rows.is_padding_free
+    arguments = _build_arguments(config, folder, is_padding_free=is_padding_free, use_cpu=use_cpu)
     has_own_adapter = get_own_adapter(model) is not None
     if has_own_adapter:
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
