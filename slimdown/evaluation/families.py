@@ -31,12 +31,8 @@ _TOKENWISE_ADAPTERS = frozenset(
     ["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "SHIRA", "VERA"]
 )
 # Settings that make LoRA look at more than one token, or run a layer twice with one cache.
-_ROWWISE_LORA = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "layer_replication",
-    "monteclora_config",
-)
+_ROWWISE_LORA = ["alora_invocation_tokens", "arrow_config", "layer_replication"]
+_ROWWISE_LORA += ["monteclora_config"]
 
 
 def explain_no_sharing(model: Any) -> str:
@@ -109,10 +105,11 @@ def _explain_settings(config: Any, kind: Any) -> str:
 
 
 def _is_patched(module_class: type) -> bool:
-    """Whether somebody put another forward into a class of transformers, as Unsloth does."""
+    """Return whether another library put its forward into a class of transformers, as Unsloth."""
     forward: Any = getattr(module_class, "forward", None)
-    home, of_forward = (str(c.__module__).partition(".")[0] for c in (module_class, forward))
-    return home == "transformers" and of_forward not in ("transformers", "torch")
+    package = str(module_class.__module__).partition(".")[0]
+    forward_package = str(forward.__module__).partition(".")[0]
+    return package == "transformers" and forward_package not in ("transformers", "torch")
 
 
 def get_windows(model: Any) -> dict[str, int | None]:

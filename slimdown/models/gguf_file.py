@@ -9,8 +9,8 @@ from typing import Any
 from slimdown.utils.errors import ModelError
 
 _TOKENIZER = "tokenizer.ggml."
-# Where a file does not say whether BOS stands before a prompt, llama.cpp decides by its tokenizer:
-# SentencePiece's puts it, and of the others those that split text as Llama 3 does.
+# If a file does not say whether BOS stands before a prompt, llama.cpp decides by the tokenizer. It
+# puts BOS for SentencePiece's, and of the others for those that split text as Llama 3 does.
 _PUT_BOS = frozenset(["llama3", "llama-v3", "llama-bpe"])
 # llama.cpp ends an answer at tokens of these texts, whatever the file says (src/llama-vocab.cpp).
 KNOWN_ENDS = frozenset(
@@ -42,8 +42,9 @@ class GgufHeader:
 
     def name_token(self, number: int | None) -> str | None:
         """Return the text of a token; None where the vocabulary has no such."""
-        is_known = number is not None and number < len(self.tokens)
-        return self.tokens[number] if number is not None and is_known else None
+        if number is None or number >= len(self.tokens):
+            return None
+        return self.tokens[number]
 
 
 def read_gguf_header(file: Path, setting: str) -> GgufHeader:
@@ -61,14 +62,14 @@ def read_gguf_header(file: Path, setting: str) -> GgufHeader:
 
 
 @cache  # a vocabulary takes a second to read
-def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
+def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufHeader:
     import gguf
 
     try:
         fields = gguf.GGUFReader(file).fields  # maps every tensor: one beyond the end fails
         found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
-        kind = found.get("general.file_type")
-        weights = gguf.LlamaFileType(kind).name if kind is not None else ""
+        file_type = found.get("general.file_type")
+        weights = gguf.LlamaFileType(file_type).name if file_type is not None else ""
         architecture, tokens = str(found["general.architecture"]), found[f"{_TOKENIZER}tokens"]
     except Exception as error:  # numpy's, where a tensor is cut, and the package's own
         reason = " ".join(str(error).split())[:100] or type(error).__name__
@@ -78,13 +79,14 @@ def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
         advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")
     ids = {name: found.get(f"{_TOKENIZER}{name}_token_id") for name in ("bos", "eos", "eot")}
-    own = found.get(f"{_TOKENIZER}model") == "llama" or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
+    is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
+    puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
     return GgufHeader(
         architecture=architecture,
         weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
         tokens=tuple(tokens),
         chat_template=found.get("tokenizer.chat_template"),
-        puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", own)),
+        puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", puts_bos)),
         **ids,
     )
 

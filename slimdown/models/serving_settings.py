@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ class Serving:
     Attributes:
         chat_template: None where the files hold none.
         bos, eos: The tokens that begin and end a text; None where there is none.
-        puts_bos: Whether it is put before a prompt.
-        writes_bos: Whether the chat template begins a prompt with it, too.
+        puts_bos: Whether BOS is put before a prompt.
+        writes_bos: Whether the chat template begins a prompt with BOS, too.
         stops: The tokens that end an answer, by text.
     """
 
@@ -43,13 +44,14 @@ class Serving:
 
     def begins_otherwise(self, before: "Serving") -> bool:
         """Return whether other tokens stand before a plain prompt than in another stage."""
-        put = [one.bos if one.puts_bos else None for one in (self, before)]
-        return put[0] != put[1]
+        start = self.bos if self.puts_bos else None
+        start_before = before.bos if before.puts_bos else None
+        return start != start_before
 
     def doubles_bos(self, before: "Serving") -> bool:
         """Return whether a prompt of its chat template has two BOS, and that of another stage not.
 
-        Where both would have two, whoever serves them takes one away, as the harness does.
+        If both would have two, whoever serves them takes one away, as the harness does.
         """
         return self.says_bos_twice and not before.says_bos_twice
 
@@ -62,8 +64,8 @@ def read_serving(
     Args:
         config: Which model, for its GGUF file and for messages.
         folder: Where its files are.
-        before: The stage that it is compared with. Of an adapter whose folder names only the
-            tokenizer's, its stops hold. Those that llama.cpp knows by their text hold for a GGUF.
+        before: The stage that it is compared with. Its stops hold for an adapter whose folder
+            names only the tokenizer's; for a GGUF file, those that llama.cpp knows by their text.
 
     Returns:
         None where the folder brings no tokenizer: then somebody else's files decide.
@@ -80,29 +82,32 @@ def read_serving(
         return None
     with explain_hub_errors(config.named), quiet_libraries():
         tokenizer = load_tokenizer(folder)
-        own = [tokenizer.eos_token] if tokenizer.eos_token else []
-        numbers = _read_stop_ids(folder)
-        if numbers is None:
-            own += before.stops if before else ()
-        own += tokenizer.convert_ids_to_tokens(numbers or [])
+        stops = [tokenizer.eos_token]
+        stop_ids = _read_stop_ids(folder)
+        if stop_ids is None:
+            stops += before.stops if before else ()
+        stops += tokenizer.convert_ids_to_tokens(stop_ids or [])
         template, bos = tokenizer.chat_template, tokenizer.bos_token
         if isinstance(template, dict):  # several, by name
             template = template.get("default")
         eos = tokenizer.eos_token
         puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     writes_bos = _begins_with_bos(template, bos, eos)
-    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own))
+    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(stops))
 
 
 def _read_stop_ids(folder: Path) -> list[int] | None:
-    """Return what the settings of generation, or else of the model, end an answer with."""
+    """Return the ids that end an answer by the settings of generation, or else of the model.
+
+    None: the folder holds no model.
+    """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            numbers = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
-            if numbers is not None:
-                return numbers if isinstance(numbers, list) else [numbers]
-    is_model = (folder / "config.json").is_file()
-    return [] if is_model else None
+            ids = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            if ids is not None:
+                return ids if isinstance(ids, list) else [ids]
+    has_model = (folder / "config.json").is_file()
+    return [] if has_model else None
 
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
@@ -116,6 +121,7 @@ def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
 
 
 def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
+    """Return the tokens that there are, sorted, each once."""
     return tuple(sorted({token for token in tokens if token}))
 
 
@@ -158,19 +164,19 @@ def build_served_tokenizer(place: Path, serving: Serving, asked_by: Any) -> Any:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=[*parts, "$A"],
             pair=[*parts, "$A", "$B:1"],
-            special_tokens=[(one, tokenizer.convert_tokens_to_ids(one)) for one in parts],
+            special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos)) for bos in parts],
         )
     tokenizer.chat_template = serving.chat_template or asked_by.chat_template
     return tokenizer
 
 
 def compare_serving(after: Serving, before: Serving, name: str = "the stage before") -> list[str]:
-    """Say in a line each how a stage is served otherwise than another.
+    """List what differs between serving a stage and serving the one before, a line each.
 
     Args:
         after: The stage.
-        before: The other one.
-        name: What the other one is called.
+        before: The stage before it.
+        name: What the stage before is called.
     """
     return [
         *_compare_templates(after.chat_template, before.chat_template, name),
@@ -180,18 +186,20 @@ def compare_serving(after: Serving, before: Serving, name: str = "the stage befo
 
 
 def _compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
-    one, other = (after or "").strip(), (before or "").strip()
-    if one == other:
+    text, text_before = (after or "").strip(), (before or "").strip()
+    if text == text_before:
         return
-    if not one:
+    if not text:
         yield f"chat template: none; {name} has one"
-    elif not other:
+    elif not text_before:
         yield f"chat template: one of its own; {name} has none"
     else:
-        pairs = enumerate(zip(one, other, strict=False))
-        at = next((i for i, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
-        shown = (repr(text[at : at + _SHOWN]) for text in (one, other))
-        here, there = (text if text != "''" else "its end" for text in shown)
+        pairs = zip(text, text_before, strict=False)
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        here, there = (
+            repr(part[start : start + _SHOWN]) if part[start:] else "its end"
+            for part in (text, text_before)
+        )
         yield f"chat template: another one; it first differs at {here}, where {name} has {there}"
 
 
@@ -203,8 +211,8 @@ def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
         yield f"puts {after.bos} before a prompt; {name} does not"
     elif before.puts_bos and not after.puts_bos:
         yield f"puts no {before.bos} before a prompt; {name} does"
-    used = after.puts_bos or "bos_token" in (after.chat_template or "")
-    if used and before.bos and after.bos != before.bos:
+    uses_bos = after.puts_bos or "bos_token" in (after.chat_template or "")
+    if uses_bos and before.bos and after.bos != before.bos:
         yield f"begins a text with {after.bos or 'nothing'}; {name} with {before.bos}"
 
 

@@ -136,7 +136,7 @@ def compose_recipe(recipe: str, composed: Composed, folder: Path) -> RunConfig:
 
 
 def ask(model: LoadedModel, config: RunConfig) -> dict[tuple[str, int], Any]:
-    evaluation, _ = choose_prompts(config.evaluation, model.tokenizer, has_reason=True)
+    evaluation, _ = choose_prompts(config.evaluation, model.tokenizer, uses_template=True)
     tasks = load_tasks(read_benchmarks(BENCHMARKS, limit=3, num_fewshot=0))
     tasks["pocket_math"].config.max_gen_toks = 24
     tasks = load_tasks({name: task.config for name, task in tasks.items()})
@@ -280,6 +280,6 @@ def test_plain_prompts_need_no_thinking_to_be_switched_off(
     config = compose_recipe("qwen3_0.6b", composed, tmp_path)
     evaluation = replace(config.evaluation, apply_chat_template="auto")
     tokenizer = TrainingRun(config).base.tokenizer
-    plain, _ = choose_prompts(evaluation, tokenizer, has_reason=False)
+    plain, _ = choose_prompts(evaluation, tokenizer, uses_template=False)
     assert plain.apply_chat_template is False
     assert plain.narrow(generates=True).enable_thinking is None
