@@ -142,12 +142,12 @@ def find_contamination(
     texts = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
     for row in chain(train_data.iter_texts(), texts):
         search.add_row(row)
-    overlaps = sorted(
-        search.list_overlaps(),
-        key=lambda overlap: (overlap.stands, len(overlap.shared.split())),
-        reverse=True,
-    )
+    overlaps = sorted(search.list_overlaps(), key=_rank_overlap, reverse=True)
     return Contamination({name: len(questions[name]) for name in questions}, tuple(overlaps))
+
+
+def _rank_overlap(overlap: Overlap) -> tuple[bool, int]:
+    return overlap.stands, len(overlap.shared.split())
 
 
 class _Characters(dict[int, str | None]):
@@ -242,26 +242,23 @@ class _Search:
         """Yield the overlap of each question that shares enough with a row."""
         touched = {owner for phrase in self._holders for owner in self._owners[phrase]}
         for number in sorted(touched):
-            texts = self._words[number]
-            standing = self._standing.get(number, {})
-            is_self_contained = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
-            if number in self._certain:
-                place = self._certain[number]
-                yield self._build_overlap(number, place, chain.from_iterable(texts), stands=True)
-            elif standing and is_self_contained and _is_rare(standing):
-                place = next(iter(standing.values()))
-                yield self._build_overlap(number, place, texts[0], stands=True)
-            else:
-                runs = map(self._find_longest_run, texts)
-                if shared := [run for run in runs if run]:
-                    words, place = max(shared, key=lambda run: len(run[0]))
-                    yield self._build_overlap(number, place, words, stands=False)
+            place, words = self._find_standing(number), list(chain(*self._words[number]))
+            stands = place is not None
+            if not stands:
+                runs = filter(None, map(self._find_longest_run, self._words[number]))
+                words, place = max(runs, key=lambda run: len(run[0]), default=([], None))
+            if place:
+                (benchmark, question), (dataset, row) = self._questions[number], place
+                yield Overlap(benchmark, question, dataset, row, " ".join(words), stands)
 
-    def _build_overlap(
-        self, number: int, place: _Place, words: Iterable[str], *, stands: bool
-    ) -> Overlap:
-        (benchmark, question), (dataset, row) = self._questions[number], place
-        return Overlap(benchmark, question, dataset, row, " ".join(words), stands)
+    def _find_standing(self, number: int) -> _Place | None:
+        """Return a row in which a question stands, or None."""
+        texts, standing = self._words[number], self._standing.get(number, {})
+        if number in self._certain:
+            return self._certain[number]
+        is_self_contained = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
+        is_enough = is_self_contained and _is_rare(standing)
+        return next(iter(standing.values()), None) if is_enough else None
 
     def _find_longest_run(self, words: list[str]) -> tuple[list[str], _Place] | None:
         """Return the longest run of the row that shares most rare phrases, and that row."""

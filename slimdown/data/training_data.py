@@ -191,10 +191,8 @@ def _load_part(
             f"a tenth at most, where validation_examples={config.validation_examples} is more"
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
-    part = DatasetPart(
-        name, _build_dataset(train, columns), _build_dataset(validation, columns), config.weight
-    )
-    return part, notes
+    train_rows, held_out_rows = _build_dataset(train, columns), _build_dataset(validation, columns)
+    return DatasetPart(name, train_rows, held_out_rows, config.weight), notes
 
 
 def _open_shuffled(

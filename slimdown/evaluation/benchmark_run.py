@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,20 +183,16 @@ class BenchmarkRun:
 
     def summarize(self) -> BenchmarkEvaluation:
         """Return the evaluation so far."""
-        evaluation = summarize_samples(
-            self.task.config,
-            self._samples,
-            ", ".join(sorted({str(task.VERSION) for task in self.task.tasks.values()})),
-            self._seconds + (self._found.seconds if self._found else 0),
-            task_weights=self._task_weights,
-            usable=self.task.usable_metrics,
-        )
+        task, usable = self.task, self.task.usable_metrics
+        evaluation = summarize_samples(task.config, self._samples, self._task_weights, usable)
         return replace(
             evaluation,
+            task_version=", ".join(sorted({str(part.VERSION) for part in task.tasks.values()})),
+            seconds=self._seconds + (self._found.seconds if self._found else 0),
             looks=tuple(self._looks),
             n_available=self.ends[-1] if self._looks else None,
             origin=self._found.origin if self._found and not self.n_new else "",
-            max_new_tokens=max(map(self._max_new_tokens, self.task.tasks.values())),
+            max_new_tokens=max(map(self._max_new_tokens, task.tasks.values())),
         )
 
     def count_cost(self) -> Cost:
@@ -277,9 +274,7 @@ class BenchmarkRun:
                 size = self.backend.generation_batch_size
             step = _BATCHES_PER_CHUNK * size
             for i in range(0, len(questions), step):
-                requests: list[Any] = []
-                for question in questions[i : i + step]:
-                    requests += self.requests[question]
+                own_requests = (self.requests[question] for question in questions[i : i + step])
                 chunk = Chunk(
                     task=name,
                     name=f"{begin} {name} {i}",
@@ -287,7 +282,7 @@ class BenchmarkRun:
                     size=size,
                     config=self.config,
                     benchmark=self.task.config,
-                    requests=requests,
+                    requests=list(chain.from_iterable(own_requests)),
                 )
                 chunks.append(chunk)
         return chunks

@@ -10,7 +10,7 @@ from typing import Any
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
-from slimdown.evaluation.right_choice import score_right_choice
+from slimdown.evaluation.right_choice import score_right_choice, take_choices
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -149,12 +149,9 @@ def _read_choosing(line: Any, scores: dict[str, float], delimiter: str) -> _Exch
     p_right = score_right_choice(choices, log_likelihoods, target, scores)
     if p_right is not None:
         scores[CHOICE_PROBABILITY] = p_right
-    pairs = zip(log_likelihoods, choices, strict=True)
-    by_length = [value / max(len(choice), 1) for value, choice in pairs]
-    answers = {}
-    for metric in scores:
-        ranks = by_length if Metric(metric).name == "acc_norm" else log_likelihoods
-        answers[metric] = choices[ranks.index(max(ranks))]
+    plain_choice, choice_by_length = take_choices(choices, log_likelihoods)
+    by_length = [metric for metric in scores if Metric(metric).name == "acc_norm"]
+    answers = dict.fromkeys(scores, plain_choice) | dict.fromkeys(by_length, choice_by_length)
     return _Exchange(prompt, target, answers, choices=choices, log_likelihoods=log_likelihoods)
 
 
@@ -210,9 +207,6 @@ def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[
 def summarize_samples(
     benchmark: ResolvedBenchmark,
     samples: Sequence[Sample],
-    task_version: str,
-    seconds: float,
-    *,
     task_weights: dict[str, float] | None = None,
     usable: Collection[str] | None = None,
 ) -> BenchmarkEvaluation:
@@ -221,14 +215,13 @@ def summarize_samples(
     Args:
         benchmark: Its settings.
         samples: Of the questions that were asked.
-        task_version: As the harness has it.
-        seconds: How long measuring took.
         task_weights: How the harness weighs tasks; None weighs every question alike.
         usable: Metrics whose score is a mean where more is better, with or without their filters;
             None: all.
 
     Returns:
-        The evaluation, without metrics that are not usable, lack a question or leave [0, 1].
+        The evaluation, without metrics that are not usable, lack a question or leave [0, 1]. The
+        caller adds the task's version and the seconds.
     """
     metrics = [
         metric
@@ -245,9 +238,9 @@ def summarize_samples(
 
     return BenchmarkEvaluation(
         benchmark=benchmark,
-        task_version=task_version,
+        task_version="",
         samples=tuple(map(drop_others, samples)),
-        seconds=seconds,
+        seconds=nan,
         task_weights=task_weights,
     )
 

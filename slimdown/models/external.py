@@ -94,14 +94,9 @@ class ExternalModel:
         with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
             model = load_adapter(self.base, folder)
         check_numbers(self.config.named, model)
-        return replace(
-            self.base,
-            model=model,
-            id=self.config.id,
-            adapter=str(folder),
-            revision=self.revision,
-            identity=identify_adapted(self.base.identity, folder),
-        )
+        identity = identify_adapted(self.base.identity, folder)
+        tuned = replace(self.base, model=model, id=self.config.id, adapter=str(folder))
+        return replace(tuned, revision=self.revision, identity=identity)
 
     @property
     def differences(self) -> list[str]:

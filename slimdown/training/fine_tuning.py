@@ -130,9 +130,8 @@ class _Trial:
         the same shape, so that half precision rounds them alike. Two rows with and without padding
         differ in shape, so that their losses may differ more.
         """
-        by_length = sorted(
-            range(min(32, len(self.rows.train))), key=lambda i: len(self.rows.train[i]["labels"])
-        )
+        numbers = range(min(32, len(self.rows.train)))
+        by_length = sorted(numbers, key=lambda number: len(self.rows.train[number]["labels"]))
         pair = by_length[(len(by_length) - 1) // 2 :][:2]  # of middle length
         padded_loss = self.take_step(pair, is_padding_free=False)
         # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
@@ -149,11 +148,10 @@ class _Trial:
         except Exception:  # it cannot train without padding
             return False
         size = max(abs(padded_loss), 1e-2)
-        return (
-            abs(loss - swapped_loss) <= _ROUNDING * size
-            and abs(row_loss - padded_row_loss) <= _ROUNDING * size
-            and abs(loss - padded_loss) <= shape_rounding * size
-        )
+        is_order_free = abs(loss - swapped_loss) <= _ROUNDING * size
+        is_row_equal = abs(row_loss - padded_row_loss) <= _ROUNDING * size
+        is_pair_equal = abs(loss - padded_loss) <= shape_rounding * size
+        return is_order_free and is_row_equal and is_pair_equal
 
     def take_step(self, numbers: list[int], is_padding_free: bool) -> float:
         """Compute the loss of some rows and its gradients, as the training will."""
@@ -387,9 +385,9 @@ def _save_tuned(tuned: LoadedModel, folder: Path, dtypes: dict[str, torch.dtype]
             name; empty if the model has an adapter.
     """
     is_whole = bool(dtypes)
-    if is_whole:
-        for name, parameter in tuned.model.named_parameters():
-            parameter.data = parameter.data.to(dtypes[name])
+    for name, dtype in dtypes.items():
+        parameter = tuned.model.get_parameter(name)
+        parameter.data = parameter.data.to(dtype)
     if process_rank() == 0:
         if is_whole:
             with quiet_libraries():

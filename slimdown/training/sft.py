@@ -163,8 +163,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             arguments["logits_to_keep"] = places
         logits = model(**arguments, use_cache=False).logits
         if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
-            n_before = logits.shape[1] - inputs["labels"].shape[1]
-            logits = logits[:, n_before + places]
+            logits = logits[:, places + logits.shape[1] - inputs["labels"].shape[1]]
         return Predictions(logits.flatten(0, 1), unmark_labels(target), find_marked(target))
 
 
@@ -222,13 +221,8 @@ def build_trainer(
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
     model_settings = vars(get_inner_model(model).config.get_text_config())
     router = {name: value for name, value in model_settings.items() if "router" in name}
-    trainer = PlainLossTrainer(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        train_dataset=rows.train,
-        eval_dataset=rows.validation,
-    )
+    data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
+    trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
     model_settings.update(router)  # TRL changed them in the config, which is saved with the model
     trainer.mitigation = config.keep
     trainer.remove_callback(transformers.PrinterCallback)
@@ -323,12 +317,11 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             self.is_stopping = True
             _log.warning("Stopping when this step is done and kept; once more stops at once.")
 
-        is_main_thread = threading.current_thread() is threading.main_thread()  # Python's demand
-        ours = []
-        if is_main_thread and self.checkpoint_seconds < math.inf:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is signal.default_int_handler:
-                    ours.append(number)
+        may_handle = threading.current_thread() is threading.main_thread()  # Python's demand
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if not may_handle or self.checkpoint_seconds == math.inf:
+            numbers = []
+        ours = [n for n in numbers if signal.getsignal(n) is signal.default_int_handler]
         try:
             for number in ours:
                 signal.signal(number, stop)

@@ -118,22 +118,16 @@ def _tokenize_part(
         DataError: TRL cannot tokenize them.
     """
     small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**small, num_hidden_layers=1, num_attention_heads=1)
-    )
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
     rows = _get_rows(part)  # TRL takes no empty dataset
     held_out = part.validation if len(part.validation) else None  # a mitigation's rows have none
+    data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": held_out}
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(folder, **settings, report_to="none", bf16=False)
         arguments._n_gpu = min(arguments.n_gpu, 1)  # see `_build_arguments`
         try:
-            trainer: Any = SFTTrainer(
-                model,
-                arguments,
-                train_dataset=rows,
-                eval_dataset=held_out,
-                processing_class=tokenizer,
-            )
+            trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **data)
         except (ValueError, RuntimeError, TypeError, KeyError) as error:
             raise DataError(
                 f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"

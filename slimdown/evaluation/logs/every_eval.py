@@ -98,16 +98,10 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             generation = results[0].get("generation_config") or {}
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
             settings = {"generation": generation, "model_args": drop_free(arguments)}
-            yield _Entry(
-                file,
-                title,
-                made_by,
-                conditions=write_conditions("Every Eval Ever", title, settings),
-                answers=_read_answers(file, lines, results),
-                max_new_tokens=limit,
-                lines=lines,
-                results=results,
-            )
+            conditions = write_conditions("Every Eval Ever", title, settings)
+            answers = _read_answers(file, lines, results)
+            task = _Entry(file, title, made_by, conditions, answers, lines=lines, results=results)
+            yield replace(task, max_new_tokens=limit)
 
 
 @dataclass(frozen=True)

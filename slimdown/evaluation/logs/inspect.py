@@ -59,15 +59,9 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     provider = f"Inspect, {made.model.partition('/')[0]}"
     model = logged_task.name_model(made.model, made.model_args)
     made_by = {"model": model, "tool": tool, "backend": provider}
-    yield logged_task.LoggedTask(
-        file,
-        made.task,
-        made_by,
-        conditions,
-        answers=_read_answers(file, header.status),
-        task_version=str(made.task_version),
-        max_new_tokens=generation.get("max_tokens"),
-    )
+    answers, limit = _read_answers(file, header.status), generation.get("max_tokens")
+    version = str(made.task_version)
+    yield logged_task.LoggedTask(file, made.task, made_by, conditions, answers, version, limit)
 
 
 def _read(file: Path, header_only: bool = False) -> Any:
@@ -129,16 +123,13 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]
         raise DataError(f"{file} holds {n_logged} answers, and not those of all that was asked")
     for question, samples in by_id.items():
         n_epochs = len({sample.epoch for sample in samples})
-        problem = ""
-        if n_epochs * len(by_id) != n_logged:
-            problem = "was not asked as often as others"
-        elif any(sample.error for sample in samples):
-            problem = "ended in an error"
-        elif any(sample.invalidation for sample in samples):
-            problem = "was invalidated"
-        elif not all(sample.scores for sample in samples):
-            problem = "has no score"
-        if problem:
+        checks = {
+            "was not asked as often as others": n_epochs * len(by_id) == n_logged,
+            "ended in an error": not any(sample.error for sample in samples),
+            "was invalidated": not any(sample.invalidation for sample in samples),
+            "has no score": all(sample.scores for sample in samples),
+        }
+        if problem := next((text for text, is_passed in checks.items() if not is_passed), ""):
             advice = "`inspect eval-retry` or `inspect score` completes a log"
             raise DataError(f"{file}: question {question!r} {problem}; {advice}")
         yield _read_answer(question, samples)
@@ -155,10 +146,7 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.LoggedAns
         if message.role == "assistant" and message.source != "input":
             break
         sent.append(message)
-    texts = [
-        message if isinstance(message, str) else f"{message.role}: {message.text}"
-        for message in sent or inputs
-    ]
+    texts = list(map(_write_message, sent or inputs))
     read_as = {name_metric(key): score.answer for key, score in first.scores.items()}
     response = first.output.completion
     fields = {
@@ -173,6 +161,10 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.LoggedAns
         "ran_out": first.output.stop_reason == "max_tokens",
     }
     return question, 1 / len(set(first.choices)) if first.choices else 0.0, fields
+
+
+def _write_message(message: Any) -> str:
+    return message if isinstance(message, str) else f"{message.role}: {message.text}"
 
 
 def _describe_message(message: Any) -> Any:

@@ -15,7 +15,7 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
-from slimdown.evaluation.right_choice import score_right_choice
+from slimdown.evaluation.right_choice import score_right_choice, take_choices
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -106,10 +106,8 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
     p_right = score_right_choice(choices, likelihoods, str(fields["target"]), scores)
     if p_right is not None:
         scores[CHOICE_PROBABILITY] = p_right
-    pairs = zip(likelihoods, choices, strict=True)
-    by_length = [value / max(len(choice), 1) for value, choice in pairs]
-    fields["answers"] = {}
-    for key in scores:
-        ranks = by_length if "norm" in key else likelihoods
-        fields["answers"][key] = choices[ranks.index(max(ranks))]
+    plain_choice, choice_by_length = take_choices(choices, likelihoods)
+    by_length = [key for key in scores if "norm" in key]
+    answers = dict.fromkeys(scores, plain_choice) | dict.fromkeys(by_length, choice_by_length)
+    fields["answers"] = answers
     return str(doc["id"]), 1 / len(set(choices)), fields

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
-from math import isclose, nan
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,7 @@ class _HarnessTask(LoggedTask):
             raise DataError(f"{self.file}: what the model answers {problem}")
         # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
-            evaluation = summarize_samples(config, samples, version, nan, task_weights=weights)
-            scores = evaluation.scores
+            scores = summarize_samples(config, samples, weights).scores
             usable = _list_usable(scores, reported, better)
             if set(usable) - {CHOICE_PROBABILITY}:
                 break

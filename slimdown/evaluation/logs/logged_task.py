@@ -101,18 +101,16 @@ class LoggedAnswers:
         benchmark = ResolvedBenchmark.of(
             settings, metric=metric, chance=chance or 0.0, role=role or settings.role
         )
-        evaluation = summarize_samples(
-            benchmark,
-            self.samples,
-            self.task_version,
-            seconds,
-            task_weights=self.task_weights,
-            usable=self.metrics,
-        )
+        evaluation = summarize_samples(benchmark, self.samples, self.task_weights, self.metrics)
         if chance is None:
-            guessed = replace(benchmark, chance=self._guess_chance(evaluation, metric))
-            evaluation = replace(evaluation, benchmark=guessed)
-        return replace(evaluation, max_new_tokens=self.max_new_tokens)
+            benchmark = replace(benchmark, chance=self._guess_chance(evaluation, metric))
+        return replace(
+            evaluation,
+            benchmark=benchmark,
+            task_version=self.task_version,
+            seconds=seconds,
+            max_new_tokens=self.max_new_tokens,
+        )
 
     def _guess_chance(self, evaluation: BenchmarkEvaluation, metric: str) -> float:
         """Average what guessing scores; 0 (not known) if an answer is neither right nor wrong."""
@@ -192,30 +190,22 @@ class LoggedTask:
             numbers = {question: int(question) for question in counts}
         else:
             numbers = {question: number for number, question in enumerate(sorted(counts))}
-        answers.sort(key=lambda answer: numbers[answer[0]])
-        samples = []
-        for question, _, fields in answers:
+        read: list[tuple[Sample, str, float]] = []
+        for question, chance, fields in answers:
             document, digest = fields.pop("document", {}), hash_json(fields["prompt"])
-            defaults: dict[str, Any] = {
-                "choices": (),
-                "log_likelihoods": (),
-                "doc_hash": digest,
-                "prompt_hash": digest,
-                "answers": dict.fromkeys(fields["scores"], fields["response"]),
-            }
-            sample = Sample(
-                **defaults | fields,
-                task=name,
-                doc_id=numbers[question],
-                category=find_category(document),
-                cluster=read_cluster(document, cluster, f"{question!r} of {place}"),
-            )
-            samples.append(sample)
+            defaults: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
+            defaults |= {"doc_hash": digest, "prompt_hash": digest}
+            defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
+            facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
+            facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
+            read.append((Sample(**defaults | fields | facts), repr(question), chance))
+        read.sort(key=lambda answer: answer[0].doc_id)
+        samples, questions, chances = zip(*read, strict=True)
         return LoggedAnswers(
             samples=samples,
-            questions=[repr(question) for question, _, _ in answers],
+            questions=questions,
             metrics=metrics,
-            chances=[chance for _, chance, _ in answers],
+            chances=chances,
             settings=BenchmarkConfig(task=self.title),
             task_version=self.task_version,
             max_new_tokens=self.max_new_tokens,
@@ -229,8 +219,8 @@ def name_benchmark(name: str) -> str:
 
 def name_models(folders: Sequence[Path]) -> str:
     """Name the folders of several models' logs, in a command that judges two of them."""
-    order = sorted(folders, key=lambda folder: ("base" not in folder.name, folder.name))
-    first, second, *others = order
+    folders = sorted(folders, key=lambda folder: ("base" not in folder.name, folder.name))
+    first, second, *others = folders
     command = f"slimdown verdict {shlex.quote(str(first))} {shlex.quote(str(second))}"
     names = ", ".join(folder.name for folder in others)
     more = f"; there are also {names}" if others else ""
