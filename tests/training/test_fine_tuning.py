@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_ends_training_with_advice(
 ) -> None:
     settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.max_grad_norm=1e30"]
     run = TrainingRun(composed(*SMALL, "train.max_steps=9", *settings))
-    with pytest.raises(ModelError, match=r"is (nan|inf) in float32\. Try a smaller"):
+    with pytest.raises(ModelError, match=r"(nan|inf) in float32.*train\.learning_rate"):
         run.train(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_scaler_may_skip_a_step(engine: Engine, composed: Composed) -> None:
     """Unsloth's trainer has one in float16; a gradient beyond it is none to end a training for."""
     config = replace(composed(*SMALL).train, engine=engine)
     callback = sft.TrainingCallback(config, "float16", lambda log: None, lambda *done: None)
-    ends = pytest.raises(ModelError, match="the grad_norm is inf in float16")
+    ends = pytest.raises(ModelError, match="grad_norm is inf")
     with nullcontext() if ENGINES[engine].skips_steps else ends:
         callback.log_step(1, 9, {"loss": 1.0, "grad_norm": float("inf")})
     with pytest.raises(ModelError, match="the loss is nan"):
@@ -203,9 +203,8 @@ def prepare_tiny(model: Any, composed: Composed, dtype: str = "float32") -> Toke
     settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
     config = composed(*SMALL, *settings)
     base = make_base(model, dtype)
-    return prepare_training(
-        base, load_training_data(config.dataset, base.tokenizer, config.seed), config
-    )
+    data = load_training_data(config.dataset, base.tokenizer, config.seed)
+    return prepare_training(base, data, config)
 
 
 DOGE_WORKS = pytest.mark.skipif(
@@ -221,7 +220,7 @@ def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -
         torch.nn.init.normal_(layer.self_attn.A, std=2.0)
     prepared = prepare_tiny(model, composed)
     assert not prepared.is_padding_free
-    assert any("training pads its rows" in note for note in prepared.notes)
+    assert any("pads its rows" in note for note in prepared.notes)
 
 
 @pytest.mark.parametrize(
@@ -333,15 +332,15 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
             os.kill(os.getpid(), number)
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for each in before:  # as `slimdown run` has them
-        signal.signal(each, signal.default_int_handler)
+    for handled in before:  # as `slimdown run` has them
+        signal.signal(handled, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             killed.train(tmp_path / "b", stop)
-        handlers = {signal.getsignal(each) for each in before}
+        handlers = set(map(signal.getsignal, before))
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for handled, handler in before.items():
+            signal.signal(handled, handler)
     assert handlers == {signal.default_int_handler}
     assert len(list(tmp_path.glob("b/checkpoint-*"))) == 1
     again.train(tmp_path / "b")
@@ -376,6 +375,5 @@ def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before(tmp_path:
     model.config.output_router_logits = True  # TRL 1.16 does so when a trainer is made
     after = slimdown.measure(model, tokenizer, before)
     assert model.config.output_router_logits
-    samples = [each.benchmarks["pocket_cs"].samples for each in (before, after)]
-    assert samples[0] == samples[1]
+    assert before.benchmarks["pocket_cs"].samples == after.benchmarks["pocket_cs"].samples
     assert slimdown.judge(before, after).benchmarks["pocket_cs"].n == 8

@@ -123,8 +123,9 @@ def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
     for name, expected in load_weights(alone).items():
         torch.testing.assert_close(weights[name], expected, atol=1e-3, rtol=0)
 
-    asked = [f"quantization={quantization}", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
-    done = run_command(tmp_path, "slimdown.run", f"tuned={tuned}", *asked)
+    command = ["slimdown.run", f"tuned={tuned}", f"quantization={quantization}"]
+    command += ["benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
+    done = run_command(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     [run] = find_runs(store)
     samples = pd.read_parquet(store.download_artifacts(run.info.run_id, "samples"))
