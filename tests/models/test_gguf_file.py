@@ -86,10 +86,10 @@ def test_rounded_weights_compute_what_rounding_by_hand_does(
 def test_a_file_counts_by_its_content(composed: Composed, file: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(file, tmp_path / "other name.gguf"))
     other = write_pocket(tmp_path / "other.gguf", change=2.0)
-    loaded = [open_it(composed, one)[1].load() for one in (file, copied, other)]
-    assert loaded[0].identity == loaded[1].identity
-    assert loaded[0].identity != loaded[2].identity
-    keys = [run_key(composed(f"tuned={one}", "model=pocket")) for one in (file, copied, other)]
+    places = (file, copied, other)
+    identities = [open_it(composed, place)[1].load().identity for place in places]
+    assert identities[0] == identities[1] != identities[2]
+    keys = [run_key(composed(f"tuned={place}", "model=pocket")) for place in places]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -106,16 +106,8 @@ def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Composed, tmp_pat
 def test_a_file_names_no_base(composed: Composed, file: Path) -> None:
     tuned = composed(f"tuned={file}", "model=pocket").tuned_model
     assert tuned
-    with pytest.raises(ModelError, match=r"tuned=.* names no base; name it: model=OWNER/NAME"):
+    with pytest.raises(ModelError, match=r"tuned=.* base; .*model=OWNER/NAME"):
         find_base(tuned)
-
-
-def cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def cut_header(file: Path) -> None:
-    os.truncate(file, 5000)
 
 
 def rewrite(file: Path, change: Callable[[Any], None]) -> None:
@@ -145,13 +137,9 @@ def swap_tokens(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "settings", "answer"),
     [
-        (cut, [], "tuned=.*pocket.gguf is cut short, or damaged"),
-        (cut_header, [], "tuned=.*pocket.gguf is cut short, or damaged"),
-        (
-            rename_architecture,
-            [],
-            "of the architecture 'lIama', which transformers does not unpack",
-        ),
+        (lambda file: os.truncate(file, file.stat().st_size // 2), [], "is cut short"),
+        (lambda file: os.truncate(file, 5000), [], "tuned=.*pocket.gguf is cut short, or damaged"),
+        (rename_architecture, [], "the architecture 'lIama', which transformers does not unpack"),
         (swap_tokens, [], "has another vocabulary than pocket:model: .* is another token"),
         (lambda _: None, ["quantization=nf4"], "is quantized already.* set quantization=none"),
     ],
@@ -174,7 +162,7 @@ def test_a_part_of_a_model_is_refused_whatever_it_is_called(
     composed: Composed, file: Path, tmp_path: Path
 ) -> None:
     part = shutil.copy(file, tmp_path / "model-00001-of-00002.gguf")
-    with pytest.raises(ConfigError, match=r"is one of 2 parts of a model; join them"):
+    with pytest.raises(ConfigError, match="one of 2 parts"):
         composed(f"tuned={part}")
     writer = gguf.GGUFWriter(renamed := tmp_path / "model.gguf", "llama")
     writer.add_uint16("split.count", 2)
@@ -182,7 +170,7 @@ def test_a_part_of_a_model_is_refused_whatever_it_is_called(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(ModelError, match=r"is one of 2 parts of a model; join them"):
+    with pytest.raises(ModelError, match="one of 2 parts"):
         open_it(composed, renamed)
 
 
@@ -190,15 +178,15 @@ def test_what_is_no_gguf_file_is_refused_at_once(
     composed: Composed, file: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     other = tmp_path / "model.gguf"
-    with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: there is no such file"):
+    with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: .*no such"):
         composed(f"tuned={other}")
     other.write_bytes(b"PK\3\4" * 9)
-    with pytest.raises(ConfigError, match="is no GGUF file: it begins with"):
+    with pytest.raises(ConfigError, match="is no GGUF file"):
         composed(f"tuned={other}")
     shutil.copy(file, other)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"lies beside adapter_config.json"):
         composed(f"tuned={other}")
     monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs the package gguf; .* pip install '.\[gguf\]'"):
+    with pytest.raises(ConfigError, match=r"package gguf; .*'.\[gguf\]'"):
         composed(f"tuned={file}")

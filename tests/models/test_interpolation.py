@@ -103,17 +103,15 @@ def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
     assert not any(weight.numel() for weight in half.model.parameters())
     assert not list((tmp_path / "scratch").iterdir())
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(ModelError, match=r"takes 0\.004 GB, and 0\.001 GB are free"):
+    with pytest.raises(ModelError, match=r"0\.004 GB.*0\.001 GB"):
         interpolation.save(0.5, tmp_path)
 
 
-FAMILIES = [
-    pytest.param(family, marks=[pytest.mark.slow] * (family not in ("gpt2", "mixtral")))
-    for family in sorted(EXACT_FAMILIES)
-]
+QUICK = ["gpt2", "mixtral"]
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in sorted(EXACT_FAMILIES.difference(QUICK))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*QUICK, *SLOW])
 def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None:
     """GPT-2's `c_attn.bias` looks like a mask; a Mixtral's experts have other names in files."""
     configs = ModelConfig(str(tmp_path / "base")), TunedModelConfig(str(tmp_path / "tuned"))
@@ -131,7 +129,7 @@ def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None
     for scale, config in enumerate(configs):
         (out := tmp_path / str(scale)).mkdir()
         interpolation.save(scale, out)
-        expected, weights = (load_plain(Path(one)).state_dict() for one in (config.id, out))
+        expected, weights = load_plain(Path(config.id)).state_dict(), load_plain(out).state_dict()
         assert not [name for name in expected if not torch.equal(expected[name], weights[name])]
 
 
@@ -146,12 +144,12 @@ def test_tied_embeddings_meet_untied_ones(composed: Composed, tmp_path: Path) ->
     pair(composed(f"tuned={folder}")).save(0.5, out)
     shared = load_plain(pocket.MODEL_DIR).lm_head.weight.float()
     pairs = zip(load_plain(out).parameters(), load_plain(folder).parameters(), strict=True)
-    tables = [both for both in pairs if both[0].shape == shared.shape]
+    tables = [(weight, after) for weight, after in pairs if weight.shape == shared.shape]
     assert len(tables) == 2
     for weight, after in tables:
         assert torch.equal(weight, torch.lerp(shared, after.float(), 0.5).bfloat16())
     tied = save_changed(tmp_path / "tied")
-    with pytest.raises(ModelError, match=r"only the base has a lm_head.weight of its own"):
+    with pytest.raises(ModelError, match=r"only the base .*lm_head\.weight"):
         pair(composed(f"tuned={tied}", f"model.id={folder}", "quantization=none"))
 
 
@@ -172,11 +170,7 @@ QUANTIZED = {"quantization_config": {"quant_method": "fp8"}}
 @pytest.mark.parametrize(
     ("change", "settings", "answer"),
     [
-        (
-            lambda m: m.resize_token_embeddings(2050),
-            {},
-            r"embed_tokens.weight .*2050, 192\]",
-        ),
+        (lambda m: m.resize_token_embeddings(2050), {}, r"embed_tokens.weight .*2050, 192\]"),
         (cut, {}, r"only the base has a layers.3.input_layernorm.weight of its own"),
         (round_a_norm, {}, r" norm.weight is torch.bfloat16 \[192\] in the base and torch.int8"),
         (lambda m: None, ROPE, r"rope_parameters is .*10000.* there and .*500000"),
@@ -205,7 +199,6 @@ def test_buffers_that_older_versions_saved_have_no_scale(
             listed = json.loads(index.read_text())
             listed["weight_map"][name] = file.name
             index.write_text(json.dumps(listed))
-    settings = f"model.id={folders[0]}", f"tuned={folders[1]}"
     (out := tmp_path / "out").mkdir()
-    pair(composed(*settings)).save(0.5, out)
+    pair(composed(f"model.id={folders[0]}", f"tuned={folders[1]}")).save(0.5, out)
     assert torch.isfinite(logits_of(load_plain(out))).all()

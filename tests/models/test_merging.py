@@ -19,8 +19,12 @@ from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
 IDS = torch.arange(5, 60)[None]
-# With LoRA on each quantization: each other kind of change of the weights once.
-QUICK = {("dora", "nf4"), ("ia3", "nf4"), ("oft", "none"), ("shira", "none")}
+# LoRA on each quantization, and each other kind of change of the weights once.
+QUICK = [("lora", "nf4"), ("lora", "int8"), ("lora", "none")]
+QUICK += [("dora", "nf4"), ("ia3", "nf4"), ("oft", "none"), ("shira", "none")]
+# PEFT 0.21 cannot attach DoRA to int8, and SHiRA is refused on both.
+SLOW = [("rslora", "nf4"), ("rslora", "int8"), ("rslora", "none"), ("dora", "none")]
+SLOW += [("ia3", "int8"), ("ia3", "none"), ("oft", "nf4"), ("oft", "int8")]
 
 
 def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
@@ -35,14 +39,7 @@ def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
 
 @pytest.mark.parametrize(
     ("method", "quantization"),
-    [
-        pytest.param(method, quantization, marks=[pytest.mark.slow] * (not is_quick))
-        for method in ("lora", "rslora", "dora", "ia3", "oft", "shira")
-        for quantization in ("nf4", "int8", "none")
-        # PEFT 0.21 cannot attach DoRA to int8, and SHiRA is refused on both.
-        if (method, quantization) not in (("dora", "int8"), ("shira", "nf4"), ("shira", "int8"))
-        for is_quick in [method == "lora" or (method, quantization) in QUICK]
-    ],
+    [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)],
 )
 def test_merged_logits_are_those_of_the_adapter_on_its_base(
     method: str, quantization: str, composed: Composed, tmp_path: Path
@@ -101,11 +98,14 @@ def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float,
     return moved, distance
 
 
+SLOW_TIED = ["head", "both alike", "dora"]
+
+
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.slow] * (case in ("head", "both alike", "dora")))
-        for case in TIED
+        *(case for case in TIED if case not in SLOW_TIED),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_TIED),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -145,7 +145,7 @@ def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
     )
     config = composed("quantization=none")
     base = load_base_model(config.model, config.quantization)
-    with pytest.raises(ModelError, match=r"merged model's logits would be [\d.]+ away from those"):
+    with pytest.raises(ModelError, match=r"logits .* [\d.]+ away"):
         merge_adapter(base, tmp_path, tmp_path / "merged", dtype)
     assert not (tmp_path / "merged").exists()
 
@@ -157,7 +157,7 @@ def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Pa
     assert isinstance(model, peft.PeftModel)
     save_adapter(model, base, tmp_path / "adapter")
     fresh = load_base_model(config.model, config.quantization)
-    with pytest.raises(ModelError, match="cannot be merged into pocket:model"):
+    with pytest.raises(ModelError, match="cannot be merged"):
         merge_adapter(fresh, tmp_path / "adapter", tmp_path / "merged")
 
 
@@ -172,7 +172,7 @@ def test_memory_that_runs_out_while_merging_names_the_way_out(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("slimdown.models.merging.load_adapter", fail)
-    with pytest.raises(ModelError, match=r"CUDA out of memory.*try --device cpu"):
+    with pytest.raises(ModelError, match=r"CUDA out.*--device cpu"):
         merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
 
 

@@ -197,7 +197,7 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     "recipe",
     [  # one that shares prefixes, one that does not, and one of pictures
-        pytest.param(recipe, marks=[pytest.mark.slow] * (recipe not in QUICK))
+        recipe if recipe in QUICK else pytest.param(recipe, marks=pytest.mark.slow)
         for recipe in ARCHITECTURES
     ],
 )
@@ -240,7 +240,7 @@ def test_rows_are_written_as_the_model_is_asked(
     assert text.startswith(frame.partition("Today")[0])
     assert text.count(prompt[-20:]) == 1  # what stands before an answer
     if recipe == "smollm3":
-        assert "Today Date: 26 Jul 2024" in prompt
+        assert "Date: 26 Jul 2024" in prompt
 
 
 @pytest.mark.parametrize("recipe", [*ARCHITECTURES, *SAME_AS])

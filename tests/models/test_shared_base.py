@@ -125,23 +125,21 @@ def test_three_adapters_load_their_base_once_and_answer_as_three_single_runs(
     store: MlflowClient, tmp_path: Path, loads: list[str]
 ) -> None:
     folders = [str(save_kind(kind, tmp_path / kind)) for kind in ("lora", "prompt", "ia3")]
-    asked = ["benchmark=[pocket_math,pocket_cs]"]
-    asked += [f"benchmark.pocket_{name}.limit=8" for name in ("math", "cs")]
+    settings = ["benchmark=[pocket_math,pocket_cs]"]
+    settings += ["benchmark.pocket_math.limit=8", "benchmark.pocket_cs.limit=8"]
     loads.clear()
-    done = call_verb(tmp_path, "run", "-m", "tuned=" + ",".join(folders), *asked)
+    done = call_verb(tmp_path, "run", "-m", "tuned=" + ",".join(folders), *settings)
     assert done.returncode == 0, done.stderr
     assert len(loads) == 1
     shared = [run.info.run_id for run in find_runs(store)]
     tracking = TrackingConfig(uri=store.tracking_uri)
     for folder in folders:
-        done = call_verb(tmp_path, "run", f"tuned={folder}", *asked, "rerun=true")
+        done = call_verb(tmp_path, "run", f"tuned={folder}", *settings, "rerun=true")
         assert done.returncode == 0, done.stderr
     assert len(loads) == 4
     single = [run.info.run_id for run in find_runs(store)][3:]
     for pair in zip(shared, single, strict=True):
-        answers = []
-        for run_id in pair:
-            run = find_run(tracking, run_id)
-            both = read_evaluations(tracking, run)
-            answers.append([{n: b.samples for n, b in one.benchmarks.items()} for one in both])
-        assert answers[0] == answers[1]
+        evaluations = [read_evaluations(tracking, find_run(tracking, run_id)) for run_id in pair]
+        for first, second in zip(*evaluations, strict=True):  # of the base, of the tuned model
+            for name, benchmark in first.benchmarks.items():
+                assert benchmark.samples == second.benchmarks[name].samples
