@@ -130,16 +130,16 @@ def test_scores_and_prompts_are_the_stock_command_lines(
             if metric not in ("flexible_accuracy", "p_right"):
                 key = metric.replace(".", ",") if "." in metric else f"{metric},none"
                 assert stock["results"][name][key] == score.value
-        entries = {entry["doc_id"]: entry for entry in stock["samples"][name]}
+        lines = {line["doc_id"]: line for line in stock["samples"][name]}
         for sample in benchmark.samples:
-            entry = entries[sample.doc_id]
+            line = lines[sample.doc_id]
             hashes = sample.prompt_hash, sample.doc_hash
-            assert hashes == (entry["prompt_hash"], entry["doc_hash"])
+            assert hashes == (line["prompt_hash"], line["doc_hash"])
             if sample.choices:
-                expected = [float(ll) for ll, _ in entry["filtered_resps"]]
+                expected = [float(ll) for ll, _ in line["filtered_resps"]]
                 assert sample.log_likelihoods == pytest.approx(expected, abs=5e-4)
             else:
-                assert sample.response == entry["resps"][0][0]
+                assert sample.response == line["resps"][0][0]
 
 
 # --- blocks, stopping, the cache ----------------------------------------------------------------
@@ -267,7 +267,8 @@ def test_progress_is_told_by_tokens_and_answers(pocket: LoadedModel) -> None:
     tasks = load_tasks(read_benchmarks("pocket_math", limit=4))
     evaluator = Evaluator(tasks, make_config(batch_size=2))
     evaluator.evaluate(pocket, on_progress=lambda *report: reports.append(report))
-    assert (0, 4, "pocket_math, token 3 of at most 48") in reports
+    details = [detail for *counts, detail in reports if counts == [0, 4]]
+    assert any("token 3 of" in detail for detail in details)
     done = [n for n, _, _ in reports]
     assert done == sorted(done)
     assert set(done) == {0, 2, 4}
@@ -365,7 +366,7 @@ doc_to_target: '{{a}}'
 OWN_TASKS = {
     # the choices stand in the context, as WinoGrande's
     "own_winograd": f"""{CHOICE}
-doc_to_choice: '{{{{["The man met a bee and Ann", "The man met a bee and Bo"]}}}}'
+doc_to_choice: '{{{{["He met Ann", "He met Bo"]}}}}'
 doc_to_text: '{{{{0 if "and Ann" in long else 1}}}}'
 doc_to_target: was glad.
 """,
@@ -440,7 +441,7 @@ def test_choices_that_stand_in_the_context_are_told_apart(
     assert tasks["own"].config.chance == 0.5
     evaluation = Evaluator(tasks, make_config()).evaluate(pocket).benchmarks["own"]
     for sample in evaluation.samples:
-        assert sample.prompt == "The man met a bee and "
+        assert sample.prompt == "He met "
         assert sample.choices == ("Ann was glad.", "Bo was glad.")
         assert sample.target == sample.choices[0 if sample.doc_id % 2 else 1]
         assert sample.scores["acc"] == float(sample.answers["acc"] == sample.target)
@@ -516,13 +517,13 @@ def test_each_task_of_a_group_has_its_own_worked_examples(
     assert evaluation.benchmark.num_fewshot is None
     stock = evaluate_by_harness(pocket, ["own_shots"], own_tasks)
     assert {(s.task, s.doc_id, s.prompt_hash) for s in evaluation.samples} == {
-        (task, entry["doc_id"], entry["prompt_hash"])
-        for task, entries in stock["samples"].items()
-        for entry in entries
+        (task, line["doc_id"], line["prompt_hash"])
+        for task, lines in stock["samples"].items()
+        for line in lines
     }
-    told = load_own(own_tasks, "own_shots", num_fewshot=1)["own"]
-    assert {task.config.num_fewshot for task in told.tasks.values()} == {1}
-    with pytest.raises(ConfigError, match="own_samples has 2 rows to take 3 worked examples from"):
+    one_shot = load_own(own_tasks, "own_shots", num_fewshot=1)["own"]
+    assert {task.config.num_fewshot for task in one_shot.tasks.values()} == {1}
+    with pytest.raises(ConfigError, match=r"own_samples has 2 .*num_fewshot"):
         load_own(own_tasks, "own_shots", num_fewshot=3)
 
 
@@ -536,7 +537,7 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
     requests = bbh.build_requests(None, make_config())
     assert (bbh.config.num_fewshot, len(requests)) == (3, 2)
     for [request] in requests.values():
-        assert request.args[0].count("Let's think step by step") == 4
+        assert request.args[0].count("think step by step") == 4
 
 
 @pytest.mark.parametrize(
@@ -569,5 +570,5 @@ def test_what_is_left_open_is_the_tasks_own() -> None:
         "pocket_cs": ("acc", 0, 0.25),
     }
     [question] = [q for q in tasks["pocket_cs"].questions() if q.name == "pocket_cs 0"]
-    assert question.texts == ("Why do we need a kernel?",)
-    assert question.answers == ("manages processes and memory",)
+    [text], [answer] = question.texts, question.answers
+    assert (text.split()[-1], answer.split()[0]) == ("kernel?", "manages")

@@ -157,9 +157,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     link.symlink_to(own)
     with serve(Hub) as address:
         hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home")}
-        asked = json.dumps([CALLING, ["harmless", *names], str(link)])
+        questions = json.dumps([CALLING, ["harmless", *names], str(link)])
         result = subprocess.run(
-            [sys.executable, "-c", ASK, asked],
+            [sys.executable, "-c", ASK, questions],
             cwd=folder,
             env={**os.environ, **hub},
             capture_output=True,
@@ -173,8 +173,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_no_metric_from_outside_is_run_or_asked_for(answers: dict[str, Any]) -> None:
     assert not answers["ran"]
-    asked = [path for path in answers["requests"] if "/spaces/" in path or "/metrics/" in path]
-    assert asked == []  # rows are asked for: a task is read with its data
+    # Rows are asked for: a task is read with its data.
+    assert not re.search("/spaces/|/metrics/", " ".join(answers["requests"]))
     assert answers["harmless"] == "is loaded"
 
 
@@ -205,7 +205,7 @@ def test_own_tasks_that_fetch_metrics_are_refused_by_name(
 def test_what_reading_does_not_see_is_stopped_when_it_is_called(
     task: str, answers: dict[str, Any]
 ) -> None:
-    assert answers[task].startswith(f"benchmark.{task}: a task takes a metric from evaluate.load")
+    assert re.match(rf"benchmark\.{task}: .*evaluate\.load", answers[task])
 
 
 @pytest.mark.parametrize("is_caught", [False, True])

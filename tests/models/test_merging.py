@@ -145,7 +145,7 @@ def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
     )
     config = composed("quantization=none")
     base = load_base_model(config.model, config.quantization)
-    with pytest.raises(ModelError, match=r"logits .* [\d.]+ away"):
+    with pytest.raises(ModelError, match=r"logits .*[\d.]+ away"):
         merge_adapter(base, tmp_path, tmp_path / "merged", dtype)
     assert not (tmp_path / "merged").exists()
 
