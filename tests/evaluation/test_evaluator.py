@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from builders import Patch
 from filelock import FileLock
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -301,7 +302,7 @@ def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: Load
     [(15.8, 1.1, (4, 16)), (85, 1.1, (32, 64)), (25.4, 16.1, (4, 16))],  # most of it: the weights
 )
 def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
-    gigabytes: float, held: float, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    gigabytes: float, held: float, sizes: tuple[int, int], monkeypatch: Patch
 ) -> None:
     """A generated answer has logits only at its last place."""
     properties = SimpleNamespace(total_memory=gigabytes * 1e9)
@@ -313,7 +314,7 @@ def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
     assert (backend.batch_size, backend.generation_batch_size) == sizes
 
 
-def test_the_random_state_of_apples_gpu_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_random_state_of_apples_gpu_is_restored(monkeypatch: Patch) -> None:
     states = [torch.ones(1)]
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import unpack_logs
+from builders import Capture, unpack_logs
 from replayed_answers import write_logs
 
 from slimdown.commands import verdict
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_paired_is_refused_by_name(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: Capture
 ) -> None:
     change, problem = REFUSED[case]
     summary, lines = make_entry([1.0, 0.0, 1.0])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Capture, Patch
 from replayed_answers import describe_findings, write_logs
 
 from slimdown.commands import verdict
@@ -58,9 +59,7 @@ def test_the_same_answers_have_the_same_findings(tmp_path: Path) -> None:
     assert conditions["harness_version"].startswith("inspect_ai 0.")
 
 
-def test_verdict_takes_a_folder_and_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verdict_takes_a_folder_and_a_file(tmp_path: Path, capsys: Capture) -> None:
     base, tuned = write_logs("inspect", tmp_path)
     choice = ["--metric", "sums=exact", "--max-loss", "words=off"]
     assert verdict.main([str(base), str(tuned), *choice]) == 1
@@ -122,7 +121,7 @@ def test_epochs_of_a_question_are_averaged(base: Path) -> None:
         log.samples[0].epoch = 2
 
     one_less = rewrite(base, ask_one_less, "log.json")
-    with pytest.raises(DataError, match="'0' was not asked as often"):
+    with pytest.raises(DataError, match="'0' was not asked"):
         read_logs(one_less)
 
 
@@ -341,13 +340,11 @@ def test_a_spoiled_file_is_refused_in_words(name: str, base: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_log_is_refused_where_it_would_take_all_memory(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_refused_where_it_would_take_all_memory(base: Path, monkeypatch: Patch) -> None:
     large = rewrite(base, lambda log: None)
     with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("samples/large.json", b" " * (64 * 2**20 + 1))
-    with pytest.raises(DataError, match=r"log\.eval holds .*67,108,865; "):
+    with pytest.raises(DataError, match=r"log\.eval holds .*67,108,865"):
         read_logs(large)
     monkeypatch.setattr(inspect, "_MOST_PARTS", 40)  # and there is a header, too
     with pytest.raises(DataError, match=r"many\.eval .*4. parts"):
@@ -358,7 +355,7 @@ def test_a_log_is_refused_where_it_would_take_all_memory(
 
 
 @pytest.mark.parametrize("name", ["a::b.eval", "s3:x.eval", "a#b?c%20d.eval", "ü $(x)\n.eval"])
-def test_hostile_names_are_read(name: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_names_are_read(name: str, base: Path, monkeypatch: Patch) -> None:
     rewrite(base, lambda log: None).rename(base.parent / name)
     monkeypatch.chdir(base.parent)
     assert len(read_one(Path(name)).samples) == 40
@@ -369,5 +366,5 @@ def test_a_question_that_stands_there_twice_is_refused(base: Path) -> None:
         log.samples.append(log.samples[3])
         log.results.total_samples = 41
 
-    with pytest.raises(DataError, match="'0' was not asked as often"):
+    with pytest.raises(DataError, match="'0' was not asked"):
         read_logs(rewrite(base, repeat, "log.json"))

@@ -1,18 +1,17 @@
 """A file of one's own questions is asked and scored as an equal task of the harness."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Compose
 from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import complete_benchmark, read_benchmarks
-from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.causal import wrap_model
@@ -74,7 +73,7 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
     assert benchmarks["written"].scores["exact_match.strip"].value == 0.5
     file = write_rows(tmp_path / "long.jsonl", [SUM | {"question": "x " * 600}])
     tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file)}))
-    with pytest.raises(ConfigError, match=r"prompt of mine .*\d+ tokens"):
+    with pytest.raises(ConfigError, match=r"prompt of.*\d+ tokens"):
         Evaluator(tasks, make_config()).evaluate(loaded)
 
 
@@ -89,14 +88,12 @@ def test_a_choice_that_no_forward_holds_is_refused_before_anything_is_asked(
     tasks = load_tasks(read_benchmarks(["pocket_cs", {"task": "mine", "path": str(file)}], limit=2))
     reports: list[Any] = []
     evaluator = Evaluator(tasks, make_config(), share_prefixes)
-    with pytest.raises(ConfigError, match=r"benchmark\.mine: .*question 0 .*\d+ tokens"):
+    with pytest.raises(ConfigError, match=r"benchmark\.mine: .*\d+ tokens"):
         evaluator.evaluate(loaded, on_progress=lambda *report: reports.append(report))
     assert not reports
 
 
-def test_the_content_counts_and_not_the_place(
-    tmp_path: Path, composed: Callable[..., RunConfig]
-) -> None:
+def test_the_content_counts_and_not_the_place(tmp_path: Path, composed: Compose) -> None:
     def hash_rows(name: str, rows: list[Any]) -> str:
         file = write_rows(tmp_path / name, rows)
         config = composed("benchmark=[questions]", f"benchmark.questions.path={file}")

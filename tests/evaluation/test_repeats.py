@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_benchmark, make_evaluation, make_sample
+from builders import Patch, make_benchmark, make_evaluation, make_sample
 from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -72,7 +72,7 @@ def test_drawn_answers_are_drawn_alike_again(
 
 
 def test_answers_are_drawn_from_all_tokens_whatever_the_model_says(
-    pocket: LoadedModel, repeated: BenchmarkEvaluation, monkeypatch: pytest.MonkeyPatch
+    pocket: LoadedModel, repeated: BenchmarkEvaluation, monkeypatch: Patch
 ) -> None:
     """A tuned model may bring another generation_config.json than its base."""
     monkeypatch.setattr(pocket.model.generation_config, "top_k", 1)

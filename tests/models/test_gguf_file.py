@@ -9,20 +9,17 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from builders import Patch
+from builders import Compose, Patch
 from tiny_models import logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
 from slimdown import pocket
-from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import ExternalModel, open_tuned_model
 from slimdown.models.tuned_base import find_base
 from slimdown.tracking.resume import run_key
 from slimdown.utils.errors import ConfigError, ModelError
-
-Composed = Callable[..., RunConfig]
 
 
 def write_pocket(file: Path, kind: str = "F32", change: float = 1.0, **settings: Any) -> Path:
@@ -39,13 +36,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pocket(tmp_path_factory.mktemp("gguf") / "pocket.gguf")
 
 
-def open_it(composed: Composed, file: Path, *settings: str) -> tuple[LoadedModel, ExternalModel]:
+def open_it(composed: Compose, file: Path, *settings: str) -> tuple[LoadedModel, ExternalModel]:
     config = composed(f"tuned={file}", "model.dtype=float32", *settings)
     base = load_base_model(config.model, config.quantization)
     return base, open_tuned_model(config, base)
 
 
-def test_unrounded_weights_compute_the_folders_logits(composed: Composed, file: Path) -> None:
+def test_unrounded_weights_compute_the_folders_logits(composed: Compose, file: Path) -> None:
     base, external = open_it(composed, file)
     expected = logits_of(base.model)
     tuned = external.load()
@@ -70,7 +67,7 @@ def round_blocks(weight: torch.Tensor, levels: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_rounded_weights_compute_what_rounding_by_hand_does(
-    kind: str, composed: Composed, tmp_path: Path
+    kind: str, composed: Compose, tmp_path: Path
 ) -> None:
     base, external = open_it(composed, write_pocket(tmp_path / "pocket.gguf", kind))
     unrounded = logits_of(base.model)
@@ -83,7 +80,7 @@ def test_rounded_weights_compute_what_rounding_by_hand_does(
     assert (logits - expected).abs().max() < 0.1 * (logits - unrounded).abs().max()
 
 
-def test_a_file_counts_by_its_content(composed: Composed, file: Path, tmp_path: Path) -> None:
+def test_a_file_counts_by_its_content(composed: Compose, file: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(file, tmp_path / "other name.gguf"))
     other = write_pocket(tmp_path / "other.gguf", change=2.0)
     places = (file, copied, other)
@@ -93,7 +90,7 @@ def test_a_file_counts_by_its_content(composed: Composed, file: Path, tmp_path: 
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Composed, tmp_path: Path) -> None:
+def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Compose, tmp_path: Path) -> None:
     settings = [f"model.id={tmp_path}", "model.args.gguf_file=base.gguf", "quantization=none"]
     shutil.copy(pocket.MODEL_DIR / "config.json", tmp_path)
     keys = []
@@ -103,7 +100,7 @@ def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Composed, tmp_pat
     assert keys[0] != keys[1]
 
 
-def test_a_file_names_no_base(composed: Composed, file: Path) -> None:
+def test_a_file_names_no_base(composed: Compose, file: Path) -> None:
     tuned = composed(f"tuned={file}", "model=pocket").tuned_model
     assert tuned
     with pytest.raises(ModelError, match=r"tuned=.* base; .*model=OWNER/NAME"):
@@ -148,7 +145,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     spoil: Callable[[Path], None],
     settings: list[str],
     answer: str,
-    composed: Composed,
+    composed: Compose,
     file: Path,
     tmp_path: Path,
 ) -> None:
@@ -159,7 +156,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
 
 
 def test_a_part_of_a_model_is_refused_whatever_it_is_called(
-    composed: Composed, file: Path, tmp_path: Path
+    composed: Compose, file: Path, tmp_path: Path
 ) -> None:
     part = shutil.copy(file, tmp_path / "model-00001-of-00002.gguf")
     with pytest.raises(ConfigError, match="one of 2 parts"):
@@ -175,7 +172,7 @@ def test_a_part_of_a_model_is_refused_whatever_it_is_called(
 
 
 def test_what_is_no_gguf_file_is_refused_at_once(
-    composed: Composed, file: Path, tmp_path: Path, monkeypatch: Patch
+    composed: Compose, file: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     other = tmp_path / "model.gguf"
     with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: .*no such"):

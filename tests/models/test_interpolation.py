@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Compose, Patch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,8 +27,6 @@ from slimdown.models.base_model import (
 from slimdown.models.external import ExternalModel, open_tuned_model
 from slimdown.models.interpolation import Interpolation, pair_models
 from slimdown.utils.errors import ModelError
-
-Composed = Callable[..., RunConfig]
 
 
 def load_plain(folder: Path) -> Any:
@@ -54,7 +53,7 @@ def pair(config: RunConfig) -> Interpolation:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_them(
-    dtype: torch.dtype, composed: Composed, tmp_path: Path
+    dtype: torch.dtype, composed: Compose, tmp_path: Path
 ) -> None:
     folder = save_changed(tmp_path / "tuned", lambda model: model.to(dtype))
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -82,7 +81,7 @@ def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_t
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
-    quantization: str, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantization: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder = save_changed(tmp_path / "tuned")
     for file in folder.glob("tokenizer*"):
@@ -138,7 +137,7 @@ def untie(model: Any) -> None:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1.5)
 
 
-def test_tied_embeddings_meet_untied_ones(composed: Composed, tmp_path: Path) -> None:
+def test_tied_embeddings_meet_untied_ones(composed: Compose, tmp_path: Path) -> None:
     folder = save_changed(tmp_path / "untied", untie)
     (out := tmp_path / "half").mkdir()
     pair(composed(f"tuned={folder}")).save(0.5, out)
@@ -178,7 +177,7 @@ QUANTIZED = {"quantization_config": {"quant_method": "fp8"}}
     ],
 )
 def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
-    change: Any, settings: dict[str, Any], answer: str, composed: Composed, tmp_path: Path
+    change: Any, settings: dict[str, Any], answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     file = save_changed(tmp_path, change) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -188,7 +187,7 @@ def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
 
 @pytest.mark.parametrize("owner", ["base", "tuned", "both"])
 def test_buffers_that_older_versions_saved_have_no_scale(
-    owner: str, composed: Composed, tmp_path: Path
+    owner: str, composed: Compose, tmp_path: Path
 ) -> None:
     folders = [save_changed(tmp_path / "base"), save_changed(tmp_path / "tuned")]
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"

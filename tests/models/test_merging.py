@@ -1,13 +1,13 @@
 """A merged model answers as the base with its adapter does."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from builders import Compose, Patch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
@@ -17,7 +17,6 @@ from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.merging import merge_adapter
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
 IDS = torch.arange(5, 60)[None]
 # LoRA on each quantization, and each other kind of change of the weights once.
 QUICK = [("lora", "nf4"), ("lora", "int8"), ("lora", "none")]
@@ -42,7 +41,7 @@ def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
     [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)],
 )
 def test_merged_logits_are_those_of_the_adapter_on_its_base(
-    method: str, quantization: str, composed: Composed, tmp_path: Path
+    method: str, quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     config = composed(f"method={method}", f"quantization={quantization}", "model.dtype=float32")
     base = make_adapter(config, tmp_path / "adapter")
@@ -110,7 +109,7 @@ SLOW_TIED = ["head", "both alike", "dora"]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_tied_weights_are_merged_as_base_and_adapter_answer(
-    case: str, composed: Composed, tmp_path: Path
+    case: str, composed: Compose, tmp_path: Path
 ) -> None:
     make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
     config = composed("quantization=none")
@@ -124,7 +123,7 @@ def test_tied_weights_are_merged_as_base_and_adapter_answer(
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_tied_weights_of_a_real_model_are_merged(
-    target: str, composed: Composed, tmp_path: Path
+    target: str, composed: Compose, tmp_path: Path
 ) -> None:
     config = composed("model=smollm2", "model.dtype=float32", "quantization=none")
     base = load_base_model(config.model, config.quantization)
@@ -137,7 +136,7 @@ def test_tied_weights_of_a_real_model_are_merged(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
-    dtype: str, composed: Composed, tmp_path: Path
+    dtype: str, composed: Compose, tmp_path: Path
 ) -> None:
     rows = {"lm_head": [5, 16, 47]}  # PEFT writes them into the embeddings, too
     make_plain_adapter(
@@ -150,7 +149,7 @@ def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
     assert not (tmp_path / "merged").exists()
 
 
-def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Path) -> None:
+def test_what_no_weights_can_hold_is_not_merged(composed: Compose, tmp_path: Path) -> None:
     config = composed("method=prefix")
     base = load_base_model(config.model, config.quantization)
     model = attach_adapter(base, config.method, config.lora, 0)
@@ -162,7 +161,7 @@ def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Pa
 
 
 def test_memory_that_runs_out_while_merging_names_the_way_out(
-    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """A GPU that holds four bits a parameter may not hold 32."""
     config = composed()
@@ -176,7 +175,7 @@ def test_memory_that_runs_out_while_merging_names_the_way_out(
         merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
 
 
-def test_each_process_saves_an_adapter_alike(composed: Composed, tmp_path: Path) -> None:
+def test_each_process_saves_an_adapter_alike(composed: Compose, tmp_path: Path) -> None:
     """PEFT holds modules as a set; a repeated run would not find its own adapter's answers."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     config = composed(f"lora.target_modules=[{','.join(names)}]")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Compose
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from stock_harness import ask_harness
@@ -30,7 +30,6 @@ from slimdown.pocket import TASKS_DIR
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from training_run import TrainingRun
 
-Composed = Callable[..., RunConfig]
 BENCHMARKS = ["pocket_math", "pocket_cs"]  # generated answers, and choices
 # As the publisher's: the mode and the day in the system turn, and empty thinking before an answer.
 SMOLLM3 = (
@@ -111,7 +110,7 @@ def save_model(recipe: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def compose_recipe(recipe: str, composed: Composed, folder: Path) -> RunConfig:
+def compose_recipe(recipe: str, composed: Compose, folder: Path) -> RunConfig:
     """The recipe's settings on a tiny model of its architecture, and a few rows of one's own."""
     save_model(recipe, folder / "model")
     rows = [
@@ -202,7 +201,7 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
     ],
 )
 def test_a_model_is_asked_trained_and_asked_again(
-    recipe: str, composed: Composed, tmp_path: Path
+    recipe: str, composed: Compose, tmp_path: Path
 ) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)
@@ -225,7 +224,7 @@ def test_a_model_is_asked_trained_and_asked_again(
 
 @pytest.mark.parametrize("recipe", sorted(THINKING - set(SAME_AS)))
 def test_rows_are_written_as_the_model_is_asked(
-    recipe: str, composed: Composed, tmp_path: Path
+    recipe: str, composed: Compose, tmp_path: Path
 ) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)
@@ -245,7 +244,7 @@ def test_rows_are_written_as_the_model_is_asked(
 
 @pytest.mark.parametrize("recipe", [*ARCHITECTURES, *SAME_AS])
 def test_a_recipe_brings_rows_and_leaves_the_rest_to_the_user(
-    recipe: str, composed: Composed, tmp_path: Path
+    recipe: str, composed: Compose, tmp_path: Path
 ) -> None:
     plain = composed(f"model={recipe}")
     assert list(plain.dataset) == ["alpaca_chat"]
@@ -274,7 +273,7 @@ def test_a_recipe_brings_rows_and_leaves_the_rest_to_the_user(
 
 
 def test_plain_prompts_need_no_thinking_to_be_switched_off(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     """Where no answer is generated, or rows are texts, nothing goes through the template."""
     config = compose_recipe("qwen3_0.6b", composed, tmp_path)

@@ -3,17 +3,17 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from builders import Compose
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
-from slimdown.config.schema import RunConfig, TunedModelConfig
+from slimdown.config.schema import TunedModelConfig
 from slimdown.models.base_model import load_base_model
 from slimdown.models.external import open_tuned_model
 from slimdown.models.serving_settings import Serving, compare_serving, read_serving
@@ -106,9 +106,7 @@ def test_other_rules_of_bos_are_named() -> None:
     assert compare_serving(twice, twice) == []
 
 
-def test_files_without_a_tokenizer_say_nothing(
-    composed: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_files_without_a_tokenizer_say_nothing(composed: Compose, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(MODEL_DIR).save_pretrained(tmp_path)
     config = composed(f"tuned={tmp_path}", "quantization=none")
     base = load_base_model(config.model, config.quantization)
@@ -118,7 +116,7 @@ def test_files_without_a_tokenizer_say_nothing(
 
 
 def test_a_model_that_is_compared_ends_at_its_stops_and_the_bases(
-    composed: Callable[..., RunConfig], chatty: Path, tmp_path: Path
+    composed: Compose, chatty: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
     edit(folder / "generation_config.json", eos_token_id=5)

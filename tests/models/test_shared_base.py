@@ -1,6 +1,5 @@
 """Jobs that put one adapter after another on a base load it once, and answer as single runs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import peft
 import pytest
 import torch
 import transformers
+from builders import Compose, Patch
 from commands_and_runs import call_verb, find_runs
 from mlflow import MlflowClient
 from tiny_models import logits_of
@@ -26,7 +26,6 @@ from slimdown.models.external import open_tuned_model
 from slimdown.models.shared_base import SharedBase
 from slimdown.tracking.run_reader import find_run, read_evaluations
 
-Composed = Callable[..., RunConfig]
 COMMON: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
 LORA: dict[str, Any] = {**COMMON, "r": 4, "init_lora_weights": False}
 KINDS: dict[str, tuple[peft.PeftConfig, bool]] = {
@@ -62,7 +61,7 @@ def load_shared(shared: SharedBase, config: RunConfig) -> LoadedModel:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def loads(monkeypatch: Patch) -> list[str]:
     """Whatever transformers loads with its weights meanwhile."""
     loaded = []
     load = transformers.AutoModelForCausalLM.from_pretrained
@@ -81,7 +80,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [*((kind, "none") for kind in KINDS), ("lora", "nf4"), ("ia3", "nf4"), ("prompt", "nf4")],
 )
 def test_a_base_that_is_kept_answers_as_a_fresh_one(
-    kind: str, quantization: str, composed: Composed, tmp_path: Path, loads: list[str]
+    kind: str, quantization: str, composed: Compose, tmp_path: Path, loads: list[str]
 ) -> None:
     config = composed(f"tuned={save_kind(kind, tmp_path)}", f"quantization={quantization}")
     loads.clear()
@@ -99,7 +98,7 @@ def test_a_base_that_is_kept_answers_as_a_fresh_one(
 
 
 def test_other_settings_and_methods_of_our_own_load_a_base_anew(
-    composed: Composed, tmp_path: Path, loads: list[str]
+    composed: Compose, tmp_path: Path, loads: list[str]
 ) -> None:
     config = composed(f"tuned={save_kind('lora', tmp_path / 'lora')}")
     shared = SharedBase()

@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from builders import Compose, Patch
 from commands_and_runs import SMALL_IN_FLOAT as SMALL
 from peft import LoraConfig, get_peft_model
 from tiny_models import TEMPLATE, save_chatty_pocket
 from training_run import TrainingRun
 
 from slimdown.config.mitigation import Mitigation
-from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
@@ -31,7 +30,6 @@ from slimdown.training.result import StepLog
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
-Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
 GENERAL = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.1"]
 GENERAL += ["keep.dataset=pocket_replay"]
@@ -39,13 +37,13 @@ DIALOGUES = ["model.id=chatty", "keep=dialogues", "keep.share=0.2", "keep.max_to
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "slimdown" / "replay"
 
 
 @pytest.fixture
-def chatty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def chatty(tmp_path: Path, monkeypatch: Patch) -> None:
     save_chatty_pocket(tmp_path / "chatty")
     monkeypatch.chdir(tmp_path)
 
@@ -54,7 +52,7 @@ def read_labels(rows: Any) -> list[list[int]]:
     return [list(labels) for labels in rows["labels"]]
 
 
-def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed: Composed) -> None:
+def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed: Compose) -> None:
     alone = TrainingRun(composed(*SMALL))
     mixed = TrainingRun(composed(*SMALL, *GENERAL, "keep.share=0.2"))
     assert (len(alone.rows.train), len(mixed.rows.train)) == (64, 64 + 16)
@@ -63,7 +61,7 @@ def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed:
 
 
 def test_a_distance_on_general_rows_changes_nothing_of_the_rows_themselves(
-    composed: Composed,
+    composed: Compose,
 ) -> None:
     plain = TrainingRun(composed(*SMALL, *GENERAL))
     near = TrainingRun(composed(*SMALL, *GENERAL, "keep.weight=1"))
@@ -77,7 +75,7 @@ def test_a_distance_on_general_rows_changes_nothing_of_the_rows_themselves(
     assert read_labels(near.rows.validation) == read_labels(plain.rows.validation)
 
 
-def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) -> None:
+def test_the_base_writes_rows_once_and_alike(composed: Compose, cache: Path) -> None:
     config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
@@ -100,7 +98,7 @@ def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) ->
 
 
 def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Question: How"}\n{"prompt": "A list"}\n')
@@ -117,7 +115,7 @@ def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
         assert row["labels"][n_prompt:] == row["input_ids"][n_prompt:] != []
 
 
-def test_no_row_is_the_end_alone(composed: Composed) -> None:
+def test_no_row_is_the_end_alone(composed: Compose) -> None:
     run = TrainingRun(composed(*SMALL))
     ends = list(range(2, 2 + run.base.model.config.vocab_size // 2))  # every other text begins so
     run.base.model.generation_config.eos_token_id = ends
@@ -127,7 +125,7 @@ def test_no_row_is_the_end_alone(composed: Composed) -> None:
     assert not {mark_labels(row["labels"])[1] for row in list(rows.train)[64:]} & set(ends)
 
 
-def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Path) -> None:
+def test_a_base_that_writes_nothing_is_one_line(composed: Compose, tmp_path: Path) -> None:
     (file := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "longer than a row " * 500}))
     run = TrainingRun(composed(*SMALL))
     config = composed(*SMALL, "keep=self_replay", f"keep.prompts={file}")
@@ -158,7 +156,7 @@ CHATTY = ["model.id=chatty", "dataset.pocket_instructions.template=chat"]
 @pytest.mark.parametrize("whole", [[], ["method=full", "quantization=none"]], ids=str)
 @pytest.mark.usefixtures("chatty")
 def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
-    auto: list[str], becomes: list[str], whole: list[str], composed: Composed
+    auto: list[str], becomes: list[str], whole: list[str], composed: Compose
 ) -> None:
     """Where no base is beside what is trained, there is no distance from it."""
     Path("p.jsonl").write_text('{"prompt": "How many?"}')
@@ -169,7 +167,7 @@ def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
 
 
 @pytest.mark.usefixtures("chatty")
-def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Composed) -> None:
+def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Compose) -> None:
     config = composed(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
     with pytest.raises(ConfigError, match="keep=self_replay: its noise"):
         read_inputs(config)
@@ -185,7 +183,7 @@ def test_slimdowns_messages_are_of_all_kinds_from_the_first_on() -> None:
 
 @pytest.mark.usefixtures("chatty")
 def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
-    composed: Composed, cache: Path
+    composed: Compose, cache: Path
 ) -> None:
     run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
     tokenizer, [file] = run.base.tokenizer, cache.iterdir()
@@ -222,7 +220,7 @@ def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_your_messages_in_turn(composed: Composed, cache: Path) -> None:
+def test_the_base_answers_your_messages_in_turn(composed: Compose, cache: Path) -> None:
     messages = ["How many cups are there?", "Name a colour."]
     lines = [json.dumps({"prompt": message}) for message in messages]
     Path("p.jsonl").write_text("\n".join(lines))
@@ -246,7 +244,7 @@ def test_the_base_answers_your_messages_in_turn(composed: Composed, cache: Path)
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
+def test_the_base_answers_as_it_answers_a_user(composed: Compose) -> None:
     """So cold that nothing is drawn, an answer is transformers' own."""
     cold = ["keep.temperature=1e-4", "keep.max_tokens=12"]
     run = TrainingRun(composed(*SMALL, *DIALOGUES, *cold, "model.dtype=float32"))
@@ -261,7 +259,7 @@ def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
 
 
 @pytest.mark.usefixtures("chatty")
-def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None:
+def test_dialogues_think_where_the_model_is_asked_to(composed: Compose) -> None:
     switched = TEMPLATE + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
     Path("chatty/chat_template.jinja").write_text(switched)
     for thinks in (True, False):
@@ -275,14 +273,14 @@ def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None
 
 
 @pytest.mark.usefixtures("chatty")
-def test_dialogues_need_a_template(composed: Composed) -> None:
+def test_dialogues_need_a_template(composed: Compose) -> None:
     with pytest.raises(ModelError, match=r"keep=dialogues: .*template.*keep=self_replay"):
         read_inputs(composed(*SMALL, "keep=dialogues"))
 
 
 @pytest.mark.usefixtures("chatty")
 def test_a_killed_training_goes_on_with_the_dialogues_that_it_had(
-    composed: Composed, cache: Path, tmp_path: Path
+    composed: Compose, cache: Path, tmp_path: Path
 ) -> None:
     steps = ["train.max_steps=4", "train.checkpoint_minutes=1e-6"]
     config = composed(*SMALL, *DIALOGUES, *steps)
@@ -343,7 +341,7 @@ def test_the_distance_keeps_no_probabilities_for_its_gradient() -> None:
 )
 @pytest.mark.usefixtures("chatty")
 def test_replayed_rows_can_keep_the_model_near_its_base(
-    rows_of: list[str], is_padding_free: bool, composed: Composed, tmp_path: Path
+    rows_of: list[str], is_padding_free: bool, composed: Compose, tmp_path: Path
 ) -> None:
     keep = [*rows_of, "keep.weight=2"]
     config = composed(*SMALL, *keep, "lora.lora_dropout=0")
@@ -385,7 +383,7 @@ def test_replayed_rows_can_keep_the_model_near_its_base(
     assert n_tokens[0] < n_tokens[1]
 
 
-def test_a_base_is_compared_without_its_dropout(composed: Composed, tmp_path: Path) -> None:
+def test_a_base_is_compared_without_its_dropout(composed: Compose, tmp_path: Path) -> None:
     config = composed(*SMALL, *GENERAL, "keep.weight=1e-12")
     run = TrainingRun(config)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
@@ -422,7 +420,7 @@ def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
 
 
 def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     """The training that ends by itself at the step that is kept has the same weights."""
     settings = ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
@@ -451,7 +449,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
 
 @pytest.mark.parametrize("is_by_p_right", [False, True])
 def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
-    is_by_p_right: bool, composed: Composed, tmp_path: Path
+    is_by_p_right: bool, composed: Compose, tmp_path: Path
 ) -> None:
     settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
     settings.append("evaluation.apply_chat_template=false")

@@ -1,20 +1,17 @@
 """`keep=kl`: what it adds to the loss, where it can be used, and what it is called."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from builders import Compose
 from commands_and_runs import SMALL
 from torch.nn import functional
 from training_run import TrainingRun
 
-from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_files import describe_run
 from slimdown.utils.errors import ConfigError
-
-Composed = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +23,7 @@ Composed = Callable[..., RunConfig]
     ],
 )
 def test_a_distance_to_the_base_keeps_the_model_near_it(
-    settings: str, composed: Composed, tmp_path: Path
+    settings: str, composed: Compose, tmp_path: Path
 ) -> None:
     moved = []
     for i, keep in enumerate(["keep=none", "keep=kl keep.weight=30"]):
@@ -45,7 +42,7 @@ def test_a_distance_to_the_base_keeps_the_model_near_it(
     assert moved[1] < 0.7 * moved[0]
 
 
-def test_its_only_setting_is_its_weight(composed: Composed) -> None:
+def test_its_only_setting_is_its_weight(composed: Compose) -> None:
     assert vars(composed("keep=kl", "keep.weight=3").keep) == {"name": "kl", "weight": 3.0}
     described = describe_run(composed("keep=kl"))["keep"]
     assert (described[:4], described[-12:]) == ("kl: ", ", weight 1.0")
@@ -61,6 +58,6 @@ def test_its_only_setting_is_its_weight(composed: Composed) -> None:
         ("train.args.neftune_noise_alpha=5", "keep=kl: its noise"),
     ],
 )
-def test_what_it_cannot_go_with_is_refused(settings: str, answer: str, composed: Composed) -> None:
+def test_what_it_cannot_go_with_is_refused(settings: str, answer: str, composed: Compose) -> None:
     with pytest.raises(ConfigError, match=answer):
         composed("keep=kl", *settings.split())

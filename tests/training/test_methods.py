@@ -1,7 +1,6 @@
 """Every method trains, leaves what its ecosystem loads, and answers there as it was measured."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -9,17 +8,16 @@ import peft.helpers
 import pytest
 import torch
 import transformers
+from builders import Compose
 from commands_and_runs import SMALL
 from tiny_models import logits_of
 from training_run import TrainingRun
 
-from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import check_scalable, load_adapter, save_scaled_adapter
 from slimdown.models.base_model import load_base_model
 from slimdown.models.causal import disabled_adapters, has_untouched_base
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
 LORA = 4 * 8 * (3 * 192 + 192 + 2 * 64)  # four layers of 192, 64 of them keys, rank 8
 TRAINED = {
     "lora": LORA,
@@ -43,7 +41,7 @@ SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("rslora", "d
 # Each kind of adapter once without `-m slow`.
 @pytest.mark.parametrize("method", [*sorted(TRAINED.keys() - {"rslora", "dora", "oft"}), *SLOW])
 def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
-    method: str, composed: Composed, tmp_path: Path
+    method: str, composed: Compose, tmp_path: Path
 ) -> None:
     rate = 0.3 if method == "prefix" else 0.01
     settings = [f"method={method}", "train.max_steps=6", f"train.learning_rate={rate}"]
@@ -92,7 +90,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
 
 @pytest.mark.parametrize("method", ["last_layer", "full"])
 def test_a_whole_model_is_saved_as_transformers_loads_it(
-    method: str, composed: Composed, tmp_path: Path
+    method: str, composed: Compose, tmp_path: Path
 ) -> None:
     settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
     config = composed(*SMALL, *settings, "train.max_steps=4")
@@ -119,7 +117,7 @@ def test_a_whole_model_is_saved_as_transformers_loads_it(
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
-    settings: str, answer: str, composed: Composed
+    settings: str, answer: str, composed: Compose
 ) -> None:
     config = composed(*SMALL, *settings.split())
     with pytest.raises(ModelError, match=answer):

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from socket import socket
@@ -16,14 +15,13 @@ import pytest
 import torch
 from commands_and_runs import SMALL, call_verb, find_runs, find_trained
 from mlflow import MlflowClient
-from record_builders import copy_store
+from record_builders import Compose, Patch, copy_store
 from safetensors.torch import load_file
 from tiny_models import save_chatty_pocket
 from training_run import TrainingRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
-from slimdown.config.schema import RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.pocket import MODEL_DIR
 from slimdown.tracking.run_reader import (
@@ -186,10 +184,10 @@ def two_processes(
 )
 def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     case: str,
-    composed: Callable[..., RunConfig],
+    composed: Compose,
     two_processes: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(two_processes)  # where the chatty model lies
@@ -206,7 +204,7 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
 
 
 def test_the_command_in_two_processes_makes_the_run_of_one(
-    two_processes: Path, monkeypatch: pytest.MonkeyPatch
+    two_processes: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
@@ -238,7 +236,7 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
 
 
 def test_two_processes_ask_as_served_what_one_does(
-    two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = copy_store(migrated_store, tmp_path)
@@ -262,9 +260,7 @@ def test_two_processes_ask_as_served_what_one_does(
     [("", "start all 2 within"), ("abc", "process 0 of 2 cannot")],
     ids=["no partner", "no address"],
 )
-def test_a_process_that_finds_no_other_says_so(
-    port: str, answer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_finds_no_other_says_so(port: str, answer: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=2))
     with socket() as free:
         free.bind(("localhost", 0))

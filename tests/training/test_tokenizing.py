@@ -1,13 +1,13 @@
 """Rows are tokenized and masked by TRL, whatever they are mixed with, and then counted and cut."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Compose
 from tiny_models import build_tiny_model
 from trl import SFTConfig, SFTTrainer
 
@@ -17,7 +17,6 @@ from slimdown.models.base_model import load_tokenizer
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.errors import SlimdownError
 
-Composed = Callable[..., RunConfig]
 CHAT = (
     "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}"
@@ -39,7 +38,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 def prepare(
-    composed: Composed, folder: Path, kinds: list[str], *settings: str
+    composed: Compose, folder: Path, kinds: list[str], *settings: str
 ) -> tuple[RunConfig, Any, TrainingData]:
     datasets = {}
     for kind in kinds:
@@ -69,7 +68,7 @@ def tokenize_by_trl(
 
 @pytest.mark.parametrize("kind", sorted(ROWS))
 @pytest.mark.parametrize("loss", ["completion_only_loss", "assistant_only_loss", "neither"])
-def test_labels_are_those_of_trl(kind: str, loss: str, composed: Composed, tmp_path: Path) -> None:
+def test_labels_are_those_of_trl(kind: str, loss: str, composed: Compose, tmp_path: Path) -> None:
     if loss == "assistant_only_loss" and kind in ("text", "pairs"):
         return  # the next test
     losses = {name: name == loss for name in ("completion_only_loss", "assistant_only_loss")}
@@ -106,7 +105,7 @@ BOTH = ANSWERS | COMPLETIONS
     ],
 )
 def test_the_loss_is_of_the_answers_where_they_can_be_told(
-    kind: str, template: str, losses: dict[str, bool], composed: Composed, tmp_path: Path
+    kind: str, template: str, losses: dict[str, bool], composed: Compose, tmp_path: Path
 ) -> None:
     config, tokenizer, data = prepare(composed, tmp_path, [kind])
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
@@ -120,7 +119,7 @@ def test_the_loss_is_of_the_answers_where_they_can_be_told(
     assert any("whole conversations" in note for note in rows.notes) is is_whole
 
 
-def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Composed, tmp_path: Path) -> None:
+def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Compose, tmp_path: Path) -> None:
     config, tokenizer, data = prepare(composed, tmp_path, ["text", "messages", "pairs"])
     mixed = tokenize_rows(data, tokenizer, config.train, True, 0)
     alone = []
@@ -132,7 +131,7 @@ def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Composed, tmp_
 
 
 def test_what_trl_cannot_mask_is_an_error_with_the_dataset(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     only = "train.assistant_only_loss=true"
     with pytest.raises(SlimdownError, match=r"dataset\.text"):
@@ -140,7 +139,7 @@ def test_what_trl_cannot_mask_is_an_error_with_the_dataset(
         tokenize_rows(data, tokenizer, config.train, True, 0)
 
 
-def test_long_rows_are_cut_and_counted_as_trl_cuts_them(composed: Composed, tmp_path: Path) -> None:
+def test_long_rows_are_cut_and_counted_as_trl_cuts_them(composed: Compose, tmp_path: Path) -> None:
     ROWS["long"] = [
         {"prompt": f"{i} " + "a b c " * (1 + i), "completion": " h i j k l m"} for i in range(12)
     ]
