@@ -143,10 +143,9 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return batch
         labels = batch["labels"]
+        row_number = torch.arange(len(labels), device=labels.device)[:, None]
         if "position_ids" in batch:  # rows lie end to end, and each begins at position 0
             row_number = (batch["position_ids"] == 0).cumsum(1) - 1
-        else:
-            row_number = torch.arange(len(labels), device=labels.device)[:, None]
         n_before = self.args.per_device_train_batch_size * self.args.process_index
         is_repeated = n_before + row_number >= state.remainder
         return batch | {"labels": labels.masked_fill(is_repeated, IGNORED)}
