@@ -85,7 +85,7 @@ class BenchmarkRun:
         """Build the requests, and decide their order and blocks."""
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
-            self.lm.take_template_args(read_template_args(self.model.tokenizer, self.config))
+            self.lm.set_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
         texts: dict[str, dict[int, str]] = {}
         for (name, number), requests in self.requests.items():
@@ -467,7 +467,7 @@ def answer_chunk(
         chunk: The requests.
         generate: Generates answers that are not drawn; None: `lm` does.
     """
-    lm.take_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
+    lm.set_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
     requests = chunk.requests
     kind, settings = requests[0].request_type, requests[0].args[-1]
     repeated = [(request, number) for request in requests for number in range(request.repeats)]

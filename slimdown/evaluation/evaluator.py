@@ -160,7 +160,7 @@ class Evaluator:
                         run.ask_rest()
                         run.save(cache)
             if stop_when:
-                self._look(runs, cache, stop_when)
+                self._ask_with_looks(runs, cache, stop_when)
             return Evaluation(
                 benchmarks={name: run.summarize() for name, run in runs.items()},
                 harness_version=version("lm-eval"),
@@ -213,7 +213,7 @@ class Evaluator:
             )
         return runs, generating_backend.name
 
-    def _look(
+    def _ask_with_looks(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
     ) -> None:
         """Ask the remaining benchmarks block by block, until a look needs no more answers."""

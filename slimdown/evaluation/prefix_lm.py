@@ -152,12 +152,12 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._written: tuple[str, list[int]] = "", []  # the last text with thinking, its tokens
         self._n_most = 0
 
-    def take_template_args(self, variables: Mapping[str, Any]) -> None:
-        """Take the variables of the chat template, for what is asked from now on."""
+    def set_template_args(self, variables: Mapping[str, Any]) -> None:
+        """Set the variables of the chat template, for what is asked from now on."""
         self.chat_template_args = dict(variables)
 
-    def take_batches(self, size: int, keeps_special_tokens: bool) -> None:
-        """Take the size of batches from now on.
+    def set_batches(self, size: int, keeps_special_tokens: bool) -> None:
+        """Set the size of batches from now on.
 
         Args:
             size: In requests.

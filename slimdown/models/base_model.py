@@ -68,7 +68,7 @@ class LoadedModel:
         """Return what is known of the model, with its outline alone."""
         return replace(self, model=self.outline)
 
-    def ask_by(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
+    def with_rules(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
         """Return the model as it answers by these rules, with this tokenizer."""
         identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
         if rules != AskingRules():

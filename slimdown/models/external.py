@@ -25,7 +25,7 @@ from slimdown.models.base_model import (
     load_tokenizer,
 )
 from slimdown.models.device_memory import release_weights
-from slimdown.models.gguf_file import find_other_token, read_gguf_header
+from slimdown.models.gguf_file import find_differing_token, read_gguf_header
 from slimdown.models.identity import ADAPTER_FILES, identify_adapted
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.serving_settings import (
@@ -78,7 +78,7 @@ class ExternalModel:
         if self.serving and self.base_serving and self.serving.stops != self.base_serving.stops:
             texts = {*self.serving.stops, *self.base_serving.stops}
             stops = _list_ids(self.tokenizer, texts)
-        return tuned.ask_by(AskingRules(stops), self.tokenizer)
+        return tuned.with_rules(AskingRules(stops), self.tokenizer)
 
     def _load_whole(self) -> LoadedModel:
         release_weights(self.base.model)  # makes room
@@ -117,7 +117,9 @@ class ExternalModel:
         tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
         stops = _list_ids(tokenizer, self.serving.stops)
         doubles = self.serving.doubles_bos(self.base_serving)
-        return tuned.ask_by(AskingRules(stops, stops_alone=True, doubles_bos=doubles), tokenizer)
+        return tuned.with_rules(
+            AskingRules(stops, stops_alone=True, doubles_bos=doubles), tokenizer
+        )
 
 
 def _list_ids(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
@@ -227,7 +229,7 @@ def _open_gguf(
 ) -> ExternalModel:
     """Check a GGUF file; it is asked with the base's tokenizer, as both have one vocabulary."""
     header = read_gguf_header(file, tuned.named)
-    if token := find_other_token(header, base.tokenizer.get_vocab()):
+    if token := find_differing_token(header, base.tokenizer.get_vocab()):
         raise ModelError(
             f"{tuned.named} has another vocabulary than {base.id}: {token!r} is another token; "
             "name the base that it was made from: model=OWNER/NAME, or a folder"

@@ -40,7 +40,7 @@ class GgufHeader:
     eot: int | None
     puts_bos: bool
 
-    def name_token(self, number: int | None) -> str | None:
+    def read_token(self, number: int | None) -> str | None:
         """Return the text of a token; None where the vocabulary has no such."""
         if number is None or number >= len(self.tokens):
             return None
@@ -91,7 +91,7 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
     )
 
 
-def find_other_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
+def find_differing_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
     """Return a token of the base that the file numbers otherwise, or None.
 
     A file may have more tokens than the base. In some tokens, llama.cpp's converter writes spaces

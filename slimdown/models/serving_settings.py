@@ -42,7 +42,7 @@ class Serving:
         """Whether a prompt of its chat template begins with two BOS, if nobody takes one away."""
         return self.puts_bos and self.writes_bos
 
-    def begins_otherwise(self, before: "Serving") -> bool:
+    def starts_otherwise(self, before: "Serving") -> bool:
         """Return whether other tokens stand before a plain prompt than in another stage."""
         start = self.bos if self.puts_bos else None
         start_before = before.bos if before.puts_bos else None
@@ -112,11 +112,11 @@ def _read_stop_ids(folder: Path) -> list[int] | None:
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     header = read_gguf_header(file, setting)
-    bos, eos = header.name_token(header.bos), header.name_token(header.eos)
+    bos, eos = header.read_token(header.bos), header.read_token(header.eos)
     template = header.chat_template
     writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
-    stops = _list_once([eos, header.name_token(header.eot), *known])
+    stops = _list_once([eos, header.read_token(header.eot), *known])
     return Serving(template, bos, eos, header.puts_bos and bos is not None, writes_bos, stops)
 
 

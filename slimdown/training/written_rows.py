@@ -156,7 +156,7 @@ class WrittenRows(GeneralRows):
 
 
 @contextmanager
-def draw_alike(model: Any) -> Iterator[None]:
+def fixed_draws(model: Any) -> Iterator[None]:
     """Inside, a model draws the same tokens each time, whatever seed the training has."""
     import torch
 

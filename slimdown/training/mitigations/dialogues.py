@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.training.labels import IGNORED
-from slimdown.training.written_rows import BATCH, WrittenRows, draw_alike, find_ends, read_prompts
+from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, fixed_draws, read_prompts
 from slimdown.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Dialogues(WrittenRows):
         # A mark such as <|im_end|> ends a turn, where it is a token of its own.
         mark = _encode(tokenizer, after)[:1]
         ends |= {*mark} & {*tokenizer.get_added_vocab().values()}
-        with draw_alike(base.model):
+        with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
                 chosen, prompts = [], []
                 for number in range(begin, min(begin + BATCH, n_rows)):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.training.labels import IGNORED
-from slimdown.training.written_rows import BATCH, WrittenRows, draw_alike, find_ends, find_start
+from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, find_start, fixed_draws
 
 if TYPE_CHECKING:
     from slimdown.config.schema import RunConfig
@@ -29,7 +29,7 @@ class SelfReplay(WrittenRows):
         tokenizer, longest, ends = base.tokenizer, config.train.max_length, find_ends(base)
         prompts = self.read_prompts() or [""]
         start = find_start(tokenizer)
-        with draw_alike(base.model):
+        with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
                 numbers = range(begin, min(begin + BATCH, n_rows))
                 texts = [prompts[i % len(prompts)] for i in numbers]
