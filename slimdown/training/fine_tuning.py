@@ -209,24 +209,19 @@ def fine_tune(
     model = _attach(base, config)
     if facts.start:
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
-    # No checkpoint holds the weights that a watcher kept, so a killed training with one begins
-    # anew.
+    # No checkpoint holds the weights that a watcher kept: if killed, its training begins anew.
     resumes = not ENGINES[train.engine].module and facts.resumes and not watcher
     interval = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
-    with (
-        quiet_libraries(),
-        _keep_generation(base.model),
-        attention_within_rows(model, rows.is_padding_free),
-    ):
+    attention = attention_within_rows(model, rows.is_padding_free)
+    with quiet_libraries(), _keep_generation(base.model), attention:
         trainer = build_trainer(model, base.tokenizer, rows, config, folder)
         with _explain_memory(base.device, train):
             on_progress(0, 0, "validating")
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
-            trainer.add_callback(callback)
-            if watcher:
-                trainer.add_callback(watcher)
+            for added in filter(None, (callback, watcher)):
+                trainer.add_callback(added)
             training = _Training(trainer, model, callback, watcher, folder, resumes)
             seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
@@ -234,8 +229,7 @@ def fine_tune(
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output_dir = folder / ("model" if facts.trains_weights else "adapter")
     tuned = _save_tuned(replace(base, model=model.eval()), output_dir, dtypes)
-    history = callback.history
-    n_tokens = history[-1].values.get("num_tokens", 0.0)
+    history, n_tokens = callback.history, callback.history[-1].values.get("num_tokens", 0.0)
     result = TrainingResult(
         output_dir=output_dir,
         steps=len(history) if callback.kept_step is None else callback.kept_step,

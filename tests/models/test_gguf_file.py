@@ -145,6 +145,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     spoil: Callable[[Path], None],
     settings: list[str],
     answer: str,
+    *,
     composed: Compose,
     file: Path,
     tmp_path: Path,

@@ -112,6 +112,7 @@ def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
     sharding: str,
     settings: list[str],
     quantization: str,
+    *,
     composed: Compose,
     store: MlflowClient,
     tmp_path: Path,
