@@ -45,12 +45,7 @@ def explain_no_sharing(model: Any) -> str:
         The reason in a few words; empty where sharing is exact.
     """
     inner = get_inner_model(model)
-    explained = (
-        _explain_adapters(model),
-        _explain_class(inner),
-        _explain_settings(inner.config, type(inner)),
-    )
-    return next(filter(None, explained), "")
+    return _explain_adapters(model) or _explain_class(inner) or _explain_settings(inner)
 
 
 def _explain_adapters(model: Any) -> str:
@@ -86,15 +81,17 @@ def _explain_class(inner: Any) -> str:
     return ""
 
 
-def _explain_settings(config: Any, kind: Any) -> str:
+def _explain_settings(inner: Any) -> str:
     """Say which setting of a tested family changes what a token may see."""
+    config = inner.config
     odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
     for setting, value in odd_settings.items():
         if getattr(config, setting, None) is value:
             return setting
     for setting in ("sliding_window", "layer_types"):
         # The family ignores a setting that it does not know, but masks would follow it.
-        if getattr(config, setting, None) is not None and not hasattr(kind.config_class, setting):
+        is_known = hasattr(inner.config_class, setting)
+        if getattr(config, setting, None) is not None and not is_known:
             return f"{setting} in the config of {config.model_type}"
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     by_layer = [value for value in rope.values() if isinstance(value, dict)]

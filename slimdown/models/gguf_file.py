@@ -73,8 +73,8 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
         architecture, tokens = str(found["general.architecture"]), found[f"{_TOKENIZER}tokens"]
     except Exception as error:  # numpy's, where a tensor is cut, and the package's own
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        advice = "get it again"
-        raise ModelError(f"{setting} is cut short, or damaged ({reason}); {advice}") from None
+        problem = f"{setting} is cut short, or damaged ({reason})"
+        raise ModelError(f"{problem}; get it again") from None
     if (n_parts := found.get("split.count", 1)) > 1:
         advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")
