@@ -22,9 +22,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
 from stock_harness import ask_harness
-from tiny_benchmarks import make_benchmark_config, make_config
-from tiny_models import build_byte_tokenizer, build_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from tiny_benchmarks import load_pocket, make_benchmark_config, make_config, wrap_tiny_model
+from transformers import LlamaConfig
 
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.benchmarks import read_benchmarks
@@ -34,19 +33,12 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import keep_random_states, load_tasks
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR, TASKS_DIR
+from slimdown.pocket import TASKS_DIR
 from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 NAMES = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
-
-
-def load_pocket(dtype: torch.dtype = torch.float32) -> LoadedModel:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=dtype)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
-    return replace(loaded, id="pocket:model", identity={"weights": "pocket"})
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +443,7 @@ def test_choices_that_stand_in_the_context_are_told_apart(
 
 def test_a_sampled_task_draws_alike_each_time(own_tasks: str) -> None:
     tasks = load_own(own_tasks, "own_sampled", metric="exact_match")
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     evaluator = Evaluator(tasks, make_config())
     first = evaluator.evaluate(model).benchmarks["own"]
     torch.manual_seed(1)
@@ -472,14 +464,14 @@ def test_a_sampled_task_draws_alike_each_time(own_tasks: str) -> None:
 def test_a_metric_that_cannot_be_compared_is_refused(
     metric: str, scale: float | None, answer: str, own_tasks: str
 ) -> None:
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     with pytest.raises((ConfigError, DataError), match=answer):
         tasks = load_own(own_tasks, "own_scored", metric=metric, scale=scale)
         Evaluator(tasks, make_config()).evaluate(model)
 
 
 def test_a_scale_divides_the_primary_metric_and_others_are_left_out(own_tasks: str) -> None:
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     tasks = load_own(own_tasks, "own_scored", metric="hundred", scale=100.0)
     evaluation = Evaluator(tasks, make_config()).evaluate(model).benchmarks["own"]
     assert {m: score.value for m, score in evaluation.scores.items()} == {"hundred": 0.25}

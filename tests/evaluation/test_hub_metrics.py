@@ -12,13 +12,11 @@ from typing import Any
 import evaluate
 import pytest
 from commands_and_runs import QuietHandler, serve
-from tiny_benchmarks import make_benchmark_config, make_config
-from tiny_models import build_byte_tokenizer, build_tiny_model
+from tiny_benchmarks import make_benchmark_config, make_config, wrap_tiny_model
 
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.hub_metrics import forbid_hub_metrics
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.causal import wrap_model
 from slimdown.utils.errors import ConfigError
 
 HARNESS = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
@@ -224,7 +222,7 @@ def test_a_task_that_fetches_its_metric_at_scoring_is_stopped(
         load_tasks({"late": benchmark}, str(tmp_path))
     (tmp_path / "late.py").write_text(code.replace(call, f"results == ['made up'] or {call}"))
     tasks = load_tasks({"late": benchmark}, str(tmp_path))  # as if an answer alone led there
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     with pytest.raises(ConfigError, match=refusal):
         Evaluator(tasks, make_config()).evaluate(model)
 

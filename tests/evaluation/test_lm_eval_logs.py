@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from stock_harness import run_lm_eval
-from tiny_benchmarks import make_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_benchmarks import load_pocket, make_config
 
 from slimdown.config.benchmark_config import Role
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError, DataError
 
 LIMIT = 12
@@ -105,14 +101,9 @@ def test_logs_hold_what_our_own_measurement_gives(logs: Path) -> None:
     }
     assert {s.task for s in read.benchmarks["pocket_choices"].samples} == set(GROUP["task"])
     names = ["pocket_math", "pocket_cs", "pocket_commonsense"]
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     evaluator = Evaluator(load_tasks(read_benchmarks(names, limit=LIMIT)), make_config())
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
-    ours = {
-        (s.task, s.doc_id): s
-        for b in evaluator.evaluate(loaded).benchmarks.values()
-        for s in b.samples
-    }
+    measured = evaluator.evaluate(load_pocket()).benchmarks.values()
+    ours = {(s.task, s.doc_id): s for benchmark in measured for s in benchmark.samples}
     for name in ("pocket_math", "pocket_choices"):
         for sample in read.benchmarks[name].samples:
             own = ours[sample.task, sample.doc_id]

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from builders import Compose
-from tiny_benchmarks import make_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_benchmarks import load_pocket, make_config
 
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import complete_benchmark, read_benchmarks
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError
 
 SUM = {"question": "Question: what is 2 plus 2?\nAnswer:", "answer": "4"}
@@ -48,8 +46,7 @@ def write_rows(file: Path, rows: list[Any]) -> Path:
 
 
 def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    loaded = load_pocket(torch.bfloat16)
     specs: list[Any] = []
     for kind, rows in ROWS.items():
         file = write_rows(tmp_path / f"{kind}.jsonl", rows)
@@ -81,8 +78,7 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
 def test_a_choice_that_no_forward_holds_is_refused_before_anything_is_asked(
     share_prefixes: bool, tmp_path: Path
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    loaded = load_pocket(torch.bfloat16)
     row = PICK | {"choices": ["a rose", "the grass and " * 600], "answer": 0}
     file = write_rows(tmp_path / "long.jsonl", [row])
     tasks = load_tasks(read_benchmarks(["pocket_cs", {"task": "mine", "path": str(file)}], limit=2))
@@ -134,8 +130,7 @@ def test_a_bad_row_is_named(rows: list[Any], answer: str, tmp_path: Path) -> Non
 
 def test_a_file_with_copies_is_asked_whole(tmp_path: Path) -> None:
     """A look could divide them."""
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    pocket = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    pocket = load_pocket(torch.bfloat16)
     for n_different in (70, 69):
         questions = [n % n_different for n in range(70)]
         rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": 0} for n in questions]
@@ -153,8 +148,7 @@ def test_rows_of_one_cluster_are_kept_together(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, rows)))
     config = BenchmarkConfig(path=str(file))
     tasks = load_tasks({"sums": complete_benchmark("sums", config)})
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    pocket = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    pocket = load_pocket(torch.bfloat16)
     evaluation = Evaluator(tasks, make_config()).evaluate(pocket)
     cluster_of = {sample.doc_id: sample.cluster for sample in evaluation.benchmarks["sums"].samples}
     assert cluster_of[0] == cluster_of[1] != cluster_of[2] == cluster_of[3]

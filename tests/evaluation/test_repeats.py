@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from builders import Patch, make_benchmark, make_evaluation, make_sample
-from tiny_benchmarks import make_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_benchmarks import load_pocket, make_config
 
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import read_benchmarks
@@ -18,8 +18,6 @@ from slimdown.evaluation.samples import read_samples, write_samples
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError
 
 N_QUESTIONS, N_REPEATS = 6, 4
@@ -27,12 +25,7 @@ N_QUESTIONS, N_REPEATS = 6, 4
 
 @pytest.fixture(scope="module")
 def pocket() -> LoadedModel:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    return replace(
-        wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR)),
-        id="pocket:model",
-        identity={"weights": "pocket"},
-    )
+    return load_pocket(torch.bfloat16)
 
 
 def ask(pocket: LoadedModel, repeats: int | None) -> BenchmarkEvaluation:
