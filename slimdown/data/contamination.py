@@ -242,10 +242,10 @@ class _Search:
         """Yield the overlap of each question that shares enough with a row."""
         touched = {owner for phrase in self._holders for owner in self._owners[phrase]}
         for number in sorted(touched):
-            place, words = self._find_standing(number), list(chain(*self._words[number]))
-            stands = place is not None
+            texts, place = self._words[number], self._find_standing(number)
+            words, stands = list(chain.from_iterable(texts)), place is not None
             if not stands:
-                runs = filter(None, map(self._find_longest_run, self._words[number]))
+                runs = filter(None, map(self._find_longest_run, texts))
                 words, place = max(runs, key=lambda run: len(run[0]), default=([], None))
             if place:
                 (benchmark, question), (dataset, row) = self._questions[number], place
@@ -256,6 +256,7 @@ class _Search:
         texts, standing = self._words[number], self._standing.get(number, {})
         if number in self._certain:
             return self._certain[number]
+        # Without its answer a question stands only if it says enough and is no common phrase.
         is_self_contained = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
         is_enough = is_self_contained and _is_rare(standing)
         return next(iter(standing.values()), None) if is_enough else None

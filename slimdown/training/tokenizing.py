@@ -58,7 +58,7 @@ def tokenize_rows(
     Raises:
         DataError: TRL cannot tell what to train on, or nothing is left.
     """
-    trains: list[Dataset] = []
+    trains: list[Dataset] = []  # of each dataset
     validations: list[Dataset] = []
     unmasked: list[str] = []
     n_added = 0
@@ -70,11 +70,11 @@ def tokenize_rows(
             if get_messages(first_row) and not is_masked:
                 unmasked.append(part.name)
             settings = losses | {"max_length": config.max_length, "use_cpu": use_cpu}
-            train, validation = _tokenize_part(part, tokenizer, settings)
-            trains.append(train)
-            n_added += len(train) if part.is_added else 0
-            if validation:
-                validations.append(validation)
+            rows, held_out = _tokenize_part(part, tokenizer, settings)
+            trains.append(rows)
+            n_added += len(rows) if part.is_added else 0
+            if held_out:
+                validations.append(held_out)
     train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
     validation = concatenate_datasets(validations)
     if not len(train) or not len(validation):
