@@ -156,7 +156,7 @@ def build_evaluator(
     if problems := [*find_problems(config), *find_problems(own)]:
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    tasks = load_tasks(chosen, config.include_path, own.max_gen_toks, own.stop)
+    tasks = load_tasks(chosen, config.include_path, max_gen_toks=own.max_gen_toks, stop=own.stop)
     return Evaluator(tasks, config, share_prefixes=not stock)
 
 

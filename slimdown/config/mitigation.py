@@ -26,16 +26,22 @@ class Mitigation:
     inside functions.
 
     Attributes:
-        about: What it does, a few words for console, page and card.
+        description: What it does, a few words for console, page and card.
         preparation: What it does before the training that may take long; empty: nothing.
         is_advised: Whether it is advised to those who lost something without any.
     """
 
     name: str = setting("what is done so that a fine-tuning keeps what the base can do")
 
-    about: ClassVar[str] = ""
+    description: ClassVar[str] = ""
     preparation: ClassVar[str] = ""
     is_advised: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Refuse the name that `description` had before."""
+        super().__init_subclass__()
+        if "about" in vars(cls):
+            raise TypeError(f"{cls.__name__}.about must be called {cls.__name__}.description")
 
     @staticmethod
     def list_kinds() -> dict[str, type["Mitigation"]]:
@@ -99,8 +105,8 @@ class Mitigation:
     def describe(self) -> str:
         """Describe it in a line, for console, page and card; empty where nothing is done."""
         values = [f"{key} {value}" for key, value in vars(self).items() if value and key != "name"]
-        about = f"{self.name}: {self.about}" if self.about else self.name
-        return ", ".join([about, *values]) if self.is_active else ""
+        named = f"{self.name}: {self.description}" if self.description else self.name
+        return ", ".join([named, *values]) if self.is_active else ""
 
     def explain_plan(self, n_rows: int) -> Iterator[str]:
         """Say what a plan of a training on so many rows does not count, a sentence each."""
@@ -141,7 +147,7 @@ class Mitigation:
         """
         return {}
 
-    def measure_loss(self, predicted: Any, of_base: Any) -> Any:
+    def measure_loss(self, predicted: Any, base_predicted: Any) -> Any:
         """Compute what is added to the loss of a batch with compared rows, in nats.
 
         It is called where `choose_compared` returned rows. For a penalty on weights there is no
@@ -149,7 +155,7 @@ class Mitigation:
 
         Args:
             predicted: The model's `Predictions` in the batch, see `training/labels.py`.
-            of_base: Those of the base in the compared rows, without a gradient.
+            base_predicted: Those of the base in the compared rows, without a gradient.
         """
         raise NotImplementedError(f"keep={self.name} compares rows, and has no loss")
 

@@ -117,8 +117,15 @@ class Training:
                 watcher.measure_base(base)
         self._split_steps(base)
         with progress.show("training", "steps", "train") as on_progress:
-            about = config, run.checkpoint_dir, run.log_step, on_progress, watcher
-            tuned, self.training = fine_tune(base, self._rows, *about)
+            tuned, self.training = fine_tune(
+                base,
+                self._rows,
+                config,
+                run.checkpoint_dir,
+                run.log_step,
+                on_progress=on_progress,
+                watcher=watcher,
+            )
         return tuned
 
     def _split_steps(self, base: LoadedModel) -> None:
@@ -175,13 +182,15 @@ class MadeElsewhere:
         label = "measuring the tuned model as it is served"
         with progress.show(label, "questions", "served") as on_progress:
             model, cache = self._external.serve(tuned), self._run.served_cache
-            about = served, self._inputs.config.evaluation, backend, model, asked
-            return evaluate_as_served(*about, cache, on_progress)
+            config = self._inputs.config.evaluation
+            return evaluate_as_served(
+                served, config, backend, model, asked, cache=cache, on_progress=on_progress
+            )
 
     def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
         """An adapter comes off its base; a whole model has taken its place."""
         if self._external.folder:
-            shared_base.take_back(tuned)
+            shared_base.keep_base_of(tuned)
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
         """Say how it is served otherwise than the base; its files are where they were."""
