@@ -188,7 +188,9 @@ def _choose(
                 measured.save(chosen.scale, draft)
                 is_adapter = (draft / ADAPTER_CONFIG).is_file()
                 note = f"It adds {chosen.scale:g} of what was trained."
-                card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
+                card = render_model_card(
+                    held, config, measured.base_model, is_adapter=is_adapter, note=note
+                )
                 write_atomically(draft / "README.md", card)
             show_places({"model": str(options.save)})
             try:

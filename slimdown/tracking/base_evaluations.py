@@ -23,7 +23,13 @@ from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import store
 from slimdown.tracking.datasets import describe_questions
-from slimdown.tracking.logged_models import ModelRecord, describe_base, link_models, log_base
+from slimdown.tracking.logged_models import (
+    ModelRecord,
+    assign_metrics,
+    describe_base,
+    link_models,
+    log_base,
+)
 from slimdown.tracking.metrics_and_tags import USER, Tag
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
@@ -150,8 +156,6 @@ class RecordedEvaluations(EvaluationCache):
         self, client: Any, key: str, name: str, evaluation: BenchmarkEvaluation, file: Path
     ) -> None:
         """Send a base's evaluation to the run of kind baseline; `file` holds its samples."""
-        from mlflow.entities import Metric
-
         run_id = self._baseline_id
         self._recorded.append(name)
         model = self._config.model.id.rpartition("/")[2]
@@ -160,21 +164,14 @@ class RecordedEvaluations(EvaluationCache):
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copy(file, f"{folder}/{key}.parquet")
             client.log_artifact(run_id, copy, "samples")
-        questions, model_id = describe_questions(name, evaluation), None
+        questions, model_id = describe_questions(name, evaluation), ""
         client.log_inputs(run_id, [questions])
         if self.base:
             model_id = log_base(client, self._config.tracking, self._experiment_id, self.base)
             link_models(client, run_id, model_id)
-        score = Metric(
-            f"base/{name}",
-            round(100 * evaluation.score.value, 2),
-            timestamp=int(time.time() * 1000),
-            step=0,
-            model_id=model_id,
-            dataset_name=questions.dataset.name,
-            dataset_digest=questions.dataset.digest,
-        )
-        client.log_batch(run_id, [score])
+        scores = {f"base/{name}": round(100 * evaluation.score.value, 2)}
+        now = int(time.time() * 1000)
+        client.log_batch(run_id, assign_metrics(scores, {name: questions}, model_id, "", now))
         client.set_tag(run_id, f"{Tag.evaluation}{key}", name)
 
     @contextmanager

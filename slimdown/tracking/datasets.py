@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slimdown.config.dataset_config import DatasetConfig
-from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact_leaf
 
@@ -63,6 +63,13 @@ def describe_questions(name: str, evaluation: BenchmarkEvaluation) -> "DatasetIn
     rows = [[s.task, s.doc_id, s.doc_hash, s.prompt_hash, s.target] for s in evaluation.samples]
     source = {"task": evaluation.benchmark.task, "version": evaluation.task_version}
     return _make_input(name, rows, context="eval", source=source, tags={})
+
+
+def describe_all_questions(evaluation: Evaluation | None) -> "dict[str, DatasetInput]":
+    """Return the questions of an evaluation as datasets, by benchmark; none without one."""
+    if evaluation is None:
+        return {}
+    return {name: describe_questions(name, b) for name, b in evaluation.benchmarks.items()}
 
 
 def _make_input(

@@ -49,8 +49,12 @@ def _drop_missing(node: object) -> object:
 
 def flatten_settings(config: RunConfig) -> dict[str, str]:
     """Return each setting that a result depends on as a text, by dotted key."""
-    flat = {k: v for k, v in flatten(config).items() if v != "???" and not k.startswith(NOT_IN_KEY)}
-    return {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in flat.items()}
+    texts = {}
+    for key, value in flatten(config).items():
+        if value == "???" or key.startswith(NOT_IN_KEY):
+            continue
+        texts[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return texts
 
 
 def digest_settings(text: str) -> str:

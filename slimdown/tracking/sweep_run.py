@@ -35,13 +35,13 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     """
     client = store.open_store(tracking)
     with store.explain_store_errors(tracking):
-        for run in find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep"):
-            if is_abandoned(tracking, run):  # its command was killed
-                client.set_terminated(run.run_id, "KILLED")
+        running = find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep")
+        for earlier in running:
+            if is_abandoned(tracking, earlier):  # its command was killed
+                client.set_terminated(earlier.run_id, "KILLED")
         experiment_id = store.find_experiment(client, tracking)
-        run_id = store.create_run(
-            client, experiment_id, title, "sweep", {Tag.sweep: name}
-        ).info.run_id
+        run = store.create_run(client, experiment_id, title, "sweep", {Tag.sweep: name})
+    run_id: str = run.info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
     with store.lock(tracking, f"run-{run_id}"):
