@@ -88,7 +88,7 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
         except HydraException:
             return override
         values = whole.value()
-        if isinstance(values, list) and all(isinstance(one, str) for one in values):
+        if isinstance(values, list) and all(isinstance(value, str) for value in values):
             return whole
     return override
 

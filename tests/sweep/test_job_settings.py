@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from record_builders import Compose
@@ -41,7 +42,7 @@ def test_a_worker_without_the_address_makes_no_record_of_its_own(
     assert sweep.read_settings(1).config.tracking.uri == run.config.tracking.uri
     assert "secret" not in (sweep.folder / "1.settings.json").read_text()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI on each machine"):
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI"):
         sweep.read_settings(1)
 
 
@@ -68,7 +69,7 @@ def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
     monkeypatch.setattr(sweeper, "find_finished", lambda *_: None)
     states = [outcome.state for outcome in sweep._run(plan.runs)]
     assert states == [JobState.finished, JobState.finished]
-    base = [("measure_base_job", (2,))] * (reuse == "true")
+    base = [("measure_base_job", (2,))] if reuse == "true" else []
     assert launched == [*base, ("run_sweep_job", (1, 2)), ("run_sweep_job", (1,))]
 
 
@@ -79,15 +80,10 @@ def test_a_job_that_was_queued_twice_is_made_once(
     """Slurm queues a killed job again, and a launcher that lost one job queues all others."""
     config = type("Config", (), {"job": type("Job", (), {"num": 0})})
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: config)
-    made = []
-
-    def make(*_: object) -> JobOutcome:
-        made.append(1)
-        return JobOutcome(JobState.finished, "a" * 32)
-
+    make = Mock(return_value=JobOutcome(JobState.finished, "a" * 32))
     monkeypatch.setattr(jobs, "run_job", make)
     monkeypatch.setattr(SweepInfo, "read_settings", lambda *_: None)
     if state is not JobState.waiting:  # then there is no file
         sweep.write_outcome(1, JobOutcome(state))
     jobs.run_sweep_job(sweep, None)
-    assert bool(made) is (state in (JobState.waiting, JobState.running, JobState.killed))
+    assert make.called is (state in (JobState.waiting, JobState.running, JobState.killed))
