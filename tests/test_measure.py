@@ -86,7 +86,7 @@ def test_torchs_counter_of_memory_stays_the_users(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
     loaded = replace(wrap_model(load(), TOKENIZER), device="cuda")
-    evaluator = build_evaluator("pocket_cs", 2, None)
+    evaluator = build_evaluator("pocket_cs", limit=2, num_fewshot=None)
     evaluator.evaluate(loaded)
     assert not resets
     counting = Evaluator(evaluator.tasks, EvaluationConfig(batch_size=2), counts_memory=True)
@@ -107,7 +107,7 @@ def test_own_questions_are_named_as_on_the_command_line(form: str, tmp_path: Pat
     benchmarks = read_benchmarks([spec, "pocket_cs"])
     assert list(benchmarks) == ["my_support", "pocket_cs"]
     assert benchmarks["my_support"].path == str(file)
-    assert list(ForgettingCallback([spec])._of_all.tasks) == ["my_support"]
+    assert list(ForgettingCallback([spec])._full_evaluator.tasks) == ["my_support"]
 
 
 def test_settings_override_those_of_a_benchmark() -> None:
@@ -360,7 +360,9 @@ def test_a_question_that_cannot_be_asked_is_refused(
 
 def test_numbers_of_numpy_are_numbers() -> None:
     written = {"batch_size": np.int32(2), "max_gen_toks": np.int64(8)}
-    evaluator = build_evaluator("pocket_math", np.int64(4), np.int64(0), **written)
+    evaluator = build_evaluator(
+        "pocket_math", limit=np.int64(4), num_fewshot=np.int64(0), **written
+    )
     config = evaluator.tasks["pocket_math"].config
     assert (config.limit, config.num_fewshot, config.max_gen_toks) == (4, 0, 8)
 

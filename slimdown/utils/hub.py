@@ -55,18 +55,26 @@ def explain_hub_errors(
     except SlimdownError:
         raise
     except Exception as error:
-        causes = list_causes(error)
-        classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
-        text = " ".join(map(str, causes))
-        codes = re.findall(r"error '(\d+)", text)  # without the hub's own codes
-        failures = [code for code in codes if code.startswith("5")]
-        classes |= {*codes, *(["5xx"] if failures else [])}
-        reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
-        reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
-        reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
-        reason = reason.replace("{status}", "".join(failures[:1]))
-        reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
+        repo = re.split("[ @]", setting.partition("=")[2])[0]
+        reason = _find_reason(error).replace("{repo}", repo)
         raise error_class(f"{setting} {reason}") from error
+
+
+def _find_reason(error: Exception) -> str:
+    """Return what an error means, as the end of a sentence; `{repo}` in it is the repository."""
+    causes = list_causes(error)
+    classes = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    text = " ".join(map(str, causes))
+    codes = re.findall(r"error '(\d+)", text)  # without the hub's own codes
+    failures = [code for code in codes if code.startswith("5")]
+    classes |= {*codes, "5xx"} if failures else {*codes}
+    for names, reason in _BY_CLASS.items():
+        if classes & {*names.split()}:
+            return reason.replace("{status}", "".join(failures[:1]))
+    for words, reason in _BY_TEXT.items():
+        if re.search(words, text):
+            return reason
+    return f"cannot be loaded: {describe_error(error)}"
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
@@ -97,7 +105,8 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
         One line for each problem; if the hub does not answer, one line for all.
     """
     silence, unreachable = "", []
-    for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
+    settings = {tuple(repository): setting for setting, *repository in repositories}
+    for (repo, revision, kind), setting in settings.items():
         if _find_cached_commit(repo, revision, kind):
             continue
         try:
@@ -109,7 +118,8 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
                 silence = str(error).removeprefix(setting)
             else:
                 yield str(error)
-        unreachable += [setting] if silence else []
+        if silence:
+            unreachable.append(setting)
     if unreachable:
         yield ", ".join(unreachable) + silence
 
