@@ -64,11 +64,7 @@ FILLED_LIST = Range("must name something", lambda texts: texts and all(map(str.s
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 
 
-def setting(
-    help: str,
-    allowed: Range | None = None,
-    default: Any = MISSING,
-) -> Any:
+def setting(help: str, allowed: Range | None = None, default: Any = MISSING) -> Any:
     """Make a dataclass field for a setting, with its text for `--help` and the docs.
 
     Args:
@@ -112,23 +108,22 @@ class Setting:
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
-    declared, hints = {one.name: one for one in fields(schema)}, get_type_hints(schema)
-    for name in declared:
-        kind: Any = hints[name]
-        key, about, default = prefix + name, declared[name].metadata, declared[name].default
-        if (make := declared[name].default_factory) is not dataclasses.MISSING:
-            default = make()
-        settings[key] = Setting(kind, about.get("help", ""), about.get("range"), default)
+    hints = get_type_hints(schema)
+    for declared in fields(schema):
+        kind: Any = hints[declared.name]
+        key, texts, default = prefix + declared.name, declared.metadata, declared.default
+        if declared.default_factory is not dataclasses.MISSING:
+            default = declared.default_factory()
+        settings[key] = Setting(kind, texts.get("help", ""), texts.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
             settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
             kinds: dict[str, type] = kind.list_kinds() if hasattr(kind, "list_kinds") else {}
-            for one in kinds.values() or [kind]:  # kinds may share a setting
-                settings |= {
-                    k: s for k, s in list_settings(one, f"{key}.").items() if k not in settings
-                }
+            for section in kinds.values() or [kind]:
+                for inner_key, inner in list_settings(section, f"{key}.").items():
+                    settings.setdefault(inner_key, inner)  # kinds may share a setting
             if kinds:
                 names = Range(f"must be one of {', '.join(kinds)}", kinds.__contains__)
                 settings[f"{key}.name"] = replace(settings[f"{key}.name"], allowed=names)
@@ -149,7 +144,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
         return None  # an option for a library
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close += [one for one in settings if one.endswith(f".{key}") and one not in close]
+    close += [known for known in settings if known.endswith(f".{key}") and known not in close]
     close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group
     by_name = {setting.rpartition(".")[2]: setting for setting in settings}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
@@ -158,7 +153,9 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     section = f"{key.partition('.')[0]}."
     names = [setting for setting in settings if setting.startswith(section)]
     names = names or [setting for setting in settings if "." not in setting]
-    advice = "; options of TRL and PEFT go behind train.args. and lora.args." * ("train" in names)
+    advice = ""
+    if "train" in names:
+        advice = "; options of TRL and PEFT go behind train.args. and lora.args."
     return f"{key} is not a setting; known: {', '.join(names)}{advice}"
 
 
@@ -173,7 +170,7 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
         ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
     """
     kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
-    types = {one.name: str(one.type) for one in fields(schema)}
+    types = {declared.name: str(declared.type) for declared in fields(schema)}
     for name, value in values.items():
         if name not in kinds:
             problems.append(str(explain_unknown_key(name, schema)))
@@ -197,6 +194,10 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
     return schema(**built)
 
 
+def _list_fields(schema: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {declared.name: declared for declared in fields(schema)}
+
+
 def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
     """Build the settings of a group's choice, where each choice has settings of its own.
 
@@ -210,10 +211,9 @@ def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any
     """
     if (name := values["name"]) not in kinds:
         raise ConfigError(f"{group}.name={name}: there is no such {group}{nearest(name, [*kinds])}")
-    declared = {one: {own.name: own for own in fields(kinds[one])} for one in kinds}
-    own, given, problems = declared[name], dict[str, Any](), list[str]()
+    own, given, problems = _list_fields(kinds[name]), dict[str, Any](), list[str]()
     for key, value in values.items():
-        having = ", ".join(one for one in kinds if key in declared[one])
+        having = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
             is_text = type(value) in (int, float) and explain_type(str(own[key].type), "") is None
             given[key] = str(value) if is_text else value  # a dataset may be called 1
@@ -221,12 +221,12 @@ def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any
             problems.append(f"{key}={value}: only {group}={having} has it, and not {name}")
         elif value is not None:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
-    for key, one in own.items():
-        value = given.get(key, one.default)
-        demand = explain_type(str(one.type), value)
+    for key, declared in own.items():
+        value = given.get(key, declared.default)
+        demand = explain_type(str(declared.type), value)
         if value == MISSING or (value is None and demand):
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif key in given and demand and not isinstance(one.type, EnumMeta):  # built below
+        elif key in given and demand and not isinstance(declared.type, EnumMeta):  # built below
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))
@@ -243,10 +243,10 @@ def read_choice(base: type, kinds: Mapping[str, type], values: Mapping[str, Any]
     """
     kind = kinds.get(str(values.get("name")))
     if kind is None:
-        inherited = {one.name for one in fields(base)}
+        inherited = _list_fields(base)
         added = [(name, Any, field(default=None)) for name in values if name not in inherited]
         kind = make_dataclass("NotInstalled", added, bases=(base,))
-    own = {one.name for one in fields(kind)}
+    own = _list_fields(kind)
     return build_settings(kind, {name: value for name, value in values.items() if name in own})
 
 
@@ -274,7 +274,7 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
     A value may be out of its range or not finite. `problems()` of a class says what does not fit
     together. Missing values are skipped.
     """
-    declared = {one.name: one for one in fields(node)} if is_dataclass(node) else {}
+    declared = _list_fields(node) if is_dataclass(node) else {}
     for name, value in (vars(node) if declared else node).items():
         path = f"{key}.{name}".lstrip(".")
         if is_dataclass(value) or isinstance(value, dict):

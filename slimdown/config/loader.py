@@ -21,10 +21,7 @@ from omegaconf.errors import (
 )
 
 from slimdown.config.benchmarks import complete_benchmark
-from slimdown.config.fields import (
-    explain_unknown_key,
-    find_problems,
-)
+from slimdown.config.fields import explain_unknown_key, find_problems
 from slimdown.config.methods import build_method
 from slimdown.config.mitigation import build_mitigation
 from slimdown.config.open_choices import OpenChoices
@@ -103,12 +100,8 @@ def load_config(composed: DictConfig) -> RunConfig:
     try:
         if composed.tuned is not None:  # the rows that the model's file chooses are idle
             composed.dataset = {}
-        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
-            held, tuned = composed.quantization, composed.tuned
-            name = read_trained_quantization(tuned) if tuned else held.bnb_4bit_quant_type.value
-            held.load_in_8bit = held.load_in_8bit or name == "int8"
-            held.load_in_4bit = not held.load_in_8bit and name != "none"
-            held.bnb_4bit_quant_type = name if held.load_in_4bit else held.bnb_4bit_quant_type
+        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):
+            _set_quantization(composed)
         try:
             config = OmegaConf.to_object(composed)
         except MissingMandatoryValue:  # choosing a file of a group sets the settings of the group
@@ -123,17 +116,26 @@ def load_config(composed: DictConfig) -> RunConfig:
     return complete_config(replace(config, method=method, keep=keep))
 
 
+def _set_quantization(composed: DictConfig) -> None:
+    """Set what quantization=auto means: as an adapter was trained, or in four bits."""
+    quantization, tuned = composed.quantization, composed.tuned
+    kind = read_trained_quantization(tuned) if tuned else quantization.bnb_4bit_quant_type.value
+    quantization.load_in_8bit = quantization.load_in_8bit or kind == "int8"
+    quantization.load_in_4bit = not quantization.load_in_8bit and kind != "none"
+    if quantization.load_in_4bit:
+        quantization.bnb_4bit_quant_type = kind
+
+
 def complete_config(config: RunConfig) -> RunConfig:
     """Fill in what benchmarks of a file leave open, and check all settings.
 
     Raises:
         ConfigError: Lists every problem, one a line.
     """
-    benchmarks = {name: complete_benchmark(name, one) for name, one in config.benchmark.items()}
+    benchmarks = {name: complete_benchmark(name, b) for name, b in config.benchmark.items()}
     config = replace(config, benchmark=benchmarks)
-    if problems := [
-        *find_problems(config), *find_conflicts(config), *find_option_problems(config)
-    ]:  # fmt: skip
+    problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
+    if problems:
         raise ConfigError("\n".join(problems))
     return config
 

@@ -89,8 +89,9 @@ class Mitigation:
 
         They are the settings whose range is `FILE`.
         """
-        named = (one.name for one in fields(self) if one.metadata.get("range") is FILE)
-        return {f"keep.{name}": Path(path) for name in named if (path := getattr(self, name))}
+        names = [field.name for field in fields(self) if field.metadata.get("range") is FILE]
+        paths = {name: getattr(self, name) for name in names}
+        return {f"keep.{name}": Path(path) for name, path in paths.items() if path}
 
     def read_prompts(self) -> list[str]:
         """Read the texts of its files that are trained on: they may hold benchmarks' questions."""

@@ -134,7 +134,8 @@ class TunedModelConfig(ModelConfig):
 
     @property
     def named(self) -> str:
-        return f"tuned={self.id}" + f"@{self.revision}" * (self.revision != "main")
+        revision = f"@{self.revision}" if self.revision != "main" else ""
+        return f"tuned={self.id}{revision}"
 
     @property
     def gguf(self) -> Path | None:
@@ -394,12 +395,12 @@ class RunConfig:
         """The adapter or model that `tuned` names."""
         if self.tuned is None:
             return None
-        id_, at, revision = self.tuned.rpartition("@")
+        model_id, at, revision = self.tuned.rpartition("@")
         if not at or os.path.exists(os.path.expanduser(self.tuned)):
-            id_, revision = self.tuned, "main"
+            model_id, revision = self.tuned, "main"
         args = {name: self.model.args[name] for name in self.model.args if name != "gguf_file"}
-        own = {"id": id_, "revision": revision, "args": args}
-        tuned = TunedModelConfig(**vars(self.model) | own)
+        values = vars(self.model) | {"id": model_id, "revision": revision, "args": args}
+        tuned = TunedModelConfig(**values)
         if tuned.gguf:
             args["gguf_file"] = tuned.gguf.name
         return tuned

@@ -239,5 +239,5 @@ def _train_and_answer_along(config: RunConfig) -> None:
     if config.tuned:
         tuned = replace(external, base=base).load()
     else:
-        tuned, _ = fine_tune(base, prepared, config, Path(), silent, silent)
+        tuned, _ = fine_tune(base, prepared, config, Path(), silent, on_progress=silent)
     assist_measuring(tuned)
