@@ -105,9 +105,16 @@ def measure(
     from slimdown.models.causal import wrap_model  # torch
 
     loaded = wrap_model(model, tokenizer)
+    settings: dict[str, Any] = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": apply_chat_template,
+        "batch_size": batch_size,
+        "include_path": include_path,
+        "stock": stock,
+    }
     if isinstance(benchmarks, MeasuredEvaluation):
-        given = (limit, num_fewshot, apply_chat_template, batch_size, include_path, stock)
-        if any(setting is not None for setting in (*given, *prompts.values())):
+        if any(value is not None for value in {**settings, **prompts}.values()):
             raise ConfigError(
                 "the same questions are asked again, as in the first measurement: leave out all "
                 "that follows the benchmarks, or name benchmarks instead"
@@ -118,16 +125,7 @@ def measure(
             "benchmarks is an evaluation that measure did not make; give names of benchmarks"
         )
     else:
-        evaluator = build_evaluator(
-            benchmarks,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            apply_chat_template=apply_chat_template,
-            batch_size=batch_size,
-            include_path=include_path,
-            stock=stock,
-            **prompts,
-        )
+        evaluator = build_evaluator(benchmarks, **settings, **prompts)
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 

@@ -11,7 +11,7 @@ from functools import cache
 from math import isfinite
 from os.path import expanduser, isfile
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
@@ -19,6 +19,7 @@ from slimdown.utils.secrets import redact_uri
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 _KINDS |= {"list": "a list", "dict": "a mapping", "None": "null", "Literal": "one of its names"}
 
+_Schema = TypeVar("_Schema")
 MISSING: Any = "???"
 """OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
 
@@ -159,7 +160,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     return f"{key} is not a setting; known: {', '.join(names)}{advice}"
 
 
-def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
+def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
     """Build a dataclass of settings, and give each value its type.
 
     Args:
@@ -170,10 +171,10 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
         ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
     """
     kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
-    types = {declared.name: str(declared.type) for declared in fields(schema)}
+    types = {name: str(declared.type) for name, declared in _list_fields(schema).items()}
     for name, value in values.items():
         if name not in kinds:
-            problems.append(str(explain_unknown_key(name, schema)))
+            problems.append(str(explain_unknown_key(name, schema)))  # type: ignore[arg-type]
         elif value is None or isinstance(value, dict):
             built[name], demand = value, explain_type(types[name], value)
             problems += [f"{name} {demand}, got {value!r}"[:200]] if demand else []
@@ -198,7 +199,9 @@ def _list_fields(schema: Any) -> dict[str, dataclasses.Field[Any]]:
     return {declared.name: declared for declared in fields(schema)}
 
 
-def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
+def build_choice(
+    group: str, kinds: Mapping[str, type[_Schema]], values: Mapping[str, Any]
+) -> _Schema:
     """Build the settings of a group's choice, where each choice has settings of its own.
 
     Args:
@@ -233,7 +236,9 @@ def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any
     return build_settings(kinds[name], given)
 
 
-def read_choice(base: type, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
+def read_choice(
+    base: type[_Schema], kinds: Mapping[str, type[_Schema]], values: Mapping[str, Any]
+) -> _Schema:
     """Restore the recorded settings of a group's choice, where each choice has its own.
 
     Args:

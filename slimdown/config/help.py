@@ -121,7 +121,9 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
     for group, text in _GROUPS.items():
         names = {*list_group_choices(group, folders), *list_added_choices(group)}
         choices = sorted(names - {"any"})
-        n_lines = _MOST_LINES if is_whole else 2 if group == "model" else 1
+        n_lines = 2 if group == "model" else 1
+        if is_whole:
+            n_lines = _MOST_LINES
         lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
     lines += ["", "Settings" if is_whole else "Settings that are changed most often"]
     for setting in describe_settings():

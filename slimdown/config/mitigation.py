@@ -45,8 +45,7 @@ class Mitigation:
     @staticmethod
     def read_plain(values: Mapping[str, Any]) -> "Mitigation":
         """Restore recorded settings, also those of a mitigation that is not installed here."""
-        mitigation: Mitigation = read_choice(Mitigation, list_mitigations(), values)
-        return mitigation
+        return read_choice(Mitigation, list_mitigations(), values)
 
     @property
     def is_active(self) -> bool:
@@ -186,8 +185,7 @@ def build_mitigation(values: Mapping[str, Any]) -> Mitigation:
     Raises:
         ConfigError: Lists what is wrong with them, one a line.
     """
-    mitigation: Mitigation = build_choice("keep", list_mitigations(), values)
-    return mitigation
+    return build_choice("keep", list_mitigations(), values)
 
 
 def advise_mitigation() -> str:

@@ -123,7 +123,8 @@ class ModelConfig:
             forms = "OWNER/NAME, and behind tuned= OWNER/NAME@REVISION, too"
             yield f"{self.named}: there is no such folder, and a hub id is {forms}"
         folder = self.folder or Path()
-        for name in next(os.walk(folder), ("", [], []))[2] if self.folder else ():
+        _, _, names = next(os.walk(self.folder or ""), ("", [], []))
+        for name in names:
             if (folder / name).exists() and not (folder / name).is_file():
                 yield f"{self.named} holds {name}, which is no file that can be read; remove it"
 

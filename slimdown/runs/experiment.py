@@ -9,7 +9,7 @@ from typing import Any
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator, assist_measuring
 from slimdown.evaluation.results import Cost, Evaluation, Work
-from slimdown.judging.budgets import decide_by_settings
+from slimdown.judging.budgets import Gate, decide_by_settings
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import stopping_rule
@@ -35,7 +35,7 @@ from slimdown.tracking.costs import COSTS_FILE, find_rates, write_costs
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_changed_base
 from slimdown.tracking.run_files import render_run_files
-from slimdown.tracking.run_writer import open_run
+from slimdown.tracking.run_writer import TrackedRun, open_run
 from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult
@@ -79,7 +79,13 @@ def run_experiment(
         broadcast_from_main(run.run_id)  # the processes in assist_run join in
         source.check(base)
 
-        evaluator = _build_evaluator(inputs)
+        evaluator = Evaluator(
+            inputs.tasks,
+            config.evaluation,
+            share_prefixes=not inputs.learns_prompt,
+            counts_memory=True,  # this process and its GPU are our own
+            n_processes=process_count(),
+        )
         with progress.show("measuring the base", "questions", "base") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
@@ -110,21 +116,18 @@ def run_experiment(
         run.save(findings, files, model_files)
     if info.sweep is None:  # its end has the table of all runs, and the pages the rest
         title = f"{config.model.id} → {config.name or config.tuned or info.name}"
-        can_scale = config.tuned is not None or config.method.facts.scales
-        advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
-        console.show_findings(findings, title, gate, advice)
-        console.show_saved(run, "model" if config.method.facts.trains_weights else "adapter")
+        _show_end(run, config, findings, title, gate)
     return findings
 
 
-def _build_evaluator(inputs: RunInputs) -> Evaluator:
-    return Evaluator(
-        inputs.tasks,
-        inputs.config.evaluation,
-        share_prefixes=not inputs.learns_prompt,
-        counts_memory=True,  # this process and its GPU are our own
-        n_processes=process_count(),
-    )
+def _show_end(
+    run: TrackedRun, config: RunConfig, findings: Findings, title: str, gate: Gate | None
+) -> None:
+    """Show what a run found, what to do next, and where its files are."""
+    can_scale = config.tuned is not None or config.method.facts.scales
+    advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
+    console.show_findings(findings, title, gate, advice)
+    console.show_saved(run, "model" if config.method.facts.trains_weights else "adapter")
 
 
 def _expect_seconds(inputs: RunInputs) -> dict[str, float]:

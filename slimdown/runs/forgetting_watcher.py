@@ -36,11 +36,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
     kept_step: int | None = None
 
     def __init__(
-        self,
-        evaluator: Evaluator,
-        every: int,
-        budgets: Mapping[str, float],
-        holdout: float = 0.0,
+        self, evaluator: Evaluator, every: int, budgets: Mapping[str, float], holdout: float = 0.0
     ) -> None:
         """Take what is asked, when, and what may be lost.
 

@@ -19,7 +19,6 @@ from slimdown.evaluation.served_evaluation import evaluate_as_served
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.device_memory import card_memory
-from slimdown.models.external import ExternalModel
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
 from slimdown.runs.forgetting_watcher import build_watcher
@@ -40,6 +39,10 @@ class TunedSource(ABC):
     """
 
     training: TrainingResult | None = None
+
+    def __init__(self, inputs: RunInputs, run: TrackedRun, progress: RunProgress) -> None:
+        """Take what was read, the run that is recorded, and the screen that shows its stages."""
+        self._inputs, self._run, self._progress = inputs, run, progress
 
     def begin(self) -> None:
         """Record what the model is made from, and refuse what cannot be judged.
@@ -93,12 +96,12 @@ class TrainingSource(TunedSource):
     Such a model has its base's tokenizer and template, so it is served as the base is asked.
     """
 
-    def __init__(
-        self, inputs: RunInputs, data: TrainingData, run: TrackedRun, progress: RunProgress
-    ) -> None:
-        """Take what was read, the run that is recorded, and the screen that shows its stages."""
-        self._inputs, self._data, self._run, self._progress = inputs, data, run, progress
-        self._rows: TokenizedRows | None = None
+    _rows: TokenizedRows | None = None  # until `check`
+
+    @property
+    def _data(self) -> TrainingData:
+        assert self._inputs.train_data  # without `tuned` there are rows
+        return self._inputs.train_data
 
     def begin(self) -> None:
         """Record the rows, and which questions stand in them."""
@@ -169,16 +172,10 @@ class ExternalSource(TunedSource):
     Nobody knows its rows.
     """
 
-    def __init__(
-        self, inputs: RunInputs, external: ExternalModel, run: TrackedRun, progress: RunProgress
-    ) -> None:
-        """Take what was read, the run that is recorded, and the screen that shows its stages."""
-        self._inputs, self._external, self._run = inputs, external, run
-        self._progress = progress
-
     def check(self, base: LoadedModel) -> None:
         """Take the base; the model's files were checked when they were read."""
-        self._external = replace(self._external, base=base)
+        assert self._inputs.external
+        self._external = replace(self._inputs.external, base=base)
 
     def make(self, base: LoadedModel) -> LoadedModel:
         """Put the adapter on the base, or the whole model in its place."""
@@ -194,14 +191,10 @@ class ExternalSource(TunedSource):
             return None
         title = "measuring the tuned model as it is served"
         with self._progress.show(title, "questions", "served") as on_progress:
+            model, config = self._external.serve(tuned), self._inputs.config.evaluation
+            cache = self._run.served_cache
             return evaluate_as_served(
-                served,
-                self._inputs.config.evaluation,
-                backend,
-                self._external.serve(tuned),
-                evaluation,
-                cache=self._run.served_cache,
-                on_progress=on_progress,
+                served, config, backend, model, evaluation, cache=cache, on_progress=on_progress
             )
 
     def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
@@ -222,7 +215,5 @@ def open_source(inputs: RunInputs, run: TrackedRun, progress: RunProgress) -> Tu
         run: The run in the record.
         progress: Shows the stages of the run.
     """
-    if inputs.external:
-        return ExternalSource(inputs, inputs.external, run, progress)
-    assert inputs.train_data  # without `tuned` there are rows
-    return TrainingSource(inputs, inputs.train_data, run, progress)
+    kind = ExternalSource if inputs.external else TrainingSource
+    return kind(inputs, run, progress)

@@ -236,7 +236,8 @@ class _Composer:
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
             for value in values:
-                if type(choice := value.value()) is str:
+                choice = value.value()
+                if type(choice) is str:
                     yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
         if not self.line.is_choice(key):
             yield explain_unknown_key(key, RunConfig)

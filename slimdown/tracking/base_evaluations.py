@@ -31,8 +31,7 @@ from slimdown.tracking.logged_models import (
     log_base,
 )
 from slimdown.tracking.metrics_and_tags import USER, Tag
-from slimdown.tracking.resume import is_abandoned
-from slimdown.tracking.run_reader import find_runs
+from slimdown.tracking.resume import find_abandoned
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact_leaf
 
@@ -199,14 +198,8 @@ class RecordedEvaluations(EvaluationCache):
     def _end_abandoned(self, client: Any, own_run_id: str) -> None:
         """Mark baseline runs that a kill left as ended; delete those without any evaluation."""
         tracking = self._config.tracking
-        running = find_runs(
-            tracking,
-            [tracking.experiment],
-            filter_string="attributes.status = 'RUNNING'",
-            kind="baseline",
-        )
-        for run in running:
-            if run.run_id == own_run_id or not is_abandoned(tracking, run):
+        for run in find_abandoned(tracking, "baseline", [tracking.experiment]):
+            if run.run_id == own_run_id:
                 continue
             if any(tag.startswith(Tag.evaluation) for tag in run.tags):
                 client.set_terminated(run.run_id)

@@ -34,6 +34,9 @@ def collect_environment() -> dict[str, Any]:
     commit = None
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
         commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    names = ["slimdown", "mlflow", "hydra-core", *PACKAGES]
+    for _, engine in list_engines():
+        names += engine.packages
     extensions = dict.fromkeys(package for package, _ in describe_extensions())
     return {
         "python": platform.python_version(),
@@ -42,15 +45,8 @@ def collect_environment() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "git_commit": commit,
         **({"extensions": ", ".join(extensions)} if extensions else {}),
-        **{name: find_version(name) for name in _list_packages()},
+        **{name: find_version(name) for name in names},
     }
-
-
-def _list_packages() -> list[str]:
-    names = ["slimdown", "mlflow", "hydra-core", *PACKAGES]
-    for _, engine in list_engines():
-        names += engine.packages
-    return names
 
 
 @dataclass(frozen=True)

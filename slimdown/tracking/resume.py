@@ -24,7 +24,7 @@ everything; an evaluation's KEY is that of `evaluation_key`.
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -216,6 +216,15 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
     elif not config.tuned:
         parts.append("no training, of which no checkpoint was written")
     return f"taken: {'; '.join(parts) or 'single answers'}; the rest is made anew"
+
+
+def find_abandoned(
+    tracking: TrackingConfig, kind: str, experiments: Sequence[str] = ()
+) -> list[RunRecord]:
+    """Return the runs of a kind that a killed process left RUNNING."""
+    running = "attributes.status = 'RUNNING'"
+    runs = find_runs(tracking, experiments, filter_string=running, kind=kind)
+    return [run for run in runs if is_abandoned(tracking, run)]
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:

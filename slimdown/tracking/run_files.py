@@ -102,19 +102,16 @@ def describe_run(config: RunConfig) -> dict[str, str]:
 
 def _describe_benchmark(benchmark: BenchmarkConfig) -> str:
     """Describe how a benchmark is asked and scored, where it is not as usual."""
-    parts = [_describe_shots(benchmark)]
-    if benchmark.limit:
-        parts.append(f"first {benchmark.limit}")
-    if benchmark.score != "exact":
-        parts.append(str(benchmark.score))
-    if benchmark.max_gen_toks:
-        parts.append(f"{benchmark.max_gen_toks} tokens")
-    if benchmark.stop:
-        parts.append(f"stops at {', '.join(map(repr, benchmark.stop))}")
-    if benchmark.temperature:
-        n_answers = benchmark.repeats or 1
-        parts.append(f"{n_answers} drawn at temperature {benchmark.temperature}")
-    return ", ".join(parts)
+    n_answers, stops = benchmark.repeats or 1, ", ".join(map(repr, benchmark.stop or ()))
+    is_shown = {
+        _describe_shots(benchmark): True,
+        f"first {benchmark.limit}": bool(benchmark.limit),
+        benchmark.score: benchmark.score != "exact",
+        f"{benchmark.max_gen_toks} tokens": bool(benchmark.max_gen_toks),
+        f"stops at {stops}": bool(benchmark.stop),
+        f"{n_answers} drawn at temperature {benchmark.temperature}": bool(benchmark.temperature),
+    }
+    return ", ".join(text for text in is_shown if is_shown[text])
 
 
 def describe_model(config: RunConfig) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metrics_and_tags import Tag
-from slimdown.tracking.resume import is_abandoned
-from slimdown.tracking.run_reader import find_runs
+from slimdown.tracking.resume import find_abandoned
 from slimdown.utils.secrets import redact
 
 
@@ -35,10 +34,8 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     """
     client = store.open_store(tracking)
     with store.explain_store_errors(tracking):
-        running = find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep")
-        for earlier in running:
-            if is_abandoned(tracking, earlier):  # its command was killed
-                client.set_terminated(earlier.run_id, "KILLED")
+        for killed in find_abandoned(tracking, "sweep"):
+            client.set_terminated(killed.run_id, "KILLED")
         experiment_id = store.find_experiment(client, tracking)
         run = store.create_run(client, experiment_id, title, "sweep", {Tag.sweep: name})
     run_id: str = run.info.run_id
