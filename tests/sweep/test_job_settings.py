@@ -5,7 +5,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from record_builders import Compose
+from record_builders import Compose, Patch
 
 from slimdown.sweep import jobs, sweeper
 from slimdown.sweep.command_line import ComposedRun, compose_runs, read_command_line
@@ -23,7 +23,7 @@ def compose(composed: Compose, uri: str) -> ComposedRun:
 
 
 def test_a_worker_in_another_folder_writes_into_the_same_record(
-    sweep: SweepInfo, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: SweepInfo, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "driver").mkdir()
     monkeypatch.chdir(tmp_path / "driver")
@@ -34,7 +34,7 @@ def test_a_worker_in_another_folder_writes_into_the_same_record(
 
 
 def test_a_worker_without_the_address_makes_no_record_of_its_own(
-    sweep: SweepInfo, composed: Compose, monkeypatch: pytest.MonkeyPatch
+    sweep: SweepInfo, composed: Compose, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is restored
     run = compose(composed, "http://me:secret@server:5000")
@@ -48,7 +48,7 @@ def test_a_worker_without_the_address_makes_no_record_of_its_own(
 
 @pytest.mark.parametrize("reuse", ["true", "false"])
 def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
-    reuse: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reuse: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """A launcher that lost job 1 raises while job 2 goes on; submitit launches no empty list."""
     plan = compose_runs(read_command_line(["-m", "seed=0,1", f"baseline.reuse={reuse}"]))
@@ -75,7 +75,7 @@ def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
 
 @pytest.mark.parametrize("state", JobState)
 def test_a_job_that_was_queued_twice_is_made_once(
-    state: JobState, sweep: SweepInfo, monkeypatch: pytest.MonkeyPatch
+    state: JobState, sweep: SweepInfo, monkeypatch: Patch
 ) -> None:
     """Slurm queues a killed job again, and a launcher that lost one job queues all others."""
     config = type("Config", (), {"job": type("Job", (), {"num": 0})})
