@@ -176,8 +176,7 @@ def test_a_recipe_trains_on_conversations_and_asks_through_the_template(
     run = find_run(store)
     template = find_trained(store, run.info.run_id) / "chat_template.jinja"
     assert "<|im_start|>assistant" in template.read_text()
-    [conditions] = [read_findings(store, run)["conditions"]]
-    assert conditions["gsm8k.apply_chat_template"] == "True"
+    assert read_findings(store, run)["conditions"]["gsm8k.apply_chat_template"] == "True"
 
 
 def test_any_causal_model_and_dataset_of_the_hub_will_do(

@@ -115,10 +115,10 @@ class ForgettingCallback(WatchingCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the base."""
-        loaded = wrap_trained(kwargs)  # fails in every process
-        self.findings, self.stopped = None, ""  # of an earlier `train()`
+        loaded = wrap_trained(kwargs)  # in every process, so that all fail together
+        self.findings, self.stopped = None, ""  # forget an earlier `train()`
         if not state.is_world_process_zero or self._model() is loaded.model:
-            return  # the same model: the trainer tries another batch size and starts again
+            return  # the trainer starts again with another batch size
         if self._budgets and (args.world_size > 1 or state.global_step):
             raise ModelError(
                 "stop_on_forgetting takes one process and a training from its first step: what a "
@@ -152,8 +152,8 @@ class ForgettingCallback(WatchingCallback):
         if not state.is_world_process_zero:
             return
         super().on_step_end(args, state, control, **kwargs)
-        # Loggers close in on_train_end, before this callback is called there. The best model comes
-        # after the last step.
+        # Not in on_train_end: loggers are closed by then. But a trainer that loads the best model
+        # does so after the last step.
         if is_last_step(state, control) and not args.load_best_model_at_end:
             self._measure_all(state, kwargs)
 
@@ -161,7 +161,7 @@ class ForgettingCallback(WatchingCallback):
         """Ask all questions, if that was not done yet because the training ended early."""
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
-        self._model = lambda: None  # another `train()` begins with another base
+        self._model = lambda: None  # the next `train()` has another base
         super().on_train_end(args, state, control)
 
     def report_look(self, findings: Findings, state: Any) -> None:
@@ -219,7 +219,7 @@ def _describe_changes(findings: Findings) -> str:
     parts = []
     for name, benchmark in findings.benchmarks.items():
         change, interval = format_points(benchmark.primary.difference.estimate)
-        # Where too much thinking never ended, a change may not be claimed.
+        # If too many answers never ended their thinking, no change is claimed.
         parts.append(f"{name} {change} {interval if benchmark.is_measured else ''}".rstrip())
     return "   ".join(parts)
 

@@ -102,7 +102,7 @@ def measure(
         ConfigError: There is no such benchmark or setting.
         ModelError: The model cannot be asked these questions.
     """
-    from slimdown.models.causal import wrap_model  # torch
+    from slimdown.models.causal import wrap_model  # imports torch
 
     loaded = wrap_model(model, tokenizer)
     settings: dict[str, Any] = {
@@ -210,7 +210,7 @@ class NotebookFindings(Findings):
     @explain_missing_packages()
     def table(self) -> "pd.DataFrame":
         """Return one row for each benchmark and metric; scores are shares of 1."""
-        import pandas as pd  # MLflow brings it; it takes half a second
+        import pandas as pd  # installed with MLflow; the import takes half a second
 
         return pd.DataFrame(findings_table(self).records)
 
@@ -235,7 +235,7 @@ class NotebookFindings(Findings):
         if file_format is None:
             raise ConfigError(f"save({str(file)!r}): end the name in {', '.join(formats)}")
         if file_format == "html":
-            from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
+            from slimdown.report.run_page import render_page  # imports jinja2: 0.2 s
 
             content = render_page(self, title)
         else:

@@ -142,11 +142,11 @@ def find_setting(key: str, schema: type) -> Setting | None:
 def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say that a key is not a setting, and name the nearest one; None where it is a setting."""
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
-        return None  # an option for a library
+        return None  # an option that is handed on to a library
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
     close += [known for known in settings if known.endswith(f".{key}") and known not in close]
-    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group
+    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # experiment is a group
     by_name = {setting.rpartition(".")[2]: setting for setting in settings}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
     if close:
@@ -181,7 +181,7 @@ def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
         elif value != MISSING:
             kind, *_ = (*get_args(kinds[name]), kinds[name])
             value = str(value) if isinstance(value, Path) else value
-            value = value.item() if hasattr(value, "item") else value  # a number of NumPy's
+            value = value.item() if hasattr(value, "item") else value  # a NumPy number
             built[name] = float(value) if kind is float and type(value) is int else value
             if kind == list[str] and isinstance(value, str | tuple):
                 built[name] = [value] if isinstance(value, str) else list(value)
@@ -219,17 +219,17 @@ def build_choice(
         having = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
             is_text = type(value) in (int, float) and explain_type(str(own[key].type), "") is None
-            given[key] = str(value) if is_text else value  # a dataset may be called 1
+            given[key] = str(value) if is_text else value  # YAML reads a name such as 1 as a number
         elif value is not None and having:
             problems.append(f"{key}={value}: only {group}={having} has it, and not {name}")
         elif value is not None:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
-    for key, declared in own.items():
+    for key, declared in own.items():  # `build_settings` checks the names of enumerations
         value = given.get(key, declared.default)
         demand = explain_type(str(declared.type), value)
         if value == MISSING or (value is None and demand):
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif key in given and demand and not isinstance(declared.type, EnumMeta):  # built below
+        elif key in given and demand and not isinstance(declared.type, EnumMeta):
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))
@@ -262,7 +262,7 @@ def explain_type(kind: str, value: Any) -> str | None:
     'must be a whole number, a list, null'
     """
     outer = kind.replace("Optional[", "None|").replace("NoneType", "None")
-    outer = outer.replace("Config", "|dict")  # a class takes a dict
+    outer = outer.replace("Config", "|dict")  # a config class may be given as a dict
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
     words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")

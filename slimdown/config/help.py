@@ -173,7 +173,7 @@ def _describe_choices(setting: Setting) -> str:
     """Say which values a setting may have: names, true or false, or a range."""
     for kind in (setting.type, *get_args(setting.type)):
         if isinstance(kind, EnumMeta):
-            names = list(map(str, kind))  # of a StrEnum
+            names = list(map(str, kind))  # the members of a StrEnum are its values
             is_said = all(name in setting.help for name in names)
             return "" if is_said else f"one of {', '.join(names)}"
     if setting.allowed:

@@ -98,13 +98,13 @@ def load_config(composed: DictConfig) -> RunConfig:
         ConfigError: Lists every problem, one a line.
     """
     try:
-        if composed.tuned is not None:  # the rows that the model's file chooses are idle
+        if composed.tuned is not None:  # the model's file chose rows, but nothing is trained
             composed.dataset = {}
         if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):
             _set_quantization(composed)
         try:
             config = OmegaConf.to_object(composed)
-        except MissingMandatoryValue:  # choosing a file of a group sets the settings of the group
+        except MissingMandatoryValue:  # a group's file would set them
             missing = sorted(OmegaConf.missing_keys(composed))
             problems = [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]
             raise ConfigError("\n".join(problems)) from None
@@ -112,7 +112,8 @@ def load_config(composed: DictConfig) -> RunConfig:
         raise ConfigError(reword(error)) from None
     assert isinstance(config, RunConfig)
     method, keep = build_method(vars(config.method)), build_mitigation(vars(config.keep))
-    OmegaConf.update(composed, "keep", vars(keep), merge=True)  # 1 became 1.0; it is shown so
+    # Values such as 1 became 1.0, and are shown so.
+    OmegaConf.update(composed, "keep", vars(keep), merge=True)
     return complete_config(replace(config, method=method, keep=keep))
 
 

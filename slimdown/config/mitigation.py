@@ -164,7 +164,7 @@ def list_mitigations() -> dict[str, type[Mitigation]]:
     own: dict[str, type[Mitigation]] = {_NONE: Mitigation}
     for module in iter_modules([str(_FOLDER)]):
         if module.name.startswith("_"):
-            continue  # what several of them share
+            continue  # code that several mitigations share
         named = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
         found = import_module(f"slimdown.training.mitigations.{module.name}")
         own[module.name] = getattr(found, named)

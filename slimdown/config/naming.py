@@ -30,7 +30,7 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
-        # An option's value stays whole: names in it are no settings.
+        # The value of an option stays whole, as the keys in it are no settings.
         if isinstance(node, dict) and ".args." not in prefix[:-1]:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
@@ -100,7 +100,7 @@ def describe_identity(config: RunConfig) -> dict[str, str]:
     flat = flatten(config)
     named = ("model.id", "tuned", "method.name", "lora.r", "train.learning_rate", "keep.name")
     texts = {key: str(flat[key]) for key in (*named, "seed") if flat.get(key, "???") != "???"}
-    if flat.get("quantization.load_in_4bit") != "???":  # logs do not say
+    if flat.get("quantization.load_in_4bit") != "???":  # logs do not name it
         texts["quantization"] = config.quantization.name
     texts |= {"dataset": ",".join(config.dataset), "benchmark": ",".join(config.benchmark)}
     idle = {*config.idle_sections}
@@ -137,7 +137,7 @@ def run_name(
     else:
         changes = [change for change in changes if not change.startswith(_NOT_NAMED)]
     changes.sort(key=lambda change: change.partition("=")[0] not in swept)
-    # Paths differ at their ends.
+    # Long values keep their end, because paths differ there.
     short = [c if len(c) <= 60 else f"{c.partition('=')[0]}=…{c[-50:]}" for c in changes]
     width = 120 + len(given or "")
     return shorten(" ".join([given or model, *short]), width, placeholder=" …")

@@ -130,7 +130,7 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
     train, share = config.train, config.keep.added_share
     n_rows = n_rows or sum(d.max_examples or 10**12 for d in config.dataset.values())
     step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
-    n_all = n_rows / max(1e-9, 1 - share)  # in this order, nan is not the larger one
+    n_all = n_rows / max(1e-9, 1 - share)  # max(1e-9, nan) is 1e-9; max(nan, 1e-9) is nan
     n_steps = ceil(min(1e15, ceil(n_all / step_rows) * train.num_train_epochs))
     if train.max_steps > 0:
         n_steps = train.max_steps

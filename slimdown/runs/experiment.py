@@ -41,7 +41,7 @@ from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult
 from slimdown.utils.distributed import broadcast_from_main, process_count
 
-_LONG = 3600.0  # seconds, of which a run warns before it starts
+_LONG = 3600.0  # seconds; a run that takes longer says so before it starts
 
 
 def run_experiment(
@@ -64,7 +64,7 @@ def run_experiment(
     began = time.perf_counter()
     progress = console.RunProgress(5 if config.tuned else 6)
     with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
-        inputs = read_inputs(config, on_progress)  # a mistake leaves no run in the record
+        inputs = read_inputs(config, on_progress)  # before the run is opened: a mistake leaves none
     config, outline = inputs.config, inputs.outline
     progress.n_stages += 1 if inputs.served else 0
     console.show_notes(inputs.notes)
@@ -76,7 +76,7 @@ def run_experiment(
         with progress.show(f"loading {config.model.id}"):
             base = shared_base.load(config, inputs.tokenizer, outline)
         run.log_model(base)
-        broadcast_from_main(run.run_id)  # the processes in assist_run join in
+        broadcast_from_main(run.run_id)  # now the processes in `assist_run` go on
         source.check(base)
 
         evaluator = Evaluator(
@@ -97,7 +97,7 @@ def run_experiment(
             console.show_notes(describe_changed_base(config, info.run_key, open_base))
 
         tuned = source.make(base)
-        base = base.without_weights()  # they are the tuned model's now
+        base = base.without_weights()  # the tuned model has them now
         run.log_tuned(tuned, source.training)
         with progress.show("measuring the tuned model", "questions", "tuned") as on_progress:
             stop_when = stopping_rule(config.evaluation.until, base_evaluation)
@@ -114,7 +114,7 @@ def run_experiment(
         costs = list_costs(evaluations.costs, source.training, began)
         files[COSTS_FILE] = write_costs(config, base.device, costs)
         run.save(findings, files, model_files)
-    if info.sweep is None:  # its end has the table of all runs, and the pages the rest
+    if info.sweep is None:  # a sweep shows all of its runs at its end
         title = f"{config.model.id} → {config.name or config.tuned or info.name}"
         _show_end(run, config, findings, title, gate)
     return findings
@@ -208,7 +208,8 @@ def measure_base(config: RunConfig) -> None:
     """
     tasks, _ = load_benchmarks(config)
     tokenizer = load_tokenizer(config)
-    needs_rows = config.dataset and config.may_hold_conversations  # they decide how it is asked
+    # Rows that are conversations may decide how questions are asked.
+    needs_rows = config.dataset and config.may_hold_conversations
     train_data = read_rows(config, tokenizer) if needs_rows else None
     evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
     base = load_base_model(config.model, config.quantization, tokenizer)

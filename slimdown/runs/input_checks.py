@@ -32,7 +32,7 @@ def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     problems += wrong_bases or check_repositories(sources)
     with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
     if with_options and not problems:
-        from slimdown.training.options import check_options  # torch
+        from slimdown.training.options import check_options  # imports torch
 
         for config in with_options.values():
             problems += check_options(config)

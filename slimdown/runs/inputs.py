@@ -160,7 +160,7 @@ def _find_served(
         if served and BACKENDS[evaluation.backend].module:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
         check_room(served, evaluation, model)
-    except SlimdownError as error:  # its template fails, or drops what is set
+    except SlimdownError as error:  # its template fails, or ignores a setting
         return {}, [*notes, f"It cannot be measured as it is served: {error}"]
     if served:
         names = ", ".join(served)
@@ -186,7 +186,7 @@ def load_benchmarks(
     tasks = load_tasks(
         config.benchmark,
         config.evaluation.include_path,
-        lacking=not_run if config.suite else None,  # without a suite, what lacks is an error
+        lacking=not_run if config.suite else None,  # without a suite, a missing one is an error
         on_progress=on_progress,
     )
     return tasks, not_run

@@ -45,7 +45,7 @@ from slimdown.utils.errors import TrackingError
 from slimdown.utils.hub import explain_hub_errors
 
 _TRIED_STEPS = 2
-_TRIED_SECONDS = 30.0  # after which no further benchmark of a known kind of work is tried
+_TRIED_SECONDS = 30.0  # then only kinds of work are tried that were not tried before
 
 
 def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 1) -> RunPlan:
@@ -118,7 +118,7 @@ def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
     """Return what says whether a base's answers are in the record; it makes no record."""
     try:
         store.open_store(config.tracking, must_exist=True)
-    except TrackingError:  # there is none yet
+    except TrackingError:  # there is no record yet
         return lambda key, name: False
     return open_base_cache(config).is_recorded
 
@@ -240,7 +240,7 @@ def _estimate_memory(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows |
         return base.memory_bytes
     config = inputs.config
     longest = max(map(len, rows.train["input_ids"]))
-    if config.train.args.get("packing"):  # rows are laid end to end
+    if config.train.args.get("packing"):  # packing fills rows up to this length
         longest = config.train.max_length
     dtype, card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
     train = choose_forwards(config, inputs.outline, dtype, rows, card).apply(config.train)
@@ -288,7 +288,7 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
             whole = count_steps(config, prepared)
             step_seconds = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
             costs.append(replace(whole, seconds=step_seconds * whole.n))
-            # The loss before and after: a forward takes a third of a step.
+            # The held-out loss, before and after. A forward takes a third of a step.
             step_tokens = whole.prompt_tokens / whole.n
             n_steps = sum(map(len, prepared.validation["input_ids"])) / step_tokens
             seconds += 2 * n_steps * step_seconds / 3

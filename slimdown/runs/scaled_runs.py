@@ -98,7 +98,7 @@ class _ScalableModel:
     """A base, and a tuned model that can be taken at any scale of its change."""
 
     base: LoadedModel
-    is_adapter: bool  # it lies on the base, which is asked with the adapter disabled
+    is_adapter: bool  # the adapter is on the base; disable it to ask the base
     open: Callable[[float], AbstractContextManager[LoadedModel]]
     save: Callable[[float, Path], None]  # writes the model at a scale to a folder
 

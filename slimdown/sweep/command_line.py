@@ -48,11 +48,11 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
 _MOST_RUNS = 1_000  # that one command may start
-_MOST_PROBLEMS = 200  # with more, no further run is checked
-_MOST_REPEATS = 20  # with more, too: most often all runs have the same problem
-_LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
+_MOST_PROBLEMS = 200  # after so many, no further run is checked
+_MOST_REPEATS = 20  # after so many repeats, too: most often all runs share one problem
+_LISTS = ("dataset", "benchmark")  # several choices of these groups can be combined
 _NUMBERS = (float, float | None)
-_PRESETS = ("experiment", "suite")  # groups of which none need be chosen
+_PRESETS = ("experiment", "suite")  # a run needs no choice of these groups
 _NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", "name", "note", *_PRESETS)
 
 
@@ -117,9 +117,9 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
-    parser.add_argument("-c", "--cfg")  # or argparse takes it for the beginning of -cd
+    parser.add_argument("-c", "--cfg")  # otherwise argparse takes -c for -cd
     parser.add_argument("--plan")
-    # Without a value it must not take the setting behind it.
+    # Otherwise argparse takes the next setting for the value of --plan.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
@@ -197,14 +197,14 @@ class _Composer:
         self.hydra = OmegaConf.create()  # Hydra's own settings
         self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(self._loader)
-        self._files: dict[str, ComposedFiles] = {}  # to compose takes most of the time
+        self._files: dict[str, ComposedFiles] = {}  # composing takes most of the time
         self._checked: set[str] = set()  # tasks
 
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
         try:
             override = parse_override(self._parser, text, self.line.is_sweep)
-            override.config_loader = self._loader  # glob(...) asks it
+            override.config_loader = self._loader  # glob(...) needs it
             if not override.key_or_group:
                 raise ValueError("there is no name before the =")
             values = [override]
@@ -287,7 +287,7 @@ class _Composer:
                 composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id, composed.model.revision = base.id, base.revision
                 model = Path(base.id).name
-        except Exception as error:  # the content of a user's own file may raise anything
+        except Exception as error:  # a user's own file may raise anything
             place = [] if isinstance(error, ModelError) else choices
             self.problems.append(f"{' '.join(place)}: {reword(error)}".removeprefix(": "))
             return ComposedRun(texts, RunConfig())
@@ -298,7 +298,7 @@ class _Composer:
             set_keys.append(override.key_or_group)
             if problem := _lay_over(composed, override):
                 self.problems.append(f"{override.input_line}: {problem}")
-        with suppress(OmegaConfBaseException):  # `load_config` reports it
+        with suppress(OmegaConfBaseException):  # `load_config` reports these
             self._check_tasks(composed)
         values = _list_values(composed)
         try:
@@ -340,12 +340,12 @@ class _Composer:
             group, _, name = choice.lstrip("+").partition("=")
             groups[group] = name
         files = list(choices)
-        if groups.keys() & {*_PRESETS}:  # they may choose other files
+        if groups.keys() & {*_PRESETS}:  # presets may choose other files
             files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
             before = self._compose_files(files).values
-        except (HydraException, OmegaConfBaseException):  # a preset has a dataset of its own
+        except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
             before = values
         shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
         for key, value in values.items():
@@ -379,7 +379,8 @@ class _Composer:
             with open_dict(composed):
                 del composed["hydra"]
                 for name in list(composed.benchmark) if composed.suite else ():
-                    benchmark = composed.benchmark[name]  # in the suite, but not chosen
+                    # A suite has settings of all its benchmarks, also of those not chosen.
+                    benchmark = composed.benchmark[name]
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
             model = Path(hydra.hydra.runtime.choices["model"]).name
@@ -421,14 +422,14 @@ def _lay_over(composed: DictConfig, override: Override) -> str:
         advice = f", or name {chosen}" if chosen else ""
         return f"{name} is not chosen; add it to {section}=[...]{advice}"
     is_new = override.is_add() or override.is_force_add()
-    try:  # Hydra does the same at its end
+    try:  # Hydra does the same when it has composed
         value, setting = override.value(), find_setting(key, RunConfig)
         if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
             value = read_number(value)
         if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
-            name, part = dimension.groups()  # the name has dots of its own
+            name, part = dimension.groups()  # the name of a setting, which contains dots
             if not (part or isinstance(value, dict)):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
             key = "search.space"

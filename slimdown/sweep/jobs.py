@@ -149,7 +149,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
     """
     number = sweep.numbers[HydraConfig.get().job.num]
     if sweep.read_outcome(number).is_over:
-        return  # it was queued twice: a launcher that lost one job does not say what others do
+        return  # a launcher that lost a job may queue finished ones again
     outcome = JobOutcome(JobState.running)
     sweep.write_outcome(number, outcome)
 
@@ -184,7 +184,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
         run_id = f"run {outcome.run_id[:8]}" if outcome.run_id else ""
         parts = filter(None, (outcome.state, run_id, outcome.headline))
         console.show_line(f"{job}: {', '.join(parts)}")
-    if "torch" in sys.modules:  # the next job in this process needs the memory
+    if "torch" in sys.modules:  # for the next job in this process
         from slimdown.models.device_memory import release_memory
 
         release_memory()
@@ -257,7 +257,7 @@ def run_job(
         )
         console.show_facts([("run", info.name)])
         from slimdown.models.base_model import fix_dtypes
-        from slimdown.runs.experiment import run_experiment  # torch
+        from slimdown.runs.experiment import run_experiment  # imports torch
 
         config = fix_dtypes(config)
         console.show_facts([] if is_planned else describe_run(config).items())

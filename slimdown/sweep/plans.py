@@ -18,7 +18,7 @@ class PlannedCommand:
     """What a command will do."""
 
     plans: tuple[RunPlan, ...]
-    n_finished: int  # runs that the record has
+    n_finished: int  # runs that are in the record already
 
 
 def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> PlannedCommand:
@@ -29,14 +29,14 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> Planne
         n_trials: Of a search, whose one run stands for all; else 1.
         tries: Try one batch of each kind of work.
     """
-    groups: dict[str, list[ComposedRun]] = {}  # by what they do
+    groups: dict[str, list[ComposedRun]] = {}  # jobs that do the same work are together
     n_finished = 0
     for run in runs:
         if n_trials == 1 and _is_finished(run.config):
             n_finished += 1
             continue
         groups.setdefault(repr(_find_work(run.config)), []).append(run)
-    from slimdown.runs.planning import plan_run  # torch
+    from slimdown.runs.planning import plan_run  # imports torch
 
     plans, bases = [], set[str]()
     for group in groups.values():

@@ -61,7 +61,7 @@ class Search:
         digest = hash_json([*identity, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
-        # If the space of a name has changed, its values may lie outside: it begins anew.
+        # A study whose space has changed begins anew: old values may lie outside of it.
         file = f"{hash_json([self.name, space])}.json"
         self._file = local_dir(self.config.tracking) / "searches" / file
         self._values_by_trial: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ class Search:
             self.study.enqueue_trial(values)
         self._proposed: list[Trial] = []
         self._runs: list[RunRecord] = []
-        self._refused: dict[int, str] = {}  # why, by number
+        self._refused: dict[int, str] = {}  # the reason, by number of the trial
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
         """Yield trials to run together; call `keep_outcomes` before the next batch.
@@ -92,7 +92,7 @@ class Search:
 
     def _compose(self, trial: Trial) -> ComposedRun | None:
         """Propose the values of a trial, and compose its run; None if they do not fit together."""
-        # A seed for each trial: a repeated command proposes the same, whatever it found finished.
+        # Each trial has its own seed, so a repeated command proposes the same values.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
@@ -102,7 +102,7 @@ class Search:
         overrides = [*self._line.overrides, *proposed, f"search.trial={trial.number}"]
         try:
             return compose_runs(replace(self._line, overrides=overrides)).runs[0]
-        except ConfigError as error:  # each value was checked alone
+        except ConfigError as error:  # the values fit alone, but not together
             reason = " ".join(str(error).split())
             self._refused[trial.number] = reason
             self.study.tell(trial, state=TrialState.FAIL)
@@ -115,12 +115,12 @@ class Search:
             if outcome.state not in (JobState.finished, JobState.skipped):
                 continue
             run = find_run(self.config.tracking, outcome.run_id)
-            if run.findings is None:  # it is finished, and cannot be read
+            if run.findings is None:  # its findings cannot be read
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
             self._runs.append(run)
             result = summarize_trial(run.findings, self._settings.max_loss)
-            if result.unmeasured:  # neither a loss nor none
+            if result.unmeasured:  # nothing can be said about a loss
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
             for name, excess in result.excess.items():
@@ -183,4 +183,4 @@ def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
     if is_whole:
         return str(trial.suggest_int(key, low, high, log=log))
     value = trial.suggest_float(key, low, high, log=log)
-    return str(min(max(float(f"{value:.3g}"), low), high))  # further digits decide nothing
+    return str(min(max(float(f"{value:.3g}"), low), high))  # more digits make no difference

@@ -148,7 +148,7 @@ class Sweep:
         try:
             runs = [find_run(tracking, outcome.run_id) for outcome in self.outcomes.values()]
             check_prompts(runs)
-        except (ConfigError, TrackingError):  # other prompts; or the run was deleted meanwhile
+        except (ConfigError, TrackingError):  # the runs had other prompts, or one was deleted
             return False
         if not all(run.findings for run in runs):
             return False

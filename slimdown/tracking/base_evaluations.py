@@ -66,7 +66,7 @@ class RecordedEvaluations(EvaluationCache):
             is_shared: Whether the folder holds evaluations of many models.
         """
         self.model = model
-        self.files: dict[str, Path] = {}  # by benchmark: samples that were found or saved
+        self.files: dict[str, Path] = {}  # the samples that were found or saved, by benchmark
         self._config, self._folder, self._keeps_files = config, folder, keeps_files
         self._is_shared = is_shared
         self._baseline_id = ""  # the run of kind baseline that takes what is measured here
@@ -105,7 +105,7 @@ class RecordedEvaluations(EvaluationCache):
 
     def _find_baselines(self, key: str) -> list[Any]:
         """Return the runs that hold the evaluation of a key; none where the store is silent."""
-        with suppress(Exception):  # measuring again needs the store only at the end
+        with suppress(Exception):  # the base can be measured again without the store
             client = store.open_store(self._config.tracking)
             experiments = store.search_all(client.search_experiments)
             ids = [experiment.experiment_id for experiment in experiments]
@@ -146,7 +146,7 @@ class RecordedEvaluations(EvaluationCache):
                     self._send(client, key, name, evaluation, file)
             if not self._keeps_files:
                 file.unlink()
-        except Exception as error:  # MLflow's, a driver's, an artifact store's own
+        except Exception as error:  # of MLflow, a database driver or an artifact store
             self._baseline_id, self._recorded = "", []
             problem = f"the store takes no answers of the base ({store.first_line(error)})"
             _log.warning("%s; they are in %s", problem, file)

@@ -15,7 +15,7 @@ from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
 
 COSTS_FILE = "costs.json"
-_MOST_RUNS = 10  # the newest on this machine, which are looked at
+_MOST_RUNS = 10  # the newest runs on this machine that are read
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Rates:
     """What the newest comparable run cost; empty where there is none."""
 
     costs: tuple[Cost, ...] = ()
-    source: str = ""  # which run, or `try`
+    source: str = ""  # the run that cost this, or what tried it
 
     def find(self, cost: Cost) -> Cost | None:
         """Return what equal work did cost: the same benchmark's, else the largest of its kind."""
@@ -47,7 +47,7 @@ def find_rates(config: RunConfig, device: str) -> Rates:
     with suppress(TrackingError):  # there is no record yet
         client = store.open_store(config.tracking, must_exist=True)
         for run in find_runs(config.tracking, filter_string=where, n_newest=_MOST_RUNS):
-            with suppress(Exception):  # an older run has no such file; a store may be silent
+            with suppress(Exception):  # older runs have no such file; the store may be silent
                 file = Path(client.download_artifacts(run.run_id, COSTS_FILE))
                 if not (slowest := _read_costs(file, config, device)):
                     continue
@@ -67,7 +67,7 @@ def _read_costs(file: Path, config: RunConfig, device: str) -> dict[tuple[str, W
         return {}
     costs = [Cost(**(record | {"work": Work(record["work"])})) for record in records]
     if keep != config.keep.name:
-        # What a mitigation prepares, such as rows that the base writes, is in the rest.
+        # `other` holds what a mitigation prepares, such as rows that the base writes.
         costs = [cost for cost in costs if cost.work is not Work.other]
     costs.sort(key=lambda cost: cost.seconds)
     return {(cost.name, cost.work): cost for cost in costs}
@@ -91,7 +91,7 @@ def estimate_seconds(cost: Cost, known: Cost | None) -> float:
     """
     if known is None:
         return nan
-    if known.name == cost.name and known.work is not Work.steps:  # `other` is one piece, too
+    if known.name == cost.name and known.work is not Work.steps:  # `other` counts as one question
         return known.seconds * cost.n / known.n
     if cost.work is Work.answers:
         written = known.new_tokens / known.n * cost.n

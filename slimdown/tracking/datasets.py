@@ -35,7 +35,7 @@ def describe_rows(
         texts_by_dataset[row.dataset].append(row.text)
     for name, texts in texts_by_dataset.items():
         if not texts:
-            continue  # its weight is 0
+            continue  # a dataset of weight 0 has no rows
         config = configs.get(name)
         yield _make_input(
             name,

@@ -96,7 +96,7 @@ def _find_folder(tracking: TrackingConfig, owner_id: str, uri: str) -> Path | No
     """
     if not (path := find_local_path(uri)):
         return None
-    folder = Path(path).resolve().parent  # of `artifacts`
+    folder = Path(path).resolve().parent  # the address ends in `artifacts`
     is_own = folder.name == owner_id and folder.is_relative_to(store.local_dir(tracking).resolve())
     return folder if is_own else None
 

@@ -92,7 +92,7 @@ def find_or_create_model(
     where = f"tags.`{Tag.model_key}` = '{record.key}'"
     if models := client.search_logged_models([experiment_id], where, max_results=1):
         return models[0]
-    # MLflow forbids some signs, and others end a path: `runs:/RUN_ID/NAME` leads to the files.
+    # MLflow forbids some characters, and others break the address `runs:/RUN_ID/NAME`.
     name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
     params = {key: redact_leaf(value) for key, value in record.params.items() if value}
     tags = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
@@ -209,5 +209,5 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
         dst_path=str(target),
         tracking_uri=client.tracking_uri,
     )
-    # MLflow downloads into a folder of the place's name.
+    # MLflow adds a folder that is named after the address.
     return next(file.parent for file in target.rglob("*config.json"))

@@ -28,7 +28,7 @@ class Tag(StrEnum):
     sweep = "slimdown.sweep"
     headline = "slimdown.headline"
     verdict = "slimdown.verdict"  # the sign of each verdict; a param would be an axis of plots
-    name = "slimdown.name"  # the setting; a run of a sweep is called more than that
+    name = "slimdown.name"  # the setting; MLflow's name of a sweep's run holds more
     note = "slimdown.note"
     model = "slimdown.model"
     model_files = "slimdown.model_files"  # the folder of what the run trained
@@ -36,7 +36,7 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
-    checked = "slimdown.checked"  # the scales of its model that held-out questions judged
+    checked = "slimdown.checked"  # the scales of its model that were judged on held-out questions
     scaled = "slimdown.scaled"  # when `slimdown scale` began to measure it
     evaluation = "slimdown.evaluation."
     change = "change/"  # begins the name of a metric

@@ -13,7 +13,7 @@ from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_reader import find_run
 from slimdown.utils.errors import ConfigError, TrackingError
 
-_VERSIONS = "mlflow.modelVersions"  # the tag of a logged model from which its page takes them
+_VERSIONS = "mlflow.modelVersions"  # a logged model's tag, which MLflow's page of it shows
 _NAME = re.compile(r"[^/:@]{1,200}")
 _ALIAS = re.compile(r"(?!v?\d+$|latest$)[\w-]{1,200}", re.ASCII | re.IGNORECASE)
 _URI = re.compile(r"models:/([^/:@']+)(?:@([\w-]+)|/(\d+))")
@@ -85,7 +85,7 @@ def register_model(
         made_by_run = client.search_model_versions(f"run_id = '{run.run_id}'")
         versions = [version for version in made_by_run if version.name == name]
         if not versions:
-            # By its place: a models:/ address would be looked for in MLflow's global store.
+            # By its files' address: MLflow would look for a models:/ address in its global store.
             place = model.artifact_location
             versions = [client.create_model_version(name, place, run.run_id)]
         version = str(versions[0].version)

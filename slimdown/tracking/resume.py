@@ -86,10 +86,10 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
     for name in ("evaluation.apply_chat_template", "train.assistant_only_loss"):
         if not config.may_hold_conversations and settings.get(name) == "auto":
-            settings[name] = False  # its effect
+            settings[name] = False  # what auto comes to without conversations
     settings |= _identify_model("model.", config.model)
     if config.tuned_model:
-        settings["tuned"] = ""  # the digest takes its place
+        settings["tuned"] = ""  # `tuned.id` below identifies the model
         settings |= _identify_model("tuned.", config.tuned_model)
     for name, dataset in config.dataset.items():
         if rows_file := dataset.file:
@@ -272,5 +272,5 @@ def _search_runs(config: RunConfig, key: str) -> list[RunRecord]:
     experiments = [config.tracking.experiment]
     try:
         return find_runs(config.tracking, experiments, "", condition, with_findings=True)
-    except TrackingError:  # no such store or experiment yet; opening the run says what is wrong
+    except TrackingError:  # no store or experiment yet; opening the run explains errors
         return []

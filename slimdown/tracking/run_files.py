@@ -51,7 +51,7 @@ def render_run_files(
     table = findings_report.findings_table(findings, gate=gate)
     title = config.name or info.name
     facts = describe_run(config)
-    if len(title) > _LONGEST_TITLE:  # a whole command: it stands among the facts
+    if len(title) > _LONGEST_TITLE:  # a whole command becomes one of the facts
         facts = {"run": title} | facts
         title = f"{config.model.id} → {config.tuned or 'tuned'}"
     if model_uri:
@@ -179,7 +179,7 @@ def render_model_card(
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
     """
-    from huggingface_hub import ModelCardData  # takes half a second
+    from huggingface_hub import ModelCardData  # the import takes half a second
 
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
     if is_adapter is None:

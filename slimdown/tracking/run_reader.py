@@ -151,7 +151,7 @@ def _find_by_id(tracking: TrackingConfig, beginning: str, kind: str) -> list[Run
     if not re.fullmatch(r"[\w-]+", beginning, re.ASCII):
         return []
     runs = find_runs(tracking, filter_string=f"attributes.run_id LIKE '{beginning}%'", kind=kind)
-    return [run for run in runs if run.run_id.startswith(beginning)]  # for LIKE, _ is any letter
+    return [run for run in runs if run.run_id.startswith(beginning)]  # LIKE takes _ for any letter
 
 
 def _compare_text(key: str, text: str) -> str:
@@ -180,7 +180,7 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
     """
     client = store.open_store(tracking, must_exist=True)
     read = partial(_add_findings, client)
-    if not client.tracking_uri.startswith("http"):  # for local files, threads take longer
+    if not client.tracking_uri.startswith("http"):  # for local files, threads are slower
         return [read(run) for run in runs]
     with ThreadPoolExecutor(_N_THREADS) as threads:
         return list(threads.map(read, runs))
@@ -199,16 +199,16 @@ def _add_findings(client: Any, run: RunRecord) -> RunRecord:
             held_out=config.evaluation.holdout,
             params=flatten_settings(config),
         )
-    except ConfigError as error:  # its settings
+    except ConfigError as error:  # settings.json cannot be read
         reason = str(error)
     except ValueError:
         reason = "its findings.json is damaged; rerun=true makes the run again"
-    except DataError as error:  # whole, and written by another version
+    except DataError as error:  # the file is whole, but of another version
         reason = f"its findings.json cannot be read: {error}"
     except FileNotFoundError as error:
         place = Path(error.filename)
         reason = f"its {place.name} is not at {place}; MLflow looks only where the run was made"
-    except Exception as error:  # MLflow's, or the system's
+    except Exception as error:  # of MLflow or the system
         reason = f"its files cannot be read: {store.first_line(error)}"
     _log.warning("run %s is left out: %s", run.run_id, reason)
     return run
@@ -251,7 +251,7 @@ def _read_samples(
     tracking: TrackingConfig, run: RunRecord, model: str, names: Sequence[str]
 ) -> Evaluation:
     """Read the answers of `base`, `tuned` or `served` to the benchmarks of these names."""
-    from slimdown.evaluation.samples import read_samples  # pyarrow
+    from slimdown.evaluation.samples import read_samples  # imports pyarrow
 
     conditions = dict(check_finished(run).conditions)
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
@@ -267,7 +267,7 @@ def _read_samples(
                 samples[name] = read_samples(Path(file), benchmark)
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
-            except Exception as error:  # damaged, or gone
+            except Exception as error:  # the file is damaged or gone
                 raise TrackingError(
                     f"run {run.run_id}: {path} is gone or damaged ({store.first_line(error)}); "
                     "the same settings with rerun=true measure it again"
@@ -360,7 +360,7 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         host = get_default_host_creds(client.tracking_uri)
         where = {"run_uuid": run.run_id, "path": path}
         with http_request(host, "/get-artifact", "GET", params=where, stream=True) as answer:
-            if answer.ok:  # else it may be a gateway that lets only /api pass
+            if answer.ok:  # otherwise, a gateway may let only /api pass
                 chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)
                 return b"".join(chunks).decode()
     with tempfile.TemporaryDirectory() as folder:

@@ -124,7 +124,7 @@ class TrackedRun:
         self._results: Results | None = None
         self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
         self._write_origin(info, settings_text)
-        self._try_to_send()  # the changes, before any system metric
+        self._try_to_send()  # now, so that system metrics come after the changes
 
     def _open(self, info: RunInfo, settings_text: str) -> Any:
         """Open the store, and in it the run, which is locked; return MLflow's entry of it."""
@@ -137,7 +137,7 @@ class TrackedRun:
         }
         with store.explain_store_errors(self._tracking):
             self._experiment_id = store.find_experiment(self.client, self._tracking)
-            # An old server keeps no models: better known now than at the end.
+            # An old server keeps no models; this call finds that out before anything is computed.
             self.client.search_logged_models([self._experiment_id], max_results=1)
             run = self._resume(info, tags) if info.resume_run_id else self._create(info, tags)
             if not run.data.params:  # a new one, or one that was killed before it had them
@@ -181,7 +181,7 @@ class TrackedRun:
             raise TrackingError(f"{problem} command when it has ended") from None
         self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
         self.client.set_tag(run_id, Tag.host, redact_leaf(name_machine()))
-        for tag in (Tag.settings, Tag.name, Tag.note):  # of another command
+        for tag in (Tag.settings, Tag.name, Tag.note):  # the command may have changed them
             if text := tags.get(tag, ""):
                 self.client.set_tag(run_id, tag, redact_leaf(text))
         if Tag.error in run.data.tags:
@@ -241,7 +241,7 @@ class TrackedRun:
                 )
             self.model_uri = redact_uri(model.artifact_location)
             self._add_tag(Tag.model_files, self.model_uri)
-        except TrackingError:  # the next delivery says so
+        except TrackingError:  # the next delivery warns of it
             return
 
     def save(
@@ -279,7 +279,7 @@ class TrackedRun:
         for cache, evaluation in caches:
             for name, benchmark in evaluation.benchmarks.items() if evaluation else ():
                 file = samples / f"{cache.model}-{name}.parquet"
-                if name in cache.files:  # findings lack what is held out, and the cache has it
+                if name in cache.files:  # it also has the held-out questions, which findings lack
                     shutil.copyfile(cache.files[name], file)
                 else:
                     write_samples(file, cache.model, name, benchmark)

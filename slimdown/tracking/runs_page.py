@@ -14,7 +14,7 @@ VIEW = "slimdown"
 _N_RUNS = 200  # the newest decide what the page shows: reading them takes a second
 _N_BENCHMARKS = 30  # MLflow takes 20,000 characters for a tag of an experiment
 _KIND = "mlflow.experimentKind"
-# MLflow always shows these three: the second is narrowed to its mark of success, the third is last.
+# MLflow always shows these columns: the second as narrow as its icon, the third at the end.
 _NAME, _CREATED, _DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "duration"
 
 
@@ -91,7 +91,7 @@ def _choose_widths(
     """
     widths = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
     widths["params.`seed`"] = 52
-    widths |= {f"metrics.`{key}`": 90 for key in outcome}  # a group adds "(average)"
+    widths |= {f"metrics.`{key}`": 90 for key in outcome}  # room for a group's "(average)"
     if longest_verdict := max(map(len, verdicts), default=0):
         widths[f"tags.`{Tag.verdict}`"] = min(160, 70 + 6 * longest_verdict)
     return widths | {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in changes}

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
-_PARAMS_OF_CALL = 100  # MLflow takes no more at once
+_PARAMS_OF_CALL = 100  # the most that MLflow takes in one call
 MAX_TAG = 5000
-_PAGE = 1_000  # experiments or runs of one answer; a server takes seconds for so many runs
+_PAGE = 1_000  # experiments or runs per request; a server takes seconds for them
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -60,7 +60,7 @@ def check_store(config: TrackingConfig) -> None:
 
 def _check_file(file: Path) -> None:
     """Check that a SQLite file is a store of MLflow, or can be made where there is none."""
-    if "?" in str(file) or unquote(str(file)) != str(file):  # MLflow opens another
+    if "?" in str(file) or unquote(str(file)) != str(file):  # MLflow would open another file
         raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
     if file.exists() and not file.is_file():
         raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
@@ -136,7 +136,7 @@ def _create_file(file: Path) -> None:
 
     if _is_there(file):
         return
-    target = file.resolve()  # a link stays
+    target = file.resolve()  # a symbolic link stays one
     draft = target.with_name(f"{file.name}.draft")
     draft.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)

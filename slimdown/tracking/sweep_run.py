@@ -16,8 +16,8 @@ class SweepRun:
     """An open run of kind `sweep`, no parent of its jobs: MLflow folds children away."""
 
     run_id: str
-    failed: bool = False  # set it where a job failed
-    files: dict[str, str] = field(default_factory=dict)  # by path, kept when the sweep ends
+    failed: bool = False  # set it to True if a job failed
+    files: dict[str, str] = field(default_factory=dict)  # by path, recorded when the sweep ends
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
             status = "FAILED"
             raise
         finally:
-            with suppress(Exception):  # its jobs hold all results
+            with suppress(Exception):  # the runs of its jobs hold all results
                 store.check_store(tracking)
                 for path, text in sweep.files.items():
                     client.log_text(run_id, redact(text), path)

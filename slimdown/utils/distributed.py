@@ -46,7 +46,7 @@ def check_launcher() -> None:
 def process_rank() -> int:
     """Return the number of this process; process 0 asks, writes the record and prints."""
     rank, n = _read_count("RANK", 0), process_count()
-    if rank >= max(1, n):  # it would wait forever, or fail in silence
+    if rank >= max(1, n):  # such a process would wait forever, or fail silently
         raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={n}; torchrun sets both")
     return rank
 
@@ -118,7 +118,7 @@ def end_shared_work() -> None:
 def _try(work: Callable[[_T], _R], part: _T) -> _R | Exception:
     try:
         return work(part)
-    except Exception as error:  # the first process raises it, when all have answered
+    except Exception as error:  # the first process raises it when all have answered
         return error
 
 

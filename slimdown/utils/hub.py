@@ -65,7 +65,7 @@ def _find_reason(error: Exception) -> str:
     causes = list_causes(error)
     classes = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(map(str, causes))
-    codes = re.findall(r"error '(\d+)", text)  # without the hub's own codes
+    codes = re.findall(r"error '(\d+)", text)  # of servers that send no error codes of the hub
     failures = [code for code in codes if code.startswith("5")]
     classes |= {*codes, "5xx"} if failures else {*codes}
     for names, reason in _BY_CLASS.items():
@@ -85,14 +85,14 @@ def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     """
     from huggingface_hub import constants, hf_hub_url, utils
 
-    http: Any = utils  # exports its names by hand, which mypy does not see
+    http: Any = utils  # mypy does not see the names that it exports
     # Most models have this file; whether it is there does not matter.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "headers": http.build_hf_headers()}
     options["timeout"] = constants.HF_HUB_ETAG_TIMEOUT
     with suppress(http.EntryNotFoundError):
         http.hf_raise_for_status(http.http_backoff("HEAD", url, **options))
-    resolve_commit(repo, revision, kind)  # a server that is no hub knows no commit
+    resolve_commit(repo, revision, kind)  # fails if the server is not a hub
 
 
 def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
@@ -154,7 +154,7 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     try:
         found = HfApi().repo_info(repo, revision=revision, **options).sha
         return str(re.findall(r"\A[0-9a-f]{40}\Z", str(found))[0])
-    except Exception as error:  # offline, gated, gone, or no hub: loading says which
+    except Exception as error:  # loading will say what is wrong
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit
         message = f"{repo} is neither on the hub nor in the local cache; check HF_ENDPOINT"

@@ -218,7 +218,8 @@ def test_what_is_no_file_is_written_through_and_never_replaced(tmp_path: Path) -
     for place in (pipe, make_device(tmp_path / "null")):
         with pytest.raises(TrackingError, match="is no file"):
             record.open_store(TrackingConfig(f"sqlite:///{place}", "x"))
-        write_atomically(place, "") if place != pipe else None
+        if place != pipe:
+            write_atomically(place, "")
         assert not place.is_file()
 
 
