@@ -51,8 +51,7 @@ class Mitigation:
     @staticmethod
     def read_plain(values: Mapping[str, Any]) -> "Mitigation":
         """Restore recorded settings, also those of a mitigation that is not installed here."""
-        mitigation: Mitigation = read_choice(Mitigation, list_mitigations(), values)
-        return mitigation
+        return read_choice(Mitigation, list_mitigations(), values)
 
     @property
     def is_active(self) -> bool:
@@ -95,8 +94,9 @@ class Mitigation:
 
         They are the settings whose range is `FILE`.
         """
-        named = (one.name for one in fields(self) if one.metadata.get("range") is FILE)
-        return {f"keep.{name}": Path(path) for name in named if (path := getattr(self, name))}
+        names = [field.name for field in fields(self) if field.metadata.get("range") is FILE]
+        paths = {name: getattr(self, name) for name in names}
+        return {f"keep.{name}": Path(path) for name, path in paths.items() if path}
 
     def read_prompts(self) -> list[str]:
         """Read the texts of its files that are trained on: they may hold benchmarks' questions."""
@@ -170,7 +170,7 @@ def list_mitigations() -> dict[str, type[Mitigation]]:
     own: dict[str, type[Mitigation]] = {_NONE: Mitigation}
     for module in iter_modules([str(_FOLDER)]):
         if module.name.startswith("_"):
-            continue  # what several of them share
+            continue  # code that several mitigations share
         named = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
         found = import_module(f"slimdown.training.mitigations.{module.name}")
         own[module.name] = getattr(found, named)
@@ -191,8 +191,7 @@ def build_mitigation(values: Mapping[str, Any]) -> Mitigation:
     Raises:
         ConfigError: Lists what is wrong with them, one a line.
     """
-    mitigation: Mitigation = build_choice("keep", list_mitigations(), values)
-    return mitigation
+    return build_choice("keep", list_mitigations(), values)
 
 
 def advise_mitigation() -> str:
