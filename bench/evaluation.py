@@ -23,8 +23,8 @@ from bench.machine import describe_machine, load_config_of
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.backend import choose_backend, open_lm
 from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.device_memory import measure_peak_memory
 from slimdown.models.external import open_tuned_model
-from slimdown.models.memory import measure_peak_memory
 from slimdown.pocket import TASKS_DIR
 
 DEFAULT_TASKS = ["hellaswag:200", "mmlu_college_computer_science:100:5", "gsm8k:32:5"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from shlex import join
 
 from slimdown.commands import scale
+from slimdown.commands.run import main as run_slimdown
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import Role
 from slimdown.config.tracking_config import TrackingConfig, default_store
@@ -28,7 +29,6 @@ from slimdown.judging.holdout import held_part
 from slimdown.judging.verdicts import Verdict
 from slimdown.report.formatting import format_points
 from slimdown.report.tables import make_table, write_table
-from slimdown.run import main as run_slimdown
 from slimdown.tracking.run_reader import find_runs, read_evaluations
 from slimdown.tracking.store import open_store
 

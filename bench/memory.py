@@ -21,8 +21,8 @@ import transformers
 from bench.machine import describe_machine, load_config_of
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import load_base_model, load_outline
-from slimdown.models.memory import estimate_weight_bytes
-from slimdown.models.training_memory import estimate_training
+from slimdown.models.memory_estimates import estimate_weight_bytes
+from slimdown.models.training_estimate import estimate_training
 from slimdown.pocket import MODEL_DIR
 
 # hidden size, inner size, layers, vocabulary, rows, tokens a row, activations computed again

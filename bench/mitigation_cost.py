@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench.kept_dialogues import ARMS, TASKS, list_settings
 from bench.machine import describe_machine, load_config_of
-from slimdown.inputs import read_rows
 from slimdown.models.base_model import load_base_model
+from slimdown.runs.inputs import read_rows
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 
 

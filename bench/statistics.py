@@ -29,7 +29,7 @@ from slimdown.comparison.value_verdicts import SeedAnswers, build_tests
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
-from slimdown.judging.behaviour import compare_behaviour
+from slimdown.judging.answer_traits import compare_behaviour
 from slimdown.judging.budgets import (
     Outcome,
     check_budgets,
@@ -38,7 +38,7 @@ from slimdown.judging.budgets import (
 )
 from slimdown.judging.findings import compare_subjects
 from slimdown.judging.forgetting_rate import forgetting_rate
-from slimdown.judging.overall import average_changes
+from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
 from slimdown.stats.estimates import (
@@ -1300,6 +1300,79 @@ def judge_chains(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "exit 1 with --max-loss-at each stage", lost, shares[2], "5"
 
 
+# The rows of the atlas (bench/atlas.toml): how many are alike, questions or clusters, the share of
+# them that flips, and what a flip changes. Graded scores change by half.
+ATLAS_ROWS = (
+    *((6, 12_032, 0.24, 1.0), (4, 1_000, 0.25, 1.0), (2, 1_319, 0.3, 1.0), (2, 750, 0.19, 1.0)),
+    *((2, 1_000, 0.6, 1.0), (1, 500, 0.6, 1.0), (2, 50, 0.4, 1.0), (18, 100, 0.2, 1.0)),
+    *((2, 240, 0.35, 1.0), (5, 800, 0.4, 1.0), (6, 92, 0.4, 0.5), (5, 400, 0.2, 0.5)),
+)
+
+
+def judge_atlas(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Holm over a family like the atlas's: any false claim of a change, and of no change."""
+    shapes = [shape[1:] for shape in ATLAS_ROWS for _ in range(shape[0])]
+    n_draws = max(200, draws // 4)
+    for case, changes in (
+        ("nothing changed", [0.0] * len(shapes)),
+        ("every second row lost 8 points", [0.0, -0.08] * len(shapes)),
+        ("each lost the margin", [-MARGIN] * len(shapes)),
+    ):
+        rows = zip(shapes, changes, strict=False)
+        drawn = [draw_pairs(shape, change, n_draws, random) for shape, change in rows]
+        n_changed = n_retained = 0
+        for i in range(n_draws):
+            family: list[Any] = [pairs[i] for pairs in drawn]
+            decisions = decide_verdicts(family, [MARGIN] * len(family))
+            verdicts = [decision.verdict for decision in decisions]
+            unchanged = [v for v, change in zip(verdicts, changes, strict=False) if change == 0]
+            changed = [v for v, change in zip(verdicts, changes, strict=False) if change != 0]
+            n_changed += bool({Verdict.forgotten, Verdict.improved} & set(unchanged))
+            n_retained += Verdict.retained in changed
+        name = f"{len(shapes)} pairs of 50 to 12,032 questions, {case}"
+        if 0.0 in changes:
+            yield "any unchanged pair changed, Holm", name, percent(n_changed / n_draws), "5"
+        if changes[1]:
+            yield "any changed pair retained, Holm", name, percent(n_retained / n_draws), "5"
+
+
+def draw_pairs(
+    shape: tuple[int, float, float], change: float, n_draws: int, random: np.random.Generator
+) -> list[SimpleNamespace]:
+    """Draw a pair's answers several times; return what `decide_verdicts` asks of each.
+
+    Args:
+        shape: Questions, the share that flips, and what a flip changes.
+        change: The true one.
+        n_draws: How many times.
+        random: The generator.
+    """
+    n, flips, size = shape
+    shares = [flips / 2 - change / size / 2, 1 - flips, flips / 2 + change / size / 2]
+    counts = random.multinomial(n, shares, size=n_draws).astype(float)
+
+    def test(threshold: float, above: bool, of_change: bool = False) -> Floats:
+        if size == 1:
+            return p_values(counts, threshold, above, of_change)
+        sign = 1 if above else -1
+        least = np.full(n_draws, -1 - sign * threshold)
+        return likelihood_p_values(sign * (size * VALUES - threshold), counts, least)
+
+    tails = [test(0.0, above, of_change=True) for above in (True, False)]
+    p_change = np.minimum(1.0, 2 * np.minimum(tails[0], tails[1]))
+    p_equal = np.maximum(test(-MARGIN, above=True), test(MARGIN, above=False))
+    values = size * (counts[:, 2] - counts[:, 0]) / n
+    return [
+        SimpleNamespace(
+            value=value,
+            p_value=p,
+            equivalence_p_value=lambda margin, equal=equal: equal,
+            shown_sign=lambda alpha, value=value, p=p: int(np.sign(value)) if p < alpha else 0,
+        )
+        for value, p, equal in zip(values, p_change, p_equal, strict=True)
+    ]
+
+
 def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:
     """How often each truth is shown, of all questions and with `evaluation.until=decided`."""
     for change, n, flips, verdict in (
@@ -1362,6 +1435,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     average_benchmarks,
     select_runs,
     judge_chains,
+    judge_atlas,
 )
 
 

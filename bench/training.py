@@ -25,7 +25,7 @@ from bench.machine import describe_machine, load_config_of
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.models.base_model import LoadedModel, load_base_model
-from slimdown.models.memory import measure_peak_memory, release_memory
+from slimdown.models.device_memory import measure_peak_memory, release_memory
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 
 SAME = (

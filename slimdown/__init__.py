@@ -3,13 +3,12 @@
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
 `ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
 other tools, and tables. An error that you can mend is a `SlimdownError`. All names but the errors
-are imported on first use, since some import torch.
-docs/python.md says what each raises.
+are imported on first use (`api/names.py`). docs/python.md says what each raises.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from slimdown.api.names import __dir__ as __dir__, __getattr__ as __getattr__
 from slimdown.utils.errors import (
     ConfigError as ConfigError,
     DataError as DataError,
@@ -19,34 +18,14 @@ from slimdown.utils.errors import (
 )
 
 if TYPE_CHECKING:
-    from slimdown.callback import ForgettingCallback as ForgettingCallback
+    from slimdown.api.callback import ForgettingCallback as ForgettingCallback
+    from slimdown.api.measuring import (  # noqa: F401
+        NotebookFindings as Findings,
+        judge as judge,
+        measure as measure,
+    )
     from slimdown.evaluation.logs.read_logs import read_logs as read_logs
     from slimdown.evaluation.results import Evaluation as Evaluation
-    from slimdown.notebook import NotebookFindings as Findings, judge as judge, measure as measure  # noqa: F401
+    from slimdown.utils.versions import OWN_VERSION as __version__  # noqa: F401
 
     read_lm_eval = read_logs
-
-__version__ = "0.1.0"
-
-_EXPORTS = {
-    "measure": ("notebook", "measure"),
-    "judge": ("notebook", "judge"),
-    "Findings": ("notebook", "NotebookFindings"),
-    "ForgettingCallback": ("callback", "ForgettingCallback"),
-    "Evaluation": ("evaluation.results", "Evaluation"),
-    **dict.fromkeys(["read_logs", "read_lm_eval"], ("evaluation.logs.read_logs", "read_logs")),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'slimdown' has no attribute {name!r}")
-    module, attribute = _EXPORTS[name]
-    from slimdown.utils.extras import explain_missing_packages
-
-    with explain_missing_packages():
-        return getattr(import_module(f"slimdown.{module}"), attribute)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])

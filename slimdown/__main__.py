@@ -3,10 +3,10 @@
 import signal
 import sys
 from importlib import import_module
-from importlib.metadata import version
 
 from slimdown.commands.arguments import VERBS, run_command
 from slimdown.config.fields import nearest
+from slimdown.utils.versions import OWN_VERSION
 
 
 def main() -> None:
@@ -23,12 +23,12 @@ def _start_verb() -> int:
         sys.stdout.write(f"usage: slimdown VERB ...\n\n{lines}\n\n{more}\n")
         return 0
     if verb == "--version":
-        sys.stdout.write(f"slimdown {version('slimdown')}\n")
+        sys.stdout.write(f"slimdown {OWN_VERSION}\n")
         return 0
     if verb == "run" or "=" in verb or verb.startswith("-"):
-        from slimdown import run
+        from slimdown.commands.run import main as run
 
-        return run.main(arguments if verb == "run" else sys.argv[1:])
+        return run(arguments if verb == "run" else sys.argv[1:])
     if verb in VERBS:
         from slimdown.commands.process import set_up_process
 

@@ -11,6 +11,8 @@ from pathlib import Path
 if "HF_ENDPOINT" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
+# MLflow 3.17 sets and deletes a variable in a thread, which another one may read meanwhile.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # While libraries are imported, nearly all that is made stays.
 gc.disable()
 

@@ -22,12 +22,13 @@ from commands_and_runs import SMALL, QuietHandler, call_verb, find_runs, run_com
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from slimdown import experiment, pocket, run
+from slimdown import pocket, run
 from slimdown.commands import arguments
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
-from slimdown.experiment import run_experiment
+from slimdown.runs import experiment
+from slimdown.runs.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import run_key
 from slimdown.utils.errors import ConfigError, SlimdownError

@@ -14,8 +14,8 @@ import pytest
 from builders import unpack_logs
 
 import slimdown
+from slimdown.api.measuring import Prompts
 from slimdown.commands import verdict
-from slimdown.notebook import Prompts
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
@@ -151,7 +151,8 @@ def test_a_page_shows_what_a_verdict_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     unpack_logs(tmp_path / "logs")
-    monkeypatch.chdir(tmp_path)
+    tables = [file.parent for file in (ROOT / "docs/examples/atlas").glob(f"*/{words.split()[0]}")]
+    monkeypatch.chdir(tables[0] if tables else tmp_path)
     verdict.main(shlex.split(words))
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert [line for line in printed if line in lines] == lines, page
@@ -159,4 +160,7 @@ def test_a_page_shows_what_a_verdict_prints(
 
 def test_the_pages_show_what_verdicts_print() -> None:
     shown = [(page, len(lines)) for page, _, lines in OUTPUTS]
-    assert shown == [("README", 10), ("ci", 1), ("next", 1), ("next", 1), ("next", 1), ("report", 7)]
+    assert shown == [
+        *(("README", 10), ("ci", 1), ("next", 1), ("next", 1), ("next", 1)),
+        *(("quickstart", 2), ("report", 7)),
+    ]

@@ -31,13 +31,15 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.callback import ForgettingCallback
+from slimdown.api.callback import ForgettingCallback
+from slimdown.api.measuring import Prompts, build_evaluator
 from slimdown.config.benchmark_config import PROMPT_SETTINGS, BenchmarkConfig, ResolvedBenchmark
 from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.schema import EvaluationConfig
+from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Outcome
 from slimdown.models.causal import wrap_model
-from slimdown.notebook import Prompts, build_evaluator
 from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError, DataError, ModelError, SlimdownError
 
@@ -87,8 +89,8 @@ def test_torchs_counter_of_memory_stays_the_users(monkeypatch: pytest.MonkeyPatc
     evaluator = build_evaluator("pocket_cs", 2, None)
     evaluator.evaluate(loaded)
     assert not resets
-    evaluator.counts_memory = True
-    assert evaluator.evaluate(loaded).peak_bytes == 7
+    counting = Evaluator(evaluator.tasks, EvaluationConfig(batch_size=2), counts_memory=True)
+    assert counting.evaluate(loaded).peak_bytes == 7
     assert resets == [1]
 
 

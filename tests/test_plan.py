@@ -11,17 +11,17 @@ from commands_and_runs import call_verb
 from mlflow.artifacts import download_artifacts
 
 from slimdown.evaluation.results import Cost, Work
-from slimdown.planning import plan_run
 from slimdown.report.run_plan import (
     PlannedPart,
     RunPlan,
     describe_plan,
-    estimate_seconds,
     plan_table,
     summarize_plans,
 )
 from slimdown.report.tables import write_table
+from slimdown.runs.planning import plan_run
 from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.tracking.costs import estimate_seconds
 from slimdown.tracking.run_reader import find_runs
 
 FEW = [

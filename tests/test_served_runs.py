@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.write_gguf import write_gguf
 from slimdown.config.schema import RunConfig
 from slimdown.config.tracking_config import TrackingConfig
-from slimdown.evaluation.as_served import evaluate_as_served
 from slimdown.evaluation.backend import BackendOptions, open_lm
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
-from slimdown.inputs import read_inputs
+from slimdown.evaluation.served_evaluation import evaluate_as_served
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.pocket import MODEL_DIR
+from slimdown.runs.inputs import read_inputs
 from slimdown.tracking.run_reader import find_run, read_evaluations, read_served
 
 TEMPLATE = (

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from slimdown.config.extensions import GROUPS, list_extensions
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.tracking_config import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.report.formatting import FORMATS
+from slimdown.scoring.scores import list_scores
 from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
+from slimdown.utils.extensions import GROUPS, list_extensions
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
 
@@ -245,7 +246,7 @@ def check_extensions() -> None:
     if any(map(list_extensions, GROUPS)):
         from slimdown.evaluation.logs.read_logs import list_readers
 
-        for table in (list_all_methods, list_mitigations, list_readers):
+        for table in (list_all_methods, list_mitigations, list_scores, list_readers):
             table()
 
 

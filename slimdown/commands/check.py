@@ -37,9 +37,9 @@ from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.formatting import find_local_path, shorten_path
 from slimdown.report.tables import write_table
-from slimdown.tracking import registry, run_reader
+from slimdown.tracking import finished_runs, registry, run_reader
 from slimdown.tracking.held_out import take_held_out
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import TrackingError
 
 _SERVED_ADVICE = "slimdown compare {} --chain: is it the weights, or the template?"
@@ -160,7 +160,7 @@ def _check(options: argparse.Namespace) -> int:
     write_notes(lost_lines)
     outcome = text.describe_outcome(gate)
     try:
-        run_reader.record_outcome(store, run, outcome, _describe_budgets(options))
+        finished_runs.record_outcome(store, run, outcome, _describe_budgets(options))
     except TrackingError as error:
         write_notes([f"The record does not take the outcome: {error}"])
     if options.register and gate.outcome is Outcome.within:

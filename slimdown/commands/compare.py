@@ -45,7 +45,7 @@ from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import take_held_out
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.secrets import redact_uri
 

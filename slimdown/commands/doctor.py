@@ -10,9 +10,10 @@ from itertools import chain
 
 from slimdown.commands.arguments import CommandParser, check_extensions, run_command
 from slimdown.config.engines import list_engines
-from slimdown.config.extensions import describe_extensions
 from slimdown.sweep.launchers import LAUNCHERS
+from slimdown.utils.extensions import describe_extensions
 from slimdown.utils.extras import name_install
+from slimdown.utils.versions import OWN_VERSION
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
 _EXTRAS = {  # -> the module that it installs, and what that is for
@@ -67,7 +68,7 @@ def describe_machine() -> Iterator[tuple[str, str]]:
     from slimdown.config.schema import Device, Dtype
     from slimdown.models.base_model import pick_device, pick_dtype
 
-    yield "slimdown", f"{version('slimdown')}, Python {platform.python_version()}, {sys.platform}"
+    yield "slimdown", f"{OWN_VERSION}, Python {platform.python_version()}, {sys.platform}"
     yield "packages", ", ".join(f"{name} {version(name)}" for name in _PACKAGES.split())
     memory = psutil.virtual_memory()
     processor = f"{torch.get_num_threads()} threads on {platform.machine()}"

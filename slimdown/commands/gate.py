@@ -11,7 +11,7 @@ from slimdown.commands.arguments import CommandParser
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.budgets import Gate, check_budgets, read_budgets, resolve_budgets
 from slimdown.judging.findings import Findings, list_averaged
-from slimdown.judging.overall import average_changes
+from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair
 from slimdown.utils.errors import ConfigError
 

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from slimdown.config.schema import Device, Dtype
     from slimdown.tracking.derived_models import record_merged
-    from slimdown.tracking.metric_names import Tag
+    from slimdown.tracking.metrics_and_tags import Tag
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
     out = options.out.expanduser().absolute()
@@ -69,7 +69,7 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.models.base_model import load_base_model  # torch
     from slimdown.models.merging import merge_adapter
     from slimdown.report import console
-    from slimdown.run_files import MergedModel, render_model_card
+    from slimdown.tracking.run_files import MergedModel, render_model_card
 
     is_original = options.onto == "original"
     model, quantization = replace(config.model, device=Device(options.device)), config.quantization

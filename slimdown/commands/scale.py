@@ -37,16 +37,16 @@ from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_line, show_places, show_table
 from slimdown.report.findings_report import add_outcome, findings_table
 from slimdown.report.text import describe_budgets, summarize_briefly
-from slimdown.run_files import render_model_card
-from slimdown.tracking import run_reader
+from slimdown.tracking import finished_runs, run_reader
 from slimdown.tracking.derived_models import record_scaled
 from slimdown.tracking.held_out import take_held_out
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
+from slimdown.tracking.run_files import render_model_card
 from slimdown.utils.errors import ConfigError, ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
 if TYPE_CHECKING:  # it imports torch
-    from slimdown.scales import ScaledEvaluations
+    from slimdown.runs.scaled_runs import ScaledEvaluations
 
 _CHOOSING_SHARE = 0.5  # of the questions, if the run holds none out; the others confirm
 _LARGEST = 2.0
@@ -98,7 +98,7 @@ def _scale(options: argparse.Namespace) -> int:
             f"code would run; read it, and type --include-path {folder or ''}".rstrip()
         )
     recorded = run_reader.read_evaluations(options.tracking, run)
-    run_reader.begin_scaling(options.tracking, run)
+    finished_runs.begin_scaling(options.tracking, run)
     # If the run has no holdout, one half of the questions chooses and the other confirms.
     share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
     if budgets:  # tell what cannot work before anything is measured
@@ -113,7 +113,7 @@ def _scale(options: argparse.Namespace) -> int:
             scaled_config = replace(config, tuned=str(adapter))
         else:
             config = scaled_config = replace(config, dataset={})
-        from slimdown.scales import measure_scales  # torch
+        from slimdown.runs.scaled_runs import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")
@@ -122,7 +122,7 @@ def _scale(options: argparse.Namespace) -> int:
         table = scales_table(curve, _make_title(run))
         files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
         files["scales.html"] = render_scaling_page(table, curve)
-        run_reader.add_artifacts(options.tracking, run, files)
+        finished_runs.add_artifacts(options.tracking, run, files)
         if budgets:
             points = _judge_scales(measured, findings, share)
             return _choose(options, run, config, measured, points, share)

@@ -56,7 +56,7 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
 
     from slimdown.models.adapters import check_base
     from slimdown.models.base_model import load_outline, pick_dtype
-    from slimdown.models.training_memory import estimate_quantized_bytes, estimate_training
+    from slimdown.models.training_estimate import estimate_quantized_bytes, estimate_training
 
     records: list[dict[str, Any]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

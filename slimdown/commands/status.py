@@ -16,7 +16,7 @@ from slimdown.report.console import show_facts
 from slimdown.report.formatting import describe_model_place, find_local_path, shorten_path
 from slimdown.report.tables import Cell, runs_table, write_table
 from slimdown.tracking import resume, run_reader
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import TrackingError
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     from slimdown.report.console import show_line
-    from slimdown.tracking.metric_names import Tag
+    from slimdown.tracking.metrics_and_tags import Tag
     from slimdown.tracking.runs_page import VIEW, share_view
 
     lines: list[str] = []

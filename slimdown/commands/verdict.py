@@ -6,6 +6,7 @@
   lm_eval    slimdown verdict logs/base logs/tuned      (--log_samples --output_path)
   Inspect    slimdown verdict base.eval tuned.eval      (pip install '.[inspect]')
   lighteval  slimdown verdict out/base out/tuned        (--save-details --output-dir)
+  Every Eval Ever  slimdown verdict data/gsm8k/me/base data/gsm8k/me/tuned   (schema 0.3)
   tables     slimdown verdict base.csv tuned.csv        (.jsonl, .parquet: id, score; prompt, ...)
 
 Exit code with a budget (--max-loss, ..., --overall) or JUnit:

@@ -18,9 +18,12 @@ from slimdown.config.fields import (
     Range,
     setting,
 )
+from slimdown.scoring.score import EXACT
+from slimdown.scoring.scores import name_scores
 
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 _QUESTIONS = Range("must be from 1 to 1,000,000,000", lambda n: 1 <= n <= 10**9)
+_SCORES = Range(f"must be one of {', '.join(name_scores())}", lambda name: name in name_scores())
 _TEXTS = Range("must be a list of texts", lambda texts: all(t and type(t) is str for t in texts))
 
 PROMPT_SETTINGS = (
@@ -39,10 +42,6 @@ CHOICE_PROBABILITY = "p_right"
 """The metric of choices that is the probability of the right one: evaluation/right_choice.py."""
 
 PaperMetric = StrEnum("PaperMetric", "ability_augmentation forgetting_rate knowledge_loss")
-
-
-# How a written answer to a question of your own is scored; see utils/scoring.py.
-Scoring = StrEnum("Scoring", "exact contains regex numeric refusal tool_call")
 
 
 class Role(StrEnum):
@@ -99,11 +98,11 @@ class BenchmarkConfig:
         FILLED,
         None,
     )
-    score: Scoring = setting("how written answers to a file are scored", default=Scoring.exact)
+    score: str = setting("how written answers to a file are scored", _SCORES, EXACT)
     refusal_phrases: list[str] | None = setting("further texts that refuse", _TEXTS, None)
 
     def problems(self) -> Iterator[str]:
-        if self.path is None and self.score is not Scoring.exact:
+        if self.path is None and self.score != EXACT:
             yield f"score={self.score} is for a file of your own questions; set path"
         if not self.task.strip() and self.path is None:
             yield "task must be set, one of the harness, or path, a file of your own questions"

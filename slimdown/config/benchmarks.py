@@ -3,20 +3,22 @@
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.util import find_spec
 from os.path import splitext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from slimdown.config.benchmark_config import BenchmarkConfig
+from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig, Role
 from slimdown.config.dataset_config import is_row_file, name_row_file
 from slimdown.config.fields import MISSING, build_settings, find_problems, nearest
 from slimdown.config.paths import read_group
-from slimdown.config.question_files import complete_benchmark
 from slimdown.pocket import TASKS_DIR
-from slimdown.utils.errors import ConfigError
+from slimdown.scoring.question_files import name_score, read_questions
+from slimdown.scoring.score import EXACT
+from slimdown.utils.errors import ConfigError, DataError
 
 BenchmarkSpec = str | Mapping[str, Any] | BenchmarkConfig
 """A benchmark: its name, a file of your own questions, or settings.
@@ -70,6 +72,39 @@ def read_benchmarks(
     if not benchmarks:
         raise ConfigError(f"no benchmark is named; name some of {', '.join(group)}, or a task")
     return benchmarks
+
+
+def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
+    """Fill in what a benchmark with a file of questions leaves open.
+
+    Args:
+        name: The benchmark's name.
+        benchmark: Its settings; without a file they are returned as they are.
+
+    Raises:
+        ConfigError: The file holds no such questions.
+    """
+    if benchmark.path is None:
+        return benchmark
+    try:
+        rows = read_questions(benchmark.path, benchmark.score)
+    except DataError as error:
+        raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
+    score = name_score(rows)
+    metric = "exact_match.strip" if score == EXACT else score
+    own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
+    if "text" in rows[0]:
+        if benchmark.role is Role.target:
+            advice = "a text may become less likely without a loss, so it is watched; leave it out"
+            raise ConfigError(f"benchmark.{name}.role=target: {advice}")
+        own["metric"], benchmark = BYTE_PROBABILITY, replace(benchmark, role=Role.watched)
+    if "choices" in rows[0]:
+        first_rows = rows[: max(1, benchmark.limit or len(rows))]
+        own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
+    own |= {"num_fewshot": 0, "cluster": "cluster" if "cluster" in rows[0] else None}
+    return replace(
+        benchmark, **{k: v for k, v in own.items() if getattr(benchmark, k) in (None, "")}
+    )
 
 
 def check_task_names(

@@ -60,6 +60,7 @@ TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination
 """The sections that a training reads; with `tuned` they are idle."""
 
 FILLED = Range("must not be empty", str.strip)
+FILLED_LIST = Range("must name something", lambda texts: texts and all(map(str.strip, texts)))
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 
 
@@ -292,22 +293,3 @@ def _find_demand(declared: Any, value: Any) -> str | None:
     if isinstance(value, float) and not isfinite(value):
         return "must be a finite number"
     return allowed.demand if allowed and not allowed.holds(value) else None
-
-
-def check_own_settings(
-    group: str, node: Any, choices: Mapping[str, Mapping[str, Any]]
-) -> Iterator[str]:
-    """Find settings that only other choices of a group have, and own settings that are not set.
-
-    Args:
-        group: Its name.
-        node: The settings; the first one is the `name` of the choice.
-        choices: The settings of each choice; null marks one that may be unset.
-    """
-    own = choices.get(node.name, {})
-    for name, value in list(vars(node).items())[1:]:
-        if name not in own and value is not None:
-            having = ", ".join(choice for choice in choices if name in choices[choice])
-            yield f"{name}={value}: only {group}={having} has it, and not {node.name}"
-        elif own.get(name) is not None and value in (None, [], [""]):
-            yield f"{name} must be set for {group}={node.name}; choosing it does so"

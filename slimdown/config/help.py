@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from slimdown.config.extensions import list_added_choices
 from slimdown.config.fields import MISSING, Setting, list_settings
 from slimdown.config.loader import compose_defaults
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import RunConfig
 from slimdown.config.tracking_config import DEFAULT_STORE
+from slimdown.utils.extensions import list_added_choices
 
 _WIDTH, _MOST_LINES = 80, 99
 _GROUPS = {

@@ -20,15 +20,15 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from slimdown.config.benchmarks import complete_benchmark
 from slimdown.config.fields import (
     explain_unknown_key,
     find_problems,
 )
-from slimdown.config.method_config import build_method
+from slimdown.config.methods import build_method
 from slimdown.config.mitigation import build_mitigation
 from slimdown.config.open_choices import OpenChoices
 from slimdown.config.paths import CONF_DIR
-from slimdown.config.question_files import complete_benchmark
 from slimdown.config.refused_options import SECTIONS, find_option_problems
 from slimdown.config.rules import find_conflicts
 from slimdown.config.schema import QuantType, RunConfig

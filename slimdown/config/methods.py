@@ -1,19 +1,95 @@
-"""The table of methods: the properties of each, and what makes, saves and loads its weights.
+"""The table of methods: settings and properties of each, and what makes and loads its weights.
 
-To add a method, write a row here and a file in `conf/method/` with its settings. A method that PEFT
-does not have also needs a module of its own. Nothing else names a method. Another package adds one
-by an entry point (docs/extend.md).
+To add a method, write a row here and a file in `conf/method/`; one with settings of its own has a
+class here. A method that PEFT does not have also needs a module of its own. Nothing else names a
+method. Another package adds one by an entry point (docs/extend.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-from slimdown.config.extensions import add_extensions
+from slimdown.config.fields import COUNT, FILLED_LIST, Range, build_choice, read_choice, setting
+from slimdown.utils.extensions import add_extensions
 
 GROUP = "slimdown.methods"
+_TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
+
+
+@dataclass
+class MethodConfig:
+    """The settings of a method. Those of one with more are a subclass, named as PEFT's fields."""
+
+    name: str = setting("what is trained")
+
+    @staticmethod
+    def list_kinds() -> dict[str, type["MethodConfig"]]:
+        """Return the class of each method's settings."""
+        return {name: facts.settings for name, facts in list_all_methods().items()}
+
+    @staticmethod
+    def read_plain(values: Mapping[str, Any]) -> "MethodConfig":
+        """Restore recorded settings, also those of a method that is not installed here."""
+        method: MethodConfig = read_choice(MethodConfig, MethodConfig.list_kinds(), values)
+        return method
+
+    @property
+    def facts(self) -> "MethodFacts":
+        """The properties of the method."""
+        return find_method(self.name)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that are changed, where the method's own settings name them."""
+        return list(getattr(self, "target_modules", ()))
+
+
+@dataclass
+class VirtualTokens(MethodConfig):
+    """Settings of methods that learn tokens."""
+
+    num_virtual_tokens: int = setting("learned tokens before every prompt", _TOKENS)
+
+
+@dataclass
+class Ia3(MethodConfig):
+    """Settings of IA3."""
+
+    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
+    feedforward_modules: list[str] = setting("layers whose input is scaled", FILLED_LIST)
+
+
+@dataclass
+class Shira(MethodConfig):
+    """Settings of SHiRA."""
+
+    r: int = setting("as many values as in a LoRA of this rank", COUNT)
+    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
+
+
+@dataclass
+class Oft(MethodConfig):
+    """Settings of OFT."""
+
+    oft_block_size: int = setting("inputs that are rotated together", COUNT)
+    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
+
+
+@dataclass
+class Bottleneck(MethodConfig):
+    """Settings of bottleneck adapters."""
+
+    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
+    bottleneck_dim: int = setting("width of the small layers", COUNT)
+
+
+@dataclass
+class LastLayer(MethodConfig):
+    """Settings of training the last block."""
+
+    lm_head: bool = setting("train the head with the last block")
 
 
 @dataclass(frozen=True)
@@ -36,8 +112,8 @@ class MethodFacts:
         merges: Whether it can be merged into weights of the base's shape.
         resumes: Whether a training can resume from a checkpoint.
         is_plain_lora: Whether it adds two matrices alone, which other engines and backends know.
-        settings: Of another package's method: a dataclass, a `MethodConfig` with more fields, whose
-            defaults stand for a file of `conf/method/`.
+        settings: The class of its settings: `MethodConfig`, or a subclass with more fields. Those
+            of another package's method have defaults, which stand for a file of `conf/method/`.
     """
 
     reads_lora: bool = False
@@ -54,7 +130,7 @@ class MethodFacts:
     merges: bool = True
     resumes: bool = True
     is_plain_lora: bool = False
-    settings: Any = None
+    settings: type[MethodConfig] = MethodConfig
 
     def find_function(self, name: str) -> Callable[..., Any]:
         """Return a function of the method's module, which may import torch."""
@@ -63,7 +139,7 @@ class MethodFacts:
 
 
 _LORA: dict[str, Any] = {"reads_lora": True, "peft_config": "LoraConfig"}
-_PROMPT: dict[str, Any] = {"learns_prompt": True, "merges": False}
+_PROMPT: dict[str, Any] = {"learns_prompt": True, "merges": False, "settings": VirtualTokens}
 _WEIGHTS: dict[str, Any] = {
     "module": "slimdown.models.trained_weights",
     "trains_weights": True,
@@ -94,20 +170,21 @@ _OWN: dict[str, MethodFacts] = {
         peft_options={"prompt_tuning_init": "SAMPLE_VOCAB"},
     ),
     # factors of keys, values and feed-forward activations (Liu et al. 2022)
-    "ia3": MethodFacts(peft_config="IA3Config"),
+    "ia3": MethodFacts(peft_config="IA3Config", settings=Ia3),
     # a sparse set of the weights (Bhardwaj et al. 2024)
-    "shira": MethodFacts(peft_config="ShiraConfig", takes_quantized=False),
+    "shira": MethodFacts(peft_config="ShiraConfig", takes_quantized=False, settings=Shira),
     # rotations of the weights (Qiu et al. 2023)
-    "oft": MethodFacts(peft_config="OFTConfig"),
+    "oft": MethodFacts(peft_config="OFTConfig", settings=Oft),
     # small layers after attention and feed-forward (Houlsby et al. 2019)
     "bottleneck": MethodFacts(
         module="slimdown.models.bottleneck",
         peft_type="BOTTLENECK",
         merges=False,
         resumes=False,
+        settings=Bottleneck,
     ),
     # the last block and the norm behind it
-    "last_layer": MethodFacts(**_WEIGHTS),
+    "last_layer": MethodFacts(**_WEIGHTS, settings=LastLayer),
     # every weight
     "full": MethodFacts(**_WEIGHTS),
 }
@@ -141,3 +218,13 @@ def find_own_type(peft_type: str) -> MethodFacts | None:
 def list_methods(is_meant: Callable[[MethodFacts], bool]) -> str:
     """List the methods that meet a condition, for a message."""
     return ", ".join(method for method, facts in list_all_methods().items() if is_meant(facts))
+
+
+def build_method(values: Mapping[str, Any]) -> MethodConfig:
+    """Build the settings of the method that composed settings choose.
+
+    Raises:
+        ConfigError: Lists what is wrong with them, one a line.
+    """
+    method: MethodConfig = build_choice("method", MethodConfig.list_kinds(), values)
+    return method

@@ -6,13 +6,10 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from slimdown.config.extensions import add_extensions
 from slimdown.config.fields import FILE, MISSING, build_choice, read_choice, setting
-
-if TYPE_CHECKING:
-    from slimdown.config.schema import RunConfig
+from slimdown.utils.extensions import add_extensions
 
 GROUP = "slimdown.mitigations"
 _FOLDER = Path(__file__).parents[1] / "training" / "mitigations"
@@ -66,20 +63,20 @@ class Mitigation:
         """The share of all rows that it adds."""
         return 0.0
 
-    def adapt_to(self, tokenizer: Any, rows: Any, config: "RunConfig") -> "Mitigation":
+    def adapt_to(self, tokenizer: Any, rows: Any, config: Any) -> "Mitigation":
         """Return the mitigation that it is with this base and these rows; that is recorded.
 
         Args:
             tokenizer: The base's.
             rows: The `TrainingData`.
-            config: The checked settings.
+            config: The checked `RunConfig`.
 
         Raises:
             ModelError: It does not work with this base.
         """
         return self
 
-    def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
+    def find_conflicts(self, config: Any) -> Iterator[str]:
         """Find what does not go together with the other settings, a line each."""
         return iter(())
 
@@ -120,7 +117,7 @@ class Mitigation:
         """
         return list(parts), []
 
-    def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
+    def prepare_rows(self, base: Any, rows: Any, config: Any) -> Any:
         """Return the rows to train on, with what it adds to them or marks in them.
 
         Several processes call this together.
@@ -128,7 +125,7 @@ class Mitigation:
         Args:
             base: The `LoadedModel`, which stays as it is.
             rows: The `TokenizedRows`. Held-out rows stay as they are.
-            config: The checked settings.
+            config: The checked `RunConfig`.
 
         Raises:
             DataError: Nothing is left to train on, or nothing can be added.

@@ -10,10 +10,10 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
 from slimdown.config.dataset_config import is_row_file, name_row_file
-from slimdown.config.extensions import list_added_choices
-from slimdown.config.method_config import list_own_settings
+from slimdown.config.methods import MethodConfig
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import read_group
+from slimdown.utils.extensions import list_added_choices
 
 
 def is_open_choice(group: str, choice: object) -> bool:
@@ -58,7 +58,8 @@ class OpenChoices(ConfigSource):
         elif group == "keep":
             settings, package = vars(list_mitigations()[choice]()) | {"name": choice}, group
         elif group == "method":
-            settings, package = {"name": choice} | list_own_settings()[choice], group
+            kind = MethodConfig.list_kinds()[choice]
+            settings, package = {**vars(kind()), "name": choice}, group
         else:
             settings, package = {"path": choice}, f"{group}.{name_choice(group, choice)}"
             if group == "dataset":

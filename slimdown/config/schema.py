@@ -30,7 +30,7 @@ from slimdown.config.fields import (
     Range,
     setting,
 )
-from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import MethodConfig
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
 from slimdown.config.tracking_config import TrackingConfig

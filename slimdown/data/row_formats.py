@@ -9,9 +9,9 @@ from math import isfinite
 from typing import Any
 
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
+from slimdown.scoring.tool_calls import check_calls
 from slimdown.utils.errors import DataError
 from slimdown.utils.row_files import is_visible
-from slimdown.utils.tool_calls import check_calls
 
 # The prompt of the Stanford Alpaca project, with and without further input. Models tuned on Alpaca
 # rows get their questions in these words, so they are data, not style.

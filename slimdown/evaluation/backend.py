@@ -74,12 +74,11 @@ def choose_backend(
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
     """Wrap a model for the harness: a `PrefixLM`, or `HFLM` where no prefix may be shared."""
     with without_tying(model.model):
-        lm = (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
+        return (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
             model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
             batch_size=backend.batch_size,
             softmax_dtype=torch.float32,
             think_end_token=config.think_end_token,
+            rules=model.rules,
         )
-    lm.rules = model.rules
-    return lm

@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from slimdown.config.schema import EvaluationConfig
 from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
-from slimdown.evaluation.evaluation_cache import evaluation_key
+from slimdown.evaluation.evaluation_cache import EvaluationCache, evaluation_key
 from slimdown.evaluation.harness_results import (
     average_repeats,
     check_primary_metric,
@@ -41,6 +41,10 @@ from slimdown.utils.progress import OnProgress
 # as it was.
 _BATCHES_PER_CHUNK = 8
 _TRIED_TOKENS = 32  # of each answer, where one batch is tried
+
+
+AskedBlocks = dict[str, dict[int, list[Sample]]]
+"""The blocks of questions that one model was asked, by key of the benchmark and first question."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,16 @@ class BenchmarkRun:
     config: EvaluationConfig
     on_progress: OnProgress
     generate: Callable[[list[Any]], list[str]] | None  # another engine's; None: `lm` does
-    n_processes: int = 1  # each answers a chunk; all hold the model
-    answers: AnswersFile = field(init=False)
-    blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; for equal keys
+    n_processes: int  # each answers a chunk; all hold the model
+    asked: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
     n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
-    had_answers = False  # whether an earlier process left answers
     n_answered = 0  # of the new ones, those that were answered by the model here and now
 
     def __post_init__(self) -> None:
         """Build the requests, and decide their order and blocks."""
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
-            self.lm.chat_template_args = read_template_args(self.model.tokenizer, self.config)
+            self.lm.take_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
         texts: dict[str, dict[int, str]] = {}
         for (name, number), of_question in self.requests.items():
@@ -99,6 +101,7 @@ class BenchmarkRun:
         self._samples: list[Sample] = []
         self._looks: list[int] = []
         self._found: BenchmarkEvaluation | None = None
+        self._answers, self._had_answers = AnswersFile(None), False
         self._seconds = 0.0
         self._check_room()
 
@@ -114,9 +117,27 @@ class BenchmarkRun:
         """Whether every question was asked."""
         return self.n_asked == self.ends[-1]
 
-    def take(self, earlier: BenchmarkEvaluation) -> None:
-        """Take what was answered before, under the key of these questions."""
-        self._found, self.n_found = earlier, len(earlier.samples)
+    @cached_property
+    def _blocks(self) -> dict[int, list[Sample]]:
+        return self.asked.setdefault(self.key, {})
+
+    def look_up(self, cache: EvaluationCache) -> None:
+        """Take what was answered before, unless the questions were asked here a moment ago.
+
+        Args:
+            cache: Where evaluations are kept, and the answers that a killed process left.
+        """
+        if not self._blocks and (earlier := cache.find(self.key, self.task.name, self.task.config)):
+            self._found, self.n_found = earlier, len(earlier.samples)
+        if self.n_found < self.ends[-1]:
+            self._answers = AnswersFile(cache.answers_file(self.key))
+            self._had_answers = bool(self._answers.responses)
+
+    def save(self, cache: EvaluationCache) -> None:
+        """Keep the evaluation, unless all of it was found."""
+        if self.n_new:
+            cache.save(self.key, self.task.name, self.summarize())
+            self._answers.remove()
 
     def ask_block(self, is_look: bool = False) -> None:
         """Ask the next block, or take its answers from what was found."""
@@ -125,11 +146,11 @@ class BenchmarkRun:
         if self._found and end <= self.n_found:
             self._samples += self._found.samples[begin:end]
         else:
-            if begin not in self.blocks:
-                self.blocks[begin] = self._ask(begin, end)
+            if begin not in self._blocks:
+                self._blocks[begin] = self._ask(begin, end)
                 self.n_answered += end - begin
-            check_primary_metric(self.task.name, self.task.config, self.blocks[begin])
-            self._samples += self.blocks[begin]
+            check_primary_metric(self.task.name, self.task.config, self._blocks[begin])
+            self._samples += self._blocks[begin]
             self.n_new += end - begin
             self._seconds += time.perf_counter() - started
         self.n_asked = end
@@ -147,7 +168,7 @@ class BenchmarkRun:
         """Share all blocks that are left among the processes: one may be a single chunk."""
         started, first = time.perf_counter(), max(self.n_asked, self.n_found)
         pairs = zip([0, *self.ends], self.ends, strict=False)
-        blocks = [(b, end) for b, end in pairs if b >= first and b not in self.blocks]
+        blocks = [(b, end) for b, end in pairs if b >= first and b not in self._blocks]
         chunks = [chunk for block in blocks for chunk in self._cut(*block)]
         # The longest come first, because a process that is done waits for the others.
         chunks.sort(key=lambda chunk: -sum(len(request.args[0]) for request in chunk.requests))
@@ -189,7 +210,7 @@ class BenchmarkRun:
 
     def measure_cost(self) -> Cost | None:
         """Return what all questions did cost; None if some of the answers lay here before."""
-        if self.n_answered < self.ends[-1] or self.had_answers:
+        if self.n_answered < self.ends[-1] or self._had_answers:
             return None
         cost = self.count_cost()
         written = [sample.thinking + sample.response for sample in self._samples]
@@ -217,7 +238,7 @@ class BenchmarkRun:
             nonlocal longest
             longest = max(longest, n_tokens)
 
-        self.lm.on_token = count
+        self.lm.report_tokens(count)
         began = time.perf_counter()
         answer_chunk(self.lm, replace(chunk, requests=requests), generate=self.generate)
         seconds = (time.perf_counter() - began) / len(numbers) * whole.n
@@ -279,7 +300,7 @@ class BenchmarkRun:
         for i in range(0, len(chunks), n_together):
             together = chunks[i : i + n_together]
             self._report_tokens(n_done, together[0].requests)
-            missing = [chunk for chunk in together if chunk.name not in self.answers.responses]
+            missing = [chunk for chunk in together if chunk.name not in self._answers.responses]
             parts = [[chunk] for chunk in missing[:n]]
             # The longest come first. The process with the shortest takes the longest of the rest.
             for part, chunk in zip(reversed(parts), missing[n:], strict=False):
@@ -288,9 +309,9 @@ class BenchmarkRun:
             answered = share_work(parts, answer) if n > 1 else map(answer, parts)
             for part, responses in zip(parts, answered, strict=True):
                 for chunk, of_chunk in zip(part, responses, strict=True):
-                    self.answers.save(chunk.name, of_chunk)
+                    self._answers.save(chunk.name, of_chunk)
             for chunk in together:
-                yield chunk, self.answers.responses[chunk.name]
+                yield chunk, self._answers.responses[chunk.name]
             n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
             self.on_progress(n_done, self.ends[-1], self.task.name)
 
@@ -303,7 +324,7 @@ class BenchmarkRun:
             detail = f"{self.task.name}, token {n_tokens:,} of at most {most:,}"
             self.on_progress(n_done + len(answers) // repeats, self.ends[-1], detail)
 
-        self.lm.on_token = report
+        self.lm.report_tokens(report)
 
     def _score_repeats(
         self, task: Any, requests: list[Any], responses: list[list[Any]]
@@ -418,8 +439,7 @@ def answer_chunk(
         chunk: The requests.
         generate: Generates answers that are not drawn; None: `lm` does.
     """
-    lm.batch_size_per_gpu = chunk.size  # where HFLM and PrefixLM look for it
-    lm.keeps_special_tokens = chunk.benchmark.metric == "tool_call"
+    lm.take_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
     requests = chunk.requests
     kind, settings = requests[0].request_type, requests[0].args[-1]
     repeated = [(request, number) for request in requests for number in range(request.repeats)]

@@ -11,9 +11,9 @@ from typing import Any
 from slimdown.config.benchmark_config import PROMPT_SETTINGS
 from slimdown.config.engines import BACKENDS, Backend
 from slimdown.config.schema import EvaluationConfig
-from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import (
+    AskedBlocks,
     BenchmarkRun,
     Chunk,
     answer_chunks,
@@ -21,12 +21,12 @@ from slimdown.evaluation.benchmark_run import (
 )
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
-from slimdown.evaluation.outside_code import forbid_hub_metrics
-from slimdown.evaluation.results import Cost, Evaluation, Sample, StopRule
+from slimdown.evaluation.hub_metrics import forbid_hub_metrics
+from slimdown.evaluation.results import Cost, Evaluation, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
-from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
+from slimdown.models.device_memory import is_out_of_memory, measure_peak_memory, release_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.distributed import assist, end_shared_work
 from slimdown.utils.errors import ModelError
@@ -43,15 +43,16 @@ class Evaluator:
         tasks: The benchmarks by name.
         backend: How answers are computed; None until a model was measured.
         notes: Lines for the user: which batches were halved.
-        counts_memory: Whether to measure the memory's peak; this resets torch's only counter.
-        n_processes: How many answer; the others run `assist_measuring` with an equal model.
     """
 
-    counts_memory = False
-    n_processes = 1
-
     def __init__(
-        self, tasks: dict[str, BenchmarkTask], config: EvaluationConfig, share_prefixes: bool = True
+        self,
+        tasks: dict[str, BenchmarkTask],
+        config: EvaluationConfig,
+        share_prefixes: bool = True,
+        backend: BackendOptions | None = None,
+        counts_memory: bool = False,
+        n_processes: int = 1,
     ) -> None:
         """Take the benchmarks.
 
@@ -59,11 +60,14 @@ class Evaluator:
             tasks: What `load_tasks` returned.
             config: Batch size and prompt format.
             share_prefixes: False takes HFLM's own code, as trained prompts and prefixes need it.
+            backend: How the first model's answers are computed; None chooses by this model.
+            counts_memory: Whether to measure the memory's peak; this resets torch's only counter.
+            n_processes: How many answer; the others run `assist_measuring` with an equal model.
         """
-        self.tasks = tasks
-        self.backend: BackendOptions | None = None
+        self.tasks, self.backend = tasks, backend
         self.notes: list[str] = []
         self._config, self._share_prefixes = config, share_prefixes
+        self._counts_memory, self._n_processes = counts_memory, n_processes
 
     def evaluate(
         self,
@@ -104,7 +108,7 @@ class Evaluator:
             try:
                 evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
                 self.backend = backend
-                if self.n_processes > 1:
+                if self._n_processes > 1:
                     end_shared_work()
                 return evaluation
             except (RuntimeError, MemoryError, IndexError) as error:
@@ -143,16 +147,16 @@ class Evaluator:
         started = time.perf_counter()
         with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
             no_peak: AbstractContextManager[Any] = nullcontext(lambda: nan)
-            counter = measure_peak_memory(model.device) if self.counts_memory else no_peak
+            counter = measure_peak_memory(model.device) if self._counts_memory else no_peak
             measure_peak = stack.enter_context(counter)
             runs, backend_name = self._open(model, backend, on_progress, stack)
             for run in runs.values():
                 # One lock at a time: processes that hold several may wait for each other for ever.
                 with cache.lock(run.key):
-                    self._look_up(run, cache)
+                    run.look_up(cache)
                     if not (stop_when and run.can_stop):
                         run.ask_rest()
-                        _save(run, cache)
+                        run.save(cache)
             if stop_when:
                 self._look(runs, cache, stop_when)
             benchmarks = {name: run.summarize() for name, run in runs.items()}
@@ -187,24 +191,20 @@ class Evaluator:
             generator = facts.find_function("open_generator")
             opened = generator(model, lambda: choose_window(lm, runs.values()))
             generate = stack.enter_context(opened)
-        blocks: dict[str, dict[int, list[Sample]]] = {}  # by key: equal questions are asked once
+        asked: AskedBlocks = {}
         for name, task in self.tasks.items():
-            used = generating if task.generates else backend
-            about = task, model, lm, used, self._config, on_progress, generate, self.n_processes
-            run = BenchmarkRun(*about)
-            run.blocks = blocks.setdefault(run.key, run.blocks)
-            runs[name] = run
+            runs[name] = BenchmarkRun(
+                task=task,
+                model=model,
+                lm=lm,
+                backend=generating if task.generates else backend,
+                config=self._config,
+                on_progress=on_progress,
+                generate=generate,
+                n_processes=self._n_processes,
+                asked=asked,
+            )
         return runs, generating.name
-
-    def _look_up(self, run: BenchmarkRun, cache: EvaluationCache) -> None:
-        """Take what was answered before, unless the questions were asked here a moment ago."""
-        if not run.blocks and (
-            earlier := cache.find(run.key, run.task.name, run.task.config)
-        ):  # fmt: skip
-            run.take(earlier)
-        is_open = run.n_found < run.ends[-1]
-        run.answers = AnswersFile(cache.answers_file(run.key) if is_open else None)
-        run.had_answers = bool(run.answers.responses)
 
     def _look(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
@@ -219,7 +219,7 @@ class Evaluator:
             needed = stop_when({name: run.summarize() for name, run in runs.items()})
             needed = {name for name in needed & set(stoppable) if not runs[name].is_whole}
         for run in stoppable.values():
-            _save(run, cache)
+            run.save(cache)
 
 
 def assist_measuring(model: LoadedModel) -> None:
@@ -326,10 +326,3 @@ def _undisturbed() -> Iterator[None]:
     """Inside, the harness draws from states of its own, prints nothing, and runs no hub's code."""
     with keep_random_states(), quiet_libraries(), forbid_hub_metrics():
         yield
-
-
-def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:
-    """Keep an evaluation, unless all of it was found."""
-    if run.n_new:
-        cache.save(run.key, run.task.name, run.summarize())
-        run.answers.remove()

@@ -10,7 +10,7 @@ import copy
 import inspect
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -134,18 +134,47 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     `think_end_token` may be a special token, which `HFLM` drops before it looks for the text.
     Thinking that never ended is no answer here; `HFLM` takes it for one.
 
-    Attributes:
-        on_token: Called with how many tokens each answer of a batch has, and how many it can have.
-        keeps_special_tokens: Whether answers keep special tokens, which begin a tool call.
-        rules: How the model is asked, where its tokenizer does not say it all.
     """
 
-    on_token: Callable[[int, int], object] = staticmethod(lambda n_tokens, n_most: None)
-    keeps_special_tokens = False
-    rules = AskingRules()
     cache_hook: Any
-    _written: tuple[str, list[int]] = "", []  # the last text with its thinking, and its tokens
-    _n_most = 0
+
+    def __init__(self, *args: Any, rules: AskingRules | None = None, **settings: Any) -> None:
+        """Wrap a model.
+
+        Args:
+            *args: Those of `HFLM`.
+            rules: How the model is asked; None: as its tokenizer says.
+            **settings: Those of `HFLM`.
+        """
+        self._rules = rules or AskingRules()  # `HFLM` encodes texts already in its constructor
+        super().__init__(*args, **settings)
+        self._keeps_special_tokens = False
+        self._on_token: Callable[[int, int], object] = lambda n_tokens, n_most: None
+        self._written: tuple[str, list[int]] = "", []  # the last text with thinking, its tokens
+        self._n_most = 0
+
+    def take_template_args(self, variables: Mapping[str, Any]) -> None:
+        """Take the variables of the chat template, for what is asked from now on."""
+        self.chat_template_args = dict(variables)
+
+    def take_batches(self, size: int, keeps_special_tokens: bool) -> None:
+        """Take the size of batches from now on.
+
+        Args:
+            size: In requests.
+            keeps_special_tokens: Whether answers keep special tokens, which begin a tool call.
+        """
+        self.batch_size_per_gpu = size  # where HFLM looks for it
+        self._keeps_special_tokens = keeps_special_tokens
+
+    def report_tokens(self, on_token: Callable[[int, int], object]) -> None:
+        """Report each token that is generated from now on.
+
+        Args:
+            on_token: Called with how many tokens each answer of a batch has, and how many it can
+                have.
+        """
+        self._on_token = on_token
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate an answer to each request."""
@@ -167,7 +196,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self, string: str, add_special_tokens: bool | None = None, *args: Any, **settings: Any
     ) -> list[int]:
         """Encode a text; `HFLM` leaves BOS out where the text begins with it."""
-        if self.rules.doubles_bos and add_special_tokens is None:
+        if self._rules.doubles_bos and add_special_tokens is None:
             add_special_tokens = True
         return list(super().tok_encode(string, add_special_tokens, *args, **settings))
 
@@ -180,7 +209,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode the prompts of a batch; `HFLM` leaves BOS out where the first begins with it."""
         about = strings, padding_side, left_truncate_len, truncation
-        if not self.rules.doubles_bos:
+        if not self._rules.doubles_bos:
             ids, mask = super().tok_batch_encode(*about)
             return ids, mask
         settings = {"padding": "longest", "padding_side": padding_side, "return_tensors": "pt"}
@@ -190,7 +219,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Decode tokens; the end of thinking stays in the text, special token or not."""
-        skip_special_tokens = skip_special_tokens and not self.keeps_special_tokens
+        skip_special_tokens = skip_special_tokens and not self._keeps_special_tokens
         text, end = str(super().tok_decode(tokens, skip_special_tokens)), self.think_end_token
         if skip_special_tokens and end:
             (token, *others) = self.tok_encode(end, add_special_tokens=False)
@@ -209,9 +238,9 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         ends = {self.tokenizer.pad_token_id, self.eot_token_id}
         own = self.model.generation_config.eos_token_id
         ends |= set(own if isinstance(own, list) else [own])
-        if self.rules.stops_alone:
+        if self._rules.stops_alone:
             ends = {self.tokenizer.pad_token_id}
-        ends |= set(self.rules.stops)
+        ends |= set(self._rules.stops)
         is_full = len(tokens) == self._n_most and tokens[-1] not in ends
         ran_out = is_full and text.lstrip() == rest.lstrip()  # no `stop` ended it
         is_open = is_full if begin is None else begin in prompt.rpartition(end)[2] + whole
@@ -223,18 +252,18 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._n_most = max_length - context.shape[1]
 
         def count(ids: Any, scores: Any) -> Any:
-            self.on_token(ids.shape[1] - context.shape[1], self._n_most)
+            self._on_token(ids.shape[1] - context.shape[1], self._n_most)
             return scores
 
         settings["logits_processor"] = LogitsProcessorList([count])
         if self.think_end_token:  # thinking may contain a text that ends the answer
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
-        if self.rules.stops_alone:
+        if self._rules.stops_alone:
             special = {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special}
             stop = [text for text in stop if text not in special]
-        if self.rules.stops or self.rules.stops_alone:
+        if self._rules.stops or self._rules.stops_alone:
             none = self.model.get_input_embeddings().num_embeddings  # no token has this number
-            settings["eos_token_id"] = list(self.rules.stops) or [none]
+            settings["eos_token_id"] = list(self._rules.stops) or [none]
         return super()._model_generate(context, max_length, stop, **settings)
 
 

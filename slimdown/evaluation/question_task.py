@@ -8,11 +8,13 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig, Scoring
-from slimdown.config.question_files import QuestionRows, find_score
+from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig
 from slimdown.data.chat_templates import render_chat
+from slimdown.scoring.question_files import QuestionRows, list_used_scores, name_score
+from slimdown.scoring.score import EXACT
+from slimdown.scoring.scores import is_right, read_answer
 from slimdown.utils.errors import DataError
-from slimdown.utils.scoring import is_right, read_answer
+from slimdown.utils.extensions import find_packages
 
 # Raise it where answers are read otherwise: it is in the key of what was measured.
 _VERSION = 2
@@ -124,7 +126,9 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             }
         if "rule" in rows[0]:
             config["process_results"] = self._score_answer
-            if (score := find_score(rows)) != Scoring.exact:
+            if packages := find_packages("score", list_used_scores(rows)):
+                config["metadata"]["scores"] = packages
+            if (score := name_score(rows)) != EXACT:
                 config |= {"metric_list": [{"metric": score, **mean}], "filter_list": None}
                 config["generation_kwargs"]["until"] = ["\n\n"]
         if self.has_messages and "choices" not in rows[0]:

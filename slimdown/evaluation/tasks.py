@@ -9,7 +9,7 @@ import os
 import random
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain
@@ -25,17 +25,17 @@ from slimdown.config.benchmark_config import (
     CHOICE_PROBABILITY,
     BenchmarkConfig,
     ResolvedBenchmark,
-    Scoring,
 )
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.question_files import read_questions
 from slimdown.config.schema import EvaluationConfig
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import FLEXIBLE, choose_metric, read_cluster
-from slimdown.evaluation.outside_code import RUNS_ANSWERS, find_outside_code, forbid_hub_metrics
+from slimdown.evaluation.hub_metrics import forbid_hub_metrics
 from slimdown.evaluation.results import Metric
 from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
+from slimdown.scoring.question_files import read_questions
+from slimdown.scoring.scores import find_score
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.hub import explain_hub_errors
 from slimdown.utils.progress import OnProgress
@@ -180,24 +180,25 @@ def load_tasks(
     if problems := list(check_task_names(benchmarks, include_path)):
         raise ConfigError("\n".join(problems))
     loaded: dict[str, BenchmarkTask] = {}
-    with keep_random_states(), quiet_libraries(), forbid_hub_metrics():
+    with keep_random_states(), quiet_libraries():
         manager = _index_task_files(in_harness, own)
-        _refuse_outside_code(benchmarks, manager)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
             if benchmark.path is not None:
                 rows = read_questions(benchmark.path, benchmark.score)
                 task = make_file_task(benchmark, rows)
-                found, files_hash = {"tasks": {benchmark.task: task}}, ""
-            else:
-                try:
+                loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
+                continue
+            try:
+                with forbid_hub_metrics(f"benchmark.{name}: "):
                     found = _load_from_harness(f"benchmark.{name}.task", benchmark.task, manager)
-                except DataError as error:
-                    if lacking is None:
-                        raise
-                    lacking[name] = str(error)
-                    continue
-                files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
+                    _try_scoring(found["tasks"])
+            except DataError as error:
+                if lacking is None:
+                    raise
+                lacking[name] = str(error)
+                continue
+            files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
             loaded[name] = _check_task(name, benchmark, found, files_hash)
     if lacking and not loaded:
         raise DataError("\n".join(lacking.values()))
@@ -229,21 +230,34 @@ def _index_task_files(names: set[str], own: list[str]) -> Any:
     return manager
 
 
-def _refuse_outside_code(benchmarks: dict[str, BenchmarkConfig], manager: Any) -> None:
-    """Refuse tasks whose files would run code from outside."""
-    for name, benchmark in benchmarks.items():
-        index = manager.task_index if benchmark.path is None else {}
-        for problem in find_outside_code(benchmark.task, index):
-            raise ConfigError(f"benchmark.{name}: {problem}")
-
-
 def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
     """Load a task, or all of a group, with its data."""
     if task not in manager.all_tasks:
         problem = "a task file names it, but holds no task that can be read"
         raise ConfigError(f"{setting}={task}: {problem}")
     with explain_hub_errors(f"{setting}={task}", DataError):
-        return manager.load([task])
+        try:
+            return manager.load([task])
+        except RecursionError:
+            problem = "a group of it holds itself, or its settings are too deep"
+            raise ConfigError(f"{setting}={task}: {problem}; correct its task file") from None
+
+
+def _try_scoring(tasks: dict[str, Any]) -> None:
+    """Score a made-up answer of each task, so that what scoring loads is refused before a run."""
+    for task in tasks.values():
+        if getattr(task, "UNSAFE_CODE", False):
+            continue  # it would run the answer; see `_set_shots`
+        for _, doc in task.doc_iterator(limit=1):
+            with suppress(Exception):  # a made-up answer may be none
+                task.doc_to_text(doc)
+                choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ()
+                answers: list[Any] = [(-1.0, False) for _ in choices]
+                if task.OUTPUT_TYPE == "generate_until":
+                    answers = ["made up"]
+                elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+                    answers = [-1.0]
+                task.process_results(doc, answers)
 
 
 def _find_task_folders(names: set[str]) -> list[str]:
@@ -357,7 +371,7 @@ def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
     own = task.config.num_fewshot
     n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
     if getattr(task, "UNSAFE_CODE", False):
-        problem = RUNS_ANSWERS
+        problem = "runs code that the model writes, which slimdown does not"
     elif getattr(task, "MULTIMODAL", False):
         problem = "asks about images or sounds, and the model reads text"
     elif own == 0 and n_shots:
@@ -447,8 +461,7 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         return ()
     if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
         rule = json.loads(doc["rule"])
-        texts = (Scoring.exact, Scoring.contains, Scoring.numeric)
-        return tuple(rule["accepted"]) if rule["score"] in texts else ()
+        return tuple(rule["accepted"]) if find_score(rule["score"]).names_answers else ()
     targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if choices and all(len(choice) == 1 for choice in choices):

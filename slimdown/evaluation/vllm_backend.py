@@ -130,7 +130,7 @@ def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
     """Yield a pipe to a process in which vLLM answers; on leaving, the process ends."""
     import torch
 
-    from slimdown.models.memory import release_memory
+    from slimdown.models.device_memory import release_memory
 
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="slimdown-vllm-"))

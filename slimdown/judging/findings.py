@@ -14,10 +14,10 @@ import numpy as np
 
 from slimdown.config.benchmark_config import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
+from slimdown.judging.answer_traits import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import LossBreakdown, break_down_losses
-from slimdown.judging.overall import average_changes
+from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.serialization import NOT_RECORDED, from_plain, to_plain
 from slimdown.judging.verdicts import (

@@ -11,20 +11,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from slimdown.config.benchmark_config import Scoring
-from slimdown.config.question_files import read_row
 from slimdown.evaluation.results import FLAT_MESSAGES, Evaluation, Metric, Sample
 from slimdown.judging.findings import take_first_answers
 from slimdown.judging.pairing import pair_evaluations
+from slimdown.scoring.contains import Contains
+from slimdown.scoring.numeric import Numeric, is_number
+from slimdown.scoring.question_files import read_row
+from slimdown.scoring.refusal import Refusal
+from slimdown.scoring.score import EXACT
+from slimdown.scoring.scores import is_right, name_scores, read_answer
+from slimdown.scoring.tool_call import ToolCall
 from slimdown.utils.errors import DataError
-from slimdown.utils.scoring import is_number, is_right, read_answer
 
 # Metrics that compare an answer with the target; IFEval's and the like check something else.
 _COMPARES = re.compile(
     r".*match.*|flexible_accuracy|q?p?em|acc(uracy)?|score|includes|exact|pattern|answer|right"
 )
 BY_LENGTH = "choices_by_length"  # the kind of choices that acc_norm ranks
-_OWN = {score.value for score in Scoring} - {"exact"}  # metrics of own questions
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def collect_lost_questions(base: Evaluation, tuned: Evaluation, is_chat: bool) -
 
 
 def _name_kind(row: dict[str, Any], metric: str) -> str:
-    kind = "refusals" if row.get("score") == Scoring.refusal else "written"
+    kind = "refusals" if row.get("score") == Refusal.name else "written"
     if "choices" in row:
         kind = BY_LENGTH if "norm" in metric else "choices"
     return f"{kind}_of_chats" if "messages" in row else kind
@@ -101,7 +104,7 @@ def _write_row(
     for candidate in candidates:
         row: dict[str, Any] = question | candidate
         try:
-            read = read_row(row, Scoring.exact)
+            read = read_row(row, EXACT)
             json.dumps(row, ensure_ascii=False).encode()
             fits = base.choices or _finds(read, base, end) > _finds(read, tuned, end)
         except (DataError, UnicodeEncodeError):  # half of a surrogate pair
@@ -113,24 +116,25 @@ def _write_row(
 
 def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
     """Yield answers with their scores, the strictest first."""
+    own = {*name_scores()} - {EXACT}  # metrics of own questions
     answer = target.rsplit("####", 1)[-1].strip()
     accepted: Any = answer.split(" | ")  # as several are recorded
-    if metric in _OWN - {Scoring.contains, Scoring.numeric}:
-        if metric == Scoring.tool_call:
+    if metric in own - {Contains.name, Numeric.name}:
+        if metric == ToolCall.name:
             accepted = [json.loads(call) for call in accepted if _is_json(call)]
         yield {"answer": accepted[0] if len(accepted) == 1 else accepted, "score": metric}
         return
-    if not _COMPARES.fullmatch(metric) and metric not in _OWN:
+    if not _COMPARES.fullmatch(metric) and metric not in own:
         return
     accepted = answer if len(accepted) == 1 else accepted
-    if metric not in _OWN:
+    if metric not in own:
         yield {"answer": accepted}
-    if metric != Scoring.contains and all(map(is_number, answer.split(" | "))):
-        yield {"answer": accepted, "score": Scoring.numeric.value}
-    if metric != Scoring.numeric:
+    if metric != Contains.name and all(map(is_number, answer.split(" | "))):
+        yield {"answer": accepted, "score": Numeric.name}
+    if metric != Numeric.name:
         is_letter = re.fullmatch("[A-Z]", answer)
         accepted = f"answer is {answer}" if is_letter else accepted
-        yield {"answer": accepted, "score": Scoring.contains.value}
+        yield {"answer": accepted, "score": Contains.name}
 
 
 def _is_json(call: str) -> bool:
@@ -145,6 +149,6 @@ def _finds(row: dict[str, Any], sample: Sample, end: str) -> bool:
     rule = json.loads(row["rule"])
     text = sample.response.split(end)[0] if end else sample.response
     ends = [text]
-    if rule["score"] == Scoring.exact and end and "\n" not in row["answer"]:
+    if rule["score"] == EXACT and end and "\n" not in row["answer"]:
         ends.append(text.split("\n")[0])  # where all rows of a file are exact
     return all(is_right(rule, read_answer(rule, one)) for one in ends)

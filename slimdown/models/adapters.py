@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimdown.config.method_config import MethodConfig
-from slimdown.config.methods import find_own_type
+from slimdown.config.methods import MethodConfig, find_own_type
 from slimdown.config.schema import LoraConfig, RunConfig
 from slimdown.models.base_model import LoadedModel, load_outline
 from slimdown.models.causal import (
@@ -63,12 +62,12 @@ def check_base(config: RunConfig) -> Any:
     outline = load_outline(config.model, config.quantization.name)
     if config.tuned:
         return outline
-    trained: LoraConfig | MethodConfig = config.method
+    targets = config.method.layers
     if config.method.facts.reads_lora:
         check_settings("lora.args", config.lora.args, outline)
-        trained = config.lora
+        targets = config.lora.target_modules
     modules = dict(outline.named_modules())
-    for target in trained.target_modules or []:
+    for target in targets:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
             layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, nn.Linear)}
             raise ModelError(

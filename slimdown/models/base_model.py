@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
+from slimdown.models.device_memory import free_memory
 from slimdown.models.identity import describe_computation, hash_tokenizer
-from slimdown.models.memory import estimate_weight_bytes, free_memory
+from slimdown.models.memory_estimates import estimate_weight_bytes
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.weight_files import refuse_missing
 from slimdown.utils.distributed import local_rank, process_count
@@ -62,6 +63,10 @@ class LoadedModel:
     adapter: str = ""  # the folder of the adapter on them
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
     rules: AskingRules = AskingRules()
+
+    def without_weights(self) -> "LoadedModel":
+        """Return what is known of the model, with its outline alone."""
+        return replace(self, model=self.outline)
 
     def ask_by(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
         """Return the model as it answers by these rules, with this tokenizer."""
@@ -366,9 +371,9 @@ def has_fast_bfloat16(processor: str) -> bool:
     Args:
         processor: What Linux writes into /proc/cpuinfo; empty on other systems.
 
-    >>> has_fast_bfloat16("vendor_id : AuthenticAMD\\nflags : avx512f avx512_bf16")
+    >>> has_fast_bfloat16("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16")
     True
-    >>> has_fast_bfloat16("vendor_id : GenuineIntel\\nflags : avx512f avx512_bf16")
+    >>> has_fast_bfloat16("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16")
     False
     """
     words = set(processor.split())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import Bottleneck
 from slimdown.config.schema import LoraConfig
 from slimdown.utils.errors import ModelError
 
@@ -44,9 +44,9 @@ class BottleneckAdapter(nn.Module):
         (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
+def attach(model: Any, method: Bottleneck, lora: LoraConfig) -> Any:
     """Put an untrained adapter behind every layer whose name ends in a target; freeze the rest."""
-    return attach_behind(model, method.target_modules or [], method.bottleneck_dim or 1)
+    return attach_behind(model, method.target_modules, method.bottleneck_dim)
 
 
 def attach_behind(model: Any, targets: Sequence[str], dim: int) -> Any:

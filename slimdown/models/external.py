@@ -24,11 +24,11 @@ from slimdown.models.base_model import (
     load_outline,
     load_tokenizer,
 )
+from slimdown.models.device_memory import release_weights
 from slimdown.models.gguf_file import find_other_token, read_gguf_header
 from slimdown.models.identity import ADAPTER_FILES, identify_adapted
-from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
-from slimdown.models.serving import (
+from slimdown.models.serving_settings import (
     Serving,
     build_served_tokenizer,
     compare_serving,

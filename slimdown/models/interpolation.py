@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from slimdown.config.schema import ModelConfig
 from slimdown.models.base_model import LoadedModel
+from slimdown.models.device_memory import release_weights
 from slimdown.models.external import ExternalModel, fetch_tuned_model
-from slimdown.models.memory import release_weights
 from slimdown.models.weight_files import find_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors

@@ -9,7 +9,7 @@ from torch import nn
 
 from slimdown.models.adapters import load_adapter
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.memory import is_out_of_memory, release_weights
+from slimdown.models.device_memory import is_out_of_memory, release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error

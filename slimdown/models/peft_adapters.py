@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import MethodConfig
 from slimdown.config.schema import LoraConfig
 from slimdown.models.quiet import quiet_libraries
 
@@ -25,7 +25,7 @@ def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
     import peft
 
     facts = method.facts
-    settings: dict[str, Any] = {k: v for k, v in vars(method).items() if v is not None}
+    settings: dict[str, Any] = dict(vars(method))
     del settings["name"]
     if facts.reads_lora:
         settings = asdict(lora)

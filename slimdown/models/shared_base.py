@@ -16,7 +16,8 @@ class SharedBase:
     def __init__(self) -> None:
         """Keep nothing yet."""
         self._settings = ""
-        self._base: Any = None
+        self._base: Any = None  # kept for the next job
+        self._lent: Any = None  # the one that the current job has
         self._state: object = None
 
     def load(self, config: RunConfig, tokenizer: Any, outline: Any) -> Any:
@@ -34,9 +35,9 @@ class SharedBase:
             ModelError: It cannot be loaded.
         """
         from slimdown.models.base_model import describe_base_model, load_base_model
-        from slimdown.models.memory import release_weights
+        from slimdown.models.device_memory import release_weights
 
-        kept, self._base = self._base, None
+        kept, self._base, self._lent = self._base, None, None
         settings = repr((config.model, config.quantization))
         if kept is not None:
             described = describe_base_model(config.model, config.quantization, tokenizer, outline)
@@ -45,19 +46,20 @@ class SharedBase:
                 identity = {**kept.identity, "tokenizer": described.identity["tokenizer"]}
                 same |= {"memory_bytes": kept.memory_bytes, "identity": identity}
                 if described.revision == kept.revision:
-                    return replace(described, **same)
+                    self._lent = replace(described, **same)
+                    return self._lent
             release_weights(kept.model)
         base = load_base_model(config.model, config.quantization, tokenizer, outline)
-        self._settings, self._state = settings, _describe_state(base.model)
+        self._settings, self._state, self._lent = settings, _describe_state(base.model), base
         return base
 
-    def take_back(self, base: Any, tuned: Any) -> None:
-        """Take the adapter off a base that is not needed any more, and keep the base.
+    def take_back(self, tuned: Any) -> None:
+        """Take the adapter off the base that `load` returned, and keep the base.
 
         Args:
-            base: What `load` returned.
             tuned: The same model with the adapter.
         """
+        base, self._lent = self._lent, None
         from slimdown.models.adapters import remove_adapter
 
         try:

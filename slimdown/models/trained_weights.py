@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import LastLayer, MethodConfig
 from slimdown.config.schema import LoraConfig
 
 
@@ -19,6 +19,6 @@ def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
         for key, module in model.get_submodule(name.rpartition(".")[0]).named_children():
             if "norm" in type(module).__name__.lower() and "embed" not in key:
                 module.requires_grad_(True)
-        if method.lm_head:
+        if isinstance(method, LastLayer) and method.lm_head:
             model.get_output_embeddings().requires_grad_(True)
     return model

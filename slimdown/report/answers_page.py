@@ -101,7 +101,8 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         part=findings.part,
         counts=counts,
         longest=longest if any(map(_is_cut, data["answers"])) else 0,
-        is_cut=any(n > n_shown for one in counts for n, n_shown in (one["lost"], one["gained"])),
+        n_changed=sum(map(len, changes)),
+        n_shown=len(data["answers"]),
         has_choices=any("choices" in answer for answer in data["answers"]),
         by_length=[
             n for n, b in findings.benchmarks.items() if Metric(b.metric).name == "acc_norm"

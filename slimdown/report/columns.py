@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, PaperMetric, Role
-from slimdown.judging.behaviour import BITS
+from slimdown.judging.answer_traits import BITS
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
 from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
 from slimdown.report import formatting, text

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-from slimdown.judging.behaviour import BITS
+from slimdown.judging.answer_traits import BITS
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
+from slimdown.report.answers_page import MOST_SHOWN
 from slimdown.report.stages_report import served_table
-from slimdown.utils.scoring import REFUSALS
+from slimdown.scoring.refusal import REFUSALS
 from slimdown.utils.secrets import redact_leaf, redact_leaves
 
 
@@ -71,6 +72,7 @@ def render_page(
         refusals=REFUSALS,
         bits=BITS,
         answers=answers,
+        most_answers=MOST_SHOWN,
     )
 
 

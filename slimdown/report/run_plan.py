@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite
 
 from slimdown.evaluation.results import Cost, Work
 from slimdown.report.formatting import format_duration, pluralize
@@ -138,22 +138,6 @@ def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:
             limit = max(1, _ENOUGH // parts[0].n_tasks)
             saved = 1 - limit * parts[0].n_tasks / cost.n
             yield f"benchmark.{name}.limit={limit}", seconds * saved
-
-
-def estimate_seconds(cost: Cost, known: Cost | None) -> float:
-    """Estimate how long work takes by what other work of its kind took; nan for none.
-
-    The same benchmark is scaled by its questions, because its answers end as they did. Another one
-    is scaled by tokens, and its answers are taken to be as long as it may write, at most.
-    """
-    if known is None:
-        return nan
-    if known.name == cost.name and known.work is not Work.steps:  # `other` is one piece, too
-        return known.seconds * cost.n / known.n
-    if cost.work is Work.answers:
-        written = known.new_tokens / known.n * cost.n
-        return known.seconds * min(written, cost.new_tokens) / max(1, known.new_tokens)
-    return known.seconds * cost.prompt_tokens / max(1, known.prompt_tokens)
 
 
 def _format_seconds(seconds: float) -> str:

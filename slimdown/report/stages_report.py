@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from slimdown.judging.behaviour import BITS
+from slimdown.judging.answer_traits import BITS
 from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.judging.stages import StageFindings, judge_served

@@ -11,7 +11,7 @@ from slimdown.config.benchmark_config import (
 )
 from slimdown.config.mitigation import advise_mitigation
 from slimdown.evaluation.results import Metric
-from slimdown.judging.behaviour import BITS, RAN_OUT, THINKS, Trait
+from slimdown.judging.answer_traits import BITS, RAN_OUT, THINKS, Trait
 from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift

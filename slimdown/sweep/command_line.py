@@ -28,7 +28,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.extensions import list_added_choices
 from slimdown.config.fields import (
     DIMENSION_KEY,
     explain_unknown_key,
@@ -42,8 +41,9 @@ from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
 from slimdown.models.tuned_base import POCKET, find_base
-from slimdown.sweep.habits import TEXT_LISTS, parse_override, read_flags
+from slimdown.sweep.shorthands import TEXT_LISTS, parse_override, read_flags
 from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.utils.extensions import list_added_choices
 from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 

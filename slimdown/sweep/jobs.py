@@ -26,13 +26,13 @@ from slimdown.judging.serialization import from_plain, to_plain
 from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
-from slimdown.run_files import describe_run
 from slimdown.sweep.command_line import ComposedRun
 from slimdown.sweep.launchers import is_queued_again
-from slimdown.tracking.metric_names import Tag, describe_verdicts
+from slimdown.tracking.finished_runs import rename_run
+from slimdown.tracking.metrics_and_tags import Tag, describe_verdicts
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
-from slimdown.tracking.run_reader import rename_run
+from slimdown.tracking.run_files import describe_run
 from slimdown.tracking.store import check_store, sqlite_file
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, TrackingError, describe_error
@@ -185,7 +185,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
         parts = filter(None, (outcome.state, run_id, outcome.headline))
         console.show_line(f"{job}: {', '.join(parts)}")
     if "torch" in sys.modules:  # the next job in this process needs the memory
-        from slimdown.models.memory import release_memory
+        from slimdown.models.device_memory import release_memory
 
         release_memory()
 
@@ -242,8 +242,8 @@ def run_job(
             resume_run_id=resume_run_id,
         )
         console.show_facts([("run", info.name)])
-        from slimdown.experiment import run_experiment  # torch
         from slimdown.models.base_model import fix_dtypes
+        from slimdown.runs.experiment import run_experiment  # torch
 
         config = fix_dtypes(config)
         console.show_facts([] if is_planned else describe_run(config).items())
@@ -274,7 +274,7 @@ def measure_base_job(sweep: SweepInfo, _: object) -> None:
     number = sweep.numbers[HydraConfig.get().job.num]
     with _write_log(sweep.folder / "base.log"):
         try:
-            from slimdown.experiment import measure_base
+            from slimdown.runs.experiment import measure_base
 
             measure_base(sweep.read_settings(number).config)
         except Exception as error:

@@ -36,7 +36,7 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> Planne
             n_finished += 1
             continue
         alike.setdefault(repr(_find_work(run.config)), []).append(run)
-    from slimdown.planning import plan_run  # torch
+    from slimdown.runs.planning import plan_run  # torch
 
     plans, bases = [], set[str]()
     for group in alike.values():

@@ -16,10 +16,10 @@ from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
-from slimdown.tracking import provenance, store
+from slimdown.tracking import store
 from slimdown.tracking.datasets import describe_questions
 from slimdown.tracking.logged_models import ModelRecord, describe_base, link_models, log_base
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import DataError
@@ -173,11 +173,9 @@ class RecordedEvaluations(EvaluationCache):
         Until its first evaluation is there, the run is RUNNING and `held` holds its lock.
         """
         tracking = self._config.tracking
-        tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
-        tags[Tag.host] = provenance.name_machine()
         with store.lock(tracking, "baselines"):
             self._experiment_id = store.find_experiment(client, tracking)
-            run_id = store.create_run(client, self._experiment_id, "base", tags).info.run_id
+            run_id = store.create_run(client, self._experiment_id, "base", "baseline").info.run_id
             running = "attributes.status = 'RUNNING'"
             for run in find_runs(tracking, [tracking.experiment], "", running, kind="baseline"):
                 if run.run_id != run_id and is_abandoned(tracking, run):

@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import Cost, Work
 from slimdown.tracking import provenance, store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
 
@@ -72,3 +73,19 @@ def _describe_speed(config: RunConfig, device: str) -> dict[str, str]:
 
 def _read_cost(record: dict[str, Any]) -> Cost:
     return Cost(**(record | {"work": Work(record["work"])}))
+
+
+def estimate_seconds(cost: Cost, known: Cost | None) -> float:
+    """Estimate how long work takes by what other work of its kind took; nan for none.
+
+    The same benchmark is scaled by its questions, because its answers end as they did. Another one
+    is scaled by tokens, and its answers are taken to be as long as it may write, at most.
+    """
+    if known is None:
+        return nan
+    if known.name == cost.name and known.work is not Work.steps:  # `other` is one piece, too
+        return known.seconds * cost.n / known.n
+    if cost.work is Work.answers:
+        written = known.new_tokens / known.n * cost.n
+        return known.seconds * min(written, cost.new_tokens) / max(1, known.new_tokens)
+    return known.seconds * cost.prompt_tokens / max(1, known.prompt_tokens)

@@ -9,9 +9,14 @@ from slimdown.config.tracking_config import TrackingConfig
 from slimdown.judging.findings import Findings
 from slimdown.tracking import store
 from slimdown.tracking.datasets import describe_questions
-from slimdown.tracking.logged_models import ModelKind, describe_made, link_models, log_model
-from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_verdicts
-from slimdown.tracking.provenance import name_machine, read_user
+from slimdown.tracking.logged_models import (
+    ModelKind,
+    assign_metrics,
+    describe_made,
+    link_models,
+    log_model,
+)
+from slimdown.tracking.metrics_and_tags import Tag, collect_finding_metrics, describe_verdicts
 
 
 def record_scaled(
@@ -29,31 +34,20 @@ def record_scaled(
     Raises:
         TrackingError: The store does not take it.
     """
-    from mlflow.entities import Metric
-
     client = store.open_store(tracking, must_exist=True)
     title, params = f"{run.name} × {scale:g}", {"scale": f"{scale:g}", "run": run.run_id}
     with store.explain_store_errors(tracking):
         source = client.get_run(run.run_id)
         experiment_id, base_id = source.info.experiment_id, _find_base_id(source)
-        tags: dict[str, str] = {Tag.kind: ModelKind.scaled.value, Tag.host: name_machine()}
-        tags["mlflow.user"] = read_user()
-        made = store.create_run(client, experiment_id, title, tags).info.run_id
+        made = store.create_run(client, experiment_id, title, ModelKind.scaled).info.run_id
         record = describe_made(ModelKind.scaled, made, f"{run.name} x {scale:g}", params)
         model_id = log_model(client, experiment_id, record, made, folder)
         link_models(client, made, base_id, model_id)
         evaluations = findings.tuned.benchmarks if findings.tuned else {}
         questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
         client.log_inputs(made, list(questions.values()))
-        now, metrics = int(time.time() * 1000), []
-        for key, value in collect_finding_metrics(findings).items():
-            kind, _, name = key.partition("/")
-            dataset = questions[name].dataset if name in questions else None
-            of = (dataset.name, dataset.digest) if dataset else (None, None)
-            metrics.append(
-                Metric(key, value, now, 0, base_id if kind.endswith("base") else model_id, *of)
-            )
-        client.log_batch(made, metrics)
+        values, now = collect_finding_metrics(findings), int(time.time() * 1000)
+        client.log_batch(made, assign_metrics(values, questions, base_id, model_id, now))
         store.log_settings(client, made, params)
         client.set_tag(made, Tag.verdict, describe_verdicts(findings))
         client.set_terminated(made, "FINISHED")

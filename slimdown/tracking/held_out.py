@@ -12,7 +12,7 @@ from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.holdout import held_part
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_reader import find_runs
 
 

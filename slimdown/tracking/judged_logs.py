@@ -6,7 +6,7 @@ from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.schema import EvaluationConfig, ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.judging.findings import Findings
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import TrackedRun, open_run
 

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact_leaf
 
 if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Metric
+
     from slimdown.models.base_model import LoadedModel
 
 _MAX_NAME = 250  # characters of a model's name
+# The metrics of what was made that belong to no single benchmark.
+_OF_MADE = frozenset({"learned", "learned_loss", "kept", "kept_low", "kept_high"})
 
 
 class ModelKind(StrEnum):
@@ -142,6 +146,36 @@ def link_models(client: Any, run_id: str, base_id: str = "", made_id: str = "") 
         client.log_inputs(run_id, models=[LoggedModelInput(base_id)])
     if made_id and made_id not in outputs:
         client.log_outputs(run_id, [LoggedModelOutput(made_id, step=0)])
+
+
+def assign_metrics(
+    values: Mapping[str, float],
+    questions: Mapping[str, "DatasetInput"],
+    base_id: str,
+    made_id: str,
+    timestamp: int,
+) -> "list[Metric]":
+    """Say of each metric which model and which questions it belongs to.
+
+    Args:
+        values: What `collect_finding_metrics` returned.
+        questions: By benchmark, what `describe_questions` returned.
+        base_id, made_id: MLflow's ids of the models.
+        timestamp: When they were measured, in milliseconds.
+    """
+    from mlflow.entities import Metric
+
+    metrics = []
+    for key, value in values.items():
+        kind, _, name = key.partition("/")  # base, change, bits_per_byte_base, ...
+        about: dict[str, str] = {}
+        if question := questions.get(name):
+            dataset = question.dataset
+            about = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+        if question or key in _OF_MADE:
+            about["model_id"] = base_id if kind.endswith("base") else made_id
+        metrics.append(Metric(key, value, timestamp, 0, **about))
+    return metrics
 
 
 def find_made_model(client: Any, run_id: str) -> Any:

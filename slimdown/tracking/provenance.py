@@ -12,14 +12,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
 from slimdown.config.engines import list_engines
-from slimdown.config.extensions import describe_extensions
+from slimdown.utils.extensions import describe_extensions
 from slimdown.utils.hashing import hash_json
+from slimdown.utils.versions import find_version
 
 # The packages that every run's numbers come from; their versions are in its key.
 PACKAGES = (
@@ -75,13 +75,6 @@ class RunInfo:
     tags: Mapping[str, str] = field(default_factory=dict)
     resume_run_id: str = ""
     on_open: Callable[[str], None] | None = None
-
-
-def find_version(package: str) -> str | None:
-    """Return a package's version, or None where it is not installed."""
-    with suppress(PackageNotFoundError):
-        return version(package)
-    return None
 
 
 def name_machine() -> str:

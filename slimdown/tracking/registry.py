@@ -9,7 +9,7 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.logged_models import find_made_model
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_reader import find_run
 from slimdown.utils.errors import ConfigError, TrackingError
 

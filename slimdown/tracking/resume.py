@@ -1,4 +1,26 @@
-"""Find equal runs by their key: a finished one is taken, and an unfinished one is resumed."""
+"""Find equal runs by their key: a finished one is taken, and an unfinished one is resumed.
+
+A run that goes on takes what is there. RUN is `mlruns/runs/ID`, which is deleted once the store has
+everything; an evaluation's KEY is that of `evaluation_key`.
+
+| what                                  | written by                     | read by             |
+|---------------------------------------|--------------------------------|---------------------|
+| the run in the store, tag `run_key`   | run_writer.py, at the begin    | `_find_equal_runs`  |
+| RUN/artifacts/, findings among them   | run_writer.py                  | run_writer.py       |
+| RUN/answers-KEY.jsonl: chunks         | evaluation/answers_file.py     | the same            |
+| RUN/evaluations/KEY.*.parquet         | base_evaluations.py            | the same            |
+| samples/KEY.parquet in the store      | base_evaluations.py            | the same, any run   |
+| RUN/checkpoints/forwards.json         | training/step_splits.py        | the same            |
+| RUN/checkpoints/checkpoint-STEP/      | the Trainer                    | the Trainer         |
+| RUN/checkpoints/trained.pt: weights   | training/fine_tuning.py        | the same            |
+| CACHE/replay/HASH.json: written rows  | training/written_rows.py       | the same, any run   |
+
+- The run: while its key is equal, nobody holds its lock, and `is_abandoned` says so.
+- Answers and evaluations: while their key is equal, so also after another command.
+- Checkpoints: in this run alone, whose key holds rows, settings and versions. The newest one
+  counts that has its state, which the Trainer writes last.
+- Written rows: while the base and the settings of writing are equal.
+"""
 
 import re
 import shutil
@@ -10,21 +32,23 @@ from filelock import Timeout
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.engines import BACKENDS, ENGINES
-from slimdown.config.extensions import find_packages
 from slimdown.config.naming import NOT_IN_KEY, flatten
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
+from slimdown.scoring.question_files import list_used_scores, read_questions
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import PACKAGES, find_version, name_machine, read_user
+from slimdown.tracking.metrics_and_tags import USER, Tag
+from slimdown.tracking.provenance import PACKAGES, name_machine, read_user
 from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
+from slimdown.utils.extensions import find_packages
 from slimdown.utils.hashing import hash_file, hash_json
 from slimdown.utils.hub import resolve_commit
+from slimdown.utils.versions import find_version
 
 
 def run_key(config: RunConfig) -> str:
@@ -72,7 +96,13 @@ def run_key(config: RunConfig) -> str:
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
         "processes": 1 if config.tuned else process_count(),
     }
-    if packages := find_packages({"method": config.method.name, "keep": config.keep.name}):
+    questions = [read_questions(b.path, b.score) for b in config.benchmark.values() if b.path]
+    chosen: dict[str, list[str]] = {
+        "method": [config.method.name],
+        "keep": [config.keep.name],
+        "score": [score for rows in questions for score in list_used_scores(rows)],
+    }
+    if packages := [p for group, names in chosen.items() for p in find_packages(group, names)]:
         parts["extensions"] = packages
     return hash_json(parts)
 
@@ -174,7 +204,7 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
     is_known = run.tags.get(Tag.host) == name_machine() or has_ended
     # Locks of another user of a server lie elsewhere.
-    is_own = run.tags.get("mlflow.user", user := read_user()) == user
+    is_own = run.tags.get(USER, user := read_user()) == user
     if run.status == "FINISHED" or not is_known or not is_own:
         return False
     try:

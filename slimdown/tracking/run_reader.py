@@ -4,13 +4,12 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -22,12 +21,9 @@ from slimdown.config.loader import complete_config
 from slimdown.config.schema import Dtype, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.budgets import decide_by_settings
 from slimdown.judging.findings import Findings
-from slimdown.report.formatting import escape_markdown
-from slimdown.run_files import render_run_files
 from slimdown.tracking import logged_models, store
-from slimdown.tracking.metric_names import DESCRIPTION, Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.recorded_settings import (
     FILE as SETTINGS,
     RecordedSettings,
@@ -36,12 +32,8 @@ from slimdown.tracking.recorded_settings import (
 )
 from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
-from slimdown.utils.secrets import redact_leaf, redact_uri
+from slimdown.utils.secrets import redact_uri
 
-_OUTCOME = re.compile(
-    r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*?\*\*(?: \((?P<budgets>[^\n]*)\))?\n\n"
-)
-_MOST_OUTCOMES = 5  # lines of gates in a run's description
 _N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
 _STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
 _log = logging.getLogger(__name__)
@@ -303,101 +295,6 @@ def find_model_uri(tracking: TrackingConfig, run: RunRecord) -> str:
     with store.explain_store_errors(tracking):
         model = logged_models.find_made_model(client, run.run_id)
         return redact_uri(model.artifact_location)
-
-
-def begin_scaling(tracking: TrackingConfig, run: RunRecord) -> None:
-    """Mark that a run is scaled, and check that files can be added to it before hours are spent.
-
-    Raises:
-        TrackingError: The store or the run's folder takes nothing.
-    """
-    client = store.open_store(tracking, must_exist=True)
-    place = urlsplit(run.artifact_uri)
-    with store.explain_store_errors(tracking):
-        client.set_tag(run.run_id, Tag.scaled, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}")
-        if place.scheme in ("", "file"):
-            tempfile.TemporaryFile(dir=unquote(place.path)).close()
-
-
-def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:
-    """Add files to those of a recorded run.
-
-    Args:
-        tracking: The store.
-        run: The run.
-        files: Contents by path.
-
-    Raises:
-        TrackingError: The store does not take them.
-    """
-    client = store.open_store(tracking, must_exist=True)
-    with store.explain_store_errors(tracking):
-        for path, content in files.items():
-            client.log_text(run.run_id, content, path)
-
-
-def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budgets: str) -> None:
-    """Put the outcome of a gate into a run's description, above what stands there.
-
-    Gates with other budgets have lines of their own, in the order in which they were first decided.
-
-    Args:
-        tracking: The store.
-        run: The run.
-        outcome: The outcome in words.
-        budgets: Which budgets these are; the line with the same ones is replaced.
-
-    Raises:
-        TrackingError: The store does not take it.
-    """
-    client = store.open_store(tracking, must_exist=True)
-    with store.explain_store_errors(tracking):
-        rest = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
-        lines = dict[str, str]()
-        while found := _OUTCOME.match(rest):
-            lines[found["budgets"]] = found[0]
-            rest = rest[found.end() :]
-        lines[escape_markdown(budgets)] = (
-            f"**{escape_markdown(outcome)}** ({escape_markdown(budgets)})\n\n"
-        )
-        text = "".join(list(lines.values())[-_MOST_OUTCOMES:]) + rest
-        client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
-
-
-def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunConfig) -> None:
-    """Give a finished run the name and the note of settings, in MLflow and on its pages.
-
-    Args:
-        tracking: The store.
-        run: The run, with its findings.
-        name: What it is to be called, where the settings have a name.
-        config: The settings; what they leave open stays as it is.
-
-    Raises:
-        TrackingError: The store does not take them.
-    """
-    given, note = config.name or run.given_name, run.note if config.note is None else config.note
-    name = name if config.name else run.name
-    if (name, given, note) == (run.name, run.given_name, run.note) or not run.findings:
-        return
-    client = store.open_store(tracking, must_exist=True)
-    with store.explain_store_errors(tracking):
-        recorded = replace(_read_settings(client, run).config, note=note or None)
-        about = SimpleNamespace(
-            name=name, environment=json.loads(_read_artifact(client, run, "environment.json"))
-        )
-        gate = decide_by_settings(run.findings)
-        files = render_run_files(run.findings, recorded, about, run.run_id, gate, run.model_files)
-        for path, content in files.items():
-            client.log_text(run.run_id, content, path)
-        outcomes, rest = "", client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
-        while found := _OUTCOME.match(rest):
-            outcomes, rest = outcomes + found[0], rest[found.end() :]
-        report = _OUTCOME.sub("", files["report.md"]) if outcomes else files["report.md"]
-        description = outcomes + report
-        for tag, text in ((Tag.name, given), (Tag.note, note), (DESCRIPTION, description)):
-            client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
-        client.update_run(run.run_id, name=name)
 
 
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:

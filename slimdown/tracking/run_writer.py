@@ -24,6 +24,7 @@ from slimdown.tracking.datasets import describe_questions, describe_rows
 from slimdown.tracking.logged_models import (
     ModelKind,
     ModelRecord,
+    assign_metrics,
     describe_base,
     describe_made,
     describe_named,
@@ -32,15 +33,14 @@ from slimdown.tracking.logged_models import (
     log_base,
     log_model,
 )
-from slimdown.tracking.metric_names import (
+from slimdown.tracking.metrics_and_tags import (
     DESCRIPTION,
-    OF_TUNED,
     Tag,
     collect_finding_metrics,
     describe_headline,
     describe_verdicts,
 )
-from slimdown.tracking.provenance import RunInfo, name_machine, read_user
+from slimdown.tracking.provenance import RunInfo, name_machine
 from slimdown.tracking.system_metrics import record_system_metrics
 from slimdown.utils.errors import SlimdownError, TrackingError, list_causes
 from slimdown.utils.files import raise_if_disk_full, write_atomically
@@ -93,9 +93,6 @@ class TrackedRun:
         self.client = client = store.open_store(tracking)
         settings_text = recorded_settings.write_settings(config)
         tags = {
-            Tag.kind: "tuned",
-            Tag.host: name_machine(),
-            "mlflow.user": read_user(),
             Tag.run_key: info.run_key,
             Tag.sweep: info.sweep or "",
             Tag.settings: recorded_settings.digest_settings(settings_text),
@@ -154,7 +151,7 @@ class TrackedRun:
 
     def _create(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
         """Create the run and its folder, and hold it."""
-        run = store.create_run(self.client, self._experiment_id, info.name, tags)
+        run = store.create_run(self.client, self._experiment_id, info.name, "tuned", tags)
         (store.local_dir(self._tracking) / "runs" / run.info.run_id).mkdir(parents=True)
         self._lock.enter_context(store.lock_run(self._tracking, run.info.run_id))
         return run
@@ -169,7 +166,8 @@ class TrackedRun:
             problem = f"another process goes on with run {run_id}; repeat the"
             raise TrackingError(f"{problem} command when it has ended") from None
         self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
-        for tag in (Tag.host, Tag.settings, Tag.name, Tag.note):  # of another command or machine
+        self.client.set_tag(run_id, Tag.host, redact_leaf(name_machine()))
+        for tag in (Tag.settings, Tag.name, Tag.note):  # of another command
             if text := tags.get(tag, ""):
                 self.client.set_tag(run_id, tag, redact_leaf(text))
         if Tag.error in run.data.tags:
@@ -321,16 +319,9 @@ class TrackedRun:
         place = self.client, self._experiment_id
         tuned_id = log_model(*place, self._tuned, self.run_id, folder)
         link_models(self.client, self.run_id, self._base_id, tuned_id)
-        metrics = []
-        for key, value in results.metrics.items():
-            kind, _, name = key.partition("/")  # base, change, bits_per_byte_base, ...
-            of_model: dict[str, str] = {}
-            if question := results.questions.get(name):
-                dataset = question.dataset
-                of_model = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
-            if question or key in OF_TUNED:
-                of_model["model_id"] = self._base_id if kind.endswith("base") else tuned_id
-            metrics.append(Metric(key, value, self._started + 1, 0, **of_model))
+        metrics = assign_metrics(
+            results.metrics, results.questions, self._base_id, tuned_id, self._started + 1
+        )
         for i in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics[i : i + 1000])
 
@@ -371,7 +362,7 @@ class TrackedRun:
 
 def _may_succeed(error: BaseException) -> bool:
     """Whether the same command can succeed: after a stop, or an error of store, hub or memory."""
-    from slimdown.models.memory import is_out_of_memory
+    from slimdown.models.device_memory import is_out_of_memory
 
     is_of_command = isinstance(error, SlimdownError) and not isinstance(error, TrackingError)
     causes = list_causes(error)

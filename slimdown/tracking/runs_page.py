@@ -8,7 +8,7 @@ from typing import Any
 
 from slimdown.comparison.run_order import parse_setting
 from slimdown.comparison.varied_settings import find_varied
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 
 VIEW = "slimdown"
 _N_RUNS = 200  # the newest decide what the page shows: reading them takes a second

@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 
 from slimdown.config.fields import find_problems
 from slimdown.config.tracking_config import TrackingConfig
+from slimdown.tracking.metrics_and_tags import USER, Tag
+from slimdown.tracking.provenance import name_machine, read_user
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.extras import name_install
@@ -196,9 +198,21 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
 
 
-def create_run(client: Any, experiment_id: str, name: str, tags: Mapping[str, str]) -> Any:
-    """Create a run in an experiment, without secrets and without tags that are empty."""
-    texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in tags.items() if text}
+def create_run(
+    client: Any, experiment_id: str, name: str, kind: str, tags: Mapping[str, str] | None = None
+) -> Any:
+    """Create a run in an experiment, without secrets.
+
+    Args:
+        client: A client of the store.
+        experiment_id: The experiment.
+        name: The run's name.
+        kind: What the tag `Tag.kind` says.
+        tags: More tags; empty ones are left out.
+    """
+    every: dict[str, str] = {Tag.kind: kind, Tag.host: name_machine(), USER: read_user()}
+    every |= tags or {}
+    texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in every.items() if text}
     run = client.create_run(experiment_id, None, texts, redact_leaf(name))
     check_run_id(run.info.run_id)
     return run

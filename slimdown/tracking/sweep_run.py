@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
-from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import name_machine, read_user
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.resume import is_abandoned
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.secrets import redact
@@ -35,14 +34,14 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         TrackingError: The store does not answer when the sweep begins.
     """
     client = store.open_store(tracking)
-    tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: name_machine()}
-    tags["mlflow.user"] = read_user()
     with store.explain_store_errors(tracking):
         for run in find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep"):
             if is_abandoned(tracking, run):  # its command was killed
                 client.set_terminated(run.run_id, "KILLED")
         experiment_id = store.find_experiment(client, tracking)
-        run_id = store.create_run(client, experiment_id, title, tags).info.run_id
+        run_id = store.create_run(
+            client, experiment_id, title, "sweep", {Tag.sweep: name}
+        ).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
     with store.lock(tracking, f"run-{run_id}"):

@@ -21,14 +21,14 @@ from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import disabled_adapters
+from slimdown.models.device_memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.identity import identify_adapted
-from slimdown.models.memory import is_out_of_memory, list_int8_copies, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
-from slimdown.training.forwards import apply_forwards, read_forwards
 from slimdown.training.labels import IGNORED
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.sft import TrainingCallback, build_trainer
+from slimdown.training.step_splits import apply_forwards, read_forwards
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error

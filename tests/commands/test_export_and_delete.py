@@ -17,7 +17,7 @@ from record_builders import (
 )
 
 from slimdown.commands import delete, export, status
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_writer import open_run
 
 

@@ -16,10 +16,9 @@ from mlflow.exceptions import MlflowException
 from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
-from slimdown.config.benchmark_config import Scoring
-from slimdown.config.question_files import read_questions
 from slimdown.report.formatting import escape_markdown
-from slimdown.tracking.metric_names import DESCRIPTION, Tag
+from slimdown.scoring.question_files import read_questions
+from slimdown.tracking.metrics_and_tags import DESCRIPTION, Tag
 from slimdown.tracking.run_reader import find_run, find_runs
 
 OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13" / "base"
@@ -284,7 +283,7 @@ def test_lost_questions_are_written_as_own_questions_and_those_held_out_stay(
     file, counts = tmp_path / "lost.jsonl", {}
     for name in ("lost", "held too"):
         assert check.main([name, "--lost", str(file), "--max-loss", "off", "pocket_cs=0.9"]) == 0
-        rows = read_questions(str(file), Scoring.exact)
+        rows = read_questions(str(file), "exact")
         findings = find_run(compose_config().tracking, name).findings
         assert findings is not None
         counts[name] = sum(lost.n_lost for lost in findings.lost_answers.values())
@@ -305,7 +304,7 @@ def test_verdict_writes_each_kind_of_lost_question_into_its_file(
     counts = {}
     for path in tmp_path.glob("lost*.jsonl"):
         assert str(path) in shown
-        counts[path.name] = len(read_questions(str(path), Scoring.exact))
+        counts[path.name] = len(read_questions(str(path), "exact"))
     assert sum(counts.values()) == 31 + 8 + 14
     assert counts["lost.jsonl"] == 31
     with pytest.raises(SystemExit) as stop:

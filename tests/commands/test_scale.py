@@ -53,7 +53,7 @@ def test_a_record_that_takes_nothing_is_told_before_anything_is_measured(
             raise PermissionError(13, "Permission denied", dir)
 
         monkeypatch.setattr("slimdown.tracking.run_reader.tempfile.TemporaryFile", refuse_file)
-    monkeypatch.setattr("slimdown.scales.measure_scales", None)
+    monkeypatch.setattr("slimdown.runs.scaled_runs.measure_scales", None)
     assert scale.main([run_id]) == 3
     message = " ".join(capsys.readouterr().err.split())
     assert "cannot be used" in message

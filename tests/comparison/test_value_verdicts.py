@@ -23,7 +23,7 @@ from slimdown.comparison.value_verdicts import (
     build_tests,
     judge_configurations,
 )
-from slimdown.judging.behaviour import NEVER_ENDED, Trait
+from slimdown.judging.answer_traits import NEVER_ENDED, Trait
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import compare_scores

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from record_builders import Capture, Compose, Patch
 
-from slimdown.commands import runs
+from slimdown.commands import run_command_line as runs
 from slimdown.config.fields import find_setting, list_settings
 from slimdown.config.help import describe_settings, write_help, write_table
 from slimdown.config.mitigation import list_mitigations

@@ -7,6 +7,9 @@ Each tool in an environment of its own, since their packages do not fit together
     python -m venv .venv-b && .venv-b/bin/pip install lighteval 'xxhash<4'
     .venv-b/bin/python tests/evaluation/make_logs.py lighteval
     .venv/bin/python tests/evaluation/make_logs.py lm_eval
+    python3.12 -m venv .venv-c
+    .venv-c/bin/pip install git+https://github.com/evaleval/every_eval_ever@9bce413
+    .venv-c/bin/python tests/evaluation/make_logs.py every_eval_ever    # from lm_eval.zip
 
 Tables are written by the tests.
 """
@@ -14,6 +17,8 @@ Tables are written by the tests.
 import json
 import shutil
 import sys
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,6 +164,30 @@ def write_lm_eval(folder: Path, side: str) -> None:
     tracker.save_results_aggregated(results=results, samples=samples)
     for name, of_task in samples.items():
         tracker.save_results_samples(task_name=name, samples=of_task)
+
+
+def write_every_eval_ever(folder: Path, side: str) -> None:
+    """Convert lm_eval's logs, and those of the pocket model, by Every Eval Ever's converter."""
+    with TemporaryDirectory() as own:
+        with zipfile.ZipFile(TOOL_LOGS / "lm_eval.zip") as packed:
+            packed.extractall(own)
+        [results_file] = Path(own, side).rglob("results_*.json")
+        results = json.loads(results_file.read_text())
+        results["config"]["model_args"] = {"pretrained": f"made/{side}"}  # it asks for an owner
+        results_file.write_text(json.dumps(results))
+        convert_harness_log(Path(own, side), folder / side)
+    with TemporaryDirectory() as own:
+        with tarfile.open(TOOL_LOGS.parents[1] / "golden" / "lm_eval.tar.xz") as packed:
+            packed.extractall(own, filter="data")
+        convert_harness_log(Path(own, side), folder / "pocket" / side)
+
+
+def convert_harness_log(log: Path, output: Path) -> None:
+    from every_eval_ever.cli import main as run_converter
+
+    arguments = ["convert", "lm_eval", "--log_path", str(log), "--output_dir", str(output)]
+    arguments += ["--include_samples", "--source_organization_name", "made"]
+    assert run_converter(arguments) == 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from tiny_benchmarks import make_benchmark_config, make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimdown.config.benchmark_config import BenchmarkConfig, PaperMetric, Role, Scoring, Until
+from slimdown.config.benchmark_config import BenchmarkConfig, PaperMetric, Role, Until
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.engines import Backend
 from slimdown.config.schema import EvaluationConfig
@@ -35,7 +35,7 @@ CHANGES: dict[str, Any] = {
     "benchmark.stop": ["END"],
     "benchmark.temperature": 0.7,
     "benchmark.repeats": 3,
-    "benchmark.score": Scoring.contains,
+    "benchmark.score": "contains",
     "benchmark.refusal_phrases": ["not my job"],
     "benchmark.cluster": "passage",  # samples hold what the documents say
     "evaluation.apply_chat_template": True,

@@ -11,8 +11,7 @@ from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmark_config import BenchmarkConfig
-from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.question_files import complete_benchmark
+from slimdown.config.benchmarks import complete_benchmark, read_benchmarks
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks

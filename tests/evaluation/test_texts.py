@@ -246,7 +246,7 @@ def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     assert (change["verdict"], change["role"], change["n_available"]) == (None, "watched", 50)
     sides = [run.data.metrics[f"bits_per_byte_{side}/docs"] for side in ("base", "tuned")]
     assert sides == pytest.approx([change["traits"][0][side] for side in ("base", "tuned")])
-    assert "docs ·" in run.data.params["verdict"]
+    assert "docs ·" in run.data.tags["slimdown.verdict"]
     for arguments in ([], ["--all"], ["--format", "json"]):
         shown = call_verb(folder, "compare", *arguments)
         assert shown.returncode == 0, shown.stderr

@@ -24,7 +24,7 @@ from slimdown.judging.findings import judge
 from slimdown.stats.estimates import compare_scores
 from slimdown.utils.errors import ConfigError, DataError
 
-KINDS = ["lm_eval", "lighteval", "csv", "jsonl", "parquet"]
+KINDS = ["lm_eval", "every_eval_ever", "lighteval", "csv", "jsonl", "parquet"]
 ROWS = [{"id": i, "score": i % 2, "prompt": f"{i} + 1 ="} for i in range(6)]
 
 

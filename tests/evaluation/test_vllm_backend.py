@@ -17,9 +17,9 @@ from tiny_benchmarks import make_prompts
 from slimdown import pocket
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.vllm_backend import check_tuned, open_generator
-from slimdown.experiment import run_experiment
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.runs.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, ModelError

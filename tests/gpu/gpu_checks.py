@@ -19,10 +19,10 @@ import transformers
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from slimdown.api.measuring import measure
 from slimdown.data.training_data import load_training_data
-from slimdown.models import memory, quiet
+from slimdown.models import device_memory, memory_estimates, quiet
 from slimdown.models.base_model import load_base_model, load_outline, load_tokenizer
-from slimdown.notebook import measure
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.training.fine_tuning import fine_tune, prepare_training
@@ -50,13 +50,15 @@ def check_answers(
     config, base, _ = load(f"quantization={quantization}")
     held = torch.cuda.memory_allocated() - before or base.memory_bytes
     outline = load_outline(config.model)
-    estimated = memory.estimate_weight_bytes(outline, config.quantization, base.model.dtype)
+    estimated = memory_estimates.estimate_weight_bytes(
+        outline, config.quantization, base.model.dtype
+    )
     base.tokenizer.chat_template = _TEMPLATE
     ask = partial(measure, base.model, base.tokenizer, benchmark, limit=limit, **settings)
-    with memory.measure_peak_memory(base.device) as peak:
+    with device_memory.measure_peak_memory(base.device) as peak:
         ours, our_peak = ask(), peak()
     size = ours.evaluator.backend.batch_size  # type: ignore[union-attr]
-    with memory.measure_peak_memory(base.device) as peak:
+    with device_memory.measure_peak_memory(base.device) as peak:
         stock, stock_peak = ask(stock=True, batch_size=size), peak()
     mine, theirs = (evaluation.benchmarks[benchmark] for evaluation in (ours, stock))
     n_unlike, off = 0, 0.0
@@ -99,7 +101,7 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
     settings |= {"bf16": base.dtype == "bfloat16", "fp16": base.dtype == "float16"}
     settings |= {"seed": config.seed, "use_cpu": base.device == "cpu", "logging_steps": 1}
     settings |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    with TemporaryDirectory() as folder, memory.measure_peak_memory(base.device) as peak:
+    with TemporaryDirectory() as folder, device_memory.measure_peak_memory(base.device) as peak:
         arguments: Any = SFTConfig(folder, **settings)
         arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
         adapter = peft.LoraConfig(**lora, task_type="CAUSAL_LM")
@@ -188,5 +190,5 @@ def make_loader(
 def run_check(check: Check, load: Load, n_questions: int = N_QUESTIONS) -> Finding:
     """Run a check with the warnings of libraries switched off, which differ between machines."""
     with quiet.quiet_libraries():
-        memory.release_memory()  # fails after an error that a GPU does not recover from
+        device_memory.release_memory()  # fails after an error that a GPU does not recover from
         return check(load, n_questions)

@@ -7,7 +7,7 @@ import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, make_sample, stop_early
 
 from slimdown.evaluation.results import BenchmarkEvaluation
-from slimdown.judging.behaviour import compare_behaviour
+from slimdown.judging.answer_traits import compare_behaviour
 from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.pairing import pair_evaluations
 

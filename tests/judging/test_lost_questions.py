@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
-from slimdown.config.benchmark_config import Scoring
-from slimdown.config.question_files import read_questions
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import LostQuestions, collect_lost_questions
-from slimdown.utils.scoring import is_right, read_answer
+from slimdown.scoring.question_files import read_questions
+from slimdown.scoring.scores import is_right, read_answer
 
 
 def make_pair(
@@ -54,7 +53,7 @@ def test_a_rule_is_found_that_scores_both_answers_as_the_benchmark_did(
     assert row.get("score", "exact") == score
     file = tmp_path / "lost.jsonl"
     file.write_text(json.dumps(row))
-    [read] = read_questions(str(file), Scoring.exact)
+    [read] = read_questions(str(file), "exact")
     assert read["question"] == "Question 0"
     rule = {"score": "exact", "accepted": [answer[0]]}
     rule = json.loads(read["rule"]) if "rule" in read else rule

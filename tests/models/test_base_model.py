@@ -27,11 +27,8 @@ from slimdown.models.base_model import (
     pick_device,
     pick_dtype,
 )
-from slimdown.models.memory import (
-    estimate_step_bytes,
-    estimate_weight_bytes,
-    is_out_of_memory,
-)
+from slimdown.models.device_memory import is_out_of_memory
+from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weight_bytes
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.hashing import hash_json
 

@@ -22,7 +22,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import open_tuned_model
-from slimdown.run_files import render_model_card
+from slimdown.tracking.run_files import render_model_card
 from slimdown.utils.errors import ConfigError, ModelError
 
 Composed = Callable[..., RunConfig]

@@ -90,7 +90,7 @@ def test_a_base_that_is_kept_answers_as_a_fresh_one(
     fresh, identity = logits_of(base.model), base.identity
     tuned = open_tuned_model(config, base).load()
     assert not torch.equal(logits_of(tuned.model), fresh)
-    shared.take_back(base, tuned)
+    shared.take_back(tuned)
     again = load_shared(shared, config)
     assert torch.equal(logits_of(again.model), fresh)
     assert again.identity == identity
@@ -108,14 +108,14 @@ def test_other_settings_and_methods_of_our_own_load_a_base_anew(
         config = composed(f"tuned={tmp_path / 'lora'}", *settings)
         base = load_shared(shared, config)
         assert len(loads) == 1
-        shared.take_back(base, open_tuned_model(config, base).load())
+        shared.take_back(open_tuned_model(config, base).load())
     method = composed("method=bottleneck").method
     own = load_base_model(config.model, config.quantization)
     model = attach_adapter(own, method, config.lora, 0)
     save_adapter(model, own, tmp_path / "own")
     config = composed(f"tuned={tmp_path / 'own'}", "model.dtype=bfloat16")
     base = load_shared(shared, config)
-    shared.take_back(base, open_tuned_model(config, base).load())
+    shared.take_back(open_tuned_model(config, base).load())
     loads.clear()
     load_shared(shared, config)
     assert len(loads) == 1  # its hooks stay on the layers

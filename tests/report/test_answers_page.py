@@ -168,6 +168,7 @@ def test_a_page_stays_below_its_size_and_counts_what_it_leaves_out() -> None:
     counts = [sum(a["benchmark"] == i for a in page.answers) for i in (0, 1)]
     assert counts[0] == counts[1] <= MOST_SHOWN
     assert page.read.text.count(f"2,500 {counts[0]:,} shown") == 2
+    assert f"{sum(counts):,} of 5,000 changed answers" in page.read.text
     prompt, n_before = page.answers[0]["prompt"]
     assert n_before + len(prompt) == len(long)
 

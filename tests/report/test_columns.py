@@ -15,7 +15,7 @@ from slimdown.report.comparison_page import comparison_table
 from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.run_page import render_page
 from slimdown.report.tables import Cell, Place, write_table
-from slimdown.tracking.metric_names import collect_finding_metrics
+from slimdown.tracking.metrics_and_tags import collect_finding_metrics
 
 FORMATS = ("table", "markdown", "html", "json", "csv")
 

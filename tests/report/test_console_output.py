@@ -19,7 +19,7 @@ from slimdown.commands.process import set_up_process
 from slimdown.config.paths import CONF_DIR
 from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import console, text
-from slimdown.run_files import describe_run
+from slimdown.tracking.run_files import describe_run
 
 
 @pytest.mark.heavy

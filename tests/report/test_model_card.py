@@ -13,7 +13,7 @@ from report_builders import judge_pairs, make_usual
 
 from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import Findings
-from slimdown.run_files import MergedModel, render_model_card
+from slimdown.tracking.run_files import MergedModel, render_model_card
 
 BASE: dict[str, Any] = {"id": "org/model", "revision": "a" * 40, "license": "other llama LINK"}
 BASE |= {"quantization": "nf4", "dtype": "float32"}

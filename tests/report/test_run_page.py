@@ -15,7 +15,7 @@ from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import RunDescription, render_page
 from slimdown.report.text import describe_outcome
-from slimdown.run_files import render_run_files
+from slimdown.tracking.run_files import render_run_files
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 
@@ -168,6 +168,17 @@ def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
     assert f"The base's answers were measured before: {origin}." in text
     assert "colors is about these 3 subjects alone." in text
     assert "colors by subject" in text
+
+
+@pytest.mark.parametrize(("n_subjects", "n_shown"), [(14, 14), (30, 6)])
+def test_a_page_names_all_of_a_few_subjects_and_the_extremes_of_many(
+    n_subjects: int, n_shown: int
+) -> None:
+    positions = [i % 4 for i in range(n_subjects * 6)]
+    pair = chosen(positions, n_subjects), chosen(positions[::-1], n_subjects)
+    text = read_page({"mmlu": pair}).text
+    assert len(re.findall(r"subject\d+ ?[+−]?[\d.]+ points", text)) == n_shown
+    assert ("the three that lost most" in text) is (n_shown < n_subjects)
 
 
 def test_small_p_values_of_subjects_are_never_zero() -> None:

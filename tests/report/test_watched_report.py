@@ -19,7 +19,7 @@ from slimdown.report.run_page import render_page
 from slimdown.report.tables import write_table
 from slimdown.report.text import describe_findings, explain_table, summarize_briefly
 from slimdown.report.verdict_styles import STYLES
-from slimdown.tracking.metric_names import (
+from slimdown.tracking.metrics_and_tags import (
     collect_finding_metrics,
     describe_headline,
     describe_verdicts,

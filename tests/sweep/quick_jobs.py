@@ -42,7 +42,7 @@ def run_or_end(run: ComposedRun, *arguments: Any) -> JobOutcome:
 
 def run_quick_job(sweep: SweepInfo, setting: object, shared_base: object) -> None:
     """Do what `run_sweep_job` does, with the experiment above."""
-    experiment = ModuleType("slimdown.experiment")
+    experiment = ModuleType("slimdown.runs.experiment")
     vars(experiment)["run_experiment"] = run_experiment
     with (
         patch.dict(sys.modules, {experiment.__name__: experiment}),

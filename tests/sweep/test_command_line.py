@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from commands_and_runs import run_command
 
-from slimdown.commands import runs
+from slimdown.commands import run_command_line as runs
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import RunConfig

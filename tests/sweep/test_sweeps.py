@@ -23,8 +23,8 @@ from record_builders import KEPT, LOST, compose_config, save_answers, set_metric
 
 from slimdown import run
 from slimdown.config.schema import RunConfig
-from slimdown.experiment import measure_base
 from slimdown.judging.findings import Findings
+from slimdown.runs.experiment import measure_base
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
@@ -255,7 +255,7 @@ def test_no_way_of_ending_a_job_ends_the_sweep(
     def end(*settings: object) -> None:
         raise next(ends)
 
-    monkeypatch.setattr("slimdown.experiment.run_experiment", end)
+    monkeypatch.setattr("slimdown.runs.experiment.run_experiment", end)
     monkeypatch.setattr(sys, "argv", ["slimdown.run"])
     assert run.main(["-m", "seed=0,1,2,3", "benchmark=[pocket_cs]"]) == 1
     out, err = capsys.readouterr()
@@ -276,7 +276,7 @@ def test_a_sweep_shows_the_plan_once_and_ends_with_what_each_value_did(
             save_answers(made, config, KEPT if config.lora.r == 2 else LOST)
         return find_run(config.tracking, made.run_id).findings
 
-    monkeypatch.setattr("slimdown.experiment.run_experiment", record)
+    monkeypatch.setattr("slimdown.runs.experiment.run_experiment", record)
     monkeypatch.setattr(sys, "argv", ["slimdown.run"])
     assert run.main(["-m", "lora.r=2,4", "benchmark=[pocket_cs]"]) == 0
     out = capsys.readouterr().out

@@ -53,7 +53,7 @@ def test_what_people_read_is_in_points_and_losses_come_first(
     store: MlflowClient, config: RunConfig
 ) -> None:
     data = store.get_run(record_run(config, "one")).data
-    assert data.params["verdict"] == "instructions ↓ math ↓ commonsense ↓ cs ↓"
+    assert data.tags["slimdown.verdict"] == "instructions ↓ math ↓ commonsense ↓ cs ↓"
     assert data.metrics["kept"] == data.metrics["learned"] == -44.0
     assert data.params["benchmark"] == ",".join(NAMES)
     assert not [text for text in data.params.values() if text.startswith(("{", "["))]

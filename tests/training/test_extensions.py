@@ -20,18 +20,19 @@ from torch.nn import functional
 from training_run import TrainingRun
 
 from slimdown.commands.arguments import VERBS
-from slimdown.config.extensions import list_extensions
 from slimdown.config.fields import explain_unknown_key, list_settings
 from slimdown.config.help import describe_settings, write_help
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.evaluation.logs.read_logs import list_readers
-from slimdown.inputs import read_rows
+from slimdown.runs.inputs import read_rows
+from slimdown.scoring.scores import list_scores
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.tracking.resume import run_key
 from slimdown.training.labels import IGNORED
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.errors import ConfigError
+from slimdown.utils.extensions import list_extensions
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extend.md"
 RUN = [*SMALL[:3], "train.max_steps=4", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -54,7 +55,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from slimdown.config.fields import POSITIVE, setting
-from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import MethodConfig
 from slimdown.config.methods import MethodFacts
 from slimdown.config.mitigation import Mitigation
 
@@ -167,6 +168,16 @@ def mask_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def yes_no_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The score of the guide, from its very text."""
+    blocks = re.findall(r"```(python|toml)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (_, module), (_, entry_point) = blocks[-2:]
+    project = PROJECT.partition("[project.entry")[0].replace("three", "yes-no")
+    files = {"slimdown_yes_no.py": module, "pyproject.toml": project + entry_point}
+    return install(tmp_path_factory.mktemp("yes_no"), files)
+
+
+@pytest.fixture(scope="module")
 def three_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package with a method, a mitigation and a reader of logs."""
     files = {"__init__.py": FACTS, "gate.py": GATE, "tally.py": TALLY}
@@ -176,8 +187,8 @@ def three_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def forget_extensions() -> None:
     """Let the tables be made anew, as in a new process."""
-    caches: Any = (list_extensions, list_all_methods, list_mitigations, list_readers)
-    for one in (*caches, list_settings, explain_unknown_key, describe_settings):
+    tables: Any = (list_all_methods, list_mitigations, list_readers, list_scores)
+    for one in (*tables, list_extensions, list_settings, explain_unknown_key, describe_settings):
         one.cache_clear()
 
 
@@ -299,6 +310,7 @@ def test_a_broken_extension_is_refused_by_its_package(
     use(tmp_path / "site", monkeypatch)
     arguments = {"verdict": ["a", "b"], "check": ["1"], "scale": ["1"]}
     arguments["merge"] = ["1", f"--out={tmp_path / 'out'}"]
+    arguments |= {"export": ["1", str(tmp_path / "out")], "delete": ["1"]}
     done = call_verb(tmp_path, verb, *arguments.get(verb, []))
     assert done.returncode != 0
     problem = "odd 0.3: its mitigation odd cannot be loaded (RuntimeError: no license); update this"
@@ -312,6 +324,8 @@ def test_a_broken_extension_is_refused_by_its_package(
         ("mitigations", "odd = odd_code:Odd", "AttributeError: .*Odd"),
         ("mitigations", "odd = odd_code:NUMBER", "must be a subclass of slimdown.config.mitiga"),
         ("mitigations", "none = odd_code:NUMBER", "its mitigation none has a name that is taken"),
+        ("scores", "odd = odd_code:NUMBER", "must be a subclass of slimdown.scoring.score.Score"),
+        ("scores", "exact = odd_code:NUMBER", "its score exact has a name that is taken"),
         ("methods", "odd = odd_code:NUMBER", "its method odd .* must be a slimdown.config.methods"),
         (
             "logs",
@@ -326,7 +340,8 @@ def test_what_an_extension_must_be_is_said(
 ) -> None:
     add_entry_point(tmp_path, f"slimdown.{group}", value, "NUMBER = 1\n")
     use(tmp_path, monkeypatch)
-    tables = {"mitigations": list_mitigations, "methods": list_all_methods, "logs": list_readers}
+    tables = {"mitigations": list_mitigations, "methods": list_all_methods}
+    tables |= {"logs": list_readers, "scores": list_scores}
     with pytest.raises(ConfigError, match=answer) as raised:
         tables[group]()
     assert str(raised.value).startswith("odd 0.3: ")
@@ -385,6 +400,32 @@ def test_a_package_brings_a_method_and_a_mitigation(
     assert checked.returncode in (0, 2), checked.stderr
     scaled = call_verb(tmp_path, "scale", run.info.run_id)
     assert "method=gate is not installed; install the package that has it" in scaled.stderr
+
+
+def test_the_score_of_the_guide_scores_own_questions(
+    yes_no_package: Path, store: MlflowClient, tmp_path: Path, composed: Compose
+) -> None:
+    lines = [{"question": f"Is {i} even?", "answer": ["yes", "no"][i % 2]} for i in range(12)]
+    (tmp_path / "even.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [*RUN[:4], "benchmark=even.jsonl", "benchmark.even.score=yes_no"]
+    with pytest.MonkeyPatch.context() as patch:
+        use(yes_no_package, patch)
+        done = call_verb(tmp_path, "run", *asked)
+        assert done.returncode == 0, done.stderr
+        [run] = find_runs(store)
+        assert 0 <= run.data.metrics["tuned/even"] <= 1
+        assert "finished before" in call_verb(tmp_path, "run", *asked).stdout
+        (tmp_path / "odd.jsonl").write_text('{"question": "Is 1 odd?", "answer": "maybe"}\n')
+        asked = ["benchmark=odd.jsonl", "benchmark.odd.score=yes_no"]
+        done = call_verb(tmp_path, "run", *RUN[:4], *asked)
+        assert "its own right answer 'maybe' is wrong by score=yes_no" in done.stderr
+    forget_extensions()  # as where the package is not installed
+    done = call_verb(tmp_path, "run", *RUN[:4], *asked)
+    assert "score 'yes_no' is none of exact, contains" in done.stderr
+    for command in (["compare"], ["status"], ["check", run.info.run_id, "--max-loss=0.5"]):
+        done = call_verb(tmp_path, *command)
+        assert done.returncode in (0, 2), done.stderr
+        assert "even" in done.stdout
 
 
 def test_what_a_mitigation_adds_to_the_loss_holds_the_model_back(

@@ -27,7 +27,7 @@ from slimdown.evaluation.tasks import load_tasks
 from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import eval_mode
-from slimdown.models.memory import release_weights
+from slimdown.models.device_memory import release_weights
 from slimdown.training import sft
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog

@@ -17,10 +17,11 @@ from training_run import TrainingRun
 
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.schema import RunConfig
-from slimdown.inputs import read_inputs
 from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
+from slimdown.runs.forgetting_watcher import WatchingCallback, build_watcher
+from slimdown.runs.inputs import read_inputs
 from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, mark_labels
 from slimdown.training.mitigations.dialogues import MESSAGES
@@ -28,7 +29,6 @@ from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.result import StepLog
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import ConfigError, DataError, ModelError
-from slimdown.watching import WatchingCallback, build_watcher
 
 Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]

@@ -11,7 +11,7 @@ from torch.nn import functional
 from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
-from slimdown.run_files import describe_run
+from slimdown.tracking.run_files import describe_run
 from slimdown.utils.errors import ConfigError
 
 Composed = Callable[..., RunConfig]

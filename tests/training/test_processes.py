@@ -45,9 +45,9 @@ from training_run import TrainingRun
 from hydra import compose
 from slimdown.config.loader import load_config, open_hydra
 import mlflow
-import slimdown.experiment
+import slimdown.runs.experiment
 from slimdown.run import main
-from slimdown.training.forwards import Forwards, keep_forwards
+from slimdown.training.step_splits import Forwards, keep_forwards
 from slimdown.utils.distributed import (
     assist, broadcast_from_main, end_shared_work, process_rank, share_work,
 )

@@ -6,9 +6,9 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from slimdown.config.schema import RunConfig
-from slimdown.inputs import read_rows
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.runs.inputs import read_rows
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.tokenizing import TokenizedRows

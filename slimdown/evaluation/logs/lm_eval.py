@@ -159,7 +159,7 @@ class _HarnessTask(LoggedTask):
         limit = self.results["config"].get("limit")
         n_shots = {int(self.results["n-shot"].get(subtask) or 0) for subtask in subtasks}
         return replace(
-            _known_benchmarks().get(self.title, BenchmarkConfig(task=self.title)),
+            known_benchmarks().get(self.title, BenchmarkConfig(task=self.title)),
             num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
             limit=int(limit) if limit and limit >= 1 else None,
             cluster=cluster,
@@ -254,7 +254,7 @@ def _list_usable(
 
 
 @cache
-def _known_benchmarks() -> dict[str, BenchmarkConfig]:
+def known_benchmarks() -> dict[str, BenchmarkConfig]:
     """Return the benchmarks of conf/benchmark/, by task."""
     names = set(list_group_choices("benchmark")) - {"questions"}  # these have no task
     return {config.task: config for config in read_benchmarks(sorted(names)).values()}

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.benchmark_config import Role
-from slimdown.config.extensions import add_extensions
 from slimdown.config.fields import nearest
-from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
+from slimdown.evaluation.logs import every_eval, inspect, lighteval, lm_eval, score_tables
 from slimdown.evaluation.logs.logged_task import LoggedTask, LogReader, name_benchmark, name_models
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.extensions import add_extensions
 from slimdown.utils.secrets import redact
 
 # The first that takes a file reads it: Inspect gets only a .json that lm_eval does not take. Tables
 # always come last, so that one beside the logs of a tool is not read as a log.
 _OWN: dict[str, LogReader] = {
     "lm_eval": lm_eval,
+    "Every Eval Ever": every_eval,
     "Inspect": inspect,
     "lighteval": lighteval,
     "tables": score_tables,

@@ -125,7 +125,7 @@
     }
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean), fits = filters.map(select => select.chosen());
     shown = orders[order.selectedIndex][1]().filter(a => only ? a.key === only : fits.every(f => f(a)) && wanted.every(word => words(a).includes(word)));
-    state.textContent = `${count(shown.length)} of ${count(answers.length)} answers. `;
+    state.textContent = `${count(shown.length)} of ${count(answers.length)} answers on this page. `;
     if (only) link("Show all", "", state);
     list.replaceChildren();
     extend();

@@ -1,0 +1,216 @@
+"""Watch forgetting while a `transformers.Trainer` trains."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Unpack
+
+from tqdm import tqdm
+
+from slimdown.api.measuring import NotebookFindings, Prompts, build_evaluator, judge
+from slimdown.config.benchmarks import BenchmarkSpec
+from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import default_budgets
+from slimdown.judging.findings import Findings
+from slimdown.models.causal import disabled_adapters, has_untouched_base
+from slimdown.report import console
+from slimdown.report.formatting import format_number, format_points, pluralize
+from slimdown.runs.forgetting_watcher import WatchingCallback, is_last_step, wrap_trained
+from slimdown.utils.errors import ConfigError, ModelError
+
+
+class ForgettingCallback(WatchingCallback):
+    """Measure the base at the start, ask a few questions every few steps, and all at the end.
+
+    It prints a line each time, with the changes in points and their 95 % intervals:
+
+        step 0       base   gsm8k 24.0   arc_easy 61.0   (64 questions each)
+        step 50/200  gsm8k −6.2 [−14.1, +1.7]   arc_easy −1.6 [−7.8, +4.7]
+
+    The values go to the trainer's `state.log_history`: first `base/gsm8k`, then at each look
+    `change/gsm8k` with `_low` and `_high` for the few questions, and at the last step those for all
+    questions, with `tuned/gsm8k`. `findings` holds everything once training has ended. The training
+    takes the same steps as without the callback.
+
+    The base is the model without its adapters, or the model that the training began with; so a full
+    fine-tuning cannot be resumed with this callback. Under DDP the first process measures while the
+    others wait, so `ddp_timeout` has to be longer than that.
+
+    Args:
+        benchmarks: The benchmarks, as `slimdown.measure` takes them: names, files of your own
+            questions, or settings.
+        every: Steps between two looks; 0: only at the start and at the end.
+        questions: How many questions of each benchmark a look asks, always the first ones; None:
+            64.
+        stop_on_forgetting: End the training where a look shows a loss beyond a benchmark's budget
+            (`{"task": "gsm8k", "max_loss": 0.05}`, or its margin), and keep the weights of the last
+            look within all budgets. The chance that any look ends a training that keeps its budgets
+            is at most 5 %. These questions choose the weights, and `findings` are about them, too:
+            judge the model on others. A copy of what is trained stays in memory.
+        log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
+            `log(values, step=step)`.
+        limit: As `slimdown.measure` takes it, and so are the next four.
+        num_fewshot: Worked examples before each question.
+        apply_chat_template: Ask through the tokenizer's chat template, or "auto".
+        batch_size: Rows in a forward.
+        include_path: A folder with task files of your own.
+        prompts: Settings for models that chat or think, see `slimdown.api.measuring.Prompts`.
+
+    Raises:
+        ConfigError: There is no such benchmark or setting.
+    """
+
+    findings: NotebookFindings | None = None
+
+    def __init__(
+        self,
+        benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
+        every: int = 50,
+        questions: int | None = None,
+        *,
+        stop_on_forgetting: bool = False,
+        log: Callable[..., Any] | None = None,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        apply_chat_template: bool | str = False,
+        batch_size: int | None = None,
+        include_path: str | None = None,
+        **prompts: Unpack[Prompts],
+    ) -> None:
+        if not every and (questions is not None or stop_on_forgetting):
+            idle = "stop_on_forgetting" if stop_on_forgetting else f"questions={questions}"
+            raise ConfigError(f"{idle}: every=0 looks at nothing between start and end; set every")
+        questions = 64 if questions is None else questions
+        numbers = ("every", every, 0), ("questions", questions, 1), ("limit", limit or 1, 1)
+        for name, n, least in numbers:
+            if type(n) is not int or n < least:
+                raise ConfigError(f"{name}={n!r} must be a whole number of at least {least}")
+        if stop_on_forgetting not in (True, False):
+            raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
+        if not (log is None or callable(log)):
+            raise ConfigError(f"log={log!r} must be a function, such as wandb.log")
+        settings = num_fewshot, apply_chat_template, batch_size, include_path
+
+        def build(n: int | None) -> Any:
+            return build_evaluator(benchmarks, n, *settings, **prompts)
+
+        self._of_all, few = build(limit), build(min(questions, limit or questions))
+        budgets = default_budgets({name: task.config for name, task in few.tasks.items()})
+        if stop_on_forgetting and not budgets:
+            raise ConfigError(
+                "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
+            )
+        super().__init__(few, every, budgets if stop_on_forgetting else {})
+        self._log_elsewhere = log
+        self._base_of_all: Any = None
+        self._model: Any = lambda: None  # a weak reference to the model whose base was measured
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the base."""
+        loaded = wrap_trained(kwargs)  # fails in every process
+        self.findings, self.stopped = None, ""  # of an earlier `train()`
+        if not state.is_world_process_zero or self._model() is loaded.model:
+            return  # the same model: the trainer tries another batch size and starts again
+        if self._budgets and (args.world_size > 1 or state.global_step):
+            raise ModelError(
+                "stop_on_forgetting takes one process and a training from its first step: what a "
+                "look keeps is in no checkpoint"
+            )
+        if self._budgets and args.load_best_model_at_end:
+            reason = "both choose the weights; leave one of them out"
+            raise ModelError(f"stop_on_forgetting and load_best_model_at_end=True {reason}")
+        super().on_train_begin(args, state, control)
+        is_untouched = has_untouched_base(loaded.model)
+        if state.global_step and not is_untouched:
+            raise ModelError(
+                f"training goes on at step {state.global_step}, where the weights are not the "
+                "base's any more; begin anew, or measure the base and the tuned model by "
+                "slimdown.measure"
+            )
+        if self._budgets:  # an untrained model has lost nothing
+            self.keep(0, loaded.model)
+        _show(state, f"step {state.global_step}", "measuring the base")
+        with disabled_adapters(loaded.model) if is_untouched else nullcontext():
+            shown = self._base_of_all = self._of_all.evaluate(loaded)
+            if self._every:
+                shown = self.measure_base(loaded)
+        self._model = weakref.ref(loaded.model)
+        scores = self._base_of_all.benchmarks
+        self._log({f"base/{name}": b.score.value for name, b in scores.items()}, state)
+        _show(state, f"step {state.global_step}", f"base   {_describe_scores(shown)}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask the few questions, and at the last step all of them."""
+        if not state.is_world_process_zero:
+            return
+        super().on_step_end(args, state, control, **kwargs)
+        # Loggers close in on_train_end, before this callback is called there. The best model comes
+        # after the last step.
+        if is_last_step(state, control) and not args.load_best_model_at_end:
+            self._measure_all(state, kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask all questions, if that was not done yet because the training ended early."""
+        if state.is_world_process_zero and self.findings is None:
+            self._measure_all(state, kwargs)
+        self._model = lambda: None  # another `train()` begins with another base
+        super().on_train_end(args, state, control)
+
+    def report_look(self, findings: Findings, state: Any) -> None:
+        """Log and print what a look found."""
+        self._log(_changes(findings), state)
+        _show(state, f"step {state.global_step}/{state.max_steps}", _describe_changes(findings))
+
+    def _measure_all(self, state: Any, kwargs: Mapping[str, Any]) -> None:
+        if self.stopped:
+            _show(state, "stopped", self.stopped)
+        after = self._of_all.evaluate(wrap_trained(kwargs))
+        findings = self.findings = judge(self._base_of_all, after)
+        primary = {name: b.primary for name, b in findings.benchmarks.items()}
+        tuned = {f"tuned/{name}": change.tuned.value for name, change in primary.items()}
+        self._log(tuned | _changes(findings), state)
+        counts = [benchmark.n for benchmark in findings.benchmarks.values()]
+        _show(state, "end", f"{_describe_changes(findings)}   {_count_questions(counts)}")
+
+    def _log(self, values: dict[str, float], state: Any) -> None:
+        epoch = {"epoch": state.epoch} if state.epoch is not None else {}
+        state.log_history.append({**values, **epoch, "step": state.global_step})
+        if self._log_elsewhere:
+            self._log_elsewhere(values, step=state.global_step)
+
+
+def _changes(findings: Findings) -> dict[str, float]:
+    """Return the change of each benchmark with the ends of its interval, by metric name."""
+    values: dict[str, float] = {}
+    for name, benchmark in findings.benchmarks.items():
+        d, key = benchmark.primary.difference, f"change/{name}"
+        values |= {key: d.value, f"{key}_low": d.low, f"{key}_high": d.high}
+    return values
+
+
+def _show(state: Any, moment: str, content: str) -> None:
+    """Print a line above the bars of tqdm, which the trainer draws in terminals."""
+    width = len(f"step {state.max_steps}/{state.max_steps}")
+    with tqdm.external_write_mode():
+        console.show_line(f"{moment:<{width}}  {content}")
+
+
+def _describe_scores(base: Evaluation) -> str:
+    results = base.benchmarks
+    scores = [f"{n} {format_number(100 * r.score.value)}" for n, r in results.items()]
+    return "   ".join([*scores, _count_questions([len(r.samples) for r in results.values()])])
+
+
+def _describe_changes(findings: Findings) -> str:
+    parts = []
+    for name, benchmark in findings.benchmarks.items():
+        change, interval = format_points(benchmark.primary.difference.estimate)
+        # Where too much thinking never ended, a change may not be claimed.
+        parts.append(f"{name} {change} {interval if benchmark.is_measured else ''}".rstrip())
+    return "   ".join(parts)
+
+
+def _count_questions(counts: list[int]) -> str:
+    fewest, most = min(counts), max(counts)
+    n = pluralize(most, "question") if fewest == most else f"{fewest:,} to {most:,} questions"
+    return f"({n}{' each' * (len(counts) > 1)})"

@@ -1,0 +1,133 @@
+"""What `slimdown run` does with its command line: a run, a sweep, a plan, help."""
+
+import argparse
+import sys
+from contextlib import suppress
+from unittest.mock import patch
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from slimdown.config.engines import BACKENDS, ENGINES, list_engines
+from slimdown.config.help import write_help
+from slimdown.config.loader import register_schema, reword
+from slimdown.config.paths import CONF_DIR
+from slimdown.runs.input_checks import find_problems
+from slimdown.sweep.command_line import CommandLine, CommandPlan, compose_runs, read_command_line
+from slimdown.sweep.shorthands import read_flags
+from slimdown.utils.distributed import (
+    broadcast_from_main,
+    check_launcher,
+    process_count,
+    process_rank,
+)
+from slimdown.utils.errors import ConfigError, DataError, SlimdownError
+
+
+def start(arguments: list[str]) -> int:
+    """Run what the command line asks for.
+
+    Args:
+        arguments: Settings and Hydra's flags, without the program.
+
+    Returns:
+        The exit code: 0, or 1 where a launched process or a job of a sweep failed.
+
+    Raises:
+        SlimdownError: The run cannot go on.
+    """
+    if {"-h", "--help", "--help=all"} & {*arguments}:
+        return _show_help(arguments)
+    line = read_command_line(arguments)
+    if not line.is_run:
+        return _ask_hydra(arguments)
+    check_launcher()
+    # Accelerate or torchrun started this process; only the first one says what is wrong.
+    if process_rank() > 0 and line.plan:
+        return 0
+    if process_rank() > 0 and line.is_run:
+        with suppress(SlimdownError):
+            config = compose_runs(line).runs[0].config
+            broadcast_from_main(None)
+            from slimdown.runs.experiment import assist_run
+
+            assist_run(config)
+            return 0
+        return 1
+    plan = compose_runs(line)
+    train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
+    chosen = ENGINES[train.engine], BACKENDS[evaluation.backend]
+    is_alone = line.is_sweep or train.stop_on_forgetting
+    is_alone = is_alone or not all(one.takes_processes for one in chosen)
+    if is_alone and (n := process_count()) > 1:
+        alone = [name for name, one in list_engines() if not one.takes_processes]
+        named = f"-m, {', '.join(alone)} and stop_on_forgetting=true"
+        raise ConfigError(f"{named} take one process, and there are {n}")
+    if problems := list(dict.fromkeys(find_problems([run.config for run in plan.runs]))):
+        raise DataError("\n".join(problems))
+    if line.plan:
+        return _show_plan(line, plan)
+    if line.is_sweep:
+        from slimdown.sweep.sweeper import Sweep
+
+        return Sweep(line, plan).run()
+    broadcast_from_main(None)  # all are there before the long work begins
+    from slimdown.sweep.jobs import run_job
+    from slimdown.sweep.launching import run_here
+    from slimdown.tracking.provenance import RunInfo
+
+    run_here(plan.hydra, lambda: run_job(plan.runs[0], RunInfo("")))
+    return 0
+
+
+def _show_plan(line: CommandLine, plan: CommandPlan) -> int:
+    """Show what a command will do, and how long it takes."""
+    from slimdown.report.console import show_plans
+    from slimdown.sweep.plans import plan_runs
+
+    n_trials = plan.runs[0].config.search.n_trials if plan.space else 1
+    planned = plan_runs(plan.runs, n_trials, line.plan == "try")
+    show_plans(planned.plans, planned.n_finished)
+    return 0
+
+
+def _show_help(arguments: list[str]) -> int:
+    """Show one screen, or with `--help all` every choice and setting."""
+    from slimdown.report.console import print_text
+
+    others = [one for one in arguments if one not in ("-h", "--help", "--help=all", "all")]
+    is_whole = "all" in arguments or "--help=all" in arguments
+    print_text(write_help(is_whole, read_command_line(others).folders))
+    return 0
+
+
+def _ask_hydra(arguments: list[str]) -> int:
+    """Have Hydra answer `--cfg`, `--hydra-help` and the like."""
+
+    def refuse_run(_: DictConfig) -> None:
+        raise ConfigError(
+            f"slimdown knows no run with {' '.join(arguments)}; see slimdown run --help"
+        )
+
+    if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
+        problem = "--experimental-rerun reads a pickle, which can run code"
+        raise ConfigError(f"{problem}; repeat the command instead")
+    sys.argv[1:] = read_flags(arguments)
+    register_schema()
+    # Python 3.14 checks a help text before it is shown, and one of Hydra's is no text until then.
+    # To be deleted when https://github.com/facebookresearch/hydra/issues/3121 is released.
+    allow = patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True)
+    try:
+        with allow:
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
+                refuse_run
+            )()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
+        raise ConfigError(reword(error)) from error
+    except BrokenPipeError:  # a reader of what Hydra prints has seen enough
+        return 0
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0

@@ -1,0 +1,307 @@
+"""Entries of Every Eval Ever: `UUID.json` and, beside it, `UUID_samples.jsonl`.
+
+Reads schema 0.3 (https://github.com/evaleval/every_eval_ever), which converters write from logs of
+lm_eval, Inspect and HELM. The first file says what was asked and of whom; the second has a line for
+each question and score. An entry without the second file holds nothing that can be paired.
+
+Entries that were made from lm_eval's logs keep its metrics and hashes, and are read as lm_eval's
+logs are. In all others a line's score is that of its benchmark, or of the metric that its
+`evaluation_result_id` names. Entries hold no likelihoods, so p_right cannot be computed.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import md5, sha256
+from math import fsum, isclose
+from pathlib import Path
+from typing import Any
+
+from slimdown.evaluation.harness_results import parse_score
+from slimdown.evaluation.logs.lm_eval import known_benchmarks
+from slimdown.evaluation.logs.logged_task import (
+    LoggedAnswer,
+    LoggedAnswers,
+    LoggedTask,
+    drop_free,
+    explain_malformed,
+    name_metric,
+    name_model,
+    read_limit,
+    read_table_rows,
+    write_conditions,
+)
+from slimdown.evaluation.results import Metric
+from slimdown.utils.errors import DataError
+from slimdown.utils.hashing import hash_json
+
+FILES = "entries of Every Eval Ever, UUID.json with UUID_samples.jsonl"
+_UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_NAME = re.compile(rf"({_UUID})(?:\.json|_samples\.jsonl)")
+_VERSION = re.compile(r"0\.3(\.\d+)?")
+# Folders between the one that a converter was told to write to and its files: benchmark, developer
+# and model; the repository has `data` above them.
+_PLACES = ("*.json", "*/*.json", "*/*/*.json", "*/*/*/*.json", "data/*/*/*/*.json")
+
+
+def find_files(path: Path) -> list[Path]:
+    """Find the entries that a path stands for, oldest first: the files without samples."""
+    if path.is_file():
+        match = _NAME.fullmatch(path.name)
+        return [path.with_name(f"{match[1]}.json")] if match else []
+    found = (file for pattern in _PLACES for file in path.glob(pattern))
+    files = {file for file in found if _NAME.fullmatch(file.name) and file.is_file()}
+    return sorted(files, key=lambda file: (_read_date(file), file))
+
+
+def _read_date(file: Path) -> float:
+    """Read when an entry was made; 0 where it is damaged, which `open_logs` explains."""
+    with suppress(Exception):
+        return float(json.loads(file.read_bytes())["retrieved_timestamp"])
+    return 0.0
+
+
+def open_logs(file: Path) -> Iterator[LoggedTask]:
+    """Read an entry: a task for each benchmark that its lines name.
+
+    Raises:
+        DataError: It has another schema version, no results of single questions, or is damaged.
+    """
+    if not file.is_file():
+        raise DataError(f"there is no {file}, which says what {file.stem}_samples.jsonl holds")
+    with explain_malformed(f"{file} is no entry of Every Eval Ever, or was cut short"):
+        entry = json.loads(file.read_bytes())
+        version = str(entry.get("schema_version"))
+        if not _VERSION.fullmatch(version):
+            advice = "convert the log again with a current every_eval_ever"
+            raise DataError(
+                f"{file} has schema version {version:.40}; slimdown reads 0.3: {advice}"
+            )
+        if not entry.get("detailed_evaluation_results"):
+            problem = "has no results of single questions (detailed_evaluation_results)"
+            raise DataError(f"{file} {problem}; convert the log with --include_samples")
+        model, library = entry["model_info"], entry["eval_library"]
+        engine = (model.get("inference_engine") or {}).get("name")
+        arguments = _read_arguments(model.get("additional_details") or {})
+        adapter = arguments.get("peft") or arguments.get("lora_local_path")
+        made_by = {
+            "model": name_model(str(adapter or model["id"]), arguments),
+            "tool": f"{library['name']} {library['version']}",
+            "backend": str(engine or model.get("inference_platform") or library["name"]),
+        }
+        by_title = _read_lines(file, entry)
+        for title, lines in by_title.items():
+            results = _find_results(entry["evaluation_results"], lines)
+            generation = results[0].get("generation_config") or {}
+            limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
+            settings = {"generation": generation, "model_args": drop_free(arguments)}
+            conditions = write_conditions("Every Eval Ever", title, settings)
+            answers = _read_answers(file, lines, results)
+            described: dict[str, Any] = {"made_by": made_by, "conditions": conditions}
+            described |= {"answers": answers, "max_new_tokens": limit}
+            yield _Entry(file, title, **described, lines=lines, results=results)
+
+
+@dataclass(frozen=True)
+class _Entry(LoggedTask):
+    """A benchmark of an entry; where lm_eval made it, with lm_eval's own settings and scores."""
+
+    lines: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
+    results: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
+
+    def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
+        """Read the answers; of lm_eval's metrics those that are means as it reports them."""
+        answers = super().read_answers(name, cluster)
+        if not _is_of_harness(self.lines):
+            return answers
+        with explain_malformed(
+            f"{self.file}: {self.title} is not as lm_eval's converter writes it"
+        ):
+            reported = _read_reported(self.results)
+        usable = []
+        for metric in answers.metrics:
+            scores = [sample.scores.get(metric) for sample in answers.samples]
+            known = [score for score in scores if score is not None]
+            mean = fsum(known) / len(known)
+            is_mean = isclose(reported.get(metric, mean), mean, abs_tol=1e-9)
+            if len(known) == len(scores) and is_mean:
+                usable.append(metric)
+        usable.sort(key=lambda metric: metric not in reported)
+        n_reported = sum(metric in reported for metric in usable)
+        settings = known_benchmarks().get(self.title, answers.settings)
+        shots = _read_shots(self.results)
+        settings = replace(settings, num_fewshot=shots, cluster=cluster)
+        return replace(answers, metrics=usable, n_reported=n_reported or None, settings=settings)
+
+
+def _read_arguments(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how the model was loaded, where the entry says it."""
+    text = str(details.get("model_args") or "")
+    arguments: Any = dict(part.partition("=")[::2] for part in text.split(",") if part)
+    if text.startswith("{"):
+        with suppress(ValueError, SyntaxError):
+            arguments = ast.literal_eval(text)
+    if details.get("dtype"):  # what `auto` stood for
+        arguments["dtype"] = str(details["dtype"]).removeprefix("torch.")
+    return {str(key): value for key, value in arguments.items()}
+
+
+def _read_lines(file: Path, entry: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Read the lines of an entry by benchmark, and check that they are those it names."""
+    details = entry["detailed_evaluation_results"]
+    samples = file.with_name(f"{file.stem}_samples.jsonl")
+    if not samples.is_file():
+        raise DataError(f"there is no file {samples}, which {file.name} names")
+    digest = {"sha256": sha256, "md5": md5}.get(str(details.get("hash_algorithm")))
+    if digest and details.get("checksum") not in (None, digest(samples.read_bytes()).hexdigest()):
+        raise DataError(f"{samples} is not what {file.name} was written with: its checksum differs")
+    by_title: dict[str, list[dict[str, Any]]] = {}
+    for number, line in read_table_rows(samples):
+        with explain_malformed(f"{samples}, line {number}, is no line of Every Eval Ever"):
+            version = str(line["schema_version"])
+            if not _VERSION.fullmatch(version):
+                problem = f"has schema version {version:.40}; slimdown reads 0.3"
+                raise DataError(f"{samples}, line {number}, {problem}")
+            if line["evaluation_id"] != entry["evaluation_id"]:
+                raise DataError(
+                    f"{samples}, line {number}, belongs to {line['evaluation_id']!r:.80}"
+                )
+            if line.get("error"):
+                problem = f"question {line['sample_id']!r:.80} ended in an error"
+                raise DataError(f"{samples}, line {number}: {problem}: {line['error']!s:.100}")
+            by_title.setdefault(_name_benchmark(line), []).append(line)
+    n_lines = sum(map(len, by_title.values()))
+    if not n_lines or details.get("total_rows") not in (None, n_lines):
+        raise DataError(f"{samples} has {n_lines} lines, {file.name} {details.get('total_rows')}")
+    return by_title
+
+
+def _name_benchmark(line: Mapping[str, Any]) -> str:
+    """Name the benchmark: without the filter of lm_eval, which is part of the metric."""
+    metadata = line.get("metadata") or {}
+    return str(line["evaluation_name"]).removesuffix(f"/{metadata.get('filter')}")
+
+
+def _is_of_harness(lines: Sequence[Mapping[str, Any]]) -> bool:
+    return all("lm_eval_metrics" in (line.get("metadata") or {}) for line in lines)
+
+
+def _find_results(
+    results: Sequence[dict[str, Any]], lines: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Find the results that some lines belong to: by id, else by name, else all."""
+    ids = {line.get("evaluation_result_id") for line in lines} - {None}
+    names = {line["evaluation_name"] for line in lines}
+    by_id = [result for result in results if result.get("evaluation_result_id") in ids]
+    by_name = [result for result in results if result["evaluation_name"] in names]
+    return by_id or by_name or list(results)
+
+
+def _read_shots(results: Sequence[Mapping[str, Any]]) -> int | None:
+    details = (results[0].get("generation_config") or {}).get("additional_details") or {}
+    shots = str(details.get("num_fewshot"))
+    return int(shots) if shots.isdecimal() else None
+
+
+def _read_reported(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Read the scores that lm_eval reported, by metric."""
+    return {
+        _name_harness_metric(result): float(result["score_details"]["score"]) for result in results
+    }
+
+
+def _name_harness_metric(result: Mapping[str, Any]) -> str:
+    """Name a metric of lm_eval: `exact_match (filter: strict)` as `exact_match.strict`."""
+    description = str(result["metric_config"]["evaluation_description"])
+    name, _, rest = description.partition(" (filter: ")
+    return Metric(name, rest.removesuffix(")") or "none")
+
+
+def _name_metric(result: Mapping[str, Any]) -> str:
+    """Name the metric of a result as a record takes it."""
+    config = result["metric_config"]
+    names = (config.get(key) for key in ("metric_id", "metric_name", "evaluation_description"))
+    return name_metric(str(next(filter(None, names), "score")))
+
+
+def _read_answers(
+    file: Path, lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+) -> Iterator[LoggedAnswer]:
+    """Read a benchmark's questions, each with the scores of all its lines."""
+    has_harness_metrics = _is_of_harness(lines)
+    name_of = _name_harness_metric if has_harness_metrics else _name_metric
+    worse = {name_of(result) for result in results if result["metric_config"]["lower_is_better"]}
+    by_id = {result.get("evaluation_result_id"): result for result in results}
+    by_question: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        by_question.setdefault(str(line["sample_id"]), []).append(line)
+    for question, own_lines in by_question.items():
+        with explain_malformed(f"{file}: question {question!r:.80} is not as schema 0.3 has it"):
+            scores: dict[str, list[float]] = {}
+            answers: dict[str, str] = {}
+            for line in own_lines:  # a question that was asked several times has its mean score
+                if has_harness_metrics:
+                    found = _read_harness_scores(line)
+                else:
+                    result = by_id.get(line.get("evaluation_result_id"), results[0])
+                    found = {_name_metric(result): float(line["evaluation"]["score"])}
+                for metric, score in found.items():
+                    scores.setdefault(metric, []).append(score)
+                    answers.setdefault(metric, _read_extracted(line))
+            means = {
+                metric: fsum(s) / len(s) for metric, s in scores.items() if metric not in worse
+            }
+            yield _read_question(own_lines[0], means, answers)
+
+
+def _read_harness_scores(line: Mapping[str, Any]) -> dict[str, float]:
+    """Read the scores that lm_eval gave to an answer, by metric and filter."""
+    metadata = line["metadata"]
+    scores = json.loads(metadata["lm_eval_metrics"])
+    numbers = {Metric(name, metadata["filter"]): parse_score(scores[name]) for name in scores}
+    return {metric: number for metric, number in numbers.items() if number is not None}
+
+
+def _read_question(
+    line: Mapping[str, Any], scores: dict[str, float], answers: dict[str, str]
+) -> LoggedAnswer:
+    """Read what was asked and answered."""
+    asked, metadata = line["input"], dict(line.get("metadata") or {})
+    choices = [str(choice) for choice in asked.get("choices") or ()]
+    references = [str(reference) for reference in asked["reference"]]
+    if choices:  # lm_eval names the right choice by its place
+        places = {str(place): choice for place, choice in enumerate(choices)}
+        references = [places.get(reference, reference) for reference in references]
+    digest = hash_json([asked["raw"], references, choices])
+    is_pick = bool(choices) and "lm_eval_metrics" in metadata  # by likelihood; nothing was written
+    fields: dict[str, Any] = {
+        "prompt": str(asked.get("formatted") or asked["raw"]),
+        "target": " | ".join(references),
+        "response": "" if is_pick else _read_response(line),
+        "answers": {metric: answers[metric] for metric in scores},
+        "scores": scores,
+        "doc_hash": str(metadata.get("doc_hash") or digest),
+        "document": metadata,
+    }
+    if metadata.get("prompt_hash"):
+        fields["prompt_hash"] = str(metadata["prompt_hash"])
+    chance = 1 / len(set(choices)) if choices else 0.0
+    return str(line["sample_id"]), chance, fields
+
+
+def _read_response(line: Mapping[str, Any]) -> str:
+    """Read what the model wrote: the output, or the last message of the assistant."""
+    if output := line.get("output"):
+        return "".join(map(str, output["raw"][:1]))
+    messages = line.get("messages") or ()
+    written = [m.get("content") or "" for m in messages if m["role"] == "assistant"]
+    return str(written[-1]) if written else ""
+
+
+def _read_extracted(line: Mapping[str, Any]) -> str:
+    """Read the answer as it was taken from the text, else the text."""
+    found = [part for part in line.get("answer_attribution") or () if part["is_terminal"]]
+    return str(found[-1]["extracted_value"]) if found else _read_response(line)

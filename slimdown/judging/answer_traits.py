@@ -1,0 +1,101 @@
+"""Traits of answers: what changed in them, whether right or wrong (CapTrack, arXiv 2603.06610).
+
+A score is a metric. Every other statistic on all answers is a trait, and stands in this module;
+those on lost ones are in `losses.py`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import fsum, inf, log2, nan
+from unicodedata import name as unicode_name
+
+from slimdown.config.benchmark_config import BYTE_PROBABILITY
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.judging.pairing import Pair
+from slimdown.scoring.refusal import read_refusal
+from slimdown.stats.estimates import compare_scores, to_array, to_weighted
+
+LENGTHS = ("words", "words thought")
+NEVER_ENDED, THINKS, RAN_OUT = "thinking never ended", "thinks", "ran out of tokens"
+BITS = "bits a byte"
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One trait of answers, before and after."""
+
+    name: str  # a mean (words, bits a byte), or the share of answers that are empty, refusals, ...
+    base: float
+    tuned: float
+    low: float  # of the 95 % interval of the change, paired; nan where none can be given
+    high: float
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean number of words or bits, and not a share."""
+        return self.name in (*LENGTHS, BITS)
+
+
+def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
+    """Compare the traits of both models' answers; empty where these are choices.
+
+    Args:
+        pair: Both models' answers to one benchmark.
+
+    Returns:
+        Of texts that are read, the bits a byte. Of answers, the mean number of words without
+        thinking, then those traits that are not 0 for both models: the words thought; the shares of
+        answers that think, never end thinking, ran out of tokens, are empty, are unreadable,
+        refuse, or are in another script than the base's.
+    """
+    if pair.base.benchmark.metric == BYTE_PROBABILITY:
+        return (Trait(BITS, _measure_bits(pair.base), _measure_bits(pair.tuned), nan, nan),)
+    sides = pair.base.samples, pair.tuned.samples
+    if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
+        return ()
+    if not any(sample.response for side in sides for sample in side):  # a table may hold no answers
+        return ()
+    metric, phrases = pair.base.benchmark.metric, pair.base.benchmark.refusal_phrases or ()
+    read: dict[str, Callable[[Sample], float]] = {
+        "words": lambda sample: len(sample.response.split()),
+        "words thought": lambda sample: len(sample.thinking.split()),
+        THINKS: lambda sample: bool(sample.thinking.split()),
+        NEVER_ENDED: lambda sample: sample.never_ended,
+        RAN_OUT: lambda sample: sample.ran_out,
+        "empty": lambda sample: not sample.response.strip(),
+        "unreadable": lambda s: s.answers.get(metric, "").strip() in ("", "[invalid]"),
+        "refusal": lambda sample: read_refusal(sample.response, phrases) == "refuse",
+    }
+    measured: dict[str, tuple[list[float], ...]] = {}
+    for name, measure in read.items():
+        measured[name] = tuple([float(measure(sample)) for sample in side] for side in sides)
+    scripts = zip(*([_find_script(s.response) for s in side] for side in sides), strict=True)
+    differs = [float(a != b and "" not in (a, b)) for a, b in scripts]
+    measured["other script"] = [0.0] * len(differs), differs
+    # A word takes at least one token, so an answer has no more words than the token limit.
+    limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
+    longest = max(1, limit, *(max(side) for name in LENGTHS for side in measured[name]))
+    traits = []
+    for name, (before, after) in measured.items():
+        if name == "words" or any(before) or any(after):
+            unit = longest if name in LENGTHS else 1  # a score lies between 0 and 1
+            x, y = ([one / unit for one in side] for side in (before, after))
+            d = compare_scores(x, y, pair.sampling)
+            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (x, y))
+            ends = (nan, nan) if name in LENGTHS and not limit else (d.low, d.high)
+            traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
+    return tuple(traits)
+
+
+def _measure_bits(evaluation: BenchmarkEvaluation) -> float:
+    """Return the bits a byte of all texts together, as the harness's `bits_per_byte` has it."""
+    texts = [(len(one.prompt.encode()), one.scores[BYTE_PROBABILITY]) for one in evaluation.samples]
+    bits = fsum(n * -log2(share) if share else inf for n, share in texts)
+    return bits / sum(n for n, _ in texts)
+
+
+def _find_script(text: str) -> str:
+    """Return the script of most letters, such as LATIN; empty without letters."""
+    scripts = Counter(unicode_name(char, "").partition(" ")[0] for char in text if char.isalpha())
+    return scripts.most_common(1)[0][0] if scripts else ""

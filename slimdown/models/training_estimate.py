@@ -1,0 +1,63 @@
+"""Estimate what a run holds in memory, from the model's outline: no weights are loaded."""
+
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from slimdown.config.schema import RunConfig
+from slimdown.models.adapters import attach_adapter
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weight_bytes
+
+_BYTES_A_TRAINED = (
+    16  # the number, its gradient and AdamW's two means, in float32; the base's is one
+)
+
+
+@dataclass(frozen=True)
+class TrainingSizes:
+    """What a training holds.
+
+    Attributes:
+        n_trained: Parameters that are trained.
+        n_bytes: Weights, what is trained, and the activations of a batch of the longest rows.
+    """
+
+    n_trained: int
+    n_bytes: int
+
+
+def estimate_quantized_bytes(config: RunConfig, outline: Any, dtype: torch.dtype) -> dict[str, int]:
+    """Estimate the bytes of a model's weights under each name of `quantization`."""
+    sizes = {}
+    for name in ("none", "int8", "nf4"):
+        is_4bit, is_8bit = name == "nf4", name == "int8"
+        held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
+        sizes[name] = estimate_weight_bytes(outline, held, dtype)
+    return sizes
+
+
+def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> TrainingSizes | None:
+    """Estimate what a training holds.
+
+    Args:
+        config: The settings.
+        outline: See `load_outline`; it is not changed.
+        dtype: Of what is not quantized.
+
+    Returns:
+        The sizes; None where the outline does not do, as for prompt tuning, which starts from the
+        embeddings.
+    """
+    weights = estimate_weight_bytes(outline, config.quantization, dtype)
+    base = LoadedModel(deepcopy(outline), None, config.model.id, str(dtype))
+    with suppress(NotImplementedError, RuntimeError, OSError, ValueError):
+        adapted = attach_adapter(base, config.method, config.lora, config.seed)
+        n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        step = estimate_step_bytes(adapted, config.train, dtype)
+        each = _BYTES_A_TRAINED - (dtype.itemsize if config.method.facts.trains_weights else 0)
+        return TrainingSizes(n_trained, weights + each * n_trained + step)
+    return None

@@ -1,0 +1,48 @@
+"""What is wrong with the rows, tasks, models and options of runs, found before the first begins."""
+
+from collections.abc import Iterator, Sequence
+
+from slimdown.config.benchmarks import check_task_names
+from slimdown.config.engines import BACKENDS, Backend
+from slimdown.config.refused_options import needs_libraries
+from slimdown.config.schema import RunConfig
+from slimdown.models.tuned_base import find_wrong_base
+from slimdown.utils.devices import count_gpus
+from slimdown.utils.hub import check_repositories
+
+
+def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
+    """Find what is wrong with rows, tasks, repositories and options, before the first run."""
+    from slimdown.data.row_checks import check_row_files
+
+    problems: list[str] = []
+    for datasets in {repr(config.dataset): config.dataset for config in configs}.values():
+        problems += check_row_files(datasets)
+    for keep in {repr(config.keep): config.keep for config in configs}.values():
+        problems += keep.find_file_problems()
+    for config in {repr(config.benchmark): config for config in configs}.values():
+        problems += check_task_names(config.benchmark, config.evaluation.include_path)
+    backend = configs[0].evaluation.backend
+    if BACKENDS[backend].needs_gpu and not count_gpus():
+        needs = f"evaluation.backend={backend} needs a GPU of NVIDIA's"
+        problems.append(f"{needs}; set evaluation.backend={Backend.hf}")
+    wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
+    sources = (source for config in configs for source in _list_sources(config))
+    problems += wrong_bases or check_repositories(sources)
+    with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
+    if with_options and not problems:
+        from slimdown.training.options import check_options  # torch
+
+        problems += [one for config in with_options.values() for one in check_options(config)]
+    return iter(problems)
+
+
+def _list_sources(config: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what `check_repositories` asks the hub for."""
+    for model in filter(None, (config.model, config.tuned_model)):
+        if not model.folder:
+            yield model.named, model.id, model.revision, "model"
+    for name, dataset in config.dataset.items():
+        if not dataset.file:
+            setting = f"dataset.{name}.path={dataset.path}"
+            yield setting, dataset.path, dataset.revision, "dataset"

@@ -1,0 +1,199 @@
+"""What a run reads before it loads weights: benchmarks, rows, the tokenizer, models' outlines."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slimdown.config.engines import BACKENDS
+from slimdown.config.loader import complete_config, read_trained_quantization
+from slimdown.config.rules import check_rows
+from slimdown.config.schema import EvaluationConfig, RunConfig
+from slimdown.data.chat_templates import choose_prompts, read_template_args
+from slimdown.data.training_data import TrainingData, load_training_data
+from slimdown.evaluation.evaluator import check_room
+from slimdown.evaluation.served_evaluation import find_served_otherwise
+from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
+from slimdown.models.adapters import check_base
+from slimdown.models.base_model import LoadedModel, fix_dtypes, load_base_tokenizer
+from slimdown.models.external import (
+    ExternalModel,
+    fetch_tuned_model,
+    open_tuned_model,
+    read_chat_template,
+)
+from slimdown.models.gguf_file import read_gguf_header
+from slimdown.utils.errors import DataError, SlimdownError
+from slimdown.utils.progress import OnProgress
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run reads before it loads weights, checked.
+
+    Attributes:
+        config: The settings with nothing left to choose.
+        outline: The base without its weights.
+        tokenizer: The base's.
+        tasks: The benchmarks.
+        not_run: Why a suite lacks benchmarks, by name.
+        train_data: The rows; None where nothing is trained.
+        external: The model that was tuned elsewhere.
+        served: The benchmarks that it is asked once more, as it is served.
+        notes: Lines for the user.
+    """
+
+    config: RunConfig
+    outline: Any
+    tokenizer: Any
+    tasks: dict[str, BenchmarkTask]
+    not_run: dict[str, str]
+    train_data: TrainingData | None
+    external: ExternalModel | None
+    served: dict[str, BenchmarkTask]
+    notes: list[str]
+
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether the tuned model puts virtual tokens before a prompt."""
+        facts = self.config.method.facts
+        return self.external.learns_prompt if self.external else facts.learns_prompt
+
+
+def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) -> RunInputs:
+    """Read benchmarks, rows, the tokenizer and the models' outlines.
+
+    Args:
+        config: The checked settings.
+        on_progress: Receives the name of what is read.
+
+    Raises:
+        SlimdownError: Something that you can mend.
+    """
+    train_data = None
+    outline = check_base(config)
+    if (backend := BACKENDS[config.evaluation.backend]).module:
+        backend.find_function("check_tuned")(config)
+    config = fix_dtypes(config)
+    tasks, not_run = load_benchmarks(config, on_progress)
+    config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
+    tokenizer = load_tokenizer(config)
+    notes: list[str] = []
+    tuned_model = config.tuned_model
+    if tuned_model and tuned_model.gguf:
+        weights = read_gguf_header(tuned_model.gguf, tuned_model.named).weights
+        notes.append(
+            f"The weights are those of {tuned_model.gguf.name}{f' ({weights})' * bool(weights)}, "
+            "unpacked by transformers; the engine is not llama.cpp."
+        )
+    elif tuned_model:
+        trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
+        note = f"Both models are measured with quantization={config.quantization.name}"
+        if trained_on not in ("none", config.quantization.name):
+            note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
+        notes.append(f"{note}.")
+    else:
+        on_progress(0, 0, ", ".join(config.dataset))
+        train_data = read_rows(config, tokenizer)
+        keep = config.keep.adapt_to(tokenizer, train_data, config)
+        if keep.name != config.keep.name:
+            notes.append(f"keep={config.keep.name} is here {keep.describe()}.")
+            config = complete_config(replace(config, keep=keep))
+        n_rows = sum(len(part.train) for part in train_data.parts)
+        for problem in check_rows(config, n_rows, not train_data.holds_conversations):
+            raise DataError(problem)
+        notes += train_data.notes
+    evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
+    config, notes = replace(config, evaluation=evaluation), more + notes
+    base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    check_room(tasks, evaluation, base)
+    external = open_tuned_model(config, base) if config.tuned else None
+    served = dict[str, BenchmarkTask]()
+    if external and external.differences:
+        served, more = _find_served(external, evaluation, tasks)
+        notes += more
+    if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
+        notes.append(
+            "Rows, questions and learning rate are those of the pocket world; with "
+            f"model={config.model.id} they are those for real models."
+        )
+    read = train_data, external, served, notes
+    return RunInputs(config, outline, tokenizer, tasks, not_run, *read)
+
+
+def _find_served(
+    external: ExternalModel, evaluation: EvaluationConfig, tasks: dict[str, BenchmarkTask]
+) -> tuple[dict[str, BenchmarkTask], list[str]]:
+    """Find what the tuned model is asked once more, and say how it is served otherwise."""
+    assert external.serving
+    assert external.base_serving
+    notes = [f"As it is served: {line}." for line in external.differences]
+    try:
+        outline = external.outline or external.base.outline
+        model = external.serve(replace(external.base, model=outline, outline=outline))
+        templates = external.tokenizer.chat_template, model.tokenizer.chat_template
+        about = templates, external.serving, external.base_serving
+        served = find_served_otherwise(tasks, evaluation, *about)
+        if served and BACKENDS[evaluation.backend].module:
+            return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
+        check_room(served, evaluation, model)
+    except SlimdownError as error:  # its template fails, or drops what is set
+        return {}, [*notes, f"It cannot be measured as it is served: {error}"]
+    if served:
+        names = ", ".join(served)
+        notes.append(
+            f"It is measured as the base is asked, and once more as it is served: {names}."
+        )
+    return served, notes
+
+
+def load_tokenizer(config: RunConfig) -> Any:
+    """Load the base's tokenizer; without a chat template it gets that of the tuned model."""
+    tokenizer = load_base_tokenizer(config.model)
+    if config.tuned_model and not tokenizer.chat_template:
+        tokenizer.chat_template = read_chat_template(config.tuned_model)
+    return tokenizer
+
+
+def load_benchmarks(
+    config: RunConfig, on_progress: OnProgress = lambda *_: None
+) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
+    """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded."""
+    not_run: dict[str, str] = {}
+    lacking = not_run if config.suite else None
+    folder = config.evaluation.include_path
+    return load_tasks(config.benchmark, folder, lacking=lacking, on_progress=on_progress), not_run
+
+
+def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
+    """Read the rows of the chosen datasets, see `load_training_data`."""
+    thinks = config.evaluation.enable_thinking
+    return load_training_data(config.dataset, tokenizer, config.seed, config.keep, thinks)
+
+
+def decide_prompts(
+    config: RunConfig,
+    tasks: dict[str, BenchmarkTask],
+    tokenizer: Any,
+    train_data: TrainingData | None,
+) -> tuple[EvaluationConfig, list[str]]:
+    """Decide how benchmarks are asked, see `choose_prompts`.
+
+    Args:
+        config: The settings.
+        tasks: The benchmarks.
+        tokenizer: What `load_tokenizer` returned.
+        train_data: The rows; None: nothing is trained, or they hold no conversations.
+
+    Returns:
+        The settings of the evaluation with nothing left to choose, and lines for the user.
+    """
+    is_chat = train_data is not None and train_data.holds_conversations
+    if (tuned := config.tuned_model) and not train_data:
+        is_chat = read_chat_template(tuned) is not None
+    has_reason = is_chat and any(task.generates for task in tasks.values())
+    setting = config.evaluation.apply_chat_template
+    is_plain = setting is False or (setting == "auto" and not has_reason)
+    if is_plain and any(task.has_messages for task in tasks.values()):
+        read_template_args(tokenizer, replace(config.evaluation, apply_chat_template=True))
+        note = "Messages are asked through the chat template, and other prompts are plain."
+        return replace(config.evaluation, apply_chat_template=False), [note]
+    return choose_prompts(config.evaluation, tokenizer, has_reason)

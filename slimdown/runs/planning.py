@@ -1,0 +1,270 @@
+"""`slimdown run ... --plan`: what a run will do and how long it takes, before any of it is done.
+
+Benchmarks, rows and the tokenizer are read as the run reads them, and no weights. The time comes
+from runs of this model on this machine; `--plan=try` loads the weights and tries one batch of each
+kind of work instead. Nothing is left in the record.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import ceil, nan
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+
+from slimdown.config.engines import ENGINES
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.evaluator import count_costs, try_costs
+from slimdown.evaluation.results import Cost, Work
+from slimdown.models.base_model import (
+    MODEL_FILES,
+    LoadedModel,
+    describe_base_model,
+    load_base_model,
+)
+from slimdown.models.device_memory import card_memory, free_memory
+from slimdown.models.training_estimate import estimate_training
+from slimdown.report import console
+from slimdown.report.formatting import format_bytes, pluralize
+from slimdown.report.run_plan import PlannedPart, RunPlan
+from slimdown.runs.inputs import RunInputs, read_inputs
+from slimdown.tracking import store
+from slimdown.tracking.base_evaluations import open_base_cache
+from slimdown.tracking.costs import Rates, estimate_seconds, find_rates
+from slimdown.tracking.run_files import describe_model, describe_prompts
+from slimdown.training.fine_tuning import pack_rows, prepare_training, try_steps
+from slimdown.training.labels import IGNORED
+from slimdown.training.step_splits import choose_forwards
+from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
+from slimdown.utils.distributed import process_count
+from slimdown.utils.errors import TrackingError
+from slimdown.utils.hub import explain_hub_errors
+
+_TRIED_STEPS = 2
+_TRIED_SECONDS = 30.0  # after which no further benchmark of a known kind of work is tried
+
+
+def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 1) -> RunPlan:
+    """Plan a run: read what it reads, count what it asks, and say how long that takes.
+
+    Args:
+        config: The checked settings.
+        title: What stands above the plan.
+        tries: Load the weights, and try one batch of each kind of work.
+        n_equal: How many jobs of a sweep do the same.
+
+    Raises:
+        SlimdownError: Something that you can mend, as the run itself would say it.
+    """
+    with console.progress_bar("reading benchmarks and rows", "benchmarks") as on_progress:
+        inputs = read_inputs(config, on_progress)
+        config = inputs.config
+        about = config.model, config.quantization, inputs.tokenizer, inputs.outline
+        base = describe_base_model(*about)
+        shares = not inputs.learns_prompt
+        counted = count_costs(
+            inputs.tasks, config.evaluation, base, _open_record(config), share_prefixes=shares
+        )
+        rows = _tokenize(inputs, base)
+    rates = find_rates(config, base.device)
+    if tries:
+        rates = _try_work(inputs, rows, rates, shares)
+    parts = list(_list_parts(inputs, counted, rows, rates))
+    facts = list(_describe(inputs, base, rows))
+    about_all = rates.source, n_equal, base.device == "cpu"
+    return RunPlan(title, parts, facts, *about_all)
+
+
+def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str, float]:
+    """Estimate the seconds of base, train and tuned by what equal work took; nan: not known.
+
+    Rows are not tokenized for it: a step is taken to cost what one did.
+    """
+    shares, is_recorded = not inputs.learns_prompt, _open_record(inputs.config)
+    seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
+    about = inputs.tasks, inputs.config.evaluation, base, is_recorded
+    for cost, has_base in count_costs(*about, share_prefixes=shares):
+        of_one = estimate_seconds(cost, rates.find(cost))
+        seconds["base"] += 0.0 if has_base else of_one
+        seconds["tuned"] += of_one
+        seconds["served"] += of_one if cost.name in inputs.served else 0.0
+    if data := inputs.train_data:
+        n_rows = sum(len(part.train) for part in data.parts)
+        known = rates.find(Cost("", Work.steps, 1, 0, 0))
+        n_steps = _count_steps(inputs.config, n_rows)[1]
+        seconds["train"] = known.seconds / known.n * n_steps if known else nan
+    return seconds
+
+
+def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
+    """Return what says whether a base's answers are in the record; it makes no record."""
+    try:
+        store.open_store(config.tracking, must_exist=True)
+    except TrackingError:  # there is none yet
+        return lambda key, name: False
+    return open_base_cache(config).is_recorded
+
+
+def _tokenize(inputs: RunInputs, base: LoadedModel) -> TokenizedRows | None:
+    """Tokenize the rows; None where nothing is trained."""
+    if inputs.train_data is None:
+        return None
+    config = inputs.config
+    about = inputs.tokenizer, config.train, base.device == "cpu", config.seed
+    rows = tokenize_rows(inputs.train_data, *about)
+    if config.train.args.get("packing"):
+        rows = replace(rows, train=pack_rows(rows.train, config.train))
+    return rows
+
+
+def _list_parts(
+    inputs: RunInputs,
+    counted: Sequence[tuple[Cost, bool]],
+    rows: TokenizedRows | None,
+    rates: Rates,
+) -> Iterator[PlannedPart]:
+    def estimate(cost: Cost) -> Cost:
+        return replace(cost, seconds=estimate_seconds(cost, rates.find(cost)))
+
+    texts = {cost.name: _describe_questions(inputs, cost) for cost, _ in counted}
+    for cost, is_recorded in counted:
+        n_tasks = len(inputs.tasks[cost.name].tasks)
+        yield PlannedPart("base", estimate(cost), texts[cost.name], is_recorded, n_tasks)
+    if rows:
+        yield PlannedPart(
+            "train", estimate(count_steps(inputs.config, rows)), _describe_rows(inputs.config, rows)
+        )
+    for cost, _ in counted:
+        yield PlannedPart("tuned", estimate(cost), texts[cost.name])
+    for cost, _ in counted:
+        if cost.name in inputs.served:
+            yield PlannedPart("served", estimate(cost), texts[cost.name])
+    yield PlannedPart(
+        "rest", estimate(Cost("", Work.other, 1, 0, 0)), "loading, validating, recording"
+    )
+
+
+def count_steps(config: RunConfig, rows: TokenizedRows) -> Cost:
+    """Count the steps of a training and the tokens of their batches, as the Trainer counts them."""
+    per_epoch, n_steps = _count_steps(config, len(rows.train))
+    n_tokens = sum(map(len, rows.train["input_ids"])) / per_epoch * n_steps
+    return Cost("", Work.steps, n_steps, round(n_tokens), 0)
+
+
+def _count_steps(config: RunConfig, n_rows: int) -> tuple[int, int]:
+    """Return the steps of an epoch, and of the training."""
+    train = config.train
+    n_together = train.per_device_train_batch_size * process_count()
+    per_epoch = max(1, ceil(ceil(n_rows / n_together) / train.gradient_accumulation_steps))
+    all_epochs = ceil(train.num_train_epochs * per_epoch)
+    return per_epoch, train.max_steps if train.max_steps > 0 else all_epochs
+
+
+def _describe_questions(inputs: RunInputs, cost: Cost) -> str:
+    benchmark = inputs.config.benchmark[cost.name]
+    if cost.work is Work.choices:
+        return pluralize(cost.n, "question")
+    if cost.work is Work.documents:
+        return pluralize(cost.n, "document")
+    repeats = benchmark.repeats or 1
+    drawn = f" x {repeats}" * (repeats > 1)
+    way = f", temperature {benchmark.temperature:g}" if benchmark.temperature else ""
+    thinks = ", thinking" * bool(inputs.config.evaluation.enable_thinking)
+    longest = cost.new_tokens // max(1, cost.n * repeats)
+    noun = "answer" if cost.n == 1 else "answers"
+    return f"{cost.n:,}{drawn} {noun} of up to {longest:,} tokens{way}{thinks}"
+
+
+def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
+    train = config.train
+    size = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
+    return f"{len(rows.train):,} rows, {count_steps(config, rows).n:,} steps of {size}"
+
+
+def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> Iterator[str]:
+    """Say how benchmarks are asked, what is cut, and what memory and download it takes."""
+    config = inputs.config
+    yield f"Base model: {describe_model(config)}."
+    yield f"Asked: {describe_prompts(config.evaluation)}."
+    yield from inputs.notes
+    if inputs.train_data:
+        is_chat = inputs.train_data.holds_conversations
+        asked = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
+        if not any(one.apply_chat_template is is_chat for one in asked):
+            kinds = {True: "go through the chat template", False: "are plain"}
+            yield f"The rows {kinds[is_chat]}, and all prompts {kinds[not is_chat]}."
+    if rows:
+        labels = rows.train["labels"]
+        n_trained = sum(sum(label != IGNORED for label in of_row) for of_row in labels)
+        share = n_trained / max(1, sum(map(len, labels)))
+        yield f"The loss is on {100 * share:.0f} % of the rows' tokens."
+        yield from (f"{note}." for note in rows.notes)
+        yield from config.keep.explain_plan(len(rows.train))
+    for name, reason in inputs.not_run.items():
+        yield f"Not run: {name} ({reason})."
+    needed = base.memory_bytes
+    if rows:
+        longest = max(map(len, rows.train["input_ids"]))
+        if config.train.args.get("packing"):  # rows are laid end to end
+            longest = config.train.max_length
+        dtype, card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
+        train = choose_forwards(config, inputs.outline, dtype, rows, card).apply(config.train)
+        shaped = replace(config, train=replace(train, max_length=longest))
+        training = estimate_training(shaped, inputs.outline, dtype)
+        needed = training.n_bytes if training else needed
+    free = free_memory(torch.device(base.device))
+    on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
+    download = _measure_download(config)
+    fetched = f"; {format_bytes(download)} will be downloaded" if download else ""
+    disk = psutil.disk_usage(str(store.local_dir(config.tracking).anchor or "/")).free
+    yield (
+        f"Memory: {format_bytes(needed)}, and {format_bytes(free)} {on} are free"
+        f"{fetched}; {format_bytes(disk)} of disk are free."
+    )
+
+
+def _measure_download(config: RunConfig) -> int:
+    """Return the bytes of the models' files that are not here yet; 0 where the hub does not say."""
+    n_bytes = 0
+    for model in filter(None, (config.model, config.tuned_model)):
+        if not model.folder:
+            with suppress(Exception), explain_hub_errors(model.named):
+                files: Any = snapshot_download(
+                    model.id,
+                    revision=model.revision,
+                    allow_patterns=[*MODEL_FILES, "*.safetensors"],
+                    ignore_patterns="*/*",
+                    dry_run=True,
+                )
+                n_bytes += sum(one.file_size or 0 for one in files if one.will_download)
+    return n_bytes
+
+
+def _try_work(
+    inputs: RunInputs, rows: TokenizedRows | None, rates: Rates, share_prefixes: bool
+) -> Rates:
+    """Load the weights, and try one batch of each kind of work."""
+    config = inputs.config
+    with console.progress_bar("trying one batch of each kind of work"):
+        began = time.perf_counter()
+        base = load_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
+        seconds = time.perf_counter() - began
+        about = config.evaluation, base, _TRIED_SECONDS, share_prefixes
+        costs = list(try_costs(inputs.tasks, *about))
+        if rows and inputs.train_data and not ENGINES[config.train.engine].module:
+            began = time.perf_counter()
+            prepared = prepare_training(base, inputs.train_data, config)
+            seconds += time.perf_counter() - began
+            whole = count_steps(config, prepared)
+            of_step = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
+            costs.append(replace(whole, seconds=of_step * whole.n))
+            # The loss before and after: a forward takes a third of a step.
+            share = sum(map(len, prepared.validation["input_ids"])) * whole.n / whole.prompt_tokens
+            seconds += 2 * share * of_step / 3
+    known = [one for one in rates.costs if one.work is Work.other]
+    costs += known or [Cost("", Work.other, 1, 0, 0, seconds)]
+    return Rates(tuple(costs), "tried here")

@@ -1,0 +1,129 @@
+"""Measure a tuned model at several scales of its change from the base; nothing is trained."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Evaluation
+from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.causal import disabled_adapters
+from slimdown.models.external import open_tuned_model
+from slimdown.models.interpolation import pair_models
+from slimdown.report import console
+from slimdown.runs.inputs import decide_prompts, load_benchmarks, load_tokenizer, read_rows
+from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
+from slimdown.tracking.store import local_dir
+from slimdown.training.fine_tuning import validate
+from slimdown.training.tokenizing import tokenize_rows
+from slimdown.utils.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ScaledEvaluations:
+    """The answers of a base, and of a tuned model at several scales."""
+
+    base_model: LoadedModel
+    save: Callable[[float, Path], None]  # writes the model at a scale to a folder
+    base: Evaluation
+    tuned: dict[float, Evaluation]  # by scale
+    # By scale, in nats a token, if the run has not recorded that scale; empty without rows.
+    validation_losses: dict[float, float]
+
+
+def measure_scales(
+    config: RunConfig,
+    scales: Sequence[float],
+    recorded: tuple[Evaluation, Evaluation],
+    origin: str = "",
+) -> ScaledEvaluations:
+    """Measure a tuned model at several scales of its change from the base; nothing is trained.
+
+    Args:
+        config: The settings of the run, with `tuned` set to its adapter or whole model.
+        scales: Each above 0.
+        recorded: What the run recorded of base and tuned model. It is used at scale 1 if the base
+            answers as it did then.
+        origin: Id and revision of a model made elsewhere, as the run recorded them.
+
+    Raises:
+        ModelError: The model has changed since, or is not its base at scale 0: DoRA, trained
+            biases, a whole model with other tensors than the base.
+    """
+    tasks, _ = load_benchmarks(config)
+    rows = train_data = None
+    with console.progress_bar(f"loading {config.model.id}"):
+        tokenizer = load_tokenizer(config)
+        if config.dataset:
+            train_data = read_rows(config, tokenizer)
+        evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
+        model = _load_scalable(config, tokenizer, origin)
+        if train_data:
+            on_cpu = model.base.device == "cpu"
+            rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, config.seed)
+    evaluator = Evaluator(tasks, evaluation)
+    with (
+        console.progress_bar("measuring the base", "questions") as on_progress,
+        disabled_adapters(model.base.model) if model.is_adapter else nullcontext(),
+    ):
+        cache = open_base_cache(config, model.base)
+        of_base = evaluator.evaluate(model.base, cache, None, on_progress)
+    folder_of_all = local_dir(config.tracking) / "scales"
+    cache = RecordedEvaluations(config, "tuned", folder_of_all, is_shared=True)
+    evaluations, losses = {}, {}
+    is_as_recorded = _answers_as_recorded(of_base, recorded)
+    for scale in scales:
+        if scale == 1 and is_as_recorded:
+            evaluations[scale] = recorded[1]
+            continue
+        with (
+            console.progress_bar(f"measuring scale {scale:g}", "questions") as on_progress,
+            model.open(scale) as scaled,
+        ):
+            evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
+            if rows:
+                losses[scale] = validate(scaled.model, model.base.tokenizer, rows, config)
+    return ScaledEvaluations(model.base, model.save, of_base, evaluations, losses)
+
+
+@dataclass(frozen=True)
+class _ScalableModel:
+    """A base, and a tuned model that can be taken at any scale of its change."""
+
+    base: LoadedModel
+    is_adapter: bool  # it lies on the base, which is asked with the adapter disabled
+    open: Callable[[float], AbstractContextManager[LoadedModel]]
+    save: Callable[[float, Path], None]  # writes the model at a scale to a folder
+
+
+def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableModel:
+    """Load base and tuned model; what cannot be scaled is refused before weights are loaded."""
+    outline = check_base(config)
+    base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    external = open_tuned_model(config, base)
+    if origin and origin != (present := f"{external.config.id}@{external.revision}"):
+        raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
+    if external.folder is None:
+        interpolation = pair_models(config.model, external)
+    base = load_base_model(config.model, config.quantization, tokenizer, outline)
+    external = replace(external, base=base)
+    if folder := external.folder:
+        check_scalable(tuned := external.load())
+        base, save = replace(base, model=tuned.model), partial(save_scaled_adapter, folder)
+        return _ScalableModel(base, True, partial(scale_adapter, tuned), save)
+    interpolation = replace(interpolation, external=external)
+    return _ScalableModel(base, False, interpolation.open, interpolation.save)
+
+
+def _answers_as_recorded(of_base: Evaluation, recorded: tuple[Evaluation, Evaluation]) -> bool:
+    """Whether the base answers as it did in a run, whose tuned model was asked all questions."""
+    before, after = (one.benchmarks for one in recorded)
+    return of_base.backend == recorded[0].backend and all(
+        one.samples == before[name].samples and not after[name].looks
+        for name, one in of_base.benchmarks.items()
+    )

@@ -1,0 +1,1 @@
+"""How written answers are read and scored, and files of your own questions. No model needed."""

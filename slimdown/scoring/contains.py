@@ -1,0 +1,104 @@
+"""`contains`: the answer names the right words, and no forbidden ones."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slimdown.scoring.score import Rule, Score, fold, to_text
+from slimdown.utils.errors import DataError
+
+# Scripts without spaces between words, or with endings joined to them: each sign is a word.
+_SIGN = "[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:/]\d+)*(?!\w)|{_SIGN}|(?:(?!{_SIGN})\w)+[+#]*|[,.;:!?]")
+_MARK = "(?: [,.;:!?])*"
+_ITEM = "[^ ,.;:!?]+(?: [^ ,.;:!?]+)?"  # of a list: one word or two
+_NEAR = 100  # characters that are looked at on both sides of an answer, which stands there as <>
+_LINK = "the|an?|in|at|on|to|be|been|is|was|it|s|that|this|if|think|believe|say|know|sure|really"
+# Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen".
+_LINKS = rf"(?: (?:{_LINK}))*(?: (?!only|just|merely|but|and|or|because|until|for|by)[^ ,.;:!?]+)?"
+_DENIALS = (
+    rf" (?:not|never|neither|nor|cannot|no longer|far from|except|i doubt){_LINKS} <>",
+    rf" (?:any(?:thing|one|body|where) but|(?:instead|rather) (?:of|than)){_LINKS} <>",
+    rf"(?<!thing)(?<!none) other than{_LINKS} <>",
+    rf" (?:people|many|some|others)(?: \w+)? (?:say|think|believe|guess|claim|assume){_LINKS} <>",
+    r"<> (?:is|are|was|were|ai) (?:not|never|no longer) (?!only|just|merely)",
+    r"<>(?: [,:])?(?: which)?(?: (?:is|are|was|were|would be))?"
+    r"(?: (?:definitely|clearly|simply|the|an?))* (?:wrong|incorrect|false|mistaken) ",
+    r"<> \? no (?!doubt)",
+)
+_DENIED = re.compile("|".join(_DENIALS))
+_CHOICE = re.compile(
+    rf"<>(?:(?: , {_ITEM})+(?: ,)?)? or |, <>(?: ,)? or |"
+    rf"(?:(?<! ,) or|, {_ITEM}(?: ,)? or)(?: (?:the|an?))? <>"
+)
+
+
+def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str] = ()) -> bool:
+    """Return whether a text names an accepted answer in whole words, and no forbidden one.
+
+    A name does not count where it is denied ("not Paris", "Paris is wrong"), nor in a choice
+    ("Paris or Rome") whose other side is no accepted answer.
+
+    >>> [contains_answer(text, ["Paris"]) for text in ("It's paris.", "Parisian", "not Paris")]
+    [True, False, False]
+    >>> contains_answer("Paris or Rome", ["Paris"]), contains_answer("8.5 or so", ["8"])
+    (False, False)
+    """
+    words, any_accepted = _write_words(text), "|".join(map(_write_pattern, accepted))
+
+    def is_named(answer: str, may_be_choice: bool) -> bool:
+        if not (pattern := _write_pattern(answer)):  # signs alone, such as "+"
+            return fold(answer) in fold(text)
+        for match in re.finditer(rf"(?<= ){pattern}(?= )", words):
+            before = words[max(0, match.start() - _NEAR) : match.start()]
+            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "
+            has_accepted = re.search(rf" (?:{any_accepted}) ", near)
+            is_choice = not may_be_choice and not has_accepted and _CHOICE.search(near)
+            if not is_choice and not _DENIED.search(near):
+                return True
+        return False
+
+    is_right = any(is_named(answer, False) for answer in accepted)
+    return is_right and not any(is_named(answer, True) for answer in forbidden)
+
+
+def _write_words(text: str) -> str:
+    """Write a text's words and marks with spaces between them, without case and other signs."""
+    text = re.sub(r"n't\b", " not", fold(text).replace("_", " "))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=[^\W\d])\s?/\s?(?=[^\W\d])", " or ", text)
+    return f" {' '.join(_WORD.findall(text))} "
+
+
+def _write_pattern(answer: str) -> str:
+    """Write a pattern of an answer's words, with any marks between them."""
+    words = [word for word in _write_words(answer).split() if word not in ",.;:!?"]
+    return f"{_MARK} ".join(map(re.escape, words))
+
+
+class Contains(Score):
+    """Right if the answer names an accepted text and no forbidden one."""
+
+    name = "contains"
+    description = (
+        'names the answer in whole words, and nothing `forbidden`; not denied, nor "Paris or Rome"'
+    )
+
+    def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:
+        """Read the forbidden texts."""
+        forbidden = record.get("forbidden") or []
+        is_list = isinstance(forbidden, list) and all(
+            isinstance(text, str) and to_text(text) for text in forbidden
+        )
+        if not is_list:
+            wanted = f"must be a list of texts and is for score=contains, got {forbidden!r}"
+            raise DataError(f"forbidden {wanted}"[:200])
+        for answer in accepted:
+            if contains_answer(answer, accepted) > contains_answer(answer, accepted, forbidden):
+                problem = f"forbidden holds a part of the right answer {answer[:60]!r}"
+                raise DataError(f"{problem}, which is then always wrong; take this part out")
+        return {"forbidden": forbidden, "tools": None}
+
+    def is_right(self, read: str, rule: Rule) -> bool:
+        """Look for the accepted and the forbidden texts."""
+        return contains_answer(read, rule["accepted"], rule["forbidden"])

@@ -1,0 +1,183 @@
+"""Files of your own questions or texts: each row is checked before a model is loaded."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from slimdown.scoring.score import EXACT, Score, check_right_answers, to_text
+from slimdown.scoring.scores import find_score
+from slimdown.utils.errors import DataError
+from slimdown.utils.row_files import iter_records
+
+QuestionRows = tuple[dict[str, Any], ...]
+"""Rows have question and answer, or also choices: answer is then the number of the right one.
+
+`conversation` is the JSON text of messages and tools, `rule` that of the rule for `is_right`.
+A document has `text` alone.
+"""
+_KINDS = {"question": "question", "choices": "choices", "conversation": "messages"}
+_KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
+_MOST_ANSWERS, _MOST_TOOLS = 100, 1000
+
+
+def read_questions(path: str, score: str) -> QuestionRows:
+    """Read questions from a JSON, JSONL, CSV or Parquet file.
+
+    Args:
+        path: A row has `question` and `answer`, a text or a number. It may have `choices`,
+            a list; `answer` is then the number from 0, the letter or the text of the right one.
+            `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
+            A row with `text` and neither question nor answer is a document.
+            Rows with the same `cluster`, such as those of one passage, count as one.
+        score: The name of the score of answers without choices, where a row has none of its own.
+
+    Returns:
+        The rows, without other columns and without spaces around answers.
+
+    Raises:
+        DataError: Names the first row that is not such a question.
+    """
+    file = Path(path).expanduser().absolute()
+    return _read_question_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
+
+
+def name_score(rows: QuestionRows) -> str:
+    """Name how the answers of rows are scored; "right" where rows have scores of their own."""
+    scores = list_used_scores(rows)
+    return scores[0] if len(scores) == 1 else "right"
+
+
+def list_used_scores(rows: QuestionRows) -> list[str]:
+    """Return the names of the scores that rows have."""
+    return sorted({json.loads(row["rule"])["score"] if "rule" in row else EXACT for row in rows})
+
+
+@lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
+def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows:
+    rows: list[dict[str, Any]] = []
+    for number, record in iter_records(file):
+        try:
+            row = read_row(record, score) | _read_cluster(record)
+            json.dumps(row, ensure_ascii=False).encode()
+            if rows and row.keys() != rows[0].keys():
+                key = next(key for key in _KINDS if key in row.keys() ^ rows[0].keys())
+                has = f"it has {'' if key in row else 'no '}{_KINDS[key]}"
+                raise DataError(f"{has}, unlike the rows before; give each kind a file")
+        except (DataError, UnicodeEncodeError) as error:  # half of a surrogate pair
+            raise DataError(f"row {number}: {error}") from None
+        rows.append(row)
+    if not rows:
+        examples = '{"question": ..., "answer": ...}, or {"text": ...}'
+        raise DataError(f"it is empty; write rows such as {examples}")
+    if all(_is_exact(row) for row in rows):
+        for row in rows:  # they equal the questions of versions without scores
+            del row["rule"]
+    return tuple(rows)
+
+
+def read_row(record: Any, score: str) -> dict[str, Any]:
+    """Read one row, see `read_questions`.
+
+    Raises:
+        DataError: It is no such question.
+    """
+    if isinstance(record, DataError):
+        raise record
+    if not isinstance(record, dict):
+        raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
+    of_question = map(record.get, ("question", "messages", "answer", "choices"))
+    if "text" in record and all(value is None for value in of_question):
+        return _read_document(record["text"], score)
+    answer, choices = record.get("answer"), record.get("choices")
+    if isinstance(own_score := record.get("score"), str) and own_score.strip():
+        score = own_score
+    own = find_score(score)
+    prompt = _read_prompt(record)
+    if choices is None:
+        return prompt | _read_answers(record, own)
+    if score != EXACT or record.get("forbidden"):
+        raise DataError(f"choices are not written, so leave out score={score} and forbidden")
+    if not (text := to_text(answer)):
+        raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
+    texts = [to_text(choice) for choice in choices] if isinstance(choices, list) else []
+    if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
+        wanted = "must be a list of two or more different texts"
+        raise DataError(f"choices {wanted}, got {choices!r}"[:200])
+    meant = [i for i, t in enumerate(texts) if text in (t, str(i), ascii_uppercase[i : i + 1])]
+    if isinstance(answer, str) and text in texts:
+        meant = [texts.index(text)]
+    if len(meant) != 1:
+        problem = "may mean two of the choices" if meant else "is none of the choices"
+        advice = "give the number (from 0), the letter or the text of the right one"
+        raise DataError(f"answer {text[:60]!r} {problem}; {advice}")
+    return prompt | {"choices": texts, "answer": meant[0]}
+
+
+def _read_document(text: Any, score: str) -> dict[str, Any]:
+    """Read a text that is no question; spaces around it stay, they are read, too."""
+    if not isinstance(text, str) or not to_text(text):
+        raise DataError(f"text must hold something to read, got {text!r}"[:200])
+    if score != EXACT:
+        raise DataError(f"it has only text, which nothing answers; leave out score={score}")
+    return {"text": text}
+
+
+def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
+    """Read the cluster that a row shares with others; empty where it has none."""
+    if (cluster := record.get("cluster")) is None:
+        return {}
+    if not (text := to_text(cluster)):
+        raise DataError(f"cluster must be a text or a number, got {cluster!r}"[:200])
+    return {"cluster": text}
+
+
+def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
+    """Read a row's question, or its messages and tools."""
+    question, messages, tools = map(record.get, ("question", "messages", "tools"))
+    if messages is None and tools is None:
+        if not isinstance(question, str) or not to_text(question):
+            raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
+        return {"question": question}
+    if question is not None or not isinstance(messages, list) or not messages:
+        problem = "messages must be a list of turns with role and content, instead of a question"
+        raise DataError(f"{problem}, got {messages!r}"[:200])
+    for number, turn in enumerate(messages, start=1):
+        role, content = map(turn.get, ("role", "content")) if isinstance(turn, dict) else ("", "")
+        allowed = ("user", "assistant", *(["system"] if number == 1 else []))
+        if role not in allowed or not isinstance(content, str) or not to_text(content):
+            wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
+            raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])
+    if role != "user":
+        raise DataError("the last message must be the user's; what the model says is the answer")
+    if tools is not None and not (isinstance(tools, list) and 0 < len(tools) <= _MOST_TOOLS):
+        raise DataError(f"tools must be a list of 1 to {_MOST_TOOLS:,}, got {tools!r}"[:200])
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"a tool must be a JSON schema with a name, got {tool!r}"[:200])
+    question = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
+    chat = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False, default=str)
+    return {"question": question, "conversation": chat}
+
+
+def _read_answers(record: dict[str, Any], score: Score) -> dict[str, Any]:
+    """Read the right answers to a question without choices, and how they are scored."""
+    answers = record.get("answer")
+    if not isinstance(answers, list) or not score.takes_lists:
+        answers = [answers]
+    if not 0 < len(answers) <= _MOST_ANSWERS:
+        raise DataError(f"answer must be one, or a list of 1 to {_MOST_ANSWERS}")
+    accepted = [score.check_answer(answer, record) for answer in answers]
+    rule = {"score": score.name, "accepted": accepted} | score.list_extras(accepted, record)
+    check_right_answers(score, rule)
+    row = {"answer": " | ".join(accepted), "rule": json.dumps(rule, ensure_ascii=False)}
+    category = score.categorize(accepted)
+    return row | ({"category": category} if category else {})
+
+
+def _is_exact(row: dict[str, Any]) -> bool:
+    """Return whether a row has one right answer, which must be equal."""
+    rule = json.loads(row["rule"]) if "rule" in row else {"score": ""}
+    return rule["score"] == EXACT and rule["accepted"] == [row["answer"]]

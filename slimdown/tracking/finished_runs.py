@@ -1,0 +1,102 @@
+"""Add to runs that are finished: files, the outcome of a gate, another name or note."""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from urllib.parse import unquote, urlsplit
+
+from slimdown.comparison.run_records import RunRecord
+from slimdown.config.schema import RunConfig
+from slimdown.config.tracking_config import TrackingConfig
+from slimdown.report.formatting import escape_markdown
+from slimdown.tracking import store
+from slimdown.tracking.metrics_and_tags import DESCRIPTION, Tag
+from slimdown.utils.secrets import redact_leaf
+
+_OUTCOME = re.compile(
+    r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*?\*\*(?: \((?P<budgets>[^\n]*)\))?\n\n"
+)
+_MOST_OUTCOMES = 5  # lines of gates in a run's description
+
+
+def begin_scaling(tracking: TrackingConfig, run: RunRecord) -> None:
+    """Mark that a run is scaled, and check that files can be added to it before hours are spent.
+
+    Raises:
+        TrackingError: The store or the run's folder takes nothing.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    place = urlsplit(run.artifact_uri)
+    with store.explain_store_errors(tracking):
+        client.set_tag(run.run_id, Tag.scaled, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}")
+        if place.scheme in ("", "file"):
+            tempfile.TemporaryFile(dir=unquote(place.path)).close()
+
+
+def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:
+    """Add files to those of a recorded run.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        files: Contents by path.
+
+    Raises:
+        TrackingError: The store does not take them.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        for path, content in files.items():
+            client.log_text(run.run_id, content, path)
+
+
+def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budgets: str) -> None:
+    """Put the outcome of a gate into a run's description, above what stands there.
+
+    Gates with other budgets have lines of their own, in the order in which they were first decided.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        outcome: The outcome in words.
+        budgets: Which budgets these are; the line with the same ones is replaced.
+
+    Raises:
+        TrackingError: The store does not take it.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        rest = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
+        lines = dict[str, str]()
+        while found := _OUTCOME.match(rest):
+            lines[found["budgets"]] = found[0]
+            rest = rest[found.end() :]
+        lines[escape_markdown(budgets)] = (
+            f"**{escape_markdown(outcome)}** ({escape_markdown(budgets)})\n\n"
+        )
+        text = "".join(list(lines.values())[-_MOST_OUTCOMES:]) + rest
+        client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
+
+
+def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunConfig) -> None:
+    """Give a finished run the name and the note of settings; its pages keep those they have.
+
+    Args:
+        tracking: The store.
+        run: The run, with its findings.
+        name: What it is to be called, where the settings have a name.
+        config: The settings; what they leave open stays as it is.
+
+    Raises:
+        TrackingError: The store does not take them.
+    """
+    given, note = config.name or run.given_name, run.note if config.note is None else config.note
+    name = name if config.name else run.name
+    if (name, given, note) == (run.name, run.given_name, run.note) or not run.findings:
+        return
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        for tag, text in ((Tag.name, given), (Tag.note, note)):
+            client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
+        client.update_run(run.run_id, name=name)

@@ -1,0 +1,86 @@
+"""What other packages add by entry points: methods, mitigations, scores, readers of logs."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from slimdown.utils.errors import ConfigError, describe_error
+
+GROUPS = {
+    "slimdown.methods": "method",
+    "slimdown.mitigations": "mitigation",
+    "slimdown.scores": "score",
+    "slimdown.logs": "reader of logs",
+}
+"""The groups of entry points, and what one entry of each adds."""
+_CHOICES = {
+    "method": "slimdown.methods",
+    "keep": "slimdown.mitigations",
+    "score": "slimdown.scores",
+}
+Kind = TypeVar("Kind")
+
+
+@cache
+def list_extensions(group: str) -> list[EntryPoint]:
+    """List what other packages add to a group, by name; nothing of it is imported."""
+    return sorted(entry_points(group=group), key=lambda one: (one.name, name_package(one)))
+
+
+def list_added_choices(group: str) -> list[str]:
+    """List what other packages add to a group of settings, such as `keep`."""
+    return [one.name for one in list_extensions(_CHOICES[group])] if group in _CHOICES else []
+
+
+def name_package(point: EntryPoint) -> str:
+    """Name the package that an entry point comes from, with its version."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def find_packages(group: str, choices: Collection[str]) -> list[str]:
+    """Return the packages that add some of the choices of a group, such as `keep`.
+
+    Returns:
+        Each with its version; none for what slimdown has.
+    """
+    points = list_extensions(_CHOICES[group])
+    return [name_package(point) for point in points if point.name in choices]
+
+
+def add_extensions(
+    group: str, own: Mapping[str, Kind], is_right: Callable[[Any], bool], demand: str
+) -> dict[str, Kind]:
+    """Return what slimdown has in a group, and what other packages add to it, by name.
+
+    Args:
+        group: One of `GROUPS`.
+        own: What slimdown has.
+        is_right: Whether something can be in the group.
+        demand: What is right, for a message.
+
+    Raises:
+        ConfigError: An extension cannot be imported, or is not what its group wants.
+    """
+    table = dict(own)
+    for point in list_extensions(group):
+        named = f"{name_package(point)}: its {GROUPS[group]} {point.name}"
+        advice = "update this package, or uninstall it"
+        try:
+            added = point.load()
+        except Exception as error:  # other people's code
+            problem = f"{named} cannot be loaded ({describe_error(error)})"
+            raise ConfigError(f"{problem}; {advice}") from error
+        if point.name in table:
+            raise ConfigError(f"{named} has a name that is taken; {advice}")
+        if not is_right(added):
+            raise ConfigError(f"{named} ({point.value}) must be {demand}; {advice}")
+        table[point.name] = added
+    return table
+
+
+def describe_extensions() -> Iterator[tuple[str, str]]:
+    """Yield the package and what it adds, for each entry point of other packages."""
+    for group, kind in GROUPS.items():
+        for point in list_extensions(group):
+            yield name_package(point), f"{kind} {point.name}"

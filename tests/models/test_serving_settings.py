@@ -1,0 +1,142 @@
+"""What a model's files have it served by is read, and every difference is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench.write_gguf import write_gguf
+from slimdown.config.schema import RunConfig, TunedModelConfig
+from slimdown.models.base_model import load_base_model
+from slimdown.models.external import open_tuned_model
+from slimdown.models.serving_settings import Serving, compare_serving, read_serving
+from slimdown.pocket import MODEL_DIR
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+OTHER = TEMPLATE.replace("role }}:", "role }} says:")
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> Path:
+    """The embedded model with a chat template, in a folder of its own."""
+    shutil.copytree(MODEL_DIR, tmp_path / "chatty")
+    (tmp_path / "chatty" / "chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path / "chatty"
+
+
+def write(folder: Path, file: Path, template: str = TEMPLATE, **settings: Any) -> Path:
+    """Write a folder's model as a GGUF file with some template."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return write_gguf(model, tokenizer, file, **settings)
+
+
+def read(place: Path) -> Serving:
+    config = TunedModelConfig(id=str(place), revision="main")
+    serving = read_serving(config, config.folder or place)
+    assert serving
+    return serving
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_folder_and_its_gguf_file_are_served_alike(chatty: Path, tmp_path: Path) -> None:
+    of_folder = read(chatty)
+    bos, eos = "<|bos|>", "<|eos|>"
+    assert of_folder == Serving(TEMPLATE, bos, eos, False, True, (eos,))
+    of_file = read(write(chatty, tmp_path / "m.gguf"))
+    assert of_file == of_folder
+    assert compare_serving(of_file, of_folder) == []
+
+
+TWICE = (
+    "puts <|bos|> before a prompt that begins with <|bos|> already: twice, "
+    "where the server takes none away"
+)
+DIFFERS = (
+    "chat template: another one; it first differs at ' says: {{ m.content }}\\n{', "
+    "where the base has ': {{ m.content }}\\n{% end'"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"template": OTHER}, DIFFERS),
+        ({"template": ""}, "chat template: none; the base has one"),
+        ({"puts_bos": True}, TWICE),
+    ],
+)
+def test_what_a_gguf_file_says_otherwise_is_named(
+    settings: dict[str, Any], line: str, chatty: Path, tmp_path: Path
+) -> None:
+    after = read(write(chatty, tmp_path / "m.gguf", **settings))
+    assert compare_serving(after, read(chatty), "the base") == [line]
+
+
+def test_a_folder_without_its_stop_token_is_named(chatty: Path, tmp_path: Path) -> None:
+    edit(chatty / "generation_config.json", eos_token_id=[2, 5])
+    folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
+    edit(folder / "generation_config.json", eos_token_id=2)
+    other = AutoTokenizer.from_pretrained(chatty).convert_ids_to_tokens(5)
+    line = f"ends an answer at <|eos|>; the base also at {other}"
+    assert compare_serving(read(folder), read(chatty), "the base") == [line]
+    line = f"ends an answer also at {other}; the base does not"
+    assert compare_serving(read(chatty), read(folder), "the base") == [line]
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", eos_token_id=None)
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    [line] = compare_serving(read(folder), read(chatty), "the base")
+    assert line == f"ends an answer at no token; the base at {other}, <|eos|>"
+
+
+def test_other_rules_of_bos_are_named() -> None:
+    plain = Serving(None, "<s>", "</s>", False, False, ("</s>",))
+    puts = replace(plain, puts_bos=True)
+    assert compare_serving(puts, plain) == ["puts <s> before a prompt; the stage before does not"]
+    assert compare_serving(plain, puts) == ["puts no <s> before a prompt; the stage before does"]
+    other = replace(puts, bos="<b>")
+    assert compare_serving(other, puts) == ["begins a text with <b>; the stage before with <s>"]
+    # Llama 3's folder and file both would double it, and whoever serves them takes one away.
+    twice = replace(puts, chat_template="{{ bos_token }}", writes_bos=True)
+    assert compare_serving(twice, twice) == []
+
+
+def test_files_without_a_tokenizer_say_nothing(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(MODEL_DIR).save_pretrained(tmp_path)
+    config = composed(f"tuned={tmp_path}", "quantization=none")
+    base = load_base_model(config.model, config.quantization)
+    external = open_tuned_model(config, base)
+    assert external.serving is None
+    assert external.differences == []
+
+
+def test_a_model_that_is_compared_ends_at_its_stops_and_the_bases(
+    composed: Callable[..., RunConfig], chatty: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
+    edit(folder / "generation_config.json", eos_token_id=5)
+    edit(folder / "tokenizer_config.json", eos_token="<|pad|>")
+    config = composed(f"tuned={folder}", f"model.id={chatty}", "quantization=none")
+    external = open_tuned_model(config, load_base_model(config.model, config.quantization))
+    tuned = external.load()
+    assert tuned.rules.stops == (0, 2, 5)
+    assert tuned.tokenizer.eos_token == "<|eos|>"
+    served = external.serve(tuned)
+    assert (served.rules.stops, served.rules.stops_alone) == ((0, 5), True)
+    assert served.tokenizer.eos_token == "<|pad|>"
+    assert served.identity != tuned.identity

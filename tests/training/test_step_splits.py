@@ -1,0 +1,109 @@
+"""The forwards of a step: as few as a card has room for, and the same step however it is split."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from record_builders import Compose
+from training_run import TrainingRun
+
+from slimdown.config.schema import RunConfig
+from slimdown.models.base_model import load_outline
+from slimdown.models.training_estimate import estimate_training
+from slimdown.training.step_splits import (
+    Forwards,
+    apply_forwards,
+    choose_forwards,
+    keep_forwards,
+)
+
+SMALL = ["dataset.pocket_instructions.max_examples=48", "train.max_steps=3"]
+ROWS: Any = SimpleNamespace(train={"input_ids": [[0] * n for n in range(20, 180)]})
+
+
+def estimate(config: RunConfig, forwards: Forwards, length: int) -> int:
+    shaped = replace(config, train=replace(forwards.apply(config.train), max_length=length))
+    found = estimate_training(shaped, load_outline(config.model), torch.float32)
+    assert found
+    return found.n_bytes
+
+
+def test_the_less_memory_the_smaller_the_forwards_and_always_the_same_step(
+    composed: Compose,
+) -> None:
+    config = composed("train.gradient_accumulation_steps=2")
+    about = config, load_outline(config.model), torch.float32, ROWS
+    whole = choose_forwards(*about, None)
+    assert whole == Forwards(8, 2, checkpoints=False)
+    most, least = (estimate(config, Forwards(n, 16 // n, n == 1), 179) for n in (8, 1))
+    chosen = [choose_forwards(*about, int(share * most / 0.85)) for share in (1, 0.8, 0.5, 0.3, 0)]
+    assert chosen[0] == whole
+    assert chosen[-1] == Forwards(1, 16, checkpoints=True)
+    rows = [one.rows for one in chosen if not one.checkpoints]
+    assert rows == sorted(rows, reverse=True)
+    assert len({(one.rows, one.checkpoints) for one in chosen}) > 3
+    assert {one.rows * one.number for one in chosen} == {16}
+    for one, share in zip(chosen[:-1], (1, 0.8, 0.5, 0.3), strict=False):
+        assert estimate(config, one, 179) <= share * most or one == chosen[-1]
+    assert least < most
+
+
+def test_a_step_as_it_was_set_leaves_the_settings_as_they_are(
+    composed: Compose, tmp_path: Path
+) -> None:
+    config = composed("train.per_device_eval_batch_size=64")
+    set_ = choose_forwards(config, load_outline(config.model), torch.float32, ROWS, None)
+    assert not set_.differ_from(config.train)
+    assert apply_forwards(config, set_) == (config, "")
+    small = replace(set_, rows=2, number=4)
+    assert small.differ_from(config.train)
+    taken, words = apply_forwards(config, small)
+    assert (taken.train.per_device_eval_batch_size, words) == (2, "4 forwards of 2 rows")
+    again = replace(config, train=replace(config.train, gradient_checkpointing=True))
+    assert set_.differ_from(again.train)
+    assert not replace(set_, checkpoints=True).differ_from(again.train)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_was_set_about_checkpointing_stays(asked: bool, composed: Compose) -> None:
+    config = composed(f"train.gradient_checkpointing={str(asked).lower()}")
+    for card in (None, 10**12, 1):
+        about = config, load_outline(config.model), torch.float32, ROWS, card
+        assert choose_forwards(*about).checkpoints is asked
+
+
+def test_a_method_without_checkpointing_gets_none(composed: Compose) -> None:
+    config = composed("method=prefix")
+    about = config, load_outline(config.model), torch.float32, ROWS
+    assert choose_forwards(*about, 1) == Forwards(1, 8, checkpoints=False)
+
+
+def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
+    small, large = Forwards(2, 4, checkpoints=True), Forwards(8, 1, checkpoints=False)
+    assert keep_forwards(tmp_path, lambda: small) == small
+    assert keep_forwards(tmp_path, lambda: large) == small
+    assert json.loads(next(tmp_path.iterdir()).read_text()) == vars(small)
+
+
+@pytest.mark.parametrize(
+    "keep", [[], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]], ids=str
+)
+def test_a_step_in_several_forwards_is_the_same_step(
+    keep: list[str], composed: Compose, tmp_path: Path
+) -> None:
+    whole = TrainingRun(composed(*SMALL, *keep))
+    split = whole.repeat()
+    _, plain = whole.train(tmp_path / "whole")
+    keep_forwards(tmp_path / "split", lambda: Forwards(2, 4, checkpoints=True))
+    _, result = split.train(tmp_path / "split")
+    assert split.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert result.steps == plain.steps == 3
+    assert result.validation_loss_after == pytest.approx(plain.validation_loss_after, rel=1e-4)
+    assert (plain.forwards, result.forwards) == (
+        "",
+        "4 forwards of 2 rows, activations computed again",
+    )
