@@ -18,8 +18,11 @@ _MARK = "(?: [,.;:!?])*"
 _ITEM = "[^ ,.;:!?]+(?: [^ ,.;:!?]+)?"  # of a list: one word or two
 _NEAR = 100  # characters that are looked at on both sides of an answer, which stands there as <>
 _LINK = "the|an?|in|at|on|to|be|been|is|was|it|s|that|this|if|think|believe|say|know|sure|really"
-# Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen".
-_LINKS = rf"(?: (?:{_LINK}))*(?: (?!only|just|merely|but|and|or|because|until|for|by)[^ ,.;:!?]+)?"
+# Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen", "not made of".
+_LINKS = (
+    rf"(?: (?:{_LINK}))*(?: (?!only|just|merely|but|and|or|because|until|for|by)[^ ,.;:!?]+)?"
+    r"(?: of)?"
+)
 _DENIALS = (
     rf" (?:not|never|neither|nor|cannot|no longer|far from|except|i doubt){_LINKS} <>",
     rf" (?:any(?:thing|one|body|where) but|(?:instead|rather) (?:of|than)){_LINKS} <>",
@@ -29,6 +32,8 @@ _DENIALS = (
     r"<>(?: [,:])?(?: which)?(?: (?:is|are|was|were|would be))?"
     r"(?: (?:definitely|clearly|simply|the|an?))* (?:wrong|incorrect|false|mistaken) ",
     r"<> \? no (?!doubt)",
+    # Named in passing: "Rome, because Paris is in France", "January, followed by February"
+    r" , (?:because(?! of)|as(?! (?:an?|the|you|i|we|always|usual))|followed by)(?: [^ ,.;:!?]+)* <>",
 )
 _DENIED = re.compile("|".join(_DENIALS))
 _CHOICE = re.compile(
