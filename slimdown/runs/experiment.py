@@ -28,6 +28,7 @@ from slimdown.report.text import advise
 from slimdown.runs.inputs import (
     RunInputs,
     decide_prompts,
+    leave_out_unaskable,
     load_benchmarks,
     load_tokenizer,
     read_inputs,
@@ -205,6 +206,7 @@ def measure_base(config: RunConfig) -> None:
     """
     tasks, _ = load_benchmarks(config)
     tokenizer, train_data = load_tokenizer(config), None
+    tasks, _ = leave_out_unaskable(config, tasks, tokenizer)
     if config.dataset and config.may_hold_conversations:
         train_data = read_rows(config, tokenizer)
     evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)

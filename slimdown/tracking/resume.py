@@ -37,7 +37,11 @@ from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
-from slimdown.scoring.question_files import list_used_scores, read_questions
+from slimdown.scoring.question_files import (
+    find_question_file,
+    list_used_scores,
+    read_questions,
+)
 from slimdown.tracking import store
 from slimdown.tracking.metrics_and_tags import USER, Tag
 from slimdown.tracking.provenance import PACKAGES, name_machine, read_user
@@ -75,7 +79,11 @@ def run_key(config: RunConfig) -> str:
             else:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
-        files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
+        files = {
+            f"benchmark.{name}.path": find_question_file(benchmark.path)
+            for name, benchmark in config.benchmark.items()
+            if benchmark.path
+        }
         for key, place in {**config.keep.list_files(), **files}.items():
             if place:
                 settings[key] = hash_file(Path(place).expanduser())
