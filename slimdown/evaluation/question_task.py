@@ -151,7 +151,11 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         return self._write_prompt(doc, self.tokenizer, self.template_args, system)
 
     def check_prompts(
-        self, tokenizer: Any, template_args: Mapping[str, Any], system: str | None, limit: int | None
+        self,
+        tokenizer: Any,
+        template_args: Mapping[str, Any],
+        system: str | None,
+        limit: int | None,
     ) -> None:
         """Check that a chat template takes the messages and tools of all questions.
 
@@ -168,7 +172,11 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             self._write_prompt(row, tokenizer, template_args, system)
 
     def _write_prompt(
-        self, doc: dict[str, Any], tokenizer: Any, template_args: Mapping[str, Any], system: str | None
+        self,
+        doc: dict[str, Any],
+        tokenizer: Any,
+        template_args: Mapping[str, Any],
+        system: str | None,
     ) -> str:
         messages, tools = json.loads(doc["conversation"]).values()
         if messages[0]["role"] != "system" and system:

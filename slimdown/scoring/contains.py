@@ -33,7 +33,8 @@ _DENIALS = (
     r"(?: (?:definitely|clearly|simply|the|an?))* (?:wrong|incorrect|false|mistaken) ",
     r"<> \? no (?!doubt)",
     # Named in passing: "Rome, because Paris is in France", "January, followed by February"
-    r" , (?:because(?! of)|as(?! (?:an?|the|you|i|we|always|usual))|followed by)(?: [^ ,.;:!?]+)* <>",
+    r" , (?:because(?! of)|as(?! (?:an?|the|you|i|we|always|usual))|followed by)"
+    r"(?: [^ ,.;:!?]+)* <>",
 )
 _DENIED = re.compile("|".join(_DENIALS))
 _CHOICE = re.compile(

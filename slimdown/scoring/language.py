@@ -59,8 +59,8 @@ class Language(Score):
 
     name = "language"
     description = (
-        "every sentence is in the language, such as `de` (ISO 639-1); with `contains`, one of these "
-        "texts is named, too. Ask for ten words or more"
+        "every sentence is in the language, such as `de` (ISO 639-1); with `contains`, it also "
+        "names one of these texts. Ask for ten words or more"
     )
     names_answers = False
 
@@ -69,8 +69,9 @@ class Language(Score):
         code = super().check_answer(answer, record)
         known = _load_identifier().labels
         if code not in known:
-            example = f"a code such as de, one of {', '.join(sorted(known))}"
-            raise DataError(f"answer {code[:60]!r} is no language that slimdown tells; give {example}")
+            problem = f"answer {code[:60]!r} is no language that slimdown can tell"
+            raise DataError(f"{problem}; give a code such as de, one of {', '.join(sorted(known))}")
+
         return code
 
     def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:

@@ -37,7 +37,9 @@ def find_question_file(path: str) -> Path:
     file = _OWN_FOLDER / f"{path.removeprefix(_OWN_PREFIX)}.jsonl"
     names = sorted(own.stem for own in _OWN_FOLDER.glob("*.jsonl"))
     if file.stem not in names:
-        raise DataError(f"no such questions come with slimdown; {_OWN_PREFIX} takes one of {', '.join(names)}")
+        raise DataError(
+            f"no such questions come with slimdown; {_OWN_PREFIX} takes one of {', '.join(names)}"
+        )
     return file
 
 
@@ -45,8 +47,9 @@ def read_questions(path: str, score: str) -> QuestionRows:
     """Read questions from a JSON, JSONL, CSV or Parquet file.
 
     Args:
-        path: See `find_question_file`. A row has `question` and `answer`, a text or a number. It may have `choices`,
-            a list; `answer` is then the number from 0, the letter or the text of the right one.
+        path: See `find_question_file`. A row has `question` and `answer`, a text or a number. It
+            may have `choices`, a list; `answer` is then the number from 0, the letter or the text
+            of the right one.
             `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
             A row with `text` and neither question nor answer is a document.
             Rows with the same `cluster`, such as those of one passage, count as one.
