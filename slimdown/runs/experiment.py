@@ -85,13 +85,7 @@ def run_experiment(
         broadcast_from_main(run.run_id)  # the processes in assist_run join in
         source.check(base, progress)
 
-        evaluator = Evaluator(
-            inputs.tasks,
-            config.evaluation,
-            share_prefixes=not inputs.learns_prompt,
-            counts_memory=True,  # this process and its GPU are our own
-            n_processes=process_count(),
-        )
+        evaluator = _build_evaluator(inputs)
         with progress.show("measuring the base", "questions", "base") as on_progress:
             of_base = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
@@ -126,6 +120,16 @@ def run_experiment(
         console.show_findings(findings, title, gate, advice)
         console.show_saved(run, "model" if config.method.facts.trains_weights else "adapter")
     return findings
+
+
+def _build_evaluator(inputs: RunInputs) -> Evaluator:
+    return Evaluator(
+        inputs.tasks,
+        inputs.config.evaluation,
+        share_prefixes=not inputs.learns_prompt,
+        counts_memory=True,  # this process and its GPU are our own
+        n_processes=process_count(),
+    )
 
 
 def _expect_seconds(inputs: RunInputs) -> dict[str, float]:
