@@ -15,6 +15,7 @@ from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainedText
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.pocket import DATA_DIR
+from slimdown.scoring.language import find_languages
 from slimdown.scoring.question_files import find_question_file, read_questions, read_row
 from slimdown.scoring.score import EXACT
 from slimdown.scoring.scores import is_right, read_answer
@@ -99,6 +100,21 @@ def test_answers_are_judged_as_a_person_judged_them(name: str, rows: list[dict[s
         n_agreed += sum(judged)
     assert n_agreed >= AGREEMENTS[name]
     assert AGREEMENTS[name] >= 0.95 * 4 * len(rows)
+
+
+def test_languages_are_told_by_ten_words() -> None:
+    """Of Chinese and Japanese, by fifteen characters."""
+    n_whole, n_cut, n = 0, 0, 0
+    rows = read_lines(find_question_file("assistant:language"))
+    for row, samples in zip(rows, read_lines(SAMPLES / "language.jsonl"), strict=True):
+        for text in samples["right"]:
+            has_spaces = row["answer"] not in ("zh", "ja")
+            beginning = " ".join(text.split()[:10]) if has_spaces else text[:15]
+            n_whole += find_languages(text) == [row["answer"]]
+            n_cut += find_languages(beginning) == [row["answer"]]
+            n += 1
+    assert (n, n_whole) == (176, 176)
+    assert n_cut >= 174
 
 
 # --- contamination ------------------------------------------------------------------------------
