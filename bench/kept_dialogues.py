@@ -9,7 +9,8 @@
 `run` calls `slimdown run` with the settings that `list` shows, in the record of the folder, and
 prints the arm's row; `scale` needs the finished `plain` of its seed. The tasks `narrow` and
 `alpaca` choose on one half of the questions (`--half open`, the default); `others` chooses for
-`qwen` on other prompts; and `plain_rows` has the rows of `qwen` as plain text.
+`qwen` on other prompts; and `plain_rows` has the rows of `qwen` as plain text. `assistant` and
+`assistant_qwen` ask the questions of `suite=assistant_full`.
 """
 
 import argparse
@@ -44,14 +45,17 @@ _INSTRUCT = [
     "model=any", "model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct", "model.dtype=bfloat16",
     "quantization=none", "evaluation.batch_size=25", "lora=all_linear",
 ]  # fmt: skip
-_QWEN = [
-    *_INSTRUCT, "dataset.alpaca_chat.max_examples=400",
-    "dataset.alpaca_chat.validation_examples=40",
+_ALPACA = [
+    "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+]  # fmt: skip
+_QWEN = [*_INSTRUCT, *_ALPACA]
+_SMOLLM2_MODEL = [
+    "model=smollm2", "model.dtype=bfloat16", "quantization=none", "evaluation.batch_size=25",
+    "lora=all_linear", "train.max_length=512",
 ]  # fmt: skip
 _SMOLLM2 = [
-    "model=smollm2", "model.dtype=bfloat16", "quantization=none",
-    "evaluation.batch_size=25", "evaluation.holdout=0.5", "benchmark.hellaswag.limit=1000",
-    "benchmark.arc_easy.limit=1000", *_REFUSALS, "lora=all_linear", "train.max_length=512",
+    *_SMOLLM2_MODEL, "evaluation.holdout=0.5", "benchmark.hellaswag.limit=1000",
+    "benchmark.arc_easy.limit=1000", *_REFUSALS,
 ]  # fmt: skip
 TASKS: dict[str, list[str]] = {
     "narrow": [
@@ -62,8 +66,12 @@ TASKS: dict[str, list[str]] = {
     ],
     "alpaca": [
         *_SMOLLM2, "benchmark=[hellaswag,arc_easy,harmful,harmless]", "train.learning_rate=1e-3",
-        "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+        *_ALPACA,
     ],
+    "assistant": [
+        *_SMOLLM2_MODEL, *_ALPACA, "suite=assistant_full", "train.learning_rate=1e-3",
+    ],
+    "assistant_qwen": [*_QWEN, "suite=assistant_full"],
     "qwen": [
         *_QWEN, *_REFUSALS, "benchmark=[gsm8k,hellaswag,harmful,harmless]",
         "benchmark.gsm8k.limit=100", "benchmark.gsm8k.num_fewshot=0",

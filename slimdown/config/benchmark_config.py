@@ -63,7 +63,9 @@ class BenchmarkConfig:
     """One benchmark as you set it; null takes the value of the task, or of the file."""
 
     task: str = setting("the name of a task of lm-evaluation-harness", default="")
-    path: str | None = setting("a file of your own questions instead of a task", default=None)
+    path: str | None = setting(
+        "a file of your own questions instead of a task, or assistant:NAME", default=None
+    )
     metric: str | None = setting("the primary metric, its filter after a dot", FILLED, None)
     num_fewshot: int | None = setting("worked examples in the prompt", NOT_NEGATIVE, None)
     chance: float | None = setting("what guessing scores, a share", SHARE, None)

@@ -28,6 +28,7 @@ from slimdown.config.benchmark_config import (
 )
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.schema import EvaluationConfig
+from slimdown.data.chat_templates import read_template_args
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import FLEXIBLE, choose_metric, read_cluster
 from slimdown.evaluation.hub_metrics import forbid_hub_metrics
@@ -123,6 +124,24 @@ class BenchmarkTask:
                 requests.setdefault((name, request.doc_id), []).append(request)
         self._built[prompt_format] = requests
         return requests
+
+    def check_prompts(self, tokenizer: Any, evaluation: EvaluationConfig) -> None:
+        """Check that a chat template takes the messages of all questions, and their tools.
+
+        Args:
+            tokenizer: The base's.
+            evaluation: How benchmarks are asked.
+
+        Raises:
+            ModelError: There is no template, or it fails for a plain question.
+            DataError: It fails for the messages of a question, or drops some of them.
+        """
+        if self.has_messages:
+            args = read_template_args(tokenizer, replace(evaluation, apply_chat_template=True))
+            for task in self.tasks.values():
+                task.check_prompts(
+                    tokenizer, args, evaluation.system_instruction, limit=self.config.limit
+                )
 
     def hash_questions(self, requests: Requests) -> str:
         """Hash the requests, the rows they come from, and how the tasks build and score them."""

@@ -23,6 +23,7 @@ from slimdown.report.text import advise
 from slimdown.runs.inputs import (
     RunInputs,
     decide_prompts,
+    leave_out_unaskable,
     load_benchmarks,
     load_tokenizer,
     read_inputs,
@@ -220,6 +221,7 @@ def measure_base(config: RunConfig) -> None:
     """
     tasks, _ = load_benchmarks(config)
     tokenizer = load_tokenizer(config)
+    tasks, _ = leave_out_unaskable(config, tasks, tokenizer)
     # Rows that are conversations may decide how questions are asked.
     needs_rows = config.dataset and config.may_hold_conversations
     train_data = read_rows(config, tokenizer) if needs_rows else None

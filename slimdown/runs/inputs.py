@@ -74,8 +74,10 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         backend.find_function("check_tuned")(config)
     config = fix_dtypes(config)
     tasks, not_run = load_benchmarks(config, on_progress)
-    config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
     tokenizer, train_data = load_tokenizer(config), None
+    tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer)
+    not_run |= unaskable
+    config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
     if config.tuned_model:
         notes = [_describe_weights(config, config.tuned_model)]
     else:
@@ -190,6 +192,37 @@ def load_benchmarks(
         on_progress=on_progress,
     )
     return tasks, not_run
+
+
+def leave_out_unaskable(
+    config: RunConfig, tasks: dict[str, BenchmarkTask], tokenizer: Any
+) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
+    """Leave out the benchmarks of a suite whose messages the base's chat template does not take.
+
+    Args:
+        config: The settings; without a suite, a benchmark that cannot be asked is an error.
+        tasks: The benchmarks.
+        tokenizer: What `load_tokenizer` returned.
+
+    Returns:
+        Those that can be asked, and why the others cannot, by name.
+
+    Raises:
+        ModelError: The model has no chat template, and a benchmark asks messages.
+        DataError: The template takes no benchmark, or not the one that you chose.
+    """
+    asked, reasons = dict[str, BenchmarkTask](), dict[str, str]()
+    for name, task in tasks.items():
+        try:
+            task.check_prompts(tokenizer, config.evaluation)
+            asked[name] = task
+        except DataError as error:
+            if config.suite is None:
+                raise
+            reasons[name] = str(error)
+    if not asked:
+        raise DataError("\n".join(reasons.values()))
+    return asked, reasons
 
 
 def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:

@@ -20,14 +20,36 @@ A document has `text` alone.
 _KINDS = {"question": "question", "choices": "choices", "conversation": "messages"}
 _KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
+_OWN_PREFIX, _OWN_FOLDER = "assistant:", Path(__file__).parents[1] / "assistant"
+
+
+def find_question_file(path: str) -> Path:
+    """Return the file that a benchmark's `path` names.
+
+    Args:
+        path: Of a file of yours, or `assistant:NAME`, which names a file that comes with slimdown.
+
+    Raises:
+        DataError: No file of that name comes with slimdown.
+    """
+    if not path.startswith(_OWN_PREFIX):
+        return Path(path).expanduser()
+    file = _OWN_FOLDER / f"{path.removeprefix(_OWN_PREFIX)}.jsonl"
+    names = sorted(own.stem for own in _OWN_FOLDER.glob("*.jsonl"))
+    if file.stem not in names:
+        raise DataError(
+            f"no such questions come with slimdown; {_OWN_PREFIX} takes one of {', '.join(names)}"
+        )
+    return file
 
 
 def read_questions(path: str, score: str) -> QuestionRows:
     """Read questions from a JSON, JSONL, CSV or Parquet file.
 
     Args:
-        path: A row has `question` and `answer`, a text or a number. It may have `choices`,
-            a list; `answer` is then the number from 0, the letter or the text of the right one.
+        path: See `find_question_file`. A row has `question` and `answer`, a text or a number. It
+            may have `choices`, a list; `answer` is then the number from 0, the letter or the text
+            of the right one.
             `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
             A row with `text` and neither question nor answer is a document.
             Rows with the same `cluster`, such as those of one passage, count as one.
@@ -39,7 +61,7 @@ def read_questions(path: str, score: str) -> QuestionRows:
     Raises:
         DataError: Names the first row that is not such a question.
     """
-    file = Path(path).expanduser().absolute()
+    file = find_question_file(path).absolute()
     return _read_question_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
 
 

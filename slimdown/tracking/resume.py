@@ -37,7 +37,11 @@ from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
-from slimdown.scoring.question_files import list_used_scores, read_questions
+from slimdown.scoring.question_files import (
+    find_question_file,
+    list_used_scores,
+    read_questions,
+)
 from slimdown.tracking import store
 from slimdown.tracking.metrics_and_tags import USER, Tag
 from slimdown.tracking.provenance import PACKAGES, name_machine, read_user
@@ -101,7 +105,7 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
         settings[key] = hash_file(file.expanduser())
     for name, benchmark in config.benchmark.items():
         if benchmark.path:
-            settings[f"benchmark.{name}.path"] = hash_file(Path(benchmark.path).expanduser())
+            settings[f"benchmark.{name}.path"] = hash_file(find_question_file(benchmark.path))
     if folder := config.evaluation.include_path:
         # The harness includes files such as _default_template_yaml, too.
         own = sorted(f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name))

@@ -20,7 +20,7 @@ from slimdown.config.benchmark_config import (
     ResolvedBenchmark,
 )
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.paths import list_group_choices
+from slimdown.config.paths import read_group
 from slimdown.evaluation.harness_results import (
     find_no_number,
     read_task_samples,
@@ -266,8 +266,8 @@ def _list_usable(
 @cache
 def known_benchmarks() -> dict[str, BenchmarkConfig]:
     """Return the benchmarks of conf/benchmark/, by task."""
-    names = set(list_group_choices("benchmark")) - {"questions"}  # these have no task
-    return {config.task: config for config in read_benchmarks(sorted(names)).values()}
+    names = [name for name, settings in read_group("benchmark").items() if "task" in settings]
+    return {config.task: config for config in read_benchmarks(names).values()}
 
 
 def _read_arguments(results: dict[str, Any]) -> dict[str, Any]:
