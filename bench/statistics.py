@@ -41,7 +41,7 @@ from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import break_down_losses
 from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
-from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
+from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, group_comparable
 from slimdown.report.text import FEWEST_RIGHT
 from slimdown.stats.bootstrap import find_ratio_interval
 from slimdown.stats.estimates import (
@@ -637,7 +637,7 @@ def judge_kinds(draws: int, random: np.random.Generator) -> Iterator[Row]:
         for _ in range(n_draws):
             of_choice, of_answers = draw_choices((4, n), 2.0, 0.0, random)
             changes = dict(zip(metrics, [*of_answers, *of_choice], strict=True))
-            for names in split_kinds(metrics):
+            for names in group_comparable(metrics):
                 found = [change_difference(changes[name]) for name in names]
                 verdicts = {one.verdict for one in decide_verdicts(found, [MARGIN] * len(found))}
                 wrong[metrics[names[0]]] += bool(verdicts & {Verdict.forgotten, Verdict.improved})
@@ -764,17 +764,22 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
         outcomes = []
         for _ in range(n_draws):
             before, after = draw(kind, base, share)
-            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=MARGIN, n=n)
-            d = compare_scores(before, after)
-            one.primary = SimpleNamespace(difference=d, base=estimate_mean(before))
-            one.forgetting_rate, one.is_measured = forgetting_rate(before, after), True
-            one.is_stopped, one.n_available = True, n  # it skips how many would tell
-            findings: Any = SimpleNamespace(benchmarks={"a": one})
-            sides = (SimpleNamespace(scores_of=lambda _, of=of: of) for of in (before, after))
-            pair: Any = SimpleNamespace(**dict(zip(("base", "tuned"), sides, strict=True)))
-            pair.base.benchmark, pair.sampling = SimpleNamespace(metric="acc"), Sampling()
-            shares = findings, {}, {"a": share}
-            [check] = check_budgets(*shares, read_pairs=lambda pair=pair: {"a": pair})
+            change = SimpleNamespace(
+                role=Role.retained,
+                max_loss=None,
+                margin=MARGIN,
+                n=n,
+                n_available=n,
+                is_stopped=True,  # so that it skips how many questions would tell
+                is_measured=True,
+                primary=SimpleNamespace(
+                    difference=compare_scores(before, after), base=estimate_mean(before)
+                ),
+                forgetting_rate=forgetting_rate(before, after),
+            )
+            pair = SimpleNamespace(base_scores=before, tuned_scores=after, sampling=Sampling())
+            findings: Any = SimpleNamespace(benchmarks={"a": change}, pairs={"a": pair})
+            [check] = check_budgets(findings, {}, {"a": share})
             outcomes.append(check.outcome)
         case = f"{kind}, base {base}, {share} of it is lost, {n} questions"
         for outcome in (Outcome.within, Outcome.beyond):
@@ -846,13 +851,22 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "group changed", case, percent(wrong / n_draws), "5"
     n, hits, n_draws = 300, 0, max(200, draws // 20)
     subjects = [make_sample(task=str(i % 5)) for i in range(n)]
-    asked: Any = SimpleNamespace(samples=subjects, benchmark=SimpleNamespace(metric="acc"))
-    pair = Pair(asked, asked, Sampling(looks=block_ends(n), n_available=n), "")
     for _ in range(n_draws):
-        d = random.choice(VALUES, n, p=[0.1, 0.8, 0.1])
-        found = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
-        hits += any(one.p_value < ALPHA for one in found.values())
+        changes = random.choice(VALUES, n, p=[0.1, 0.8, 0.1])
+        sampling = Sampling(looks=block_ends(n), n_available=n)
+        found = compare_subjects(pair_samples(subjects, changes, sampling))
+        hits += any(subject.p_value < ALPHA for subject in found.values())
     yield "a subject changed", f"five of {n} questions, any look", percent(hits / n_draws), "5"
+
+
+def pair_samples(samples: Sequence[Sample], changes: Floats, sampling: Sampling) -> Any:
+    """Make what `compare_subjects` reads of a pair, with scores that change so."""
+    return SimpleNamespace(
+        base=SimpleNamespace(samples=samples, benchmark=SimpleNamespace(metric="acc")),
+        base_scores=np.maximum(-changes, 0),
+        tuned_scores=np.maximum(changes, 0),
+        sampling=sampling,
+    )
 
 
 def mark_subjects(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -870,10 +884,8 @@ def mark_subjects(draws: int, random: np.random.Generator) -> Iterator[Row]:
             u = random.random(len(names))
             d = np.where(u < 0.0625 + loss, -1.0, np.where(u > 1 - 0.0625, 1.0, 0.0))
             samples = [make_sample(task=str(name)) for name in names]
-            asked: Any = SimpleNamespace(samples=samples, benchmark=SimpleNamespace(metric="acc"))
-            pair = Pair(asked, asked, Sampling(), "")
-            listed = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
-            marked = [int(name) for name, one in listed.items() if one.p_value < ALPHA]
+            listed = compare_subjects(pair_samples(samples, d, Sampling()))
+            marked = [int(name) for name, change in listed.items() if change.p_value < ALPHA]
             wrong += sum(name >= n_lost for name in marked) / max(1, len(marked))
             found += sum(name < n_lost for name in marked)
             changes = [change_difference(d[names == i]).p_value for i in range(n_subjects)]

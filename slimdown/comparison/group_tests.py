@@ -19,7 +19,7 @@ from slimdown.comparison.run_comparison import (
 from slimdown.comparison.run_records import KEPT, LEARNED, RunRecord
 from slimdown.config.benchmark_config import Role
 from slimdown.config.fields import nearest
-from slimdown.judging.verdicts import take_one_kind
+from slimdown.judging.verdicts import list_comparable
 from slimdown.stats.estimates import holm
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.seeds import ENOUGH_SEEDS, MeanTest, SeedAnswers, build_difference_tests
@@ -154,7 +154,7 @@ def _list_columns(rows: Sequence[Configuration]) -> dict[str, list[str]]:
     found = {name: one for row in rows for run in row.runs for name, one in run.changes.items()}
     columns = {name: [name] for name, change in found.items() if change.role is not Role.watched}
     for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
-        names = take_one_kind({n: one.metric for n, one in found.items() if one.role is role})
+        names = list_comparable({n: one.metric for n, one in found.items() if one.role is role})
         if len(names) > 1:
             columns[heading] = names
     return columns

@@ -18,7 +18,7 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import Verdict, decide_verdicts, take_one_kind
+from slimdown.judging.verdicts import Verdict, decide_verdicts, list_comparable
 from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -277,7 +277,7 @@ def _make_row(
     means = []
     for role in (Role.retained, Role.target):
         every = {name: change for run in runs for name, change in run.changes.items()}
-        of_role = take_one_kind({n: one.metric for n, one in every.items() if one.role is role})
+        of_role = list_comparable({n: one.metric for n, one in every.items() if one.role is role})
         if len(runs) == 1 and runs[0].findings:
             means.append(SeedMean(**vars(runs[0].findings.mean_change(role))))
         else:

@@ -33,7 +33,7 @@ from slimdown.judging.verdicts import (
     TestedChange,
     Verdict,
     decide_verdicts,
-    take_one_kind,
+    list_comparable,
     watch_change,
 )
 from slimdown.stats.estimates import Estimate
@@ -76,7 +76,7 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
     roles = {name: change.role for name, change in found.items()}
     columns = {name: [name] for name in comparison.benchmarks}
     for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
-        averaged = take_one_kind({n: found[n].metric for n in columns if roles[n] is role})
+        averaged = list_comparable({n: found[n].metric for n in columns if roles[n] is role})
         if len(averaged) > 1:
             columns[heading] = averaged
     tests: dict[tuple[int, str], TestedChange] = {}

@@ -27,7 +27,6 @@ from slimdown.judging.budgets import (
     read_budgets,
 )
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.pairing import pair_evaluations
 from slimdown.report.findings_report import write_junit
 from slimdown.stats import likelihood
 from slimdown.stats.estimates import Estimate
@@ -225,11 +224,9 @@ def test_a_gate_of_many_benchmarks_solves_few_equations_for_each(monkeypatch: Pa
     pair: Any = [make_evaluation(**dict(zip(names, side, strict=True))) for side in sides]
     findings = judge(*pair)
     rules = GateRules({}, {}, [], overall=True)
-    gate = rules.decide(findings, lambda: pair_evaluations(*pair))
+    gate = rules.decide(findings)
     assert gate.mean == findings.mean_change(Role.retained)
     assert n_solved[0] < 60 * len(names)
-    without = GateRules({}, {}, names[:5], overall=True).decide(
-        findings, lambda: pair_evaluations(*pair)
-    )
+    without = GateRules({}, {}, names[:5], overall=True).decide(findings)
     rest = [replace(e, benchmarks={n: e.benchmarks[n] for n in names[5:]}) for e in pair]
     assert without.mean == judge(*rest).mean_change(Role.retained)

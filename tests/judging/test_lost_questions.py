@@ -10,6 +10,7 @@ from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import LostQuestions, collect_lost_questions
+from slimdown.judging.pairing import pair_evaluations
 from slimdown.scoring.question_files import read_questions
 from slimdown.scoring.scores import is_right, read_answer
 
@@ -32,7 +33,11 @@ def make_pair(
 
 
 def collect(*answers: tuple[str, str, str], is_chat: bool = False, **fields: Any) -> LostQuestions:
-    return collect_lost_questions(*make_pair(*answers, **fields), is_chat)
+    return collect_from(*make_pair(*answers, **fields), is_chat=is_chat)
+
+
+def collect_from(base: Evaluation, tuned: Evaluation, is_chat: bool = False) -> LostQuestions:
+    return collect_lost_questions(pair_evaluations(base, tuned), base.conditions, is_chat)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own(tmp_path:
     base, tuned = (
         make_evaluation(plain=answer(n, "acc"), long=answer(n, "acc_norm")) for n in (0, 1)
     )
-    lost = collect_lost_questions(base, tuned, False)
+    lost = collect_from(base, tuned)
     assert {kind: len(rows) for kind, rows in lost.rows.items()} == {
         "choices": 8, "choices_by_length": 8,
     }  # fmt: skip
@@ -112,7 +117,7 @@ def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own(tmp_path:
         make_evaluation(a=make_benchmark([replace(several, scores={"acc": score})] * 1))
         for score in (1.0, 0.0)
     ]
-    assert collect_lost_questions(sides[0], sides[1], False).left_out == {"a": 1}
+    assert collect_from(sides[0], sides[1]).left_out == {"a": 1}
 
 
 def test_a_cluster_stays_together() -> None:
@@ -128,5 +133,5 @@ def test_a_cluster_stays_together() -> None:
         )
         for one in make_pair(("four", "four", "five"), ("six", "six", "five"))
     ]
-    lost = collect_lost_questions(pair[0], pair[1], False)
+    lost = collect_from(pair[0], pair[1])
     assert [row["cluster"] for row in lost.rows["written"]] == ["p", "p"]
