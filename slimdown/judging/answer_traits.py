@@ -80,13 +80,12 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     longest = max(1, limit, *lengths)
     traits = []
     for name in before:
-        if name != "words" and not before[name].any() and not after[name].any():
-            continue
         highest = longest if name in LENGTHS else 1
-        trait = _compare_trait(name, before[name], after[name], highest, pair.sampling)
-        if name in LENGTHS and not limit:  # the next answer may be longer than all of these
-            trait = replace(trait, low=nan, high=nan)
-        traits.append(trait)
+        if name == "words" or before[name].any() or after[name].any():
+            trait = _compare_trait(name, before[name], after[name], highest, pair.sampling)
+            # Without a limit, the next answer may be longer than all of these.
+            has_interval = name not in LENGTHS or limit
+            traits.append(trait if has_interval else replace(trait, low=nan, high=nan))
     return tuple(traits)
 
 
@@ -104,10 +103,7 @@ def _measure_answers(
         "unreadable": lambda s: s.answers.get(metric, "").strip() in ("", "[invalid]"),
         "refusal": lambda sample: read_refusal(sample.response, phrases) == "refuse",
     }
-    return {
-        name: np.array([float(measure(sample)) for sample in samples])
-        for name, measure in measures.items()
-    }
+    return {name: np.array([float(m(s)) for s in samples]) for name, m in measures.items()}
 
 
 def _find_other_scripts(base: Sequence[Sample], tuned: Sequence[Sample]) -> Floats:

@@ -199,11 +199,8 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
         Whether each loss was measured and is within its budget, and a few words on those that are
         shown to be beyond, with the bounds that show it; empty where none is.
     """
-    changes = {
-        name: findings.benchmarks[name].primary.difference
-        for name in budgets
-        if findings.benchmarks[name].is_measured
-    }
+    measured = {n: b for n, b in findings.benchmarks.items() if n in budgets and b.is_measured}
+    changes = {name: benchmark.primary.difference for name, benchmark in measured.items()}
     beyond = list[str]()
     for name, decision in decide_outcomes(changes, budgets, ALPHA / n_looks).items():
         if decision.outcome is Outcome.beyond:
@@ -321,8 +318,7 @@ def check_budgets(
     budgets, relative = resolve_budgets(findings, budgets, relative, off)
     measured = {name: benchmarks[name] for name in budgets if benchmarks[name].is_measured}
     tests: dict[str, TestedLoss] = {n: b.primary.difference for n, b in measured.items()}
-    shares = [name for name in relative if name in tests]
-    if shares:
+    if shares := [name for name in relative if name in tests]:
         pairs = read_pairs() if read_pairs else findings.pairs
         tests |= _build_ratio_tests({name: pairs[name] for name in shares})
     checks = []
@@ -346,8 +342,7 @@ def _build_ratio_tests(pairs: Mapping[str, Pair]) -> dict[str, RatioTest]:
     """Build the test of a share of the base's score, where the base scored anything."""
     tests = {}
     for name, pair in pairs.items():
-        test = RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling)
-        if test:
+        if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
             tests[name] = test
     return tests
 
@@ -387,8 +382,7 @@ def _explain(check: BudgetCheck) -> str:
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until they can"
-    needed = n_to_decide(difference, benchmark.margin, budget=budget)
-    if needed:
+    if needed := n_to_decide(difference, benchmark.margin, budget=budget):
         points = f"{100 * budget:.3g} points"
         side = f"on which side of {points} its loss lies"
         reason += f"; if the change is as measured, about {needed:,} would tell {side}"

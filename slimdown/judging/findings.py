@@ -245,9 +245,8 @@ def judge(
     pairs = pair_evaluations(base, tuned, same_prompts)
     changes = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
     decisions = _decide_verdicts(pairs, changes, n_reports)
-    benchmarks = {
-        name: _judge_benchmark(pair, changes[name], decisions[name]) for name, pair in pairs.items()
-    }
+    benchmarks = {n: _judge_benchmark(p, changes[n], decisions[n]) for n, p in pairs.items()}
+    asked_by = {"harness_version": base.harness_version, "backend": base.backend}
     return Findings(
         benchmarks=benchmarks,
         lost_answers={
@@ -257,14 +256,8 @@ def judge(
         training=training,
         costs=_list_costs(base, tuned, training),
         part=base.part,
-        conditions={
-            "harness_version": base.harness_version,
-            "backend": base.backend,
-            **base.conditions,
-        },
-        mean_changes={
-            role: average_role(benchmarks, pairs, role) for role in (Role.target, Role.retained)
-        },
+        conditions={**asked_by, **base.conditions},
+        mean_changes={r: average_role(benchmarks, pairs, r) for r in (Role.target, Role.retained)},
         base=base,
         tuned=tuned,
         pairs=pairs,
@@ -357,13 +350,8 @@ def _list_costs(
 
 def list_averaged(benchmarks: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
     """List the benchmarks of a role whose changes have a mean: measured, and comparable."""
-    return list_comparable(
-        {
-            name: change.metric
-            for name, change in benchmarks.items()
-            if change.role is role and change.is_measured
-        }
-    )
+    measured = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
+    return list_comparable(measured)
 
 
 def average_role(
@@ -426,28 +414,23 @@ def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:
     ]
     changes.sort(key=lambda named: named[1].change)
     p_values = [change.p_value for _, change in changes]
-    corrected: Sequence[float] = ()
-    if p_values:
-        corrected = scipy.stats.false_discovery_control(p_values)
+    corrected = scipy.stats.false_discovery_control(p_values).tolist() if p_values else []
     return {
-        name: replace(change, p_value=float(p_value))
+        name: replace(change, p_value=p_value)
         for (name, change), p_value in zip(changes, corrected, strict=True)
     }
 
 
 def _compare_subject(pair: Pair, is_in_subject: NDArray[np.bool_]) -> SubjectChange:
     """Compare the questions of one subject; the p-value is not corrected yet."""
-    looks, clusters = pair.sampling.looks, pair.sampling.clusters
-    is_used, weights = is_in_subject, None
-    if looks:  # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
+    sampling, is_used = Sampling(), is_in_subject
+    if pair.sampling.looks:
+        # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
         is_used = np.full_like(is_in_subject, fill_value=True)
         weights = is_in_subject / is_in_subject.mean()
-    sampling = Sampling(
-        weights,
-        looks,
-        pair.sampling.n_available,
-        clusters=None if clusters is None else clusters[is_used],
-    )
+        sampling = Sampling(weights, pair.sampling.looks, pair.sampling.n_available)
+    if pair.sampling.clusters is not None:
+        sampling = replace(sampling, clusters=pair.sampling.clusters[is_used])
     before, after = pair.base_scores[is_used], pair.tuned_scores[is_used]
     difference = compare_scores(before, after, sampling)
     return SubjectChange(
@@ -474,8 +457,7 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
     changes = {}
     for metric in sorted(metrics, key=lambda m: m != primary):
         before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
-        base = estimate_mean(before, pair.sampling)
-        tuned = estimate_mean(after, pair.sampling)
+        base, tuned = estimate_mean(before, pair.sampling), estimate_mean(after, pair.sampling)
         difference = compare_scores(before, after, pair.sampling)
         # The paper's "±". It is too wide, because both answer the same questions. The paper
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
@@ -488,9 +470,7 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
 def _count_answers(before: Sequence[float], after: Sequence[float]) -> Counts:
     """Count 0/1 answers by whether they were right before and after."""
     counts = Counter(zip(before, after, strict=True))
-    return Counts(
-        still_right=counts[1, 1], lost=counts[1, 0], gained=counts[0, 1], missed=counts[0, 0]
-    )
+    return Counts(counts[1, 1], lost=counts[1, 0], gained=counts[0, 1], missed=counts[0, 0])
 
 
 def _estimate_paper_metric(

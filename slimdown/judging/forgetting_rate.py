@@ -43,16 +43,9 @@ class RatioTest:
         """
         sampling = sampling or Sampling()
         columns, test = sampling.build_test([to_array(before), to_array(after)], 0.0, 1.0)
-        base_scores, tuned_scores, weights = columns
-        is_binary = np.isin([base_scores, tuned_scores], (0.0, 1.0)).all()
-        built = cls(
-            base_scores,
-            tuned_scores,
-            weights,
-            test,
-            is_simple=bool(sampling.is_simple and is_binary),
-            has_looks=bool(sampling.looks),
-        )
+        is_binary = bool(np.isin(columns[:2], (0.0, 1.0)).all())
+        is_simple = sampling.is_simple and is_binary
+        built = cls(columns[0], columns[1], columns[2], test, is_simple, bool(sampling.looks))
         return built if len(before) > 1 and built.base > 1e-12 else None
 
     @property
@@ -103,9 +96,8 @@ class RatioTest:
         points = np.linspace((measured, measured), limits, 17, axis=1)
         is_out = find_p_values(points[:, 1:]) <= alpha / 2
         sides, first = np.arange(2), is_out.argmax(axis=1)
-        ends = test.find_ends(
-            find_p_values, points[sides, first + 1], points[sides, first], alpha / 2
-        )
+        ruled_out, kept = points[sides, first + 1], points[sides, first]
+        ends = test.find_ends(find_p_values, ruled_out, kept, alpha / 2)
         lowest, highest = np.where(is_out.any(axis=1), ends, limits)
         low = -np.inf if highest > pi / 2 - 1e-6 else float(1 - np.tan(highest))
         return low, float(1 - np.tan(lowest))

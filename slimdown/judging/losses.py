@@ -141,16 +141,9 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     if examples[0].base.choices:
         causes = _count_causes(changed.lost, metric, _CHOICE_CAUSES)
         return replace(breakdown, causes=causes, choices=_describe_shift(pair, examples))
-    missed = (
-        example
-        for example in examples
-        if example.base.scores[metric] == 0 and example.tuned.scores[metric] == 0
-    )
-    return replace(
-        breakdown,
-        causes=_count_causes(changed.lost, metric, _TEXT_CAUSES),
-        missed=tuple(islice(missed, _MOST_MISSED)),
-    )
+    never_right = (e for e in examples if e.base.scores[metric] == e.tuned.scores[metric] == 0)
+    causes = _count_causes(changed.lost, metric, _TEXT_CAUSES)
+    return replace(breakdown, causes=causes, missed=tuple(islice(never_right, _MOST_MISSED)))
 
 
 def _count_causes(lost: Sequence[Example], metric: str, names: Sequence[str]) -> tuple[Cause, ...]:

@@ -36,11 +36,9 @@ class Pair:
     @property
     def with_first_answers(self) -> "Pair":
         """The pair with only the first answer to each question."""
-        firsts = [
-            replace(side, samples=tuple(sample.first for sample in side.samples))
-            for side in (self.base, self.tuned)
-        ]
-        return replace(self, base=firsts[0], tuned=firsts[1])
+        base = replace(self.base, samples=tuple(s.first for s in self.base.samples))
+        tuned = replace(self.tuned, samples=tuple(s.first for s in self.tuned.samples))
+        return replace(self, base=base, tuned=tuned)
 
 
 def pair_evaluations(
@@ -69,15 +67,12 @@ def pair_evaluations(
 
 def _list_conditions(evaluation: Evaluation, same_prompts: bool) -> dict[str, object]:
     """List what two evaluations must have in common, by the name that a message uses."""
-    listed: dict[str, object] = {
-        "benchmarks": sorted(evaluation.benchmarks),
-        "part": evaluation.part,
-    }
+    listed: dict[str, object] = {"benchmarks": sorted(evaluation.benchmarks)}
+    listed["part"] = evaluation.part
     if same_prompts:
-        listed["backend"] = evaluation.backend
-    for key, value in evaluation.conditions.items():
-        if same_prompts or _is_of_scoring(key):
-            listed[key] = value
+        listed |= {"backend": evaluation.backend, **evaluation.conditions}
+    else:
+        listed |= {k: value for k, value in evaluation.conditions.items() if _is_of_scoring(k)}
     # The conditions of logs name all that another version of the harness would change. Ours do not:
     # each of them belongs to one benchmark.
     if not _is_of_logs(evaluation):
@@ -90,8 +85,7 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
     conditions = {"backend": before.backend, **before.conditions}
     later_conditions = {"backend": after.backend, **after.conditions}
     for key in dict.fromkeys((*conditions, *later_conditions)):
-        first = str(conditions.get(key, "not set"))
-        second = str(later_conditions.get(key, "not set"))
+        first, second = (str(c.get(key, "not set")) for c in (conditions, later_conditions))
         if first != second:
             first, second = _show_difference(first, second)
             yield f"{key} is {second} after {first}"
@@ -99,8 +93,7 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
         earlier = [prompts.get((s.task, s.doc_id), s.prompt_hash) for s in benchmark.samples]
         later = [sample.prompt_hash for sample in benchmark.samples]
-        n_other = sum(map(ne, earlier, later))
-        if n_other:
+        if n_other := sum(map(ne, earlier, later)):
             yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} are others"
 
 
@@ -139,10 +132,8 @@ def pair_benchmark(
         tuned_question = _read_fields(tuned_samples.get((task, doc_id)), compared)
         _check_equal(f"{name}, question {doc_id} of {task}", question, tuned_question)
         described.append([task, doc_id, *question.values()])
-    paired_base = tuple(base_samples[place] for place in places)
-    paired_tuned = tuple(tuned_samples[place] for place in places)
-    base = replace(base, samples=paired_base, looks=shorter.looks)
-    tuned = replace(tuned, samples=paired_tuned, looks=shorter.looks)
+    base = replace(base, samples=tuple(base_samples[p] for p in places), looks=shorter.looks)
+    tuned = replace(tuned, samples=tuple(tuned_samples[p] for p in places), looks=shorter.looks)
     return Pair(base, tuned, describe_sampling(whole, base), hash_json(described))
 
 
@@ -193,24 +184,23 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         whole: All questions that one of the models was asked.
         part: Those that both were asked.
     """
-    sizes = Counter(sample.task for sample in whole.samples)
+    n_tasks = len({sample.task for sample in whole.samples})
     sampling = Sampling(
         looks=part.looks,
         n_available=(part.n_available or len(whole.samples)) if part.looks else None,
-        n_subjects=len(sizes) if len(sizes) > 1 else 0,  # even if a look has seen only one
+        n_subjects=n_tasks if n_tasks > 1 else 0,  # even if a look has seen only one
         clusters=_number_units(part.samples),
     )
     if not whole.task_weights:
         return sampling
     weights = _weigh_units(whole.samples, whole.task_weights)
-    sampling = replace(
-        sampling, weights=np.array([weights[sample.task, sample.unit] for sample in part.samples])
-    )
-    if not part.looks:
-        return sampling
     tasks = [sample.task for sample in part.samples]
-    n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
-    return replace(sampling, largest_weight=max(weights.values()), n_skipped_looks=n_skipped_looks)
+    return replace(
+        sampling,
+        weights=np.array([weights[sample.task, sample.unit] for sample in part.samples]),
+        largest_weight=max(weights.values()) if part.looks else 1.0,
+        n_skipped_looks=sum(len(set(tasks[:look])) < n_tasks for look in part.looks),
+    )
 
 
 def _weigh_units(

@@ -181,27 +181,16 @@ def decide_verdicts(
             verdict = _VERDICT_BY_SIGN[difference.shown_sign(levels[i])]
         else:
             verdict = Verdict.undecided
+        level, equivalence_level = levels[i], equivalence_levels[i]
         decisions.append(
-            Decision(
-                verdict,
-                p_value=p_values[i],
-                equivalence_p_value=equivalence_p_values[i],
-                change_level=levels[i],
-                equivalence_level=equivalence_levels[i],
-            )
+            Decision(verdict, p_values[i], equivalence_p_values[i], level, equivalence_level)
         )
     return decisions
 
 
 def watch_change(change: TestedChange, margin: float) -> Decision:
     """Return the decision on a watched change: no verdict, and no p-value is corrected."""
-    return Decision(
-        None,
-        p_value=change.p_value,
-        equivalence_p_value=change.equivalence_p_value(margin),
-        change_level=ALPHA,
-        equivalence_level=ALPHA,
-    )
+    return Decision(None, change.p_value, change.equivalence_p_value(margin), ALPHA, ALPHA)
 
 
 def correct_with_levels(

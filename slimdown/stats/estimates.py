@@ -298,8 +298,7 @@ def to_array(scores: Sequence[float] | Floats) -> Floats:
     x = np.asarray(scores, dtype=float)
     if len(x) == 0:
         raise ValueError("there is no question to compare")
-    n_bad = int((~((x >= 0) & (x <= 1))).sum())
-    if n_bad:
+    if n_bad := int((~((x >= 0) & (x <= 1))).sum()):
         raise ValueError(f"{n_bad} of {len(x)} scores are not numbers between 0 and 1")
     return x
 

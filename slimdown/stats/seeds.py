@@ -87,7 +87,7 @@ def _find_question_variance(part: Floats, step: float) -> float:
     variance = float(by_question.var(ddof=1)) / n
     if step:
         with_flips = np.append(by_question, (-step, step))
-        variance = max(variance, float(with_flips.var()) / (n + 2))
+        return max(variance, float(with_flips.var()) / (n + 2))
     return variance
 
 
