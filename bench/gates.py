@@ -18,7 +18,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from bench.statistics import p_values
+from bench.statistics import Kind, p_values
 from slimdown.stats.likelihood import ALPHA
 
 Floats = NDArray[np.float64]
@@ -64,11 +64,11 @@ class Tables:
             scipy.stats.multinomial.pmf(np.stack([*counts, wrong], 1), self.n, shares)
         )
 
-    def test(self, change: float, above: bool, of_change: bool = False) -> Floats:
+    def test(self, change: float, above: bool, kind: Kind = Kind.margin) -> Floats:
         """Return slimdown's one-sided p-values of a true change of `change`, [tables]."""
         counts = np.stack([self.lost, self.n - self.lost - self.gained, self.gained], axis=1)
         distinct, where = np.unique(counts, axis=0, return_inverse=True)
-        return p_values(distinct, change, above, of_change)[where.ravel()]
+        return p_values(distinct, change, above, kind)[where.ravel()]
 
 
 def falls_by_points(tables: Tables) -> Flags:
@@ -151,7 +151,7 @@ def judge_suites(n: int, n_suites: int, draws: int) -> Iterator[tuple[str, ...]]
     def show(rates: Iterable[float]) -> str:
         return ", ".join(f"{100 * rate:.1f}" for rate in rates)
 
-    above, below = (tables.test(0.0, is_above, of_change=True) for is_above in (True, False))
+    above, below = (tables.test(0.0, is_above, Kind.change) for is_above in (True, False))
     is_forgotten = (tables.change < 0) & (2 * np.minimum(above, below) < ALPHA / n_suites)
     rules: dict[str, Callable[[Tables], Flags]] = {
         "a score falls by more than 5 points": falls_by_points,

@@ -1650,14 +1650,14 @@ def draw_pairs(
     shares = [flips / 2 - change / size / 2, 1 - flips, flips / 2 + change / size / 2]
     counts = random.multinomial(n, shares, size=n_draws).astype(float)
 
-    def test(threshold: float, above: bool, of_change: bool = False) -> Floats:
+    def test(threshold: float, above: bool, kind: Kind = Kind.margin) -> Floats:
         if size == 1:
-            return p_values(counts, threshold, above, of_change)
+            return p_values(counts, threshold, above, kind)
         sign = 1 if above else -1
         least = np.full(n_draws, -1 - sign * threshold)
         return likelihood_p_values(sign * (size * VALUES - threshold), counts, least)
 
-    tails = [test(0.0, above, of_change=True) for above in (True, False)]
+    tails = [test(0.0, above, Kind.change) for above in (True, False)]
     p_change = np.minimum(1.0, 2 * np.minimum(tails[0], tails[1]))
     p_equal = np.maximum(test(-MARGIN, above=True), test(MARGIN, above=False))
     values = size * (counts[:, 2] - counts[:, 0]) / n

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from builders import make_scores
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
-from bench.gates import judge_suites
-from bench.statistics import SIMULATIONS, Simulation, end_trainings
+from bench.gates import Tables, judge_suites
+from bench.statistics import MARGIN, SIMULATIONS, Kind, Simulation, draw_pairs, end_trainings
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.stats.estimates import Sampling, compare_scores
 from slimdown.stats.likelihood import added_to_change, added_to_margin, likelihood_p_values
@@ -174,12 +175,30 @@ def test_verdict_and_interval_never_contradict_each_other(scale: float) -> None:
             )
 
 
+def test_gates_and_the_atlas_use_the_tests_of_a_difference() -> None:
+    tables = Tables.list_likely(26)
+    lost, gained, kept = 6, 1, 14
+    [place] = np.flatnonzero(
+        (tables.lost == lost) & (tables.gained == gained) & (tables.stayed == kept)
+    )
+    d = compare_scores(*make_scores(kept, lost, gained, 5))
+    assert 2 * tables.test(0.0, above=False, kind=Kind.change)[place] == pytest.approx(d.p_value)
+    assert tables.test(-0.05, above=False)[place] == pytest.approx(d.p_value_below(-0.05))
+    assert tables.test(-0.05, above=True)[place] == pytest.approx(d.p_value_above(-0.05))
+    draw = np.random.default_rng(0)
+    lost, kept, gained = draw.multinomial(60, [0.2, 0.7, 0.1])
+    [pair] = draw_pairs((60, 0.3, 1.0), -0.1, 1, np.random.default_rng(0))
+    d = compare_scores(*make_scores(kept, lost, gained, 0))
+    assert (pair.value, pair.p_value) == (pytest.approx(d.value), pytest.approx(d.p_value))
+    assert pair.equivalence_p_value(MARGIN) == pytest.approx(d.equivalence_p_value(MARGIN))
+
+
 def test_gates_err_as_often_as_the_page_says() -> None:
     rates = {}
     for rule, *cells in judge_suites(40, 8, 2000):
         rates[rule] = [[float(x) for x in cell.split(", ")] for cell in cells]
     falls_in_score = next(rates[rule] for rule in rates if rule.startswith("a score falls"))
-    budget, forgotten = (rates[rule] for rule in rates if rule.startswith("slimdown: "))
+    forgotten, budget = (rates[rule] for rule in rates if rule.startswith("slimdown: "))
     # Independently: a fall of three or more of 40 answers, of which so many change.
     flips = np.arange(3, 41)
     at_least_three = binom.cdf((flips - 3) // 2, flips, 0.5)
