@@ -83,7 +83,7 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
 
 def _find_question_variance(part: Floats, step: float) -> float:
     """Return the variance of the mean over seeds that comes from which questions were drawn."""
-    n, by_question = part.shape[1], part.mean(axis=0)
+    n, by_question = len(part[0]), part.mean(axis=0)
     variance = float(by_question.var(ddof=1)) / n
     if step:
         with_flips = np.append(by_question, (-step, step))
