@@ -1271,7 +1271,8 @@ def draw_values(
     values = []
     for i, n_seeds in enumerate(sizes):
         shift = random.normal(0, training, (n_seeds, 1)) + common[:n_seeds]
-        shift = shift - change * (i == len(sizes) - 1) / (1 - alike)
+        if i == len(sizes) - 1:
+            shift = shift - change / (1 - alike)
         by_question, by_seed = random.random(n), random.random((n_seeds, n))
         lost, gained = own / 2 + np.maximum(0, -shift), own / 2 + np.maximum(0, shift)
         flips = np.where(by_seed < lost, -1.0, np.where(by_seed > 1 - gained, 1.0, 0.0))

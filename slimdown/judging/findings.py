@@ -39,7 +39,6 @@ from slimdown.stats.estimates import (
     estimate_mean,
     to_weighted,
 )
-from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
@@ -264,44 +263,33 @@ def judge(
     )
 
 
-@dataclass(frozen=True)
-class _FamilyDecision:
-    """A benchmark's decision, and how many tests it was corrected for."""
-
-    decision: Decision
-    n_tests: int
-
-
 def _decide_verdicts(
     pairs: Mapping[str, Pair], changes: Mapping[str, dict[str, MetricChange]], n_reports: int
-) -> dict[str, _FamilyDecision]:
+) -> dict[str, Decision]:
     """Decide all verdicts; benchmarks whose metrics are comparable are corrected together."""
-    decided, claimed = dict[str, _FamilyDecision](), dict[str, str]()
+    decisions, claimed = dict[str, Decision](), dict[str, str]()
     for name, pair in pairs.items():
         config = pair.base.benchmark
         if config.role is Role.watched:
             difference = changes[name][config.metric].difference
-            decided[name] = _FamilyDecision(watch_change(difference, config.margin), 1)
+            decisions[name] = watch_change(difference, config.margin)
         else:
             claimed[name] = config.metric
     for family in group_comparable(claimed):
         differences = [changes[name][claimed[name]].difference for name in family]
         margins = [pairs[name].base.benchmark.margin for name in family]
-        decisions = decide_verdicts(differences, margins, n_reports)
-        for name, decision in zip(family, decisions, strict=True):
-            decided[name] = _FamilyDecision(decision, n_reports * len(family))
-    return decided
+        decided = decide_verdicts(differences, margins, n_reports)
+        decisions |= dict(zip(family, decided, strict=True))
+    return decisions
 
 
 def _judge_benchmark(
-    pair: Pair, changes: dict[str, MetricChange], decided: _FamilyDecision
+    pair: Pair, changes: dict[str, MetricChange], decision: Decision
 ) -> BenchmarkChange:
     """Gather what is known of the change on one benchmark; nothing is claimed if it is unclear."""
-    config, decision = pair.base.benchmark, decided.decision
+    config = pair.base.benchmark
     primary, d = changes[config.metric], changes[config.metric].difference
-    # Holm's first step: the level that a change must pass if no other is shown
-    alpha = ALPHA / decided.n_tests
-    is_open = decision.verdict is Verdict.undecided
+    alpha, is_open = decision.first_level, decision.verdict is Verdict.undecided
     rate = forgetting_rate(pair.base_scores, pair.tuned_scores, pair.sampling)
     change = BenchmarkChange(
         role=config.role,

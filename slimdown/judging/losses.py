@@ -112,10 +112,10 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
             lost.append(example)
         if tuned.is_right(metric) and not base.is_right(metric):
             gained.append(example)
-    return ChangedAnswers(tuple(lost), tuple(gained), n_right, _show_causes(pair.base.samples))
+    return ChangedAnswers(tuple(lost), tuple(gained), n_right, _have_causes(pair.base.samples))
 
 
-def _show_causes(samples: Sequence[Sample]) -> bool:
+def _have_causes(samples: Sequence[Sample]) -> bool:
     """Whether a benchmark's answers say why one was lost, see `find_cause`."""
     if samples[0].choices:
         # With several right choices no single one leads. If all choices read alike, the real ones

@@ -82,6 +82,8 @@ class Decision:
         equivalence_p_value: That the change is the margin or more; corrected likewise.
         change_level: Of the test of a change in its step, or in the step where Holm stopped.
         equivalence_level: The same of the test against the margin.
+        first_level: Of the test of a change in Holm's first step: what a change must pass if no
+            other one is shown.
     """
 
     verdict: Verdict | None
@@ -89,6 +91,7 @@ class Decision:
     equivalence_p_value: float
     change_level: float
     equivalence_level: float
+    first_level: float = ALPHA
 
     @property
     def level(self) -> float:
@@ -181,10 +184,15 @@ def decide_verdicts(
             verdict = _VERDICT_BY_SIGN[difference.shown_sign(levels[i])]
         else:
             verdict = Verdict.undecided
-        level, equivalence_level = levels[i], equivalence_levels[i]
-        decisions.append(
-            Decision(verdict, p_values[i], equivalence_p_values[i], level, equivalence_level)
+        decision = Decision(
+            verdict,
+            p_value=p_values[i],
+            equivalence_p_value=equivalence_p_values[i],
+            change_level=levels[i],
+            equivalence_level=equivalence_levels[i],
+            first_level=ALPHA / (n_reports * (len(tested) + n_unknown)),
         )
+        decisions.append(decision)
     return decisions
 
 

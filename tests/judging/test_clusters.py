@@ -11,7 +11,6 @@ from builders import (
     judge_pairs,
     judge_scores,
     make_benchmark,
-    make_evaluation,
     make_scores,
     stop_early,
 )
@@ -21,7 +20,6 @@ from slimdown.config.benchmark_config import Role
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.budgets import Outcome, check_budgets
 from slimdown.judging.forgetting_rate import forgetting_rate
-from slimdown.judging.holdout import held_part, open_part
 from slimdown.judging.pairing import pair_benchmark
 from slimdown.report.text import list_caveats
 from slimdown.stats.estimates import Sampling, compare_scores
@@ -171,14 +169,6 @@ def test_copies_in_two_tasks_of_a_group_count_as_one_and_so_in_its_subjects() ->
     assert {name: s.p_value for name, s in subjects.items()} == pytest.approx(
         {name: s.p_value for name, s in alone.items()}
     )
-
-
-def test_halves_divide_no_copies() -> None:
-    tasks, documents = [*"ab" * 200], np.arange(400) // 2
-    whole = make_evaluation(a=ask_documents([1.0] * 400, documents, tasks))
-    halves = [half(whole, 0.5).benchmarks["a"].samples for half in (open_part, held_part)]
-    opened, held = ({sample.doc_hash for sample in half} for half in halves)
-    assert not opened & held
 
 
 def test_the_rate_of_clusters_of_unequal_sizes_is_that_of_single_answers() -> None:

@@ -36,20 +36,22 @@ def test_a_limit_moves_no_question_and_a_larger_share_holds_those_of_a_smaller()
     assert set(questions_of(held_part(limited, 0.5))) == many & set(questions_of(limited))
 
 
-def test_a_cluster_is_never_divided() -> None:
-    clusters = [str(n // 5) for n in range(len(BASE))]
-    whole = make_evaluation(a=change_samples(make_benchmark(BASE), cluster=clusters))
+@pytest.mark.parametrize("field", ["cluster", "doc_hash"])
+def test_a_cluster_and_copies_of_a_question_are_never_divided(field: str) -> None:
+    """Also not where they are questions of two tasks."""
+    names, tasks = [str(n // 5) for n in range(len(BASE))], [*"ab" * 500]
+    whole = make_evaluation(a=change_samples(make_benchmark(BASE, tasks), **{field: names}))
     halves = [half(whole, 0.5).benchmarks["a"].samples for half in (open_part, held_part)]
-    opened, held = ({sample.cluster for sample in half} for half in halves)
+    opened, held = ({getattr(sample, field) for sample in half} for half in halves)
     assert not opened & held
     assert len(opened | held) == 200
     assert judge(whole, whole).benchmarks["a"].primary.difference.observations.shape == (200,)
 
 
 def test_what_cannot_be_split_is_refused() -> None:
-    with pytest.raises(DataError, match="the 3 questions of a"):
+    with pytest.raises(DataError, match="3 questions of a"):
         open_part(make_evaluation(a=[1.0, 0.0, 0.0]), 0.5)
-    with pytest.raises(DataError, match="100 questions of a into 100 and 0"):
+    with pytest.raises(DataError, match="of a into 100 and 0"):
         open_part(make_evaluation(a=BASE[:100]), 1e-6)
     with pytest.raises(DataError, match=r"evaluation\.until=all"):
         held_part(make_evaluation(a=stop_early(make_benchmark(BASE), 63)), 0.5)

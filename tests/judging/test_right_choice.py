@@ -68,9 +68,9 @@ def test_it_is_the_softmax_of_what_the_harness_logs() -> None:
     expected = {}
     for task in ("pocket_cs", "pocket_commonsense"):
         [file] = LOGS.glob(f"base/samples_{task}_*.jsonl")
-        for entry in map(json.loads, file.read_text().splitlines()):
-            likelihoods = np.array([float(value) for value, _ in entry["filtered_resps"]])
-            expected[task, entry["doc_id"]] = softmax(likelihoods)[int(entry["target"])]
+        for logged in map(json.loads, file.read_text().splitlines()):
+            likelihoods = np.array([float(value) for value, _ in logged["filtered_resps"]])
+            expected[task, logged["doc_id"]] = softmax(likelihoods)[int(logged["target"])]
     evaluation = read_logs(LOGS, metrics={"pocket_choices": "p_right"}).benchmarks["pocket_choices"]
     scores = evaluation.scores_of("p_right")
     in_order = [expected[sample.task, sample.doc_id] for sample in evaluation.samples]

@@ -108,7 +108,7 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
     assert [line.split()[0] for line in differences] == ["backend", "dtype", "400", "400"]
     assert all(line in stages_table(judged).notes[-1] for line in differences)
     assert not judged.steps[0].differences
-    with pytest.raises(DataError, match=r"base → q4: .*backend"):
+    with pytest.raises(DataError, match=r"base → q4.*backend"):
         judge_stages(stages | {"q4": served}, is_chain=False)
     scored = replace(stages["q4"], conditions={**half, "math.filter_list": "strict"})
     for field, other in (
@@ -132,7 +132,7 @@ def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
     assert sum(change.value for change in changes) == pytest.approx(whole.value)
     assert {change.n for change in (*changes, whole)} == {100}
     assert not any(step.differences for step in judged.steps)
-    with pytest.raises(DataError, match=r"^math .*after 100, q3 .*=all"):
+    with pytest.raises(DataError, match=r"^math.*100, q3.*=all"):
         judge_stages(stages | {"q4": stop(100), "q3": stop(200)})
 
 
@@ -191,11 +191,11 @@ def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
     assert verdict.main(["--chain", *logs]) == 0
     shown = capsys.readouterr().out
     first, second, *_ = shown.splitlines()
-    assert first.startswith("math fell at q4 (−12.0 [")
-    assert second == "base → tuned → merged → q4"
+    assert re.findall(r"math|q4|−[\d.]+", first)[:3] == ["math", "q4", "−12.0"]
+    assert second.split(" → ") == logs
     assert max(map(len, shown.splitlines())) <= 80
     assert verdict.main(["--chain", *logs, "--max-loss", "0.05"]) == 1
-    assert capsys.readouterr().out.startswith("FAILED (1 of 2 budgets): ")
+    assert capsys.readouterr().out.startswith("FAILED (1 of 2")
     assert verdict.main(["--chain", *logs[:3], "--max-loss", "0.05", "--overall"]) == 0
     assert verdict.main(["--chain", *logs, "--max-loss", "0.05", "-o", "gate.xml"]) == 1
     assert 'failures="1"' in (tmp_path / "gate.xml").read_text()
@@ -218,9 +218,9 @@ def test_a_verdict_pairs_once_for_its_gate_its_pages_and_the_lost_questions(
 def test_a_stage_has_a_budget_of_its_own(logs: list[str], capsys: Capture) -> None:
     at = ["--chain", *logs, "--max-loss-at"]
     assert verdict.main([*at, "q4", "math=0.05"]) == 1
-    assert capsys.readouterr().out.startswith("FAILED: math at q4 lost")
+    assert capsys.readouterr().out.startswith("FAILED: math at q4")
     assert verdict.main([*at, "merged", "math=0.05", "--max-loss", "0.5"]) == 0
-    assert capsys.readouterr().out.startswith("PASSED (3 budgets): ")
+    assert capsys.readouterr().out.startswith("PASSED (3 budgets)")
     assert verdict.main([*at, "q4", "math=0.05", "--max-loss", "0.5"]) == 1
     for stage, budget, answer in (
         ("q5", "math=0.05", "tuned, merged, q4"),
@@ -264,4 +264,4 @@ def test_two_logs_with_other_prompts_are_refused_and_the_way_on_is_named(
     assert "prompt_hash differs" in err
     assert "--chain" in err
     assert verdict.main(["--chain", *logs[:2]]) == 0
-    assert "9 of 9 prompts of math" in capsys.readouterr().out
+    assert "9 of 9" in capsys.readouterr().out
