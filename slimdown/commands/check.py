@@ -16,7 +16,7 @@ Exit code:
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -31,7 +31,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
-from slimdown.judging.pairing import pair_evaluations
+from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
@@ -146,16 +146,22 @@ def _check(options: argparse.Namespace) -> int:
         case = case.judge_against(store, options.against)
     lost_lines = list[str]()
     if options.lost:  # before any look counts: too few questions end here
-        base, tuned = (open_part(one, case.holdout) for one in case.read())
+        base, tuned = (open_part(evaluation, case.holdout) for evaluation in case.read())
         is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
-        asked = _name_tuned(store, run)
-        lost_lines = write_lost_questions(options.lost, base, tuned, is_chat, asked)
+        asked, pairs = _name_tuned(store, run), pair_evaluations(base, tuned)
+        lost_lines = write_lost_questions(options.lost, pairs, base.conditions, is_chat, asked)
     if not options.against:
         case = case.judge_served(store)
     if run.holdout:
         case = case.judge_held_out(store)
-    same_prompts = not case.is_served
-    gate = rules.decide(case.findings, lambda: pair_evaluations(*case.read(), same_prompts))
+
+    def read_pairs() -> Mapping[str, Pair]:
+        if case.findings.pairs:
+            return case.findings.pairs
+        base, tuned = case.read()  # of a record, which holds no pairs
+        return pair_evaluations(base, tuned)
+
+    gate = rules.decide(case.findings, read_pairs=read_pairs)
     _write_report(case, gate, options.format)
     write_notes(lost_lines)
     outcome = text.describe_outcome(gate)

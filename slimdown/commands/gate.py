@@ -10,8 +10,7 @@ from math import isnan
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.budgets import Gate, check_budgets, read_budgets, resolve_budgets
-from slimdown.judging.findings import Findings, list_averaged
-from slimdown.judging.mean_change import average_changes
+from slimdown.judging.findings import Findings, average_role
 from slimdown.judging.pairing import Pair
 from slimdown.utils.errors import ConfigError
 
@@ -43,21 +42,27 @@ class GateRules:
     def decide(
         self,
         findings: Findings,
-        read_pairs: Callable[[], Mapping[str, Pair]],
         n_reports: int = 1,
+        read_pairs: Callable[[], Mapping[str, Pair]] | None = None,
     ) -> Gate:
         """Decide whether a model has lost more than it may.
 
         Args:
             findings: What changed.
-            read_pairs: Returns both models' answers; `--overall` takes their mean.
             n_reports: See `check_budgets`.
+            read_pairs: See `check_budgets`; `--overall` takes the mean of these answers, too.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
         """
-        limits = self.budgets, self.relative_budgets, self.off
-        checks = check_budgets(findings, *limits, n_reports, read_pairs)
+        checks = check_budgets(
+            findings,
+            self.budgets,
+            self.relative_budgets,
+            off=self.off,
+            n_reports=n_reports,
+            read_pairs=read_pairs,
+        )
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
         off = tuple(name for name in unchecked if "" in self.off or name in self.off)
@@ -65,10 +70,9 @@ class GateRules:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
         if off:
-            pairs = read_pairs()
             used = {name: b for name, b in findings.benchmarks.items() if name not in off}
-            averaged = list_averaged(used, Role.retained)
-            mean = average_changes([(pairs[n], used[n].primary.difference) for n in averaged])
+            pairs = read_pairs() if read_pairs else findings.pairs
+            mean = average_role(used, pairs, Role.retained)
         if isnan(mean.value):
             retained = [n for n, b in findings.benchmarks.items() if b.role is Role.retained]
             unclear = [name for name in retained if name not in off]

@@ -3,12 +3,12 @@
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slimdown.commands.arguments import CommandParser
-from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import BY_LENGTH, LostQuestions, collect_lost_questions
+from slimdown.judging.pairing import Pair
 from slimdown.report.formatting import pluralize
 from slimdown.utils.files import write_atomically
 
@@ -29,20 +29,23 @@ def _read_place(text: str) -> Path:
 
 
 def write_lost_questions(
-    file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool, asked: Sequence[str]
+    file: Path,
+    pairs: Mapping[str, Pair],
+    conditions: Mapping[str, str],
+    is_chat: bool,
+    asked: Sequence[str],
 ) -> list[str]:
     """Write the lost questions.
 
     Args:
         file: For the first kind of questions; other kinds get files beside it.
-        base, tuned: Answers to questions that are not held out.
-        is_chat: See `collect_lost_questions`.
+        pairs, conditions, is_chat: See `collect_lost_questions`.
         asked: The settings that name the model whose answers these are.
 
     Returns:
         Lines for the user: how many, what is left out, and how to ask them again.
     """
-    lost = collect_lost_questions(base, tuned, is_chat)
+    lost = collect_lost_questions(pairs, conditions, is_chat)
     files = {
         kind: file if i == 0 else file.with_suffix(f".{kind}.jsonl")
         for i, kind in enumerate(lost.rows)

@@ -31,7 +31,6 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, read_budgets
 from slimdown.judging.common_questions import take_common
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.pairing import pair_evaluations
 from slimdown.judging.stages import judge_stages
 from slimdown.report import text
 from slimdown.report.answers_page import render_answers_page
@@ -152,8 +151,7 @@ def _judge_stages(options: argparse.Namespace) -> int:
     arguments.write_notes(dict.fromkeys(notes))
     last, gate, n_reports = judged.reported[-1].findings, None, has_gate + len(of_stages)
     if has_gate:
-        ends = next(iter(stages.values())), list(stages.values())[-1]
-        gate = rules.decide(last, lambda: pair_evaluations(*ends, same_prompts=False), n_reports)
+        gate = rules.decide(last, n_reports)
     if of_stages:
         checks = judged.check_stages(of_stages, n_reports)
         gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
@@ -211,7 +209,7 @@ def _judge(options: argparse.Namespace) -> int:
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
     if has_gate:
-        gate = rules.decide(findings, lambda: pair_evaluations(base, tuned))
+        gate = rules.decide(findings)
     arguments.write_notes(dict.fromkeys(notes))
     named = base.model != tuned.model and base.model and tuned.model
     sides = (base.model, tuned.model) if named else (options.base, options.tuned[0])
@@ -226,7 +224,9 @@ def _judge(options: argparse.Namespace) -> int:
     if options.lost:
         is_chat = base.conditions.get("apply_chat_template") == "true"
         asked = _name_models(base, tuned) if base_kind == "lm_eval" else [_UNKNOWN_MODEL]
-        arguments.write_notes(write_lost_questions(options.lost, base, tuned, is_chat, asked))
+        arguments.write_notes(
+            write_lost_questions(options.lost, findings.pairs, base.conditions, is_chat, asked)
+        )
     if options.track:
         _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0

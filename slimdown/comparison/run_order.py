@@ -49,7 +49,8 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
     Raises:
         ConfigError: No run has such a setting.
     """
-    if setting not in (settings := {key for row in comparison.rows for key in row.settings}):
+    settings = {key for row in comparison.rows for key in row.settings}
+    if setting not in settings:
         advice = nearest(setting, sorted(settings))
         raise ConfigError(f"--by {setting}: no run has this setting{advice}")
     others = [key for key in comparison.params if key != setting]

@@ -10,7 +10,7 @@ from math import inf, isnan
 from statistics import fmean
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
-from slimdown.comparison.group_tests import ShownDifference, find_differences
+from slimdown.comparison.group_tests import ValueDifference, find_differences
 from slimdown.comparison.run_comparison import (
     Comparison,
     Configuration,
@@ -304,7 +304,7 @@ def describe_claims(
         yield f"Below {ENOUGH_SEEDS} seeds all values are taken to vary alike by seed."
 
 
-def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:
+def _name_value(one: ValueDifference, tested: Sequence[str]) -> str:
     return one.value if len(tested) == 1 else f"{one.setting}={one.value}"
 
 
