@@ -22,14 +22,14 @@ from slimdown.stats.sequential import Floats
 
 LENGTHS = ("words", "words thought")
 NEVER_ENDED, THINKS, RAN_OUT = "thinking never ended", "thinks", "ran out of tokens"
-BITS = "bits a byte"
+BITS = "bits a byte"  # the name in recorded findings; pages say "bits per byte"
 
 
 @dataclass(frozen=True)
 class Trait:
     """One trait of answers, before and after."""
 
-    name: str  # a mean (words, bits a byte), or the share of answers that are empty, refusals, ...
+    name: str  # a mean, or the share of answers that are empty, refusals, ...
     base: float
     tuned: float
     low: float  # of the 95 % interval of the change, paired; nan where none can be given
@@ -48,7 +48,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         pair: Both models' answers to one benchmark.
 
     Returns:
-        Of texts that are read, the bits a byte. Of answers, the mean number of words without
+        Of texts that are read, the bits per byte. Of answers, the mean number of words without
         thinking, then those traits that are not 0 for both models: the words thought; the shares of
         answers that think, never end thinking, ran out of tokens, are empty, are unreadable,
         refuse, or are in another script than the base's.

@@ -177,8 +177,8 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
     for name, one in decided.items():
         if one.outcome is Outcome.beyond:
             loss, allowed = -one.find_bound(changes[name], budgets[name]), 100 * budgets[name]
-            lost = f"{name} lost {100 * loss:.1f} points or more"
-            beyond.append(f"{lost} ({allowed:.3g} allowed)")
+            lost = f"{name} lost at least {100 * loss:.1f} points"
+            beyond.append(f"{lost} (its budget is {allowed:.3g})")
     is_within = {n: n in changes and changes[n].value >= -b for n, b in budgets.items()}
     return all(is_within.values()), ", ".join(beyond)
 
@@ -205,7 +205,10 @@ def resolve_budgets(
         if name and name not in benchmarks:
             raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
         if name in budgets and name in relative:
-            raise ConfigError(f"budget of {which}: give points or a share of the base, not both")
+            raise ConfigError(
+                f"budget of {which}: give points (--max-loss) or a share of the base's score "
+                "(--max-relative-loss), not both"
+            )
         if name in off and (name in budgets or name in relative):
             raise ConfigError(f"budget of {which}: give a number or off, not both")
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
@@ -285,11 +288,15 @@ def check_budgets(
         bound = decision.find_bound(tests[name], budget) if name in tests else nan
         made = BudgetCheck(name, benchmark, budget, decision.outcome, "", bound, decision.level)
         if name in relative and benchmark.forgetting_rate is None:
-            reason = "the base is not shown to score above 0; give this benchmark points"
+            reason = (
+                "the base model does not score significantly above 0; give this benchmark a "
+                "budget in points (--max-loss)"
+            )
             made = replace(made, outcome=Outcome.undecided, reason=reason)
         elif not benchmark.is_measured:
             advice = f"raise benchmark.{name}.max_gen_toks"
-            made = replace(made, reason=f"thinking never ended in too many answers; {advice}")
+            reason = f"in too many answers the thinking did not end; {advice}"
+            made = replace(made, reason=reason)
         else:
             made = replace(made, reason=_explain(made))
         checks.append(made)
@@ -328,28 +335,27 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 def _check_budget(name: str, budget: float, argument: str) -> None:
     if not isinstance(budget, Real) or not 0 <= budget < 1:
         raise ConfigError(
-            f"{argument}: give a share from 0 up to, not including, 1; "
-            f"{name or 'gsm8k'}=0.02 is two points"
+            f"{argument}: give a share from 0 to below 1; {name or 'gsm8k'}=0.02 is two points"
         )
 
 
 def _explain(check: BudgetCheck) -> str:
     """Say of a measured loss which bound decided about its budget, and at which level."""
     benchmark, d, budget = check.change, check.change.primary.difference, check.budget
-    bound, at = -100 * check.bound, f"one-sided at {100 - 100 * check.level:.4g} %, it lost"
-    most = f"{at} at most {bound:.1f} points" if bound > 0 else f"{at} nothing"
+    bound, at = -100 * check.bound, f"one-sided, {100 - 100 * check.level:.4g} % confidence"
+    most = f"it lost at most {bound:.1f} points" if bound > 0 else "it lost nothing"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if check.outcome is Outcome.within:
-        often = "; with a budget above 50 points, PASSED is wrong in up to 10 %"
-        return f"{most}{after}" + often * bool(budget > 0.5)
+        often = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
+        return f"{most}{after} ({at})" + (often if budget > 0.5 else "")
     if check.outcome is Outcome.beyond:
-        return f"{at} at least {bound:.1f} points{after}"
-    reason = f"{d.n:,} questions cannot tell: {most}{after}"
+        return f"it lost at least {bound:.1f} points{after} ({at})"
+    may = f"it may have lost up to {bound:.1f} points" if bound > 0 else most
+    reason = f"{d.n:,} questions are too few: {may}{after} ({at})"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
-        return f"{reason}; a run with {setting} asks until they can"
+        return f"{reason}; a run with {setting} asks until the budget is decided"
     if needed := n_to_decide(d, benchmark.margin, budget=budget):
-        points = f"{100 * budget:.3g} points"
-        side = f"on which side of {points} its loss lies"
-        reason += f"; if the change is as measured, about {needed:,} would tell {side}"
+        stays = "if the change stays as large as measured"
+        reason += f"; about {needed:,} questions would be enough {stays}"
     return reason

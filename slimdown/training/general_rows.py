@@ -1,4 +1,4 @@
-"""What mitigations share that mix in general rows: their share, and the distance on them."""
+"""What mitigations share that mix in general rows: their share, and the KL penalty on them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ def count_added(n_rows: int, share: float) -> int:
 class GeneralRows(Mitigation):
     """Rows of something else among those that teach; with a weight, marked ones are compared."""
 
-    share: float = setting("share of general rows among all", ADDED_SHARE)
+    share: float = setting("share of general rows among all rows", ADDED_SHARE)
     weight: float | None = setting(
-        "weight of the distance to the base (KL divergence)", POSITIVE, None
+        "weight of the KL penalty, which keeps the model near the base model", POSITIVE, None
     )
 
     @property
@@ -34,7 +34,7 @@ class GeneralRows(Mitigation):
 
     @property
     def compares_with_base(self) -> bool:
-        """Whether the distance has a weight."""
+        """Whether the KL penalty has a weight."""
         return bool(self.weight)
 
     def choose_compared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class GeneralRows(Mitigation):
         return {name: values[is_marked.any(1)] for name, values in inputs.items()}
 
     def measure_loss(self, predicted: Predictions, of_base: Predictions) -> Any:
-        """Compute the distance on what is trained of the marked rows."""
+        """Compute the KL penalty on what is trained of the marked rows."""
         from slimdown.training.divergence import measure_divergence
 
         pair = of_base.logits[of_base.is_replayed], predicted.logits[predicted.is_replayed]

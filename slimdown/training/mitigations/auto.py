@@ -22,13 +22,13 @@ _SHORT_ROWS = {"share": 0.05, "max_tokens": 64}  # docs/studies/keeping.md
 
 @dataclass
 class Auto(Mitigation):
-    """Becomes replay, dialogues or self-replay, with the distance; it is recorded so."""
+    """Becomes replay, dialogues or self-replay, with the KL penalty; it is recorded so."""
 
-    share: float | None = setting("share of general rows among all", ADDED_SHARE, None)
-    dataset: str | None = setting("the chosen dataset that is replayed", default=None)
-    prompts: str | None = setting("a JSONL file of a user's messages (`prompt`)", FILE, None)
+    share: float | None = setting("share of general rows among all rows", ADDED_SHARE, None)
+    dataset: str | None = setting("the chosen dataset whose rows are replayed", default=None)
+    prompts: str | None = setting("a JSONL file of user messages (`prompt`)", FILE, None)
 
-    about: ClassVar[str] = "general rows are mixed in"
+    about: ClassVar[str] = "general rows are mixed into the training"
     is_advised: ClassVar[bool] = True
 
     @property

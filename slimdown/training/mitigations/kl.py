@@ -1,4 +1,4 @@
-"""`keep=kl`: the distance to the base is part of the loss (arXiv 2605.29498)."""
+"""`keep=kl`: a KL penalty towards the base model is part of the loss (arXiv 2605.29498)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from slimdown.training.labels import IGNORED, Predictions
 
 @dataclass
 class Kl(Mitigation):
-    """The distance on every token that is trained, over all tokens of the vocabulary but it."""
+    """The KL penalty on every trained token, over all tokens of the vocabulary but it."""
 
-    weight: float = setting("weight of the distance to the base (KL divergence)", POSITIVE)
+    weight: float = setting(
+        "weight of the KL penalty, which keeps the model near the base model", POSITIVE
+    )
 
-    about: ClassVar[str] = "the distance to the base is in the loss"
+    about: ClassVar[str] = "a KL penalty keeps the model near the base model"
 
     @property
     def compares_with_base(self) -> bool:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Replay(GeneralRows):
     """One of the chosen datasets gives the general rows."""
 
-    dataset: str | None = setting("the chosen dataset that is replayed", default=None)
+    dataset: str | None = setting("the chosen dataset whose rows are replayed", default=None)
 
-    about: ClassVar[str] = "rows of a general dataset are mixed in"
+    about: ClassVar[str] = "rows of a general dataset are mixed into the training"
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
         """Replay has rows, and nothing else sets their share."""
@@ -50,7 +50,7 @@ class Replay(GeneralRows):
         return [*others, *[general] * (taken > 0)], [note] if taken < wanted else []
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
-        """Mark the replayed rows, which are the last, where the distance on them counts."""
+        """Mark the replayed rows, which are the last, if they have a KL penalty."""
         if not self.weight:
             return rows
         from datasets import Dataset

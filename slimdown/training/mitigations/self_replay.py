@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class SelfReplay(WrittenRows):
     """The base begins with its start token, or with given texts."""
 
-    about: ClassVar[str] = "rows that the base writes are mixed in"
+    about: ClassVar[str] = "texts that the base model writes are mixed into the training"
 
     def advise_empty(self) -> str:
         """Advise other texts."""
