@@ -133,7 +133,7 @@ class Evaluator:
                 f"batch_size={min(halves)}), or with fewer worked examples"
             ) from None
         smaller = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
-        self.notes.append(f"Memory ran out; from now on {smaller.name}.")
+        self.notes.append(f"The memory was too small; slimdown continues with {smaller.name}.")
         return smaller
 
     def _evaluate(

@@ -41,8 +41,8 @@ def _take_part(evaluation: Evaluation, share: float, which: str) -> Evaluation:
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
             raise DataError(
-                f"{name} may have stopped early, and then evaluation.holdout={share:g} holds no "
-                "question out; choose a run with evaluation.until=all"
+                f"{name} may have stopped early, so no questions can be held out "
+                f"(evaluation.holdout={share:g}); choose a run with evaluation.until=all"
             )
         samples = []
         for sample in benchmark.samples:
@@ -53,9 +53,10 @@ def _take_part(evaluation: Evaluation, share: float, which: str) -> Evaluation:
         if not _FEWEST <= len(samples) <= n - _FEWEST:
             raise DataError(
                 f"evaluation.holdout={share:g} would split the {n} questions of {name} into "
-                f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
+                f"{len(samples)} and {n - len(samples)}, and both parts need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
         parts[name] = replace(benchmark, samples=tuple(samples))
-    part = f"the {which} half of each benchmark's questions (evaluation.holdout={share:g})"
+    questions = "held-out questions" if which == "held-out" else "questions that are not held out"
+    part = f"the {questions} of each benchmark (evaluation.holdout={share:g})"
     return replace(evaluation, benchmarks=parts, part=part)

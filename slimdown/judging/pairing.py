@@ -62,12 +62,12 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
         first, second = (str(one.get(key, "not set")) for one in sides)
         if first != second:
             first, second = _show_difference(first, second)
-            yield f"{key} is {second} after {first}"
+            yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
         asked = [(prompts.get((s.task, s.doc_id)), s.prompt_hash) for s in benchmark.samples]
         if n_other := sum(first != second for first, second in asked if first):
-            yield f"{n_other:,} of {len(asked):,} prompts of {name} are others"
+            yield f"{n_other:,} of {len(asked):,} prompts of {name} differ"
 
 
 def _is_of_scoring(key: str) -> bool:
@@ -102,7 +102,7 @@ def pair_benchmark(
     has_clusters = any(sample.cluster for one in (base, tuned) for sample in one.samples)
     whole = max(base, tuned, key=lambda one: len(one.samples))
     if shorter.looks and _number_units(whole.samples) is not None:
-        problem = "stopped early, and looks may divide its clusters, or copies of a question"
+        problem = "stopped early, which may have divided its clusters or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
     about = ["doc_hash", "target", *(["cluster"] if has_clusters else [])]
     about += ["prompt_hash"] if same_prompts else []

@@ -147,7 +147,9 @@ class Search:
         table = search_table(comparison, outcomes, self.name)
         best, budgets = runs[0], {} if budget is None else {"": budget}
         if not outcomes[best.run_id].is_within:
-            chosen = ["No trial is within the budget as measured: widen it, or the ranges."]
+            chosen = [
+                "No trial is within the budget as measured. Raise the budget, or widen the ranges."
+            ]
         else:
             reason = "which learned most of the trials within the budget; its adapter is in"
             chosen = [f"Chosen: {best.name} ({best.run_id[:8]}), {reason} {best.artifact_uri}."]
@@ -156,7 +158,7 @@ class Search:
                 half = take_held_out(self.config.tracking, best, evaluations, best.holdout)
                 gate = Gate(tuple(check_budgets(judge(half.base, half.tuned), budgets)))
                 line = describe_outcome(gate)
-                chosen.append(f"On the questions that did not choose it: {line}")
+                chosen.append(f"On the held-out questions: {line}")
                 chosen += describe_budgets(gate)
         chosen += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
         table = replace(table, notes=(*chosen, *table.notes))

@@ -39,9 +39,9 @@ class HeldOutHalf:
         if self.n_models <= n_corrected:
             return []
         return [
-            f"The held-out half judged {self.n_models} models by now, and each may pass by luck, "
-            "in 5 % of cases: choose one on the open half, or correct for the number with slimdown "
-            "compare RUN RUN --confirm."
+            f"The held-out questions have judged {self.n_models} models by now. Each of them may "
+            "pass by chance in 5 % of cases. So choose one model on the other questions, or "
+            "correct for the number of models with slimdown compare RUN RUN --confirm."
         ]
 
 
@@ -52,7 +52,7 @@ def take_held_out(
     share: float,
     label: str = "1",
 ) -> HeldOutHalf:
-    """Return the held-out half of a run's answers, and count that a model is judged on it.
+    """Return a run's answers to its held-out questions, and count that a model is judged on it.
 
     A record that is read-only is not marked.
 

@@ -181,7 +181,7 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
     """Say what the repeated command takes from a stopped run; it makes the rest anew."""
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
-        return f"its folder {folder} is not here: everything is made anew"
+        return f"its folder {folder} is not on this machine: everything is computed again"
     names = {file.stem.partition(".base-")[2] for file in folder.glob("evaluations/*.base-*")}
     parts = [f"the base's answers to {', '.join(sorted(names))}"] if names else []
     states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
@@ -191,7 +191,7 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
         parts.append(f"the training up to step {max(steps)}")
     elif not config.tuned:
         parts.append("no training, of which no checkpoint was written")
-    return f"taken: {'; '.join(parts) or 'single answers'}; the rest is made anew"
+    return f"reused: {'; '.join(parts) or 'single answers'}; the rest is computed again"
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:

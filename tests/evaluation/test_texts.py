@@ -228,7 +228,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     settings += ["benchmark.pocket_cs.limit=40", "evaluation.until=decided"]
     done = call_verb(folder, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "Bits a byte of text: docs" in done.stdout
+    assert "Bits per byte of text: docs" in done.stdout
     return folder
 
 
@@ -239,7 +239,7 @@ def find_only_run(folder: Path) -> Run:
 
 def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     page = next(folder.glob("mlruns/**/report.html")).read_text()
-    assert "bits a byte" in page
+    assert "bits per byte" in page
     run = find_only_run(folder)
     findings = json.loads(next(folder.glob("mlruns/**/findings.json")).read_text())
     change = findings["benchmarks"]["docs"]

@@ -182,7 +182,7 @@ def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
     weight = ["keep.weight=null"] * bool(whole)
     inputs = read_inputs(composed(*SMALL, *whole, "keep=auto", *auto))
     assert inputs.config.keep == composed(*SMALL, *whole, *becomes, *weight).keep
-    assert any(note.startswith("keep=auto is here ") for note in inputs.notes)
+    assert any(note.startswith("For this run, keep=auto means ") for note in inputs.notes)
 
 
 @pytest.mark.usefixtures("chatty")
@@ -453,7 +453,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     few = [setting for setting in SMALL if not setting.startswith("benchmark.")]
     run = TrainingRun(composed(*few, *settings, "train.max_steps=6"))
     tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=3))
-    assert result.stopped.endswith(" points or more (10 allowed) at step 4; step 2 is kept")
+    assert result.stopped.endswith(" points (its budget is 10) at step 4; step 2 is kept")
     assert (result.steps, len(result.history)) == (2, 4)
     short = TrainingRun(composed(*few, *settings, "train.max_steps=2"), run)
     expected = short.train(tmp_path / "b")[0].model.state_dict()

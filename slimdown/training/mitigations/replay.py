@@ -43,7 +43,7 @@ class Replay(GeneralRows):
         wanted = count_added(sum(len(part.train) for part in others), self.share)
         taken = min(wanted, len(general.train))
         share = f"dataset.{self.dataset}: keep.share={self.share:g}"
-        note = f"{share} is {wanted:,} rows, and there are {taken:,}"
+        note = f"{share} would be {wanted:,} rows, but there are only {taken:,}"
         empty = general.validation.select([])
         train = general.train.select(range(taken))
         general = replace(general, train=train, validation=empty, is_added=True)
