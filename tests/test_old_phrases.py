@@ -1,6 +1,6 @@
 """Phrases that readers had to read twice, and what slimdown says instead.
 
-It is a reminder for whoever writes a message, a help text or a page, not a measure of plain English.
+It is a reminder for whoever writes a message, a help text or a page, and no measure of plain words.
 """
 
 import ast
@@ -34,7 +34,6 @@ REPLACED = {
     "how the base is held": "precision of the base weights",
     "or more; it may lose": "its budget is",
     "at most; it may lose": "its budget is",
-    "target task": "target benchmark",
     "rows of a forward": "rows per forward pass",
     "as a person reads": "the labels, written before the rules were run",
 }
@@ -52,10 +51,11 @@ def read_messages(file: Path) -> Iterator[tuple[int, str]]:
     """Yield the texts of a module, with their lines: no comments and no docstrings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     statements = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node not in statements and node.value not in RECORDED:
-                yield node.lineno, node.value
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    for node in constants:
+        is_message = isinstance(node.value, str) and node not in statements
+        if is_message and node.value not in RECORDED:
+            yield node.lineno, str(node.value)
 
 
 def read_texts(file: Path) -> Iterator[tuple[int, str]]:

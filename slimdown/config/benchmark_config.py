@@ -121,7 +121,7 @@ class BenchmarkConfig:
         if self.path is None and self.score != EXACT:
             yield f"score={self.score} is only for a file of your own questions; set path"
         if not self.task.strip() and self.path is None:
-            yield "set task (a task of the harness) or path (a file of your own questions)"
+            yield "task must be set (a task of the harness), or path (a file of your own questions)"
         if self.repeats not in (None, 1) and self.temperature is None:
             advice = "set a temperature, such as 0.7; without one, every answer is the same"
             yield f"repeats={self.repeats} needs sampled answers; {advice}"

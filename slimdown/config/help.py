@@ -42,7 +42,7 @@ slimdown run: fine-tune a small model, and measure what it learned and forgot.
 
   slimdown run [GROUP=CHOICE ...] [SETTING=VALUE ...]       one run
   slimdown run -m SETTING=VALUE1,VALUE2 ...                 every combination
-  slimdown run ... --plan                                   the plan and its time
+  slimdown run ... --plan                                   its plan and time
 """
 _EXAMPLES = """\
 Examples

@@ -26,7 +26,7 @@ class DimensionConfig:
         is_range = all(type(end) in (int, float) for end in ends)
         is_range = is_range and least < self.low < self.high < _LARGEST
         if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
-            yield "set choices, or numbers low < high < 1e15 (above 0 with log=true)"
+            yield "choices must be set, or numbers low < high < 1e15 (above 0 with log=true)"
 
 
 @dataclass

@@ -118,7 +118,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         (["nobody", "kept"], "there is no run nobody"),
         (["kept", "kept"], "two different runs"),
         (["kept", "bad"], "failed: ValueError: x"),
-        (["other", "--confirm"], "held no question back"),
+        (["other", "--confirm"], "has no held-out questions"),
         (["--tracking-uri", "sqlite:///gone.db"], "there is no record"),
         (["-o", "/proc/x.html"], "/proc/"),
         (["--sort", "nothing"], "nothing"),
@@ -222,7 +222,7 @@ def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Cap
     assert compare.main(["--by", "lora.r"]) == 0
     text = capsys.readouterr().out
     assert "By lora.r: 2 finished runs of the newest sweep, b\n" in text
-    assert "Runs by sweep: b (2), a (2); --sweep NAME shows those of one." in text
+    assert "Runs by sweep: b (2), a (2)." in text
     assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
     assert "2 finished runs of sweep a" in capsys.readouterr().out
 

@@ -149,7 +149,7 @@ def test_a_record_that_takes_no_outcome_is_a_line(
     captured = capsys.readouterr()
     assert captured.out.startswith("FAILED (")
     [line] = captured.err.splitlines()
-    assert line.startswith("The record does not take the outcome: ")
+    assert line.startswith("The outcome could not be written to the record: ")
     assert "readonly" in line
 
 

@@ -102,7 +102,9 @@ def test_an_ending_that_is_not_the_format_is_refused(
     with pytest.raises(SystemExit) as ended:
         verdict.main([*logs, "-o", *output.split()])
     assert ended.value.code == 3
-    assert re.search("its ending says .*, and --format .*; leave", capsys.readouterr().err)
+    assert re.search(
+        "its ending means .*, but you gave --format .*; leave", capsys.readouterr().err
+    )
     assert not [*tmp_path.glob("page.*")]
 
 
@@ -111,7 +113,7 @@ def test_an_ending_that_is_not_the_format_is_refused(
     [
         ("base base", "the same logs"),
         ("base /nowhere", "/nowhere"),
-        ("base tuned --metric x", "name one metric a task"),
+        ("base tuned --metric x", "give one metric per task"),
         ("base tuned --max-loss nothing=0.1", "nothing"),
         pytest.param("base tuned --track --tracking-uri x", "uri must be", marks=pytest.mark.heavy),
     ],

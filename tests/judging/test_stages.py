@@ -108,9 +108,9 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
     served = replace(served, backend="llama.cpp", conditions={"dtype": "float16"})
     judged = judge_stages(stages | {"q4": served})
     assert stages_table(judged).notes[-1] == (
-        "q4 was asked otherwise than merged: backend is llama.cpp after prefix; dtype is float16 "
-        "after bfloat16; 400 of 400 prompts of math are others; 400 of 400 prompts of words are "
-        "others. Its change holds that, too."
+        "q4 was asked differently from merged: backend is llama.cpp instead of prefix; dtype is "
+        "float16 instead of bfloat16; 400 of 400 prompts of math differ; 400 of 400 prompts of "
+        "words differ. Its change includes the effect of that."
     )
     assert not judged.steps[0].differences
     with pytest.raises(DataError, match=r"base → q4: .*backend differs"):
@@ -263,4 +263,4 @@ def test_two_logs_with_other_prompts_are_refused_and_the_way_on_is_named(
     assert "prompt_hash differs" in err
     assert "--chain" in err
     assert verdict.main(["--chain", *logs[:2]]) == 0
-    assert "9 of 9 prompts of math are others" in capsys.readouterr().out
+    assert "9 of 9 prompts of math differ" in capsys.readouterr().out

@@ -140,7 +140,7 @@ GROUP_FILES = [
     ("experiment/mine.yaml", b"# @package _global_\ndataset: {alpaca: {weight: 1}}\n",
      "dataset.alpaca.path must be set, or chosen by dataset=..."),
     ("benchmark/mine.yaml", b"# @package benchmark\n'b(1)': {task: a, metric: acc, num_fewshot: 0,"
-     b" chance: 0}\n", "benchmark.b(1): MLflow wants a name of letters, digits, _ and -"),
+     b" chance: 0}\n", "benchmark.b(1): a name may hold only letters, digits, _ and -"),
 ]  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def test_a_task_of_ones_own_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
     [run] = compose_line("benchmark=[my_own_task]", folder).runs
     assert run.config.benchmark == {"my_own_task": BenchmarkConfig(task="my_own_task")}
     [answer] = refuse("benchmark=[my_own_task]")
-    assert "evaluation.include_path names a folder with tasks of your own" in answer
+    assert "set evaluation.include_path to their folder" in answer
 
 
 def test_suites_are_beaten_by_the_command_line_and_beat_presets_and_models() -> None:
@@ -231,7 +231,7 @@ def test_files_of_questions_have_names_of_their_own() -> None:
     metrics = {name: one.metric for name, one in run.config.benchmark.items()}
     assert metrics == {"legs": "numeric", "capitals": "exact_match.strip"}
     [answer] = refuse(*words.split())
-    assert answer.startswith("benchmark=capitals: the harness has no such task")
+    assert answer.startswith("benchmark=capitals: the harness has no task of this name")
 
 
 @pytest.mark.parametrize(
