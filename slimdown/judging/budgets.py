@@ -257,7 +257,8 @@ def _refuse_conflict(
     benchmark = name or "every retained benchmark"
     if name in budgets and name in relative:
         raise ConfigError(
-            f"budget of {benchmark}: give points (--max-loss) or a share of the base's score (--max-relative-loss), not both"
+            f"budget of {benchmark}: give points (--max-loss) or a share of the base's score "
+            "(--max-relative-loss), not both"
         )
     if name in off and (name in budgets or name in relative):
         raise ConfigError(f"budget of {benchmark}: give a number or off, not both")
