@@ -18,7 +18,7 @@ REPLACED = {
     "would tell": "would be enough",
     "as it looks": "as large as measured",
     "if it stays so": "if the change stays as large as measured",
-    "cannot tell:": "are too few:",
+    "questions cannot tell": "questions are too few",
     "is not shown": "is not significant",
     "is shown to be": "is proven to be",
     "stands in the record": "is in the record",
@@ -40,8 +40,7 @@ REPLACED = {
 """By phrase: what is said instead."""
 
 FOLDERS = (ROOT / "slimdown", ROOT / "conf")
-PAGES: tuple[Path, ...] = ()
-"""Add README.md, docs/*.md and docs/studies/*.md here, once they are rewritten."""
+PAGES = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
 
 RECORDED = {"bits a byte"}
 """Names in records, which stay as they are so that old records can be read."""
