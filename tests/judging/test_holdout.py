@@ -59,21 +59,15 @@ def test_what_cannot_be_split_is_refused() -> None:
 
 def test_findings_say_which_half_they_are_about_and_halves_are_not_mixed() -> None:
     base, tuned = make_evaluation(a=BASE), make_evaluation(a=TUNED)
-    findings = judge(open_part(base, 0.5), open_part(tuned, 0.5))
-    assert findings.part.startswith("the open half ")
-    assert findings.benchmarks["a"].n < 600
+    for take, name in ((open_part, "open"), (held_part, "held-out")):
+        findings = judge(take(base, 0.5), take(tuned, 0.5))
+        assert findings.part.startswith(f"the {name} half ")
+        assert findings.benchmarks["a"].n < 600
+        assert "luck" not in findings.part
+    assert "luck" in judge_pair(base, tuned).part
     for half in (base, held_part(base, 0.5)):
         with pytest.raises(DataError, match="part differs"):
             judge(half, open_part(tuned, 0.5))
-
-
-def test_runs_that_were_chosen_are_paired_on_the_held_part_or_it_is_said() -> None:
-    first, second = make_evaluation(a=BASE), make_evaluation(a=TUNED)
-    held, whole = judge(held_part(first, 0.5), held_part(second, 0.5)), judge_pair(first, second)
-    assert held.part.startswith("the held-out half ")
-    assert held.benchmarks["a"].n < 600
-    assert "luck" in whole.part
-    assert "luck" not in held.part
 
 
 def test_the_tasks_of_a_half_keep_their_weights() -> None:
