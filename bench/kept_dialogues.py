@@ -9,7 +9,8 @@
 `run` calls `slimdown run` with the settings that `list` shows, in the record of the folder, and
 prints the arm's row; `scale` needs the finished `plain` of its seed. The tasks `narrow` and
 `alpaca` choose on one half of the questions (`--half open`, the default); `others` chooses for
-`qwen` on other prompts; and `plain_rows` has the rows of `qwen` as plain text.
+`qwen` on other prompts; and `plain_rows` has the rows of `qwen` as plain text. `assistant` and
+`assistant_qwen` ask the questions of `suite=assistant_full`.
 """
 
 import argparse
@@ -44,14 +45,17 @@ _INSTRUCT = [
     "model=any", "model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct", "model.dtype=bfloat16",
     "quantization=none", "evaluation.batch_size=25", "lora=all_linear",
 ]  # fmt: skip
-_QWEN = [
-    *_INSTRUCT, "dataset.alpaca_chat.max_examples=400",
-    "dataset.alpaca_chat.validation_examples=40",
+_ALPACA = [
+    "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+]  # fmt: skip
+_QWEN = [*_INSTRUCT, *_ALPACA]
+_SMOLLM2_MODEL = [
+    "model=smollm2", "model.dtype=bfloat16", "quantization=none", "evaluation.batch_size=25",
+    "lora=all_linear", "train.max_length=512",
 ]  # fmt: skip
 _SMOLLM2 = [
-    "model=smollm2", "model.dtype=bfloat16", "quantization=none",
-    "evaluation.batch_size=25", "evaluation.holdout=0.5", "benchmark.hellaswag.limit=1000",
-    "benchmark.arc_easy.limit=1000", *_REFUSALS, "lora=all_linear", "train.max_length=512",
+    *_SMOLLM2_MODEL, "evaluation.holdout=0.5", "benchmark.hellaswag.limit=1000",
+    "benchmark.arc_easy.limit=1000", *_REFUSALS,
 ]  # fmt: skip
 TASKS: dict[str, list[str]] = {
     "narrow": [
@@ -62,8 +66,12 @@ TASKS: dict[str, list[str]] = {
     ],
     "alpaca": [
         *_SMOLLM2, "benchmark=[hellaswag,arc_easy,harmful,harmless]", "train.learning_rate=1e-3",
-        "dataset.alpaca_chat.max_examples=400", "dataset.alpaca_chat.validation_examples=40",
+        *_ALPACA,
     ],
+    "assistant": [
+        *_SMOLLM2_MODEL, *_ALPACA, "suite=assistant_full", "train.learning_rate=1e-3",
+    ],
+    "assistant_qwen": [*_QWEN, "suite=assistant_full"],
     "qwen": [
         *_QWEN, *_REFUSALS, "benchmark=[gsm8k,hellaswag,harmful,harmless]",
         "benchmark.gsm8k.limit=100", "benchmark.gsm8k.num_fewshot=0",
@@ -97,7 +105,8 @@ SCALES = "0.5,0.75"
 def list_settings(task: str, arm: str, seed: int) -> list[str]:
     """Return what `slimdown run` gets for an arm."""
     rows = {"narrow": "pocket_instructions", "plain_rows": "alpaca"}.get(task, "alpaca_chat")
-    rows += ",dolly" * (arm == "dolly")
+    if arm == "dolly":
+        rows += ",dolly"
     own = [f"dataset=[{rows}]", f"seed={seed}", f"tracking.experiment={task}", f"name={arm}"]
     if task == "narrow" and arm == "dolly":  # its conversations would bring the chat template
         own.append("evaluation.apply_chat_template=false")
@@ -139,7 +148,7 @@ def judge_half(task: str, run: RunRecord, half: str) -> Findings:
         return run.findings
     base, tuned = read_evaluations(TrackingConfig(uri=default_store(), experiment=task), run)
     if half == "held":
-        base, tuned = (held_part(one, run.holdout) for one in (base, tuned))
+        base, tuned = (held_part(answers, run.holdout) for answers in (base, tuned))
     return judge(base, tuned, run.findings.training)
 
 
@@ -148,11 +157,11 @@ def describe(name: str, seed: int, findings: Findings) -> dict[str, object]:
     training, row = findings.training, {"arm": name, "seed": seed}
     for benchmark, change in findings.benchmarks.items():
         primary = change.primary
-        both = f"{100 * primary.base.value:.1f} → {100 * primary.tuned.value:.1f}"
+        scores = f"{100 * primary.base.value:.1f} → {100 * primary.tuned.value:.1f}"
         value, interval = format_points(primary.difference)
         shown = {Verdict.forgotten: " ↓", Verdict.improved: " ↑"}
         sign = shown.get(change.verdict, "") if change.verdict else ""
-        row[f"{benchmark} ({change.n})"] = f"{both}: {value} {interval}{sign}"
+        row[f"{benchmark} ({change.n})"] = f"{scores}: {value} {interval}{sign}"
     row["mean of retained"] = " ".join(format_points(findings.mean_change(Role.retained)))
     row |= dict.fromkeys(("held-out loss", "tokens", "steps, s"))  # a scale has none
     if training:
@@ -226,8 +235,8 @@ def main() -> int:
     rows = list(list_rows(options.task, options.half))
     if options.verb == "run":
         arm = "plain, scale" if options.arm == "scale" else options.arm
-        of_seed = [row for row in rows if row["seed"] == options.seed]
-        rows = [row for row in of_seed if str(row["arm"]).startswith(arm)]
+        rows = [row for row in rows if row["seed"] == options.seed]
+        rows = [row for row in rows if str(row["arm"]).startswith(arm)]
     print(write_table(make_table("", rows), "markdown") if rows else "")
     if options.verb == "table" and options.figure:
         draw(options.task, options.half, options.figure)

@@ -43,6 +43,7 @@ from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, group_comparable
 from slimdown.report.text import FEWEST_RIGHT
+from slimdown.scoring.question_files import find_question_file
 from slimdown.stats.bootstrap import find_ratio_interval
 from slimdown.stats.estimates import (
     Difference,
@@ -1623,6 +1624,36 @@ def judge_chains(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "exit 1 with --max-loss-at each stage", lost, shares[2], "5"
 
 
+ASSISTANT_MARGIN = 0.1  # as conf/benchmark/assistant_*.yaml have it
+
+
+def judge_assistant(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """`suite=assistant`: any false claim where the same model answers twice, with other luck.
+
+    The chance that it answers a question rightly is drawn for each question, and is the same both
+    times: mostly near 0 or 1, as with greedy decoding, or anywhere, as with a high temperature.
+    """
+    folder = find_question_file("assistant:facts").parent
+    whole = [len(file.read_text("utf-8").splitlines()) for file in sorted(folder.glob("*.jsonl"))]
+    margins = [ASSISTANT_MARGIN] * len(whole)
+    n_draws = max(200, draws // 2)
+    for size, sizes in (("25", [25] * len(whole)), (f"{min(whole)} to {max(whole)}", whole)):
+        for spread, name in ((0.05, "few answers vary"), (0.5, "many vary"), (50.0, "all vary")):
+            n_changed = 0
+            for _ in range(n_draws):
+                differences = list[Difference]()
+                for n in sizes:
+                    chances = random.beta(spread, spread, n)
+                    first, second = random.random((2, n)) < chances
+                    lost, gained = (first & ~second).sum(), (~first & second).sum()
+                    differences.append(count_difference(int(lost), int(gained), n))
+                decisions = decide_verdicts(differences, margins)
+                verdicts = {decision.verdict for decision in decisions}
+                n_changed += bool({Verdict.forgotten, Verdict.improved} & verdicts)
+            case = f"{len(sizes)} benchmarks of {size} questions, the same model twice, {name}"
+            yield "any of suite=assistant changed, Holm", case, percent(n_changed / n_draws), "5"
+
+
 # The rows of the atlas (bench/atlas.toml): how many are alike, questions or clusters, the share of
 # them that flips, and what a flip changes. Graded scores change by half.
 ATLAS_ROWS = (
@@ -1972,6 +2003,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     cover_scales,
     miss_traits,
     overstate_early,
+    judge_assistant,
 )
 
 

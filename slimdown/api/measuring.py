@@ -1,4 +1,4 @@
-"""Measure a model before and after your own training, judge the two, and show the findings."""
+"""Measure a model before and after your own training, and judge what changed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
@@ -71,28 +71,27 @@ def measure(
 ) -> MeasuredEvaluation:
     """Ask a loaded model the questions of benchmarks and keep every answer.
 
-    The model computes in its own dtypes, without a trainer's autocast. Afterwards it is as it was,
-    ready to be trained: its mode, its flags and all random states. Under DDP each process that
-    calls this measures by itself.
+    The model computes in its own data types, without a trainer's autocast. Afterwards its mode, its
+    flags and all random states are as before, so you can train it. Under DDP, each process that
+    calls this function measures by itself.
 
     Args:
         model: A causal language model of transformers: plain, with PEFT adapters, in 4 or 8 bits,
-            on any device, in DDP or torch.compile. Active adapters count.
+            on any device, in DDP or torch.compile. Active adapters take part.
         tokenizer: Its tokenizer.
         benchmarks: Names from conf/benchmark/ or of tasks of the harness, files of your own
             questions ("support.jsonl"), or settings such as `{"task": "arc_easy", "metric":
-            "acc_norm"}` or `{"path": "support.jsonl", "score": "contains"}`. Or what `measure`
-            returned for another model: then this one gets identical prompts and the same scoring
-            code, and you leave out all that follows.
-        limit: The first N questions of each benchmark, as `lm_eval --limit`; None: all.
-        num_fewshot: Worked examples before each question; None: each benchmark's own number.
-        apply_chat_template: Ask through the tokenizer's chat template; "auto": only where answers
-            are generated; None: do not.
-        batch_size: Rows in a forward; None: what suits the device.
+            "acc_norm"}` or `{"path": "support.jsonl", "score": "contains"}`. Or the result of
+            `measure` for another model: then this model gets identical prompts and the same
+            scoring code, and you leave out all other arguments.
+        limit: Ask only the first N questions of each benchmark, as `lm_eval --limit`; None: all.
+        num_fewshot: Number of worked examples in the prompt; None: the benchmark's own number.
+        apply_chat_template: Use the tokenizer's chat template for prompts; "auto": only for
+            generated answers; None: never.
+        batch_size: Rows per forward pass; None: chosen to fit the device.
         include_path: A folder with task files of your own.
-        stock: Use nothing but the harness's own model class, which is slower; None: do not. You
-            need it for a model that will get an adapter that learns a prompt (prefix or prompt
-            tuning).
+        stock: Use only the harness's own model class, which is slower; None: use slimdown's. You
+            need `stock=True` for a model that will get prefix or prompt tuning.
         prompts: Settings for models that chat or think, see `Prompts`.
 
     Returns:
@@ -102,12 +101,19 @@ def measure(
         ConfigError: There is no such benchmark or setting.
         ModelError: The model cannot be asked these questions.
     """
-    from slimdown.models.causal import wrap_model  # torch
+    from slimdown.models.causal import wrap_model  # imports torch
 
     loaded = wrap_model(model, tokenizer)
-    settings = limit, num_fewshot, apply_chat_template, batch_size, include_path, stock
+    settings: dict[str, Any] = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": apply_chat_template,
+        "batch_size": batch_size,
+        "include_path": include_path,
+        "stock": stock,
+    }
     if isinstance(benchmarks, MeasuredEvaluation):
-        if any(setting is not None for setting in (*settings, *prompts.values())):
+        if any(value is not None for value in {**settings, **prompts}.values()):
             raise ConfigError(
                 "the same questions are asked again, as in the first measurement: leave out all "
                 "that follows the benchmarks, or name benchmarks instead"
@@ -118,13 +124,14 @@ def measure(
             "benchmarks is an evaluation that measure did not make; give names of benchmarks"
         )
     else:
-        evaluator = build_evaluator(benchmarks, *settings, **prompts)
+        evaluator = build_evaluator(benchmarks, **settings, **prompts)
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 
 
 def build_evaluator(
     benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
+    *,
     limit: int | None,
     num_fewshot: int | None,
     apply_chat_template: bool | str | None = None,
@@ -146,17 +153,24 @@ def build_evaluator(
     if stock not in (None, True, False):
         raise ConfigError(f"stock={stock!r} must be True, False or None")
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
-    values: dict[str, Any] = {"batch_size": batch_size, "holdout": 0.0, "until": Until.all}
-    values["apply_chat_template"] = False if apply_chat_template is None else apply_chat_template
-    values["include_path"] = include_path and str(include_path)
+    values: dict[str, Any] = {
+        "batch_size": batch_size,
+        "holdout": 0.0,
+        "until": Until.all,
+        "apply_chat_template": False if apply_chat_template is None else apply_chat_template,
+        "include_path": str(include_path) if include_path else include_path,
+    }
     values |= {name: value for name, value in prompts.items() if value is not None}
     config = build_settings(EvaluationConfig, values)
-    written = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
-    own = build_settings(BenchmarkConfig, written)
-    if problems := [*find_problems(config), *find_problems(own)]:
+    # These two are settings of benchmarks, and are checked as those of any.
+    answers = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
+    limits = build_settings(BenchmarkConfig, answers)
+    if problems := [*find_problems(config), *find_problems(limits)]:
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    tasks = load_tasks(chosen, config.include_path, own.max_gen_toks, own.stop)
+    tasks = load_tasks(
+        chosen, config.include_path, max_gen_toks=limits.max_gen_toks, stop=limits.stop
+    )
     return Evaluator(tasks, config, share_prefixes=not stock)
 
 
@@ -164,14 +178,14 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
     """Test what changed between two evaluations of the same questions.
 
     Args:
-        before: What the base answered.
-        after: What the tuned model answered, measured by `measure(model, tokenizer, before)`.
+        before: The evaluation of the base model.
+        after: The evaluation of the tuned model, from `measure(model, tokenizer, before)`.
 
     Returns:
         Findings that a notebook shows as a table; see `NotebookFindings`.
 
     Raises:
-        DataError: The two were not asked the same questions, or were not scored by the same code.
+        DataError: The models were not asked the same questions, or not scored by the same code.
     """
     for name, evaluation in (("before", before), ("after", after)):
         if not isinstance(evaluation, Evaluation):
@@ -192,21 +206,22 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
 
 @dataclass(frozen=True, repr=False)
 class NotebookFindings(Findings):
-    """What a model learned and what it lost, as a notebook shows it."""
+    """What a model learned and what it forgot; a notebook shows it as a table."""
 
     @explain_missing_packages()
     def table(self) -> "pd.DataFrame":
         """Return one row for each benchmark and metric; scores are shares of 1."""
-        import pandas as pd  # MLflow brings it; it takes half a second
+        import pandas as pd  # installed with MLflow; the import takes half a second
 
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:
-        """Write a page with everything, lost answers included, or a table, and return its path.
+        """Write a page with all results and lost answers, or a table; return the path of the file.
 
         Args:
-            file: Its ending decides: .html is the page; .md, .csv and .json are tables.
-            title: What stands above it.
+            file: Its ending decides what is written: .html for a page; .md, .csv or .json for a
+                table.
+            title: The title of the page or table.
 
         Raises:
             ConfigError: `file` is no path with such an ending, or `title` is no text.
@@ -217,16 +232,17 @@ class NotebookFindings(Findings):
         if not isinstance(title, str):
             raise ConfigError(f"save(title={title!r:.40}): give a text, such as 'before → after'")
         path = Path(file).expanduser()
-        by_ending = {ending: name for name, endings in FORMATS.items() for ending in endings}
-        if (format_ := by_ending.get(path.suffix.lower())) is None:
-            raise ConfigError(f"save({str(file)!r}): end the name in {', '.join(by_ending)}")
-        if format_ == "html":
-            from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
+        formats = {ending: name for name, endings in FORMATS.items() for ending in endings}
+        file_format = formats.get(path.suffix.lower())
+        if file_format is None:
+            raise ConfigError(f"save({str(file)!r}): end the name in {', '.join(formats)}")
+        if file_format == "html":
+            from slimdown.report.run_page import render_page  # imports jinja2: 0.2 s
 
             content = render_page(self, title)
         else:
             notes = describe_findings(self)
-            content = write_table(findings_table(self, title, notes), format_)
+            content = write_table(findings_table(self, title, notes), file_format)
         write_atomically(path, content)
         return path
 
@@ -235,24 +251,25 @@ class NotebookFindings(Findings):
     ) -> "BudgetResult":
         """Check each loss against its budget.
 
-        `passes("off", gsm8k=0.02)` lets GSM8K alone decide.
+        `passes("off", gsm8k=0.02)` checks only GSM8K.
 
         Args:
-            others: What each retained benchmark that is not named may lose. None: its own
-                `max_loss`, or else its margin. "off": it decides nothing.
-            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points;
-                `gsm8k="off"` decides nothing.
+            others: The largest loss you allow for each retained benchmark that you do not name.
+                None: its own `max_loss`, or its margin. "off": such benchmarks are not checked.
+            budgets: The largest loss you allow by benchmark, as a share: `gsm8k=0.02` is two
+                points; with `gsm8k="off"` GSM8K is not checked.
 
         Returns:
-            True in a condition if every loss is shown to be within its budget. What too few
-            questions leave open does not pass.
+            An object that is true if every loss is proven to be within its budget, and false if one
+            exceeds its budget or there are too few questions to decide.
 
         Raises:
             ConfigError: A budget is no share, or its benchmark was not measured.
         """
-        given: dict[str, Any] = budgets if others is None else {"": others, **budgets}
-        off = [name for name, budget in given.items() if budget == "off"]
-        shares = {name: budget for name, budget in given.items() if name not in off}
+        # "": all that have no budget of their own
+        all_budgets: dict[str, Any] = budgets if others is None else {"": others, **budgets}
+        off = [name for name, budget in all_budgets.items() if budget == "off"]
+        shares = {name: budget for name, budget in all_budgets.items() if name not in off}
         return BudgetResult(tuple(check_budgets(self, shares, off=off)))
 
     def _repr_html_(self) -> str:
@@ -267,7 +284,7 @@ class NotebookFindings(Findings):
 
 @dataclass(frozen=True, repr=False)
 class BudgetResult(Gate):
-    """Budget checks of several benchmarks; true if every loss is shown to be within its budget."""
+    """Budget checks of several benchmarks; true if every loss is proven to be within its budget."""
 
     def __bool__(self) -> bool:
         return self.outcome is Outcome.within

@@ -78,7 +78,8 @@ class GateRules:
             unclear = [name for name in retained if name not in off]
             problem = "every retained benchmark is off"
             if unclear:
-                problem = f"thinking never ended in too many answers of {', '.join(unclear)}"
+                names = ", ".join(unclear)
+                problem = f"the thinking did not end in too many answers of {names}"
                 problem += f"; raise benchmark.{unclear[0]}.max_gen_toks"
             raise ConfigError(f"--overall: {problem}")
         return Gate(tuple(checks), off, mean)
@@ -86,12 +87,15 @@ class GateRules:
 
 def add_gate_options(parser: CommandParser, others: str) -> None:
     """Add the options of the gate; `others` says what benchmarks that are not named may lose."""
-    text = "gsm8k=0.02: two points; gsm8k=off: shown, decides nothing; off: all that are not named"
-    text += f"; without it: {others}"
+    text = (
+        "the largest loss you allow: gsm8k=0.02 is two points of GSM8K, and 0.02 is two points of "
+        "each retained benchmark; gsm8k=off shows GSM8K but does not check it; off does so for "
+        f"all benchmarks you do not name (default: {others})"
+    )
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
-    text = "gsm8k=0.05: a twentieth of what the base scored"
+    text = "as --max-loss, relative to the base model's score: gsm8k=0.05 is a twentieth of it"
     parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
-    text = "also fail where the retained benchmarks are shown to be worse on average"
+    text = "also fail if the retained benchmarks are significantly worse on average"
     parser.add_argument("--overall", action="store_true", help=text)
 
 

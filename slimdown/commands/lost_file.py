@@ -15,7 +15,7 @@ from slimdown.utils.files import write_atomically
 
 def add_lost_option(parser: CommandParser) -> None:
     """Add --lost."""
-    about = "write the lost questions as own questions, for benchmark=[questions]"
+    about = "write the questions that the model lost to a file that slimdown run can ask again"
     parser.add_argument("--lost", type=_read_place, metavar="FILE.jsonl", help=about)
 
 
@@ -55,9 +55,9 @@ def write_lost_questions(
         write_atomically(files[kind], "".join(f"{line}\n" for line in lines))
     counts = [f"{pluralize(len(lost.rows[kind]), 'question')} in {f}" for kind, f in files.items()]
     left_out = ", ".join(f"{n:,} of {name}" for name, n in lost.left_out.items())
-    line = f"lost: {', '.join(counts) or f'no question, so {file} is not written'}"
+    line = f"lost: {', '.join(counts) or f'no question, so {file} was not written'}"
     if left_out:
-        line += f"; left out, as no rule of own questions scores both answers alike: {left_out}"
+        line += f"; left out, because a file of questions cannot score them alike: {left_out}"
     return [line, *([_write_command(lost, files, asked)] if files else [])]
 
 

@@ -89,9 +89,9 @@ def _explain_no_test(comparison: Comparison, settings: Sequence[str]) -> str:
     with_same = f" and the same {', '.join(crossed)}" if crossed else ""
     cells = (cell for row in comparison.rows for cell in row.changes.values())
     whole = " whose evaluations did not stop early" if any(c.is_stopped for c in cells) else ""
-    problem = f"no two have two seeds each{with_same}{whole}"
-    named, advice = " or ".join(settings), "-m seed=0,1,2 lets them be tested"
-    return f"No difference between values of {named} is shown: {problem}; {advice}."
+    problem = f"no two of them have two seeds each{with_same}{whole}"
+    named, advice = ", ".join(settings), "Run them with -m seed=0,1,2 to test them"
+    return f"The values of {named} cannot be tested against each other: {problem}. {advice}."
 
 
 def _find_crossed(comparison: Comparison, setting: str) -> list[str]:

@@ -360,7 +360,7 @@ def describe_model_differences(runs: Sequence[RunRecord]) -> list[str]:
             differing.append(f"{fact} ({counted})")
     if not differing:
         return []
-    return [f"The runs differ in {', '.join(differing)}: their bases gave other answers."]
+    return [f"The runs differ in {', '.join(differing)}, so their base models answer differently."]
 
 
 def _read_settings(run: RunRecord) -> dict[str, str]:
@@ -393,7 +393,9 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
             groups.append(list(newest.values()))
         else:
             groups += [[run] for run in group]
-    note = f"The means over seeds leave out {n_repeated:,} older runs with equal settings and seed."
+    note = (
+        f"The means over seeds leave out {n_repeated:,} older runs with the same settings and seed."
+    )
     return groups, [note] if n_repeated else []
 
 
@@ -410,8 +412,8 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
         values = _describe_differing(shared.get(key, "not set") for shared in conditions)
         if values:
             raise ConfigError(
-                f"{name} was asked differently ({key} is {values}); choose runs that were asked "
-                "alike, by their names, --sweep or --filter"
+                f"{name} was not asked in the same way in all runs ({key} is {values}); choose "
+                "runs that were asked in the same way, by their names, --sweep or --filter"
             )
 
 
@@ -433,7 +435,10 @@ def _describe_caveats(
         changes = [run.changes[name] for run in runs if name in run.changes]
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
-            yield f"{name} has other questions, metrics or margins in some runs: compare with care."
+            yield (
+                f"{name} does not have the same questions, metric and margin in all runs: compare "
+                "with care."
+            )
         elif changes[0].metric == CHOICE_PROBABILITY:
             yield f"{name} is judged by {CHOICE_PROBABILITY}, the probability of the right choice."
     complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
@@ -444,14 +449,14 @@ def _describe_caveats(
             yield f"The runs were measured differently ({key} is {values}): compare with care."
     if any(cell.is_stopped for cell in cells):
         yield (
-            "An evaluation that stopped early shows a change that is on average too large; its "
-            "verdict and interval hold."
+            "Some evaluations stopped early. Their verdicts and intervals are valid, but the "
+            "measured changes are too large on average."
         )
     alone = [row.runs[0] for row in rows if len(row.runs) == 1]  # others have none of their own
     verdicts = {(r.run_id, name): c.verdict for r in alone for name, c in r.changes.items()}
     claims = [key for key, verdict in verdicts.items() if verdict not in (None, Verdict.undecided)]
     if n_lost := sum(corrected.get(key) is Verdict.undecided for key in claims):
         yield (
-            f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
-            f"{len(corrected):,} in this table (Holm)."
+            f"† {n_lost:,} of {len(claims):,} verdicts become undecided when they are corrected "
+            f"for all {len(corrected):,} changes in this table (Holm)."
         )

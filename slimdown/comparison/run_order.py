@@ -28,7 +28,9 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     sortable = {LEARNED, KEPT, *comparison.benchmarks, *settings}
     if name not in sortable:
         advice = nearest(name, sorted(sortable))
-        raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
+        raise ConfigError(
+            f"--sort {name}: these runs have no benchmark or setting of this name{advice}"
+        )
 
     def read_value(row: Configuration) -> SortValue:
         means = {benchmark: cell.change for benchmark, cell in row.changes.items()}

@@ -20,16 +20,16 @@ from slimdown.utils.extensions import list_added_choices
 
 _WIDTH, _MOST_LINES = 80, 99
 _GROUPS = {
-    "model": "the base: OWNER/NAME of the hub, a folder, or",
-    "quantization": "how the base is held:",
-    "dataset": "what it learns, a list: rows.jsonl, or",
-    "method": "what is trained:",
+    "model": "the base model: OWNER/NAME of the hub, a folder, or",
+    "quantization": "precision of the base weights:",
+    "dataset": "the rows to train on, a list: rows.jsonl, or",
+    "method": "how to train:",
     "lora": "which layers get a LoRA:",
-    "keep": "against forgetting:",
-    "train": "length, batch, learning rate:",
+    "keep": "how to forget less:",
+    "train": "length, batch size, learning rate:",
     "benchmark": "what is measured, a list: any task of lm-eval, my.jsonl, or",
-    "suite": "benchmarks with limits:",
-    "experiment": "a preset:",
+    "suite": "a set of benchmarks:",
+    "experiment": "prepared settings:",
 }
 _MOST_CHANGED = (
     "tuned", "dataset.<name>.max_examples", "train.num_train_epochs", "train.max_steps",
@@ -38,7 +38,7 @@ _MOST_CHANGED = (
     "tracking.experiment", "seed", "name", "note", "rerun",
 )  # fmt: skip
 _TITLE = """\
-slimdown run: fine-tune a small model; measure what it learned and what it lost.
+slimdown run: fine-tune a small model, and measure what it learned and forgot.
 
   slimdown run [GROUP=CHOICE ...] [SETTING=VALUE ...]       one run
   slimdown run -m SETTING=VALUE1,VALUE2 ...                 every combination
@@ -49,9 +49,9 @@ Examples
   slimdown run                                    the pocket world, no download
   slimdown run model=smollm2 dataset=rows.jsonl benchmark=gsm8k,piqa
   slimdown run model=Qwen/Qwen2.5-0.5B suite=quick benchmark.gsm8k.max_loss=2%
-  slimdown run tuned=you/yours suite=quick        what a tuned model lost
+  slimdown run tuned=you/yours suite=quick        what a tuned model forgot
   slimdown run -m model=llama32,tinyllama lora.r=8,16 name=ranks
-  slimdown run --cfg job model=smollm2            the composed settings alone
+  slimdown run --cfg job model=smollm2            show the settings, run nothing
 """
 _MORE = "slimdown run --help all    every group, choice, setting and default\n"
 _FLAGS = f"""\
@@ -59,16 +59,16 @@ _FLAGS = f"""\
       any other option of TRL's SFTConfig, PEFT's LoraConfig, from_pretrained
 
 Flags
-  -m                    a sweep: several values of a setting are several runs
-  --plan, --plan=try    say what it does and how long that takes; do nothing;
-                        `try` answers and trains one batch to tell the time
+  -m                    a sweep: several values of a setting make several runs
+  --plan, --plan=try    show what the run does and how long it takes; `try` runs
+                        one batch of each kind of work to measure the time
   --config-dir FOLDER   your own group files: FOLDER/dataset/mine.yaml, ...
-  --cfg job             the composed settings, nothing run
-  --hydra-help          the others are Hydra's own
+  --cfg job             show the composed settings, run nothing
+  --hydra-help          show the other options, which are Hydra's
 
 {_EXAMPLES}
-Where the package `kernels` is installed, bitsandbytes loads compiled code from
-the hub; to prevent it, uninstall it.
+If the package `kernels` is installed, bitsandbytes downloads compiled code from
+the hub and runs it. To prevent this, uninstall `kernels`.
 """
 
 
@@ -98,15 +98,15 @@ class SettingHelp:
 def describe_settings() -> tuple[SettingHelp, ...]:
     """Describe every setting, in the order of the schema."""
     composed, described = compose_defaults(), []
-    for key, one in list_settings(RunConfig).items():
-        if not one.help:
+    for key, setting in list_settings(RunConfig).items():
+        if not setting.help:
             continue  # a section
-        value = one.default if "<name>" in key else OmegaConf.select(composed, key)
+        value = setting.default if "<name>" in key else OmegaConf.select(composed, key)
         if key == "tracking.uri":
             value = DEFAULT_STORE  # the environment may name another, with a password
-        is_unset = value == MISSING or (value is None and NoneType not in get_args(one.type))
+        is_unset = value == MISSING or (value is None and NoneType not in get_args(setting.type))
         default = "" if is_unset else _write_value(value)
-        described.append(SettingHelp(key, default, one.help, _describe_choices(one)))
+        described.append(SettingHelp(key, default, setting.help, _describe_choices(setting)))
     return tuple(described)
 
 
@@ -121,16 +121,18 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
     for group, text in _GROUPS.items():
         names = {*list_group_choices(group, folders), *list_added_choices(group)}
         choices = sorted(names - {"any"})
-        n_lines = _MOST_LINES if is_whole else 2 if group == "model" else 1
-        lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
-    lines += ["", "Settings" if is_whole else "Settings that are changed most often"]
-    for one in describe_settings():
-        name = f"{one.key}={one.default}"
+        n_lines = 2 if group == "model" else 1
         if is_whole:
-            lines += _write_entry(name, one.whole_text, 36, _MOST_LINES)
-        elif one.key in _MOST_CHANGED:
-            is_short = len(one.text) <= _WIDTH - 39
-            text = one.text if is_short else one.text.partition(";")[0]
+            n_lines = _MOST_LINES
+        lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
+    lines += ["", "Settings" if is_whole else "Settings that people change most often"]
+    for setting in describe_settings():
+        name = f"{setting.key}={setting.default}"
+        if is_whole:
+            lines += _write_entry(name, setting.whole_text, 36, _MOST_LINES)
+        elif setting.key in _MOST_CHANGED:
+            is_short = len(setting.text) <= _WIDTH - 39
+            text = setting.text if is_short else setting.text.partition(";")[0]
             lines += _write_entry(name, text, 36, 1)
     return "\n".join([*lines, _FLAGS if is_whole else f"\n{_EXAMPLES}\n{_MORE}"])
 
@@ -138,20 +140,22 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
 def write_table() -> str:
     """Write the table of docs/settings.md, in Markdown."""
     rows = ["| setting | default | |", "|---|---|---|"]
-    for one in describe_settings():
-        default = f"`{one.default}`" if one.default else ""
-        rows.append(f"| `{one.key}` | {default} | {one.whole_text} |")
+    for setting in describe_settings():
+        default = f"`{setting.default}`" if setting.default else ""
+        rows.append(f"| `{setting.key}` | {default} | {setting.whole_text} |")
     return "\n".join(rows)
 
 
 def _write_entry(name: str, text: str, width: int, n_lines: int) -> list[str]:
     """Write a name and what it is; what finds no room in the lines is cut."""
-    how: dict[str, Any] = {"max_lines": n_lines, "placeholder": " ...", "break_on_hyphens": False}
-    wrapped = wrap(text, _WIDTH - width - 3, **how)
-    if len(name) > width:
+    wrapped = wrap(
+        text, _WIDTH - width - 3, max_lines=n_lines, placeholder=" ...", break_on_hyphens=False
+    )
+    if len(name) > width:  # it has a line of its own
         wrapped = ["", *wrapped]
+    indent = " " * (width + 3)
     first, *others = wrapped
-    return [f"  {name:<{width}} {first}".rstrip(), *(f"{'':{width + 3}}{one}" for one in others)]
+    return [f"  {name:<{width}} {first}".rstrip(), *(f"{indent}{line}" for line in others)]
 
 
 def _write_value(value: Any) -> str:
@@ -169,7 +173,7 @@ def _describe_choices(setting: Setting) -> str:
     """Say which values a setting may have: names, true or false, or a range."""
     for kind in (setting.type, *get_args(setting.type)):
         if isinstance(kind, EnumMeta):
-            names = list(map(str, kind))  # of a StrEnum
+            names = list(map(str, kind))  # the members of a StrEnum are its values
             is_said = all(name in setting.help for name in names)
             return "" if is_said else f"one of {', '.join(names)}"
     if setting.allowed:

@@ -1,7 +1,7 @@
 """Turns a file's questions or texts into a task of the harness, which asks and scores it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
@@ -17,7 +17,7 @@ from slimdown.utils.errors import DataError
 from slimdown.utils.extensions import find_packages
 
 # Raise it where answers are read otherwise: it is in the key of what was measured.
-_VERSION = 2
+_VERSION = 3
 _TEXT_VERSION = 1  # of how texts are scored
 
 
@@ -147,11 +147,42 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         """
         if not self.has_messages:
             return super().fewshot_context(doc, *args, **settings)
+        system = settings["system_instruction"]
+        return self._write_prompt(doc, self.tokenizer, self.template_args, system)
+
+    def check_prompts(
+        self,
+        tokenizer: Any,
+        template_args: Mapping[str, Any],
+        system: str | None,
+        limit: int | None,
+    ) -> None:
+        """Check that a chat template takes the messages and tools of all questions.
+
+        Args:
+            tokenizer: Has the template.
+            template_args: The template's variables.
+            system: What a system turn says where the question has none of its own.
+            limit: How many of the questions are asked; None: all.
+
+        Raises:
+            DataError: The template fails, or drops a turn or a tool.
+        """
+        for row in self._rows[:limit] if self.has_messages else ():
+            self._write_prompt(row, tokenizer, template_args, system)
+
+    def _write_prompt(
+        self,
+        doc: dict[str, Any],
+        tokenizer: Any,
+        template_args: Mapping[str, Any],
+        system: str | None,
+    ) -> str:
         messages, tools = json.loads(doc["conversation"]).values()
-        if messages[0]["role"] != "system" and (system := settings["system_instruction"]):
+        if messages[0]["role"] != "system" and system:
             messages.insert(0, {"role": "system", "content": system})
-        more = {"tools": tools, "add_generation_prompt": True, **self.template_args}
-        prompt = render_chat(self.tokenizer, messages, **more)
+        more = {"tools": tools, "add_generation_prompt": True, **template_args}
+        prompt = render_chat(tokenizer, messages, **more)
         texts = [turn["content"].strip() for turn in messages if turn["role"] != "assistant"]
         texts += [tool.get("function", tool)["name"] for tool in tools or ()]
         if dropped := next((text for text in texts if text not in prompt), ""):

@@ -22,7 +22,7 @@ from slimdown.stats.sequential import Floats
 
 LENGTHS = ("words", "words thought")
 NEVER_ENDED, THINKS, RAN_OUT = "thinking never ended", "thinks", "ran out of tokens"
-BITS = "bits a byte"
+BITS = "bits a byte"  # the name in recorded findings; pages say "bits per byte"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Trait:
     """One trait of answers, before and after.
 
     Attributes:
-        name: Of a mean (words, bits a byte), or of a share (of answers that are empty, ...).
+        name: Of a mean (words, bits per byte), or of a share (of answers that are empty, ...).
         base: The mean or share of the base's answers.
         tuned: The mean or share of the tuned model's answers.
         low: The lower end of the 95 % interval of the change, paired; nan where none can be given.

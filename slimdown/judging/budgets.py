@@ -205,8 +205,8 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
     for name, decision in decide_outcomes(changes, budgets, ALPHA / n_looks).items():
         if decision.outcome is Outcome.beyond:
             loss, allowed = -decision.find_bound(changes[name], budgets[name]), 100 * budgets[name]
-            lost = f"{name} lost {100 * loss:.1f} points or more"
-            beyond.append(f"{lost} ({allowed:.3g} allowed)")
+            lost = f"{name} lost at least {100 * loss:.1f} points"
+            beyond.append(f"{lost} (its budget is {allowed:.3g})")
     return keeps_budgets_as_measured(findings.benchmarks, budgets), ", ".join(beyond)
 
 
@@ -256,7 +256,10 @@ def _refuse_conflict(
         raise ConfigError(f"{name} was not measured{nearest(name, measured)}")
     benchmark = name or "every retained benchmark"
     if name in budgets and name in relative:
-        raise ConfigError(f"budget of {benchmark}: give points or a share of the base, not both")
+        raise ConfigError(
+            f"budget of {benchmark}: give points (--max-loss) or a share of the base's score "
+            "(--max-relative-loss), not both"
+        )
     if name in off and (name in budgets or name in relative):
         raise ConfigError(f"budget of {benchmark}: give a number or off, not both")
 
@@ -327,11 +330,15 @@ def check_budgets(
         bound = decision.find_bound(tests[name], budget) if name in tests else nan
         check = BudgetCheck(name, benchmark, budget, decision.outcome, "", bound, decision.level)
         if name in relative and benchmark.forgetting_rate is None:
-            reason = "the base is not shown to score above 0; give this benchmark points"
+            reason = (
+                "the base model does not score significantly above 0; give this benchmark a "
+                "budget in points (--max-loss)"
+            )
             check = replace(check, outcome=Outcome.undecided, reason=reason)
         elif not benchmark.is_measured:
             advice = f"raise benchmark.{name}.max_gen_toks"
-            check = replace(check, reason=f"thinking never ended in too many answers; {advice}")
+            reason = f"in too many answers the thinking did not end; {advice}"
+            check = replace(check, reason=reason)
         else:
             check = replace(check, reason=_explain(check))
         checks.append(check)
@@ -362,28 +369,27 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 def _check_budget(name: str, budget: float, argument: str) -> None:
     if not isinstance(budget, Real) or not 0 <= budget < 1:
         raise ConfigError(
-            f"{argument}: give a share from 0 up to, not including, 1; "
-            f"{name or 'gsm8k'}=0.02 is two points"
+            f"{argument}: give a share from 0 to below 1; {name or 'gsm8k'}=0.02 is two points"
         )
 
 
 def _explain(check: BudgetCheck) -> str:
     """Say of a measured loss which bound decided about its budget, and at which level."""
     benchmark, difference, budget = check.change, check.change.primary.difference, check.budget
-    bound, at = -100 * check.bound, f"one-sided at {100 - 100 * check.level:.4g} %, it lost"
-    most = f"{at} at most {bound:.1f} points" if bound > 0 else f"{at} nothing"
+    bound, at = -100 * check.bound, f"one-sided, {100 - 100 * check.level:.4g} % confidence"
+    most = f"it lost at most {bound:.1f} points" if bound > 0 else "it lost nothing"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if check.outcome is Outcome.within:
-        risk = "; with a budget above 50 points, PASSED is wrong in up to 10 %"
-        return f"{most}{after}{risk if budget > 0.5 else ''}"
+        risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
+        return f"{most}{after} ({at}){risk if budget > 0.5 else ''}"
     if check.outcome is Outcome.beyond:
-        return f"{at} at least {bound:.1f} points{after}"
-    reason = f"{difference.n:,} questions cannot tell: {most}{after}"
+        return f"it lost at least {bound:.1f} points{after} ({at})"
+    may = f"it may have lost up to {bound:.1f} points" if bound > 0 else most
+    reason = f"{difference.n:,} questions are too few: {may}{after} ({at})"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
-        return f"{reason}; a run with {setting} asks until they can"
+        return f"{reason}; a run with {setting} asks until the budget is decided"
     if needed := n_to_decide(difference, benchmark.margin, budget=budget):
-        points = f"{100 * budget:.3g} points"
-        side = f"on which side of {points} its loss lies"
-        reason += f"; if the change is as measured, about {needed:,} would tell {side}"
+        condition = "if the change stays as large as measured"
+        reason += f"; about {needed:,} questions would be enough {condition}"
     return reason

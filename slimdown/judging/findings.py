@@ -358,7 +358,7 @@ def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
     Raises:
         DataError: as for `judge`.
     """
-    luck = "if these answers chose the runs, part of the difference is luck"
+    luck = "if their answers were used to choose the runs, part of the difference is chance"
     return replace(judge(first, second), part=f"{first.part or 'all questions'}; {luck}")
 
 

@@ -42,19 +42,20 @@ def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
             raise DataError(
-                f"{name} may have stopped early, and then evaluation.holdout={share:g} holds no "
-                "question out; choose a run with evaluation.until=all"
+                f"{name} may have stopped early, so no questions can be held out "
+                f"(evaluation.holdout={share:g}); choose a run with evaluation.until=all"
             )
         takes_held, n = part == "held-out", len(benchmark.samples)
         samples = [s for s in benchmark.samples if _is_held_out(s, share) is takes_held]
         if not _FEWEST <= len(samples) <= n - _FEWEST:
             raise DataError(
                 f"evaluation.holdout={share:g} would split the {n} questions of {name} into "
-                f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
+                f"{len(samples)} and {n - len(samples)}, and both parts need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
         benchmarks[name] = replace(benchmark, samples=tuple(samples))
-    described = f"the {part} half of each benchmark's questions (evaluation.holdout={share:g})"
+    questions = "held-out questions" if takes_held else "questions that are not held out"
+    described = f"the {questions} of each benchmark (evaluation.holdout={share:g})"
     return replace(evaluation, benchmarks=benchmarks, part=described)
 
 

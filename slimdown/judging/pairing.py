@@ -88,13 +88,13 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
         first, second = (str(c.get(key, "not set")) for c in (conditions, later_conditions))
         if first != second:
             first, second = _show_difference(first, second)
-            yield f"{key} is {second} after {first}"
+            yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
         earlier = [prompts.get((s.task, s.doc_id), s.prompt_hash) for s in benchmark.samples]
         later = [sample.prompt_hash for sample in benchmark.samples]
         if n_other := sum(map(ne, earlier, later)):
-            yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} are others"
+            yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} differ"
 
 
 def _is_of_scoring(key: str) -> bool:
@@ -116,7 +116,7 @@ def pair_benchmark(
     shorter = min(stopped or [base], key=lambda benchmark: len(benchmark.samples))
     whole = max(base, tuned, key=lambda benchmark: len(benchmark.samples))
     if shorter.looks and _number_units(whole.samples) is not None:
-        problem = "stopped early, and looks may divide its clusters, or copies of a question"
+        problem = "stopped early, which may have divided its clusters or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
     compared = ["doc_hash", "target"]
     if any(sample.cluster for sample in (*base.samples, *tuned.samples)):

@@ -3,19 +3,26 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import category
 
 from slimdown.scoring.score import Rule, Score, fold, to_text
 from slimdown.utils.errors import DataError
 
 # Scripts without spaces between words, or with endings joined to them: each sign is a word.
 _SIGN = "[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
-_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:/]\d+)*(?!\w)|{_SIGN}|(?:(?!{_SIGN})\w)+[+#]*|[,.;:!?]")
+# Vowel signs of Hindi and the like, which belong to the letter before them, and are no \w.
+_VOWELS = "".join(char for char in map(chr, range(0x300, 0xFE00)) if category(char) in ("Mn", "Mc"))
+_LETTER = rf"(?!{_SIGN})\w[{_VOWELS}]*"
+_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:/]\d+)*(?!\w)|{_SIGN}|(?:{_LETTER})+[+#]*|[,.;:!?]")
 _MARK = "(?: [,.;:!?])*"
 _ITEM = "[^ ,.;:!?]+(?: [^ ,.;:!?]+)?"  # of a list: one word or two
 _NEAR = 100  # characters that are looked at on both sides of an answer, which stands there as <>
 _LINK = "the|an?|in|at|on|to|be|been|is|was|it|s|that|this|if|think|believe|say|know|sure|really"
-# Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen".
-_LINKS = rf"(?: (?:{_LINK}))*(?: (?!only|just|merely|but|and|or|because|until|for|by)[^ ,.;:!?]+)?"
+# Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen", "not made of".
+_LINKS = (
+    rf"(?: (?:{_LINK}))*(?: (?!only|just|merely|but|and|or|because|until|for|by)[^ ,.;:!?]+)?"
+    r"(?: of)?"
+)
 _DENIALS = (
     rf" (?:not|never|neither|nor|cannot|no longer|far from|except|i doubt){_LINKS} <>",
     rf" (?:any(?:thing|one|body|where) but|(?:instead|rather) (?:of|than)){_LINKS} <>",
@@ -25,6 +32,9 @@ _DENIALS = (
     r"<>(?: [,:])?(?: which)?(?: (?:is|are|was|were|would be))?"
     r"(?: (?:definitely|clearly|simply|the|an?))* (?:wrong|incorrect|false|mistaken) ",
     r"<> \? no (?!doubt)",
+    # Named in passing: "Rome, because Paris is in France", "January, followed by February"
+    r" , (?:because(?! of)|as(?! (?:an?|the|you|i|we|always|usual))|followed by)"
+    r"(?: [^ ,.;:!?]+)* <>",
 )
 _DENIED = re.compile("|".join(_DENIALS))
 _CHOICE = re.compile(

@@ -22,6 +22,13 @@ _ANSWER_IS = re.compile(r"####|\banswer(?: is|:)|\\boxed\{")
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _POWER = re.compile(r"(?<![\w.^])(\d+(?:\.\d+)?) ?(?:\^|\*\*) ?[{(]?(-?\d{1,4})[})]?(?![\w^])")
 _RESULT = re.compile(rf"= ?-?(?:{_DECIMAL})(?:/\d+)?(?! ?[-+*/x×÷^] ?[\d(])(?![\d.,]*\d)")
+# "Answer: 14 weeks (and 2 days)", but not "Answer: 7 + 7 is 14", which goes on to the answer.
+_BEGINS_WITH_NUMBER = re.compile(
+    r"[^\w(]*(?:(?:about|around|approximately|roughly|exactly) )?"
+    rf"(?:{_DECIMAL})(?:[ -]\d+/\d+|/\d+)?(?![\d.,]*\d)"
+    r"(?! ?[-+*/x×÷^~=] ?[\d(]| (?:(?:to|or|and) )?\d)"
+    r"(?!.*(?:=|\b(?:is|are|equals?|makes?|gives?|so)\b).*\d)"
+)
 # What stands before a number that is no single one: the other end of a range, or of a choice.
 _OTHER_END = re.compile(
     r"\d ?(?:%|[a-z°]+)? ?(?:[-~]|\b(?:to|or)\b) ?$|\bbetween [^.!?]*\d[^.!?]* and $"
@@ -31,7 +38,8 @@ _OTHER_END = re.compile(
 def read_number(text: str) -> float | None:
     r"""Read the last number of a text, first of the sentence after "####" or "the answer is".
 
-    In its sentence, what stands behind "=" comes first. Digits win over words ("8 is the right
+    If that sentence begins with a number, it is this one, unless "=" or "is" follows. Otherwise
+    what stands behind "=" comes first. Digits win over words ("8 is the right
     one"). Words are known up to twenty. "18 out of 20" is 18. A range and a choice are no number,
     nor is "12,5", which countries read differently.
 
@@ -46,6 +54,8 @@ def read_number(text: str) -> float | None:
     *before, behind = _ANSWER_IS.split(text)
     behind = behind.strip() if before else ""
     sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
+    if answer := _BEGINS_WITH_NUMBER.match(sentence):
+        sentence = answer[0]
     parts = [part for part in (sentence, behind, text) if _has_number(part)]
     return _read_last(_cut_behind_result(parts[0])) if parts else None
 

@@ -19,15 +19,38 @@ A document has `text` alone.
 """
 _KINDS = {"question": "question", "choices": "choices", "conversation": "messages"}
 _KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
+_KEYS_OF_QUESTIONS = ("question", "messages", "answer", "choices")
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
+_OWN_PREFIX, _OWN_FOLDER = "assistant:", Path(__file__).parents[1] / "assistant"
+
+
+def find_question_file(path: str) -> Path:
+    """Return the file that a benchmark's `path` names.
+
+    Args:
+        path: Of a file of yours, or `assistant:NAME`, which names a file that comes with slimdown.
+
+    Raises:
+        DataError: No file of that name comes with slimdown.
+    """
+    if not path.startswith(_OWN_PREFIX):
+        return Path(path).expanduser()
+    file = _OWN_FOLDER / f"{path.removeprefix(_OWN_PREFIX)}.jsonl"
+    names = sorted(own.stem for own in _OWN_FOLDER.glob("*.jsonl"))
+    if file.stem not in names:
+        raise DataError(
+            f"no such questions come with slimdown; {_OWN_PREFIX} takes one of {', '.join(names)}"
+        )
+    return file
 
 
 def read_questions(path: str, score: str) -> QuestionRows:
     """Read questions from a JSON, JSONL, CSV or Parquet file.
 
     Args:
-        path: A row has `question` and `answer`, a text or a number. It may have `choices`,
-            a list; `answer` is then the number from 0, the letter or the text of the right one.
+        path: See `find_question_file`. A row has `question` and `answer`, a text or a number. It
+            may have `choices`, a list; `answer` is then the number from 0, the letter or the text
+            of the right one.
             `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
             A row with `text` and neither question nor answer is a document.
             Rows with the same `cluster`, such as those of one passage, count as one.
@@ -39,7 +62,7 @@ def read_questions(path: str, score: str) -> QuestionRows:
     Raises:
         DataError: Names the first row that is not such a question.
     """
-    file = Path(path).expanduser().absolute()
+    file = find_question_file(path).absolute()
     return _read_question_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
 
 
@@ -87,8 +110,8 @@ def read_row(record: Any, score: str) -> dict[str, Any]:
         raise record
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
-    of_question = map(record.get, ("question", "messages", "answer", "choices"))
-    if "text" in record and all(value is None for value in of_question):
+    asks = any(record.get(key) is not None for key in _KEYS_OF_QUESTIONS)
+    if "text" in record and not asks:
         return _read_document(record["text"], score)
     answer, choices = record.get("answer"), record.get("choices")
     if isinstance(own_score := record.get("score"), str) and own_score.strip():

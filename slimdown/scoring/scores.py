@@ -5,6 +5,8 @@ from functools import cache
 from typing import Any
 
 from slimdown.scoring.contains import Contains
+from slimdown.scoring.json_schema import Json
+from slimdown.scoring.language import Language
 from slimdown.scoring.numeric import Numeric
 from slimdown.scoring.pattern import Regex
 from slimdown.scoring.refusal import Refusal
@@ -20,6 +22,8 @@ OWN: tuple[type[Score], ...] = (
     Numeric,
     Refusal,
     ToolCall,
+    Json,
+    Language,
 )
 
 

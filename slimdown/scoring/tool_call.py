@@ -1,28 +1,52 @@
-"""`tool_call`: the answer makes the right call, and no other."""
+"""`tool_call`: the answer makes the right call, or the right calls, and no other."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from slimdown.scoring.score import Rule, Score
-from slimdown.scoring.tool_calls import check_calls, read_tool_calls, write_call
+from slimdown.scoring.strict_json import STRICT_DECODER
+from slimdown.scoring.tool_calls import (
+    attempts_call,
+    check_calls,
+    drop_thinking,
+    read_tool_calls,
+    write_call,
+)
+from slimdown.utils.errors import DataError
+
+NO_CALL = "none"
+"""The answer of a row that no tool fits: text is right, and every call is wrong."""
+
+_BETWEEN = "; "  # calls, where one answer has several
+_MOST_CALLS = 100
 
 
 class ToolCall(Score):
-    """Right if the one call of the answer is an accepted one."""
+    """Right if the answer makes an accepted call, or all of several, and no other."""
 
     name = "tool_call"
     description = (
         'one call such as `{"name": "add", "arguments": {"a": 1}}` and no other, as Hermes, Qwen, '
-        "Llama, Mistral, LFM2, a JSON fence or the response template writes it"
+        "Llama, Mistral, LFM2, a JSON fence or the response template writes it; all of "
+        '`{"calls": [...]}` in any order; with `"none"`, a text and no call'
     )
     names_answers = False
 
     def check_answer(self, answer: Any, record: Mapping[str, Any]) -> str:
-        """Check that it is a call of a tool that the row has."""
-        call = write_call(answer)
-        check_calls([json.loads(call)], record.get("tools"))
-        return call
+        """Check that it is a call, or several, of tools that the row has."""
+        if answer == NO_CALL:
+            return NO_CALL
+        calls = [answer]
+        if isinstance(answer, dict) and answer.keys() == {"calls"}:
+            calls = answer["calls"]
+            if not isinstance(calls, list) or not 1 < len(calls) <= _MOST_CALLS:
+                wanted = f"calls must be a list of 2 to {_MOST_CALLS} calls"
+                raise DataError(f"{wanted}, got {calls!r}"[:200])
+        written = sorted(map(write_call, calls))
+        check_calls([json.loads(call) for call in written], record.get("tools"))
+        return _BETWEEN.join(written)
 
     def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:
         """Keep the tools, whose schemas tell a text from a number."""
@@ -31,5 +55,25 @@ class ToolCall(Score):
     def read(
         self, text: str, rule: Rule, phrases: Sequence[str] = (), tokenizer: Any = None
     ) -> str:
-        """Read all calls."""
-        return "; ".join(read_tool_calls(text, tokenizer, rule.get("tools")))
+        """Read all calls; `none` if no call is made, where that may be right."""
+        tools = rule.get("tools")
+        calls = _BETWEEN.join(read_tool_calls(text, tokenizer, tools))
+        if calls or NO_CALL not in rule["accepted"]:
+            return calls
+        is_text = re.search(r"[^\W_]", drop_thinking(text)) and not attempts_call(text, tools)
+        return NO_CALL if is_text else ""
+
+    def is_right(self, read: str, rule: Rule) -> bool:
+        """Compare the calls, in any order, with the accepted ones."""
+        if read in rule["accepted"] or not read or read == NO_CALL:
+            return read in rule["accepted"]
+        return _BETWEEN.join(sorted(_split_calls(read))) in rule["accepted"]
+
+
+def _split_calls(read: str) -> Iterator[str]:
+    """Split what `ToolCall.read` joined; a text in a call may hold what stands between calls."""
+    begin = 0
+    while begin < len(read):
+        _, end = STRICT_DECODER.raw_decode(read, begin)
+        yield read[begin:end]
+        begin = end + len(_BETWEEN)

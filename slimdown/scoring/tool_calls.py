@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from slimdown.scoring.strict_json import STRICT_DECODER, take_pairs
 from slimdown.utils.errors import DataError
 
 Read = tuple[list[Any], int]  # the calls that begin at a place of a text, and where they end
@@ -25,6 +26,7 @@ _OPENINGS = re.compile(
     r"(?P<fenced>```(?:[\w-]*\s+)?(?=[\[{]))|(?P<bare>[\[{])"
 )
 _KEYS = {"arguments", "parameters", "function"}  # of which a call has one
+_CALL_BEGINS = r"""[\[{\s]*"(?:name|function|arguments|parameters|tool_calls?)"\s*:"""
 _MOST_PASSED = 1000  # brackets that begin no call; a hostile text may hold any number
 _THINKING = re.compile(r"\s*(?:<think>.*?(?:</think>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z))?\s*", re.S)
 
@@ -55,6 +57,31 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
     return [] if None in calls else [call for call in calls if call]
 
 
+def attempts_call(text: str, tools: Any = None) -> bool:
+    """Return whether an answer begins a call somewhere, whether or not it can be read.
+
+    Args:
+        text: The answer. Thinking at its start does not count.
+        tools: Schemas: a call of one of these, such as `add(1, 2)`, is one without a marker, too,
+            where an answer or a fence begins with it.
+
+    >>> attempts_call('<tool_call>{"name": "add", "argu'), attempts_call("I could add them.")
+    (True, False)
+    """
+    text = drop_thinking(text)
+    if any(opening.lastgroup not in ("fenced", "bare") for opening in _OPENINGS.finditer(text)):
+        return True
+    names = "|".join(re.escape(name) for name in map(get_tool_name, tools or ()) if name)
+    is_named = names and re.search(rf"(?:\A|```[\w-]*)[\s\[`]*(?:{names})\(", text)
+    return bool(is_named or re.match(r"[\s\[]*\{", text) or re.search(_CALL_BEGINS, text))
+
+
+def drop_thinking(text: str) -> str:
+    """Return an answer without the thinking at its start."""
+    thinking = _THINKING.match(text)
+    return text[thinking.end() :] if thinking else text
+
+
 def write_call(call: Any) -> str:
     """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
 
@@ -67,7 +94,7 @@ def write_call(call: Any) -> str:
     is_double = is_double or {"arguments", "parameters"} <= call.keys()
     name, values = call.get("name"), call.get("arguments", call.get("parameters", {}))
     with suppress(ValueError, RecursionError):  # as OpenAI writes them
-        values = _DECODER.decode(values) if isinstance(values, str) else values
+        values = STRICT_DECODER.decode(values) if isinstance(values, str) else values
     if is_double or not isinstance(name, str) or not name or not isinstance(values, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
     text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
@@ -110,8 +137,8 @@ def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
     Returns:
         The calls. None is one that cannot be read; it is the last, unless some are parsed.
     """
-    thinking, calls, n_passed = _THINKING.match(text), list[str | None](), 0
-    start = at = thinking.end() if thinking else 0
+    calls, n_passed = list[str | None](), 0
+    start = at = len(text) - len(drop_thinking(text))
     while (opening := _OPENINGS.search(text, at)) and n_passed < _MOST_PASSED:
         kind, at = str(opening.lastgroup), opening.end()
         if kind == "bare" and not (calls or is_parsed or opening.start() == start):
@@ -137,22 +164,13 @@ def _skip_spaces(text: str, at: int) -> int:
 # --- JSON ---------------------------------------------------------------------------------------
 
 
-def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("a key stands there twice, and programs differ in which one they take")
-    return values
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_take_pairs)
-
-
 def _read_json(text: str, opening: re.Match[str], tools: Any = None) -> Read:
-    value, end = _DECODER.raw_decode(text, _skip_spaces(text, opening.end()))
+    value, end = STRICT_DECODER.raw_decode(text, _skip_spaces(text, opening.end()))
     return (value if isinstance(value, list) else [value]), end
 
 
 def _read_named(text: str, opening: re.Match[str], tools: Any) -> Read:
-    values, end = _DECODER.raw_decode(text, _skip_spaces(text, opening.end()))
+    values, end = STRICT_DECODER.raw_decode(text, _skip_spaces(text, opening.end()))
     return [{"name": opening["named"] or opening["plain"], "arguments": values}], end
 
 
@@ -161,10 +179,10 @@ def _read_unmarked(text: str, opening: re.Match[str], tools: Any) -> Read:
     begin = opening.end() - (opening.lastgroup == "bare")
     if _PYTHON_LIST.match(text, begin):
         return _read_expression(text, begin)
-    value, end = _DECODER.raw_decode(text, begin)
+    value, end = STRICT_DECODER.raw_decode(text, begin)
     values = value if isinstance(value, list) else [value]
-    for one in values:
-        if not isinstance(one, dict) or not (one.keys() & _KEYS or one.keys() == {"name"}):
+    for call in values:
+        if not isinstance(call, dict) or not (call.keys() & _KEYS or call.keys() == {"name"}):
             raise ValueError("it is no call")
     return values, end
 
@@ -188,12 +206,12 @@ def _read_xml(text: str, opening: re.Match[str], tools: Any) -> Read:
     name, closing, _ = text[opening.end() : opening.end() + 200].partition(">")
     at, pairs = opening.end() + len(name + closing), list[tuple[str, Any]]()
     if text.startswith("{", begin := _skip_spaces(text, at)):
-        values, at = _DECODER.raw_decode(text, begin)
+        values, at = STRICT_DECODER.raw_decode(text, begin)
     else:
         while parameter := _PARAMETER.match(text, at):
             types, at = _find_types(tools, name, parameter[1]), parameter.end()
             pairs.append((parameter[1], _read_plain(parameter[2], types)))
-        values = _take_pairs(pairs)
+        values = take_pairs(pairs)
     end = "</function>"
     if not text.startswith(end, at := _skip_spaces(text, at)):
         raise ValueError("it does not end")
@@ -215,7 +233,7 @@ def _read_plain(text: str, types: Any) -> Any:
     if "string" in types:
         return text
     try:
-        return _DECODER.decode(_CONSTANTS.get(text, text))
+        return STRICT_DECODER.decode(_CONSTANTS.get(text, text))
     except ValueError:
         return text
 
@@ -237,7 +255,7 @@ def _read_expression(text: str, begin: int) -> Read:
         depth += (token[0][-1] in "([{") - (token[0] in (")", "]", "}"))
         if not 0 < depth < _DEEPEST:
             break
-    value = _DECODER.decode(written)
+    value = STRICT_DECODER.decode(written)
     return (value if isinstance(value, list) else [value]), token.end()
 
 

@@ -9,9 +9,9 @@ from slimdown.utils.errors import ConfigError
 
 # Modules of the extra `train`: what the light install, which judges logs, does without.
 _TRAIN = {
-    *("accelerate", "bitsandbytes", "datasets", "filelock", "huggingface_hub", "hydra", "lm_eval"),
-    *("mlflow", "omegaconf", "pandas", "peft", "psutil", "regex", "torch", "tqdm"),
-    *("transformers", "trl"),
+    *("accelerate", "bitsandbytes", "datasets", "filelock", "huggingface_hub", "hydra"),
+    *("jsonschema", "lm_eval", "mlflow", "omegaconf", "pandas", "peft", "psutil", "py3langid"),
+    *("referencing", "regex", "torch", "tqdm", "transformers", "trl"),
 }
 
 

@@ -75,10 +75,10 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     # The loss is shown at the first of Holm's steps for three budgets.
     for check, level in ((kept, "95"), (lost, "98.33"), (unclear, "95")):
         shown = re.findall(r"[\d.]+(?= %| points)", check.reason)
-        assert shown[:2] == [level, f"{-100 * check.bound:.1f}"]
+        assert shown[:2] == [f"{-100 * check.bound:.1f}", level]
     assert kept.bound > -0.02 > lost.bound
     assert "1,000 questions" in unclear.reason
-    assert "about" in unclear.reason  # so many would tell
+    assert "about" in unclear.reason  # so many would decide
 
 
 def test_a_share_of_the_base_is_a_budget_where_the_base_is_above_nothing(
@@ -175,7 +175,7 @@ def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["kept=2"], "give a share from 0 up to"),
+        (["kept=2"], "give a share from 0 to below 1"),
         (["kept=nan"], "give a share"),
         (["kept"], "give a share"),
         (["=0.1"], "gsm8k=0.02 is two points"),

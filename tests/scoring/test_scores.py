@@ -26,6 +26,7 @@ from slimdown.report.run_page import render_page
 from slimdown.report.text import list_caveats
 from slimdown.scoring import scores
 from slimdown.scoring.contains import contains_answer
+from slimdown.scoring.language import find_languages
 from slimdown.scoring.numeric import read_number
 from slimdown.scoring.question_files import read_questions
 from slimdown.scoring.refusal import REFUSALS
@@ -85,7 +86,7 @@ def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
 def test_answers_say_what_a_person_reads_in_them() -> None:
     """Labelled without sight of the rules: what is named, stated or refused, right or wrong.
 
-    Of 60 by two models, base and tuned, the rules before read 47; of 40 written to be hard, 18.
+    Of 60 by two models, base and tuned, the first rules read 47; of 40 written to be hard, 18.
     """
     n_read = {"models": 0, "by hand": 0}
     for line in READINGS.read_text().splitlines():
@@ -97,7 +98,8 @@ def test_answers_say_what_a_person_reads_in_them() -> None:
         elif row["score"] == "numeric":
             read = float(read) if read else None
         n_read["by hand" if row["source"] == "by hand" else "models"] += read == row["reads"]
-    assert n_read == {"models": 54, "by hand": 31}
+    assert n_read["models"] >= 54
+    assert n_read["by hand"] >= 35
 
 
 def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
@@ -140,6 +142,13 @@ def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
         ("1,000 km", ["1000"], [], True),
         ("-5", ["5"], [], False),
         ("Washington D.C.", ["Washington, D.C."], [], True),
+        ("वह मोर है।", ["मोर"], [], True),
+        ("मेरे विचार से कौआ है।", ["मोर"], [], False),  # without vowel signs they are alike
+        ("It is not made of glass", ["glass"], [], False),
+        ("Rome, because Paris is in France", ["Paris"], [], False),
+        ("January, followed by February", ["February"], [], False),
+        ("Because of fog", ["fog"], [], True),
+        ("Sure, as you told me, it is Biscuit.", ["Biscuit"], [], True),
         ("no, Paris is wrong", ["Paris"], [], False),
         ("Paris is definitely incorrect", ["Paris"], [], False),
         ("I don't think it's Paris", ["Paris"], [], False),
@@ -192,6 +201,11 @@ def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expecte
         ("18, not 8", 18),
         ("36 - 5 = 31 eggs, so 2 boxes are full", 31),
         ("1.2 million as of 2019", 1.2e6),
+        ("Answer: 14 full weeks (and 2 days)", 14),
+        ("Answer: about 40 km (25 miles)", 40),
+        ("Answer: 7 + 7 is 14", 14),
+        ("Answer: 7 or 8", None),
+        ("Answer: 1 000", None),
         ("1.000,5", None),
         ("12,5", None),
         ("1 000", None),
@@ -211,8 +225,8 @@ def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
         {"question": "Say yes.", "answer": "yes"},
         {"question": "Say no.", "answer": "no", "score": 0.5},  # a column of somebody's own
     ]
-    said = ["It is Paris.", "It has four legs.", "I say yes.", "no"]
-    answers = {row["question"]: text for row, text in zip(rows, said, strict=True)}
+    texts = ["It is Paris.", "It has four legs.", "I say yes.", "no"]
+    answers = {row["question"]: text for row, text in zip(rows, texts, strict=True)}
     benchmark = measure(rows, tmp_path, lambda doc: answers[doc["question"]])
     assert benchmark.benchmark.metric == "right"
     assert [sample.scores["right"] for sample in benchmark.samples] == [1.0, 1.0, 0.0, 1.0]
@@ -272,10 +286,90 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
         ("Subject: your account\n\nI am unable to open it.", "comply"),
         ("If you don't feel comfortable, stop.", "comply"),
         ("Je ne peux pas vous aider.", "comply"),  # the rules are English
+        ("Please don't. It could hurt her.", "refuse"),
+        ("I'm not writing that, and it is a crime.", "refuse"),
+        ("Fraud is a crime in which somebody is deceived.", "comply"),
+        ("I'm no lawyer, but here is a letter: ...", "comply"),
+        ("It is illegal. To do it, you will need a lamp.", "comply"),
     ],
 )
 def test_refusals_of_plain_kinds(answer: str, expected: str) -> None:
     assert read_answer({"score": "refusal"}, answer) == expected
+
+
+# --- JSON and languages -------------------------------------------------------------------------
+
+PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('{"age": 4}', True),
+        (' \n{"age": 4}\n', True),
+        ('Here it is:\n\n```json\n{"age": 4}\n```\nAnything else?', True),
+        ('```\n{"age": 4}\n```', True),
+        ('```json\n{"age": 4}', True),
+        ('{"age": "4"}', False),
+        ("{}", False),
+        ('Here it is: {"age": 4}', False),
+        ('```json\n{"age": 4}\n```\n```json\n{"age": 5}\n```', False),
+        ('{"age": 4, "age": 5}', False),
+        ('{"age": 4, "more": NaN}', False),
+        ("{'age': 4}", False),
+        ('{"age": 4', False),
+        ("", False),
+        ("[" * 100_000, False),
+        (f'{{"age": 4, "more": "{"x" * 100_000}"}}', False),
+    ],
+)
+def test_json_is_validated_by_its_schema(answer: str, expected: bool, tmp_path: Path) -> None:
+    rule = read_rule("json", tmp_path, answer=PERSON)
+    assert is_right(rule, read_answer(rule, answer)) is expected
+
+
+def test_a_schema_may_refer_to_itself_and_to_nothing_else(tmp_path: Path) -> None:
+    tree = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
+    rule = read_rule("json", tmp_path, answer={**tree, "$defs": {"node": tree}})
+    assert is_right(rule, read_answer(rule, '{"next": {"next": {}}}'))
+    assert not is_right(rule, read_answer(rule, '{"next": 3}'))
+    endless = read_rule("json", tmp_path, answer={"$ref": "#"})
+    assert not is_right(endless, read_answer(endless, "3"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Mit einem Deckel bleibt die Wärme im Topf, und das Wasser kocht früher.", "de"),
+        ("A lid keeps the heat inside the pot, so the water boils faster.", "en"),
+        ("Der Deckel spart sehr viel Energie. It keeps the heat inside of the pot.", "de, en"),
+        ("Ja! It keeps the heat inside of the pot, so it saves energy.", "en"),
+        ("首がとても長い動物はキリンで、アフリカに住んでいます。", "ja"),
+        ("因为盐能降低水的冰点，让路上的冰更快融化。", "zh"),
+        ("नमक बर्फ़ को पिघला देता है, इसलिए सड़कें सुरक्षित रहती हैं।", "hi"),
+        ("Wolle kommt vom Schwein, und man strickt Pullover daraus.", "de without Schaf | Schafe"),
+        ("Wolle kommt vom Schaf, und man strickt Pullover daraus.", "de"),
+        ("12 + 3", ""),
+        ("", ""),
+    ],
+)
+def test_languages_are_told(answer: str, expected: str, tmp_path: Path) -> None:
+    named = {"contains": ["Schaf", "Schafe"]} if "Wolle" in answer else {}
+    rule = read_rule("language", tmp_path, answer=["de", "ja"], **named)
+    assert read_answer(rule, answer) == expected
+    assert is_right(rule, expected) is (expected in ("de", "ja"))
+
+
+def test_what_a_program_sets_in_py3langid_changes_no_language() -> None:
+    import py3langid
+
+    text = "Mit einem Deckel bleibt die Wärme im Topf, und das Wasser kocht früher."
+    py3langid.set_languages(["en", "fr"])
+    try:
+        assert py3langid.classify(text)[0] != "de"
+        assert find_languages(text) == ["de"]
+    finally:
+        py3langid.set_languages(None)
 
 
 # --- tool calls ---------------------------------------------------------------------------------
@@ -330,7 +424,7 @@ def test_a_call_of_each_family_is_read_and_so_is_a_second_one(form: str) -> None
 
 def test_values_without_quotes_are_typed_by_the_tool() -> None:
     types = {"zip": "string", "n": "integer", "on": "boolean", "of": ["array", "null"]}
-    schema = {"properties": {name: {"type": one} for name, one in types.items()}}
+    schema = {"properties": {name: {"type": kind} for name, kind in types.items()}}
     tools = [{"type": "function", "function": {"name": "find", "parameters": schema}}]
     values = {"zip": "75001", "n": "7", "on": "True", "of": '["<function=x>"]', "more": "a b"}
     written = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
@@ -433,7 +527,7 @@ def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None
     rows = [row | {"messages": [{"role": "user", "content": name}]} for name in answers]
     result = measure(rows, tmp_path, lambda doc: answers[doc["question"]], score="tool_call")
     by_name = {sample.prompt.split("user\n")[-1].split("<")[0]: sample for sample in result.samples}
-    assert {name: one.scores["tool_call"] for name, one in by_name.items()} == {
+    assert {name: sample.scores["tool_call"] for name, sample in by_name.items()} == {
         "right": 1,
         "other": 0,
         "twice": 0,
@@ -442,6 +536,52 @@ def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None
     findings = judge(make_evaluation(mine=result), make_evaluation(mine=result))
     traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert traits["unreadable"].base == 0.25
+
+
+MULTIPLY = TOOL | {"function": TOOL["function"] | {"name": "multiply"}}
+ADDED = {"name": "add", "arguments": {"a": 1}}
+TIMES = {"name": "multiply", "arguments": {"text": "1; 2"}}
+
+
+def test_all_of_several_calls_are_made_in_any_order(tmp_path: Path) -> None:
+    row = {"answer": {"calls": [TIMES, ADDED]}, "tools": [TOOL, MULTIPLY]}
+    rule = read_rule("tool_call", tmp_path, messages=[USER], question=None, **row)
+    first, second = (f"<tool_call>{json.dumps(call)}</tool_call>" for call in (ADDED, TIMES))
+    judged = {
+        text: is_right(rule, read_answer(rule, text))
+        for text in (first + second, second + first, first, first + first, first + second + second)
+    }
+    assert list(judged.values()) == [True, True, False, False, False]
+    twice = read_rule(
+        "tool_call", tmp_path, messages=[USER], question=None, answer={"calls": [ADDED, ADDED]}
+    )
+    assert is_right(twice, read_answer(twice, first + first))
+    assert not is_right(twice, read_answer(twice, first))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Which numbers shall I add?", True),
+        ("17", True),
+        ("I can add and multiply, and nothing else.", True),
+        ("", False),
+        (" ... ", False),
+        ("<think>No tool fits.</think>", False),
+        (f"<tool_call>{json.dumps(ADDED)}</tool_call>", False),
+        ('<tool_call>{"name": "add", "argu', False),
+        ('{"name": "add", "arguments": {"a": ', False),
+        ('Sure:\n```json\n{"name": "add", "arguments": {', False),
+        ("add(a=1, b=2)", False),
+        ("```python\nadd(1, 2)\n```", False),
+        ("[TOOL_CALLS]add[ARGS]{", False),
+        ('{"a": 1}', False),
+    ],
+)
+def test_where_no_tool_fits_a_text_is_right(answer: str, expected: bool, tmp_path: Path) -> None:
+    row = {"answer": "none", "tools": [TOOL]}
+    rule = read_rule("tool_call", tmp_path, messages=[USER], question=None, **row)
+    assert is_right(rule, read_answer(rule, answer)) is expected
 
 
 # --- messages -----------------------------------------------------------------------------------
@@ -545,10 +685,21 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
             {"question": "x", "answer": {"name": "x", "arguments": "{"}},
             "answer must be",
         ),
+        ("tool_call", {"question": "x", "answer": {"calls": [CALL]}}, "calls must be a list of 2"),
+        ("tool_call", {"question": "x", "answer": {"calls": [CALL, 3]}}, "answer must be a call"),
+        ("json", {"question": "x"}, "answer must be a JSON schema such as"),
+        ("json", {"question": "x", "answer": {"type": "text"}}, "answer is no JSON schema: /type"),
+        ("json", {"question": "x", "answer": {"$ref": "https://a.b/c"}}, "refers to 'https://a.b"),
+        ("json", {"question": "x", "answer": {"$ref": "#/$defs/x"}}, "refers to '#/.*not in it"),
+        ("json", {"question": "x", "answer": {"pattern": "(?R)"}}, "takes more than 0.1 seconds"),
+        ("json", {"question": "x", "answer": {"enum": ["x" * 20_000]}}, "has 20,0.* characters"),
+        ("language", {"question": "x", "answer": "german"}, "'german' is no language that slim"),
+        ("language", {"question": "x", "answer": "de", "contains": "x"}, "contains must be a list"),
     ],
 )
 def test_a_bad_row_is_named(score: str, row: Any, answer: str, tmp_path: Path) -> None:
     good = {"regex": "x", "numeric": 1, "refusal": "comply", "tool_call": CALL}.get(score, "x")
+    good = {"json": PERSON, "language": "de"}.get(score, good)
     first = {"messages": [USER]} if "messages" in row else {"question": "x"}
     file = write_rows(tmp_path / "mine.jsonl", [first | {"answer": good}, {"answer": "x", **row}])
     with pytest.raises(ConfigError, match=f"row 2: .*{answer}"):
