@@ -57,8 +57,8 @@ def test_a_budget_can_be_shown_where_a_tenth_of_the_changes_would_be_within(
     findings = judge_scores(*make_scores(0, lost, gained, n - lost - gained))
     assert can_show_budget(findings, 0.02) is can
     tenth = judge_scores(*make_scores(0, lost // 10, gained // 10, n - (lost + gained) // 10))
-    [point] = [ScaledFindings(0.1, tenth)]
-    assert (choose_scale([point], {"": 0.02}).gate.outcome is Outcome.within) is can
+    gate = choose_scale([ScaledFindings(0.1, tenth)], {"": 0.02}).gate
+    assert (gate.outcome is Outcome.within) is can
 
 
 @pytest.mark.heavy

@@ -94,19 +94,14 @@ def test_seeds_whose_test_cannot_hold_have_no_verdict() -> None:
     base, tuned = make_scores(300, 60, 10, 230)
     other = judge_scores(base[1:], tuned[1:])
     early = judge_scores(base, stop_early(make_benchmark(tuned), 89))
+    trait = Trait(NEVER_ENDED, 0.0, 0.9, 0.8, 1.0)  # so that it measures the limit of tokens
+    unclear = replace(LOST.benchmarks["a"], traits=(trait,), verdict=Verdict.undecided)
+    never_ended = replace(LOST, benchmarks={"a": unclear})
     many = {rank: [LOST, LOST] for rank in (2, 4, 8, 16, 32, 64)}
-    for pair in ([LOST, other], [early, early]):
+    for pair in ([LOST, other], [early, early], [never_ended, never_ended]):
         verdicts = judge_ranks({**many, 1: pair})
         assert verdicts[-1] is Verdict.undecided
         assert set(verdicts[:-1]) == {Verdict.forgotten}
-
-
-def test_what_measures_the_limit_of_tokens_has_no_verdict() -> None:
-    trait = Trait(NEVER_ENDED, 0.0, 0.9, 0.8, 1.0)
-    benchmark = replace(LOST.benchmarks["a"], traits=(trait,), verdict=Verdict.undecided)
-    never = replace(LOST, benchmarks={"a": benchmark})
-    many = {rank: [LOST, LOST] for rank in (2, 4, 8, 16, 32, 64)}
-    assert judge_ranks({**many, 1: [never, never]})[-1] is Verdict.undecided
 
 
 def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> None:
