@@ -107,6 +107,10 @@ test-gpu: $(VENV)/installed ## training and measuring on a GPU beside stock libr
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(call marked,hub)
 
+screens: $(VENV)/installed ## write tests/screens anew: what commands and pages say, to be read in the diff
+	rm -f tests/screens/*.txt
+	WRITE_SCREENS=1 $(BIN)/python -m pytest -q tests/test_screens.py
+
 docs: $(VENV)/installed ## build the pages of docs/ into site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
@@ -134,5 +138,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m tools.pocket
 
-.PHONY: help install demo docs lines test test-floor test-newest test-ahead test-unsloth test-inspect test-judge test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket
+.PHONY: help install demo docs lines screens test test-floor test-newest test-ahead test-unsloth test-inspect test-judge test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

@@ -1,8 +1,10 @@
 """Count the atlas's rows again with pandas and statsmodels, from the same tables.
 
-Two tests stand beside slimdown's verdict. McNemar's exact test takes every question as independent
-and only asks whether the score rose or fell. Where scores are graded or questions share a passage
-or a problem, the mean of the changes is tested by least squares with cluster-robust errors.
+Questions that share a passage or a problem are a cluster. Scores are means over clusters, of each
+cluster's own mean. Two tests stand beside slimdown's verdict. McNemar's exact test takes every
+question as independent and only asks whether the score rose or fell. Where scores are graded or
+questions form clusters, the mean of the clusters' changes is tested by least squares with
+heteroskedasticity-robust errors.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ class Recount:
 
     Attributes:
         n: Questions.
-        base, tuned: The mean scores, shares of 1.
+        base, tuned: The mean scores over clusters, shares of 1.
         fell, rose: Questions whose score fell, and rose.
         mcnemar_p: Of McNemar's exact test of `fell` against `rose`.
         mean_p: Of the mean change, by least squares.
@@ -82,16 +84,16 @@ def recount(base: Path, tuned: Path, cluster: str = "") -> Recount:
     changes = scores["score_tuned"] - scores["score_base"]
     fell, rose = int((changes < 0).sum()), int((changes > 0).sum())
     groups = paired[f"{cluster}_base"] if cluster else paired["id"]
-    codes = pandas.factorize(groups)[0]
-    fitted = statsmodels.api.OLS(changes.to_numpy(), np.ones(len(changes))).fit(
-        cov_type="cluster", cov_kwds={"groups": codes}
-    )
+    means = scores.groupby(groups.to_numpy()).mean()
+    fitted = statsmodels.api.OLS(
+        (means["score_tuned"] - means["score_base"]).to_numpy(), np.ones(len(means))
+    ).fit(cov_type="HC1")
     [[low, high]] = fitted.conf_int(alpha=2 * ALPHA)
-    has_clusters = codes.max() + 1 < len(codes)
+    has_clusters = len(means) < len(paired)
     return Recount(
         n=len(paired),
-        base=float(scores["score_base"].mean()),
-        tuned=float(scores["score_tuned"].mean()),
+        base=float(means["score_base"].mean()),
+        tuned=float(means["score_tuned"].mean()),
         fell=fell,
         rose=rose,
         mcnemar_p=float(mcnemar([[0, fell], [rose, 0]], exact=True).pvalue),

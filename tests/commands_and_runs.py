@@ -52,7 +52,10 @@ def call_verb(folder: Path, verb: str, *arguments: str) -> Result:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        code = main(list(arguments))
+        try:
+            code = main(list(arguments))
+        except SystemExit as ended:  # argparse's, after a help text or a mistake
+            code = int(ended.code or 0)
     return Result([verb, *arguments], code, out.getvalue(), err.getvalue())
 
 

@@ -4,8 +4,10 @@ import os
 import pickle
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
+import mlflow.db
 from builders import (
     Capture as Capture,
     Compose as Compose,
@@ -25,6 +28,7 @@ from builders import (
     make_evaluation,
     make_scores,
 )
+from click.testing import CliRunner
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,6 +47,7 @@ from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import TrackedRun, open_run
 
 Scores = Sequence[Sequence[float]]
+GOLDEN = Path(__file__).with_name("golden")
 LOST = make_scores(100, 90, 2, 8)  # -44 points: forgotten
 KEPT = make_scores(1500, 3, 3, 494)  # no change: retained
 
@@ -138,6 +143,22 @@ def copy_store(migrated_store: Path, folder: Path) -> Path:
     (folder / "mlruns").mkdir()
     shutil.copy(migrated_store, folder / "mlruns" / "mlflow.db")
     return folder
+
+
+def unpack_record(folder: Path) -> None:
+    """Unpack the stored record, as `golden/make_record.py` made it, into a folder."""
+    with tarfile.open(GOLDEN / "record.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
+        places = ("artifact_location", "experiments logged_models"), ("artifact_uri", "runs")
+        for column, table in ((c, table) for c, tables in places for table in tables.split()):
+            change = f"UPDATE {table} SET {column} = replace({column}, 'file:///records', ?)"
+            store.execute(change, (folder.as_uri(),))
+        store.commit()
+    # Another MLflow may have another schema.
+    upgrade = ["upgrade", f"sqlite:///{folder}/mlruns/mlflow.db"]
+    upgraded = CliRunner().invoke(mlflow.db.commands, upgrade)
+    assert upgraded.exit_code == 0, upgraded.output
 
 
 @contextmanager

@@ -119,9 +119,10 @@ def test_commands_fit_into_the_box_of_a_page() -> None:
         assert not [line for line in long if re.match(r" *(slimdown|lm_eval|python)\b", line)], long
 
 
-def test_the_readme_is_read_in_a_minute() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) <= 75
+def test_the_readme_is_short_and_begins_with_the_installation() -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(text.split()) <= 900
     assert not [line for line in lines if line.startswith("    ") and len(line) > 84]
     first = next(line for line in lines if line.startswith("    "))
     assert re.fullmatch(r" {4}pip install 'slimdown\[train\] @ git\+https://\S+'", first)

@@ -163,6 +163,7 @@ def test_the_actions_steps_judge_logs_in_an_empty_environment(tmp_path: Path) ->
         "PYTHONPATH": "",
         "GITHUB_ACTION_PATH": str(ROOT),
         "GITHUB_STEP_SUMMARY": str(summary),
+        "GITHUB_OUTPUT": str(tmp_path / "outputs.txt"),
     }
     for step in action["runs"]["steps"]:
         if "run" not in step:
@@ -176,6 +177,7 @@ def test_the_actions_steps_judge_logs_in_an_empty_environment(tmp_path: Path) ->
         done = subprocess.run(bash, env=outside | environment, cwd=tmp_path, text=True)
         assert done.returncode == 0
     assert "| pocket_math |" in summary.read_text()
+    assert (tmp_path / "outputs.txt").read_text() == "exit-code=0\n"
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
     assert not ABSENT & {path.name for path in site.iterdir()}
     assert (site / "slimdown").is_dir()

@@ -283,6 +283,8 @@ def test_findings_show_themselves(findings: Any, tmp_path: Path) -> None:
     for wrong in (5, None, "a\0b"):
         with pytest.raises(ConfigError, match="give the path of a file"):
             findings.save(wrong)
+        with pytest.raises(ConfigError, match="give a text"):
+            findings.save(tmp_path / "page.html", title=wrong if wrong != "a\0b" else b"title")
     page = findings.save(tmp_path / "page.html").read_text()
     assert page.lower().startswith("<!doctype html>")
     assert "pocket_math" in page

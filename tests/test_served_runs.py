@@ -51,6 +51,10 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name, key in (("generation_config", "eos_token_id"), ("config", "eos_token_id")):
         edit(folder / "endless" / f"{name}.json", key, None)
     edit(folder / "endless" / "tokenizer_config.json", "eos_token", None)
+    shutil.copytree(folder / "base", folder / "penalty")
+    edit(folder / "penalty" / "generation_config.json", "repetition_penalty", 3.0)
+    digits = tokenizer.convert_tokens_to_ids([*"0123456789"])
+    edit(folder / "penalty" / "generation_config.json", "suppress_tokens", digits)
     return folder
 
 
@@ -85,6 +89,7 @@ def measure(
         ("template.gguf", "chat template: another one"),
         ("twice.gguf", "puts <|bos|> before a prompt that begins with <|bos|> already: twice"),
         ("endless", "ends an answer at no token; the base at <|eos|>"),
+        ("penalty", "generates with repetition_penalty=3.0; the base with none"),
     ],
 )
 def test_a_run_names_the_difference_before_a_question_is_asked(
@@ -104,7 +109,7 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
     page = folder / done.stdout.rpartition("\npage ")[2].strip()
     assert "As it is served: " in page.read_text()
     steps = [row.split()[:2] for row in done.stdout.splitlines() if row.startswith("pocket_math ")]
-    assert [step[1:] for step in steps[1:]] == [["base"], ["weights"], ["template"], ["in"]]
+    assert [step[1:] for step in steps[1:]] == [["base"], ["weights"], ["served"], ["in"]]
     recorded = json.loads(page.with_name("findings.json").read_text())["serving"]
     assert [one for one in recorded if one.startswith(line)]
 
@@ -131,13 +136,18 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
 
 def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
     asked = ["benchmark=[pocket_math]", "benchmark.pocket_math.limit=60", *FEW[3:]]
-    for name, code in (("same.gguf", 0), ("template.gguf", 1)):
+    for name, code, line in (
+        ("same.gguf", 0, ""),
+        ("template.gguf", 1, "chat template: "),
+        ("penalty", 1, "generates with repetition_penalty=3.0"),
+    ):
         done = call_verb(folder, "run", "model=pocket", "model.id=base", *asked, f"tuned={name}")
         assert done.returncode == 0, done.stderr
         run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
         checked = call_verb(folder, "check", run_id, "--max-loss", "0.1")
         assert checked.returncode == code, checked.stdout + checked.stderr
-        assert ("Judged as it is served: chat template: " in checked.stdout) is bool(code)
+        shown = " ".join(checked.stdout.split())
+        assert (f"Judged as it is served: {line}" in shown) is bool(code)
     overall = call_verb(folder, "check", run_id, "--max-loss", "0.9", "--overall")
     assert overall.returncode == 1, overall.stdout + overall.stderr
     limited = [*asked, "tuned=template.gguf", "benchmark.pocket_math.max_loss=0.1"]

@@ -215,7 +215,7 @@ class NotebookFindings(Findings):
         if not isinstance(file, str | Path) or "\0" in str(file):
             raise ConfigError(f"save({file!r:.40}): give the path of a file, such as report.html")
         if not isinstance(title, str):
-            raise ConfigError(f"save(title={title!r:.40}): give a text")
+            raise ConfigError(f"save(title={title!r:.40}): give a text, such as 'before → after'")
         path = Path(file).expanduser()
         by_ending = {ending: name for name, endings in FORMATS.items() for ending in endings}
         if (format_ := by_ending.get(path.suffix.lower())) is None:

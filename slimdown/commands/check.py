@@ -197,7 +197,7 @@ def _write_report(case: _Case, gate: Gate, format_: str) -> None:
     title = f"{case.base_name} → {run.name} ({run.run_id[:8]})"
     if format_ == "text":
         served_advice = _SERVED_ADVICE.format(run.run_id[:8])
-        advice = served_advice if case.is_served else _advise(run, gate)
+        advice = served_advice if case.is_served else _advise(run, findings, gate)
         show_findings(findings, title, gate, advice, case.notes)
     elif format_ == "junit":
         print_text(write_junit(gate, title))
@@ -206,10 +206,10 @@ def _write_report(case: _Case, gate: Gate, format_: str) -> None:
         print_text(write_table(findings_table(findings, title, notes, gate), format_))
 
 
-def _advise(run: RunRecord, gate: Gate) -> str:
+def _advise(run: RunRecord, findings: Findings, gate: Gate) -> str:
     """Name the step that lessens a loss of a recorded run."""
     if run.tags.get(Tag.origin):
         return text.ADVICE_ON_LOGS
     keeps = run.params.get("keep.name", "none") != "none"
     method = find_method(run.params["method.name"])
-    return text.advise(run.run_id, method.scales, keeps, gate)
+    return text.advise(run.run_id, findings, method.scales, trains=True, keeps=keeps, gate=gate)

@@ -5,6 +5,7 @@ Examples:
   slimdown compare --sweep 2025-06-01_12-00-00            the runs that one command started
   slimdown compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
   slimdown compare --by lora.r -o ranks.html              a page with every benchmark over the rank
+  slimdown compare --by keep.name --against none          each mitigation with none, not with others
   slimdown compare --filter "params.`lora.r` = '8'" --format csv
   slimdown compare 3f2a --all                             one run, with every metric and column
   slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
@@ -25,7 +26,7 @@ from slimdown.commands.arguments import (
     run_command,
     write_notes,
 )
-from slimdown.comparison import group_tests, run_order
+from slimdown.comparison import run_order
 from slimdown.comparison.run_comparison import (
     check_prompts,
     compare_runs,
@@ -39,7 +40,7 @@ from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stages import judge_stages
 from slimdown.report import comparison_page as page
-from slimdown.report.brief_comparison import list_tested, order_by_settings
+from slimdown.report.brief_comparison import describe_claims, list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.report.stages_report import render_stages_page, stages_table
@@ -49,6 +50,7 @@ from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.secrets import redact_uri
 
+_MOST_CLAIMED = 100  # differences in a file
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
 
 
@@ -69,6 +71,8 @@ def main(argv: list[str]) -> int:
     add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
     add("--sort", metavar="KEY", help="a benchmark, a setting, learned or kept; -KEY: down")
     add("--by", metavar="SETTING", help="sort by it, test its values against each other, plot them")
+    text_of_against = "compare this value of the setting with each other one, and no others"
+    add("--against", metavar="VALUE", help=text_of_against)
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
     parser.add_rows("at most so many")
     modes = parser.add_mutually_exclusive_group()
@@ -84,7 +88,7 @@ def main(argv: list[str]) -> int:
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
-    if options.mode and (options.sort or options.by or not options.group_seeds):
+    if options.mode and (options.sort or options.by or options.against or not options.group_seeds):
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
@@ -137,6 +141,10 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         comparison = order_by_settings(comparison, by)
 
+    tested = list_tested(comparison, by)
+    _check_reference(options.against, tested)
+    comparison = replace(comparison, reference=options.against)
+
     def show_brief() -> None:
         show_comparison(comparison, title, notes, options.rows, by)
 
@@ -145,16 +153,21 @@ def _compare(options: argparse.Namespace) -> int:
         return 0
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
-    claims: tuple[str, ...] = ()
-    if tested := list_tested(comparison, by):
-        grouped = run_order.sort_by_setting(compare_runs(runs, corrects=False), tested[0])
-        claims = tuple(group_tests.describe_groups(grouped, *tested))
+    claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
 
     def render_page() -> str:
         return page.render_comparison_page(table, comparison, by)
 
     whole = replace(table, notes=(*claims, *table.notes))
     return put_table(whole, options, render_page, show_brief)
+
+
+def _check_reference(value: str | None, tested: Sequence[str]) -> None:
+    """Refuse a reference value where it is not clear of which setting it is one."""
+    if value is not None and len(tested) != 1:
+        settings = f": {', '.join(tested)}" if tested else ""
+        problem = f"--against {value} is a value of one setting"
+        raise ConfigError(f"{problem}; name the setting with --by{settings}")
 
 
 def _judge_two_models(

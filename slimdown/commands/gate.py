@@ -70,7 +70,13 @@ class GateRules:
             averaged = list_averaged(used, Role.retained)
             mean = average_changes([(pairs[n], used[n].primary.difference) for n in averaged])
         if isnan(mean.value):
-            raise ConfigError("--overall: every retained benchmark is off")
+            retained = [n for n, b in findings.benchmarks.items() if b.role is Role.retained]
+            unclear = [name for name in retained if name not in off]
+            problem = "every retained benchmark is off"
+            if unclear:
+                problem = f"thinking never ended in too many answers of {', '.join(unclear)}"
+                problem += f"; raise benchmark.{unclear[0]}.max_gen_toks"
+            raise ConfigError(f"--overall: {problem}")
         return Gate(tuple(checks), off, mean)
 
 

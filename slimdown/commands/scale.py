@@ -1,19 +1,19 @@
 """`slimdown scale RUN`: what a run learned and lost with less of what it trained, without training.
 
 At scale 0 the model is the base, at scale 1 what was trained: a LoRA, or a whole model. With
---max-loss one half of the questions chooses a scale: going up, the last one before a loss is not
-shown to be within its budget. The other half checks it, and only what passes is saved.
+--max-loss it goes up from the smallest scale, and chooses the last one before a loss is not shown
+to be within its budget. A run with evaluation.holdout is judged on the questions that it held out.
 
 Examples:
-  slimdown scale 3f2a                                 the changes at scales 0.25, 0.5, 0.75 and 1
+  slimdown scale 3f2a                                 the changes at scales 0.1, 0.25, ... and 1
   slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
   slimdown scale 3f2a --max-loss 0.02 --save gentle   as much as is shown to lose at most 2 points
   slimdown run tuned=gentle ...                       measures what was saved
 
 Exit code:
-  0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
-  1  the chosen scale is shown to be beyond a budget
-  2  the questions cannot tell, or no scale is shown to be within the budgets
+  0  the curve is shown; with --max-loss: a scale is shown to be within every budget
+  1  even the smallest scale is shown to be beyond a budget
+  2  no scale is shown to be within the budgets, nor the smallest one beyond
   3  not measured
 """
 
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdown.commands import arguments
+from slimdown.commands.gate import GateRules, name_budgets, read_rules
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
-from slimdown.judging.budgets import Gate, Outcome, check_budgets, read_budgets
+from slimdown.judging.budgets import Outcome
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.models.tuned_base import ADAPTER_CONFIG
@@ -48,7 +49,6 @@ from slimdown.utils.files import write_atomically
 if TYPE_CHECKING:  # it imports torch
     from slimdown.runs.scaled_runs import ScaledEvaluations
 
-_CHOOSING_SHARE = 0.5  # of the questions, if the run holds none out; the others confirm
 _LARGEST = 2.0
 
 
@@ -65,22 +65,24 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     text = "how much of what was trained is added, separated by commas (default: %(default)s)"
-    add("--scales", default="0,0.25,0.5,0.75,1", metavar="LIST", help=text)
-    text = "0.02: two points of each retained benchmark; gsm8k=0.02: of it, others keep theirs"
-    parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
+    add("--scales", default="0,0.1,0.25,0.5,0.75,1", metavar="LIST", help=text)
+    text = "0.02: two points of each retained benchmark; gsm8k=0.02: of it, others keep theirs; "
+    text += "gsm8k=off: it decides nothing"
+    parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
+    parser.set_defaults(max_relative_loss=[], overall=False)
     text = "with --max-loss: write what is chosen to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)
     text = "the folder with task files that the run was asked from; their Python code runs"
     add("--include-path", metavar="DIR", help=text)
     parser.add_output()
-    options = parser.parse(argv)
+    options = parser.parse(name_budgets(argv))
     if options.save and not options.max_loss:
         parser.error("--save writes what --max-loss chooses; give a budget, such as 0.02")
     return arguments.run_command(lambda: _scale(options), "This run cannot be scaled:", 3)
 
 
 def _scale(options: argparse.Namespace) -> int:
-    scales, budgets = read_scales(options.scales), read_budgets(options.max_loss)
+    scales, rules = read_scales(options.scales), read_rules(options)
     if options.save:
         options.save = options.save.expanduser().absolute()
         arguments.check_new_folder("--save", options.save)
@@ -99,11 +101,8 @@ def _scale(options: argparse.Namespace) -> int:
         )
     recorded = run_reader.read_evaluations(options.tracking, run)
     finished_runs.begin_scaling(options.tracking, run)
-    # If the run has no holdout, one half of the questions chooses and the other confirms.
-    share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
-    if budgets:  # tell what cannot work before anything is measured
-        check_budgets(findings, budgets)
-        open_part(recorded[0], share)
+    if rules.are_set:  # tell what cannot work before anything is measured
+        rules.resolve(findings)
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.save.parent).close()
@@ -123,9 +122,8 @@ def _scale(options: argparse.Namespace) -> int:
         files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
         files["scales.html"] = render_scaling_page(table, curve)
         finished_runs.add_artifacts(options.tracking, run, files)
-        if budgets:
-            points = _judge_scales(measured, findings, share)
-            return _choose(options, run, config, measured, points, share)
+        if rules.are_set:
+            return _choose(options, run, config, measured, curve, rules)
     return arguments.put_table(table, options, lambda: render_scaling_page(table, curve))
 
 
@@ -148,54 +146,66 @@ def _choose(
     run: RunRecord,
     config: RunConfig,
     measured: "ScaledEvaluations",
-    points: list[ScaledFindings],
-    share: float,
+    curve: list[ScaledFindings],
+    rules: GateRules,
 ) -> int:
-    """Choose a scale, check it on the questions that are held out, show it, save it if it passes.
+    """Choose a scale within the budgets, show it, and save it if there is one.
 
     Returns:
         The exit code.
     """
-    title, budgets = _make_title(run), read_budgets(options.max_loss)
-    table, notes = scales_table(points, title), ["The questions that choose."]
-    if not (chosen := choose_scale(points, budgets)):
-        problem = "no scale is shown to be within the budgets; try smaller ones, or more questions"
-        table = replace(table, outcome=f"CANNOT TELL: {problem}.", notes=tuple(notes))
-        arguments.put_table(table, options, lambda: render_scaling_page(table, points))
-        return int(Outcome.undecided)
-    pair = measured.base, measured.tuned[chosen.scale]
-    half = take_held_out(options.tracking, run, pair, share, chosen.scale)
-    held = judge(half.base, half.tuned)
-    gate = Gate(tuple(check_budgets(held, budgets)))
-    heading = f"Scale {chosen.scale:g} on the questions that did not choose it"
+    points, notes = curve, list[str]()
+    if run.holdout:
+        points, notes = _judge_held_out(options, run, measured)
+    chosen = choose_scale(points, rules.budgets, rules.off)
+    scale, judged, gate = chosen.point.scale, chosen.point.findings, chosen.gate
+    is_within = gate.outcome is Outcome.within
+    heading = f"Scale {scale:g}{' on the held-out half' if run.holdout else ''}"
+    if not is_within:
+        notes.append(f"{heading}, the smallest one, is not shown to be within the budgets.")
     if options.format:
         notes += [f"{heading}: {line}" for line in describe_budgets(gate)]
-    notes += half.explain_looks()
-    table = replace(scales_table(points, title, chosen.scale), notes=tuple(notes))
-    table = add_outcome(table, gate)
-    arguments.put_table(table, options, lambda: render_scaling_page(table, points))
+    table = scales_table(curve, _make_title(run), scale if is_within else None)
+    table = add_outcome(replace(table, notes=(*table.notes, *notes)), gate)
+    arguments.put_table(table, options, lambda: render_scaling_page(table, curve))
     with arguments.keep_stdout_clean(options):
-        checked = findings_table(held, heading, gate=gate)
+        checked = findings_table(judged, heading, gate=gate)
         show_table(replace(checked, outcome="", legend=""))
-        for line in summarize_briefly(held, gate):
+        for line in summarize_briefly(judged, gate):
             show_line(line)
-        outcome = gate.outcome
-        if options.save and outcome is not Outcome.within:
-            show_line(f"{options.save} is not written: this scale is not shown to be within")
+        if options.save and not is_within:
+            show_line(f"{options.save} is not written: no scale is shown to be within the budgets")
         elif options.save:
-            held = replace(held, part="those that did not choose the scale")
             with arguments.make_folder(options.tracking, "--save", options.save) as draft:
-                measured.save(chosen.scale, draft)
+                measured.save(scale, draft)
                 is_adapter = (draft / ADAPTER_CONFIG).is_file()
-                note = f"It adds {chosen.scale:g} of what was trained."
-                card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
+                note = f"It adds {scale:g} of what was trained."
+                base = measured.base_model
+                card = render_model_card(judged, config, base, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
             show_places({"model": str(options.save)})
             try:
-                record_scaled(options.tracking, run, chosen.scale, options.save, held)
+                record_scaled(options.tracking, run, scale, options.save, judged)
             except TrackingError as error:
                 arguments.write_notes([f"The record does not take the model: {error}"])
-    return int(outcome)
+    return int(gate.outcome)
+
+
+def _judge_held_out(
+    options: argparse.Namespace, run: RunRecord, measured: "ScaledEvaluations"
+) -> tuple[list[ScaledFindings], list[str]]:
+    """Judge all scales on the questions that the run held out, which counts as one look at them.
+
+    Returns:
+        The scales, and how often these questions judged a model.
+    """
+    points, notes = [], list[str]()
+    label = "+".join(f"{scale:g}" for scale in measured.tuned)
+    for scale, tuned in measured.tuned.items():
+        half = take_held_out(options.tracking, run, (measured.base, tuned), run.holdout, label)
+        points.append(ScaledFindings(scale, judge(half.base, half.tuned)))
+        notes = half.explain_looks()
+    return points, notes
 
 
 def _make_title(run: RunRecord) -> str:

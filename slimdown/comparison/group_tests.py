@@ -1,37 +1,29 @@
-"""Groups of runs that differ in one setting, tested against each other over their seeds.
+"""Values of a setting, tested against each other over their seeds.
 
-The test asks whether other seeds would show a difference on these questions. Two seeds say almost
-nothing about their variance. So below five seeds all groups are assumed to have one variance, which
-is pooled. From five on the test is Welch's, which allows unequal variances.
+A difference is a claim about other seeds of both values and other questions of the same kind, as
+the verdicts over seeds beside it are (`slimdown.stats.seeds.build_difference_tests`). Values with
+the same seeds are compared seed by seed: a seed gives each the same rows in the same order. Where
+one value is the reference, the others are compared with it alone. That needs fewer tests.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
 
-import numpy as np
-import scipy
-
-from slimdown.comparison.run_comparison import Comparison, Configuration
-from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.run_comparison import (
+    Comparison,
+    Configuration,
+    can_average,
+    collect_answers,
+)
+from slimdown.comparison.run_records import KEPT, LEARNED, RunRecord
 from slimdown.config.benchmark_config import Role
-from slimdown.judging.findings import BenchmarkChange
+from slimdown.config.fields import nearest
 from slimdown.judging.verdicts import take_one_kind
 from slimdown.stats.estimates import holm
 from slimdown.stats.likelihood import ALPHA
-
-LEARNED, KEPT = "learned", "kept"  # the means of targets and of the other benchmarks
-ENOUGH_SEEDS = 5  # of each group, to tell how much it varies
-
-
-@dataclass(frozen=True)
-class SeedTest:
-    """The difference between the means of two groups of seeds."""
-
-    difference: float  # second - first
-    p_value: float  # that the groups have equal means; two-sided
-    n_seeds: int  # of the smaller group
+from slimdown.stats.seeds import ENOUGH_SEEDS, MeanTest, SeedAnswers, build_difference_tests
+from slimdown.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -67,73 +59,18 @@ class Differences:
     reason: str  # why nothing was tested; empty if something was
 
 
-def compare_seeds(
-    groups: Mapping[str, Sequence[float]], step: float = 0.0
-) -> dict[tuple[str, str], SeedTest]:
-    """Test each pair of groups that have two seeds or more.
+def find_differences(comparison: Comparison, *settings: str) -> Differences:
+    """Find the values of settings that differ, and on which benchmark.
 
-    Both tests are Student's with Satterthwaite's degrees of freedom: fewer where one group carries
-    most of the variance.
-
-    Args:
-        groups: One mean for each seed, by the value of a setting.
-        step: How much one question counts. Half of its square is the least variance: else a few
-            seeds that agree by chance would look certain.
-    """
-    samples = {value: np.array(means) for value, means in groups.items() if len(means) > 1}
-    lowest = max(step**2 / 2, 1e-24)
-    variances = {value: max(float(x.var(ddof=1)), lowest) for value, x in samples.items()}
-    degrees = {value: len(x) - 1 for value, x in samples.items()}
-    tests = {}
-    for (a, x), (b, y) in combinations(samples.items(), 2):
-        n_seeds, inverse_n = min(len(x), len(y)), 1 / len(x) + 1 / len(y)
-        shares = {a: 1 / len(x), b: 1 / len(y)}
-        if n_seeds < ENOUGH_SEEDS:
-            shares = {value: inverse_n * k / sum(degrees.values()) for value, k in degrees.items()}
-        terms = {value: share * variances[value] for value, share in shares.items()}
-        variance = sum(terms.values())
-        freedom = variance**2 / sum(term**2 / degrees[value] for value, term in terms.items())
-        difference = float(y.mean() - x.mean())
-        p_value = 2 * float(scipy.special.stdtr(freedom, -abs(difference) / sqrt(variance)))
-        tests[a, b] = SeedTest(difference, p_value, n_seeds)
-    return tests
-
-
-def describe_groups(comparison: Comparison, *settings: str) -> Iterator[str]:
-    """Say which values of settings differ, and on which benchmark.
+    The p-values are corrected for the pairs of all settings, benchmarks and places together (Holm).
 
     Args:
         comparison: The compared runs, grouped by seed.
         settings: Dotted keys. If other settings vary within a value of one, only runs with equal
             values of those are compared.
 
-    Yields:
-        A sentence for each benchmark on which values differ, with p-values corrected for all pairs,
-        benchmarks and settings (Holm); one if other pairs were tested; and one for what the tests
-        assume.
-    """
-    found, every = find_differences(comparison, *settings), " or ".join(settings)
-    if not found.n_tests:
-        yield found.reason
-    places = ((one.setting, one.benchmark, one.where) for one in found.shown)
-    for setting, name, where in dict.fromkeys(places):
-        parts = [
-            f"{one.value} lies {one.points} points {one.side} {one.other} (p = {one.p_value:.2g})"
-            for one in found.shown
-            if (one.setting, one.benchmark, one.where) == (setting, name, where)
-        ]
-        yield f"{name} by {setting}{where}: {'; '.join(parts)}."
-    if len(found.shown) < found.n_tests:
-        is_other = "other " * bool(found.shown)
-        yield f"No {is_other}difference between values of {every} is shown."
-    if found.has_few_seeds:
-        yield f"Below {ENOUGH_SEEDS} seeds all values of {every} are taken to vary alike by seed."
-
-
-def find_differences(comparison: Comparison, *settings: str) -> Differences:
-    """Find the values of settings that differ, and on which benchmark; as `describe_groups`.
-
-    The p-values are corrected for the pairs of all settings together.
+    Raises:
+        ConfigError: No run has the comparison's reference.
     """
     made = {setting: _test_values(comparison, setting) for setting in settings}
     every = [
@@ -144,13 +81,13 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
     ]
     corrected = holm([test.p_value for *_, test in every])
     shown = [
-        ShownDifference(setting, benchmark, where, b, a, test.difference, p_value)
+        ShownDifference(setting, benchmark, where, b, a, test.value, p_value)
         for (setting, benchmark, where, (a, b), test), p_value in zip(every, corrected, strict=True)
         if p_value < ALPHA
     ]
-    has_few_seeds = any(test.n_seeds < ENOUGH_SEEDS for *_, test in every)
+    fewest = min((len(row.runs) for row in comparison.rows if len(row.runs) > 1), default=0)
     reason = "" if every else _explain_no_test(comparison, settings)
-    return Differences(tuple(shown), len(every), has_few_seeds, reason)
+    return Differences(tuple(shown), len(every), bool(every) and fewest < ENOUGH_SEEDS, reason)
 
 
 def _explain_no_test(comparison: Comparison, settings: Sequence[str]) -> str:
@@ -180,17 +117,9 @@ def _read_value(row: Configuration, setting: str) -> str:
     return row.settings.get(setting, "null")
 
 
-@dataclass
-class _Groups:
-    """The groups of seeds that are compared on one benchmark, in one place."""
-
-    means: dict[str, list[float]]  # by value of the setting, one for each seed
-    step: float = 0.0  # how much one question counts, at most
-
-
 def _test_values(
     comparison: Comparison, setting: str
-) -> dict[tuple[str, str], dict[tuple[str, str], SeedTest]]:
+) -> dict[tuple[str, str], dict[tuple[str, str], MeanTest]]:
     """Test each pair of values of a setting, by benchmark and place.
 
     A place is one choice of values of the other settings that vary: `keep.share=.2`. Only runs in
@@ -199,46 +128,60 @@ def _test_values(
     """
     rows, crossed = comparison.rows, _find_crossed(comparison, setting)
     of_rows = [tuple(row.settings.get(key) for key in crossed) for row in rows]
-    groups: dict[tuple[str, str], _Groups] = {}
+    values, reference = {_read_value(row, setting) for row in rows}, comparison.reference
+    if reference is not None and reference not in values:
+        advice = nearest(reference, sorted(values))
+        raise ConfigError(f"--against {reference}: no run has this value of {setting}{advice}")
+    tests: dict[tuple[str, str], dict[tuple[str, str], MeanTest]] = {}
     for place in dict.fromkeys(of_rows):
         named = zip(crossed, place, strict=True)
         where = "".join(f", {key}={'null' if one is None else one}" for key, one in named)
         fitting = [row for row, own in zip(rows, of_rows, strict=True) if _fits(own, place)]
         fitting.sort(key=lambda row: tuple(row.settings.get(key) for key in crossed) == place)
-        for row in fitting:  # its own rows come last, and so replace those that lack a setting
-            for benchmark, (means, step) in _collect_means(row.runs).items():
-                group = groups.setdefault((benchmark, where), _Groups({}))
-                group.means[_read_value(row, setting)] = means
-                group.step = max(step, group.step)
-    tests = {name: compare_seeds(group.means, group.step) for name, group in groups.items()}
+        # its own rows come last, and so replace those that lack a setting
+        row_of = {_read_value(row, setting): row for row in fitting}
+        for heading, names in _list_columns(fitting).items():
+            of_pairs = tests.setdefault((heading, where), {})
+            for groups in _group_by_questions(row_of, names).values():
+                pairs = [pair for pair in combinations(groups, 2) if reference in (None, *pair)]
+                pairs = [(b, a) if b == reference else (a, b) for a, b in pairs]
+                of_pairs |= build_difference_tests(groups, pairs)
     return {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
+
+
+def _list_columns(rows: Sequence[Configuration]) -> dict[str, list[str]]:
+    """Return the benchmarks that each column averages: itself, or for means those of a role."""
+    found = {name: one for row in rows for run in row.runs for name, one in run.changes.items()}
+    columns = {name: [name] for name, change in found.items() if change.role is not Role.watched}
+    for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
+        names = take_one_kind({n: one.metric for n, one in found.items() if one.role is role})
+        if len(names) > 1:
+            columns[heading] = names
+    return columns
+
+
+def _group_by_questions(
+    row_of: dict[str, Configuration], names: Sequence[str]
+) -> dict[tuple[str, ...], dict[str, SeedAnswers]]:
+    """Collect each value's answers, by the questions that were asked.
+
+    A run is left out if it lacks a benchmark, may have stopped early, or is unclear.
+    """
+    groups: dict[tuple[str, ...], dict[str, SeedAnswers]] = {}
+    for value, row in row_of.items():
+        runs = [run for run in row.runs if all(_is_usable(run, name) for name in names)]
+        changes = [[run.changes[name] for run in runs] for name in names]
+        if runs and can_average(changes):
+            asked = tuple(f"{of_runs[0].question_hash} {of_runs[0].metric}" for of_runs in changes)
+            seeds = [run.params.get("seed", "") for run in runs]
+            groups.setdefault(asked, {})[value] = collect_answers(changes, seeds)
+    return groups
+
+
+def _is_usable(run: RunRecord, name: str) -> bool:
+    return name in run.changes and can_average([[run.changes[name]]])
 
 
 def _fits(own: Sequence[str | None], place: Sequence[str | None]) -> bool:
     """Whether a row stands in a place: it has its values, or lacks the settings."""
     return all(one in (None, wanted) for one, wanted in zip(own, place, strict=True))
-
-
-def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:
-    """Return by benchmark the runs' changes, and how much one question counts.
-
-    A benchmark that stopped early is left out: its change is on average too large. So is one about
-    which nothing may be claimed, or that is only watched. Where each run has all others, so has
-    their mean (`learned` of several targets, `kept` of several retained benchmarks).
-    """
-    means: dict[str, tuple[list[float], float]] = {}
-    found: dict[str, BenchmarkChange] = {}
-    for run in runs:
-        for name, change in run.changes.items():
-            found[name] = change
-            if change.verdict and change.is_measured and not change.is_stopped:
-                difference = change.primary.difference
-                of_runs, _ = means.setdefault(name, ([], 1 / len(difference.observations)))
-                of_runs.append(difference.value)
-    for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
-        names = take_one_kind({n: one.metric for n, one in found.items() if one.role is role})
-        every = [means[name] for name in names if name in means]
-        if len(every) == len(names) > 1 and all(len(of[0]) == len(runs) for of in every):
-            averaged = np.mean([of_runs for of_runs, _ in every], axis=0)
-            means[heading] = averaged.tolist(), max(step for _, step in every) / len(names)
-    return means

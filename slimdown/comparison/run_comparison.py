@@ -19,7 +19,7 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import Verdict, decide_verdicts, take_one_kind
-from slimdown.stats.seeds import SeedMean, split_noise
+from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
 
@@ -85,6 +85,8 @@ class Comparison:
     params: tuple[str, ...]  # the settings in which the rows differ
     benchmarks: tuple[str, ...]  # target tasks first, watched ones last
     notes: tuple[str, ...]  # caveats, one sentence each
+    # the value of the tested setting with which the others are compared; None: each with each
+    reference: str | None = None
 
     @property
     def holds_out(self) -> bool:
@@ -183,6 +185,42 @@ def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats],
         parts[n] = parts.get(n, np.zeros_like(rows)) + rows
         steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
     return list(parts.values()), list(steps.values())
+
+
+def can_average(benchmarks: Sequence[Sequence[BenchmarkChange]]) -> bool:
+    """Whether a claim may be made about the mean of these benchmarks over these runs.
+
+    It may where each run was asked the same questions, all of them, and nothing is unclear.
+    """
+    every = [change for changes in benchmarks for change in changes]
+    is_whole = all(change.is_measured and not change.n_available for change in every)
+    is_crossed = len({len(changes) for changes in benchmarks}) == 1
+    kinds = [{(one.question_hash, one.metric, one.margin) for one in of} for of in benchmarks]
+    return is_whole and is_crossed and all(len(of_runs) == 1 for of_runs in kinds)
+
+
+def collect_answers(
+    benchmarks: Sequence[Sequence[BenchmarkChange]], seeds: Sequence[str] = ()
+) -> SeedAnswers:
+    """Collect the answers behind a mean over seeds.
+
+    Args:
+        benchmarks: For each benchmark, the change of each run; see `can_average`.
+        seeds: The runs' seeds; empty: it does not matter which they are.
+    """
+    parts, _ = stack_answers(*benchmarks)
+    bounds: dict[int, float] = {}
+    for changes in benchmarks:
+        differences = [change.primary.difference for change in changes]
+        n = len(differences[0].observations)
+        largest = max(
+            max(1.0, d.largest_change, float(np.abs(d.observations).max())) for d in differences
+        )
+        bounds[n] = bounds.get(n, 0.0) + largest / len(benchmarks)
+    step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
+    is_alone = len(benchmarks) == 1
+    is_binary = is_alone and all(one.primary.difference.test.is_margin for one in benchmarks[0])
+    return SeedAnswers(parts, list(bounds.values()), step, is_binary, tuple(seeds))
 
 
 def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:

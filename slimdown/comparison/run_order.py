@@ -4,8 +4,8 @@ import re
 from dataclasses import replace
 from math import isfinite
 
-from slimdown.comparison.group_tests import KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.config.fields import nearest
 from slimdown.utils.errors import ConfigError
 

@@ -5,6 +5,8 @@ from datetime import datetime
 
 from slimdown.judging.findings import BenchmarkChange, Findings
 
+LEARNED, KEPT = "learned", "kept"  # the means of targets and of the other benchmarks
+
 
 @dataclass(frozen=True)
 class RunRecord:

@@ -4,10 +4,10 @@ At scale 0 the model is the base, at scale 1 what was trained. Other scales inte
 of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome
+from slimdown.judging.budgets import Gate, Outcome, check_budgets
 from slimdown.judging.findings import Findings
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
@@ -42,28 +42,43 @@ def build_simultaneous_curves(
     return curves
 
 
+@dataclass(frozen=True)
+class ChosenScale:
+    """The scale that a gate decides about.
+
+    Attributes:
+        point: The chosen one; the smallest one where not even that is shown to be within.
+        gate: Its budgets.
+    """
+
+    point: ScaledFindings
+    gate: Gate
+
+
 def choose_scale(
-    points: Sequence[ScaledFindings], budgets: Mapping[str, float]
-) -> ScaledFindings | None:
-    """Return the largest scale up to which every loss is shown to be within its budget.
+    points: Sequence[ScaledFindings], budgets: Mapping[str, float], off: Collection[str] = ()
+) -> ChosenScale:
+    """Choose the largest scale up to which every loss is shown to be within its budget.
 
     It goes up from the smallest scale and ends before the first one whose losses are not shown to
-    be within. A scale beyond the budgets is then chosen in at most 5 % of calls, however many
-    scales there are: the first such scale has to pass a test at 5 % (`python -m bench.statistics`).
+    be within. These tests have a fixed order, so none needs a correction, and the same questions
+    may choose and judge: a scale beyond the budgets is chosen in at most 5 % of cases, however many
+    scales there are. To choose one, the first such scale has to pass a test at 5 %
+    (`python -m bench.statistics`, "scale").
 
     Args:
         points: Of scales above 0.
         budgets: As `check_budgets` takes them.
-
-    Returns:
-        None where it is not even shown of the smallest scale.
+        off: The benchmarks that decide nothing.
 
     Raises:
         ConfigError: As `check_budgets`.
     """
     chosen = None
     for point in sorted(points, key=lambda point: point.scale):
-        if overall_outcome(check_budgets(point.findings, budgets)) is not Outcome.within:
-            break
-        chosen = point
+        gate = Gate(tuple(check_budgets(point.findings, budgets, off=off)), tuple(off))
+        if gate.outcome is not Outcome.within:
+            return chosen or ChosenScale(point, gate)
+        chosen = ChosenScale(point, gate)
+    assert chosen is not None
     return chosen

@@ -13,16 +13,19 @@ is made about watched benchmarks either, so they take no level from the others.
 `python -m bench.statistics` counts the tables that make any false claim.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
 from statistics import fmean
 
-import numpy as np
-
-from slimdown.comparison.group_tests import ENOUGH_SEEDS, KEPT, LEARNED
-from slimdown.comparison.run_comparison import Comparison, Configuration, stack_answers
+from slimdown.comparison.run_comparison import (
+    Comparison,
+    Configuration,
+    can_average,
+    collect_answers,
+)
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import (
@@ -34,8 +37,7 @@ from slimdown.judging.verdicts import (
     watch_change,
 )
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.seeds import MeanTest, build_mean_test, measure_spread, pool_spreads
-from slimdown.stats.sequential import Floats
+from slimdown.stats.seeds import SeedAnswers, build_tests
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,6 @@ class JudgedMean:
         if not (self.decision and self.test):
             return Estimate(self.value, nan, nan, nan)
         return self.decision.form_interval(self.test, self.margin)
-
-
-@dataclass(frozen=True)
-class SeedAnswers:
-    """The answers of a configuration's seeds to the questions of one column."""
-
-    parts: Sequence[Floats]  # [seeds, questions] each; the change is the sum of their means
-    bounds: Sequence[float]  # for each part, how large one number can be
-    step: float = 0.0  # how much one question counts
-
-    @property
-    def n_seeds(self) -> int:
-        """How many seeds answered."""
-        return len(self.parts[0])
 
 
 def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
@@ -103,7 +91,7 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
             margins[i, heading] = fmean(of_runs[0].margin for of_runs in changes)
             if [len(of_runs) for of_runs in changes] == [1] and changes[0][0].is_measured:
                 tests[i, heading] = changes[0][0].primary.difference
-            elif _can_test(changes):
+            elif can_average(changes):
                 answers[i] = collect_answers(changes)
                 kinds[i] = tuple((of[0].question_hash, of[0].metric) for of in changes)
             else:
@@ -135,41 +123,6 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
     return judged
 
 
-def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
-    """Build the test of each configuration's mean; all answered the same questions.
-
-    Args:
-        answers: By configuration; those of several seeds lend each other their spread.
-    """
-    spreads = {
-        i: measure_spread(*one.parts, step=one.step)
-        for i, one in answers.items()
-        if one.n_seeds > 1
-    }
-    pooled = pool_spreads(list(spreads.values())) if spreads else None
-    tests = {}
-    for i, one in answers.items():
-        has_enough = one.n_seeds >= ENOUGH_SEEDS
-        spread = spreads[i] if has_enough else pooled if one.n_seeds > 1 else None
-        tests[i] = build_mean_test(*one.parts, bounds=one.bounds, spread=spread)
-    return tests
-
-
-def collect_answers(changes: Sequence[Sequence[BenchmarkChange]]) -> SeedAnswers:
-    """Collect the answers behind a mean: for each benchmark, the change of each seed."""
-    parts, _ = stack_answers(*changes)
-    bounds: dict[int, float] = {}
-    for of_runs in changes:
-        differences = [change.primary.difference for change in of_runs]
-        n = len(differences[0].observations)
-        largest = max(
-            max(1.0, d.largest_change, float(np.abs(d.observations).max())) for d in differences
-        )
-        bounds[n] = bounds.get(n, 0.0) + largest / len(changes)
-    step = max(1 / (len(changes) * part.shape[1]) for part in parts)
-    return SeedAnswers(parts, list(bounds.values()), step)
-
-
 def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[BenchmarkChange]]:
     """Return the changes of all runs on the benchmarks that a column averages."""
     changes = [[run.changes[name] for run in row.runs if name in run.changes] for name in names]
@@ -177,20 +130,6 @@ def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[Benchma
     if len(names) == 1:
         return changes
     return [of_runs for of_runs in changes if all(one.is_measured for one in of_runs)]
-
-
-def _can_test(changes: Sequence[Sequence[BenchmarkChange]]) -> bool:
-    every = [change for of_runs in changes for change in of_runs]
-    is_whole = all(one.is_measured and not one.n_available for one in every)
-    is_crossed = len({len(of_runs) for of_runs in changes}) == 1
-    return (
-        is_whole
-        and is_crossed
-        and all(
-            len({(one.question_hash, one.metric, one.margin) for one in of_runs}) == 1
-            for of_runs in changes
-        )
-    )
 
 
 def _read_value(row: Configuration, heading: str) -> float:

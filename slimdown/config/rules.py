@@ -92,6 +92,8 @@ def check_method(config: RunConfig) -> Iterator[str]:
     if quantization != "none" and not facts.takes_quantized:
         trained = f"method={method} trains the weights themselves"
         yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
+    if quantization == "int8" and facts.peft_options.get("use_dora"):
+        yield f"method={method} has no int8 layers in bitsandbytes; set quantization=nf4 or none"
     if config.train.gradient_checkpointing and not facts.takes_checkpointing:
         yield f"method={method} needs keys and values; set train.gradient_checkpointing=false"
 

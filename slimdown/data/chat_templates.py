@@ -9,6 +9,7 @@ from typing import Any
 
 from slimdown.config.schema import EvaluationConfig
 from slimdown.utils.errors import DataError, ModelError, describe_error
+from slimdown.utils.template_limit import limit_rendering
 
 # Llama 3's templates write a date into every prompt: today's, or the one that they are given. A
 # fixed one gives equal prompts to a base that was measured yesterday and a model that is tuned
@@ -34,7 +35,10 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
     """
     try:
         settings = {**FIXED_DATE, **settings}
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+        with limit_rendering():
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+    except DataError:
+        raise
     except Exception as error:  # the publisher's program may raise anything
         reason = f"the chat template of the tokenizer fails ({describe_error(error)})"
         raise DataError(reason) from None

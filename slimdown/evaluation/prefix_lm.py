@@ -26,6 +26,7 @@ from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
 from slimdown.models.base_model import AskingRules
 from slimdown.models.causal import get_inner_model, learns_prompt
+from slimdown.utils.template_limit import limit_rendering
 
 # Fewer tokens than these are not worth a forward of their own.
 SHORTEST_PREFIX = 32
@@ -192,6 +193,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             self.cache_hook = hook
         return [answers[str(request.args)].popleft() for request in requests]
 
+    def apply_chat_template(self, *chat: Any, **settings: Any) -> str:
+        """Render a prompt; a template that does not end is an error."""
+        with limit_rendering():
+            return str(super().apply_chat_template(*chat, **settings))
+
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, *args: Any, **settings: Any
     ) -> list[int]:
@@ -264,6 +270,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if self._rules.stops or self._rules.stops_alone:
             none = self.model.get_input_embeddings().num_embeddings  # no token has this number
             settings["eos_token_id"] = list(self._rules.stops) or [none]
+        settings |= self._rules.generation
         return super()._model_generate(context, max_length, stop, **settings)
 
 

@@ -1,7 +1,7 @@
-"""Ask a tuned model once more, as it is served: by its own template, BOS rule and stop tokens.
+"""Ask a tuned model once more, as it is served: by what its own files say beside the weights.
 
-What it answers so, minus what it answered as the base was asked, is what its template, BOS and
-stops cost; the rest of the loss is the weights'.
+What it answers so, minus what it answered as the base was asked, is what its template, BOS, stops
+and settings of generation cost; the rest of the loss is the weights'.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,8 @@ def find_served_otherwise(
         is_other |= bool(by_template) and serving.doubles_bos(base)
         # Where it is asked as the base, its own stops end an answer, too: none is missing then.
         lacks_stops = not set(base.stops) <= set(serving.stops)
-        if is_other or (task.generates and lacks_stops):
+        answers_otherwise = lacks_stops or serving.generation != base.generation
+        if is_other or (task.generates and answers_otherwise):
             found[name] = task
     return found
 

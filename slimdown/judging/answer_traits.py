@@ -7,14 +7,18 @@ those on lost ones are in `losses.py`.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import fsum, inf, log2, nan
+from math import inf, log2, nan
 from unicodedata import name as unicode_name
+
+import numpy as np
 
 from slimdown.config.benchmark_config import BYTE_PROBABILITY
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.judging.pairing import Pair
 from slimdown.scoring.refusal import read_refusal
+from slimdown.stats.bootstrap import find_ratio_interval
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
+from slimdown.stats.sequential import Floats
 
 LENGTHS = ("words", "words thought")
 NEVER_ENDED, THINKS, RAN_OUT = "thinking never ended", "thinks", "ran out of tokens"
@@ -50,7 +54,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         refuse, or are in another script than the base's.
     """
     if pair.base.benchmark.metric == BYTE_PROBABILITY:
-        return (Trait(BITS, _measure_bits(pair.base), _measure_bits(pair.tuned), nan, nan),)
+        return (_compare_bits(pair),)
     sides = pair.base.samples, pair.tuned.samples
     if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
         return ()
@@ -88,11 +92,23 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     return tuple(traits)
 
 
-def _measure_bits(evaluation: BenchmarkEvaluation) -> float:
-    """Return the bits a byte of all texts together, as the harness's `bits_per_byte` has it."""
-    texts = [(len(one.prompt.encode()), one.scores[BYTE_PROBABILITY]) for one in evaluation.samples]
-    bits = fsum(n * -log2(share) if share else inf for n, share in texts)
-    return bits / sum(n for n, _ in texts)
+def _compare_bits(pair: Pair) -> Trait:
+    """Compare the bits a byte of all texts together, as the harness's `bits_per_byte` has them.
+
+    The interval is that of the ratio of both models' bits, by texts, in bits a byte of the base.
+    """
+    n_bytes = np.array([len(sample.prompt.encode()) for sample in pair.base.samples], dtype=float)
+    bits = [n_bytes * _read_bits(one) for one in (pair.base, pair.tuned)]
+    (bytes_of, base, tuned), weights = pair.sampling.to_observations([n_bytes, *bits])
+    before, after = (float(weights @ one / (weights @ bytes_of)) for one in (base, tuned))
+    low, high = (before * (end - 1) for end in find_ratio_interval(tuned, base))
+    return Trait(BITS, before, after, low, high)
+
+
+def _read_bits(evaluation: BenchmarkEvaluation) -> Floats:
+    """Return the bits a byte of each text; infinite where it is impossible for the model."""
+    shares = [sample.scores[BYTE_PROBABILITY] for sample in evaluation.samples]
+    return np.array([-log2(share) if share else inf for share in shares])
 
 
 def _find_script(text: str) -> str:

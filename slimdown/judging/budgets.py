@@ -17,8 +17,10 @@ from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.judging.verdicts import correct_with_levels
 from slimdown.stats.estimates import Estimate, to_array
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.power import n_to_decide
+from slimdown.stats.power import can_show_within, n_to_decide
 from slimdown.utils.errors import ConfigError
+
+_SMALLEST_SCALE = 0.1  # of those that `slimdown scale` measures
 
 
 class TestedLoss(Protocol):
@@ -221,6 +223,27 @@ def resolve_budgets(
     return budgets, relative
 
 
+def can_show_budget(findings: Findings, budget: float) -> bool:
+    """Whether the questions can show that some scale of what was trained keeps a budget.
+
+    It is asked whether they would show it if a tenth of each benchmark's changes were left, as at
+    the smallest scale of `slimdown scale`.
+
+    Args:
+        findings: at scale 1.
+        budget: what each retained benchmark may lose; others keep those of their settings.
+    """
+    try:
+        budgets, _ = resolve_budgets(findings, {"": budget})
+    except ConfigError:  # there is nothing to lose
+        return False
+    changes = [(findings.benchmarks[name], allowed) for name, allowed in budgets.items()]
+    return all(
+        change.is_measured and can_show_within(change.primary.difference, allowed, _SMALLEST_SCALE)
+        for change, allowed in changes
+    )
+
+
 def check_budgets(
     findings: Findings,
     budgets: Mapping[str, float],
@@ -327,5 +350,6 @@ def _explain(check: BudgetCheck) -> str:
         return f"{reason}; a run with {setting} asks until they can"
     if needed := n_to_decide(d, benchmark.margin, budget=budget):
         points = f"{100 * budget:.3g} points"
-        reason += f"; about {needed:,} would tell on which side of {points} its loss lies"
+        side = f"on which side of {points} its loss lies"
+        reason += f"; if the change is as measured, about {needed:,} would tell {side}"
     return reason

@@ -11,6 +11,7 @@ from math import hypot, isnan, nan
 from typing import Any
 
 import numpy as np
+import scipy
 
 from slimdown.config.benchmark_config import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
@@ -28,13 +29,14 @@ from slimdown.judging.verdicts import (
     take_one_kind,
     watch_change,
 )
+from slimdown.scoring.refusal import Refusal
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
     Sampling,
     compare_scores,
     estimate_mean,
-    holm,
+    to_weighted,
 )
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
@@ -43,7 +45,9 @@ from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import FORMAT, check_format
 
-_FEWEST_OF_SUBJECT = 6  # questions; if all six are lost, p = 0.047; if five of five are, 0.088
+_FEWEST_OF_SUBJECT = 40  # questions; a list of many smaller ones hardly marks any
+# of harmful and of harmless requests; if all six are lost, p = 0.047; if five of five are, 0.088
+_FEWEST_OF_KIND = 6
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class SubjectChange:
 
     n: int
     change: float
-    p_value: float  # that there is none; corrected for all subjects of the benchmark
+    p_value: float  # that there is none; corrected for the benchmark's subjects
     base: float  # the scores
     tuned: float
 
@@ -381,28 +385,39 @@ def take_first_answers(pair: Pair) -> Pair:
 
 
 def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
-    """Compare each subject by itself, the worst first; empty if there is only one."""
+    """Compare each subject by itself, the worst first; empty if there is only one.
+
+    p-values are corrected by Benjamini and Hochberg (1995): of the subjects that are marked one in
+    twenty is luck. That finds more of them than Holm does. It is enough here, because the claim is
+    the benchmark's verdict, and the list only says where to look.
+    """
     subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
-    names = [str(name) for name, n in Counter(subjects).items() if n >= _FEWEST_OF_SUBJECT]
+    is_refusal = pair.base.benchmark.metric == Refusal.name
+    fewest = _FEWEST_OF_KIND if is_refusal else _FEWEST_OF_SUBJECT
+    names = [str(name) for name, n in Counter(subjects).items() if n >= fewest]
     if len(set(subjects)) == 1:
         return {}
-    differences, looks = [], pair.sampling.looks
+    found, looks = dict[str, tuple[Difference, float, float]](), pair.sampling.looks
     for name in names:
         is_of = subjects == name
         # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
         is_used = is_of | bool(looks)
-        weights = is_of[is_used] / is_of[is_used].mean()
+        weights = is_of[is_used] / is_of[is_used].mean() if looks else None
         clusters = pair.sampling.clusters
         sampling = Sampling(weights, looks, pair.sampling.n_available)
         if clusters is not None:
             sampling = replace(sampling, clusters=clusters[is_used])
-        differences.append(compare_scores(x[is_used], y[is_used], sampling))
-    rows = zip(names, differences, holm([d.p_value for d in differences]), strict=True)
-    scores = {name: np.array([x, y])[:, subjects == name] for name in names}
-    return {
-        name: SubjectChange(scores[name].shape[1], d.value, p, *map(float, scores[name].mean(1)))
-        for name, d, p in sorted(rows, key=lambda row: row[1].value)
+        before, after = x[is_used], y[is_used]
+        base, tuned = (float(to_weighted(one, sampling).mean()) for one in (before, after))
+        found[name] = compare_scores(before, after, sampling), base, tuned
+    p_values = [difference.p_value for difference, *_ in found.values()]
+    corrected = map(float, scipy.stats.false_discovery_control(p_values) if p_values else ())
+    n_of = Counter(subjects)
+    changes = {
+        name: SubjectChange(n_of[name], difference.value, p_value, base, tuned)
+        for (name, (difference, base, tuned)), p_value in zip(found.items(), corrected, strict=True)
     }
+    return dict(sorted(changes.items(), key=lambda named: named[1].change))
 
 
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:

@@ -42,8 +42,7 @@ class RatioTest:
         """
         x, y, sampling = to_array(before), to_array(after), sampling or Sampling()
         (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
-        has_one_size = np.ptp(weights) < 1e-9  # of its clusters, if it has any
-        is_simple = sampling.is_simple and has_one_size and np.isin([x_of, y_of], (0.0, 1.0)).all()
+        is_simple = sampling.is_simple and np.isin([x_of, y_of], (0.0, 1.0)).all()
         built = cls(x_of, y_of, weights, test, bool(is_simple), bool(sampling.looks))
         return built if len(x) > 1 and built.base > 1e-12 else None
 

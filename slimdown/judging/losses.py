@@ -171,9 +171,10 @@ def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
     taken = [[s.choices.index(s.answers[metric]) for s in (e.base, e.tuned)] for e in examples]
     position = Counter(after for _, after in taken).most_common(1)[0][0]
     before, after = np.isin(np.array(taken).T, position).astype(float)
-    right = [e.base.choices.index(e.base.target) for e in examples]
-    share_right, sampling = right.count(position) / len(right), pair.sampling
-    was, now = (float(to_weighted(x, sampling).mean()) for x in (before, after))
+    is_right = np.array([e.base.choices.index(e.base.target) == position for e in examples]) * 1.0
+    sampling = pair.sampling
+    shares = (to_weighted(x, sampling).mean() for x in (before, after, is_right))
+    was, now, share_right = map(float, shares)
     collapsed = (
         now > max(was, share_right)  # else no interval is needed
         and estimate_mean(after, sampling).low > share_right

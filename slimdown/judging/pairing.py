@@ -139,18 +139,25 @@ def _show_difference(first: str, second: str) -> tuple[str, str]:
 
 
 def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
-    """Describe the sampling of some questions, with the weights of the harness's groups."""
+    """Describe the sampling of some questions, with the weights of the harness's groups.
+
+    A task keeps the weight that the harness gives it. Within it all documents and clusters weigh
+    the same, however often they are asked.
+    """
     sizes = Counter(sample.task for sample in whole.samples)
     weights, largest_weight, n_skipped_looks = None, 1.0, 0
     if whole.task_weights:
         total = sum(whole.task_weights[task] for task in sizes)
-        per_question = {
-            task: whole.task_weights[task] / total * sizes.total() / size
-            for task, size in sizes.items()
+        copies = Counter((sample.task, sample.unit) for sample in whole.samples)
+        n_units = Counter(task for task, _ in copies)
+        weight_of = {
+            (task, unit): whole.task_weights[task] / total * sizes.total() / n_units[task] / n
+            for (task, unit), n in copies.items()
         }
-        weights = np.array([per_question[sample.task] for sample in part.samples])
-        largest_weight, tasks = max(per_question.values()), [s.task for s in part.samples]
-        n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
+        weights = np.array([weight_of[sample.task, sample.unit] for sample in part.samples])
+        if part.looks:  # and so without copies
+            largest_weight, tasks = max(weight_of.values()), [s.task for s in part.samples]
+            n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
     n_subjects = len(sizes) if len(sizes) > 1 else 0  # even if a look has seen only one
     return Sampling(

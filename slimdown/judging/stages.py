@@ -132,7 +132,7 @@ def judge_served(findings: Findings) -> StageFindings | None:
         findings: With all answers.
 
     Returns:
-        The steps "weights", asked as the base, and "template", asked as its own files say. None
+        The steps "weights", asked as the base, and "served", asked as its own files say. None
         where it is served as the base.
     """
     base, tuned, served = findings.base, findings.tuned, findings.served
@@ -140,7 +140,7 @@ def judge_served(findings: Findings) -> StageFindings | None:
         return None
     stages = {
         name: replace(one, benchmarks={n: one.benchmarks[n] for n in served.benchmarks})
-        for name, one in (("base", base), ("weights", tuned), ("template", served))
+        for name, one in (("base", base), ("weights", tuned), ("served", served))
     }
     return judge_stages(stages)
 

@@ -37,11 +37,13 @@ class AskingRules:
         stops: Tokens that end an answer; none: those of the settings of generation.
         stops_alone: Whether no other token ends one, whatever a task or the harness asks for.
         doubles_bos: Whether BOS is put before a prompt that begins with it already.
+        generation: Settings of generation that take the place of the model's; None: no such one.
     """
 
     stops: tuple[int, ...] = ()
     stops_alone: bool = False
     doubles_bos: bool = False
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class LoadedModel:
         identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
         if rules != AskingRules():
             identity["rules"] = asdict(rules)
+            if not rules.generation:  # as keys were made before there were any
+                del identity["rules"]["generation"]
         return replace(self, tokenizer=tokenizer, rules=rules, identity=identity)
 
 

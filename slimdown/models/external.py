@@ -32,12 +32,13 @@ from slimdown.models.serving_settings import (
     Serving,
     build_served_tokenizer,
     compare_serving,
+    find_other_generation,
     read_serving,
 )
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.hub import explain_hub_errors, find_damaged
 
 _FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
 
@@ -77,11 +78,12 @@ class ExternalModel:
             release_weights(self.base.model)  # makes room
             config, quantization = self.config, self.quantization
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
-            if self.config.gguf:  # it says nothing of how answers are drawn, nor of most stops
-                settings = deepcopy(self.base.model.generation_config)
-                tuned.model.generation_config = settings
+            # Both are asked alike; what its own files have otherwise is measured as it is served.
+            settings = deepcopy(self.base.model.generation_config)
+            if self.config.gguf or settings != tuned.model.generation_config:
                 generation = {"generation": settings.to_dict()}
                 tuned = replace(tuned, identity={**tuned.identity, **generation})
+            tuned.model.generation_config = settings
         else:
             with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
                 model = load_adapter(self.base, self.folder)
@@ -103,7 +105,9 @@ class ExternalModel:
         return compare_serving(self.serving, self.base_serving, "the base")
 
     def serve(self, tuned: LoadedModel) -> LoadedModel:
-        """Return the model as its own files have it asked: by template, BOS rule and stop tokens.
+        """Return the model as its own files have it asked.
+
+        That is by its template, BOS rule, stop tokens and settings of generation.
 
         Args:
             tuned: What `load` returned, or the model without its weights.
@@ -113,8 +117,14 @@ class ExternalModel:
         place = fetch_tuned_model(self.config)
         tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
         stops = _number(tokenizer, self.serving.stops)
-        doubles = self.serving.doubles_bos(self.base_serving)
-        return tuned.ask_by(AskingRules(stops, stops_alone=True, doubles_bos=doubles), tokenizer)
+        other = find_other_generation(self.serving, self.base_serving)
+        rules = AskingRules(
+            stops,
+            stops_alone=True,
+            doubles_bos=self.serving.doubles_bos(self.base_serving),
+            generation={key: value for key, (value, _) in other.items()},
+        )
+        return tuned.ask_by(rules, tokenizer)
 
 
 def _number(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
@@ -183,6 +193,8 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
     if tuned.gguf:
         return _open_gguf(tuned, tuned.gguf, config.quantization, base)
     folder = fetch_tuned_model(tuned)
+    if damaged := find_damaged(folder):
+        raise ModelError(f"{tuned.named} cannot be loaded: {damaged} is damaged; get it again")
     with explain_hub_errors(tuned.named), quiet_libraries():
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(folder) if has_tokenizer else base.tokenizer
@@ -247,6 +259,10 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     settings = read_adapter_config(folder)
     if (task := settings.get("task_type")) not in (None, "CAUSAL_LM"):
         raise ModelError(f"{named}: its task_type is {task!r:.40}, and slimdown takes CAUSAL_LM")
+    if settings.get("use_dora") and config.quantization.name == "int8":
+        raise ModelError(
+            f"{named} is a DoRA, which has no int8 layers; set quantization=nf4 or none"
+        )
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")

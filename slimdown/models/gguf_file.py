@@ -1,6 +1,7 @@
 """What a GGUF file says about itself, read without its weights."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,22 @@ _PUT_BOS = frozenset(["llama3", "llama-v3", "llama-bpe"])
 KNOWN_ENDS = frozenset(
     ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<EOT>"]
 )
+
+
+# What is read of a header, here and by transformers, and its type
+_TYPES: dict[str, type] = {
+    "general.architecture": str,
+    "general.file_type": int,
+    "split.count": int,
+    "tokenizer.chat_template": str,
+    f"{_TOKENIZER}model": str,
+    f"{_TOKENIZER}pre": str,
+    f"{_TOKENIZER}add_bos_token": bool,
+    **{f"{_TOKENIZER}{name}_token_id": int for name in ("bos", "eos", "eot", "padding")},
+}
+# of the architecture: whole numbers above 0, or a list of such by layer
+_SIZES = ["block_count", "context_length", "embedding_length", "feed_forward_length"]
+_SIZES += ["vocab_size", "attention.head_count", "attention.head_count_kv"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,7 @@ def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
     try:
         fields = gguf.GGUFReader(file).fields  # maps every tensor: one beyond the end fails
         found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
+        _check_types(found)
         kind = found.get("general.file_type")
         weights = gguf.LlamaFileType(kind).name if kind is not None else ""
         architecture, tokens = str(found["general.architecture"]), found[f"{_TOKENIZER}tokens"]
@@ -87,6 +105,28 @@ def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
         puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", own)),
         **ids,
     )
+
+
+def _check_types(found: Mapping[str, Any]) -> None:
+    """Check the types of what is read.
+
+    Raises:
+        TypeError: Names the first that is another one.
+    """
+    for key, expected in _TYPES.items():
+        if key in found and type(found[key]) is not expected:
+            raise TypeError(f"{key} is {found[key]!r:.40}, and should be {expected.__name__}")
+        if expected is int and found.get(key, 0) < 0:
+            raise TypeError(f"{key} is {found[key]}, and should not be negative")
+    tokens = found.get(f"{_TOKENIZER}tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise TypeError(f"{_TOKENIZER}tokens is {tokens!r:.40}, and should be a list of texts")
+    for name in _SIZES:
+        size = found.get(f"{found.get('general.architecture')}.{name}", 1)
+        by_layer = size if isinstance(size, list) else [size]
+        least = 0 if isinstance(size, list) else 1  # some layers may have no heads
+        if not all(type(number) is int and number >= least for number in by_layer):
+            raise TypeError(f"{name} is {size!r:.40}, and should be a whole number above 0")
 
 
 def find_other_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:

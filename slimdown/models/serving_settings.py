@@ -1,10 +1,13 @@
-"""What decides how a model is served beside its weights: template, BOS, and where answers end."""
+"""What decides how a model is served beside its weights.
+
+Chat template, BOS, where answers end, and settings of generation that change a greedy answer.
+"""
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,15 @@ from slimdown.models.base_model import load_tokenizer
 from slimdown.models.gguf_file import KNOWN_ENDS, read_gguf_header
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.template_limit import limit_rendering
 
-_SHOWN = 24  # characters of two templates where they differ
+_SHOWN = 24  # characters of two templates, or of two settings, where they differ
+# Of generation_config.json, what changes a greedy answer, and the value at which it changes nothing
+_FORCED = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"]
+_FORCED += ["forced_bos_token_id", "forced_eos_token_id", "min_new_tokens", "guidance_scale"]
+_GENERATION: dict[str, Any] = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0}
+_GENERATION |= {"no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1}
+_GENERATION |= dict.fromkeys([*_FORCED, "exponential_decay_length_penalty"])
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Serving:
         puts_bos: Whether it is put before a prompt.
         writes_bos: Whether the chat template begins a prompt with it, too.
         stops: The tokens that end an answer, by text.
+        generation: Further settings of generation that change a greedy answer.
     """
 
     chat_template: str | None
@@ -35,6 +46,7 @@ class Serving:
     puts_bos: bool
     writes_bos: bool
     stops: tuple[str, ...]
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def says_bos_twice(self) -> bool:
@@ -90,8 +102,18 @@ def read_serving(
             template = template.get("default")
         eos = tokenizer.eos_token
         puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        generation = _read_generation(folder, before)
     writes_bos = _begins_with_bos(template, bos, eos)
-    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own))
+    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own), generation)
+
+
+def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
+    """Return the settings of generation that change a greedy answer; of an adapter, its base's."""
+    if (file := folder / "generation_config.json").is_file():
+        own = json.loads(file.read_text("utf-8"))
+        return {k: own[k] for k, none in _GENERATION.items() if own.get(k) not in (None, none, [])}
+    is_adapter = before is not None and not (folder / "config.json").is_file()
+    return before.generation if before and is_adapter else {}
 
 
 def _read_stop_ids(folder: Path) -> list[int] | None:
@@ -112,7 +134,9 @@ def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
     stops = _list_once([eos, header.name_token(header.eot), *known])
-    return Serving(template, bos, eos, header.puts_bos and bos is not None, writes_bos, stops)
+    generation = before.generation if before else {}  # a server's own settings decide it
+    puts_bos = header.puts_bos and bos is not None
+    return Serving(template, bos, eos, puts_bos, writes_bos, stops, generation)
 
 
 def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
@@ -128,7 +152,7 @@ def _begins_with_bos(template: str | None, bos: str | None, eos: str | None) -> 
     render: Any = chat_template_utils.render_jinja_template
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     names = {"bos_token": bos, "eos_token": eos or "", "add_generation_prompt": True}
-    with suppress(Exception):  # the publisher's program may raise anything
+    with suppress(Exception), limit_rendering():  # the publisher's program may raise anything
         [prompt], _ = render([question], chat_template=template, **names)
         return str(prompt).startswith(bos)
     return False
@@ -176,7 +200,22 @@ def compare_serving(after: Serving, before: Serving, name: str = "the stage befo
         *_compare_templates(after.chat_template, before.chat_template, name),
         *_compare_bos(after, before, name),
         *_compare_stops(set(after.stops), set(before.stops), name),
+        *(
+            f"generates with {key}={_shorten(value)}; {name} with {_shorten(other)}"
+            for key, (value, other) in find_other_generation(after, before).items()
+        ),
     ]
+
+
+def find_other_generation(after: Serving, before: Serving) -> dict[str, tuple[Any, Any]]:
+    """Find the settings of generation that differ, with the values of both stages."""
+    pairs = {key: (after.generation.get(key), before.generation.get(key)) for key in _GENERATION}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _shorten(value: Any) -> str:
+    shown = "none" if value is None else str(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:

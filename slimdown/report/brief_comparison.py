@@ -5,12 +5,12 @@ is never wider than the console: columns that find no room are left out, and nam
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from statistics import fmean
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
-from slimdown.comparison.group_tests import KEPT, LEARNED, ShownDifference, find_differences
+from slimdown.comparison.group_tests import ShownDifference, find_differences
 from slimdown.comparison.run_comparison import (
     Comparison,
     Configuration,
@@ -18,6 +18,7 @@ from slimdown.comparison.run_comparison import (
     describe_model_differences,
 )
 from slimdown.comparison.run_order import sort_by_setting, sort_rows
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.comparison.varied_settings import find_varied
 from slimdown.config.benchmark_config import Role
@@ -31,6 +32,7 @@ from slimdown.report.formatting import (
 )
 from slimdown.report.tables import Cell, Column, Row, Table
 from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
+from slimdown.stats.seeds import ENOUGH_SEEDS
 
 _FIRST_OUT = 1_000  # the rank of a column that is left out before any benchmark
 _MOST_SHOWN = 3  # differences below the table
@@ -271,7 +273,7 @@ def describe_claims(
         return
     if "seed" in find_settings(comparison):  # values are tested over their seeds
         runs = [run for row in comparison.rows for run in row.runs]
-        grouped = compare_runs(runs, corrects=False)
+        grouped = replace(compare_runs(runs, corrects=False), reference=comparison.reference)
         comparison = sort_by_setting(grouped, tested[0])
     found = find_differences(comparison, *tested)
     if not found.n_tests and all(row.settings.get("tuned") for row in comparison.rows):
@@ -292,12 +294,14 @@ def describe_claims(
     ]
     if len(ordered) > most:
         claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")
-    if not claims:
+    if claims:
+        rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
+        yield f"Shown for other seeds and questions: {'; '.join(claims)}.{rest}"
+    else:
         names = " or ".join(tested)
         yield f"No difference between values of {names} is shown. More seeds may show one."
-        return
-    rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
-    yield f"Shown: {'; '.join(claims)}.{rest}"
+    if found.has_few_seeds:
+        yield f"Below {ENOUGH_SEEDS} seeds all values are taken to vary alike by seed."
 
 
 def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:

@@ -245,7 +245,7 @@ def _show_rate(row: FindingRow) -> Cell:
         return Cell()
     if rate is None:
         return Cell("undefined")
-    if not text.is_rate_shown(rate):
+    if not text.is_rate_shown(row.benchmark):
         return Cell(values={"forgetting_rate": None})
     shown, interval = formatting.format_percent(rate)
     return replace(make_change_cell(rate, "forgetting_rate"), text=shown, interval=interval)
@@ -253,7 +253,7 @@ def _show_rate(row: FindingRow) -> Cell:
 
 def _show_paper_metric(row: FindingRow) -> Cell:
     rate, metric = row.benchmark.forgetting_rate, row.benchmark.paper_metric
-    is_rate = metric is PaperMetric.forgetting_rate and rate and text.is_rate_shown(rate)
+    is_rate = metric is PaperMetric.forgetting_rate and rate and text.is_rate_shown(row.benchmark)
     values = {"forgetting_rate": rate.value} if rate and is_rate else {}
     return Cell(*text.describe_paper_metric(row.benchmark), values=values)
 
@@ -262,6 +262,7 @@ def _show_bits(row: FindingRow) -> Cell:
     if not (bits := row.benchmark.find_trait(BITS)):
         return Cell()
     values = {"bits_per_byte_base": bits.base, "bits_per_byte_tuned": bits.tuned}
+    values |= {"bits_per_byte_change_low": bits.low, "bits_per_byte_change_high": bits.high}
     return Cell(text.describe_bits(bits), sort_key=bits.tuned, values=values)
 
 
@@ -322,5 +323,10 @@ COLUMNS: tuple[FindingColumn, ...] = (
         True,
         holds_shares=True,
     ),
-    FindingColumn("bits a byte", _of_benchmark(_show_bits), _DETAIL | {Place.mlflow}),
+    FindingColumn(
+        "bits a byte",
+        _of_benchmark(_show_bits),
+        _DETAIL | {Place.mlflow},
+        metrics=("bits_per_byte_base", "bits_per_byte_tuned"),
+    ),
 )

@@ -6,8 +6,8 @@ from math import isfinite, nan
 from matplotlib.figure import Figure
 
 from slimdown.comparison.checkpoints import read_steps
-from slimdown.comparison.group_tests import KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role
 from slimdown.report.brief_comparison import find_settings, head_columns, order_by_settings

@@ -5,8 +5,8 @@ from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
 
-from slimdown.comparison.group_tests import KEPT, LEARNED
 from slimdown.comparison.run_comparison import Comparison, Configuration
+from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations

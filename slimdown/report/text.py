@@ -12,7 +12,13 @@ from slimdown.config.benchmark_config import (
 from slimdown.config.mitigation import advise_mitigation
 from slimdown.evaluation.results import Metric
 from slimdown.judging.answer_traits import BITS, RAN_OUT, THINKS, Trait
-from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, overall_outcome
+from slimdown.judging.budgets import (
+    BudgetCheck,
+    Gate,
+    Outcome,
+    can_show_budget,
+    overall_outcome,
+)
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
@@ -29,6 +35,7 @@ from slimdown.training.result import TrainingResult
 
 _MOST_NAMED = 6  # benchmarks that a sentence on the console names
 _MOST_CUT = 0.2  # of answers that ended at the limit of tokens; above, the console warns
+FEWEST_RIGHT = 5  # of the base's answers; of fewer no forgetting rate is shown
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
     "other_format": ("other format", "another way to read the answer still finds it"),
@@ -75,9 +82,12 @@ def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
     return filter_name if n_filters > 1 and filter_name else name
 
 
-def is_rate_shown(rate: Estimate) -> bool:
-    """Whether a forgetting rate says anything: its interval is narrower than 100 points."""
-    return rate.high - rate.low <= 1
+def is_rate_shown(benchmark: BenchmarkChange) -> bool:
+    """Whether the base had enough answers right for a share of them to say anything.
+
+    The interval does not decide it: of rates that were chosen by their intervals more would miss.
+    """
+    return benchmark.n * benchmark.primary.base.value >= FEWEST_RIGHT
 
 
 def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
@@ -89,7 +99,7 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
         return "undefined, base at 0", ""
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
-        return (f"FR {value}", interval) if is_rate_shown(estimate) else ("", "")
+        return (f"FR {value}", interval) if is_rate_shown(benchmark) else ("", "")
     spec, sign, unit = "+.1f", "ΔA", ""
     if benchmark.paper_metric is PaperMetric.knowledge_loss:
         spec, sign, unit = ".1f", "ΔK", " lost"
@@ -207,18 +217,29 @@ def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> I
         )
 
 
-def advise(run_id: str, can_scale: bool, keeps: bool, gate: Gate | None = None) -> str:
+def advise(
+    run_id: str,
+    findings: Findings,
+    can_scale: bool,
+    trains: bool,
+    keeps: bool,
+    gate: Gate | None = None,
+) -> str:
     """Name the one step that lessens a run's loss.
 
     Args:
         run_id: The record's id.
+        findings: What the run lost.
         can_scale: Whether `slimdown scale` can take less of what was trained.
+        trains: Whether the run trained the model, and did not only measure it.
         keeps: Whether the run had a mitigation.
         gate: Of a gate: the smallest budget is repeated.
     """
-    if can_scale:
-        budgets = [check.budget for check in gate.checks] if gate else []
-        return f"slimdown scale {run_id[:8]} --max-loss {min(budgets, default=0.02):g}"
+    budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
+    if can_scale and can_show_budget(findings, budget):
+        return f"slimdown scale {run_id[:8]} --max-loss {budget:g}"
+    if not trains:
+        return f"ask more questions; these can show no loss to be within {100 * budget:.3g} points"
     setting = (not keeps and advise_mitigation()) or "train.stop_on_forgetting=true"
     return f"the same command with {setting}"
 
@@ -317,7 +338,10 @@ def describe_bits(bits_a_byte: Trait) -> str:
     base, tuned = bits_a_byte.base, bits_a_byte.tuned
     change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
     bits = " → ".join(format_number(one, ".3f") for one in (base, tuned))
-    return f"{bits} ({change} %)"
+    if isnan(bits_a_byte.low) or not base:
+        return f"{bits} ({change} %)"
+    low, high = (100 * end / base for end in (bits_a_byte.low, bits_a_byte.high))
+    return f"{bits} ({change} % {formatting.format_interval(low, high, '+.1f')})"
 
 
 def _list_bits(findings: Findings) -> Iterator[str]:
@@ -329,7 +353,10 @@ def _list_bits(findings: Findings) -> Iterator[str]:
 def describe_texts(findings: Findings) -> Iterator[str]:
     """Say what texts cost before and after, and why there is no verdict."""
     for bits in _list_bits(findings):
-        yield f"{bits} Text may become less likely without an ability lost: there is no verdict."
+        condition = "The interval holds if no rare text hides a large change. "
+        condition = condition if "[" in bits else ""
+        reason = "Text may become less likely without an ability lost: there is no verdict."
+        yield f"{bits} {condition}{reason}"
 
 
 def list_doubts(findings: Findings) -> Iterator[str]:
@@ -444,8 +471,8 @@ def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
     """Say where a benchmark's questions count as fewer, or stand for no other subjects."""
     difference = benchmark.primary.difference
     if difference.sampling.clusters is not None:
-        counted = f"{difference.n:,} questions count as {len(difference.observations):,}"
-        yield f"{name}: its {counted}; copies are one, and so is a cluster."
+        counted = f"{difference.n:,} questions, {len(difference.observations):,} of them distinct"
+        yield f"{name}: {counted}. Copies of a question, and questions of one cluster, count once."
     if n_subjects := difference.sampling.n_subjects:
         yield f"{name} is about these {n_subjects} subjects alone."
 

@@ -115,8 +115,10 @@ def run_experiment(
         run.save(findings, files, model_files)
     if info.sweep is None:  # its end has the table of all runs, and the pages the rest
         title = f"{config.model.id} → {config.name or config.tuned or info.name}"
-        can_scale = config.tuned is not None or config.method.facts.scales
-        advice = advise(run.run_id, can_scale, config.keep.is_active, gate)
+        trains = config.tuned is None
+        can_scale = not trains or config.method.facts.scales
+        keeps = config.keep.is_active
+        advice = advise(run.run_id, gated, can_scale, trains, keeps, gate)
         console.show_findings(findings, title, gate, advice)
         console.show_saved(run, "model" if config.method.facts.trains_weights else "adapter")
     return findings

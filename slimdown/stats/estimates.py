@@ -32,16 +32,17 @@ class Estimate:
 class Sampling:
     """The sampling of a benchmark's questions, and the looks at their answers."""
 
-    # [n], with a mean of 1 over all questions; None: all weigh the same
+    # [n], with a mean of 1 over all questions; None: all clusters weigh the same, and without
+    # clusters all questions
     weights: Floats | None = field(default=None, repr=False, compare=False)
     looks: tuple[int, ...] = ()  # questions answered by each look; empty: one look, at the end
     n_available: int | None = None  # questions in all, asked or not
     n_subjects: int = 0  # subjects of the questions; 0: questions of one kind
     largest_weight: float = 1.0  # the largest of all questions, asked or not
     n_skipped_looks: int = 0  # looks that lack a weighted task's answers, so they claim nothing
-    # [n], the number of each question's cluster, such as its passage; None: questions are
-    # independent. A cluster is one observation, the mean of its questions (Miller 2024,
-    # arXiv 2411.00640, section 2.2).
+    # [n], the number of each question's cluster, such as its passage, or of the document of which
+    # it is a copy; None: questions are independent. A cluster is one observation, the mean of its
+    # questions, and weighs as much as any other: the claim is about clusters.
     clusters: Floats | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -66,7 +67,18 @@ class Sampling:
         cluster_of = np.unique(self.clusters, return_inverse=True)[1]
         sums = np.bincount(cluster_of, weights).astype(float)
         means = [np.bincount(cluster_of, weights * column) / sums for column in columns]
+        if self.weights is None:
+            return means, np.ones(len(sums))
         return means, sums * (len(sums) / n)
+
+    def weigh_questions(self, n: int) -> Floats:
+        """Return the weight of each of `n` questions; their mean is 1 over all questions."""
+        if self.weights is not None:
+            return self.weights
+        if self.clusters is None:
+            return np.ones(n)
+        _, cluster_of, sizes = np.unique(self.clusters, return_inverse=True, return_counts=True)
+        return np.asarray(n / (len(sizes) * sizes[cluster_of]))
 
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
@@ -85,11 +97,14 @@ class Sampling:
         if self.looks:
             further = (look for look in block_ends(self.n_available or n) if look > n)
             plan = tuple(sorted({*self.looks, *further}))
-        numbers, table = rows[0] * rows[-1], np.array(counts, dtype=float)
-        ends = bound * lowest, bound * highest
-        test = EmpiricalLikelihoodTest(numbers, table, *ends, plan, self.n_skipped_looks)
-        if self.clusters is not None:
-            test = replace(test, sizes=rows[-1], largest_size=bound)
+        test = EmpiricalLikelihoodTest(
+            values=rows[0] * rows[-1],
+            counts=np.array(counts, dtype=float),
+            lowest=bound * lowest,
+            highest=bound * highest,
+            plan=plan,
+            n_skipped_looks=self.n_skipped_looks,
+        )
         return rows, test
 
 
@@ -113,14 +128,16 @@ class Difference(Estimate):
 
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
-        """The test against a margin or a budget."""
-        return self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+        """The test against a margin or a budget. To 0/1 answers of one kind it adds the least."""
+        test = self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+        is_whole = bool(np.isin(test.values, (-1.0, 0.0, 1.0)).all())  # and so of no mixed cluster
+        is_margin = self.is_binary and self.sampling.is_simple and is_whole
+        return replace(test, is_margin=is_margin)
 
     @cached_property
     def change_test(self) -> EmpiricalLikelihoodTest:
-        """The test of any change. To 0/1 answers of one kind it adds less than `test` does."""
-        has_one_size = np.ptp(self.test.sizes) < 1e-9  # of its clusters, if it has any
-        if self.is_binary and self.sampling.is_simple and has_one_size:
+        """The test of any change. To 0/1 answers of one kind it adds half an answer."""
+        if self.is_binary and self.sampling.is_simple:
             return self.test.of_change(self.test.values != 0)
         return self.test
 
@@ -128,9 +145,7 @@ class Difference(Estimate):
     def observations(self) -> Floats:
         """One number for each independent question or cluster; their plain mean is the change."""
         (changes,), weights = self.sampling.to_observations([self.changes])
-        if self.sampling.clusters is None:
-            return changes * weights
-        return self.value + weights * (changes - self.value)  # varying sizes are no noise
+        return changes * weights
 
     @property
     def largest_change(self) -> float:
@@ -283,20 +298,16 @@ def to_array(scores: Sequence[float] | Floats) -> Floats:
 
 def to_weighted(x: Floats, sampling: Sampling) -> Floats:
     """Return numbers whose plain mean is the weighted mean of x, [n]."""
-    return x if sampling.weights is None else x * sampling.weights
+    return x * sampling.weigh_questions(len(x))
 
 
 def _find_spread(x: Floats, sampling: Sampling, is_binary: bool = False) -> float:
     """Compute the standard deviation of the observations; nan if they do not vary.
 
-    For 0/1 scores one lost and one gained answer are added. Clusters are measured around the mean
-    of all questions (Miller 2024, arXiv 2411.00640, equation 4); they get the two answers only if
-    none changed.
+    For 0/1 scores one lost and one gained answer are added; clusters get them only if none changed.
     """
     (means,), weights = sampling.to_observations([x])
     numbers = weights * means
-    if sampling.clusters is not None:
-        numbers = numbers - weights * numbers.mean()
     spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     if is_binary and (sampling.clusters is None or spread <= 1e-12):
         return float(np.append(numbers, (-1.0, 1.0)).std())

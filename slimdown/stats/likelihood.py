@@ -6,7 +6,7 @@ likelihood ratio of the table of lost and gained answers. The interval is the in
 so the two cannot contradict each other; verdicts are corrected for several benchmarks besides. The
 test of a change is two-sided at 5 % and has the 95 % interval. Those of `retained` and of budgets
 are one-sided at 5 % on each side and have the 90 % interval. One answer is added in favor of the
-null hypothesis; in the test of a change of 0/1 answers half of one is enough.
+null hypothesis; of 0/1 answers less than one is enough (`added_to_change`, `added_to_margin`).
 docs/studies/statistics.md has the error rates, by exact enumeration.
 """
 
@@ -26,6 +26,11 @@ ALPHA = 0.05
 # Abraham 2008).
 PSEUDO_ANSWERS = 1.0
 ADDED_TO_CHANGE = 0.5  # at least, in the two-sided test of a change of 0/1 answers
+# In the tests of 0/1 answers against a margin or a budget: of a change beyond it, and of one within
+_ADDED_BEYOND, _ADDED_WITHIN, _LEAST_ADDED_WITHIN = 0.4, 0.5, 0.2
+_ADDED_WITHOUT_FLIPS = 0.7  # within, where no answer flipped to the side of the claim
+_MANY_FLIPS = 25  # both ways; so many halve what is added
+_LARGEST_MARGIN = 0.1  # up to which these are enough; from twice as much on a whole one is added
 _STEPS = 100  # at most; the search doubles its digits at each step, so it ends after about ten
 _BITS = 24  # of precision for the end of an interval
 _MOST_NUMBERS = 200_000  # worked on at once
@@ -43,6 +48,38 @@ def added_to_change(flips: NDArray[Any] | float, n: NDArray[Any] | float) -> Flo
         n: all answers.
     """
     return np.asarray(np.maximum(ADDED_TO_CHANGE, flips / n))
+
+
+def added_to_margin(
+    thresholds: Floats | float,
+    favorable: NDArray[Any] | float,
+    adverse: NDArray[Any] | float,
+    n: NDArray[Any] | float,
+) -> Floats:
+    """Return how many 0/1 answers the one-sided test against a margin or a budget adds.
+
+    These are about the least that keep the error at most as large as the level, by exact
+    enumeration (`python -m bench.statistics`, "smaller additions"). What is added makes up for the
+    coarse steps of counts. So a table with one kind of flips takes the most, and one with many of
+    both kinds the least. A margin above 10 points needs more.
+
+    Args:
+        thresholds: From the side of the claim: below 0 a change is claimed to be within a margin,
+            above 0 to be beyond it.
+        favorable: answers that flipped to the side of the claim, such as gained ones where a loss
+            is claimed to be within a budget.
+        adverse: answers that flipped to the other side.
+        n: all answers.
+    """
+    flips_both_ways = np.minimum(favorable, adverse)
+    within = np.maximum(
+        _LEAST_ADDED_WITHIN, _ADDED_WITHIN / (1 + np.divide(flips_both_ways, _MANY_FLIPS))
+    )
+    within = np.where(np.equal(favorable, 0), _ADDED_WITHOUT_FLIPS, within)
+    excess = np.clip(np.abs(thresholds) / _LARGEST_MARGIN - 1, 0.0, 1.0)
+    within = within + (PSEUDO_ANSWERS - within) * excess
+    added = np.where(np.less(thresholds, 0), within, _ADDED_BEYOND)
+    return np.asarray(np.maximum(added, np.divide(favorable + adverse, n)))
 
 
 def likelihood_p_values(
@@ -142,19 +179,36 @@ class EmpiricalLikelihoodTest:
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
     n_skipped_looks: int = 0  # looks, the first ones, at which nothing is claimed
     added: Floats | float = PSEUDO_ANSWERS  # pseudo-answers, for all looks or by look
-    # [k], the sizes of clusters, which multiply thresholds; and the largest of them
-    sizes: Floats | float = 1.0
-    largest_size: float = 1.0
+    # Whether the numbers are changes of 0/1 answers of one kind, or their means over seeds, tested
+    # against margins: then `added_to_margin` says how many are added, and `step` how much they move
+    # at a time, a share of one answer.
+    is_margin: bool = False
+    step: float = 1.0
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        excess = self.values - thresholds[:, None] * self.sizes
-        return self.p_values_of(excess, self.lowest - thresholds * self.largest_size)
+        excess, added = self.values - thresholds[:, None], self.count_added(thresholds, 1)
+        return self.p_values_of(excess, self.lowest - thresholds, added)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        excess = thresholds[:, None] * self.sizes - self.values
-        return self.p_values_of(excess, thresholds * self.largest_size - self.highest)
+        excess, added = thresholds[:, None] - self.values, self.count_added(thresholds, -1)
+        return self.p_values_of(excess, thresholds - self.highest, added)
+
+    def count_added(self, thresholds: Floats, side: int) -> Floats:
+        """Return the pseudo-answers, [thresholds, looks].
+
+        Args:
+            thresholds: Of a one-sided test.
+            side: 1: the claim is a change above the threshold; -1: below it.
+        """
+        shape = len(thresholds), len(self.counts)
+        if not self.is_margin:
+            return np.broadcast_to(self.added, shape)
+        favorable = self.counts[:, side * self.values > 0].sum(axis=1)
+        adverse = self.counts[:, side * self.values < 0].sum(axis=1)
+        n = self.counts.sum(axis=1)
+        return self.step * added_to_margin(side * thresholds[:, None], favorable, adverse, n)
 
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of means that are not ruled out, with half of alpha at each end.
@@ -164,11 +218,11 @@ class EmpiricalLikelihoodTest:
         """
 
         def p_values(points: Floats) -> Floats:
-            (above, below), sizes = points[:, :, None], self.sizes
-            excess = np.concatenate([self.values - above * sizes, below * sizes - self.values])
-            extremes = points * self.largest_size
-            least = np.append(self.lowest - extremes[0], extremes[1] - self.highest)
-            return self.p_values_of(excess, least).reshape(points.shape)
+            above, below = points[:, :, None]
+            excess = np.concatenate([self.values - above, below - self.values])
+            least = np.append(self.lowest - points[0], points[1] - self.highest)
+            added = [self.count_added(points[0], 1), self.count_added(points[1], -1)]
+            return self.p_values_of(excess, least, np.concatenate(added)).reshape(points.shape)
 
         low, high = self.find_ends(p_values, (lowest, highest), (highest, lowest), alpha / 2)
         return float(min(low, high)), float(max(low, high))
@@ -200,25 +254,28 @@ class EmpiricalLikelihoodTest:
             starts, ends = points[rows, first], points[rows, first + 1]
         return np.asarray(starts)
 
-    def p_values_of(self, excess: Floats, least: Floats) -> Floats:
+    def p_values_of(self, excess: Floats, least: Floats, added: Floats | None = None) -> Floats:
         """Compute p-values by row; null hypothesis: the mean of these other numbers is 0 or less.
 
         Args:
             excess: [rows, k], the numbers in place of `values`.
             least: [rows], the lowest that each row's numbers can be.
+            added: [rows, looks], the pseudo-answers; None: those of the test.
         """
         n_looks = len(self.counts)
+        by_look: Floats | float = self.added if added is None else added
         p_values = likelihood_p_values(
             np.repeat(excess, n_looks, axis=0),
             np.tile(self.counts, (len(least), 1)),
             np.repeat(least, n_looks),
-            np.tile(np.broadcast_to(self.added, n_looks), len(least)),
+            np.broadcast_to(by_look, (len(least), n_looks)).ravel(),
         )
-        by_look = p_values.reshape(-1, n_looks)
-        by_look[:, : self.n_skipped_looks] = 1.0
-        return combine_looks(by_look, self.plan)
+        of_looks = p_values.reshape(-1, n_looks)
+        of_looks[:, : self.n_skipped_looks] = 1.0
+        return combine_looks(of_looks, self.plan)
 
     def of_change(self, is_flip: NDArray[np.bool_]) -> "EmpiricalLikelihoodTest":
         """Return the two-sided test of a change of 0/1 answers; `is_flip`, [k], marks changes."""
         flips = self.counts[:, is_flip].sum(axis=1)
-        return replace(self, added=added_to_change(flips, self.counts.sum(axis=1)))
+        added = added_to_change(flips, self.counts.sum(axis=1))
+        return replace(self, added=added, is_margin=False)

@@ -5,9 +5,10 @@ Other questions would give other scores (question noise). Another seed would giv
 says what to buy.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from math import log, nan, sqrt
 
 import numpy as np
@@ -17,6 +18,7 @@ from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest
 from slimdown.stats.sequential import Floats
 
+ENOUGH_SEEDS = 5  # of one configuration, to tell how much it varies
 _LOWEST, _HALVINGS = -300.0, 45  # the search for a p-value: its least logarithm, and its steps
 
 
@@ -85,7 +87,7 @@ class SeedSpread:
 
     variance: float  # of one seed's mean
     residual: float  # the part of it that comes from the questions: seeds differ by question, too
-    freedom: int
+    freedom: float
 
 
 def measure_spread(*parts: Floats, step: float = 0.0) -> SeedSpread:
@@ -103,9 +105,9 @@ def measure_spread(*parts: Floats, step: float = 0.0) -> SeedSpread:
 
 def pool_spreads(spreads: Sequence[SeedSpread]) -> SeedSpread:
     """Pool the spreads of configurations that are taken to vary alike."""
-    freedom = [one.freedom for one in spreads]
-    variance = float(np.average([one.variance for one in spreads], weights=freedom))
-    residual = float(np.average([one.residual for one in spreads], weights=freedom))
+    freedom = [spread.freedom for spread in spreads]
+    variance = float(np.average([spread.variance for spread in spreads], weights=freedom))
+    residual = float(np.average([spread.residual for spread in spreads], weights=freedom))
     return SeedSpread(variance, residual, sum(freedom))
 
 
@@ -118,7 +120,8 @@ class MeanTest:
     configuration. Two one-sided tests are combined, each as a distance in its own standard errors:
 
     - Questions: the empirical likelihood ratio of each question's mean over the seeds. It holds for
-      few and skewed answers, where a standard error does not.
+      few and skewed answers, where a standard error does not. Such means move in smaller steps than
+      answers do, by 1/S where each of S seeds flips other answers. So as much less is added.
     - Seeds: Student's, with the variance of the seeds' means. It may be pooled over configurations
       that are taken to vary alike; then it has their degrees of freedom together.
 
@@ -165,39 +168,52 @@ class MeanTest:
 
     def _p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        return self._add_seeds(self.value - thresholds, self.questions.p_values_above(thresholds))
+        p_values = self.questions.p_values_above(thresholds)
+        return self._add_seeds(self.value - thresholds, p_values)
 
     def _p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        return self._add_seeds(thresholds - self.value, self.questions.p_values_below(thresholds))
+        p_values = self.questions.p_values_below(thresholds)
+        return self._add_seeds(thresholds - self.value, p_values)
 
     def _add_seeds(self, distances: Floats, of_questions: Floats) -> Floats:
-        """Make p-values of other questions those of other questions and other seeds.
-
-        Args:
-            distances: How far the mean lies from each threshold, on the side of the claim.
-            of_questions: The p-values of the questions alone.
-        """
         if self.spread is None:
             return of_questions
-        roots = -scipy.special.ndtri(of_questions)
-        is_open = (distances > 0) & (roots > 0)
-        distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
-        seeds, once = self.spread.variance / self.n_seeds, self.spread.residual / self.n_seeds
-        questions = np.maximum(0.0, (distances / roots) ** 2 - once)
-        low = np.full_like(distances, _LOWEST)  # logarithms of levels
-        high = np.full_like(distances, log(0.5))
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            student = scipy.special.stdtrit(self.spread.freedom, np.exp(middle))
-            normal = scipy.special.ndtri(np.exp(middle))
-            is_above = student**2 * seeds + normal**2 * questions > distances**2
-            low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
-        return np.where(is_open, np.maximum(of_questions, np.exp(high)), of_questions)
+        return add_seed_noise(distances, of_questions, self.spread, self.n_seeds)
+
+
+def add_seed_noise(
+    distances: Floats, of_questions: Floats, spread: SeedSpread, n_seeds: int
+) -> Floats:
+    """Make p-values of other questions those of other questions and other seeds, see `MeanTest`.
+
+    Args:
+        distances: How far the mean lies from each threshold, on the side of the claim.
+        of_questions: The p-values of the questions alone.
+        spread: How much seeds vary.
+        n_seeds: How many the mean was taken over.
+    """
+    roots = -scipy.special.ndtri(of_questions)
+    is_open = (distances > 0) & (roots > 0)
+    distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
+    seeds, once = spread.variance / n_seeds, spread.residual / n_seeds
+    questions = np.maximum(0.0, (distances / roots) ** 2 - once)
+    low = np.full_like(distances, _LOWEST)  # logarithms of levels
+    high = np.full_like(distances, log(0.5))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
+        normal = scipy.special.ndtri(np.exp(middle))
+        is_above = student**2 * seeds + normal**2 * questions > distances**2
+        low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
+    return np.where(is_open, np.maximum(of_questions, np.exp(high)), of_questions)
 
 
 def build_mean_test(
-    *parts: Floats, bounds: Sequence[float] = (), spread: SeedSpread | None = None
+    *parts: Floats,
+    bounds: Sequence[float] = (),
+    spread: SeedSpread | None = None,
+    is_binary: bool = False,
 ) -> MeanTest:
     """Build the test of a mean change over seeds.
 
@@ -205,6 +221,7 @@ def build_mean_test(
         parts: [seeds, questions] each, as in `split_noise`; one seed or more.
         bounds: For each part, how large one number can be; empty: 1.
         spread: How much seeds vary; None: the claim is about these trainings alone.
+        is_binary: Whether there is one part, of changes of 0/1 answers of one kind.
     """
     sizes = [part.shape[1] for part in parts]
     scales = [sum(sizes) / n for n in sizes]
@@ -212,7 +229,149 @@ def build_mean_test(
     bound = max(b * s for b, s in zip(bounds or [1.0] * len(parts), scales, strict=True))
     values, counts = np.unique(numbers.round(12), return_counts=True)
     table = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
+    if is_binary:
+        sizes_of_means = counts @ np.abs(values)
+        # 1 where all seeds flip the same answers, 1/S where each flips others
+        step = float(counts @ values**2 / sizes_of_means) if sizes_of_means else 1.0
+        table = replace(table, is_margin=True, step=step)
     return MeanTest(float(numbers.mean()), table, len(parts[0]), spread)
+
+
+@dataclass(frozen=True)
+class SeedAnswers:
+    """The answers of a configuration's seeds to the questions of one benchmark, or of several."""
+
+    parts: Sequence[Floats]  # [seeds, questions] each; the change is the sum of their means
+    bounds: Sequence[float]  # for each part, how large one number can be
+    step: float = 0.0  # how much one question counts
+    is_binary: bool = False  # whether there is one part, of changes of 0/1 answers of one kind
+    seeds: tuple[str, ...] = ()  # their names, in the order of the rows of each part
+
+    @property
+    def n_seeds(self) -> int:
+        """How many seeds answered."""
+        return len(self.parts[0])
+
+    def measure_spread(self) -> SeedSpread:
+        """Measure how much its seeds vary."""
+        return measure_spread(*self.parts, step=self.step)
+
+    def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
+        """Return the differences to other answers, by seed where both have the same seeds.
+
+        Else they are the differences of the means over the seeds, as those of one seed.
+        """
+        sides = list(zip(self.parts, other.parts, strict=True))
+        if self.is_paired_with(other):
+            order = [other.seeds.index(seed) for seed in self.seeds]
+            parts = [own - others[order] for own, others in sides]
+        else:
+            parts = [own.mean(axis=0)[None] - others.mean(axis=0) for own, others in sides]
+        # Base answers are mostly the same ones. Then a difference is no larger than a change.
+        largest = [float(np.abs(part).max()) for part in parts]
+        pairs = zip(self.bounds, other.bounds, largest, strict=True)
+        bounds = [max(a, b) if most <= max(a, b) else a + b for a, b, most in pairs]
+        is_binary = self.is_binary and other.is_binary and max(largest) <= 1
+        return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, self.seeds)
+
+    def is_paired_with(self, other: "SeedAnswers") -> bool:
+        """Whether both have the same seeds. Runs of one seed are trained on the same rows."""
+        return len(self.seeds) == self.n_seeds and set(self.seeds) == set(other.seeds)
+
+
+def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
+    """Build the test of each configuration's mean; all answered the same questions.
+
+    Args:
+        answers: By configuration; those of several seeds lend each other their spread.
+    """
+    spreads = {key: one.measure_spread() for key, one in answers.items() if one.n_seeds > 1}
+    pooled = pool_spreads(list(spreads.values())) if spreads else None
+    tests = {}
+    for key, one in answers.items():
+        has_enough = one.n_seeds >= ENOUGH_SEEDS
+        spread = spreads[key] if has_enough else pooled if one.n_seeds > 1 else None
+        tests[key] = build_mean_test(
+            *one.parts, bounds=one.bounds, spread=spread, is_binary=one.is_binary
+        )
+    return tests
+
+
+def build_difference_tests(
+    groups: Mapping[str, SeedAnswers], pairs: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], MeanTest]:
+    """Build the test of each difference between the means of two groups, second - first.
+
+    The claim is about other questions and other seeds of both groups: the model is that of
+    `MeanTest`, with the differences of the answers in place of changes. Groups with the same seeds
+    are compared seed by seed. Two seeds say almost nothing about how much they vary. So below
+    `ENOUGH_SEEDS` all groups are assumed to vary alike, and their spreads are pooled. From then on
+    each pair has its own.
+
+    Args:
+        groups: The answers to the same questions, by the value of a setting.
+        pairs: Of values. One of a group with a single seed is left out.
+    """
+    many = {value: one for value, one in groups.items() if one.n_seeds > 1}
+    spreads = {value: one.measure_spread() for value, one in many.items()}
+    by_seed = {
+        pair: many[pair[1]].subtract(many[pair[0]])
+        for pair in combinations(many, 2)
+        if many[pair[1]].is_paired_with(many[pair[0]])
+    }
+    tests = {}
+    for first, second in pairs:
+        if not (first in many and second in many):
+            continue
+        difference = many[second].subtract(many[first])
+        has_enough = min(many[first].n_seeds, many[second].n_seeds) >= ENOUGH_SEEDS
+        if not many[second].is_paired_with(many[first]):
+            spread = _join_spreads(first, second, spreads, is_pooled=not has_enough)
+        elif has_enough:
+            spread = difference.measure_spread()
+        else:
+            spread = _pool_pairs(many[second].seeds, by_seed.values())
+        tests[first, second] = build_mean_test(
+            *difference.parts,
+            bounds=difference.bounds,
+            spread=spread,
+            is_binary=difference.is_binary,
+        )
+    return tests
+
+
+def _pool_pairs(seeds: Sequence[str], differences: Iterable[SeedAnswers]) -> SeedSpread:
+    """Pool the spreads of all differences between groups with these seeds.
+
+    The mean of their variances is twice the mean square of the interaction of groups and seeds, a
+    two-way analysis of variance with (groups - 1) (seeds - 1) degrees of freedom.
+    """
+    alike = [one.measure_spread() for one in differences if set(one.seeds) == set(seeds)]
+    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2  # they have as many pairs as there are spreads
+    freedom = round((n_groups - 1) * (len(seeds) - 1))
+    return replace(pool_spreads(alike), freedom=freedom)
+
+
+def _join_spreads(
+    first: str, second: str, spreads: Mapping[str, SeedSpread], is_pooled: bool
+) -> SeedSpread:
+    """Return the spread of the difference of two groups' means (Satterthwaite's freedom).
+
+    Args:
+        first, second: The groups.
+        spreads: Of one seed's mean, by group.
+        is_pooled: Whether all groups are taken to vary alike, and lend their spreads.
+    """
+    pair = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
+    shares = dict(pair)
+    if is_pooled:
+        total = sum(one.freedom for one in spreads.values())
+        shares = {v: sum(pair.values()) * one.freedom / total for v, one in spreads.items()}
+    terms = {value: share * spreads[value].variance for value, share in shares.items()}
+    variance = sum(terms.values())
+    freedom = variance**2 / sum(term**2 / spreads[v].freedom for v, term in terms.items())
+    residual = sum(share * spreads[value].residual for value, share in pair.items())
+    return SeedSpread(variance, residual, freedom)
 
 
 def _find_residual(part: Floats) -> float:

@@ -50,7 +50,7 @@ def take_held_out(
     run: RunRecord,
     evaluations: tuple[Evaluation, Evaluation],
     share: float,
-    scale: float = 1.0,
+    label: str = "1",
 ) -> HeldOutHalf:
     """Return the held-out half of a run's answers, and count that a model is judged on it.
 
@@ -61,7 +61,8 @@ def take_held_out(
         run: The run.
         evaluations: All answers of the base, and of the model that is judged.
         share: What was held out.
-        scale: How much of what was trained the model has, see `slimdown scale`.
+        label: Names what is judged: a scale of the run's model, or scales that are judged in one
+            sequence. Under the same label it counts once.
 
     Raises:
         DataError: There are too few questions, see `held_part`.
@@ -72,13 +73,13 @@ def take_held_out(
         checked = f"tags.`{Tag.checked}` LIKE '%'"
         found = find_runs(tracking, sweep=sweep, filter_string=checked)
         runs |= {one.run_id: one for one in found}
-    judged = {run_id: _read_scales(one) for run_id, one in runs.items()}
-    judged[run.run_id].add(f"{scale:g}")
+    judged = {run_id: _read_labels(one) for run_id, one in runs.items()}
+    judged[run.run_id].add(label)
     with suppress(Exception):
         client = store.open_store(tracking, must_exist=True)
         client.set_tag(run.run_id, Tag.checked, ",".join(sorted(judged[run.run_id])))
     return HeldOutHalf(base, tuned, sum(map(len, judged.values())))
 
 
-def _read_scales(run: RunRecord) -> set[str]:
+def _read_labels(run: RunRecord) -> set[str]:
     return set(filter(None, run.tags.get(Tag.checked, "").split(",")))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -104,7 +104,7 @@ class WrittenRows(GeneralRows):
         settings += [prompts] if (prompts := self.read_prompts()) else []
         file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
         if base.identity and file.is_file():
-            return list(json.loads(file.read_text()))
+            return _read_kept(file, self.name)
         rows = list(self.write_rows(base, n_rows, config))
         if n_rows and not rows:
             raise DataError(
@@ -117,6 +117,25 @@ class WrittenRows(GeneralRows):
     def advise_empty(self) -> str:
         """Say what to do where the base writes no usable row."""
         return "set keep=none, or keep=replay with rows of a dataset"
+
+
+def _read_kept(file: Path, name: str) -> list[dict[str, Any]]:
+    """Read rows that the base wrote before.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    with suppress(ValueError, TypeError, LookupError):
+        rows = list(json.loads(file.read_bytes()))
+        tokens = [token for row in rows for token in (*row["input_ids"], *row["labels"])]
+        if (
+            rows
+            and all(type(token) is int for token in tokens)
+            and all(row["shown"] for row in rows)
+        ):
+            return rows
+    advice = "remove the file, and the base writes them again"
+    raise DataError(f"keep={name}: the rows that the base wrote are damaged in {file}; {advice}")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Explain errors of the Hugging Face hub in one line each. huggingface_hub does the retries."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ _BY_CLASS = {
     "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
     "run the embedded world: slimdown run",
 }
+_OBJECTS = [f"{name}.json" for name in ("config", "generation_config", "adapter_config")]
+_OBJECTS += ["tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"]
 _BY_TEXT = {  # transformers has no class for these errors
     "`ignore_mismatched_sizes`": "has weights of other shapes than its config.json describes; get "
     "it again",
@@ -63,10 +66,30 @@ def explain_hub_errors(
         classes |= {*codes, *(["5xx"] if failures else [])}
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
         reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
+        named = setting.partition("=")[2]
+        if not reasons and (damaged := find_damaged(Path(named).expanduser())):
+            reasons.append(f"cannot be loaded: {damaged} is damaged; get it again")
         reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
         reason = reason.replace("{status}", "".join(failures[:1]))
-        reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
+        reason = reason.replace("{repo}", re.split("[ @]", named)[0])
         raise error_class(f"{setting} {reason}") from error
+
+
+def find_damaged(folder: Path) -> str:
+    """Return the first file of a model's folder that should hold a JSON object and does not.
+
+    Returns:
+        Its name; empty where all are sound.
+    """
+    for name in _OBJECTS:
+        if (file := folder / name).is_file():
+            try:
+                is_sound = isinstance(json.loads(file.read_text("utf-8")), dict)
+            except (OSError, ValueError, RecursionError):
+                is_sound = False
+            if not is_sound:
+                return name
+    return ""
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:

@@ -123,6 +123,8 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         (["-o", "/proc/x.html"], "/proc/"),
         (["--sort", "nothing"], "nothing"),
         (["--by", ""], "--by : no run has this setting"),
+        (["--by", "lora.r", "--against", "16"], "--against 16: no run has this value of lora.r"),
+        (["kept", "kept", "--against", "2"], "comparison needs two different runs"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show) -> None:
@@ -152,8 +154,8 @@ def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> Non
     for run in find_runs(tracking, with_findings=True):
         if run.held_out:
             pair = read_evaluations(tracking, run)
-            for scale in (1.0, 0.5, 0.5):
-                half = take_held_out(tracking, find_run(tracking, run.run_id), pair, 0.5, scale)
+            for label in ("1", "0.1+0.5", "0.1+0.5"):
+                half = take_held_out(tracking, find_run(tracking, run.run_id), pair, 0.5, label)
                 counts.append((half.n_models, len(half.explain_looks())))
             assert half.base.part == half.tuned.part
             assert half.base.part.startswith("the held-out half")
@@ -219,6 +221,19 @@ def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Cap
     assert "Runs by sweep: b (2), a (2); --sweep NAME shows those of one." in text
     assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
     assert "2 finished runs of sweep a" in capsys.readouterr().out
+
+
+def test_a_reference_needs_to_be_a_value_of_one_setting(
+    store: MlflowClient, capsys: Capture
+) -> None:
+    for rank in (2, 4):
+        for length in (64, 128):
+            config = compose_config(f"lora.r={rank}", f"train.max_length={length}")
+            record_run(config, f"lora.r={rank} train.max_length={length}", KEPT)
+    assert compare.main(["--against", "2"]) == 1
+    problem = "--against 2 is a value of one setting; name the setting with --by: "
+    assert problem in capsys.readouterr().err
+    assert compare.main(["--against", "2", "--by", "lora.r"]) == 0
 
 
 def test_a_name_is_shown_and_never_obeyed(store: MlflowClient, capsys: Capture) -> None:

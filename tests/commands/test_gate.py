@@ -88,7 +88,7 @@ def test_the_exit_code_is_the_answer(
     if code != 3:
         assert captured.out.startswith((f"{words[code]} (", f"{words[code]}: "))
         assert re.search(r"\npocket:model → .+ \(\w{8}\)\n", captured.out)
-        assert ("Next: slimdown scale" in captured.out) is (code == 1)
+        assert ("Next: " in captured.out) is (code == 1)
     if "off" in arguments and code == 0:
         for name in ("pocket_instructions", "pocket_math", "pocket_commonsense"):
             assert re.search(rf"{name[:9]}\S*( \*)? .* off *\n", captured.out)  # may be cut

@@ -26,7 +26,7 @@ def test_a_page_whose_name_is_too_long_is_no_loss(logs: tuple[str, str]) -> None
 
 def test_the_readme_shows_what_is_printed(logs: tuple[str, str], capsys: Capture) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    shown = readme.partition("logs/base logs/tuned\n")[2].partition("\nIn brackets")[0]
+    shown = readme.partition("logs/base logs/tuned\n")[2].partition("\nBrackets show")[0]
     assert verdict.main(list(logs)) == 0
     printed, expected = (text.strip().splitlines() for text in (capsys.readouterr().out, shown))
     # Rich puts a blank line before and after the table; a space ends each row.

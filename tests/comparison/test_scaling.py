@@ -1,9 +1,12 @@
 """Scales of an adapter: intervals that hold for all of them, and the choice within a budget."""
 
+from dataclasses import replace
+
 import pytest
 from builders import judge_scores, make_scores
 
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
+from slimdown.judging.budgets import Outcome, can_show_budget
 from slimdown.utils.errors import ConfigError
 
 LOST = {0.25: 2, 0.5: 40, 0.75: 10, 1.0: 90}  # of 1,000 questions
@@ -34,7 +37,28 @@ def test_the_largest_scale_that_is_shown_to_be_within_is_chosen_from_below(
     points: list[ScaledFindings], budget: float, scale: float | None
 ) -> None:
     chosen = choose_scale(points, {"": budget})
-    assert (chosen.scale if chosen else None) == scale
+    assert chosen.point.scale == (scale or 0.25)
+    assert (chosen.gate.outcome is Outcome.within) is (scale is not None)
+
+
+def test_a_smallest_scale_that_is_shown_to_be_beyond_fails(points: list[ScaledFindings]) -> None:
+    lost = [replace(point, scale=2 - point.scale) for point in points]  # 90 lost at the smallest
+    chosen = choose_scale(lost, {"": 0.02})
+    assert (chosen.point.scale, chosen.gate.outcome) == (1.0, Outcome.beyond)
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained", "can"),
+    [(150, 20, 4, False), (300, 40, 10, False), (2000, 100, 40, True), (1000, 0, 0, True)],
+)
+def test_a_budget_can_be_shown_where_a_tenth_of_the_changes_would_be_within(
+    n: int, lost: int, gained: int, can: bool
+) -> None:
+    findings = judge_scores(*make_scores(0, lost, gained, n - lost - gained))
+    assert can_show_budget(findings, 0.02) is can
+    tenth = judge_scores(*make_scores(0, lost // 10, gained // 10, n - (lost + gained) // 10))
+    [point] = [ScaledFindings(0.1, tenth)]
+    assert (choose_scale([point], {"": 0.02}).gate.outcome is Outcome.within) is can
 
 
 @pytest.mark.heavy

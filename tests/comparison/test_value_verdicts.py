@@ -47,7 +47,8 @@ def judge_ranks(by_rank: dict[int, list[Findings]]) -> list[Verdict]:
 
 def test_one_seed_is_the_test_of_its_questions() -> None:
     before, after = draw_scores(200, 0.6, 0.1, 0.03, 0)
-    difference, test = compare_scores(before, after), build_mean_test((after - before)[None])
+    difference = compare_scores(before, after)
+    test = build_mean_test((after - before)[None], is_binary=True)
     assert test.value == difference.value
     assert test.equivalence_p_value(0.02) == pytest.approx(difference.equivalence_p_value(0.02))
     assert test.p_value == pytest.approx(2 * difference.p_value_below(0))

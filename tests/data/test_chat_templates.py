@@ -1,5 +1,6 @@
 """A chat template is a stranger's program: its faults are one line."""
 
+import signal
 from importlib.resources import files
 from typing import Any
 
@@ -88,3 +89,23 @@ def test_a_turn_that_cannot_be_opened_is_one_line(
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=answer):
         split_user_turn(tokenizer)
+
+
+ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [(ENDLESS, "does not end a prompt within 0.3 s"), ("{{ 'a' * 10 ** 15 }}", "more memory")],
+)
+def test_a_template_without_an_end_is_ended_in_one_line(
+    template: str, problem: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimdown.utils.template_limit._MOST_SECONDS", 0.3)
+    handler = signal.getsignal(signal.SIGALRM)
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=problem) as refused:
+        check_chat_template(tokenizer, "evaluation.apply_chat_template=true")
+    assert "\n" not in str(refused.value)
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

@@ -425,7 +425,7 @@ def test_questions_of_one_passage_count_as_one(
     assert verdict.main([str(base), str(tuned), "--cluster", "scores=passage", "--all"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "undecided" in shown
-    assert "its 100 questions count as 20; copies are one, and so is a cluster." in shown
+    assert "100 questions, 20 of them distinct" in shown
     by_passage = [{"scores": "passage"}] * 2
     both = (
         read_logs(side, clusters=of) for side, of in zip((base, tuned), by_passage, strict=True)

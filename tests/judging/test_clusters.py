@@ -125,9 +125,9 @@ def test_questions_that_are_asked_twice_are_counted_in_a_line() -> None:
         pair = (make_evaluation(a=ask(scores, *how)) for scores in ONCE)  # type: ignore[arg-type]
         return "\n".join(list_caveats(judge(*pair)))
 
-    assert "a: its 20 questions count as 15; copies are one, and so is a cluster." in describe(15)
-    assert "count as" not in describe(20)
-    assert "a: its 20 questions count as 2;" in describe(15, "passage")
+    assert "a: 20 questions, 15 of them distinct" in describe(15)
+    assert "distinct" not in describe(20)
+    assert "a: 20 questions, 2 of them distinct" in describe(15, "passage")
 
 
 def ask_documents(
@@ -168,11 +168,14 @@ def test_copies_in_two_tasks_of_a_group_count_as_one_and_so_in_its_subjects() ->
     both = (ask_documents(x, documents, subjects=tasks) for x in (before, after))
     found = judge_scores(*both).benchmarks["a"]
     assert len(found.primary.difference.observations) == 60
-    halves = np.tile([*"a" * 60, *"b" * 60], 1)  # here each subject asks thirty documents twice
-    both = (ask_documents(x, documents, subjects=list(halves)) for x in (before, after))
+    halves = [*"a" * 80, *"b" * 80]  # here each subject asks forty documents twice
+    documents = np.arange(160) // 2
+    before, after = (np.repeat(x, 2) for x in make_scores(60, 8, 0, 12))
+    both = (ask_documents(x, documents, subjects=halves) for x in (before, after))
     subjects = judge_scores(*both).benchmarks["a"].subjects
-    once = (make_benchmark(x[::2], list(halves[::2])) for x in (before, after))
+    once = (make_benchmark(x[::2], halves[::2]) for x in (before, after))
     alone = judge_scores(*once).benchmarks["a"].subjects
+    assert sorted(subjects) == ["a", "b"]
     assert {name: s.p_value for name, s in subjects.items()} == pytest.approx(
         {name: s.p_value for name, s in alone.items()}
     )
@@ -192,12 +195,45 @@ def test_looks_divide_no_copies() -> None:
         pair_benchmark("a", copied, stop_early(copied, 63))
 
 
-def test_the_rate_of_clusters_of_unequal_sizes_is_not_that_of_single_answers() -> None:
-    """Half an added answer is enough only for observations that weigh alike."""
+def test_the_rate_of_clusters_of_unequal_sizes_is_that_of_single_answers() -> None:
     before, after = make_scores(30, 10, 0, 0)
     sizes = np.resize([1, 1, 1, 3], 40)
     clusters = Sampling(clusters=np.repeat(np.arange(40.0), sizes))
-    x, y = (np.repeat(one[::-1], sizes) for one in (before, after))
-    rate = forgetting_rate(x, y, clusters)
-    assert rate
-    assert rate.low < 0 < compare_scores(x, y, clusters).high
+    found = forgetting_rate(*(np.repeat(one, sizes) for one in (before, after)), clusters)
+    alone = forgetting_rate(np.array(before), np.array(after))
+    assert found
+    assert alone
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-6)
+
+
+def test_a_task_of_a_group_keeps_its_weight_where_some_of_its_questions_are_copies() -> None:
+    """Two tasks weigh the same; the one question that the first lost is asked five times."""
+    before = [1.0] * 64
+    after = [0.0] * 5 + [1.0] * 59
+    documents = [*[0] * 5, *range(1, 60)]
+    tasks = [*"a" * 24, *"b" * 40]
+    weights = {"a": 0.5, "b": 0.5}
+    sides = (
+        replace(ask_documents(scores, documents, subjects=tasks), task_weights=weights)
+        for scores in (before, after)
+    )
+    found = judge(*(make_evaluation(a=side) for side in sides)).benchmarks["a"]
+    change = -1 / 20 / 2  # one of 20 documents of a task that is half of the score
+    assert found.primary.difference.value == pytest.approx(change)
+    assert found.primary.base.value - found.primary.tuned.value == pytest.approx(-change)
+    assert found.primary.difference.observations.mean() == pytest.approx(change)
+
+
+def test_a_mean_of_benchmarks_counts_a_copied_question_once() -> None:
+    before, after = make_scores(40, 9, 5, 46)
+    documents = np.append(np.arange(100), [0] * 9)
+    copied = [np.array(scores)[documents] for scores in (before, after)]
+    means = [
+        judge(
+            make_evaluation(a=ask_documents(first, names), b=make_benchmark(before)),
+            make_evaluation(a=ask_documents(second, names), b=make_benchmark(after)),
+        ).mean_change(Role.retained)
+        for (first, second), names in ((copied, documents), ((before, after), np.arange(100)))
+    ]
+    for end in ("value", "low", "high"):
+        assert getattr(means[0], end) == pytest.approx(getattr(means[1], end), abs=1e-6)

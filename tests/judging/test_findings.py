@@ -22,9 +22,10 @@ from slimdown.config.benchmark_config import PaperMetric, Role, Until
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.budgets import Outcome, check_budgets
-from slimdown.judging.findings import Counts, Findings, judge
+from slimdown.judging.findings import BenchmarkChange, Counts, Findings, judge
 from slimdown.judging.stopping import stopping_rule
 from slimdown.judging.verdicts import Verdict
+from slimdown.stats.estimates import compare_scores, holm
 from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import DataError
 
@@ -153,10 +154,11 @@ def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
         judge_scores(before, after, subjects=s).benchmarks["a"] for s in (None, names)
     )
     of_group, of_one = grouped.primary.difference, plain.primary.difference
-    assert of_group.margin_interval() == of_one.margin_interval()
-    assert (
-        of_group.low < of_one.low < of_one.high < of_group.high
-    )  # its tasks keep one added answer
+    for wide, narrow in (  # its tasks keep one added answer
+        (of_group.interval(), of_one.interval()),
+        (of_group.margin_interval(), of_one.margin_interval()),
+    ):
+        assert wide[0] < narrow[0] < narrow[1] < wide[1]
     assert grouped.primary.difference.sampling.n_subjects == 6
     changes = {name: subject.change for name, subject in grouped.subjects.items()}
     assert changes == {"s0": -0.5, **{f"s{i}": 0.0 for i in range(1, 6)}}
@@ -165,18 +167,46 @@ def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
     assert (plain.subjects, plain.primary.difference.sampling.n_subjects) == ({}, 0)
 
 
-def test_categories_of_a_benchmarks_questions_are_compared_where_there_are_enough() -> None:
-    names = ["sailing"] * 9 + ["baking"] * 6 + ["shaving"] * 5
+def judge_categories(
+    sizes: dict[str, int], lost: dict[str, int], metric: str = "acc"
+) -> BenchmarkChange:
+    """Judge questions of categories, all of them right before, and so many of each lost."""
+    names = [name for name, n in sizes.items() for _ in range(n)]
+    after = [float(i >= lost.get(name, 0)) for name, n in sizes.items() for i in range(n)]
     evaluations = []
-    for scores in ([1.0] * 20, [0.0] * 9 + [1.0] * 11):
-        part = make_benchmark(scores)
-        samples = [replace(s, category=name) for s, name in zip(part.samples, names, strict=True)]
-        evaluations.append(make_evaluation(a=replace(part, samples=tuple(samples))))
-    findings = judge(*evaluations).benchmarks["a"]
-    assert list(findings.subjects) == ["sailing", "baking"]
-    assert (findings.subjects["sailing"].n, findings.subjects["sailing"].change) == (9, -1)
-    assert findings.subjects["sailing"].p_value == pytest.approx(2 * 0.0066643, rel=1e-4)
-    assert findings.primary.difference.sampling.n_subjects == 0
+    for scores in ([1.0] * len(names), after):
+        pairs = enumerate(zip(scores, names, strict=True))
+        samples = [make_sample({metric: score}, i, category=name) for i, (score, name) in pairs]
+        evaluations.append(make_evaluation(a=make_benchmark(samples)))
+    return judge(*evaluations).benchmarks["a"]
+
+
+def test_categories_are_compared_where_they_have_forty_questions() -> None:
+    found = judge_categories({"sailing": 60, "baking": 40, "shaving": 39}, {"sailing": 9})
+    assert list(found.subjects) == ["sailing", "baking"]
+    sailing = found.subjects["sailing"]
+    assert (sailing.n, sailing.change, sailing.base, sailing.tuned) == (60, -0.15, 1, 0.85)
+    alone = compare_scores([1.0] * 60, [0.0] * 9 + [1.0] * 51)
+    assert sailing.p_value == pytest.approx(2 * alone.p_value)
+    assert found.primary.difference.sampling.n_subjects == 0
+    kinds = {"harmful": 9, "harmless": 6, "other": 5}
+    assert list(judge_categories(kinds, {"harmful": 9}, "refusal").subjects) == [
+        "harmful",
+        "harmless",
+    ]
+    assert not judge_categories(kinds, {"harmful": 9}).subjects
+
+
+def test_of_subjects_that_are_marked_one_in_twenty_is_luck() -> None:
+    """Benjamini and Hochberg's correction, not Holm's: it marks more of twenty that lost."""
+    sizes = {f"s{i}": 60 for i in range(20)}
+    lost = {f"s{i}": 6 + i % 2 for i in range(10)}
+    subjects = judge_categories(sizes, lost).subjects
+    plain = [compare_scores([1.0] * 60, [0.0] * n + [1.0] * (60 - n)).p_value for n in (6, 7)]
+    assert subjects["s1"].p_value == pytest.approx(min(plain[1] * 20 / 5, plain[0] * 20 / 10))
+    assert subjects["s0"].p_value == pytest.approx(plain[0] * 20 / 10)
+    assert all((one.p_value < 0.05) is (name in lost) for name, one in subjects.items())
+    assert min(holm([plain[0]] * 20)) > 0.05
 
 
 # --- findings.json

@@ -131,7 +131,7 @@ def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
         cut = replace(make_benchmark(answer(200)[:n]), looks=(50, n), n_available=N)
         return make_evaluation(math=cut, words=answer(200))
 
-    judged = judge_stages({"base": stages["base"], "weights": stop(100), "template": stop(100)})
+    judged = judge_stages({"base": stages["base"], "weights": stop(100), "served": stop(100)})
     *steps, whole = [one.primary.difference for _, one in judged.list_changes("math")]
     assert sum(one.value for one in steps) == pytest.approx(whole.value)
     assert {one.n for one in (*steps, whole)} == {100}
@@ -153,9 +153,9 @@ def test_a_model_that_is_served_otherwise_has_a_line_for_its_weights_and_its_tem
     assert judged.benchmarks == ("math",)  # the rest is asked alike
     assert [(one.before, one.after) for one in judged.steps] == [
         ("base", "weights"),
-        ("weights", "template"),
+        ("weights", "served"),
     ]
-    assert [one.after for one in judged.find_losses("math")] == ["template"]
+    assert [one.after for one in judged.find_losses("math")] == ["served"]
 
 
 def test_of_many_benchmarks_those_come_first_that_changed(stages: dict[str, Evaluation]) -> None:

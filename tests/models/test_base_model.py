@@ -140,7 +140,7 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
         ("cut", r"has a .safetensors file that is damaged"),
         ("pickled", r"has no safetensors weights, and pickled ones can run code"),
         ("code", r"needs code of its own, which slimdown does not run"),
-        ("metadata", r"cannot be loaded: OSError: It looks like the config file"),
+        ("metadata", r"cannot be loaded: config.json is damaged; get it again"),
     ],
 )
 def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(

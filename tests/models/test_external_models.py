@@ -254,6 +254,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
         open_it(composed, folder)
 
 
+def test_a_dora_is_refused_on_int8_before_anything_is_measured(
+    composed: Composed, tmp_path: Path
+) -> None:
+    edit_config(folder := save_adapter(tmp_path / "adapter"), use_dora=True)
+    with pytest.raises(ModelError, match="is a DoRA, which has no int8 layers; set quantization"):
+        open_it(composed, folder, "quantization=int8")
+
+
 def save_whole(folder: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
     model.save_pretrained(folder, max_shard_size="2MB")
@@ -297,6 +305,14 @@ def resize_norm(file: Path) -> None:
             "Unknown quantization type, got magic",
         ),
         (lambda folder: change_whole(folder, quantization_config=[1]), "cannot be loaded"),
+        (
+            lambda folder: (folder / "generation_config.json").write_text("null"),
+            r"cannot be loaded: generation_config\.json is damaged; get it again",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("[" * 10**5),
+            r"cannot be loaded: tokenizer\.json is damaged; get it again",
+        ),
         (
             lambda folder: change_whole(folder, quantization_config={"load_in_4bit": True}),
             "its files hold no scales; take quantization_config out",

@@ -1,6 +1,7 @@
 """A GGUF file answers as the folder that it was written from, or is refused beforehand."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,56 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     with pytest.raises(ModelError, match=answer) as refused:
         open_it(composed, copied, *settings)
     assert "\n" not in str(refused.value)
+
+
+def retype(source: Path, target: Path, key: str, value: Any, kind: Any, sub_kind: Any) -> Path:
+    """Write a file anew with another value of one key."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if name == key:
+            writer.add_key_value(name, value, kind, sub_type=sub_kind)
+        elif not name.startswith("GGUF.") and name != "general.architecture":
+            inner = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+KINDS = gguf.GGUFValueType
+NUMBERS, TEXT = (KINDS.ARRAY, KINDS.INT32), (KINDS.STRING, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kinds"),
+    [
+        ("tokenizer.ggml.tokens", [1, 2, 3], NUMBERS),
+        ("tokenizer.ggml.tokens", "abc", TEXT),
+        ("tokenizer.ggml.eos_token_id", [2, 5], NUMBERS),
+        ("tokenizer.ggml.eos_token_id", -2, (KINDS.INT32, None)),
+        ("tokenizer.ggml.bos_token_id", "<s>", TEXT),
+        ("tokenizer.ggml.pre", [1], NUMBERS),
+        ("tokenizer.ggml.model", 3, (KINDS.INT32, None)),
+        ("tokenizer.ggml.add_bos_token", "yes", TEXT),
+        ("general.file_type", "F32", TEXT),
+        ("llama.block_count", -4, (KINDS.INT32, None)),
+        ("llama.block_count", "4", TEXT),
+        ("llama.attention.head_count", [-1], NUMBERS),
+        ("llama.embedding_length", 0, (KINDS.UINT32, None)),
+        ("llama.context_length", 1.5, (KINDS.FLOAT32, None)),
+    ],
+)
+def test_metadata_of_another_type_is_refused_where_it_is_read(
+    key: str, value: Any, kinds: Any, file: Path, tmp_path: Path, composed: Composed
+) -> None:
+    spoiled = retype(file, tmp_path / "model.gguf", key, value, *kinds)
+    name = key.removeprefix("llama.")
+    with pytest.raises(ModelError, match=rf"damaged \({re.escape(name)} is .*should"):
+        open_it(composed, spoiled)
 
 
 def test_a_part_of_a_model_is_refused_whatever_it_is_called(

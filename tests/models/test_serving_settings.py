@@ -114,6 +114,33 @@ def test_other_rules_of_bos_are_named() -> None:
     assert compare_serving(twice, twice) == []
 
 
+def test_settings_of_generation_that_change_a_greedy_answer_are_named_and_asked_for_alone(
+    composed: Callable[..., RunConfig], chatty: Path, tmp_path: Path
+) -> None:
+    """They take no part where the model is asked as the base; what draws answers never does."""
+    folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
+    edit(folder / "generation_config.json", repetition_penalty=1.0, temperature=0.6, top_p=0.9)
+    assert compare_serving(read(folder), read(chatty), "the base") == []
+    edit(folder / "generation_config.json", repetition_penalty=3.0, suppress_tokens=[*range(20)])
+    assert compare_serving(read(folder), read(chatty), "the base") == [
+        "generates with repetition_penalty=3.0; the base with none",
+        "generates with suppress_tokens=[0, 1, 2, 3, 4, 5, 6, 7,…; the base with none",
+    ]
+    config = composed(f"tuned={folder}", f"model.id={chatty}", "quantization=none")
+    base = load_base_model(config.model, config.quantization)
+    settings = base.model.generation_config.to_dict()
+    external = open_tuned_model(config, base)
+    tuned = external.load()
+    assert tuned.model.generation_config.to_dict() == settings
+    assert tuned.rules.generation == {}
+    served = external.serve(tuned)
+    assert served.rules.generation == {
+        "repetition_penalty": 3.0,
+        "suppress_tokens": [*range(20)],
+    }
+    assert served.identity != tuned.identity
+
+
 def test_files_without_a_tokenizer_say_nothing(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

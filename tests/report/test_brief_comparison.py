@@ -80,6 +80,19 @@ def test_every_line_fits_and_no_number_is_cut(
         assert "lora_alpha" not in text  # it follows from the rank
 
 
+def test_control_characters_of_names_widen_no_column(capsys: Capture) -> None:
+    comparison = compare(2, 1, 4)
+    rows = tuple(
+        replace(row, settings={k: v.replace("meta", "\x1b[2J\a") for k, v in row.settings.items()})
+        for row in comparison.rows
+    )
+    show_comparison(replace(comparison, rows=rows), "runs", [])
+    text = capsys.readouterr().out
+    assert "␛[2J" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+    assert max(map(cell_len, text.splitlines())) <= 80
+
+
 def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_kept() -> None:
     brief = describe_briefly(compare(1, 2, 4))
     columns = brief.table.columns
@@ -110,13 +123,15 @@ def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> N
 
 def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> None:
     brief = describe_briefly(compare(1, 3, 4))
-    assert re.match(
-        r"Shown: 16 lies \d+\.\d points below 4 on \w+ \(corrected p (<|=) 0\.\d+\)", brief.notes[0]
-    )
+    shown = brief.notes[0].removeprefix("Shown for other seeds and questions: ")
+    assert re.match(r"16 lies \d+\.\d points below 4 on \w+ \(corrected p (<|=) 0\.\d+\)", shown)
     assert brief.notes[0].endswith(" The rest is not shown.")
     assert describe_briefly(compare(1, 1, 4)).notes[0].endswith("lets them be tested.")
     two = compare(2, 3, 4)
-    assert re.match(r"Shown: (lora.r=16 lies|model.id=)", describe_briefly(two).notes[0])
+    assert re.match(
+        r"Shown for other seeds and questions: (lora.r=16 lies|model.id=)",
+        describe_briefly(two).notes[0],
+    )
     assert "model.id=" in describe_briefly(two, by="lora.r").notes[0]
 
 

@@ -88,7 +88,10 @@ def test_what_is_shown_to_differ_stands_above_the_table() -> None:
     html = render_comparison_page(comparison_table(comparison), comparison)
     assert "<h1>lora.r</h1>" in html
     answer, _, rest = html.partition("<table")
-    assert "Shown: 8 lies 26.5 points below 4 on maths_of_school" in answer
+    assert (
+        "Shown for other seeds and questions: 8 lies 26.5 points below 4 on maths_of_school"
+        in answer
+    )
     assert "Mean of 3 seeds; points against the base, verdicts over the seeds." in answer
     assert "<svg" in rest
 

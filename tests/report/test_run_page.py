@@ -162,7 +162,7 @@ def test_no_undefined_number_is_printed_as_nan(pair: Pair) -> None:
 
 
 def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
-    base, tuned = (chosen([0, 1, 2, i % 4] * 9, 3) for i in (3, 2))
+    base, tuned = (chosen([0, 1, 2, i % 4] * 30, 3) for i in (3, 2))
     origin = "run 3f2a91bc by ann, 2026-11-20"
     text = read_page({"colors": (replace(base, origin=origin), tuned)}).text
     assert f"The base's answers were measured before: {origin}." in text
@@ -174,7 +174,7 @@ def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
 def test_a_page_names_all_of_a_few_subjects_and_the_extremes_of_many(
     n_subjects: int, n_shown: int
 ) -> None:
-    positions = [i % 4 for i in range(n_subjects * 6)]
+    positions = [i % 4 for i in range(n_subjects * 40)]
     pair = chosen(positions, n_subjects), chosen(positions[::-1], n_subjects)
     text = read_page({"mmlu": pair}).text
     assert len(re.findall(r"subject\d+ ?[+−]?[\d.]+ points", text)) == n_shown

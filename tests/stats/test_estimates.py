@@ -39,8 +39,11 @@ def test_mcnemars_column_agrees_with_statsmodels(pairs: list[tuple[float, float]
 def test_of_counts_it_is_the_likelihood_ratio_of_the_table(
     lost: int, gained: int, n: int, change: float
 ) -> None:
-    """Maximized numerically over the chance of a loss; one more answer is lost."""
-    counts = np.array([lost + 1, n - lost - gained, gained], dtype=float)
+    """Maximized numerically over the chance of a loss; a part of an answer more is lost."""
+    added = max((lost + gained) / n, 0.5 / (1 + min(lost, gained) / 25) if change < 0 else 0.4)
+    if change < -0.1:
+        added = 1.0
+    counts = np.array([lost + added, n - lost - gained, gained], dtype=float)
 
     def nats(chance_of_loss: float) -> float:
         shares = np.array(
@@ -54,7 +57,7 @@ def test_of_counts_it_is_the_likelihood_ratio_of_the_table(
     )
     best = float(xlogy(counts, counts / counts.sum()).sum())
     root = np.sqrt(2 * max(0.0, best + least.fun))
-    side = np.sign(gained - lost - 1 - (n + 1) * change)
+    side = np.sign(gained - lost - added - (n + added) * change)
     before, after = make_scores(0, lost, gained, n - lost - gained)
     p_value = compare_scores(before, after).p_value_above(change)
     assert p_value == pytest.approx(ndtr(-side * root), rel=1e-4, abs=1e-9)
@@ -125,17 +128,34 @@ def test_copies_of_a_question_in_a_cluster_count_as_one_question() -> None:
     )
 
 
-def test_the_error_of_clusters_is_millers() -> None:
-    """It is equation 4 of arXiv 2411.00640, with the usual correction for few clusters."""
+def test_clusters_are_observations_that_weigh_alike_whatever_their_size() -> None:
     random = np.random.default_rng(5)
-    clusters = np.repeat(np.arange(12.0), [1, 2, 3, 8] * 3)
+    sizes = [1, 2, 3, 8] * 3
+    clusters = np.repeat(np.arange(12.0), sizes)
     scores = (random.random(len(clusters)) < 0.3 + 0.4 * (clusters % 2)).astype(float)
-    residuals = scores - scores.mean()
-    pairs = clusters[:, None] == clusters
-    error = np.sqrt((np.outer(residuals, residuals) * pairs).sum()) / len(scores)
+    means = [float(scores[clusters == cluster].mean()) for cluster in range(12)]
     estimate = estimate_mean(scores, Sampling(clusters=clusters))
-    assert estimate.value == pytest.approx(scores.mean())
-    assert estimate.standard_error == pytest.approx(error * np.sqrt(12 / 11))
+    assert estimate.value == pytest.approx(np.mean(means))
+    assert estimate.standard_error == pytest.approx(np.std(means, ddof=1) / np.sqrt(12))
+    expected = estimate_mean(means)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_copies", [2, 5, 10])
+def test_one_copied_question_makes_an_interval_hardly_wider(n_copies: int) -> None:
+    before, after = make_scores(0, 11, 9, 980)
+    documents = np.append(np.arange(1000.0), np.zeros(n_copies - 1))
+    copied = [np.array(x)[documents.astype(int)] for x in (before, after)]
+    alone, found = (
+        compare_scores(before, after),
+        compare_scores(*copied, Sampling(clusters=documents)),
+    )
+    assert found.value == pytest.approx(alone.value)
+    for alpha in (0.05, 0.0125):
+        widths = [high - low for low, high in (d.interval(alpha) for d in (alone, found))]
+        assert widths[1] <= 1.05 * widths[0]
+        widths = [high - low for low, high in (d.margin_interval(alpha) for d in (alone, found))]
+        assert widths[1] <= 1.05 * widths[0]
 
 
 def coverage(estimates: Sequence[Estimate], truth: float) -> float:

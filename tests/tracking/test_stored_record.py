@@ -5,18 +5,15 @@
 
 import json
 import sqlite3
-import tarfile
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mlflow.db
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from commands_and_runs import call_verb
-from record_builders import Compose, Patch
+from record_builders import Compose, Patch, unpack_record
 from safetensors.numpy import load_file
 
 from slimdown.config.benchmark_config import ResolvedBenchmark
@@ -38,18 +35,7 @@ LORA = "pocket lora.r=2"
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the stored record."""
     folder = tmp_path_factory.mktemp("record")
-    with tarfile.open(GOLDEN / "record.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
-        places = ("artifact_location", "experiments logged_models"), ("artifact_uri", "runs")
-        for column, table in ((c, table) for c, tables in places for table in tables.split()):
-            change = f"UPDATE {table} SET {column} = replace({column}, 'file:///records', ?)"
-            store.execute(change, (folder.as_uri(),))
-        store.commit()
-    # Another MLflow may have another schema.
-    upgrade = ["upgrade", f"sqlite:///{folder}/mlruns/mlflow.db"]
-    upgraded = CliRunner().invoke(mlflow.db.commands, upgrade)
-    assert upgraded.exit_code == 0, upgraded.output
+    unpack_record(folder)
     return folder
 
 

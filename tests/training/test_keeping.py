@@ -1,6 +1,7 @@
 """What keeps the base's abilities: each mitigation against its definition, on a small model."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,6 +98,22 @@ def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) ->
     assert [one.name for one in cache.iterdir()] == [file.name]
     TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=23"))
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'[{"input_ids": [1, 2', b"\0\0", b"[]", b'[{"input_ids": ["a"]}]', b"[7]"]
+)
+def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
+    content: bytes, composed: Composed, cache: Path
+) -> None:
+    config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
+    first = TrainingRun(config).rows
+    [file] = cache.iterdir()
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"damaged in {file}; remove the file")):
+        TrainingRun(config)
+    file.unlink()
+    assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
 
 
 def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
