@@ -28,7 +28,9 @@ def train(task: str, arm: str) -> None:
     prepared, steps = time.process_time(), []
     with tempfile.TemporaryDirectory() as folder:
         on_step = lambda _: steps.append(time.process_time())  # noqa: E731
-        _, result = fine_tune(base, rows, config, Path(folder), on_step, lambda *_: None)
+        _, result = fine_tune(
+            base, rows, config, Path(folder), on_step, on_progress=lambda *_: None
+        )
     n_after_first = len(steps) - 1
     seconds = (steps[-1] - steps[0]) * len(steps) / n_after_first  # the first is not seen to begin
     cells = [arm, f"{prepared - began:.0f}", len(steps), f"{seconds:.0f}", result.tokens]

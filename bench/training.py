@@ -121,7 +121,9 @@ def train_slimdown(
         times.append((time.perf_counter(), time.process_time()))
 
     started = time.perf_counter()
-    _, result = fine_tune(base, prepared, config, folder, on_log, lambda *progress: None)
+    _, result = fine_tune(
+        base, prepared, config, folder, on_log, on_progress=lambda *progress: None
+    )
     validation_seconds = (time.perf_counter() - started - result.runtime_seconds) / 2
     share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
     losses = [log.values["loss"] for log in result.history]

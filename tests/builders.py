@@ -55,8 +55,7 @@ def make_choice(taken: int, number: int = 0) -> Sample:
 
 def add_p_right(sample: Sample) -> Sample:
     """Score a choice by the probability of the right one, too."""
-    about = sample.choices, sample.log_likelihoods, sample.target, sample.scores
-    score = score_right_choice(*about)
+    score = score_right_choice(sample.choices, sample.log_likelihoods, sample.target, sample.scores)
     assert score is not None
     answers = {**sample.answers, CHOICE_PROBABILITY: sample.answers["acc"]}
     return replace(sample, scores={**sample.scores, CHOICE_PROBABILITY: score}, answers=answers)
@@ -68,12 +67,11 @@ def make_benchmark(
     task_weights: dict[str, float] | None = None,
     **settings: Any,
 ) -> BenchmarkEvaluation:
-    """A benchmark of one score a question, or of samples; `settings` are ResolvedBenchmark's."""
+    """A benchmark of a score per question, or of samples; `settings` are ResolvedBenchmark's."""
+    tasks = subjects or ["task"] * len(scores)
     samples = [
-        one
-        if isinstance(one, Sample)
-        else make_sample({"acc": float(one)}, i, (subjects or ["task"] * len(scores))[i])
-        for i, one in enumerate(scores)
+        answer if isinstance(answer, Sample) else make_sample({"acc": float(answer)}, i, tasks[i])
+        for i, answer in enumerate(scores)
     ]
     metrics = list(samples[0].scores) if samples else ["acc"]
     defaults: dict[str, Any] = {"task": "task", "metric": metrics[0], "num_fewshot": 0}
@@ -91,12 +89,18 @@ def make_texts(scores: Sequence[float] | np.ndarray) -> BenchmarkEvaluation:
     return make_benchmark(samples, role=Role.watched, chance=0.0)
 
 
+def complete_benchmark(
+    answers: BenchmarkEvaluation | Sequence[float], **settings: Any
+) -> BenchmarkEvaluation:
+    """The same benchmark, or one of these scores."""
+    if isinstance(answers, BenchmarkEvaluation):
+        return answers
+    return make_benchmark(answers, **settings)
+
+
 def make_evaluation(**benchmarks: BenchmarkEvaluation | Sequence[float]) -> Evaluation:
-    """An evaluation of benchmarks, or of the scores of one each."""
-    made = {
-        name: one if isinstance(one, BenchmarkEvaluation) else make_benchmark(one)
-        for name, one in benchmarks.items()
-    }
+    """An evaluation of benchmarks, or of benchmarks with these scores."""
+    made = {name: complete_benchmark(answers) for name, answers in benchmarks.items()}
     return Evaluation(made, "0.4.13", "prefix", 1.0)
 
 
@@ -127,11 +131,9 @@ def judge_scores(
     after: BenchmarkEvaluation | Sequence[float],
     **settings: Any,
 ) -> Findings:
-    """The findings of one benchmark, "a", of its answers or of one score each."""
-    base, tuned = (
-        one if isinstance(one, BenchmarkEvaluation) else make_benchmark(one, **settings)
-        for one in (before, after)
-    )
+    """The findings of one benchmark, "a", of its answers or of a score per question."""
+    base = complete_benchmark(before, **settings)
+    tuned = complete_benchmark(after, **settings)
     return judge(make_evaluation(a=base), make_evaluation(a=tuned))
 
 

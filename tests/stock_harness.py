@@ -20,7 +20,7 @@ def run_lm_eval(
     model: str = str(MODEL_DIR),
     adapter: str | None = None,
     topics: Sequence[str] = (),
-    **asked: Any,
+    **options: Any,
 ) -> None:
     """Do what its command line does with `--model hf --log_samples --output_path FOLDER`.
 
@@ -31,7 +31,7 @@ def run_lm_eval(
         model: What `pretrained` names.
         adapter: What `peft` names.
         topics: The harness's folders that hold its tasks; to read all of them takes half a minute.
-        asked: Options of `simple_evaluate`, such as `limit`, `num_fewshot` and `gen_kwargs`.
+        options: Those of `simple_evaluate`, such as `limit`, `num_fewshot` and `gen_kwargs`.
     """
     tracker = EvaluationTracker(output_path=str(folder))
     harness = Path(lm_eval.tasks.__file__).parent
@@ -46,7 +46,7 @@ def run_lm_eval(
             device="cpu",
             task_manager=TaskManager(include_path=include, include_defaults=False),
             evaluation_tracker=tracker,
-            **asked,
+            **options,
         )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -20,11 +21,11 @@ import torch
 import transformers
 from commands_and_runs import SMALL, QuietHandler, call_verb, find_runs, run_command, serve
 from mlflow import MlflowClient
+from record_builders import Capture, Compose, Patch, copy_store
 from safetensors.torch import save_file
 
 from slimdown import pocket, run
 from slimdown.commands import arguments
-from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.runs import experiment
@@ -36,21 +37,18 @@ from slimdown.utils.errors import ConfigError, SlimdownError
 
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
     done = call_verb(tmp_path, "sizes", "lora.r=4,8")
-    assert done.stdout.startswith("reading the config.json of pocket:model ...")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "28,672" in done.stdout or "28.7" in done.stdout, done.stdout  # trained at rank 8
     done = call_verb(tmp_path, "sizes", "lora.target_modules=[nope]")
     assert done.returncode == 1
-    assert "target_modules: pocket:model has no nope; its linear layers are" in done.stderr
+    assert "pocket:model has no nope" in done.stderr
 
 
 def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     migrated_store: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "mlruns").mkdir()
-    (tmp_path / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    client = MlflowClient(f"sqlite:///{copy_store(migrated_store, tmp_path)}/mlruns/mlflow.db")
     settings = [*SMALL[:2], "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
     settings += ["train.num_train_epochs=4", "train.checkpoint_minutes=0.005"]
     arguments = [sys.executable, "-m", "slimdown.run", *settings]
@@ -74,16 +72,13 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     assert run.info.status == "FINISHED"
     assert len(find_runs(client, "baseline")) == 1
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert sorted(set(steps)) == sorted(steps)
-    assert len(steps) == 32
+    assert len(steps) == len(set(steps)) == 32
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.learning_rat=1"], "did you mean train.learning_rate"),
         (["benchmark.pocket_cs.task=pocket_sc"], "no such task; did you mean pocket_cs or"),
-        (["-m", "lora.r=4,0"], "lora.r must be at least 1, got 0"),
         (["-m", "train.args.adam_beta1=0.9,abc"], "train.args.adam_beta1 must be a number, got"),
     ],
 )
@@ -97,108 +92,69 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
     assert not (tmp_path / "mlruns").exists()
 
 
+ROWS = "dataset=[file] dataset.file.path=rows.jsonl"
+ODD = b"[\xff"  # no text, no JSON, no tensors
+
+
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("settings", "message"),
     [
-        ("lora.target_modules=[q_proj,k_prjo]", "no k_prjo; its linear layers are .*k_proj"),
+        # model and tasks
+        ("lora.target_modules=[q_proj,k_prjo]", "no k_prjo; .*k_proj"),
         ("benchmark.pocket_cs.metric=bleu", "pocket_cs has no such metric; choose one of acc"),
         ("model.id=empty", "model.id=empty cannot be loaded: .*config.json"),
+        # what rows cannot do
+        (f"{ROWS} train.assistant_only_loss=true", "no dataset holds conversations"),
+        (f"{ROWS} train.stop_on_forgetting=true", "look_steps=50 is beyond the 6 steps"),
+        # files of an adapter that cannot be read
+        ("tuned=adapter_model.safetensors", r"a \.safetensors file that is damaged"),
+        ("tuned=chat_template.jinja", "cannot be loaded: UnicodeDecodeError"),
+        ("tuned=tokenizer_config.json", r"tokenizer_config\.json is damaged"),
     ],
 )
-def test_a_mistake_in_model_or_tasks_leaves_no_run(
-    setting: str,
-    message: str,
-    composed: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_mistake_in_models_tasks_or_rows_leaves_no_run(
+    settings: str, message: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
+    """Each adapter's folder is named after its file that cannot be read."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SlimdownError, match=message):
-        run_experiment(composed(setting), RunInfo("one"))
-    assert not (tmp_path / "mlruns").exists()
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("train.assistant_only_loss=true", "no dataset holds conversations"),
-        ("train.stop_on_forgetting=true", "look_steps=50 is beyond the 6 steps"),
-    ],
-)
-def test_what_rows_cannot_do_leaves_no_run(
-    setting: str,
-    message: str,
-    composed: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
     Path("rows.jsonl").write_text("".join(f'{{"text": "{i} is {i}"}}\n' for i in range(20)))
-    rows = ["dataset=[file]", "dataset.file.path=rows.jsonl"]
+    _, _, name = settings.rpartition("tuned=")
+    if settings.startswith("tuned="):
+        Path(name).mkdir()
+        content = '{"peft_type": "LORA", "base_model_name_or_path": "pocket:model"}'
+        Path(name, "adapter_config.json").write_text(content)
+        Path(name, name).write_bytes(ODD)
     with pytest.raises(SlimdownError, match=message):
-        run_experiment(composed(*rows, setting), RunInfo("one"))
-    assert not (tmp_path / "mlruns").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("adapter_model.safetensors", r"tuned=odd has a \.safetensors file that is damaged"),
-        ("chat_template.jinja", "tuned=odd cannot be loaded: UnicodeDecodeError"),
-        ("tokenizer_config.json", r"tuned=odd cannot be loaded: tokenizer_config\.json is damaged"),
-    ],
-)
-def test_an_adapter_that_cannot_be_read_leaves_no_run(
-    file: str,
-    message: str,
-    composed: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "odd").mkdir()
-    content = '{"peft_type": "LORA", "base_model_name_or_path": "pocket:model"}'
-    Path("odd/adapter_config.json").write_text(content)
-    Path("odd", file).write_bytes(b"[\xff")
-    with pytest.raises(SlimdownError, match=message):
-        run_experiment(composed("tuned=odd"), RunInfo("one"))
-    assert not (tmp_path / "mlruns").exists()
+        run_experiment(composed(*settings.split()), RunInfo("one"))
+    assert not Path("mlruns").exists()
 
 
 def test_a_share_that_leaves_too_few_questions_ends_a_run_before_it_trains(
-    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+    store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
-    with pytest.raises(SlimdownError, match=r"holdout=0\.99 would split the 8 questions"):
+    with pytest.raises(SlimdownError, match=r"holdout=0\.99 .* 8 questions"):
         run_experiment(composed(*SMALL, "evaluation.holdout=0.99"), RunInfo("one"))
     assert "] training" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("library", ["FSDP", "DEEPSPEED"])
-def test_a_launcher_that_splits_the_model_is_refused(
-    library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
-    assert run.main(["lora.r=4"]) == 1
-    assert f"with {library}, and each process" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("size", "rank", "answer"),
+    ("environment", "answer"),
     [
-        ("abc", "0", "WORLD_SIZE=abc is no whole number"),
-        ("9" * 5000, "0", f"WORLD_SIZE={'9' * 20} is no whole number"),
-        ("1", "5", "RANK=5 must be below WORLD_SIZE=1"),
+        # the model would be split
+        ({"ACCELERATE_USE_FSDP": "true"}, "with FSDP, and each process"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "with DEEPSPEED, and each process"),
+        # numbers of processes that are none
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "abc"}, "WORLD_SIZE=abc is no whole number"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "9" * 5000}, f"WORLD_SIZE={'9' * 20} is no whole"),
+        ({"LOCAL_RANK": "0", "RANK": "5"}, "RANK=5 must be below WORLD_SIZE=1"),
     ],
+    ids=["fsdp", "deepspeed", "word", "digits", "rank"],
 )
-def test_a_number_of_processes_that_is_none_is_one_line(
-    size: str,
-    rank: str,
-    answer: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_launcher_that_cannot_work_is_refused_in_one_line(
+    environment: dict[str, str], answer: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", size), ("RANK", rank)):
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert run.main(["lora.r=4"]) == 1
     assert answer in capsys.readouterr().err
@@ -212,7 +168,7 @@ def test_sigterm_is_left_to_the_process_that_calls_a_command(tmp_path: Path) -> 
     assert done.returncode == -signal.SIGTERM, done.stderr
 
 
-def test_ctrl_c_ends_a_command_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_a_command_with_its_code(capsys: Capture) -> None:
     def end() -> int:
         raise KeyboardInterrupt
 
@@ -220,9 +176,7 @@ def test_ctrl_c_ends_a_command_with_its_code(capsys: pytest.CaptureFixture[str])
     assert "Interrupted." in capsys.readouterr().err
 
 
-def test_a_folder_is_made_whole_or_not_at_all(
-    store: MlflowClient, composed: Callable[..., RunConfig]
-) -> None:
+def test_a_folder_is_made_whole_or_not_at_all(store: MlflowClient, composed: Compose) -> None:
     tracking, out = composed().tracking, Path("made/out").absolute()
     with pytest.raises(KeyboardInterrupt), arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "half").touch()
@@ -234,13 +188,13 @@ def test_a_folder_is_made_whole_or_not_at_all(
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
     for target in ("loop", "nowhere"):
         (link := out.with_name("loop")).symlink_to(target)
-        with pytest.raises(ConfigError, match="is in use; name a new folder"):
+        with pytest.raises(ConfigError, match="is in use"):
             arguments.check_new_folder("--out", link)
         link.unlink()
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_folder(
-    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+    store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     tracking, out = composed().tracking, Path("made/out").absolute()
 
@@ -254,9 +208,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_folder(
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         return 0
 
-    assert arguments.run_command(write_weights, "This run cannot be merged:", 1) == 1
+    assert arguments.run_command(write_weights, "Not merged:", 1) == 1
     _, line = capsys.readouterr().err.splitlines()
-    assert "the disk is full (Error while serializing: " in line
+    assert "disk is full" in line
     assert not list(out.parent.iterdir())
 
 
@@ -310,12 +264,12 @@ def test_what_is_no_hub_is_found_before_torch_is_imported(tmp_path: Path) -> Non
 
 def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: Path) -> None:
     """A hub without error codes of its own; it is busy for two of three questions."""
-    asked: list[str] = []
+    questions: list[str] = []
 
     class Hub(QuietHandler):
         def do_HEAD(self) -> None:
-            asked.append(self.path)
-            busy = 503 if asked.count(self.path) < 3 else 200
+            questions.append(self.path)
+            busy = 503 if questions.count(self.path) < 3 else 200
             self.send_response(busy if "busy" in self.path else int(self.path.split("/")[2]))
             self.end_headers()
 
@@ -328,10 +282,10 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
         done = run_command(tmp_path, "slimdown.run", "-m", models, **nowhere, HF_ENDPOINT=here)
     assert done.returncode == 1
     for code in (401, 403, 404):
-        assert f"plain/{code} is refused by the hub" in done.stderr
-    assert "plain/504 cannot be reached: the hub failed with status 504" in done.stderr
+        assert f"plain/{code} is refused" in done.stderr
+    assert re.search("plain/504 cannot be reached.* status 504", done.stderr)
     assert "busy" not in done.stderr
-    assert len(asked) == 9
+    assert len(questions) == 9
 
 
 LOAD = """
@@ -354,12 +308,12 @@ def test_a_model_is_not_loaded_without_a_chat_template_that_the_hub_fails_to_sen
             if self.path.startswith("/api/"):
                 text = json.dumps(tree).encode() if "/tree/" in self.path else COMMIT
             self.send_response(501 if self.path.endswith(".jinja") else 200)
-            commit, size = f"{7:040d}", str(len(text))
-            for name, value in (
-                ("ETag", '"x"'),
-                ("X-Repo-Commit", commit),
-                ("Content-Length", size),
-            ):
+            headers = {
+                "ETag": '"x"',
+                "X-Repo-Commit": f"{7:040d}",
+                "Content-Length": str(len(text)),
+            }
+            for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
@@ -368,9 +322,7 @@ def test_a_model_is_not_loaded_without_a_chat_template_that_the_hub_fails_to_sen
         do_GET = do_POST = do_HEAD
 
     done = ask_by_script(LOAD, Hub, tmp_path)
-    assert "ModelError: model.id=me/it cannot be reached: the hub failed with status 501" in (
-        done.stderr
-    )
+    assert re.search("model.id=me/it cannot be reached.* status 501", done.stderr)
 
 
 def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: Path) -> None:
@@ -397,7 +349,7 @@ def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: P
     script += "from transformers import AutoModelForCausalLM as loader\n"
     script += "loader.from_pretrained('me/it', use_safetensors=True, revision='main')"
     done = ask_by_script(script, Hub, tmp_path)
-    assert "does not appear to have a file named model.safetensors" in done.stderr
+    assert "model.safetensors" in done.stderr
     assert not [path for path in paths if "/commits/" in path or "/discussions" in path]
 
 
@@ -410,11 +362,11 @@ def test_what_is_wrong_with_a_very_long_key_can_be_read(tmp_path: Path) -> None:
 
 def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> None:
     """A hub of our own: one model is gated, one dataset is unknown, the rest can be read."""
-    asked: list[str] = []
+    questions: list[str] = []
 
     class Hub(QuietHandler):
         def do_HEAD(self) -> None:
-            asked.append(self.path)
+            questions.append(self.path)
             codes = {"meta-llama": (403, "GatedRepo"), "nobody": (404, "RepoNotFound")}
             found = [codes[name] for name in codes if name in self.path]
             status, code = found[0] if found else (404, "EntryNotFound")
@@ -432,8 +384,8 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
         done = run_command(tmp_path, *arguments, **nowhere, HF_ENDPOINT=here)
     assert done.returncode == 1
     assert "Llama-3.2-1B is gated" in done.stderr
-    assert "nobody/none is not on the hub" in done.stderr
-    assert len(asked) == len(set(asked)) == 3
+    assert "nobody/none is not on" in done.stderr
+    assert len(questions) == len(set(questions)) == 3
     done = run_command(tmp_path, *arguments, **nowhere, HF_ENDPOINT=here)  # it is silent now
     assert done.returncode == 1
     names = "SmolLM2-135M-Instruct, dataset.alpaca.path=nobody/none, model.id=meta-llama/Llama-3.2"
@@ -443,10 +395,7 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
 
 
 def test_a_job_loads_its_tokenizer_and_outline_and_hashes_its_files_once(
-    store: MlflowClient,
-    composed: Callable[..., RunConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    store: MlflowClient, composed: Compose, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     counts: Counter[str] = Counter()
 
@@ -475,10 +424,7 @@ def test_a_job_loads_its_tokenizer_and_outline_and_hashes_its_files_once(
 
 
 def test_notes_about_either_model_are_shown_once(
-    store: MlflowClient,
-    composed: Callable[..., RunConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    store: MlflowClient, composed: Compose, monkeypatch: Patch, capsys: Capture
 ) -> None:
     class NotingEvaluator(Evaluator):
         def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from builders import unpack_logs
+from builders import Capture, Patch, unpack_logs
 
 import slimdown
 from slimdown.api.measuring import Prompts
@@ -47,11 +47,7 @@ def test_the_documents_show_each_command() -> None:
 
 @pytest.mark.parametrize(("verb", "words"), COMMANDS)
 def test_a_command_of_the_documents_is_accepted(
-    verb: str,
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    verb: str, words: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -99,10 +95,11 @@ def test_the_page_on_python_shows_the_signatures_as_they_are() -> None:
     for name, arguments in shown:
         written = re.findall(r"(?:^|, ?|\n *)((?:\*\*)?[a-z_]+)(?==|,|$)", arguments)
         parameters = list(inspect.signature(attrgetter(name)(slimdown)).parameters.values())
-        names = [str(one.replace(annotation=one.empty, default=one.empty)) for one in parameters]
-        names = [one for one in names if one not in ("self", "**prompts")]
-        more = prompts if name == "measure" else []
-        assert sorted(written) == sorted([*names, *more]), name
+        bare = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
+        names = [text for text in map(str, bare) if text not in ("self", "**prompts")]
+        if name == "measure":
+            names += prompts
+        assert sorted(written) == sorted(names), name
 
 
 def test_make_has_the_targets_that_the_readme_names() -> None:
@@ -125,7 +122,10 @@ def test_the_readme_is_short_and_begins_with_the_installation() -> None:
     assert len(text.split()) <= 900
     assert not [line for line in lines if line.startswith("    ") and len(line) > 84]
     first = next(line for line in lines if line.startswith("    "))
-    assert re.fullmatch(r" {4}pip install 'slimdown\[train\] @ git\+https://\S+'", first)
+    words = first.split()
+    assert words[:2] == ["pip", "install"]
+    assert "slimdown[train]" in words[2]
+    assert words[-1].startswith("git+https://")
 
 
 def find_outputs() -> Iterator[tuple[str, str, list[str]]]:
@@ -142,21 +142,18 @@ def find_outputs() -> Iterator[tuple[str, str, list[str]]]:
 OUTPUTS = list(find_outputs())
 
 
-@pytest.mark.parametrize(("page", "words", "lines"), OUTPUTS)
+@pytest.mark.parametrize(
+    ("words", "lines"), [shown for _, *shown in OUTPUTS], ids=[page for page, *_ in OUTPUTS]
+)
 def test_a_page_shows_what_a_verdict_prints(
-    page: str,
-    words: str,
-    lines: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: str, lines: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     unpack_logs(tmp_path / "logs")
     tables = [file.parent for file in (ROOT / "docs/examples/atlas").glob(f"*/{words.split()[0]}")]
     monkeypatch.chdir(tables[0] if tables else tmp_path)
     verdict.main(shlex.split(words))
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert [line for line in printed if line in lines] == lines, page
+    assert [line for line in printed if line in lines] == lines
 
 
 def test_the_pages_show_what_verdicts_print() -> None:

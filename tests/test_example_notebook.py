@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from record_builders import Patch
 
 from slimdown.sweep.command_line import compose_runs, read_command_line
 
@@ -80,17 +81,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_it_shows_and_saves_what_was_found(run: tuple[Any, Path]) -> None:
     notebook, folder = run
     last = shown(notebook)
-    assert [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"] == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-        1,
-        1,
-        1,
-    ]
+    counts = [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == [0] * 3 + [1] * 6
     lines = notebook.cells[-1].outputs[0].text.splitlines()
     moments = ["step 0", "step 0", "step 2/3", "end"]
     assert [line.partition("  ")[0].strip() for line in lines if line[0] != "{"] == moments
@@ -130,9 +122,7 @@ def test_the_t4_notebook_says_of_each_cell_how_long_it_takes() -> None:
             assert not cell.outputs  # nobody ran it on one yet
 
 
-def test_the_t4_notebook_finds_where_it_was_opened_or_asks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_t4_notebook_finds_where_it_was_opened_or_asks(monkeypatch: Patch) -> None:
     [cell] = [c.source for c in read_t4_notebook().cells if "def find_repository" in c.source]
     values: dict[str, Any] = {"REPOSITORY": ""}
     exec(re.sub(r"^( *)[!%].*", r"\1pass", cell, flags=re.MULTILINE), values)

@@ -10,6 +10,7 @@ import lzma
 import os
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from commands_and_runs import Result, call_verb
 from golden.make import ADAPTERS, CASES, HERE, NF4, judge_logs, run_case
 from hydra import compose
 from mlflow import MlflowClient
+from record_builders import Patch
 
 from slimdown.config.loader import load_config, open_hydra
 from slimdown.models.base_model import load_base_model
@@ -59,12 +61,11 @@ def load_model(case: str, run: str | None) -> tuple[Any, Any]:
 def measure_lead(case: str, run: str | None, prompt: str, first: str, second: str) -> float:
     """Return by how much the best token led where two continuations of a prompt part, in nats."""
     model, tokenizer = load_model(case, run)
-    one, other = (tokenizer(prompt + text).input_ids for text in (first, second))
-    shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-    if shared is None:  # one text ends where the other goes on
-        shared = min(len(one), len(other))
+    texts = [tokenizer(prompt + text).input_ids for text in (first, second)]
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
+    shared = [token for token, _ in pairs]  # all of a text where the other goes on
     with torch.no_grad():
-        logits = model(torch.tensor([one[:shared]])).logits[0, -1].float()
+        logits = model(torch.tensor([shared])).logits[0, -1].float()
     best, next_best = logits.topk(2).values.tolist()
     return best - next_best
 
@@ -108,7 +109,7 @@ def compare_findings(case: str, run: str, stored: dict[str, Any], today: dict[st
 
 
 @pytest.fixture(autouse=True)
-def folder(store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(store: MlflowClient, tmp_path: Path, monkeypatch: Patch) -> Path:
     """Where today's code answers, in this process: one that imports torch first takes seconds."""
 
     def call(module: str, arguments: list[str], folder: Path, checkout: Path) -> Result:
@@ -150,9 +151,7 @@ def test_base_and_given_adapters_answer_as_before(case: str, folder: Path) -> No
     compare_case(case, folder)
 
 
-def test_some_given_adapters_answer_as_before(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_some_given_adapters_answer_as_before(folder: Path, monkeypatch: Patch) -> None:
     """One that shares prefixes, and one that does not; a benchmark is written, and one chosen."""
     runs, benchmarks = ["rslora", "prefix"], ["pocket_math", "pocket_cs"]
     tuned = "tuned=" + ",".join(str(ADAPTERS / name) for name in runs)
@@ -162,7 +161,7 @@ def test_some_given_adapters_answer_as_before(
     compare_case("given", folder, runs, benchmarks)
 
 
-def test_choices_are_decided_early_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_are_decided_early_as_before(folder: Path, monkeypatch: Patch) -> None:
     benchmarks = ["pocket_commonsense", "pocket_cs"]
     chosen = f"benchmark=[{','.join(benchmarks)}]"
     monkeypatch.setitem(CASES, "decided", [*CASES["decided"], chosen])

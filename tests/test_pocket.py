@@ -2,12 +2,13 @@
 
 import json
 import re
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands_and_runs import run_command
+from record_builders import Capture, Patch
 
 from slimdown.pocket import DATA_DIR, MODEL_DIR, PACKAGE_DIR, TASKS_DIR
 from tools.pocket.__main__ import main, score_model
@@ -28,12 +29,10 @@ HELD_OUT = (Split.TEST, Split.DEV)
 
 @pytest.fixture(scope="module")
 def held_out() -> list[Item]:
-    return [
-        item
-        for name in BENCHMARKS
-        for split in HELD_OUT
-        for item in generate_benchmark(name, split)
-    ]
+    questions: list[Item] = []
+    for name, split in product(BENCHMARKS, HELD_OUT):
+        questions += generate_benchmark(name, split)
+    return questions
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +47,35 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def test_no_document_of_pretraining_is_a_held_out_question_with_its_answer(
     held_out: list[Item], documents: list[Item]
 ) -> None:
-    trained = {item.text for item in documents}
-    assert not [item.text for item in held_out if item.text in trained]
+    trained = {document.text for document in documents}
+    assert not trained & {question.text for question in held_out}
 
 
 def test_no_training_text_contains_a_held_out_question_with_its_answer(
     held_out: list[Item], documents: list[Item]
 ) -> None:
     rows = [*generate_instructions(), *generate_replay()]
-    text = "\n\n".join(item.text for item in [*documents[:30_000], *rows])
-    assert not [item.text for item in held_out if item.text in text]
+    trained = "\n\n".join(row.text for row in [*documents[:30_000], *rows])
+    assert not [question.text for question in held_out if question.text in trained]
 
 
 def test_each_fact_is_asked_in_training_but_never_in_the_words_of_test_or_dev(
     documents: list[Item],
 ) -> None:
-    asked = {item.prompt for item in documents if item.kind == "cs"}
-    held = {item.prompt for split in HELD_OUT for item in generate_benchmark("pocket_cs", split)}
-    assert not asked & held
-    taught = {item.completion for item in documents if item.kind == "cs"}
-    answers = {item.completion for item in generate_benchmark("pocket_cs", Split.TEST)}
-    assert answers <= taught
+    taught = [document for document in documents if document.kind == "cs"]
+    for split in HELD_OUT:
+        questions = generate_benchmark("pocket_cs", split)
+        assert not {q.prompt for q in questions} & {document.prompt for document in taught}
+    answers = {question.completion for question in generate_benchmark("pocket_cs", Split.TEST)}
+    assert answers <= {document.completion for document in taught}
 
 
-def test_test_dev_and_training_rows_share_no_question() -> None:
+def test_test_dev_and_training_rows_share_no_question(held_out: list[Item]) -> None:
     for name in BENCHMARKS:
-        test, dev = ({item.prompt for item in generate_benchmark(name, s)} for s in HELD_OUT)
+        test, dev = ({q.prompt for q in generate_benchmark(name, split)} for split in HELD_OUT)
         assert not test & dev
-    trained = {item.prompt for item in [*generate_instructions(), *generate_replay()]}
-    held = {
-        item.prompt for name in BENCHMARKS for s in HELD_OUT for item in generate_benchmark(name, s)
-    }
-    assert not trained & held
+    trained = {row.prompt for row in [*generate_instructions(), *generate_replay()]}
+    assert not trained & {question.prompt for question in held_out}
 
 
 def test_the_shipped_data_are_what_the_generator_makes_byte_for_byte() -> None:
@@ -90,17 +86,19 @@ def test_the_shipped_data_are_what_the_generator_makes_byte_for_byte() -> None:
 
 
 def test_a_choice_has_four_different_options_and_names_the_right_one(held_out: list[Item]) -> None:
-    choices = [item for item in held_out if "label" in item.columns]
+    choices = [question for question in held_out if "label" in question.columns]
     assert choices
-    for item in choices:
-        options: Any = item.columns.get("choices") or item.columns.get("endings")
+    for question in choices:
+        options: Any = question.columns.get("choices") or question.columns.get("endings")
         assert len(set(options)) == 4
-        assert item.completion == f" {options[item.columns['label']]}"
+        assert question.completion == f" {options[question.columns['label']]}"
 
 
 def test_a_worked_answer_ends_in_the_result_of_its_sums(held_out: list[Item]) -> None:
-    for item in (item for item in held_out if item.kind == "math"):
-        worked, answer = str(item.columns["answer"]).split("\n#### ")
+    problems = [question for question in held_out if question.kind == "math"]
+    assert problems
+    for problem in problems:
+        worked, answer = str(problem.columns["answer"]).split("\n#### ")
         sums = re.findall(r"(\d+) ([-+x/]) (\d+) = (\d+)", worked)
         assert sums
         for left, operator, right, result in sums:
@@ -124,17 +122,17 @@ def test_the_shipped_base_solves_a_held_out_word_problem_in_its_format() -> None
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
     right = 0
-    for item in generate_benchmark("pocket_math", Split.TEST)[:10]:
-        inputs = tokenizer(item.prompt, return_tensors="pt")
+    for question in generate_benchmark("pocket_math", Split.TEST)[:10]:
+        inputs = tokenizer(question.prompt, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=48, do_sample=False)
-        right += tokenizer.decode(out[0], skip_special_tokens=True).endswith(item.completion)
+        right += tokenizer.decode(out[0], skip_special_tokens=True).endswith(question.completion)
     assert right >= 5
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 @pytest.mark.parametrize("split", HELD_OUT)
 def test_a_task_asks_in_the_words_that_the_base_was_trained_on_from_any_folder(
-    name: str, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, split: Split, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     from lm_eval.tasks import TaskManager
 
@@ -143,18 +141,15 @@ def test_a_task_asks_in_the_words_that_the_base_was_trained_on_from_any_folder(
     task_name = name if split is Split.TEST else f"{name}_dev"
     manager = TaskManager(include_path=str(TASKS_DIR), include_defaults=False)
     task = manager.load([task_name])["tasks"][task_name]
-    items = generate_benchmark(name, split)
-    docs = list(task.eval_docs)
-    assert len(docs) == len(items)
-    for doc, item in zip(docs, items, strict=True):
-        assert task.doc_to_text(doc) == item.prompt
+    for doc, question in zip(task.eval_docs, generate_benchmark(name, split), strict=True):
+        assert task.doc_to_text(doc) == question.prompt
         target = task.doc_to_target(doc)
         answer = task.doc_to_choice(doc)[target] if isinstance(target, int) else target
-        assert task.config.target_delimiter + answer == item.completion
+        assert task.config.target_delimiter + answer == question.completion
 
 
 def test_a_rebuild_of_few_steps_makes_a_whole_world_in_another_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     import tools.pocket.corpus as corpus
 
@@ -170,18 +165,18 @@ def test_a_rebuild_of_few_steps_makes_a_whole_world_in_another_folder(
 
 @pytest.mark.slow
 def test_the_plain_harness_command_gives_the_same_scores_from_any_folder(tmp_path: Path) -> None:
-    asked = ["--tasks", ",".join(BENCHMARKS), "--include_path", str(TASKS_DIR)]
-    asked += ["--model", "hf", "--model_args", f"pretrained={MODEL_DIR},dtype=float32"]
-    asked += ["--batch_size", "64", "--device", "cpu", "--output_path", str(tmp_path)]
-    done = run_command(tmp_path, "lm_eval", *asked, HF_HUB_OFFLINE="1")
+    options = ["--tasks", ",".join(BENCHMARKS), "--include_path", str(TASKS_DIR)]
+    options += ["--model", "hf", "--model_args", f"pretrained={MODEL_DIR},dtype=float32"]
+    options += ["--batch_size", "64", "--device", "cpu", "--output_path", str(tmp_path)]
+    done = run_command(tmp_path, "lm_eval", *options, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.rglob("results_*.json")
     results = json.loads(file.read_text())["results"]
     scores = score_model(PACKAGE_DIR, quantized=False)
-    assert results["pocket_math"]["exact_match,strict-match"] == scores["pocket_math strict"]
-    assert results["pocket_commonsense"]["acc_norm,none"] == scores["pocket_commonsense acc_norm"]
-    assert results["pocket_cs"]["acc,none"] == scores["pocket_cs acc"]
-    assert (
-        results["pocket_instructions"]["exact_match,strip"]
-        == scores["pocket_instructions exact_match"]
-    )
+    for name, metric, shown in (
+        ("pocket_math", "exact_match,strict-match", "strict"),
+        ("pocket_commonsense", "acc_norm,none", "acc_norm"),
+        ("pocket_cs", "acc,none", "acc"),
+        ("pocket_instructions", "exact_match,strip", "exact_match"),
+    ):
+        assert results[name][metric] == scores[f"{name} {shown}"]

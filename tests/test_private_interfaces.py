@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slimdown"
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs" / "private_interfaces.md").read_text()
 ROW = re.compile(r"^\| `([\w.]+)`(?: (?:sets|reads) `(\w+)`)? \| ([\d.]+) \| ([\w/., ]+) \|", re.M)
 ROWS = [(place, name, files.split(", ")) for place, name, _, files in ROW.findall(PAGE)]
 

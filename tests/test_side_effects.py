@@ -167,7 +167,7 @@ else:
 def test_nothing_of_the_process_or_of_another_library_changes(
     step: str, own: set[str], snapshots: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
-    ours, control = (each[step] for each in snapshots)
+    ours, control = (snapshot[step] for snapshot in snapshots)
     assert ours["patches"] == []
     for key in ours.keys() - own - {"names"}:
         assert ours[key] == control[key], key

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from peft import PeftConfig, PeftModel
-from record_builders import copy_store
+from record_builders import Patch, copy_store
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -49,7 +49,7 @@ def test_a_sweep_leaves_two_finished_runs_and_one_base(client: MlflowClient) -> 
     assert "lora.r=8" in str(second.info.run_name)
     [base] = find_runs(client, "baseline")
     assert base.info.status == "FINISHED"
-    assert base.info.run_name == f"base pocket:model nf4: {', '.join(BENCHMARKS)}"
+    assert base.info.run_name.endswith(f" nf4: {', '.join(BENCHMARKS)}")
 
 
 def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None:
@@ -95,7 +95,7 @@ def test_the_adapter_loads_with_plain_peft(client: MlflowClient) -> None:
 
 
 def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
-    sweep: tuple[Path, Result], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    sweep: tuple[Path, Result], client: MlflowClient, monkeypatch: Patch
 ) -> None:
     """What follows the check uses no slimdown."""
     run, _ = find_runs(client)[:2]
@@ -105,11 +105,11 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(sweep[0])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     order = [{"field_name": "metrics.kept", "ascending": False}]
     tuned = "tags.`slimdown.kind` = 'tuned'"
     models = client.search_logged_models(experiments, tuned, order_by=order)
-    kept = [next(m.value for m in one.metrics if m.key == "kept") for one in models]
+    kept = [{metric.key: metric.value for metric in model.metrics}["kept"] for model in models]
     assert len(kept) > 1
     assert kept == sorted(kept, reverse=True)
     version = client.get_model_version_by_alias("support", "champion")
@@ -206,9 +206,7 @@ def test_a_scaled_adapter_is_saved_and_answers_as_it_was_measured(
     trained = load_file(find_trained(client, run.info.run_id) / "adapter_model.safetensors")
     for name, tensor in saved.items():
         assert tensor.equal(trained[name] * (chosen if "lora_B" in name else 1))
-    assert f"adds {chosen:g} of what was trained" in (sweep[0] / "half/README.md").read_text() or (
-        chosen == 1
-    )
+    assert chosen == 1 or f"adds {chosen:g} of" in (sweep[0] / "half/README.md").read_text()
 
 
 def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: MlflowClient) -> None:

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 DOCS = Path(__file__).parents[1] / "docs"
 LOST, KEPT, GREY = "#c0392b", "#2471a3", "#999999"
 KINDS = {  # rows of the study of an instruct model, from what is lost to what shows nothing
-    "of 50 harmful ones refused": "harmful prompts refused",
-    "GSM8K, 50 questions, right": "GSM8K, right",
-    "XSTest, 100 prompts, right": "XSTest, right: both kinds",
-    "MMLU, 228 questions, right": "MMLU, right",
-    "HellaSwag, 200 questions, right": "HellaSwag, right",
+    "XSTest, 50 harmful prompts, refused": "harmful prompts refused",
+    "GSM8K, 50 questions, correct": "GSM8K, right",
+    "XSTest, 100 prompts, correct": "XSTest, right: both kinds",
+    "MMLU, 228 questions, correct": "MMLU, right",
+    "HellaSwag, 200 questions, correct": "HellaSwag, right",
 }
 CLAIMS = {  # the start of a row of the study of the statistics -> what is wrongly claimed
     "| changed | no change": "changed, of 0/1 scores",

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Unpack
 
 from tqdm import tqdm
@@ -81,36 +82,43 @@ class ForgettingCallback(WatchingCallback):
             idle = "stop_on_forgetting" if stop_on_forgetting else f"questions={questions}"
             raise ConfigError(f"{idle}: every=0 looks at nothing between start and end; set every")
         questions = 64 if questions is None else questions
-        numbers = ("every", every, 0), ("questions", questions, 1), ("limit", limit or 1, 1)
-        for name, n, least in numbers:
+        numbers = {"every": every, "questions": questions, "limit": limit or 1}
+        for name, n in numbers.items():
+            least = 0 if name == "every" else 1
             if type(n) is not int or n < least:
                 raise ConfigError(f"{name}={n!r} must be a whole number of at least {least}")
         if stop_on_forgetting not in (True, False):
             raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
         if not (log is None or callable(log)):
             raise ConfigError(f"log={log!r} must be a function, such as wandb.log")
-        settings = num_fewshot, apply_chat_template, batch_size, include_path
-
-        def build(n: int | None) -> Any:
-            return build_evaluator(benchmarks, n, *settings, **prompts)
-
-        self._of_all, few = build(limit), build(min(questions, limit or questions))
-        budgets = default_budgets({name: task.config for name, task in few.tasks.items()})
+        build = partial(
+            build_evaluator,
+            benchmarks,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            batch_size=batch_size,
+            include_path=include_path,
+            **prompts,
+        )
+        self._full_evaluator = build(limit=limit)
+        look_evaluator = build(limit=min(questions, limit or questions))
+        tasks = look_evaluator.tasks
+        budgets = default_budgets({name: task.config for name, task in tasks.items()})
         if stop_on_forgetting and not budgets:
             raise ConfigError(
                 "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
             )
-        super().__init__(few, every, budgets if stop_on_forgetting else {})
+        super().__init__(look_evaluator, every, budgets if stop_on_forgetting else {})
         self._log_elsewhere = log
-        self._base_of_all: Any = None
+        self._full_base_evaluation: Any = None
         self._model: Any = lambda: None  # a weak reference to the model whose base was measured
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the base."""
-        loaded = wrap_trained(kwargs)  # fails in every process
-        self.findings, self.stopped = None, ""  # of an earlier `train()`
+        loaded = wrap_trained(kwargs)  # in every process, so that all fail together
+        self.findings, self.stopped = None, ""  # forget an earlier `train()`
         if not state.is_world_process_zero or self._model() is loaded.model:
-            return  # the same model: the trainer tries another batch size and starts again
+            return  # the trainer starts again with another batch size
         if self._budgets and (args.world_size > 1 or state.global_step):
             raise ModelError(
                 "stop_on_forgetting takes one process and a training from its first step: what a "
@@ -131,12 +139,12 @@ class ForgettingCallback(WatchingCallback):
             self.keep(0, loaded.model)
         _show(state, f"step {state.global_step}", "measuring the base")
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
-            shown = self._base_of_all = self._of_all.evaluate(loaded)
+            evaluation = shown = self._full_evaluator.evaluate(loaded)
             if self._every:
                 shown = self.measure_base(loaded)
-        self._model = weakref.ref(loaded.model)
-        scores = self._base_of_all.benchmarks
-        self._log({f"base/{name}": b.score.value for name, b in scores.items()}, state)
+        self._model, self._full_base_evaluation = weakref.ref(loaded.model), evaluation
+        scores = {f"base/{name}": b.score.value for name, b in evaluation.benchmarks.items()}
+        self._log(scores, state)
         _show(state, f"step {state.global_step}", f"base   {_describe_scores(shown)}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -144,8 +152,8 @@ class ForgettingCallback(WatchingCallback):
         if not state.is_world_process_zero:
             return
         super().on_step_end(args, state, control, **kwargs)
-        # Loggers close in on_train_end, before this callback is called there. The best model comes
-        # after the last step.
+        # Not in on_train_end: loggers are closed by then. But a trainer that loads the best model
+        # does so after the last step.
         if is_last_step(state, control) and not args.load_best_model_at_end:
             self._measure_all(state, kwargs)
 
@@ -153,38 +161,40 @@ class ForgettingCallback(WatchingCallback):
         """Ask all questions, if that was not done yet because the training ended early."""
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
-        self._model = lambda: None  # another `train()` begins with another base
+        self._model = lambda: None  # the next `train()` has another base
         super().on_train_end(args, state, control)
 
     def report_look(self, findings: Findings, state: Any) -> None:
         """Log and print what a look found."""
-        self._log(_changes(findings), state)
+        self._log(_list_changes(findings), state)
         _show(state, f"step {state.global_step}/{state.max_steps}", _describe_changes(findings))
 
     def _measure_all(self, state: Any, kwargs: Mapping[str, Any]) -> None:
+        """Ask all questions of the trained model, judge them, and log and print the findings."""
         if self.stopped:
             _show(state, "stopped", self.stopped)
-        after = self._of_all.evaluate(wrap_trained(kwargs))
-        findings = self.findings = judge(self._base_of_all, after)
-        primary = {name: b.primary for name, b in findings.benchmarks.items()}
-        tuned = {f"tuned/{name}": change.tuned.value for name, change in primary.items()}
-        self._log(tuned | _changes(findings), state)
-        counts = [benchmark.n for benchmark in findings.benchmarks.values()]
+        tuned_evaluation = self._full_evaluator.evaluate(wrap_trained(kwargs))
+        findings = self.findings = judge(self._full_base_evaluation, tuned_evaluation)
+        benchmarks = findings.benchmarks
+        scores = {f"tuned/{name}": b.primary.tuned.value for name, b in benchmarks.items()}
+        self._log(scores | _list_changes(findings), state)
+        counts = [benchmark.n for benchmark in benchmarks.values()]
         _show(state, "end", f"{_describe_changes(findings)}   {_count_questions(counts)}")
 
     def _log(self, values: dict[str, float], state: Any) -> None:
+        """Log values to the trainer, and to what the user named."""
         epoch = {"epoch": state.epoch} if state.epoch is not None else {}
         state.log_history.append({**values, **epoch, "step": state.global_step})
         if self._log_elsewhere:
             self._log_elsewhere(values, step=state.global_step)
 
 
-def _changes(findings: Findings) -> dict[str, float]:
+def _list_changes(findings: Findings) -> dict[str, float]:
     """Return the change of each benchmark with the ends of its interval, by metric name."""
     values: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
-        d, key = benchmark.primary.difference, f"change/{name}"
-        values |= {key: d.value, f"{key}_low": d.low, f"{key}_high": d.high}
+        change, key = benchmark.primary.difference, f"change/{name}"
+        values |= {key: change.value, f"{key}_low": change.low, f"{key}_high": change.high}
     return values
 
 
@@ -195,22 +205,27 @@ def _show(state: Any, moment: str, content: str) -> None:
         console.show_line(f"{moment:<{width}}  {content}")
 
 
-def _describe_scores(base: Evaluation) -> str:
-    results = base.benchmarks
-    scores = [f"{n} {format_number(100 * r.score.value)}" for n, r in results.items()]
-    return "   ".join([*scores, _count_questions([len(r.samples) for r in results.values()])])
+def _describe_scores(evaluation: Evaluation) -> str:
+    """Write scores in percent, and of how many questions they are, in a line."""
+    parts, counts = [], []
+    for name, benchmark in evaluation.benchmarks.items():
+        parts.append(f"{name} {format_number(100 * benchmark.score.value)}")
+        counts.append(len(benchmark.samples))
+    return "   ".join([*parts, _count_questions(counts)])
 
 
 def _describe_changes(findings: Findings) -> str:
+    """Write changes in points with their intervals, in a line."""
     parts = []
     for name, benchmark in findings.benchmarks.items():
         change, interval = format_points(benchmark.primary.difference.estimate)
-        # Where too much thinking never ended, a change may not be claimed.
+        # If too many answers never ended their thinking, no change is claimed.
         parts.append(f"{name} {change} {interval if benchmark.is_measured else ''}".rstrip())
     return "   ".join(parts)
 
 
 def _count_questions(counts: list[int]) -> str:
+    """Say how many questions the benchmarks have: `(64 questions each)`."""
     fewest, most = min(counts), max(counts)
     n = pluralize(most, "question") if fewest == most else f"{fewest:,} to {most:,} questions"
-    return f"({n}{' each' * (len(counts) > 1)})"
+    return f"({n} each)" if len(counts) > 1 else f"({n})"

@@ -102,12 +102,19 @@ def measure(
         ConfigError: There is no such benchmark or setting.
         ModelError: The model cannot be asked these questions.
     """
-    from slimdown.models.causal import wrap_model  # torch
+    from slimdown.models.causal import wrap_model  # imports torch
 
     loaded = wrap_model(model, tokenizer)
-    settings = limit, num_fewshot, apply_chat_template, batch_size, include_path, stock
+    settings: dict[str, Any] = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": apply_chat_template,
+        "batch_size": batch_size,
+        "include_path": include_path,
+        "stock": stock,
+    }
     if isinstance(benchmarks, MeasuredEvaluation):
-        if any(setting is not None for setting in (*settings, *prompts.values())):
+        if any(value is not None for value in {**settings, **prompts}.values()):
             raise ConfigError(
                 "the same questions are asked again, as in the first measurement: leave out all "
                 "that follows the benchmarks, or name benchmarks instead"
@@ -118,13 +125,14 @@ def measure(
             "benchmarks is an evaluation that measure did not make; give names of benchmarks"
         )
     else:
-        evaluator = build_evaluator(benchmarks, *settings, **prompts)
+        evaluator = build_evaluator(benchmarks, **settings, **prompts)
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 
 
 def build_evaluator(
     benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
+    *,
     limit: int | None,
     num_fewshot: int | None,
     apply_chat_template: bool | str | None = None,
@@ -146,17 +154,24 @@ def build_evaluator(
     if stock not in (None, True, False):
         raise ConfigError(f"stock={stock!r} must be True, False or None")
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
-    values: dict[str, Any] = {"batch_size": batch_size, "holdout": 0.0, "until": Until.all}
-    values["apply_chat_template"] = False if apply_chat_template is None else apply_chat_template
-    values["include_path"] = include_path and str(include_path)
+    values: dict[str, Any] = {
+        "batch_size": batch_size,
+        "holdout": 0.0,
+        "until": Until.all,
+        "apply_chat_template": False if apply_chat_template is None else apply_chat_template,
+        "include_path": str(include_path) if include_path else include_path,
+    }
     values |= {name: value for name, value in prompts.items() if value is not None}
     config = build_settings(EvaluationConfig, values)
-    written = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
-    own = build_settings(BenchmarkConfig, written)
-    if problems := [*find_problems(config), *find_problems(own)]:
+    # These two are settings of benchmarks, and are checked as those of any.
+    answers = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
+    limits = build_settings(BenchmarkConfig, answers)
+    if problems := [*find_problems(config), *find_problems(limits)]:
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    tasks = load_tasks(chosen, config.include_path, own.max_gen_toks, own.stop)
+    tasks = load_tasks(
+        chosen, config.include_path, max_gen_toks=limits.max_gen_toks, stop=limits.stop
+    )
     return Evaluator(tasks, config, share_prefixes=not stock)
 
 
@@ -197,7 +212,7 @@ class NotebookFindings(Findings):
     @explain_missing_packages()
     def table(self) -> "pd.DataFrame":
         """Return one row for each benchmark and metric; scores are shares of 1."""
-        import pandas as pd  # MLflow brings it; it takes half a second
+        import pandas as pd  # installed with MLflow; the import takes half a second
 
         return pd.DataFrame(findings_table(self).records)
 
@@ -217,16 +232,17 @@ class NotebookFindings(Findings):
         if not isinstance(title, str):
             raise ConfigError(f"save(title={title!r:.40}): give a text, such as 'before → after'")
         path = Path(file).expanduser()
-        by_ending = {ending: name for name, endings in FORMATS.items() for ending in endings}
-        if (format_ := by_ending.get(path.suffix.lower())) is None:
-            raise ConfigError(f"save({str(file)!r}): end the name in {', '.join(by_ending)}")
-        if format_ == "html":
-            from slimdown.report.run_page import render_page  # jinja2 takes a fifth of a second
+        formats = {ending: name for name, endings in FORMATS.items() for ending in endings}
+        file_format = formats.get(path.suffix.lower())
+        if file_format is None:
+            raise ConfigError(f"save({str(file)!r}): end the name in {', '.join(formats)}")
+        if file_format == "html":
+            from slimdown.report.run_page import render_page  # imports jinja2: 0.2 s
 
             content = render_page(self, title)
         else:
             notes = describe_findings(self)
-            content = write_table(findings_table(self, title, notes), format_)
+            content = write_table(findings_table(self, title, notes), file_format)
         write_atomically(path, content)
         return path
 
@@ -250,9 +266,10 @@ class NotebookFindings(Findings):
         Raises:
             ConfigError: A budget is no share, or its benchmark was not measured.
         """
-        given: dict[str, Any] = budgets if others is None else {"": others, **budgets}
-        off = [name for name, budget in given.items() if budget == "off"]
-        shares = {name: budget for name, budget in given.items() if name not in off}
+        # "": all that have no budget of their own
+        all_budgets: dict[str, Any] = budgets if others is None else {"": others, **budgets}
+        off = [name for name, budget in all_budgets.items() if budget == "off"]
+        shares = {name: budget for name, budget in all_budgets.items() if name not in off}
         return BudgetResult(tuple(check_budgets(self, shares, off=off)))
 
     def _repr_html_(self) -> str:

@@ -181,7 +181,7 @@ def _choose(
                 is_adapter = (draft / ADAPTER_CONFIG).is_file()
                 note = f"It adds {scale:g} of what was trained."
                 base = measured.base_model
-                card = render_model_card(judged, config, base, None, is_adapter, note)
+                card = render_model_card(judged, config, base, is_adapter=is_adapter, note=note)
                 write_atomically(draft / "README.md", card)
             show_places({"model": str(options.save)})
             try:

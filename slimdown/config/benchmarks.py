@@ -45,21 +45,13 @@ def read_benchmarks(
     """
     group = read_group("benchmark")
     benchmarks: dict[str, BenchmarkConfig] = {}
-    is_one = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
-    specs: Any = [names] if is_one else names
+    is_single = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
+    specs: Any = [names] if is_single else names
     for spec in specs:
-        own: Any = asdict(spec) if isinstance(spec, BenchmarkConfig) else spec
-        if isinstance(own, str):
-            own = {"path": own} if is_row_file(own) else {"task": own}
-        name = own.get("task") if isinstance(own, Mapping) else None
-        if not name and isinstance(own, Mapping) and isinstance(own.get("path"), str):
-            name = name_row_file(own["path"])
-        if not isinstance(name, str):
-            example = "a name, a file such as 'my.jsonl', or settings such as {'task': 'gsm8k'}"
-            raise ConfigError(f"{spec!r} names no benchmark; give {example}")
+        name, values = _read_spec(spec)
         if name in benchmarks:
             raise ConfigError(f"{name} is named twice; name it once")
-        values = dict(own) | {key: value for key, value in settings.items() if value is not None}
+        values |= {key: value for key, value in settings.items() if value is not None}
         if name in group:
             values = {**group[name], **values, "task": group[name].get("task", MISSING)}
         try:
@@ -72,6 +64,21 @@ def read_benchmarks(
     if not benchmarks:
         raise ConfigError(f"no benchmark is named; name some of {', '.join(group)}, or a task")
     return benchmarks
+
+
+def _read_spec(spec: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name of a benchmark and its own settings; `spec` may hold anything."""
+    values = asdict(spec) if isinstance(spec, BenchmarkConfig) else spec
+    if isinstance(values, str):
+        values = {"path": values} if is_row_file(values) else {"task": values}
+    if isinstance(values, Mapping):
+        name, path = values.get("task"), values.get("path")
+        if not name and isinstance(path, str):
+            name = name_row_file(path)
+        if isinstance(name, str):
+            return name, dict(values)
+    example = "a name, a file such as 'my.jsonl', or settings such as {'task': 'gsm8k'}"
+    raise ConfigError(f"{spec!r} names no benchmark; give {example}")
 
 
 def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
@@ -119,11 +126,12 @@ def check_task_names(
         include_path: A folder with task files of your own.
         names: The benchmarks that have files; a typo may be close to one of them.
     """
-    folders = {TASKS_DIR, Path(include_path or TASKS_DIR)}
-    files = [file for folder in folders for file in _list_task_files(folder)]
-    files += _list_harness_files()
-    for name, task in ((n, b.task) for n, b in benchmarks.items() if b.path is None):
-        files.sort(key=lambda file: task not in file)  # most often its file has its name
+    files = [*_list_task_files(TASKS_DIR), *_list_harness_files()]
+    if include_path:
+        files += _list_task_files(Path(include_path))
+    tasks = {name: b.task for name, b in benchmarks.items() if b.path is None}
+    for name, task in tasks.items():
+        files.sort(key=lambda file: task not in file)  # most tasks are in a file of their name
         if not any(_names(file, task) for file in files):
             stems = {splitext(os.path.basename(file))[0] for file in files}
             candidates = sorted(n for n in {*stems, *names} - {task} if n[:1] == task[:1])
@@ -147,7 +155,7 @@ def _list_task_files(folder: Path) -> Iterator[str]:
 
 def _names(file: str, task: str) -> bool:
     """Whether a file names a task, a group or a tag."""
-    with open(file, "rb", buffering=0) as stream:  # twice as fast for 14,000 small files
+    with open(file, "rb", buffering=0) as stream:  # unbuffered: twice as fast
         content, name = stream.read(), task.encode()
     whole = rb"""(?m)(\b(task|group|tag)["']?:|^[ \t]*-|[,[])[ \t]*["']?%s(?=["',\]\s#]|$)"""
     return name in content and re.search(whole % re.escape(name), content) is not None

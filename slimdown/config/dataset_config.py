@@ -10,7 +10,7 @@ from pathlib import Path
 from slimdown import pocket
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, setting
 
-# The rule of huggingface_hub.
+# The rule for ids that huggingface_hub checks.
 HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 

@@ -11,7 +11,7 @@ from functools import cache
 from math import isfinite
 from os.path import expanduser, isfile
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
@@ -19,6 +19,7 @@ from slimdown.utils.secrets import redact_uri
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 _KINDS |= {"list": "a list", "dict": "a mapping", "None": "null", "Literal": "one of its names"}
 
+_Schema = TypeVar("_Schema")
 MISSING: Any = "???"
 """OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
 
@@ -64,11 +65,7 @@ FILLED_LIST = Range("must name something", lambda texts: texts and all(map(str.s
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 
 
-def setting(
-    help: str,
-    allowed: Range | None = None,
-    default: Any = MISSING,
-) -> Any:
+def setting(help: str, allowed: Range | None = None, default: Any = MISSING) -> Any:
     """Make a dataclass field for a setting, with its text for `--help` and the docs.
 
     Args:
@@ -112,23 +109,22 @@ class Setting:
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
-    declared, hints = {one.name: one for one in fields(schema)}, get_type_hints(schema)
-    for name in declared:
-        kind: Any = hints[name]
-        key, about, default = prefix + name, declared[name].metadata, declared[name].default
-        if (make := declared[name].default_factory) is not dataclasses.MISSING:
-            default = make()
-        settings[key] = Setting(kind, about.get("help", ""), about.get("range"), default)
+    hints = get_type_hints(schema)
+    for declared in fields(schema):
+        kind: Any = hints[declared.name]
+        key, texts, default = prefix + declared.name, declared.metadata, declared.default
+        if declared.default_factory is not dataclasses.MISSING:
+            default = declared.default_factory()
+        settings[key] = Setting(kind, texts.get("help", ""), texts.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
             settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
             kinds: dict[str, type] = kind.list_kinds() if hasattr(kind, "list_kinds") else {}
-            for one in kinds.values() or [kind]:  # kinds may share a setting
-                settings |= {
-                    k: s for k, s in list_settings(one, f"{key}.").items() if k not in settings
-                }
+            for section in kinds.values() or [kind]:
+                for inner_key, inner in list_settings(section, f"{key}.").items():
+                    settings.setdefault(inner_key, inner)  # kinds may share a setting
             if kinds:
                 names = Range(f"must be one of {', '.join(kinds)}", kinds.__contains__)
                 settings[f"{key}.name"] = replace(settings[f"{key}.name"], allowed=names)
@@ -146,11 +142,11 @@ def find_setting(key: str, schema: type) -> Setting | None:
 def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say that a key is not a setting, and name the nearest one; None where it is a setting."""
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
-        return None  # an option for a library
+        return None  # an option that is handed on to a library
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close += [one for one in settings if one.endswith(f".{key}") and one not in close]
-    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group
+    close += [known for known in settings if known.endswith(f".{key}") and known not in close]
+    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # experiment is a group
     by_name = {setting.rpartition(".")[2]: setting for setting in settings}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
     if close:
@@ -158,11 +154,13 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     section = f"{key.partition('.')[0]}."
     names = [setting for setting in settings if setting.startswith(section)]
     names = names or [setting for setting in settings if "." not in setting]
-    advice = "; options of TRL and PEFT go behind train.args. and lora.args." * ("train" in names)
+    advice = ""
+    if "train" in names:
+        advice = "; options of TRL and PEFT go behind train.args. and lora.args."
     return f"{key} is not a setting; known: {', '.join(names)}{advice}"
 
 
-def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
+def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
     """Build a dataclass of settings, and give each value its type.
 
     Args:
@@ -173,17 +171,17 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
         ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
     """
     kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
-    types = {one.name: str(one.type) for one in fields(schema)}
+    types = {name: str(declared.type) for name, declared in _list_fields(schema).items()}
     for name, value in values.items():
         if name not in kinds:
-            problems.append(str(explain_unknown_key(name, schema)))
+            problems.append(str(explain_unknown_key(name, schema)))  # type: ignore[arg-type]
         elif value is None or isinstance(value, dict):
             built[name], demand = value, explain_type(types[name], value)
             problems += [f"{name} {demand}, got {value!r}"[:200]] if demand else []
         elif value != MISSING:
             kind, *_ = (*get_args(kinds[name]), kinds[name])
             value = str(value) if isinstance(value, Path) else value
-            value = value.item() if hasattr(value, "item") else value  # a number of NumPy's
+            value = value.item() if hasattr(value, "item") else value  # a NumPy number
             built[name] = float(value) if kind is float and type(value) is int else value
             if kind == list[str] and isinstance(value, str | tuple):
                 built[name] = [value] if isinstance(value, str) else list(value)
@@ -197,7 +195,13 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
     return schema(**built)
 
 
-def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
+def _list_fields(schema: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {declared.name: declared for declared in fields(schema)}
+
+
+def build_choice(
+    group: str, kinds: Mapping[str, type[_Schema]], values: Mapping[str, Any]
+) -> _Schema:
     """Build the settings of a group's choice, where each choice has settings of its own.
 
     Args:
@@ -210,30 +214,31 @@ def build_choice(group: str, kinds: Mapping[str, type], values: Mapping[str, Any
     """
     if (name := values["name"]) not in kinds:
         raise ConfigError(f"{group}.name={name}: there is no such {group}{nearest(name, [*kinds])}")
-    declared = {one: {own.name: own for own in fields(kinds[one])} for one in kinds}
-    own, given, problems = declared[name], dict[str, Any](), list[str]()
+    own, given, problems = _list_fields(kinds[name]), dict[str, Any](), list[str]()
     for key, value in values.items():
-        having = ", ".join(one for one in kinds if key in declared[one])
+        having = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
             is_text = type(value) in (int, float) and explain_type(str(own[key].type), "") is None
-            given[key] = str(value) if is_text else value  # a dataset may be called 1
+            given[key] = str(value) if is_text else value  # YAML reads a name such as 1 as a number
         elif value is not None and having:
             problems.append(f"{key}={value}: only {group}={having} has it, and not {name}")
         elif value is not None:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
-    for key, one in own.items():
-        value = given.get(key, one.default)
-        demand = explain_type(str(one.type), value)
+    for key, declared in own.items():  # `build_settings` checks the names of enumerations
+        value = given.get(key, declared.default)
+        demand = explain_type(str(declared.type), value)
         if value == MISSING or (value is None and demand):
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif key in given and demand and not isinstance(one.type, EnumMeta):  # built below
+        elif key in given and demand and not isinstance(declared.type, EnumMeta):
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))
     return build_settings(kinds[name], given)
 
 
-def read_choice(base: type, kinds: Mapping[str, type], values: Mapping[str, Any]) -> Any:
+def read_choice(
+    base: type[_Schema], kinds: Mapping[str, type[_Schema]], values: Mapping[str, Any]
+) -> _Schema:
     """Restore the recorded settings of a group's choice, where each choice has its own.
 
     Args:
@@ -243,10 +248,10 @@ def read_choice(base: type, kinds: Mapping[str, type], values: Mapping[str, Any]
     """
     kind = kinds.get(str(values.get("name")))
     if kind is None:
-        inherited = {one.name for one in fields(base)}
+        inherited = _list_fields(base)
         added = [(name, Any, field(default=None)) for name in values if name not in inherited]
         kind = make_dataclass("NotInstalled", added, bases=(base,))
-    own = {one.name for one in fields(kind)}
+    own = _list_fields(kind)
     return build_settings(kind, {name: value for name, value in values.items() if name in own})
 
 
@@ -257,7 +262,7 @@ def explain_type(kind: str, value: Any) -> str | None:
     'must be a whole number, a list, null'
     """
     outer = kind.replace("Optional[", "None|").replace("NoneType", "None")
-    outer = outer.replace("Config", "|dict")  # a class takes a dict
+    outer = outer.replace("Config", "|dict")  # a config class may be given as a dict
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
     words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")
@@ -274,7 +279,7 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
     A value may be out of its range or not finite. `problems()` of a class says what does not fit
     together. Missing values are skipped.
     """
-    declared = {one.name: one for one in fields(node)} if is_dataclass(node) else {}
+    declared = _list_fields(node) if is_dataclass(node) else {}
     for name, value in (vars(node) if declared else node).items():
         path = f"{key}.{name}".lstrip(".")
         if is_dataclass(value) or isinstance(value, dict):

@@ -98,15 +98,15 @@ class SettingHelp:
 def describe_settings() -> tuple[SettingHelp, ...]:
     """Describe every setting, in the order of the schema."""
     composed, described = compose_defaults(), []
-    for key, one in list_settings(RunConfig).items():
-        if not one.help:
+    for key, setting in list_settings(RunConfig).items():
+        if not setting.help:
             continue  # a section
-        value = one.default if "<name>" in key else OmegaConf.select(composed, key)
+        value = setting.default if "<name>" in key else OmegaConf.select(composed, key)
         if key == "tracking.uri":
             value = DEFAULT_STORE  # the environment may name another, with a password
-        is_unset = value == MISSING or (value is None and NoneType not in get_args(one.type))
+        is_unset = value == MISSING or (value is None and NoneType not in get_args(setting.type))
         default = "" if is_unset else _write_value(value)
-        described.append(SettingHelp(key, default, one.help, _describe_choices(one)))
+        described.append(SettingHelp(key, default, setting.help, _describe_choices(setting)))
     return tuple(described)
 
 
@@ -121,16 +121,18 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
     for group, text in _GROUPS.items():
         names = {*list_group_choices(group, folders), *list_added_choices(group)}
         choices = sorted(names - {"any"})
-        n_lines = _MOST_LINES if is_whole else 2 if group == "model" else 1
+        n_lines = 2 if group == "model" else 1
+        if is_whole:
+            n_lines = _MOST_LINES
         lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
     lines += ["", "Settings" if is_whole else "Settings that are changed most often"]
-    for one in describe_settings():
-        name = f"{one.key}={one.default}"
+    for setting in describe_settings():
+        name = f"{setting.key}={setting.default}"
         if is_whole:
-            lines += _write_entry(name, one.whole_text, 36, _MOST_LINES)
-        elif one.key in _MOST_CHANGED:
-            is_short = len(one.text) <= _WIDTH - 39
-            text = one.text if is_short else one.text.partition(";")[0]
+            lines += _write_entry(name, setting.whole_text, 36, _MOST_LINES)
+        elif setting.key in _MOST_CHANGED:
+            is_short = len(setting.text) <= _WIDTH - 39
+            text = setting.text if is_short else setting.text.partition(";")[0]
             lines += _write_entry(name, text, 36, 1)
     return "\n".join([*lines, _FLAGS if is_whole else f"\n{_EXAMPLES}\n{_MORE}"])
 
@@ -138,20 +140,22 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
 def write_table() -> str:
     """Write the table of docs/settings.md, in Markdown."""
     rows = ["| setting | default | |", "|---|---|---|"]
-    for one in describe_settings():
-        default = f"`{one.default}`" if one.default else ""
-        rows.append(f"| `{one.key}` | {default} | {one.whole_text} |")
+    for setting in describe_settings():
+        default = f"`{setting.default}`" if setting.default else ""
+        rows.append(f"| `{setting.key}` | {default} | {setting.whole_text} |")
     return "\n".join(rows)
 
 
 def _write_entry(name: str, text: str, width: int, n_lines: int) -> list[str]:
     """Write a name and what it is; what finds no room in the lines is cut."""
-    how: dict[str, Any] = {"max_lines": n_lines, "placeholder": " ...", "break_on_hyphens": False}
-    wrapped = wrap(text, _WIDTH - width - 3, **how)
-    if len(name) > width:
+    wrapped = wrap(
+        text, _WIDTH - width - 3, max_lines=n_lines, placeholder=" ...", break_on_hyphens=False
+    )
+    if len(name) > width:  # it has a line of its own
         wrapped = ["", *wrapped]
+    indent = " " * (width + 3)
     first, *others = wrapped
-    return [f"  {name:<{width}} {first}".rstrip(), *(f"{'':{width + 3}}{one}" for one in others)]
+    return [f"  {name:<{width}} {first}".rstrip(), *(f"{indent}{line}" for line in others)]
 
 
 def _write_value(value: Any) -> str:
@@ -169,7 +173,7 @@ def _describe_choices(setting: Setting) -> str:
     """Say which values a setting may have: names, true or false, or a range."""
     for kind in (setting.type, *get_args(setting.type)):
         if isinstance(kind, EnumMeta):
-            names = list(map(str, kind))  # of a StrEnum
+            names = list(map(str, kind))  # the members of a StrEnum are its values
             is_said = all(name in setting.help for name in names)
             return "" if is_said else f"one of {', '.join(names)}"
     if setting.allowed:

@@ -21,10 +21,7 @@ from omegaconf.errors import (
 )
 
 from slimdown.config.benchmarks import complete_benchmark
-from slimdown.config.fields import (
-    explain_unknown_key,
-    find_problems,
-)
+from slimdown.config.fields import explain_unknown_key, find_problems
 from slimdown.config.methods import build_method
 from slimdown.config.mitigation import build_mitigation
 from slimdown.config.open_choices import OpenChoices
@@ -101,17 +98,13 @@ def load_config(composed: DictConfig) -> RunConfig:
         ConfigError: Lists every problem, one a line.
     """
     try:
-        if composed.tuned is not None:  # the rows that the model's file chooses are idle
+        if composed.tuned is not None:  # the model's file chose rows, but nothing is trained
             composed.dataset = {}
-        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
-            held, tuned = composed.quantization, composed.tuned
-            name = read_trained_quantization(tuned) if tuned else held.bnb_4bit_quant_type.value
-            held.load_in_8bit = held.load_in_8bit or name == "int8"
-            held.load_in_4bit = not held.load_in_8bit and name != "none"
-            held.bnb_4bit_quant_type = name if held.load_in_4bit else held.bnb_4bit_quant_type
+        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):
+            _set_quantization(composed)
         try:
             config = OmegaConf.to_object(composed)
-        except MissingMandatoryValue:  # choosing a file of a group sets the settings of the group
+        except MissingMandatoryValue:  # a group's file would set them
             missing = sorted(OmegaConf.missing_keys(composed))
             problems = [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]
             raise ConfigError("\n".join(problems)) from None
@@ -119,8 +112,19 @@ def load_config(composed: DictConfig) -> RunConfig:
         raise ConfigError(reword(error)) from None
     assert isinstance(config, RunConfig)
     method, keep = build_method(vars(config.method)), build_mitigation(vars(config.keep))
-    OmegaConf.update(composed, "keep", vars(keep), merge=True)  # 1 became 1.0; it is shown so
+    # Values such as 1 became 1.0, and are shown so.
+    OmegaConf.update(composed, "keep", vars(keep), merge=True)
     return complete_config(replace(config, method=method, keep=keep))
+
+
+def _set_quantization(composed: DictConfig) -> None:
+    """Set what quantization=auto means: as an adapter was trained, or in four bits."""
+    quantization, tuned = composed.quantization, composed.tuned
+    kind = read_trained_quantization(tuned) if tuned else quantization.bnb_4bit_quant_type.value
+    quantization.load_in_8bit = quantization.load_in_8bit or kind == "int8"
+    quantization.load_in_4bit = not quantization.load_in_8bit and kind != "none"
+    if quantization.load_in_4bit:
+        quantization.bnb_4bit_quant_type = kind
 
 
 def complete_config(config: RunConfig) -> RunConfig:
@@ -129,11 +133,10 @@ def complete_config(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: Lists every problem, one a line.
     """
-    benchmarks = {name: complete_benchmark(name, one) for name, one in config.benchmark.items()}
+    benchmarks = {name: complete_benchmark(name, b) for name, b in config.benchmark.items()}
     config = replace(config, benchmark=benchmarks)
-    if problems := [
-        *find_problems(config), *find_conflicts(config), *find_option_problems(config)
-    ]:  # fmt: skip
+    problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
+    if problems:
         raise ConfigError("\n".join(problems))
     return config
 

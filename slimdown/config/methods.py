@@ -32,8 +32,7 @@ class MethodConfig:
     @staticmethod
     def read_plain(values: Mapping[str, Any]) -> "MethodConfig":
         """Restore recorded settings, also those of a method that is not installed here."""
-        method: MethodConfig = read_choice(MethodConfig, MethodConfig.list_kinds(), values)
-        return method
+        return read_choice(MethodConfig, MethodConfig.list_kinds(), values)
 
     @property
     def facts(self) -> "MethodFacts":
@@ -226,5 +225,4 @@ def build_method(values: Mapping[str, Any]) -> MethodConfig:
     Raises:
         ConfigError: Lists what is wrong with them, one a line.
     """
-    method: MethodConfig = build_choice("method", MethodConfig.list_kinds(), values)
-    return method
+    return build_choice("method", MethodConfig.list_kinds(), values)

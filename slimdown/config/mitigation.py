@@ -26,16 +26,22 @@ class Mitigation:
     inside functions.
 
     Attributes:
-        about: What it does, a few words for console, page and card.
+        description: What it does, a few words for console, page and card.
         preparation: What it does before the training that may take long; empty: nothing.
         is_advised: Whether it is advised to those who lost something without any.
     """
 
     name: str = setting("what is done so that a fine-tuning keeps what the base can do")
 
-    about: ClassVar[str] = ""
+    description: ClassVar[str] = ""
     preparation: ClassVar[str] = ""
     is_advised: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Refuse the name that `description` had before."""
+        super().__init_subclass__()
+        if "about" in vars(cls):
+            raise TypeError(f"{cls.__name__}.about must be called {cls.__name__}.description")
 
     @staticmethod
     def list_kinds() -> dict[str, type["Mitigation"]]:
@@ -45,8 +51,7 @@ class Mitigation:
     @staticmethod
     def read_plain(values: Mapping[str, Any]) -> "Mitigation":
         """Restore recorded settings, also those of a mitigation that is not installed here."""
-        mitigation: Mitigation = read_choice(Mitigation, list_mitigations(), values)
-        return mitigation
+        return read_choice(Mitigation, list_mitigations(), values)
 
     @property
     def is_active(self) -> bool:
@@ -89,8 +94,9 @@ class Mitigation:
 
         They are the settings whose range is `FILE`.
         """
-        named = (one.name for one in fields(self) if one.metadata.get("range") is FILE)
-        return {f"keep.{name}": Path(path) for name in named if (path := getattr(self, name))}
+        names = [field.name for field in fields(self) if field.metadata.get("range") is FILE]
+        paths = {name: getattr(self, name) for name in names}
+        return {f"keep.{name}": Path(path) for name, path in paths.items() if path}
 
     def read_prompts(self) -> list[str]:
         """Read the texts of its files that are trained on: they may hold benchmarks' questions."""
@@ -99,8 +105,8 @@ class Mitigation:
     def describe(self) -> str:
         """Describe it in a line, for console, page and card; empty where nothing is done."""
         values = [f"{key} {value}" for key, value in vars(self).items() if value and key != "name"]
-        about = f"{self.name}: {self.about}" if self.about else self.name
-        return ", ".join([about, *values]) if self.is_active else ""
+        named = f"{self.name}: {self.description}" if self.description else self.name
+        return ", ".join([named, *values]) if self.is_active else ""
 
     def explain_plan(self, n_rows: int) -> Iterator[str]:
         """Say what a plan of a training on so many rows does not count, a sentence each."""
@@ -141,7 +147,7 @@ class Mitigation:
         """
         return {}
 
-    def measure_loss(self, predicted: Any, of_base: Any) -> Any:
+    def measure_loss(self, predicted: Any, base_predicted: Any) -> Any:
         """Compute what is added to the loss of a batch with compared rows, in nats.
 
         It is called where `choose_compared` returned rows. For a penalty on weights there is no
@@ -149,7 +155,7 @@ class Mitigation:
 
         Args:
             predicted: The model's `Predictions` in the batch, see `training/labels.py`.
-            of_base: Those of the base in the compared rows, without a gradient.
+            base_predicted: Those of the base in the compared rows, without a gradient.
         """
         raise NotImplementedError(f"keep={self.name} compares rows, and has no loss")
 
@@ -164,7 +170,7 @@ def list_mitigations() -> dict[str, type[Mitigation]]:
     own: dict[str, type[Mitigation]] = {_NONE: Mitigation}
     for module in iter_modules([str(_FOLDER)]):
         if module.name.startswith("_"):
-            continue  # what several of them share
+            continue  # code that several mitigations share
         named = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
         found = import_module(f"slimdown.training.mitigations.{module.name}")
         own[module.name] = getattr(found, named)
@@ -185,8 +191,7 @@ def build_mitigation(values: Mapping[str, Any]) -> Mitigation:
     Raises:
         ConfigError: Lists what is wrong with them, one a line.
     """
-    mitigation: Mitigation = build_choice("keep", list_mitigations(), values)
-    return mitigation
+    return build_choice("keep", list_mitigations(), values)
 
 
 def advise_mitigation() -> str:

@@ -30,7 +30,7 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
-        # An option's value stays whole: names in it are no settings.
+        # The value of an option stays whole, as the keys in it are no settings.
         if isinstance(node, dict) and ".args." not in prefix[:-1]:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
@@ -47,8 +47,8 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
 def _read_tree(node: object) -> Any:
     """Return sections as dictionaries, without copies of their values, as `asdict` makes them."""
     if is_dataclass(node) or isinstance(node, dict):
-        items = node.items() if isinstance(node, dict) else vars(node).items()
-        return {key: _read_tree(value) for key, value in items}
+        values = node if isinstance(node, dict) else vars(node)
+        return {key: _read_tree(value) for key, value in values.items()}
     return node
 
 
@@ -74,16 +74,17 @@ def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
     defaults = read_defaults()
     for group in settings.keys() & {"dataset", "benchmark"}:
-        (of_each,) = defaults[group].values()
-        defaults = defaults | {group: dict.fromkeys(settings[group], of_each)}
+        defaults = defaults | {group: dict.fromkeys(settings[group], defaults[group]["<name>"])}
     return drop(settings, defaults)
 
 
 @cache
 def read_defaults() -> dict[str, Any]:
     """Return the tree of all defaults, `<name>` for any dataset or benchmark; ??? where is none."""
-    named = {"dataset": asdict(DatasetConfig()), "benchmark": asdict(BenchmarkConfig())}
-    return asdict(RunConfig()) | {group: {"<name>": one} for group, one in named.items()}
+    return asdict(RunConfig()) | {
+        "dataset": {"<name>": asdict(DatasetConfig())},
+        "benchmark": {"<name>": asdict(BenchmarkConfig())},
+    }
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:
@@ -98,13 +99,14 @@ def describe_identity(config: RunConfig) -> dict[str, str]:
     """Return the few settings by which people tell runs apart, as texts by dotted key."""
     flat = flatten(config)
     named = ("model.id", "tuned", "method.name", "lora.r", "train.learning_rate", "keep.name")
-    about = {key: str(flat[key]) for key in (*named, "seed") if flat.get(key, "???") != "???"}
-    if flat.get("quantization.load_in_4bit") != "???":  # logs do not say
-        about["quantization"] = config.quantization.name
-    about |= {"dataset": ",".join(config.dataset), "benchmark": ",".join(config.benchmark)}
-    idle = config.idle_sections
-    idle += ("keep",) if about.get("keep.name") == "none" else ()
-    return {k: v for k, v in about.items() if v and k.partition(".")[0] not in idle}
+    texts = {key: str(flat[key]) for key in (*named, "seed") if flat.get(key, "???") != "???"}
+    if flat.get("quantization.load_in_4bit") != "???":  # logs do not name it
+        texts["quantization"] = config.quantization.name
+    texts |= {"dataset": ",".join(config.dataset), "benchmark": ",".join(config.benchmark)}
+    idle = {*config.idle_sections}
+    if texts.get("keep.name") == "none":
+        idle.add("keep")
+    return {k: v for k, v in texts.items() if v and k.partition(".")[0] not in idle}
 
 
 def run_name(
@@ -135,7 +137,7 @@ def run_name(
     else:
         changes = [change for change in changes if not change.startswith(_NOT_NAMED)]
     changes.sort(key=lambda change: change.partition("=")[0] not in swept)
-    # Paths differ at their ends.
+    # Long values keep their end, because paths differ there.
     short = [c if len(c) <= 60 else f"{c.partition('=')[0]}=…{c[-50:]}" for c in changes]
     width = 120 + len(given or "")
     return shorten(" ".join([given or model, *short]), width, placeholder=" …")

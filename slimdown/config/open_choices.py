@@ -38,7 +38,7 @@ def name_choice(group: str, choice: object) -> str:
     if is_row_file(name):
         return name_row_file(name)
     name = Path(name).name if group == "dataset" else name
-    return re.sub(r"[^\w-]", "_", name, flags=re.ASCII)  # a dot would separate sections
+    return re.sub(r"[^\w-]", "_", name, flags=re.ASCII)  # a dot would begin a new section
 
 
 class OpenChoices(ConfigSource):

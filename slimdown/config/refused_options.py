@@ -64,15 +64,10 @@ def find_option_problems(root: RunConfig) -> Iterator[str]:
     Args:
         root: All settings.
     """
-    for section in (s for s in SECTIONS if s not in root.idle_sections):
+    for section in SECTIONS:
         node = getattr(root, section)
-        for name, value in node.args.items():
+        for name, value in node.args.items() if section not in root.idle_sections else ():
             key, option = f"{section}.args.{name}", f"{name}={redact_uri(str(value))[:80]}"
-            reasons = (
-                reason
-                for pattern, reason in _REFUSED[section].items()
-                if re.fullmatch(pattern, name) or re.fullmatch(pattern, option)
-            )
             if name in vars(node):
                 yield f"{key} is a setting of its own: leave `args.` out"
             elif section == "model" and name not in _MODEL_OPTIONS:
@@ -80,10 +75,18 @@ def find_option_problems(root: RunConfig) -> Iterator[str]:
                 yield f"{key} is no option of {owner}{nearest(name, list(_MODEL_OPTIONS))}"
             elif section == "model" and (fault := explain_type(_MODEL_OPTIONS[name], value)):
                 yield f"{key} {fault}, got {redact_uri(repr(value))[:80]}"
-            elif reason := next(reasons, ""):
+            elif reason := _find_refusal(section, name, option):
                 yield f"{section}.args.{option} is not handed on: {reason}"
             elif clash := _find_clash(root, section, option):
                 yield f"{section}.args.{option}: {clash}"
+
+
+def _find_refusal(section: str, name: str, option: str) -> str:
+    """Say why an option is refused, whatever the settings are; empty where it is not."""
+    for pattern, reason in _REFUSED[section].items():
+        if re.fullmatch(pattern, name) or re.fullmatch(pattern, option):
+            return reason
+    return ""
 
 
 def _find_clash(root: RunConfig, section: str, option: str) -> str:

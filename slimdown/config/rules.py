@@ -130,11 +130,12 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
         are_plain: Whether they were read and none is a conversation.
     """
     train, share = config.train, config.keep.added_share
-    n_rows = n_rows or sum(one.max_examples or 10**12 for one in config.dataset.values())
-    n_of_step = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
-    n_all = n_rows / max(1e-9, 1 - share)  # in this order, nan is not the larger one
-    n_steps = ceil(n_all / n_of_step) * train.num_train_epochs
-    n_steps = train.max_steps if train.max_steps > 0 else ceil(min(1e15, n_steps))
+    n_rows = n_rows or sum(d.max_examples or 10**12 for d in config.dataset.values())
+    step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
+    n_all = n_rows / max(1e-9, 1 - share)  # max(1e-9, nan) is 1e-9; max(nan, 1e-9) is nan
+    n_steps = ceil(min(1e15, ceil(n_all / step_rows) * train.num_train_epochs))
+    if train.max_steps > 0:
+        n_steps = train.max_steps
     if train.stop_on_forgetting and train.look_steps > n_steps:
         yield f"train.look_steps={train.look_steps} is beyond the {n_steps} steps; set fewer"
     if train.assistant_only_loss is True and (are_plain or not config.may_hold_conversations):

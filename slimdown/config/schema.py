@@ -123,7 +123,8 @@ class ModelConfig:
             forms = "OWNER/NAME, and behind tuned= OWNER/NAME@REVISION, too"
             yield f"{self.named}: there is no such folder, and a hub id is {forms}"
         folder = self.folder or Path()
-        for name in next(os.walk(folder), ("", [], []))[2] if self.folder else ():
+        _, _, names = next(os.walk(self.folder or ""), ("", [], []))
+        for name in names:
             if (folder / name).exists() and not (folder / name).is_file():
                 yield f"{self.named} holds {name}, which is no file that can be read; remove it"
 
@@ -134,7 +135,8 @@ class TunedModelConfig(ModelConfig):
 
     @property
     def named(self) -> str:
-        return f"tuned={self.id}" + f"@{self.revision}" * (self.revision != "main")
+        revision = f"@{self.revision}" if self.revision != "main" else ""
+        return f"tuned={self.id}{revision}"
 
     @property
     def gguf(self) -> Path | None:
@@ -394,12 +396,12 @@ class RunConfig:
         """The adapter or model that `tuned` names."""
         if self.tuned is None:
             return None
-        id_, at, revision = self.tuned.rpartition("@")
+        model_id, at, revision = self.tuned.rpartition("@")
         if not at or os.path.exists(os.path.expanduser(self.tuned)):
-            id_, revision = self.tuned, "main"
+            model_id, revision = self.tuned, "main"
         args = {name: self.model.args[name] for name in self.model.args if name != "gguf_file"}
-        own = {"id": id_, "revision": revision, "args": args}
-        tuned = TunedModelConfig(**vars(self.model) | own)
+        values = vars(self.model) | {"id": model_id, "revision": revision, "args": args}
+        tuned = TunedModelConfig(**values)
         if tuned.gguf:
             args["gguf_file"] = tuned.gguf.name
         return tuned

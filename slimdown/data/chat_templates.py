@@ -11,11 +11,12 @@ from slimdown.config.schema import EvaluationConfig
 from slimdown.utils.errors import DataError, ModelError, describe_error
 from slimdown.utils.template_limit import limit_rendering
 
-# Llama 3's templates write a date into every prompt: today's, or the one that they are given. A
-# fixed one gives equal prompts to a base that was measured yesterday and a model that is tuned
-# today. It is the date that the templates fall back on.
+# Llama 3's templates write a date into every prompt: today's, or the one that they are given. With
+# a fixed date, a base that was measured yesterday got the same prompts as a model that is tuned
+# today. This is the date that the templates fall back on.
 FIXED_DATE = {"date_string": "26 Jul 2024"}
-# SmolLM3's template only asks the clock. TRL renders the rows, so they have the day of training.
+# SmolLM3's template takes no date and asks the clock. This fixes the date of the questions. TRL
+# renders the rows, so they have the day of training.
 _FIXED_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 
 
@@ -82,8 +83,9 @@ def read_template_args(tokenizer: Any, evaluation: EvaluationConfig) -> dict[str
         ModelError: There is no template, it fails, or it drops what is set.
     """
     args, system = dict(evaluation.chat_template_args), evaluation.system_instruction or ""
-    setting = f"evaluation.apply_chat_template={str(evaluation.apply_chat_template).lower()}"
-    setting = "evaluation.system_instruction" if system else setting
+    setting = "evaluation.system_instruction"
+    if not system:
+        setting = f"evaluation.apply_chat_template={str(evaluation.apply_chat_template).lower()}"
     check_chat_template(tokenizer, setting, system, args)
     for name in args:
         if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
@@ -104,14 +106,15 @@ def read_template_args(tokenizer: Any, evaluation: EvaluationConfig) -> dict[str
 def find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
     """Return the template's variable that switches thinking on and off; empty: there is none."""
     for name in ("enable_thinking", "thinking"):  # most have the first, Granite the second
-        on, off = (_render_question(tokenizer, system, {**args, name: v}) for v in (True, False))
-        if on != off:
+        thinking = _render_question(tokenizer, system, {**args, name: True})
+        plain = _render_question(tokenizer, system, {**args, name: False})
+        if thinking != plain:
             return name
     return ""
 
 
 def split_user_turn(tokenizer: Any, **settings: Any) -> tuple[str, str]:
-    """Return what the chat template writes before and behind the first message of a user.
+    """Return what the chat template writes before and after the first message of a user.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -122,13 +125,13 @@ def split_user_turn(tokenizer: Any, **settings: Any) -> tuple[str, str]:
     """
     if not tokenizer.chat_template:
         raise DataError("the tokenizer of this model has no chat template")
-    mark = "MESSAGE-OF-THE-USER"
-    asked = [{"role": "user", "content": mark}]
-    text = render_chat(tokenizer, asked, add_generation_prompt=True, **settings)
-    before, found, behind = text.partition(mark)
-    if not found:
+    message = "MESSAGE-OF-THE-USER"
+    turns = [{"role": "user", "content": message}]
+    text = render_chat(tokenizer, turns, add_generation_prompt=True, **settings)
+    if message not in text:
         raise DataError("the chat template drops what a user says")
-    return before, behind
+    before, _, after = text.partition(message)
+    return before, after
 
 
 def _render_question(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
@@ -138,15 +141,15 @@ def _render_question(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
 
 
 def choose_prompts(
-    evaluation: EvaluationConfig, tokenizer: Any, has_reason: bool
+    evaluation: EvaluationConfig, tokenizer: Any, uses_template: bool
 ) -> tuple[EvaluationConfig, list[str]]:
     """Decide whether questions go through the chat template, and check that they can.
 
     Args:
         evaluation: How benchmarks are asked; `auto` is decided here.
         tokenizer: A tokenizer of transformers.
-        has_reason: Whether answers are generated, and the tuned model knows the template: from its
-            rows, or because it brings one.
+        uses_template: What `auto` means for generated answers. It is right if the tuned model
+            knows the template: from its rows, or because it brings one.
 
     Returns:
         The settings, in which `auto` means that generated answers go through the template; and
@@ -155,7 +158,7 @@ def choose_prompts(
     Raises:
         ModelError: The template is needed, and it is missing, fails or drops what is set.
     """
-    if evaluation.apply_chat_template == "auto" and not has_reason:
+    if evaluation.apply_chat_template == "auto" and not uses_template:
         if evaluation.chat_template_args or evaluation.enable_thinking:
             raise ModelError(
                 "evaluation.apply_chat_template=auto: here all prompts are plain, so "

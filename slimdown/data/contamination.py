@@ -17,7 +17,7 @@ answer follows them.
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
@@ -98,9 +98,10 @@ class Contamination:
         lines = io.StringIO()
         table = csv.writer(lines)
         table.writerow(("benchmark", "question", "text", "stands", "dataset", "row", "shared"))
-        for o in self.overlaps:
-            text, stands = "\n".join(o.question.texts), str(o.stands).lower()
-            table.writerow((o.benchmark, o.question.name, text, stands, o.dataset, o.row, o.shared))
+        for overlap in self.overlaps:
+            question, stands = overlap.question, str(overlap.stands).lower()
+            cells = [overlap.benchmark, question.name, "\n".join(question.texts), stands]
+            table.writerow([*cells, overlap.dataset, overlap.row, overlap.shared])
         return lines.getvalue()
 
     def check(self, max_share: float) -> None:
@@ -113,7 +114,8 @@ class Contamination:
             DataError: More of them do.
         """
         for benchmark, n_questions in self.n_questions.items():
-            if self.count(benchmark) > (limit := max_share * n_questions):
+            limit = max_share * n_questions
+            if self.count(benchmark) > limit:
                 raise DataError(
                     f"{self._describe(benchmark)}; contamination.max_share={max_share:g} allows "
                     f"{int(limit):,}: remove these rows (contamination.csv of the run names one "
@@ -136,14 +138,16 @@ def find_contamination(
     Returns:
         One overlap for each question that shares enough with a row.
     """
-    search = _Search([(name, q) for name, of_name in questions.items() for q in of_name])
-    given = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
-    for row in chain(train_data.iter_texts(), given):
+    search = _Search([(name, question) for name in questions for question in questions[name]])
+    texts = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
+    for row in chain(train_data.iter_texts(), texts):
         search.add_row(row)
-    overlaps = sorted(
-        search.list_overlaps(), key=lambda o: (o.stands, len(o.shared.split())), reverse=True
-    )
-    return Contamination({name: len(q) for name, q in questions.items()}, tuple(overlaps))
+    overlaps = sorted(search.list_overlaps(), key=_rank_overlap, reverse=True)
+    return Contamination({name: len(questions[name]) for name in questions}, tuple(overlaps))
+
+
+def _rank_overlap(overlap: Overlap) -> tuple[bool, int]:
+    return overlap.stands, len(overlap.shared.split())
 
 
 class _Characters(dict[int, str | None]):
@@ -151,10 +155,13 @@ class _Characters(dict[int, str | None]):
 
     def __missing__(self, code: int) -> str | None:
         char, kind = chr(code), category(chr(code))
-        if char in "'’ʼ" or kind == "Cf":
-            return self.setdefault(code, None)
-        spaced = f" {char} " if any(code in block for block in _UNSPACED) else char
-        return self.setdefault(code, spaced if kind[0] in "LMN" else " ")
+        replacement: str | None = " "
+        if char in "'’ʼ" or kind == "Cf":  # apostrophes and invisible characters
+            replacement = None
+        elif kind[0] in "LMN":  # letters, marks and numbers
+            replacement = f" {char} " if any(code in block for block in _UNSPACED) else char
+        self[code] = replacement
+        return replacement
 
 
 _CHARACTERS = _Characters()
@@ -178,17 +185,23 @@ _Place = tuple[str, int]  # the dataset, and the number of the row in it
 
 
 class _Search:
-    """The phrases of all questions, and the rows that hold them so far."""
+    """The phrases of all questions, and the rows that hold them so far.
+
+    A question is named by its number in the list.
+    """
 
     def __init__(self, questions: list[tuple[str, Question]]) -> None:
+        """Take the questions, each with its benchmark, and digest their phrases."""
         self._questions = questions
-        self._words = [[w for text in q.texts if (w := split_words(text))] for _, q in questions]
+        self._words: list[list[list[str]]] = []  # for each question: the words of each of its texts
         owners: dict[int, list[int]] = defaultdict(list)  # questions by their phrases' digests
-        for question, texts in enumerate(self._words):
+        for number, (_, question) in enumerate(questions):
+            texts = [words for words in map(split_words, question.texts) if words]
+            self._words.append(texts)
             for words in texts:
                 for phrase in set(_digest_phrases(words)):
-                    owners[phrase].append(question)
-        self._owners = {phrase: of for phrase, of in owners.items() if len(of) <= _COMMON}
+                    owners[phrase].append(number)
+        self._owners = {phrase: numbers for phrase, numbers in owners.items() if _is_rare(numbers)}
         lengths = {min(len(words), PHRASE_WORDS) for texts in self._words for words in texts}
         self._lengths = sorted(lengths)  # lengths of phrases in words
         # For each phrase: one row of each different text that holds it, until the phrase is common.
@@ -198,6 +211,7 @@ class _Search:
         self._certain: dict[int, _Place] = {}
 
     def add_row(self, row: "TrainedText") -> None:
+        """Note which phrases a row holds, and which questions stand in it."""
         words, place = split_words(row.text[:_MOST_CHARACTERS]), (row.dataset, row.row)
         runs = list(_digest_runs(words))
         digests = chain.from_iterable(runs[length - 1].tolist() for length in self._lengths)
@@ -207,53 +221,76 @@ class _Search:
         text, phrases = join_words(words), set(_digest_phrases(words))
         for phrase in hits:
             _add(self._holders[phrase], text, place)
-        for question in {owner for phrase in hits for owner in self._owners[phrase]}:
-            texts = self._words[question]
-            if question in self._certain or not all(_holds(text, phrases, w) for w in texts):
+        for number in {owner for phrase in hits for owner in self._owners[phrase]}:
+            texts = self._words[number]
+            if number in self._certain or not all(_holds(text, phrases, part) for part in texts):
                 continue
-            _add(self._standing[question], text, place)
-            is_certain = sum(map(len, texts)) >= PHRASE_WORDS
-            if not is_certain:  # a short question stands with the right answer behind it
-                end = max(text.index(part) + len(part) - 1 for part in map(join_words, texts))
-                answers = filter(None, map(split_words, self._questions[question][1].answers))
-                is_certain = any(text.find(join_words(answer), end) >= 0 for answer in answers)
-            if is_certain:
-                self._certain[question] = place
+            _add(self._standing[number], text, place)
+            is_long = sum(map(len, texts)) >= PHRASE_WORDS
+            if is_long or self._is_answered(number, text):
+                self._certain[number] = place
+
+    def _is_answered(self, number: int, text: str) -> bool:
+        """Return whether a right answer stands in a text behind a question that stands in it."""
+        parts = map(join_words, self._words[number])
+        end = max(text.index(part) + len(part) - 1 for part in parts)
+        _, question = self._questions[number]
+        answers = filter(None, map(split_words, question.answers))
+        return any(text.find(join_words(answer), end) >= 0 for answer in answers)
 
     def list_overlaps(self) -> Iterator[Overlap]:
+        """Yield the overlap of each question that shares enough with a row."""
         touched = {owner for phrase in self._holders for owner in self._owners[phrase]}
-        for question in sorted(touched):
-            texts, named = self._words[question], self._questions[question]
-            standing = self._standing.get(question, {})
-            is_enough = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
-            if question in self._certain or (standing and is_enough and len(standing) <= _COMMON):
-                place = self._certain.get(question) or next(iter(standing.values()))
-                yield Overlap(*named, *place, " ".join(chain.from_iterable(texts)), stands=True)
-                continue
-            runs = [self._find_longest_run(w) for w in texts if len(w) >= PHRASE_WORDS]
-            if shared := [run for run in runs if run]:
-                words, place = max(shared, key=lambda run: len(run[0]))
-                yield Overlap(*named, *place, " ".join(words), stands=False)
+        for number in sorted(touched):
+            texts, place = self._words[number], self._find_standing(number)
+            words, stands = list(chain.from_iterable(texts)), place is not None
+            if not stands:
+                runs = filter(None, map(self._find_longest_run, texts))
+                words, place = max(runs, key=lambda run: len(run[0]), default=([], None))
+            if place:
+                (benchmark, question), (dataset, row) = self._questions[number], place
+                yield Overlap(benchmark, question, dataset, row, " ".join(words), stands)
+
+    def _find_standing(self, number: int) -> _Place | None:
+        """Return a row in which a question stands, or None."""
+        texts, standing = self._words[number], self._standing.get(number, {})
+        if number in self._certain:
+            return self._certain[number]
+        # Without its answer a question stands only if it says enough and is no common phrase.
+        is_self_contained = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
+        is_enough = is_self_contained and _is_rare(standing)
+        return next(iter(standing.values()), None) if is_enough else None
 
     def _find_longest_run(self, words: list[str]) -> tuple[list[str], _Place] | None:
         """Return the longest run of the row that shares most rare phrases, and that row."""
+        if len(words) < PHRASE_WORDS:
+            return None
         holders = [self._holders.get(phrase, {}) for phrase in _digest_phrases(words)]
-        rows = [set(h.values()) if len(h) <= _COMMON else set() for h in holders]
+        rows = [set(places.values()) if _is_rare(places) else set() for places in holders]
         if not any(rows):
             return None
         [(row, _)] = Counter(chain.from_iterable(rows)).most_common(1)
-        runs = [list(g) for hit, g in groupby(range(len(rows)), lambda i: row in rows[i]) if hit]
-        longest = max(runs, key=len)
+        hits = groupby(range(len(rows)), key=lambda i: row in rows[i])
+        longest = max((list(places) for is_hit, places in hits if is_hit), key=len)
         return words[longest[0] : longest[-1] + PHRASE_WORDS], row
 
 
+def _is_rare(holders: Sized) -> bool:
+    """Return whether few enough questions or texts hold a phrase that it counts."""
+    return len(holders) <= _COMMON
+
+
 def _add(places: dict[int, _Place], text: str, place: _Place) -> None:
-    if len(places) <= _COMMON:
+    """Add a row's place, one for each different text, until there are too many to count."""
+    if _is_rare(places):
         places.setdefault(hash(text), place)
 
 
 def _holds(text: str, phrases: set[int], words: list[str]) -> bool:
-    """Whether the phrases of a text cover most of these words; a short text must hold them all."""
+    """Return whether a text holds most of a question's words in its phrases.
+
+    It must hold all words of a question that is shorter than a phrase.
+    """
     if len(words) < PHRASE_WORDS:
         return join_words(words) in text
     hits = [phrase in phrases for phrase in _digest_phrases(words)]
@@ -273,7 +310,8 @@ def _digest_runs(words: Sequence[str]) -> Iterator[Any]:
     A digest has 64 bits. Between a million phrases of questions and the billion of a million rows,
     one search in 20,000 meets two that are equal by chance.
     """
-    runs = each = np.fromiter(map(hash, words), np.int64, len(words))
+    digests = np.fromiter(map(hash, words), np.int64, len(words))
+    runs = digests
     for length in range(1, PHRASE_WORDS + 1):
         yield runs
-        runs = runs[:-1] * _FACTOR + each[length:]
+        runs = runs[:-1] * _FACTOR + digests[length:]

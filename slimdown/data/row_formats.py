@@ -79,8 +79,10 @@ def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> 
 def list_columns(config: DatasetConfig, format_: RowFormat, required: bool = False) -> list[str]:
     """List the columns that rows of this format may have, or must have; others do not count."""
     if format_ == RowFormat.instruction:
-        return [c for c in (config.instruction, config.input, config.output) if c is not None]
-    return [*_COLUMNS[format_], *([] if required else ("conversations", *_TEMPLATE_COLUMNS))]
+        columns = (config.instruction, config.input, config.output)
+        return [column for column in columns if column is not None]
+    optional = [] if required else ["conversations", *_TEMPLATE_COLUMNS]
+    return [*_COLUMNS[format_], *optional]
 
 
 def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def _read_values(
             values[column] = _check_messages(value, column)
         else:
             values[column] = _to_text(value, column)
-            is_needed = config.file is not None and column != config.input
+            is_needed = config.file is not None and column != config.input  # hub rows may be empty
             if is_needed and not is_visible(values[column]):
                 raise DataError(f"{column} is empty; fill it or remove the row")
     for column in set(record) - {"instruction", "input"}:
@@ -151,11 +153,11 @@ def _read_values(
 
 def _check_answers(messages: list[dict[str, Any]], tools: Any) -> None:
     """Check that the assistant says or calls something, and calls tools that there are."""
-    answers = [m for m in messages if m["role"] == "assistant"]
-    if not any(is_visible(m["content"]) or m.get("tool_calls") for m in answers):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not any(is_visible(answer["content"]) or answer.get("tool_calls") for answer in answers):
         raise DataError("the assistant says nothing in it, so there is nothing to learn")
-    for message in answers:
-        calls = message.get("tool_calls")
+    for answer in answers:
+        calls = answer.get("tool_calls")
         check_calls(calls if isinstance(calls, list) else [], tools)
 
 
@@ -166,6 +168,7 @@ def get_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str, Any]:
+    """Return prompt and completion of an instruction, by the template that is set."""
     instruction, answer = values[config.instruction], values[config.output]
     context = values[config.input] if config.input is not None else ""
     if config.template == "chat":
@@ -179,15 +182,22 @@ def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str
     slots = {"{instruction}": instruction, "{input}": context}
     # In one pass: a text may hold the name of a slot.
     prompt = re.sub(r"\{instruction\}|\{input\}", lambda slot: slots[slot[0]], template)
-    # After a prompt that ends in a word, the answer begins with the space: tokens include the space
-    # before them.
+    # If the prompt ends in a word, the completion begins with the space, because tokens include the
+    # space before them.
     gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
     return {"prompt": prompt, "completion": f"{gap}{answer}"}
 
 
 def _to_text(value: Any, name: str) -> str:
-    if value is None or isinstance(value, bool):
-        return "" if value is None else str(value).lower()  # as JSON writes it
+    """Return a value as text.
+
+    Raises:
+        DataError: It is neither text, date, truth value nor finite number.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON writes it
     # A whole number may be too large for a float.
     is_finite = isinstance(value, float | Decimal) and isfinite(value)
     if is_finite or isinstance(value, int | str | date):
@@ -197,7 +207,7 @@ def _to_text(value: Any, name: str) -> str:
 
 
 def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
-    """Check the messages of a conversation; ShareGPT's keys are renamed as chat templates want."""
+    """Return the checked messages of a conversation, with ShareGPT's keys and roles renamed."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{column} is no list of messages, each with role and content")
     messages = []
@@ -216,16 +226,17 @@ def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def _read_template_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row has for the chat template beside its messages."""
     columns = {}
-    for name, kind in _TEMPLATE_COLUMNS.items():
+    for name, expected in _TEMPLATE_COLUMNS.items():
         value = record.get(name)
         if isinstance(value, str):  # hub datasets and CSV files hold JSON text
             try:
                 value = json.loads(value or "null")
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{name} cannot be read as JSON: {error}") from None
-        if value and not isinstance(value, kind):
-            raise DataError(f"{name} is a {type(value).__name__}; {kind.__name__} is expected")
+        if value and not isinstance(value, expected):
+            raise DataError(f"{name} is a {type(value).__name__}; {expected.__name__} is expected")
         if value:
             columns[name] = value
     return columns

@@ -121,26 +121,36 @@ def load_training_data(
         parts.append(part)
         notes += note
     weights = [part.weight for part in parts]
-    if None not in weights:
-        from datasets import Dataset
-
-        # Only the parts' numbers are mixed here: formats differ in their columns.
-        numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
-        drawn = Counter(mix_rows(numbers, weights, seed, "first_exhausted")["part"])
-        parts = [replace(p, train=p.train.select(range(drawn[i]))) for i, p in enumerate(parts)]
+    is_mixed = None not in weights
+    if is_mixed:
+        parts = _draw_parts(parts, seed)
     if keep:
-        parts, more = keep.choose_parts(parts)
-        notes += more
-    rows = [(p.train.remove_columns("row"), p.validation.remove_columns("row")) for p in parts]
-    content = [[hash_json(list(train)), hash_json(list(held_out))] for train, held_out in rows]
-    mixture = None if None in weights else [weights, seed]
+        parts, keep_notes = keep.choose_parts(parts)
+        notes += keep_notes
+    content = [[_hash_rows(part.train), _hash_rows(part.validation)] for part in parts]
+    mixture = [weights, seed] if is_mixed else None
     return TrainingData(tuple(parts), hash_json([content, mixture])[:16], notes)
+
+
+def _draw_parts(parts: list[DatasetPart], seed: int) -> list[DatasetPart]:
+    """Cut datasets to the rows that a mixture by weight draws until the first is exhausted."""
+    from datasets import Dataset
+
+    # Only the parts' numbers are mixed here: formats differ in their columns.
+    numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
+    mixed = mix_rows(numbers, [part.weight for part in parts], seed, "first_exhausted")
+    n_drawn = Counter(mixed["part"])
+    return [replace(p, train=p.train.select(range(n_drawn[i]))) for i, p in enumerate(parts)]
+
+
+def _hash_rows(rows: "Dataset") -> str:
+    return hash_json(list(rows.remove_columns("row")))
 
 
 def _load_part(
     name: str, config: DatasetConfig, tokenizer: Any, seed: int, enable_thinking: bool | None
 ) -> tuple[DatasetPart, list[str]]:
-    """Load one dataset's rows, all to train on whatever its weight, and lines for the user."""
+    """Load one dataset's rows, and lines for the user; its weight is not applied yet."""
     records, format_, n_rows = _open_shuffled(config, seed)
     n_held_out = min(config.validation_examples, max(1, n_rows // _HELD_OUT_SHARE))
     check = _RowCheck(name, config, format_, tokenizer, enable_thinking)
@@ -167,7 +177,8 @@ def _load_part(
             break
 
     note = f"{len(skipped):,} rows that cannot be trained on are skipped"
-    note += f", the first is {skipped[0]}" if skipped else ""
+    if skipped:
+        note += f", the first is {skipped[0]}"
     if not train:
         raise DataError(
             f"nothing is left to train on: it has {n_rows} row(s), of which {len(validation)} "
@@ -180,26 +191,24 @@ def _load_part(
             f"a tenth at most, where validation_examples={config.validation_examples} is more"
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
-    trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))
-    return DatasetPart(name, trained, validated, config.weight), notes
+    train_rows, held_out_rows = _build_dataset(train, columns), _build_dataset(validation, columns)
+    return DatasetPart(name, train_rows, held_out_rows, config.weight), notes
 
 
 def _open_shuffled(
     config: DatasetConfig, seed: int
 ) -> tuple[Iterator[tuple[int, Any]], RowFormat, int]:
-    """Return a dataset's rows in the seed's order with their numbers; their format and number."""
-    numbered: Iterator[tuple[int, Any]]
+    """Return a dataset's rows with their numbers, in the seed's order; their format and count."""
     if config.file:
         records = list(iter_records(config.file))
         format_ = detect_format(config, records)
         order = np.random.default_rng(seed).permutation(len(records))  # as `Dataset.shuffle`
-        numbered = (records[i] for i in order)
-    else:
-        rows, format_ = _load_from_hub(config)
-        order = np.random.default_rng(seed).permutation(len(rows))
-        shuffled = map(drop_missing, rows.select(order))
-        numbered = ((int(i) + 1, record) for i, record in zip(order, shuffled, strict=True))
-    return numbered, format_, len(order)
+        return (records[i] for i in order), format_, len(records)
+    rows, format_ = _load_from_hub(config)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = map(drop_missing, rows.select(order))
+    numbered = ((int(i) + 1, record) for i, record in zip(order, shuffled, strict=True))
+    return numbered, format_, len(rows)
 
 
 @dataclass
@@ -211,8 +220,8 @@ class _RowCheck:
     format: RowFormat
     tokenizer: Any
     enable_thinking: bool | None
-    # Both are known with the first row that has them.
-    template_args: dict[str, Any] | None = None  # of all conversations
+    # The first row that has them decides.
+    template_args: dict[str, Any] | None = None  # for all conversations
     prompt_type: type | None = None
 
     def read_row(self, record: Any) -> dict[str, Any]:
@@ -225,13 +234,14 @@ class _RowCheck:
         row = format_row(record, self.config, self.format)
         if messages := get_messages(row):
             if self.template_args is None:
-                is_filled = self.format == RowFormat.instruction
-                setting = "template=chat" if is_filled else f"format={self.format.value}"
+                setting = f"format={self.format.value}"
+                if self.format == RowFormat.instruction:
+                    setting = "template=chat"
                 check_chat_template(self.tokenizer, f"dataset.{self.dataset}.{setting}")
                 self.template_args = _fix_template_args(self.tokenizer, self.enable_thinking)
-            settings = row.get("chat_template_kwargs", {})
+            settings = self.template_args | row.get("chat_template_kwargs", {})
             if self.template_args:
-                row["chat_template_kwargs"] = settings = {**self.template_args, **settings}
+                row["chat_template_kwargs"] = settings
             render_chat(self.tokenizer, messages, tools=row.get("tools"), **settings)
         self.prompt_type = self.prompt_type or type(row.get("prompt"))
         if type(row.get("prompt")) is not self.prompt_type:
@@ -253,10 +263,10 @@ def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":
     """Build a dataset; lists and objects are stored as JSON, so that no key is added to them."""
     from datasets import Dataset, Features, Json, Value
 
-    kinds = {int: Value("int64"), str: Value("string")}
-    features = {column: kinds.get(type(rows[0].get(column)), Json()) for column in columns}
-    empty: dict[str, Any] = {"chat_template_kwargs": {}}  # TRL unpacks it
-    values = {column: [row.get(column, empty.get(column)) for row in rows] for column in columns}
+    types = {int: Value("int64"), str: Value("string")}
+    features = {column: types.get(type(rows[0].get(column)), Json()) for column in columns}
+    defaults: dict[str, Any] = {"chat_template_kwargs": {}}  # TRL unpacks it
+    values = {column: [row.get(column, defaults.get(column)) for row in rows] for column in columns}
     return Dataset.from_dict(values, Features(features))
 
 
@@ -267,5 +277,5 @@ def _load_from_hub(config: DatasetConfig) -> tuple["Dataset", RowFormat]:
     with explain_hub_errors("the dataset", DataError):
         rows = load_dataset(config.path, config.name, split=config.split, revision=config.revision)
     format_ = detect_format(config, [(1, dict.fromkeys(rows.column_names))])
-    columns = [c for c in list_columns(config, format_) if c in rows.column_names]
+    columns = [column for column in list_columns(config, format_) if column in rows.column_names]
     return (rows.select_columns(columns) if columns else rows), format_

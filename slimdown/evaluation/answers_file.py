@@ -17,8 +17,9 @@ class AnswersFile:
         """Read what is in the file; None keeps the responses in memory."""
         self._file = file
         self.responses: dict[str, list[list[Any]]] = {}
-        for line in file.read_bytes().splitlines() if file and file.exists() else ():
-            with suppress(ValueError, TypeError):
+        lines = file.read_bytes().splitlines() if file and file.exists() else []
+        for line in lines:
+            with suppress(ValueError, TypeError):  # it is damaged
                 self.responses |= json.loads(line)
 
     def save(self, name: str, responses: list[list[Any]]) -> None:

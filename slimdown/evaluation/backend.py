@@ -30,9 +30,9 @@ class BackendOptions:
         >>> BackendOptions(True, 8, 1).name
         'PrefixLM, batch size 8, 1 to generate'
         """
-        kind = "PrefixLM" if self.shares_prefixes else "HFLM"
-        generating = self.engine or self.generation_batch_size
-        return f"{kind}, batch size {self.batch_size}, {generating} to generate"
+        scorer = "PrefixLM" if self.shares_prefixes else "HFLM"
+        generator = self.engine or self.generation_batch_size
+        return f"{scorer}, batch size {self.batch_size}, {generator} to generate"
 
     def generate_by(self, packages: Sequence[str]) -> "BackendOptions":
         """Return the same with another engine, which makes its own batches from large chunks."""
@@ -43,7 +43,7 @@ class BackendOptions:
 def choose_backend(
     model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
 ) -> BackendOptions:
-    """Choose how a model is scored; it depends only on model and device, so runs choose alike.
+    """Choose how a model is scored, by model and device alone: so all runs choose alike.
 
     Args:
         model: The first model that is measured.
@@ -60,21 +60,27 @@ def choose_backend(
     if config.batch_size or device.type != "cuda":
         size = config.batch_size or 4
         return BackendOptions(shares, size, size)
-    sizes = model.model.config.get_text_config()
-    # Bytes of 1,024 tokens: logits in two precisions, or keys and values; and some activations.
-    choices = 1024 * (6 * sizes.vocab_size + 64 * sizes.hidden_size)
-    text = 1024 * (4 * sizes.num_hidden_layers + 64) * sizes.hidden_size
+    shape = model.model.config.get_text_config()
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     free_bytes = (total_bytes - model.memory_bytes) / 2
-    rows = (max(1, min(64, int(free_bytes // row_bytes))) for row_bytes in (choices, text))
-    size, generation_size = (1 << (n.bit_length() - 1) for n in rows)
-    return BackendOptions(shares, size, generation_size)
+
+    def choose_size(row_bytes: int) -> int:
+        """Choose a power of two, from 1 to 64."""
+        n_rows = max(1, min(64, int(free_bytes // row_bytes)))
+        return 1 << (n_rows.bit_length() - 1)
+
+    # A row has 1,024 tokens. It takes logits in two precisions, or keys and values; and some
+    # activations.
+    choices_bytes = 1024 * (6 * shape.vocab_size + 64 * shape.hidden_size)
+    generation_bytes = 1024 * (4 * shape.num_hidden_layers + 64) * shape.hidden_size
+    return BackendOptions(shares, choose_size(choices_bytes), choose_size(generation_bytes))
 
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
-    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` where no prefix may be shared."""
+    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` if no prefix may be shared."""
+    lm_class = PrefixLM if backend.shares_prefixes else VirtualTokensLM
     with without_tying(model.model):
-        return (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
+        return lm_class(
             model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
             batch_size=backend.batch_size,

@@ -1,4 +1,4 @@
-"""Ask one model one benchmark: in blocks of questions, cut into chunks that are kept at once."""
+"""Ask one model one benchmark: block by block, in chunks whose answers are kept at once."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,11 +38,10 @@ from slimdown.utils.distributed import share_work
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 from slimdown.utils.progress import OnProgress
 
-# Forward batches per chunk. A chunk is kept on disk at once; a killed evaluation computes it again
-# as it was.
+# Forward batches per chunk. The answers to a chunk are kept on disk as soon as they are there; a
+# killed evaluation answers a chunk that is not there again, in the same batches.
 _BATCHES_PER_CHUNK = 8
 _TRIED_TOKENS = 32  # of each answer, where one batch is tried
-
 
 AskedBlocks = dict[str, dict[int, list[Sample]]]
 """The blocks of questions that one model was asked, by key of the benchmark and first question."""
@@ -49,12 +49,12 @@ AskedBlocks = dict[str, dict[int, list[Sample]]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Requests that a process answers by itself, and all that its answers depend on."""
+    """Requests that a process answers by itself, and all that their answers depend on."""
 
-    task: str  # the harness's
-    name: str  # in the answers file
+    task: str  # the harness's name of the task
+    name: str  # the chunk's name in the answers file
     backend: BackendOptions
-    size: int  # of a batch
+    size: int  # how many requests a batch has
     config: EvaluationConfig
     benchmark: ResolvedBenchmark
     requests: list[Any]
@@ -77,7 +77,7 @@ class BenchmarkRun:
     on_progress: OnProgress
     generate: Callable[[list[Any]], list[str]] | None  # another engine's; None: `lm` does
     n_processes: int  # each answers a chunk; all hold the model
-    asked: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
+    asked_blocks: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
     n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
     n_answered = 0  # of the new ones, those that were answered by the model here and now
 
@@ -85,18 +85,20 @@ class BenchmarkRun:
         """Build the requests, and decide their order and blocks."""
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
-            self.lm.take_template_args(read_template_args(self.model.tokenizer, self.config))
+            self.lm.set_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
         texts: dict[str, dict[int, str]] = {}
-        for (name, number), of_question in self.requests.items():
-            texts.setdefault(name, {})[number] = json.dumps(of_question[0].doc, default=str)
+        for (name, number), requests in self.requests.items():
+            texts.setdefault(name, {})[number] = json.dumps(requests[0].doc, default=str)
         self._order = order_questions(texts)
         self.ends = block_ends(len(self._order))
-        self._task_weights: dict[str, float] | None = None  # every question alike
+        self._task_weights: dict[str, float] | None = None  # None: every question weighs the same
         if self.task.weighs_tasks_alike and len(set(map(len, texts.values()))) > 1:
             self._task_weights = dict.fromkeys(texts, 1 / len(texts))
-        # A group that weighs unequal tasks alike needs all its questions; a look may divide copies.
-        has_copies = len({text for of in texts.values() for text in of.values()}) < self.ends[-1]
+        # A group that weighs unequal tasks alike needs all its questions. Copies of a question may
+        # lie in different blocks, and count once.
+        n_different = len({text for by_number in texts.values() for text in by_number.values()})
+        has_copies = n_different < self.ends[-1]
         self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
         self._samples: list[Sample] = []
         self._looks: list[int] = []
@@ -109,8 +111,9 @@ class BenchmarkRun:
     def key(self) -> str:
         """The key under which its evaluation is kept."""
         questions_hash = self.task.hash_questions(self.requests)
-        parts = self.backend.name, questions_hash, self.task.config, self.config
-        return evaluation_key(self.model, *parts)
+        return evaluation_key(
+            self.model, self.backend.name, questions_hash, self.task.config, self.config
+        )
 
     @property
     def is_whole(self) -> bool:
@@ -119,7 +122,8 @@ class BenchmarkRun:
 
     @cached_property
     def _blocks(self) -> dict[int, list[Sample]]:
-        return self.asked.setdefault(self.key, {})
+        """The blocks that this benchmark shares with others that ask the same questions."""
+        return self.asked_blocks.setdefault(self.key, {})
 
     def look_up(self, cache: EvaluationCache) -> None:
         """Take what was answered before, unless the questions were asked here a moment ago.
@@ -167,9 +171,10 @@ class BenchmarkRun:
     def _share_blocks(self) -> None:
         """Share all blocks that are left among the processes: one may be a single chunk."""
         started, first = time.perf_counter(), max(self.n_asked, self.n_found)
-        pairs = zip([0, *self.ends], self.ends, strict=False)
-        blocks = [(b, end) for b, end in pairs if b >= first and b not in self._blocks]
-        chunks = [chunk for block in blocks for chunk in self._cut(*block)]
+        chunks: list[Chunk] = []
+        for begin, end in zip([0, *self.ends], self.ends, strict=False):
+            if begin >= first and begin not in self._blocks:
+                chunks += self._cut(begin, end)
         # The longest come first, because a process that is done waits for the others.
         chunks.sort(key=lambda chunk: -sum(len(request.args[0]) for request in chunk.requests))
         for _ in self._find_or_answer(chunks, first):
@@ -178,38 +183,36 @@ class BenchmarkRun:
 
     def summarize(self) -> BenchmarkEvaluation:
         """Return the evaluation so far."""
-        evaluation = summarize_samples(
-            self.task.config,
-            self._samples,
-            ", ".join(sorted({str(task.VERSION) for task in self.task.tasks.values()})),
-            self._seconds + (self._found.seconds if self._found else 0),
-            self._task_weights,
-            self.task.usable_metrics,
-        )
+        task, usable = self.task, self.task.usable_metrics
+        evaluation = summarize_samples(task.config, self._samples, self._task_weights, usable)
         return replace(
             evaluation,
+            task_version=", ".join(sorted({str(part.VERSION) for part in task.tasks.values()})),
+            seconds=self._seconds + (self._found.seconds if self._found else 0),
             looks=tuple(self._looks),
             n_available=self.ends[-1] if self._looks else None,
             origin=self._found.origin if self._found and not self.n_new else "",
-            max_new_tokens=max(map(self._max_new_tokens, self.task.tasks.values())),
+            max_new_tokens=max(map(self._max_new_tokens, task.tasks.values())),
         )
 
     def count_cost(self) -> Cost:
         """Count what all questions cost: tokens that are read, and the most that are written."""
         texts, new_tokens = list[str](), 0
-        for (name, _), of_question in self.requests.items():
-            texts += dict.fromkeys(str(request.args[0]) for request in of_question)
-            if (task := self.task.tasks[name]).OUTPUT_TYPE == "generate_until":
-                repeats = sum(request.repeats for request in of_question)
+        for (name, _), requests in self.requests.items():
+            task = self.task.tasks[name]
+            texts += dict.fromkeys(str(request.args[0]) for request in requests)
+            if task.OUTPUT_TYPE == "generate_until":
+                repeats = sum(request.repeats for request in requests)
                 new_tokens += repeats * self._max_new_tokens(task)
             elif not self.task.reads_texts:
-                texts += [str(request.args[1]) for request in of_question]
+                texts += [str(request.args[1]) for request in requests]
         work = Work.answers if self.task.generates else Work.choices
-        work = Work.documents if self.task.reads_texts else work
+        if self.task.reads_texts:
+            work = Work.documents
         return Cost(self.task.name, work, len(self.requests), self._count_tokens(texts), new_tokens)
 
     def measure_cost(self) -> Cost | None:
-        """Return what all questions did cost; None if some of the answers lay here before."""
+        """Return what all questions cost; None if some of the answers were there before."""
         if self.n_answered < self.ends[-1] or self._had_answers:
             return None
         cost = self.count_cost()
@@ -220,18 +223,20 @@ class BenchmarkRun:
         return replace(cost, new_tokens=new_tokens, seconds=self._seconds)
 
     def try_batch(self) -> Cost:
-        """Answer one batch, with short answers, and return what all questions would cost so.
+        """Answer one batch, and return what all questions would cost at this speed.
 
-        An answer that does not end within the tokens that are tried is taken to be as long as it
-        may be.
+        Few tokens of each answer are generated. An answer that is longer is taken to be as long as
+        it may be.
         """
-        whole, chunk = self.count_cost(), self._cut(0, self.ends[-1])[0]
+        cost, chunk = self.count_cost(), self._cut(0, self.ends[-1])[0]
         numbers = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
-        requests = [copy.copy(one) for one in chunk.requests if one.doc_id in numbers]
+        requests = [copy.copy(request) for request in chunk.requests if request.doc_id in numbers]
         most = self._max_new_tokens(self.task.tasks[chunk.task])
-        for request in requests if self.task.generates else ():
-            settings = {**request.args[1], "max_gen_toks": min(_TRIED_TOKENS, most)}
-            request.arguments = (request.args[0], settings)
+        n_tried = min(_TRIED_TOKENS, most)
+        if self.task.generates:
+            for request in requests:
+                settings = {**request.args[1], "max_gen_toks": n_tried}
+                request.arguments = (request.args[0], settings)
         longest = 0
 
         def count(n_tokens: int, _: int) -> None:
@@ -241,12 +246,13 @@ class BenchmarkRun:
         self.lm.report_tokens(count)
         began = time.perf_counter()
         answer_chunk(self.lm, replace(chunk, requests=requests), generate=self.generate)
-        seconds = (time.perf_counter() - began) / len(numbers) * whole.n
-        if self.task.generates and longest:
-            share = most / longest if longest >= min(_TRIED_TOKENS, most) - 1 else 1.0
-            new_tokens = whole.new_tokens * min(longest * share, most) / most
-            return replace(whole, new_tokens=round(new_tokens), seconds=seconds * share)
-        return replace(whole, seconds=seconds)
+        seconds = (time.perf_counter() - began) / len(numbers) * cost.n
+        if not self.task.generates or not longest:
+            return replace(cost, seconds=seconds)
+        is_cut = longest >= n_tried - 1
+        factor = most / longest if is_cut else 1.0
+        new_tokens = cost.new_tokens * min(longest * factor, most) / most
+        return replace(cost, new_tokens=round(new_tokens), seconds=seconds * factor)
 
     def _count_tokens(self, texts: list[str]) -> int:
         if not texts:
@@ -262,14 +268,23 @@ class BenchmarkRun:
         """Cut a block into chunks, each of one task, whose questions share a beginning."""
         chunks = []
         for name, task in self.task.tasks.items():
-            questions = [one for one in self._order[begin:end] if one[0] == name]
-            is_generated, backend = task.OUTPUT_TYPE == "generate_until", self.backend
-            size = backend.generation_batch_size if is_generated else backend.batch_size
+            questions = [question for question in self._order[begin:end] if question[0] == name]
+            size = self.backend.batch_size
+            if task.OUTPUT_TYPE == "generate_until":
+                size = self.backend.generation_batch_size
             step = _BATCHES_PER_CHUNK * size
             for i in range(0, len(questions), step):
-                requests = [r for one in questions[i : i + step] for r in self.requests[one]]
-                about = name, f"{begin} {name} {i}", backend, size, self.config, self.task.config
-                chunks.append(Chunk(*about, requests))
+                own_requests = (self.requests[question] for question in questions[i : i + step])
+                chunk = Chunk(
+                    task=name,
+                    name=f"{begin} {name} {i}",
+                    backend=self.backend,
+                    size=size,
+                    config=self.config,
+                    benchmark=self.task.config,
+                    requests=list(chain.from_iterable(own_requests)),
+                )
+                chunks.append(chunk)
         return chunks
 
     def _ask(self, begin: int, end: int) -> list[Sample]:
@@ -279,7 +294,7 @@ class BenchmarkRun:
         for chunk, responses in self._find_or_answer(self._cut(begin, end), begin):
             task = self.task.tasks[chunk.task]
             if task.OUTPUT_TYPE == "generate_until":
-                responses = [[Answer(*parts) for parts in each] for each in responses]
+                responses = [[Answer(*parts) for parts in repeated] for repeated in responses]
             for sample in self._score_repeats(task, chunk.requests, responses):
                 samples[chunk.task, sample.doc_id] = sample
         return [samples[question] for question in self._order[begin:end]]
@@ -295,24 +310,24 @@ class BenchmarkRun:
             chunks: The chunks to answer.
             n_done: How many questions were answered before them.
         """
-        n = self.n_processes
-        n_together = 2 * n if n > 1 else 1
+        n_processes = self.n_processes
+        n_together = 2 * n_processes if n_processes > 1 else 1
         for i in range(0, len(chunks), n_together):
             together = chunks[i : i + n_together]
             self._report_tokens(n_done, together[0].requests)
             missing = [chunk for chunk in together if chunk.name not in self._answers.responses]
-            parts = [[chunk] for chunk in missing[:n]]
+            parts = [[chunk] for chunk in missing[:n_processes]]
             # The longest come first. The process with the shortest takes the longest of the rest.
-            for part, chunk in zip(reversed(parts), missing[n:], strict=False):
+            for part, chunk in zip(reversed(parts), missing[n_processes:], strict=False):
                 part.append(chunk)
             answer = partial(answer_chunks, self.lm, generate=self.generate)
-            answered = share_work(parts, answer) if n > 1 else map(answer, parts)
-            for part, responses in zip(parts, answered, strict=True):
-                for chunk, of_chunk in zip(part, responses, strict=True):
-                    self._answers.save(chunk.name, of_chunk)
+            answered = share_work(parts, answer) if n_processes > 1 else map(answer, parts)
+            for part, part_responses in zip(parts, answered, strict=True):
+                for chunk, responses in zip(part, part_responses, strict=True):
+                    self._answers.save(chunk.name, responses)
             for chunk in together:
                 yield chunk, self._answers.responses[chunk.name]
-            n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
+                n_done += len({request.doc_id for request in chunk.requests})
             self.on_progress(n_done, self.ends[-1], self.task.name)
 
     def _report_tokens(self, n_done: int, requests: list[Any]) -> None:
@@ -338,17 +353,19 @@ class BenchmarkRun:
         single = [copy.copy(request) for request in requests]
         for request in single:
             request.repeats = 1
-        turns = ([[one] for one in turn] for turn in zip(*responses, strict=True))
-        by_turn = [self._score(task, single, turn) for turn in turns]
+        by_turn = []
+        for turn in zip(*responses, strict=True):  # one answer to each question
+            by_turn.append(self._score(task, single, [[answer] for answer in turn]))
         return [average_repeats(answers) for answers in zip(*by_turn, strict=True)]
 
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
         """Have the harness filter and score responses."""
         name = task.config.task
-        task_copy = copy.copy(task)  # in it the harness finds only these questions
-        task_copy._instances, docs = requests, {request.doc_id: request.doc for request in requests}
+        docs = {request.doc_id: request.doc for request in requests}
         for request in requests:  # drops the previous model's answers
             request.resps, request.filtered_resps = [], {}
+        task_copy = copy.copy(task)  # in it the harness finds only these questions
+        task_copy._instances = requests
         task_copy.build_all_requests = lambda **_: None
         task_copy.doc_iterator = lambda **_: iter(docs.items())
         lm, tasks = _AnsweredLM(requests, responses), {"tasks": {name: task_copy}, "groups": {}}
@@ -356,11 +373,12 @@ class BenchmarkRun:
             results: Any = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
         except ValueError as error:
             raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
-        entries, task_config = results["samples"][name], results["configs"][name]
-        samples = read_task_samples(name, entries, task_config, self.task.config)
+        lines, task_config = results["samples"][name], results["configs"][name]
+        samples = read_task_samples(name, lines, task_config, self.task.config)
         if task.OUTPUT_TYPE == "generate_until":
-            answers = {r.doc_id: each[0] for r, each in zip(requests, responses, strict=True)}
-            samples = [replace(one, **vars(answers[one.doc_id])) for one in samples]
+            pairs = zip(requests, responses, strict=True)
+            answers = {request.doc_id: repeated[0] for request, repeated in pairs}
+            samples = [replace(sample, **vars(answers[sample.doc_id])) for sample in samples]
         if sample := find_no_number(samples):
             raise ModelError(
                 f"benchmark.{self.task.name}: what {self.model.id} answers to question "
@@ -382,43 +400,53 @@ class BenchmarkRun:
 
     def _check_room(self) -> None:
         """Refuse requests beyond the window, and examples and own questions that would be cut."""
-        benchmark, lm = self.task.config, self.lm
-        requests = (request for of_question in self.requests.values() for request in of_question)
-        for request in (r for r in requests if r.request_type == "loglikelihood"):
-            n_tokens = len(request.args[1].encode(errors="replace"))  # no more than bytes
-            if not 0 < n_tokens < lm.max_length // 2:
-                n_tokens = len(lm._encode_pair(*request.args)[1])
-            if not 0 < n_tokens <= lm.max_length:
-                raise ConfigError(
-                    f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "
-                    f"{request.task_name} has {n_tokens} tokens, and {self.model.id} takes 1 to "
-                    f"{lm.max_length}; change the choice, or use a model with a longer window"
-                )
-        for name, task in {} if self.task.reads_texts else self.task.tasks.items():
-            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
-            n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len, default="")))
-            is_generated = task.OUTPUT_TYPE == "generate_until"
-            room = lm.max_length - (n_new := self._max_new_tokens(task) if is_generated else 0)
-            is_own = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
-            if room < 1 or (is_own and n_tokens > room):
-                raise ConfigError(
-                    f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
-                    f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
-                    "shorter or fewer examples (num_fewshot), fewer new tokens (max_gen_toks), or "
-                    "a model with a longer window"
-                )
+        for requests in self.requests.values():
+            for request in requests:
+                if request.request_type == "loglikelihood":
+                    self._check_choice(request)
+        if not self.task.reads_texts:
+            for name, task in self.task.tasks.items():
+                self._check_prompts(name, task)
+
+    def _check_choice(self, request: Any) -> None:
+        lm = self.lm
+        n_tokens = len(request.args[1].encode(errors="replace"))  # there are no more than bytes
+        if not 0 < n_tokens < lm.max_length // 2:
+            n_tokens = len(lm._encode_pair(*request.args)[1])
+        if not 0 < n_tokens <= lm.max_length:
+            raise ConfigError(
+                f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "
+                f"{request.task_name} has {n_tokens} tokens, and {self.model.id} takes 1 to "
+                f"{lm.max_length}; change the choice, or use a model with a longer window"
+            )
+
+    def _check_prompts(self, name: str, task: Any) -> None:
+        benchmark = self.task.config
+        prompts = [str(self.requests[key][0].args[0]) for key in self.requests if key[0] == name]
+        n_tokens = len(self.lm.tok_encode(max(prompts, key=len, default="")))
+        n_new = self._max_new_tokens(task) if task.OUTPUT_TYPE == "generate_until" else 0
+        room = self.lm.max_length - n_new
+        is_own = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
+        if room < 1 or (is_own and n_tokens > room):
+            raise ConfigError(
+                f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
+                f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
+                "shorter or fewer examples (num_fewshot), fewer new tokens (max_gen_toks), or "
+                "a model with a longer window"
+            )
 
 
 def choose_window(lm: Any, runs: Iterable[BenchmarkRun]) -> int:
-    """Choose how many tokens another engine makes room for: the longest, up to a power of two.
+    """Choose how many tokens another engine makes room for.
 
-    So most runs get an equal engine.
+    It is the longest prompt with its answer, rounded up to a power of two: so most runs get an
+    equal engine.
 
     Returns:
         0: the model's own window, which is no longer.
     """
     longest = max((run.count_longest() for run in runs), default=0)
-    window = 1 << (longest + 8).bit_length()  # its tokenizer may add a beginning
+    window = 1 << (longest + 8).bit_length()  # the engine's tokenizer may add tokens in front
     return window if window < lm.max_length else 0
 
 
@@ -439,7 +467,7 @@ def answer_chunk(
         chunk: The requests.
         generate: Generates answers that are not drawn; None: `lm` does.
     """
-    lm.take_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
+    lm.set_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
     requests = chunk.requests
     kind, settings = requests[0].request_type, requests[0].args[-1]
     repeated = [(request, number) for request in requests for number in range(request.repeats)]
@@ -456,8 +484,8 @@ def answer_chunk(
         responses = [Answer(text) for text in generate([request for request, _ in repeated])]
     else:
         responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
-    in_order = iter(getattr(one, "parts", one) for one in responses)
-    return [[next(in_order) for _ in range(request.repeats)] for request in requests]
+    plain = iter(getattr(response, "parts", response) for response in responses)
+    return [[next(plain) for _ in range(request.repeats)] for request in requests]
 
 
 class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped

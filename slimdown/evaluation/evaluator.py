@@ -50,6 +50,7 @@ class Evaluator:
         tasks: dict[str, BenchmarkTask],
         config: EvaluationConfig,
         share_prefixes: bool = True,
+        *,
         backend: BackendOptions | None = None,
         counts_memory: bool = False,
         n_processes: int = 1,
@@ -125,14 +126,14 @@ class Evaluator:
     def _halve_batches(self, backend: BackendOptions, model_id: str) -> BackendOptions:
         """Return the backend with batches half as large, unless a model was measured with these."""
         sizes = backend.batch_size, backend.generation_batch_size
-        halves = [max(1, size // 2) for size in sizes]
+        half, generation_half = (max(1, size // 2) for size in sizes)
         if self.backend or max(sizes) == 1:
             raise ModelError(
                 f"{model_id} does not fit in memory ({backend.name}); measure both models "
-                f"with evaluation.batch_size={min(halves)} (in Python, "
-                f"batch_size={min(halves)}), or with fewer worked examples"
+                f"with evaluation.batch_size={min(half, generation_half)} (in Python, "
+                f"batch_size={min(half, generation_half)}), or with fewer worked examples"
             ) from None
-        smaller = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
+        smaller = BackendOptions(backend.shares_prefixes, half, generation_half)
         self.notes.append(f"Memory ran out; from now on {smaller.name}.")
         return smaller
 
@@ -146,8 +147,9 @@ class Evaluator:
     ) -> Evaluation:
         started = time.perf_counter()
         with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
-            no_peak: AbstractContextManager[Any] = nullcontext(lambda: nan)
-            counter = measure_peak_memory(model.device) if self._counts_memory else no_peak
+            counter: AbstractContextManager[Any] = nullcontext(lambda: nan)
+            if self._counts_memory:
+                counter = measure_peak_memory(model.device)
             measure_peak = stack.enter_context(counter)
             runs, backend_name = self._open(model, backend, on_progress, stack)
             for run in runs.values():
@@ -158,64 +160,70 @@ class Evaluator:
                         run.ask_rest()
                         run.save(cache)
             if stop_when:
-                self._look(runs, cache, stop_when)
-            benchmarks = {name: run.summarize() for name, run in runs.items()}
-            seconds = time.perf_counter() - started
-            about = version("lm-eval"), backend_name, seconds, measure_peak()
-            costs = tuple(cost for run in runs.values() if (cost := run.measure_cost()))
-            conditions = self._describe_prompts()
-            return Evaluation(benchmarks, *about, conditions=conditions, costs=costs)
+                self._ask_with_looks(runs, cache, stop_when)
+            return Evaluation(
+                benchmarks={name: run.summarize() for name, run in runs.items()},
+                harness_version=version("lm-eval"),
+                backend=backend_name,
+                seconds=time.perf_counter() - started,
+                peak_bytes=measure_peak(),
+                conditions=self._describe_prompts(),
+                costs=tuple(filter(None, (run.measure_cost() for run in runs.values()))),
+            )
 
     def _describe_prompts(self) -> dict[str, str]:
         """Return by `benchmark.setting` how benchmarks are asked, if not in the usual way."""
-        about = dict[str, str]()
+        used: dict[str, str] = {}
         for name, task in self.tasks.items():
             narrowed = task.narrow(self._config)
-            settings = {one: getattr(narrowed, one) for one in PROMPT_SETTINGS}
-            own = ("max_gen_toks", "stop", "temperature", "repeats")
-            settings |= {one: getattr(task.config, one) for one in own}
-            used = {one: value for one, value in settings.items() if value not in (None, False, {})}
-            used |= {"enable_thinking": False} if narrowed.enable_thinking is False else {}
-            about |= {f"{name}.{one}": str(value) for one, value in used.items()}
-        return about
+            settings = {setting: getattr(narrowed, setting) for setting in PROMPT_SETTINGS}
+            for setting in ("max_gen_toks", "stop", "temperature", "repeats"):
+                settings[setting] = getattr(task.config, setting)
+            for setting, value in settings.items():
+                if value not in (None, False, {}):
+                    used[f"{name}.{setting}"] = str(value)
+            if narrowed.enable_thinking is False:  # None is the usual way
+                used[f"{name}.enable_thinking"] = "False"
+        return used
 
     def _open(
         self, model: LoadedModel, backend: BackendOptions, on_progress: OnProgress, stack: ExitStack
     ) -> tuple[dict[str, BenchmarkRun], str]:
         """Build the questions of every benchmark, and name the backend; nothing is asked yet."""
         lm = open_lm(model, self._config, backend)
-        generating, generate = backend, None
+        generating_backend, generate = backend, None
         runs: dict[str, BenchmarkRun] = {}
         if (facts := BACKENDS[self._config.backend]).module:
-            generating = backend.generate_by(facts.packages)
-            generator = facts.find_function("open_generator")
-            opened = generator(model, lambda: choose_window(lm, runs.values()))
-            generate = stack.enter_context(opened)
-        asked: AskedBlocks = {}
+            generating_backend = backend.generate_by(facts.packages)
+            open_generator = facts.find_function("open_generator")
+            generator = open_generator(model, lambda: choose_window(lm, runs.values()))
+            generate = stack.enter_context(generator)
+        asked_blocks: AskedBlocks = {}
         for name, task in self.tasks.items():
             runs[name] = BenchmarkRun(
                 task=task,
                 model=model,
                 lm=lm,
-                backend=generating if task.generates else backend,
+                backend=generating_backend if task.generates else backend,
                 config=self._config,
                 on_progress=on_progress,
                 generate=generate,
                 n_processes=self._n_processes,
-                asked=asked,
+                asked_blocks=asked_blocks,
             )
-        return runs, generating.name
+        return runs, generating_backend.name
 
-    def _look(
+    def _ask_with_looks(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
     ) -> None:
         """Ask the remaining benchmarks block by block, until a look needs no more answers."""
         stoppable = {name: run for name, run in runs.items() if not run.n_asked}
         needed = set(stoppable)
         while needed:
-            for run in (run for name, run in stoppable.items() if name in needed):
-                run.ask_block(is_look=True)
-            # Holm may open a benchmark again, where another's evidence weakens.
+            for name, run in stoppable.items():
+                if name in needed:
+                    run.ask_block(is_look=True)
+            # Holm's correction may need a benchmark again when another's evidence weakens.
             needed = stop_when({name: run.summarize() for name, run in runs.items()})
             needed = {name for name in needed & set(stoppable) if not runs[name].is_whole}
         for run in stoppable.values():

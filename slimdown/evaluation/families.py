@@ -31,12 +31,8 @@ _TOKENWISE_ADAPTERS = frozenset(
     ["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "SHIRA", "VERA"]
 )
 # Settings that make LoRA look at more than one token, or run a layer twice with one cache.
-_ROWWISE_LORA = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "layer_replication",
-    "monteclora_config",
-)
+_ROWWISE_LORA = ["alora_invocation_tokens", "arrow_config", "layer_replication"]
+_ROWWISE_LORA += ["monteclora_config"]
 
 
 def explain_no_sharing(model: Any) -> str:
@@ -49,12 +45,7 @@ def explain_no_sharing(model: Any) -> str:
         The reason in a few words; empty where sharing is exact.
     """
     inner = get_inner_model(model)
-    explained = (
-        _explain_adapters(model),
-        _explain_class(inner),
-        _explain_settings(inner.config, type(inner)),
-    )
-    return next(filter(None, explained), "")
+    return _explain_adapters(model) or _explain_class(inner) or _explain_settings(inner)
 
 
 def _explain_adapters(model: Any) -> str:
@@ -90,15 +81,17 @@ def _explain_class(inner: Any) -> str:
     return ""
 
 
-def _explain_settings(config: Any, kind: Any) -> str:
+def _explain_settings(inner: Any) -> str:
     """Say which setting of a tested family changes what a token may see."""
+    config = inner.config
     odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
     for setting, value in odd_settings.items():
         if getattr(config, setting, None) is value:
             return setting
     for setting in ("sliding_window", "layer_types"):
         # The family ignores a setting that it does not know, but masks would follow it.
-        if getattr(config, setting, None) is not None and not hasattr(kind.config_class, setting):
+        is_known = hasattr(inner.config_class, setting)
+        if getattr(config, setting, None) is not None and not is_known:
             return f"{setting} in the config of {config.model_type}"
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     by_layer = [value for value in rope.values() if isinstance(value, dict)]
@@ -109,10 +102,11 @@ def _explain_settings(config: Any, kind: Any) -> str:
 
 
 def _is_patched(module_class: type) -> bool:
-    """Whether somebody put another forward into a class of transformers, as Unsloth does."""
+    """Return whether another library put its forward into a class of transformers, as Unsloth."""
     forward: Any = getattr(module_class, "forward", None)
-    home, of_forward = (str(c.__module__).partition(".")[0] for c in (module_class, forward))
-    return home == "transformers" and of_forward not in ("transformers", "torch")
+    package = str(module_class.__module__).partition(".")[0]
+    forward_package = str(forward.__module__).partition(".")[0]
+    return package == "transformers" and forward_package not in ("transformers", "torch")
 
 
 def get_windows(model: Any) -> dict[str, int | None]:

@@ -4,13 +4,13 @@ import os
 import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isnan
+from math import inf, isnan, nan
 from statistics import fmean
 from typing import Any
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
-from slimdown.evaluation.right_choice import score_right_choice
+from slimdown.evaluation.right_choice import score_right_choice, take_choices
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -38,45 +38,46 @@ def choose_metric(metrics: Sequence[str]) -> str:
     names = [Metric(metric).name for metric in metrics]
     name = next((name for name in _PREFERRED if name in names), names[0])
     filtered = [metric for metric in metrics if Metric(metric).name == name]
-    return next((m for m in filtered if Metric(m).filter.startswith("flexible")), filtered[0])
+    flexible = (metric for metric in filtered if Metric(metric).filter.startswith("flexible"))
+    return next(flexible, filtered[0])
 
 
 def read_task_samples(
-    task: str, entries: Iterable[Any], task_config: Any, benchmark: ResolvedBenchmark
+    task: str, lines: Iterable[Any], task_config: Any, benchmark: ResolvedBenchmark
 ) -> list[Sample]:
     """Read the samples of one task.
 
     Args:
         task: The harness's name.
-        entries: What the harness logs: one entry for each question and filter.
+        lines: What the harness logs: a line for each question and filter.
         task_config: The task's settings as the harness logs them.
         benchmark: `numeric_tolerance` adds flexible_accuracy; `scale` divides the primary metric.
 
     Returns:
-        One sample for each question, in the order of `entries`.
+        One sample for each question, in the order of `lines`.
     """
-    by_doc: dict[int, list[Any]] = {}
-    for entry in entries:
-        by_doc.setdefault(entry["doc_id"], []).append(entry)
-    kind, delimiter = task_config["output_type"], task_config.get("target_delimiter", " ")
+    by_question: dict[int, list[Any]] = {}
+    for line in lines:
+        by_question.setdefault(line["doc_id"], []).append(line)
+    output_type, delimiter = task_config["output_type"], task_config.get("target_delimiter", " ")
     samples = []
-    for doc_id, of_doc in by_doc.items():
-        first = of_doc[0]
-        scores = _read_scores(of_doc, benchmark)
-        if kind == "multiple_choice":
+    for doc_id, own_lines in by_question.items():
+        first = own_lines[0]
+        scores = _read_scores(own_lines, benchmark)
+        if output_type == "multiple_choice":
             exchange = _read_choosing(first, scores, delimiter)
-        elif kind == "loglikelihood_rolling":  # the document is the prompt
+        elif output_type == "loglikelihood_rolling":  # the document is the prompt
             exchange = _Exchange(_read_prompt(first), "", dict.fromkeys(scores, ""))
         else:
-            exchange = _read_generating(of_doc, scores)
+            exchange = _read_generating(own_lines, scores)
         if benchmark.numeric_tolerance is not None:
             # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's
             # flexible accuracy compares numbers.
-            by_filter = exchange.answers.items()
-            extracted = (text for key, text in by_filter if key.endswith("flexible-extract"))
-            exchange.answers[FLEXIBLE] = text = next(extracted, exchange.response)
-            is_equal = numbers_agree(text, exchange.target, benchmark.numeric_tolerance)
-            scores[FLEXIBLE] = float(is_equal)
+            answers = exchange.answers
+            extracted = (answers[key] for key in answers if key.endswith("flexible-extract"))
+            answer = next(extracted, exchange.response)
+            is_equal = numbers_agree(answer, exchange.target, benchmark.numeric_tolerance)
+            answers[FLEXIBLE], scores[FLEXIBLE] = answer, float(is_equal)
         document = first.get("doc") or {}
         sample = Sample(
             task=task,
@@ -104,63 +105,60 @@ class _Exchange:
     log_likelihoods: tuple[float, ...] = ()
 
 
-def _read_prompt(entry: Any) -> str:
-    return str(entry["arguments"][0][0])
+def _read_prompt(line: Any) -> str:
+    return str(line["arguments"][0][0])
 
 
-def _read_scores(of_doc: Sequence[Any], benchmark: ResolvedBenchmark) -> dict[str, float]:
+def _read_scores(lines: Sequence[Any], benchmark: ResolvedBenchmark) -> dict[str, float]:
     """Read the scores of a question by metric; the primary one's are divided by its scale."""
     scores: dict[str, float] = {}
-    for entry in of_doc:
-        for metric in entry["metrics"]:
-            # A metric over all questions, such as F1, has no score for each question.
-            if (score := parse_score(entry[metric])) is not None:
-                key: str = Metric(metric, entry["filter"])
-                scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
+    for line in lines:
+        for name in line["metrics"]:
+            metric, score = Metric(name, line["filter"]), parse_score(line[name])
+            if score is not None:  # a metric over all questions, such as F1, has none for each
+                is_primary = metric == benchmark.metric
+                scores[metric] = score / (benchmark.scale or 1) if is_primary else score
     return scores
 
 
-def _read_generating(of_doc: Sequence[Any], metrics: Container[str]) -> _Exchange:
+def _read_generating(lines: Sequence[Any], metrics: Container[str]) -> _Exchange:
     """Read what was generated, and by metric what its filter kept of it."""
-    first = of_doc[0]
-    kept: dict[str, str] = {
-        key: str(entry["filtered_resps"][0])
-        for entry in of_doc
-        for metric in entry["metrics"]
-        if (key := Metric(metric, entry["filter"])) in metrics
-    }
+    kept: dict[str, str] = {}
+    for line in lines:
+        for metric in (Metric(name, line["filter"]) for name in line["metrics"]):
+            if metric in metrics:
+                kept[metric] = str(line["filtered_resps"][0])
+    first = lines[0]
     return _Exchange(_read_prompt(first), str(first["target"]), kept, str(first["resps"][0][0]))
 
 
-def _read_choosing(entry: Any, scores: dict[str, float], delimiter: str) -> _Exchange:
+def _read_choosing(line: Any, scores: dict[str, float], delimiter: str) -> _Exchange:
     """Read the choices of a question, which of them each metric takes, and which one is right.
 
-    Where one is right, its probability is added to the scores.
+    If one is right, its probability is added to the scores.
     """
-    prompt, choices = _read_choices(entry["arguments"], delimiter)
-    log_likelihoods = tuple(float(r[0]) for r in entry["filtered_resps"])[: len(choices)]
-    target = str(entry["target"])
+    prompt, choices = _read_choices(line["arguments"], delimiter)
+    log_likelihoods = tuple(float(r[0]) for r in line["filtered_resps"])[: len(choices)]
+    target = str(line["target"])
     if target.isdigit() and int(target) < len(choices):
         target = choices[int(target)]
-    elif len({arguments[0] for arguments in entry["arguments"]}) > 1 and len(choices) == 2:
+    elif len({arguments[0] for arguments in line["arguments"]}) > 1 and len(choices) == 2:
         # The choices are in the contexts, and the log does not say which one is right.
         best = log_likelihoods.index(max(log_likelihoods))
         target = choices[best if scores.get("acc") == 1 else 1 - best]
     p_right = score_right_choice(choices, log_likelihoods, target, scores)
-    scores |= {} if p_right is None else {CHOICE_PROBABILITY: p_right}
-    pairs, answers = list(zip(log_likelihoods, choices, strict=True)), {}
-    for key in scores:
-        by_length = Metric(key).name == "acc_norm"
-        ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
-        answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
+    if p_right is not None:
+        scores[CHOICE_PROBABILITY] = p_right
+    plain_choice, choice_by_length = take_choices(choices, log_likelihoods)
+    by_length = [metric for metric in scores if Metric(metric).name == "acc_norm"]
+    answers = dict.fromkeys(scores, plain_choice) | dict.fromkeys(by_length, choice_by_length)
     return _Exchange(prompt, target, answers, choices=choices, log_likelihoods=log_likelihoods)
 
 
 def average_repeats(answers: Sequence[Sample]) -> Sample:
     """Make one sample of several answers to a question: the first, with the mean of all scores."""
-    repeated = {
-        metric: tuple(one.scores[metric] for one in answers) for metric in answers[0].scores
-    }
+    metrics = answers[0].scores
+    repeated = {metric: tuple(answer.scores[metric] for answer in answers) for metric in metrics}
     means = {metric: fmean(scores) for metric, scores in repeated.items()}
     return replace(answers[0], scores=means, repeated_scores=repeated if len(answers) > 1 else {})
 
@@ -209,8 +207,6 @@ def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[
 def summarize_samples(
     benchmark: ResolvedBenchmark,
     samples: Sequence[Sample],
-    task_version: str,
-    seconds: float,
     task_weights: dict[str, float] | None = None,
     usable: Collection[str] | None = None,
 ) -> BenchmarkEvaluation:
@@ -219,14 +215,13 @@ def summarize_samples(
     Args:
         benchmark: Its settings.
         samples: Of the questions that were asked.
-        task_version: As the harness has it.
-        seconds: How long measuring took.
         task_weights: How the harness weighs tasks; None weighs every question alike.
         usable: Metrics whose score is a mean where more is better, with or without their filters;
             None: all.
 
     Returns:
-        The evaluation, without metrics that are not usable, lack a question or leave [0, 1].
+        The evaluation, without metrics that are not usable, lack a question or leave [0, 1]. The
+        caller adds the task's version and the seconds.
     """
     metrics = [
         metric
@@ -235,17 +230,17 @@ def summarize_samples(
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
     ]
 
-    def cut(sample: Sample) -> Sample:
+    def drop_others(sample: Sample) -> Sample:
         if [*sample.scores] == [*sample.answers] == metrics:
-            return sample  # most are whole, and there may be 100,000
+            return sample  # as most do, and there may be 100,000
         answers = {metric: sample.answers[metric] for metric in metrics}
         return replace(sample, answers=answers, scores={m: sample.scores[m] for m in metrics})
 
     return BenchmarkEvaluation(
         benchmark=benchmark,
-        task_version=task_version,
-        samples=tuple(map(cut, samples)),
-        seconds=seconds,
+        task_version="",
+        samples=tuple(map(drop_others, samples)),
+        seconds=nan,
         task_weights=task_weights,
     )
 
@@ -300,11 +295,9 @@ def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
     >>> numbers_agree("no idea", "#### 18", 0.01)
     False
     """
-    numbers = [
-        re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
-        for text in (answer, target.rsplit("####", 1)[-1])
-    ]
-    if not all(numbers):
-        return False
-    first, second = (float(of_text[-1].replace(",", "")) for of_text in numbers)
-    return abs(first - second) < tolerance
+
+    def read_last(text: str) -> float:
+        numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
+        return float(numbers[-1].replace(",", "")) if numbers else nan
+
+    return abs(read_last(answer) - read_last(target.rsplit("####", 1)[-1])) < tolerance

@@ -6,7 +6,7 @@ it lacks from `evaluate.load(NAME)`, and the Python of some of its tasks does th
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.machinery import ModuleSpec
 from sys import modules
 from types import ModuleType
@@ -19,11 +19,11 @@ _RUNS = "which runs Python from the hub or from the working folder; choose anoth
 
 @contextmanager
 def forbid_hub_metrics(context: str = "") -> Iterator[None]:
-    """Inside, `evaluate.load` raises in words.
+    """Inside, `evaluate.load` raises an error that says why.
 
-    Where the package is imported, what `load`, `combine` and suites share is replaced: a module
-    that takes `load` by name keeps the true one. Otherwise a module that refuses all stands for
-    it, as to import it takes seconds.
+    If the package is imported already, the function is replaced that `load`, `combine` and suites
+    call: a module may have taken `load` itself by name. Otherwise a module takes the package's
+    place that refuses everything, because importing the package takes seconds.
 
     Args:
         context: What a message begins with, such as `benchmark.NAME: `.
@@ -45,22 +45,30 @@ def forbid_hub_metrics(context: str = "") -> Iterator[None]:
     closed: Any = ModuleType("evaluate")
     closed.__spec__, closed.__getattr__ = ModuleSpec("evaluate", None), refuse_part
     names = [name for name in ("evaluate.loading", "evaluate.evaluation_suite") if name in modules]
-    places: list[tuple[dict[str, Any], str, Any]] = [
-        (vars(modules[name]), "evaluation_module_factory", refuse) for name in names
-    ] or [(modules, "evaluate", closed)]
-    originals = [place.get(key) for place, key, _ in places]
-    for place, key, replacement in places:
-        place[key] = replacement
-    try:
-        yield
-    except Exception:
-        if calls:
-            raise calls[0] from None
-        raise
-    finally:
-        for (place, key, _), original in zip(places, originals, strict=True):
-            place[key] = original
-            if original is None:
-                del place[key]
+    with ExitStack() as undo:
+        for name in names:
+            place = vars(modules[name])
+            undo.enter_context(_replaced(place, "evaluation_module_factory", refuse))
+        if not names:
+            undo.enter_context(_replaced(modules, "evaluate", closed))
+        try:
+            yield
+        except Exception:
+            if calls:
+                raise calls[0] from None
+            raise
     if calls:
         raise calls[0]
+
+
+@contextmanager
+def _replaced(place: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    """Inside, a dictionary has another value; on leaving, it has its own again, or none."""
+    original = place.get(key)
+    place[key] = value
+    try:
+        yield
+    finally:
+        place[key] = original
+        if original is None:
+            del place[key]

@@ -118,13 +118,13 @@ class _Window:
 def _batch_windows(
     windows: Iterable[tuple[int, _Window]], n_tokens: int
 ) -> Iterator[list[tuple[int, _Window]]]:
-    """Cut windows, the longest first, into batches of so many tokens with their padding."""
+    """Cut windows into batches of at most `n_tokens` with their padding; the longest come first."""
     batch: list[tuple[int, _Window]] = []
-    for one in windows:
+    for number, window in windows:
         if batch and (len(batch) + 1) * batch[0][1].width > n_tokens:
             yield batch
             batch = []
-        batch.append(one)
+        batch.append((number, window))
     if batch:
         yield batch
 
@@ -134,7 +134,6 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     `think_end_token` may be a special token, which `HFLM` drops before it looks for the text.
     Thinking that never ended is no answer here; `HFLM` takes it for one.
-
     """
 
     cache_hook: Any
@@ -154,12 +153,12 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._written: tuple[str, list[int]] = "", []  # the last text with thinking, its tokens
         self._n_most = 0
 
-    def take_template_args(self, variables: Mapping[str, Any]) -> None:
-        """Take the variables of the chat template, for what is asked from now on."""
+    def set_template_args(self, variables: Mapping[str, Any]) -> None:
+        """Set the variables of the chat template, for what is asked from now on."""
         self.chat_template_args = dict(variables)
 
-    def take_batches(self, size: int, keeps_special_tokens: bool) -> None:
-        """Take the size of batches from now on.
+    def set_batches(self, size: int, keeps_special_tokens: bool) -> None:
+        """Set the size of batches from now on.
 
         Args:
             size: In requests.
@@ -214,45 +213,51 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode the prompts of a batch; `HFLM` leaves BOS out where the first begins with it."""
-        about = strings, padding_side, left_truncate_len, truncation
         if not self._rules.doubles_bos:
-            ids, mask = super().tok_batch_encode(*about)
-            return ids, mask
+            encoded: tuple[torch.Tensor, torch.Tensor] = super().tok_batch_encode(
+                strings, padding_side, left_truncate_len, truncation
+            )
+            return encoded
         settings = {"padding": "longest", "padding_side": padding_side, "return_tensors": "pt"}
-        encoded = self.tokenizer(strings, truncation=truncation, **settings)
+        batch = self.tokenizer(strings, truncation=truncation, **settings)
         kept = slice(-left_truncate_len if left_truncate_len else None, None)
-        return encoded["input_ids"][:, kept], encoded["attention_mask"][:, kept]
+        return batch["input_ids"][:, kept], batch["attention_mask"][:, kept]
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Decode tokens; the end of thinking stays in the text, special token or not."""
         skip_special_tokens = skip_special_tokens and not self._keeps_special_tokens
         text, end = str(super().tok_decode(tokens, skip_special_tokens)), self.think_end_token
-        if skip_special_tokens and end:
-            (token, *others) = self.tok_encode(end, add_special_tokens=False)
-            if end not in text and not others and token in tokens:
-                after = len(tokens) - tokens[::-1].index(token)
-                parts = tokens[: after - 1], tokens[after:]
-                text = end.join(str(super(GeneratingLM, self).tok_decode(part)) for part in parts)
+        if skip_special_tokens and end and end not in text:
+            end_tokens = self.tok_encode(end, add_special_tokens=False)
+            if len(end_tokens) == 1 and end_tokens[0] in tokens:
+                n_behind = tokens[::-1].index(end_tokens[0])
+                answer_start = len(tokens) - n_behind
+                thinking = super().tok_decode(tokens[: answer_start - 1])
+                text = f"{thinking}{end}{super().tok_decode(tokens[answer_start:])}"
         self._written = text, tokens
         return text
 
     def _read_answer(self, prompt: str, text: str) -> Answer:
-        """Read what was written last; `text` is what `HFLM` makes of it."""
-        (whole, tokens), end = self._written, self.think_end_token
+        """Split what was written last into thinking and answer; `HFLM` cut it to `text`."""
+        whole, tokens = self._written
+        is_full = len(tokens) == self._n_most and tokens[-1] not in self._list_ends()
+        end = self.think_end_token
+        begin = end.replace("/", "", 1) if end and "/" in end else ""  # <think>, [THINK]
         thinking, _, rest = whole.rpartition(end) if end else ("", "", whole)
-        begin = end.replace("/", "", 1) if end and "/" in end else None  # <think>, [THINK]
-        ends = {self.tokenizer.pad_token_id, self.eot_token_id}
-        own = self.model.generation_config.eos_token_id
-        ends |= set(own if isinstance(own, list) else [own])
-        if self._rules.stops_alone:
-            ends = {self.tokenizer.pad_token_id}
-        ends |= set(self._rules.stops)
-        is_full = len(tokens) == self._n_most and tokens[-1] not in ends
         ran_out = is_full and text.lstrip() == rest.lstrip()  # no `stop` ended it
-        is_open = is_full if begin is None else begin in prompt.rpartition(end)[2] + whole
-        if end and end not in whole and is_open:
-            return Answer("", whole.strip().removeprefix(begin or "").strip(), True, ran_out)
-        return Answer(text, thinking.strip().removeprefix(begin or "").strip(), False, ran_out)
+        if end and end not in whole:
+            is_open = begin in prompt.rpartition(end)[2] + whole if begin else is_full
+            if is_open:
+                return Answer("", whole.strip().removeprefix(begin).strip(), True, ran_out)
+        return Answer(text, thinking.strip().removeprefix(begin).strip(), False, ran_out)
+
+    def _list_ends(self) -> set[int | None]:
+        """List the tokens that end a generated text, padding among them."""
+        ends = {self.tokenizer.pad_token_id, *self._rules.stops}
+        if not self._rules.stops_alone:
+            own = self.model.generation_config.eos_token_id
+            ends |= {self.eot_token_id, *(own if isinstance(own, list) else [own])}
+        return ends
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
         self._n_most = max_length - context.shape[1]
@@ -265,11 +270,12 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if self.think_end_token:  # thinking may contain a text that ends the answer
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
         if self._rules.stops_alone:
-            special = {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special}
+            added = self.tokenizer.added_tokens_decoder.values()
+            special = {str(token) for token in added if token.special}
             stop = [text for text in stop if text not in special]
         if self._rules.stops or self._rules.stops_alone:
-            none = self.model.get_input_embeddings().num_embeddings  # no token has this number
-            settings["eos_token_id"] = list(self._rules.stops) or [none]
+            no_token = self.model.get_input_embeddings().num_embeddings  # ids end before it
+            settings["eos_token_id"] = list(self._rules.stops) or [no_token]
         settings |= self._rules.generation
         return super()._model_generate(context, max_length, stop, **settings)
 
@@ -287,9 +293,11 @@ class PrefixLM(GeneratingLM):
         windows: list[tuple[int, _Window]] = []
         for i, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
-            about = self.prefix_token_id, self.max_length, 1
-            pairs = map(make_disjoint_window, get_rolling_token_windows(tokens, *about))
-            windows += [(i, _Window(tuple(before), tuple(after))) for before, after in pairs]
+            rolling = get_rolling_token_windows(
+                tokens, self.prefix_token_id, self.max_length, context_len=1
+            )
+            for context, scored in map(make_disjoint_window, rolling):
+                windows.append((i, _Window(tuple(context), tuple(scored))))
         windows.sort(key=lambda window: (-window[1].width, window[0]))
         sums = [0.0] * len(requests)
         with torch.no_grad():

@@ -164,11 +164,11 @@ class BenchmarkEvaluation:
         weights = self.task_weights or {"": 1.0}
         total = fsum(weights[task] for task in groups)
         mean = variance = 0.0
-        for task, of_task in groups.items():
-            n, share = len(of_task), weights[task] / total
-            of_mean = fsum(of_task) / n
-            squares = fsum((value - of_mean) ** 2 for value in of_task)
-            mean += share * of_mean
+        for task, task_values in groups.items():
+            n, share = len(task_values), weights[task] / total
+            task_mean = fsum(task_values) / n
+            squares = fsum((value - task_mean) ** 2 for value in task_values)
+            mean += share * task_mean
             variance += share**2 * squares / (n - 1) / n if n > 1 else nan
         return Score(mean, sqrt(variance))
 
@@ -217,14 +217,14 @@ StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
 
 
 def check_evaluation(evaluation: BenchmarkEvaluation) -> str:
-    """Say what is odd about an evaluation that was found somewhere.
+    """Say what is wrong with an evaluation that was read from a file.
 
     Returns:
         What is wrong in a few words; empty where it is sound: questions once each, every number
         finite, scores between 0 and 1.
     """
     samples, metric = evaluation.samples, evaluation.benchmark.metric
-    if not samples or len({(s.task, s.doc_id) for s in samples}) != len(samples):
+    if not samples or len({(sample.task, sample.doc_id) for sample in samples}) != len(samples):
         return "questions are missing or doubled"
     if metric not in samples[0].scores:
         return f"it has no {metric}"

@@ -55,3 +55,11 @@ def score_right_choice(
         return None
     shares = compute_probabilities(list(likelihoods.values()))
     return shares[list(likelihoods).index(target)]
+
+
+def take_choices(choices: Sequence[str], log_likelihoods: Sequence[float]) -> tuple[str, str]:
+    """Return the likeliest choice, and the likeliest per character."""
+    pairs = zip(log_likelihoods, choices, strict=True)
+    by_length = [value / max(len(choice), 1) for value, choice in pairs]
+    plain_number = log_likelihoods.index(max(log_likelihoods))
+    return choices[plain_number], choices[by_length.index(max(by_length))]

@@ -1,4 +1,4 @@
-"""Parquet files of samples: one file a benchmark, one row a question and metric.
+"""Parquet files of samples: a file per benchmark, a row per question and metric.
 
 The file's metadata holds the facts about the whole evaluation, so that a file is a complete
 `BenchmarkEvaluation`.
@@ -21,8 +21,8 @@ from slimdown.utils.files import FORMAT, check_format
 # model: base, tuned, or served (the tuned one as it is served); answer: the choice taken, or the
 # text that the metric's filter kept; response: generated text, before any filter.
 _TEXTS = ("model", "benchmark", "metric", "answer", "task", "doc_hash", "prompt_hash", "category")
-_OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
-_OF_EVALUATION += ["max_new_tokens"]
+_EVALUATION_FACTS = ["task_version", "seconds", "looks", "n_available", "task_weights"]
+_EVALUATION_FACTS += ["max_new_tokens"]
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in (*_TEXTS, "prompt", "target", "response")),
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 
 
 _BY_METRIC = ("answers", "scores", "repeated_scores")
-_OF_QUESTION = [f.name for f in fields(Sample) if f.name not in _BY_METRIC]
+_QUESTION_FACTS = [field.name for field in fields(Sample) if field.name not in _BY_METRIC]
 
 
 class DamagedSamples(ValueError):
@@ -66,9 +66,9 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
         for sample in evaluation.samples
         for metric, score in sample.scores.items()
     ]
-    about = {name: getattr(evaluation, name) for name in _OF_EVALUATION} | {"format": FORMAT}
+    facts = {name: getattr(evaluation, name) for name in _EVALUATION_FACTS} | {"format": FORMAT}
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    metadata = {"slimdown": json.dumps(about), "digest": _hash_content(table, about)}
+    metadata = {"slimdown": json.dumps(facts), "digest": _hash_content(table, facts)}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
 
 
@@ -90,30 +90,17 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
     try:
         table = pq.read_table(file)
         metadata = table.schema.metadata
-        about = json.loads(metadata[b"slimdown"])
-        check_format(about.get("format"))
-        is_whole = metadata[b"digest"].decode() == _hash_content(table, about)
+        facts = json.loads(metadata[b"slimdown"])
+        check_format(facts.get("format"))
+        is_whole = metadata[b"digest"].decode() == _hash_content(table, facts)
         if not is_whole:
             raise ValueError("its content is not what was written")
         by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
-        samples = tuple(
-            Sample(
-                **{name: rows[0][name] for name in _OF_QUESTION}
-                | {name: tuple(rows[0][name]) for name in ("choices", "log_likelihoods")},
-                answers={row["metric"]: row["answer"] for row in rows},
-                scores={row["metric"]: row["score"] for row in rows},
-                repeated_scores={
-                    row["metric"]: tuple(scores)
-                    for row in rows
-                    if (scores := row["repeated_scores"])
-                },
-            )
-            for rows in by_question.values()
-        )
-        facts = {name: about[name] for name in _OF_EVALUATION}
-        facts["looks"] = tuple(about["looks"])
+        facts = {name: facts[name] for name in _EVALUATION_FACTS}
+        facts["looks"] = tuple(facts["looks"])
+        samples = tuple(map(_build_sample, by_question.values()))
         evaluation = BenchmarkEvaluation(benchmark, samples=samples, **facts)
         problem = check_evaluation(evaluation)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, DataError) as error:
@@ -125,5 +112,18 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
     return evaluation
 
 
-def _hash_content(table: pa.Table, about: dict[str, Any]) -> str:
-    return sha256(json.dumps([table.to_pylist(), about]).encode()).hexdigest()
+def _build_sample(rows: list[dict[str, Any]]) -> Sample:
+    """Build the sample of a question from its rows, one for each metric."""
+    facts = {name: rows[0][name] for name in _QUESTION_FACTS}
+    facts |= {name: tuple(facts[name]) for name in ("choices", "log_likelihoods")}
+    repeated = {row["metric"]: row["repeated_scores"] for row in rows}
+    return Sample(
+        **facts,
+        answers={row["metric"]: row["answer"] for row in rows},
+        scores={row["metric"]: row["score"] for row in rows},
+        repeated_scores={metric: tuple(scores) for metric, scores in repeated.items() if scores},
+    )
+
+
+def _hash_content(table: pa.Table, facts: dict[str, Any]) -> str:
+    return sha256(json.dumps([table.to_pylist(), facts]).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Ask a tuned model once more, as it is served: by what its own files say beside the weights.
 
-What it answers so, minus what it answered as the base was asked, is what its template, BOS, stops
-and settings of generation cost; the rest of the loss is the weights'.
+The difference to its answers when it is asked as the base was is what its template, BOS, stops and
+settings of generation cost. The rest of the loss comes from the weights.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def find_served_otherwise(
     serving: Serving,
     base: Serving,
 ) -> dict[str, BenchmarkTask]:
-    """Find the benchmarks that the tuned model is asked otherwise, or whose answers end otherwise.
+    """Find the benchmarks whose prompts or ends of answers differ when the tuned model is served.
 
     Args:
         tasks: All benchmarks.
@@ -36,14 +36,13 @@ def find_served_otherwise(
     """
     found = {}
     for name, task in tasks.items():
-        by_template = task.narrow(config).apply_chat_template
-        is_other = serving.begins_otherwise(base)
-        is_other |= bool(by_template) and templates[0] != templates[1]
-        is_other |= bool(by_template) and serving.doubles_bos(base)
-        # Where it is asked as the base, its own stops end an answer, too: none is missing then.
+        has_other_prompts = serving.starts_otherwise(base)
+        if task.narrow(config).apply_chat_template:
+            has_other_prompts |= templates[0] != templates[1] or serving.doubles_bos(base)
+        # Stops of its own change nothing: they also end answers when it is asked as the base.
         lacks_stops = not set(base.stops) <= set(serving.stops)
         answers_otherwise = lacks_stops or serving.generation != base.generation
-        if is_other or (task.generates and answers_otherwise):
+        if has_other_prompts or (task.generates and answers_otherwise):
             found[name] = task
     return found
 
@@ -53,7 +52,8 @@ def evaluate_as_served(
     config: EvaluationConfig,
     backend: BackendOptions,
     model: LoadedModel,
-    asked: Evaluation,
+    evaluation: Evaluation,
+    *,
     cache: EvaluationCache | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Evaluation:
@@ -64,22 +64,25 @@ def evaluate_as_served(
         config: How the base was asked.
         backend: How both models were scored.
         model: See `ExternalModel.serve`.
-        asked: The model's answers, asked as the base was.
+        evaluation: The model's answers when it is asked as the base was.
         cache: Where evaluations are found and kept.
         on_progress: As for `Evaluator.evaluate`.
 
     Returns:
-        All benchmarks; those that are served alike are those of `asked`. Questions, their order and
-        their targets are the same, and prompts differ.
+        All benchmarks; those that are served alike are those of `evaluation`. Questions, their
+        order and their targets are the same, and prompts differ.
     """
     evaluator = Evaluator(dict(tasks), config, backend=backend)
-    n_asked = {name: len(asked.benchmarks[name].samples) for name in tasks}
+    measured = {name: evaluation.benchmarks[name] for name in tasks}
 
-    def ask_as_many(so_far: dict[str, BenchmarkEvaluation]) -> set[str]:
-        return {name for name, one in so_far.items() if len(one.samples) < n_asked[name]}
+    def find_shorter(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
+        """Find the benchmarks that were asked fewer questions than before."""
+        return {
+            name for name in answers if len(answers[name].samples) < len(measured[name].samples)
+        }
 
-    has_looks = any(asked.benchmarks[name].looks for name in tasks)
-    stop_when = ask_as_many if has_looks else None
+    has_looks = any(benchmark.looks for benchmark in measured.values())
+    stop_when = find_shorter if has_looks else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)
-    benchmarks = asked.benchmarks | served.benchmarks
-    return replace(asked, benchmarks=benchmarks, seconds=served.seconds, costs=served.costs)
+    benchmarks = evaluation.benchmarks | served.benchmarks
+    return replace(evaluation, benchmarks=benchmarks, seconds=served.seconds, costs=served.costs)

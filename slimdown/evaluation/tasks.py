@@ -98,9 +98,9 @@ class BenchmarkTask:
         """
         by_template = evaluation.apply_chat_template
         template = (lm.tokenizer.chat_template, lm.chat_template_args) if by_template else ()
-        asked_as = repr((evaluation.system_instruction, template))
-        if asked_as in self._built:
-            return self._built[asked_as]
+        prompt_format = repr((evaluation.system_instruction, template))
+        if prompt_format in self._built:
+            return self._built[prompt_format]
         requests: Requests = {}
         for name, task in self.tasks.items():
             task.set_fewshot_seed(FEWSHOT_SEED)  # it draws from a generator that moves on
@@ -122,7 +122,7 @@ class BenchmarkTask:
                 ) from None
             for request in task.instances:
                 requests.setdefault((name, request.doc_id), []).append(request)
-        self._built[asked_as] = requests
+        self._built[prompt_format] = requests
         return requests
 
     def check_prompts(self, tokenizer: Any, evaluation: EvaluationConfig) -> None:
@@ -150,8 +150,9 @@ class BenchmarkTask:
             settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
             # A function without source has a new address each time.
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())
-        for key, of_question in requests.items():
-            contents = [key, [str(request.args) for request in of_question], of_question[0].doc]
+        for key, own_requests in requests.items():
+            arguments = [str(request.args) for request in own_requests]
+            contents = [key, arguments, own_requests[0].doc]
             digest.update(json.dumps(contents, default=str).encode())
         return digest.hexdigest()[:32]
 
@@ -161,14 +162,16 @@ class BenchmarkTask:
         with forbid_hub_metrics():
             for task in self.tasks.values():
                 for number, doc in task.doc_iterator(limit=self.config.limit):
-                    about = _read_texts(task, doc), _read_answers(task, doc)
-                    questions.append(Question(f"{task.config.task} {number}", *about))
+                    name = f"{task.config.task} {number}"
+                    question = Question(name, _read_texts(task, doc), _read_answers(task, doc))
+                    questions.append(question)
         return questions
 
 
 def load_tasks(
     benchmarks: dict[str, BenchmarkConfig],
     include_path: str | None = None,
+    *,
     max_gen_toks: int | None = None,
     stop: list[str] | None = None,
     lacking: dict[str, str] | None = None,
@@ -180,8 +183,9 @@ def load_tasks(
         benchmarks: By name; a metric, num_fewshot or chance of None becomes the task's own.
         include_path: A folder with task files of your own.
         max_gen_toks: The most tokens of each generated answer; a benchmark's own counts first.
-        stop: Texts at which each generated answer ends; likewise.
-        lacking: Gets the reason, by benchmark, where there are no questions; None: an error.
+        stop: Texts at which each generated answer ends; a benchmark's own count first.
+        lacking: Is filled with the reason, by benchmark, why there are no questions; None: such a
+            benchmark is an error.
         on_progress: Receives how many benchmarks are read, and the name of the next.
 
     Returns:
@@ -221,18 +225,19 @@ def load_tasks(
             loaded[name] = _check_task(name, benchmark, found, files_hash)
     if lacking and not loaded:
         raise DataError("\n".join(lacking.values()))
-    if (max_gen_toks or stop) and not any(one.generates for one in loaded.values()):
+    if (max_gen_toks or stop) and not any(task.generates for task in loaded.values()):
         problem = "max_gen_toks and stop are for generated answers, and every benchmark has choices"
         raise ConfigError(f"{problem}; leave them out")
-    for one in loaded.values():
-        _set_generation(one, max_gen_toks, stop)
+    for benchmark_task in loaded.values():
+        _set_generation(benchmark_task, max_gen_toks, stop)
     return loaded
 
 
 def _index_task_files(names: set[str], own: list[str]) -> Any:
     """Return the harness's manager of tasks, which has read the files that define these.
 
-    The harness takes half a minute to parse its 14,000 files: only for its groups and tags.
+    The harness takes half a minute to parse all of its 14,000 files. That is only done for groups
+    and tags.
 
     Args:
         names: The tasks, groups and tags that are asked for.
@@ -304,28 +309,31 @@ def _check_task(
     config = ResolvedBenchmark.of(benchmark)
     usable = _find_usable_metrics(tasks)
     group = found.get("groups", {}).get(benchmark.task)
-    aggregated = getattr(group, "aggregate_metric_list", None) or ()
-    filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
+    group_metrics = getattr(group, "aggregate_metric_list", None) or ()
     better = first.higher_is_better()
-    names = [Metric(m, f) for m in better if m in usable for f in filters]
+    filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
+    choices = [Metric(name, kept) for name in better if name in usable for kept in filters]
     if benchmark.metric is None:  # a group's own score comes first
-        reported = {Metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
-        comparable = [name for name in names if name in reported] or names
+        reported = {
+            Metric(m.metric, kept) for m in group_metrics for kept in m.filter_list or filters
+        }
+        comparable = [metric for metric in choices if metric in reported] or choices
         config.metric = str(choose_metric(comparable or [*better, "none"]))
     shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
-    by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
+    by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
     weighs_tasks_alike = not by_size.get(Metric(config.metric).name, True)
     if benchmark.chance is None:
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
-    if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
-        usable.add(FLEXIBLE)
+    own_metrics: list[str] = []  # that slimdown computes itself
     if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks.values()):
-        usable.add(CHOICE_PROBABILITY)
+        own_metrics.append(CHOICE_PROBABILITY)
+    if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
+        own_metrics.append(FLEXIBLE)
+    usable.update(own_metrics)
     _check_clusters(name, config, tasks)
-    own = sorted(usable & {FLEXIBLE, CHOICE_PROBABILITY})
-    _check_metric(name, config, first, usable, [*names, *own])
+    _check_metric(name, config, first, usable, [*choices, *sorted(own_metrics)])
     for task in tasks.values():
         _set_shots(name, config, task)
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
@@ -338,14 +346,16 @@ def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
     usable: list[set[str]] = []
     for task in tasks.values():
         better = task.higher_is_better()
-        means = {m for m, aggregate in task.aggregation().items() if aggregate is mean}
-        usable.append({m for m in means if better.get(m) is not False})
+        means = {name for name, aggregate in task.aggregation().items() if aggregate is mean}
+        usable.append({name for name in means if better.get(name) is not False})
     return set.intersection(*usable)
 
 
 def _find_chance(tasks: dict[str, Any], limit: int | None, weighs_tasks_alike: bool) -> float:
-    """Return what guessing scores: one over the number of choices, 0 where it is not known."""
-    # If a task has its own scoring code, it is not known whether the right choice scores 1.
+    """Return what guessing scores: one over the number of choices, or 0 if it is not known.
+
+    It is not known if a task has its own scoring code: the right choice may not score 1.
+    """
     kinds = {(task.OUTPUT_TYPE, bool(task.config.process_results)) for task in tasks.values()}
     if kinds != {("multiple_choice", False)}:
         return 0.0
@@ -358,8 +368,10 @@ def _find_chance(tasks: dict[str, Any], limit: int | None, weighs_tasks_alike: b
 
 def _check_clusters(name: str, config: ResolvedBenchmark, tasks: dict[str, Any]) -> None:
     """Check that every question has the field that names its cluster."""
-    numbered = (task.doc_iterator(limit=config.limit) for task in tasks.values())
-    for number, doc in chain(*numbered) if config.cluster else ():
+    if config.cluster is None:
+        return
+    docs = (task.doc_iterator(limit=config.limit) for task in tasks.values())
+    for number, doc in chain.from_iterable(docs):
         try:
             read_cluster(doc, config.cluster, str(number))
         except DataError as error:
@@ -367,22 +379,20 @@ def _check_clusters(name: str, config: ResolvedBenchmark, tasks: dict[str, Any])
 
 
 def _check_metric(
-    name: str, config: ResolvedBenchmark, first: Any, usable: set[str], names: list[str]
+    name: str, config: ResolvedBenchmark, first: Any, usable: set[str], choices: list[str]
 ) -> None:
     """Check that the primary metric is a mean of scores where more is better."""
     primary = Metric(config.metric).name
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes
-    if primary in usable and (config.metric in names or has_own_code):
+    if primary in usable and (config.metric in choices or has_own_code):
         return
     problem = f"{config.task} has no such metric"
     if first.higher_is_better().get(primary) is False:
         problem = "of this metric less is better, so a rise would be called an improvement"
     elif primary in first.aggregation() and primary not in usable:
         problem = "this metric is no mean of its questions' scores"
-    choices = ", ".join(names) or "none"
-    raise ConfigError(
-        f"benchmark.{name}.metric={config.metric}: {problem}; choose one of {choices}"
-    )
+    advice = f"choose one of {', '.join(choices) or 'none'}"
+    raise ConfigError(f"benchmark.{name}.metric={config.metric}: {problem}; {advice}")
 
 
 def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
@@ -419,15 +429,16 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
         kind = "documents" if task.reads_texts else "choices"
         problem = f"{config.task} has {kind}, and {names} are for generated answers"
         raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
-    for one in task.tasks.values() if chosen else ():
-        if one.OUTPUT_TYPE == "generate_until":
-            own = one.config.repeats or 1
-            if own > 1 and config.repeats:
-                problem = f"{one.config.task} makes one answer of {own} already"
-                raise ConfigError(f"benchmark.{task.name}: {problem}; leave repeats out")
-            settings = {**one.config.generation_kwargs, **chosen}
-            one.set_config(key="repeats", value=config.repeats or own)
-            one.set_config(key="generation_kwargs", value=settings)
+    for harness_task in task.tasks.values():
+        if not chosen or harness_task.OUTPUT_TYPE != "generate_until":
+            continue
+        own_repeats = harness_task.config.repeats or 1
+        if own_repeats > 1 and config.repeats:
+            problem = f"{harness_task.config.task} makes one answer of {own_repeats} already"
+            raise ConfigError(f"benchmark.{task.name}: {problem}; leave repeats out")
+        settings = {**harness_task.config.generation_kwargs, **chosen}
+        harness_task.set_config(key="repeats", value=config.repeats or own_repeats)
+        harness_task.set_config(key="generation_kwargs", value=settings)
 
 
 def _count_examples(task: Any) -> int:
@@ -444,8 +455,8 @@ def _hash_own_files(manager: Any, tasks: Iterable[str]) -> str:
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
-    entries = [manager.task_index.get(task) for task in tasks]
-    folders = {Path(entry.yaml_path).parent for entry in entries if entry and entry.yaml_path}
+    indexed = filter(None, map(manager.task_index.get, tasks))
+    folders = {Path(task.yaml_path).parent for task in indexed if task.yaml_path}
     digest = sha256()
     for folder in sorted(folders):
         if not folder.is_relative_to(harness):
@@ -456,18 +467,18 @@ def _hash_own_files(manager: Any, tasks: Iterable[str]) -> str:
 
 
 def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
-    """Return the texts of the row that the prompt consists of; the prompt itself if of none."""
+    """Return the texts of the row that the prompt consists of; if there are none, the prompt."""
     prompt = task.doc_to_text(doc)
-    fields = {
-        words: text
-        for text in doc.values()
-        if isinstance(text, str) and len((words := join_words(split_words(text))).strip()) > 1
-    }
+    fields: dict[str, str] = {}  # texts by their words
+    for text in doc.values():
+        words = join_words(split_words(text)) if isinstance(text, str) else ""
+        if len(words.strip()) > 1:
+            fields[words] = text
     prompt_words = join_words(split_words(prompt)) if isinstance(prompt, str) else ""
     if not prompt_words.strip():  # it is the number of a choice, or all is the answer
         return (max(fields.values(), key=len, default=""),)
     used = [words for words in fields if words in prompt_words]
-    longest = [w for w in used if not any(w in longer for longer in used if longer != w)]
+    longest = [words for words in used if not any(words in text for text in used if text != words)]
     return tuple(fields[words] for words in longest) or (prompt,)
 
 
@@ -484,8 +495,9 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
     targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if choices and all(len(choice) == 1 for choice in choices):
-        lists = (v for v in doc.values() if isinstance(v, list) and len(v) == len(choices))
-        choices = next(lists, [""] * len(choices))
+        lists = (value for value in doc.values() if isinstance(value, list))
+        no_texts = [""] * len(choices)
+        choices = next((texts for texts in lists if len(texts) == len(choices)), no_texts)
     answers = []
     for target in targets if isinstance(targets, list) else [targets]:
         if isinstance(target, int) and choices:
@@ -498,7 +510,7 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 @contextmanager
 def keep_random_states() -> Iterator[None]:
     """Restore every random generator on leaving, because the harness draws from them."""
-    states = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     # CUDA would take memory if it were asked before it is in use.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_in_use else ()
@@ -507,7 +519,7 @@ def keep_random_states() -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
             if mps is not None:
                 torch.mps.set_rng_state(mps)

@@ -72,7 +72,7 @@ def check_tuned(config: RunConfig) -> None:
         file = fetch_tuned_model(tuned) / "adapter_config.json"
         settings = read_adapter_config(file.parent).items() if file.is_file() else ()
         used = {f"{name}={value}" for name, value in settings if value and name not in _HARMLESS}
-        if odd := sorted(used - _PLAIN, key=lambda one: ("peft_type" not in one, one)):
+        if odd := sorted(used - _PLAIN, key=lambda text: ("peft_type" not in text, text)):
             raise ModelError(
                 f"{tuned.named}: evaluation.backend=vllm takes a plain LoRA of rank "
                 f"{_MAX_RANK} at most; found {odd[0]}; set evaluation.backend=hf"
@@ -99,12 +99,14 @@ def open_generator(
 
     stored = str(AutoConfig.from_pretrained(model.files).dtype).removeprefix("torch.")
     has_experts = any(name.endswith("experts") for name, _ in model.model.named_modules())
-    held = model.quantization, stored, model.dtype, has_experts
-    if model.quantization != "none" and held != ("nf4", "bfloat16", "bfloat16", False):
+    is_bfloat16 = stored == model.dtype == "bfloat16"
+    is_exact = model.quantization == "nf4" and is_bfloat16 and not has_experts
+    if model.quantization != "none" and not is_exact:
+        experts = ", and experts" if has_experts else ""
         raise ModelError(
             f"evaluation.backend=vllm would quantize {model.id} otherwise than it is trained: that "
             f"takes nf4, bfloat16 and no experts; found {model.quantization} of weights in {stored}"
-            f", computed in {model.dtype}{', and experts' * has_experts}; set evaluation.backend=hf"
+            f", computed in {model.dtype}{experts}; set evaluation.backend=hf"
         )
     with ExitStack() as stack:
         pipe: Any = None
@@ -137,13 +139,19 @@ def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
         model.tokenizer.save_pretrained(folder)
         release_memory()
         free, total = torch.cuda.mem_get_info()  # the model that is trained keeps its own
-        settings: dict[str, Any] = {"pretrained": model.files, "tokenizer": folder}
-        # vLLM makes room for one text of this length, beside the model that is resident.
-        settings |= {"max_model_len": longest or None}
-        settings |= {"dtype": model.dtype, "gpu_memory_utilization": 0.85 * free / total}
-        settings |= {"enable_lora": True, "max_lora_rank": _MAX_RANK}
-        # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.
-        settings |= {"lora_local_path": model.adapter or None, "batch_size": 512}
+        settings: dict[str, Any] = {
+            "pretrained": model.files,
+            "tokenizer": folder,
+            # vLLM makes room for one text of this length, beside the model that is resident.
+            "max_model_len": longest or None,
+            "dtype": model.dtype,
+            "gpu_memory_utilization": 0.85 * free / total,
+            "enable_lora": True,
+            "max_lora_rank": _MAX_RANK,
+            "lora_local_path": model.adapter or None,
+            # With "auto", vLLM 0.32 shows a bar, and divides by zero under TQDM_DISABLE.
+            "batch_size": 512,
+        }
         if model.quantization != "none":
             settings |= dict.fromkeys(("quantization", "load_format"), "bitsandbytes")
         pipe, theirs = Pipe()
@@ -168,5 +176,5 @@ def _serve(pipe: Any, settings: dict[str, Any]) -> None:
         lm = VLLM(**settings)
         while True:
             pipe.send(lm.generate_until([SimpleNamespace(args=args) for args in pipe.recv()]))
-    except Exception as error:  # of somebody else's code
+    except Exception as error:  # vLLM's code may raise anything
         pipe.send(describe_error(error))

@@ -33,7 +33,7 @@ _MOST_SECONDS = 5  # for all patterns of an adapter
 
 
 def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, seed: int) -> Any:
-    """Make what a method trains; the base's model is changed in place.
+    """Attach an adapter, or let the base's own weights be trained; the base is changed in place.
 
     Args:
         base: The model.
@@ -68,12 +68,14 @@ def check_base(config: RunConfig) -> Any:
         targets = config.lora.target_modules
     modules = dict(outline.named_modules())
     for target in targets:
-        if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
-            layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, nn.Linear)}
-            raise ModelError(
-                f"target_modules: {config.model.id} has no {target}; its linear layers are "
-                f"{', '.join(sorted(layers))}"
-            )
+        if target == "all-linear" or any(f".{name}".endswith(f".{target}") for name in modules):
+            continue
+        linear = (name for name, module in modules.items() if isinstance(module, nn.Linear))
+        layers = {name.rpartition(".")[2] for name in linear}
+        raise ModelError(
+            f"target_modules: {config.model.id} has no {target}; its linear layers are "
+            f"{', '.join(sorted(layers))}"
+        )
     return outline
 
 
@@ -89,13 +91,9 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         ModelError: A module does not exist, a scale is not above 0, or matching takes too long.
     """
     modules = [name for name, _ in model.named_modules()]
-    patterns: list[str] = []
     for key, value in settings.items():
         if len(json.dumps(value)) > MOST_CHARACTERS and key != "trainable_token_indices":
             raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
-        if re.fullmatch(".*(modules|pattern|parameters)", key):
-            values = value if isinstance(value, list | dict) else [value or ""]
-            patterns += [p for p in map(str, values) if re.search("[*+?{]", p)]  # others are fast
     for key in ("alpha_pattern", "rank_pattern"):
         for name, number in (settings.get(key) or {}).items():
             if not isinstance(number, int | float) or not number > 0:
@@ -104,7 +102,7 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         if not any(f".{module}".endswith(f".{name}") for module in modules):
             raise ModelError(f"{setting}: modules_to_save names {name!r}, which the base has not")
     began = time.thread_time()
-    for pattern in patterns:
+    for pattern in _list_patterns(settings):
         check_pattern(setting, pattern)
         # PEFT 0.21 matches whole names, ends of names, and beginnings up to the number of a layer.
         forms = [pattern, rf"(.*\.)?({pattern})", rf".*\.{pattern}\.(\d+)\..*"]
@@ -116,6 +114,19 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
                     f"{setting}: its patterns take more than {_MOST_SECONDS} seconds to match the "
                     f"names of the base's layers ({pattern[:80]!r}); write plain names"
                 )
+
+
+def _list_patterns(settings: Mapping[str, Any]) -> list[str]:
+    """List the regular expressions among an adapter's settings that repeat something.
+
+    All others match fast.
+    """
+    patterns: list[str] = []
+    for key, value in settings.items():
+        if re.fullmatch(".*(modules|pattern|parameters)", key):
+            values = value if isinstance(value, list | dict) else [value or ""]
+            patterns += [text for text in map(str, values) if re.search("[*+?{]", text)]
+    return patterns
 
 
 def check_pattern(setting: str, pattern: str) -> None:
@@ -187,25 +198,34 @@ def check_scalable(tuned: LoadedModel) -> None:
     Raises:
         ModelError: It is not: there is no LoRA, or something beside it was trained.
     """
+    if reason := _explain_unscalable(tuned.model):
+        raise ModelError(f"{tuned.id}: at scale 0 this model is not its base, for {reason}")
+
+
+def _explain_unscalable(model: Any) -> str:
+    """Return why a model at scale 0 is not its base; empty: it is its base."""
     from peft.helpers import rescale_adapter_scale
 
-    model, reason = tuned.model, "something beside its LoRA was trained"
-    beside = ("modules_to_save", "trainable_token_indices")  # a few tokens may not show these
-    adapters = getattr(model, "peft_config", {}).values()
-    if has_untouched_base(model) and not any(getattr(a, n, None) for a in adapters for n in beside):
-        n_tokens = min(64, model.get_input_embeddings().weight.shape[0])
-        tokens = torch.arange(n_tokens, device=model.device)[None]
-        with torch.no_grad(), disabled_adapters(model):
-            logits = model(input_ids=tokens, use_cache=False).logits
-        try:
-            with torch.no_grad(), rescale_adapter_scale(model, 0.0):
-                scaled = model(input_ids=tokens, use_cache=False).logits
-            if torch.allclose(logits, scaled, rtol=0, atol=1e-5):
-                return
-            reason = "its directions or lengths are its own, as DoRA's are"
-        except ValueError:  # PEFT finds no LoRA in it
-            reason = "it is no LoRA"
-    raise ModelError(f"{tuned.id}: at scale 0 this model is not its base, for {reason}")
+    # The logits of a few tokens may not show that these were trained.
+    trained = [
+        getattr(adapter, name, None)
+        for adapter in getattr(model, "peft_config", {}).values()
+        for name in ("modules_to_save", "trainable_token_indices")
+    ]
+    if any(trained) or not has_untouched_base(model):
+        return "something beside its LoRA was trained"
+    n_tokens = min(64, model.get_input_embeddings().weight.shape[0])
+    tokens = torch.arange(n_tokens, device=model.device)[None]
+    with torch.no_grad(), disabled_adapters(model):
+        base_logits = model(input_ids=tokens, use_cache=False).logits
+    try:
+        with torch.no_grad(), rescale_adapter_scale(model, 0.0):
+            scaled_logits = model(input_ids=tokens, use_cache=False).logits
+    except ValueError:  # PEFT finds no LoRA in it
+        return "it is no LoRA"
+    if torch.allclose(base_logits, scaled_logits, rtol=0, atol=1e-5):
+        return ""
+    return "its directions or lengths are its own, as DoRA's are"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ _BUILT_IN = frozenset([None, "eager", "sdpa", "flex_attention", "grouped_mm", "b
 
 @dataclass(frozen=True)
 class AskingRules:
-    """How a model is asked, where its tokenizer and its settings of generation do not say it all.
+    """Rules for asking a model that its tokenizer and its settings of generation do not hold.
 
     Attributes:
         stops: Tokens that end an answer; none: those of the settings of generation.
@@ -70,7 +70,7 @@ class LoadedModel:
         """Return what is known of the model, with its outline alone."""
         return replace(self, model=self.outline)
 
-    def ask_by(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
+    def with_rules(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
         """Return the model as it answers by these rules, with this tokenizer."""
         identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
         if rules != AskingRules():
@@ -137,7 +137,7 @@ def load_base_model(
 
 
 def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline: Any) -> None:
-    """Check that there is room for a model's weights."""
+    """Refuse a model whose weights do not fit in memory."""
     device = pick_device(config.device)
     own = getattr(outline.config, "quantization_config", None) or {}
     # A model that is quantized already needs at least as much as in 4 bits.
@@ -212,7 +212,7 @@ def find_files(config: ModelConfig) -> Path:
 def _describe_quantization(
     config: ModelConfig, quantization: QuantizationConfig, device: torch.device
 ) -> Any:
-    """Return how transformers shall quantize the weights; None: as they are."""
+    """Return transformers' settings for quantizing the weights; None: they stay as they are."""
     import transformers
 
     if quantization.name != "none":
@@ -283,11 +283,16 @@ def _check_architecture(config: ModelConfig, architecture: Any) -> None:
             _check_architecture(config, part)
 
 
-def load_tokenizer(source: str | Path, **common: Any) -> Any:
-    """Load a tokenizer as its files say, with a padding token as the harness would choose it."""
+def load_tokenizer(source: str | Path, **options: Any) -> Any:
+    """Load a tokenizer as its files say, with a padding token as the harness would choose it.
+
+    Args:
+        source: A folder, or a name on the hub.
+        options: As for `AutoTokenizer.from_pretrained`.
+    """
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -308,8 +313,9 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
             )
         tokenizer = load_tokenizer(source, revision=revision, **config.file)
         # If a GGUF file lies beside a tokenizer's own files, transformers reads only half of these.
-        is_half = config.file and tokenizer.eos_token is None
-        return load_tokenizer(source, revision=revision) if is_half else tokenizer
+        if config.file and tokenizer.eos_token is None:
+            return load_tokenizer(source, revision=revision)
+        return tokenizer
 
 
 def check_numbers(setting: str, model: Any) -> None:
@@ -393,12 +399,16 @@ def _read_processor() -> str:
 
 def pick_device(wanted: Device) -> torch.device:
     """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    # Before, MPS lets padded rows attend to padding: https://github.com/pytorch/pytorch/pull/184180
-    is_right = torch.__version__ >= "2.13"  # compared as versions, not as text
-    present = ["cuda"] * cuda + ["mps"] * (mps and is_right) + ["cpu"]
+    has_mps = torch.backends.mps.is_available()
+    # Before 2.13, padded rows attend to padding: https://github.com/pytorch/pytorch/pull/184180
+    is_mps_right = torch.__version__ >= "2.13"  # compared as versions, not as text
+    present = ["cpu"]
+    if has_mps and is_mps_right:
+        present.insert(0, "mps")
+    if torch.cuda.is_available():
+        present.insert(0, "cuda")
     name = present[0] if wanted is Device.auto else wanted.value
-    if name == "mps" and mps and not is_right:
+    if name == "mps" and has_mps and not is_mps_right:
         raise ModelError(
             f"model.device=mps: torch {torch.__version__} computes padded rows wrongly there; "
             "install 2.13 or later: pip install -U torch"
@@ -407,5 +417,6 @@ def pick_device(wanted: Device) -> torch.device:
         raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
     if name != "cuda" or process_count() == 1:
         return torch.device(name)
-    torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # `cuda` means it from now on
+    # From now on, `cuda` means this process's card.
+    torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     return torch.device(name, torch.cuda.current_device())

@@ -60,14 +60,17 @@ def attach_behind(model: Any, targets: Sequence[str], dim: int) -> Any:
     Returns:
         The same model; the adapter is `model.own_adapter`, with weights in float32.
     """
-    modules = dict(model.named_modules())
-    named = [name for name in modules if any(f".{name}".endswith(f".{t}") for t in targets)]
-    # `nf` of GPT-2's Conv1D
-    widths = {n: int(getattr(modules[n], "nf", 0) or modules[n].out_features) for n in named}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if any(f".{name}".endswith(f".{target}") for target in targets)
+    }
+    # GPT-2's Conv1D has `nf` instead of `out_features`.
+    widths = {n: int(getattr(layer, "nf", 0) or layer.out_features) for n, layer in layers.items()}
     model.requires_grad_(False)
     model.own_adapter = adapter = BottleneckAdapter(widths, dim).to(model.device)
-    for i, name in enumerate(named):
-        modules[name].register_forward_hook(
+    for i, layer in enumerate(layers.values()):
+        layer.register_forward_hook(
             lambda layer, inputs, output, i=i: adapter(i, output)  # type: ignore[misc]
         )
     return model

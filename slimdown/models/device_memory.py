@@ -36,7 +36,7 @@ def card_memory(device: torch.device) -> int | None:
 
 
 def list_int8_copies(model: Any) -> list[torch.Tensor]:
-    """Return what bitsandbytes' 8-bit layers hold besides parameters and buffers, once they ran."""
+    """List the tensors that bitsandbytes' 8-bit layers hold beside their parameters, once run."""
     states = [getattr(module, "state", None) for module in model.modules()]
     held = [getattr(state, name, None) for state in states for name in ("CB", "SCB")]
     return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
@@ -60,7 +60,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out on any device, so that a smaller batch could succeed."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    # torch has no class for cuBLAS's, nor for a tensor beyond the largest that Apple's GPU takes.
+    # torch has no class for cuBLAS's error, nor for a tensor that is too large for Apple's GPU.
     words = ("CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size")
     is_of_library = any(word in str(error) for word in words)
     is_of_torch = isinstance(error, RuntimeError) and should_reduce_batch_size(error)

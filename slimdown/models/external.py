@@ -25,7 +25,7 @@ from slimdown.models.base_model import (
     load_tokenizer,
 )
 from slimdown.models.device_memory import release_weights
-from slimdown.models.gguf_file import find_other_token, read_gguf_header
+from slimdown.models.gguf_file import find_differing_token, read_gguf_header
 from slimdown.models.identity import ADAPTER_FILES, identify_adapted
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.serving_settings import (
@@ -74,32 +74,34 @@ class ExternalModel:
         Raises:
             ModelError: It does not fit on the base or in memory, or computes NaN.
         """
-        if self.folder is None:
-            release_weights(self.base.model)  # makes room
-            config, quantization = self.config, self.quantization
-            tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
-            # Both are asked alike; what its own files have otherwise is measured as it is served.
-            settings = deepcopy(self.base.model.generation_config)
-            if self.config.gguf or settings != tuned.model.generation_config:
-                generation = {"generation": settings.to_dict()}
-                tuned = replace(tuned, identity={**tuned.identity, **generation})
-            tuned.model.generation_config = settings
-        else:
-            with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
-                model = load_adapter(self.base, self.folder)
-            check_numbers(self.config.named, model)
-            adapted = identify_adapted(self.base.identity, self.folder)
-            tuned = replace(self.base, model=model, id=self.config.id, adapter=str(self.folder))
-            tuned = replace(tuned, revision=self.revision, identity=adapted)
+        tuned = self._load_whole() if self.folder is None else self._load_adapter(self.folder)
         stops = tuple[int, ...]()
         if self.serving and self.base_serving and self.serving.stops != self.base_serving.stops:
             texts = {*self.serving.stops, *self.base_serving.stops}
-            stops = _number(self.tokenizer, texts)
-        return tuned.ask_by(AskingRules(stops), self.tokenizer)
+            stops = _list_ids(self.tokenizer, texts)
+        return tuned.with_rules(AskingRules(stops), self.tokenizer)
+
+    def _load_whole(self) -> LoadedModel:
+        release_weights(self.base.model)  # makes room
+        tuned = load_base_model(self.config, self.quantization, self.tokenizer, self.outline)
+        # Both are asked alike; what its own files have otherwise is measured as it is served.
+        settings = deepcopy(self.base.model.generation_config)
+        if self.config.gguf or settings != tuned.model.generation_config:
+            tuned = replace(tuned, identity={**tuned.identity, "generation": settings.to_dict()})
+        tuned.model.generation_config = settings
+        return tuned
+
+    def _load_adapter(self, folder: Path) -> LoadedModel:
+        with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
+            model = load_adapter(self.base, folder)
+        check_numbers(self.config.named, model)
+        identity = identify_adapted(self.base.identity, folder)
+        tuned = replace(self.base, model=model, id=self.config.id, adapter=str(folder))
+        return replace(tuned, revision=self.revision, identity=identity)
 
     @property
     def differences(self) -> list[str]:
-        """How it is served otherwise than the base, a line each."""
+        """What differs between serving it and serving the base, a line each."""
         if not (self.serving and self.base_serving):
             return []
         return compare_serving(self.serving, self.base_serving, "the base")
@@ -116,7 +118,7 @@ class ExternalModel:
         assert self.base_serving
         place = fetch_tuned_model(self.config)
         tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
-        stops = _number(tokenizer, self.serving.stops)
+        stops = _list_ids(tokenizer, self.serving.stops)
         other = find_other_generation(self.serving, self.base_serving)
         rules = AskingRules(
             stops,
@@ -124,12 +126,13 @@ class ExternalModel:
             doubles_bos=self.serving.doubles_bos(self.base_serving),
             generation={key: value for key, (value, _) in other.items()},
         )
-        return tuned.ask_by(rules, tokenizer)
+        return tuned.with_rules(rules, tokenizer)
 
 
-def _number(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
-    numbers = map(tokenizer.convert_tokens_to_ids, tokens)
-    return tuple(sorted(number for number in numbers if number is not None))
+def _list_ids(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
+    """Return the ids of those tokens that a tokenizer has."""
+    ids = map(tokenizer.convert_tokens_to_ids, tokens)
+    return tuple(sorted(token_id for token_id in ids if token_id is not None))
 
 
 def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
@@ -205,10 +208,12 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
                 f"{tuned.named} has another tokenizer than {base.id}: {differing[0]!r} gets other "
                 "tokens; give the base that it was made from, model.id=..."
             )
-        # Both get identical prompts, and what a model's own files have otherwise is judged apart.
-        tokenizer = base.tokenizer if vocabulary == base_vocabulary else tokenizer
-        if tokenizer is not base.tokenizer:
-            _ask_alike(tokenizer, base.tokenizer)
+        # Both models get identical prompts. What the tuned model's own files change in them is
+        # measured apart, see `serve`.
+        if vocabulary == base_vocabulary:
+            tokenizer = base.tokenizer
+        else:
+            _set_prompt_format(tokenizer, base.tokenizer)
         if (folder / ADAPTER_FILES[0]).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
@@ -217,21 +222,23 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
     return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
 
 
-def _ask_alike(tokenizer: Any, base: Any) -> None:
-    """Have a tokenizer with more tokens ask as the base's does: template, special tokens, BOS."""
-    tokenizer.chat_template = base.chat_template
-    tokenizer.bos_token, tokenizer.eos_token = base.bos_token, base.eos_token
-    own, other = (getattr(one, "backend_tokenizer", None) for one in (tokenizer, base))
-    if own and other:
-        own.post_processor = other.post_processor
+def _set_prompt_format(tokenizer: Any, base_tokenizer: Any) -> None:
+    """Give a tokenizer with more tokens the base's template, special tokens and BOS rule."""
+    tokenizer.chat_template = base_tokenizer.chat_template
+    tokenizer.bos_token = base_tokenizer.bos_token
+    tokenizer.eos_token = base_tokenizer.eos_token
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    base_backend = getattr(base_tokenizer, "backend_tokenizer", None)
+    if backend and base_backend:
+        backend.post_processor = base_backend.post_processor
 
 
 def _open_gguf(
     tuned: TunedModelConfig, file: Path, quantization: QuantizationConfig, base: LoadedModel
 ) -> ExternalModel:
-    """Check a GGUF file; the base's tokenizer asks it, because both have one vocabulary."""
+    """Check a GGUF file; it is asked with the base's tokenizer, as both have one vocabulary."""
     header = read_gguf_header(file, tuned.named)
-    if token := find_other_token(header, base.tokenizer.get_vocab()):
+    if token := find_differing_token(header, base.tokenizer.get_vocab()):
         raise ModelError(
             f"{tuned.named} has another vocabulary than {base.id}: {token!r} is another token; "
             "name the base that it was made from: model=OWNER/NAME, or a folder"
@@ -274,11 +281,13 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         return True
     with torch.device("meta"):
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
-    saved, expected = ({n: list(t.shape) for n, t in of.items()} for of in (weights, state))
+    saved = {name: list(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):
-        # Tokens may have been added, and PEFT may leave out the base's own tables.
-        is_resized = (".embed" in name or "lm_head" in name) and (name in saved or ".base_" in name)
-        if saved.get(name) != expected.get(name) and not is_resized:
+        # Tables may differ: tokens may have been added, and PEFT may leave out the base's own.
+        is_table = ".embed" in name or "lm_head" in name
+        may_differ = is_table and (name in saved or ".base_" in name)
+        if saved.get(name) != expected.get(name) and not may_differ:
             raise ModelError(
                 f"{named} does not fit on {base.id}: it was made on another base ({name} is "
                 f"{saved.get(name)} and should be {expected.get(name)})"

@@ -10,8 +10,8 @@ from typing import Any
 from slimdown.utils.errors import ModelError
 
 _TOKENIZER = "tokenizer.ggml."
-# Where a file does not say whether BOS stands before a prompt, llama.cpp decides by its tokenizer:
-# SentencePiece's puts it, and of the others those that split text as Llama 3 does.
+# If a file does not say whether BOS stands before a prompt, llama.cpp decides by the tokenizer. It
+# puts BOS for SentencePiece's, and of the others for those that split text as Llama 3 does.
 _PUT_BOS = frozenset(["llama3", "llama-v3", "llama-bpe"])
 # llama.cpp ends an answer at tokens of these texts, whatever the file says (src/llama-vocab.cpp).
 KNOWN_ENDS = frozenset(
@@ -57,10 +57,11 @@ class GgufHeader:
     eot: int | None
     puts_bos: bool
 
-    def name_token(self, number: int | None) -> str | None:
+    def read_token(self, number: int | None) -> str | None:
         """Return the text of a token; None where the vocabulary has no such."""
-        is_known = number is not None and number < len(self.tokens)
-        return self.tokens[number] if number is not None and is_known else None
+        if number is None or number >= len(self.tokens):
+            return None
+        return self.tokens[number]
 
 
 def read_gguf_header(file: Path, setting: str) -> GgufHeader:
@@ -78,31 +79,32 @@ def read_gguf_header(file: Path, setting: str) -> GgufHeader:
 
 
 @cache  # a vocabulary takes a second to read
-def _read_header(file: Path, setting: str, *state: int) -> GgufHeader:
+def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufHeader:
     import gguf
 
     try:
         fields = gguf.GGUFReader(file).fields  # maps every tensor: one beyond the end fails
         found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
         _check_types(found)
-        kind = found.get("general.file_type")
-        weights = gguf.LlamaFileType(kind).name if kind is not None else ""
+        file_type = found.get("general.file_type")
+        weights = gguf.LlamaFileType(file_type).name if file_type is not None else ""
         architecture, tokens = str(found["general.architecture"]), found[f"{_TOKENIZER}tokens"]
     except Exception as error:  # numpy's, where a tensor is cut, and the package's own
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        advice = "get it again"
-        raise ModelError(f"{setting} is cut short, or damaged ({reason}); {advice}") from None
+        problem = f"{setting} is cut short, or damaged ({reason})"
+        raise ModelError(f"{problem}; get it again") from None
     if (n_parts := found.get("split.count", 1)) > 1:
         advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")
     ids = {name: found.get(f"{_TOKENIZER}{name}_token_id") for name in ("bos", "eos", "eot")}
-    own = found.get(f"{_TOKENIZER}model") == "llama" or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
+    is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
+    puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
     return GgufHeader(
         architecture=architecture,
         weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
         tokens=tuple(tokens),
         chat_template=found.get("tokenizer.chat_template"),
-        puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", own)),
+        puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", puts_bos)),
         **ids,
     )
 
@@ -129,7 +131,7 @@ def _check_types(found: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is {size!r:.40}, and should be a whole number above 0")
 
 
-def find_other_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
+def find_differing_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
     """Return a token of the base that the file numbers otherwise, or None.
 
     A file may have more tokens than the base. In some tokens, llama.cpp's converter writes spaces

@@ -57,13 +57,13 @@ class Checkpoint:
                 with safe_open(file, "pt") as opened:
                     names = opened.keys()
                 self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
-        # The second is what `from_pretrained` adds.
+        # transformers also ignores the last one.
         self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
         self._weights = {name.removeprefix(self._prefix) for name in outline.state_dict()}
         self.ties: dict[str, str] = {}
         for pair in outline.all_tied_weights_keys.items():
-            one, two = (name.removeprefix(self._prefix) for name in pair)
-            self.ties |= {one: two, two: one}
+            name, source = (full_name.removeprefix(self._prefix) for full_name in pair)
+            self.ties |= {name: source, source: name}
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor is there, or one that it is tied to."""
@@ -106,7 +106,8 @@ class Interpolation:
         Raises:
             ModelError: The disk is full.
         """
-        needed, free = sum(f.stat().st_size for f in self.tuned.files), shutil.disk_usage(out).free
+        needed = sum(file.stat().st_size for file in self.tuned.files)
+        free = shutil.disk_usage(out).free
         if needed > free:
             raise ModelError(
                 f"a scaled model takes {needed / 1e9:,.3f} GB, and {free / 1e9:,.3f} GB are free "
@@ -161,8 +162,8 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
         ModelError: They differ in tensors, shapes or architecture (it names the first difference),
             or one is quantized.
     """
-    outlines = (external.base.outline, external.outline)
-    base, tuned = Checkpoint(config, outlines[0]), Checkpoint(external.config, outlines[1])
+    base = Checkpoint(config, external.base.outline)
+    tuned = Checkpoint(external.config, external.outline)
     problem = f"{tuned.named} has no scales on {base.named}:"
     advice = "give the base that it was made from, model.id=..., with as many tokens"
     for name in sorted(base.places.keys() | tuned.places.keys()):
@@ -181,8 +182,10 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
                 f"{problem} {name} is {kinds[0]} in the base and {kinds[1]} in the tuned model, "
                 f"and only floats of one shape have a scale; {advice}"
             )
-    one, two = (outline.config.get_text_config().to_dict() for outline in outlines)
-    for key in sorted(one.keys() & two.keys()):
-        if one[key] != two[key] and not _HARMLESS.fullmatch(key):
-            raise ModelError(f"{problem} {key} is {one[key]} there and {two[key]} here; {advice}")
+    settings = external.base.outline.config.get_text_config().to_dict()
+    tuned_settings = external.outline.config.get_text_config().to_dict()
+    for key in sorted(settings.keys() & tuned_settings.keys()):
+        value, tuned_value = settings[key], tuned_settings[key]
+        if value != tuned_value and not _HARMLESS.fullmatch(key):
+            raise ModelError(f"{problem} {key} is {value} there and {tuned_value} here; {advice}")
     return Interpolation(external, base, tuned)

@@ -89,18 +89,21 @@ def _dequantize(base: LoadedModel) -> None:
 
 def _part_embeddings(model: Any) -> None:
     """Give embeddings and LM head a tensor each, if an adapter changes one of them."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = [getattr(end, "base_layer", end) for end in ends]
-    if tables != list(ends) and tables[0].weight is tables[1].weight:
-        tables[1].weight = nn.Parameter(tables[1].weight.clone())
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings_table = getattr(embeddings, "base_layer", embeddings)
+    head_table = getattr(head, "base_layer", head)
+    is_changed = embeddings_table is not embeddings or head_table is not head
+    if is_changed and embeddings_table.weight is head_table.weight:
+        head_table.weight = nn.Parameter(head_table.weight.clone())
 
 
 def _choose_tokens(adapted: Any, adapter_dir: Path) -> torch.Tensor:
-    """Choose tokens to compare logits on: those that the adapter trains, then one in so many."""
+    """Choose tokens to compare logits on: those that the adapter trains, and some of all."""
     trained = read_adapter_config(adapter_dir).get("trainable_token_indices") or []
-    rows = chain(*trained.values()) if isinstance(trained, dict) else trained
+    if isinstance(trained, dict):
+        trained = chain.from_iterable(trained.values())
     last = adapted.get_input_embeddings().weight.shape[0] - 1
-    return torch.tensor([[*islice(rows, 64), *range(0, last, last // 32 + 1), last]])
+    return torch.tensor([[*islice(trained, 64), *range(0, last, last // 32 + 1), last]])
 
 
 def _compute_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class Serving:
     Attributes:
         chat_template: None where the files hold none.
         bos, eos: The tokens that begin and end a text; None where there is none.
-        puts_bos: Whether it is put before a prompt.
-        writes_bos: Whether the chat template begins a prompt with it, too.
+        puts_bos: Whether BOS is put before a prompt.
+        writes_bos: Whether the chat template begins a prompt with BOS, too.
         stops: The tokens that end an answer, by text.
         generation: Further settings of generation that change a greedy answer.
     """
@@ -53,15 +54,16 @@ class Serving:
         """Whether a prompt of its chat template begins with two BOS, if nobody takes one away."""
         return self.puts_bos and self.writes_bos
 
-    def begins_otherwise(self, before: "Serving") -> bool:
+    def starts_otherwise(self, before: "Serving") -> bool:
         """Return whether other tokens stand before a plain prompt than in another stage."""
-        put = [one.bos if one.puts_bos else None for one in (self, before)]
-        return put[0] != put[1]
+        start = self.bos if self.puts_bos else None
+        start_before = before.bos if before.puts_bos else None
+        return start != start_before
 
     def doubles_bos(self, before: "Serving") -> bool:
         """Return whether a prompt of its chat template has two BOS, and that of another stage not.
 
-        Where both would have two, whoever serves them takes one away, as the harness does.
+        If both would have two, whoever serves them takes one away, as the harness does.
         """
         return self.says_bos_twice and not before.says_bos_twice
 
@@ -74,8 +76,8 @@ def read_serving(
     Args:
         config: Which model, for its GGUF file and for messages.
         folder: Where its files are.
-        before: The stage that it is compared with. Of an adapter whose folder names only the
-            tokenizer's, its stops hold. Those that llama.cpp knows by their text hold for a GGUF.
+        before: The stage that it is compared with. Its stops hold for an adapter whose folder
+            names only the tokenizer's; for a GGUF file, those that llama.cpp knows by their text.
 
     Returns:
         None where the folder brings no tokenizer: then somebody else's files decide.
@@ -92,11 +94,11 @@ def read_serving(
         return None
     with explain_hub_errors(config.named), quiet_libraries():
         tokenizer = load_tokenizer(folder)
-        own = [tokenizer.eos_token] if tokenizer.eos_token else []
-        numbers = _read_stop_ids(folder)
-        if numbers is None:
-            own += before.stops if before else ()
-        own += tokenizer.convert_ids_to_tokens(numbers or [])
+        stops = [tokenizer.eos_token]
+        stop_ids = _read_stop_ids(folder)
+        if stop_ids is None:
+            stops += before.stops if before else ()
+        stops += tokenizer.convert_ids_to_tokens(stop_ids or [])
         template, bos = tokenizer.chat_template, tokenizer.bos_token
         if isinstance(template, dict):  # several, by name
             template = template.get("default")
@@ -104,7 +106,7 @@ def read_serving(
         puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         generation = _read_generation(folder, before)
     writes_bos = _begins_with_bos(template, bos, eos)
-    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(own), generation)
+    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(stops), generation)
 
 
 def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
@@ -117,29 +119,33 @@ def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
 
 
 def _read_stop_ids(folder: Path) -> list[int] | None:
-    """Return what the settings of generation, or else of the model, end an answer with."""
+    """Return the ids that end an answer by the settings of generation, or else of the model.
+
+    None: the folder holds no model.
+    """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            numbers = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
-            if numbers is not None:
-                return numbers if isinstance(numbers, list) else [numbers]
-    is_model = (folder / "config.json").is_file()
-    return [] if is_model else None
+            ids = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            if ids is not None:
+                return ids if isinstance(ids, list) else [ids]
+    has_model = (folder / "config.json").is_file()
+    return [] if has_model else None
 
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     header = read_gguf_header(file, setting)
-    bos, eos = header.name_token(header.bos), header.name_token(header.eos)
+    bos, eos = header.read_token(header.bos), header.read_token(header.eos)
     template = header.chat_template
     writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
-    stops = _list_once([eos, header.name_token(header.eot), *known])
+    stops = _list_once([eos, header.read_token(header.eot), *known])
     generation = before.generation if before else {}  # a server's own settings decide it
     puts_bos = header.puts_bos and bos is not None
     return Serving(template, bos, eos, puts_bos, writes_bos, stops, generation)
 
 
 def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
+    """Return the tokens that there are, sorted, each once."""
     return tuple(sorted({token for token in tokens if token}))
 
 
@@ -182,19 +188,19 @@ def build_served_tokenizer(place: Path, serving: Serving, asked_by: Any) -> Any:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=[*parts, "$A"],
             pair=[*parts, "$A", "$B:1"],
-            special_tokens=[(one, tokenizer.convert_tokens_to_ids(one)) for one in parts],
+            special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos)) for bos in parts],
         )
     tokenizer.chat_template = serving.chat_template or asked_by.chat_template
     return tokenizer
 
 
 def compare_serving(after: Serving, before: Serving, name: str = "the stage before") -> list[str]:
-    """Say in a line each how a stage is served otherwise than another.
+    """List what differs between serving a stage and serving the one before, a line each.
 
     Args:
         after: The stage.
-        before: The other one.
-        name: What the other one is called.
+        before: The stage before it.
+        name: What the stage before is called.
     """
     return [
         *_compare_templates(after.chat_template, before.chat_template, name),
@@ -219,18 +225,20 @@ def _shorten(value: Any) -> str:
 
 
 def _compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
-    one, other = (after or "").strip(), (before or "").strip()
-    if one == other:
+    text, text_before = (after or "").strip(), (before or "").strip()
+    if text == text_before:
         return
-    if not one:
+    if not text:
         yield f"chat template: none; {name} has one"
-    elif not other:
+    elif not text_before:
         yield f"chat template: one of its own; {name} has none"
     else:
-        pairs = enumerate(zip(one, other, strict=False))
-        at = next((i for i, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
-        shown = (repr(text[at : at + _SHOWN]) for text in (one, other))
-        here, there = (text if text != "''" else "its end" for text in shown)
+        pairs = zip(text, text_before, strict=False)
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        here, there = (
+            repr(part[start : start + _SHOWN]) if part[start:] else "its end"
+            for part in (text, text_before)
+        )
         yield f"chat template: another one; it first differs at {here}, where {name} has {there}"
 
 
@@ -242,8 +250,8 @@ def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
         yield f"puts {after.bos} before a prompt; {name} does not"
     elif before.puts_bos and not after.puts_bos:
         yield f"puts no {before.bos} before a prompt; {name} does"
-    used = after.puts_bos or "bos_token" in (after.chat_template or "")
-    if used and before.bos and after.bos != before.bos:
+    uses_bos = after.puts_bos or "bos_token" in (after.chat_template or "")
+    if uses_bos and before.bos and after.bos != before.bos:
         yield f"begins a text with {after.bos or 'nothing'}; {name} with {before.bos}"
 
 

@@ -15,10 +15,10 @@ class SharedBase:
 
     def __init__(self) -> None:
         """Keep nothing yet."""
-        self._settings = ""
-        self._base: Any = None  # kept for the next job
-        self._lent: Any = None  # the one that the current job has
-        self._state: object = None
+        self._kept: Any = None  # for the next job
+        self._in_use: Any = None  # by the current job
+        self._settings = ""  # with which the base was loaded
+        self._state: object = None  # of its layers and numbers then
 
     def load(self, config: RunConfig, tokenizer: Any, outline: Any) -> Any:
         """Return the base of a run: the one that was kept, or a freshly loaded one.
@@ -29,7 +29,7 @@ class SharedBase:
             outline: See `load_outline`.
 
         Returns:
-            A `LoadedModel`, which belongs to the run until `take_back`.
+            A `LoadedModel`, which belongs to the run until `keep_base_of`.
 
         Raises:
             ModelError: It cannot be loaded.
@@ -37,29 +37,32 @@ class SharedBase:
         from slimdown.models.base_model import describe_base_model, load_base_model
         from slimdown.models.device_memory import release_weights
 
-        kept, self._base, self._lent = self._base, None, None
+        kept, self._kept, self._in_use = self._kept, None, None
         settings = repr((config.model, config.quantization))
         if kept is not None:
             described = describe_base_model(config.model, config.quantization, tokenizer, outline)
-            if config.tuned and settings == self._settings and described.files == kept.files:
-                same = {"model": kept.model, "license": kept.license}
-                identity = {**kept.identity, "tokenizer": described.identity["tokenizer"]}
-                same |= {"memory_bytes": kept.memory_bytes, "identity": identity}
-                if described.revision == kept.revision:
-                    self._lent = replace(described, **same)
-                    return self._lent
+            is_same = settings == self._settings and described.files == kept.files
+            if config.tuned and is_same and described.revision == kept.revision:
+                self._in_use = replace(
+                    described,
+                    model=kept.model,
+                    license=kept.license,
+                    memory_bytes=kept.memory_bytes,
+                    identity={**kept.identity, "tokenizer": described.identity["tokenizer"]},
+                )
+                return self._in_use
             release_weights(kept.model)
-        base = load_base_model(config.model, config.quantization, tokenizer, outline)
-        self._settings, self._state, self._lent = settings, _describe_state(base.model), base
-        return base
+        self._in_use = load_base_model(config.model, config.quantization, tokenizer, outline)
+        self._settings, self._state = settings, _describe_state(self._in_use.model)
+        return self._in_use
 
-    def take_back(self, tuned: Any) -> None:
-        """Take the adapter off the base that `load` returned, and keep the base.
+    def keep_base_of(self, tuned: Any) -> None:
+        """Take the adapter off the base that `load` returned, and keep this for the next job.
 
         Args:
             tuned: The same model with the adapter.
         """
-        base, self._lent = self._lent, None
+        base, self._in_use = self._in_use, None
         from slimdown.models.adapters import remove_adapter
 
         try:
@@ -67,7 +70,7 @@ class SharedBase:
         except Exception:  # PEFT refuses, as for IA3 in 4 bits: the next job loads its base
             return
         if model is base.model and _describe_state(model) == self._state:
-            self._base = base
+            self._kept = base
 
 
 def _describe_state(model: Any) -> object:
@@ -76,4 +79,5 @@ def _describe_state(model: Any) -> object:
         (name, type(layer), len(layer._forward_hooks)) for name, layer in model.named_modules()
     ]
     named = [*model.named_parameters(), *model.named_buffers()]
-    return layers, [(name, one.data_ptr(), one.shape, one._version) for name, one in named]
+    numbers = [(name, tensor.data_ptr(), tensor.shape, tensor._version) for name, tensor in named]
+    return layers, numbers

@@ -13,12 +13,16 @@ def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
     model.requires_grad_(method.name == "full")
     if method.name == "last_layer":
         n_layers = model.config.get_text_config().num_hidden_layers
-        lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-        name, blocks = next((n, m) for n, m in lists if len(m) == n_layers)
+        name, blocks = next(
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == n_layers
+        )
         blocks[-1].requires_grad_(True)
-        for key, module in model.get_submodule(name.rpartition(".")[0]).named_children():
-            if "norm" in type(module).__name__.lower() and "embed" not in key:
-                module.requires_grad_(True)
+        parent = model.get_submodule(name.rpartition(".")[0])
+        for child_name, child in parent.named_children():  # the norm behind the last block
+            if "norm" in type(child).__name__.lower() and "embed" not in child_name:
+                child.requires_grad_(True)
         if isinstance(method, LastLayer) and method.lm_head:
             model.get_output_embeddings().requires_grad_(True)
     return model

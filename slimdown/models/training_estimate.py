@@ -12,9 +12,8 @@ from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weight_bytes
 
-_BYTES_A_TRAINED = (
-    16  # the number, its gradient and AdamW's two means, in float32; the base's is one
-)
+# The parameter, its gradient and AdamW's two means, in float32.
+_BYTES_PER_TRAINED = 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
         dtype: Of what is not quantized.
 
     Returns:
-        The sizes; None where the outline does not do, as for prompt tuning, which starts from the
+        The sizes; None if the method needs weights, as prompt tuning, which starts from the
         embeddings.
     """
     weights = estimate_weight_bytes(outline, config.quantization, dtype)
@@ -58,6 +57,8 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
         adapted = attach_adapter(base, config.method, config.lora, config.seed)
         n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         step = estimate_step_bytes(adapted, config.train, dtype)
-        each = _BYTES_A_TRAINED - (dtype.itemsize if config.method.facts.trains_weights else 0)
-        return TrainingSizes(n_trained, weights + each * n_trained + step)
+        bytes_per_trained = _BYTES_PER_TRAINED
+        if config.method.facts.trains_weights:  # `weights` counts the parameter already
+            bytes_per_trained -= dtype.itemsize
+        return TrainingSizes(n_trained, weights + bytes_per_trained * n_trained + step)
     return None

@@ -41,8 +41,9 @@ def find_wrong_base(config: RunConfig) -> Iterator[str]:
     if not (tuned := config.tuned_model):
         return
     made_on = _read_base_name(fetch_adapter_config(tuned) or {})
-    base = config.model  # a folder may be a copy
-    if base.folder in (None, MODEL_DIR) and is_other_base(made_on, base.id):
+    base = config.model
+    may_be_copy = base.folder not in (None, MODEL_DIR)
+    if not may_be_copy and is_other_base(made_on, base.id):
         advice = "leave out model= and model.id to take that one, or correct"
         advice += f" base_model_name_or_path in {ADAPTER_CONFIG}"
         yield f"{tuned.named} was made on {made_on}, and the base is {base.id}; {advice}"
@@ -101,9 +102,12 @@ def is_other_base(made_on: str, base: str) -> bool:
     >>> is_other_base("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B")
     True
     """
-    names = [_REPACKED.sub("", id_.rpartition("/")[2].lower()) for id_ in (made_on, base)]
+
+    def read_name(model_id: str) -> str:
+        return _REPACKED.sub("", model_id.rpartition("/")[2].lower())
+
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+|pocket:model", made_on) is not None
-    return is_id and names[0] != names[1]
+    return is_id and read_name(made_on) != read_name(base)
 
 
 def _read_base_name(settings: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from io import StringIO
 from math import isfinite
 from typing import Any
@@ -119,7 +120,7 @@ class Table:
     outcome: str = ""  # a line that comes first
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the outcome, for programs
 
-    @property
+    @cached_property
     def columns(self) -> list[Column]:
         """The columns in which any row has something to read, in their order."""
         cells = [pair for row in self.rows for pair in row.cells.items()]

@@ -36,11 +36,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
     kept_step: int | None = None
 
     def __init__(
-        self,
-        evaluator: Evaluator,
-        every: int,
-        budgets: Mapping[str, float],
-        holdout: float = 0.0,
+        self, evaluator: Evaluator, every: int, budgets: Mapping[str, float], holdout: float = 0.0
     ) -> None:
         """Take what is asked, when, and what may be lost.
 
@@ -52,7 +48,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._evaluator, self._every, self._budgets = evaluator, every, budgets
         self._holdout = holdout
-        self._base: Any = None
+        self._base: Any = None  # until `measure_base`
         self._kept: dict[str, Any] = {}  # weights of `kept_step`
 
     def measure_base(self, base: LoadedModel) -> Evaluation:
@@ -61,10 +57,10 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         Raises:
             DataError: Its answers cannot be judged by the budgets.
         """
-        before = self._base = self._ask(base)
+        evaluation = self._base = self._ask(base)
         if self._budgets:
-            judge(before, before)
-        return before
+            judge(evaluation, evaluation)  # raises what a look would raise in the training
+        return evaluation
 
     def keep(self, step: int, model: Any) -> None:
         """Keep a copy of what is trained, to be restored when a later look ends the training."""
@@ -120,7 +116,7 @@ def is_last_step(state: Any, control: Any) -> bool:
 def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
     """Wrap the model that a trainer passes to its callbacks.
 
-    Its memory holds gradients and Adam's two states besides.
+    Its memory counts a gradient and Adam's two states of each trained number, 4 bytes each.
     """
     loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
     n_trained = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
@@ -129,12 +125,17 @@ def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
 
 def build_watcher(config: RunConfig) -> WatchingCallback:
     """Build the callback of a run with `train.stop_on_forgetting`; its base is to be measured."""
-    most, budgets = config.train.look_questions, default_budgets(config.benchmark)
-    budgeted = {name: config.benchmark[name] for name in budgets}
-    few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
-    tasks = load_tasks(few, config.evaluation.include_path)
-    shares = not config.method.facts.learns_prompt
-    # vLLM reads models from files, and a model in training is in none.
-    evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
+    budgets, most_questions = default_budgets(config.benchmark), config.train.look_questions
+    shortened = {}
+    for name in budgets:
+        benchmark = config.benchmark[name]
+        limit = min(benchmark.limit or most_questions, most_questions)
+        shortened[name] = replace(benchmark, limit=limit)
+    evaluator = Evaluator(
+        load_tasks(shortened, config.evaluation.include_path),
+        # vLLM reads models from files, and a model in training is in none.
+        replace(config.evaluation, backend=Backend.hf),
+        share_prefixes=not config.method.facts.learns_prompt,
+    )
     holdout = config.evaluation.holdout
     return WatchingCallback(evaluator, config.train.look_steps, budgets, holdout)

@@ -16,6 +16,7 @@ def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     from slimdown.data.row_checks import check_row_files
 
     problems: list[str] = []
+    # The jobs of a sweep share most settings: equal ones are checked once.
     for datasets in {repr(config.dataset): config.dataset for config in configs}.values():
         problems += check_row_files(datasets)
     for keep in {repr(config.keep): config.keep for config in configs}.values():
@@ -31,9 +32,10 @@ def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     problems += wrong_bases or check_repositories(sources)
     with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
     if with_options and not problems:
-        from slimdown.training.options import check_options  # torch
+        from slimdown.training.options import check_options  # imports torch
 
-        problems += [one for config in with_options.values() for one in check_options(config)]
+        for config in with_options.values():
+            problems += check_options(config)
     return iter(problems)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from slimdown.config.engines import BACKENDS
 from slimdown.config.loader import complete_config, read_trained_quantization
 from slimdown.config.rules import check_rows
-from slimdown.config.schema import EvaluationConfig, RunConfig
+from slimdown.config.schema import EvaluationConfig, RunConfig, TunedModelConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.evaluation.evaluator import check_room
@@ -68,57 +68,81 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     Raises:
         SlimdownError: Something that you can mend.
     """
-    train_data = None
     outline = check_base(config)
-    if (backend := BACKENDS[config.evaluation.backend]).module:
+    backend = BACKENDS[config.evaluation.backend]
+    if backend.module:
         backend.find_function("check_tuned")(config)
     config = fix_dtypes(config)
     tasks, not_run = load_benchmarks(config, on_progress)
-    tokenizer = load_tokenizer(config)
+    tokenizer, train_data = load_tokenizer(config), None
     tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-    notes: list[str] = []
-    tuned_model = config.tuned_model
-    if tuned_model and tuned_model.gguf:
-        weights = read_gguf_header(tuned_model.gguf, tuned_model.named).weights
-        notes.append(
-            f"The weights are those of {tuned_model.gguf.name}{f' ({weights})' * bool(weights)}, "
-            "unpacked by transformers; the engine is not llama.cpp."
-        )
-    elif tuned_model:
-        trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
-        note = f"Both models are measured with quantization={config.quantization.name}"
-        if trained_on not in ("none", config.quantization.name):
-            note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
-        notes.append(f"{note}.")
+    if config.tuned_model:
+        notes = [_describe_weights(config, config.tuned_model)]
     else:
         on_progress(0, 0, ", ".join(config.dataset))
-        train_data = read_rows(config, tokenizer)
-        keep = config.keep.adapt_to(tokenizer, train_data, config)
-        if keep.name != config.keep.name:
-            notes.append(f"keep={config.keep.name} is here {keep.describe()}.")
-            config = complete_config(replace(config, keep=keep))
-        n_rows = sum(len(part.train) for part in train_data.parts)
-        for problem in check_rows(config, n_rows, not train_data.holds_conversations):
-            raise DataError(problem)
-        notes += train_data.notes
-    evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
-    config, notes = replace(config, evaluation=evaluation), more + notes
+        config, train_data, notes = _prepare_rows(config, tokenizer)
+    evaluation, prompt_notes = decide_prompts(config, tasks, tokenizer, train_data)
+    config = replace(config, evaluation=evaluation)
+    notes = prompt_notes + notes
     base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
     check_room(tasks, evaluation, base)
     external = open_tuned_model(config, base) if config.tuned else None
     served = dict[str, BenchmarkTask]()
     if external and external.differences:
-        served, more = _find_served(external, evaluation, tasks)
-        notes += more
+        served, served_notes = _find_served(external, evaluation, tasks)
+        notes += served_notes
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
             "Rows, questions and learning rate are those of the pocket world; with "
             f"model={config.model.id} they are those for real models."
         )
-    read = train_data, external, served, notes
-    return RunInputs(config, outline, tokenizer, tasks, not_run, *read)
+    return RunInputs(
+        config=config,
+        outline=outline,
+        tokenizer=tokenizer,
+        tasks=tasks,
+        not_run=not_run,
+        train_data=train_data,
+        external=external,
+        served=served,
+        notes=notes,
+    )
+
+
+def _describe_weights(config: RunConfig, tuned_model: TunedModelConfig) -> str:
+    """Say in which precision a model that was tuned elsewhere is measured."""
+    if tuned_model.gguf:
+        weights = read_gguf_header(tuned_model.gguf, tuned_model.named).weights
+        detail = f" ({weights})" if weights else ""
+        return (
+            f"The weights are those of {tuned_model.gguf.name}{detail}, "
+            "unpacked by transformers; the engine is not llama.cpp."
+        )
+    trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
+    note = f"Both models are measured with quantization={config.quantization.name}"
+    if trained_on not in ("none", config.quantization.name):
+        note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
+    return f"{note}."
+
+
+def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, TrainingData, list[str]]:
+    """Read and check the rows; return the settings that fit them, the rows, and notes.
+
+    Raises:
+        DataError: The settings do not work with these rows.
+    """
+    notes: list[str] = []
+    train_data = read_rows(config, tokenizer)
+    keep = config.keep.adapt_to(tokenizer, train_data, config)
+    if keep.name != config.keep.name:
+        notes.append(f"keep={config.keep.name} is here {keep.describe()}.")
+        config = complete_config(replace(config, keep=keep))
+    n_rows = sum(len(part.train) for part in train_data.parts)
+    for problem in check_rows(config, n_rows, not train_data.holds_conversations):
+        raise DataError(problem)
+    return config, train_data, [*notes, *train_data.notes]
 
 
 def _find_served(
@@ -132,12 +156,13 @@ def _find_served(
         outline = external.outline or external.base.outline
         model = external.serve(replace(external.base, model=outline, outline=outline))
         templates = external.tokenizer.chat_template, model.tokenizer.chat_template
-        about = templates, external.serving, external.base_serving
-        served = find_served_otherwise(tasks, evaluation, *about)
+        served = find_served_otherwise(
+            tasks, evaluation, templates, external.serving, external.base_serving
+        )
         if served and BACKENDS[evaluation.backend].module:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
         check_room(served, evaluation, model)
-    except SlimdownError as error:  # its template fails, or drops what is set
+    except SlimdownError as error:  # its template fails, or ignores a setting
         return {}, [*notes, f"It cannot be measured as it is served: {error}"]
     if served:
         names = ", ".join(served)
@@ -160,9 +185,13 @@ def load_benchmarks(
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
     """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded."""
     not_run: dict[str, str] = {}
-    lacking = not_run if config.suite else None
-    folder = config.evaluation.include_path
-    return load_tasks(config.benchmark, folder, lacking=lacking, on_progress=on_progress), not_run
+    tasks = load_tasks(
+        config.benchmark,
+        config.evaluation.include_path,
+        lacking=not_run if config.suite else None,  # without a suite, a missing one is an error
+        on_progress=on_progress,
+    )
+    return tasks, not_run
 
 
 def leave_out_unaskable(
@@ -220,8 +249,8 @@ def decide_prompts(
         The settings of the evaluation with nothing left to choose, and lines for the user.
     """
     is_chat = train_data is not None and train_data.holds_conversations
-    if (tuned := config.tuned_model) and not train_data:
-        is_chat = read_chat_template(tuned) is not None
+    if config.tuned_model and not train_data:
+        is_chat = read_chat_template(config.tuned_model) is not None
     has_reason = is_chat and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template
     is_plain = setting is False or (setting == "auto" and not has_reason)

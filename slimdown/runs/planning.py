@@ -45,7 +45,7 @@ from slimdown.utils.errors import TrackingError
 from slimdown.utils.hub import explain_hub_errors
 
 _TRIED_STEPS = 2
-_TRIED_SECONDS = 30.0  # after which no further benchmark of a known kind of work is tried
+_TRIED_SECONDS = 30.0  # then only kinds of work are tried that were not tried before
 
 
 def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 1) -> RunPlan:
@@ -62,21 +62,37 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
     """
     with console.progress_bar("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)
-        config = inputs.config
-        about = config.model, config.quantization, inputs.tokenizer, inputs.outline
-        base = describe_base_model(*about)
-        shares = not inputs.learns_prompt
-        counted = count_costs(
-            inputs.tasks, config.evaluation, base, _open_record(config), share_prefixes=shares
-        )
+        base = describe_base(inputs)
+        counted = _count_costs(inputs, base)
         rows = _tokenize(inputs, base)
-    rates = find_rates(config, base.device)
+    rates = find_rates(inputs.config, base.device)
     if tries:
-        rates = _try_work(inputs, rows, rates, shares)
-    parts = list(_list_parts(inputs, counted, rows, rates))
-    facts = list(_describe(inputs, base, rows))
-    about_all = rates.source, n_equal, base.device == "cpu"
-    return RunPlan(title, parts, facts, *about_all)
+        rates = _try_work(inputs, rows, rates)
+    return RunPlan(
+        title,
+        parts=list(_list_parts(inputs, counted, rows, rates)),
+        facts=list(_describe(inputs, base, rows)),
+        rates=rates.source,
+        n_equal=n_equal,
+        on_cpu=base.device == "cpu",
+    )
+
+
+def describe_base(inputs: RunInputs) -> LoadedModel:
+    """Describe the base of a run before its weights are loaded, see `describe_base_model`."""
+    config = inputs.config
+    return describe_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
+
+
+def _count_costs(inputs: RunInputs, base: LoadedModel) -> list[tuple[Cost, bool]]:
+    """Return what each benchmark costs, and whether the base's answers are in the record."""
+    return count_costs(
+        inputs.tasks,
+        inputs.config.evaluation,
+        base,
+        _open_record(inputs.config),
+        share_prefixes=not inputs.learns_prompt,
+    )
 
 
 def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str, float]:
@@ -84,16 +100,14 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
 
     Rows are not tokenized for it: a step is taken to cost what one did.
     """
-    shares, is_recorded = not inputs.learns_prompt, _open_record(inputs.config)
     seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
-    about = inputs.tasks, inputs.config.evaluation, base, is_recorded
-    for cost, has_base in count_costs(*about, share_prefixes=shares):
-        of_one = estimate_seconds(cost, rates.find(cost))
-        seconds["base"] += 0.0 if has_base else of_one
-        seconds["tuned"] += of_one
-        seconds["served"] += of_one if cost.name in inputs.served else 0.0
-    if data := inputs.train_data:
-        n_rows = sum(len(part.train) for part in data.parts)
+    for cost, is_recorded in _count_costs(inputs, base):
+        estimate = estimate_seconds(cost, rates.find(cost))
+        seconds["base"] += 0.0 if is_recorded else estimate
+        seconds["tuned"] += estimate
+        seconds["served"] += estimate if cost.name in inputs.served else 0.0
+    if inputs.train_data:
+        n_rows = sum(len(part.train) for part in inputs.train_data.parts)
         known = rates.find(Cost("", Work.steps, 1, 0, 0))
         n_steps = _count_steps(inputs.config, n_rows)[1]
         seconds["train"] = known.seconds / known.n * n_steps if known else nan
@@ -104,7 +118,7 @@ def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
     """Return what says whether a base's answers are in the record; it makes no record."""
     try:
         store.open_store(config.tracking, must_exist=True)
-    except TrackingError:  # there is none yet
+    except TrackingError:  # there is no record yet
         return lambda key, name: False
     return open_base_cache(config).is_recorded
 
@@ -114,8 +128,9 @@ def _tokenize(inputs: RunInputs, base: LoadedModel) -> TokenizedRows | None:
     if inputs.train_data is None:
         return None
     config = inputs.config
-    about = inputs.tokenizer, config.train, base.device == "cpu", config.seed
-    rows = tokenize_rows(inputs.train_data, *about)
+    rows = tokenize_rows(
+        inputs.train_data, inputs.tokenizer, config.train, base.device == "cpu", config.seed
+    )
     if config.train.args.get("packing"):
         rows = replace(rows, train=pack_rows(rows.train, config.train))
     return rows
@@ -127,6 +142,8 @@ def _list_parts(
     rows: TokenizedRows | None,
     rates: Rates,
 ) -> Iterator[PlannedPart]:
+    """Yield the parts of a run in their order, each with the seconds that it may take."""
+
     def estimate(cost: Cost) -> Cost:
         return replace(cost, seconds=estimate_seconds(cost, rates.find(cost)))
 
@@ -143,9 +160,8 @@ def _list_parts(
     for cost, _ in counted:
         if cost.name in inputs.served:
             yield PlannedPart("served", estimate(cost), texts[cost.name])
-    yield PlannedPart(
-        "rest", estimate(Cost("", Work.other, 1, 0, 0)), "loading, validating, recording"
-    )
+    rest = Cost("", Work.other, 1, 0, 0)
+    yield PlannedPart("rest", estimate(rest), "loading, validating, recording")
 
 
 def count_steps(config: RunConfig, rows: TokenizedRows) -> Cost:
@@ -165,18 +181,19 @@ def _count_steps(config: RunConfig, n_rows: int) -> tuple[int, int]:
 
 
 def _describe_questions(inputs: RunInputs, cost: Cost) -> str:
+    """Say how many questions a benchmark asks, and how long their answers may become."""
     benchmark = inputs.config.benchmark[cost.name]
     if cost.work is Work.choices:
         return pluralize(cost.n, "question")
     if cost.work is Work.documents:
         return pluralize(cost.n, "document")
     repeats = benchmark.repeats or 1
-    drawn = f" x {repeats}" * (repeats > 1)
-    way = f", temperature {benchmark.temperature:g}" if benchmark.temperature else ""
-    thinks = ", thinking" * bool(inputs.config.evaluation.enable_thinking)
+    drawn = f" x {repeats}" if repeats > 1 else ""
+    temperature = f", temperature {benchmark.temperature:g}" if benchmark.temperature else ""
+    thinking = ", thinking" if inputs.config.evaluation.enable_thinking else ""
     longest = cost.new_tokens // max(1, cost.n * repeats)
     noun = "answer" if cost.n == 1 else "answers"
-    return f"{cost.n:,}{drawn} {noun} of up to {longest:,} tokens{way}{thinks}"
+    return f"{cost.n:,}{drawn} {noun} of up to {longest:,} tokens{temperature}{thinking}"
 
 
 def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
@@ -186,45 +203,50 @@ def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
 
 
 def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> Iterator[str]:
-    """Say how benchmarks are asked, what is cut, and what memory and download it takes."""
+    """Say how benchmarks are asked, what is cut, and what memory and disk it takes."""
     config = inputs.config
     yield f"Base model: {describe_model(config)}."
     yield f"Asked: {describe_prompts(config.evaluation)}."
     yield from inputs.notes
     if inputs.train_data:
         is_chat = inputs.train_data.holds_conversations
-        asked = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
-        if not any(one.apply_chat_template is is_chat for one in asked):
+        prompts = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
+        if is_chat not in [prompt.apply_chat_template for prompt in prompts]:
             kinds = {True: "go through the chat template", False: "are plain"}
             yield f"The rows {kinds[is_chat]}, and all prompts {kinds[not is_chat]}."
     if rows:
-        labels = rows.train["labels"]
-        n_trained = sum(sum(label != IGNORED for label in of_row) for of_row in labels)
-        share = n_trained / max(1, sum(map(len, labels)))
+        labels = [label for row_labels in rows.train["labels"] for label in row_labels]
+        share = sum(label != IGNORED for label in labels) / max(1, len(labels))
         yield f"The loss is on {100 * share:.0f} % of the rows' tokens."
         yield from (f"{note}." for note in rows.notes)
         yield from config.keep.explain_plan(len(rows.train))
     for name, reason in inputs.not_run.items():
         yield f"Not run: {name} ({reason})."
-    needed = base.memory_bytes
-    if rows:
-        longest = max(map(len, rows.train["input_ids"]))
-        if config.train.args.get("packing"):  # rows are laid end to end
-            longest = config.train.max_length
-        dtype, card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
-        train = choose_forwards(config, inputs.outline, dtype, rows, card).apply(config.train)
-        shaped = replace(config, train=replace(train, max_length=longest))
-        training = estimate_training(shaped, inputs.outline, dtype)
-        needed = training.n_bytes if training else needed
+    needed = _estimate_memory(inputs, base, rows)
     free = free_memory(torch.device(base.device))
-    on = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
-    download = _measure_download(config)
-    fetched = f"; {format_bytes(download)} will be downloaded" if download else ""
+    memory = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
+    n_download = _measure_download(config)
+    download = f"; {format_bytes(n_download)} will be downloaded" if n_download else ""
     disk = psutil.disk_usage(str(store.local_dir(config.tracking).anchor or "/")).free
     yield (
-        f"Memory: {format_bytes(needed)}, and {format_bytes(free)} {on} are free"
-        f"{fetched}; {format_bytes(disk)} of disk are free."
+        f"Memory: {format_bytes(needed)}, and {format_bytes(free)} {memory} are free"
+        f"{download}; {format_bytes(disk)} of disk are free."
     )
+
+
+def _estimate_memory(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> float:
+    """Return the bytes that the training needs, or the base where nothing is trained."""
+    if not rows:
+        return base.memory_bytes
+    config = inputs.config
+    longest = max(map(len, rows.train["input_ids"]))
+    if config.train.args.get("packing"):  # packing fills rows up to this length
+        longest = config.train.max_length
+    dtype, card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
+    train = choose_forwards(config, inputs.outline, dtype, rows, card).apply(config.train)
+    shaped = replace(config, train=replace(train, max_length=longest))
+    training = estimate_training(shaped, inputs.outline, dtype)
+    return training.n_bytes if training else base.memory_bytes
 
 
 def _measure_download(config: RunConfig) -> int:
@@ -240,31 +262,36 @@ def _measure_download(config: RunConfig) -> int:
                     ignore_patterns="*/*",
                     dry_run=True,
                 )
-                n_bytes += sum(one.file_size or 0 for one in files if one.will_download)
+                n_bytes += sum(file.file_size or 0 for file in files if file.will_download)
     return n_bytes
 
 
-def _try_work(
-    inputs: RunInputs, rows: TokenizedRows | None, rates: Rates, share_prefixes: bool
-) -> Rates:
-    """Load the weights, and try one batch of each kind of work."""
+def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Rates:
+    """Load the weights, try one batch of each kind of work, and return what the whole would cost.
+
+    Args:
+        inputs: What the run reads.
+        rows: The rows; None where nothing is trained.
+        rates: What runs like it cost: the rest, such as loading, is taken from there.
+    """
     config = inputs.config
     with console.progress_bar("trying one batch of each kind of work"):
         began = time.perf_counter()
         base = load_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
         seconds = time.perf_counter() - began
-        about = config.evaluation, base, _TRIED_SECONDS, share_prefixes
-        costs = list(try_costs(inputs.tasks, *about))
+        shares = not inputs.learns_prompt
+        costs = list(try_costs(inputs.tasks, config.evaluation, base, _TRIED_SECONDS, shares))
         if rows and inputs.train_data and not ENGINES[config.train.engine].module:
             began = time.perf_counter()
             prepared = prepare_training(base, inputs.train_data, config)
             seconds += time.perf_counter() - began
             whole = count_steps(config, prepared)
-            of_step = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
-            costs.append(replace(whole, seconds=of_step * whole.n))
-            # The loss before and after: a forward takes a third of a step.
-            share = sum(map(len, prepared.validation["input_ids"])) * whole.n / whole.prompt_tokens
-            seconds += 2 * share * of_step / 3
-    known = [one for one in rates.costs if one.work is Work.other]
-    costs += known or [Cost("", Work.other, 1, 0, 0, seconds)]
+            step_seconds = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
+            costs.append(replace(whole, seconds=step_seconds * whole.n))
+            # The held-out loss, before and after. A forward takes a third of a step.
+            step_tokens = whole.prompt_tokens / whole.n
+            n_steps = sum(map(len, prepared.validation["input_ids"])) / step_tokens
+            seconds += 2 * n_steps * step_seconds / 3
+    rest = [cost for cost in rates.costs if cost.work is Work.other]
+    costs += rest or [Cost("", Work.other, 1, 0, 0, seconds)]
     return Rates(tuple(costs), "tried here")

@@ -32,7 +32,7 @@ class ScaledEvaluations:
     save: Callable[[float, Path], None]  # writes the model at a scale to a folder
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
-    # By scale, in nats a token, if the run has not recorded that scale; empty without rows.
+    # By scale, in nats per token, if the run has not recorded that scale; empty without rows.
     validation_losses: dict[float, float]
 
 
@@ -56,11 +56,10 @@ def measure_scales(
             biases, a whole model with other tensors than the base.
     """
     tasks, _ = load_benchmarks(config)
-    rows = train_data = None
+    rows = None
     with console.progress_bar(f"loading {config.model.id}"):
         tokenizer = load_tokenizer(config)
-        if config.dataset:
-            train_data = read_rows(config, tokenizer)
+        train_data = read_rows(config, tokenizer) if config.dataset else None
         evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
         model = _load_scalable(config, tokenizer, origin)
         if train_data:
@@ -71,24 +70,27 @@ def measure_scales(
         console.progress_bar("measuring the base", "questions") as on_progress,
         disabled_adapters(model.base.model) if model.is_adapter else nullcontext(),
     ):
-        cache = open_base_cache(config, model.base)
-        of_base = evaluator.evaluate(model.base, cache, None, on_progress)
-    folder_of_all = local_dir(config.tracking) / "scales"
-    cache = RecordedEvaluations(config, "tuned", folder_of_all, is_shared=True)
+        base_cache = open_base_cache(config, model.base)
+        base_evaluation = evaluator.evaluate(model.base, base_cache, on_progress=on_progress)
+    folder = local_dir(config.tracking) / "scales"
+    cache = RecordedEvaluations(config, "tuned", folder, is_shared=True)
+    recorded_base, recorded_tuned = recorded
+    can_reuse = _has_same_answers(base_evaluation, recorded_base) and not any(
+        benchmark.looks for benchmark in recorded_tuned.benchmarks.values()
+    )
     evaluations, losses = {}, {}
-    is_as_recorded = _answers_as_recorded(of_base, recorded)
     for scale in scales:
-        if scale == 1 and is_as_recorded:
-            evaluations[scale] = recorded[1]
+        if scale == 1 and can_reuse:
+            evaluations[scale] = recorded_tuned
             continue
         with (
             console.progress_bar(f"measuring scale {scale:g}", "questions") as on_progress,
             model.open(scale) as scaled,
         ):
-            evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
+            evaluations[scale] = evaluator.evaluate(scaled, cache, on_progress=on_progress)
             if rows:
                 losses[scale] = validate(scaled.model, model.base.tokenizer, rows, config)
-    return ScaledEvaluations(model.base, model.save, of_base, evaluations, losses)
+    return ScaledEvaluations(model.base, model.save, base_evaluation, evaluations, losses)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class _ScalableModel:
     """A base, and a tuned model that can be taken at any scale of its change."""
 
     base: LoadedModel
-    is_adapter: bool  # it lies on the base, which is asked with the adapter disabled
+    is_adapter: bool  # the adapter is on the base; disable it to ask the base
     open: Callable[[float], AbstractContextManager[LoadedModel]]
     save: Callable[[float, Path], None]  # writes the model at a scale to a folder
 
@@ -106,24 +108,29 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
     outline = check_base(config)
     base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
     external = open_tuned_model(config, base)
-    if origin and origin != (present := f"{external.config.id}@{external.revision}"):
+    present = f"{external.config.id}@{external.revision}"
+    if origin and origin != present:
         raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
     if external.folder is None:
         interpolation = pair_models(config.model, external)
     base = load_base_model(config.model, config.quantization, tokenizer, outline)
     external = replace(external, base=base)
-    if folder := external.folder:
-        check_scalable(tuned := external.load())
-        base, save = replace(base, model=tuned.model), partial(save_scaled_adapter, folder)
-        return _ScalableModel(base, True, partial(scale_adapter, tuned), save)
+    if external.folder:
+        tuned = external.load()
+        check_scalable(tuned)
+        return _ScalableModel(
+            base=replace(base, model=tuned.model),
+            is_adapter=True,
+            open=partial(scale_adapter, tuned),
+            save=partial(save_scaled_adapter, external.folder),
+        )
     interpolation = replace(interpolation, external=external)
     return _ScalableModel(base, False, interpolation.open, interpolation.save)
 
 
-def _answers_as_recorded(of_base: Evaluation, recorded: tuple[Evaluation, Evaluation]) -> bool:
-    """Whether the base answers as it did in a run, whose tuned model was asked all questions."""
-    before, after = (one.benchmarks for one in recorded)
-    return of_base.backend == recorded[0].backend and all(
-        one.samples == before[name].samples and not after[name].looks
-        for name, one in of_base.benchmarks.items()
+def _has_same_answers(evaluation: Evaluation, recorded: Evaluation) -> bool:
+    """Whether a model gives the answers that are recorded, by the same backend."""
+    return evaluation.backend == recorded.backend and all(
+        benchmark.samples == recorded.benchmarks[name].samples
+        for name, benchmark in evaluation.benchmarks.items()
     )

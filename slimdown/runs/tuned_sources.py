@@ -1,11 +1,13 @@
 """The two sources of a tuned model: a training here, and files that somebody else made.
 
-Both have the same verbs. `begin` comes before the base is loaded, `check` before it is measured;
-`make` turns the base into the tuned model, and `describe` completes what the run leaves.
+Both have the same methods. `run_experiment` calls `begin` before the base is loaded, and `check`
+before it is measured. `make` turns the base into the tuned model, and `describe` completes what the
+run leaves.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
 
 import torch
 
@@ -17,7 +19,6 @@ from slimdown.evaluation.served_evaluation import evaluate_as_served
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.device_memory import card_memory
-from slimdown.models.external import ExternalModel
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
 from slimdown.runs.forgetting_watcher import build_watcher
@@ -30,14 +31,18 @@ from slimdown.training.step_splits import choose_forwards, keep_forwards
 from slimdown.training.tokenizing import TokenizedRows
 
 
-class TunedSource(Protocol):
+class TunedSource(ABC):
     """Where the tuned model of a run comes from.
 
     Attributes:
         training: What a training did, once it is made; None where nothing is trained here.
     """
 
-    training: TrainingResult | None
+    training: TrainingResult | None = None
+
+    def __init__(self, inputs: RunInputs, run: TrackedRun, progress: RunProgress) -> None:
+        """Take what was read, the run that is recorded, and the screen that shows its stages."""
+        self._inputs, self._run, self._progress = inputs, run, progress
 
     def begin(self) -> None:
         """Record what the model is made from, and refuse what cannot be judged.
@@ -45,32 +50,37 @@ class TunedSource(Protocol):
         Raises:
             DataError: The rows hold too many of the questions.
         """
+        return
 
-    def check(self, base: LoadedModel, progress: RunProgress) -> None:
+    @abstractmethod
+    def check(self, base: LoadedModel) -> None:
         """Check, before hours go into measuring the base, that the model can be made.
 
         Raises:
             SlimdownError: It cannot.
         """
 
-    def make(self, base: LoadedModel, progress: RunProgress) -> LoadedModel:
+    @abstractmethod
+    def make(self, base: LoadedModel) -> LoadedModel:
         """Make the tuned model; the base is not usable any more."""
 
     def ask_as_served(
-        self, tuned: LoadedModel, evaluator: Evaluator, asked: Evaluation, progress: RunProgress
+        self, tuned: LoadedModel, evaluator: Evaluator, evaluation: Evaluation
     ) -> Evaluation | None:
         """Ask the model as its own files have it served; None where that is as the base is asked.
 
         Args:
             tuned: The model.
             evaluator: The one that asked both models.
-            asked: The model's answers, asked as the base was.
-            progress: Shows the stage.
+            evaluation: The model's answers when it was asked as the base was.
         """
+        return None
 
     def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
         """Give the base back for the next run of this process, where it is still the base."""
+        return
 
+    @abstractmethod
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
         """Add what is known of the model to the findings; return also the files of the model.
 
@@ -80,14 +90,18 @@ class TunedSource(Protocol):
         """
 
 
-class Training:
-    """A fine-tuning of the base by rows."""
+class TrainingSource(TunedSource):
+    """A tuned model that this run makes: it trains the base on rows.
 
-    def __init__(self, inputs: RunInputs, data: TrainingData, run: TrackedRun) -> None:
-        """Take what was read, and the run that is recorded."""
-        self._inputs, self._data, self._run = inputs, data, run
-        self._rows: TokenizedRows | None = None
-        self.training: TrainingResult | None = None
+    Such a model has its base's tokenizer and template, so it is served as the base is asked.
+    """
+
+    _rows: TokenizedRows | None = None  # until `check`
+
+    @property
+    def _data(self) -> TrainingData:
+        assert self._inputs.train_data  # without `tuned` there are rows
+        return self._inputs.train_data
 
     def begin(self) -> None:
         """Record the rows, and which questions stand in them."""
@@ -98,16 +112,18 @@ class Training:
         contamination.check(config.contamination.max_share)
         show_notes(contamination.notes)
 
-    def check(self, base: LoadedModel, progress: RunProgress) -> None:
+    def check(self, base: LoadedModel) -> None:
         """Tokenize the rows, and try one small batch."""
         config = self._inputs.config
-        doing = ", ".join(filter(None, ("preparing the training", config.keep.preparation)))
-        with progress.show(doing):
+        title = "preparing the training"
+        if config.keep.preparation:
+            title += f", {config.keep.preparation}"
+        with self._progress.show(title):
             self._rows = prepare_training(base, self._data, config)
         self._run.log_written(self._rows.written)
         show_notes(self._rows.notes)
 
-    def make(self, base: LoadedModel, progress: RunProgress) -> LoadedModel:
+    def make(self, base: LoadedModel) -> LoadedModel:
         """Train, with looks at the benchmarks where they may end the training."""
         config, run, watcher = self._inputs.config, self._run, None
         assert self._rows  # `check` came before
@@ -116,26 +132,31 @@ class Training:
             with progress_bar("asking what each look asks"):
                 watcher.measure_base(base)
         self._split_steps(base)
-        with progress.show("training", "steps", "train") as on_progress:
-            about = config, run.checkpoint_dir, run.log_step, on_progress, watcher
-            tuned, self.training = fine_tune(base, self._rows, *about)
+        with self._progress.show("training", "steps", "train") as on_progress:
+            tuned, self.training = fine_tune(
+                base,
+                self._rows,
+                config,
+                run.checkpoint_dir,
+                on_log=run.log_step,
+                on_progress=on_progress,
+                watcher=watcher,
+            )
         return tuned
 
     def _split_steps(self, base: LoadedModel) -> None:
         """Fit the forwards of a step to the card, and say how, where they are not as set."""
         assert self._rows  # `check` came before
-        inputs, train = self._inputs, self._inputs.config.train
-        dtype, on_card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
-        about = inputs.config, inputs.outline, dtype, self._rows
-        forwards = keep_forwards(self._run.checkpoint_dir, lambda: choose_forwards(*about, on_card))
-        if forwards.differ_from(train):
+        config, outline, dtype = (
+            self._inputs.config,
+            self._inputs.outline,
+            getattr(torch, base.dtype),
+        )
+        card_bytes = card_memory(torch.device(base.device))
+        choose = partial(choose_forwards, config, outline, dtype, self._rows, card_bytes)
+        forwards = keep_forwards(self._run.checkpoint_dir, choose)
+        if forwards.differ_from(config.train):
             show_notes([f"Each step is taken as {forwards.describe()}, as this card has room for."])
-
-    def ask_as_served(self, *_: Any) -> None:
-        """A model that is trained here has its base's tokenizer and template."""
-
-    def release(self, *_: Any) -> None:
-        """The trained base is not the base any more."""
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
         """Write the model's card, and the template with which `tuned=ADAPTER` is asked alike."""
@@ -145,57 +166,54 @@ class Training:
         return findings, files
 
 
-class MadeElsewhere:
-    """A model that somebody else tuned: an adapter for the base, or a whole model."""
+class ExternalSource(TunedSource):
+    """A model that somebody else tuned: an adapter for the base, or a whole model.
 
-    def __init__(self, inputs: RunInputs, external: ExternalModel, run: TrackedRun) -> None:
-        """Take what was read, and the run that is recorded."""
-        self._inputs, self._external, self._run = inputs, external, run
-        self.training: TrainingResult | None = None
+    Nobody knows its rows.
+    """
 
-    def begin(self) -> None:
-        """Nobody knows its rows."""
+    def check(self, base: LoadedModel) -> None:
+        """Take the base; the model's files were checked when they were read."""
+        assert self._inputs.external
+        self._external = replace(self._inputs.external, base=base)
 
-    def check(self, base: LoadedModel, progress: RunProgress) -> None:
-        """Its files were checked when they were read."""
-        self._external = replace(self._external, base=base)
-
-    def make(self, base: LoadedModel, progress: RunProgress) -> LoadedModel:
+    def make(self, base: LoadedModel) -> LoadedModel:
         """Put the adapter on the base, or the whole model in its place."""
-        with progress.show(f"loading {self._inputs.config.tuned}"):
+        with self._progress.show(f"loading {self._inputs.config.tuned}"):
             return self._external.load()
 
     def ask_as_served(
-        self, tuned: LoadedModel, evaluator: Evaluator, asked: Evaluation, progress: RunProgress
+        self, tuned: LoadedModel, evaluator: Evaluator, evaluation: Evaluation
     ) -> Evaluation | None:
         """Ask once more what template, BOS or stop tokens of its own files change."""
         served, backend = self._inputs.served, evaluator.backend
         if not served or backend is None:
             return None
-        label = "measuring the tuned model as it is served"
-        with progress.show(label, "questions", "served") as on_progress:
-            model, cache = self._external.serve(tuned), self._run.served_cache
-            about = served, self._inputs.config.evaluation, backend, model, asked
-            return evaluate_as_served(*about, cache, on_progress)
+        title = "measuring the tuned model as it is served"
+        with self._progress.show(title, "questions", "served") as on_progress:
+            model, config = self._external.serve(tuned), self._inputs.config.evaluation
+            cache = self._run.served_cache
+            return evaluate_as_served(
+                served, config, backend, model, evaluation, cache=cache, on_progress=on_progress
+            )
 
     def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
         """An adapter comes off its base; a whole model has taken its place."""
         if self._external.folder:
-            shared_base.take_back(tuned)
+            shared_base.keep_base_of(tuned)
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
         """Say how it is served otherwise than the base; its files are where they were."""
         return replace(findings, serving=tuple(self._external.differences)), {}
 
 
-def open_source(inputs: RunInputs, run: TrackedRun) -> TunedSource:
+def open_source(inputs: RunInputs, run: TrackedRun, progress: RunProgress) -> TunedSource:
     """Return the source of a run's tuned model.
 
     Args:
         inputs: What the run read.
         run: The run in the record.
+        progress: Shows the stages of the run.
     """
-    if inputs.external:
-        return MadeElsewhere(inputs, inputs.external, run)
-    assert inputs.train_data  # without `tuned` there are rows
-    return Training(inputs, inputs.train_data, run)
+    kind = ExternalSource if inputs.external else TrainingSource
+    return kind(inputs, run, progress)

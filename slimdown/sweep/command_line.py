@@ -48,11 +48,11 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
 _MOST_RUNS = 1_000  # that one command may start
-_MOST_PROBLEMS = 200  # with more, no further run is checked
-_MOST_REPEATS = 20  # with more, too: most often all runs have the same problem
-_LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
+_MOST_PROBLEMS = 200  # after so many, no further run is checked
+_MOST_REPEATS = 20  # after so many repeats, too: most often all runs share one problem
+_LISTS = ("dataset", "benchmark")  # several choices of these groups can be combined
 _NUMBERS = (float, float | None)
-_PRESETS = ("experiment", "suite")  # groups of which none need be chosen
+_PRESETS = ("experiment", "suite")  # a run needs no choice of these groups
 _NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", "name", "note", *_PRESETS)
 
 
@@ -117,9 +117,9 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
-    parser.add_argument("-c", "--cfg")  # or argparse takes it for the beginning of -cd
+    parser.add_argument("-c", "--cfg")  # otherwise argparse takes -c for -cd
     parser.add_argument("--plan")
-    # Without a value it must not take the setting behind it.
+    # Otherwise argparse takes the next setting for the value of --plan.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
@@ -151,10 +151,13 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         problems = composer.problems
         values: dict[str, list[Override]] = {}  # by key, each with one value
         for text in line.overrides:
-            if overrides := composer.parse(text):
-                if (key := overrides[0].key_or_group) in values:
-                    problems.append(f"{key} is given 2 times; keep one of them")
-                values[key] = overrides
+            overrides = composer.parse(text)
+            if not overrides:
+                continue
+            key = overrides[0].key_or_group
+            if key in values:
+                problems.append(f"{key} is given 2 times; keep one of them")
+            values[key] = overrides
         if prod(map(len, values.values())) > _MOST_RUNS:
             problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
             values = {}
@@ -194,14 +197,14 @@ class _Composer:
         self.hydra = OmegaConf.create()  # Hydra's own settings
         self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(self._loader)
-        self._files: dict[str, ComposedFiles] = {}  # to compose takes most of the time
+        self._files: dict[str, ComposedFiles] = {}  # composing takes most of the time
         self._checked: set[str] = set()  # tasks
 
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
         try:
             override = parse_override(self._parser, text, self.line.is_sweep)
-            override.config_loader = self._loader  # glob(...) asks it
+            override.config_loader = self._loader  # glob(...) needs it
             if not override.key_or_group:
                 raise ValueError("there is no name before the =")
             values = [override]
@@ -211,11 +214,7 @@ class _Composer:
             self.problems.append(str(error))
             return []
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
-            reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
-            setting, _, content = redact(text)[:80].partition("=")
-            advice = f"""; a text with signs is quoted twice: '{setting}="{content}"'"""
-            advice = advice if "token recognition" in reason and '"' not in content else ""
-            self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}{advice}")
+            self.problems.append(_explain_syntax(redact(text)[:80], error))
             return []
         problems = list(filter(None, self._find_problems(text, override, values)))
         self.problems += problems
@@ -236,18 +235,20 @@ class _Composer:
         group = key.replace(".", "/")
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
-            for chosen in (each.value() for each in values):
-                if type(chosen) is str:
-                    yield f"{text}: choose it by {group}=...{nearest(chosen, names)}"
+            for value in values:
+                choice = value.value()
+                if type(choice) is str:
+                    yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
         if not self.line.is_choice(key):
             yield explain_unknown_key(key, RunConfig)
         elif names := self._loader.get_group_options(key):
             own = list_group_choices(key, self.line.folders)
             known = sorted({*names, *own, *list_added_choices(key)})
-            for value in (each.value() for each in values):
-                if isinstance(value, list) and (twice := _find_alike(key, value)):
+            for value in values:
+                choice = value.value()
+                if isinstance(choice, list) and (twice := _find_alike(key, choice)):
                     yield f"{text}: two are called {twice}; rename one"
-                yield from _find_unknown_choices(key, value, known)
+                yield from _find_unknown_choices(key, choice, known)
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check every choice, and both ends of every range, that a search may propose.
@@ -277,23 +278,27 @@ class _Composer:
         texts = [str(override.input_line) for override in overrides]
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
         try:
-            of_files = self._compose_files(choices)
-            composed, model = deepcopy(of_files.settings), of_files.model
-            self.hydra = of_files.hydra
-            if (base := self._find_base(composed, overrides)) and base.id != POCKET:
+            files = self._compose_files(choices)
+            composed, model = deepcopy(files.settings), files.model
+            self.hydra = files.hydra
+            base = self._find_base(composed, overrides)
+            if base and base.id != POCKET:
                 choices.append("model=any")
                 composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id, composed.model.revision = base.id, base.revision
                 model = Path(base.id).name
-        except Exception as error:  # the content of a user's own file may raise anything
+        except Exception as error:  # a user's own file may raise anything
             place = [] if isinstance(error, ModelError) else choices
             self.problems.append(f"{' '.join(place)}: {reword(error)}".removeprefix(": "))
             return ComposedRun(texts, RunConfig())
+        set_keys = []
         for override in overrides:
-            is_choice = self.line.is_choice(override.key_or_group)
-            if problem := "" if is_choice else _lay_over(composed, override):
+            if self.line.is_choice(override.key_or_group):
+                continue
+            set_keys.append(override.key_or_group)
+            if problem := _lay_over(composed, override):
                 self.problems.append(f"{override.input_line}: {problem}")
-        with suppress(OmegaConfBaseException):  # `load_config` reports it
+        with suppress(OmegaConfBaseException):  # `load_config` reports these
             self._check_tasks(composed)
         values = _list_values(composed)
         try:
@@ -305,17 +310,15 @@ class _Composer:
         for text in texts:
             if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
-        keys = [override.key_or_group for override in overrides]
-        set_keys = [key for key in keys if not self.line.is_choice(key)]
         shown = self._choose_shown(composed, values, choices, set_keys)
         return ComposedRun(texts, config, model, shown)
 
     def _check_tasks(self, composed: DictConfig) -> None:
         """Check the names of the harness's tasks that no run before had."""
         files = list_group_choices("benchmark", self.line.folders)
-        tasks = {name: composed.benchmark[name] for name in composed.benchmark}
-        tasks = {n: one for n, one in tasks.items() if n not in {*files, *self._checked}}
-        self._checked |= {*tasks}
+        new_names = [n for n in composed.benchmark if n not in {*files, *self._checked}]
+        tasks = {name: composed.benchmark[name] for name in new_names}
+        self._checked |= {*new_names}
         if tasks:
             folder = composed.evaluation.include_path
             self.problems += check_task_names(tasks, folder, files)
@@ -332,19 +335,21 @@ class _Composer:
         What a preset changes in the files of other groups is shown; what its interpolations make
         of other settings is not.
         """
-        by_group = [choice.lstrip("+").partition("=") for choice in choices]
-        groups = {group: choice for group, _, choice in by_group}
+        groups = {}
+        for choice in choices:
+            group, _, name = choice.lstrip("+").partition("=")
+            groups[group] = name
         files = list(choices)
-        if groups.keys() & {*_PRESETS}:  # they may choose other files
+        if groups.keys() & {*_PRESETS}:  # presets may choose other files
             files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
             before = self._compose_files(files).values
-        except (HydraException, OmegaConfBaseException):  # a preset has a dataset of its own
+        except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
             before = values
         shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
         for key, value in values.items():
-            was_set = any(key == one or key.startswith(f"{one}.") for one in set_keys)
+            was_set = f"{key}.".startswith(tuple(f"{set_key}." for set_key in set_keys))
             if (was_set or value != before.get(key)) and not key.startswith(_NOT_SHOWN):
                 resolved = OmegaConf.select(composed, key)
                 is_list = isinstance(resolved, ListConfig)
@@ -363,29 +368,40 @@ class _Composer:
 
     def _compose_files(self, choices: list[str]) -> ComposedFiles:
         """Compose the chosen files of groups."""
-        if (choice := " ".join(choices)) not in self._files:
+        key = " ".join(choices)
+        if key not in self._files:
             own = [f"file://{folder}" for folder in self.line.folders[1:]]
             path = [f"hydra.searchpath=[{','.join(own)},slimdown-choices://]"] if own else []
             with warnings.catch_warnings():  # our launchers are named as their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
                 composed = compose("config", [*choices, *path], return_hydra_config=True)
-            of_hydra = OmegaConf.masked_copy(composed, ["hydra"])
+            hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
-                hydra = composed.pop("hydra")
+                del composed["hydra"]
                 for name in list(composed.benchmark) if composed.suite else ():
-                    benchmark = composed.benchmark[name]  # in the suite, but not chosen
+                    # A suite has settings of all its benchmarks, also of those not chosen.
+                    benchmark = composed.benchmark[name]
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
-            model = Path(hydra.runtime.choices["model"]).name
-            values = _list_values(composed)
-            self._files[choice] = ComposedFiles(composed, values, model, of_hydra)
-        return self._files[choice]
+            model = Path(hydra.hydra.runtime.choices["model"]).name
+            self._files[key] = ComposedFiles(composed, _list_values(composed), model, hydra)
+        return self._files[key]
+
+
+def _explain_syntax(text: str, error: Exception) -> str:
+    """Say why an argument is no setting and value."""
+    reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
+    setting, _, content = text.partition("=")
+    advice = ""
+    if "token recognition" in reason and '"' not in content:
+        advice = f"""; a text with signs is quoted twice: '{setting}="{content}"'"""
+    return f"{text!r} is not setting=value: {reason}{advice}"
 
 
 def _find_alike(key: str, names: Sequence[Any]) -> str | None:
     """Find the first name that two of the choices of a list would have."""
-    called = Counter(name_choice(key, one) for one in {*map(str, names)})
-    return min((name for name, n in called.items() if n > 1), default=None)
+    counts = Counter(name_choice(key, name) for name in {*map(str, names)})
+    return min((name for name, n in counts.items() if n > 1), default=None)
 
 
 def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[str]:
@@ -406,14 +422,14 @@ def _lay_over(composed: DictConfig, override: Override) -> str:
         advice = f", or name {chosen}" if chosen else ""
         return f"{name} is not chosen; add it to {section}=[...]{advice}"
     is_new = override.is_add() or override.is_force_add()
-    try:  # Hydra does the same at its end
+    try:  # Hydra does the same when it has composed
         value, setting = override.value(), find_setting(key, RunConfig)
         if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
             value = read_number(value)
         if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
-            name, part = dimension.groups()  # the name has dots of its own
+            name, part = dimension.groups()  # the name of a setting, which contains dots
             if not (part or isinstance(value, dict)):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
             key = "search.space"
@@ -442,5 +458,6 @@ def _list_values(composed: DictConfig) -> dict[str, Any]:
 def _split_sweep(override: Override) -> Iterator[Override]:
     """Yield an override for each value of an override with several."""
     for value in override.sweep_iterator():
-        one: Any = replace(override, value_type=ValueType.ELEMENT, _value=value)
-        yield replace(one, input_line=f"{one.get_key_element()}={one.get_value_element_as_str()}")
+        single: Any = replace(override, value_type=ValueType.ELEMENT, _value=value)
+        text = f"{single.get_key_element()}={single.get_value_element_as_str()}"
+        yield replace(single, input_line=text)

@@ -98,8 +98,8 @@ class SweepInfo:
         """Write the checked settings of a job for the process that runs it."""
         settings, uri = to_plain(run), run.config.tracking.uri
         if file := sqlite_file(uri):  # Ray's workers may have another working folder
-            query = uri.partition("?")[1:]
-            settings["config"]["tracking"]["uri"] = f"sqlite:///{file}{''.join(query)}"
+            _, mark, query = uri.partition("?")
+            settings["config"]["tracking"]["uri"] = f"sqlite:///{file}{mark}{query}"
         if redact_uri(uri) != uri:  # a password gets to workers only through the environment
             settings["config"]["tracking"]["uri"] = ""
             os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -149,7 +149,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
     """
     number = sweep.numbers[HydraConfig.get().job.num]
     if sweep.read_outcome(number).is_over:
-        return  # it was queued twice: a launcher that lost one job does not say what others do
+        return  # a launcher that lost a job may queue finished ones again
     outcome = JobOutcome(JobState.running)
     sweep.write_outcome(number, outcome)
 
@@ -159,49 +159,63 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
         sweep.write_outcome(number, outcome)
 
     job, began = f"job {number} of {sweep.n_jobs}", time.monotonic()
-    console.show_line(job + ("" if sweep.in_worker else _tell_time_left(sweep)))
+    time_left = "" if sweep.in_worker else _tell_time_left(sweep)
+    console.show_line(f"{job}{time_left}")
     with _write_log(sweep.folder / f"{number}.log") if sweep.in_worker else nullcontext():
         try:
-            info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
-            is_planned = number != sweep.numbers[0] and not sweep.in_worker  # by the first one
-            run = sweep.read_settings(number)
-            made = run_job(run, info, sweep.swept, is_planned, shared_base)
+            made = run_job(
+                sweep.read_settings(number),
+                RunInfo("", sweep=sweep.name, on_open=keep_run_id),
+                sweep.swept,
+                # Jobs of one process are alike, and the first one has shown the plan.
+                is_planned=number != sweep.numbers[0] and not sweep.in_worker,
+                shared_base=shared_base,
+            )
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and is_queued_again()
             if isinstance(error, KeyboardInterrupt) or is_requeued:
                 sweep.write_outcome(number, replace(outcome, state=JobState.killed))
                 raise
-            reason = redact(str(error))
-            if not isinstance(error, SlimdownError):
-                reason = redact(describe_error(error))
-                sys.stderr.write(redact(traceback.format_exc()))
-            outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
-            lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]
-            sys.stderr.write(redact("\n  ".join(lines)) + "\n")
+            reason = _report_failure(job, error)
+            outcome = replace(outcome, state=JobState.failed, reason=reason)
     sweep.write_outcome(number, replace(outcome, seconds=time.monotonic() - began))
     if outcome.state is not JobState.failed or sweep.in_worker:
         run_id = f"run {outcome.run_id[:8]}" if outcome.run_id else ""
         parts = filter(None, (outcome.state, run_id, outcome.headline))
         console.show_line(f"{job}: {', '.join(parts)}")
-    if "torch" in sys.modules:  # the next job in this process needs the memory
+    if "torch" in sys.modules:  # for the next job in this process
         from slimdown.models.device_memory import release_memory
 
         release_memory()
 
 
+def _report_failure(job: str, error: BaseException) -> str:
+    """Print why a job failed, with a traceback if the program is at fault; return the reason."""
+    reason = redact(str(error))
+    if not isinstance(error, SlimdownError):
+        reason = redact(describe_error(error))
+        sys.stderr.write(redact(traceback.format_exc()))
+    lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]
+    sys.stderr.write(redact("\n  ".join(lines)) + "\n")
+    return " ".join(reason.split())
+
+
 def _tell_time_left(sweep: SweepInfo) -> str:
-    """Say how long a job and those after it take, by those that are finished; one after another."""
-    outcomes = {one: sweep.read_outcome(one) for one in sweep.numbers}
-    took = [one.seconds for one in outcomes.values() if one.state is JobState.finished]
-    n_left = sum(not one.is_over for one in outcomes.values())
-    return f", about {format_duration(fmean(took) * n_left)} left in all" if took else ""
+    """Say how long the jobs that are left take one after another, by those that are finished."""
+    outcomes = [sweep.read_outcome(number) for number in sweep.numbers]
+    seconds = [outcome.seconds for outcome in outcomes if outcome.state is JobState.finished]
+    if not seconds:
+        return ""
+    n_left = sum(not outcome.is_over for outcome in outcomes)
+    return f", about {format_duration(fmean(seconds) * n_left)} left in all"
 
 
 def run_job(
     run: ComposedRun,
     info: RunInfo,
     swept: tuple[str, ...] = (),
+    *,
     is_planned: bool = False,
     shared_base: SharedBase | None = None,
 ) -> JobOutcome:
@@ -243,7 +257,7 @@ def run_job(
         )
         console.show_facts([("run", info.name)])
         from slimdown.models.base_model import fix_dtypes
-        from slimdown.runs.experiment import run_experiment  # torch
+        from slimdown.runs.experiment import run_experiment  # imports torch
 
         config = fix_dtypes(config)
         console.show_facts([] if is_planned else describe_run(config).items())

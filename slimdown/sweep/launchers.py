@@ -19,8 +19,8 @@ class LauncherFacts:
     Attributes:
         extra: The extra of slimdown that installs Hydra's plugin for it.
         module: What that plugin is imported as.
-        about: What it is for, a few words.
-        needs_one: Settings that must be at least 1: else it waits for a job that can never start.
+        purpose: What it is for, a few words.
+        at_least_one: Settings that must be at least 1: else it waits for a job that never starts.
         only: The one value that a setting of it may have, with the reason.
         count_jobs: Returns how many jobs it runs at once by its settings; None: a cluster decides.
         marks_job: The variable of the environment by which it marks a job that it queues again
@@ -29,8 +29,8 @@ class LauncherFacts:
 
     extra: str
     module: str
-    about: str
-    needs_one: tuple[str, ...] = ()
+    purpose: str
+    at_least_one: tuple[str, ...] = ()
     only: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     count_jobs: Callable[[Any], int] | None = None
     marks_job: str = ""
@@ -44,7 +44,7 @@ class LauncherFacts:
         for name, (value, reason) in self.only.items():
             if settings.get(name) not in (None, value):
                 raise ConfigError(f"hydra.launcher.{name}={settings[name]}: {reason}; leave it out")
-        for name in self.needs_one:
+        for name in self.at_least_one:
             if (number := settings.get(name)) is not None and number < 1:
                 raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
 
@@ -58,8 +58,8 @@ def _count_processes(settings: Any) -> int:
 _SUBMITIT = LauncherFacts(
     extra="slurm",
     module="hydra_plugins.hydra_submitit_launcher",
-    about="jobs in Slurm's queue",
-    needs_one=("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"),
+    purpose="jobs in Slurm's queue",
+    at_least_one=("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"),
     marks_job="SUBMITIT_EXECUTOR",
 )
 
@@ -67,14 +67,14 @@ LAUNCHERS: dict[str, LauncherFacts] = {
     "joblib": LauncherFacts(
         extra="joblib",
         module="hydra_plugins.hydra_joblib_launcher",
-        about="several jobs at once",
+        purpose="several jobs at once",
         only={"backend": ("loky", "Hydra starts loky")},
         count_jobs=_count_processes,
     ),
     "ray": LauncherFacts(
         extra="ray",
         module="hydra_plugins.hydra_ray_launcher",
-        about="jobs on a Ray cluster",
+        purpose="jobs on a Ray cluster",
     ),
     "submitit_slurm": _SUBMITIT,
     "submitit_local": _SUBMITIT,
@@ -83,4 +83,5 @@ LAUNCHERS: dict[str, LauncherFacts] = {
 
 def is_queued_again() -> bool:
     """Return whether the launcher of this job queues it again where `SystemExit` leaves it."""
-    return any(one.marks_job in os.environ for one in LAUNCHERS.values() if one.marks_job)
+    marks = [launcher.marks_job for launcher in LAUNCHERS.values() if launcher.marks_job]
+    return any(mark in os.environ for mark in marks)

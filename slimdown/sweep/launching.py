@@ -52,7 +52,7 @@ def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
     def run_task(_: Any) -> None:
         try:
             task()
-        except Exception as error:  # Hydra would print a line of its own
+        except Exception as error:  # Hydra would print its own message
             failures.append(error)
 
     setup_globals()

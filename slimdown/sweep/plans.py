@@ -18,7 +18,7 @@ class PlannedCommand:
     """What a command will do."""
 
     plans: tuple[RunPlan, ...]
-    n_finished: int  # runs that the record has
+    n_finished: int  # runs that are in the record already
 
 
 def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> PlannedCommand:
@@ -29,30 +29,31 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> Planne
         n_trials: Of a search, whose one run stands for all; else 1.
         tries: Try one batch of each kind of work.
     """
-    alike: dict[str, list[ComposedRun]] = {}
+    groups: dict[str, list[ComposedRun]] = {}  # jobs that do the same work are together
     n_finished = 0
     for run in runs:
         if n_trials == 1 and _is_finished(run.config):
             n_finished += 1
             continue
-        alike.setdefault(repr(_find_work(run.config)), []).append(run)
-    from slimdown.runs.planning import plan_run  # torch
+        groups.setdefault(repr(_find_work(run.config)), []).append(run)
+    from slimdown.runs.planning import plan_run  # imports torch
 
     plans, bases = [], set[str]()
-    for group in alike.values():
+    for group in groups.values():
         config, title = group[0].config, run_name(group[0].model, group[0].overrides, ())
         n_equal = n_trials if n_trials > 1 else len(group)
         plan = plan_run(config, title, tries, n_equal)
         base = repr((config.model, config.quantization, config.benchmark, config.evaluation))
         if base in bases:
-            shared = [replace(one, is_shared=one.part == "base") for one in plan.parts]
-            plan = replace(plan, parts=shared)
+            parts = [replace(part, is_shared=part.part == "base") for part in plan.parts]
+            plan = replace(plan, parts=parts)
         bases.add(base)
         plans.append(plan)
     return PlannedCommand(tuple(plans), n_finished)
 
 
 def _is_finished(config: RunConfig) -> bool:
+    """Whether the record has a finished run of these settings; it makes no record."""
     with suppress(TrackingError):
         store.open_store(config.tracking, must_exist=True)
         return find_finished(config, run_key(config)) is not None

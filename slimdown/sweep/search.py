@@ -57,23 +57,24 @@ class Search:
         self._settings = settings = run.config.search
         self._at_once = at_once
         identity: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
-        space = {key: asdict(one) for key, one in plan.space.items()}
+        space = {key: asdict(dimension) for key, dimension in plan.space.items()}
         digest = hash_json([*identity, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
-        # If the space of a name has changed, its values may lie outside: it begins anew.
+        # A study whose space has changed begins anew: old values may lie outside of it.
         file = f"{hash_json([self.name, space])}.json"
         self._file = local_dir(self.config.tracking) / "searches" / file
-        self._values: list[dict[str, Any]] = []  # one mapping for each trial
+        self._values_by_trial: list[dict[str, Any]] = []
         # Without the file, or where it is damaged, values are proposed anew.
         with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
-            values = json.loads(self._file.read_text())
-            self._values = values if all(one.keys() == space.keys() for one in values) else []
-        for values in self._values:
+            recorded = json.loads(self._file.read_text())
+            if all(values.keys() == space.keys() for values in recorded):
+                self._values_by_trial = recorded
+        for values in self._values_by_trial:
             self.study.enqueue_trial(values)
         self._proposed: list[Trial] = []
         self._runs: list[RunRecord] = []
-        self._refused: dict[int, str] = {}  # why, by number
+        self._refused: dict[int, str] = {}  # the reason, by number of the trial
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
         """Yield trials to run together; call `keep_outcomes` before the next batch.
@@ -84,47 +85,47 @@ class Search:
         for first in range(0, n_trials, self._at_once):
             trials = [self.study.ask() for _ in range(min(self._at_once, n_trials - first))]
             runs = {trial.number: self._compose(trial) for trial in trials}
-            write_atomically(self._file, json.dumps(self._values))
+            write_atomically(self._file, json.dumps(self._values_by_trial))
             self._proposed = [trial for trial in trials if runs[trial.number]]
             if batch := [run for run in runs.values() if run]:
                 yield batch
 
     def _compose(self, trial: Trial) -> ComposedRun | None:
-        # A seed for each trial: a repeated command proposes the same, whatever it found finished.
+        """Propose the values of a trial, and compose its run; None if they do not fit together."""
+        # Each trial has its own seed, so a repeated command proposes the same values.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
-        values = {key: suggest_value(trial, key, one) for key, one in self.space.items()}
-        if trial.number == len(self._values):
-            self._values.append(trial.params)
-        own = [f"{key}={value}" for key, value in values.items()]
-        own.append(f"search.trial={trial.number}")
-        overrides = [*self._line.overrides, *own]
+        proposed = [f"{key}={suggest_value(trial, key, self.space[key])}" for key in self.space]
+        if trial.number == len(self._values_by_trial):
+            self._values_by_trial.append(trial.params)
+        overrides = [*self._line.overrides, *proposed, f"search.trial={trial.number}"]
         try:
             return compose_runs(replace(self._line, overrides=overrides)).runs[0]
-        except ConfigError as error:  # each value was checked alone
+        except ConfigError as error:  # the values fit alone, but not together
             reason = " ".join(str(error).split())
             self._refused[trial.number] = reason
             self.study.tell(trial, state=TrialState.FAIL)
-            console.show_line(f"trial {trial.number} is refused ({', '.join(own[:-1])}): {reason}")
+            console.show_line(f"trial {trial.number} is refused ({', '.join(proposed)}): {reason}")
             return None
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
         """Tell the study the results of the last batch; failed trials are left out."""
         for trial, outcome in zip(self._proposed, outcomes, strict=True):
-            if outcome.state in (JobState.finished, JobState.skipped):
-                run = find_run(self.config.tracking, outcome.run_id)
-                if run.findings is None:  # it is finished, and cannot be read
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    continue
-                self._runs.append(run)
-                result = summarize_trial(run.findings, self._settings.max_loss)
-                if result.unmeasured:  # neither a loss nor none
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    continue
-                for name, excess in result.excess.items():
-                    trial.set_constraint(name, excess)
-                self.study.tell(trial, result.learned)
+            if outcome.state not in (JobState.finished, JobState.skipped):
+                continue
+            run = find_run(self.config.tracking, outcome.run_id)
+            if run.findings is None:  # its findings cannot be read
+                self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            self._runs.append(run)
+            result = summarize_trial(run.findings, self._settings.max_loss)
+            if result.unmeasured:  # nothing can be said about a loss
+                self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            for name, excess in result.excess.items():
+                trial.set_constraint(name, excess)
+            self.study.tell(trial, result.learned)
 
     def show(self) -> dict[str, str]:
         """Print all trials and the one to take; returns their page, by its name.
@@ -145,23 +146,28 @@ class Search:
         runs.sort(key=lambda run: outcomes[run.run_id].order)
         comparison = compare_runs(runs, group_seeds=False)
         table = search_table(comparison, outcomes, self.name)
-        best, budgets = runs[0], {} if budget is None else {"": budget}
-        if not outcomes[best.run_id].is_within:
-            chosen = ["No trial is within the budget as measured: widen it, or the ranges."]
+        if outcomes[runs[0].run_id].is_within:
+            notes = self._describe_best(runs[0])
         else:
-            reason = "which learned most of the trials within the budget; its adapter is in"
-            chosen = [f"Chosen: {best.name} ({best.run_id[:8]}), {reason} {best.artifact_uri}."]
-            if best.holdout:
-                evaluations = read_evaluations(self.config.tracking, best)
-                half = take_held_out(self.config.tracking, best, evaluations, best.holdout)
-                gate = Gate(tuple(check_budgets(judge(half.base, half.tuned), budgets)))
-                line = describe_outcome(gate)
-                chosen.append(f"On the questions that did not choose it: {line}")
-                chosen += describe_budgets(gate)
-        chosen += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
-        table = replace(table, notes=(*chosen, *table.notes))
+            notes = ["No trial is within the budget as measured: widen it, or the ranges."]
+        notes += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
+        table = replace(table, notes=(*notes, *table.notes))
         console.show_table(table)
         return {"search.html": render_comparison_page(table, comparison)}
+
+    def _describe_best(self, best: RunRecord) -> list[str]:
+        """Name the trial to take, and check its losses on the questions that are held out."""
+        reason = "which learned most of the trials within the budget; its adapter is in"
+        lines = [f"Chosen: {best.name} ({best.run_id[:8]}), {reason} {best.artifact_uri}."]
+        if best.holdout:
+            evaluations = read_evaluations(self.config.tracking, best)
+            held_out = take_held_out(self.config.tracking, best, evaluations, best.holdout)
+            budget = self._settings.max_loss
+            budgets = {} if budget is None else {"": budget}  # "": all benchmarks
+            gate = Gate(tuple(check_budgets(judge(held_out.base, held_out.tuned), budgets)))
+            lines.append(f"On the questions that did not choose it: {describe_outcome(gate)}")
+            lines += describe_budgets(gate)
+        return lines
 
 
 def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
@@ -177,4 +183,4 @@ def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
     if is_whole:
         return str(trial.suggest_int(key, low, high, log=log))
     value = trial.suggest_float(key, low, high, log=log)
-    return str(min(max(float(f"{value:.3g}"), low), high))  # further digits decide nothing
+    return str(min(max(float(f"{value:.3g}"), low), high))  # more digits make no difference

@@ -73,9 +73,10 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
     """
     key, sign, content = text.partition("=")
     if sign and key.lstrip("+") in _PLAIN_TEXTS:
-        quoted = re.fullmatch(r"""(["'])(.*)\1""", content, re.DOTALL)
         override = parser.parse_override(f"{key}=text")
-        value = quoted[2] if quoted else None if content == "null" else content
+        value = None if content == "null" else content
+        if quoted := re.fullmatch(r"""(["'])(.*)\1""", content, re.DOTALL):
+            value = quoted[2]
         return replace(override, value_type=ValueType.ELEMENT, _value=value, input_line=text)
     if key == "tuned" and "*" in content:
         return parser.parse_override(f"tuned={','.join(map(_quote, _find_folders(content)))}")
@@ -88,7 +89,7 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
         except HydraException:
             return override
         values = whole.value()
-        if isinstance(values, list) and all(isinstance(one, str) for one in values):
+        if isinstance(values, list) and all(isinstance(value, str) for value in values):
             return whole
     return override
 

@@ -82,7 +82,10 @@ class Sweep:
         else:
             with self._record(tracking, "sweep"):
                 self._run(self.plan.runs)
-        return int(any(one.state is JobState.failed for one in self.outcomes.values()))
+        return 1 if JobState.failed in self._find_states() else 0
+
+    def _find_states(self) -> set[JobState]:
+        return {outcome.state for outcome in self.outcomes.values()}
 
     def count_at_once(self) -> int:
         """Return how many trials are proposed together."""
@@ -104,25 +107,34 @@ class Sweep:
             try:
                 yield sweep_run
             finally:
-                rows: list[dict[str, Any]] = []
-                for number, outcome in self.outcomes.items():
-                    own = [text.lstrip("+") for text in self.jobs[number].overrides]
-                    own = [text for text in own if text.partition("=")[0] in self.info.swept]
-                    text = outcome.headline or outcome.reason
-                    row = {"number": number, "settings": " ".join(own), "state": outcome.state}
-                    rows.append(row | {"run_id": outcome.run_id, "outcome": text})
-                states = {outcome.state for outcome in self.outcomes.values()}
-                chosen = f" --sweep {self.info.name}" if JobState.finished in states else ""
-                advice = f"slimdown compare{chosen} shows the runs side by side. "
-                if states - {JobState.finished, JobState.skipped}:
-                    advice += "Repeat the command to finish the rest. "
-                advice += "rerun=true repeats everything."
-                if rows:
-                    table = sweep_table(rows, f"{title}. {advice}")
+                if rows := [self._make_row(number) for number in self.outcomes]:
+                    table = sweep_table(rows, f"{title}. {self._advise()}")
                     if kind == "search" or not self._show_comparison(tracking, title):
                         console.show_table(table)
                     sweep_run.files["sweep.md"] = write_table(table, "markdown")
-                sweep_run.failed = JobState.failed in states
+                sweep_run.failed = JobState.failed in self._find_states()
+
+    def _make_row(self, number: int) -> dict[str, Any]:
+        """Make the row of a job in the table: its values of what is swept, and its outcome."""
+        texts = [text.lstrip("+") for text in self.jobs[number].overrides]
+        swept = [text for text in texts if text.partition("=")[0] in self.info.swept]
+        outcome = self.outcomes[number]
+        return {
+            "number": number,
+            "settings": " ".join(swept),
+            "state": outcome.state,
+            "run_id": outcome.run_id,
+            "outcome": outcome.headline or outcome.reason,
+        }
+
+    def _advise(self) -> str:
+        """Say how to go on after the sweep."""
+        states = self._find_states()
+        chosen = f" --sweep {self.info.name}" if JobState.finished in states else ""
+        advice = f"slimdown compare{chosen} shows the runs side by side. "
+        if states - {JobState.finished, JobState.skipped}:
+            advice += "Repeat the command to finish the rest. "
+        return advice + "rerun=true repeats everything."
 
     def _show_comparison(self, tracking: TrackingConfig, title: str) -> bool:
         """Show what each value did, once all jobs made runs that can be compared.
@@ -130,19 +142,18 @@ class Sweep:
         Returns:
             Whether it is shown.
         """
-        outcomes = self.outcomes.values()
-        done = {JobState.finished, JobState.skipped}
-        if len(outcomes) < 2 or {one.state for one in outcomes} - done:
+        states = self._find_states()
+        if len(self.outcomes) < 2 or states - {JobState.finished, JobState.skipped}:
             return False
         try:
-            runs = [find_run(tracking, one.run_id) for one in outcomes]
+            runs = [find_run(tracking, outcome.run_id) for outcome in self.outcomes.values()]
             check_prompts(runs)
-        except (ConfigError, TrackingError):  # other prompts; or the run was deleted meanwhile
+        except (ConfigError, TrackingError):  # the runs had other prompts, or one was deleted
             return False
         if not all(run.findings for run in runs):
             return False
-        is_own = JobState.skipped not in {one.state for one in outcomes}
-        chosen = f"--sweep {self.info.name} --all" if is_own else "--all"
+        # Runs that were skipped belong to an earlier sweep.
+        chosen = "--all" if JobState.skipped in states else f"--sweep {self.info.name} --all"
         advice = f"slimdown compare {chosen} shows each run. rerun=true repeats everything."
         comparison = order_by_settings(compare_runs(runs, corrects=False))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
@@ -187,7 +198,7 @@ class Sweep:
         return pending
 
     def _measure_shared_bases(self, numbers: list[int]) -> None:
-        """Measure the bases that jobs which start together share; one would do it for each."""
+        """Measure the bases that jobs share: started together, each would measure them itself."""
         configs = {number: self.jobs[number].config for number in numbers}
         bases = {repr(base_settings(c)): n for n, c in configs.items() if c.baseline.reuse}
         if 0 < len(bases) < len(numbers):
@@ -201,9 +212,11 @@ class Sweep:
         # In a queue of Slurm or Ray it may have gone on, and ended, meanwhile.
         self.outcomes[number] = self.info.read_outcome(number)
         error = None if self.outcomes[number].is_over else self._launch([number])
-        if not (outcome := self.outcomes[number]).is_over:
+        outcome = self.outcomes[number]
+        if not outcome.is_over:
             reason = "its process died, and again with no other beside it"
-            reason += redact(f"; {describe_error(error)}") if error else ""
+            if error:
+                reason += redact(f"; {describe_error(error)}")
             self.outcomes[number] = replace(outcome, state=JobState.failed, reason=reason)
 
     def _launch(self, numbers: list[int]) -> Exception | None:
@@ -226,6 +239,7 @@ class Sweep:
         return None
 
     def _explain_launcher(self, error: Exception) -> ConfigError:
+        """Return the error that says why the launcher starts no job."""
         name, reason = self.launcher_name, redact(describe_error(error)).rstrip(" .:;")
         advice = "its settings are hydra.launcher.*, and --cfg hydra shows them"
         if "plugin class" in reason and name in LAUNCHERS:  # Hydra's plugin is not installed

@@ -1,10 +1,15 @@
-"""Keep each evaluation for reuse: in a run's own folder, and a base's also in the MLflow store."""
+"""Keep each evaluation for reuse: in a run's own folder, and a base's also in the MLflow store.
+
+The store has them in runs of kind `baseline`. Such a run holds the samples of each benchmark, and a
+tag for each key, which is set last: whoever finds the tag finds the samples.
+"""
 
 import logging
 import shutil
 import tempfile
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +23,15 @@ from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import store
 from slimdown.tracking.datasets import describe_questions
-from slimdown.tracking.logged_models import ModelRecord, describe_base, link_models, log_base
-from slimdown.tracking.metrics_and_tags import Tag
-from slimdown.tracking.resume import is_abandoned
-from slimdown.tracking.run_reader import find_runs
+from slimdown.tracking.logged_models import (
+    ModelRecord,
+    assign_metrics,
+    describe_base,
+    link_models,
+    log_base,
+)
+from slimdown.tracking.metrics_and_tags import USER, Tag
+from slimdown.tracking.resume import find_abandoned
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact_leaf
 
@@ -56,12 +66,12 @@ class RecordedEvaluations(EvaluationCache):
             is_shared: Whether the folder holds evaluations of many models.
         """
         self.model = model
-        self.files: dict[str, Path] = {}  # by benchmark: samples that were found or saved
+        self.files: dict[str, Path] = {}  # the samples that were found or saved, by benchmark
         self._config, self._folder, self._keeps_files = config, folder, keeps_files
         self._is_shared = is_shared
-        self._holder = ""  # the run of kind baseline that takes what is measured here
-        self._experiment_id = ""  # of that run
-        self._names: list[str] = []  # of its benchmarks
+        self._baseline_id = ""  # the run of kind baseline that takes what is measured here
+        self._experiment_id = ""  # the experiment of that run
+        self._recorded: list[str] = []  # the benchmarks in that run
         self.base: ModelRecord | None = None  # what MLflow shows the base as, once it is loaded
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
@@ -91,23 +101,24 @@ class RecordedEvaluations(EvaluationCache):
         """Return whether the evaluation of a key is here or in the store; nothing is read."""
         if self._locate(key, name).is_file():
             return True
-        return self._config.baseline.reuse and bool(self._find_holders(key))
+        return self._config.baseline.reuse and bool(self._find_baselines(key))
 
-    def _find_holders(self, key: str) -> list[Any]:
+    def _find_baselines(self, key: str) -> list[Any]:
         """Return the runs that hold the evaluation of a key; none where the store is silent."""
-        with suppress(Exception):  # measuring again needs the store only at the end
+        with suppress(Exception):  # the base can be measured again without the store
             client = store.open_store(self._config.tracking)
             experiments = store.search_all(client.search_experiments)
-            numbers = [one.experiment_id for one in experiments]
-            return list(client.search_runs(numbers, f"tags.`{Tag.evaluation}{key}` LIKE '%'"))
+            ids = [experiment.experiment_id for experiment in experiments]
+            return list(client.search_runs(ids, f"tags.`{Tag.evaluation}{key}` LIKE '%'"))
         return []
 
     def _find_in_store(
         self, key: str, name: str, benchmark: ResolvedBenchmark
     ) -> BenchmarkEvaluation | None:
-        for run in self._find_holders(key):
+        """Return the first evaluation of a key in the store that can be read, with its origin."""
+        for run in self._find_baselines(key):
             client = store.open_store(self._config.tracking)
-            user, run_id = run.data.tags.get("mlflow.user", "unknown"), run.info.run_id
+            user, run_id = run.data.tags.get(USER, "unknown"), run.info.run_id
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
                 path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
@@ -127,68 +138,76 @@ class RecordedEvaluations(EvaluationCache):
         if self.model != "base":
             return
         try:
-            with ExitStack() as held:
-                self._send(key, name, evaluation, file, held)
+            client = store.open_store(self._config.tracking)
+            if self._baseline_id:
+                self._send(client, key, name, evaluation, file)
+            else:
+                with self._open_baseline(client):
+                    self._send(client, key, name, evaluation, file)
             if not self._keeps_files:
                 file.unlink()
-        except Exception as error:  # MLflow's, a driver's, an artifact store's own
-            self._holder, self._names = "", []
+        except Exception as error:  # of MLflow, a database driver or an artifact store
+            self._baseline_id, self._recorded = "", []
             problem = f"the store takes no answers of the base ({store.first_line(error)})"
             _log.warning("%s; they are in %s", problem, file)
 
     def _send(
-        self, key: str, name: str, evaluation: BenchmarkEvaluation, file: Path, held: ExitStack
+        self, client: Any, key: str, name: str, evaluation: BenchmarkEvaluation, file: Path
     ) -> None:
-        """Send a base's evaluation to its run, which is made for the first one."""
-        from mlflow.entities import Metric
-
-        client = store.open_store(self._config.tracking)
-        is_first = not self._holder
-        if is_first:
-            self._open_holder(client, held)
-        self._names.append(name)
+        """Send a base's evaluation to the run of kind baseline; `file` holds its samples."""
+        run_id = self._baseline_id
+        self._recorded.append(name)
         model = self._config.model.id.rpartition("/")[2]
-        title = f"base {model} {self._config.quantization.name}: {', '.join(self._names)}"
-        client.update_run(self._holder, name=redact_leaf(title))
+        title = f"base {model} {self._config.quantization.name}: {', '.join(self._recorded)}"
+        client.update_run(run_id, name=redact_leaf(title))
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copy(file, f"{folder}/{key}.parquet")
-            client.log_artifact(self._holder, copy, "samples")
-        questions, base_id = describe_questions(name, evaluation), None
-        client.log_inputs(self._holder, [questions])
+            client.log_artifact(run_id, copy, "samples")
+        questions, model_id = describe_questions(name, evaluation), ""
+        client.log_inputs(run_id, [questions])
         if self.base:
-            where = self._config.tracking, self._experiment_id
-            base_id = log_base(client, *where, self.base)
-            link_models(client, self._holder, base_id)
-        score, now = round(100 * evaluation.score.value, 2), int(time.time() * 1000)
-        about = base_id, questions.dataset.name, questions.dataset.digest
-        client.log_batch(self._holder, [Metric(f"base/{name}", score, now, 0, *about)])
-        # After the samples: whoever finds the tag finds them.
-        client.set_tag(self._holder, f"{Tag.evaluation}{key}", name)
-        if is_first:
-            client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
+            model_id = log_base(client, self._config.tracking, self._experiment_id, self.base)
+            link_models(client, run_id, model_id)
+        scores = {f"base/{name}": round(100 * evaluation.score.value, 2)}
+        now = int(time.time() * 1000)
+        client.log_batch(run_id, assign_metrics(scores, {name: questions}, model_id, "", now))
+        client.set_tag(run_id, f"{Tag.evaluation}{key}", name)
 
-    def _open_holder(self, client: Any, held: ExitStack) -> None:
-        """Make the run that takes the evaluations, and delete those that a kill left without any.
+    @contextmanager
+    def _open_baseline(self, client: Any) -> Iterator[None]:
+        """Make the run that takes the evaluations, and end those that a kill left unfinished.
 
-        Until its first evaluation is there, the run is RUNNING and `held` holds its lock.
+        Inside, its first evaluation is sent, while the run is RUNNING and locked. At the end it is
+        FINISHED, but takes what comes later, too.
         """
         tracking = self._config.tracking
-        with store.lock(tracking, "baselines"):
-            self._experiment_id = store.find_experiment(client, tracking)
-            run_id = store.create_run(client, self._experiment_id, "base", "baseline").info.run_id
-            running = "attributes.status = 'RUNNING'"
-            for run in find_runs(tracking, [tracking.experiment], "", running, kind="baseline"):
-                if run.run_id != run_id and is_abandoned(tracking, run):
-                    is_found = any(tag.startswith(Tag.evaluation) for tag in run.tags)
-                    end = client.set_terminated if is_found else client.delete_run
-                    end(run.run_id)
-            held.enter_context(store.lock_run(tracking, run_id))
-        self._holder = run_id
-        about = describe_identity(self._config)
-        of_base = ("model.id", "quantization")
-        store.log_settings(client, run_id, {key: about[key] for key in of_base})
+        with ExitStack() as run_lock:
+            with store.lock(tracking, "baselines"):
+                self._experiment_id = store.find_experiment(client, tracking)
+                created = store.create_run(client, self._experiment_id, "base", "baseline")
+                run_id = created.info.run_id
+                self._end_abandoned(client, run_id)
+                run_lock.enter_context(store.lock_run(tracking, run_id))
+            self._baseline_id = run_id
+            identity = describe_identity(self._config)
+            settings = {key: identity[key] for key in ("model.id", "quantization")}
+            store.log_settings(client, run_id, settings)
+            yield
+            client.set_terminated(run_id, "FINISHED")
+
+    def _end_abandoned(self, client: Any, own_run_id: str) -> None:
+        """Mark baseline runs that a kill left as ended; delete those without any evaluation."""
+        tracking = self._config.tracking
+        for run in find_abandoned(tracking, "baseline", [tracking.experiment]):
+            if run.run_id == own_run_id:
+                continue
+            if any(tag.startswith(Tag.evaluation) for tag in run.tags):
+                client.set_terminated(run.run_id)
+            else:
+                client.delete_run(run.run_id)
 
     def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> Path:
+        """Write an evaluation into the folder and return its file."""
         file = self._locate(key, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_samples(file, self.model, name, evaluation)
@@ -198,6 +217,7 @@ class RecordedEvaluations(EvaluationCache):
     def _read(
         self, file: Path, name: str, benchmark: ResolvedBenchmark, place: str
     ) -> BenchmarkEvaluation | None:
+        """Read an evaluation; a damaged one is None, after a warning that names its place."""
         try:
             evaluation = read_samples(file, benchmark)
         except (DamagedSamples, DataError) as error:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import nan
 from pathlib import Path
-from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.results import Cost, Work
@@ -16,7 +15,7 @@ from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
 
 COSTS_FILE = "costs.json"
-_MOST_RUNS = 10  # the newest on this machine, which are looked at
+_MOST_RUNS = 10  # the newest runs on this machine that are read
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,13 @@ class Rates:
     """What the newest comparable run cost; empty where there is none."""
 
     costs: tuple[Cost, ...] = ()
-    source: str = ""  # which run, or `try`
+    source: str = ""  # the run that cost this, or what tried it
 
     def find(self, cost: Cost) -> Cost | None:
         """Return what equal work did cost: the same benchmark's, else the largest of its kind."""
-        known = [one for one in self.costs if one.work is cost.work and one.seconds > 0]
-        same = [one for one in known if one.name == cost.name]
-        return max(same or known, key=lambda one: one.seconds, default=None)
+        known = [past for past in self.costs if past.work is cost.work and past.seconds > 0]
+        same = [past for past in known if past.name == cost.name]
+        return max(same or known, key=lambda past: past.seconds, default=None)
 
 
 def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
@@ -44,35 +43,44 @@ def find_rates(config: RunConfig, device: str) -> Rates:
     """Find what the newest run of this model on this machine cost; empty where there is none."""
     where = f"tags.`{Tag.host}` = '{provenance.name_machine()}' and attributes.status = 'FINISHED'"
     costs: dict[tuple[str, Work], Cost] = {}
-    sources = list[str]()
+    source = ""
     with suppress(TrackingError):  # there is no record yet
         client = store.open_store(config.tracking, must_exist=True)
         for run in find_runs(config.tracking, filter_string=where, n_newest=_MOST_RUNS):
-            with suppress(Exception):  # an older run has no such file; a store may be silent
-                folder = client.download_artifacts(run.run_id, COSTS_FILE)
-                found = json.loads(Path(folder).read_bytes())
-                read = sorted(map(_read_cost, found.pop("costs")), key=lambda cost: cost.seconds)
-                if found.pop("keep", "") != config.keep.name:
-                    # What a mitigation prepares, such as rows that the base writes, is in the rest.
-                    read = [cost for cost in read if cost.work is not Work.other]
-                if found != _describe_speed(config, device):
+            with suppress(Exception):  # older runs have no such file; the store may be silent
+                file = Path(client.download_artifacts(run.run_id, COSTS_FILE))
+                if not (slowest := _read_costs(file, config, device)):
                     continue
-                slowest: dict[tuple[str, Work], Cost] = {}  # of base and tuned model
-                for cost in read:
-                    slowest[cost.name, cost.work] = cost
-                sources.append(run.run_id[:8])
+                source = source or f"run {run.run_id[:8]}"
                 costs = slowest | costs  # the newest counts
-    return Rates(tuple(costs.values()), f"run {sources[0]}" if sources else "")
+    return Rates(tuple(costs.values()), source)
+
+
+def _read_costs(file: Path, config: RunConfig, device: str) -> dict[tuple[str, Work], Cost]:
+    """Read a run's costs by part; of base and tuned model, the slower one counts.
+
+    Nothing is returned for a run of another speed, see `_describe_speed`.
+    """
+    recorded = json.loads(file.read_bytes())
+    records, keep = recorded.pop("costs"), recorded.pop("keep", "")
+    if recorded != _describe_speed(config, device):
+        return {}
+    costs = [Cost(**(record | {"work": Work(record["work"])})) for record in records]
+    if keep != config.keep.name:
+        # `other` holds what a mitigation prepares, such as rows that the base writes.
+        costs = [cost for cost in costs if cost.work is not Work.other]
+    costs.sort(key=lambda cost: cost.seconds)
+    return {(cost.name, cost.work): cost for cost in costs}
 
 
 def _describe_speed(config: RunConfig, device: str) -> dict[str, str]:
     """Name what decides the speed beside the machine."""
-    about = {"model": config.model.id, "quantization": config.quantization.name}
-    return about | {"backend": config.evaluation.backend.value, "device": device}
-
-
-def _read_cost(record: dict[str, Any]) -> Cost:
-    return Cost(**(record | {"work": Work(record["work"])}))
+    return {
+        "model": config.model.id,
+        "quantization": config.quantization.name,
+        "backend": config.evaluation.backend.value,
+        "device": device,
+    }
 
 
 def estimate_seconds(cost: Cost, known: Cost | None) -> float:
@@ -83,7 +91,7 @@ def estimate_seconds(cost: Cost, known: Cost | None) -> float:
     """
     if known is None:
         return nan
-    if known.name == cost.name and known.work is not Work.steps:  # `other` is one piece, too
+    if known.name == cost.name and known.work is not Work.steps:  # `other` counts as one question
         return known.seconds * cost.n / known.n
     if cost.work is Work.answers:
         written = known.new_tokens / known.n * cost.n

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slimdown.config.dataset_config import DatasetConfig
-from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact_leaf
 
@@ -30,58 +30,85 @@ def describe_rows(
         configs: The settings of datasets; rows that the base wrote itself have none.
         contamination: The questions that stand in the rows.
     """
-    texts: dict[str, list[str]] = {part.name: [] for part in rows.parts}
-    for text in rows.iter_texts():
-        texts[text.dataset].append(text.text)
-    for name, of_dataset in texts.items():
-        if not of_dataset:
-            continue  # its weight is 0
-        n_standing = Counter(
-            overlap.benchmark
-            for overlap in contamination.overlaps
-            if overlap.stands and overlap.dataset == name
-        )
-        n_all = contamination.n_questions
-        shares = [f"{benchmark} {n / n_all[benchmark]:.2%}" for benchmark, n in n_standing.items()]
+    texts_by_dataset: dict[str, list[str]] = {part.name: [] for part in rows.parts}
+    for row in rows.iter_texts():
+        texts_by_dataset[row.dataset].append(row.text)
+    for name, texts in texts_by_dataset.items():
+        if not texts:
+            continue  # a dataset of weight 0 has no rows
         config = configs.get(name)
-        source = {"path": config.path, "revision": config.revision} if config else {}
-        tags = {"slimdown.contamination": ", ".join(shares) or "none"}
-        yield _make_input("train", name, hash_json(of_dataset), len(of_dataset), source, tags)
+        yield _make_input(
+            name,
+            texts,
+            context="train",
+            source={"path": config.path, "revision": config.revision} if config else {},
+            tags={"slimdown.contamination": _describe_contamination(name, contamination)},
+        )
+
+
+def _describe_contamination(dataset: str, contamination: "Contamination") -> str:
+    """Say what share of each benchmark's questions stands in a dataset: `gsm8k 1.50%`."""
+    n_standing = Counter(
+        overlap.benchmark
+        for overlap in contamination.overlaps
+        if overlap.stands and overlap.dataset == dataset
+    )
+    n_questions = contamination.n_questions
+    shares = [f"{name} {n / n_questions[name]:.2%}" for name, n in n_standing.items()]
+    return ", ".join(shares) or "none"
 
 
 def describe_questions(name: str, evaluation: BenchmarkEvaluation) -> "DatasetInput":
     """Return the questions of a benchmark as a dataset, with the context `eval`."""
     rows = [[s.task, s.doc_id, s.doc_hash, s.prompt_hash, s.target] for s in evaluation.samples]
     source = {"task": evaluation.benchmark.task, "version": evaluation.task_version}
-    return _make_input("eval", name, hash_json(rows), len(rows), source, {})
+    return _make_input(name, rows, context="eval", source=source, tags={})
+
+
+def describe_all_questions(evaluation: Evaluation | None) -> "dict[str, DatasetInput]":
+    """Return the questions of an evaluation as datasets, by benchmark; none without one."""
+    if evaluation is None:
+        return {}
+    return {name: describe_questions(name, b) for name, b in evaluation.benchmarks.items()}
 
 
 def _make_input(
-    context: str,
     name: str,
-    digest: str,
-    n_rows: int,
+    rows: Sequence[Any],
+    *,
+    context: str,
     source: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> "DatasetInput":
+    """Make the dataset of some rows, whose digest and number it shows.
+
+    Args:
+        name: The dataset's or the benchmark's.
+        rows: What it consists of, as JSON can hold it.
+        context: MLflow's word for what the rows are used for: `train` or `eval`.
+        source: Where the rows come from: a `path` or a harness's `task`; none if the base wrote
+            them. Empty values are left out.
+        tags: More tags.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     shown = {key: redact_leaf(str(value)) for key, value in source.items() if value}
     dataset = Dataset(
         name=redact_leaf(name),
-        digest=digest[:_DIGEST_LENGTH],
-        source_type=_benchmarksource(source),
+        digest=hash_json(rows)[:_DIGEST_LENGTH],
+        source_type=_name_source_type(source),
         source=json.dumps(shown),
-        profile=json.dumps({"num_rows": n_rows}),
+        profile=json.dumps({"num_rows": len(rows)}),
     )
     texts = {"mlflow.data.context": context, **tags}
     return DatasetInput(dataset, [InputTag(key, texts[key][:_MAX_TAG]) for key in texts])
 
 
-def _benchmarksource(source: Mapping[str, Any]) -> str:
-    """Name a source as MLflow's pages know it."""
+def _name_source_type(source: Mapping[str, Any]) -> str:
+    """Return the kind of source, as MLflow's pages know it."""
     if "task" in source:
         return "lm-eval"
     path = str(source.get("path", ""))
-    is_hub = path and DatasetConfig(path=path).file is None and not path.startswith("pocket:")
-    return "hugging_face" if is_hub else "local"
+    if not path or path.startswith("pocket:") or DatasetConfig(path=path).file is not None:
+        return "local"
+    return "hugging_face"

@@ -4,8 +4,8 @@ MLflow's `gc` would also delete every experiment and model that anybody marked a
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
@@ -46,25 +46,29 @@ def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
     with store.explain_store_errors(tracking):
         _check_free(tracking, run)
         if versions := client.search_model_versions(f"run_id = '{run.run_id}'"):
-            names = ", ".join(f"models:/{one.name}/{one.version}" for one in versions)
+            names = ", ".join(f"models:/{v.name}/{v.version}" for v in versions)
             raise TrackingError(
                 f"run {run.run_id} ({run.name}) is registered as {names}; delete that version "
                 "first, in MLflow's pages"
             )
         experiment_id = client.get_run(run.run_id).info.experiment_id
-        made = f"source_run_id = '{run.run_id}'"
-        models = store.search_all(client.search_logged_models, [experiment_id], made)
-    places = {run.run_id: run.artifact_uri}
-    places |= {str(model.model_id): model.artifact_location for model in models}
-    found = [_find_folder(tracking, name, uri) for name, uri in places.items()]
-    folders = [*filter(None, found), store.local_dir(tracking) / "runs" / run.run_id]
+        search = partial(
+            client.search_logged_models,
+            experiment_ids=[experiment_id],
+            filter_string=f"source_run_id = '{run.run_id}'",
+        )
+        models = store.search_all(search)
+    addresses = {run.run_id: run.artifact_uri}
+    addresses |= {str(model.model_id): model.artifact_location for model in models}
+    recorded = [_find_folder(tracking, owner_id, uri) for owner_id, uri in addresses.items()]
+    folders = [*filter(None, recorded), store.local_dir(tracking) / "runs" / run.run_id]
     present = tuple(folder for folder in folders if folder.is_dir())
     return DeletionPlan(
         run=run,
         model_ids=tuple(str(model.model_id) for model in models),
         folders=present,
-        n_bytes=sum(map(_measure, present)),
-        is_remote=not all(found),
+        n_bytes=sum(map(_count_bytes, present)),
+        is_remote=not all(recorded),
     )
 
 
@@ -84,16 +88,16 @@ def delete_run(tracking: TrackingConfig, plan: DeletionPlan) -> None:
             shutil.rmtree(folder)
 
 
-def _find_folder(tracking: TrackingConfig, name: str, uri: str) -> Path | None:
+def _find_folder(tracking: TrackingConfig, owner_id: str, uri: str) -> Path | None:
     """Return the local folder of a run or a model; None if it is elsewhere.
 
-    A store may name any place. So the folder counts only if it lies beside the store and bears the
-    id of the run or the model.
+    A store may name any place, and this folder will be deleted. So it counts only if it lies beside
+    the store and bears the id of the run or the model.
     """
     if not (path := find_local_path(uri)):
         return None
-    folder = Path(path).resolve().parent  # of `artifacts`
-    is_own = folder.name == name and folder.is_relative_to(store.local_dir(tracking).resolve())
+    folder = Path(path).resolve().parent  # the address ends in `artifacts`
+    is_own = folder.name == owner_id and folder.is_relative_to(store.local_dir(tracking).resolve())
     return folder if is_own else None
 
 
@@ -107,11 +111,5 @@ def _check_free(tracking: TrackingConfig, run: RunRecord) -> None:
         raise TrackingError(f"{problem}; wait until it has ended, or end it") from None
 
 
-def _measure(folder: Path) -> int:
-    return sum(_list_sizes(folder))
-
-
-def _list_sizes(folder: Path) -> Iterator[int]:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            yield file.stat().st_size
+def _count_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.judging.findings import Findings
 from slimdown.tracking import store
-from slimdown.tracking.datasets import describe_questions
+from slimdown.tracking.datasets import describe_all_questions
 from slimdown.tracking.logged_models import (
     ModelKind,
     assign_metrics,
@@ -37,20 +38,19 @@ def record_scaled(
     client = store.open_store(tracking, must_exist=True)
     title, params = f"{run.name} × {scale:g}", {"scale": f"{scale:g}", "run": run.run_id}
     with store.explain_store_errors(tracking):
-        source = client.get_run(run.run_id)
-        experiment_id, base_id = source.info.experiment_id, _find_base_id(source)
-        made = store.create_run(client, experiment_id, title, ModelKind.scaled).info.run_id
-        record = describe_made(ModelKind.scaled, made, f"{run.name} x {scale:g}", params)
-        model_id = log_model(client, experiment_id, record, made, folder)
-        link_models(client, made, base_id, model_id)
-        evaluations = findings.tuned.benchmarks if findings.tuned else {}
-        questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
-        client.log_inputs(made, list(questions.values()))
+        trained = client.get_run(run.run_id)
+        experiment_id, base_id = trained.info.experiment_id, _find_base_id(trained)
+        run_id = store.create_run(client, experiment_id, title, ModelKind.scaled).info.run_id
+        record = describe_made(ModelKind.scaled, run_id, f"{run.name} x {scale:g}", params)
+        model_id = log_model(client, experiment_id, record, run_id, folder)
+        link_models(client, run_id, base_id, model_id)
+        questions = describe_all_questions(findings.tuned)
+        client.log_inputs(run_id, list(questions.values()))
         values, now = collect_finding_metrics(findings), int(time.time() * 1000)
-        client.log_batch(made, assign_metrics(values, questions, base_id, model_id, now))
-        store.log_settings(client, made, params)
-        client.set_tag(made, Tag.verdict, describe_verdicts(findings))
-        client.set_terminated(made, "FINISHED")
+        client.log_batch(run_id, assign_metrics(values, questions, base_id, model_id, now))
+        store.log_settings(client, run_id, params)
+        client.set_tag(run_id, Tag.verdict, describe_verdicts(findings))
+        client.set_terminated(run_id, "FINISHED")
 
 
 def record_merged(
@@ -68,16 +68,21 @@ def record_merged(
         TrackingError: The store does not take it.
     """
     client = store.open_store(tracking, must_exist=True)
-    name, about = f"{run.name} merged", {"folder": str(out), "run": run.run_id, **params}
+    record = describe_made(
+        ModelKind.merged,
+        run.run_id,
+        name=f"{run.name} merged",
+        params={"folder": str(out), "run": run.run_id, **params},
+        detail=str(out),
+    )
     with store.explain_store_errors(tracking):
         experiment_id = client.get_run(run.run_id).info.experiment_id
-        record = describe_made(ModelKind.merged, run.run_id, name, about, str(out))
-        link_models(
-            client, run.run_id, made_id=log_model(client, experiment_id, record, run.run_id)
-        )
+        model_id = log_model(client, experiment_id, record, run.run_id)
+        link_models(client, run.run_id, made_id=model_id)
 
 
-def _find_base_id(run: object) -> str:
+def _find_base_id(run: Any) -> str:
     """Return the logged model of the base that a run began with; "" where it has none."""
-    inputs = getattr(run, "inputs", None)
-    return next((one.model_id for one in inputs.model_inputs), "") if inputs else ""
+    if not run.inputs or not run.inputs.model_inputs:
+        return ""
+    return str(run.inputs.model_inputs[0].model_id)

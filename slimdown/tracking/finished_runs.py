@@ -68,14 +68,13 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budge
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         rest = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
-        lines = dict[str, str]()
+        lines_by_budgets = dict[str, str]()
         while found := _OUTCOME.match(rest):
-            lines[found["budgets"]] = found[0]
+            lines_by_budgets[found["budgets"]] = found[0]
             rest = rest[found.end() :]
-        lines[escape_markdown(budgets)] = (
-            f"**{escape_markdown(outcome)}** ({escape_markdown(budgets)})\n\n"
-        )
-        text = "".join(list(lines.values())[-_MOST_OUTCOMES:]) + rest
+        budgets = escape_markdown(budgets)
+        lines_by_budgets[budgets] = f"**{escape_markdown(outcome)}** ({budgets})\n\n"
+        text = "".join(list(lines_by_budgets.values())[-_MOST_OUTCOMES:]) + rest
         client.set_tag(run.run_id, DESCRIPTION, text[: store.MAX_TAG])
 
 
@@ -85,18 +84,20 @@ def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunC
     Args:
         tracking: The store.
         run: The run, with its findings.
-        name: What it is to be called, where the settings have a name.
+        name: The run's new name; it counts only if the settings have a name, from which it is made.
         config: The settings; what they leave open stays as it is.
 
     Raises:
         TrackingError: The store does not take them.
     """
-    given, note = config.name or run.given_name, run.note if config.note is None else config.note
+    given_name = config.name or run.given_name
+    note = run.note if config.note is None else config.note
     name = name if config.name else run.name
-    if (name, given, note) == (run.name, run.given_name, run.note) or not run.findings:
+    is_new = (name, given_name, note) != (run.name, run.given_name, run.note)
+    if not is_new or not run.findings:
         return
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        for tag, text in ((Tag.name, given), (Tag.note, note)):
+        for tag, text in ((Tag.name, given_name), (Tag.note, note)):
             client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
         client.update_run(run.run_id, name=name)

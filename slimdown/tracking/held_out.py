@@ -1,7 +1,7 @@
 """Give held-out questions away, and count the models that were judged on them.
 
 Each model that is judged on the same held-out questions may pass by luck. So every command takes
-them from here, and hears how many models were judged on them before.
+these questions from here, and hears how many models were judged on them before.
 """
 
 from contextlib import suppress
@@ -17,11 +17,12 @@ from slimdown.tracking.run_reader import find_runs
 
 
 @dataclass(frozen=True)
-class HeldOutHalf:
+class HeldOutAnswers:
     """The answers to a run's held-out questions.
 
     Attributes:
-        base, tuned: Of the base, and of the model that is judged.
+        base: Those of the base.
+        tuned: Those of the model that is judged.
         n_models: The models of the run's sweep, or of the run where it has none, that were judged
             on these questions so far, with this one.
     """
@@ -51,8 +52,8 @@ def take_held_out(
     evaluations: tuple[Evaluation, Evaluation],
     share: float,
     label: str = "1",
-) -> HeldOutHalf:
-    """Return the held-out half of a run's answers, and count that a model is judged on it.
+) -> HeldOutAnswers:
+    """Return the answers to a run's held-out questions, and count that a model is judged on it.
 
     A record that is read-only is not marked.
 
@@ -67,19 +68,19 @@ def take_held_out(
     Raises:
         DataError: There are too few questions, see `held_part`.
     """
-    base, tuned = (held_part(one, share) for one in evaluations)
-    runs = {run.run_id: run}
+    base, tuned = (held_part(evaluation, share) for evaluation in evaluations)
+    checked_runs = [run]
     if sweep := run.tags.get(Tag.sweep):
-        checked = f"tags.`{Tag.checked}` LIKE '%'"
-        found = find_runs(tracking, sweep=sweep, filter_string=checked)
-        runs |= {one.run_id: one for one in found}
-    judged = {run_id: _read_labels(one) for run_id, one in runs.items()}
-    judged[run.run_id].add(label)
+        is_checked = f"tags.`{Tag.checked}` LIKE '%'"
+        checked_runs += find_runs(tracking, sweep=sweep, filter_string=is_checked)
+    labels = {checked.run_id: _read_labels(checked) for checked in checked_runs}
+    labels[run.run_id].add(label)
     with suppress(Exception):
         client = store.open_store(tracking, must_exist=True)
-        client.set_tag(run.run_id, Tag.checked, ",".join(sorted(judged[run.run_id])))
-    return HeldOutHalf(base, tuned, sum(map(len, judged.values())))
+        client.set_tag(run.run_id, Tag.checked, ",".join(sorted(labels[run.run_id])))
+    return HeldOutAnswers(base, tuned, sum(map(len, labels.values())))
 
 
 def _read_labels(run: RunRecord) -> set[str]:
+    """Return the labels of the models that were judged on a run's held-out questions."""
     return set(filter(None, run.tags.get(Tag.checked, "").split(",")))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.schema import EvaluationConfig, ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.judging.findings import Findings
@@ -23,19 +22,18 @@ def record_judged_logs(
     Args:
         tracking: Where the record goes.
         findings: What was found, with the answers of both models.
-        base: The logs of the base; they stand in the place of its id.
-        tuned: Those of the tuned model.
+        base: The logs of the base, which the record shows as its id.
+        tuned: The logs of the tuned model.
         render_files: Makes what people read, by path, from the record's id.
 
     Raises:
         TrackingError: The store takes no record.
     """
     assert findings.tuned is not None
-    judged = findings.tuned.benchmarks.items()
-    benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
+    evaluations = findings.tuned.benchmarks
     config = RunConfig(
         ModelConfig(id=base),
-        benchmark=benchmarks,
+        benchmark={name: evaluations[name].benchmark for name in evaluations},
         evaluation=EvaluationConfig(holdout=0.0),
         tracking=tracking,
         tuned=tuned,

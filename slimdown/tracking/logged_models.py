@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from slimdown.models.base_model import LoadedModel
 
 _MAX_NAME = 250  # characters of a model's name
-# The metrics of what was made that belong to no single benchmark.
-_OF_MADE = frozenset({"learned", "learned_loss", "kept", "kept_low", "kept_high"})
+# The metrics of a model that was made, which belong to no single benchmark.
+_MEAN_METRICS = frozenset({"learned", "learned_loss", "kept", "kept_low", "kept_high"})
 
 
 class ModelKind(StrEnum):
@@ -92,7 +92,7 @@ def find_or_create_model(
     where = f"tags.`{Tag.model_key}` = '{record.key}'"
     if models := client.search_logged_models([experiment_id], where, max_results=1):
         return models[0]
-    # MLflow forbids some signs, and others end a path: `runs:/RUN_ID/NAME` leads to the files.
+    # MLflow forbids some characters, and others break the address `runs:/RUN_ID/NAME`.
     name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
     params = {key: redact_leaf(value) for key, value in record.params.items() if value}
     tags = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
@@ -126,7 +126,7 @@ def log_model(
 
 
 def log_base(client: Any, tracking: TrackingConfig, experiment_id: str, base: ModelRecord) -> str:
-    """Find or add a base; processes of this machine do so one after the other.
+    """Find or add a base; a lock keeps two processes of this machine from adding it twice.
 
     Returns:
         MLflow's id of the model.
@@ -140,8 +140,8 @@ def link_models(client: Any, run_id: str, base_id: str = "", made_id: str = "") 
     from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
     run = client.get_run(run_id)
-    inputs = {one.model_id for one in run.inputs.model_inputs} if run.inputs else set()
-    outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
+    inputs = {model.model_id for model in run.inputs.model_inputs} if run.inputs else set()
+    outputs = {model.model_id for model in run.outputs.model_outputs} if run.outputs else set()
     if base_id and base_id not in inputs:
         client.log_inputs(run_id, models=[LoggedModelInput(base_id)])
     if made_id and made_id not in outputs:
@@ -155,7 +155,7 @@ def assign_metrics(
     made_id: str,
     timestamp: int,
 ) -> "list[Metric]":
-    """Say of each metric which model and which questions it belongs to.
+    """Return the metrics of a run, each with the model and the questions that it belongs to.
 
     Args:
         values: What `collect_finding_metrics` returned.
@@ -167,14 +167,13 @@ def assign_metrics(
 
     metrics = []
     for key, value in values.items():
-        kind, _, name = key.partition("/")  # base, change, bits_per_byte_base, ...
-        about: dict[str, str] = {}
-        if question := questions.get(name):
-            dataset = question.dataset
-            about = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
-        if question or key in _OF_MADE:
-            about["model_id"] = base_id if kind.endswith("base") else made_id
-        metrics.append(Metric(key, value, timestamp, 0, **about))
+        kind, _, benchmark = key.partition("/")  # base, change, bits_per_byte_base, ...
+        dataset = questions[benchmark].dataset if benchmark in questions else None
+        model_id = None
+        if dataset or key in _MEAN_METRICS:
+            model_id = (base_id if kind.endswith("base") else made_id) or None
+        name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
+        metrics.append(Metric(key, value, timestamp, 0, model_id, name, digest))
     return metrics
 
 
@@ -210,5 +209,5 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
         dst_path=str(target),
         tracking_uri=client.tracking_uri,
     )
-    # MLflow downloads into a folder of the place's name.
+    # MLflow adds a folder that is named after the address.
     return next(file.parent for file in target.rglob("*config.json"))

@@ -28,7 +28,7 @@ class Tag(StrEnum):
     sweep = "slimdown.sweep"
     headline = "slimdown.headline"
     verdict = "slimdown.verdict"  # the sign of each verdict; a param would be an axis of plots
-    name = "slimdown.name"  # the setting; a run of a sweep is called more than that
+    name = "slimdown.name"  # the setting; MLflow's name of a sweep's run holds more
     note = "slimdown.note"
     model = "slimdown.model"
     model_files = "slimdown.model_files"  # the folder of what the run trained
@@ -36,7 +36,7 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
-    checked = "slimdown.checked"  # the scales of its model that held-out questions judged
+    checked = "slimdown.checked"  # the scales of its model that were judged on held-out questions
     scaled = "slimdown.scaled"  # when `slimdown scale` began to measure it
     evaluation = "slimdown.evaluation."
     change = "change/"  # begins the name of a metric
@@ -50,18 +50,22 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     `learned_loss` is how far the loss on held-out rows fell, in nats per token.
     """
     metrics = collect_metrics(findings)
-    for name, role in (("learned", Role.target), ("kept", Role.retained)):
-        mean = findings.mean_change(role)
-        values = {name: mean.value}
-        if role is Role.retained:
-            values |= {"kept_low": mean.low, "kept_high": mean.high}
-        metrics |= {key: round(100 * value, 2) for key, value in values.items()}
+    learned, kept = findings.mean_change(Role.target), findings.mean_change(Role.retained)
+    shares = {
+        "learned": learned.value,
+        "kept": kept.value,
+        "kept_low": kept.low,
+        "kept_high": kept.high,
+    }
+    metrics |= {name: round(100 * share, 2) for name, share in shares.items()}
     if training := findings.training:
         fall = training.validation_loss_before - training.validation_loss_after
         metrics["learned_loss"] = round(fall, 4)
-    evaluations = [one for one in (findings.base, findings.tuned) if one]
-    metrics["cost/evaluation_seconds"] = sum(one.seconds for one in evaluations)
-    peaks = [one.peak_bytes for one in (*evaluations, findings.training) if one]
+    evaluations = [evaluation for evaluation in (findings.base, findings.tuned) if evaluation]
+    metrics["cost/evaluation_seconds"] = sum(evaluation.seconds for evaluation in evaluations)
+    peaks = [evaluation.peak_bytes for evaluation in evaluations]
+    if findings.training:
+        peaks.append(findings.training.peak_bytes)
     metrics["cost/peak_memory_bytes"] = max(filter(isfinite, peaks), default=nan)
     return {key: value for key, value in metrics.items() if isfinite(value)}
 
@@ -72,16 +76,15 @@ def describe_verdicts(findings: "Findings") -> str:
     Names lose what all of them begin with.
     """
     short = drop_shared_beginning(findings.benchmarks)
-    shown = [
-        f"{short[name]} {find_style(one.verdict).sign}" for name, one in findings.benchmarks.items()
-    ]
-    return " ".join(sorted(shown, key=lambda text: _LOSSES_FIRST.index(text[-1])))
+    signs = {name: find_style(b.verdict).sign for name, b in findings.benchmarks.items()}
+    ordered = sorted(signs, key=lambda name: _LOSSES_FIRST.index(signs[name]))
+    return " ".join(f"{short[name]} {signs[name]}" for name in ordered)
 
 
 def describe_headline(findings: "Findings") -> str:
     """Return change and verdict of each benchmark in one line: `gsm8k -29.8 forgotten; ...`."""
-    rows = [
-        (n, 100 * b.primary.difference.value, f" {b.verdict.value}" if b.verdict else "")
-        for n, b in findings.benchmarks.items()
-    ]
-    return "; ".join(f"{name} {change:+.1f}{verdict}" for name, change, verdict in rows)
+    changes = []
+    for name, benchmark in findings.benchmarks.items():
+        verdict = f" {benchmark.verdict.value}" if benchmark.verdict else ""
+        changes.append(f"{name} {100 * benchmark.primary.difference.value:+.1f}{verdict}")
+    return "; ".join(changes)

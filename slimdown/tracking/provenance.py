@@ -30,9 +30,13 @@ PACKAGES = (
 
 def collect_environment() -> dict[str, Any]:
     """Return versions, machine and git commit, as an object for JSON."""
-    git, commit = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    commit = None
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
-        commit = subprocess.check_output(git, text=True, stderr=subprocess.DEVNULL).strip()
+        commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    names = ["slimdown", "mlflow", "hydra-core", *PACKAGES]
+    for _, engine in list_engines():
+        names += engine.packages
     extensions = dict.fromkeys(package for package, _ in describe_extensions())
     return {
         "python": platform.python_version(),
@@ -41,13 +45,8 @@ def collect_environment() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "git_commit": commit,
         **({"extensions": ", ".join(extensions)} if extensions else {}),
-        **{name: find_version(name) for name in _list_packages()},
+        **{name: find_version(name) for name in names},
     }
-
-
-def _list_packages() -> list[str]:
-    of_engines = [name for _, one in list_engines() for name in one.packages]
-    return ["slimdown", "mlflow", "hydra-core", *PACKAGES, *of_engines]
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ class RunInfo:
 def name_machine() -> str:
     """Return the host name and a digest of the network address: two machines may share a name."""
     name, address = socket.gethostname(), uuid.getnode()
-    # This bit is set where Python found no address: each process draws another one.
-    return name if address >> 40 & 1 else f"{name} {hash_json(address)[:8]}"
+    is_drawn = address >> 40 & 1  # Python found no address, and each process draws another one
+    return name if is_drawn else f"{name} {hash_json(address)[:8]}"
 
 
 def read_user() -> str:

@@ -33,8 +33,8 @@ class RecordedSettings:
 def write_settings(config: RunConfig) -> str:
     """Return settings as a text that `read_settings` restores, without secrets."""
     plain = to_plain(config)
-    del plain["tracking"]["uri"]  # the record lies where it is read
-    del plain["name"], plain["note"]  # the run has them, where they can change
+    del plain["tracking"]["uri"]  # whoever reads the record knows where it is
+    del plain["name"], plain["note"]  # they can change later, so the run's tags have them
     settings, hidden = redact_leaves(_drop_missing(plain))
     recorded = {"format": FORMAT, "settings": settings, "hidden": hidden}
     return json.dumps(recorded, indent=1, ensure_ascii=False)
@@ -49,8 +49,12 @@ def _drop_missing(node: object) -> object:
 
 def flatten_settings(config: RunConfig) -> dict[str, str]:
     """Return each setting that a result depends on as a text, by dotted key."""
-    flat = {k: v for k, v in flatten(config).items() if v != "???" and not k.startswith(NOT_IN_KEY)}
-    return {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in flat.items()}
+    texts = {}
+    for key, value in flatten(config).items():
+        if value == "???" or key.startswith(NOT_IN_KEY):
+            continue
+        texts[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return texts
 
 
 def digest_settings(text: str) -> str:
@@ -80,6 +84,6 @@ def read_settings(text: str, digest: str, place: str) -> RecordedSettings:
         if not isinstance(share, float) or not 0 <= share < 1:
             raise ConfigError(f"evaluation.holdout is {share!r:.40}, and a share below 1 is right")
         return RecordedSettings(config, tuple(recorded["hidden"]))
-    except Exception as error:  # it may hold anything
+    except Exception as error:  # the file may hold anything
         reason = str(error) if isinstance(error, SlimdownError) else describe_error(error)
         raise ConfigError(f"{place} cannot be read: {reason}") from None

@@ -13,7 +13,7 @@ from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_reader import find_run
 from slimdown.utils.errors import ConfigError, TrackingError
 
-_VERSIONS = "mlflow.modelVersions"  # the tag of a logged model from which its page takes them
+_VERSIONS = "mlflow.modelVersions"  # a logged model's tag, which MLflow's page of it shows
 _NAME = re.compile(r"[^/:@]{1,200}")
 _ALIAS = re.compile(r"(?!v?\d+$|latest$)[\w-]{1,200}", re.ASCII | re.IGNORECASE)
 _URI = re.compile(r"models:/([^/:@']+)(?:@([\w-]+)|/(\d+))")
@@ -82,10 +82,10 @@ def register_model(
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             client.create_registered_model(name)
-        of_run = f"run_id = '{run.run_id}'"
-        versions = [one for one in client.search_model_versions(of_run) if one.name == name]
+        made_by_run = client.search_model_versions(f"run_id = '{run.run_id}'")
+        versions = [version for version in made_by_run if version.name == name]
         if not versions:
-            # By its place: a models:/ address would be looked for in MLflow's global store.
+            # By its files' address: MLflow would look for a models:/ address in its global store.
             place = model.artifact_location
             versions = [client.create_model_version(name, place, run.run_id)]
         version = str(versions[0].version)
@@ -96,10 +96,10 @@ def register_model(
     return version
 
 
-def _advise(client: Any, name: str, alias: str) -> str:
-    """Name what a registered model has, or what registers the first one."""
+def _suggest_versions(client: Any, name: str, alias: str) -> str:
+    """Say which aliases and versions a registered model has, or how to register the first one."""
     for model in client.search_registered_models(f"name = '{name}'"):
-        newest = max((int(one.version) for one in model.latest_versions), default=0)
+        newest = max((int(latest.version) for latest in model.latest_versions), default=0)
         return f"{name} has {', '.join([*model.aliases, f'versions up to {newest}'])}"
     return f"slimdown check RUN --register {name} --alias {alias or 'champion'} makes the first"
 
@@ -107,7 +107,7 @@ def _advise(client: Any, name: str, alias: str) -> str:
 def _show_version(client: Any, model: Any, name: str, version: str) -> None:
     """Name the version on the model's own page, by the tag that `mlflow.register_model` writes."""
     shown = json.loads(model.tags.get(_VERSIONS, "[]"))
-    if not any(one["name"] == name for one in shown):
+    if name not in [registered["name"] for registered in shown]:
         text = json.dumps([*shown, {"name": name, "version": version}])
         client.set_logged_model_tags(model.model_id, {_VERSIONS: text})
 
@@ -139,7 +139,7 @@ def find_registered(tracking: TrackingConfig, uri: str) -> RegisteredModel:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             problem = f"--against {uri}: the record has no such model"
-            raise TrackingError(f"{problem}; {_advise(client, name, alias)}") from None
+            raise TrackingError(f"{problem}; {_suggest_versions(client, name, alias)}") from None
     if not version.run_id:
         problem = "was registered without its run, so its answers are not known"
         raise TrackingError(f"--against {uri}: version {version.version} {problem}")

@@ -24,7 +24,7 @@ everything; an evaluation's KEY is that of `evaluation_key`.
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,55 +64,53 @@ def run_key(config: RunConfig) -> str:
     Returns:
         32 hex digits, or "" where a file or a commit cannot be read: such a run is never skipped.
     """
+    try:
+        settings = _identify_settings(config)
+    except OSError:
+        return ""
+    parts = {
+        "settings": settings,
+        "order of datasets": list(config.dataset),
+        "packages": _find_versions(config),
+        "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
+        "processes": 1 if config.tuned else process_count(),
+    }
+    if extensions := _find_extensions(config):
+        parts["extensions"] = extensions
+    return hash_json(parts)
+
+
+def _identify_settings(config: RunConfig) -> dict[str, object]:
+    """Return the settings by dotted key, with models, rows and files replaced by their digests.
+
+    Raises:
+        OSError: A file or a commit cannot be read.
+    """
     settings = flatten(config, without_defaults=True)
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
     for name in ("evaluation.apply_chat_template", "train.assistant_only_loss"):
         if not config.may_hold_conversations and settings.get(name) == "auto":
-            settings[name] = False  # its effect
-    try:
-        settings |= _identify_model("model.", config.model)
-        if config.tuned_model:
-            settings |= {"tuned": ""} | _identify_model("tuned.", config.tuned_model)
-        for name, dataset in config.dataset.items():
-            if file := dataset.file:
-                settings[f"dataset.{name}.path"] = file.suffix.lower() + hash_file(file)
-            else:
-                commit = resolve_commit(dataset.path, dataset.revision, "dataset")
-                settings[f"dataset.{name}.revision"] = commit
-        files = {
-            f"benchmark.{name}.path": find_question_file(benchmark.path)
-            for name, benchmark in config.benchmark.items()
-            if benchmark.path
-        }
-        for key, place in {**config.keep.list_files(), **files}.items():
-            if place:
-                settings[key] = hash_file(Path(place).expanduser())
-        if folder := config.evaluation.include_path:
-            # The harness includes files such as _default_template_yaml, too.
-            own = sorted(f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name))
-            settings["evaluation.include_path"] = [hash_file(f) for f in own if f.is_file()]
-    except OSError:
-        return ""
-    engines = [BACKENDS[config.evaluation.backend], ENGINES[config.train.engine]]
-    of_engines = [name for one in engines[: 1 if config.tuned else 2] for name in one.packages]
-    parts = {
-        "settings": settings,
-        "order of datasets": list(config.dataset),
-        "packages": {
-            name: (find_version(name) or "").partition("+")[0] for name in (*PACKAGES, *of_engines)
-        },
-        "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
-        "processes": 1 if config.tuned else process_count(),
-    }
-    questions = [read_questions(b.path, b.score) for b in config.benchmark.values() if b.path]
-    chosen: dict[str, list[str]] = {
-        "method": [config.method.name],
-        "keep": [config.keep.name],
-        "score": [score for rows in questions for score in list_used_scores(rows)],
-    }
-    if packages := [p for group, names in chosen.items() for p in find_packages(group, names)]:
-        parts["extensions"] = packages
-    return hash_json(parts)
+            settings[name] = False  # what auto comes to without conversations
+    settings |= _identify_model("model.", config.model)
+    if config.tuned_model:
+        settings["tuned"] = ""  # `tuned.id` below identifies the model
+        settings |= _identify_model("tuned.", config.tuned_model)
+    for name, dataset in config.dataset.items():
+        if rows_file := dataset.file:
+            settings[f"dataset.{name}.path"] = rows_file.suffix.lower() + hash_file(rows_file)
+        else:
+            commit = resolve_commit(dataset.path, dataset.revision, "dataset")
+            settings[f"dataset.{name}.revision"] = commit
+    for key, file in config.keep.list_files().items():
+        settings[key] = hash_file(file.expanduser())
+    for name, benchmark in config.benchmark.items():
+        if benchmark.path:
+            settings[f"benchmark.{name}.path"] = hash_file(find_question_file(benchmark.path))
+    if folder := config.evaluation.include_path:
+        # The harness includes files such as _default_template_yaml, too.
+        own = sorted(f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name))
+        settings["evaluation.include_path"] = [hash_file(f) for f in own if f.is_file()]
+    return settings
 
 
 def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
@@ -121,12 +119,31 @@ def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
     return {f"{prefix}id": model.id, f"{prefix}revision": resolve_commit(model.id, model.revision)}
 
 
+def _find_versions(config: RunConfig) -> dict[str, str]:
+    """Return the versions of the packages that a run computes with, without build tags."""
+    names = [*PACKAGES, *BACKENDS[config.evaluation.backend].packages]
+    if not config.tuned:
+        names += ENGINES[config.train.engine].packages
+    return {name: (find_version(name) or "").partition("+")[0] for name in names}
+
+
+def _find_extensions(config: RunConfig) -> list[str]:
+    """Return the other packages that add the method, the mitigation or a score of this run."""
+    own_questions = [read_questions(b.path, b.score) for b in config.benchmark.values() if b.path]
+    scores = [score for rows in own_questions for score in list_used_scores(rows)]
+    return [
+        *find_packages("method", [config.method.name]),
+        *find_packages("keep", [config.keep.name]),
+        *find_packages("score", scores),
+    ]
+
+
 def find_finished(config: RunConfig, key: str) -> RunRecord | None:
     """Return the newest finished run of this key in the experiment, or None where none counts.
 
     If a kill at its very end left its own folder, that is deleted: the store has everything.
     """
-    return _choose_finished(config, _find_equal_runs(config, key))
+    return _take_finished(config, _find_equal_runs(config, key))
 
 
 @contextmanager
@@ -143,10 +160,11 @@ def find_finished_or_lock(
     Yields:
         The finished run or None, and the id of an unfinished run that can go on here, or "".
     """
+    # Without a key, the lock has a name that nobody else asks for.
     name = hash_json([config.tracking.experiment, key or id(config)])
     with store.wait_for_lock(config.tracking, f"key-{name}", on_wait):
         runs = _find_equal_runs(config, key)
-        finished = _choose_finished(config, runs)
+        finished = _take_finished(config, runs)
         unfinished = (run.run_id for run in runs if is_abandoned(config.tracking, run))
         yield finished, "" if finished else next(unfinished, "")
 
@@ -160,9 +178,10 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
         base: The base's answers to the questions that are not held out.
 
     Returns:
-        A line for each benchmark whose score is another one; none if there is no such run.
+        A line for each benchmark whose score differs; none if there is no such run.
     """
-    earlier = next(iter(_search_finished(config, key)), None)
+    finished = [run for run in _search_runs(config, key) if run.status == "FINISHED"]
+    earlier = next((run for run in finished if run.findings), None)
     if earlier is None:
         return []
     dtype = earlier.params.get("model.dtype", "")
@@ -174,9 +193,8 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
         change = earlier.changes.get(name)
         if change is None or change.n != len(evaluation.samples):
             continue
-        before, now = (
-            round(100 * score, 1) for score in (change.primary.base.value, evaluation.score.value)
-        )
+        before = round(100 * change.primary.base.value, 1)
+        now = round(100 * evaluation.score.value, 1)
         if before != now:
             lines.append(
                 f"The base now scores {now} on {name}; in run {earlier.run_id[:8]}, with the same "
@@ -190,30 +208,43 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
         return f"its folder {folder} is not here: everything is made anew"
-    names = {file.stem.partition(".base-")[2] for file in folder.glob("evaluations/*.base-*")}
-    parts = [f"the base's answers to {', '.join(sorted(names))}"] if names else []
+    parts = []
+    if names := {f.stem.partition(".base-")[2] for f in folder.glob("evaluations/*.base-*")}:
+        parts.append(f"the base's answers to {', '.join(sorted(names))}")
     states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+    steps = [int(state.parent.name.partition("-")[2]) for state in states]
     if (folder / "checkpoints" / "trained.pt").is_file():
         parts.append("the whole training")
-    elif steps := [int(state.parent.name.partition("-")[2]) for state in states]:
+    elif steps:
         parts.append(f"the training up to step {max(steps)}")
     elif not config.tuned:
         parts.append("no training, of which no checkpoint was written")
     return f"taken: {'; '.join(parts) or 'single answers'}; the rest is made anew"
 
 
+def find_abandoned(
+    tracking: TrackingConfig, kind: str, experiments: Sequence[str] = ()
+) -> list[RunRecord]:
+    """Return the runs of a kind that a killed process left RUNNING."""
+    running = "attributes.status = 'RUNNING'"
+    runs = find_runs(tracking, experiments, filter_string=running, kind=kind)
+    return [run for run in runs if is_abandoned(tracking, run)]
+
+
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
-    """Whether this user's unfinished run is one that no process works on, as far as is known here.
+    """Whether a run is unfinished, of this user, and known to have no process that works on it.
 
     That is known of runs of this machine, and of those that ended, by a signal or an error, in a
     folder that is here: Slurm may queue a job again for another machine.
     """
+    if run.status == "FINISHED":
+        return False
+    user = read_user()
+    if run.tags.get(USER, user) != user:  # another user of a server has locks elsewhere
+        return False
     folder = store.local_dir(tracking) / "runs" / run.run_id
     has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
-    is_known = run.tags.get(Tag.host) == name_machine() or has_ended
-    # Locks of another user of a server lie elsewhere.
-    is_own = run.tags.get(USER, user := read_user()) == user
-    if run.status == "FINISHED" or not is_known or not is_own:
+    if run.tags.get(Tag.host) != name_machine() and not has_ended:
         return False
     try:
         with store.lock_run(tracking, run.run_id):
@@ -222,7 +253,8 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
         return False
 
 
-def _choose_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | None:
+def _take_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | None:
+    """Return the first finished run, and delete the folder that a kill at its very end left."""
     finished = next((run for run in runs if run.status == "FINISHED"), None)
     if finished and finished.findings:
         shutil.rmtree(store.local_dir(config.tracking) / "runs" / finished.run_id, True)
@@ -230,13 +262,10 @@ def _choose_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | No
 
 
 def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:
+    """Return the runs of a key that the settings allow to take, newest first."""
     if config.rerun or not config.baseline.reuse:
         return []
     return _search_runs(config, key)
-
-
-def _search_finished(config: RunConfig, key: str) -> list[RunRecord]:
-    return [run for run in _search_runs(config, key) if run.status == "FINISHED" and run.findings]
 
 
 def _search_runs(config: RunConfig, key: str) -> list[RunRecord]:
@@ -247,5 +276,5 @@ def _search_runs(config: RunConfig, key: str) -> list[RunRecord]:
     experiments = [config.tracking.experiment]
     try:
         return find_runs(config.tracking, experiments, "", condition, with_findings=True)
-    except TrackingError:  # no such store or experiment yet; opening the run says what is wrong
+    except TrackingError:  # no store or experiment yet; opening the run explains errors
         return []

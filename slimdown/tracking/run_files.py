@@ -31,6 +31,7 @@ def render_run_files(
     info: Any,
     run_id: str,
     gate: Gate | None = None,
+    *,
     model_uri: str = "",
 ) -> dict[str, str]:
     """Render what a run leaves for people to read.
@@ -50,59 +51,67 @@ def render_run_files(
     table = findings_report.findings_table(findings, gate=gate)
     title = config.name or info.name
     facts = describe_run(config)
-    if len(title) > _LONGEST_TITLE:  # a whole command: it stands among the facts
+    if len(title) > _LONGEST_TITLE:  # a whole command becomes one of the facts
         facts = {"run": title} | facts
         title = f"{config.model.id} → {config.tuned or 'tuned'}"
     if model_uri:
         trained = "model" if config.method.facts.trains_weights else "adapter"
         facts[f"trained {trained}"] = describe_model_place(model_uri, run_id)
     description = RunDescription(facts, flatten(config), info.environment)
-    answers, served = {}, served_table(findings)
+    served = served_table(findings)
+    markdown = pages.render(
+        "report.md.j2",
+        brief=tables.write_table(table.brief, "markdown"),
+        note=redact_leaf(config.note or ""),
+        table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
+        served=tables.write_table(served, "markdown") if served else "",
+        sentences=text.describe_findings(findings, False, gate),
+        costs=format_all(findings.costs),
+    )
+    page = render_page(findings, title, description, run_id, gate, "answers.html")
+    files = {"report.html": page, "report.md": markdown}
     if findings.base and findings.tuned:
-        page = render_answers_page(findings, title, "report.html", "samples/")
-        answers["answers.html"] = page
-    return answers | {
-        "report.html": render_page(findings, title, description, run_id, gate, "answers.html"),
-        "report.md": pages.render(
-            "report.md.j2",
-            brief=tables.write_table(table.brief, "markdown"),
-            note=redact_leaf(config.note or ""),
-            table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
-            served=tables.write_table(served, "markdown") if served else "",
-            sentences=text.describe_findings(findings, False, gate),
-            costs=format_all(findings.costs),
-        ),
-    }
+        answers_page = render_answers_page(findings, title, "report.html", "samples/")
+        files["answers.html"] = answers_page
+    return files
 
 
 def describe_run(config: RunConfig) -> dict[str, str]:
     """Describe a run: its model, rows or tuned model, method, benchmarks."""
-    about = {"model": describe_model(config)}
+    facts = {"model": describe_model(config)}
     if config.tuned is not None:
-        about["tuned"] = config.tuned
+        facts["tuned"] = config.tuned
     else:
         sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
-        about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
+        facts["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
         method = [config.method.name]
         if config.method.facts.reads_lora:
             lora = config.lora
             method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
-        about["method"] = ", ".join(method)
+        facts["method"] = ", ".join(method)
         if keep := config.keep.describe():
-            about["keep"] = keep
-    parts = [
-        f"{name} ({_describe_shots(b)}"
-        + f", first {b.limit}" * bool(b.limit)
-        + f", {b.score}" * (b.score != "exact")
-        + f", {b.max_gen_toks} tokens" * bool(b.max_gen_toks)
-        + f", stops at {', '.join(map(repr, b.stop or ()))}" * bool(b.stop)
-        + f", {b.repeats or 1} drawn at temperature {b.temperature}" * bool(b.temperature)
-        + ")"
-        for name, b in config.benchmark.items()
-    ]
-    about["benchmarks"] = ", ".join(parts)
-    about["prompts"] = describe_prompts(config.evaluation)
-    return about | ({"note": config.note} if config.note else {})
+            facts["keep"] = keep
+    facts["benchmarks"] = ", ".join(
+        f"{name} ({_describe_benchmark(benchmark)})" for name, benchmark in config.benchmark.items()
+    )
+    facts["prompts"] = describe_prompts(config.evaluation)
+    if config.note:
+        facts["note"] = config.note
+    return facts
+
+
+def _describe_benchmark(benchmark: BenchmarkConfig) -> str:
+    """Describe how a benchmark is asked and scored, where it is not as usual."""
+    n_answers, stops = benchmark.repeats or 1, ", ".join(map(repr, benchmark.stop or ()))
+    is_shown = {
+        _describe_shots(benchmark): True,
+        f"first {benchmark.limit}": bool(benchmark.limit),
+        benchmark.score: benchmark.score != "exact",
+        f"{benchmark.max_gen_toks} tokens": bool(benchmark.max_gen_toks),
+        f"stops at {stops}": bool(benchmark.stop),
+        f"{n_answers} drawn at temperature {benchmark.temperature}": bool(benchmark.temperature),
+    }
+    return ", ".join(text for text in is_shown if is_shown[text])
 
 
 def describe_model(config: RunConfig) -> str:
@@ -123,8 +132,11 @@ def _describe_shots(benchmark: BenchmarkConfig) -> str:
 
 def describe_prompts(evaluation: EvaluationConfig) -> str:
     """Describe how benchmarks are asked: plainly or through the chat template, and its settings."""
-    auto = "written answers through the chat template where the model or the rows have one"
-    ways = {True: "through the chat template", False: "plain", "auto": auto}
+    ways = {
+        True: "through the chat template",
+        False: "plain",
+        "auto": "written answers through the chat template where the model or the rows have one",
+    }
     parts = [ways[evaluation.apply_chat_template]]
     if system := evaluation.system_instruction:
         parts.append(f"system prompt {shorten(system, 40, placeholder='…')!r}")
@@ -151,6 +163,7 @@ def render_model_card(
     base: Any,
     merged: MergedModel | None = None,
     is_adapter: bool | None = None,
+    *,
     note: str = "",
 ) -> str:
     """Render the card of what a run tuned, or of the model that it was merged into.
@@ -166,43 +179,57 @@ def render_model_card(
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
     """
-    from huggingface_hub import ModelCardData  # takes half a second
+    from huggingface_hub import ModelCardData  # the import takes half a second
 
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
     if is_adapter is None:
         is_adapter = not merged and not config.method.facts.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     method = "tuned" if config.tuned else config.method.name
-    sections = ("quantization.",) if config.tuned else _SECTIONS  # other settings did not shape it
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
-    flat = flatten(config).items()
-    settings = {k: v for k, v in flat if k.startswith(sections) and v is not None}
-    licenses = (base.license or "").split(maxsplit=2)
+    license_words = (base.license or "").split(maxsplit=2)
+    license_id, license_name, license_link = license_words + [None] * (3 - len(license_words))
+    has_scores = is_of_hub and is_adapter and not note
+    relation = "adapter" if is_adapter else "finetune"
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
-        base_model_relation=("adapter" if is_adapter else "finetune") if is_of_hub else None,
+        base_model_relation=relation if is_of_hub else None,
         datasets=[redact_leaf(d.path) for d in config.dataset.values() if d.file is None] or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["slimdown", method],
         model_name=name,
-        eval_results=_list_results(findings, config)
-        if is_of_hub and is_adapter and not note
-        else None,
-        **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
+        eval_results=_list_results(findings, config) if has_scores else None,
+        license=license_id,
+        license_name=license_name,
+        license_link=license_link,
     )
-    values = {"name": name, "base": base, "base_name": base_name, "is_of_hub": is_of_hub}
-    values |= {"is_adapter": is_adapter, "config": config, "merged": merged, "note": note}
-    written, _ = redact_leaves(to_plain(settings))
     return pages.render(
         "model_card.md.j2",
-        **values,
+        name=name,
+        base=base,
+        base_name=base_name,
+        is_of_hub=is_of_hub,
+        is_adapter=is_adapter,
+        config=config,
+        merged=merged,
+        note=note,
         head=head.to_yaml(),
-        settings=yaml.safe_dump(written, sort_keys=False, allow_unicode=True),
+        settings=_write_settings(config),
         table=tables.write_table(findings_report.findings_table(findings), "markdown"),
         findings=findings,
         version=OWN_VERSION,
     )
+
+
+def _write_settings(config: RunConfig) -> str:
+    """Return the settings that shaped a model as YAML, without secrets."""
+    # Where the model was tuned elsewhere, the settings of training did not shape it.
+    sections = ("quantization.",) if config.tuned else _SECTIONS
+    flat = flatten(config).items()
+    settings = {k: v for k, v in flat if k.startswith(sections) and v is not None}
+    redacted, _ = redact_leaves(to_plain(settings))
+    return str(yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True))
 
 
 def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
@@ -215,14 +242,15 @@ def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
         is_part = settings.limit or benchmark.is_stopped or config.evaluation.holdout
         if is_part or settings.path or config.evaluation.include_path:
             continue
+        n_shots = settings.num_fewshot
+        shots = "" if n_shots is None else f", {n_shots}-shot"
         result = EvalResult(
             task_type="text-generation",
             dataset_type=settings.task,
             dataset_name=name,
             metric_type=benchmark.metric.partition(".")[0],
             metric_value=round(benchmark.primary.tuned.value, 4),
-            metric_name=benchmark.metric
-            + (f", {settings.num_fewshot}-shot" if settings.num_fewshot is not None else ""),
+            metric_name=f"{benchmark.metric}{shots}",
         )
         results.append(result)
     return results or None

@@ -4,10 +4,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def find_runs(
     experiments: Sequence[str] = (),
     sweep: str = "",
     filter_string: str = "",
+    *,
     with_findings: bool = False,
     kind: str = "tuned",
     n_newest: int = 0,
@@ -65,40 +67,58 @@ def find_runs(
     client = store.open_store(tracking, must_exist=True)
     in_sweep = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
     conditions = [f"tags.`{Tag.kind}` = '{kind}'", in_sweep, filter_string]
-    most = n_newest if in_sweep or not sweep else 0
     with store.explain_store_errors(tracking, filter_string):
-        all_experiments = store.search_all(client.search_experiments)
-        names = {str(one.experiment_id): one.name for one in all_experiments}
-        if unknown := [name for name in experiments if name not in names.values()]:
-            uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
-            raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
-        chosen = [key for key, name in names.items() if not experiments or name in experiments]
-        where = " and ".join(filter(None, conditions))
-        runs = store.search_all(client.search_runs, chosen, where, most=most)
+        names_by_id = _find_experiments(client, tracking, experiments)
+        search = partial(
+            client.search_runs,
+            experiment_ids=list(names_by_id),
+            filter_string=" and ".join(filter(None, conditions)),
+        )
+        # Where MLflow cannot choose the sweep's runs, they are chosen below, from all.
+        most = n_newest if in_sweep or not sweep else 0
+        runs = store.search_all(search, most)
     records = []
     for run in runs:
-        info, tags = run.info, dict(run.data.tags)
-        if sweep not in ("", tags.get(Tag.sweep)):
+        if sweep not in ("", run.data.tags.get(Tag.sweep)):
             continue
         try:
-            record = RunRecord(
-                run_id=store.check_run_id(info.run_id),
-                name=info.run_name or info.run_id,
-                experiment=names[info.experiment_id],
-                status=info.status,
-                started=datetime.fromtimestamp((info.start_time or 0) / 1000, UTC),
-                params=dict(run.data.params),
-                tags=tags,
-                artifact_uri=info.artifact_uri or "",
-                given_name=tags.get(Tag.name, ""),
-                note=tags.get(Tag.note, ""),
-                model_files=tags.get(Tag.model_files, ""),
-            )
-            records.append(record)
+            records.append(_make_record(run, names_by_id))
         except Exception as error:  # an id, a time or settings that slimdown never writes
             reason = store.first_line(error)
-            _log.warning("run %.40a is left out: its record is odd (%s)", info.run_id, reason)
+            _log.warning("run %.40a is left out: its record is odd (%s)", run.info.run_id, reason)
     return read_findings(tracking, records) if with_findings else records
+
+
+def _find_experiments(
+    client: Any, tracking: TrackingConfig, chosen: Sequence[str]
+) -> dict[str, str]:
+    """Return the names of the chosen experiments by id; of all where none is chosen."""
+    experiments = store.search_all(client.search_experiments)
+    names_by_id = {str(experiment.experiment_id): experiment.name for experiment in experiments}
+    for name in chosen:
+        if name not in names_by_id.values():
+            similar = nearest(name, sorted(names_by_id.values()))
+            uri = redact_uri(tracking.uri)
+            raise TrackingError(f"there is no experiment {name} in {uri}{similar}")
+    return {key: name for key, name in names_by_id.items() if not chosen or name in chosen}
+
+
+def _make_record(run: Any, experiment_names: Mapping[str, str]) -> RunRecord:
+    """Return what MLflow itself says of a run; its findings are in a file."""
+    info, tags = run.info, dict(run.data.tags)
+    return RunRecord(
+        run_id=store.check_run_id(info.run_id),
+        name=info.run_name or info.run_id,
+        experiment=experiment_names[info.experiment_id],
+        status=info.status,
+        started=datetime.fromtimestamp((info.start_time or 0) / 1000, UTC),
+        params=dict(run.data.params),
+        tags=tags,
+        artifact_uri=info.artifact_uri or "",
+        given_name=tags.get(Tag.name, ""),
+        note=tags.get(Tag.note, ""),
+        model_files=tags.get(Tag.model_files, ""),
+    )
 
 
 def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
@@ -127,10 +147,11 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
 
 
 def _find_by_id(tracking: TrackingConfig, beginning: str, kind: str) -> list[RunRecord]:
+    """Return the runs of a kind whose id begins like this."""
     if not re.fullmatch(r"[\w-]+", beginning, re.ASCII):
         return []
     runs = find_runs(tracking, filter_string=f"attributes.run_id LIKE '{beginning}%'", kind=kind)
-    return [run for run in runs if run.run_id.startswith(beginning)]  # for LIKE, _ is any letter
+    return [run for run in runs if run.run_id.startswith(beginning)]  # LIKE takes _ for any letter
 
 
 def _compare_text(key: str, text: str) -> str:
@@ -158,33 +179,39 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
     A finished run that cannot be read is returned without findings, after a warning.
     """
     client = store.open_store(tracking, must_exist=True)
-
-    def read(run: RunRecord) -> RunRecord:
-        if run.status != "FINISHED":
-            return run
-        try:
-            plain = json.loads(_read_artifact(client, run, "findings.json"))
-            findings, config = Findings.from_dict(plain), _read_settings(client, run).config
-            texts, held_out = flatten_settings(config), config.evaluation.holdout
-            return replace(run, findings=findings, held_out=held_out, params=texts)
-        except ConfigError as error:  # its settings
-            reason = str(error)
-        except ValueError:
-            reason = "its findings.json is damaged; rerun=true makes the run again"
-        except DataError as error:  # whole, and written by another version
-            reason = f"its findings.json cannot be read: {error}"
-        except FileNotFoundError as error:
-            place = Path(error.filename)
-            reason = f"its {place.name} is not at {place}; MLflow looks only where the run was made"
-        except Exception as error:  # MLflow's, or the system's
-            reason = f"its files cannot be read: {store.first_line(error)}"
-        _log.warning("run %s is left out: %s", run.run_id, reason)
-        return run
-
-    if not client.tracking_uri.startswith("http"):  # for local files, threads take longer
+    read = partial(_add_findings, client)
+    if not client.tracking_uri.startswith("http"):  # for local files, threads are slower
         return [read(run) for run in runs]
     with ThreadPoolExecutor(_N_THREADS) as threads:
         return list(threads.map(read, runs))
+
+
+def _add_findings(client: Any, run: RunRecord) -> RunRecord:
+    """Return a run with its findings and settings; unchanged if it has none that can be read."""
+    if run.status != "FINISHED":
+        return run
+    try:
+        findings = Findings.from_dict(json.loads(_read_artifact(client, run, "findings.json")))
+        config = _read_settings(client, run).config
+        return replace(
+            run,
+            findings=findings,
+            held_out=config.evaluation.holdout,
+            params=flatten_settings(config),
+        )
+    except ConfigError as error:  # settings.json cannot be read
+        reason = str(error)
+    except ValueError:
+        reason = "its findings.json is damaged; rerun=true makes the run again"
+    except DataError as error:  # the file is whole, but of another version
+        reason = f"its findings.json cannot be read: {error}"
+    except FileNotFoundError as error:
+        place = Path(error.filename)
+        reason = f"its {place.name} is not at {place}; MLflow looks only where the run was made"
+    except Exception as error:  # of MLflow or the system
+        reason = f"its files cannot be read: {store.first_line(error)}"
+    _log.warning("run %s is left out: %s", run.run_id, reason)
+    return run
 
 
 def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluation, Evaluation]:
@@ -203,8 +230,8 @@ def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> 
     Args:
         tracking: The store.
         run: The run.
-        tuned: Its answers as the base was asked, from `read_evaluations`: those of benchmarks that
-            are served alike.
+        tuned: From `read_evaluations`, the tuned model's answers when it was asked as the base was.
+            They hold for the benchmarks that are served in the same way.
 
     Raises:
         TrackingError: As for `read_evaluations`.
@@ -223,7 +250,8 @@ def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> 
 def _read_samples(
     tracking: TrackingConfig, run: RunRecord, model: str, names: Sequence[str]
 ) -> Evaluation:
-    from slimdown.evaluation.samples import read_samples  # pyarrow
+    """Read the answers of `base`, `tuned` or `served` to the benchmarks of these names."""
+    from slimdown.evaluation.samples import read_samples  # imports pyarrow
 
     conditions = dict(check_finished(run).conditions)
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
@@ -239,7 +267,7 @@ def _read_samples(
                 samples[name] = read_samples(Path(file), benchmark)
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
-            except Exception as error:  # damaged, or gone
+            except Exception as error:  # the file is damaged or gone
                 raise TrackingError(
                     f"run {run.run_id}: {path} is gone or damaged ({store.first_line(error)}); "
                     "the same settings with rerun=true measure it again"
@@ -263,9 +291,13 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
         advice = "left it out; make the run again without it"
         raise ConfigError(f"run {run.run_id} ({run.name}): {problem} {advice}")
     config = recorded.config
-    evaluation = replace(config.evaluation, backend=Backend.hf)  # another one may not be here
-    uri = replace(config.tracking, uri=tracking.uri)
-    return complete_config(replace(config, evaluation=evaluation, tracking=uri))
+    return complete_config(
+        replace(
+            config,
+            evaluation=replace(config.evaluation, backend=Backend.hf),  # another may not be here
+            tracking=replace(config.tracking, uri=tracking.uri),
+        )
+    )
 
 
 def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
@@ -298,13 +330,16 @@ def find_model_uri(tracking: TrackingConfig, run: RunRecord) -> str:
 
 
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:
+    """Read the settings of a run, with the dtype that was used.
+
+    Older runs recorded `auto`; only their tag says what that was.
+    """
     text = _read_artifact(client, run, SETTINGS)
     place = f"{SETTINGS} of run {run.run_id} ({run.name})"
     recorded = read_settings(text, run.tags.get(Tag.settings, ""), place)
     config, used = recorded.config, run.tags.get(Tag.model, "").rpartition(" ")[2]
     if config.model.dtype is not Dtype.auto or used not in set(Dtype):
         return recorded
-    # Older runs recorded `auto`; only their tag says what that was.
     quantization = config.quantization
     if quantization.bnb_4bit_compute_dtype is Dtype.auto:
         quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(used))
@@ -325,7 +360,7 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         host = get_default_host_creds(client.tracking_uri)
         where = {"run_uuid": run.run_id, "path": path}
         with http_request(host, "/get-artifact", "GET", params=where, stream=True) as answer:
-            if answer.ok:  # else it may be a gateway that lets only /api pass
+            if answer.ok:  # otherwise, a gateway may let only /api pass
                 chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)
                 return b"".join(chunks).decode()
     with tempfile.TemporaryDirectory() as folder:

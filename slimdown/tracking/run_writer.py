@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf, isfinite, nan
@@ -20,7 +20,7 @@ from slimdown.evaluation.samples import write_samples
 from slimdown.judging.findings import Findings
 from slimdown.tracking import recorded_settings, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
-from slimdown.tracking.datasets import describe_questions, describe_rows
+from slimdown.tracking.datasets import describe_all_questions, describe_rows
 from slimdown.tracking.logged_models import (
     ModelKind,
     ModelRecord,
@@ -89,63 +89,77 @@ class TrackedRun:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
         """
         self._config, self._tracking = config, config.tracking
-        tracking = config.tracking
-        self.client = client = store.open_store(tracking)
+        self._lock = ExitStack()
         settings_text = recorded_settings.write_settings(config)
+        run = self._open(info, settings_text)
+        self.run_id: str = run.info.run_id
+        self.artifact_uri: str = redact_uri(run.info.artifact_uri)
+        self.store_uri = redact_uri(config.tracking.uri)
+        self.model_uri = ""
+        self.folder = store.local_dir(config.tracking) / "runs" / self.run_id
+        self.checkpoint_dir = self.folder / "checkpoints"
+        self.base_cache = RecordedEvaluations(config, "base", self.folder)
+        self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
+        self.served_cache = RecordedEvaluations(config, "served", self.folder)
+        self._artifacts = self.folder / "artifacts"
+        self._model_files = self.folder / "model"  # what was trained
+        # What is recorded once has the time of the start, so that nothing is there twice if it is
+        # delivered again.
+        self._started: int = run.info.start_time
+        self._recorded_steps: set[int] = set()
+        self._metrics: list[Metric] = []
+        if info.resume_run_id:
+            history = self.client.get_metric_history(self.run_id, "train/loss")
+            self._recorded_steps = {metric.step for metric in history}
+        else:
+            # MLflow's page Compare begins with what was recorded first: the changes, not the loss.
+            names = ["kept", *(f"{Tag.change}{name}" for name in config.benchmark)]
+            self._metrics = [Metric(name, nan, self._started, 0) for name in names]
+        self._tags: list[RunTag] = []
+        self._datasets: list[DatasetInput] = []
+        self._base: ModelRecord | None = None
+        self._base_id = ""
+        shown = self._list_shown_settings(info)
+        self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, shown)
+        self._results: Results | None = None
+        self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
+        self._write_origin(info, settings_text)
+        self._try_to_send()  # now, so that system metrics come after the changes
+
+    def _open(self, info: RunInfo, settings_text: str) -> Any:
+        """Open the store, and in it the run, which is locked; return MLflow's entry of it."""
+        self.client = store.open_store(self._tracking)
         tags = {
             Tag.run_key: info.run_key,
             Tag.sweep: info.sweep or "",
             Tag.settings: recorded_settings.digest_settings(settings_text),
             **info.tags,
         }
-        self._lock = ExitStack()
-        about = describe_identity(config)
-        self._shown = about | dict(info.shown) | about
-        with store.explain_store_errors(tracking):
-            self._experiment_id = store.find_experiment(client, tracking)
-            # An old server keeps no models: better known now than at the end.
-            client.search_logged_models([self._experiment_id], max_results=1)
+        with store.explain_store_errors(self._tracking):
+            self._experiment_id = store.find_experiment(self.client, self._tracking)
+            # An old server keeps no models; this call finds that out before anything is computed.
+            self.client.search_logged_models([self._experiment_id], max_results=1)
             run = self._resume(info, tags) if info.resume_run_id else self._create(info, tags)
             if not run.data.params:  # a new one, or one that was killed before it had them
-                store.log_settings(client, run.info.run_id, self._shown)
-            self.run_id: str = run.info.run_id
-        self.artifact_uri: str = redact_uri(run.info.artifact_uri)
-        self.store_uri = redact_uri(tracking.uri)
-        self.model_uri = ""
-        self.folder = store.local_dir(tracking) / "runs" / self.run_id
-        self.checkpoint_dir = self.folder / "checkpoints"
-        self.base_cache = RecordedEvaluations(config, "base", self.folder)
-        self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
-        self.served_cache = RecordedEvaluations(config, "served", self.folder)
-        self._artifacts = self.folder / "artifacts"
-        self._artifacts.mkdir(parents=True, exist_ok=True)
-        self._model_files = self.folder / "model"  # what was trained
-        for draft in self._artifacts.rglob(".*.draft"):  # left by a process that was killed
-            draft.unlink()
-        history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
-        self._steps = {metric.step for metric in history}
-        # MLflow's page Compare begins with what was recorded first: what was kept, not the loss.
-        # What is recorded once has the time of the start, so that nothing is there twice if it is
-        # delivered again.
-        self._started: int = run.info.start_time
-        names = ["kept", *(f"{Tag.change}{name}" for name in config.benchmark)]
-        first_names = names if not info.resume_run_id else []
-        self._metrics = [Metric(name, nan, self._started, 0) for name in first_names]
-        self._tags: list[RunTag] = []
-        self._datasets: list[DatasetInput] = []
-        self._base: ModelRecord | None = None
-        self._base_id = ""
-        self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, self._shown)
-        self._results: Results | None = None
-        self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
-        self._write_origin(info, settings_text)
-        self._try_to_send()  # the changes, before any system metric
+                store.log_settings(self.client, run.info.run_id, self._list_shown_settings(info))
+        return run
+
+    def _list_shown_settings(self, info: RunInfo) -> dict[str, str]:
+        """Return the settings that MLflow shows: first those that every run has."""
+        identity = describe_identity(self._config)
+        return identity | dict(info.shown) | identity
 
     def _write_origin(self, info: RunInfo, settings_text: str) -> None:
         """Write what is known of a run before it begins: its settings and where it runs."""
-        texts = {recorded_settings.FILE: settings_text}
-        texts["overrides.txt"] = "\n".join(map(redact_leaf, info.overrides))
-        texts["environment.json"] = json.dumps(redact_leaves(dict(info.environment))[0], indent=2)
+        self._artifacts.mkdir(parents=True, exist_ok=True)
+        for draft in self._artifacts.rglob(".*.draft"):  # left by a process that was killed
+            draft.unlink()
+        environment, _ = redact_leaves(dict(info.environment))
+        texts = {
+            recorded_settings.FILE: settings_text,
+            "overrides.txt": "\n".join(map(redact_leaf, info.overrides)),
+            "environment.json": json.dumps(environment, indent=2),
+        }
         for name, text in texts.items():
             write_atomically(self._artifacts / name, text)
 
@@ -167,7 +181,7 @@ class TrackedRun:
             raise TrackingError(f"{problem} command when it has ended") from None
         self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
         self.client.set_tag(run_id, Tag.host, redact_leaf(name_machine()))
-        for tag in (Tag.settings, Tag.name, Tag.note):  # of another command
+        for tag in (Tag.settings, Tag.name, Tag.note):  # the command may have changed them
             if text := tags.get(tag, ""):
                 self.client.set_tag(run_id, tag, redact_leaf(text))
         if Tag.error in run.data.tags:
@@ -198,7 +212,7 @@ class TrackedRun:
 
         A store that does not take it is not asked again until the end.
         """
-        if step.step not in self._steps:
+        if step.step not in self._recorded_steps:
             values = {f"train/{name}": v for name, v in step.values.items() if name != "num_tokens"}
             self._add_metrics(values, step.step)
         if time.monotonic() > self._next_flush:
@@ -227,7 +241,7 @@ class TrackedRun:
                 )
             self.model_uri = redact_uri(model.artifact_location)
             self._add_tag(Tag.model_files, self.model_uri)
-        except TrackingError:  # the next delivery says so
+        except TrackingError:  # the next delivery warns of it
             return
 
     def save(
@@ -243,30 +257,34 @@ class TrackedRun:
             files: Contents by path among the artifacts; the run's description shows `report.md`.
             model_files: More files of what was trained.
         """
-        for folder, texts in ((self._artifacts, files), (self._model_files, model_files or {})):
-            for path, content in texts.items():
-                write_atomically(folder / path, content)
+        for path, content in files.items():
+            write_atomically(self._artifacts / path, content)
+        for path, text in (model_files or {}).items():
+            write_atomically(self._model_files / path, text)
         write_atomically(self._artifacts / "findings.json", json.dumps(findings.to_dict()))
-        samples = self._artifacts / "samples"
-        samples.mkdir(exist_ok=True)
-        caches = (self.base_cache, findings.base), (self.tuned_cache, findings.tuned)
-        for cache, evaluation in caches:
-            for name, one in evaluation.benchmarks.items() if evaluation else ():
-                file = samples / f"{cache.model}-{name}.parquet"
-                if name in cache.files:  # with the questions that are held out
-                    shutil.copyfile(cache.files[name], file)
-                else:
-                    write_samples(file, cache.model, name, one)
-        for name, source in self.served_cache.files.items():
-            shutil.copyfile(source, samples / f"served-{name}.parquet")
-        evaluations = findings.tuned.benchmarks if findings.tuned else {}
-        questions = {name: describe_questions(name, one) for name, one in evaluations.items()}
+        self._save_samples(findings)
+        questions = describe_all_questions(findings.tuned)
         self._datasets += questions.values()
         self._results = Results(collect_finding_metrics(findings), questions)
         self._base = self._base or describe_named(self._config.model.id)
         self._add_tag(Tag.headline, describe_headline(findings))
         self._add_tag(Tag.verdict, describe_verdicts(findings))
         self._add_tag(DESCRIPTION, str(files.get("report.md", "")))
+
+    def _save_samples(self, findings: Findings) -> None:
+        """Save every question and answer, also of the questions that are held out."""
+        samples = self._artifacts / "samples"
+        samples.mkdir(exist_ok=True)
+        caches = (self.base_cache, findings.base), (self.tuned_cache, findings.tuned)
+        for cache, evaluation in caches:
+            for name, benchmark in evaluation.benchmarks.items() if evaluation else ():
+                file = samples / f"{cache.model}-{name}.parquet"
+                if name in cache.files:  # it also has the held-out questions, which findings lack
+                    shutil.copyfile(cache.files[name], file)
+                else:
+                    write_samples(file, cache.model, name, benchmark)
+        for name, source in self.served_cache.files.items():
+            shutil.copyfile(source, samples / f"served-{name}.parquet")
 
     def finish(self) -> None:
         """Deliver everything, mark the run FINISHED and delete its folder.
@@ -306,6 +324,7 @@ class TrackedRun:
         self._lock.close()
 
     def _deliver(self, status: str) -> None:
+        """Send everything, and mark the run with its status."""
         with store.explain_store_errors(self._tracking):
             self._send_pending()
             self.client.log_artifacts(self.run_id, str(self._artifacts))
@@ -316,14 +335,12 @@ class TrackedRun:
     def _send_results(self, results: "Results") -> None:
         """Send the tuned model, and the metrics of both models on the questions."""
         folder = self._model_files if self._model_files.is_dir() else None
-        place = self.client, self._experiment_id
-        tuned_id = log_model(*place, self._tuned, self.run_id, folder)
+        tuned_id = log_model(self.client, self._experiment_id, self._tuned, self.run_id, folder)
         link_models(self.client, self.run_id, self._base_id, tuned_id)
         metrics = assign_metrics(
             results.metrics, results.questions, self._base_id, tuned_id, self._started + 1
         )
-        for i in range(0, len(metrics), 1000):
-            self.client.log_batch(self.run_id, metrics[i : i + 1000])
+        self._send_metrics(metrics)
 
     def _try_to_send(self) -> None:
         """Send what is there; a store that does not take it is not asked again until the end."""
@@ -338,23 +355,28 @@ class TrackedRun:
             _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
 
     def _send_pending(self) -> None:
+        """Send the datasets, the base, metrics and tags that were added since the last time."""
         store.check_store(self._tracking)  # MLflow would retry for minutes
         if self._datasets:
             self.client.log_inputs(self.run_id, self._datasets)
             self._datasets = []
         if self._base and not self._base_id:
-            place = self._tracking, self._experiment_id
-            self._base_id = log_base(self.client, *place, self._base)
+            self._base_id = log_base(self.client, self._tracking, self._experiment_id, self._base)
             link_models(self.client, self.run_id, self._base_id)
-        for i in range(0, len(self._metrics), 1000):  # MLflow's limit for one batch
-            self.client.log_batch(self.run_id, self._metrics[i : i + 1000])
+        self._send_metrics(self._metrics)
         self.client.log_batch(self.run_id, tags=self._tags)
         self._metrics, self._tags = [], []
 
+    def _send_metrics(self, metrics: Sequence[Metric]) -> None:
+        for i in range(0, len(metrics), 1000):  # MLflow's limit for one batch
+            self.client.log_batch(self.run_id, metrics[i : i + 1000])
+
     def _add_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        now = int(time.time() * 1000) if step else self._started + 1
-        finite = [(key, float(value)) for key, value in values.items() if isfinite(value)]
-        self._metrics += [Metric(key, value, now, step) for key, value in finite]
+        """Add the finite values, to be sent; those of step 0 are recorded once."""
+        timestamp = int(time.time() * 1000) if step else self._started + 1
+        for key, value in values.items():
+            if isfinite(value):
+                self._metrics.append(Metric(key, float(value), timestamp, step))
 
     def _add_tag(self, name: str, text: str) -> None:
         self._tags.append(RunTag(name, redact_leaf(text)[: store.MAX_TAG]))
@@ -364,9 +386,10 @@ def _may_succeed(error: BaseException) -> bool:
     """Whether the same command can succeed: after a stop, or an error of store, hub or memory."""
     from slimdown.models.device_memory import is_out_of_memory
 
-    is_of_command = isinstance(error, SlimdownError) and not isinstance(error, TrackingError)
+    if isinstance(error, TrackingError) or not isinstance(error, SlimdownError):
+        return True
     causes = list_causes(error)
-    return not is_of_command or any(isinstance(c, OSError) or is_out_of_memory(c) for c in causes)
+    return any(isinstance(cause, OSError) or is_out_of_memory(cause) for cause in causes)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ VIEW = "slimdown"
 _N_RUNS = 200  # the newest decide what the page shows: reading them takes a second
 _N_BENCHMARKS = 30  # MLflow takes 20,000 characters for a tag of an experiment
 _KIND = "mlflow.experimentKind"
-# MLflow always shows these three: the second is narrowed to its mark of success, the third is last.
+# MLflow always shows these columns: the second as narrow as its icon, the third at the end.
 _NAME, _CREATED, _DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "duration"
 
 
@@ -48,35 +48,29 @@ def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
         runs: Finished tuned runs as MLflow gives them, newest first.
         shown: The filter of those that the page lists.
     """
-    sweeps = [run.data.tags.get(Tag.sweep) for run in runs]
-    newest = [run for run, name in zip(runs, sweeps, strict=True) if name == sweeps[0]]
+    sweep = runs[0].data.tags.get(Tag.sweep) if runs else None
+    newest = [run for run in runs if run.data.tags.get(Tag.sweep) == sweep]
     settings = [run.data.params for run in newest]
     varied = find_varied([run.info.run_name or "" for run in newest], settings)
-    values = [tuple(of_run.get(key, "") for key in varied) for of_run in settings]
+    values = [tuple(params.get(key, "") for key in varied) for params in settings]
     groups = [{"mode": "param", "groupByData": key} for key in varied]
     has_seeds = bool(varied) and len(set(values)) < len(values)
+    has_words = any(isinstance(parse_setting(text), str) for texts in values for text in texts)
 
     means = _average_metrics(runs)
     learned = "learned_loss" if "learned_loss" in means and "learned" not in means else "learned"
     outcome = [name for name in ("kept", "kept_low", "kept_high", learned) if name in means]
     changes = [name for name in means if name.startswith(Tag.change)]
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
-    columns = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
-    columns["params.`seed`"] = 52
-    columns |= {f"metrics.`{key}`": 90 for key in outcome}  # a group adds "(average)"
-    if longest_verdict := max(map(len, map(_read_verdict, runs)), default=0):
-        columns[f"tags.`{Tag.verdict}`"] = min(160, 70 + 6 * longest_verdict)
-    columns |= {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in changes}
+    verdicts = [str(run.data.tags.get(Tag.verdict, "")) for run in runs]
+    columns = _choose_widths(varied, outcome, verdicts, changes)
     return {
         "searchFilter": shown,
         "selectedColumns": list(columns),
         "columnOrder": [_NAME, _CREATED, *columns, _DURATION],
         "columnWidths": {_NAME: 150, _CREATED: 38, **columns, _DURATION: 80},
         "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if has_seeds else None,
-        # The parallel plot of groups takes numbers only.
-        "useGroupedValuesInCharts": not any(
-            isinstance(parse_setting(one), str) for of_run in values for one in of_run
-        ),
+        "useGroupedValuesInCharts": not has_words,  # the parallel plot of groups takes numbers only
         **_arrange_charts(
             varied or ["seed"], [name for name in (learned, "kept") if name in means], changes
         ),
@@ -84,18 +78,33 @@ def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
     }
 
 
-def _read_verdict(run: Any) -> str:
-    return str(run.data.tags.get(Tag.verdict, ""))
+def _choose_widths(
+    varied: Sequence[str], outcome: Sequence[str], verdicts: Sequence[str], changes: Sequence[str]
+) -> dict[str, int]:
+    """Return the columns in their order, each with its width in pixels.
+
+    Args:
+        varied: The settings that the newest sweep varied.
+        outcome: The metrics of what was kept and learned.
+        verdicts: Those of each run in one line.
+        changes: The metrics of single benchmarks.
+    """
+    widths = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
+    widths["params.`seed`"] = 52
+    widths |= {f"metrics.`{key}`": 90 for key in outcome}  # room for a group's "(average)"
+    if longest_verdict := max(map(len, verdicts), default=0):
+        widths[f"tags.`{Tag.verdict}`"] = min(160, 70 + 6 * longest_verdict)
+    return widths | {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in changes}
 
 
 def _average_metrics(runs: Sequence[Any]) -> dict[str, float]:
     """Return the mean of each metric over the runs that have it."""
-    values: dict[str, list[float]] = {}
+    values_by_name: dict[str, list[float]] = {}
     for run in runs:
         for name, value in run.data.metrics.items():
             if isfinite(value):
-                values.setdefault(name, []).append(value)
-    return {name: fmean(of_name) for name, of_name in values.items()}
+                values_by_name.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in values_by_name.items()}
 
 
 def _arrange_charts(

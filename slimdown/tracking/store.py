@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
-_PARAMS_OF_CALL = 100  # MLflow takes no more at once
+_PARAMS_OF_CALL = 100  # the most that MLflow takes in one call
 MAX_TAG = 5000
+_PAGE = 1_000  # experiments or runs per request; a server takes seconds for them
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
-_PAGE = 1_000  # experiments or runs of one answer; a server takes seconds for so many runs
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -46,38 +47,53 @@ def check_store(config: TrackingConfig) -> None:
         TrackingError: It does not answer within 8 seconds, the file is no store or cannot be made,
             or the address is wrong.
     """
-    file = sqlite_file(config.uri)
     with explain_store_errors(config):  # MLflow's own client retries for minutes
-        if file and ("?" in str(file) or unquote(str(file)) != str(file)):  # MLflow opens another
-            raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
-        if file and file.exists() and not file.is_file():
-            raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
-        if file and _is_there(file):
-            with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
-                # MLflow would create its tables in any database.
-                is_store = pages[:16] == b"SQLite format 3\0" and pages.find(b"alembic_version") > 0
-            if not is_store:
-                advice = "name another one by tracking.uri or --tracking-uri"
-                raise TrackingError(f"{file} is no MLflow store, or damaged; {advice}")
-        elif file:  # it will be made: try whether it can
-            TemporaryFile(dir=next(filter(Path.is_dir, file.parents))).close()
+        if file := sqlite_file(config.uri):
+            _check_file(file)
         elif config.uri.startswith("http"):
-            server = redact_uri(config.uri).replace("***@", "").rstrip("/")
-            # A server may say that it is healthy, and answer nothing that needs its database.
-            request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
-            try:
-                call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
-            except (urllib.error.URLError, ssl.SSLError) as error:
-                # It wants a password or has another certificate: MLflow has settings for both. From
-                # 429 on it is overloaded or broken, and MLflow would retry for long.
-                is_there = isinstance(error, urllib.error.HTTPError) and error.code < 429
-                reason = error.reason if isinstance(error, urllib.error.URLError) else error
-                if not is_there and not isinstance(reason, ssl.SSLError):
-                    raise
+            _check_server(config.uri)
         elif not config.uri.startswith("databricks"):
             from sqlalchemy import NullPool, create_engine
 
             create_engine(config.uri, poolclass=NullPool).connect().close()
+
+
+def _check_file(file: Path) -> None:
+    """Check that a SQLite file is a store of MLflow, or can be made where there is none."""
+    if "?" in str(file) or unquote(str(file)) != str(file):  # MLflow would open another file
+        raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
+    if file.exists() and not file.is_file():
+        raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
+    if not _is_there(file):
+        TemporaryFile(dir=next(filter(Path.is_dir, file.parents))).close()
+        return
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
+        is_sqlite = pages[:16] == b"SQLite format 3\0"
+        has_tables = pages.find(b"alembic_version") > 0
+    if not is_sqlite or not has_tables:  # MLflow would create its tables in any database
+        advice = "name another one by tracking.uri or --tracking-uri"
+        raise TrackingError(f"{file} is no MLflow store, or damaged; {advice}")
+
+
+def _check_server(uri: str) -> None:
+    """Check that a server answers; one that wants a password or a certificate counts as there.
+
+    MLflow has settings for both. From status 429 on, a server is overloaded or broken, and MLflow
+    would retry for long.
+    """
+    server = redact_uri(uri).replace("***@", "").rstrip("/")
+    # A server may say that it is healthy, and answer nothing that needs its database.
+    request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
+    try:
+        call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
+    except ssl.SSLError:
+        return
+    except urllib.error.HTTPError as error:
+        if error.code >= 429:
+            raise
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):
+            raise
 
 
 def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClient":
@@ -104,17 +120,27 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
             with lock(config, "creation"):  # processes that create tables together break them
                 return MlflowClient(config.uri)
         if not must_exist:
-            # So does a kill (mlflow 3.17, "table already exists"): only a whole file gets its name.
             with lock(config, "creation"):
-                if not _is_there(file):
-                    target = file.resolve()  # a link stays
-                    draft = target.with_name(f"{file.name}.draft")
-                    draft.unlink(missing_ok=True)
-                    MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
-                    draft.replace(target)
+                _create_file(file)
         # MLflow keeps one store for each address: a relative one is wrong in another folder.
         place = config.uri.partition(":///")[2].partition("?")[0]
         return MlflowClient(config.uri.replace(f":///{place}", f":///{file}", 1))
+
+
+def _create_file(file: Path) -> None:
+    """Create a SQLite store where there is none; the file gets its name when it is whole.
+
+    A kill between two tables would leave a file that MLflow 3.17 refuses ("table already exists").
+    """
+    from mlflow import MlflowClient
+
+    if _is_there(file):
+        return
+    target = file.resolve()  # a symbolic link stays one
+    draft = target.with_name(f"{file.name}.draft")
+    draft.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+    draft.replace(target)
 
 
 @contextmanager
@@ -167,10 +193,11 @@ def lock_run(config: TrackingConfig, run_id: str) -> Iterator[None]:
         Timeout: A process works on it.
     """
     folder = local_dir(config) / "runs" / run_id
-    with ExitStack() as held:
-        held.enter_context(lock(config, f"run-{run_id}").acquire(timeout=0))
+    with ExitStack() as locks:
+        locks.enter_context(lock(config, f"run-{run_id}").acquire(timeout=0))
         if folder.is_dir():  # a sweep's run has none
-            held.enter_context(FileLock(folder / "run.lock", thread_local=False).acquire(timeout=0))
+            shared_lock = FileLock(folder / "run.lock", thread_local=False)
+            locks.enter_context(shared_lock.acquire(timeout=0))
         yield
 
 
@@ -210,9 +237,9 @@ def create_run(
         kind: What the tag `Tag.kind` says.
         tags: More tags; empty ones are left out.
     """
-    every: dict[str, str] = {Tag.kind: kind, Tag.host: name_machine(), USER: read_user()}
-    every |= tags or {}
-    texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in every.items() if text}
+    all_tags: dict[str, str] = {Tag.kind: kind, Tag.host: name_machine(), USER: read_user()}
+    all_tags |= tags or {}
+    texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in all_tags.items() if text}
     run = client.create_run(experiment_id, None, texts, redact_leaf(name))
     check_run_id(run.info.run_id)
     return run
@@ -230,17 +257,22 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def search_all(search: Callable[..., Any], *arguments: Any, most: int = 0, **options: Any) -> Any:
-    """Return all that a search of MLflow finds, page by page; at most `most`, 0: all."""
-    entries: list[Any] = []
+def search_all(search: Callable[..., Any], most: int = 0) -> list[Any]:
+    """Return all that a search of MLflow finds, page by page.
+
+    Args:
+        search: A method of MLflow's client with its conditions; `partial` holds them.
+        most: The most results to return; 0: all.
+    """
+    found: list[Any] = []
     token = None
     while True:
-        size = min(_PAGE, most - len(entries)) if most else _PAGE
-        page = search(*arguments, max_results=size, page_token=token, **options)
-        entries += page
+        size = min(_PAGE, most - len(found)) if most else _PAGE
+        page = search(max_results=size, page_token=token)
+        found += page
         token = page.token
-        if not token or len(entries) == most:
-            return entries
+        if not token or len(found) == most:
+            return found
 
 
 def list_experiments(config: TrackingConfig) -> dict[str, str]:
@@ -251,8 +283,8 @@ def list_experiments(config: TrackingConfig) -> dict[str, str]:
     """
     client = open_store(config, must_exist=True)
     with explain_store_errors(config):
-        experiments = search_all(client.search_experiments, order_by=["last_update_time DESC"])
-        return {one.experiment_id: one.name for one in experiments if one.name != "Default"}
+        search = partial(client.search_experiments, order_by=["last_update_time DESC"])
+        return {e.experiment_id: e.name for e in search_all(search) if e.name != "Default"}
 
 
 def log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None:
@@ -278,6 +310,7 @@ def _is_there(file: Path) -> bool:
 
 
 def _advise(uri: str, error: Exception, filter_string: str) -> str:
+    """Say how to go on after an error of a store or its driver."""
     if isinstance(error, ModuleNotFoundError):
         extra = name_install("postgres") if uri.startswith("postgres") else "with pip"
         return f"install the driver {error.name}: {extra}, or name another, as in mysql+pymysql://"

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metrics_and_tags import Tag
-from slimdown.tracking.resume import is_abandoned
-from slimdown.tracking.run_reader import find_runs
+from slimdown.tracking.resume import find_abandoned
 from slimdown.utils.secrets import redact
 
 
@@ -17,8 +16,8 @@ class SweepRun:
     """An open run of kind `sweep`, no parent of its jobs: MLflow folds children away."""
 
     run_id: str
-    failed: bool = False  # set it where a job failed
-    files: dict[str, str] = field(default_factory=dict)  # by path, kept when the sweep ends
+    failed: bool = False  # set it to True if a job failed
+    files: dict[str, str] = field(default_factory=dict)  # by path, recorded when the sweep ends
 
 
 @contextmanager
@@ -35,13 +34,11 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     """
     client = store.open_store(tracking)
     with store.explain_store_errors(tracking):
-        for run in find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep"):
-            if is_abandoned(tracking, run):  # its command was killed
-                client.set_terminated(run.run_id, "KILLED")
+        for killed in find_abandoned(tracking, "sweep"):
+            client.set_terminated(killed.run_id, "KILLED")
         experiment_id = store.find_experiment(client, tracking)
-        run_id = store.create_run(
-            client, experiment_id, title, "sweep", {Tag.sweep: name}
-        ).info.run_id
+        run = store.create_run(client, experiment_id, title, "sweep", {Tag.sweep: name})
+    run_id: str = run.info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
     with store.lock(tracking, f"run-{run_id}"):
@@ -52,7 +49,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
             status = "FAILED"
             raise
         finally:
-            with suppress(Exception):  # its jobs hold all results
+            with suppress(Exception):  # the runs of its jobs hold all results
                 store.check_store(tracking)
                 for path, text in sweep.files.items():
                     client.log_text(run_id, redact(text), path)

@@ -13,7 +13,7 @@ from slimdown.utils.distributed import process_count, process_rank
 
 # A run of seconds has some points; an hour has 67, which cost 1.6 s of the processor on SQLite.
 _FIRST_SECONDS, _GROWTH, _LONGEST_SECONDS = 2.0, 1.5, 60
-_END_SECONDS = 10.0  # what a store that falls silent may cost at the end
+_END_SECONDS = 10.0  # the longest wait at the end for a store that falls silent
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> No
             node_id=f"rank-{process_rank()}" if process_count() > 1 else None,
             tracking_uri=uri,
         )
-        psutil.cpu_percent()  # counts from the last call in this thread
+        psutil.cpu_percent()  # later calls in this thread measure from this one on
         seconds, is_over = _FIRST_SECONDS, False
         while not is_over:
             is_over = has_ended.wait(min(seconds, monitor.sampling_interval))

@@ -1,6 +1,7 @@
-"""How far a model is from its base, in nats a token."""
+"""How far a model is from its base, in nats per token."""
 
 from functools import partial
+from itertools import repeat
 
 import torch
 from torch.nn import functional
@@ -28,14 +29,16 @@ def measure_divergence(
         [tokens]
     """
     if len(logits) > _TOKENS:
-        parts = [part.split(_TOKENS) for part in (base_logits, logits, target) if part is not None]
-        # Both softmaxes of each part are computed again for its gradient, not kept.
+        # The softmaxes of each part are not kept: they are computed again for its gradient.
         compute = partial(
             checkpoint, measure_divergence, use_reentrant=False, preserve_rng_state=False
         )
-        return torch.cat([compute(*part) for part in zip(*parts, strict=True)])
-    models = [base_logits.float(), logits.float()]
+        targets = repeat(None) if target is None else target.split(_TOKENS)
+        parts = zip(base_logits.split(_TOKENS), logits.split(_TOKENS), targets, strict=False)
+        return torch.cat([compute(base, tuned, right) for base, tuned, right in parts])
+    base_logits, logits = base_logits.float(), logits.float()
     if target is not None:
-        models = [one.scatter(-1, target[:, None], _IMPOSSIBLE) for one in models]
-    of_base, of_tuned = (one.log_softmax(-1) for one in models)
-    return functional.kl_div(of_tuned, of_base, reduction="none", log_target=True).sum(-1)
+        base_logits = base_logits.scatter(-1, target[:, None], _IMPOSSIBLE)
+        logits = logits.scatter(-1, target[:, None], _IMPOSSIBLE)
+    base_log_p, tuned_log_p = base_logits.log_softmax(-1), logits.log_softmax(-1)
+    return functional.kl_div(tuned_log_p, base_log_p, reduction="none", log_target=True).sum(-1)

@@ -4,7 +4,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -35,8 +35,8 @@ from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.progress import OnProgress
 
-# Relative difference that rounding explains between two computations of one loss: on batches of
-# one shape, and of two shapes.
+# How far rounding moves a loss that is computed twice, as a share of it: on batches of the same
+# shape, and on batches of different shapes.
 _ROUNDING = 1e-3
 _ROUNDING_OF_SHAPES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 
@@ -64,35 +64,44 @@ def prepare_training(
     on_cpu = base.device == "cpu"
     plain = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
     rows: TokenizedRows = config.keep.prepare_rows(base, plain, config)
-    options = config.train.args
+    is_padding_free = _try_training(base, rows, config)
+    if config.train.args.get("packing"):
+        if not is_padding_free:
+            raise ModelError(
+                "train.args.packing=true wants rows without padding, which this model, this method "
+                "or NEFTune may mix; leave it out"
+            )
+        rows = replace(rows, train=pack_rows(rows.train, config.train))
+    if is_padding_free:
+        return replace(rows, is_padding_free=True)
+    note = "training pads its rows, which is slower: this model or NEFTune may mix unpadded ones"
+    return replace(rows, notes=[*rows.notes, note])
+
+
+def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> bool:
+    """Try the training on a few rows, and return whether it can go without padding.
+
+    Raises:
+        ModelError: It fails.
+    """
     trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(_make_twin(base), config.method, config.lora, config.seed)
             trial = _Trial(replace(base, model=model), rows, config, Path(folder))
-            is_padding_free = trial.keeps_rows_apart()
+            return trial.keeps_rows_apart()
     except SlimdownError:
         raise
     except Exception as error:  # models, adapters and optimizers are other people's code
-        advice = "change train.args and lora.args, or " * bool(options or config.lora.args)
+        has_options = config.train.args or config.lora.args
+        advice = "change train.args and lora.args, or " if has_options else ""
         raise ModelError(
             f"method={config.method.name} cannot train {base.id} here: {describe_error(error)}; "
             f"{advice}choose another method, quantization=none, or another model"
         ) from error
-    finally:
-        for parameter, is_trained in trained:
-            parameter.requires_grad_(is_trained).grad = None
-    if is_padding_free:
-        if options.get("packing"):
-            rows = replace(rows, train=pack_rows(rows.train, config.train))
-        return replace(rows, is_padding_free=True)
-    if options.get("packing"):
-        raise ModelError(
-            "train.args.packing=true wants rows without padding, which this model, this method or "
-            "NEFTune may mix; leave it out"
-        )
-    note = "training pads its rows, which is slower: this model or NEFTune may mix unpadded ones"
-    return replace(rows, notes=[*rows.notes, note])
+    finally:  # the twin has the base's own parameters, and its adapter has frozen them
+        for parameter, was_trained in trained:
+            parameter.requires_grad_(was_trained).grad = None
 
 
 def _make_twin(base: LoadedModel) -> LoadedModel:
@@ -114,27 +123,35 @@ class _Trial:
     folder: Path
 
     def keeps_rows_apart(self) -> bool:
-        """Take a step, and tell whether rows can be laid end to end without being mixed.
+        """Take a step with padded rows, and return whether it is the same without padding.
 
-        Rows that do not mix round alike in either order, and so does one row with and without
-        padding: half precision hides no difference there. Beside padded rows it may.
+        Without padding, rows lie end to end. If the model does not mix them, the loss of two rows
+        is the same in either order, and that of one row is the same with padding: these pairs have
+        the same shape, so that half precision rounds them alike. Two rows with and without padding
+        differ in shape, so that their losses may differ more.
         """
         numbers = range(min(32, len(self.rows.train)))
-        by_length = sorted(numbers, key=lambda i: len(self.rows.train[i]["labels"]))
-        middle = by_length[(len(by_length) - 1) // 2 :][:2]
-        padded_loss = self.take_step(middle, False)
+        by_length = sorted(numbers, key=lambda number: len(self.rows.train[number]["labels"]))
+        pair = by_length[(len(by_length) - 1) // 2 :][:2]  # of middle length
+        padded_loss = self.take_step(pair, is_padding_free=False)
         # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
         if self.config.train.args.get("neftune_noise_alpha"):
             return False
-        if supports_padding_free(self.model.model):
-            with suppress(Exception):  # then its rows are padded
-                loss, swapped = self.take_step(middle, True), self.take_step(middle[::-1], True)
-                alone = [self.take_step(middle[:1], is_free) for is_free in (True, False)]
-                looser = _ROUNDING / _ROUNDING_OF_SHAPES[self.model.dtype]
-                differences = [abs(loss - swapped), abs(alone[0] - alone[1])]
-                differences += [looser * abs(loss - padded_loss)]
-                return all(d <= _ROUNDING * max(abs(padded_loss), 1e-2) for d in differences)
-        return False
+        if not supports_padding_free(self.model.model):
+            return False
+        try:
+            loss = self.take_step(pair, is_padding_free=True)
+            swapped_loss = self.take_step(pair[::-1], is_padding_free=True)
+            row_loss = self.take_step(pair[:1], is_padding_free=True)
+            padded_row_loss = self.take_step(pair[:1], is_padding_free=False)
+            shape_rounding = _ROUNDING_OF_SHAPES[self.model.dtype]
+        except Exception:  # it cannot train without padding
+            return False
+        size = max(abs(padded_loss), 1e-2)
+        is_order_free = abs(loss - swapped_loss) <= _ROUNDING * size
+        is_row_equal = abs(row_loss - padded_row_loss) <= _ROUNDING * size
+        is_pair_equal = abs(loss - padded_loss) <= shape_rounding * size
+        return is_order_free and is_row_equal and is_pair_equal
 
     def take_step(self, numbers: list[int], is_padding_free: bool) -> float:
         """Compute the loss of some rows and its gradients, as the training will."""
@@ -160,6 +177,7 @@ def fine_tune(
     config: RunConfig,
     checkpoint_dir: Path,
     on_log: Callable[[StepLog], None],
+    *,
     on_progress: OnProgress,
     watcher: Any = None,
 ) -> tuple[LoadedModel, TrainingResult]:
@@ -191,22 +209,19 @@ def fine_tune(
     model = _attach(base, config)
     if facts.start:
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
-    # What the last look kept is in no checkpoint: a killed training begins anew.
+    # No checkpoint holds the weights that a watcher kept: if killed, its training begins anew.
     resumes = not ENGINES[train.engine].module and facts.resumes and not watcher
     interval = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
-    with (
-        quiet_libraries(),
-        _keep_generation(base.model),
-        attention_within_rows(model, rows.is_padding_free),
-    ):
+    attention = attention_within_rows(model, rows.is_padding_free)
+    with quiet_libraries(), _keep_generation(base.model), attention:
         trainer = build_trainer(model, base.tokenizer, rows, config, folder)
         with _explain_memory(base.device, train):
             on_progress(0, 0, "validating")
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
-            for one in filter(None, (callback, watcher)):
-                trainer.add_callback(one)
+            for added in filter(None, (callback, watcher)):
+                trainer.add_callback(added)
             training = _Training(trainer, model, callback, watcher, folder, resumes)
             seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
@@ -238,25 +253,25 @@ def fine_tune(
 
 
 def _attach(base: LoadedModel, config: RunConfig) -> Any:
-    """Put what is trained on a model; weights of its own become float32."""
+    """Attach the adapter, or prepare all weights to be trained: they become float32."""
     model = attach_adapter(base, config.method, config.lora, config.seed)
     if config.method.facts.trains_weights:
-        model.float()  # Adam's small steps are rounded away in half precision
+        model.float()  # half precision would round Adam's small steps away
     return model
 
 
 @contextmanager
 def _keep_generation(model: Any) -> Iterator[None]:
-    """On leaving, the model generates as before it had a trainer."""
+    """On leaving, undo what TRL and the Trainer change in how a model generates."""
     config = copy.deepcopy(model.generation_config)
     yield
-    vars(model).pop("forward", None)  # TRL's fused head
-    model.generation_config = config  # the Trainer aligns it with the tokenizer
+    vars(model).pop("forward", None)  # that of TRL's fused head
+    model.generation_config = config  # the Trainer had aligned it with the tokenizer
 
 
 @contextmanager
 def _explain_memory(device: str, train: TrainConfig) -> Iterator[None]:
-    """Inside, memory that runs out ends the training with what would take less."""
+    """Inside, refuse a training that runs out of memory, and name what would need less."""
     try:
         yield
     except RuntimeError as error:
@@ -283,7 +298,12 @@ class _Training:
     resumes: bool  # from the last checkpoint
 
     def run(self, base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> tuple[float, float]:
-        """Train, resume, or take what was trained; return the seconds and the peak of memory."""
+        """Train, or load what an earlier process trained; return the seconds and the peak bytes.
+
+        Raises:
+            ModelError: The watcher ended the training and has no weights to put back.
+            KeyboardInterrupt: A signal ended the training; what was trained is saved.
+        """
         file, callback = self.folder / "trained.pt", self.callback
         is_trained = broadcast_from_main(file.is_file())
         engine = ENGINES[config.train.engine]
@@ -296,9 +316,10 @@ class _Training:
                 train = engine.find_function("train")
                 seconds = train(base, self.model, rows, config, callback)
             else:
-                newest = broadcast_from_main(self.resumes and _find_checkpoint(self.folder))
-                done = self.trainer.train(resume_from_checkpoint=newest)
-                seconds = done.metrics["train_runtime"]
+                checkpoint = _find_checkpoint(self.folder) if self.resumes else None
+                checkpoint = broadcast_from_main(checkpoint)
+                output = self.trainer.train(resume_from_checkpoint=checkpoint)
+                seconds = output.metrics["train_runtime"]
             peak_bytes = peak()
         self._take_stop(config.train)
         if process_rank() == 0:
@@ -308,7 +329,7 @@ class _Training:
         return seconds, peak_bytes
 
     def _take_stop(self, train: TrainConfig) -> None:
-        """Take over why the watcher ended the training, and which step's weights it put back."""
+        """Pass to the callback why the watcher stopped, and which step's weights it put back."""
         if not (self.watcher and self.watcher.stopped):
             return
         if self.watcher.kept_step is None:
@@ -322,13 +343,13 @@ class _Training:
 
 
 def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps: int) -> float:
-    """Train a few steps, and return the seconds that they took; the base is not usable any more.
+    """Return the seconds that a few steps of training take; the base is not usable any more.
 
     Args:
         base: The model.
         rows: What `prepare_training` returned.
         config: The checked settings.
-        n_steps: How many.
+        n_steps: How many steps are trained.
     """
     config = replace(config, train=replace(config.train, max_steps=n_steps))
     model = _attach(base, config)
@@ -343,22 +364,24 @@ def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps
 
 
 def _find_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint, if any: one with the state, which is written last."""
+    """Return the newest complete checkpoint, if any: one whose state, written last, is there."""
     states = list(folder.glob("checkpoint-*/trainer_state.json"))
     return str(max(states, key=lambda file: file.stat().st_mtime).parent) if states else None
 
 
 def _save_tuned(tuned: LoadedModel, folder: Path, dtypes: dict[str, torch.dtype]) -> LoadedModel:
-    """Save what was trained, in the first of several processes; returns it with its identity.
+    """Save what was trained, once for all processes; return the model with its identity.
 
     Args:
-        tuned: The model in evaluation mode.
-        folder: An empty one.
-        dtypes: Of a whole model, those that its weights get back; empty: it has an adapter.
+        tuned: The model in evaluation mode; its weights are changed to `dtypes`.
+        folder: An empty folder.
+        dtypes: For a model trained as a whole, the dtypes that its weights had in the base, by
+            name; empty if the model has an adapter.
     """
     is_whole = bool(dtypes)
-    for name, parameter in tuned.model.named_parameters() if dtypes else ():
-        parameter.data = parameter.data.to(dtypes[name])
+    for name, dtype in dtypes.items():
+        parameter = tuned.model.get_parameter(name)
+        parameter.data = parameter.data.to(dtype)
     if process_rank() == 0:
         if is_whole:
             with quiet_libraries():
@@ -366,7 +389,7 @@ def _save_tuned(tuned: LoadedModel, folder: Path, dtypes: dict[str, torch.dtype]
             tuned.tokenizer.save_pretrained(folder)
         else:
             save_adapter(tuned.model, tuned, folder)
-    broadcast_from_main(None)  # the files are there
+    broadcast_from_main(None)  # waits until the first process has written the files
     if is_whole:
         identity = {**tuned.identity, "weights": f"sha256:{hash_folder(folder)}"}
         return replace(tuned, identity=identity, files=str(folder))
@@ -374,7 +397,7 @@ def _save_tuned(tuned: LoadedModel, folder: Path, dtypes: dict[str, torch.dtype]
 
 
 def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig) -> float:
-    """Compute a model's loss on the held-out rows, in nats a token.
+    """Compute a model's loss on the held-out rows, in nats per token.
 
     Args:
         model: A model with an adapter; it is not trained here.
@@ -388,10 +411,14 @@ def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig)
 
 
 def pack_rows(rows: Dataset, train: TrainConfig) -> Any:
-    """Lay rows end to end; rows without labels make the batches of several processes even."""
+    """Lay rows end to end, up to `train.max_length`.
+
+    Several processes need full batches, so rows without labels fill the last ones.
+    """
     with quiet_libraries():
         packed = pack_dataset(rows, train.max_length)
-    n_together = process_count() * train.per_device_train_batch_size
-    for _ in range(-len(packed) % n_together if process_count() > 1 else 0):
-        packed = packed.add_item({"input_ids": [0], "labels": [IGNORED], "seq_lengths": [1]})
+    if process_count() > 1:
+        n_missing = -len(packed) % (process_count() * train.per_device_train_batch_size)
+        for _ in range(n_missing):
+            packed = packed.add_item({"input_ids": [0], "labels": [IGNORED], "seq_lengths": [1]})
     return packed

@@ -1,4 +1,4 @@
-"""What mitigations share that mix in general rows: their share, and the distance on them."""
+"""What the mitigations have in common that mix in general rows: their share, the KL penalty."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ ADDED_SHARE = Range(
 
 
 def count_added(n_rows: int, share: float) -> int:
-    """Return how many rows are a share of all rows beside `n_rows` others; at least one."""
+    """Return how many rows to add to `n_rows` so that they are this share of all; at least one."""
     return max(1, round(n_rows * share / (1 - share)))
 
 
 @dataclass
 class GeneralRows(Mitigation):
-    """Rows of something else among those that teach; with a weight, marked ones are compared."""
+    """Mixes general rows into the training; with a weight, the marked ones get a KL penalty."""
 
     share: float = setting("share of general rows among all", ADDED_SHARE)
     weight: float | None = setting(
@@ -45,22 +45,25 @@ class GeneralRows(Mitigation):
         is_marked = find_marked(inputs["labels"])
         if not self.weight or not is_marked.any():
             return {}
-        if "position_ids" in inputs:  # one row after another
-            row = (inputs["position_ids"] == 0).cumsum(1)
-            chosen = torch.isin(row, row[is_marked])[0]
-            names = ("input_ids", "labels", "position_ids")
-            taken = {name: inputs[name][:, chosen] for name in names}
-            starts = (taken["position_ids"][0] == 0).nonzero().flatten()
-            ends = functional.pad(starts, (0, 1), value=int(chosen.sum())).int()
-            longest = int(ends.diff().max())
-            new: dict[str, Any] = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-            new |= {"max_length_q": longest, "max_length_k": longest}
-            return taken | {name: new[name] for name in new.keys() & inputs.keys()}
-        return {name: values[is_marked.any(1)] for name, values in inputs.items()}
+        if "position_ids" not in inputs:  # padded: a row of the batch is a row of the data
+            return {name: values[is_marked.any(1)] for name, values in inputs.items()}
+        # Rows lie end to end in one row of the batch, and each begins at position 0.
+        row_number = (inputs["position_ids"] == 0).cumsum(1)
+        is_chosen = torch.isin(row_number, row_number[is_marked])[0]
+        names = ("input_ids", "labels", "position_ids")
+        chosen = {name: inputs[name][:, is_chosen] for name in names}
+        starts = (chosen["position_ids"][0] == 0).nonzero().flatten()
+        bounds = functional.pad(starts, (0, 1), value=int(is_chosen.sum())).int()
+        longest = int(bounds.diff().max())
+        # What flash attention reads, where TRL's collator gives it.
+        lengths: dict[str, Any] = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        lengths |= {"max_length_q": longest, "max_length_k": longest}
+        return chosen | {name: lengths[name] for name in lengths.keys() & inputs.keys()}
 
-    def measure_loss(self, predicted: Predictions, of_base: Predictions) -> Any:
-        """Compute the distance on what is trained of the marked rows."""
+    def measure_loss(self, predicted: Predictions, base_predicted: Predictions) -> Any:
+        """Compute the KL penalty on the trained tokens of the marked rows."""
         from slimdown.training.divergence import measure_divergence
 
-        pair = of_base.logits[of_base.is_replayed], predicted.logits[predicted.is_replayed]
-        return measure_divergence(*pair).sum() * (self.weight or 0.0)
+        base_logits = base_predicted.logits[base_predicted.is_replayed]
+        logits = predicted.logits[predicted.is_replayed]
+        return measure_divergence(base_logits, logits).sum() * (self.weight or 0.0)

@@ -1,7 +1,8 @@
 """The labels of rows: which tokens carry no loss, and which rows a mitigation has marked.
 
-The Trainer passes only tokens and labels to the loss. It counts all labels but -100 as trained, and
-no token has a number below 0. So a marked row has the label -101 - n for token n.
+The Trainer passes only tokens and labels to the loss, so the labels carry the mark. It counts all
+labels but -100 as trained, and no token has a number below 0. So token n of a marked row has the
+label -101 - n.
 """
 
 from collections.abc import Iterable
@@ -18,8 +19,8 @@ class Predictions:
 
     Attributes:
         logits: [rows x places, vocabulary].
-        target: [rows x places], the token that is right, without its mark; or `IGNORED`.
-        is_replayed: [rows x places], whether it is trained on in a row that a mitigation marked.
+        target: [rows x places], the right token, without its mark; or `IGNORED`.
+        is_replayed: [rows x places], whether the token is in a row that a mitigation marked.
     """
 
     logits: Any

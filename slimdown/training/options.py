@@ -14,8 +14,8 @@ from slimdown.config.fields import explain_type, nearest
 from slimdown.config.schema import RunConfig
 from slimdown.utils.secrets import redact_uri
 
-# They go by what is measured while training, which is nothing.
-_MEASURING = (SchedulerType.REDUCE_ON_PLATEAU, "greedy")
+# These schedules react to an evaluation during the training, and there is none.
+_EVALUATING = (SchedulerType.REDUCE_ON_PLATEAU, "greedy")
 
 
 def check_options(config: RunConfig) -> Iterator[str]:
@@ -28,9 +28,9 @@ def check_options(config: RunConfig) -> Iterator[str]:
     Yields:
         One line for each mistake.
     """
-    schedules = [str(one.value) for one in SchedulerType if one.value not in _MEASURING]
-    known = {"optim": [str(one.value) for one in OptimizerNames], "lr_scheduler_type": schedules}
-    for setting, names in known.items():
+    optimizers = [str(optimizer.value) for optimizer in OptimizerNames]
+    schedules = [str(kind.value) for kind in SchedulerType if kind.value not in _EVALUATING]
+    for setting, names in (("optim", optimizers), ("lr_scheduler_type", schedules)):
         if (value := getattr(config.train, setting)) not in names:
             yield f"train.{setting}={value} is no name of transformers{nearest(value, names)}"
     yield from _check_args("train", config.train, SFTConfig)
@@ -38,16 +38,17 @@ def check_options(config: RunConfig) -> Iterator[str]:
         yield from _check_args("lora", config.lora, getattr(peft, config.method.facts.peft_config))
 
 
-def _check_args(section: str, node: Any, kind: Any) -> Iterator[str]:
-    types = {one.name: str(one.type) for one in fields(kind) if one.init}
-    for name, value in node.args.items():
+def _check_args(section: str, settings: Any, library_class: Any) -> Iterator[str]:
+    """Check the names and types of `settings.args`, which go to a class of another library."""
+    types = {field.name: str(field.type) for field in fields(library_class) if field.init}
+    for name, value in settings.args.items():
         key = f"{section}.args.{name}"
         if name not in types:
-            owner = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+            package = library_class.__module__.partition(".")[0]
             advice = "its documentation lists them"
-            for near in get_close_matches(name, types, n=1):
-                place = section if near in vars(node) else f"{section}.args"
-                advice = f"did you mean {place}.{near}?"
-            yield f"{key} is no option of {owner}; {advice}"
+            if near := get_close_matches(name, types, n=1):
+                place = section if near[0] in vars(settings) else f"{section}.args"
+                advice = f"did you mean {place}.{near[0]}?"
+            yield f"{key} is no option of {package}.{library_class.__name__}; {advice}"
         elif fault := explain_type(types[name], value):
             yield f"{key} {fault}, got {redact_uri(repr(value))[:80]}"

@@ -14,7 +14,7 @@ _NAME = "slimdown_within_rows"
 
 
 def supports_padding_free(model: Any) -> bool:
-    """Return whether a model can keep rows laid end to end apart: only plain causal attention can.
+    """Return whether a model may keep rows apart that lie end to end: plain causal attention can.
 
     The trial before training finds out what a model's config does not say.
 
@@ -76,10 +76,11 @@ def _attend_within_rows(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend: states [1, heads, tokens, dim] -> [1, tokens, heads, dim], as transformers asks.
+    """Compute attention with the signature and shapes that transformers asks for.
 
-    A row begins where a position is 0. torch's SDPA takes a mask for that, but also computes what
-    it hides, which is most.
+    The states are [1, heads, tokens, dim], and the result is [1, tokens, heads, dim]. A row begins
+    where a position is 0. A mask for torch's SDPA would do the same, but SDPA also computes what a
+    mask hides, which is most.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -88,5 +89,6 @@ def _attend_within_rows(
     rows = []
     for start, end in pairwise([*starts, query.shape[2]]):
         q, k, v = (states[:, :, start:end] for states in (query, key, value))
-        rows.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0])
+        attended, _ = sdpa_attention_forward(module, q, k, v, attention_mask=None, **kwargs)
+        rows.append(attended)
     return torch.cat(rows, dim=1), None

@@ -23,7 +23,7 @@ class TrainingResult:
     output_dir: Path  # holds the adapter in PEFT's format, or the whole model
     steps: int
     tokens: int  # of all training batches, without padding
-    train_loss: float  # mean over all steps, in nats a token
+    train_loss: float  # mean over all steps, in nats per token
     validation_loss_before: float  # of the base on the held-out rows: mean over tokens
     validation_loss_after: float
     n_trainable: int
@@ -34,7 +34,7 @@ class TrainingResult:
     n_truncated: int  # training rows cut at train.max_length tokens, or exactly as long
     n_untrained: int  # training rows left out: none of their tokens is trained on
     peak_bytes: float
-    # divergence of the tuned model from the base on the first held-out rows, in nats a token; nan
+    # divergence of the tuned model from the base on the first held-out rows, in nats per token; nan
     # where the base is not available
     base_divergence: float = nan
     stopped: str = ""  # why and where it ended early

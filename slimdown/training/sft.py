@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,11 +37,11 @@ from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 from slimdown.utils.progress import OnProgress
 
-# float16 has no numbers below 6e-8, where most gradients of a mean loss are. A power of two as
-# factor adds no rounding. The Trainer's own GradScaler comes with autocast, in which base and
-# adapter would compute differently than when they are measured.
+# Most gradients of a mean loss are below 6e-8, the smallest number of float16, so the gradient is
+# enlarged on its way back. A power of two adds no rounding. The Trainer's own GradScaler needs
+# autocast, in which base and adapter would compute differently than when they are measured.
 _GRADIENT_SCALE = 2.0**12
-_DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both validations
+_DIVERGENCE_ROWS = 32  # the base needs a forward of its own: on a CPU as long as a validation
 _KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped", "history")
 _log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
@@ -50,18 +50,18 @@ _NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
 
 
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with the loss of the model's own logits, and with float16.
+    """TRL's trainer with the loss of the model's own logits; it can train in float16.
 
     TRL's fused head multiplies the last hidden states by the head's weight itself. It ignores what
     a model does to its logits afterwards, and without Triton it scores every position twice.
     """
 
-    takes_plain_loss = True
+    takes_plain_loss = True  # False: the loss is TRL's
     enlarges_gradients = False
-    mitigation = Mitigation()  # what is added to the loss
+    mitigation = Mitigation()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss of a batch, in nats a trained token."""
+        """Return the loss of a batch, in nats per trained token."""
         if self.takes_plain_loss:
             loss = self._compute_plain_loss(model, inputs, kwargs.get("num_items_in_batch"))
         else:
@@ -72,31 +72,30 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _compute_plain_loss(self, model: Any, inputs: Any, n_tokens: Any) -> Any:
-        """Compute the loss of the logits, with what a mitigation adds in rows that it compares.
+        """Compute the loss of the logits, with what the mitigation adds to it while training.
 
         Args:
-            model: The model, in its wrapper.
+            model: The model, possibly inside DDP's wrapper.
             inputs: The batch.
-            n_tokens: The trained tokens of a step, in the batches of all processes; None: those of
-                this batch.
+            n_tokens: How many tokens a step trains, in the batches of all processes; None: those
+                of this batch count.
         """
         compared = self.mitigation.choose_compared(inputs) if model.training else {}
-        predict = self._open_batch(model, inputs)
         if compared:
-            # Not through DDP's wrapper: other processes may have no such row in their batch.
-            own = self.accelerator.unwrap_model(model)
-            # This comes first: it switches the adapter's gradients off and on again.
-            with eval_mode(own), disabled_adapters(own):
-                of_base = self._open_batch(own, compared)()
-        predicted = predict()
+            # DDP's wrapper waits for all processes, and others may have nothing to compare.
+            unwrapped = self.accelerator.unwrap_model(model)
+            # The base comes first: this switches the adapter's gradients off and on again.
+            with eval_mode(unwrapped), disabled_adapters(unwrapped):
+                base_predicted = self._predict(unwrapped, compared)
+        predicted = self._predict(model, inputs)
         nats = functional.cross_entropy(
             predicted.logits.float(), predicted.target, reduction="none"
         ).sum()
         if compared:
-            nats = nats + self.mitigation.measure_loss(predicted, of_base)
+            nats = nats + self.mitigation.measure_loss(predicted, base_predicted)
         if n_tokens is None:
             return nats / (predicted.target != IGNORED).sum().clamp(min=1)
-        return nats * self.accelerator.num_processes / n_tokens  # DDP takes their mean
+        return nats * self.accelerator.num_processes / n_tokens  # DDP takes the processes' mean
 
     def validate(self, compares: bool = False) -> tuple[float, float]:
         """Compute the loss on the held-out rows; several processes share the batches.
@@ -109,64 +108,67 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             compares: Whether to compare with the base, which is available beside an adapter.
 
         Returns:
-            The loss in nats a trained token, and the mean divergence of the model's distribution
+            The loss in nats per trained token, and the mean divergence of the model's distribution
             from the base's on the first rows, which is said to foretell forgetting (Shenfeld et al.
             2025, RL's Razor, arXiv 2509.04259); nan where they are not compared.
         """
         rows, size = list(cast(Any, self.eval_dataset)), self.args.per_device_eval_batch_size
-        sums, model = torch.zeros(4, device=self.args.device), cast(Any, self.model).eval()
+        model = cast(Any, self.model).eval()
+        loss_sums = torch.zeros(2, device=self.args.device)  # nats, tokens
+        divergence_sums = torch.zeros(2, device=self.args.device)
         for start in range(0, len(rows), size)[self.args.process_index :: self.args.world_size]:
             inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
-            predict = self._open_batch(model, inputs)
             with torch.no_grad():
-                own = predict()
-                is_trained = own.target != IGNORED
-                nats = functional.cross_entropy(own.logits.float(), own.target, reduction="sum")
-                sums[:2] += torch.stack([nats, is_trained.sum()])
+                tuned = self._predict(model, inputs)
+                is_trained = tuned.target != IGNORED
+                nats = functional.cross_entropy(tuned.logits.float(), tuned.target, reduction="sum")
+                loss_sums += torch.stack([nats, is_trained.sum()])
                 if compares and start < _DIVERGENCE_ROWS:
                     with disabled_adapters(model):
-                        base_logits = predict().logits[is_trained]
-                    nats = measure_divergence(base_logits, own.logits[is_trained]).sum()
-                    sums[2:] += torch.stack([nats, is_trained.sum()])
-        loss, n_tokens, divergence, n_compared = self.accelerator.reduce(sums).tolist()
-        return loss / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
+                        base = self._predict(model, inputs)
+                    base_logits, logits = base.logits[is_trained], tuned.logits[is_trained]
+                    nats = measure_divergence(base_logits, logits).sum()
+                    divergence_sums += torch.stack([nats, is_trained.sum()])
+        sums = self.accelerator.reduce(torch.cat([loss_sums, divergence_sums])).tolist()
+        nats, n_tokens, divergence, n_compared = sums
+        return nats / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any) -> Any:
-        """Return the batches of a step; repeated rows carry no loss."""
+        """Return the batches of a step, in which repeated rows carry no loss."""
         return super().get_batch_samples(map(self._ignore_repeated, epoch_iterator), *args)
 
     def _ignore_repeated(self, batch: Any) -> Any:
-        """Remove labels of rows that accelerate repeats to fill the last batches of an epoch."""
-        size, state = self.args.per_device_train_batch_size, self.accelerator.gradient_state
-        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
-            row = torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]
-            if "position_ids" in batch:  # one row after another
-                row = (batch["position_ids"] == 0).cumsum(1) - 1
-            is_repeated = row + size * self.args.process_index >= state.remainder
-            batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
-        return batch
+        """Remove the labels of rows that accelerate repeats to fill an epoch's last batches."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return batch
+        labels = batch["labels"]
+        row_number = torch.arange(len(labels), device=labels.device)[:, None]
+        if "position_ids" in batch:  # rows lie end to end, and each begins at position 0
+            row_number = (batch["position_ids"] == 0).cumsum(1) - 1
+        n_before = self.args.per_device_train_batch_size * self.args.process_index
+        is_repeated = n_before + row_number >= state.remainder
+        return batch | {"labels": labels.masked_fill(is_repeated, IGNORED)}
 
-    def _open_batch(self, model: Any, inputs: Any) -> Callable[[], Predictions]:
-        """Take the labels out of a batch; return a function that predicts them."""
-        labels = inputs.pop("labels")
-        following = labels[:, 1:]
-        places = (following != IGNORED).any(0).nonzero().flatten()  # where any row has a label
+    def _predict(self, model: Any, inputs: Mapping[str, Any]) -> Predictions:
+        """Return what a model predicts at the places where any row of a batch has a label."""
+        labels = inputs["labels"][:, 1:]  # the token at a place predicts the next one
+        places = (labels != IGNORED).any(0).nonzero().flatten()
+        target = labels[:, places].flatten()
+        arguments = {name: value for name, value in inputs.items() if name != "labels"}
         forward = get_inner_model(self.accelerator.unwrap_model(model)).forward
         takes_places = "logits_to_keep" in inspect.signature(forward).parameters
         if takes_places and not learns_prompt(self.model):
-            inputs["logits_to_keep"] = places
-        target = following[:, places].flatten()
-
-        def predict() -> Predictions:
-            logits = model(**inputs, use_cache=False).logits
-            if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
-                logits = logits[:, places + logits.shape[1] - labels.shape[1]]
-            return Predictions(logits.flatten(0, 1), unmark_labels(target), find_marked(target))
-
-        return predict
+            arguments["logits_to_keep"] = places
+        logits = model(**arguments, use_cache=False).logits
+        if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
+            logits = logits[:, places + logits.shape[1] - inputs["labels"].shape[1]]
+        return Predictions(logits.flatten(0, 1), unmark_labels(target), find_marked(target))
 
 
-def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
+def _build_arguments(
+    config: RunConfig, folder: Path, *, is_padding_free: bool, use_cpu: bool
+) -> SFTConfig:
     """Build TRL's arguments from the settings, and from what slimdown sets itself."""
     settings = asdict(config.train)
     settings |= settings.pop("args")
@@ -174,18 +176,35 @@ def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
     settings["gradient_checkpointing"] = bool(settings["gradient_checkpointing"])
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # compiling would switch it on in the whole process
-    # Rows are cut already, `TrainingCallback` asks for checkpoints, and without autocast base and
-    # adapter compute in their own dtypes.
-    ours |= {"max_length": None, "save_strategy": "no", "bf16": False}
-    arguments = SFTConfig(str(folder), **settings, **ours)
+    arguments = SFTConfig(
+        str(folder),
+        **settings,
+        padding_free=is_padding_free,
+        train_sampling_strategy="random",  # by length each fifty steps begin with the longest rows
+        dataset_kwargs={"skip_prepare_dataset": True},
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a diverged run must say so
+        include_num_input_tokens_seen="all" if is_padding_free else "non_padding",
+        report_to="none",
+        save_total_limit=1,
+        disable_tqdm=True,
+        use_cpu=use_cpu,
+        router_aux_loss_coef=0.0,  # no loss that balances experts: Unsloth's would add it
+        max_length=None,  # rows are cut already
+        save_strategy="no",  # `TrainingCallback` asks for checkpoints
+        bf16=False,  # without autocast base and adapter compute in their own dtypes
+    )
     arguments.mixed_precision = "no"  # else `accelerate launch` could switch autocast on
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
     return arguments
 
 
 def build_trainer(
     model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig, folder: Path
 ) -> Any:
-    """Build a trainer on tokenized rows; trained weights are float32, unless they are the base's.
+    """Build a trainer on tokenized rows; an adapter's trained weights become float32.
 
     Args:
         model: A model with weights to train.
@@ -194,38 +213,22 @@ def build_trainer(
         config: The checked settings.
         folder: Where checkpoints go.
     """
-    arguments = build_arguments(
-        config,
-        folder,
-        padding_free=rows.is_padding_free,
-        train_sampling_strategy="random",  # by length each fifty steps begin with the longest rows
-        dataset_kwargs={"skip_prepare_dataset": True},
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a diverged run must say so
-        include_num_input_tokens_seen="all" if rows.is_padding_free else "non_padding",
-        report_to="none",
-        save_total_limit=1,
-        disable_tqdm=True,
-        use_cpu=model.device.type == "cpu",
-        router_aux_loss_coef=0.0,  # no loss that balances experts: Unsloth's would add it
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
+    use_cpu, is_padding_free = model.device.type == "cpu", rows.is_padding_free
+    arguments = _build_arguments(config, folder, is_padding_free=is_padding_free, use_cpu=use_cpu)
     has_own_adapter = get_own_adapter(model) is not None
     if has_own_adapter:
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
+    model_settings = vars(get_inner_model(model).config.get_text_config())
+    router = {name: value for name, value in model_settings.items() if "router" in name}
     data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
-    settings = vars(get_inner_model(model).config.get_text_config())
-    router = {name: value for name, value in settings.items() if "router" in name}
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
-    settings.update(router)  # TRL writes what it trains with into the config, which is saved
+    model_settings.update(router)  # TRL changed them in the config, which is saved with the model
     trainer.mitigation = config.keep
     trainer.remove_callback(transformers.PrinterCallback)
     if has_own_adapter or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]
-        # Unsloth's trainer has a scaler of its own.
         is_half = torch.float16 in (model.dtype, *layers)
+        # Unsloth's trainer has a scaler of its own.
         trainer.enlarges_gradients = is_half and trainer.accelerator.scaler is None
         for parameter in [p for p in model.parameters() if p.requires_grad]:
             # TRL 1.16 casts a quantized base's adapters to bfloat16, where Adam's small updates
@@ -246,11 +249,11 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     on_progress: OnProgress
     checkpoint_seconds: float = math.inf
     history: list[StepLog] = field(default_factory=list)
-    n_tokens_before: float = 0.0  # tokens of the checkpoint that it resumes from
+    n_tokens_before: float = 0.0  # tokens up to the checkpoint that the training resumes from
     saved_at: float = field(default_factory=time.monotonic)
-    stopped: str = ""  # why it ended early
-    kept_step: int | None = None  # of the weights that it has then
-    is_stopping: bool = False  # by a signal, once a checkpoint is written
+    stopped: str = ""  # why a watcher ended the training early
+    kept_step: int | None = None  # the step whose weights the watcher put back
+    is_stopping: bool = False  # a signal came; the training ends once a checkpoint is written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pass on again the steps of the checkpoint that the training resumes from."""
@@ -264,34 +267,41 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint if one is due."""
-        if self.checkpoint_seconds < math.inf and state.global_step < state.max_steps:
-            is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
-            is_due, self.is_stopping = broadcast_from_main((is_due, self.is_stopping))
-            if is_due or self.is_stopping:
-                control.should_save, self.saved_at = True, time.monotonic()
+        if self.checkpoint_seconds == math.inf or state.global_step >= state.max_steps:
+            return
+        is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
+        is_due, self.is_stopping = broadcast_from_main((is_due, self.is_stopping))
+        if is_due or self.is_stopping:
+            control.should_save = True
+            self.saved_at = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End a training that a signal stopped, now that its checkpoint is written."""
         if self.is_stopping:
             raise KeyboardInterrupt
 
-    def save(self, file: Path, model: Any, *cost: float) -> None:
-        """Write the trained weights and the history, whole or not at all; `load` returns `cost`."""
+    def save(self, file: Path, model: Any, seconds: float, peak_bytes: float) -> None:
+        """Write the trained weights, the history and the cost, whole or not at all."""
         facts = {name: getattr(self, name) for name in _KEPT_FACTS}
         trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((facts | {"kept": trained}, cost), draft := file.with_suffix(".draft"))
+        draft = file.with_suffix(".draft")
+        torch.save((facts | {"kept": trained}, (seconds, peak_bytes)), draft)
         draft.replace(file)
 
-    def load(self, file: Path, model: Any) -> tuple[float, ...]:
-        """Put what `save` wrote into a model, pass on the steps again, and return the cost."""
+    def load(self, file: Path, model: Any) -> tuple[float, float]:
+        """Put what `save` wrote into a model, pass on the steps again, and return the cost.
+
+        Returns:
+            The seconds and the peak bytes that were saved.
+        """
         with torch.serialization.safe_globals([StepLog]):
-            facts, cost = torch.load(file, map_location="cpu", weights_only=True)
+            facts, (seconds, peak_bytes) = torch.load(file, map_location="cpu", weights_only=True)
         restore_weights(model, facts.pop("kept"))
         vars(self).update(facts)
         for log in self.history:
             self.on_step(log)
-        return tuple(cost)
+        return seconds, peak_bytes
 
     @contextmanager
     def stop_after_step(self) -> Iterator[None]:
@@ -306,9 +316,11 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             self.is_stopping = True
             _log.warning("Stopping when this step is done and kept; once more stops at once.")
 
-        is_able = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if self.checkpoint_seconds < math.inf else ()
-        ours = [n for n in numbers if is_able and signal.getsignal(n) is signal.default_int_handler]
+        may_handle = threading.current_thread() is threading.main_thread()  # Python's demand
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if not may_handle or self.checkpoint_seconds == math.inf:
+            numbers = []
+        ours = [n for n in numbers if signal.getsignal(n) is signal.default_int_handler]
         try:
             for number in ours:
                 signal.signal(number, stop)
@@ -327,11 +339,13 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             return
         values = {name: float(logs[name]) for name in _LOGGED if name in logs}
         values["num_tokens"] = float(logs.get("num_input_tokens_seen", 0))
-        self.history.append(log := StepLog(step, values))
+        log = StepLog(step, values)
+        self.history.append(log)
         self.on_step(log)
         skips_steps = ENGINES[self.config.engine].skips_steps and self.dtype == "float16"
         for name, value in values.items():
-            if not math.isfinite(value) and not (skips_steps and name == "grad_norm"):
+            is_skipped_step = skips_steps and name == "grad_norm"
+            if not math.isfinite(value) and not is_skipped_step:
                 raise ModelError(
                     f"training ended at step {step}: the {name} is {value} in {self.dtype}. Try a "
                     f"smaller train.learning_rate (now {self.config.learning_rate:g}), more "

@@ -5,7 +5,7 @@ depends on the card.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -38,25 +38,26 @@ class Forwards:
 
     def describe(self) -> str:
         """Describe them in a few words."""
-        again = ", activations computed again" * self.checkpoints
-        forwards, rows = f"{self.number} forward", f"{self.rows} row"
-        parts = (text + "s" * (not text.startswith("1 ")) for text in (forwards, rows))
-        return " of ".join(parts) + again
+        forwards = "1 forward" if self.number == 1 else f"{self.number} forwards"
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        again = ", activations computed again" if self.checkpoints else ""
+        return f"{forwards} of {rows}{again}"
 
     def differ_from(self, train: TrainConfig) -> bool:
-        """Whether they are not the forwards that the settings name."""
+        """Return whether a step is not taken as the settings name it."""
         is_split = self.rows < train.per_device_train_batch_size
         return is_split or self.checkpoints is not bool(train.gradient_checkpointing)
 
     def apply(self, train: TrainConfig) -> TrainConfig:
         """Return the settings with which TRL takes such steps."""
-        is_split = self.rows < train.per_device_train_batch_size
-        held_out = train.per_device_eval_batch_size
+        eval_batch_size = train.per_device_eval_batch_size
+        if self.rows < train.per_device_train_batch_size:  # the card has no room for more
+            eval_batch_size = min(eval_batch_size, self.rows)
         return replace(
             train,
             per_device_train_batch_size=self.rows,
             gradient_accumulation_steps=self.number,
-            per_device_eval_batch_size=min(held_out, self.rows) if is_split else held_out,
+            per_device_eval_batch_size=eval_batch_size,
             gradient_checkpointing=self.checkpoints,
         )
 
@@ -74,45 +75,49 @@ def choose_forwards(
         card_bytes: The whole memory of the card; None: there is none, and nothing is split.
 
     Returns:
-        The first that fits, of: the whole step, less rows at once, the same with activations
-        computed again (a third more time); else the smallest.
+        The first that fits of: the whole step; fewer rows at once; the same with activations
+        computed again, which takes a third more time. If nothing fits, the smallest.
     """
-    train, candidates = config.train, list(_list_candidates(config))
+    train, candidates = config.train, _list_candidates(config)
     if card_bytes is None or len(candidates) == 1:
         return candidates[0]
     lengths = sorted(map(len, rows.train["input_ids"]), reverse=True)
-    for one in candidates:
-        longest = lengths[: one.rows]
+    for forwards in candidates:
+        longest = lengths[: forwards.rows]
         mean = train.max_length if train.args.get("packing") else ceil(sum(longest) / len(longest))
-        shaped = replace(config, train=replace(one.apply(train), max_length=mean))
+        shaped = replace(config, train=replace(forwards.apply(train), max_length=mean))
         needed = estimate_training(shaped, outline, dtype)
         if needed is None or needed.n_bytes <= _USABLE * card_bytes:
-            return one
+            return forwards
     return candidates[-1]
 
 
-def _list_candidates(config: RunConfig) -> Iterator[Forwards]:
-    """Yield forwards that take one step's rows, those that need the most memory first."""
-    train, asked = config.train, config.train.gradient_checkpointing
+def _list_candidates(config: RunConfig) -> list[Forwards]:
+    """List forwards that take the rows of one step, those that need the most memory first."""
+    train = config.train
     size = train.per_device_train_batch_size
-    divisors = [n for n in range(size, 0, -1) if size % n == 0]
-    can_check = config.method.facts.takes_checkpointing
-    for checkpoints in (False, True) if asked is None and can_check else (bool(asked),):
-        for n in divisors:
-            # Recomputing costs a third; so do forwards of one row.
-            if checkpoints or asked is not None or n > 1 or not can_check:
-                yield Forwards(n, train.gradient_accumulation_steps * size // n, checkpoints)
+
+    def split(checkpoints: bool) -> list[Forwards]:
+        sizes = [rows for rows in range(size, 0, -1) if size % rows == 0]
+        n_steps = train.gradient_accumulation_steps
+        return [Forwards(rows, n_steps * size // rows, checkpoints) for rows in sizes]
+
+    is_free = train.gradient_checkpointing is None and config.method.facts.takes_checkpointing
+    if not is_free:
+        return split(bool(train.gradient_checkpointing))
+    # Computing activations again takes a third more time. Forwards of one row take more, too.
+    return [forwards for forwards in split(False) if forwards.rows > 1] + split(True)
 
 
 def keep_forwards(folder: Path, choose: Callable[[], Forwards]) -> Forwards:
-    """Return the forwards that a run began with; one that begins keeps what is chosen.
+    """Return the forwards that a run began with; if it begins now, choose and store them.
 
     Args:
         folder: The run's folder of checkpoints.
         choose: Returns the forwards for this card.
     """
-    if kept := read_forwards(folder):
-        return kept
+    if stored := read_forwards(folder):
+        return stored
     forwards = choose()
     write_atomically(folder / _FILE, json.dumps(vars(forwards)))
     return forwards

@@ -18,11 +18,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 from slimdown.config.schema import TrainConfig
 from slimdown.data.mixing import mix_rows
 from slimdown.data.row_formats import get_messages
-from slimdown.data.training_data import TrainingData
+from slimdown.data.training_data import DatasetPart, TrainingData
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import DataError, describe_error
 
-SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")  # that are read here
+SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")
+"""The settings of `train` that are used up in tokenizing."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,23 @@ def tokenize_rows(
     Raises:
         DataError: TRL cannot tell what to train on, or nothing is left.
     """
-    trains: list[Dataset] = []
+    trains: list[Dataset] = []  # of each dataset
     validations: list[Dataset] = []
-    unmarked: list[str] = []
-    for part in train_data.parts:
-        # A dataset of weight 0 has no training rows, and TRL takes no empty dataset.
-        read = part.train if len(part.train) else part.validation
-        # TRL decides by a dataset's first row how it reads all, so each goes through a trainer of
-        # its own. The model in it takes no step.
-        small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
-        small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
-        with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            settings = _choose_loss(read[0], tokenizer, config)
-            is_told = settings["assistant_only_loss"] or "completion" in read[0]
-            if get_messages(read[0]) and not is_told:
-                unmarked.append(part.name)
-            settings |= {"max_length": config.max_length}
-            settings |= {"report_to": "none", "use_cpu": use_cpu, "bf16": False}
-            arguments = SFTConfig(folder, **settings)
-            arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
-            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-            held_out = part.validation if len(part.validation) else None  # added rows have none
-            rows: dict[str, Any] = {"train_dataset": read, "eval_dataset": held_out}
-            try:
-                trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **rows)
-            except (ValueError, RuntimeError, TypeError, KeyError) as error:
-                raise DataError(
-                    f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
-                ) from error
-        tokenized = trainer.train_dataset.select_columns(["input_ids", "labels"])
-        trains.append(tokenized if len(part.train) else tokenized.select([]))
-        if held_out:
-            validations.append(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
+    unmasked: list[str] = []
+    n_added = 0
+    with quiet_libraries():
+        for part in train_data.parts:
+            first_row = _get_rows(part)[0]
+            losses = _choose_loss(first_row, tokenizer, config)
+            is_masked = losses["assistant_only_loss"] or "completion" in first_row
+            if get_messages(first_row) and not is_masked:
+                unmasked.append(part.name)
+            settings = losses | {"max_length": config.max_length, "use_cpu": use_cpu}
+            rows, held_out = _tokenize_part(part, tokenizer, settings)
+            trains.append(rows)
+            n_added += len(rows) if part.is_added else 0
+            if held_out:
+                validations.append(held_out)
     train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
     validation = concatenate_datasets(validations)
     if not len(train) or not len(validation):
@@ -96,41 +82,78 @@ def tokenize_rows(
             f"train.max_length={config.max_length} leaves no row, or no held-out row, a token to "
             "train on; set a larger one"
         )
-    n, n_rows = config.max_length, sum(len(part.train) for part in train_data.parts)
-    n_truncated = sum(len(tokens) >= n for tokens in train["input_ids"])
-    n_untrained = n_rows - sum(len(rows) for rows in trains)
-    note = f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows"
-    if n_untrained:
-        note += f"; {n_untrained:,} more have no token left to train on and are left out"
-    notes = [note] if n_truncated or n_untrained else []
-    if unmarked and config.assistant_only_loss == "auto":
+    n_rows = sum(len(part.train) for part in train_data.parts)
+    n_truncated = sum(len(tokens) >= config.max_length for tokens in train["input_ids"])
+    n_untrained = n_rows - sum(map(len, trains))
+    notes = []
+    if n_truncated or n_untrained:
+        note = f"train.max_length={config.max_length} cuts {n_truncated:,} of {n_rows:,} rows"
+        if n_untrained:
+            note += f"; {n_untrained:,} more have no token left to train on and are left out"
+        notes.append(note)
+    if unmasked and config.assistant_only_loss == "auto":
         notes.append(
-            f"the loss of {', '.join(unmarked)} is of whole conversations, prompts included: "
+            f"the loss of {', '.join(unmasked)} is of whole conversations, prompts included: "
             "neither the chat template nor TRL's of its family marks what the assistant says. To "
             "train on the answers alone, write rows with prompt and completion in the place of "
             "messages"
         )
-    pairs = zip(trains, train_data.parts, strict=True)
-    n_added = sum(len(rows) for rows, part in pairs if part.is_added)
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_added)
 
 
-def _choose_loss(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> dict[str, Any]:
-    """Return TRL's settings of what the loss of a dataset is of.
+def _get_rows(part: DatasetPart) -> Dataset:
+    """Return the training rows; a dataset of weight 0 has none: return its held-out rows."""
+    return part.train if len(part.train) else part.validation
 
-    With `auto` one of its rows decides. Of conversations it is the completion, where rows have one,
-    and of this or of the whole conversation what the assistant says, where that is marked.
+
+def _tokenize_part(
+    part: DatasetPart, tokenizer: Any, settings: Mapping[str, Any]
+) -> tuple[Dataset, Dataset | None]:
+    """Tokenize the rows of one dataset, with TRL's settings; return training and held-out rows.
+
+    TRL decides by the first row how it reads all of them, so each dataset goes through a trainer of
+    its own. The model in it takes no step.
+
+    Raises:
+        DataError: TRL cannot tokenize them.
     """
-    by_mark, by_completion = config.assistant_only_loss, config.completion_only_loss
-    if by_mark == "auto":
+    small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    rows = _get_rows(part)  # TRL takes no empty dataset
+    held_out = part.validation if len(part.validation) else None  # a mitigation's rows have none
+    data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": held_out}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(folder, **settings, report_to="none", bf16=False)
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # see `_build_arguments`
+        try:
+            trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **data)
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise DataError(
+                f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
+            ) from error
+    columns = ["input_ids", "labels"]
+    train = trainer.train_dataset.select_columns(columns)
+    validation = trainer.eval_dataset.select_columns(columns) if held_out else None
+    return train if len(part.train) else train.select([]), validation
+
+
+def _choose_loss(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> dict[str, Any]:
+    """Return TRL's settings for which tokens of a dataset have a loss.
+
+    With `assistant_only_loss=auto`, one of its rows decides. Conversations are trained on the
+    assistant's tokens if the chat template marks them, and on the completion alone if there is one.
+    """
+    assistant_only, completion_only = config.assistant_only_loss, config.completion_only_loss
+    if assistant_only == "auto":
         is_chat = bool(get_messages(row))
-        by_mark = is_chat and _marks_answers(tokenizer)
-        by_completion = by_completion or (is_chat and "completion" in row)
-    return {"assistant_only_loss": by_mark, "completion_only_loss": by_completion}
+        assistant_only = is_chat and _marks_answers(tokenizer)
+        completion_only = completion_only or (is_chat and "completion" in row)
+    return {"assistant_only_loss": assistant_only, "completion_only_loss": completion_only}
 
 
 def _marks_answers(tokenizer: Any) -> bool:
-    """Return whether TRL can tell what the assistant says, the end of its turn included.
+    """Return whether TRL finds the assistant's tokens, the end of its turn among them.
 
     The chat template marks it (`{% generation %}`), or TRL has a marked version of the template.
     """

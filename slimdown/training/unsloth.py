@@ -1,6 +1,7 @@
-"""Train with Unsloth in a process of its own: importing it changes transformers, PEFT and TRL.
+"""Train with Unsloth in a process of its own, because importing it changes other libraries.
 
-An adapter comes back. Base and tuned model are measured by the unchanged libraries.
+It changes transformers, PEFT and TRL. An adapter comes back, so base and tuned model are measured
+by the unchanged libraries.
 """
 
 import json
@@ -66,10 +67,13 @@ def train(
         padded = replace(rows, is_padding_free=False)
         job = (str(source.absolute()), base.dtype, base.tokenizer, padded, config)
         Path(folder, "job").write_bytes(pickle.dumps(job))
-        # No hub, no statistics about users, no folder of compiled files in the working folder.
-        variables = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
-        variables["UNSLOTH_COMPILE_LOCATION"] = f"{folder}/compiled"
-        variables |= {"UNSLOTH_FORCE_CPU": "1"} if base.device == "cpu" else {}
+        variables = {
+            "HF_HUB_OFFLINE": "1",
+            "UNSLOTH_DISABLE_STATISTICS": "1",  # it would send statistics about users
+            "UNSLOTH_COMPILE_LOCATION": f"{folder}/compiled",  # instead of the working folder
+        }
+        if base.device == "cpu":
+            variables["UNSLOTH_FORCE_CPU"] = "1"
         command = [sys.executable, "-m", "slimdown.training.unsloth_process", folder]
         answer: dict[str, Any] = {}
         with subprocess.Popen(

@@ -13,7 +13,7 @@ from slimdown.utils.errors import describe_error
 def main() -> None:
     """Load the base with Unsloth, train, and save the adapter."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # Unsloth prints to it
+    os.dup2(2, 1)  # what Unsloth prints goes to stderr
 
     def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -29,15 +29,25 @@ def main() -> None:
         source, dtype, tokenizer, rows, config = pickle.loads(Path(folder, "job").read_bytes())
         train, lora, in_4bit = config.train, config.lora, config.quantization.load_in_4bit
         checkpointing = "unsloth" if train.gradient_checkpointing else False
-        common = {"use_gradient_checkpointing": checkpointing}
-        held: dict[str, Any] = {"load_in_4bit": in_4bit, "load_in_16bit": not in_4bit, **common}
-        held |= {"dtype": getattr(torch, dtype), "max_seq_length": train.max_length}
-        model, _ = FastLanguageModel.from_pretrained(source, use_exact_model_name=True, **held)
-        shape = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
-        targets = "all-linear" if lora.is_everywhere else list(lora.target_modules)
-        shape |= {"target_modules": targets, **config.method.facts.peft_options}
+        model, _ = FastLanguageModel.from_pretrained(
+            source,
+            use_exact_model_name=True,
+            load_in_4bit=in_4bit,
+            load_in_16bit=not in_4bit,
+            use_gradient_checkpointing=checkpointing,
+            dtype=getattr(torch, dtype),
+            max_seq_length=train.max_length,
+        )
         model = FastLanguageModel.get_peft_model(
-            model, **shape, **common, bias="none", random_state=config.seed
+            model,
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules="all-linear" if lora.is_everywhere else list(lora.target_modules),
+            **config.method.facts.peft_options,
+            use_gradient_checkpointing=checkpointing,
+            bias="none",
+            random_state=config.seed,
         )
         trainer = build_trainer(model, tokenizer, rows, config, Path(folder))
         trainer.takes_plain_loss = False  # Unsloth has a loss of its own
@@ -51,7 +61,7 @@ def main() -> None:
         seconds = trainer.train().metrics["train_runtime"]
         trainer.model.save_pretrained(f"{folder}/adapter")
         send(seconds=seconds)
-    except Exception as error:  # somebody else's code raises anything
+    except Exception as error:  # Unsloth's code may raise anything
         reason = describe_error(error)
         send(error=f"Unsloth cannot train this model ({reason}); set train.engine=trl")
 

@@ -1,4 +1,4 @@
-"""What mitigations share whose general rows the base writes: once for each base, and kept."""
+"""What the mitigations have in common whose general rows the base writes, once per base."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ _LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, 
 class WrittenRows(GeneralRows):
     """The base writes the general rows.
 
-    A row has `input_ids`, `labels`, and `shown`, what the record shows of it.
+    A row has `input_ids`, `labels`, and `shown`: what the record shows of it.
     """
 
     max_tokens: int = setting("tokens of a text that the base writes", _LENGTH)
@@ -54,11 +54,45 @@ class WrittenRows(GeneralRows):
         return read_prompts(self.prompts) if self.prompts else []
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
-        """Write so many rows, and yield those that are usable."""
+        """Let the base write `n_rows` rows, and yield those that can be trained on."""
         raise NotImplementedError(f"keep={self.name} writes no rows")
 
+    def continue_texts(
+        self, base: Any, texts: Sequence[Sequence[int]], ends: set[int]
+    ) -> list[list[int]]:
+        """Let a base continue texts of tokens by its own distribution, whatever its publisher set.
+
+        Args:
+            base: The `LoadedModel`.
+            texts: At least one, each of at least one token.
+            ends: The tokens that end a text; the first written token is none of them.
+
+        Returns:
+            The tokens written after each text, up to the end token and with it.
+        """
+        import torch
+
+        model, start = base.model, find_start(base.tokenizer)
+        width = max(map(len, texts))
+        padded = [[start] * (width - len(ids)) + list(ids) for ids in texts]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in texts]
+        tokens = model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            max_new_tokens=self.max_tokens,
+            min_new_tokens=1,  # a row of the end alone teaches to say nothing
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=start,
+        )
+        return [_cut_behind_end(written, ends) for written in tokens[:, width:].tolist()]
+
     def list_key(self, base: Any, config: "RunConfig") -> list[Any]:
-        """List what its rows depend on, beside the base, their number and the shared settings."""
+        """List what else its rows depend on than the base, their number and the shared settings."""
         return []
 
     def describe_written(self, rows: Sequence[dict[str, Any]]) -> str:
@@ -66,44 +100,46 @@ class WrittenRows(GeneralRows):
         return ""
 
     def explain_plan(self, n_rows: int) -> Iterator[str]:
-        """Say how many rows come on top."""
+        """Say how many rows the base will write."""
         written = f"{count_added(n_rows, self.share):,}, of at most {self.max_tokens:,} tokens"
         yield f"Not counted: {self.preparation} ({written}), which are trained on, too."
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
-        """Mix in rows that the base writes, or wrote before."""
+        """Mix in rows that the base writes now, or wrote for an earlier run."""
         from datasets import Dataset, concatenate_datasets
 
         from slimdown.utils.distributed import broadcast_from_main, process_rank
 
-        n_rows, written = count_added(len(rows.train), self.share), list[dict[str, Any]]()
-        if process_rank() == 0:
-            written = self._find_or_write_rows(base, n_rows, config)
+        n_rows = count_added(len(rows.train), self.share)
+        is_main = process_rank() == 0
+        written = self._find_or_write_rows(base, n_rows, config) if is_main else []
         written = broadcast_from_main(written)
         shown = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
         if self.weight:
             columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
-        more = rows.train.select([])
+        train = rows.train
         if written:
-            more = Dataset.from_dict(columns, rows.train.features)
+            added = Dataset.from_dict(columns, rows.train.features)
+            train = concatenate_datasets([train, added])
         note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
-        note = f"{note} have a token to train on and are mixed in{self.describe_written(written)}"
-        train = concatenate_datasets([rows.train, more])
+        note += f" have a token to train on and are mixed in{self.describe_written(written)}"
         return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
 
     def _find_or_write_rows(
         self, base: Any, n_rows: int, config: "RunConfig"
     ) -> list[dict[str, Any]]:
-        """Return rows that the base wrote; take them from the cache if it wrote the same before."""
+        """Return the base's rows: from the cache if it wrote them before with these settings."""
         from slimdown.utils.files import cache_dir, write_atomically
         from slimdown.utils.hashing import hash_json
 
-        longest, more = config.train.max_length, self.list_key(base, config)
-        settings = [type(self).__name__, self.max_tokens, self.temperature, n_rows, longest, more]
-        settings += [prompts] if (prompts := self.read_prompts()) else []
+        longest = config.train.max_length
+        settings = [type(self).__name__, self.max_tokens, self.temperature, n_rows, longest]
+        settings.append(self.list_key(base, config))
+        if prompts := self.read_prompts():
+            settings.append(prompts)
         file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
-        if base.identity and file.is_file():
+        if base.identity and file.is_file():  # without an identity, no cache knows the base
             return _read_kept(file, self.name)
         rows = list(self.write_rows(base, n_rows, config))
         if n_rows and not rows:
@@ -139,8 +175,8 @@ def _read_kept(file: Path, name: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def draw_alike(model: Any) -> Iterator[None]:
-    """Inside, a model draws the same tokens each time, whatever the seed of the training."""
+def fixed_draws(model: Any) -> Iterator[None]:
+    """Inside, a model draws the same tokens each time, whatever seed the training has."""
     import torch
 
     from slimdown.models.causal import eval_mode
@@ -152,10 +188,10 @@ def draw_alike(model: Any) -> Iterator[None]:
 
 
 def find_ends(base: Any) -> set[int]:
-    """Return the tokens at which a base stops by itself."""
+    """Return the tokens that end a text of the base's."""
     ends = base.model.generation_config.eos_token_id
-    ends = {base.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return ends - {None}
+    ends = ends if isinstance(ends, list) else [ends]
+    return {base.tokenizer.eos_token_id, *ends} - {None}
 
 
 def find_start(tokenizer: Any) -> int:
@@ -165,51 +201,16 @@ def find_start(tokenizer: Any) -> int:
     return start
 
 
-def continue_texts(
-    base: Any,
-    texts: Sequence[Sequence[int]],
-    ends: set[int],
-    max_tokens: int,
-    temperature: float,
-) -> list[list[int]]:
-    """Let a base continue texts of tokens by its own distribution, whatever its publisher set.
-
-    Args:
-        base: The `LoadedModel`.
-        texts: At least one, each of at least one token.
-        ends: The tokens that end a text; it is never the first that is written.
-        max_tokens: The most that are written.
-        temperature: At which they are drawn.
-
-    Returns:
-        What is written, up to the end token and with it.
-    """
-    import torch
-
-    model, start = base.model, find_start(base.tokenizer)
-    width = max(map(len, texts))
-    padded = [[start] * (width - len(ids)) + list(ids) for ids in texts]
-    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in texts]
-    tokens = model.generate(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        max_new_tokens=max_tokens,
-        min_new_tokens=1,  # a row of the end alone teaches to say nothing
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=start,
-    )
-    written: list[list[int]] = tokens[:, width:].tolist()
-    lengths = [next((i + 1 for i, one in enumerate(w) if one in ends), len(w)) for w in written]
-    return [ids[:length] for ids, length in zip(written, lengths, strict=True)]
+def _cut_behind_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return tokens up to the first that ends a text, and with it."""
+    for i, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: i + 1]
+    return tokens
 
 
 def read_prompts(path: str) -> list[str]:
-    """Read the texts that the base is to continue, for `keep.prompts`.
+    """Read the texts of `keep.prompts`, which the base answers or continues.
 
     Args:
         path: A file whose rows have a `prompt`.
@@ -220,12 +221,11 @@ def read_prompts(path: str) -> list[str]:
     prompts = []
     try:
         for number, record in iter_records(Path(path).expanduser()):
+            if isinstance(record, DataError):
+                raise DataError(f"row {number}: {record}")
             prompt = record.get("prompt") if isinstance(record, dict) else None
             if not isinstance(prompt, str) or not prompt:
-                is_read = not isinstance(record, DataError)
-                raise DataError(
-                    f"row {number}: {'it has no text in prompt' if is_read else record}"
-                )
+                raise DataError(f"row {number}: it has no text in prompt")
             prompts.append(prompt)
         if not prompts:
             raise DataError("it is empty")

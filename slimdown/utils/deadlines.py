@@ -18,7 +18,7 @@ def call_within(seconds: float, call: Callable[[], Any]) -> Any:
     try:
         return future.result(seconds)
     finally:
-        del future  # or an error, its traceback and this hold each other, and a socket
+        del future  # breaks a cycle with the traceback, which keeps a socket open
 
 
 def _answer(call: Callable[[], Any], future: "Future[Any]") -> None:

@@ -11,7 +11,7 @@ def count_gpus(root: Path = Path("/")) -> int:
     driver.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
-        return 0  # hidden: Ray would wait for one for ever
+        return 0  # with hidden GPUs, Ray would wait forever
     patterns = ("proc/driver/nvidia/gpus/*", "dev/nvidia[0-9]*")
     is_wsl = (root / "dev" / "dxg").exists() and any(root.glob("usr/lib/wsl/lib/libcuda.so*"))
     return int(is_wsl or any(any(root.glob(pattern)) for pattern in patterns))

@@ -21,6 +21,7 @@ def process_count() -> int:
 
 
 def _read_count(name: str, default: int) -> int:
+    """Read a number that a launcher puts into the environment; without a launcher, the default."""
     text = os.environ.get(name, str(default)) if "LOCAL_RANK" in os.environ else str(default)
     if not text.isdecimal() or len(text) > 6:
         problem = f"{name}={text[:20]} is no whole number"
@@ -44,8 +45,8 @@ def check_launcher() -> None:
 
 def process_rank() -> int:
     """Return the number of this process; process 0 asks, writes the record and prints."""
-    rank = _read_count("RANK", 0)
-    if rank >= max(1, n := process_count()):  # it would wait forever, or fail in silence
+    rank, n = _read_count("RANK", 0), process_count()
+    if rank >= max(1, n):  # such a process would wait forever, or fail silently
         raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={n}; torchrun sets both")
     return rank
 
@@ -61,7 +62,8 @@ def broadcast_from_main(value: _T) -> _T:
     Raises:
         ConnectionError: The processes do not find each other, or one of them has ended.
     """
-    if (n := process_count()) == 1:
+    n = process_count()
+    if n == 1:
         return value
     from torch import distributed
 
@@ -116,7 +118,7 @@ def end_shared_work() -> None:
 def _try(work: Callable[[_T], _R], part: _T) -> _R | Exception:
     try:
         return work(part)
-    except Exception as error:  # the first process raises it, when all have answered
+    except Exception as error:  # the first process raises it when all have answered
         return error
 
 

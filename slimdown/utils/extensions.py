@@ -13,8 +13,8 @@ GROUPS = {
     "slimdown.scores": "score",
     "slimdown.logs": "reader of logs",
 }
-"""The groups of entry points, and what one entry of each adds."""
-_CHOICES = {
+"""The groups of entry points, and what an entry point of each adds."""
+_CHOICES = {  # the groups of entry points that add choices, by the setting that chooses
     "method": "slimdown.methods",
     "keep": "slimdown.mitigations",
     "score": "slimdown.scores",
@@ -25,12 +25,14 @@ Kind = TypeVar("Kind")
 @cache
 def list_extensions(group: str) -> list[EntryPoint]:
     """List what other packages add to a group, by name; nothing of it is imported."""
-    return sorted(entry_points(group=group), key=lambda one: (one.name, name_package(one)))
+    return sorted(entry_points(group=group), key=lambda p: (p.name, name_package(p)))
 
 
 def list_added_choices(group: str) -> list[str]:
     """List what other packages add to a group of settings, such as `keep`."""
-    return [one.name for one in list_extensions(_CHOICES[group])] if group in _CHOICES else []
+    if group not in _CHOICES:
+        return []
+    return [point.name for point in list_extensions(_CHOICES[group])]
 
 
 def name_package(point: EntryPoint) -> str:
@@ -64,17 +66,17 @@ def add_extensions(
     """
     table = dict(own)
     for point in list_extensions(group):
-        named = f"{name_package(point)}: its {GROUPS[group]} {point.name}"
+        source = f"{name_package(point)}: its {GROUPS[group]} {point.name}"
         advice = "update this package, or uninstall it"
         try:
             added = point.load()
         except Exception as error:  # other people's code
-            problem = f"{named} cannot be loaded ({describe_error(error)})"
+            problem = f"{source} cannot be loaded ({describe_error(error)})"
             raise ConfigError(f"{problem}; {advice}") from error
         if point.name in table:
-            raise ConfigError(f"{named} has a name that is taken; {advice}")
+            raise ConfigError(f"{source} has a name that is taken; {advice}")
         if not is_right(added):
-            raise ConfigError(f"{named} ({point.value}) must be {demand}; {advice}")
+            raise ConfigError(f"{source} ({point.value}) must be {demand}; {advice}")
         table[point.name] = added
     return table
 

@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Short: the name may be as long as can be. Containers on one disk may have equal pids.
+    # A short name, as the file's own may have the greatest length. No pid: containers share them.
     draft = path.with_name(f".{secrets.token_hex(6)}.draft")
     try:
         draft.write_bytes(data)

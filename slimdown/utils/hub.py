@@ -58,21 +58,34 @@ def explain_hub_errors(
     except SlimdownError:
         raise
     except Exception as error:
-        causes = list_causes(error)
-        classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
-        text = " ".join(map(str, causes))
-        codes = re.findall(r"error '(\d+)", text)  # without the hub's own codes
-        failures = [code for code in codes if code.startswith("5")]
-        classes |= {*codes, *(["5xx"] if failures else [])}
-        reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
-        reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
         named = setting.partition("=")[2]
-        if not reasons and (damaged := find_damaged(Path(named).expanduser())):
-            reasons.append(f"cannot be loaded: {damaged} is damaged; get it again")
-        reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
-        reason = reason.replace("{status}", "".join(failures[:1]))
+        reason = _find_reason(error, Path(named).expanduser())
         reason = reason.replace("{repo}", re.split("[ @]", named)[0])
         raise error_class(f"{setting} {reason}") from error
+
+
+def _find_reason(error: Exception, folder: Path) -> str:
+    """Return what an error means, as the end of a sentence; `{repo}` in it is the repository.
+
+    Args:
+        error: What a library raised.
+        folder: Where the model is, if it is a local one.
+    """
+    causes = list_causes(error)
+    classes = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    text = " ".join(map(str, causes))
+    codes = re.findall(r"error '(\d+)", text)  # of servers that send no error codes of the hub
+    failures = [code for code in codes if code.startswith("5")]
+    classes |= {*codes, "5xx"} if failures else {*codes}
+    for names, reason in _BY_CLASS.items():
+        if classes & {*names.split()}:
+            return reason.replace("{status}", "".join(failures[:1]))
+    for words, reason in _BY_TEXT.items():
+        if re.search(words, text):
+            return reason
+    if damaged := find_damaged(folder):
+        return f"cannot be loaded: {damaged} is damaged; get it again"
+    return f"cannot be loaded: {describe_error(error)}"
 
 
 def find_damaged(folder: Path) -> str:
@@ -100,14 +113,14 @@ def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     """
     from huggingface_hub import constants, hf_hub_url, utils
 
-    http: Any = utils  # exports its names by hand, which mypy does not see
+    http: Any = utils  # mypy does not see the names that it exports
     # Most models have this file; whether it is there does not matter.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "headers": http.build_hf_headers()}
     options["timeout"] = constants.HF_HUB_ETAG_TIMEOUT
     with suppress(http.EntryNotFoundError):
         http.hf_raise_for_status(http.http_backoff("HEAD", url, **options))
-    resolve_commit(repo, revision, kind)  # a server that is no hub knows no commit
+    resolve_commit(repo, revision, kind)  # fails if the server is not a hub
 
 
 def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
@@ -120,7 +133,8 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
         One line for each problem; if the hub does not answer, one line for all.
     """
     silence, unreachable = "", []
-    for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
+    settings = {tuple(repository): setting for setting, *repository in repositories}
+    for (repo, revision, kind), setting in settings.items():
         if _find_cached_commit(repo, revision, kind):
             continue
         try:
@@ -132,7 +146,8 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
                 silence = str(error).removeprefix(setting)
             else:
                 yield str(error)
-        unreachable += [setting] if silence else []
+        if silence:
+            unreachable.append(setting)
     if unreachable:
         yield ", ".join(unreachable) + silence
 
@@ -167,7 +182,7 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     try:
         found = HfApi().repo_info(repo, revision=revision, **options).sha
         return str(re.findall(r"\A[0-9a-f]{40}\Z", str(found))[0])
-    except Exception as error:  # offline, gated, gone, or no hub: loading says which
+    except Exception as error:  # loading will say what is wrong
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit
         message = f"{repo} is neither on the hub nor in the local cache; check HF_ENDPOINT"

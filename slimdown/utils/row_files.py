@@ -59,8 +59,8 @@ def is_visible(text: str) -> bool:
 def drop_missing(value: Any) -> Any:
     """Remove the keys whose value is None at every depth: Arrow adds keys that a row lacks."""
     if isinstance(value, dict):
-        return {name: drop_missing(item) for name, item in value.items() if item is not None}
-    return [drop_missing(item) for item in value] if isinstance(value, list) else value
+        return {key: drop_missing(part) for key, part in value.items() if part is not None}
+    return list(map(drop_missing, value)) if isinstance(value, list) else value
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:

@@ -56,8 +56,11 @@ def redact_leaf(text: str) -> str:
     'api_key=***, see https://***@host/x'
     """
     for name, value in os.environ.items():
-        address = re.match(r"[\w+.-]+://[^:@/]*:([^@]+)@", value)
-        secret = value if _IS_SECRET.match(name) else address[1] if address else ""
+        secret = ""
+        if _IS_SECRET.match(name):
+            secret = value
+        elif address := re.match(r"[\w+.-]+://[^:@/]*:([^@]+)@", value):
+            secret = address[1]  # the password in it
         if len(secret) >= _SHORTEST:
             for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
                 text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", HIDDEN, text)

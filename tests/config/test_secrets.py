@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from record_builders import Patch
 
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
@@ -90,7 +91,7 @@ def test_an_address_keeps_what_tells_where_it_points() -> None:
     assert redact_uri("postgresql://me:pw@db/a?t=3") == "postgresql://***@db/a?t=3"
 
 
-def test_what_the_environment_holds_is_known_by_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_environment_holds_is_known_by_its_value(monkeypatch: Patch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{PLANTED}1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{PLANTED}%3A2@db/mlflow")
     monkeypatch.setenv("PWD", "/srv/folder")
@@ -117,9 +118,7 @@ def test_a_password_on_the_command_line_is_refused_and_not_shown(argument: str) 
 @pytest.mark.parametrize(
     "key", ["lora.r", "model.id", "tracking.uri", "method.name", "dataset.pocket_instructions.path"]
 )
-def test_what_a_named_variable_holds_is_not_shown(
-    key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_named_variable_holds_is_not_shown(key: str, monkeypatch: Patch) -> None:
     """A secret may have any name; here its holder sets it as the wrong value."""
     monkeypatch.setenv("MINE", f"{PLANTED} and\n{PLANTED}")
     with pytest.raises(ConfigError, match=r"\$\{oc\.env:MINE\}") as error:

@@ -53,7 +53,7 @@ def test_a_sound_template_writes_the_same_date_every_day(tokenizer: Any) -> None
     question = [{"role": "user", "content": "What?"}]
     assert render_chat(tokenizer, question) == f"{FIXED_DATE['date_string']} <What?>"
     assert render_chat(tokenizer, question, date_string="today") == "today <What?>"
-    with pytest.raises(DataError, match=r"the chat template of the tokenizer fails \(ValueError"):
+    with pytest.raises(DataError, match=r"template .*fails \(ValueError"):
         render_chat(tokenizer, [])
 
 

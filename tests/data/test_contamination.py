@@ -1,6 +1,7 @@
 """Benchmark questions in the rows: pastes are found, chance is not, and too many are refused."""
 
 import csv
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -97,33 +98,33 @@ def test_thirteen_words_overlap_and_four_fifths_stand() -> None:
 
 
 def test_of_an_endless_row_the_beginning_is_searched() -> None:
-    asked = numbered(running(0, 20))
+    questions = numbered(running(0, 20))
     long = "word " * 800_000  # 4 million characters
-    assert standing(search(asked, [f"{running(0, 20)} {long}"])) == ["quiz 0"]
-    assert not standing(search(asked, [f"{long} {running(0, 20)}"]))
+    assert standing(search(questions, [f"{running(0, 20)} {long}"])) == ["quiz 0"]
+    assert not standing(search(questions, [f"{long} {running(0, 20)}"]))
 
 
 def test_a_few_words_need_the_right_answer_beside_them() -> None:
-    asked = "What is the capital of France?"
-    question = Question("quiz 0", (asked,), ("Paris",))
-    for row in (f"{asked} Ask a teacher.", f"{asked} Parishes vote.", f"Paris: {asked}"):
+    text = "What is the capital of France?"
+    question = Question("quiz 0", (text,), ("Paris",))
+    for row in (f"{text} Ask a teacher.", f"{text} Parishes vote.", f"Paris: {text}"):
         assert not search([question], [row]).overlaps
-    assert standing(search([question], [f"### Q: {asked.lower()[:-1]}\n### Response: Paris."]))
+    assert standing(search([question], [f"### Q: {text.lower()[:-1]}\n### Response: Paris."]))
     assert not search([Question("quiz 0", ("Why?",), ("", "..."))], ["Why? Because..."]).overlaps
 
 
 def test_a_question_of_several_short_texts_needs_them_all_and_the_answer() -> None:
     task = "Turn the words of this list around, please."
     question = Question("quiz 0", (task, "cat, dog"), ("dog, cat",))
-    for asked, answer in (("cow, hen", "hen, cow"), ("cat, dog", "no"), ("cat, dog", "dog, cat")):
-        overlaps = search([question], [f"{task} Input: {asked}. Response: {answer}"]).overlaps
+    for words, answer in (("cow, hen", "hen, cow"), ("cat, dog", "no"), ("cat, dog", "dog, cat")):
+        overlaps = search([question], [f"{task} Input: {words}. Response: {answer}"]).overlaps
         assert bool(overlaps) == (answer == "dog, cat")
 
 
 def test_a_passage_without_the_question_about_it_overlaps_and_does_not_stand() -> None:
     question = Question("quiz 0", (running(0, 60), "Is that so?"), ("yes",))
     assert [o.stands for o in search([question], [running(0, 60)]).overlaps] == [False]
-    assert standing(search([question], [running(0, 60) + "\nQuestion: is that so?"])) == ["quiz 0"]
+    assert standing(search([question], [running(0, 60) + "\nQ: is that so?"])) == ["quiz 0"]
 
 
 def test_common_phrases_do_not_count() -> None:
@@ -163,23 +164,21 @@ def test_questions_of_two_benchmarks_are_counted_by_benchmark() -> None:
 
 
 def test_more_than_the_share_is_refused_with_the_pair() -> None:
-    asked = numbered(*(running(100 * i, 20) for i in range(100)))
-    contamination = search(asked, ["x", running(300, 20), running(700, 20)])
+    questions = numbered(*(running(100 * i, 20) for i in range(100)))
+    contamination = search(questions, ["x", running(300, 20), running(700, 20)])
     contamination.check(0.02)
     contamination.check(1)
-    with pytest.raises(DataError) as refused:
+    parts = "2 of 100 .*quiz 3 .*row 2 of file.* 'w300 w301.*max_share=0.01 .* 1: .*max_share=1"
+    with pytest.raises(DataError, match=parts):
         contamination.check(0.01)
-    parts = "2 of 100 questions", "quiz 3", "row 2 of file", "w300 w301", "max_share=0.01 allows 1"
-    for part in (*parts, "max_share=1"):
-        assert part in str(refused.value)
     search([], ["nothing questions"]).check(0)
     assert search([], ["nothing questions"]).notes == []
 
 
 def test_what_the_base_answers_for_the_training_is_searched() -> None:
-    asked = {"quiz": numbered(running(0, 20))}
+    questions = {"quiz": numbered(running(0, 20))}
     rows = SimpleNamespace(iter_texts=lambda: iter([TrainedText("file", 1, "another row")]))
-    [overlap] = find_contamination(rows, asked, ["a colour", running(0, 20)]).overlaps
+    [overlap] = find_contamination(rows, questions, ["a colour", running(0, 20)]).overlaps
     assert (overlap.dataset, overlap.row, overlap.stands) == ("keep.prompts", 2, True)
 
 
@@ -187,8 +186,7 @@ def test_fewer_are_noted_and_pass() -> None:
     contamination = search(numbered(running(0, 20), running(100, 100)), [running(100, 30)])
     contamination.check(0)
     [line] = contamination.notes
-    for part in ("0 of 2 questions stand", "1 more share 13 successive words", "quiz 1"):
-        assert part in line
+    assert re.search("0 of 2.*quiz 1", line)
 
 
 def test_the_csv_has_a_line_for_each_overlap() -> None:

@@ -114,7 +114,7 @@ def test_a_bad_file_is_answered_in_one_line(
 def test_a_time_zone_that_is_none_is_answered(tmp_path: Path) -> None:
     times = pyarrow.array([0], pyarrow.timestamp("s", tz="No/Where"))
     pyarrow.parquet.write_table(pyarrow.table({"when": times}), tmp_path / "times.parquet")
-    with pytest.raises(DataError, match=r"row 1: it cannot be read as parquet: .*No/Where"):
+    with pytest.raises(DataError, match=r"row 1: .*parquet.*No/Where"):
         list(iter_records(tmp_path / "times.parquet"))
 
 
@@ -122,5 +122,5 @@ def test_a_folder_and_a_pipe_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")  # reading it would wait for ever
     for name in ("folder.json", "pipe.json"):
-        with pytest.raises(DataError, match="there is no such file"):
+        with pytest.raises(DataError, match="no such file"):
             list(iter_records(tmp_path / name))

@@ -1,6 +1,7 @@
 """Rows are shuffled, held out and mixed by the seed alone, and reach TRL as the user wrote them."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -62,10 +63,8 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
 def test_at_most_a_tenth_is_held_out_and_the_notes_name_it(tmp_path: Path) -> None:
     data = load(write(tmp_path, number(60), validation_examples=100))
     assert count(data) == (54, 6)
-    assert data.notes == [
-        "dataset.mine: 6 of 60 rows are held out for validation, a tenth at most, where "
-        "validation_examples=100 is more"
-    ]
+    [note] = data.notes
+    assert re.match("dataset.mine: 6.*validation_examples=100", note)
     assert count(load(write(tmp_path, number(2)))) == (1, 1)
 
 
@@ -97,16 +96,13 @@ def test_bad_rows_end_the_run_or_are_skipped_and_counted(tmp_path: Path, tokeniz
     bad = ["{torn", {"messages": []}, {"messages": TURNS[::-1]}, {"text": "a"}]
     sound = [{"messages": [*TURNS, {"role": "user", "content": f"{i}"}]} for i in range(8)]
     config = write(tmp_path, [*sound, bad[2]])
-    problem = (
-        r"dataset\.mine: .*rows\.jsonl: row 9: the chat template of the tokenizer fails .*no q"
-    )
-    with pytest.raises(DataError, match=problem):
+    with pytest.raises(DataError, match=r"dataset\.mine: .*row 9:.*no"):
         load(config, tokenizer)
     data = load(write(tmp_path, [*sound, *bad], skip_bad_rows=True), tokenizer)
     assert count(data) == (7, 1)
-    assert "4 rows that cannot be trained on are skipped, the first is row " in data.notes[0]
+    assert re.search("4 rows .*skipped", data.notes[0])
     mixed = [{"prompt": TURNS[:1], "completion": TURNS[1:]}, {"prompt": "a", "completion": "b"}]
-    with pytest.raises(DataError, match=r"row \d: some rows have a text and some a list as prompt"):
+    with pytest.raises(DataError, match=r"row \d: some.*prompt"):
         load(write(tmp_path, mixed), tokenizer)
 
 
@@ -114,7 +110,7 @@ def test_bad_rows_end_the_run_or_are_skipped_and_counted(tmp_path: Path, tokeniz
     "rows", [[], number(1), number(1) * 9, ["{torn"] * 5, ["{torn", *number(1)]]
 )
 def test_a_file_without_rows_to_train_on_is_refused(rows: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^dataset\.mine: .*: nothing is left to train on: it has"):
+    with pytest.raises(DataError, match=r"^dataset\.mine: .*: nothing"):
         load(write(tmp_path, rows, skip_bad_rows=True))
 
 
@@ -135,11 +131,8 @@ def test_conversations_reach_the_template_without_added_keys(
     date = {"date_string": "26 Jul 2024"}
     assert [loaded[i]["messages"] for i in (1, 2, 3)] == [row["messages"] for row in rows]
     assert [loaded[i]["tools"] for i in (1, 2, 3)] == [tools, None, None]
-    assert [loaded[i]["chat_template_kwargs"] for i in (1, 2, 3)] == [
-        date,
-        {**date, "mood": "!"},
-        date,
-    ]
+    variables = [loaded[i]["chat_template_kwargs"] for i in (1, 2, 3)]
+    assert variables == [date, {**date, "mood": "!"}, date]
 
 
 @pytest.mark.parametrize("switch", ["enable_thinking", "thinking", "none"])
@@ -178,15 +171,13 @@ def test_trl_tokenizes_them_with_their_tools_and_arguments(tmp_path: Path, token
 
 def test_without_a_chat_template_nothing_is_read_further(tmp_path: Path) -> None:
     plain = transformers.AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
-    for rows, setting in (
+    for row, setting in (
         ({"messages": TURNS}, "format=messages"),
         ({"instruction": "a", "output": "b"}, "template=chat"),
     ):
-        template = "chat" if "instruction" in rows else "alpaca"
-        with pytest.raises(
-            ModelError, match=rf"^dataset\.mine\.{setting}: .* has no chat template"
-        ):
-            load(write(tmp_path, [rows] * 3, template=template, skip_bad_rows=True), plain)
+        template = "chat" if "instruction" in row else "alpaca"
+        with pytest.raises(ModelError, match=rf"^dataset\.mine\.{setting}: .*chat template"):
+            load(write(tmp_path, [row] * 3, template=template, skip_bad_rows=True), plain)
 
 
 def mix(folder: Path, weights: list[float | None], seed: int = 0) -> tuple[TrainingData, list[str]]:
@@ -225,14 +216,10 @@ def test_a_weight_changes_nothing_of_what_is_held_out(tmp_path: Path) -> None:
 
 @pytest.mark.hub
 def test_rows_of_the_hub_keep_their_empty_texts(tokenizer: Any) -> None:
-    config = DatasetConfig(
-        "tatsu-lab/alpaca", input="input", max_examples=200, validation_examples=100
-    )
+    alpaca = "tatsu-lab/alpaca"
+    config = DatasetConfig(alpaca, input="input", max_examples=200, validation_examples=100)
     [part] = load(config).parts
     assert len(part.train) == 200
-    for path, answer in (
-        ("nobody/nothing", "is not on the hub"),
-        ("tatsu-lab/alpaca", "split"),
-    ):
+    for path, answer in (("nobody/nothing", "is not on the hub"), (alpaca, "split")):
         with pytest.raises(DataError, match=f"^dataset.mine: {path}: .*{answer}"):
             load(DatasetConfig(path, split="nope" if "alpaca" in path else "train"))

@@ -67,15 +67,15 @@ def write_inspect(folder: Path, side: str) -> None:
     from inspect_ai.scorer import exact
     from inspect_ai.solver import generate
 
-    answers = {one["prompt"]: one["answer"] for one in list_answers(side)}
+    answers = {answer["prompt"]: answer["answer"] for answer in list_answers(side)}
 
     class Replay(ModelAPI):  # Inspect's own mock counts tokens by a file that it downloads
         async def generate(self, input: list[Any], *_: Any, **__: Any) -> ModelOutput:
             return ModelOutput.from_content(self.model_name, answers[input[-1].text])
 
     modelapi("replay")(Replay)
-    for name, of_task in list_benchmarks(side).items():
-        samples = [Sample(one["prompt"], target=one["target"], id=one["id"]) for one in of_task]
+    for name, rows in list_benchmarks(side).items():
+        samples = [Sample(row["prompt"], target=row["target"], id=row["id"]) for row in rows]
         dataset = MemoryDataset(samples, name=name)
         task = Task(name=name, dataset=dataset, solver=generate(), scorer=exact())
         settings: dict[str, Any] = {"display": "none", "log_realtime": False}
@@ -108,10 +108,11 @@ def write_lighteval(folder: Path, side: str) -> None:
         task_config = LightevalTaskConfig(name=name, prompt_function=describe, **settings)
         task_config.full_name = key = f"{name}|0"
         tasks[key] = LightevalTask(task_config)
-        for one in answers:
-            doc = Doc(one["prompt"], [one["target"]], 0, id=str(one["id"]), task_name=key)
+        for answer in answers:
+            prompt, target, number = answer["prompt"], answer["target"], str(answer["id"])
+            doc = Doc(prompt, [target], 0, id=number, task_name=key)
             doc.sampling_methods = [SamplingMethod.GENERATIVE]
-            response = ModelResponse(input=one["prompt"], text=[one["answer"]])
+            response = ModelResponse(input=prompt, text=[answer["answer"]])
             scores = metric.compute_sample(doc=doc, model_response=response)
             tracker.metrics_logger.log(key, scores)
             tracker.details_logger.log(key, doc, response, scores)
@@ -129,7 +130,7 @@ def write_lm_eval(folder: Path, side: str) -> None:
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    answers = {one["prompt"]: one["answer"] for one in list_answers(side)}
+    answers = {answer["prompt"]: answer["answer"] for answer in list_answers(side)}
 
     class Replay(LM):  # type: ignore[misc]
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -139,7 +140,7 @@ def write_lm_eval(folder: Path, side: str) -> None:
 
     with TemporaryDirectory() as own:
         for name, rows in list_benchmarks("base").items():
-            rows = [{"prompt": one["prompt"], "target": one["target"]} for one in rows]
+            rows = [{"prompt": row["prompt"], "target": row["target"]} for row in rows]
             Path(own, f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
             settings = {
                 "task": name,
@@ -162,8 +163,8 @@ def write_lm_eval(folder: Path, side: str) -> None:
     results["config"]["model"] = "replay"
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
-    for name, of_task in samples.items():
-        tracker.save_results_samples(task_name=name, samples=of_task)
+    for name, task_samples in samples.items():
+        tracker.save_results_samples(task_name=name, samples=task_samples)
 
 
 def write_every_eval_ever(folder: Path, side: str) -> None:

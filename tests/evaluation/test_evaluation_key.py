@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny_benchmarks import make_benchmark_config, make_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_benchmarks import load_pocket, make_benchmark_config, make_config
 
 from slimdown.config.benchmark_config import BenchmarkConfig, PaperMetric, Role, Until
 from slimdown.config.benchmarks import read_benchmarks
@@ -18,8 +16,6 @@ from slimdown.evaluation.evaluation_cache import READ_ONLY, evaluation_key
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR
 
 MODEL = LoadedModel(None, None, "a model", "float32", identity={"weights": "abc"})
 BENCHMARK = make_benchmark_config("pocket_cs")
@@ -118,11 +114,9 @@ def test_answers_are_those_of_this_measurement_version() -> None:
     """Where this fails on purpose, raise MEASUREMENT_VERSION and dump `answers` into the file."""
     names = ["pocket_math", "pocket_commonsense", "pocket_cs"]
     evaluator = Evaluator(load_tasks(read_benchmarks(names, limit=6)), make_config())
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
     answers = {
         f"{sample.task} {sample.doc_id}": sample.response or list(sample.log_likelihoods)
-        for benchmark in evaluator.evaluate(loaded).benchmarks.values()
+        for benchmark in evaluator.evaluate(load_pocket()).benchmarks.values()
         for sample in benchmark.samples
     }
     stored = json.loads(STORED.read_text())

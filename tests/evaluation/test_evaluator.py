@@ -16,14 +16,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from builders import Patch
 from filelock import FileLock
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
 from stock_harness import ask_harness
-from tiny_benchmarks import make_benchmark_config, make_config
-from tiny_models import build_byte_tokenizer, build_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from tiny_benchmarks import load_pocket, make_benchmark_config, make_config, wrap_tiny_model
+from transformers import LlamaConfig
 
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.benchmarks import read_benchmarks
@@ -33,19 +33,12 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import keep_random_states, load_tasks
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR, TASKS_DIR
+from slimdown.pocket import TASKS_DIR
 from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 NAMES = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
-
-
-def load_pocket(dtype: torch.dtype = torch.float32) -> LoadedModel:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=dtype)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
-    return replace(loaded, id="pocket:model", identity={"weights": "pocket"})
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +123,16 @@ def test_scores_and_prompts_are_the_stock_command_lines(
             if metric not in ("flexible_accuracy", "p_right"):
                 key = metric.replace(".", ",") if "." in metric else f"{metric},none"
                 assert stock["results"][name][key] == score.value
-        entries = {entry["doc_id"]: entry for entry in stock["samples"][name]}
+        lines = {line["doc_id"]: line for line in stock["samples"][name]}
         for sample in benchmark.samples:
-            entry = entries[sample.doc_id]
+            line = lines[sample.doc_id]
             hashes = sample.prompt_hash, sample.doc_hash
-            assert hashes == (entry["prompt_hash"], entry["doc_hash"])
+            assert hashes == (line["prompt_hash"], line["doc_hash"])
             if sample.choices:
-                expected = [float(ll) for ll, _ in entry["filtered_resps"]]
+                expected = [float(ll) for ll, _ in line["filtered_resps"]]
                 assert sample.log_likelihoods == pytest.approx(expected, abs=5e-4)
             else:
-                assert sample.response == entry["resps"][0][0]
+                assert sample.response == line["resps"][0][0]
 
 
 # --- blocks, stopping, the cache ----------------------------------------------------------------
@@ -267,7 +260,8 @@ def test_progress_is_told_by_tokens_and_answers(pocket: LoadedModel) -> None:
     tasks = load_tasks(read_benchmarks("pocket_math", limit=4))
     evaluator = Evaluator(tasks, make_config(batch_size=2))
     evaluator.evaluate(pocket, on_progress=lambda *report: reports.append(report))
-    assert (0, 4, "pocket_math, token 3 of at most 48") in reports
+    details = [detail for *counts, detail in reports if counts == [0, 4]]
+    assert any("token 3 of" in detail for detail in details)
     done = [n for n, _, _ in reports]
     assert done == sorted(done)
     assert set(done) == {0, 2, 4}
@@ -300,7 +294,7 @@ def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: Load
     [(15.8, 1.1, (4, 16)), (85, 1.1, (32, 64)), (25.4, 16.1, (4, 16))],  # most of it: the weights
 )
 def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
-    gigabytes: float, held: float, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    gigabytes: float, held: float, sizes: tuple[int, int], monkeypatch: Patch
 ) -> None:
     """A generated answer has logits only at its last place."""
     properties = SimpleNamespace(total_memory=gigabytes * 1e9)
@@ -312,7 +306,7 @@ def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
     assert (backend.batch_size, backend.generation_batch_size) == sizes
 
 
-def test_the_random_state_of_apples_gpu_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_random_state_of_apples_gpu_is_restored(monkeypatch: Patch) -> None:
     states = [torch.ones(1)]
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
@@ -365,7 +359,7 @@ doc_to_target: '{{a}}'
 OWN_TASKS = {
     # the choices stand in the context, as WinoGrande's
     "own_winograd": f"""{CHOICE}
-doc_to_choice: '{{{{["The man met a bee and Ann", "The man met a bee and Bo"]}}}}'
+doc_to_choice: '{{{{["He met Ann", "He met Bo"]}}}}'
 doc_to_text: '{{{{0 if "and Ann" in long else 1}}}}'
 doc_to_target: was glad.
 """,
@@ -440,7 +434,7 @@ def test_choices_that_stand_in_the_context_are_told_apart(
     assert tasks["own"].config.chance == 0.5
     evaluation = Evaluator(tasks, make_config()).evaluate(pocket).benchmarks["own"]
     for sample in evaluation.samples:
-        assert sample.prompt == "The man met a bee and "
+        assert sample.prompt == "He met "
         assert sample.choices == ("Ann was glad.", "Bo was glad.")
         assert sample.target == sample.choices[0 if sample.doc_id % 2 else 1]
         assert sample.scores["acc"] == float(sample.answers["acc"] == sample.target)
@@ -449,7 +443,7 @@ def test_choices_that_stand_in_the_context_are_told_apart(
 
 def test_a_sampled_task_draws_alike_each_time(own_tasks: str) -> None:
     tasks = load_own(own_tasks, "own_sampled", metric="exact_match")
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     evaluator = Evaluator(tasks, make_config())
     first = evaluator.evaluate(model).benchmarks["own"]
     torch.manual_seed(1)
@@ -470,14 +464,14 @@ def test_a_sampled_task_draws_alike_each_time(own_tasks: str) -> None:
 def test_a_metric_that_cannot_be_compared_is_refused(
     metric: str, scale: float | None, answer: str, own_tasks: str
 ) -> None:
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     with pytest.raises((ConfigError, DataError), match=answer):
         tasks = load_own(own_tasks, "own_scored", metric=metric, scale=scale)
         Evaluator(tasks, make_config()).evaluate(model)
 
 
 def test_a_scale_divides_the_primary_metric_and_others_are_left_out(own_tasks: str) -> None:
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     tasks = load_own(own_tasks, "own_scored", metric="hundred", scale=100.0)
     evaluation = Evaluator(tasks, make_config()).evaluate(model).benchmarks["own"]
     assert {m: score.value for m, score in evaluation.scores.items()} == {"hundred": 0.25}
@@ -516,13 +510,13 @@ def test_each_task_of_a_group_has_its_own_worked_examples(
     assert evaluation.benchmark.num_fewshot is None
     stock = evaluate_by_harness(pocket, ["own_shots"], own_tasks)
     assert {(s.task, s.doc_id, s.prompt_hash) for s in evaluation.samples} == {
-        (task, entry["doc_id"], entry["prompt_hash"])
-        for task, entries in stock["samples"].items()
-        for entry in entries
+        (task, line["doc_id"], line["prompt_hash"])
+        for task, lines in stock["samples"].items()
+        for line in lines
     }
-    told = load_own(own_tasks, "own_shots", num_fewshot=1)["own"]
-    assert {task.config.num_fewshot for task in told.tasks.values()} == {1}
-    with pytest.raises(ConfigError, match="own_samples has 2 rows to take 3 worked examples from"):
+    one_shot = load_own(own_tasks, "own_shots", num_fewshot=1)["own"]
+    assert {task.config.num_fewshot for task in one_shot.tasks.values()} == {1}
+    with pytest.raises(ConfigError, match=r"own_samples has 2 .*num_fewshot"):
         load_own(own_tasks, "own_shots", num_fewshot=3)
 
 
@@ -536,7 +530,7 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
     requests = bbh.build_requests(None, make_config())
     assert (bbh.config.num_fewshot, len(requests)) == (3, 2)
     for [request] in requests.values():
-        assert request.args[0].count("Let's think step by step") == 4
+        assert request.args[0].count("think step by step") == 4
 
 
 @pytest.mark.parametrize(
@@ -569,5 +563,5 @@ def test_what_is_left_open_is_the_tasks_own() -> None:
         "pocket_cs": ("acc", 0, 0.25),
     }
     [question] = [q for q in tasks["pocket_cs"].questions() if q.name == "pocket_cs 0"]
-    assert question.texts == ("Why do we need a kernel?",)
-    assert question.answers == ("manages processes and memory",)
+    [text], [answer] = question.texts, question.answers
+    assert (text.split()[-1], answer.split()[0]) == ("kernel?", "manages")

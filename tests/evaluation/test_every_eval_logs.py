@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import unpack_logs
+from builders import Capture, unpack_logs
 from replayed_answers import write_logs
 
 from slimdown.commands import verdict
@@ -20,17 +20,17 @@ Change = Callable[[dict[str, Any], list[dict[str, Any]]], object]
 
 
 def write_entry(
-    folder: Path, entry: dict[str, Any], lines: list[dict[str, Any]], name: str = UUID
+    folder: Path, summary: dict[str, Any], lines: list[dict[str, Any]], name: str = UUID
 ) -> Path:
     """Write an entry with the checksum and the number of its lines."""
     folder.mkdir(parents=True, exist_ok=True)
     content = "".join(f"{json.dumps(line)}\n" for line in lines)
     (folder / f"{name}_samples.jsonl").write_text(content)
-    if entry.get("detailed_evaluation_results"):
-        details = entry["detailed_evaluation_results"]
+    if summary.get("detailed_evaluation_results"):
+        details = summary["detailed_evaluation_results"]
         details |= {"checksum": hashlib.sha256(content.encode()).hexdigest()}
         details |= {"total_rows": len(lines), "hash_algorithm": "sha256"}
-    (folder / f"{name}.json").write_text(json.dumps(entry))
+    (folder / f"{name}.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -46,7 +46,7 @@ def make_entry(scores: list[float]) -> tuple[dict[str, Any], list[dict[str, Any]
         }
         for metric in ("accuracy", "distance")
     ]
-    entry = {
+    summary = {
         "schema_version": "0.3.0",
         "evaluation_id": "arithmetic/made/model/1750000000",
         "retrieved_timestamp": "1750000001",
@@ -58,7 +58,7 @@ def make_entry(scores: list[float]) -> tuple[dict[str, Any], list[dict[str, Any]
     lines = [
         {
             "schema_version": "0.3.0",
-            "evaluation_id": entry["evaluation_id"],
+            "evaluation_id": summary["evaluation_id"],
             "model_id": "made/model",
             "evaluation_name": "arithmetic",
             "evaluation_result_id": result["evaluation_result_id"],
@@ -73,7 +73,7 @@ def make_entry(scores: list[float]) -> tuple[dict[str, Any], list[dict[str, Any]
         for number, score in enumerate(scores)
         for result in results
     ]
-    return entry, lines
+    return summary, lines
 
 
 def test_an_entry_has_the_findings_of_the_log_that_it_was_made_from(tmp_path: Path) -> None:
@@ -94,15 +94,8 @@ def test_an_entry_has_the_findings_of_the_log_that_it_was_made_from(tmp_path: Pa
         assert change.changes.keys() == benchmark.changes.keys() - own_scores
         for metric in change.changes:
             assert change.changes[metric] == benchmark.changes[metric], (name, metric)
-        for value in (
-            "metric",
-            "chance",
-            "margin",
-            "verdict",
-            "shown_change",
-            "n_to_decide",
-            "p_value",
-        ):
+        values = "metric chance margin verdict shown_change n_to_decide p_value"
+        for value in values.split():
             assert getattr(change, value) == getattr(benchmark, value), (name, value)
     counts = found.benchmarks["pocket_math"].primary.counts
     assert (counts.lost, counts.gained) == (31, 0)
@@ -120,15 +113,12 @@ def test_entries_are_found_from_any_folder(place: str, tmp_path: Path) -> None:
 
 
 def test_scores_of_other_tools_are_read_by_metric(tmp_path: Path) -> None:
-    entry, lines = make_entry([1.0, 0.0, 1.0, 0.0])
+    summary, lines = make_entry([1.0, 0.0, 1.0, 0.0])
     lines += [line | {"evaluation": {"score": 0.0}} for line in lines[:2]]  # q0 was asked twice
-    evaluation = read_logs(write_entry(tmp_path, entry, lines))
+    evaluation = read_logs(write_entry(tmp_path, summary, lines))
     [(name, benchmark)] = evaluation.benchmarks.items()
-    assert (name, evaluation.model, evaluation.harness_version) == (
-        "arithmetic",
-        "made/model",
-        "mine 2",
-    )
+    made_by = (evaluation.model, evaluation.harness_version)
+    assert (name, *made_by) == ("arithmetic", "made/model", "mine 2")
     assert benchmark.benchmark.metric == "accuracy"
     assert benchmark.scores_of("accuracy") == [0.5, 0.0, 1.0, 0.0]
     sample = benchmark.samples[1]
@@ -138,20 +128,20 @@ def test_scores_of_other_tools_are_read_by_metric(tmp_path: Path) -> None:
 
 
 def test_the_last_message_of_a_conversation_is_its_answer(tmp_path: Path) -> None:
-    entry, lines = make_entry([1.0, 0.0])
+    summary, lines = make_entry([1.0, 0.0])
     messages = [{"turn_idx": 0, "role": "assistant", "content": "first"}]
     messages += [{"turn_idx": 1, "role": "tool", "content": "4"}]
     messages += [{"turn_idx": 2, "role": "assistant", "content": "last"}]
     for line in lines:
         line |= {"interaction_type": "agentic", "output": None, "messages": messages}
-    [benchmark] = read_logs(write_entry(tmp_path, entry, lines)).benchmarks.values()
+    [benchmark] = read_logs(write_entry(tmp_path, summary, lines)).benchmarks.values()
     assert {sample.response for sample in benchmark.samples} == {"last"}
 
 
 def test_the_newest_entry_of_a_benchmark_is_read(tmp_path: Path) -> None:
     for scores, date, name in (([1.0, 1.0], "2", "0" + UUID[1:]), ([0.0, 0.0], "1", UUID)):
-        entry, lines = make_entry(scores)
-        write_entry(tmp_path, entry | {"retrieved_timestamp": date}, lines, name)
+        summary, lines = make_entry(scores)
+        write_entry(tmp_path, summary | {"retrieved_timestamp": date}, lines, name)
     notes: list[str] = []
     evaluation = read_logs(tmp_path, on_note=notes.append)
     assert evaluation.benchmarks["arithmetic"].score.value == 1
@@ -160,10 +150,10 @@ def test_the_newest_entry_of_a_benchmark_is_read(tmp_path: Path) -> None:
 
 def test_other_settings_of_the_answers_are_refused(tmp_path: Path) -> None:
     for side, temperature in (("base", 0.0), ("tuned", 1.0)):
-        entry, lines = make_entry([1.0, 0.0])
+        summary, lines = make_entry([1.0, 0.0])
         settings = {"generation_args": {"temperature": temperature}}
-        entry["evaluation_results"][0]["generation_config"] = settings
-        write_entry(tmp_path / side, entry, lines)
+        summary["evaluation_results"][0]["generation_config"] = settings
+        write_entry(tmp_path / side, summary, lines)
     with pytest.raises(DataError, match=r"arithmetic\.generation differs"):
         judge(read_logs(tmp_path / "base"), read_logs(tmp_path / "tuned"))
 
@@ -195,25 +185,24 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_paired_is_refused_by_name(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: Capture
 ) -> None:
     change, problem = REFUSED[case]
-    entry, lines = make_entry([1.0, 0.0, 1.0])
-    change(entry, lines)
-    folder = write_entry(tmp_path / "base", entry, lines)
+    summary, lines = make_entry([1.0, 0.0, 1.0])
+    change(summary, lines)
+    folder = write_entry(tmp_path / "base", summary, lines)
     with pytest.raises(DataError, match=problem) as refused:
         read_logs(folder)
     assert UUID in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert (
-        verdict.main([str(folder), str(write_entry(tmp_path / "tuned", *make_entry([1.0])))]) == 3
-    )
-    assert "These logs cannot be judged" in capsys.readouterr().err
+    tuned = write_entry(tmp_path / "tuned", *make_entry([1.0]))
+    assert verdict.main([str(folder), str(tuned)]) == 3
+    assert "cannot be judged" in capsys.readouterr().err
 
 
 def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     folder = write_entry(tmp_path, *make_entry([1.0, 0.0]))
-    entry, samples = folder / f"{UUID}.json", folder / f"{UUID}_samples.jsonl"
+    summary, samples = folder / f"{UUID}.json", folder / f"{UUID}_samples.jsonl"
     content = samples.read_text()
     samples.write_text(content.replace("1 + 1", "1 + 2"))
     with pytest.raises(DataError, match="its checksum differs"):
@@ -222,9 +211,9 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"there is no file .*{UUID}_samples.jsonl"):
         read_logs(folder)
     samples.write_text(content)
-    entry.write_text(entry.read_text()[:100])
-    with pytest.raises(DataError, match=f"{UUID}.json is no entry of Every Eval Ever"):
+    summary.write_text(summary.read_text()[:100])
+    with pytest.raises(DataError, match=f"{UUID}.json is no entry"):
         read_logs(folder)
-    entry.unlink()
+    summary.unlink()
     with pytest.raises(DataError, match=f"there is no .*{UUID}.json"):
         read_logs(samples)

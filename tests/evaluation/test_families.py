@@ -25,13 +25,10 @@ WINDOWED = [f for f in sorted(EXACT_FAMILIES) if hasattr(CONFIG_MAPPING[f], "sli
 WINDOWS = (16, 75, 140)
 # Each family with a window takes one of them by default, in turn, and the rest by `-m slow`.
 # Of the others, every third.
-SHAPES: list[Any] = [
-    pytest.param(family, None, marks=[pytest.mark.slow] * (i % 3 > 0))
-    for i, family in enumerate(sorted(EXACT_FAMILIES - {*WINDOWED}))
-]
-SHAPES += [(family, WINDOWS[i % 3]) for i, family in enumerate(WINDOWED)]
-REST = [(family, window) for family in WINDOWED for window in (None, *WINDOWS)]
-SHAPES += [pytest.param(*one, marks=pytest.mark.slow) for one in REST if one not in SHAPES]
+PLAIN = [(family, None) for family in sorted(EXACT_FAMILIES - {*WINDOWED})]
+SHAPES: list[Any] = [*PLAIN[::3], *((f, WINDOWS[i % 3]) for i, f in enumerate(WINDOWED))]
+REST = [*PLAIN, *((family, window) for family in WINDOWED for window in (None, *WINDOWS))]
+SHAPES += [pytest.param(f, w, marks=pytest.mark.slow) for f, w in REST if (f, w) not in SHAPES]
 
 
 def assert_as_hflm(model: Any, tolerance: float = 5e-4, batch_size: int = 4) -> None:

@@ -12,13 +12,11 @@ from typing import Any
 import evaluate
 import pytest
 from commands_and_runs import QuietHandler, serve
-from tiny_benchmarks import make_benchmark_config, make_config
-from tiny_models import build_byte_tokenizer, build_tiny_model
+from tiny_benchmarks import make_benchmark_config, make_config, wrap_tiny_model
 
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.hub_metrics import forbid_hub_metrics
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.causal import wrap_model
 from slimdown.utils.errors import ConfigError
 
 HARNESS = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
@@ -157,9 +155,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     link.symlink_to(own)
     with serve(Hub) as address:
         hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home")}
-        asked = json.dumps([CALLING, ["harmless", *names], str(link)])
+        questions = json.dumps([CALLING, ["harmless", *names], str(link)])
         result = subprocess.run(
-            [sys.executable, "-c", ASK, asked],
+            [sys.executable, "-c", ASK, questions],
             cwd=folder,
             env={**os.environ, **hub},
             capture_output=True,
@@ -173,8 +171,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_no_metric_from_outside_is_run_or_asked_for(answers: dict[str, Any]) -> None:
     assert not answers["ran"]
-    asked = [path for path in answers["requests"] if "/spaces/" in path or "/metrics/" in path]
-    assert asked == []  # rows are asked for: a task is read with its data
+    # Rows are asked for: a task is read with its data.
+    assert not re.search("/spaces/|/metrics/", " ".join(answers["requests"]))
     assert answers["harmless"] == "is loaded"
 
 
@@ -205,7 +203,7 @@ def test_own_tasks_that_fetch_metrics_are_refused_by_name(
 def test_what_reading_does_not_see_is_stopped_when_it_is_called(
     task: str, answers: dict[str, Any]
 ) -> None:
-    assert answers[task].startswith(f"benchmark.{task}: a task takes a metric from evaluate.load")
+    assert re.match(rf"benchmark\.{task}: .*evaluate\.load", answers[task])
 
 
 @pytest.mark.parametrize("is_caught", [False, True])
@@ -224,7 +222,7 @@ def test_a_task_that_fetches_its_metric_at_scoring_is_stopped(
         load_tasks({"late": benchmark}, str(tmp_path))
     (tmp_path / "late.py").write_text(code.replace(call, f"results == ['made up'] or {call}"))
     tasks = load_tasks({"late": benchmark}, str(tmp_path))  # as if an answer alone led there
-    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    model = wrap_tiny_model()
     with pytest.raises(ConfigError, match=refusal):
         Evaluator(tasks, make_config()).evaluate(model)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Capture, Patch
 from replayed_answers import describe_findings, write_logs
 
 from slimdown.commands import verdict
@@ -54,16 +55,11 @@ def test_the_same_answers_have_the_same_findings(tmp_path: Path) -> None:
     expected = describe_findings(*write_logs("csv", tmp_path / "tables"))
     base, tuned = write_logs("inspect", tmp_path)
     assert describe_findings(base, tuned) == expected
-    assert (
-        judge(*map(read_logs, (base, tuned)))
-        .conditions["harness_version"]
-        .startswith("inspect_ai 0.")
-    )
+    conditions = judge(read_logs(base), read_logs(tuned)).conditions
+    assert conditions["harness_version"].startswith("inspect_ai 0.")
 
 
-def test_verdict_takes_a_folder_and_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verdict_takes_a_folder_and_a_file(tmp_path: Path, capsys: Capture) -> None:
     base, tuned = write_logs("inspect", tmp_path)
     choice = ["--metric", "sums=exact", "--max-loss", "words=off"]
     assert verdict.main([str(base), str(tuned), *choice]) == 1
@@ -101,9 +97,9 @@ def test_one_of_several_scorers_and_named_scores_is_chosen(base: Path) -> None:
     assert read_one(file).benchmark.metric == "includes"
     read = read_one(file, {"words": "my_grader.style"})
     assert read.score.value == pytest.approx(39 / 80)
-    with pytest.raises(DataError, match=r"question '0' has my_grader.length=900.0; a number from"):
+    with pytest.raises(DataError, match=r"'0' has my_grader.length=900.0"):
         read_logs(file, {"words": "my_grader.length"})
-    with pytest.raises(ConfigError, match=r"words=my_grader.styl: no such score; did you mean"):
+    with pytest.raises(ConfigError, match=r"words=my_grader.styl: .*my_grader.style"):
         read_logs(file, {"words": "my_grader.styl"})
 
 
@@ -125,7 +121,7 @@ def test_epochs_of_a_question_are_averaged(base: Path) -> None:
         log.samples[0].epoch = 2
 
     one_less = rewrite(base, ask_one_less, "log.json")
-    with pytest.raises(DataError, match="question '0' was not asked as often as others"):
+    with pytest.raises(DataError, match="'0' was not asked"):
         read_logs(one_less)
 
 
@@ -141,7 +137,7 @@ def test_choices_give_chance_and_their_order_is_compared(base: Path) -> None:
         log.samples[5].choices = ["b", "a", "c", "d"]
 
     shuffled = read_logs(rewrite(base, shuffle, "other.json"))
-    with pytest.raises(DataError, match=r"question 5 of words: .*doc_hash differs"):
+    with pytest.raises(DataError, match=r"5 of words: .*doc_hash"):
         judge(read_logs(base.parent / "log.eval"), shuffled)
 
 
@@ -225,13 +221,13 @@ def test_the_newest_log_of_a_task_is_read_and_a_failed_older_one_is_not(base: Pa
     )
     notes: list[str] = []
     assert set(read_logs(base, on_note=notes.append).benchmarks) == {"sums", "words"}
-    assert "holds 3 results, of which the newest are read" in notes[0]
+    assert "holds 3 results" in notes[0]
     rewrite(
         base,
         lambda log: log.eval.__setattr__("model", "hf/other"),
         f"{base.name}/2021-01-01T00-00-00+00-00_words_x.eval",
     )
-    with pytest.raises(DataError, match="model differs: hf/other and replay/base"):
+    with pytest.raises(DataError, match="hf/other and replay/base"):
         read_logs(base)
 
 
@@ -339,31 +335,27 @@ def test_a_spoiled_file_is_refused_in_words(name: str, base: Path) -> None:
     ending, spoil = SPOILED[name]
     file = rewrite(base, lambda log: None, f"log.{ending}")
     spoil(file)
-    with pytest.raises(DataError, match=r"log\.(eval|json)\W.*is no log of Inspect") as refused:
+    with pytest.raises(DataError, match=r"log\.(eval|json)\W.*no log of") as refused:
         read_logs(file)
     assert "\n" not in str(refused.value)
 
 
-def test_a_log_is_refused_where_it_would_take_all_memory(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_refused_where_it_would_take_all_memory(base: Path, monkeypatch: Patch) -> None:
     large = rewrite(base, lambda log: None)
     with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("samples/large.json", b" " * (64 * 2**20 + 1))
-    with pytest.raises(
-        DataError, match=r"log\.eval holds .* the largest 67,108,865; slimdown reads"
-    ):
+    with pytest.raises(DataError, match=r"log\.eval holds .*67,108,865"):
         read_logs(large)
     monkeypatch.setattr(inspect, "_MOST_PARTS", 40)  # and there is a header, too
-    with pytest.raises(DataError, match=r"many\.eval holds 4. parts"):
+    with pytest.raises(DataError, match=r"many\.eval .*4. parts"):
         read_logs(rewrite(base, lambda log: None, "many.eval"))
     monkeypatch.setattr(inspect, "_LARGEST_LOG", 1000)
-    with pytest.raises(DataError, match=r"log\.json holds 1 parts with"):
+    with pytest.raises(DataError, match=r"log\.json .*1 parts"):
         read_logs(rewrite(base, lambda log: None, "log.json"))
 
 
 @pytest.mark.parametrize("name", ["a::b.eval", "s3:x.eval", "a#b?c%20d.eval", "ü $(x)\n.eval"])
-def test_hostile_names_are_read(name: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_names_are_read(name: str, base: Path, monkeypatch: Patch) -> None:
     rewrite(base, lambda log: None).rename(base.parent / name)
     monkeypatch.chdir(base.parent)
     assert len(read_one(Path(name)).samples) == 40
@@ -374,5 +366,5 @@ def test_a_question_that_stands_there_twice_is_refused(base: Path) -> None:
         log.samples.append(log.samples[3])
         log.results.total_samples = 41
 
-    with pytest.raises(DataError, match="question '0' was not asked as often as others"):
+    with pytest.raises(DataError, match="'0' was not asked"):
         read_logs(rewrite(base, repeat, "log.json"))

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from stock_harness import run_lm_eval
-from tiny_benchmarks import make_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_benchmarks import load_pocket, make_config
 
 from slimdown.config.benchmark_config import Role
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError, DataError
 
 LIMIT = 12
@@ -71,12 +67,12 @@ def edit_lines(edit: Callable[[list[str]], list[str]]) -> Callable[[Path], None]
     return spoil
 
 
-def edit_entry(task: str, **changes: Any) -> Callable[[Path], None]:
+def edit_fourth_line(task: str, **changes: Any) -> Callable[[Path], None]:
     def spoil(logs: Path) -> None:
         file = find_one(logs, f"samples_{task}_*")
-        entries = [json.loads(line) for line in file.read_text().splitlines()]
-        entries[3].update(changes)
-        file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        lines = file.read_text().splitlines()
+        lines[3] = json.dumps(json.loads(lines[3]) | changes)
+        file.write_text("\n".join([*lines, ""]))
 
     return spoil
 
@@ -105,23 +101,14 @@ def test_logs_hold_what_our_own_measurement_gives(logs: Path) -> None:
     }
     assert {s.task for s in read.benchmarks["pocket_choices"].samples} == set(GROUP["task"])
     names = ["pocket_math", "pocket_cs", "pocket_commonsense"]
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     evaluator = Evaluator(load_tasks(read_benchmarks(names, limit=LIMIT)), make_config())
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
-    ours = {
-        (s.task, s.doc_id): s
-        for b in evaluator.evaluate(loaded).benchmarks.values()
-        for s in b.samples
-    }
+    measured = evaluator.evaluate(load_pocket()).benchmarks.values()
+    ours = {(s.task, s.doc_id): s for benchmark in measured for s in benchmark.samples}
     for name in ("pocket_math", "pocket_choices"):
         for sample in read.benchmarks[name].samples:
             own = ours[sample.task, sample.doc_id]
-            assert (sample.prompt, sample.target, sample.response) == (
-                own.prompt,
-                own.target,
-                own.response,
-            )
-            assert (sample.prompt_hash, sample.doc_hash) == (own.prompt_hash, own.doc_hash)
+            for fact in ("prompt", "target", "response", "prompt_hash", "doc_hash"):
+                assert getattr(sample, fact) == getattr(own, fact)
             assert sample.log_likelihoods == pytest.approx(own.log_likelihoods, abs=5e-4)
             own_scores = {metric: own.scores[metric] for metric in sample.scores}
             assert sample.scores == pytest.approx(own_scores, abs=1e-4 * (name != "pocket_math"))
@@ -140,11 +127,10 @@ def test_a_file_of_samples_is_a_log_of_its_task(logs: Path, tmp_path: Path) -> N
         read_logs(alone)
 
 
-@pytest.mark.parametrize("of", ["folder", "model's folder", "results file"])
-def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
+def test_a_log_is_named_by_its_folder_the_models_folder_or_its_results(logs: Path) -> None:
     file = find_one(logs, "results_*")
-    path = {"folder": logs / "base", "model's folder": file.parent, "results file": file}[of]
-    assert set(read_logs(str(path)).benchmarks) == set(TASKS)
+    for path in (logs / "base", file.parent, file):
+        assert set(read_logs(str(path)).benchmarks) == set(TASKS)
 
 
 def test_results_named_by_a_file_and_asked_again_are_found(copied: Path) -> None:
@@ -159,7 +145,7 @@ def test_results_named_by_a_file_and_asked_again_are_found(copied: Path) -> None
         "pocket_choices": 2 * LIMIT,
         "pocket_instructions": LIMIT,
     }
-    assert "of which the newest are read" in notes[0]
+    assert "newest are read" in notes[0]
 
 
 def test_lines_may_come_in_the_order_of_several_processes(copied: Path) -> None:
@@ -190,9 +176,9 @@ def test_a_group_weighs_its_tasks_as_the_harness_reports(copied: Path) -> None:
     by_task = {t: [s.scores["acc"] for s in samples if s.task == t] for t in GROUP["task"]}
     lines = find_one(copied, "samples_pocket_cs_*").read_text().splitlines(keepends=True)
     replace_lines(copied, lines[:5])
-    of_five, others = by_task["pocket_cs"][:5], by_task["pocket_commonsense"]
-    alike = (sum(of_five) / 5 + sum(others) / LIMIT) / 2
-    by_size = (sum(of_five) + sum(others)) / (5 + LIMIT)
+    five, others = by_task["pocket_cs"][:5], by_task["pocket_commonsense"]
+    alike = (sum(five) / 5 + sum(others) / LIMIT) / 2
+    by_size = (sum(five) + sum(others)) / (5 + LIMIT)
     assert alike != by_size
     for score, weights in ((by_size, None), (alike, dict.fromkeys(sorted(GROUP["task"]), 0.5))):
         edit_results(
@@ -206,7 +192,7 @@ def test_a_field_of_the_documents_tells_clusters_apart(logs: Path) -> None:
     read = read_logs(logs / "base", clusters={"pocket_choices": "label"}).benchmarks
     places = {(s.cluster, s.choices.index(s.target)) for s in read["pocket_choices"].samples}
     assert len({cluster for cluster, _ in places}) == len(places) == 4
-    with pytest.raises(DataError, match="has nothing in 'page', by which clusters are told apart"):
+    with pytest.raises(DataError, match="nothing in 'page'"):
         read_logs(logs / "base", clusters={"pocket_math": "page"})
 
 
@@ -217,8 +203,8 @@ LEFT_OUT: dict[str, Callable[[Path], None]] = {
     "not the mean of its questions": edit_results(
         lambda r: r["results"]["pocket_instructions"].update({"exact_match,strip": 0.123})
     ),
-    "scores of no share": edit_entry("pocket_instructions", exact_match=-1e9),
-    "a score that is a text": edit_entry("pocket_instructions", exact_match="high"),
+    "scores of no share": edit_fourth_line("pocket_instructions", exact_match=-1e9),
+    "a score that is a text": edit_fourth_line("pocket_instructions", exact_match="high"),
 }
 
 
@@ -228,7 +214,7 @@ def test_what_cannot_be_compared_is_left_out_and_noted(name: str, copied: Path) 
     notes: list[str] = []
     read = read_logs(copied / "base", on_note=notes.append)
     assert set(read.benchmarks) == {"pocket_math", "pocket_choices"}
-    assert "pocket_instructions is left out" in notes[0]
+    assert notes[0].startswith("pocket_instructions ")
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -273,13 +259,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line missing": (edit_lines(lambda lines: lines[:-1]), TWICE_OR_GONE),
     "a line twice": (edit_lines(lambda lines: [*lines, lines[-1]]), TWICE_OR_GONE),
     "a huge line": (write("samples_pocket_math_*", "[" * 2_000_000), "line 1, is no line of"),
-    "half a character": (edit_entry("pocket_math", target="\ud800"), "line 4, is no line of"),
-    "a huge number": (edit_entry("pocket_math", doc_id=2**70), "line 4, .* more than 64 bits"),
+    "half a character": (edit_fourth_line("pocket_math", target="\ud800"), "line 4, is no line of"),
+    "a huge number": (
+        edit_fourth_line("pocket_math", doc_id=2**70),
+        "line 4, .* more than 64 bits",
+    ),
     "not a number": (
-        edit_entry("pocket_math", exact_match=float("nan")),
+        edit_fourth_line("pocket_math", exact_match=float("nan")),
         "question 3 .* is not a number",
     ),
-    "no score": (edit_entry("pocket_math", metrics=["f1"]), UNLIKE),
+    "no score": (edit_fourth_line("pocket_math", metrics=["f1"]), UNLIKE),
     "a likelihood that is none": (remove_likelihoods, "question 0 of pocket_cs is not a number"),
     "better than what": (edit_results(lambda r: r.update(higher_is_better={TASKS[0]: 7})), UNLIKE),
     "another file's name": (group(pocket_choices=["../../x"]), UNLIKE),
@@ -297,15 +286,13 @@ def test_what_cannot_be_read_is_said_in_one_line(name: str, copied: Path) -> Non
 
 def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) -> None:
     metrics = {"pocket_math": "exact_match.flexible-extract"}
-    assert (
-        read_logs(logs / "base", metrics).benchmarks["pocket_math"].benchmark.metric
-        == metrics["pocket_math"]
-    )
-    with pytest.raises(ConfigError, match="pocket_math=f1: no such score"):
+    read = read_logs(logs / "base", metrics).benchmarks["pocket_math"]
+    assert read.benchmark.metric == metrics["pocket_math"]
+    with pytest.raises(ConfigError, match="pocket_math=f1: no such"):
         read_logs(logs / "base", {"pocket_math": "f1"})
-    with pytest.raises(DataError, match="there is no folder None"):
+    with pytest.raises(DataError, match="no folder None"):
         read_logs(None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="pocket_maths was not asked; did you mean pocket_math"):
+    with pytest.raises(ConfigError, match=r"pocket_maths was .*pocket_math or"):
         read_logs(logs / "base", targets=["pocket_maths"])
     wrong: Any = 5
     for setting in ("metrics", "targets", "clusters"):

@@ -96,12 +96,12 @@ def judge_everywhere(
     folder.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = [AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (base, tuned)]
-    asked: Any = {"limit": LIMIT, "include_path": str(own), "max_gen_toks": max_gen_toks}
-    before = slimdown.measure(models[0], tokenizer, tasks, **asked)
+    prompts: Any = {"limit": LIMIT, "include_path": str(own), "max_gen_toks": max_gen_toks}
+    before = slimdown.measure(models[0], tokenizer, tasks, **prompts)
     judged: dict[str, Any] = {
         "measure": slimdown.judge(before, slimdown.measure(models[1], tokenizer, before))
     }
-    callback = slimdown.ForgettingCallback(tasks, every=0, **asked)
+    callback = slimdown.ForgettingCallback(tasks, every=0, **prompts)
     state = SimpleNamespace(
         is_world_process_zero=True, global_step=0, max_steps=1, epoch=None, log_history=list[Any]()
     )
@@ -128,14 +128,13 @@ def judge_everywhere(
         chosen.append(f"benchmark.{name}.limit={LIMIT}")
         if max_gen_toks and before.benchmarks[name].benchmark.max_gen_toks:  # it generates
             chosen.append(f"benchmark.{name}.max_gen_toks={max_gen_toks}")
-    arguments = *settings, *chosen, f"tuned={tuned}", "quantization=none", "model.dtype=float32"
-    done = call_verb(folder, "run", *arguments)
+    chosen += [f"tuned={tuned}", "quantization=none", "model.dtype=float32"]
+    done = call_verb(folder, "run", *settings, *chosen)
     assert done.returncode == 0, done.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     [run] = find_runs(client)
-    findings = json.loads(
-        Path(client.download_artifacts(run.info.run_id, "findings.json")).read_text()
-    )
+    file = client.download_artifacts(run.info.run_id, "findings.json")
+    findings = json.loads(Path(file).read_text())
     shown["run"] = {n: (b["metric"], b["verdict"]) for n, b in findings["benchmarks"].items()}
     return shown
 
@@ -191,7 +190,7 @@ def test_real_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> Non
 
     base = snapshot_download("local/stories260K")
     tuned = spoil(base, tmp_path / "tuned_model", 0.05)
-    model = "model=smollm2", f"model.id={base}"
+    model = ["model=smollm2", f"model.id={base}"]
     own = tmp_path / "own"
     own.mkdir()  # empty: all tasks are the harness's
     few: Any = {"max_gen_toks": 12, "topics": TOPICS}  # their own are 256 and 1,280

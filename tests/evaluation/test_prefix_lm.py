@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Patch
 from lm_eval.models.huggingface import HFLM
 from tiny_benchmarks import SHOTS, add_adapter, ask, make_prompts, make_questions
 from tiny_models import WINDOW, build_byte_tokenizer, build_tiny_model
@@ -41,7 +42,7 @@ def test_loglikelihoods_are_those_of_the_harness(settings: dict[str, Any]) -> No
     assert_same(ours.loglikelihood(requests), stock.loglikelihood(requests))
 
 
-def test_no_device_is_asked_for_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_device_is_asked_for_64_bits(monkeypatch: Patch) -> None:
     """Apple's MPS has none; what was moved to the CPU first is marked here."""
     to_cpu, to_double = torch.Tensor.cpu, torch.Tensor.double
 

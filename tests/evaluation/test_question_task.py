@@ -1,22 +1,19 @@
 """A file of one's own questions is asked and scored as an equal task of the harness."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_benchmarks import make_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from builders import Compose
+from tiny_benchmarks import load_pocket, make_config
 
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import complete_benchmark, read_benchmarks
-from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError
 
 SUM = {"question": "Question: what is 2 plus 2?\nAnswer:", "answer": "4"}
@@ -49,8 +46,7 @@ def write_rows(file: Path, rows: list[Any]) -> Path:
 
 
 def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    loaded = load_pocket(torch.bfloat16)
     specs: list[Any] = []
     for kind, rows in ROWS.items():
         file = write_rows(tmp_path / f"{kind}.jsonl", rows)
@@ -74,7 +70,7 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
     assert benchmarks["written"].scores["exact_match.strip"].value == 0.5
     file = write_rows(tmp_path / "long.jsonl", [SUM | {"question": "x " * 600}])
     tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file)}))
-    with pytest.raises(ConfigError, match=r"prompt of mine has \d+ tokens, and .* has room for"):
+    with pytest.raises(ConfigError, match=r"prompt of.*\d+ tokens"):
         Evaluator(tasks, make_config()).evaluate(loaded)
 
 
@@ -82,27 +78,22 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
 def test_a_choice_that_no_forward_holds_is_refused_before_anything_is_asked(
     share_prefixes: bool, tmp_path: Path
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    loaded = load_pocket(torch.bfloat16)
     row = PICK | {"choices": ["a rose", "the grass and " * 600], "answer": 0}
     file = write_rows(tmp_path / "long.jsonl", [row])
     tasks = load_tasks(read_benchmarks(["pocket_cs", {"task": "mine", "path": str(file)}], limit=2))
-    asked: list[Any] = []
-    answer = r"benchmark\.mine: a choice of question 0 of mine has \d+ tokens, and .* takes 1 to"
-    with pytest.raises(ConfigError, match=answer):
-        Evaluator(tasks, make_config(), share_prefixes).evaluate(
-            loaded, on_progress=lambda *report: asked.append(report)
-        )
-    assert not asked
+    reports: list[Any] = []
+    evaluator = Evaluator(tasks, make_config(), share_prefixes)
+    with pytest.raises(ConfigError, match=r"benchmark\.mine: .*\d+ tokens"):
+        evaluator.evaluate(loaded, on_progress=lambda *report: reports.append(report))
+    assert not reports
 
 
-def test_the_content_counts_and_not_the_place(
-    tmp_path: Path, composed: Callable[..., RunConfig]
-) -> None:
+def test_the_content_counts_and_not_the_place(tmp_path: Path, composed: Compose) -> None:
     def hash_rows(name: str, rows: list[Any]) -> str:
         file = write_rows(tmp_path / name, rows)
-        settings = "benchmark=[questions]", f"benchmark.questions.path={file}"
-        task = load_tasks(composed(*settings).benchmark)["questions"]
+        config = composed("benchmark=[questions]", f"benchmark.questions.path={file}")
+        task = load_tasks(config.benchmark)["questions"]
         return task.hash_questions(task.build_requests(None, make_config()))
 
     assert hash_rows("a.jsonl", [SUM]) == hash_rows("b.jsonl", [SUM])
@@ -139,33 +130,31 @@ def test_a_bad_row_is_named(rows: list[Any], answer: str, tmp_path: Path) -> Non
 
 def test_a_file_with_copies_is_asked_whole(tmp_path: Path) -> None:
     """A look could divide them."""
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    pocket = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    pocket = load_pocket(torch.bfloat16)
     for n_different in (70, 69):
         questions = [n % n_different for n in range(70)]
         rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": 0} for n in questions]
         file = write_rows(tmp_path / f"{n_different}.jsonl", rows)
         tasks = load_tasks({"q": complete_benchmark("q", BenchmarkConfig(path=str(file)))})
         evaluator = Evaluator(tasks, make_config())
-        asked = evaluator.evaluate(pocket, stop_when=lambda _: set()).benchmarks["q"]
-        assert (len(asked.samples) == 70) is (n_different == 69)
-        assert bool(asked.looks) is (n_different == 70)
+        evaluation = evaluator.evaluate(pocket, stop_when=lambda _: set()).benchmarks["q"]
+        assert (len(evaluation.samples) == 70) is (n_different == 69)
+        assert bool(evaluation.looks) is (n_different == 70)
 
 
 def test_rows_of_one_cluster_are_kept_together(tmp_path: Path) -> None:
     rows = [{"question": f"{n} + 1 =", "answer": n + 1, "cluster": n // 2} for n in range(4)]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    asked = BenchmarkConfig(path=str(file))
-    tasks = load_tasks({"sums": complete_benchmark("sums", asked)})
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    pocket = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    config = BenchmarkConfig(path=str(file))
+    tasks = load_tasks({"sums": complete_benchmark("sums", config)})
+    pocket = load_pocket(torch.bfloat16)
     evaluation = Evaluator(tasks, make_config()).evaluate(pocket)
     cluster_of = {sample.doc_id: sample.cluster for sample in evaluation.benchmarks["sums"].samples}
     assert cluster_of[0] == cluster_of[1] != cluster_of[2] == cluster_of[3]
     file.write_text(json.dumps({"question": "a", "answer": "b", "cluster": []}))
-    with pytest.raises(ConfigError, match="row 1: cluster must be a text or a number"):
-        complete_benchmark("sums", asked)
+    with pytest.raises(ConfigError, match="row 1: cluster must"):
+        complete_benchmark("sums", config)
 
 
 def test_a_field_that_documents_lack_is_refused_before_anything_is_asked() -> None:

@@ -22,14 +22,8 @@ def evaluation() -> BenchmarkEvaluation:
 
 def test_what_is_written_is_read(evaluation: BenchmarkEvaluation, tmp_path: Path) -> None:
     huge = replace(evaluation.samples[3], doc_id=2**40)
-    weights = {"task": 1.0}
-    stopped = replace(
-        evaluation,
-        samples=(*evaluation.samples[:3], huge),
-        looks=(2, 4),
-        n_available=9,
-        task_weights=weights,
-    )
+    stopped = replace(evaluation, samples=(*evaluation.samples[:3], huge), looks=(2, 4))
+    stopped = replace(stopped, n_available=9, task_weights={"task": 1.0})
     for number, written in enumerate((evaluation, stopped)):
         write_samples(tmp_path / f"{number}.parquet", "base", "colours", written)
         assert read_samples(tmp_path / f"{number}.parquet", written.benchmark) == written
@@ -40,11 +34,11 @@ def test_what_is_written_is_read(evaluation: BenchmarkEvaluation, tmp_path: Path
 def rewrite(file: Path, gone: tuple[str, ...] = (), **changes: Any) -> None:
     """Write a file as another version would, with its own columns and what holds for all."""
     table = pq.read_table(file)
-    about = json.loads(table.schema.metadata[b"slimdown"]) | changes
-    about = {name: value for name, value in about.items() if value is not None}
+    facts = json.loads(table.schema.metadata[b"slimdown"]) | changes
+    facts = {name: value for name, value in facts.items() if value is not None}
     table = table.drop_columns(list(gone)).append_column("new", [["x"] * len(table)])
-    digest = sha256(json.dumps([table.to_pylist(), about]).encode()).hexdigest()
-    metadata = {"slimdown": json.dumps(about), "digest": digest}
+    digest = sha256(json.dumps([table.to_pylist(), facts]).encode()).hexdigest()
+    metadata = {"slimdown": json.dumps(facts), "digest": digest}
     pq.write_table(table.replace_schema_metadata(metadata), file)
 
 
@@ -55,11 +49,8 @@ def test_what_another_version_wrote_is_named(
     write_samples(file, "base", "colours", evaluation)
     assert read_samples(file, evaluation.benchmark) == evaluation
     for change, message in (
-        (
-            {"format": 2},
-            "it has format 2, and this slimdown reads format 1; install the version that wrote",
-        ),
-        ({"gone": ("prompt_hash",)}, "another version of slimdown wrote it: .*prompt_hash"),
+        ({"format": 2}, "format 2, .* format 1"),
+        ({"gone": ("prompt_hash",)}, "another version .*prompt_hash"),
     ):
         write_samples(file, "base", "colours", evaluation)
         rewrite(file, **change)

@@ -80,13 +80,12 @@ def read_task(file: Path, **settings: Any) -> dict[str, BenchmarkTask]:
 def measure_texts(
     file: Path, model: Any, tokenizer: Any, stock: bool = False, **config: Any
 ) -> Evaluation:
-    asked = make_config(**config)
-    evaluator = Evaluator(read_task(file), asked, share_prefixes=not stock)
+    evaluator = Evaluator(read_task(file), make_config(**config), share_prefixes=not stock)
     return evaluator.evaluate(wrap_model(model, tokenizer))
 
 
 def list_scores(benchmark: BenchmarkEvaluation) -> dict[str, float]:
-    return {one.prompt: one.scores["byte_probability"] for one in benchmark.samples}
+    return {sample.prompt: sample.scores["byte_probability"] for sample in benchmark.samples}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -118,12 +117,9 @@ def test_a_texts_score_is_that_of_plain_torch_and_of_the_harness(
 def test_a_copy_of_a_text_is_read_once(tmp_path: Path) -> None:
     model, tokenizer = open_model("bytes")
     file = write_texts(tmp_path / "docs.jsonl", [STORY, "red", STORY, "x"])
-    [asked] = measure_texts(file, model, tokenizer).benchmarks.values()
-    assert [sample.prompt for sample in sorted(asked.samples, key=lambda one: one.doc_id)] == [
-        STORY,
-        "red",
-        "x",
-    ]
+    [benchmark] = measure_texts(file, model, tokenizer).benchmarks.values()
+    texts = {sample.doc_id: sample.prompt for sample in benchmark.samples}
+    assert [texts[number] for number in sorted(texts)] == [STORY, "red", "x"]
 
 
 def test_a_text_never_goes_through_a_prompt(tmp_path: Path) -> None:
@@ -131,10 +127,10 @@ def test_a_text_never_goes_through_a_prompt(tmp_path: Path) -> None:
     tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
     file = write_texts(tmp_path / "docs.jsonl")
     plain = measure_texts(file, model, tokenizer)
-    chat = {"apply_chat_template": True, "system_instruction": "Be brief."}
-    asked = measure_texts(file, model, tokenizer, **chat)
-    assert list_scores(asked.benchmarks["docs"]) == list_scores(plain.benchmarks["docs"])
-    assert not asked.conditions
+    prompts = {"apply_chat_template": True, "system_instruction": "Be brief."}
+    chat = measure_texts(file, model, tokenizer, **prompts)
+    assert list_scores(chat.benchmarks["docs"]) == list_scores(plain.benchmarks["docs"])
+    assert not chat.conditions
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
@@ -190,9 +186,8 @@ def test_a_setting_that_no_text_has_is_refused(
 def test_one_text_is_measured_and_shows_nothing(tmp_path: Path) -> None:
     model, tokenizer = open_model("bytes")
     file = write_texts(tmp_path / "docs.jsonl", [STORY])
-    before, after = (
-        measure_texts(file, one, tokenizer) for one in (model, build_tiny_model("llama", seed=1))
-    )
+    before = measure_texts(file, model, tokenizer)
+    after = measure_texts(file, build_tiny_model("llama", seed=1), tokenizer)
     change = judge(before, after).benchmarks["docs"]
     assert change.verdict is None
     assert change.shown_change.low < 0 < change.shown_change.high
@@ -213,7 +208,7 @@ def test_what_is_no_number_is_named(tmp_path: Path) -> None:
     model, tokenizer = open_model("bytes")
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    with pytest.raises(ModelError, match=r"benchmark\.docs: what .* is not a number"):
+    with pytest.raises(ModelError, match=r"benchmark\.docs: .*a number"):
         measure_texts(write_texts(tmp_path / "docs.jsonl"), model, tokenizer)
 
 
@@ -228,7 +223,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     settings += ["benchmark.pocket_cs.limit=40", "evaluation.until=decided"]
     done = call_verb(folder, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "Bits a byte of text: docs" in done.stdout
+    assert ": docs" in done.stdout
     return folder
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+from builders import Capture
 from make_logs import list_answers
 from pyarrow.parquet import read_table, write_table as write_parquet
 from replayed_answers import describe_findings, write_logs, write_table
@@ -51,13 +52,13 @@ def test_findings_say_what_made_the_logs(kind: str, version: str, tmp_path: Path
     assert judge(base, tuned).conditions["harness_version"] == version
 
 
-def test_verdict_takes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verdict_takes_a_table(tmp_path: Path, capsys: Capture) -> None:
     base, tuned = map(str, write_logs("csv", tmp_path))
     assert verdict.main([base, tuned, "--max-loss", "words=off"]) == 1
     assert "forgotten" in capsys.readouterr().out
 
 
-def test_tables_without_prompts_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_without_prompts_say_so(tmp_path: Path, capsys: Capture) -> None:
     for side in ("base", "tuned"):
         (tmp_path / side).mkdir()
         rows = [{"id": f"q{i}", "score": i % 3 / 2, "answer": "<b>"} for i in range(20)]
@@ -68,7 +69,7 @@ def test_tables_without_prompts_say_so(tmp_path: Path, capsys: pytest.CaptureFix
         assert verdict.main([*sides, *output]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in (shown, page.read_text()):
-        assert "The tables hold no prompts, which may have differed." in text
+        assert "hold no prompts" in text
 
 
 def test_a_table_takes_what_spreadsheets_write(tmp_path: Path) -> None:
@@ -79,9 +80,7 @@ def test_a_table_takes_what_spreadsheets_write(tmp_path: Path) -> None:
     assert (second.prompt, second.doc_id) == ("x", 1)
 
 
-def test_two_tables_of_other_names_are_of_one_benchmark(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_tables_of_other_names_are_of_one_benchmark(tmp_path: Path, capsys: Capture) -> None:
     base, tuned = (str(write_table(tmp_path / f"{side}.csv", ROWS)) for side in ("base", "tuned"))
     assert verdict.main([base, tuned]) == 0
     assert "scores" in capsys.readouterr().out
@@ -110,7 +109,7 @@ def test_another_prompt_or_question_is_refused(kind: str, tmp_path: Path) -> Non
         write_table(tuned, [row | ({"prompt": "?"} if row["id"] == 7 else {}) for row in rows])
     else:
         edit_details(tuned, lambda rows: rows[7]["model_response"].update(input="?"))
-    with pytest.raises(DataError, match=r"question 7 of (sums|words)\w*: .*_hash differs"):
+    with pytest.raises(DataError, match=r"question 7 of (sums|words)\w*:.*_hash"):
         judge(read_logs(base), read_logs(tuned))
 
 
@@ -119,22 +118,20 @@ def test_other_questions_of_a_table_without_prompts_are_refused(tmp_path: Path) 
         (tmp_path / side).mkdir()
         rows = [{"id": name, "score": 1} for name in (*"abcd", last)]
         write_table(tmp_path / side / "s.csv", rows)
-    with pytest.raises(DataError, match="differs: question e of s and question f of s"):
+    with pytest.raises(DataError, match=r"question e.*question f"):
         judge(read_logs(tmp_path / "base"), read_logs(tmp_path / "tuned"))
 
 
 # --- which tool ---------------------------------------------------------------------------------
 
 
-def test_logs_of_two_tools_are_not_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_logs_of_two_tools_are_not_compared(tmp_path: Path, capsys: Capture) -> None:
     base, _ = write_logs("lm_eval", tmp_path)
     _, tuned = write_logs("csv", tmp_path)
     assert verdict.main([str(base), str(tuned)]) == 3
     err = capsys.readouterr().err
-    assert f"{base} holds logs of lm_eval, {tuned} holds logs of tables" in err
-    with pytest.raises(DataError, match="cannot be compared, backend differs: replay and table"):
+    assert re.search(f"{base} .*lm_eval, {tuned} .*tables", err)
+    with pytest.raises(DataError, match="backend differs: replay"):
         judge(read_logs(base), read_logs(tuned))
 
 
@@ -145,13 +142,11 @@ def test_a_folder_of_two_tools_is_refused_and_a_table_beside_logs_is_not_read(
     write_table(base / "notes.csv", ROWS)
     assert find_logs(base)[0] == "lm_eval"
     (base / "2026-01-01T00-00-00+00-00_task_x.eval").touch()
-    with pytest.raises(DataError, match="holds logs of lm_eval and Inspect; give the place of one"):
+    with pytest.raises(DataError, match="lm_eval and Inspect"):
         read_logs(base)
 
 
-def test_the_same_logs_are_refused_also_by_another_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_logs_are_refused_also_by_another_name(tmp_path: Path, capsys: Capture) -> None:
     base, _ = write_logs("csv", tmp_path)
     (tmp_path / "link.csv").symlink_to(base)
     assert verdict.main([str(base), str(tmp_path / "link.csv")]) == 3
@@ -215,10 +210,7 @@ def test_choices_are_read_with_their_chance(tmp_path: Path) -> None:
     [
         (lambda rows: rows.append(rows[3]), "no metric that is a mean"),
         (lambda rows: [row.pop("doc") for row in rows], "row 1 is not logged as lighteval"),
-        (
-            lambda rows: [row.update(metric={"f1": None}) for row in rows],
-            "no metric that is a mean",
-        ),
+        (lambda rows: [row.update(metric={"f1": None}) for row in rows], "no metric that is a"),
         (lambda rows: rows[3].update(metric={"em": None}), "no metric that is a mean"),
         (lambda rows: rows[3].update(metric={"em": 0}), "no metric that is a mean"),  # reported
         (lambda rows: rows.clear(), "no metric that is a mean"),
@@ -234,40 +226,46 @@ def test_damaged_details_are_refused(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"config_general": {}}', None])
-def test_damaged_or_missing_results_of_lighteval_are_refused(
-    text: str | None, tmp_path: Path
-) -> None:
-    base, _ = write_logs("lighteval", tmp_path)
-    [file] = base.rglob("results_*.json")
-    file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(DataError, match=r"is no results file of lighteval|there is no results_"):
-        read_logs(base)
+def set_values(key: str, value: object) -> Callable[[Path], object]:
+    """Replace a setting of generation, or a score, wherever results of lighteval have it."""
+
+    def edit(file: Path) -> None:
+        results = json.loads(file.read_text())
+        generation = results["config_general"]["model_config"]["generation_parameters"]
+        generation["max_new_tokens"] = 10
+        for part in (generation, *results["results"].values()):
+            part |= {key: value} if key in part else {}
+        file.write_text(json.dumps(results))
+
+    return edit
+
+
+def turn_scores_around(file: Path) -> None:
+    text = file.read_text()
+    file.write_text(text.replace('"higher_is_better": true', '"higher_is_better": false'))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "problem"),
+    ("spoil", "problem"),
     [
-        ("max_new_tokens", "x", "is no results file of lighteval"),
-        ("max_new_tokens", [[1]], "is no results file of lighteval"),
-        ("max_new_tokens", 10**400, "is no number of tokens"),
-        ("em", "x", "no metric that is a mean"),
-        ("em", 10**400, "no metric that is a mean"),
+        (Path.unlink, "there is no results_"),
+        (lambda file: file.write_text(""), "is no results file of lighteval"),
+        (lambda file: file.write_text("[1]"), "is no results file of lighteval"),
+        (lambda file: file.write_text('{"config_general": {}}'), "is no results file of lighteval"),
+        (set_values("max_new_tokens", "x"), "is no results file of lighteval"),
+        (set_values("max_new_tokens", [[1]]), "is no results file of lighteval"),
+        (set_values("max_new_tokens", 10**400), "is no number of tokens"),
+        (set_values("em", "x"), "no metric that is a mean"),
+        (set_values("em", 10**400), "no metric that is a mean"),
+        (turn_scores_around, "no metric that is a mean"),
     ],
 )
-def test_results_of_lighteval_with_values_of_other_types_are_refused(
-    key: str, value: object, problem: str, tmp_path: Path
+def test_damaged_or_missing_results_of_lighteval_are_refused(
+    spoil: Callable[[Path], object], problem: str, tmp_path: Path
 ) -> None:
     base, _ = write_logs("lighteval", tmp_path)
     [file] = base.rglob("results_*.json")
-    results = json.loads(file.read_text())
-    results["config_general"]["model_config"]["generation_parameters"]["max_new_tokens"] = 10
-    for part in (
-        results["config_general"]["model_config"]["generation_parameters"],
-        *results["results"].values(),
-    ):
-        part |= {key: value} if key in part else {}
-    file.write_text(json.dumps(results))
+    spoil(file)
     with pytest.raises(DataError, match=problem) as refused:
         read_logs(base)
     assert "\n" not in str(refused.value)
@@ -281,16 +279,6 @@ def test_a_model_of_lighteval_may_have_any_name(name: object, tmp_path: Path) ->
     results["config_general"]["model_name"] = name
     file.write_text(json.dumps(results))
     assert read_logs(base).model == str(name)
-
-
-def test_a_metric_of_which_less_is_better_is_left_out(tmp_path: Path) -> None:
-    base, _ = write_logs("lighteval", tmp_path)
-    [file] = base.rglob("results_*.json")
-    file.write_text(
-        file.read_text().replace('"higher_is_better": true', '"higher_is_better": false')
-    )
-    with pytest.raises(DataError, match="no metric that is a mean"):
-        read_logs(base)
 
 
 # --- hostile tables -----------------------------------------------------------------------------
@@ -344,9 +332,7 @@ def test_a_hostile_table_is_refused_in_words(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["<script>.csv", "a\nb.csv", "$(x);'\".csv", "%s{0}.csv", "ü.csv"])
-def test_hostile_names_are_shown_as_text(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_names_are_shown_as_text(name: str, tmp_path: Path, capsys: Capture) -> None:
     for side in ("base", "tuned"):
         (tmp_path / side).mkdir()
         write_table(tmp_path / side / name, ROWS)
@@ -360,11 +346,11 @@ def test_hostile_names_are_shown_as_text(
 
 def test_what_was_not_asked_is_refused(tmp_path: Path) -> None:
     base, _ = write_logs("csv", tmp_path)
-    with pytest.raises(ConfigError, match="sum was not asked; did you mean sums"):
+    with pytest.raises(ConfigError, match=r"sum was not.*sums\?"):
         read_logs(base, targets=["sum"])
-    with pytest.raises(ConfigError, match="sums=scores: no such score; did you mean score"):
+    with pytest.raises(ConfigError, match=r"sums=scores: no.*score"):
         read_logs(base, {"sums": "scores"})
-    with pytest.raises(DataError, match="holds no results as lm_eval names them"):
+    with pytest.raises(DataError, match=r"no results .*lm_eval"):
         slimdown.read_lm_eval(write_table(tmp_path / "rows.txt", ROWS))
     (tmp_path / "other.json").write_text(json.dumps(ROWS))
     with pytest.raises((DataError, ConfigError), match=r"Inspect"):
@@ -383,7 +369,7 @@ def write_passages(file: Path, n_lost: int, column: str = "passage") -> Path:
 
 @pytest.mark.parametrize(("n_lost", "expected"), [(5, 2), (9, 1)])
 def test_a_table_three_times_over_shows_no_more_than_once(
-    n_lost: int, expected: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    n_lost: int, expected: int, tmp_path: Path, capsys: Capture
 ) -> None:
     codes, verdicts = [], []
     for times in (1, 3):
@@ -416,9 +402,7 @@ def test_equal_ids_of_two_tables_without_prompts_are_two_questions(tmp_path: Pat
     assert means[0] == pytest.approx(means[1])
 
 
-def test_questions_of_one_passage_count_as_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_questions_of_one_passage_count_as_one(tmp_path: Path, capsys: Capture) -> None:
     base, tuned = (write_passages(tmp_path / f"{n}.jsonl", n) for n in (0, 4))
     assert verdict.main([str(base), str(tuned)]) == 0
     assert "forgotten" in capsys.readouterr().out
@@ -426,11 +410,8 @@ def test_questions_of_one_passage_count_as_one(
     shown = " ".join(capsys.readouterr().out.split())
     assert "undecided" in shown
     assert "100 questions, 20 of them distinct" in shown
-    by_passage = [{"scores": "passage"}] * 2
-    both = (
-        read_logs(side, clusters=of) for side, of in zip((base, tuned), by_passage, strict=True)
-    )
-    found = judge(*both).benchmarks["scores"].primary.difference
+    evaluations = [read_logs(side, clusters={"scores": "passage"}) for side in (base, tuned)]
+    found = judge(*evaluations).benchmarks["scores"].primary.difference
     alone = compare_scores([1.0] * 20, [0.0] * 4 + [1.0] * 16)
     assert (found.p_value, found.low) == pytest.approx((alone.p_value, alone.low))
 
@@ -444,7 +425,7 @@ def test_questions_of_one_passage_count_as_one(
     ],
 )
 def test_a_cluster_that_is_not_there_is_refused(
-    option: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, problem: str, tmp_path: Path, capsys: Capture
 ) -> None:
     sides = [str(write_passages(tmp_path / f"{n}.jsonl", n)) for n in (0, 4)]
     assert verdict.main([*sides, "--cluster", option]) == 3

@@ -1,33 +1,45 @@
 """Requests for tiny models, and what a notebook would hand to an Evaluator."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import peft
 import torch
 from lm_eval.api.instance import Instance
-from tiny_models import build_tiny_model
+from tiny_models import build_byte_tokenizer, build_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
 from slimdown.config.schema import EvaluationConfig
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import wrap_model
+from slimdown.pocket import MODEL_DIR
 
 SHOTS = "Which letter comes first?\nA. the\nB. an\nAnswer: B\n\n" * 2
 
 
 def make_config(**changes: Any) -> EvaluationConfig:
-    defaults = {
-        "batch_size": None,
-        "apply_chat_template": False,
-        "holdout": 0.0,
-        "until": Until.all,
-    }
+    defaults = {"batch_size": None, "apply_chat_template": False, "holdout": 0.0}
+    defaults |= {"until": Until.all}
     return EvaluationConfig(**(defaults | changes))
 
 
 def make_benchmark_config(task: str, **changes: Any) -> BenchmarkConfig:
     defaults = {"metric": "acc", "num_fewshot": 0, "chance": 0.25}
     return BenchmarkConfig(task=task, **(defaults | changes))
+
+
+def load_pocket(dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """The embedded model as a notebook loads it."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=dtype)
+    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    return replace(loaded, id="pocket:model", identity={"weights": "pocket"})
+
+
+def wrap_tiny_model() -> LoadedModel:
+    return wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
 
 
 def ask(context: str, answers: list[str], doc: int) -> list[Instance]:

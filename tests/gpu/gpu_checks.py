@@ -87,7 +87,8 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
     measure(base.model, base.tokenizer, "pocket_cs", limit=limit)
     rows = prepare_training(base, data, config)
     with TemporaryDirectory() as folder:
-        _, result = fine_tune(base, rows, config, Path(folder), lambda _: None, lambda *_: None)
+        silent: Any = lambda *_: None  # noqa: E731
+        _, result = fine_tune(base, rows, config, Path(folder), silent, on_progress=silent)
     _, base, _ = load(f"quantization={quantization}")
     lora = {name: value for name, value in asdict(config.lora).items() if name != "args"}
     # TRL checkpoints gradients, and has a loss of its own.
@@ -135,7 +136,8 @@ def check_scarce_memory(load: Load, limit: int) -> Finding:
     evaluation = measure(base.model, base.tokenizer, "pocket_cs", limit=limit, batch_size=256)
     try:
         with TemporaryDirectory() as folder:
-            fine_tune(base, rows, config, Path(folder), lambda _: None, lambda *_: None)
+            silent: Any = lambda *_: None  # noqa: E731
+            fine_tune(base, rows, config, Path(folder), silent, on_progress=silent)
     except ModelError as error:
         message = str(error)
     del taken

@@ -77,9 +77,9 @@ def test_answers_that_are_not_the_harnesss_are_told(
 
 @needs_trl
 def test_losses_that_are_not_trls_are_told(load: gpu_checks.Load, monkeypatch: Patch) -> None:
-    def train_at_another_scale(base: Any, rows: Any, config: Any, *others: Any) -> Any:
+    def train_at_another_scale(base: Any, rows: Any, config: Any, *others: Any, **more: Any) -> Any:
         config = replace(config, lora=replace(config.lora, lora_alpha=8 * config.lora.lora_alpha))
-        return fine_tune(base, rows, config, *others)
+        return fine_tune(base, rows, config, *others, **more)
 
     monkeypatch.setattr(gpu_checks, "fine_tune", train_at_another_scale)
     differs, _ = gpu_checks.run_check(gpu_checks.CHECKS["nf4: training"], load, 8)

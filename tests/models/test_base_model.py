@@ -12,12 +12,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from builders import Compose, Patch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_model
 from torch.torch_version import TorchVersion
 
 from slimdown import pocket
-from slimdown.config.schema import Device, Dtype, ModelConfig, RunConfig
+from slimdown.config.schema import Device, Dtype, ModelConfig
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (
     LoadedModel,
@@ -32,14 +33,12 @@ from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weigh
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.hashing import hash_json
 
-Composed = Callable[..., RunConfig]
-
 
 def copy_pocket(folder: Path) -> Path:
     return Path(shutil.copytree(pocket.MODEL_DIR, folder))
 
 
-def load(composed: Composed, *settings: str) -> LoadedModel:
+def load(composed: Compose, *settings: str) -> LoadedModel:
     config = composed(*settings)
     return load_base_model(config.model, config.quantization)
 
@@ -52,7 +51,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) 
 
 
 def test_a_quantized_model_keeps_its_canonical_layout_and_says_what_it_is(
-    composed: Composed,
+    composed: Compose,
 ) -> None:
     base = load(composed)
     layers: list[Any] = [m for m in base.model.modules() if hasattr(m, "quant_state")]
@@ -66,7 +65,7 @@ def test_a_quantized_model_keeps_its_canonical_layout_and_says_what_it_is(
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed: Composed) -> None:
+def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed: Compose) -> None:
     config = composed(f"quantization={quantization}", f"model.dtype={dtype}")
     model = load_base_model(config.model, config.quantization).model
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -82,7 +81,7 @@ def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed:
     )
 
 
-def test_estimated_activations_are_those_kept(composed: Composed) -> None:
+def test_estimated_activations_are_those_kept(composed: Compose) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 64, "head_dim": 64}
     model = build_tiny_model("llama", **sizes).to(torch.bfloat16).train()
     lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"])
@@ -98,27 +97,27 @@ def test_estimated_activations_are_those_kept(composed: Composed) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         adapted(input_ids=torch.zeros(1, 128, dtype=torch.int64), use_cache=False)
     held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    settings = ("train.per_device_train_batch_size=1", "train.max_length=128")
-    estimated = estimate_step_bytes(adapted, composed(*settings).train, torch.bfloat16)
+    train = composed("train.per_device_train_batch_size=1", "train.max_length=128").train
+    estimated = estimate_step_bytes(adapted, train, torch.bfloat16)
     estimated -= 128 * (8 + 2) * 64  # all but the logits, of two layers and one layer's gradients
     assert estimated == pytest.approx(1.5 * held, rel=0.1)
 
 
-def test_a_quantized_base_is_loaded_as_it_is(composed: Composed, tmp_path: Path) -> None:
+def test_a_quantized_base_is_loaded_as_it_is(composed: Compose, tmp_path: Path) -> None:
     base = load(composed)
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"is quantized already, .*set quantization=none"):
+    with pytest.raises(ModelError, match=r"already.*quantization=none"):
         check_base(composed(f"model.id={tmp_path}"))
     again = load(composed, f"model.id={tmp_path}", "quantization=none")
     assert again.quantization == "bitsandbytes"
     tokens = torch.arange(20)[None]
     with torch.no_grad():
-        logits = [one.model(input_ids=tokens).logits for one in (base, again)]
-    assert torch.equal(*logits)
+        expected = base.model(input_ids=tokens).logits
+        assert torch.equal(again.model(input_ids=tokens).logits, expected)
 
 
-def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path: Path) -> None:
+def test_an_identity_is_of_content_and_not_of_place(composed: Compose, tmp_path: Path) -> None:
     base = load(composed)
     same = load(composed, f"model.id={copy_pocket(tmp_path / 'copy')}")
     assert same.identity == base.identity
@@ -144,7 +143,7 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
     ],
 )
 def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
-    damage: str, answer: str, composed: Composed, tmp_path: Path
+    damage: str, answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     folder = copy_pocket(tmp_path / "requests-safetensors")  # no reason to blame the hub
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -183,7 +182,7 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
     ],
 )
 def test_a_config_asks_for_no_code_and_no_endless_model(
-    changes: dict[str, Any], answer: str, composed: Composed, tmp_path: Path
+    changes: dict[str, Any], answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     file = copy_pocket(tmp_path / "model") / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -194,44 +193,34 @@ def test_a_config_asks_for_no_code_and_no_endless_model(
         load_outline(replace(model, args={"attn_implementation": "eager"}))
 
 
-def test_what_cannot_fit_or_is_not_there_is_refused(
-    composed: Composed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ModelError, match=r"cannot be reached: the hub does not answer"):
+def test_what_cannot_fit_or_is_not_there_is_refused(composed: Compose, monkeypatch: Patch) -> None:
+    with pytest.raises(ModelError, match="hub does not answer"):
         load(composed, "model.id=nobody/nothing")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"model\.device=cuda: .*cpu"):
+        load(composed, "model.device=cuda")
     monkeypatch.setattr("slimdown.models.base_model.free_memory", lambda device: 2**20)
-    with pytest.raises(ModelError, match=r"needs 0\.0 GiB for its weights .* quantization=nf4"):
+    with pytest.raises(ModelError, match=r"0\.0 GiB .*quantization=nf4"):
         load(composed)
 
 
-def test_a_device_that_is_not_there_is_refused(composed: Composed) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    with pytest.raises(ModelError, match=r"model\.device=cuda: this machine has none; it has cpu"):
-        load(composed, "model.device=cuda")
-
-
 def test_auto_takes_bfloat16_by_the_processors_instructions(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     cpu = torch.device("cpu")
-    for processor, dtype in (
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", torch.bfloat16),
-        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", torch.bfloat16),
-        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", torch.float32),
-        ("vendor_id : AuthenticAMD\nflags : avx2", torch.float32),
-        ("Features : fp asimd bf16", torch.float32),
-        ("", torch.float32),
-    ):
+    fast = ("GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", "AuthenticAMD avx512_bf16")
+    slow = ("GenuineIntel\nflags : avx512_bf16", "AuthenticAMD avx2", "fp asimd bf16", "")
+    for processor in (*fast, *slow):
         monkeypatch.setattr(
             "slimdown.models.base_model._read_processor", lambda text=processor: text
         )
-        assert pick_dtype(Dtype.auto, cpu) == dtype
+        expected = torch.bfloat16 if processor in fast else torch.float32
+        assert pick_dtype(Dtype.auto, cpu) == expected
     assert pick_dtype(Dtype.float16, cpu) == torch.float16
     assert pick_dtype(Dtype.auto, torch.device("mps")) == torch.float32
 
 
-def test_fixed_dtypes_leave_nothing_to_choose(composed: Composed) -> None:
+def test_fixed_dtypes_leave_nothing_to_choose(composed: Compose) -> None:
     config = composed("model.dtype=auto", "quantization.bnb_4bit_compute_dtype=auto")
     fixed = fix_dtypes(config)
     assert Dtype.auto not in (fixed.model.dtype, fixed.quantization.bnb_4bit_compute_dtype)
@@ -241,19 +230,19 @@ def test_fixed_dtypes_leave_nothing_to_choose(composed: Composed) -> None:
 
 
 def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for version, device in (("2.13.0", "mps"), ("2.15.1", "mps"), ("2.9.1", "cpu")):
         monkeypatch.setattr(torch, "__version__", TorchVersion(version))
         assert pick_device(Device.auto).type == device
-    with pytest.raises(ModelError, match=r"torch 2\.9\.1 computes padded rows wrongly there"):
+    with pytest.raises(ModelError, match=r"torch 2\.9\.1 .*2\.13"):
         pick_device(Device.mps)
 
 
 def test_a_process_takes_the_gpu_of_its_number_on_its_machine(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     """The second of two machines, on which two of four GPUs are used."""
     chosen: list[int] = []
@@ -265,7 +254,7 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_machine(
         monkeypatch.setenv(name, value)
     assert pick_device(Device.cuda) == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "x")
-    with pytest.raises(ConfigError, match="LOCAL_RANK=x is no whole number; torchrun sets it"):
+    with pytest.raises(ConfigError, match="LOCAL_RANK=x is no"):
         pick_device(Device.cuda)
 
 
@@ -292,16 +281,16 @@ def test_errors_of_every_device_count_as_out_of_memory() -> None:
 
 @pytest.mark.hub
 def test_a_model_of_the_hub_is_named_by_its_commit_and_a_gated_one_says_what_to_do(
-    composed: Composed,
+    composed: Compose,
 ) -> None:
     base = load(composed, "model=smollm2")
     assert len(base.revision) == 40
     assert base.license == "apache-2.0"
     quantization = composed().quantization
     model = ModelConfig(id=base.id, revision="nowhere", dtype=Dtype.auto, device=Device.auto)
-    with pytest.raises(ModelError, match="has no such branch, tag or commit"):
+    with pytest.raises(ModelError, match="no such branch"):
         load_base_model(model, quantization)
-    with pytest.raises(ModelError, match="is not on the hub, or is private"):
+    with pytest.raises(ModelError, match="not on the hub"):
         load_base_model(replace(model, id="nobody/nothing", revision="main"), quantization)
-    with pytest.raises(ModelError, match="is gated: accept its licence"):
+    with pytest.raises(ModelError, match="is gated"):
         load_base_model(replace(model, id="meta-llama/Llama-3.2-1B", revision="main"), quantization)

@@ -1,5 +1,6 @@
 """Any loaded model can be measured and is as it was afterwards."""
 
+import copy
 from typing import Any
 
 import accelerate
@@ -36,8 +37,7 @@ def test_a_model_is_taken_out_of_what_is_around_it() -> None:
 def build_headless_model() -> Any:
     """A model whose weights were loaded but for its head."""
     model = build_tiny_model("llama")
-    size = model.config.hidden_size, model.config.vocab_size
-    model.lm_head = torch.nn.Linear(*size, bias=False, device="meta")
+    model.lm_head = copy.deepcopy(model.lm_head).to("meta")
     return model
 
 
@@ -50,16 +50,13 @@ def build_headless_model() -> Any:
         ("a name", "the model is a str"),
         (build_tiny_model("llama").to("meta"), "on the meta device and have no numbers"),
         (build_headless_model(), "on the meta device and have no numbers"),
+        (build_tiny_model("llama"), "the tokenizer is a NoneType"),
     ],
 )
-def test_what_is_no_causal_model_is_refused(model: Any, answer: str) -> None:
+def test_what_is_no_causal_model_or_tokenizer_is_refused(model: Any, answer: str) -> None:
+    tokenizer = None if "tokenizer" in answer else build_byte_tokenizer()
     with pytest.raises(ModelError, match=answer):
-        wrap_model(model, build_byte_tokenizer())
-
-
-def test_a_tokenizer_that_is_none_is_refused() -> None:
-    with pytest.raises(ModelError, match="the tokenizer is a NoneType; give the model's own"):
-        wrap_model(build_tiny_model("llama"), None)
+        wrap_model(model, tokenizer)
 
 
 def test_eval_mode_computes_plainly_and_leaves_no_trace() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from builders import make_evaluation
+from builders import Compose, make_evaluation
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_models import logits_of
@@ -18,14 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from slimdown import pocket
-from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import open_tuned_model
 from slimdown.tracking.run_files import render_model_card
 from slimdown.utils.errors import ConfigError, ModelError
-
-Composed = Callable[..., RunConfig]
 
 
 def save_adapter(folder: Path, **settings: Any) -> Path:
@@ -48,7 +45,7 @@ def break_config(folder: Path, text: str) -> None:
     (folder / "adapter_config.json").write_text(text)
 
 
-def open_it(composed: Composed, tuned: Path, *settings: str) -> tuple[LoadedModel, Any]:
+def open_it(composed: Compose, tuned: Path, *settings: str) -> tuple[LoadedModel, Any]:
     config = composed(f"tuned={tuned}", *settings)
     base = load_base_model(config.model, config.quantization)
     return base, open_tuned_model(config, base)
@@ -56,7 +53,7 @@ def open_it(composed: Composed, tuned: Path, *settings: str) -> tuple[LoadedMode
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_an_adapter_answers_as_in_plain_peft(
-    quantization: str, composed: Composed, tmp_path: Path
+    quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     folder = save_adapter(tmp_path / "adapter")
     base, external = open_it(composed, folder, f"quantization={quantization}")
@@ -78,7 +75,7 @@ def test_an_adapter_answers_as_in_plain_peft(
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
 def test_a_whole_model_takes_the_place_of_the_base(
-    quantization: str, composed: Composed, tmp_path: Path
+    quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
     model.lm_head.weight.data.mul_(1.5)
@@ -99,7 +96,7 @@ def test_a_whole_model_takes_the_place_of_the_base(
     assert tuned.tokenizer.chat_template == base.tokenizer.chat_template
 
 
-def test_a_prompt_adapter_is_known_as_one(composed: Composed, tmp_path: Path) -> None:
+def test_a_prompt_adapter_is_known_as_one(composed: Compose, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
     config = peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
     peft.get_peft_model(model, config).save_pretrained(tmp_path)
@@ -139,7 +136,7 @@ def trainers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("part", ["", "checkpoint-2"])
 def test_a_trainers_folder_is_read_with_all_that_lies_beside(
-    part: str, trainers_folder: Path, composed: Composed
+    part: str, trainers_folder: Path, composed: Compose
 ) -> None:
     folder = trainers_folder / part
     names = {file.name for file in folder.iterdir()}
@@ -183,7 +180,7 @@ def write_nan(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_pipe_in_the_place_of_a_file_is_refused(
-    name: str, composed: Composed, tmp_path: Path
+    name: str, composed: Compose, tmp_path: Path
 ) -> None:
     folder = save_adapter(tmp_path / "adapter")
     (folder / name).unlink()
@@ -195,7 +192,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused(
 @pytest.mark.parametrize("method", ["lora", "prefix"])
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
 def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
-    quantization: str, method: str, composed: Composed, tmp_path: Path
+    quantization: str, method: str, composed: Compose, tmp_path: Path
 ) -> None:
     folder = save_adapter(tmp_path / "adapter")
     assert composed(f"tuned={folder}").quantization.name == "none"
@@ -247,7 +244,7 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(
-    spoil: Callable[[Path], Any], answer: str, composed: Composed, tmp_path: Path
+    spoil: Callable[[Path], Any], answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     spoil(folder := save_adapter(tmp_path / "adapter"))
     with pytest.raises(ModelError, match=answer):
@@ -255,7 +252,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
 
 
 def test_a_dora_is_refused_on_int8_before_anything_is_measured(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     edit_config(folder := save_adapter(tmp_path / "adapter"), use_dora=True)
     with pytest.raises(ModelError, match="is a DoRA, which has no int8 layers; set quantization"):
@@ -320,7 +317,7 @@ def resize_norm(file: Path) -> None:
     ],
 )
 def test_a_damaged_whole_model_is_refused_before_anything_is_measured(
-    spoil: Callable[[Path], Any], answer: str, composed: Composed, tmp_path: Path
+    spoil: Callable[[Path], Any], answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     spoil(folder := save_whole(tmp_path / "whole"))
     with pytest.raises(ModelError, match=answer) as refused:

@@ -10,20 +10,17 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from builders import Patch
+from builders import Compose, Patch
 from tiny_models import logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
 from slimdown import pocket
-from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import ExternalModel, open_tuned_model
 from slimdown.models.tuned_base import find_base
 from slimdown.tracking.resume import run_key
 from slimdown.utils.errors import ConfigError, ModelError
-
-Composed = Callable[..., RunConfig]
 
 
 def write_pocket(file: Path, kind: str = "F32", change: float = 1.0, **settings: Any) -> Path:
@@ -40,13 +37,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pocket(tmp_path_factory.mktemp("gguf") / "pocket.gguf")
 
 
-def open_it(composed: Composed, file: Path, *settings: str) -> tuple[LoadedModel, ExternalModel]:
+def open_it(composed: Compose, file: Path, *settings: str) -> tuple[LoadedModel, ExternalModel]:
     config = composed(f"tuned={file}", "model.dtype=float32", *settings)
     base = load_base_model(config.model, config.quantization)
     return base, open_tuned_model(config, base)
 
 
-def test_unrounded_weights_compute_the_folders_logits(composed: Composed, file: Path) -> None:
+def test_unrounded_weights_compute_the_folders_logits(composed: Compose, file: Path) -> None:
     base, external = open_it(composed, file)
     expected = logits_of(base.model)
     tuned = external.load()
@@ -71,7 +68,7 @@ def round_blocks(weight: torch.Tensor, levels: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_rounded_weights_compute_what_rounding_by_hand_does(
-    kind: str, composed: Composed, tmp_path: Path
+    kind: str, composed: Compose, tmp_path: Path
 ) -> None:
     base, external = open_it(composed, write_pocket(tmp_path / "pocket.gguf", kind))
     unrounded = logits_of(base.model)
@@ -84,17 +81,17 @@ def test_rounded_weights_compute_what_rounding_by_hand_does(
     assert (logits - expected).abs().max() < 0.1 * (logits - unrounded).abs().max()
 
 
-def test_a_file_counts_by_its_content(composed: Composed, file: Path, tmp_path: Path) -> None:
+def test_a_file_counts_by_its_content(composed: Compose, file: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(file, tmp_path / "other name.gguf"))
     other = write_pocket(tmp_path / "other.gguf", change=2.0)
-    loaded = [open_it(composed, one)[1].load() for one in (file, copied, other)]
-    assert loaded[0].identity == loaded[1].identity
-    assert loaded[0].identity != loaded[2].identity
-    keys = [run_key(composed(f"tuned={one}", "model=pocket")) for one in (file, copied, other)]
+    places = (file, copied, other)
+    identities = [open_it(composed, place)[1].load().identity for place in places]
+    assert identities[0] == identities[1] != identities[2]
+    keys = [run_key(composed(f"tuned={place}", "model=pocket")) for place in places]
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Composed, tmp_path: Path) -> None:
+def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Compose, tmp_path: Path) -> None:
     settings = [f"model.id={tmp_path}", "model.args.gguf_file=base.gguf", "quantization=none"]
     shutil.copy(pocket.MODEL_DIR / "config.json", tmp_path)
     keys = []
@@ -104,19 +101,11 @@ def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Composed, tmp_pat
     assert keys[0] != keys[1]
 
 
-def test_a_file_names_no_base(composed: Composed, file: Path) -> None:
+def test_a_file_names_no_base(composed: Compose, file: Path) -> None:
     tuned = composed(f"tuned={file}", "model=pocket").tuned_model
     assert tuned
-    with pytest.raises(ModelError, match=r"tuned=.* names no base; name it: model=OWNER/NAME"):
+    with pytest.raises(ModelError, match=r"tuned=.* base; .*model=OWNER/NAME"):
         find_base(tuned)
-
-
-def cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def cut_header(file: Path) -> None:
-    os.truncate(file, 5000)
 
 
 def rewrite(file: Path, change: Callable[[Any], None]) -> None:
@@ -146,13 +135,9 @@ def swap_tokens(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "settings", "answer"),
     [
-        (cut, [], "tuned=.*pocket.gguf is cut short, or damaged"),
-        (cut_header, [], "tuned=.*pocket.gguf is cut short, or damaged"),
-        (
-            rename_architecture,
-            [],
-            "of the architecture 'lIama', which transformers does not unpack",
-        ),
+        (lambda file: os.truncate(file, file.stat().st_size // 2), [], "is cut short"),
+        (lambda file: os.truncate(file, 5000), [], "tuned=.*pocket.gguf is cut short, or damaged"),
+        (rename_architecture, [], "the architecture 'lIama', which transformers does not unpack"),
         (swap_tokens, [], "has another vocabulary than pocket:model: .* is another token"),
         (lambda _: None, ["quantization=nf4"], "is quantized already.* set quantization=none"),
     ],
@@ -161,7 +146,8 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     spoil: Callable[[Path], None],
     settings: list[str],
     answer: str,
-    composed: Composed,
+    *,
+    composed: Compose,
     file: Path,
     tmp_path: Path,
 ) -> None:
@@ -213,7 +199,7 @@ NUMBERS, TEXT = (KINDS.ARRAY, KINDS.INT32), (KINDS.STRING, None)
     ],
 )
 def test_metadata_of_another_type_is_refused_where_it_is_read(
-    key: str, value: Any, kinds: Any, file: Path, tmp_path: Path, composed: Composed
+    key: str, value: Any, kinds: Any, file: Path, tmp_path: Path, composed: Compose
 ) -> None:
     spoiled = retype(file, tmp_path / "model.gguf", key, value, *kinds)
     name = key.removeprefix("llama.")
@@ -222,10 +208,10 @@ def test_metadata_of_another_type_is_refused_where_it_is_read(
 
 
 def test_a_part_of_a_model_is_refused_whatever_it_is_called(
-    composed: Composed, file: Path, tmp_path: Path
+    composed: Compose, file: Path, tmp_path: Path
 ) -> None:
     part = shutil.copy(file, tmp_path / "model-00001-of-00002.gguf")
-    with pytest.raises(ConfigError, match=r"is one of 2 parts of a model; join them"):
+    with pytest.raises(ConfigError, match="one of 2 parts"):
         composed(f"tuned={part}")
     writer = gguf.GGUFWriter(renamed := tmp_path / "model.gguf", "llama")
     writer.add_uint16("split.count", 2)
@@ -233,23 +219,23 @@ def test_a_part_of_a_model_is_refused_whatever_it_is_called(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(ModelError, match=r"is one of 2 parts of a model; join them"):
+    with pytest.raises(ModelError, match="one of 2 parts"):
         open_it(composed, renamed)
 
 
 def test_what_is_no_gguf_file_is_refused_at_once(
-    composed: Composed, file: Path, tmp_path: Path, monkeypatch: Patch
+    composed: Compose, file: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     other = tmp_path / "model.gguf"
-    with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: there is no such file"):
+    with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: .*no such"):
         composed(f"tuned={other}")
     other.write_bytes(b"PK\3\4" * 9)
-    with pytest.raises(ConfigError, match="is no GGUF file: it begins with"):
+    with pytest.raises(ConfigError, match="is no GGUF file"):
         composed(f"tuned={other}")
     shutil.copy(file, other)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"lies beside adapter_config.json"):
         composed(f"tuned={other}")
     monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs the package gguf; .* pip install '.\[gguf\]'"):
+    with pytest.raises(ConfigError, match=r"package gguf; .*'.\[gguf\]'"):
         composed(f"tuned={file}")

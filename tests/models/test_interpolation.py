@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Compose, Patch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,8 +27,6 @@ from slimdown.models.base_model import (
 from slimdown.models.external import ExternalModel, open_tuned_model
 from slimdown.models.interpolation import Interpolation, pair_models
 from slimdown.utils.errors import ModelError
-
-Composed = Callable[..., RunConfig]
 
 
 def load_plain(folder: Path) -> Any:
@@ -54,7 +53,7 @@ def pair(config: RunConfig) -> Interpolation:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_them(
-    dtype: torch.dtype, composed: Composed, tmp_path: Path
+    dtype: torch.dtype, composed: Compose, tmp_path: Path
 ) -> None:
     folder = save_changed(tmp_path / "tuned", lambda model: model.to(dtype))
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -82,7 +81,7 @@ def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_t
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
-    quantization: str, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantization: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder = save_changed(tmp_path / "tuned")
     for file in folder.glob("tokenizer*"):
@@ -103,17 +102,15 @@ def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
     assert not any(weight.numel() for weight in half.model.parameters())
     assert not list((tmp_path / "scratch").iterdir())
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(ModelError, match=r"takes 0\.004 GB, and 0\.001 GB are free"):
+    with pytest.raises(ModelError, match=r"0\.004 GB.*0\.001 GB"):
         interpolation.save(0.5, tmp_path)
 
 
-FAMILIES = [
-    pytest.param(family, marks=[pytest.mark.slow] * (family not in ("gpt2", "mixtral")))
-    for family in sorted(EXACT_FAMILIES)
-]
+QUICK = ["gpt2", "mixtral"]
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in sorted(EXACT_FAMILIES.difference(QUICK))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*QUICK, *SLOW])
 def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None:
     """GPT-2's `c_attn.bias` looks like a mask; a Mixtral's experts have other names in files."""
     configs = ModelConfig(str(tmp_path / "base")), TunedModelConfig(str(tmp_path / "tuned"))
@@ -131,7 +128,7 @@ def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None
     for scale, config in enumerate(configs):
         (out := tmp_path / str(scale)).mkdir()
         interpolation.save(scale, out)
-        expected, weights = (load_plain(Path(one)).state_dict() for one in (config.id, out))
+        expected, weights = load_plain(Path(config.id)).state_dict(), load_plain(out).state_dict()
         assert not [name for name in expected if not torch.equal(expected[name], weights[name])]
 
 
@@ -140,18 +137,18 @@ def untie(model: Any) -> None:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1.5)
 
 
-def test_tied_embeddings_meet_untied_ones(composed: Composed, tmp_path: Path) -> None:
+def test_tied_embeddings_meet_untied_ones(composed: Compose, tmp_path: Path) -> None:
     folder = save_changed(tmp_path / "untied", untie)
     (out := tmp_path / "half").mkdir()
     pair(composed(f"tuned={folder}")).save(0.5, out)
     shared = load_plain(pocket.MODEL_DIR).lm_head.weight.float()
     pairs = zip(load_plain(out).parameters(), load_plain(folder).parameters(), strict=True)
-    tables = [both for both in pairs if both[0].shape == shared.shape]
+    tables = [(weight, after) for weight, after in pairs if weight.shape == shared.shape]
     assert len(tables) == 2
     for weight, after in tables:
         assert torch.equal(weight, torch.lerp(shared, after.float(), 0.5).bfloat16())
     tied = save_changed(tmp_path / "tied")
-    with pytest.raises(ModelError, match=r"only the base has a lm_head.weight of its own"):
+    with pytest.raises(ModelError, match=r"the base .*lm_head\.weight"):
         pair(composed(f"tuned={tied}", f"model.id={folder}", "quantization=none"))
 
 
@@ -172,11 +169,7 @@ QUANTIZED = {"quantization_config": {"quant_method": "fp8"}}
 @pytest.mark.parametrize(
     ("change", "settings", "answer"),
     [
-        (
-            lambda m: m.resize_token_embeddings(2050),
-            {},
-            r"embed_tokens.weight .*2050, 192\]",
-        ),
+        (lambda m: m.resize_token_embeddings(2050), {}, r"embed_tokens.weight .*2050, 192\]"),
         (cut, {}, r"only the base has a layers.3.input_layernorm.weight of its own"),
         (round_a_norm, {}, r" norm.weight is torch.bfloat16 \[192\] in the base and torch.int8"),
         (lambda m: None, ROPE, r"rope_parameters is .*10000.* there and .*500000"),
@@ -184,7 +177,7 @@ QUANTIZED = {"quantization_config": {"quant_method": "fp8"}}
     ],
 )
 def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
-    change: Any, settings: dict[str, Any], answer: str, composed: Composed, tmp_path: Path
+    change: Any, settings: dict[str, Any], answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     file = save_changed(tmp_path, change) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -194,7 +187,7 @@ def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
 
 @pytest.mark.parametrize("owner", ["base", "tuned", "both"])
 def test_buffers_that_older_versions_saved_have_no_scale(
-    owner: str, composed: Composed, tmp_path: Path
+    owner: str, composed: Compose, tmp_path: Path
 ) -> None:
     folders = [save_changed(tmp_path / "base"), save_changed(tmp_path / "tuned")]
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -205,7 +198,6 @@ def test_buffers_that_older_versions_saved_have_no_scale(
             listed = json.loads(index.read_text())
             listed["weight_map"][name] = file.name
             index.write_text(json.dumps(listed))
-    settings = f"model.id={folders[0]}", f"tuned={folders[1]}"
     (out := tmp_path / "out").mkdir()
-    pair(composed(*settings)).save(0.5, out)
+    pair(composed(f"model.id={folders[0]}", f"tuned={folders[1]}")).save(0.5, out)
     assert torch.isfinite(logits_of(load_plain(out))).all()

@@ -1,13 +1,13 @@
 """A merged model answers as the base with its adapter does."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from builders import Compose, Patch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
@@ -17,10 +17,13 @@ from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.merging import merge_adapter
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
 IDS = torch.arange(5, 60)[None]
-# With LoRA on each quantization: each other kind of change of the weights once.
-QUICK = {("dora", "nf4"), ("ia3", "nf4"), ("oft", "none"), ("shira", "none")}
+# LoRA on each quantization, and each other kind of change of the weights once.
+QUICK = [("lora", "nf4"), ("lora", "int8"), ("lora", "none")]
+QUICK += [("dora", "nf4"), ("ia3", "nf4"), ("oft", "none"), ("shira", "none")]
+# PEFT 0.21 cannot attach DoRA to int8, and SHiRA is refused on both.
+SLOW = [("rslora", "nf4"), ("rslora", "int8"), ("rslora", "none"), ("dora", "none")]
+SLOW += [("ia3", "int8"), ("ia3", "none"), ("oft", "nf4"), ("oft", "int8")]
 
 
 def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
@@ -35,17 +38,10 @@ def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
 
 @pytest.mark.parametrize(
     ("method", "quantization"),
-    [
-        pytest.param(method, quantization, marks=[pytest.mark.slow] * (not is_quick))
-        for method in ("lora", "rslora", "dora", "ia3", "oft", "shira")
-        for quantization in ("nf4", "int8", "none")
-        # PEFT 0.21 cannot attach DoRA to int8, and SHiRA is refused on both.
-        if (method, quantization) not in (("dora", "int8"), ("shira", "nf4"), ("shira", "int8"))
-        for is_quick in [method == "lora" or (method, quantization) in QUICK]
-    ],
+    [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)],
 )
 def test_merged_logits_are_those_of_the_adapter_on_its_base(
-    method: str, quantization: str, composed: Composed, tmp_path: Path
+    method: str, quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     config = composed(f"method={method}", f"quantization={quantization}", "model.dtype=float32")
     base = make_adapter(config, tmp_path / "adapter")
@@ -101,16 +97,19 @@ def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float,
     return moved, distance
 
 
+SLOW_TIED = ["head", "both alike", "dora"]
+
+
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.slow] * (case in ("head", "both alike", "dora")))
-        for case in TIED
+        *(case for case in TIED if case not in SLOW_TIED),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_TIED),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_tied_weights_are_merged_as_base_and_adapter_answer(
-    case: str, composed: Composed, tmp_path: Path
+    case: str, composed: Compose, tmp_path: Path
 ) -> None:
     make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
     config = composed("quantization=none")
@@ -124,7 +123,7 @@ def test_tied_weights_are_merged_as_base_and_adapter_answer(
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_tied_weights_of_a_real_model_are_merged(
-    target: str, composed: Composed, tmp_path: Path
+    target: str, composed: Compose, tmp_path: Path
 ) -> None:
     config = composed("model=smollm2", "model.dtype=float32", "quantization=none")
     base = load_base_model(config.model, config.quantization)
@@ -137,7 +136,7 @@ def test_tied_weights_of_a_real_model_are_merged(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
-    dtype: str, composed: Composed, tmp_path: Path
+    dtype: str, composed: Compose, tmp_path: Path
 ) -> None:
     rows = {"lm_head": [5, 16, 47]}  # PEFT writes them into the embeddings, too
     make_plain_adapter(
@@ -145,24 +144,24 @@ def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
     )
     config = composed("quantization=none")
     base = load_base_model(config.model, config.quantization)
-    with pytest.raises(ModelError, match=r"merged model's logits would be [\d.]+ away from those"):
+    with pytest.raises(ModelError, match=r"logits .*[\d.]+ away"):
         merge_adapter(base, tmp_path, tmp_path / "merged", dtype)
     assert not (tmp_path / "merged").exists()
 
 
-def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Path) -> None:
+def test_what_no_weights_can_hold_is_not_merged(composed: Compose, tmp_path: Path) -> None:
     config = composed("method=prefix")
     base = load_base_model(config.model, config.quantization)
     model = attach_adapter(base, config.method, config.lora, 0)
     assert isinstance(model, peft.PeftModel)
     save_adapter(model, base, tmp_path / "adapter")
     fresh = load_base_model(config.model, config.quantization)
-    with pytest.raises(ModelError, match="cannot be merged into pocket:model"):
+    with pytest.raises(ModelError, match="cannot be merged"):
         merge_adapter(fresh, tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_memory_that_runs_out_while_merging_names_the_way_out(
-    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """A GPU that holds four bits a parameter may not hold 32."""
     config = composed()
@@ -172,11 +171,11 @@ def test_memory_that_runs_out_while_merging_names_the_way_out(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("slimdown.models.merging.load_adapter", fail)
-    with pytest.raises(ModelError, match=r"CUDA out of memory.*try --device cpu"):
+    with pytest.raises(ModelError, match=r"CUDA out.*--device cpu"):
         merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
 
 
-def test_each_process_saves_an_adapter_alike(composed: Composed, tmp_path: Path) -> None:
+def test_each_process_saves_an_adapter_alike(composed: Compose, tmp_path: Path) -> None:
     """PEFT holds modules as a set; a repeated run would not find its own adapter's answers."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     config = composed(f"lora.target_modules=[{','.join(names)}]")

@@ -1,6 +1,5 @@
 """Jobs that put one adapter after another on a base load it once, and answer as single runs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import peft
 import pytest
 import torch
 import transformers
+from builders import Compose, Patch
 from commands_and_runs import call_verb, find_runs
 from mlflow import MlflowClient
 from tiny_models import logits_of
@@ -26,7 +26,6 @@ from slimdown.models.external import open_tuned_model
 from slimdown.models.shared_base import SharedBase
 from slimdown.tracking.run_reader import find_run, read_evaluations
 
-Composed = Callable[..., RunConfig]
 COMMON: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
 LORA: dict[str, Any] = {**COMMON, "r": 4, "init_lora_weights": False}
 KINDS: dict[str, tuple[peft.PeftConfig, bool]] = {
@@ -62,7 +61,7 @@ def load_shared(shared: SharedBase, config: RunConfig) -> LoadedModel:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def loads(monkeypatch: Patch) -> list[str]:
     """Whatever transformers loads with its weights meanwhile."""
     loaded = []
     load = transformers.AutoModelForCausalLM.from_pretrained
@@ -81,7 +80,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [*((kind, "none") for kind in KINDS), ("lora", "nf4"), ("ia3", "nf4"), ("prompt", "nf4")],
 )
 def test_a_base_that_is_kept_answers_as_a_fresh_one(
-    kind: str, quantization: str, composed: Composed, tmp_path: Path, loads: list[str]
+    kind: str, quantization: str, composed: Compose, tmp_path: Path, loads: list[str]
 ) -> None:
     config = composed(f"tuned={save_kind(kind, tmp_path)}", f"quantization={quantization}")
     loads.clear()
@@ -90,7 +89,7 @@ def test_a_base_that_is_kept_answers_as_a_fresh_one(
     fresh, identity = logits_of(base.model), base.identity
     tuned = open_tuned_model(config, base).load()
     assert not torch.equal(logits_of(tuned.model), fresh)
-    shared.take_back(tuned)
+    shared.keep_base_of(tuned)
     again = load_shared(shared, config)
     assert torch.equal(logits_of(again.model), fresh)
     assert again.identity == identity
@@ -99,7 +98,7 @@ def test_a_base_that_is_kept_answers_as_a_fresh_one(
 
 
 def test_other_settings_and_methods_of_our_own_load_a_base_anew(
-    composed: Composed, tmp_path: Path, loads: list[str]
+    composed: Compose, tmp_path: Path, loads: list[str]
 ) -> None:
     config = composed(f"tuned={save_kind('lora', tmp_path / 'lora')}")
     shared = SharedBase()
@@ -108,14 +107,14 @@ def test_other_settings_and_methods_of_our_own_load_a_base_anew(
         config = composed(f"tuned={tmp_path / 'lora'}", *settings)
         base = load_shared(shared, config)
         assert len(loads) == 1
-        shared.take_back(open_tuned_model(config, base).load())
+        shared.keep_base_of(open_tuned_model(config, base).load())
     method = composed("method=bottleneck").method
     own = load_base_model(config.model, config.quantization)
     model = attach_adapter(own, method, config.lora, 0)
     save_adapter(model, own, tmp_path / "own")
     config = composed(f"tuned={tmp_path / 'own'}", "model.dtype=bfloat16")
     base = load_shared(shared, config)
-    shared.take_back(open_tuned_model(config, base).load())
+    shared.keep_base_of(open_tuned_model(config, base).load())
     loads.clear()
     load_shared(shared, config)
     assert len(loads) == 1  # its hooks stay on the layers
@@ -125,23 +124,21 @@ def test_three_adapters_load_their_base_once_and_answer_as_three_single_runs(
     store: MlflowClient, tmp_path: Path, loads: list[str]
 ) -> None:
     folders = [str(save_kind(kind, tmp_path / kind)) for kind in ("lora", "prompt", "ia3")]
-    asked = ["benchmark=[pocket_math,pocket_cs]"]
-    asked += [f"benchmark.pocket_{name}.limit=8" for name in ("math", "cs")]
+    settings = ["benchmark=[pocket_math,pocket_cs]"]
+    settings += ["benchmark.pocket_math.limit=8", "benchmark.pocket_cs.limit=8"]
     loads.clear()
-    done = call_verb(tmp_path, "run", "-m", "tuned=" + ",".join(folders), *asked)
+    done = call_verb(tmp_path, "run", "-m", "tuned=" + ",".join(folders), *settings)
     assert done.returncode == 0, done.stderr
     assert len(loads) == 1
     shared = [run.info.run_id for run in find_runs(store)]
     tracking = TrackingConfig(uri=store.tracking_uri)
     for folder in folders:
-        done = call_verb(tmp_path, "run", f"tuned={folder}", *asked, "rerun=true")
+        done = call_verb(tmp_path, "run", f"tuned={folder}", *settings, "rerun=true")
         assert done.returncode == 0, done.stderr
     assert len(loads) == 4
     single = [run.info.run_id for run in find_runs(store)][3:]
     for pair in zip(shared, single, strict=True):
-        answers = []
-        for run_id in pair:
-            run = find_run(tracking, run_id)
-            both = read_evaluations(tracking, run)
-            answers.append([{n: b.samples for n, b in one.benchmarks.items()} for one in both])
-        assert answers[0] == answers[1]
+        evaluations = [read_evaluations(tracking, find_run(tracking, run_id)) for run_id in pair]
+        for first, second in zip(*evaluations, strict=True):  # of the base, of the tuned model
+            for name, benchmark in first.benchmarks.items():
+                assert benchmark.samples == second.benchmarks[name].samples

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Patch
 from commands_and_runs import call_verb
 
 from slimdown import pocket
@@ -17,7 +18,7 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_folder(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -33,11 +34,11 @@ def compose_line(*arguments: str) -> list[ComposedRun]:
 
 def test_an_adapters_base_is_measured_as_a_real_model_is() -> None:
     write_adapter("mine", base_model_name_or_path=SMOLLM2, revision="abc")
-    settings = ("tuned=mine", "benchmark.hellaswag.limit=3", "model.dtype=float32")
+    settings = ["tuned=mine", "benchmark.hellaswag.limit=3", "model.dtype=float32"]
     [run] = compose_line(*settings)
     [named] = compose_line("model=smollm2", "model.revision=abc", *settings)
     assert run.config == named.config
-    assert (run.model, run.overrides) == ("SmolLM2-135M-Instruct", [*settings])
+    assert (run.model, run.overrides) == ("SmolLM2-135M-Instruct", settings)
     [newest] = compose_line("tuned=mine", "model.revision=v2")
     assert newest.config.model.revision == "v2"
 
@@ -80,7 +81,7 @@ def test_a_base_that_is_not_here_has_to_be_named(settings: dict[str, Any], answe
     with pytest.raises(ConfigError) as error:
         compose_line("tuned=mine", "benchmark.hellaswag.limit=3")
     assert str(error.value).startswith(f"tuned=mine {answer}")
-    assert str(error.value).endswith("name it: model=OWNER/NAME, or a folder")
+    assert "model=OWNER/NAME" in str(error.value)
     assert compose_line("tuned=mine", "model=any", "model.id=me/base")
 
 
@@ -94,10 +95,8 @@ def test_a_damaged_adapter_is_no_whole_model() -> None:
 @pytest.mark.parametrize("address", ["http://localhost:8000/v1", "https://api.you.com/v1/"])
 def test_an_address_is_judged_by_its_logs(address: str, tmp_path: Path) -> None:
     for model in ([], ["model=smollm2"]):
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(ConfigError, match=rf"tuned={address} .*lm_eval.*slimdown verdict"):
             compose_line(f"tuned={address}", *model)
-        assert f"tuned={address} is an address; ask it by lm_eval" in str(error.value)
-        assert "`slimdown verdict` (docs/serving.md)" in str(error.value)
     done = call_verb(tmp_path, "run", f"tuned={address}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

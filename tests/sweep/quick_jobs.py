@@ -33,11 +33,13 @@ def run_experiment(config: RunConfig, info: RunInfo, _: object) -> Findings:
     return findings
 
 
-def run_or_end(run: ComposedRun, *arguments: Any) -> JobOutcome:
+def run_or_end(
+    run: ComposedRun, info: RunInfo, swept: tuple[str, ...], *, is_planned: bool, shared_base: Any
+) -> JobOutcome:
     """Make a run, or end the process."""
     if run.config.seed == DEADLY:
         os.kill(os.getpid(), signal.SIGKILL)
-    return run_job(run, *arguments)
+    return run_job(run, info, swept, is_planned=is_planned, shared_base=shared_base)
 
 
 def run_quick_job(sweep: SweepInfo, setting: object, shared_base: object) -> None:

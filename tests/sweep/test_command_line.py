@@ -9,14 +9,16 @@ import shlex
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import yaml
 from commands_and_runs import run_command
+from record_builders import Capture, Patch
 
 from slimdown.commands import run_command_line as runs
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.paths import CONF_DIR, list_group_choices
-from slimdown.config.schema import RunConfig
 from slimdown.sweep import command_line
 from slimdown.sweep.command_line import CommandPlan, compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
@@ -25,7 +27,7 @@ TABLE = (Path(__file__).parent / "refused_settings.txt").read_text().splitlines(
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_folder(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -47,13 +49,13 @@ def test_a_wrong_setting_is_answered(line: str) -> None:
 
 
 def test_a_mistake_of_a_thousand_jobs_is_told_without_looking_at_them_all(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
-    checked: list[RunConfig] = []
-    check = command_line.load_config
-    monkeypatch.setattr(command_line, "load_config", lambda one: checked.append(one) or check(one))
-    assert refuse("-m", "seed=range(1000)", "lora.r=0") == ["lora.r must be at least 1, got 0"]
-    assert len(checked) < 50
+    check = Mock(side_effect=command_line.load_config)
+    monkeypatch.setattr(command_line, "load_config", check)
+    [answer] = refuse("-m", "seed=range(1000)", "lora.r=0")
+    assert answer.startswith("lora.r ")
+    assert check.call_count < 50
     assert len(refuse("-m", "seed=range(5)", "lora.r=0,-1,-2")) == 3
 
 
@@ -75,7 +77,7 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
 def test_what_is_no_address_of_a_hub_is_named(address: str, command: str, tmp_path: Path) -> None:
     done = run_command(tmp_path, *command.split(), "lora.r=4", HF_ENDPOINT=address)
     assert done.returncode == 1
-    assert "HF_ENDPOINT, an address such as" in done.stderr
+    assert "HF_ENDPOINT" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -163,7 +165,8 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     write_file(tmp_path / "mine/experiment/mine.yaml", b"# @package _global_\nlora: {r: 2}\n")
     [run] = compose_line("experiment=mine", "--config-dir", "mine").runs
     assert run.config.lora.r == 2
-    assert refuse("--config-dir", "/nowhere") == ["--config-dir: there is no folder /nowhere"]
+    [answer] = refuse("--config-dir", "/nowhere")
+    assert "/nowhere" in answer
 
 
 def test_a_task_of_the_harness_is_a_benchmark_by_its_name() -> None:
@@ -203,7 +206,7 @@ def test_a_task_of_ones_own_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
     [run] = compose_line("benchmark=[my_own_task]", folder).runs
     assert run.config.benchmark == {"my_own_task": BenchmarkConfig(task="my_own_task")}
     [answer] = refuse("benchmark=[my_own_task]")
-    assert "evaluation.include_path names a folder with tasks of your own" in answer
+    assert "evaluation.include_path" in answer
 
 
 def test_suites_are_beaten_by_the_command_line_and_beat_presets_and_models() -> None:
@@ -228,10 +231,10 @@ def test_files_of_questions_have_names_of_their_own() -> None:
         Path(f"{name}.jsonl").write_text('{"question": "q", "answer": "4"}\n')
     words = "benchmark=[legs,capitals] benchmark.legs.path=legs.jsonl benchmark.legs.score=numeric"
     [run] = compose_line(*words.split(), "benchmark.capitals.path=capitals.jsonl").runs
-    metrics = {name: one.metric for name, one in run.config.benchmark.items()}
+    metrics = {name: benchmark.metric for name, benchmark in run.config.benchmark.items()}
     assert metrics == {"legs": "numeric", "capitals": "exact_match.strip"}
     [answer] = refuse(*words.split())
-    assert answer.startswith("benchmark=capitals: the harness has no such task")
+    assert answer.startswith("benchmark=capitals:")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ def test_files_of_questions_have_names_of_their_own() -> None:
     ],
 )
 def test_a_mistake_is_answered_before_a_large_library_is_imported(
-    arguments: str, code: int, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: str, code: int, answer: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # stderr names each imported module
     process = run_command(tmp_path, *arguments.split())
@@ -263,12 +266,13 @@ def test_a_mistake_is_answered_before_a_large_library_is_imported(
 def test_the_version_and_the_composed_settings_are_shown(tmp_path: Path) -> None:
     assert run_command(tmp_path, "slimdown", "--version").stdout.startswith("slimdown ")
     shown = run_command(tmp_path, "slimdown", "--cfg", "job", "benchmark=[piqa]").stdout
-    assert "lora_dropout: 0.0" in shown
-    assert "\n  piqa:\n    task: piqa\n" in shown
+    settings = yaml.safe_load(shown)
+    assert settings["lora"]["lora_dropout"] == 0.0
+    assert settings["benchmark"]["piqa"]["task"] == "piqa"
 
 
 def test_help_is_shown_where_python_checks_help_texts_first(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: Patch, capsys: Capture
 ) -> None:
     """As Python 3.14 does; one of Hydra's is an object that becomes text when it is shown."""
     add_argument = argparse.ArgumentParser.add_argument

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from record_builders import Compose
+from record_builders import Compose, Patch
 
 from slimdown.sweep import jobs, sweeper
 from slimdown.sweep.command_line import ComposedRun, compose_runs, read_command_line
@@ -22,7 +23,7 @@ def compose(composed: Compose, uri: str) -> ComposedRun:
 
 
 def test_a_worker_in_another_folder_writes_into_the_same_record(
-    sweep: SweepInfo, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: SweepInfo, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "driver").mkdir()
     monkeypatch.chdir(tmp_path / "driver")
@@ -33,7 +34,7 @@ def test_a_worker_in_another_folder_writes_into_the_same_record(
 
 
 def test_a_worker_without_the_address_makes_no_record_of_its_own(
-    sweep: SweepInfo, composed: Compose, monkeypatch: pytest.MonkeyPatch
+    sweep: SweepInfo, composed: Compose, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is restored
     run = compose(composed, "http://me:secret@server:5000")
@@ -41,13 +42,13 @@ def test_a_worker_without_the_address_makes_no_record_of_its_own(
     assert sweep.read_settings(1).config.tracking.uri == run.config.tracking.uri
     assert "secret" not in (sweep.folder / "1.settings.json").read_text()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI on each machine"):
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI"):
         sweep.read_settings(1)
 
 
 @pytest.mark.parametrize("reuse", ["true", "false"])
 def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
-    reuse: str, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reuse: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """A launcher that lost job 1 raises while job 2 goes on; submitit launches no empty list."""
     plan = compose_runs(read_command_line(["-m", "seed=0,1", f"baseline.reuse={reuse}"]))
@@ -68,26 +69,21 @@ def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
     monkeypatch.setattr(sweeper, "find_finished", lambda *_: None)
     states = [outcome.state for outcome in sweep._run(plan.runs)]
     assert states == [JobState.finished, JobState.finished]
-    base = [("measure_base_job", (2,))] * (reuse == "true")
+    base = [("measure_base_job", (2,))] if reuse == "true" else []
     assert launched == [*base, ("run_sweep_job", (1, 2)), ("run_sweep_job", (1,))]
 
 
 @pytest.mark.parametrize("state", JobState)
 def test_a_job_that_was_queued_twice_is_made_once(
-    state: JobState, sweep: SweepInfo, monkeypatch: pytest.MonkeyPatch
+    state: JobState, sweep: SweepInfo, monkeypatch: Patch
 ) -> None:
     """Slurm queues a killed job again, and a launcher that lost one job queues all others."""
     config = type("Config", (), {"job": type("Job", (), {"num": 0})})
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: config)
-    made = []
-
-    def make(*_: object) -> JobOutcome:
-        made.append(1)
-        return JobOutcome(JobState.finished, "a" * 32)
-
+    make = Mock(return_value=JobOutcome(JobState.finished, "a" * 32))
     monkeypatch.setattr(jobs, "run_job", make)
     monkeypatch.setattr(SweepInfo, "read_settings", lambda *_: None)
     if state is not JobState.waiting:  # then there is no file
         sweep.write_outcome(1, JobOutcome(state))
     jobs.run_sweep_job(sweep, None)
-    assert bool(made) is (state in (JobState.waiting, JobState.running, JobState.killed))
+    assert make.called is (state in (JobState.waiting, JobState.running, JobState.killed))

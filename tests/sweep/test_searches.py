@@ -9,12 +9,11 @@ from statistics import median
 
 import joblib
 import pytest
-from builders import make_benchmark, make_evaluation, make_run
+from builders import Capture, Compose, Patch, make_benchmark, make_evaluation, make_run
 from optuna.trial import TrialState
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import Role
-from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.judging.findings import Findings, judge
 from slimdown.sweep.command_line import (
@@ -35,13 +34,13 @@ SPACE = {
     "dataset.pocket_instructions.max_examples": DimensionConfig(10, 1000, log=True),
 }
 FAILED = JobOutcome(JobState.failed)
+# Hydra warns of our launchers' names; the command ignores it, too.
+quiet = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")
 OpenSearch = Callable[..., Search]
 
 
 @pytest.fixture
-def open_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
-) -> OpenSearch:
+def open_search(tmp_path: Path, monkeypatch: Patch, composed: Compose) -> OpenSearch:
     """Open a search as a command of its own does; its runs are made up, see `finish`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slimdown.sweep.search.find_run", lambda tracking, run_id: RUNS[run_id])
@@ -170,8 +169,12 @@ def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> 
     """If two trials learned equally, the proposals follow the one within the budget."""
 
     def propose(budget: str) -> float:
-        settings = (f"search.study={budget}", f"search.max_loss={budget}", "search.n_trials=16")
-        search = open_search(*settings, "search.n_startup_trials=8")
+        search = open_search(
+            f"search.study={budget}",
+            f"search.max_loss={budget}",
+            "search.n_trials=16",
+            "search.n_startup_trials=8",
+        )
         rates = []
         for [trial] in search.propose_batches():
             rates.append(rate := float(get_values(trial)["train.learning_rate"]))
@@ -188,7 +191,7 @@ UNFIT = {
 
 
 def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
-    open_search: OpenSearch, capsys: pytest.CaptureFixture[str]
+    open_search: OpenSearch, capsys: Capture
 ) -> None:
     search = open_search("quantization=none", "search.n_trials=12", **UNFIT)
     proposed = []
@@ -199,9 +202,7 @@ def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
     assert len(states) == 12
     assert 0 < states.count("FAIL") == 12 - len(proposed)
     assert ("full", "self_replay") not in proposed
-    out = " ".join(capsys.readouterr().out.split())
-    assert out.count("is refused (") == states.count("FAIL")
-    assert "needs the base beside what is trained" in out
+    assert capsys.readouterr().out.count("is refused (") == states.count("FAIL")
     search.show()
     assert f"Trial {states.index('FAIL')} was refused" in capsys.readouterr().out
 
@@ -210,11 +211,11 @@ def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None
     search = open_search("quantization=none", "keep=self_replay", **{"method": UNFIT["method"]})
     search.space["method"] = DimensionConfig(choices=["full"])
     assert not list(search.propose_batches())
-    with pytest.raises(ConfigError, match="every trial of the search is refused"):
+    with pytest.raises(ConfigError, match="keep=self_replay"):
         search.show()
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as the command does
+@quiet
 @pytest.mark.parametrize(
     ("settings", "n"),
     [
@@ -230,17 +231,21 @@ def test_trials_run_together_as_the_launcher_can(settings: str, n: int) -> None:
     assert Sweep(line, compose_runs(line)).count_at_once() == n
 
 
-def test_a_backend_that_hydra_does_not_start_is_refused() -> None:
-    settings = ["hydra/launcher=joblib", "hydra.launcher.backend=nope"]
+@quiet
+@pytest.mark.parametrize(
+    ("launcher", "setting", "answer"),
+    [
+        ("joblib", "backend=nope", "loky"),  # Hydra starts no other
+        ("submitit_local", "timeout_min=-1", "at least 1, got -1"),
+        ("submitit_local", "timeout_min=0", "at least 1, got 0"),
+        ("submitit_local", "mem_gb=-4", "at least 1, got -4"),
+        ("submitit_local", "nodes=0", "at least 1, got 0"),
+    ],
+)
+def test_a_launcher_that_could_start_nothing_is_refused(
+    launcher: str, setting: str, answer: str
+) -> None:
+    settings = [f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"]
     line = read_command_line(["-m", "seed=1,2", *settings])
-    with pytest.raises(ConfigError, match="backend=nope: Hydra starts loky"):
-        Sweep(line, compose_runs(line))
-
-
-@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as the command does
-@pytest.mark.parametrize("setting", ["timeout_min=-1", "timeout_min=0", "mem_gb=-4", "nodes=0"])
-def test_a_launcher_that_could_start_nothing_is_refused(setting: str) -> None:
-    settings = ["hydra/launcher=submitit_local", f"hydra.launcher.{setting}"]
-    line = read_command_line(["-m", "seed=1,2", *settings])
-    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]} must be at least 1, got"):
+    with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]}.*{answer}"):
         Sweep(line, compose_runs(line))

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from commands_and_runs import run_command
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from record_builders import Patch
 
 from slimdown.config.loader import open_hydra
 from slimdown.config.schema import RunConfig
@@ -21,7 +23,7 @@ ROWS = '{"instruction": "Add 1 and 2.", "output": "3"}\n'
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for file in ("rows.jsonl", "more.jsonl", "b/rows.jsonl"):
@@ -70,7 +72,7 @@ def test_a_file_of_rows_is_a_dataset_and_bears_its_name() -> None:
     [several] = compose("dataset=rows.jsonl,alpaca,more.jsonl")
     assert list(several.dataset) == ["rows", "alpaca", "more"]
     swept = compose("-m dataset=rows.jsonl,[more.jsonl,alpaca]")
-    assert [list(one.dataset) for one in swept] == [["rows"], ["more", "alpaca"]]
+    assert [list(config.dataset) for config in swept] == [["rows"], ["more", "alpaca"]]
     [hub] = compose("dataset=you/your.rows")
     assert hub.dataset["your_rows"].path == "you/your.rows"
 
@@ -106,8 +108,9 @@ def test_what_may_mean_several_things_is_answered(habit: str, answer: str) -> No
 def test_the_composed_settings_take_habits_too(folder: Path) -> None:
     words = ["--cfg", "job", "--model", SMALL, "dataset=rows.jsonl"]
     done = run_command(folder, "slimdown.run", *words)
-    assert f"model:\n  id: {SMALL}\n" in done.stdout
-    assert "\n  rows:\n    path: rows.jsonl\n" in done.stdout
+    settings = yaml.safe_load(done.stdout)
+    assert settings["model"]["id"] == SMALL
+    assert settings["dataset"]["rows"]["path"] == "rows.jsonl"
 
 
 def write_adapter(folder: Path) -> None:
@@ -121,7 +124,6 @@ def test_a_folder_without_an_adapter_is_answered_with_the_one_to_type() -> None:
         write_adapter(Path(f"out/checkpoint-{step}"))
     answer = refuse("tuned=out")
     assert "\n" not in answer
-    assert answer.startswith("tuned=out holds no adapter (adapter_config.json) and no model")
     line = answer.partition("; type ")[2]
     assert line == "tuned=out/checkpoint-10"
     [config] = compose(f"{line} model=me/base")
@@ -131,9 +133,9 @@ def test_a_folder_without_an_adapter_is_answered_with_the_one_to_type() -> None:
 def test_an_empty_folder_is_answered_with_what_writes_an_adapter() -> None:
     Path("empty").mkdir()
     for line in ("tuned=empty", "tuned=empty model=smollm2"):
-        assert refuse(line).endswith("your trainer writes one by trainer.save_model('empty')")
+        assert "trainer.save_model('empty')" in refuse(line)
     Path("empty/adapter_model.safetensors").write_bytes(b"")
-    assert "copy adapter_config.json beside it" in refuse("tuned=empty")
+    assert "copy adapter_config.json" in refuse("tuned=empty")
 
 
 @pytest.mark.parametrize("inner", ["", "me__model"])
@@ -169,7 +171,7 @@ def test_a_budget_may_be_a_percentage(folder: Path, capsys: Any) -> None:
 
 
 def test_a_pattern_names_folders_in_the_order_of_their_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for step in (100, 50):
@@ -179,7 +181,7 @@ def test_a_pattern_names_folders_in_the_order_of_their_numbers(
     Path("it's/checkpoint-7.txt").touch()
     with open_hydra():
         override = parse_override(OverridesParser.create(), "tuned=it's/checkpoint-*", True)
-    folders = [getattr(one, "text", one) for one in override.sweep_iterator()]
+    folders = [getattr(value, "text", value) for value in override.sweep_iterator()]
     assert folders == ["it's/checkpoint-50", "it's/checkpoint-100"]
     with pytest.raises(ConfigError, match=r"^tuned=nope/\*: no folder"):
         compose_runs(read_command_line(["-m", "tuned=nope/*"]))

@@ -21,6 +21,7 @@ from record_builders import (
     set_metric,
 )
 
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import Dtype, RunConfig
 from slimdown.models.base_model import fix_dtypes
 from slimdown.pocket import DATA_DIR
@@ -40,6 +41,12 @@ from slimdown.utils.errors import TrackingError
 KEY = "d" * 32
 
 
+def look_up(config: RunConfig, key: str) -> tuple[RunRecord | None, str]:
+    """Return the finished run of a key, and the unfinished one that can go on here."""
+    with find_finished_or_lock(config, key) as found:
+        return found
+
+
 def test_a_finished_run_is_found_unless_it_shall_be_made_again(
     config: RunConfig, composed: Compose
 ) -> None:
@@ -49,14 +56,12 @@ def test_a_finished_run_is_found_unless_it_shall_be_made_again(
         assert (finished.run_id, resume_run_id) == (run_id, "")
         assert finished.findings is not None
     for override in ("rerun=true", "baseline.reuse=false"):
-        with find_finished_or_lock(composed(override), KEY) as answer:
-            assert answer == (None, "")
-    with find_finished_or_lock(config, "") as answer:
-        assert answer == (None, "")
+        assert look_up(composed(override), KEY) == (None, "")
+    assert look_up(config, "") == (None, "")
 
 
 def test_a_signal_after_a_run_was_delivered_leaves_it_finished(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: Patch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -75,11 +80,9 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
 ) -> None:
     info = make_info(config, "one", run_key=KEY)
     with pytest.raises(KeyboardInterrupt), open_run(config, info) as run:
-        with find_finished_or_lock(config, KEY) as answer:
-            assert answer == (None, "")  # it is at work
+        assert look_up(config, KEY) == (None, "")  # it is at work
         raise KeyboardInterrupt
-    with find_finished_or_lock(config, KEY) as answer:
-        assert answer == (None, run.run_id)
+    assert look_up(config, KEY) == (None, run.run_id)
     store.update_run(run.run_id, "RUNNING")  # its process vanished
     for host, resume_run_id in (
         (name_machine(), run.run_id),
@@ -87,24 +90,20 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
         ("another", ""),
     ):
         store.set_tag(run.run_id, "slimdown.host", host)
-        with find_finished_or_lock(config, KEY) as answer:
-            assert answer == (None, resume_run_id)
+        assert look_up(config, KEY) == (None, resume_run_id)
     store.update_run(run.run_id, "KILLED")  # it ended itself, and its folder is here
-    with find_finished_or_lock(config, KEY) as answer:
-        assert answer == (None, run.run_id)
+    assert look_up(config, KEY) == (None, run.run_id)
     again = make_info(config, "one", run_key=KEY, resume_run_id=run.run_id)
     with pytest.raises(KeyboardInterrupt), open_run(config, again):
         raise KeyboardInterrupt
     assert store.get_run(run.run_id).data.tags["slimdown.host"] == name_machine()
     store.set_tag(run.run_id, "mlflow.user", "mallory")  # whose locks lie elsewhere
-    with find_finished_or_lock(config, KEY) as answer:
-        assert answer == (None, "")
+    assert look_up(config, KEY) == (None, "")
     store.set_tag(run.run_id, "mlflow.user", getpass.getuser())
     store.update_run(run.run_id, "RUNNING")
     store.set_tag(run.run_id, "slimdown.host", name_machine())
     monkeypatch.setattr("uuid.getnode", lambda: 7)  # another machine, again
-    with find_finished_or_lock(config, KEY) as answer:
-        assert answer == (None, "")
+    assert look_up(config, KEY) == (None, "")
 
 
 def test_a_run_goes_on_in_one_process_though_two_machines_see_its_folder(
@@ -121,7 +120,7 @@ def test_a_run_goes_on_in_one_process_though_two_machines_see_its_folder(
         store.update_run(run.run_id, "KILLED")  # as the other node has just read it
         record = find_run(config.tracking, run.run_id)
         assert not is_abandoned(config.tracking, record)
-        is_refused = pytest.raises(TrackingError, match="another process goes on with run")
+        is_refused = pytest.raises(TrackingError, match="another process")
         with is_refused, open_run(config, again):
             raise AssertionError
         assert store.get_run(run.run_id).data.tags["slimdown.host"] == "another"

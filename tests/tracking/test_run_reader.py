@@ -116,28 +116,28 @@ def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Co
     assert names(experiments=["second"]) == ["c"]
     assert names(sweep="it's `odd`") == ["b"]
     assert names(filter_string="params.`lora.r` = '2'") == ["a"]
-    with pytest.raises(TrackingError, match=r"no experiment secnd.*did you mean second"):
+    with pytest.raises(TrackingError, match=r"secnd.*did you mean second"):
         names(experiments=["secnd"])
-    with pytest.raises(TrackingError, match=r"a filter is written so: "):
+    with pytest.raises(TrackingError, match="written so"):
         names(filter_string="lora is 2")
 
 
 def test_an_odd_run_is_left_out_with_a_line(
     store: MlflowClient, config: RunConfig, caplog: Logs
 ) -> None:
-    damaged = [b"{", b"\xff"]
-    runs = {text: record_run(config, repr(text)) for text in [b"good", *damaged]}
-    for text in damaged:
-        artifacts = store.get_run(runs[text]).info.artifact_uri.removeprefix("file://")
-        (Path(artifacts) / "findings.json").write_bytes(text)
-    found = find_runs(config.tracking, with_findings=True)
-    assert [run.name for run in found if run.findings] == ["b'good'"]
-    for text in damaged:
-        line = f"run {runs[text]} is left out: its findings.json is damaged; rerun=true makes"
-        assert line in caplog.text
-    assert "Error" not in caplog.text
+    good, odd = (record_run(config, name) for name in ("good", "odd"))
+    artifacts = store.get_run(odd).info.artifact_uri.removeprefix("file://")
     file = Path(artifacts) / "findings.json"
-    plain = find_run(config.tracking, runs[b"good"]).findings.to_dict()
+    for content in (b"{", b"\xff"):
+        file.write_bytes(content)
+        caplog.clear()
+        found = find_runs(config.tracking, with_findings=True)
+        assert [run.name for run in found if run.findings] == ["good"]
+        assert odd in caplog.text
+        assert "damaged" in caplog.text
+        assert "rerun=true" in caplog.text
+        assert "Error" not in caplog.text
+    plain = find_run(config.tracking, good).findings.to_dict()
     assert plain["format"] == 1
     primary = next(iter(plain["benchmarks"].values()))
     bomb = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
@@ -154,16 +154,16 @@ def test_an_odd_run_is_left_out_with_a_line(
     ):
         caplog.clear()
         file.write_text(text)
-        assert find_run(config.tracking, runs[damaged[-1]]).findings is None
+        assert find_run(config.tracking, odd).findings is None
         assert line in caplog.text
         assert "damaged" not in caplog.text
     file.unlink()
     os.mkfifo(file)
-    find_run(config.tracking, runs[damaged[-1]])
+    find_run(config.tracking, odd)
     assert "is no file" in caplog.text
     file.unlink()
     find_runs(config.tracking, with_findings=True)
-    assert "findings.json; MLflow looks only where the run was made" in caplog.text
+    assert f"is not at {file}" in caplog.text
 
 
 def test_samples_that_are_damaged_or_gone_are_named(config: RunConfig) -> None:
@@ -172,7 +172,7 @@ def test_samples_that_are_damaged_or_gone_are_named(config: RunConfig) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     for change in (lambda: None, file.unlink):
         change()
-        with pytest.raises(TrackingError, match=r"/tuned-pocket_cs.parquet is gone or damaged"):
+        with pytest.raises(TrackingError, match=r"/tuned-pocket_cs\.parquet"):
             read_evaluations(config.tracking, run)
 
 
@@ -196,7 +196,7 @@ def test_settings_that_were_changed_are_refused(
     for read in (read_config, read_evaluations):
         with pytest.raises(ConfigError, match=message) as caught:
             read(config.tracking, run)
-        assert f"settings.json of run {run.run_id} (one) cannot be read" in str(caught.value)
+        assert run.run_id in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_the_held_out_half_is_found_whatever_the_prompt_says(
     assert read_config(config.tracking, run).evaluation == config.evaluation
     checked = call_verb(Path.cwd(), "check", run.run_id, "--max-loss=0.9")
     assert checked.returncode == 0, checked.stderr
-    assert "Judged on the held-out half" in " ".join(checked.stdout.split())
+    assert "held-out half" in " ".join(checked.stdout.split())
 
 
 def test_a_setting_whose_secret_is_hidden_is_not_measured_again(
@@ -244,7 +244,7 @@ def test_a_setting_whose_secret_is_hidden_is_not_measured_again(
     config.evaluation.system_instruction = "Use api_key=pl4nted in each answer."
     run = find_run(config.tracking, record_run(config, "one"))
     assert "pl4nted" not in str(run)
-    with pytest.raises(ConfigError, match=r"evaluation\.system_instruction held what looks like"):
+    with pytest.raises(ConfigError, match=r"evaluation\.system_instruction"):
         read_config(config.tracking, run)
     read_evaluations(config.tracking, run)
 
@@ -266,9 +266,8 @@ READABLE = [
     ],
 )
 def test_an_odd_record_harms_no_other(
-    change: str, store: MlflowClient, composed: Compose, tmp_path: Path,
-    caplog: Logs,
-) -> None:  # fmt: skip
+    change: str, store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
+) -> None:
     odd, sound = (record_run(composed(f"lora.r={r}"), f"run {r}") for r in (2, 4))
     with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
         database.execute(change, {"id": odd})

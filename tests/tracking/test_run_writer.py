@@ -31,7 +31,7 @@ from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import create_run, find_experiment, open_store
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
-from slimdown.utils.errors import DataError, ModelError, TrackingError
+from slimdown.utils.errors import DataError, ModelError, SlimdownError, TrackingError
 
 
 def test_a_run_of_four_benchmarks_stays_within_the_limits(
@@ -153,7 +153,7 @@ def test_a_server_that_goes_away_costs_no_result(
     with serve_mlflow(tmp_path) as (uri, kill_server):
         config = replace(config, tracking=replace(config.tracking, uri=uri))
         with (
-            pytest.raises(TrackingError, match=r"The results are in .*mlruns/runs/"),
+            pytest.raises(TrackingError, match=r"are in .*mlruns/runs/"),
             open_run(config, make_info(config, "one", run_key=key)) as run,
         ):
             kill_server()
@@ -189,10 +189,10 @@ def test_a_run_id_that_is_a_path_is_refused(
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "thesis").write_text("years")
     monkeypatch.setattr(MlflowClient, "create_run", create_elsewhere)
-    with pytest.raises(TrackingError, match=r"'../../victim', and an id is 32 letters"):
+    with pytest.raises(TrackingError, match=r"'\.\./\.\./victim'"):
         record_run(config, "one")
     with (
-        pytest.raises(TrackingError, match=r"'../../victim'"),
+        pytest.raises(TrackingError, match=r"'\.\./\.\./victim'"),
         open_sweep_run(config.tracking, "s", "t"),
     ):
         pass
@@ -221,7 +221,7 @@ def test_no_secret_reaches_the_store(
 
 def test_a_full_disk_is_one_line(config: RunConfig) -> None:
     with (
-        pytest.raises(Exception, match=r"the disk is full .* repeat the command"),
+        pytest.raises(SlimdownError, match="disk is full"),
         open_run(config, make_info(config, "one")),
         Path("/dev/full").open("w") as full,
     ):

@@ -20,6 +20,7 @@ def make_run(
     name: str,
     params: Mapping[str, Any],
     metrics: Mapping[str, float],
+    *,
     sweep: str = "ranks",
 ) -> None:
     tags = {"slimdown.kind": "tuned", "slimdown.sweep": sweep, "slimdown.verdict": "math ↓ cs ?"}
@@ -43,7 +44,7 @@ def ranks(store: MlflowClient) -> str:
     """Two ranks with two seeds each, and an older run of one more setting."""
     experiment = store.create_experiment("ranks")
     older = {"lora.r": 2, "train.learning_rate": 1, "seed": 0}
-    make_run(store, experiment, "pocket", older, {"change/old": 3.0}, "before")
+    make_run(store, experiment, "pocket", older, {"change/old": 3.0}, sweep="before")
     for r in (4, 8):
         for seed in (0, 1):
             params = {"lora.r": r, "lora.lora_alpha": 2 * r, "seed": seed}
@@ -74,7 +75,8 @@ def test_columns_are_what_was_varied_what_was_kept_then_changes_the_largest_loss
 
 
 def test_learned_stands_where_any_run_has_it(store: MlflowClient, ranks: str) -> None:
-    make_run(store, ranks, "pocket", {"seed": 0}, {"learned": 12.0, "learned_loss": 0.4}, "new")
+    metrics = {"learned": 12.0, "learned_loss": 0.4}
+    make_run(store, ranks, "pocket", {"seed": 0}, metrics, sweep="new")
     columns = read_view(store, ranks)["selectedColumns"]
     assert "metrics.`learned`" in columns
     assert "metrics.`learned_loss`" not in columns
@@ -87,7 +89,8 @@ def test_seeds_are_grouped_by_what_was_varied(store: MlflowClient, ranks: str) -
         "groupByKeys": groups,
     }
     for r in (4, 8):
-        make_run(store, ranks, f"pocket lora.r={r}", {"lora.r": r, "seed": 0}, {}, "one seed")
+        params = {"lora.r": r, "seed": 0}
+        make_run(store, ranks, f"pocket lora.r={r}", params, {}, sweep="one seed")
     assert read_view(store, ranks)["groupBy"] is None
 
 
@@ -102,14 +105,15 @@ def test_charts_lead_from_the_settings_to_the_outcome_and_show_each_change(
     assert [bar["metricKey"] for bar in bars] == [
         f"change/{name}" for name in ("cs", "math", "old", "common")
     ]
-    sections = {one["uuid"] for one in view["compareRunSections"]}
+    sections = {section["uuid"] for section in view["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == sections
     assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == 5
     assert view["useGroupedValuesInCharts"]
     for name in ("none", "replay"):
         for seed in (0, 1):
             params = {"keep.name": name, "seed": seed}
-            make_run(store, ranks, f"pocket keep={name} seed={seed}", params, {}, "words")
+            title = f"pocket keep={name} seed={seed}"
+            make_run(store, ranks, title, params, {}, sweep="words")
     view = read_view(store, ranks)
     assert view["groupBy"]
     assert not view["useGroupedValuesInCharts"]  # words have no mean

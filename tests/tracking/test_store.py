@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sqlite3
 import ssl
 import stat
@@ -77,12 +76,11 @@ def test_a_store_that_cannot_be_used_is_named_in_one_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_only_a_filter_is_told_how_a_filter_is_written() -> None:
-    refusal = MlflowException("no such value", INVALID_PARAMETER_VALUE)
-    for text, advice in (("x ~ 3", "a filter is written so"), ("", "MLflow takes no such value")):
-        explained = record.explain_store_errors(TrackingConfig("sqlite:///x.db", "x"), text)
-        with pytest.raises(TrackingError, match=advice), explained:
-            raise refusal
+@pytest.mark.parametrize(("text", "advice"), [("x ~ 3", "a filter is"), ("", "MLflow takes no")])
+def test_only_a_filter_is_told_how_a_filter_is_written(text: str, advice: str) -> None:
+    explained = record.explain_store_errors(TrackingConfig("sqlite:///x.db", "x"), text)
+    with pytest.raises(TrackingError, match=advice), explained:
+        raise MlflowException("no such value", INVALID_PARAMETER_VALUE)
 
 
 @contextmanager
@@ -104,7 +102,7 @@ def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Tracking
 def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
     with serve(lambda handler: handler.send_error(401)) as config:
         record.check_store(config)
-        with pytest.raises(TrackingError, match=r"401.*check address, user, password"):
+        with pytest.raises(TrackingError, match=r"401.*password"):
             find_runs(config)
 
 
@@ -131,7 +129,7 @@ def test_a_server_that_never_ends_its_answer_is_given_up(answer: str, monkeypatc
             handler.wfile.write(b"x" if answer == "letters" else b"")
 
     with serve(answer_slowly) as config:
-        with pytest.raises(TrackingError, match="TimeoutError; start the server"):
+        with pytest.raises(TrackingError, match="TimeoutError"):
             record.check_store(config)
         is_over.set()
 
@@ -152,7 +150,7 @@ def test_mlflow_gives_up_a_server_that_falls_silent_within_a_minute(monkeypatch:
 
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
     store.delete_experiment(store.create_experiment("gone"))
-    with pytest.raises(TrackingError, match="=gone was deleted; name another"):
+    with pytest.raises(TrackingError, match="=gone was deleted"):
         record.find_experiment(store, TrackingConfig("sqlite:///mlruns/mlflow.db", "gone"))
 
 
@@ -161,9 +159,9 @@ def test_a_locked_database_is_one_line(store: MlflowClient) -> None:
     with sqlite3.connect("mlruns/mlflow.db") as database:
         database.execute("BEGIN EXCLUSIVE")
         done = call_verb(Path(), "status", *place)
-    first, line = done.stderr.splitlines()
-    assert (done.returncode, first) == (1, "The runs cannot be listed:")
-    assert re.search("database is locked.*other programs", line)
+    _, line = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "database is locked" in line
 
 
 def test_reading_makes_no_store_and_changes_no_other_database(
@@ -181,7 +179,7 @@ def test_reading_makes_no_store_and_changes_no_other_database(
     for name in ("other.db", "torn.db"):
         config = TrackingConfig(f"sqlite:///{tmp_path}/{name}", "x")
         for use in (record.check_store, record.open_store, find_runs):
-            with pytest.raises(TrackingError, match=f"{name} is no MLflow store, or damaged; name"):
+            with pytest.raises(TrackingError, match=f"{name} is no MLflow"):
                 use(config)
     assert other.read_bytes() == before
 
@@ -218,9 +216,10 @@ def test_what_is_no_file_is_written_through_and_never_replaced(tmp_path: Path) -
     record.open_store(TrackingConfig(f"sqlite:///{tmp_path}/to_store", "x"))
     assert (tmp_path / "to_store").is_symlink()
     for place in (pipe, make_device(tmp_path / "null")):
-        with pytest.raises(TrackingError, match="is no file; name one"):
+        with pytest.raises(TrackingError, match="is no file"):
             record.open_store(TrackingConfig(f"sqlite:///{place}", "x"))
-        write_atomically(place, "") if place != pipe else None
+        if place != pipe:
+            write_atomically(place, "")
         assert not place.is_file()
 
 

@@ -74,12 +74,12 @@ def test_a_store_that_vanishes_takes_them_along_and_nothing_else(
 
 
 def test_the_end_does_not_wait_for_a_server_that_has_fallen_silent(monkeypatch: Patch) -> None:
-    asked, is_over = Event(), Event()
+    was_asked, is_over = Event(), Event()
 
     class Silent(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if "experiments/search" not in self.path:  # what tells whether a server is there
-                asked.set()
+                was_asked.set()
                 is_over.wait(600)
             self.send_response(200)
             self.end_headers()
@@ -96,7 +96,7 @@ def test_the_end_does_not_wait_for_a_server_that_has_fallen_silent(monkeypatch: 
         Thread(target=server.serve_forever, daemon=True).start()
         tracking = TrackingConfig(f"http://127.0.0.1:{server.server_port}", "x", True)
         with record_system_metrics(tracking, "a" * 32):
-            assert asked.wait(600)
+            assert was_asked.wait(600)
         assert not is_over.is_set()  # here although nothing was answered
         is_over.set()
         server.shutdown()

@@ -73,7 +73,7 @@ GATE = MethodFacts(
 @dataclass
 class Near(Mitigation):
     strength: float = setting("of the squared distance of logits", POSITIVE, 0.5)
-    about: ClassVar[str] = "logits stay near the base's"
+    description: ClassVar[str] = "logits stay near the base's"
 
     @property
     def compares_with_base(self):
@@ -82,8 +82,8 @@ class Near(Mitigation):
     def choose_compared(self, inputs):
         return dict(inputs)
 
-    def measure_loss(self, predicted, of_base):
-        distance = predicted.logits - of_base.logits
+    def measure_loss(self, predicted, base_predicted):
+        distance = predicted.logits - base_predicted.logits
         return self.strength * distance.float().square().mean(-1).sum()
 """
 GATE = """
@@ -188,15 +188,17 @@ def three_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forget_extensions() -> None:
     """Let the tables be made anew, as in a new process."""
     tables: Any = (list_all_methods, list_mitigations, list_readers, list_scores)
-    for one in (*tables, list_extensions, list_settings, explain_unknown_key, describe_settings):
-        one.cache_clear()
+    tables += (list_extensions, list_settings, explain_unknown_key, describe_settings)
+    for table in tables:
+        table.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def clean_tables() -> Iterator[None]:
     yield
     forget_extensions()
-    for name in [name for name in sys.modules if name.startswith(("slimdown_mask", "slimdown_th"))]:
+    prefixes = ("slimdown_mask", "slimdown_th", "odd_code")
+    for name in [name for name in sys.modules if name.startswith(prefixes)]:
         del sys.modules[name]
 
 
@@ -214,7 +216,7 @@ def test_the_mask_of_the_guide_is_trained_recorded_compared_and_checked(
         done = call_verb(tmp_path, "run", *RUN, *keep)
         assert done.returncode == 0, done.stderr
         assert "keep=mask leaves" in done.stdout
-        assert "mask: tokens that surprise the base carry no loss, max_perplexity" in done.stdout
+        assert re.search("mask: .*, max_perplexity", done.stdout)
         [run] = find_runs(store)
         assert run.data.params["keep.max_perplexity"] == "10.0"
         keys = [run_key(composed(*RUN, *keep[:n])) for n in (2, 1, 0)]
@@ -227,18 +229,18 @@ def test_the_mask_of_the_guide_is_trained_recorded_compared_and_checked(
         assert json.loads(Path(environment).read_text())["extensions"] == "slimdown-mask 0.1"
         commands = [["compare", "--format=json"], ["status", "--format=json"]]
         commands.append(["check", run.info.run_id, "--max-loss=0.5", "--format=json"])
-        said = [call_verb(tmp_path, *command) for command in commands]
-        assert all(one.returncode == 0 for one in said[:2])
-        rows = json.loads(said[0].stdout)["rows"]
+        answers = [call_verb(tmp_path, *command) for command in commands]
+        assert [answer.returncode for answer in answers[:2]] == [0, 0]
+        rows = json.loads(answers[0].stdout)["rows"]
         assert {row["keep.name"] for row in rows} == {"mask", "none"}
     forget_extensions()  # as where the package is not installed
     assert "mask" not in list_mitigations()
-    for command, before in zip(commands, said, strict=True):
+    for command, before in zip(commands, answers, strict=True):
         after = call_verb(tmp_path, *command)
         assert (after.returncode, after.stdout) == (before.returncode, before.stdout), after.stderr
     done = call_verb(tmp_path, "merge", run.info.run_id, "--out", str(tmp_path / "merged"))
     assert done.returncode == 1
-    assert "keep=mask is not installed; install the package that has it" in done.stderr
+    assert "keep=mask is not" in done.stderr
 
 
 def test_the_mask_takes_the_tokens_out_that_surprise_the_base(
@@ -282,7 +284,7 @@ def test_settings_of_an_extension_are_checked_like_our_own(
         assert done.returncode == 1
         assert re.search(message, done.stderr), done.stderr
     done = call_verb(tmp_path, "run", "keep=maks")
-    assert "keep=maks: there is no such keep; did you mean mask" in done.stderr
+    assert re.search("keep=maks: .* mask", done.stderr)
     assert "mask" in write_help()
     assert "keep.max_perplexity" in write_help(is_whole=True)
     own = tmp_path / "own" / "keep"
@@ -294,10 +296,10 @@ def test_settings_of_an_extension_are_checked_like_our_own(
 
 def add_entry_point(folder: Path, group: str, value: str, code: str = "") -> None:
     """A package whose entry point is this value, as an installer leaves it."""
-    about = folder / "odd-0.3.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 0.3\n")
-    (about / "entry_points.txt").write_text(f"[{group}]\n{value}\n")
+    metadata = folder / "odd-0.3.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 0.3\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{value}\n")
     (folder / "odd_code.py").write_text(code)
 
 
@@ -318,34 +320,40 @@ def test_a_broken_extension_is_refused_by_its_package(
     assert line.strip().startswith(problem)
 
 
+ODD = """
+from slimdown.config.mitigation import Mitigation
+NUMBER = 1
+def __getattr__(name):
+    if name == "Named":
+        return type(name, (Mitigation,), {"about": "words"})
+    raise AttributeError(name)
+"""
+
+
 @pytest.mark.parametrize(
     ("group", "value", "answer"),
     [
         ("mitigations", "odd = odd_code:Odd", "AttributeError: .*Odd"),
-        ("mitigations", "odd = odd_code:NUMBER", "must be a subclass of slimdown.config.mitiga"),
-        ("mitigations", "none = odd_code:NUMBER", "its mitigation none has a name that is taken"),
+        ("mitigations", "odd = odd_code:NUMBER", "must be a subclass of .*mitigation.Mitigation"),
+        ("mitigations", "none = odd_code:NUMBER", "its mitigation none .* taken"),
+        # the former name of `description`
+        ("mitigations", "odd = odd_code:Named", r"Named\.about must be .*Named\.description"),
         ("scores", "odd = odd_code:NUMBER", "must be a subclass of slimdown.scoring.score.Score"),
-        ("scores", "exact = odd_code:NUMBER", "its score exact has a name that is taken"),
-        ("methods", "odd = odd_code:NUMBER", "its method odd .* must be a slimdown.config.methods"),
-        (
-            "logs",
-            "odd = odd_code",
-            "must be a module or object with FILES, find_files and open_logs",
-        ),
+        ("scores", "exact = odd_code:NUMBER", "its score exact .* taken"),
+        ("methods", "odd = odd_code:NUMBER", "its method odd .* slimdown.config.methods"),
+        ("logs", "odd = odd_code", "FILES, find_files and open_logs"),
         ("logs", "odd = no_such_module", "its reader of logs odd .*no_such_module"),
     ],
 )
 def test_what_an_extension_must_be_is_said(
     group: str, value: str, answer: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    add_entry_point(tmp_path, f"slimdown.{group}", value, "NUMBER = 1\n")
+    add_entry_point(tmp_path, f"slimdown.{group}", value, ODD)
     use(tmp_path, monkeypatch)
     tables = {"mitigations": list_mitigations, "methods": list_all_methods}
     tables |= {"logs": list_readers, "scores": list_scores}
-    with pytest.raises(ConfigError, match=answer) as raised:
+    with pytest.raises(ConfigError, match=rf"^odd 0\.3: .*{answer}.*; update "):
         tables[group]()
-    assert str(raised.value).startswith("odd 0.3: ")
-    assert str(raised.value).endswith("update this package, or uninstall it")
 
 
 def test_the_doctor_lists_extensions_and_names_a_broken_one(
@@ -356,13 +364,13 @@ def test_the_doctor_lists_extensions_and_names_a_broken_one(
     done = call_verb(tmp_path, "doctor")
     words = " ".join(done.stdout.split())
     for kind in ("method gate", "mitigation near", "reader of logs tally"):
-        assert f"extension slimdown-three 2.1: {kind}" in words
+        assert f"slimdown-three 2.1: {kind}" in words
     assert "broken" not in words
     add_entry_point(tmp_path / "site", "slimdown.logs", "odd = no_such_module")
     use(tmp_path / "site", monkeypatch)
     done = call_verb(tmp_path, "doctor")
     assert done.returncode == 1
-    assert "odd 0.3: its reader of logs odd cannot be loaded" in " ".join(done.stdout.split())
+    assert "odd 0.3: its reader" in " ".join(done.stdout.split())
 
 
 def test_a_package_brings_a_method_and_a_mitigation(
@@ -380,18 +388,19 @@ def test_a_package_brings_a_method_and_a_mitigation(
         assert chosen == {"method.name": "gate", "keep.name": "near", "keep.strength": "2.0"}
         folder = find_trained(store, run.info.run_id)
         card = (folder / "README.md").read_text()
-        assert "Against forgetting: near: logits stay near the base's, strength 2.0." in card
-        assert "from slimdown_three.gate import load" in card
+        assert re.search(r"near: .*strength 2\.0", card)
+        assert "slimdown_three.gate" in card
         tuned = call_verb(tmp_path, "run", f"tuned={folder}", *RUN[4:])
         assert tuned.returncode == 0, tuned.stderr
-        scores = [one.data.metrics["tuned/pocket_cs"] for one in find_runs(store)]
-        assert scores[0] == scores[1]
-        wrong = call_verb(tmp_path, "run", "method=gate", "method.r=3")
-        assert "method.r=3: only method=shira has it, and not gate" in wrong.stderr
-        wrong = call_verb(tmp_path, "run", "method.start=3")
-        assert "method.start=3: only method=gate has it, and not lora" in wrong.stderr
-        wrong = call_verb(tmp_path, "run", "keep=near", "method=full", "quantization=none")
-        assert "keep=near needs the base beside what is trained" in wrong.stderr
+        first, second = (run.data.metrics["tuned/pocket_cs"] for run in find_runs(store))
+        assert first == second
+        refused = {
+            "method=gate method.r=3": "method.r=3: .*method=shira .*not gate",
+            "method.start=3": "method.start=3: .*method=gate .*not lora",
+            "keep=near method=full quantization=none": "keep=near needs the base",
+        }
+        for wrong, answer in refused.items():
+            assert re.search(answer, call_verb(tmp_path, "run", *wrong.split()).stderr)
     forget_extensions()  # as where the package is not installed
     compared = json.loads(call_verb(tmp_path, "compare", "--format=json").stdout)["rows"]
     assert run.info.run_id in {row["run_ids"] for row in compared}
@@ -399,7 +408,7 @@ def test_a_package_brings_a_method_and_a_mitigation(
     assert "pocket_cs" in checked.stdout
     assert checked.returncode in (0, 2), checked.stderr
     scaled = call_verb(tmp_path, "scale", run.info.run_id)
-    assert "method=gate is not installed; install the package that has it" in scaled.stderr
+    assert "method=gate is not" in scaled.stderr
 
 
 def test_the_score_of_the_guide_scores_own_questions(
@@ -407,21 +416,19 @@ def test_the_score_of_the_guide_scores_own_questions(
 ) -> None:
     lines = [{"question": f"Is {i} even?", "answer": ["yes", "no"][i % 2]} for i in range(12)]
     (tmp_path / "even.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    asked = [*RUN[:4], "benchmark=even.jsonl", "benchmark.even.score=yes_no"]
+    command = ["run", *RUN[:4], "benchmark=even.jsonl", "benchmark.even.score=yes_no"]
     with pytest.MonkeyPatch.context() as patch:
         use(yes_no_package, patch)
-        done = call_verb(tmp_path, "run", *asked)
+        done = call_verb(tmp_path, *command)
         assert done.returncode == 0, done.stderr
         [run] = find_runs(store)
         assert 0 <= run.data.metrics["tuned/even"] <= 1
-        assert "finished before" in call_verb(tmp_path, "run", *asked).stdout
+        assert "finished before" in call_verb(tmp_path, *command).stdout
         (tmp_path / "odd.jsonl").write_text('{"question": "Is 1 odd?", "answer": "maybe"}\n')
-        asked = ["benchmark=odd.jsonl", "benchmark.odd.score=yes_no"]
-        done = call_verb(tmp_path, "run", *RUN[:4], *asked)
-        assert "its own right answer 'maybe' is wrong by score=yes_no" in done.stderr
+        wrong = ["run", *RUN[:4], "benchmark=odd.jsonl", "benchmark.odd.score=yes_no"]
+        assert "'maybe' is wrong" in call_verb(tmp_path, *wrong).stderr
     forget_extensions()  # as where the package is not installed
-    done = call_verb(tmp_path, "run", *RUN[:4], *asked)
-    assert "score 'yes_no' is none of exact, contains" in done.stderr
+    assert re.search("'yes_no' .*exact, contains", call_verb(tmp_path, *wrong).stderr)
     for command in (["compare"], ["status"], ["check", run.info.run_id, "--max-loss=0.5"]):
         done = call_verb(tmp_path, *command)
         assert done.returncode in (0, 2), done.stderr
@@ -474,13 +481,12 @@ def test_two_processes_train_with_an_extension_as_one_does(
     command = ["slimdown.run", *STEPS, "method=gate", "keep=near"]
     done = run_command(folder, *launcher, *command, **alone)
     assert done.returncode == 0, done.stderr
-    one = "train.gradient_accumulation_steps=2"
-    done = run_command(folder, *command, one, **alone)
+    done = run_command(folder, *command, "train.gradient_accumulation_steps=2", **alone)
     assert done.returncode == 0, done.stderr
-    both = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
-    losses = [run.data.metrics["train/validation_loss_after"] for run in both]
+    runs = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
+    losses = [run.data.metrics["train/validation_loss_after"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0] != both[0].data.metrics["train/validation_loss_before"]
+    assert losses[0] != runs[0].data.metrics["train/validation_loss_before"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,13 +13,13 @@ import pytest
 import torch
 import transformers
 import trl
+from builders import Compose, Patch
 from commands_and_runs import SMALL
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
 
 import slimdown
 from slimdown.config.engines import ENGINES, Engine
-from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
@@ -34,8 +33,6 @@ from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import TokenizedRows
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
-
 
 @pytest.mark.skipif(
     find_spec("triton") is not None and not torch.cuda.is_available(),
@@ -43,7 +40,7 @@ Composed = Callable[..., RunConfig]
 )
 @pytest.mark.parametrize("completion_only", [True, False])
 def test_steps_are_those_of_plain_trl(
-    completion_only: bool, composed: Composed, tmp_path: Path
+    completion_only: bool, composed: Compose, tmp_path: Path
 ) -> None:
     settings = ["train.max_steps=4", "quantization=none", "train.gradient_accumulation_steps=2"]
     only = f"train.completion_only_loss={str(completion_only).lower()}"
@@ -72,7 +69,7 @@ def test_steps_are_those_of_plain_trl(
 
 
 def test_measuring_before_changes_nothing_and_gradients_arrive_after_it(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     config = composed(*SMALL, "train.max_steps=3", "lora.lora_dropout=0.1")
     quiet = TrainingRun(config)
@@ -100,7 +97,7 @@ def test_measuring_before_changes_nothing_and_gradients_arrive_after_it(
     ],
 )
 def test_a_killed_training_goes_on_from_its_checkpoint(
-    method: str, composed: Composed, tmp_path: Path
+    method: str, composed: Compose, tmp_path: Path
 ) -> None:
     settings = [f"method={method}".split()[0], *method.split()[1:], "lora.lora_dropout=0.1"]
     config = composed(*SMALL, *settings, "train.max_steps=4", "train.checkpoint_minutes=1e-6")
@@ -125,16 +122,16 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 
 
 def test_a_loss_that_is_no_number_ends_training_with_advice(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.max_grad_norm=1e30"]
     run = TrainingRun(composed(*SMALL, "train.max_steps=9", *settings))
-    with pytest.raises(ModelError, match=r"is (nan|inf) in float32\. Try a smaller"):
+    with pytest.raises(ModelError, match=r"(nan|inf) in float32.*train\.learning_rate"):
         run.train(tmp_path)
 
 
 def test_a_launcher_cannot_switch_autocast_on(
-    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """`accelerate launch` passes the precision of its config on in the environment."""
     config = composed(*SMALL, "train.max_steps=3", "quantization=none")
@@ -146,7 +143,7 @@ def test_a_launcher_cannot_switch_autocast_on(
     assert launched.losses == plain.losses
 
 
-def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base(composed: Composed) -> None:
+def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base(composed: Compose) -> None:
     base = TrainingRun(composed(*SMALL, "quantization=int8")).base  # is prepared
     layers = [m for m in base.model.modules() if getattr(m, "state", None) is not None]
     held = [layer.state.CB for layer in layers if layer.state.CB is not None]
@@ -158,11 +155,11 @@ def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base(composed: Comp
 
 
 @pytest.mark.parametrize("engine", Engine)
-def test_a_scaler_may_skip_a_step(engine: Engine, composed: Composed) -> None:
+def test_a_scaler_may_skip_a_step(engine: Engine, composed: Compose) -> None:
     """Unsloth's trainer has one in float16; a gradient beyond it is none to end a training for."""
     config = replace(composed(*SMALL).train, engine=engine)
     callback = sft.TrainingCallback(config, "float16", lambda log: None, lambda *done: None)
-    ends = pytest.raises(ModelError, match="the grad_norm is inf in float16")
+    ends = pytest.raises(ModelError, match="grad_norm is inf")
     with nullcontext() if ENGINES[engine].skips_steps else ends:
         callback.log_step(1, 9, {"loss": 1.0, "grad_norm": float("inf")})
     with pytest.raises(ModelError, match="the loss is nan"):
@@ -170,7 +167,7 @@ def test_a_scaler_may_skip_a_step(engine: Engine, composed: Composed) -> None:
 
 
 def test_float16_holds_the_gradients_of_float32(
-    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     run = TrainingRun(composed(*SMALL, "model.dtype=float16", "quantization=none"))
     rows = replace(run.rows, is_padding_free=False)
@@ -199,13 +196,12 @@ def make_base(model: Any, dtype: str = "float32") -> LoadedModel:
     return LoadedModel(model, build_byte_tokenizer(), "tiny", dtype, n_parameters=1)
 
 
-def prepare_tiny(model: Any, composed: Composed, dtype: str = "float32") -> TokenizedRows:
+def prepare_tiny(model: Any, composed: Compose, dtype: str = "float32") -> TokenizedRows:
     settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
     config = composed(*SMALL, *settings)
     base = make_base(model, dtype)
-    return prepare_training(
-        base, load_training_data(config.dataset, base.tokenizer, config.seed), config
-    )
+    data = load_training_data(config.dataset, base.tokenizer, config.seed)
+    return prepare_training(base, data, config)
 
 
 DOGE_WORKS = pytest.mark.skipif(
@@ -215,13 +211,13 @@ DOGE_WORKS = pytest.mark.skipif(
 
 
 @DOGE_WORKS
-def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -> None:
+def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Compose) -> None:
     model = build_tiny_model("doge", keep_window_size=4, router_aux_loss_coef=0.0)
     for layer in model.model.layers:  # what decides which keys its dynamic mask drops
         torch.nn.init.normal_(layer.self_attn.A, std=2.0)
     prepared = prepare_tiny(model, composed)
     assert not prepared.is_padding_free
-    assert any("training pads its rows" in note for note in prepared.notes)
+    assert any("pads its rows" in note for note in prepared.notes)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +230,7 @@ def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -
     ],
 )
 def test_rounding_in_half_precision_hides_no_row_that_another_changes(
-    family: str, changes: dict[str, Any], composed: Composed
+    family: str, changes: dict[str, Any], composed: Compose
 ) -> None:
     model = build_tiny_model(family, **changes)
     torch.manual_seed(0)
@@ -246,7 +242,7 @@ def test_rounding_in_half_precision_hides_no_row_that_another_changes(
 
 
 def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     class Scaled(transformers.LlamaForCausalLM):
         def forward(self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
@@ -280,7 +276,7 @@ def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
         *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3", "gpt2", "granite", "cohere")),
     ],
 )
-def test_families_train_with_their_own_loss(family: str, composed: Composed) -> None:
+def test_families_train_with_their_own_loss(family: str, composed: Compose) -> None:
     settings = {"sliding_window": 16} if family == "gemma3_text" else {}
     model = build_tiny_model(family, **settings)
     assert prepare_tiny(model, composed).train
@@ -296,7 +292,7 @@ def test_families_train_with_their_own_loss(family: str, composed: Composed) -> 
     ],
 )
 def test_a_training_that_has_ended_is_not_made_again(
-    settings: str, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     config = composed(*SMALL, *settings.split(), "train.max_steps=3")
     whole = TrainingRun(config)
@@ -321,7 +317,7 @@ def test_a_training_that_has_ended_is_not_made_again(
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
 )
 def test_a_signal_ends_a_training_when_its_step_is_kept(
-    number: signal.Signals, composed: Composed, tmp_path: Path
+    number: signal.Signals, composed: Compose, tmp_path: Path
 ) -> None:
     config = composed(*SMALL, "train.max_steps=4", "train.checkpoint_minutes=10")
     whole = TrainingRun(config)
@@ -333,15 +329,15 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
             os.kill(os.getpid(), number)
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for each in before:  # as `slimdown run` has them
-        signal.signal(each, signal.default_int_handler)
+    for handled in before:  # as `slimdown run` has them
+        signal.signal(handled, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             killed.train(tmp_path / "b", stop)
-        handlers = {signal.getsignal(each) for each in before}
+        handlers = set(map(signal.getsignal, before))
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for handled, handler in before.items():
+            signal.signal(handled, handler)
     assert handlers == {signal.default_int_handler}
     assert len(list(tmp_path.glob("b/checkpoint-*"))) == 1
     again.train(tmp_path / "b")
@@ -351,7 +347,7 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
 
 @pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
 def test_a_mixture_of_experts_is_trained_measured_and_judged(
-    family: str, composed: Composed, tmp_path: Path
+    family: str, composed: Compose, tmp_path: Path
 ) -> None:
     settings = ["quantization=none", "lora.target_modules=[q_proj,v_proj]", "train.max_length=128"]
     settings += ["model.dtype=float32", "evaluation.apply_chat_template=false"]
@@ -362,7 +358,7 @@ def test_a_mixture_of_experts_is_trained_measured_and_judged(
     evaluator = Evaluator(load_tasks({"cs": config.benchmark["pocket_cs"]}), config.evaluation)
     before = evaluator.evaluate(base)
     progress: Any = lambda *done: None  # noqa: E731
-    tuned, _ = fine_tune(base, rows, config, tmp_path, progress, progress)
+    tuned, _ = fine_tune(base, rows, config, tmp_path, progress, on_progress=progress)
     assert tuned.model.config.router_aux_loss_coef == 0.02
     after = evaluator.evaluate(tuned)
     assert before.backend == after.backend
@@ -376,6 +372,5 @@ def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before(tmp_path:
     model.config.output_router_logits = True  # TRL 1.16 does so when a trainer is made
     after = slimdown.measure(model, tokenizer, before)
     assert model.config.output_router_logits
-    samples = [each.benchmarks["pocket_cs"].samples for each in (before, after)]
-    assert samples[0] == samples[1]
+    assert before.benchmarks["pocket_cs"].samples == after.benchmarks["pocket_cs"].samples
     assert slimdown.judge(before, after).benchmarks["pocket_cs"].n == 8

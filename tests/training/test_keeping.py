@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from builders import Compose, Patch
 from commands_and_runs import SMALL_IN_FLOAT as SMALL
 from peft import LoraConfig, get_peft_model
 from tiny_models import TEMPLATE, save_chatty_pocket
 from training_run import TrainingRun
 
 from slimdown.config.mitigation import Mitigation
-from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import Findings
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.causal import get_inner_model
@@ -31,7 +30,6 @@ from slimdown.training.result import StepLog
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
-Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
 GENERAL = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.1"]
 GENERAL += ["keep.dataset=pocket_replay"]
@@ -39,13 +37,13 @@ DIALOGUES = ["model.id=chatty", "keep=dialogues", "keep.share=0.2", "keep.max_to
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "slimdown" / "replay"
 
 
 @pytest.fixture
-def chatty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def chatty(tmp_path: Path, monkeypatch: Patch) -> None:
     save_chatty_pocket(tmp_path / "chatty")
     monkeypatch.chdir(tmp_path)
 
@@ -54,20 +52,19 @@ def read_labels(rows: Any) -> list[list[int]]:
     return [list(labels) for labels in rows["labels"]]
 
 
-def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed: Composed) -> None:
-    both = "dataset=[pocket_instructions,pocket_replay]"
-    keep = ["keep=replay", "keep.dataset=pocket_replay", "keep.share=0.2"]
-    alone, mixed = TrainingRun(composed(*SMALL)), TrainingRun(composed(*SMALL, both, *keep))
+def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed: Compose) -> None:
+    alone = TrainingRun(composed(*SMALL))
+    mixed = TrainingRun(composed(*SMALL, *GENERAL, "keep.share=0.2"))
     assert (len(alone.rows.train), len(mixed.rows.train)) == (64, 64 + 16)
     assert read_labels(mixed.rows.train)[:64] == read_labels(alone.rows.train)
     assert read_labels(mixed.rows.validation) == read_labels(alone.rows.validation)
 
 
 def test_a_distance_on_general_rows_changes_nothing_of_the_rows_themselves(
-    composed: Composed,
+    composed: Compose,
 ) -> None:
-    keep = GENERAL
-    plain, near = (TrainingRun(composed(*SMALL, *keep, *more)) for more in ([], ["keep.weight=1"]))
+    plain = TrainingRun(composed(*SMALL, *GENERAL))
+    near = TrainingRun(composed(*SMALL, *GENERAL, "keep.weight=1"))
     assert list(near.rows.train["input_ids"]) == list(plain.rows.train["input_ids"])
     n_replayed = near.rows.n_added
     assert n_replayed == 7
@@ -78,7 +75,7 @@ def test_a_distance_on_general_rows_changes_nothing_of_the_rows_themselves(
     assert read_labels(near.rows.validation) == read_labels(plain.rows.validation)
 
 
-def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) -> None:
+def test_the_base_writes_rows_once_and_alike(composed: Compose, cache: Path) -> None:
     config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
@@ -95,7 +92,7 @@ def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) ->
     seed = TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=1"))
     rows = [row["input_ids"] for row in written]
     assert [row["input_ids"] for row in seed.rows.train][64:] == rows  # whatever the seed
-    assert [one.name for one in cache.iterdir()] == [file.name]
+    assert list(cache.iterdir()) == [file]
     TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=23"))
     assert len(list(cache.iterdir())) == 2
 
@@ -104,7 +101,7 @@ def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) ->
     "content", [b"", b'[{"input_ids": [1, 2', b"\0\0", b"[]", b'[{"input_ids": ["a"]}]', b"[7]"]
 )
 def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
-    content: bytes, composed: Composed, cache: Path
+    content: bytes, composed: Compose, cache: Path
 ) -> None:
     config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
     first = TrainingRun(config).rows
@@ -117,38 +114,38 @@ def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
 
 
 def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "Question: How many cups"}\n{"prompt": "A list"}\n')
+    prompts.write_text('{"prompt": "Question: How"}\n{"prompt": "A list"}\n')
     settings = [f"keep.prompts={prompts}", "keep.share=0.1"]
     settings += ["keep.max_tokens=9", "keep.weight=null"]
     run = TrainingRun(composed(*SMALL, "keep=self_replay", *settings))
     rows = list(run.rows.train)[64:]
     assert len(rows) == 7
     texts = [run.base.tokenizer.decode(row["input_ids"]) for row in rows]
-    assert texts[0].startswith("Question: How many cups")
+    assert texts[0].startswith("Question: How")
     assert texts[1].startswith("A list")
     for row in rows:
         n_prompt = row["labels"].count(IGNORED)
         assert row["labels"][n_prompt:] == row["input_ids"][n_prompt:] != []
 
 
-def test_no_row_is_the_end_alone(composed: Composed) -> None:
+def test_no_row_is_the_end_alone(composed: Compose) -> None:
     run = TrainingRun(composed(*SMALL))
     ends = list(range(2, 2 + run.base.model.config.vocab_size // 2))  # every other text begins so
     run.base.model.generation_config.eos_token_id = ends
     rows = run.prepare(composed(*SMALL, "keep=self_replay", "keep.max_tokens=25"))
     assert len(rows.train) == 64 + 16
-    assert "keep=self_replay: 16 of 16 rows" in rows.notes[-1]
+    assert "16 of 16" in rows.notes[-1]
     assert not {mark_labels(row["labels"])[1] for row in list(rows.train)[64:]} & set(ends)
 
 
-def test_a_base_that_writes_nothing_is_one_line(composed: Composed, tmp_path: Path) -> None:
+def test_a_base_that_writes_nothing_is_one_line(composed: Compose, tmp_path: Path) -> None:
     (file := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "longer than a row " * 500}))
     run = TrainingRun(composed(*SMALL))
     config = composed(*SMALL, "keep=self_replay", f"keep.prompts={file}")
-    with pytest.raises(DataError, match=r"writes nothing that .*; name shorter texts"):
+    with pytest.raises(DataError, match=r"train\.max_length=.*keep\.prompts"):
         run.prepare(config)
 
 
@@ -175,45 +172,45 @@ CHATTY = ["model.id=chatty", "dataset.pocket_instructions.template=chat"]
 @pytest.mark.parametrize("whole", [[], ["method=full", "quantization=none"]], ids=str)
 @pytest.mark.usefixtures("chatty")
 def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
-    auto: list[str], becomes: list[str], whole: list[str], composed: Composed
+    auto: list[str], becomes: list[str], whole: list[str], composed: Compose
 ) -> None:
     """Where no base is beside what is trained, there is no distance from it."""
     Path("p.jsonl").write_text('{"prompt": "How many?"}')
-    weight = ["keep.weight=null"] * bool(whole)
+    weight = ["keep.weight=null"] if whole else []
     inputs = read_inputs(composed(*SMALL, *whole, "keep=auto", *auto))
     assert inputs.config.keep == composed(*SMALL, *whole, *becomes, *weight).keep
     assert any(note.startswith("keep=auto is here ") for note in inputs.notes)
 
 
 @pytest.mark.usefixtures("chatty")
-def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Composed) -> None:
+def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Compose) -> None:
     config = composed(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
-    with pytest.raises(ConfigError, match="keep=self_replay: its noise would differ"):
+    with pytest.raises(ConfigError, match="keep=self_replay: its noise"):
         read_inputs(config)
 
 
 def test_slimdowns_messages_are_of_all_kinds_from_the_first_on() -> None:
     messages = [json.loads(line) for line in MESSAGES.read_text().splitlines()]
-    assert len({one["prompt"] for one in messages}) == len(messages) > 100
+    assert len({message["prompt"] for message in messages}) == len(messages) > 100
     for begin in range(0, len(messages), 5):
-        kinds = Counter(one["kind"] for one in messages[begin : begin + 5])
+        kinds = Counter(message["kind"] for message in messages[begin : begin + 5])
         assert kinds == {"harmful": 2, "harmless": 1, "maths": 1, "general": 1}
 
 
 @pytest.mark.usefixtures("chatty")
 def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
-    composed: Composed, cache: Path
+    composed: Compose, cache: Path
 ) -> None:
     run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
     tokenizer, [file] = run.base.tokenizer, cache.iterdir()
     written, rows = json.loads(file.read_text()), list(run.rows.train)[64:]
     shown = [json.loads(line) for line in run.rows.written.splitlines()]
     assert 8 < len(rows) == len(shown) == len(written) <= 16
-    of_slimdown = [json.loads(line)["prompt"] for line in MESSAGES.read_text().splitlines()]
-    asked = [one["messages"][0]["content"] for one in shown]
-    assert asked == [one for one in of_slimdown[:16] if one in asked]
-    for row, one in zip(rows, shown, strict=True):
-        user, assistant = one["messages"]
+    messages = [json.loads(line)["prompt"] for line in MESSAGES.read_text().splitlines()]
+    answered = [dialogue["messages"][0]["content"] for dialogue in shown]
+    assert answered == [message for message in messages[:16] if message in answered]
+    for row, dialogue in zip(rows, shown, strict=True):
+        user, assistant = dialogue["messages"]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(prompt, add_special_tokens=False).input_ids
@@ -222,26 +219,27 @@ def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
         assert row["labels"] == [IGNORED] * len(prompt) + answer
         assert 0 < len(answer) <= 24
         assert tokenizer.decode(answer, skip_special_tokens=True).strip() == assistant["content"]
-        assert one["is_cut"] or answer[-1] == tokenizer.eos_token_id
-    assert f"keep=dialogues: {len(rows)} of 16 rows" in run.rows.notes[-1]
+        assert dialogue["is_cut"] or answer[-1] == tokenizer.eos_token_id
+    assert f"dialogues: {len(rows)} of 16" in run.rows.notes[-1]
     seed = TrainingRun(composed(*SMALL, *DIALOGUES, "seed=1")).rows
     assert [row["input_ids"] for row in seed.train][64:] == [row["input_ids"] for row in rows]
-    assert [one.name for one in cache.iterdir()] == [file.name]
+    assert list(cache.iterdir()) == [file]
     file.unlink()
     again = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null")).rows
     assert list(again.train)[64:] == rows
     short = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.max_tokens=2")).rows
     assert len(list(cache.iterdir())) == 2
     shown = [json.loads(line) for line in short.written.splitlines()]
-    n_cut = sum(one["is_cut"] for one in shown)
+    n_cut = sum(dialogue["is_cut"] for dialogue in shown)
     assert n_cut > 0
-    assert f"; {n_cut} ({n_cut / len(shown):.0%}) are cut at keep.max_tokens=2" in short.notes[-1]
+    assert f"; {n_cut} ({n_cut / len(shown):.0%}) are" in short.notes[-1]
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_your_messages_in_turn(composed: Composed, cache: Path) -> None:
+def test_the_base_answers_your_messages_in_turn(composed: Compose, cache: Path) -> None:
     messages = ["How many cups are there?", "Name a colour."]
-    Path("p.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in messages))
+    lines = [json.dumps({"prompt": message}) for message in messages]
+    Path("p.jsonl").write_text("\n".join(lines))
     settings = ["keep.prompts=p.jsonl", "keep.temperature=1", "keep.weight=null"]
     config = composed(*SMALL, *DIALOGUES, *settings)
     run = TrainingRun(config)
@@ -249,36 +247,35 @@ def test_the_base_answers_your_messages_in_turn(composed: Composed, cache: Path)
     assert [user["content"] for user, _ in shown] == (messages * 8)[: len(shown)]
     assert len({assistant["content"] for _, assistant in shown}) > 8  # drawn anew
     for row, (user, assistant) in zip(list(run.rows.train)[64:], shown, strict=True):
-        n_asked = row["labels"].count(IGNORED)
-        asked = run.base.tokenizer.decode(row["input_ids"][:n_asked])
-        assert asked.endswith(f"user: {user['content']}\nassistant:")
-        answer = run.base.tokenizer.decode(row["labels"][n_asked:], skip_special_tokens=True)
+        n_prompt = row["labels"].count(IGNORED)
+        prompt = run.base.tokenizer.decode(row["input_ids"][:n_prompt])
+        assert prompt.endswith(f"user: {user['content']}\nassistant:")
+        answer = run.base.tokenizer.decode(row["labels"][n_prompt:], skip_special_tokens=True)
         assert answer.strip() == assistant["content"]
     TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
     assert len(list(cache.iterdir())) == 2
     Path("p.jsonl").write_text('{"text": "no prompt"}')
-    assert list(config.keep.find_file_problems()) == [
-        "keep.prompts=p.jsonl: row 1: it has no text in prompt"
-    ]
+    [problem] = config.keep.find_file_problems()
+    assert problem.startswith("keep.prompts=p.jsonl: row 1:")
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_as_it_answers_a_user(composed: Composed) -> None:
+def test_the_base_answers_as_it_answers_a_user(composed: Compose) -> None:
     """So cold that nothing is drawn, an answer is transformers' own."""
     cold = ["keep.temperature=1e-4", "keep.max_tokens=12"]
     run = TrainingRun(composed(*SMALL, *DIALOGUES, *cold, "model.dtype=float32"))
     model, tokenizer = run.base.model.eval(), run.base.tokenizer
     [row, *_] = list(run.rows.train)[64:]
-    [one, *_] = map(json.loads, run.rows.written.splitlines())
-    asked = torch.tensor([row["input_ids"][: row["labels"].count(IGNORED)]])
+    _, answer = json.loads(run.rows.written.splitlines()[0])["messages"]
+    prompt = torch.tensor([row["input_ids"][: row["labels"].count(IGNORED)]])
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-    out = model.generate(asked, do_sample=False, max_new_tokens=12, min_new_tokens=1, **ends)
-    text = tokenizer.decode(out[0, asked.shape[1] :], skip_special_tokens=True)
-    assert text.strip() == one["messages"][1]["content"]
+    out = model.generate(prompt, do_sample=False, max_new_tokens=12, min_new_tokens=1, **ends)
+    text = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
+    assert text.strip() == answer["content"]
 
 
 @pytest.mark.usefixtures("chatty")
-def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None:
+def test_dialogues_think_where_the_model_is_asked_to(composed: Compose) -> None:
     switched = TEMPLATE + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
     Path("chatty/chat_template.jinja").write_text(switched)
     for thinks in (True, False):
@@ -292,14 +289,14 @@ def test_dialogues_think_where_the_model_is_asked_to(composed: Composed) -> None
 
 
 @pytest.mark.usefixtures("chatty")
-def test_dialogues_need_a_template(composed: Composed) -> None:
-    with pytest.raises(ModelError, match=r"keep=dialogues: .* no chat template; keep=self_r"):
+def test_dialogues_need_a_template(composed: Compose) -> None:
+    with pytest.raises(ModelError, match=r"keep=dialogues: .*template.*keep=self_replay"):
         read_inputs(composed(*SMALL, "keep=dialogues"))
 
 
 @pytest.mark.usefixtures("chatty")
 def test_a_killed_training_goes_on_with_the_dialogues_that_it_had(
-    composed: Composed, cache: Path, tmp_path: Path
+    composed: Compose, cache: Path, tmp_path: Path
 ) -> None:
     steps = ["train.max_steps=4", "train.checkpoint_minutes=1e-6"]
     config = composed(*SMALL, *DIALOGUES, *steps)
@@ -325,9 +322,9 @@ def test_the_distance_leaves_the_target_out() -> None:
     base, tuned = torch.randn(2, 150, 11, dtype=torch.float64)  # more than are computed at once
     target = torch.randint(11, (150,))
     expected = []
-    for of_base, of_tuned, right in zip(base, tuned, target, strict=True):
+    for base_row, tuned_row, right in zip(base, tuned, target, strict=True):
         others = [i for i in range(11) if i != right]
-        p, q = of_base[others].softmax(-1), of_tuned[others].softmax(-1)
+        p, q = base_row[others].softmax(-1), tuned_row[others].softmax(-1)
         expected.append(float((p * (p / q).log()).sum()))
     assert measure_divergence(base, tuned, target).tolist() == pytest.approx(expected, rel=1e-4)
     tuned = base.scatter_add(1, target[:, None], torch.full((150, 1), 7.0, dtype=torch.float64))
@@ -360,7 +357,7 @@ def test_the_distance_keeps_no_probabilities_for_its_gradient() -> None:
 )
 @pytest.mark.usefixtures("chatty")
 def test_replayed_rows_can_keep_the_model_near_its_base(
-    rows_of: list[str], is_padding_free: bool, composed: Composed, tmp_path: Path
+    rows_of: list[str], is_padding_free: bool, composed: Compose, tmp_path: Path
 ) -> None:
     keep = [*rows_of, "keep.weight=2"]
     config = composed(*SMALL, *keep, "lora.lora_dropout=0")
@@ -402,7 +399,7 @@ def test_replayed_rows_can_keep_the_model_near_its_base(
     assert n_tokens[0] < n_tokens[1]
 
 
-def test_a_base_is_compared_without_its_dropout(composed: Composed, tmp_path: Path) -> None:
+def test_a_base_is_compared_without_its_dropout(composed: Compose, tmp_path: Path) -> None:
     config = composed(*SMALL, *GENERAL, "keep.weight=1e-12")
     run = TrainingRun(config)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
@@ -412,10 +409,8 @@ def test_a_base_is_compared_without_its_dropout(composed: Composed, tmp_path: Pa
     trainer = build_trainer(model, run.base.tokenizer, run.rows, config, tmp_path)
     batch = trainer.data_collator([run.rows.train[i] for i in (0, -1)])
     losses = []
-    for trainer.mitigation in (
-        config.keep,
-        Mitigation("none"),
-    ):  # its dropout would draw from the generator
+    for trainer.mitigation in (config.keep, Mitigation("none")):
+        # The base's dropout would draw from the generator.
         torch.manual_seed(0)
         losses.append(float(trainer.compute_loss(model.train(), dict(batch))))
     assert losses[0] == losses[1]
@@ -441,19 +436,19 @@ def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
 
 
 def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
-    composed: Composed, tmp_path: Path
+    composed: Compose, tmp_path: Path
 ) -> None:
     """The training that ends by itself at the step that is kept has the same weights."""
     settings = ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
     settings += ["train.learning_rate=1e-5", "train.lr_scheduler_type=constant"]
     settings.append("evaluation.apply_chat_template=false")
     settings.append("benchmark=[pocket_cs,pocket_commonsense]")
-    for name in ("cs", "commonsense"):
-        settings += [f"benchmark.pocket_{name}.{one}" for one in ("max_loss=0.1", "limit=24")]
+    for name in ("pocket_cs", "pocket_commonsense"):
+        settings += [f"benchmark.{name}.max_loss=0.1", f"benchmark.{name}.limit=24"]
     few = [setting for setting in SMALL if not setting.startswith("benchmark.")]
     run = TrainingRun(composed(*few, *settings, "train.max_steps=6"))
     tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=3))
-    assert result.stopped.endswith(" points or more (10 allowed) at step 4; step 2 is kept")
+    assert re.search("10 allowed.* step 2", result.stopped)
     assert (result.steps, len(result.history)) == (2, 4)
     short = TrainingRun(composed(*few, *settings, "train.max_steps=2"), run)
     expected = short.train(tmp_path / "b")[0].model.state_dict()
@@ -464,13 +459,13 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     assert (resumed.stopped, resumed.steps) == (result.stopped, result.steps)
     assert repeated == list(result.history)
     early = run.repeat()
-    with pytest.raises(ModelError, match="no look before it was within all budgets"):
+    with pytest.raises(ModelError, match=r"train\.look_steps=2"):
         early.train(tmp_path / "c", watcher=watch(early, wrecked=1))
 
 
 @pytest.mark.parametrize("is_by_p_right", [False, True])
 def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
-    is_by_p_right: bool, composed: Composed, tmp_path: Path
+    is_by_p_right: bool, composed: Compose, tmp_path: Path
 ) -> None:
     settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
     settings.append("evaluation.apply_chat_template=false")
@@ -493,6 +488,6 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
         assert look.tuned is not None
         assert (look.benchmarks["pocket_cs"].metric == "p_right") is is_by_p_right
         for name, result in look.tuned.benchmarks.items():
-            asked = [sample.prompt for sample in result.samples]
-            assert asked == [sample.prompt for sample in base.benchmarks[name].samples]
-            assert len(asked) == 4
+            prompts = [sample.prompt for sample in result.samples]
+            assert prompts == [sample.prompt for sample in base.benchmarks[name].samples]
+            assert len(prompts) == 4

@@ -1,7 +1,6 @@
 """Every method trains, leaves what its ecosystem loads, and answers there as it was measured."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -9,17 +8,16 @@ import peft.helpers
 import pytest
 import torch
 import transformers
+from builders import Compose
 from commands_and_runs import SMALL
 from tiny_models import logits_of
 from training_run import TrainingRun
 
-from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import check_scalable, load_adapter, save_scaled_adapter
 from slimdown.models.base_model import load_base_model
 from slimdown.models.causal import disabled_adapters, has_untouched_base
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
 LORA = 4 * 8 * (3 * 192 + 192 + 2 * 64)  # four layers of 192, 64 of them keys, rank 8
 TRAINED = {
     "lora": LORA,
@@ -37,19 +35,18 @@ TRAINED = {
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize(
-    "method",
-    [  # each kind of adapter once
-        pytest.param(method, marks=[pytest.mark.slow] * (method in ("rslora", "dora", "oft")))
-        for method in sorted(TRAINED)
-    ],
-)
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("rslora", "dora", "oft")]
+
+
+# Each kind of adapter once without `-m slow`.
+@pytest.mark.parametrize("method", [*sorted(TRAINED.keys() - {"rslora", "dora", "oft"}), *SLOW])
 def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
-    method: str, composed: Composed, tmp_path: Path
+    method: str, composed: Compose, tmp_path: Path
 ) -> None:
     rate = 0.3 if method == "prefix" else 0.01
     settings = [f"method={method}", "train.max_steps=6", f"train.learning_rate={rate}"]
-    settings += ["quantization=none"] * (method == "shira")
+    if method == "shira":
+        settings.append("quantization=none")
     config = composed(*SMALL, *settings)
     before = logits_of(load_base_model(config.model, config.quantization).model)
     run = TrainingRun(config)
@@ -65,7 +62,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     if method in ("lora", "rslora"):
         check_scalable(tuned)
         tuned.model.peft_config["default"].trainable_token_indices = [900]  # of no token below 64
-        with pytest.raises(ModelError, match="something beside its LoRA was trained"):
+        with pytest.raises(ModelError, match="something beside"):
             check_scalable(tuned)
         tuned.model.peft_config["default"].trainable_token_indices = None
         save_scaled_adapter(result.output_dir, 0.5, tmp_path / "half")
@@ -76,7 +73,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
         assert torch.allclose(loaded, half, rtol=0, atol=1e-5)
         assert not torch.allclose(loaded, after, rtol=0, atol=1e-3)
     else:
-        with pytest.raises(ModelError, match="at scale 0 this model is not its base"):
+        with pytest.raises(ModelError, match=r"scale 0 .*its base"):
             check_scalable(tuned)
     assert torch.equal(logits_of(tuned.model), after)
     assert not torch.equal(after, before)
@@ -93,7 +90,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
 
 @pytest.mark.parametrize("method", ["last_layer", "full"])
 def test_a_whole_model_is_saved_as_transformers_loads_it(
-    method: str, composed: Composed, tmp_path: Path
+    method: str, composed: Compose, tmp_path: Path
 ) -> None:
     settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
     config = composed(*SMALL, *settings, "train.max_steps=4")
@@ -103,11 +100,9 @@ def test_a_whole_model_is_saved_as_transformers_loads_it(
     saved = transformers.AutoModelForCausalLM.from_pretrained(result.output_dir)
     assert saved.dtype == torch.bfloat16
     assert torch.equal(logits_of(saved.eval()), logits_of(tuned.model))
-    changed = [
-        name
-        for (name, one), two in zip(fresh.model.named_parameters(), saved.parameters(), strict=True)
-        if not torch.equal(one, two)
-    ]
+    weights = dict(saved.named_parameters())
+    named = fresh.model.named_parameters()
+    changed = [name for name, weight in named if not torch.equal(weight, weights[name])]
     is_last = ["layers.3." in name or name == "model.norm.weight" for name in changed]
     assert changed
     assert method == "full" or all(is_last)
@@ -122,7 +117,7 @@ def test_a_whole_model_is_saved_as_transformers_loads_it(
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
-    settings: str, answer: str, composed: Composed
+    settings: str, answer: str, composed: Compose
 ) -> None:
     config = composed(*SMALL, *settings.split())
     with pytest.raises(ModelError, match=answer):

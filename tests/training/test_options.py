@@ -1,21 +1,18 @@
 """Options for TRL and PEFT are handed on, and wrong ones are told."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builders import Compose
 from commands_and_runs import SMALL
 from training_run import TrainingRun
 
 from slimdown.config.refused_options import needs_libraries
-from slimdown.config.schema import RunConfig
 from slimdown.training.options import check_options
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
 
-
-def test_packed_rows_are_the_same_rows_in_fewer_places(composed: Composed, tmp_path: Path) -> None:
+def test_packed_rows_are_the_same_rows_in_fewer_places(composed: Compose, tmp_path: Path) -> None:
     few = ["dataset.pocket_instructions.max_examples=24", *SMALL[1:]]
     settings = [*few, "train.max_steps=1", "train.per_device_train_batch_size=24"]
     runs = {}
@@ -34,7 +31,7 @@ def test_packed_rows_are_the_same_rows_in_fewer_places(composed: Composed, tmp_p
     assert noisy.validation_loss_before == pytest.approx(plain.validation_loss_before, rel=1e-5)
 
 
-def test_lora_options_reach_the_adapter(composed: Composed, tmp_path: Path) -> None:
+def test_lora_options_reach_the_adapter(composed: Compose, tmp_path: Path) -> None:
     chosen = ["lora.args.layers_to_transform=[1]", "lora.args.use_rslora=true"]
     run = TrainingRun(composed(*SMALL, *chosen, "train.max_steps=1"))
     tuned, _ = run.train(tmp_path)
@@ -56,7 +53,7 @@ def test_lora_options_reach_the_adapter(composed: Composed, tmp_path: Path) -> N
     ],
 )
 def test_options_that_cannot_be_honoured_are_named(
-    settings: str, answer: str, composed: Composed, tmp_path: Path
+    settings: str, answer: str, composed: Compose, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=answer):
         TrainingRun(composed(*SMALL, *settings.split())).train(tmp_path)
@@ -96,7 +93,7 @@ def test_options_that_cannot_be_honoured_are_named(
         ),
     ],
 )
-def test_a_wrong_name_or_type_is_told(setting: str, answer: str, composed: Composed) -> None:
+def test_a_wrong_name_or_type_is_told(setting: str, answer: str, composed: Compose) -> None:
     config = composed(setting)
     assert needs_libraries(config)
     [problem] = check_options(config)
@@ -114,10 +111,10 @@ def test_a_wrong_name_or_type_is_told(setting: str, answer: str, composed: Compo
         "train.lr_scheduler_type=cosine_with_restarts train.args.lr_scheduler_kwargs.num_cycles=2",
     ],
 )
-def test_right_options_are_handed_on(settings: str, composed: Composed) -> None:
+def test_right_options_are_handed_on(settings: str, composed: Compose) -> None:
     assert not list(check_options(composed(*settings.split())))
 
 
-def test_a_run_without_options_imports_no_library_to_check_them(composed: Composed) -> None:
+def test_a_run_without_options_imports_no_library_to_check_them(composed: Compose) -> None:
     assert not needs_libraries(composed())
     assert not needs_libraries(composed("tuned=pocket:model"))

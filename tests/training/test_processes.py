@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from socket import socket
@@ -16,15 +15,13 @@ import pytest
 import torch
 from commands_and_runs import SMALL, call_verb, find_runs, find_trained
 from mlflow import MlflowClient
-from record_builders import copy_store
+from record_builders import Compose, Patch, copy_store
 from safetensors.torch import load_file
 from tiny_models import save_chatty_pocket
 from training_run import TrainingRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
-from slimdown.config.mitigation import list_mitigations
-from slimdown.config.schema import RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.pocket import MODEL_DIR
 from slimdown.tracking.run_reader import (
@@ -120,7 +117,7 @@ MITIGATIONS = {
     "self_replay": ["keep=self_replay", "keep.max_tokens=24"],
     "replay": [*REPLAY, "keep.weight=1"],
 }
-CASES |= {one: [*STEPS, *MITIGATIONS[one]] for one in list_mitigations() if one in MITIGATIONS}
+CASES |= {name: [*STEPS, *settings] for name, settings in MITIGATIONS.items()}
 # By `-m slow`; what rows are kept by, and how they are padded, is tested in one process, too.
 RARE = {"dialogues", "self_replay", "replay", "uneven_padded"}
 # Seventy questions are three chunks: the second process answers one of three.
@@ -159,7 +156,7 @@ def two_processes(
 
     They are one until all is imported, which takes longer than most of what they do.
     """
-    names = {item.name for item in request.session.items if item.path == request.path}
+    names = {test.name for test in request.session.items if test.path == request.path}
     chosen = {c: CASES[c] for c in CASES if any(name.endswith(f"[{c}]") for name in names)}
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("two"))
     save_served_model(folder)
@@ -173,7 +170,7 @@ def two_processes(
         port = free.getsockname()[1]
     environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # as torchrun sets them
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    given = [json.dumps(each) for each in (chosen, COMMAND, ASKED, SERVED)]
+    given = list(map(json.dumps, (chosen, COMMAND, ASKED, SERVED)))
     command = [sys.executable, str(folder / "script.py"), str(folder), *given]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr.decode()
@@ -181,31 +178,33 @@ def two_processes(
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in RARE)) for case in CASES]
+    "case",
+    [case for case in CASES if case not in RARE]
+    + [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case in RARE],
 )
 def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     case: str,
-    composed: Callable[..., RunConfig],
+    composed: Compose,
     two_processes: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(two_processes)  # where the chatty model lies
     monkeypatch.setattr(fine_tuning, "process_count", lambda: 2)  # packed rows are made even
     run = TrainingRun(composed(*CASES[case], "train.gradient_accumulation_steps=2"))
     _, result = run.train(tmp_path)
-    one, two = read_adapter(tmp_path), read_adapter(two_processes / case)
-    for name, expected in one.items():
-        torch.testing.assert_close(two[name], expected, atol=1e-5, rtol=0)
-    assert max(float(tensor.abs().max()) for n, tensor in one.items() if "lora_B" in n) > 1e-3
+    alone, together = read_adapter(tmp_path), read_adapter(two_processes / case)
+    for name, expected in alone.items():
+        torch.testing.assert_close(together[name], expected, atol=1e-5, rtol=0)
+    assert max(float(tensor.abs().max()) for n, tensor in alone.items() if "lora_B" in n) > 1e-3
     expected = [*run.losses, result.validation_loss_after, result.base_divergence]
     values = json.loads((two_processes / f"{case}.json").read_text())
     assert values == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_command_in_two_processes_makes_the_run_of_one(
-    two_processes: Path, monkeypatch: pytest.MonkeyPatch
+    two_processes: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
@@ -223,11 +222,11 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
     for name, expected in adapters[1].items():
         torch.testing.assert_close(adapters[0][name], expected, atol=1e-5, rtol=0)
     for name in ("base-pocket_cs", "tuned-pocket_cs", "base-pocket_math", "tuned-pocket_math"):
-        both = [store.download_artifacts(run_id, f"samples/{name}.parquet") for run_id in runs]
-        two, one = (pd.read_parquet(file) for file in both)
-        assert list(two.response) == list(one.response)
-        scores = two.log_likelihoods.explode().dropna().to_numpy(float)
-        expected = one.log_likelihoods.explode().dropna().to_numpy(float)
+        files = [store.download_artifacts(run_id, f"samples/{name}.parquet") for run_id in runs]
+        together, alone = map(pd.read_parquet, files)
+        assert list(together.response) == list(alone.response)
+        scores = together.log_likelihoods.explode().dropna().to_numpy(float)
+        expected = alone.log_likelihoods.explode().dropna().to_numpy(float)
         np.testing.assert_allclose(scores, expected, atol=0 if "base" in name else 1e-3)
     files = [
         store.download_artifacts(i, "samples/tuned-pocket_cs.parquet") for i in (third, runs[0])
@@ -237,7 +236,7 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
 
 
 def test_two_processes_ask_as_served_what_one_does(
-    two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = copy_store(migrated_store, tmp_path)
@@ -252,25 +251,22 @@ def test_two_processes_ask_as_served_what_one_does(
         served = read_served(tracking, found, read_evaluations(tracking, found)[1])
         assert served
         samples = served.benchmarks["pocket_math"].samples
-        responses.append([(one.prompt, one.response) for one in samples])
+        responses.append([(sample.prompt, sample.response) for sample in samples])
     assert responses[0] == responses[1]
 
 
-def test_a_process_whose_partner_does_not_come_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("port", "answer"),
+    [("", "start all 2 within"), ("abc", "process 0 of 2 cannot")],
+    ids=["no partner", "no address"],
+)
+def test_a_process_that_finds_no_other_says_so(port: str, answer: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=2))
     with socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        port = port or str(free.getsockname()[1])
     settings = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    for name, value in (settings | {"MASTER_PORT": str(port)}).items():
+    for name, value in (settings | {"MASTER_PORT": port}).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConnectionError, match="start all 2 within"):
-        distributed.broadcast_from_main(1)
-
-
-def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    for name, value in (settings | {"MASTER_PORT": "abc"}).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConnectionError, match="process 0 of 2 cannot reach the others"):
+    with pytest.raises(ConnectionError, match=answer):
         distributed.broadcast_from_main(1)

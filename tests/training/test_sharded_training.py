@@ -6,7 +6,6 @@ then `python -m pytest -m slow tests/training/test_sharded_training.py`.
 
 import os
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import trl
+from builders import Compose
 from commands_and_runs import find_runs, run_command
 from mlflow import MlflowClient
 from peft import PeftModel
@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.sft import main, make_parser
 
 import slimdown
-from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import load_base_model
 from slimdown.pocket import DATA_DIR, MODEL_DIR
 
@@ -113,7 +112,8 @@ def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
     sharding: str,
     settings: list[str],
     quantization: str,
-    composed: Callable[..., RunConfig],
+    *,
+    composed: Compose,
     store: MlflowClient,
     tmp_path: Path,
 ) -> None:
@@ -123,8 +123,9 @@ def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
     for name, expected in load_weights(alone).items():
         torch.testing.assert_close(weights[name], expected, atol=1e-3, rtol=0)
 
-    asked = [f"quantization={quantization}", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
-    done = run_command(tmp_path, "slimdown.run", f"tuned={tuned}", *asked)
+    command = ["slimdown.run", f"tuned={tuned}", f"quantization={quantization}"]
+    command += ["benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
+    done = run_command(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     [run] = find_runs(store)
     samples = pd.read_parquet(store.download_artifacts(run.info.run_id, "samples"))

@@ -2,24 +2,22 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from builders import Compose, Patch
 from commands_and_runs import SMALL
 from training_run import TrainingRun
 
 from slimdown.config.engines import Engine
-from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ModelError
 
-Composed = Callable[..., RunConfig]
 QUICK = [*SMALL, "train.max_steps=8"]
 
 
 def test_an_installation_that_does_not_load_is_one_line(
-    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "unsloth.py").write_text("raise ImportError('it wants\\nanother torch')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
@@ -33,7 +31,7 @@ def test_an_installation_that_does_not_load_is_one_line(
 @pytest.mark.unsloth
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_it_trains_what_trl_trains_and_leaves_this_process_alone(
-    quantization: str, composed: Composed, tmp_path: Path
+    quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     settings = [*QUICK, f"quantization={quantization}"]
     before = dict(vars(torch.nn.functional))

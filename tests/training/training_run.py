@@ -45,7 +45,15 @@ class TrainingRun:
         watcher: Any = None,
     ) -> tuple[LoadedModel, TrainingResult]:
         on_log = on_log or self.logs.append
-        return fine_tune(self.base, self.rows, self.config, folder, on_log, on_progress, watcher)
+        return fine_tune(
+            self.base,
+            self.rows,
+            self.config,
+            folder,
+            on_log,
+            on_progress=on_progress,
+            watcher=watcher,
+        )
 
     @property
     def losses(self) -> list[float]:

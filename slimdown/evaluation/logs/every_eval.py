@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import md5, sha256
-from math import fsum, isclose
+from math import isclose
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from slimdown.evaluation.harness_results import parse_score
@@ -73,17 +74,17 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
     if not file.is_file():
         raise DataError(f"there is no {file}, which says what {file.stem}_samples.jsonl holds")
     with explain_malformed(f"{file} is no entry of Every Eval Ever, or was cut short"):
-        entry = json.loads(file.read_bytes())
-        version = str(entry.get("schema_version"))
+        summary = json.loads(file.read_bytes())
+        version = str(summary.get("schema_version"))
         if not _VERSION.fullmatch(version):
             advice = "convert the log again with a current every_eval_ever"
             raise DataError(
                 f"{file} has schema version {version:.40}; slimdown reads 0.3: {advice}"
             )
-        if not entry.get("detailed_evaluation_results"):
+        if not summary.get("detailed_evaluation_results"):
             problem = "has no results of single questions (detailed_evaluation_results)"
             raise DataError(f"{file} {problem}; convert the log with --include_samples")
-        model, library = entry["model_info"], entry["eval_library"]
+        model, library = summary["model_info"], summary["eval_library"]
         engine = (model.get("inference_engine") or {}).get("name")
         arguments = _read_arguments(model.get("additional_details") or {})
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
@@ -92,17 +93,15 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             "tool": f"{library['name']} {library['version']}",
             "backend": str(engine or model.get("inference_platform") or library["name"]),
         }
-        by_title = _read_lines(file, entry)
-        for title, lines in by_title.items():
-            results = _find_results(entry["evaluation_results"], lines)
+        for title, lines in _read_lines(file, summary).items():
+            results = _find_results(summary["evaluation_results"], lines)
             generation = results[0].get("generation_config") or {}
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
             settings = {"generation": generation, "model_args": drop_free(arguments)}
             conditions = write_conditions("Every Eval Ever", title, settings)
             answers = _read_answers(file, lines, results)
-            described: dict[str, Any] = {"made_by": made_by, "conditions": conditions}
-            described |= {"answers": answers, "max_new_tokens": limit}
-            yield _Entry(file, title, **described, lines=lines, results=results)
+            task = _Entry(file, title, made_by, conditions, answers, lines=lines, results=results)
+            yield replace(task, max_new_tokens=limit)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class _Entry(LoggedTask):
         for metric in answers.metrics:
             scores = [sample.scores.get(metric) for sample in answers.samples]
             known = [score for score in scores if score is not None]
-            mean = fsum(known) / len(known)
+            mean = fmean(known)
             is_mean = isclose(reported.get(metric, mean), mean, abs_tol=1e-9)
             if len(known) == len(scores) and is_mean:
                 usable.append(metric)
@@ -149,9 +148,9 @@ def _read_arguments(details: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in arguments.items()}
 
 
-def _read_lines(file: Path, entry: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Read the lines of an entry by benchmark, and check that they are those it names."""
-    details = entry["detailed_evaluation_results"]
+def _read_lines(file: Path, summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Read the lines of an entry by benchmark, and check that they are those that it names."""
+    details = summary["detailed_evaluation_results"]
     samples = file.with_name(f"{file.stem}_samples.jsonl")
     if not samples.is_file():
         raise DataError(f"there is no file {samples}, which {file.name} names")
@@ -165,7 +164,7 @@ def _read_lines(file: Path, entry: Mapping[str, Any]) -> dict[str, list[dict[str
             if not _VERSION.fullmatch(version):
                 problem = f"has schema version {version:.40}; slimdown reads 0.3"
                 raise DataError(f"{samples}, line {number}, {problem}")
-            if line["evaluation_id"] != entry["evaluation_id"]:
+            if line["evaluation_id"] != summary["evaluation_id"]:
                 raise DataError(
                     f"{samples}, line {number}, belongs to {line['evaluation_id']!r:.80}"
                 )
@@ -232,8 +231,9 @@ def _read_answers(
 ) -> Iterator[LoggedAnswer]:
     """Read a benchmark's questions, each with the scores of all its lines."""
     has_harness_metrics = _is_of_harness(lines)
-    name_of = _name_harness_metric if has_harness_metrics else _name_metric
-    worse = {name_of(result) for result in results if result["metric_config"]["lower_is_better"]}
+    name_result = _name_harness_metric if has_harness_metrics else _name_metric
+    lower_is_better = [result for result in results if result["metric_config"]["lower_is_better"]]
+    worse = set(map(name_result, lower_is_better))
     by_id = {result.get("evaluation_result_id"): result for result in results}
     by_question: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -251,9 +251,7 @@ def _read_answers(
                 for metric, score in found.items():
                     scores.setdefault(metric, []).append(score)
                     answers.setdefault(metric, _read_extracted(line))
-            means = {
-                metric: fsum(s) / len(s) for metric, s in scores.items() if metric not in worse
-            }
+            means = {metric: fmean(scores[metric]) for metric in scores if metric not in worse}
             yield _read_question(own_lines[0], means, answers)
 
 
@@ -269,16 +267,16 @@ def _read_question(
     line: Mapping[str, Any], scores: dict[str, float], answers: dict[str, str]
 ) -> LoggedAnswer:
     """Read what was asked and answered."""
-    asked, metadata = line["input"], dict(line.get("metadata") or {})
-    choices = [str(choice) for choice in asked.get("choices") or ()]
-    references = [str(reference) for reference in asked["reference"]]
+    question, metadata = line["input"], dict(line.get("metadata") or {})
+    choices = [str(choice) for choice in question.get("choices") or ()]
+    references = [str(reference) for reference in question["reference"]]
     if choices:  # lm_eval names the right choice by its place
         places = {str(place): choice for place, choice in enumerate(choices)}
         references = [places.get(reference, reference) for reference in references]
-    digest = hash_json([asked["raw"], references, choices])
+    digest = hash_json([question["raw"], references, choices])
     is_pick = bool(choices) and "lm_eval_metrics" in metadata  # by likelihood; nothing was written
     fields: dict[str, Any] = {
-        "prompt": str(asked.get("formatted") or asked["raw"]),
+        "prompt": str(question.get("formatted") or question["raw"]),
         "target": " | ".join(references),
         "response": "" if is_pick else _read_response(line),
         "answers": {metric: answers[metric] for metric in scores},

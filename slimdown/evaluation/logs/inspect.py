@@ -6,8 +6,8 @@ as they are. Where a question was asked several times (`--epochs`), it is their 
 
 import json
 from collections.abc import Iterator, Sequence
-from math import fsum
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -110,6 +110,7 @@ def _check_sizes(file: Path, sizes: Sequence[int], largest: int) -> None:
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]:
+    """Read the answers, and refuse a log in which some are missing."""
     if status != "success":
         advice = "finish it with `inspect eval-retry`"
         raise DataError(f"{file}: the log has the status {status}; {advice}")
@@ -122,13 +123,13 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]
         raise DataError(f"{file} holds {n_logged} answers, and not those of all that was asked")
     for question, samples in by_id.items():
         n_epochs = len({sample.epoch for sample in samples})
-        problems = {
-            "was not asked as often as others": n_epochs * len(by_id) != n_logged,
-            "ended in an error": any(sample.error for sample in samples),
-            "was invalidated": any(sample.invalidation for sample in samples),
-            "has no score": not all(sample.scores for sample in samples),
+        checks = {
+            "was not asked as often as others": n_epochs * len(by_id) == n_logged,
+            "ended in an error": not any(sample.error for sample in samples),
+            "was invalidated": not any(sample.invalidation for sample in samples),
+            "has no score": all(sample.scores for sample in samples),
         }
-        if problem := next((text for text, is_so in problems.items() if is_so), ""):
+        if problem := next((text for text, is_passed in checks.items() if not is_passed), ""):
             advice = "`inspect eval-retry` or `inspect score` completes a log"
             raise DataError(f"{file}: question {question!r} {problem}; {advice}")
         yield _read_answer(question, samples)
@@ -145,7 +146,7 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.LoggedAns
         if message.role == "assistant" and message.source != "input":
             break
         sent.append(message)
-    texts = [one if isinstance(one, str) else f"{one.role}: {one.text}" for one in sent or inputs]
+    texts = list(map(_write_message, sent or inputs))
     read_as = {name_metric(key): score.answer for key, score in first.scores.items()}
     response = first.output.completion
     fields = {
@@ -153,13 +154,17 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.LoggedAns
         "target": first.target if isinstance(first.target, str) else " | ".join(first.target),
         "response": response,
         "answers": {key: read_as.get(key.partition(".")[0]) or response for key in metrics},
-        "scores": {key: fsum(s[key] for s in by_epoch) / len(by_epoch) for key in metrics},
+        "scores": {key: fmean(scores[key] for scores in by_epoch) for key in metrics},
         "doc_hash": hash_json([*map(_describe_message, inputs), first.choices]),
         "prompt_hash": hash_json([*map(_describe_message, sent or inputs)]),
         "document": first.metadata,
         "ran_out": first.output.stop_reason == "max_tokens",
     }
     return question, 1 / len(set(first.choices)) if first.choices else 0.0, fields
+
+
+def _write_message(message: Any) -> str:
+    return message if isinstance(message, str) else f"{message.role}: {message.text}"
 
 
 def _describe_message(message: Any) -> Any:

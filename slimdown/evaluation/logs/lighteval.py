@@ -15,7 +15,7 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
-from slimdown.evaluation.right_choice import score_right_choice
+from slimdown.evaluation.right_choice import score_right_choice, take_choices
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -30,8 +30,9 @@ def find_files(path: Path) -> list[Path]:
     files = {path, *path.glob("*.parquet"), *(path / "details").rglob("*.parquet")}
     if "details" in path.absolute().parts:  # else it may be a home folder, too large to search
         files.update(path.rglob("*.parquet"))
-    dates = {file: match[2] for file in files if (match := _DETAILS.fullmatch(file.name))}
-    return sorted((file for file in dates if file.is_file()), key=lambda file: (dates[file], file))
+    matches = {file: _DETAILS.fullmatch(file.name) for file in files if file.is_file()}
+    dates = {file: match[2] for file, match in matches.items() if match}
+    return sorted(dates, key=lambda file: (dates[file], file))
 
 
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
@@ -55,9 +56,10 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         model = logged_task.name_model(str(general["model_name"]), general["model_config"])
         made_by = {"model": model, "tool": tool, "backend": "lighteval"}
         conditions = logged_task.write_conditions("lighteval", title, settings | {"task": task})
-        described = [one for one in task["metrics"] if isinstance(one, dict)]  # else names
-        worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]
-        reported = results["results"][title] | dict.fromkeys(map(str, worse), nan)
+        described = [metric for metric in task["metrics"] if isinstance(metric, dict)]  # else names
+        lower_is_better = [metric for metric in described if metric["higher_is_better"] is False]
+        worse = [str(metric["metric_name"]) for metric in lower_is_better]
+        reported = results["results"][title] | dict.fromkeys(worse, nan)
         scores = ((name_metric(key), parse_score(value)) for key, value in reported.items())
         reported = {key: nan if score is None else score for key, score in scores}
         limit = logged_task.read_limit(limit)
@@ -83,13 +85,14 @@ def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_ta
 
 
 def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
+    """Read one question; with likelihoods of choices, also which choice each metric takes."""
     doc, model_response = row["doc"], row["model_response"]
     prompt, right = model_response.get("input") or doc["query"], doc["gold_index"]
     choices, likelihoods = doc["choices"], model_response.get("logprobs") or ()
     text = "".join(list(model_response.get("text") or ())[:1])
     numbers = ((name_metric(key), parse_score(value)) for key, value in row["metric"].items())
     scores = {key: score for key, score in numbers if score is not None}
-    fields = {
+    fields: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
         "target": " | ".join(choices[i] for i in (right if isinstance(right, list) else [right])),
         "response": text,
@@ -101,8 +104,10 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
     p_right = score_right_choice(choices, likelihoods, str(fields["target"]), scores)
-    scores |= {} if p_right is None else {CHOICE_PROBABILITY: p_right}
-    by_length = [ll / max(len(choice), 1) for ll, choice in zip(likelihoods, choices, strict=True)]
-    ranks = {key: by_length if "norm" in key else likelihoods for key in scores}
-    fields["answers"] = {key: choices[of_key.index(max(of_key))] for key, of_key in ranks.items()}
+    if p_right is not None:
+        scores[CHOICE_PROBABILITY] = p_right
+    plain_choice, choice_by_length = take_choices(choices, likelihoods)
+    by_length = [key for key in scores if "norm" in key]
+    answers = dict.fromkeys(scores, plain_choice) | dict.fromkeys(by_length, choice_by_length)
+    fields["answers"] = answers
     return str(doc["id"]), 1 / len(set(choices)), fields

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
-from math import isclose, nan
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from slimdown.utils.secrets import redact
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"_({_DATE})\.json$")
 _SAMPLES = re.compile(rf"samples_(.+)_({_DATE})\.jsonl$")
-# Settings of a task that say how an answer is made and scored; hashes say what is asked.
+# Settings of a task that say how an answer is made and scored. What is asked is compared by hashes.
 _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
 
@@ -62,12 +62,14 @@ def find_files(path: Path) -> list[Path]:
     if path.is_file():
         files = [path] if _read_date(path) or _SAMPLES.fullmatch(path.name) else []
     elif path.is_dir():
-        folders = [f for f in (path, *sorted(path.iterdir())) if f.is_dir() and list_dated(f)]
+        places = [path, *sorted(path.iterdir())]
+        folders = [place for place in places if place.is_dir() and list_dated(place)]
         if len(folders) > 1 and path not in folders:
             raise DataError(f"{path} holds {name_models(folders)}")
         files = list_dated(folders[0]) if folders else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
-        files = [f for f in list_dated(path.parent) if _DATED.sub(".json", f.name) == path.name]
+        dated = list_dated(path.parent)
+        files = [file for file in dated if _DATED.sub(".json", file.name) == path.name]
     return sorted(files, key=_read_date)
 
 
@@ -101,8 +103,9 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         conditions = dict(_list_conditions(results))
         seconds = float(results.get("total_evaluation_time_seconds") or 0) / max(len(titles), 1)
     for title in titles:
-        about: dict[str, Any] = {"made_by": made_by, "conditions": conditions, "answers": ()}
-        yield _HarnessTask(file, title, **about, seconds=seconds, results=results)
+        yield _HarnessTask(
+            file, title, made_by, conditions, answers=(), seconds=seconds, results=results
+        )
 
 
 def _read_date(file: Path) -> str:
@@ -123,20 +126,23 @@ class _HarnessTask(LoggedTask):
             subtasks, configs = _list_tasks(task, results), results["configs"]
             settings = self._read_settings(subtasks, cluster)
             config, samples = ResolvedBenchmark.of(settings), list[Sample]()
+            versions, limits, has_own_code = set[str](), list[int](), False
             for subtask in subtasks:
-                entries = self._read_entries(subtask)
-                samples += read_task_samples(subtask, entries, configs[subtask], config)
-            version = ", ".join(sorted({str(results["versions"].get(t)) for t in subtasks}))
+                task_config = configs[subtask]
+                lines = self._read_lines(subtask)
+                samples += read_task_samples(subtask, lines, task_config, config)
+                versions.add(str(results["versions"].get(subtask)))
+                has_own_code |= bool(task_config.get("process_results"))
+                generation = task_config.get("generation_kwargs") or {}
+                limits.append(max(int(generation.get(name) or 0) for name in _LIMITS))
+            version = ", ".join(sorted(versions))
             better = dict(results["higher_is_better"].get(task) or {})
-            has_own_code = any(configs[t].get("process_results") for t in subtasks)
-            generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
-            longest = [max(int(one.get(key) or 0) for key in _LIMITS) for one in generations]
         if sample := find_no_number(samples):
             problem = f"to question {sample.doc_id} of {sample.task} is not a number"
             raise DataError(f"{self.file}: what the model answers {problem}")
         # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
-            scores = summarize_samples(config, samples, version, nan, weights).scores
+            scores = summarize_samples(config, samples, weights).scores
             usable = _list_usable(scores, reported, better)
             if set(usable) - {CHOICE_PROBABILITY}:
                 break
@@ -151,7 +157,7 @@ class _HarnessTask(LoggedTask):
             n_reported=sum(key in reported for key in usable) or None,
             task_version=version,
             task_weights=weights,
-            max_new_tokens=min(longest) and max(longest),
+            max_new_tokens=max(limits) if all(limits) else 0,
         )
 
     def _read_settings(self, subtasks: Sequence[str], cluster: str | None) -> BenchmarkConfig:
@@ -165,33 +171,33 @@ class _HarnessTask(LoggedTask):
             cluster=cluster,
         )
 
-    def _read_entries(self, task: str) -> list[dict[str, Any]]:
+    def _read_lines(self, task: str) -> list[dict[str, Any]]:
         """Return the lines of one task by question, checked against the results file."""
         file = self.file.with_name(f"samples_{task}_{_read_date(self.file)}.jsonl")
-        entries: list[dict[str, Any]] = []
+        lines: list[dict[str, Any]] = []
         digest = sha256()
         if not file.is_file():  # reading a pipe would wait
             raise DataError(f"there is no file {file}; lm_eval --log_samples keeps the answers")
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with file.open("rb") as stream:
+            for number, text in enumerate(stream, start=1):
                 place = f"{file}, line {number},"
                 with explain_malformed(f"{place} is no line of lm_eval, or was cut short"):
-                    entry = json.loads(line)
-                    if b"\\ud" in line.lower():  # half of a surrogate pair is no text
-                        json.dumps(entry, ensure_ascii=False).encode()
-                    if abs(int(entry["doc_id"])) >= 2**63:
+                    line = json.loads(text)
+                    if b"\\ud" in text.lower():  # half of a surrogate pair is no text
+                        json.dumps(line, ensure_ascii=False).encode()
+                    if abs(int(line["doc_id"])) >= 2**63:
                         raise ValueError("its doc_id has more than 64 bits")
-                    hashes = entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]
+                    hashes = line["doc_hash"] + line["prompt_hash"] + line["target_hash"]
                     digest.update(hashes.encode())
-                    entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
-                    entries.append(entry | {"doc_id": int(entry["doc_id"])})
-        n_different = len({(entry["doc_id"], entry["filter"]) for entry in entries})
-        is_whole = 0 < len(entries) == n_different
+                    line["arguments"] = [list(a.values()) for a in line["arguments"].values()]
+                    lines.append(line | {"doc_id": int(line["doc_id"])})
+        n_different = len({(line["doc_id"], line["filter"]) for line in lines})
+        is_whole = 0 < len(lines) == n_different
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
             problem = "lines are missing, doubled or changed"
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
         # Several processes write their lines in turn.
-        return sorted(entries, key=lambda entry: entry["doc_id"])
+        return sorted(lines, key=lambda line: line["doc_id"])
 
 
 def _find_chance(sample: Sample) -> float:
@@ -219,7 +225,7 @@ def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:
         children = set(groups.get(open_names.pop()) or ()) - inside
         inside |= children
         open_names += children
-    return sorted(one for one in inside if not groups.get(one))
+    return sorted(task for task in inside if not groups.get(task))
 
 
 def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -249,8 +255,12 @@ def _list_usable(
         if better.get(Metric(key).name) is not False
         and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
     ]
-    order = sorted(usable, key=lambda key: [*better, (n := Metric(key).name)].index(n))
-    return sorted(order, key=lambda key: key not in reported)
+
+    def rank(key: str) -> tuple[bool, int]:
+        name = Metric(key).name
+        return key not in reported, [*better, name].index(name)
+
+    return sorted(usable, key=rank)
 
 
 @cache

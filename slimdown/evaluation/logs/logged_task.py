@@ -76,7 +76,7 @@ _FREE_ARGUMENTS = re.compile(
 
 @dataclass(frozen=True)
 class LoggedAnswers:
-    """What a log holds of one benchmark, whichever tool wrote it."""
+    """What a log says about one benchmark, whichever tool wrote it."""
 
     samples: Sequence[Sample]
     questions: Sequence[str]  # of each sample, as the tool calls it
@@ -98,17 +98,22 @@ class LoggedAnswers:
         """Make the evaluation by one of the metrics."""
         settings = self.settings
         chance = settings.chance if settings.metric == metric else None
-        about = {"metric": metric, "chance": chance or 0.0, "role": role or settings.role}
-        benchmark = ResolvedBenchmark.of(settings, **about)
-        known = self.task_version, seconds, self.task_weights, self.metrics
-        evaluation = summarize_samples(benchmark, self.samples, *known)
+        benchmark = ResolvedBenchmark.of(
+            settings, metric=metric, chance=chance or 0.0, role=role or settings.role
+        )
+        evaluation = summarize_samples(benchmark, self.samples, self.task_weights, self.metrics)
         if chance is None:
-            guessed = replace(benchmark, chance=self._guess_chance(evaluation, metric))
-            evaluation = replace(evaluation, benchmark=guessed)
-        return replace(evaluation, max_new_tokens=self.max_new_tokens)
+            benchmark = replace(benchmark, chance=self._guess_chance(evaluation, metric))
+        return replace(
+            evaluation,
+            benchmark=benchmark,
+            task_version=self.task_version,
+            seconds=seconds,
+            max_new_tokens=self.max_new_tokens,
+        )
 
     def _guess_chance(self, evaluation: BenchmarkEvaluation, metric: str) -> float:
-        """Average what guessing scores; 0 (not known) where an answer is not right or wrong."""
+        """Average what guessing scores; 0 (not known) if an answer is neither right nor wrong."""
         is_right_or_wrong = metric == CHOICE_PROBABILITY or all(
             sample.scores[metric] in (0, 1) for sample in self.samples
         )
@@ -152,11 +157,11 @@ class LoggedTask:
         primary = metric or logged.choose_metric()
         for sample, question in zip(logged.samples, logged.questions, strict=True):
             if not 0 <= sample.scores.get(primary, nan) <= 1:
-                problem = f"question {question} has {primary}={sample.scores.get(primary)}"
-                advice = (
-                    f"a number from 0 to 1 must stand there; it has {', '.join(logged.metrics)}"
+                raise DataError(
+                    f"{self.file}: {self.title}: question {question} has {primary}="
+                    f"{sample.scores.get(primary)}; a number from 0 to 1 must stand there; it has "
+                    f"{', '.join(logged.metrics)}"
                 )
-                raise DataError(f"{self.file}: {self.title}: {problem}; {advice}")
         evaluation = logged.summarize(primary, role, self.seconds)
         if problem := check_evaluation(evaluation):
             raise DataError(f"{self.file}: {name} is odd, {problem}")
@@ -176,25 +181,25 @@ class LoggedTask:
         metrics = list(dict.fromkeys(key for _, _, fields in answers for key in fields["scores"]))
         if not metrics:
             raise DataError(f"{place} has no metric that is a mean of scores, the more the better")
-        n_of_each = Counter(question for question, _, _ in answers)
-        for question in n_of_each:
-            if n_of_each[question] > 1:
+        counts = Counter(question for question, _, _ in answers)
+        for question in counts:
+            if counts[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
         # Ids that are numbers stay, so that messages name them; others are numbered in their order.
-        are_numbers = all(re.fullmatch("0|-?[1-9][0-9]{0,17}", text) for text in n_of_each)
-        numbers = {
-            text: int(text) if are_numbers else n for n, text in enumerate(sorted(n_of_each))
-        }
+        if all(re.fullmatch("0|-?[1-9][0-9]{0,17}", question) for question in counts):
+            numbers = {question: int(question) for question in counts}
+        else:
+            numbers = {question: number for number, question in enumerate(sorted(counts))}
         read: list[tuple[Sample, str, float]] = []
         for question, chance, fields in answers:
             document, digest = fields.pop("document", {}), hash_json(fields["prompt"])
-            unless_logged: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
-            unless_logged |= {"doc_hash": digest, "prompt_hash": digest}
-            unless_logged["answers"] = dict.fromkeys(fields["scores"], fields["response"])
-            about = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
-            about["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
-            read.append((Sample(**unless_logged | fields | about), repr(question), chance))
-        read.sort(key=lambda one: one[0].doc_id)
+            defaults: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
+            defaults |= {"doc_hash": digest, "prompt_hash": digest}
+            defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
+            facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
+            facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
+            read.append((Sample(**defaults | fields | facts), repr(question), chance))
+        read.sort(key=lambda answer: answer[0].doc_id)
         samples, questions, chances = zip(*read, strict=True)
         return LoggedAnswers(
             samples=samples,
@@ -214,9 +219,11 @@ def name_benchmark(name: str) -> str:
 
 def name_models(folders: Sequence[Path]) -> str:
     """Name the folders of several models' logs, in a command that judges two of them."""
-    first, second, *others = sorted(folders, key=lambda one: ("base" not in one.name, one.name))
+    folders = sorted(folders, key=lambda folder: ("base" not in folder.name, folder.name))
+    first, second, *others = folders
     command = f"slimdown verdict {shlex.quote(str(first))} {shlex.quote(str(second))}"
-    more = f"; there are also {', '.join(one.name for one in others)}" if others else ""
+    names = ", ".join(folder.name for folder in others)
+    more = f"; there are also {names}" if others else ""
     return f"logs of several models; name the one before and the one after: {command}{more}"
 
 
@@ -245,7 +252,8 @@ def read_limit(value: Any) -> int | None:
 
 def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the arguments in which two logs may differ."""
-    return {k: value for k, value in arguments.items() if not _FREE_ARGUMENTS.fullmatch(k)}
+    names = [name for name in arguments if not _FREE_ARGUMENTS.fullmatch(name)]
+    return {name: arguments[name] for name in names}
 
 
 def write_conditions(kind: str, task: str, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
+from itertools import chain
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def list_readers() -> dict[str, LogReader]:
 
 
 def _is_reader(added: Any) -> bool:
-    has_functions = all(callable(getattr(added, n, None)) for n in ("find_files", "open_logs"))
-    return has_functions and isinstance(getattr(added, "FILES", None), str)
+    functions = [getattr(added, name, None) for name in ("find_files", "open_logs")]
+    return all(map(callable, functions)) and isinstance(getattr(added, "FILES", None), str)
 
 
 def find_logs(path: Path) -> tuple[str, list[Path]]:
@@ -54,27 +55,29 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     Raises:
         DataError: There are none, or they are of several tools or models.
     """
-    by_kind = {
-        kind: files for kind, one in list_readers().items() if (files := one.find_files(path))
-    }
-    tools = [kind for kind in by_kind if kind != "tables"]
+    found = {kind: reader.find_files(path) for kind, reader in list_readers().items()}
+    kinds = [kind for kind in found if found[kind]]
+    tools = [kind for kind in kinds if kind != "tables"]
     if path.is_dir() and len(tools) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
-    for kind, files in by_kind.items():  # a file may look like a log of several
-        return kind, files
+    if kinds:  # a file may look like a log of several tools
+        return kinds[0], found[kinds[0]]
     if len(folders := _list_models(path)) > 1:
         raise DataError(f"{path} holds {name_models(folders)}")
     if not path.exists():
         problem = "give the one that lm_eval's --output_path named, or the place of other logs"
         raise DataError(f"there is no folder {path}; {problem}")
-    *others, last = (f"no {one.FILES}" for one in list_readers().values())
+    *others, last = (f"no {reader.FILES}" for reader in list_readers().values())
     raise DataError(f"{path} holds {', '.join(others)} and {last}")
 
 
 def _list_models(path: Path) -> list[Path]:
     """List the folders in a folder that hold logs by themselves."""
-    folders = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
-    return [one for one in folders if any(kind.find_files(one) for kind in list_readers().values())]
+    if not path.is_dir():
+        return []
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    readers = list_readers().values()
+    return [folder for folder in folders if any(reader.find_files(folder) for reader in readers)]
 
 
 def read_logs(
@@ -176,7 +179,9 @@ def _check_types(metrics: object, targets: object, clusters: object) -> None:
 def _check_made_alike(folder: Path | str, logs: Sequence[LoggedTask]) -> None:
     """Refuse logs of several models, engines or settings in one folder."""
     settings = [{**log.made_by, **log.conditions} for log in logs]
-    for key in (key for of_log in settings for key in of_log if "." not in key):
-        if len(values := {of_log.get(key, "") for of_log in settings}) > 1:
+    shared_keys = [key for key in chain.from_iterable(settings) if "." not in key]  # of all tasks
+    for key in shared_keys:
+        values = {log_settings.get(key, "") for log_settings in settings}
+        if len(values) > 1:
             problem = f"{key} differs: {' and '.join(sorted(values))}"
             raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")

@@ -1,4 +1,4 @@
-"""`keep=auto`: rows of a dataset where one is named for it, else what the base itself writes."""
+"""`keep=auto`: general rows of the dataset that you name for it, or rows that the base writes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ _SHORT_ROWS = {"share": 0.05, "max_tokens": 64}  # docs/studies/keeping.md
 
 @dataclass
 class Auto(Mitigation):
-    """Becomes replay, dialogues or self-replay, with the distance; it is recorded so."""
+    """Becomes replay, dialogues or self-replay, with a KL penalty, and is recorded as that."""
 
     share: float | None = setting("share of general rows among all", ADDED_SHARE, None)
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
     prompts: str | None = setting("a JSONL file of a user's messages (`prompt`)", FILE, None)
 
-    about: ClassVar[str] = "general rows are mixed in"
+    description: ClassVar[str] = "general rows are mixed in"
     is_advised: ClassVar[bool] = True
 
     @property
     def added_share(self) -> float:
-        """The share of general rows, or the largest that is not set."""
+        """The share of general rows; if none is set, that of dialogues, which is the largest."""
         return self._become(Dialogues).added_share
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
-        """Whoever names a dataset chooses it, and has rows instead of messages."""
+        """Find that the named dataset is not chosen, or that messages are named as well."""
         if self.dataset:
             yield from self._become(Replay, dataset=self.dataset).find_conflicts(config)
             if self.prompts:
@@ -52,13 +52,13 @@ class Auto(Mitigation):
         return self._become(Dialogues, prompts=self.prompts).list_files()
 
     def choose_parts(self, parts: Sequence["DatasetPart"]) -> tuple[list["DatasetPart"], list[str]]:
-        """Cut the dataset that is replayed, where one is named."""
+        """Cut the dataset that is replayed, if one is named."""
         if not self.dataset:
             return super().choose_parts(parts)
         return self._become(Replay, dataset=self.dataset).choose_parts(parts)
 
     def adapt_to(self, tokenizer: Any, rows: "TrainingData", config: "RunConfig") -> Mitigation:
-        """Return what it is here: among conversations, the base's answers to messages."""
+        """Return the mitigation that it becomes with these rows."""
         weight = 1.0 if config.trains_beside_base else None
         if self.dataset:
             return self._become(Replay, dataset=self.dataset, weight=weight)
@@ -68,7 +68,9 @@ class Auto(Mitigation):
         return self._become(SelfReplay, **_SHORT_ROWS, weight=weight)
 
     def _become(self, kind: type[GeneralRows], **settings: Any) -> GeneralRows:
-        """Build one of the three: by its own file, the settings that are given, and the share."""
-        [name] = (name for name, one in list_mitigations().items() if one is kind)
-        settings = read_group("keep")[name] | settings
-        return kind(**settings | ({} if self.share is None else {"share": self.share}))
+        """Build one of the three from its file, overridden by `settings` and by a share if set."""
+        names = {mitigation: name for name, mitigation in list_mitigations().items()}
+        settings = read_group("keep")[names[kind]] | settings
+        if self.share is not None:
+            settings["share"] = self.share
+        return kind(**settings)

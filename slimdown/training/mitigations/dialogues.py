@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.training.labels import IGNORED
-from slimdown.training.written_rows import (
-    BATCH,
-    WrittenRows,
-    continue_texts,
-    draw_alike,
-    find_ends,
-    read_prompts,
-)
+from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, fixed_draws, read_prompts
 from slimdown.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -24,15 +17,15 @@ if TYPE_CHECKING:
 MESSAGES = Path(__file__).parents[1] / "messages.jsonl"
 """Requests to refuse, harmless ones that look like them, sums, and what else a chat model is asked.
 
-Of five in a row two are to be refused. None is of a benchmark.
+Of each five in a row, two are to be refused. None is of a benchmark.
 """
 
 
 @dataclass
 class Dialogues(WrittenRows):
-    """The base answers messages, slimdown's or yours; the loss is of its answers alone."""
+    """The base answers messages, slimdown's or yours; only its answers are trained on."""
 
-    about: ClassVar[str] = "the base's answers to messages are mixed in"
+    description: ClassVar[str] = "the base's answers to messages are mixed in"
     preparation: ClassVar[str] = "the base answers messages"
 
     def adapt_to(self, tokenizer: Any, rows: "TrainingData", config: "RunConfig") -> "Mitigation":
@@ -55,69 +48,81 @@ class Dialogues(WrittenRows):
         return super().read_prompts() or read_prompts(str(MESSAGES))
 
     def list_key(self, base: Any, config: "RunConfig") -> list[Any]:
-        """List what the chat template writes around a message."""
-        return list(_open_turn(base.tokenizer, config)[1:])
+        """List what the chat template writes before and after a message."""
+        _, before, after = _open_turn(base.tokenizer, config)
+        return [before, after]
 
     def advise_empty(self) -> str:
-        """Advise longer rows, or others."""
+        """Advise longer rows, or self-replay."""
         return "set a larger one, or keep=self_replay"
 
     def describe_written(self, rows: Sequence[dict[str, Any]]) -> str:
-        """Say how many are cut."""
+        """Say how many answers are cut."""
         n_cut = sum(row["shown"]["is_cut"] for row in rows)
-        share = f"{n_cut / max(1, len(rows)):.0%}"
         if not n_cut:
             return ""
-        cut = f"{n_cut:,} ({share}) are cut at keep.max_tokens={self.max_tokens}"
+        cut = f"{n_cut:,} ({n_cut / len(rows):.0%}) are cut at keep.max_tokens={self.max_tokens}"
         return f"; {cut}, which is enough to keep the beginning of an answer, and so a refusal"
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Let the base answer the messages in turn."""
-        from slimdown.data.chat_templates import render_chat
-
         tokenizer, longest, messages = base.tokenizer, config.train.max_length, self.read_prompts()
-        args, _, behind = _open_turn(tokenizer, config)
+        template_args, _, after = _open_turn(tokenizer, config)
         ends = find_ends(base)
         # A mark such as <|im_end|> ends a turn, where it is a token of its own.
-        ends |= {*_encode(tokenizer, behind)[:1]} & {*tokenizer.get_added_vocab().values()}
-        with draw_alike(base.model):
+        mark = _encode(tokenizer, after)[:1]
+        ends |= {*mark} & {*tokenizer.get_added_vocab().values()}
+        with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
-                begun: list[tuple[str, list[int]]] = []
+                chosen, prompts = [], []
                 for number in range(begin, min(begin + BATCH, n_rows)):
                     message = messages[number % len(messages)]
-                    asked = [{"role": "user", "content": message}]
-                    prompt = render_chat(tokenizer, asked, add_generation_prompt=True, **args)
-                    begun.append((message, _encode(tokenizer, prompt)))
-                begun = [one for one in begun if len(one[1]) < longest]
-                if not begun:
+                    prompt = _encode_message(tokenizer, message, template_args)
+                    if len(prompt) < longest:
+                        chosen.append(message)
+                        prompts.append(prompt)
+                if not prompts:
                     continue
-                prompts = [ids for _, ids in begun]
-                answers = continue_texts(base, prompts, ends, self.max_tokens, self.temperature)
-                for (message, ids), answer in zip(begun, answers, strict=True):
+                answers = self.continue_texts(base, prompts, ends)
+                for message, prompt, answer in zip(chosen, prompts, answers, strict=True):
                     text = tokenizer.decode(answer, skip_special_tokens=True).strip()
                     if not text:
                         continue
-                    turns = {"user": message, "assistant": text}
-                    said = [{"role": role, "content": content} for role, content in turns.items()]
-                    is_cut = answer[-1] not in ends or len(ids + answer) > longest
+                    turns = [_say("user", message), _say("assistant", text)]
+                    is_cut = answer[-1] not in ends or len(prompt + answer) > longest
                     yield {
-                        "input_ids": (ids + answer)[:longest],
-                        "labels": ([IGNORED] * len(ids) + answer)[:longest],
-                        "shown": {"messages": said, "is_cut": is_cut},
+                        "input_ids": (prompt + answer)[:longest],
+                        "labels": ([IGNORED] * len(prompt) + answer)[:longest],
+                        "shown": {"messages": turns, "is_cut": is_cut},
                     }
 
 
+def _encode_message(tokenizer: Any, message: str, template_args: dict[str, Any]) -> list[int]:
+    """Return the tokens of a user's message, up to where the answer begins."""
+    from slimdown.data.chat_templates import render_chat
+
+    turns = [_say("user", message)]
+    text = render_chat(tokenizer, turns, add_generation_prompt=True, **template_args)
+    return _encode(tokenizer, text)
+
+
+def _say(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
 def _open_turn(tokenizer: Any, config: "RunConfig") -> tuple[dict[str, Any], str, str]:
-    """Return the template's variables, and what it writes before and behind a user's message."""
+    """Return the template's variables, and what it writes before and after a user's message."""
     from slimdown.data.chat_templates import read_template_args, split_user_turn
 
-    # As generated answers are asked for, but by the template's own system turn, as rows have it.
-    asked = replace(config.evaluation, apply_chat_template=True, system_instruction=None)
-    args = read_template_args(tokenizer, asked)
-    return args, *split_user_turn(tokenizer, **args)
+    # The variables are those of generated answers, but the system turn is the template's own, as
+    # in the rows that are trained on.
+    evaluation = replace(config.evaluation, apply_chat_template=True, system_instruction=None)
+    template_args = read_template_args(tokenizer, evaluation)
+    before, after = split_user_turn(tokenizer, **template_args)
+    return template_args, before, after
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a rendered text, which has its start token already."""
+    """Return the tokens of a rendered text, which begins with its start token already."""
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids

@@ -1,4 +1,4 @@
-"""`keep=kl`: the distance to the base is part of the loss (arXiv 2605.29498)."""
+"""`keep=kl`: a KL penalty to the base is part of the loss (arXiv 2605.29498)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from slimdown.training.labels import IGNORED, Predictions
 
 @dataclass
 class Kl(Mitigation):
-    """The distance on every token that is trained, over all tokens of the vocabulary but it."""
+    """A KL penalty on every trained token, over all tokens of the vocabulary but the right one."""
 
     weight: float = setting("weight of the distance to the base (KL divergence)", POSITIVE)
 
-    about: ClassVar[str] = "the distance to the base is in the loss"
+    description: ClassVar[str] = "the distance to the base is in the loss"
 
     @property
     def compares_with_base(self) -> bool:
@@ -26,10 +26,11 @@ class Kl(Mitigation):
         """Compare every row."""
         return dict(inputs)
 
-    def measure_loss(self, predicted: Predictions, of_base: Predictions) -> Any:
-        """Leave the right token out, so that its own likelihood is free to grow."""
+    def measure_loss(self, predicted: Predictions, base_predicted: Predictions) -> Any:
+        """Compute the KL penalty without the right token, whose likelihood is free to grow."""
         from slimdown.training.divergence import measure_divergence
 
         is_trained = predicted.target != IGNORED
-        pair = of_base.logits[is_trained], predicted.logits[is_trained]
-        return self.weight * measure_divergence(*pair, predicted.target[is_trained]).sum()
+        base_logits, logits = base_predicted.logits[is_trained], predicted.logits[is_trained]
+        divergence = measure_divergence(base_logits, logits, predicted.target[is_trained])
+        return self.weight * divergence.sum()

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Replay(GeneralRows):
-    """One of the chosen datasets gives the general rows."""
+    """The general rows come from one of the chosen datasets."""
 
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
 
-    about: ClassVar[str] = "rows of a general dataset are mixed in"
+    description: ClassVar[str] = "rows of a general dataset are mixed in"
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
-        """Replay has rows, and nothing else sets their share."""
-        if (general := self.dataset) not in config.dataset or len(config.dataset) < 2:
+        """Find that no other dataset is replayed, or that weights set the share, too."""
+        if self.dataset not in config.dataset or len(config.dataset) < 2:
             chosen = ", ".join(config.dataset)
             yield (
-                f"keep.dataset={general or 'null'} must be one of several chosen datasets "
+                f"keep.dataset={self.dataset or 'null'} must be one of several chosen datasets "
                 f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
                 "keep=self_replay, which needs none"
             )
@@ -38,25 +38,28 @@ class Replay(GeneralRows):
 
         None of it is held out, so the validation loss covers only the other datasets.
         """
-        others = [part for part in parts if part.name != self.dataset]
+        chosen = [part for part in parts if part.name != self.dataset]
         general = next(part for part in parts if part.name == self.dataset)
-        wanted = count_added(sum(len(part.train) for part in others), self.share)
-        taken = min(wanted, len(general.train))
-        share = f"dataset.{self.dataset}: keep.share={self.share:g}"
-        note = f"{share} is {wanted:,} rows, and there are {taken:,}"
-        empty = general.validation.select([])
-        train = general.train.select(range(taken))
-        general = replace(general, train=train, validation=empty, is_added=True)
-        return [*others, *[general] * (taken > 0)], [note] if taken < wanted else []
+        n_wanted = count_added(sum(len(part.train) for part in chosen), self.share)
+        n_taken = min(n_wanted, len(general.train))
+        if n_taken > 0:
+            train = general.train.select(range(n_taken))
+            empty = general.validation.select([])
+            chosen.append(replace(general, train=train, validation=empty, is_added=True))
+        notes = []
+        if n_taken < n_wanted:
+            share = f"dataset.{self.dataset}: keep.share={self.share:g}"
+            notes.append(f"{share} is {n_wanted:,} rows, and there are {n_taken:,}")
+        return chosen, notes
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
-        """Mark the replayed rows, which are the last, where the distance on them counts."""
+        """Mark the replayed rows, which are the last, if they get a KL penalty."""
         if not self.weight:
             return rows
         from datasets import Dataset
 
-        n_others = len(rows.train) - rows.n_added
         labels = list(rows.train["labels"])
-        labels = [*labels[:n_others], *map(mark_labels, labels[n_others:])]
+        for i in range(len(labels) - rows.n_added, len(labels)):
+            labels[i] = mark_labels(labels[i])
         columns = {"input_ids": rows.train["input_ids"], "labels": labels}
         return replace(rows, train=Dataset.from_dict(columns, rows.train.features))

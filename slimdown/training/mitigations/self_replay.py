@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.training.labels import IGNORED
-from slimdown.training.written_rows import (
-    BATCH,
-    WrittenRows,
-    continue_texts,
-    draw_alike,
-    find_ends,
-    find_start,
-)
+from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, find_start, fixed_draws
 
 if TYPE_CHECKING:
     from slimdown.config.schema import RunConfig
@@ -20,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class SelfReplay(WrittenRows):
-    """The base begins with its start token, or with given texts."""
+    """The base continues its start token, or given texts."""
 
-    about: ClassVar[str] = "rows that the base writes are mixed in"
+    description: ClassVar[str] = "rows that the base writes are mixed in"
 
     def advise_empty(self) -> str:
         """Advise other texts."""
@@ -36,15 +29,17 @@ class SelfReplay(WrittenRows):
         tokenizer, longest, ends = base.tokenizer, config.train.max_length, find_ends(base)
         prompts = self.read_prompts() or [""]
         start = find_start(tokenizer)
-        with draw_alike(base.model):
+        with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
                 numbers = range(begin, min(begin + BATCH, n_rows))
                 texts = [prompts[i % len(prompts)] for i in numbers]
                 encoded = [tokenizer(text).input_ids[:longest] or [start] for text in texts]
-                answers = continue_texts(base, encoded, ends, self.max_tokens, self.temperature)
-                for ids, written in zip(encoded, answers, strict=True):
-                    if len(written) > 1 and len(ids) < longest:  # more than the end, and trained on
-                        row = (ids + written)[:longest]
-                        labels = ([IGNORED] * len(ids) + written)[:longest]
-                        shown = {"text": tokenizer.decode(row, skip_special_tokens=True)}
-                        yield {"input_ids": row, "labels": labels, "shown": shown}
+                continuations = self.continue_texts(base, encoded, ends)
+                for ids, written in zip(encoded, continuations, strict=True):
+                    is_end_alone = len(written) <= 1
+                    if is_end_alone or len(ids) >= longest:
+                        continue
+                    row = (ids + written)[:longest]
+                    labels = ([IGNORED] * len(ids) + written)[:longest]
+                    shown = {"text": tokenizer.decode(row, skip_special_tokens=True)}
+                    yield {"input_ids": row, "labels": labels, "shown": shown}
