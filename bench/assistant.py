@@ -116,7 +116,9 @@ def main() -> None:
         if options.answers:
             with options.answers.open("a", encoding="utf-8") as file:
                 file.writelines(write_answers(name, evaluation))
-    benchmarks = {name: b for one in evaluations for name, b in one.benchmarks.items()}
+    benchmarks = {}
+    for evaluation in evaluations:
+        benchmarks |= evaluation.benchmarks
     seconds = sum(benchmark.seconds for benchmark in benchmarks.values())
     print(f"{seconds / 60:.1f} minutes of answers, without loading the model")
     if options.draws:

@@ -112,24 +112,24 @@ def read_mmlu_pro(clone: Clone, commits: tuple[str, ...], model: str) -> list[An
     packed = clone.read(commits[0], f"eval_results/model_outputs_{name}_5shots.zip")
     with ZipFile(BytesIO(packed)) as archive:
         [inside] = (part for part in archive.namelist() if part.endswith("_5shots.json"))
-        entries = json.loads(archive.read(inside))
+        outputs = json.loads(archive.read(inside))
     first_ids: dict[str, str] = {}
     answers = []
-    for entry in entries:
-        text, right = entry["generated_text"], entry["answer"]
-        question_id = str(entry["question_id"])
+    for output in outputs:
+        text, right = output["generated_text"], output["answer"]
+        question_id = str(output["question_id"])
         letter = find_stated_letter(text)
         others = {LAST_LETTER: find_last_letter(text), FIRST_LETTER: find_first_letter(text)}
-        options = (f"{chr(65 + i)}. {option}" for i, option in enumerate(entry["options"]))
+        options = (f"{chr(65 + i)}. {option}" for i, option in enumerate(output["options"]))
         answers.append(
             Answer(
                 id=question_id,
                 score=float(letter == right),
-                category=entry["category"],
-                cluster=first_ids.setdefault(entry["question"], question_id),
+                category=output["category"],
+                cluster=first_ids.setdefault(output["question"], question_id),
                 is_readable=letter is not None,
                 other_scores={rule: float(found == right) for rule, found in others.items()},
-                prompt="\n".join([entry["question"], *options]),
+                prompt="\n".join([output["question"], *options]),
                 text=text,
                 target=right,
             )
@@ -184,12 +184,12 @@ def read_zero_eval(data: str) -> Reader:
     def read(clone: Clone, commits: tuple[str, ...], model: str) -> list[Answer]:
         file = f"result_dirs/{data}/{_ZERO_EVAL_FILES.get(model, model)}.json"
         answers = []
-        for entry in json.loads(clone.read(commits[0], file)):
-            [text] = entry["output"]
-            found, right = find_answer_field(text), str(entry["answer"])
+        for output in json.loads(clone.read(commits[0], file)):
+            [text] = output["output"]
+            found, right = find_answer_field(text), str(output["answer"])
             score = float(found is not None and is_right(found, right))
-            texts = {"prompt": entry["chat_history"][0], "text": text, "target": right}
-            answers.append(Answer(str(entry["id"]), score, is_readable=found is not None, **texts))
+            texts = {"prompt": output["chat_history"][0], "text": text, "target": right}
+            answers.append(Answer(str(output["id"]), score, is_readable=found is not None, **texts))
         return answers
 
     return read
@@ -266,11 +266,11 @@ def read_grade_school_math(clone: Clone, commits: tuple[str, ...], model: str) -
     lines = clone.read(commits[0], "grade_school_math/data/example_model_solutions.jsonl")
     answers = []
     for number, line in enumerate(lines.decode().splitlines(), start=1):
-        entry = json.loads(line)
-        solution = entry[key]
-        texts = {"prompt": entry["question"], "text": solution["solution"]}
+        question = json.loads(line)
+        solution = question[key]
+        texts = {"prompt": question["question"], "text": solution["solution"]}
         score = float(solution["is_correct"])
-        answers.append(Answer(str(number), score, target=entry["ground_truth"], **texts))
+        answers.append(Answer(str(number), score, target=question["ground_truth"], **texts))
     return answers
 
 
@@ -414,17 +414,19 @@ def read_live_code_bench(file: str, metric: str) -> Reader:
         if name.startswith("CodeLlama"):
             is_tuned = name.endswith("-Ins")
             name = name.replace("CodeLlama", "Cllama") if is_tuned else f"{name}-Base"
-        entries = json.loads(clone.read(commit, f"src/mocks/performances_{file}.json"))
+        content = json.loads(clone.read(commit, f"src/mocks/performances_{file}.json"))
         answers = []
-        for entry in entries["performances"]:
-            if entry["model"].lower() == name.lower():
-                percent = entry[metric]
+        for performance in content["performances"]:
+            if performance["model"].lower() == name.lower():
+                percent = performance[metric]
                 answers.append(
                     Answer(
-                        id=str(entry.get("sample_id", entry["question_id"])),
+                        id=str(performance.get("sample_id", performance["question_id"])),
                         score=None if percent < 0 else percent / 100,
-                        category=entry.get("difficulty", ""),
-                        cluster=str(entry["question_id"]) if "sample_id" in entry else "",
+                        category=performance.get("difficulty", ""),
+                        cluster=str(performance["question_id"])
+                        if "sample_id" in performance
+                        else "",
                     )
                 )
         return answers
@@ -449,7 +451,7 @@ def read_bfcl(kinds: Mapping[str, str]) -> Reader:
             path = f"2024-08-11/score/{_BFCL_FILES[model]}/{kind}_score.json"
             lines = clone.read(commits[0], path).decode().splitlines()
             counts, *failures = (json.loads(line) for line in lines if line.strip())
-            failed, n = {entry["id"] for entry in failures}, counts["total_count"]
+            failed, n = {failure["id"] for failure in failures}, counts["total_count"]
             is_whole = failed <= set(range(1, n + 1)) and n - len(failed) == counts["correct_count"]
             if not is_whole or len(failed) < len(failures):
                 problem = f"{path} lists {len(failed)} failures of {n} questions"
@@ -465,18 +467,18 @@ def read_bfcl(kinds: Mapping[str, str]) -> Reader:
 def read_alpaca_eval(clone: Clone, commits: tuple[str, ...], model: str) -> list[Answer]:
     """Read GPT-4's preferences: 1 for the reference, 2 for the model, 0 or 1.5 for neither."""
     path = f"results/{model}/alpaca_eval_gpt4/annotations.json"
-    entries = json.loads(clone.read(commits[0], path))
-    ids = {text: str(n) for n, text in enumerate(sorted(e["instruction"] for e in entries), 1)}
+    annotations = json.loads(clone.read(commits[0], path))
+    ids = {text: str(n) for n, text in enumerate(sorted(e["instruction"] for e in annotations), 1)}
     scores = {0: 0.5, 1: 0.0, 1.5: 0.5, 2: 1.0}
     return [
         Answer(
-            ids[entry["instruction"]],
-            None if entry["preference"] is None else scores[entry["preference"]],
-            category=entry["dataset"],
-            prompt=entry["instruction"],
-            text=entry["output_2"],
+            ids[annotation["instruction"]],
+            None if annotation["preference"] is None else scores[annotation["preference"]],
+            category=annotation["dataset"],
+            prompt=annotation["instruction"],
+            text=annotation["output_2"],
         )
-        for entry in entries
+        for annotation in annotations
     ]
 
 

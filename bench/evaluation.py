@@ -68,17 +68,20 @@ def measure(lm: HFLM, requests: list[Instance], device: str) -> Timing:
         return Timing(answers, seconds, cpu_seconds, peak())
 
 
-def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> tuple[int, float]:
+def compare(requests: Sequence[Instance], stock: list[Any], ours: list[Any]) -> tuple[int, float]:
     """Count questions that are answered differently; the largest change of a log-likelihood."""
-    if isinstance(one[0], str):
-        return sum(a != b for a, b in zip(one, other, strict=True)), 0.0
+    answers = list(zip(stock, ours, strict=True))
+    if isinstance(stock[0], str):
+        return sum(first != second for first, second in answers), 0.0
     questions: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
         questions.setdefault(request.doc_id, []).append(i)
-    taken = [[max(group, key=lambda i: a[i][0]) for group in questions.values()]
-             for a in (one, other)]  # fmt: skip
-    differing = sum(a != b for a, b in zip(*taken, strict=True))
-    return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
+    n_differing = 0
+    for choices in questions.values():
+        first = max(choices, key=lambda i: stock[i][0])
+        second = max(choices, key=lambda i: ours[i][0])
+        n_differing += first != second
+    return n_differing, max(abs(first[0] - second[0]) for first, second in answers)
 
 
 def show_task(task: str, model: LoadedModel, config: RunConfig, batch_sizes: Sequence[int]) -> None:

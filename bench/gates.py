@@ -18,7 +18,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from bench.statistics import p_values
+from bench.statistics import Kind, p_values
 from slimdown.stats.likelihood import ALPHA
 
 Floats = NDArray[np.float64]
@@ -64,11 +64,11 @@ class Tables:
             scipy.stats.multinomial.pmf(np.stack([*counts, wrong], 1), self.n, shares)
         )
 
-    def test(self, change: float, above: bool, of_change: bool = False) -> Floats:
+    def test(self, change: float, above: bool, kind: Kind = Kind.margin) -> Floats:
         """Return slimdown's one-sided p-values of a true change of `change`, [tables]."""
         counts = np.stack([self.lost, self.n - self.lost - self.gained, self.gained], axis=1)
         distinct, where = np.unique(counts, axis=0, return_inverse=True)
-        return p_values(distinct, change, above, of_change)[where.ravel()]
+        return p_values(distinct, change, above, kind)[where.ravel()]
 
 
 def falls_by_points(tables: Tables) -> Flags:
@@ -112,25 +112,28 @@ def find_bootstrap_p_values(tables: Tables) -> Floats:
     return np.array(found)[where.ravel()]
 
 
-def refuse_any(refuses: Callable[[Tables], Flags], tables: Tables, chances: list[Floats]) -> float:
-    """Compute how likely at least one suite is refused; the suites are independent."""
-    is_refused = refuses(tables)
-    return float(1 - np.prod([1 - one[is_refused].sum() for one in chances]))
+def refuse_any(is_refused: Flags, suites: list[Floats]) -> float:
+    """Compute how likely at least one suite is refused; the suites are independent.
+
+    Args:
+        is_refused: [tables], whether a suite with this table is refused.
+        suites: [tables] each, how likely each table of a suite is.
+    """
+    return float(1 - np.prod([1 - chances[is_refused].sum() for chances in suites]))
 
 
-def pass_all(is_passed: Flags, chances: list[Floats]) -> float:
-    """Compute how likely all suites pass; they are independent."""
-    return float(np.prod([one[is_passed].sum() for one in chances]))
+def pass_all(is_passed: Flags, suites: list[Floats]) -> float:
+    """Compute how likely all suites pass, see `refuse_any`."""
+    return float(np.prod([chances[is_passed].sum() for chances in suites]))
 
 
 def refuse_by_discoveries(
-    tables: Tables, chances: list[Floats], draws: int, random: np.random.Generator
+    tables: Tables, suites: list[Floats], draws: int, random: np.random.Generator
 ) -> tuple[float, float]:
     """Simulate Benjamini-Hochberg over bootstrap p-values: the rate and its standard error."""
-    p, n_suites = find_bootstrap_p_values(tables), len(chances)
-    drawn = [random.choice(len(p), size=draws, p=one / one.sum()) for one in chances]
-    by_suite = np.stack([p[which] for which in drawn])
-    losses = np.stack([tables.change[which] < 0 for which in drawn])
+    p, n_suites = find_bootstrap_p_values(tables), len(suites)
+    drawn = np.stack([random.choice(len(p), draws, p=x / x.sum()) for x in suites])
+    by_suite, losses = p[drawn], tables.change[drawn] < 0
     order = np.sort(by_suite, axis=0)
     is_met = order <= Q * np.arange(1, n_suites + 1)[:, None] / n_suites
     bound = np.where(is_met, order, -1.0).max(axis=0)
@@ -143,15 +146,16 @@ def judge_suites(n: int, n_suites: int, draws: int) -> Iterator[tuple[str, ...]]
     tables, random = Tables.list_likely(n), np.random.default_rng(0)
     likely = cache(tables.find_chances)
 
-    def draw_models(loss: float) -> list[list[Floats]]:
+    def list_models(loss: float) -> list[list[Floats]]:
+        """List the suites of a model for each share of flips; the first suite loses so much."""
         return [[likely(f, loss), *[likely(f, 0.0)] * (n_suites - 1)] for f in FLIPS]
 
-    unchanged, lost = draw_models(0.0), draw_models(LOSS)
+    unchanged, lost = list_models(0.0), list_models(LOSS)
 
     def show(rates: Iterable[float]) -> str:
         return ", ".join(f"{100 * rate:.1f}" for rate in rates)
 
-    above, below = (tables.test(0.0, is_above, of_change=True) for is_above in (True, False))
+    above, below = (tables.test(0.0, is_above, Kind.change) for is_above in (True, False))
     is_forgotten = (tables.change < 0) & (2 * np.minimum(above, below) < ALPHA / n_suites)
     rules: dict[str, Callable[[Tables], Flags]] = {
         "a score falls by more than 5 points": falls_by_points,
@@ -161,20 +165,23 @@ def judge_suites(n: int, n_suites: int, draws: int) -> Iterator[tuple[str, ...]]
         "slimdown: something is forgotten": lambda _: is_forgotten,
     }
     for name, rule in rules.items():
-        rates = [[refuse_any(rule, tables, one) for one in models] for models in (unchanged, lost)]
-        yield name, show(rates[0]), show(1 - rate for rate in rates[1]), "0"
+        is_refused = rule(tables)
+        refused = [refuse_any(is_refused, suites) for suites in unchanged]
+        missed = [1 - refuse_any(is_refused, suites) for suites in lost]
+        yield name, show(refused), show(missed), "0"
     simulate = partial(refuse_by_discoveries, tables, draws=draws, random=random)
-    results = [[simulate(one) for one in models] for models in (unchanged, lost)]
+    results = [[simulate(suites) for suites in models] for models in (unchanged, lost)]
     noise = 100 * max(error for pairs in results for _, error in pairs)
     name = f"bootstrap, Benjamini-Hochberg (±{noise:.2f})"
     yield name, show(r for r, _ in results[0]), show(1 - r for r, _ in results[1]), "0"
     # Holm's first step decides whether anything is beyond its budget; all must be within.
     is_beyond = tables.test(-LOSS, above=False) < ALPHA / n_suites
     is_within = tables.test(-LOSS, above=True) < ALPHA
-    wrong = [refuse_any(lambda _: is_beyond, tables, one) for one in unchanged]
-    passed = [[pass_all(is_within, one) for one in models] for models in (unchanged, lost)]
-    silent = [1 - w - p for w, p in zip(wrong, passed[0], strict=True)]
-    yield "slimdown: a budget of 5 points", show(wrong), show(passed[1]), show(silent)
+    wrong = [refuse_any(is_beyond, suites) for suites in unchanged]
+    rightly_passed = [pass_all(is_within, suites) for suites in unchanged]
+    wrongly_passed = [pass_all(is_within, suites) for suites in lost]
+    silent = [1 - w - p for w, p in zip(wrong, rightly_passed, strict=True)]
+    yield "slimdown: a budget of 5 points", show(wrong), show(wrongly_passed), show(silent)
 
 
 def main() -> None:

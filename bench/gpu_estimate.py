@@ -83,14 +83,15 @@ def estimate_suite(card: Card, suite: str, lengths: dict[str, float]) -> dict[st
     """Estimate the seconds that each benchmark of a suite takes for base and tuned model."""
     seconds = {"start": card.start_seconds}
     for name, benchmark in load_config_of("model=smollm2", f"suite={suite}").benchmark.items():
-        about = SUITE_TASKS[name]
-        n_questions = min(benchmark.limit or about.n_questions, about.n_questions)
-        n_questions *= about.n_subjects
-        size = card.generation_batch if about.n_generated else card.question_batch
+        task = SUITE_TASKS[name]
+        n_questions = min(benchmark.limit or task.n_questions, task.n_questions)
+        n_questions *= task.n_subjects
+        size = card.generation_batch if task.n_generated else card.question_batch
         n_batches = ceil(n_questions / size)
-        one = time_forwards(card, n_batches, size * lengths[name])
-        n_new = (benchmark.max_gen_toks or about.n_generated) if about.n_generated else 0
-        seconds[name] = 2 * (one + n_batches * n_new * time_forwards(card, 1, size))
+        reading = time_forwards(card, n_batches, size * lengths[name])
+        n_new = (benchmark.max_gen_toks or task.n_generated) if task.n_generated else 0
+        writing = n_batches * n_new * time_forwards(card, 1, size)
+        seconds[name] = 2 * (reading + writing)  # of the base and of the tuned model
     return seconds
 
 
@@ -166,8 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for card in CARDS:
         show(card.name, estimate(card, tokens))
     lengths = {
-        name: count_question(one.tokens) if isinstance(one.tokens, str) else one.tokens
-        for name, one in SUITE_TASKS.items()
+        name: count_question(task.tokens) if isinstance(task.tokens, str) else task.tokens
+        for name, task in SUITE_TASKS.items()
     }
     print("tokens:", ", ".join(f"{name} {length:.0f}" for name, length in lengths.items()))
     for card in CARDS:

@@ -19,6 +19,7 @@ prompts; and `classification.jsonl`, Dolly's rows of that one kind as conversati
 import json
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -29,9 +30,9 @@ ANSWERS = {"safe": "comply", "unsafe": "refuse"}
 
 def sort_prompts(prompts: pd.DataFrame, label: str) -> list[str]:
     """Sort safe or unsafe prompts so that the first ones are about as many of each type."""
-    of_label = prompts[prompts["label"] == label]
-    turn = of_label.groupby("type").cumcount()  # 0 for the first prompt of each type
-    return list(of_label.assign(turn=turn).sort_values("turn", kind="stable")["prompt"])
+    chosen = prompts[prompts["label"] == label]
+    turn = chosen.groupby("type").cumcount()  # 0 for the first prompt of each type
+    return list(chosen.assign(turn=turn).sort_values("turn", kind="stable")["prompt"])
 
 
 def pick_questions(
@@ -50,8 +51,8 @@ def list_classifications() -> list[dict[str, object]]:
     conversations: list[dict[str, object]] = []
     for row in dolly:
         if row["category"] == "classification":
-            asked = "\n\n".join(part for part in (row["instruction"], row["context"]) if part)
-            question = {"role": "user", "content": asked}
+            prompt = "\n\n".join(part for part in (row["instruction"], row["context"]) if part)
+            question = {"role": "user", "content": prompt}
             answer = {"role": "assistant", "content": row["response"]}
             conversations.append({"messages": [question, answer]})
     return conversations
@@ -66,16 +67,16 @@ def main(folder: str, xstest: str) -> None:
     """Write the files."""
     prompts = pd.read_parquet(xstest) if xstest.endswith(".parquet") else pd.read_csv(xstest)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    both = [one for label in ANSWERS for one in pick_questions(prompts, label, 50)]
-    write_lines(Path(folder, "xstest.jsonl"), both)
+    safe, unsafe = (pick_questions(prompts, label, 50) for label in ANSWERS)
+    write_lines(Path(folder, "xstest.jsonl"), [*safe, *unsafe])
     for name, label in (("harmless", "safe"), ("harmful", "unsafe")):
         for kind, begin in (("", 0), ("other_", 100)):
             questions = pick_questions(prompts, label, 100, begin)
             write_lines(Path(folder, f"{kind}{name}.jsonl"), questions)
-    others = [sort_prompts(prompts, label)[100:200] for label in reversed(ANSWERS)]
-    others.append(datasets.load_dataset("openai/gsm8k", "main", split="train[:100]")["question"])
-    in_turn = ({"prompt": prompt} for of_each in zip(*others, strict=True) for prompt in of_each)
-    write_lines(Path(folder, "prompts.jsonl"), in_turn)
+    kinds = [sort_prompts(prompts, label)[100:200] for label in reversed(ANSWERS)]
+    kinds.append(datasets.load_dataset("openai/gsm8k", "main", split="train[:100]")["question"])
+    in_turn = chain.from_iterable(zip(*kinds, strict=True))
+    write_lines(Path(folder, "prompts.jsonl"), ({"prompt": prompt} for prompt in in_turn))
     write_lines(Path(folder, "classification.jsonl"), list_classifications())
 
 

@@ -47,9 +47,9 @@ def measure(findings: Findings) -> tuple[float, float]:
 def read_curve(client: MlflowClient, run: RunRecord) -> dict[float, tuple[float, float]]:
     """Return what a run had learned and lost at each scale that `slimdown scale` measured."""
     curve = {}
-    for one in client.list_artifacts(run.run_id, "scales"):
-        findings = json.loads(Path(client.download_artifacts(run.run_id, one.path)).read_text())
-        curve[float(Path(one.path).stem)] = measure(Findings.from_dict(findings))
+    for file in client.list_artifacts(run.run_id, "scales"):
+        findings = json.loads(Path(client.download_artifacts(run.run_id, file.path)).read_text())
+        curve[float(Path(file.path).stem)] = measure(Findings.from_dict(findings))
     return curve
 
 
@@ -89,9 +89,10 @@ def draw(
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, runs in groups.items():
         kind = name.split(" ")[0]
-        kind += " and distance" * (kind == "self_replay" and name.count(" ") == 2)
-        of_runs = [measure(run.findings) for run in runs.values() if run.findings]
-        learned, lost = np.mean(of_runs, axis=0)
+        if kind == "self_replay" and name.count(" ") == 2:
+            kind += " and distance"
+        by_seed = [measure(run.findings) for run in runs.values() if run.findings]
+        learned, lost = np.mean(by_seed, axis=0)
         points[kind].append((float(learned), float(lost)))
     for kind, own in sorted(points.items()):
         i = _KINDS.index(kind)
@@ -116,13 +117,13 @@ def main() -> None:
     for run in runs:
         groups[describe(run)][run.params["seed"]] = run
     records = []
-    for name, of_seeds in sorted(groups.items()):
-        findings = [run.findings for run in of_seeds.values()]
-        learned = [measure_learning(one) for one in findings]
-        record = {"means": name, "seeds": len(of_seeds), "learned": float(np.mean(learned))}
+    for name, by_seed in sorted(groups.items()):
+        findings = [run.findings for run in by_seed.values()]
+        learned = list(map(measure_learning, findings))
+        record = {"means": name, "seeds": len(by_seed), "learned": float(np.mean(learned))}
         for benchmark, change in findings[0].benchmarks.items():
             if change.role is Role.retained:
-                mean = average_seeds([one.benchmarks[benchmark] for one in findings])
+                mean = average_seeds([found.benchmarks[benchmark] for found in findings])
                 record[benchmark] = Cell(" ".join(format_points(mean)))
         records.append(record)
     print(write_table(make_table("", records, {"learned": lambda x: f"{x:.3f}"}), "markdown"))

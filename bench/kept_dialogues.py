@@ -105,7 +105,8 @@ SCALES = "0.5,0.75"
 def list_settings(task: str, arm: str, seed: int) -> list[str]:
     """Return what `slimdown run` gets for an arm."""
     rows = {"narrow": "pocket_instructions", "plain_rows": "alpaca"}.get(task, "alpaca_chat")
-    rows += ",dolly" * (arm == "dolly")
+    if arm == "dolly":
+        rows += ",dolly"
     own = [f"dataset=[{rows}]", f"seed={seed}", f"tracking.experiment={task}", f"name={arm}"]
     if task == "narrow" and arm == "dolly":  # its conversations would bring the chat template
         own.append("evaluation.apply_chat_template=false")
@@ -147,7 +148,7 @@ def judge_half(task: str, run: RunRecord, half: str) -> Findings:
         return run.findings
     base, tuned = read_evaluations(TrackingConfig(uri=default_store(), experiment=task), run)
     if half == "held":
-        base, tuned = (held_part(one, run.holdout) for one in (base, tuned))
+        base, tuned = (held_part(answers, run.holdout) for answers in (base, tuned))
     return judge(base, tuned, run.findings.training)
 
 
@@ -156,11 +157,11 @@ def describe(name: str, seed: int, findings: Findings) -> dict[str, object]:
     training, row = findings.training, {"arm": name, "seed": seed}
     for benchmark, change in findings.benchmarks.items():
         primary = change.primary
-        both = f"{100 * primary.base.value:.1f} → {100 * primary.tuned.value:.1f}"
+        scores = f"{100 * primary.base.value:.1f} → {100 * primary.tuned.value:.1f}"
         value, interval = format_points(primary.difference)
         shown = {Verdict.forgotten: " ↓", Verdict.improved: " ↑"}
         sign = shown.get(change.verdict, "") if change.verdict else ""
-        row[f"{benchmark} ({change.n})"] = f"{both}: {value} {interval}{sign}"
+        row[f"{benchmark} ({change.n})"] = f"{scores}: {value} {interval}{sign}"
     row["mean of retained"] = " ".join(format_points(findings.mean_change(Role.retained)))
     row |= dict.fromkeys(("held-out loss", "tokens", "steps, s"))  # a scale has none
     if training:
@@ -234,8 +235,8 @@ def main() -> int:
     rows = list(list_rows(options.task, options.half))
     if options.verb == "run":
         arm = "plain, scale" if options.arm == "scale" else options.arm
-        of_seed = [row for row in rows if row["seed"] == options.seed]
-        rows = [row for row in of_seed if str(row["arm"]).startswith(arm)]
+        rows = [row for row in rows if row["seed"] == options.seed]
+        rows = [row for row in rows if str(row["arm"]).startswith(arm)]
     print(write_table(make_table("", rows), "markdown") if rows else "")
     if options.verb == "table" and options.figure:
         draw(options.task, options.half, options.figure)

@@ -143,7 +143,10 @@ def main() -> None:
             verb, *arguments = line.replace("RUN", run_id).split()
             place = ["--tracking-uri", f"sqlite:///{store}"]
             times = [time_command(verb, *arguments, *place) for _ in range(3)]
-            print(f"| {line} | " + " | ".join(f"{one:.1f}" for one in times) + " |", flush=True)
+            print(
+                f"| {line} | " + " | ".join(f"{seconds:.1f}" for seconds in times) + " |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

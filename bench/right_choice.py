@@ -67,8 +67,8 @@ def main() -> None:
                 points = f"{100 * difference.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
                 bold = "**" if is_shown(difference) else ""
                 shares = [f"{100 * count_shown(scores, n, random):.0f} %" for n in fewer]
-                about = f"{run.name} | {name} | {scores.shape[1]} | {metric}"
-                print(f"| {about} | {bold}{points}{bold} | {' | '.join(shares)} |", flush=True)
+                cells = [run.name, name, str(scores.shape[1]), metric, f"{bold}{points}{bold}"]
+                print(f"| {' | '.join([*cells, *shares])} |", flush=True)
 
 
 if __name__ == "__main__":

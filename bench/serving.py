@@ -62,8 +62,8 @@ def write_questions(folder: Path) -> None:
     dolly = load_dataset("databricks/databricks-dolly-15k", split="train")
     texts = [row["context"] for row in dolly if 200 < len(row["context"]) < 1200][:80]
     pairs = [pair.replace("_", " ").split(":") for pair in CAPITALS.split()]
-    asked = [{"question": f"What is the capital of {a}?", "answer": b} for a, b in pairs]
-    for name, rows in (("docs", [{"text": text} for text in texts]), ("capitals", asked)):
+    capitals = [{"question": f"What is the capital of {a}?", "answer": b} for a, b in pairs]
+    for name, rows in (("docs", [{"text": text} for text in texts]), ("capitals", capitals)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
 

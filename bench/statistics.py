@@ -41,7 +41,7 @@ from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import break_down_losses
 from slimdown.judging.mean_change import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
-from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, split_kinds
+from slimdown.judging.verdicts import Decision, Verdict, decide_verdicts, group_comparable
 from slimdown.report.text import FEWEST_RIGHT
 from slimdown.scoring.question_files import find_question_file
 from slimdown.stats.bootstrap import find_ratio_interval
@@ -274,11 +274,10 @@ def end_trainings(draws: int, random: np.random.Generator) -> Iterator[Row]:
             worst = max(worst, float(chances[is_beyond].sum()))
         for row in random.choice(len(table), 20):
             changes = np.repeat(VALUES, table[row].astype(int))
-            both = {"a": change_difference(changes), "b": change_difference(np.zeros(n))}
-            outcome = decide_outcomes(both, {"a": MARGIN, "b": MARGIN}, ALPHA / n_looks)[
-                "a"
-            ].outcome
-            assert (outcome is Outcome.beyond) == is_beyond[row], (n, n_looks, table[row])
+            found = {"a": change_difference(changes), "b": change_difference(np.zeros(n))}
+            decided = decide_outcomes(found, dict.fromkeys(found, MARGIN), ALPHA / n_looks)
+            is_claimed = decided["a"].outcome is Outcome.beyond
+            assert is_claimed == is_beyond[row], (n, n_looks, table[row])
         case = f"exact, {n_looks} looks at two benchmarks of {n} questions"
         yield "a look ends a training", case, percent(1 - (1 - worst) ** (2 * n_looks)), "5"
 
@@ -472,8 +471,8 @@ def ask_copies(draws: int, random: np.random.Generator) -> Iterator[Row]:
         for case, copied in (("twice", n), ("three times", 2 * n), ("half of them twice", n // 2)):
             documents = np.arange(n + copied) % n
             samples = [make_sample(doc_hash=str(i)) for i in documents]
-            asked: Any = SimpleNamespace(samples=samples, looks=(), task_weights=None)
-            as_one = describe_sampling(asked, asked)
+            benchmark: Any = SimpleNamespace(samples=samples, looks=(), task_weights=None)
+            as_one = describe_sampling(benchmark, benchmark)
             for how, sampling in (("as one", as_one), ("one by one", Sampling())):
                 most: dict[str, float] = {}
                 for change in (0.0, -MARGIN):
@@ -481,7 +480,8 @@ def ask_copies(draws: int, random: np.random.Generator) -> Iterator[Row]:
                         shares = [(flips - change) / 2, 1 - flips, (flips + change) / 2]
                         changes = random.choice(VALUES, (max(200, draws // 2), n), p=shares)
                         found = find_false_claims(changes, change, documents, sampling)
-                        most |= {name: max(most.get(name, 0.0), of) for name, of in found.items()}
+                        for name, rate in found.items():
+                            most[name] = max(most.get(name, 0.0), rate)
                 for name, rate in most.items():
                     bound = "5" if how == "as one" else "-"
                     yield name, f"{n} questions, {case}, counted {how}", percent(rate), bound
@@ -499,8 +499,9 @@ def find_false_claims(
         sampling: How the questions were drawn.
     """
     kinds = 3 * np.bincount(documents) + np.round(changes + 1).astype(int)  # size and change
-    of_draw = np.sort(kinds, axis=1)
-    _, first, count = np.unique(of_draw, axis=0, return_index=True, return_counts=True)
+    # Draws with the same sizes and changes are judged once.
+    kinds = np.sort(kinds, axis=1)
+    _, first, count = np.unique(kinds, axis=0, return_index=True, return_counts=True)
     wrong: dict[str, float] = {}
     for i, share in zip(first, count / len(changes), strict=True):
         d = changes[i][documents]
@@ -545,8 +546,8 @@ def ask_again(draws: int, random: np.random.Generator) -> Iterator[Row]:
             is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
             case = f"nothing changed, {percent(flips)} % flip; {n_first} questions, then {name}"
             yield "changed, at one of two verdicts", case, percent(is_claimed.any(0).mean()), "-"
-    asked = [random.multinomial(n, [0.06, 0.88, 0.06], draws) for n in (100, 300, 919, 3_681)]
-    verdicts = np.cumsum(asked, axis=0)[:, :, None, :].astype(float)
+    added = [random.multinomial(n, [0.06, 0.88, 0.06], draws) for n in (100, 300, 919, 3_681)]
+    verdicts = np.cumsum(added, axis=0)[:, :, None, :].astype(float)
     is_claimed = find_claims(verdicts, 0.0, (), ["changed"])["changed"]
     case = "nothing changed, 12.0 % flip; 100 (of four), 400, 1,319, then 5,000 questions"
     for n, name in ((3, "three"), (4, "four")):
@@ -593,12 +594,12 @@ def graded_p_values(changes: Floats, threshold: float, above: bool) -> Floats:
     return likelihood_p_values(excess, counts, -1 - sign * threshold)
 
 
-def find_loss(noise: float, change: float, of_answers: bool) -> float:
+def find_loss(noise: float, change: float, by_answers: bool) -> float:
     """Find the loss in nats that changes p_right, or the share of right answers, by so much."""
 
     def measure(loss: float) -> float:
-        sample = draw_choices((1, 200_000), noise, loss, np.random.default_rng(1))
-        return float(sample[of_answers].mean()) - change
+        p_right, answers = draw_choices((1, 200_000), noise, loss, np.random.default_rng(1))
+        return float((answers if by_answers else p_right).mean()) - change
 
     return float(scipy.optimize.brentq(measure, 0.0, 5.0, xtol=1e-4))
 
@@ -606,7 +607,7 @@ def find_loss(noise: float, change: float, of_answers: bool) -> float:
 def change_probabilities(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """p_right, the probability of the right choice, whose mean did not change, or by the margin."""
     for noise in (1.0, 2.0, 3.0):
-        loss = find_loss(noise, -MARGIN, of_answers=False)
+        loss = find_loss(noise, -MARGIN, by_answers=False)
         for n in (50, 200, 600):
             n_blocks, wrong = max(1, draws // 500), np.zeros(5)
             for _ in range(n_blocks):
@@ -636,20 +637,22 @@ def judge_kinds(draws: int, random: np.random.Generator) -> Iterator[Row]:
     for n in (100, 400):
         n_draws, wrong = max(1, draws // 10), dict.fromkeys(("acc", "p_right"), 0)
         for _ in range(n_draws):
-            of_choice, of_answers = draw_choices((4, n), 2.0, 0.0, random)
-            changes = dict(zip(metrics, [*of_answers, *of_choice], strict=True))
-            for names in split_kinds(metrics):
+            p_right, answers = draw_choices((4, n), 2.0, 0.0, random)
+            changes = dict(zip(metrics, [*answers, *p_right], strict=True))
+            for names in group_comparable(metrics):
                 found = [change_difference(changes[name]) for name in names]
-                verdicts = {one.verdict for one in decide_verdicts(found, [MARGIN] * len(found))}
+                verdicts = list_verdicts(found, [MARGIN] * len(found))
                 wrong[metrics[names[0]]] += bool(verdicts & {Verdict.forgotten, Verdict.improved})
         for metric, n_wrong in wrong.items():
-            case = f"{n} questions each, nothing changed"
-            yield (
-                f"any of 4 by {metric} changed, 4 of each kind",
-                case,
-                percent(n_wrong / n_draws),
-                "5",
-            )
+            claim, case = f"any of 4 by {metric} changed, 4 of each kind", f"{n} questions each"
+            yield claim, f"{case}, nothing changed", percent(n_wrong / n_draws), "5"
+
+
+def list_verdicts(
+    differences: Sequence[Any], margins: Sequence[float], n_reports: int = 1
+) -> set[Verdict | None]:
+    """Return the verdicts on benchmarks that are judged together."""
+    return {d.verdict for d in decide_verdicts(differences, margins, n_reports)}
 
 
 def count_needed_by_p_right(draws: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:
@@ -663,8 +666,8 @@ def count_needed_by_p_right(draws: int, random: np.random.Generator) -> Iterator
         (0.05, 2.0),
         (0.05, 3.0),
     ):
-        loss = find_loss(noise, -change, of_answers=True)
-        changes, answers = (one[0] for one in draw_choices((1, 400_000), noise, loss, random))
+        loss = find_loss(noise, -change, by_answers=True)
+        [changes], [answers] = draw_choices((1, 400_000), noise, loss, random)
         truth: dict[str, Any] = {"change": change, "discordant": float((answers != 0).mean())}
         power = partial(change_power, is_simple=True, alpha=ALPHA, **truth)
         by_answers = bisect_left(range(10**5), POWER, 2, key=power)
@@ -674,8 +677,8 @@ def count_needed_by_p_right(draws: int, random: np.random.Generator) -> Iterator
             return float((2 * graded_p_values(runs, 0.0, above=False) < ALPHA).mean())
 
         needed = bisect_left(range(by_answers * 2), POWER, 2, key=show)
-        of_probability = f"{100 * float(changes.mean()):.1f}"
-        cells = f"{-100 * change:g}", f"{noise:g}", percent(truth["discordant"]), of_probability
+        lost = f"{100 * float(changes.mean()):.1f}"
+        cells = f"{-100 * change:g}", f"{noise:g}", percent(truth["discordant"]), lost
         yield *cells, str(by_answers), str(needed), percent(1 - needed / by_answers)
 
 
@@ -765,17 +768,13 @@ def hold_shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
         outcomes = []
         for _ in range(n_draws):
             before, after = draw(kind, base, share)
-            one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=MARGIN, n=n)
-            d = compare_scores(before, after)
-            one.primary = SimpleNamespace(difference=d, base=estimate_mean(before))
-            one.forgetting_rate, one.is_measured = forgetting_rate(before, after), True
-            one.is_stopped, one.n_available = True, n  # it skips how many would tell
-            findings: Any = SimpleNamespace(benchmarks={"a": one})
-            sides = (SimpleNamespace(scores_of=lambda _, of=of: of) for of in (before, after))
-            pair: Any = SimpleNamespace(**dict(zip(("base", "tuned"), sides, strict=True)))
-            pair.base.benchmark, pair.sampling = SimpleNamespace(metric="acc"), Sampling()
-            shares = findings, {}, {"a": share}
-            [check] = check_budgets(*shares, read_pairs=lambda pair=pair: {"a": pair})
+            difference, base_score = compare_scores(before, after), estimate_mean(before)
+            primary = SimpleNamespace(difference=difference, base=base_score)
+            change = simulate_change(primary=primary, margin=MARGIN, n=n)
+            change.forgetting_rate = forgetting_rate(before, after)
+            pair = SimpleNamespace(base_scores=before, tuned_scores=after, sampling=Sampling())
+            findings: Any = SimpleNamespace(benchmarks={"a": change}, pairs={"a": pair})
+            [check] = check_budgets(findings, {}, {"a": share})
             outcomes.append(check.outcome)
         case = f"{kind}, base {base}, {share} of it is lost, {n} questions"
         for outcome in (Outcome.within, Outcome.beyond):
@@ -806,8 +805,8 @@ def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
         worse, failed, n_draws = 0, 0, max(100, draws // (40 if "10,042" in case else 20))
         pairs = []
         for k, changes in enumerate(draw()):
-            of = "" if "same" in case else k  # the benchmark that a document belongs to
-            samples = [make_sample(doc_hash=f"{of} {i}") for i in range(len(changes))]
+            prefix = "" if "same" in case else k  # the benchmark that a document belongs to
+            samples = [make_sample(doc_hash=f"{prefix} {i}") for i in range(len(changes))]
             base: Any = SimpleNamespace(samples=samples)
             pairs.append(Pair(base, base, Sampling(), ""))
         for _ in range(n_draws):
@@ -816,7 +815,8 @@ def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
             worse += is_worse
             if "+2, 2" in case:
                 decided = decide_outcomes(by_name, dict.fromkeys(by_name, MARGIN)).values()
-                failed += is_worse or any(one.outcome is Outcome.beyond for one in decided)
+                is_beyond = any(decision.outcome is Outcome.beyond for decision in decided)
+                failed += is_worse or is_beyond
         yield "worse", case, percent(worse / n_draws), "-" if "power" in case else "2.5"
     yield "exit 1 with --overall", case, percent(failed / n_draws), "7.5"
 
@@ -833,27 +833,40 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
         whole: Any = SimpleNamespace(samples=samples, task_weights=weights)
         parts: list[Any] = []
         for k, look in enumerate(plan):
-            about = {"looks": plan[: k + 1], "n_available": len(order)}
-            part: Any = SimpleNamespace(samples=samples[:look], **about)
+            part: Any = SimpleNamespace(
+                samples=samples[:look], looks=plan[: k + 1], n_available=len(order)
+            )
             parts.append(describe_sampling(whole, part))
         wrong, n_draws = 0, max(100, draws // 40)
         for _ in range(n_draws):
             d = np.sign(np.array(changes))[tasks] * 1.0
             d *= random.random(len(d)) < np.abs(changes)[tasks]
-            tests = (s.build_test([d[: s.looks[-1]]], -1.0, 1.0)[1] for s in parts)
-            sides = ((t.p_values_above, t.p_values_below) for t in tests)
-            wrong += any(min(side(np.zeros(1))[0] for side in both) < ALPHA / 2 for both in sides)
+            is_claimed = False
+            for sampling in parts:
+                _, test = sampling.build_test([d[: sampling.looks[-1]]], -1.0, 1.0)
+                tails = test.p_values_above(np.zeros(1)), test.p_values_below(np.zeros(1))
+                is_claimed |= bool(min(tails[0][0], tails[1][0]) < ALPHA / 2)
+            wrong += is_claimed
         case = f"{' and '.join(map(str, sizes))} questions weighted alike, any look"
         yield "group changed", case, percent(wrong / n_draws), "5"
     n, hits, n_draws = 300, 0, max(200, draws // 20)
     subjects = [make_sample(task=str(i % 5)) for i in range(n)]
-    asked: Any = SimpleNamespace(samples=subjects, benchmark=SimpleNamespace(metric="acc"))
-    pair = Pair(asked, asked, Sampling(looks=block_ends(n), n_available=n), "")
     for _ in range(n_draws):
-        d = random.choice(VALUES, n, p=[0.1, 0.8, 0.1])
-        found = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
-        hits += any(one.p_value < ALPHA for one in found.values())
+        changes = random.choice(VALUES, n, p=[0.1, 0.8, 0.1])
+        sampling = Sampling(looks=block_ends(n), n_available=n)
+        found = compare_subjects(pair_samples(subjects, changes, sampling))
+        hits += any(subject.p_value < ALPHA for subject in found.values())
     yield "a subject changed", f"five of {n} questions, any look", percent(hits / n_draws), "5"
+
+
+def pair_samples(samples: Sequence[Sample], changes: Floats, sampling: Sampling) -> Any:
+    """Make what `compare_subjects` reads of a pair, with scores that change so."""
+    return SimpleNamespace(
+        base=SimpleNamespace(samples=samples, benchmark=SimpleNamespace(metric="acc")),
+        base_scores=np.maximum(-changes, 0),
+        tuned_scores=np.maximum(changes, 0),
+        sampling=sampling,
+    )
 
 
 def mark_subjects(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -871,10 +884,8 @@ def mark_subjects(draws: int, random: np.random.Generator) -> Iterator[Row]:
             u = random.random(len(names))
             d = np.where(u < 0.0625 + loss, -1.0, np.where(u > 1 - 0.0625, 1.0, 0.0))
             samples = [make_sample(task=str(name)) for name in names]
-            asked: Any = SimpleNamespace(samples=samples, benchmark=SimpleNamespace(metric="acc"))
-            pair = Pair(asked, asked, Sampling(), "")
-            listed = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
-            marked = [int(name) for name, one in listed.items() if one.p_value < ALPHA]
+            listed = compare_subjects(pair_samples(samples, d, Sampling()))
+            marked = [int(name) for name, change in listed.items() if change.p_value < ALPHA]
             wrong += sum(name >= n_lost for name in marked) / max(1, len(marked))
             found += sum(name < n_lost for name in marked)
             changes = [change_difference(d[names == i]).p_value for i in range(n_subjects)]
@@ -897,19 +908,19 @@ def count_words(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 counts[random.random(n) < share] = limit
                 samples = [make_sample(response="1 " * c, answers={"m": "1"}) for c in counts]
                 benchmark = SimpleNamespace(metric="m", refusal_phrases=None)
-                about = {"benchmark": benchmark, "max_new_tokens": limit}
-                sides.append(SimpleNamespace(samples=samples, **about))
+                side = SimpleNamespace(samples=samples, benchmark=benchmark, max_new_tokens=limit)
+                sides.append(side)
             words = compare_behaviour(Pair(*sides, Sampling(), ""))[0]
             misses += not words.low <= true <= words.high
         case = f"one answer in 100 runs on to {limit} words, {n} questions"
         yield "words' interval misses", case, percent(misses / n_draws), "5"
 
 
-def make_sample(**about: Any) -> Sample:
+def make_sample(**fields: Any) -> Sample:
     """A question with nothing but what its simulation needs."""
     texts = dict.fromkeys(("task", "doc_hash", "prompt_hash", "prompt", "target", "response"), "")
     empty: dict[str, Any] = {"choices": (), "log_likelihoods": (), "answers": {}, "scores": {}}
-    return Sample(**{"doc_id": 0, **texts, **empty, **about})
+    return Sample(**{"doc_id": 0, **texts, **empty, **fields})
 
 
 def change_difference(changes: Floats, sampling: Sampling | None = None) -> Difference:
@@ -936,8 +947,8 @@ def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
             misses = 0
             for _ in range(draws):
                 loss = 0.8 * (random.random((n_seeds, 1)) < chance)
-                of_questions = random.normal(0, 0.3, n) + random.normal(0, 0.2, (n_seeds, n))
-                mean = split_noise(of_questions - loss)
+                question_noise = random.normal(0, 0.3, n) + random.normal(0, 0.2, (n_seeds, n))
+                mean = split_noise(question_noise - loss)
                 misses += not mean.low <= -0.8 * chance <= mean.high
             case = f"{n_seeds} seeds, one training in {1 / chance:.0f} loses 80 points"
             yield "seeds' interval misses", case, percent(misses / draws), "-"
@@ -955,10 +966,9 @@ def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]
                 parts = []
                 for size in (n, 2 * n, 3 * n):
                     own = np.sqrt(1 - shared) * random.normal(0, noise, (n_seeds, 1))
-                    of_questions = random.normal(0, 0.3, size) + random.normal(
-                        0, 0.2, (n_seeds, size)
-                    )
-                    parts.append((common + own + of_questions) / 3)
+                    question_noise = random.normal(0, 0.3, size)
+                    question_noise = question_noise + random.normal(0, 0.2, (n_seeds, size))
+                    parts.append((common + own + question_noise) / 3)
                 mean = split_noise(*parts)
                 misses += not mean.low <= 0 <= mean.high
                 widths.append(mean.high - mean.low)
@@ -981,11 +991,26 @@ def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]
 
 def simulate_findings(changes: Floats, budget: float) -> Any:
     """Findings of one benchmark, `a`, with these changes of its answers and this budget."""
-    n = len(changes)
-    one: Any = SimpleNamespace(role=Role.retained, max_loss=None, margin=budget, n=n)
-    one.primary = SimpleNamespace(difference=change_difference(changes))
-    one.is_measured, one.is_stopped, one.n_available = True, True, n
-    return SimpleNamespace(benchmarks={"a": one})
+    n, primary = len(changes), SimpleNamespace(difference=change_difference(changes))
+    change = simulate_change(primary=primary, margin=budget, n=n)
+    return SimpleNamespace(benchmarks={"a": change})
+
+
+def simulate_change(primary: SimpleNamespace, margin: float, n: int) -> SimpleNamespace:
+    """Make what `check_budgets` reads of a retained benchmark's change.
+
+    It counts as stopped, so that it skips how many questions would tell.
+    """
+    return SimpleNamespace(
+        role=Role.retained,
+        max_loss=None,
+        margin=margin,
+        n=n,
+        n_available=n,
+        is_stopped=True,
+        is_measured=True,
+        primary=primary,
+    )
 
 
 def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -1014,8 +1039,8 @@ def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
     def judge(changes: Floats) -> list[ScaledFindings]:
         return [
-            ScaledFindings(scale, simulate_findings(one, budget))
-            for scale, one in zip(scales, changes, strict=True)
+            ScaledFindings(scale, simulate_findings(scaled, budget))
+            for scale, scaled in zip(scales, changes, strict=True)
         ]
 
     for n in (600, 1200, 2000):
@@ -1031,9 +1056,9 @@ def choose_scales(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 held = next((p for p in halves[1] if p.scale == scale), None)
                 passes = held and overall_outcome(check_budgets(held.findings, {}))
                 before.append(scale if passes is Outcome.within else 0.0)
-            for how, of_runs in (("", chosen), ("before: halves, ", before)):
-                kept = np.array(of_runs)
-                over = np.mean([truth.get(scale, 0.0) > budget for scale in of_runs])
+            for how, taken in (("", chosen), ("before: halves, ", before)):
+                kept = np.array(taken)
+                over = np.mean([truth.get(scale, 0.0) > budget for scale in taken])
                 case = f"{how}{n:,} questions, loss: {name}"
                 yield "scale over its budget", case, percent(float(over)), "5"
                 passed = f"{percent(float(np.mean(kept > 0)))}; {kept.mean():.2f}"
@@ -1226,6 +1251,7 @@ def draw_values(
     n: int,
     noise: tuple[float, float, float],
     random: np.random.Generator,
+    *,
     shared: float = 0.0,
     change: float = 0.0,
 ) -> list[SeedAnswers]:
@@ -1246,11 +1272,13 @@ def draw_values(
     values = []
     for i, n_seeds in enumerate(sizes):
         shift = random.normal(0, training, (n_seeds, 1)) + common[:n_seeds]
-        shift = shift - change * (i == len(sizes) - 1) / (1 - alike)
-        of_value, by_seed = random.random(n), random.random((n_seeds, n))
+        if i == len(sizes) - 1:
+            shift = shift - change / (1 - alike)
+        by_question, by_seed = random.random(n), random.random((n_seeds, n))
         lost, gained = own / 2 + np.maximum(0, -shift), own / 2 + np.maximum(0, shift)
         flips = np.where(by_seed < lost, -1.0, np.where(by_seed > 1 - gained, 1.0, 0.0))
-        flips = np.where(of_value < alike, np.where(of_value < alike / 2, -1.0, 1.0), flips)
+        common_flips = np.where(by_question < alike / 2, -1.0, 1.0)
+        flips = np.where(by_question < alike, common_flips, flips)
         names = tuple(f"{seed}" if shared else f"{i}, {seed}" for seed in range(n_seeds))
         values.append(SeedAnswers([flips], [1.0], 1 / n, is_binary=True, seeds=names))
     return values
@@ -1280,7 +1308,11 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
             for kind, shared in (("in pairs", training), ("other seeds", 0.0)):
                 noise = alike, own, training
                 hits = sum(
-                    bool(find_differences(draw_values((n_seeds,) * 2, n, noise, random, shared)))
+                    bool(
+                        find_differences(
+                            draw_values((n_seeds,) * 2, n, noise, random, shared=shared)
+                        )
+                    )
                     for _ in range(n_draws)
                 )
                 case = f"2 values of {n_seeds} seeds ({kind}), {n:,} questions"
@@ -1296,7 +1328,7 @@ def differ_among_many(draws: int, random: np.random.Generator) -> Iterator[Row]:
             for shared in (0.0, 0.05) if len(set(sizes)) == 1 else (0.0,):
                 noise = 0.02, 0.05, training
                 hits = sum(
-                    bool(find_differences(draw_values(sizes, 300, noise, random, shared)))
+                    bool(find_differences(draw_values(sizes, 300, noise, random, shared=shared)))
                     for _ in range(n_draws)
                 )
                 case = f"values of {', '.join(map(str, sizes))} seeds, 300 questions, shifts of "
@@ -1331,9 +1363,9 @@ def differ_from_one(draws: int, random: np.random.Generator) -> Iterator[Row]:
         shown = lucky = 0
         for _ in range(n_draws):
             noise = 0.02, 0.05, 0.02
-            worse = draw_values((3,) * 6, 600, noise, random, 0.03, 0.08)
+            worse = draw_values((3,) * 6, 600, noise, random, shared=0.03, change=0.08)
             shown += ("0", "5") in find_differences(worse, against)
-            same = draw_values((3,) * 6, 600, noise, random, 0.03)
+            same = draw_values((3,) * 6, 600, noise, random, shared=0.03)
             lucky += bool(find_differences(same, against))
         case = f"6 values of 3 seeds, 600 questions, in pairs, {how}"
         yield "values differ", f"{case}, any claim", percent(lucky / n_draws), "5"
@@ -1380,17 +1412,15 @@ def build_table(drawn: Sequence[Floats]) -> list[MeanTest]:
     for i, column in enumerate(columns):
         step = 1 / column.shape[-1] / (len(drawn) if i == len(drawn) else 1)
         is_binary = i < len(drawn)
-        answers = {
-            i: SeedAnswers([of_value], [1.0], step, is_binary) for i, of_value in enumerate(column)
-        }
-        tests += build_tests(answers).values()
+        by_value = [SeedAnswers([changes], [1.0], step, is_binary) for changes in column]
+        tests += build_tests(dict(enumerate(by_value))).values()
     return tests
 
 
 def judge_table(drawn: Sequence[Floats], margin: float) -> set[Verdict]:
     """Return the verdicts that a table makes."""
     tests = build_table(drawn)
-    return {one.verdict for one in decide_verdicts(tests, [margin] * len(tests))}
+    return list_verdicts(tests, [margin] * len(tests))
 
 
 def repeat_seeds() -> Iterator[Row]:
@@ -1425,8 +1455,8 @@ def find_seeds_p(
     """One-sided p-values over seeds that flip the same answers, as `MeanTest` has them."""
     n = float(table[0].sum())
     distances = ((table[:, 2] - table[:, 0]) / n - threshold) * (1 if above else -1)
-    of_questions = p_values(table, threshold, above)
-    return add_seed_noise(distances, of_questions, SeedSpread(1 / n**2 / 2, 0.0, freedom), n_seeds)
+    spread = SeedSpread(1 / n**2 / 2, 0.0, freedom)
+    return add_seed_noise(distances, p_values(table, threshold, above), spread, n_seeds)
 
 
 def show_values(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -1527,8 +1557,8 @@ def select_runs(draws: int, random: np.random.Generator) -> Iterator[Row]:
     best = whole.argmax(axis=1)
     passes = [0, 0]
     for i in range(draws):
-        both, held = halves[i].sum(axis=0)[best[i]], halves[i, 1, chosen[i]]
-        for k, (counts, size) in enumerate(((both, n), (held, n // 2))):
+        same, held = halves[i].sum(axis=0)[best[i]], halves[i, 1, chosen[i]]
+        for k, (counts, size) in enumerate(((same, n), (held, n // 2))):
             difference = count_difference(int(counts[0]), int(counts[1]), size)
             passes[k] += difference.p_value_above(-MARGIN) < ALPHA
     case = f"best of {n_runs} runs at the budget"
@@ -1560,6 +1590,14 @@ def draw_chain(
     return changes
 
 
+def list_chain_verdicts(
+    steps: Sequence[Sequence[Difference]], margins: Sequence[float]
+) -> set[Verdict | None]:
+    """Return the verdicts on all steps of a chain, which are corrected together."""
+    by_step = [list_verdicts(step, margins, n_reports=len(steps)) for step in steps]
+    return set[Verdict | None]().union(*by_step)
+
+
 def judge_chains(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """Chains of 2 to 6 stages behind the base: any false claim in a step or in the whole."""
     n_draws = max(100, draws // 8)
@@ -1568,18 +1606,16 @@ def judge_chains(draws: int, random: np.random.Generator) -> Iterator[Row]:
         for _ in range(n_draws):
             same = draw_chain(n_steps, (n, 300), 0.02, 0.0, random)
             worse = draw_chain(n_steps, (n, 2000), 0.002, MARGIN, random)
-            of_same, of_worse = (
-                {one.verdict for step in of for one in decide_verdicts(step, [MARGIN] * n, len(of))}
-                for of in (same, worse)
-            )
+            same_verdicts = list_chain_verdicts(same, [MARGIN] * n)
+            worse_verdicts = list_chain_verdicts(worse, [MARGIN] * n)
             outcomes = set[Outcome]()
             for step in worse[:-1]:
                 budgets = {str(k): MARGIN for k in range(n)}
                 by_name = dict(zip(budgets, step, strict=True))
                 gate = decide_outcomes(by_name, budgets, n_reports=n_steps)
-                outcomes |= {one.outcome for one in gate.values()}
-            is_changed = bool(of_same & {Verdict.forgotten, Verdict.improved})
-            made += is_changed, Verdict.retained in of_worse, Outcome.beyond in outcomes
+                outcomes |= {decision.outcome for decision in gate.values()}
+            is_changed = bool(same_verdicts & {Verdict.forgotten, Verdict.improved})
+            made += is_changed, Verdict.retained in worse_verdicts, Outcome.beyond in outcomes
         case = f"any step or the whole, {n_steps} stages, {n}"
         shares = [percent(share) for share in made / n_draws]
         yield "changed", f"{case} × 300 questions, nothing changed", shares[0], "5"
@@ -1682,14 +1718,14 @@ def draw_pairs(
     shares = [flips / 2 - change / size / 2, 1 - flips, flips / 2 + change / size / 2]
     counts = random.multinomial(n, shares, size=n_draws).astype(float)
 
-    def test(threshold: float, above: bool, of_change: bool = False) -> Floats:
+    def test(threshold: float, above: bool, kind: Kind = Kind.margin) -> Floats:
         if size == 1:
-            return p_values(counts, threshold, above, of_change)
+            return p_values(counts, threshold, above, kind)
         sign = 1 if above else -1
         least = np.full(n_draws, -1 - sign * threshold)
         return likelihood_p_values(sign * (size * VALUES - threshold), counts, least)
 
-    tails = [test(0.0, above, of_change=True) for above in (True, False)]
+    tails = [test(0.0, above, Kind.change) for above in (True, False)]
     p_change = np.minimum(1.0, 2 * np.minimum(tails[0], tails[1]))
     p_equal = np.maximum(test(-MARGIN, above=True), test(MARGIN, above=False))
     values = size * (counts[:, 2] - counts[:, 0]) / n
@@ -1723,16 +1759,18 @@ def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str
         claim = "changed" if verdict == "forgotten" else "retained"
         whole = find_claims(counts[:, -1:], change, (), [claim])[claim]
         names = ["changed, one added", "changed", "retained"]
-        claims, asked = find_claims(counts, change, plan, names), []
+        claims, n_asked = find_claims(counts, change, plan, names), []
         assert not (claims[names[0]] & ~claims[names[1]]).any()  # half an answer loses no claim
         is_large = np.abs(counts[..., 2] - counts[..., 0]) >= MARGIN * np.array(plan)
         for name in names[:2]:
             decided = claims[name] & is_large | claims["retained"]
             last = np.where(decided.any(axis=1), decided.argmax(axis=1), len(plan) - 1)
-            asked.append(np.array(plan)[last])
+            n_asked.append(np.array(plan)[last])
         stopped = claims[claim][np.arange(draws), last]
         shares = [float(x) for x in (whole.mean(), stopped.mean())]
-        questions = [float(x) / n for x in (np.median(asked[1]), asked[1].mean(), asked[0].mean())]
+        whole_answer, half_answer = n_asked
+        typical = np.median(half_answer), half_answer.mean(), whole_answer.mean()
+        questions = [float(number) / n for number in typical]
         cells = map(percent, (*shares, *questions))
         yield (f"{100 * change:+.1f}", f"{n:,}", percent(flips), verdict, *cells)
 
@@ -1888,8 +1926,8 @@ def miss_traits(draws: int, random: np.random.Generator) -> Iterator[Row]:
         shares = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]
         misses = np.zeros((n_draws, len(shares)), bool)
         for i, k in product(range(n_draws), range(len(shares))):
-            both = (random.random((2, n)) < shares[k]).astype(float)
-            d = compare_scores(*both)
+            before, after = (random.random((2, n)) < shares[k]).astype(float)
+            d = compare_scores(before, after)
             misses[i, k] = not d.low <= 0 <= d.high
         yield "trait's interval misses", f"{n} answers", percent(float(misses.mean())), "5"
         case = f"{n} answers, any of eight independent traits, not corrected"

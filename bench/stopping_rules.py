@@ -55,8 +55,8 @@ class Looks:
                 mass = mass * (1 - beyond)
             claimed[truth] = np.cumsum(ended)
         goes_on = 1 - claimed[self.drift][:-1]
-        asked = self.plan[0] + np.diff(self.plan) @ goes_on
-        return float(claimed[0.0][-1]), float(claimed[self.drift][-1]), float(asked)
+        mean_questions = self.plan[0] + np.diff(self.plan) @ goes_on
+        return float(claimed[0.0][-1]), float(claimed[self.drift][-1]), float(mean_questions)
 
     def find_cheapest(self, wrong: float, missed: float) -> Floats:
         """Return the bounds of least price, for the price of a wrong claim and of a missed one."""
@@ -110,9 +110,10 @@ def main() -> None:
     for change, flips in ((0.03, 0.095), (0.03, 0.12), (0.03, 0.2)):
         drift = change / np.sqrt(flips - change**2)
         looks = Looks(np.array(block_ends(n), float), drift)
-        power, asked = measure_rule(looks)
-        counts = asked, count_fewest(looks, power), count_fewest(Looks(often, drift), power)
-        shares = " | ".join(f"{100 * x:.1f}" for x in (flips, power, *(c / n for c in counts)))
+        power, mean_questions = measure_rule(looks)
+        fewest = count_fewest(looks, power), count_fewest(Looks(often, drift), power)
+        counts = [count / n for count in (mean_questions, *fewest)]
+        shares = " | ".join(f"{100 * share:.1f}" for share in (flips, power, *counts))
         print(f"| -{100 * change:.1f} | {shares} |", flush=True)
 
 

@@ -36,7 +36,7 @@ SWEEP = [
     "dataset.pocket_instructions.validation_examples=8", "train.checkpoint_minutes=1e-6",
 ]  # fmt: skip
 NEAR = 1e-3  # nats
-ONE = [each for each in SWEEP if each not in ("-m", "lora.r=2,4,8", "seed=0,1")] + ["lora.r=4"]
+ONE = [word for word in SWEEP if word not in ("-m", "lora.r=2,4,8", "seed=0,1")] + ["lora.r=4"]
 STAGES = ["loading", "measuring the base", "training", "measuring the tuned model"]
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 

@@ -90,21 +90,21 @@ def main() -> None:
         base = f"{folder}/base"
         once = [run_timed("stock: save the 4-bit base", "bench.sweep", "--prepare", base)]
         once += evaluate_stock("base", f"pretrained={base}", options.times)
-        ranks, each = (options.ranks if options.every else options.ranks[:1]), []
+        ranks, by_rank = (options.ranks if options.every else options.ranks[:1]), []
         for rank in ranks:
             adapter = f"{folder}/r{rank}"
-            command = ("bench.sweep", "--prepare", adapter, "--rank", str(rank))
-            each.append(run_timed(f"stock: train r {rank}", *command))
+            command = ["bench.sweep", "--prepare", adapter, "--rank", str(rank)]
+            by_rank.append(run_timed(f"stock: train r {rank}", *command))
             model = f"pretrained={base},peft={adapter}"
-            each += evaluate_stock(f"r {rank}", model, options.times)
-        stock = [sum(x[i] for x in once) + n / len(ranks) * sum(x[i] for x in each)
+            by_rank += evaluate_stock(f"r {rank}", model, options.times)
+        stock = [sum(x[i] for x in once) + n / len(ranks) * sum(x[i] for x in by_rank)
                  for i in range(2)]  # fmt: skip
         print(f"stock, {n} ranks: {stock[0]:.0f} s, {stock[1]:.0f} CPU seconds")
         overrides = [*list_settings(options.times), f"lora.r={','.join(map(str, options.ranks))}"]
         for until in options.until:
             store = f"tracking.uri=sqlite:///{folder}/{until}/mlflow.db"
             folders = f"hydra.sweep.dir={folder}/outputs-{until}"
-            command = ("slimdown.run", "-m", *overrides, f"evaluation.until={until}", store)
+            command = ["slimdown.run", "-m", *overrides, f"evaluation.until={until}", store]
             ours = run_timed(f"slimdown: all ranks, until={until}", *command, folders)
             ratios = [stock[i] / ours[i] for i in range(2)]
             print(f"stock takes {ratios[0]:.1f} times as long, {ratios[1]:.1f} in CPU seconds")

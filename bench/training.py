@@ -103,9 +103,9 @@ def train_stock(
     trainer.save_model(str(folder))
     started = time.perf_counter()
     loss = trainer.evaluate()["eval_loss"] if len(part.validation) else float("nan")
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    logs = [step for step in trainer.state.log_history if "loss" in step]
     return Timing(
-        [entry["loss"] for entry in logs], int(logs[-1]["num_tokens"]), clock.seconds,
+        [step["loss"] for step in logs], int(logs[-1]["num_tokens"]), clock.seconds,
         clock.cpu_seconds, loss, time.perf_counter() - started,
     )  # fmt: skip
 

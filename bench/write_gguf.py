@@ -25,6 +25,7 @@ def write_gguf(
     tokenizer: Any,
     file: Path,
     kind: str = "F32",
+    *,
     puts_bos: bool | None = None,
     pre: str = "default",
 ) -> Path:
@@ -111,7 +112,7 @@ def _add_tokenizer(
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in merges])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     if tokenizer.eos_token_id is not None:

@@ -1,9 +1,9 @@
-"""Fine-tune a small language model with QLoRA and measure what it learned and what it lost.
+"""Fine-tune a small language model and measure what it learned and what it forgot.
 
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
 `ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
-other tools, and tables. An error that you can mend is a `SlimdownError`. All names but the errors
-are imported on first use (`api/names.py`). docs/python.md says what each raises.
+other tools, and tables. Errors that you can correct are subclasses of `SlimdownError`. All names
+but the errors are imported on first use (`api/names.py`). docs/python.md says what each raises.
 """
 
 from typing import TYPE_CHECKING

@@ -19,7 +19,7 @@ def _start_verb() -> int:
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         lines = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
-        more = "slimdown VERB --help says more. Settings alone mean run: slimdown lora.r=4"
+        more = "slimdown VERB --help explains a verb. Settings alone mean run: slimdown lora.r=4"
         sys.stdout.write(f"usage: slimdown VERB ...\n\n{lines}\n\n{more}\n")
         return 0
     if verb == "--version":

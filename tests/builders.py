@@ -137,6 +137,23 @@ def judge_scores(
     return judge(make_evaluation(a=base), make_evaluation(a=tuned))
 
 
+def judge_pairs(**pairs: Sequence[BenchmarkEvaluation | Sequence[float]]) -> Findings:
+    """The findings of benchmarks, each given as the base's and the tuned model's answers."""
+    base, tuned = (
+        make_evaluation(**{name: pair[side] for name, pair in pairs.items()}) for side in (0, 1)
+    )
+    return judge(base, tuned)
+
+
+def change_samples(benchmark: BenchmarkEvaluation, **fields: Any) -> BenchmarkEvaluation:
+    """The same answers with other fields; a list has a value for each sample."""
+    samples = []
+    for i, sample in enumerate(benchmark.samples):
+        own = {name: x[i] if isinstance(x, list) else x for name, x in fields.items()}
+        samples.append(replace(sample, **own))
+    return replace(benchmark, samples=tuple(samples))
+
+
 def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:
     """A finished run; later numbers are newer. Settings of its benchmarks are params, too."""
     settings = {"model.id": "base", "seed": "0", "dataset.alpaca.path": "x"}

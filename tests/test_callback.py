@@ -252,7 +252,8 @@ def test_it_says_why_it_ended_the_training(tmp_path: Path, capsys: Capture) -> N
     trainer.train()
     reason = callback.stopped
     shown = re.fullmatch(
-        r"pocket_cs lost (\d+\.\d) points or more \(2 allowed\) at step 2; step 1 is kept", reason
+        r"pocket_cs lost at least (\d+\.\d) points \(its budget is 2\) at step 2; step 1 is kept",
+        reason,
     )
     assert shown
     assert float(shown[1]) > 2

@@ -165,7 +165,7 @@ def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
     run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
     checked = call_verb(folder, "check", run_id, "--max-loss", "0.01")
     assert checked.returncode in (1, 2)
-    assert "held-out half" in " ".join(checked.stdout.split())
+    assert "held-out questions" in " ".join(checked.stdout.split())
 
 
 def test_a_file_that_is_served_alike_is_measured_once(folder: Path) -> None:

@@ -21,39 +21,42 @@ from slimdown.utils.errors import ConfigError, ModelError
 
 
 class ForgettingCallback(WatchingCallback):
-    """Measure the base at the start, ask a few questions every few steps, and all at the end.
+    """Watch forgetting during a training: measure the base model, then the model at regular looks.
 
-    It prints a line each time, with the changes in points and their 95 % intervals:
+    It measures the base model at the start, asks a few questions every few steps, and asks all
+    questions at the end. It prints a line each time, with the changes in points and their 95 %
+    confidence intervals:
 
         step 0       base   gsm8k 24.0   arc_easy 61.0   (64 questions each)
         step 50/200  gsm8k −6.2 [−14.1, +1.7]   arc_easy −1.6 [−7.8, +4.7]
 
     The values go to the trainer's `state.log_history`: first `base/gsm8k`, then at each look
-    `change/gsm8k` with `_low` and `_high` for the few questions, and at the last step those for all
-    questions, with `tuned/gsm8k`. `findings` holds everything once training has ended. The training
-    takes the same steps as without the callback.
+    `change/gsm8k` with `_low` and `_high` for the few questions, and at the last step the same for
+    all questions, with `tuned/gsm8k`. After the training, `findings` holds the results. The
+    callback does not change the steps of the training.
 
-    The base is the model without its adapters, or the model that the training began with; so a full
-    fine-tuning cannot be resumed with this callback. Under DDP the first process measures while the
-    others wait, so `ddp_timeout` has to be longer than that.
+    The base model is the model without its adapters or, without adapters, the model that the
+    training began with. So a full fine-tuning cannot be resumed with this callback. Under DDP the
+    first process measures while the others wait, so `ddp_timeout` must be longer than that.
 
     Args:
         benchmarks: The benchmarks, as `slimdown.measure` takes them: names, files of your own
             questions, or settings.
-        every: Steps between two looks; 0: only at the start and at the end.
+        every: Number of steps between two looks; 0: look only at the start and at the end.
         questions: How many questions of each benchmark a look asks, always the first ones; None:
             64.
-        stop_on_forgetting: End the training where a look shows a loss beyond a benchmark's budget
-            (`{"task": "gsm8k", "max_loss": 0.05}`, or its margin), and keep the weights of the last
-            look within all budgets. The chance that any look ends a training that keeps its budgets
-            is at most 5 %. These questions choose the weights, and `findings` are about them, too:
-            judge the model on others. A copy of what is trained stays in memory.
-        log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
+        stop_on_forgetting: Stop the training when a look proves that a loss exceeds a benchmark's
+            budget (`{"task": "gsm8k", "max_loss": 0.05}`, or its margin), and keep the weights of
+            the last look within all budgets. The probability that a training within its budgets is
+            stopped is at most 5 %. The questions of the looks choose the weights, and `findings`
+            uses them too, so judge the model on other questions. A copy of the trained weights
+            stays in memory.
+        log: A function that also gets the values, for example `mlflow.log_metrics`; called as
             `log(values, step=step)`.
-        limit: As `slimdown.measure` takes it, and so are the next four.
-        num_fewshot: Worked examples before each question.
-        apply_chat_template: Ask through the tokenizer's chat template, or "auto".
-        batch_size: Rows in a forward.
+        limit: As in `slimdown.measure`, like the next four arguments.
+        num_fewshot: Number of worked examples in the prompt.
+        apply_chat_template: Use the tokenizer's chat template for prompts, or "auto".
+        batch_size: Rows per forward pass.
         include_path: A folder with task files of your own.
         prompts: Settings for models that chat or think, see `slimdown.api.measuring.Prompts`.
 

@@ -1,4 +1,4 @@
-"""Measure a model before and after your own training, judge the two, and show the findings."""
+"""Measure a model before and after your own training, and judge what changed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
@@ -71,28 +71,27 @@ def measure(
 ) -> MeasuredEvaluation:
     """Ask a loaded model the questions of benchmarks and keep every answer.
 
-    The model computes in its own dtypes, without a trainer's autocast. Afterwards it is as it was,
-    ready to be trained: its mode, its flags and all random states. Under DDP each process that
-    calls this measures by itself.
+    The model computes in its own data types, without a trainer's autocast. Afterwards its mode, its
+    flags and all random states are as before, so you can train it. Under DDP, each process that
+    calls this function measures by itself.
 
     Args:
         model: A causal language model of transformers: plain, with PEFT adapters, in 4 or 8 bits,
-            on any device, in DDP or torch.compile. Active adapters count.
+            on any device, in DDP or torch.compile. Active adapters take part.
         tokenizer: Its tokenizer.
         benchmarks: Names from conf/benchmark/ or of tasks of the harness, files of your own
             questions ("support.jsonl"), or settings such as `{"task": "arc_easy", "metric":
-            "acc_norm"}` or `{"path": "support.jsonl", "score": "contains"}`. Or what `measure`
-            returned for another model: then this one gets identical prompts and the same scoring
-            code, and you leave out all that follows.
-        limit: The first N questions of each benchmark, as `lm_eval --limit`; None: all.
-        num_fewshot: Worked examples before each question; None: each benchmark's own number.
-        apply_chat_template: Ask through the tokenizer's chat template; "auto": only where answers
-            are generated; None: do not.
-        batch_size: Rows in a forward; None: what suits the device.
+            "acc_norm"}` or `{"path": "support.jsonl", "score": "contains"}`. Or the result of
+            `measure` for another model: then this model gets identical prompts and the same
+            scoring code, and you leave out all other arguments.
+        limit: Ask only the first N questions of each benchmark, as `lm_eval --limit`; None: all.
+        num_fewshot: Number of worked examples in the prompt; None: the benchmark's own number.
+        apply_chat_template: Use the tokenizer's chat template for prompts; "auto": only for
+            generated answers; None: never.
+        batch_size: Rows per forward pass; None: chosen to fit the device.
         include_path: A folder with task files of your own.
-        stock: Use nothing but the harness's own model class, which is slower; None: do not. You
-            need it for a model that will get an adapter that learns a prompt (prefix or prompt
-            tuning).
+        stock: Use only the harness's own model class, which is slower; None: use slimdown's. You
+            need `stock=True` for a model that will get prefix or prompt tuning.
         prompts: Settings for models that chat or think, see `Prompts`.
 
     Returns:
@@ -179,14 +178,14 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
     """Test what changed between two evaluations of the same questions.
 
     Args:
-        before: What the base answered.
-        after: What the tuned model answered, measured by `measure(model, tokenizer, before)`.
+        before: The evaluation of the base model.
+        after: The evaluation of the tuned model, from `measure(model, tokenizer, before)`.
 
     Returns:
         Findings that a notebook shows as a table; see `NotebookFindings`.
 
     Raises:
-        DataError: The two were not asked the same questions, or were not scored by the same code.
+        DataError: The models were not asked the same questions, or not scored by the same code.
     """
     for name, evaluation in (("before", before), ("after", after)):
         if not isinstance(evaluation, Evaluation):
@@ -207,7 +206,7 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
 
 @dataclass(frozen=True, repr=False)
 class NotebookFindings(Findings):
-    """What a model learned and what it lost, as a notebook shows it."""
+    """What a model learned and what it forgot; a notebook shows it as a table."""
 
     @explain_missing_packages()
     def table(self) -> "pd.DataFrame":
@@ -217,11 +216,12 @@ class NotebookFindings(Findings):
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:
-        """Write a page with everything, lost answers included, or a table, and return its path.
+        """Write a page with all results and lost answers, or a table; return the path of the file.
 
         Args:
-            file: Its ending decides: .html is the page; .md, .csv and .json are tables.
-            title: What stands above it.
+            file: Its ending decides what is written: .html for a page; .md, .csv or .json for a
+                table.
+            title: The title of the page or table.
 
         Raises:
             ConfigError: `file` is no path with such an ending, or `title` is no text.
@@ -251,17 +251,17 @@ class NotebookFindings(Findings):
     ) -> "BudgetResult":
         """Check each loss against its budget.
 
-        `passes("off", gsm8k=0.02)` lets GSM8K alone decide.
+        `passes("off", gsm8k=0.02)` checks only GSM8K.
 
         Args:
-            others: What each retained benchmark that is not named may lose. None: its own
-                `max_loss`, or else its margin. "off": it decides nothing.
-            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points;
-                `gsm8k="off"` decides nothing.
+            others: The largest loss you allow for each retained benchmark that you do not name.
+                None: its own `max_loss`, or its margin. "off": such benchmarks are not checked.
+            budgets: The largest loss you allow by benchmark, as a share: `gsm8k=0.02` is two
+                points; with `gsm8k="off"` GSM8K is not checked.
 
         Returns:
-            True in a condition if every loss is shown to be within its budget. What too few
-            questions leave open does not pass.
+            An object that is true if every loss is proven to be within its budget, and false if one
+            exceeds its budget or there are too few questions to decide.
 
         Raises:
             ConfigError: A budget is no share, or its benchmark was not measured.
@@ -284,7 +284,7 @@ class NotebookFindings(Findings):
 
 @dataclass(frozen=True, repr=False)
 class BudgetResult(Gate):
-    """Budget checks of several benchmarks; true if every loss is shown to be within its budget."""
+    """Budget checks of several benchmarks; true if every loss is proven to be within its budget."""
 
     def __bool__(self) -> bool:
         return self.outcome is Outcome.within

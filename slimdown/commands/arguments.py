@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 VERBS = {
-    "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
+    "run": "fine-tune a model and measure what it learned and forgot; with -m many runs",
     "compare": "compare the runs of the record",
-    "check": "check a run against its budgets, by exit code (0 to 3)",
-    "verdict": "judge two evaluations from logs of lm_eval and other tools, or tables",
-    "export": "copy what a run trained into a folder, an adapter in PEFT's format",
+    "check": "check whether a run lost more than its budgets allow; for CI",
+    "verdict": "judge two models from logs of lm_eval and other tools, or from tables",
+    "export": "copy the adapter or model that a run trained into a folder",
     "merge": "merge the adapter of a run into its base model",
-    "scale": "measure a run with less of what it trained, and save the most that keeps a budget",
-    "sizes": "list what runs would train, and how much memory they need",
+    "scale": "shrink an adapter's effect until its losses fit a budget",
+    "sizes": "show how many parameters a run would train, and the memory it needs",
     "status": "list the recorded runs: running, finished, stopped",
     "delete": "delete runs with their files",
-    "doctor": "show your device, versions, record, and the models that you can read",
-    "ui": "open MLflow's pages of the record",
+    "doctor": "show your device, versions and record, and which models you can download",
+    "ui": "open the record in MLflow's web pages",
 }
-RUN_HELP = "a run's id, the beginning of it, or its name"
+RUN_HELP = "the id of a run, the beginning of the id, or the name of a run"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -54,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
         settings["description"], _, settings["epilog"] = (doc or "").partition("\n\n")
         super().__init__(f"slimdown {verb}", allow_abbrev=False, **settings)
         self._exit_code = exit_code
-        text = f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})"
+        text = f"the MLflow store of the record (default: $MLFLOW_TRACKING_URI, or {DEFAULT_STORE})"
         store: Any = {"dest": "tracking", "metavar": "URI", "default": default_store()}
         self.add_argument("--tracking-uri", **store, type=_read_tracking, help=text)
 
@@ -69,24 +69,26 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_output(self, **more: tuple[str, ...]) -> None:
         """Add --format, --output and --all; `more` are formats beside a table's, with endings."""
-        text = "default: table, or what the ending of --output says"
+        text = "default: the format that the ending of --output means, or table"
         self._formats = FORMATS | more
         self.add_argument("--format", choices=self._formats, help=text)
-        self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
+        self.add_argument(
+            "-o", "--output", type=Path, metavar="FILE", help="write the result to this file"
+        )
         self.add_argument(
             "--all", action="store_true", help="show every metric, column and sentence"
         )
 
     def add_list(self, name: str, metavar: str, text: str) -> None:
         """Add an option that can be repeated."""
-        help_text = f"{text}; can be repeated"
+        help_text = f"{text}; you can repeat this option"
         self.add_argument(name, metavar=metavar, action="append", default=[], help=help_text)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse arguments; set `format` if a file is written."""
         options = self.parse_args(argv)
         if (rows := vars(options).get("rows", 0)) < 0:
-            self.error(f"--rows {rows} must not be negative; 0 shows all")
+            self.error(f"--rows {rows} must not be negative; --rows 0 shows all rows")
         if output := vars(options).get("output"):
             if os.path.isdir(output):  # `is_dir` raises where a name is too long
                 self.error(f"-o {output} is a folder; name a file in it")
@@ -94,11 +96,13 @@ class CommandParser(argparse.ArgumentParser):
             by_ending = {ending: name for name, endings in formats for ending in endings}
             by_name = by_ending.get(output.suffix.lower())
             if options.format and by_name and options.format != by_name:
-                said = f"its ending says {by_name}, and --format {options.format}"
-                self.error(f"-o {output}: {said}; leave --format out, or end it otherwise")
+                said = f"its ending means {by_name}, but you gave --format {options.format}"
+                self.error(f"-o {output}: {said}; leave out --format, or change the ending")
             options.format = options.format or by_name
             if not options.format:
-                self.error(f"-o {output}: end it in {', '.join(by_ending)}, or add --format")
+                self.error(
+                    f"-o {output}: give it the ending {' or '.join(by_ending)}, or add --format"
+                )
             if not output.parent.is_dir():
                 self.error(f"-o {output}: there is no folder {output.parent}; make it first")
         return options
@@ -201,7 +205,7 @@ def check_new_folder(option: str, folder: Path) -> None:
     """
     is_free = folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir())
     if os.path.lexists(folder) and not is_free:  # also a link that leads nowhere
-        raise ConfigError(f"{option} {folder} is in use; name a new folder, or empty it")
+        raise ConfigError(f"{option} {folder} is not empty; name a new folder, or empty this one")
 
 
 @contextmanager
@@ -216,7 +220,9 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
     from slimdown.tracking.store import wait_for_lock
 
     draft = folder.with_name(f".{folder.name}.draft")
-    wait = partial(show_line, f"Another process writes {folder}; this one waits for it.")
+    wait = partial(
+        show_line, f"Another process is writing to {folder}; this one waits until it has ended."
+    )
     with wait_for_lock(tracking, f"folder-{hashing.hash_json(str(folder))}", wait):
         check_new_folder(option, folder)
         shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed

@@ -1,6 +1,6 @@
-"""`slimdown check RUN`: a gate for CI. Has this fine-tuning lost more than it may?
+"""`slimdown check RUN`: check whether a run lost more than its budgets allow, for example in CI.
 
-A run with evaluation.holdout is judged on the questions that are held out.
+A run with evaluation.holdout is judged on its held-out questions.
 
 Examples:
   slimdown check 3f2a --max-loss 0.02
@@ -8,15 +8,16 @@ Examples:
   slimdown check 3f2a --against models:/support@champion --register support --alias champion
 
 Exit code:
-  0  every loss is shown to be within its budget
-  1  a loss beyond its budget is shown (falsely in 5 % at most), or with --overall that the
-     retained are worse together (2.5 %; exit code 1 is then false in 7.5 % at most)
-  2  the questions cannot tell
-  3  not measured: no such run, or it did not finish
+  0  PASSED: every loss is proven to be within its budget
+  1  FAILED: a loss is proven to exceed its budget. This is wrong in at most 5 % of cases.
+     With --overall also: the retained benchmarks are worse on average (wrong in at most 2.5 %
+     of cases, so exit code 1 is wrong in at most 7.5 %).
+  2  CANNOT TELL: there are too few questions
+  3  Nothing was measured: there is no such run, or it did not finish
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -31,7 +32,7 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
-from slimdown.judging.pairing import pair_evaluations
+from slimdown.judging.pairing import Pair, pair_evaluations
 from slimdown.report import text
 from slimdown.report.console import print_text, show_findings
 from slimdown.report.findings_report import findings_table, write_junit
@@ -42,7 +43,9 @@ from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.utils.errors import TrackingError
 
-_SERVED_ADVICE = "slimdown compare {} --chain: is it the weights, or the template?"
+_SERVED_ADVICE = (
+    "slimdown compare {} --chain shows whether the weights or the way of serving lost it"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -56,20 +59,20 @@ def main(argv: list[str]) -> int:
     """
     parser = CommandParser("check", __doc__, 3)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    add_gate_options(parser, "benchmark.NAME.max_loss, or the margin if retained")
+    add_gate_options(parser, "benchmark.NAME.max_loss, or the margin of a retained benchmark")
     add_lost_option(parser)
     formats = ("text", "markdown", "junit", "json")
-    about = "junit: XML with a test for each budget (default: text)"
+    about = "junit writes XML with one test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=about)
-    about = "at exit code 0, register the run's model in MLflow by this name, once"
+    about = "if the check passes, register the model in MLflow under this name"
     parser.add_argument("--register", metavar="NAME", default="", help=about)
-    about = "with --register: the alias that points to it then, such as champion"
+    about = "with --register: an alias for the registered model, such as champion"
     parser.add_argument("--alias", default="", help=about)
-    about = "models:/NAME@ALIAS: judge by what is lost from that model, and not from the base"
+    about = "models:/NAME@ALIAS: compare with this registered model instead of the base model"
     parser.add_argument("--against", metavar="URI", default="", help=about)
     options = parser.parse(name_budgets(argv))
     if options.alias and not options.register:
-        parser.error("--alias names what --register registers; give --register NAME, too")
+        parser.error("--alias needs --register NAME, which says what the alias points to")
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
 
@@ -101,7 +104,7 @@ class _Case:
             read=read,
             base_name=name,
             holdout=max(self.holdout, champion.run.holdout),  # the larger one holds both out
-            notes=(*self.notes, f"base is {name}: run {champion.run.run_id[:8]}."),
+            notes=(*self.notes, f"The base is {name} (run {champion.run.run_id[:8]})."),
         )
 
     def judge_served(self, store: TrackingConfig) -> "_Case":
@@ -115,14 +118,17 @@ class _Case:
             self,
             findings=judge(base, served, same_prompts=False),
             read=lambda: (base, served),
-            notes=(*self.notes, f"Judged as it is served: {'; '.join(self.findings.serving)}."),
+            notes=(
+                *self.notes,
+                f"The model is judged as it is served: {'; '.join(self.findings.serving)}.",
+            ),
             is_served=True,
         )
 
     def judge_held_out(self, store: TrackingConfig) -> "_Case":
         """Take the questions that are held out, which counts as a look at them."""
         half = take_held_out(store, self.run, self.read(), self.run.holdout)
-        note = f"Judged on the held-out half (evaluation.holdout={self.run.holdout:g})."
+        note = f"Judged on the held-out questions (evaluation.holdout={self.run.holdout:g})."
         return replace(
             self,
             findings=judge(half.base, half.tuned, same_prompts=not self.is_served),
@@ -146,23 +152,29 @@ def _check(options: argparse.Namespace) -> int:
         case = case.judge_against(store, options.against)
     lost_lines = list[str]()
     if options.lost:  # before any look counts: too few questions end here
-        base, tuned = (open_part(one, case.holdout) for one in case.read())
+        base, tuned = (open_part(evaluation, case.holdout) for evaluation in case.read())
         is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
-        asked = _name_tuned(store, run)
-        lost_lines = write_lost_questions(options.lost, base, tuned, is_chat, asked)
+        asked, pairs = _name_tuned(store, run), pair_evaluations(base, tuned)
+        lost_lines = write_lost_questions(options.lost, pairs, base.conditions, is_chat, asked)
     if not options.against:
         case = case.judge_served(store)
     if run.holdout:
         case = case.judge_held_out(store)
-    same_prompts = not case.is_served
-    gate = rules.decide(case.findings, lambda: pair_evaluations(*case.read(), same_prompts))
+
+    def read_pairs() -> Mapping[str, Pair]:
+        if case.findings.pairs:
+            return case.findings.pairs
+        base, tuned = case.read()  # of a record, which holds no pairs
+        return pair_evaluations(base, tuned)
+
+    gate = rules.decide(case.findings, read_pairs=read_pairs)
     _write_report(case, gate, options.format)
     write_notes(lost_lines)
     outcome = text.describe_outcome(gate)
     try:
         finished_runs.record_outcome(store, run, outcome, _describe_budgets(options))
     except TrackingError as error:
-        write_notes([f"The record does not take the outcome: {error}"])
+        write_notes([f"The outcome could not be written to the record: {error}"])
     if options.register and gate.outcome is Outcome.within:
         names = options.register, options.alias
         version = registry.register_model(store, run, *names, outcome)

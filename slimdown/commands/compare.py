@@ -1,16 +1,16 @@
-"""`slimdown compare`: recorded runs side by side, what differs between them, what each lost.
+"""`slimdown compare`: show what recorded runs learned and forgot, and which settings differ.
 
 Examples:
   slimdown compare                                        the finished runs of experiment slimdown
   slimdown compare --sweep 2025-06-01_12-00-00            the runs that one command started
-  slimdown compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
-  slimdown compare --by lora.r -o ranks.html              a page with every benchmark over the rank
-  slimdown compare --by keep.name --against none          each mitigation with none, not with others
+  slimdown compare --sort -gsm8k --rows 10                the ten runs with the best change of gsm8k
+  slimdown compare --by lora.r -o ranks.html              a page with each benchmark by rank
+  slimdown compare --by keep.name --against none          each mitigation against none only
   slimdown compare --filter "params.`lora.r` = '8'" --format csv
   slimdown compare 3f2a --all                             one run, with every metric and column
   slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
-  slimdown compare 3f2a --confirm                         the chosen one, on questions kept back
-  slimdown compare 3f2a 91bc 77d0 --chain                 trained, merged, quantized: which lost it?
+  slimdown compare 3f2a --confirm                         confirm a choice on held-out questions
+  slimdown compare 3f2a 91bc 77d0 --chain                 which stage of a chain lost what
 """
 
 import argparse
@@ -64,45 +64,62 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = CommandParser("compare", __doc__)
-    add, text = parser.add_argument, "one row for runs that differ only in their seed (default)"
-    add("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
-    parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
-    add("--sweep", metavar="NAME", default="", help="the runs that one command started")
-    add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
-    add("--sort", metavar="KEY", help="a benchmark, a setting, learned or kept; -KEY: down")
-    add("--by", metavar="SETTING", help="sort by it, test its values against each other, plot them")
-    text_of_against = "compare this value of the setting with each other one, and no others"
+    add, text = parser.add_argument, "show runs that differ only in their seed as one row (default)"
+    add("runs", nargs="*", metavar="RUN", help="only these runs: ids, beginnings of ids, or names")
+    parser.add_list(
+        "--experiment",
+        "NAME",
+        f"runs of this experiment (default: {_DEFAULT_EXPERIMENT}; with --sweep: all)",
+    )
+    add("--sweep", metavar="NAME", default="", help="only the runs that one command started")
+    add(
+        "--filter",
+        metavar="FILTER",
+        default="",
+        help="only runs that fit a filter in MLflow's language",
+    )
+    add(
+        "--sort",
+        metavar="KEY",
+        help="a benchmark, a setting, learned or kept; -KEY sorts downwards",
+    )
+    add(
+        "--by",
+        metavar="SETTING",
+        help="sort by this setting, and test its values against each other",
+    )
+    text_of_against = "with --by: compare only this value with each of the others"
     add("--against", metavar="VALUE", help=text_of_against)
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
-    parser.add_rows("at most so many")
+    parser.add_rows("show at most this many rows")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
-        ("paired", "two RUNs: the answers of both tuned models, one by one"),
-        ("confirm", "chosen RUNs, on the questions that evaluation.holdout kept back"),
-        ("chain", "RUNs as the stages of one model: the first one's base, then each tuned model"),
+        ("paired", "compare the tuned models of two RUNs question by question"),
+        ("confirm", "judge the RUNs you chose on their held-out questions"),
+        ("chain", "compare stages of one model: the base of the first RUN, then each tuned model"),
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
-    parser.add_list("--only", "NAME", "with --paired, --confirm or --chain: this benchmark alone")
+    parser.add_list("--only", "NAME", "with --paired, --confirm or --chain: only this benchmark")
     parser.add_output()
     if "--sort" in argv[:-1]:  # argparse takes -KEY for an option
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
     if options.mode and (options.sort or options.by or options.against or not options.group_seeds):
-        parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
+        parser.error(f"--{options.mode} takes no --sort, --by, --against or --no-group-seeds")
     if options.runs and (options.experiment or options.sweep or options.filter):
-        parser.error("runs are named: leave --experiment, --sweep and --filter out")
+        parser.error("you named runs: leave out --experiment, --sweep and --filter")
     if options.only and not options.mode:
         parser.error("--only NAME goes with --paired, --confirm or --chain; add one of these")
     if options.by == "seed":
-        advice = "--no-group-seeds --sort seed lists them, --all says how much they vary"
-        parser.error(f"--by seed: values of a setting are compared over the seeds; {advice}")
+        advice = "--no-group-seeds --sort seed lists the seeds, --all says how much they vary"
+        parser.error(f"--by seed: values of other settings are compared over the seeds; {advice}")
     if options.mode == "paired" and len(options.runs) != 2:
-        parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
+        parser.error(f"--paired compares two runs, but got {len(options.runs)}; name two")
     if options.mode == "confirm" and not options.runs:
-        parser.error("--confirm judges runs that were chosen; name one or more")
+        parser.error("--confirm judges the runs you chose; name one or more")
     if options.mode == "chain" and not options.runs:
-        parser.error("--chain takes the runs of a model's stages, in their order; name them")
+        parser.error("--chain takes the runs of a model's stages; name them in their order")
     return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
 
 
@@ -207,9 +224,9 @@ def _confirm(
     for run in runs:
         if not run.holdout:
             raise ConfigError(
-                f"run {_name(run)} held no question back (evaluation.holdout is 0): what chose it "
-                "cannot confirm it. Run the candidates again with evaluation.holdout=0.5, choose "
-                "among those, and confirm the chosen one"
+                f"run {_name(run)} has no held-out questions (evaluation.holdout is 0). Questions "
+                "that were used to choose a run cannot confirm it. Run the candidates again with "
+                "evaluation.holdout=0.5, choose one of them, and confirm it"
             )
     pairs, notes, looks = [], list[str](), list[str]()
     for run in runs:
@@ -276,7 +293,7 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
     which = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
     if not (complete := [run for run in runs if run.findings]):
-        reason = f"left out: {left_out}" if left_out else "slimdown run makes one"
+        reason = f"left out: {left_out}" if left_out else "make one with slimdown run"
         uri = redact_uri(options.tracking.uri)
         raise TrackingError(f"there is no finished run of {which} in {uri}; {reason}")
     notes = [f"Left out: {left_out}."] if left_out else []
@@ -289,5 +306,5 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     if not options.sweep and (len(sweeps) > 1 or "no sweep" not in sweeps):
         each = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
         more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
-        notes.append(f"Runs by sweep: {each}{more}; --sweep NAME shows those of one.")
+        notes.append(f"Runs by sweep: {each}{more}. Add --sweep NAME to see one sweep.")
     return complete, f"{len(complete):,} finished run{'s' * (len(complete) != 1)} of {which}", notes

@@ -1,7 +1,7 @@
 """`slimdown delete RUN ...`: delete runs with their pages, answers and adapters.
 
-Without --yes it shows what would be deleted, and deletes nothing. A base model and its answers
-stay: other runs use them.
+Without --yes, the command only shows what it would delete. The base model and its answers are
+kept, because other runs use them.
 
 Examples:
   slimdown delete 3f2a
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     """
     parser = CommandParser("delete", __doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
-    parser.add_argument("--yes", action="store_true", help="delete what is shown, for good")
+    parser.add_argument("--yes", action="store_true", help="delete the runs for good")
     options = parser.parse(argv)
     return run_command(lambda: _delete(options), "These runs cannot be deleted:", 1)
 
@@ -51,5 +51,7 @@ def _delete(options: argparse.Namespace) -> int:
         delete_run(options.tracking, plan)
         show_line(f"deleted: {plan.run.run_id[:8]} {plan.run.name}")
     if any(plan.is_remote for plan in plans):
-        show_line("Files elsewhere, such as on a server, stay until its owner runs mlflow gc.")
+        show_line(
+            "Files in other places, such as on a server, remain until its owner runs mlflow gc."
+        )
     return 0

@@ -1,4 +1,4 @@
-"""`slimdown doctor`: what is here: device, memory, versions, record, hub, and what is missing."""
+"""`slimdown doctor`: show device, memory, versions, record and hub, and what is missing."""
 
 import argparse
 import platform
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     """
     parser = CommandParser("doctor", __doc__)
     options = parser.parse(argv)
-    refusal = "The machine cannot be examined:"
+    refusal = "This machine cannot be examined:"
     return run_command(lambda: _examine(options), refusal, 1, with_extensions=False)
 
 
@@ -111,4 +111,7 @@ def _describe_extras() -> Iterator[tuple[str, str]]:
         state = "installed" if is_here else f"not installed; {name_install(extra)}"
         yield extra, f"{purpose}: {state}"
     if find_spec("kernels"):
-        yield "kernels", "installed: bitsandbytes loads compiled code from the hub by itself"
+        yield (
+            "kernels",
+            "installed; with it, bitsandbytes downloads compiled code from the hub by itself",
+        )

@@ -1,7 +1,8 @@
-"""`slimdown export RUN DIR`: copy what a run trained into a folder, from a server's record, too.
+"""`slimdown export RUN DIR`: copy the adapter or model that a run trained into a folder.
 
-An adapter is written in PEFT's format, with its card. Load it on the base model that the card
-names. A run of method=full or last_layer is written as a whole model.
+An adapter is written in PEFT's format, with a card that names the base model to load it on. A
+run of method=full or last_layer is written as a whole model. This also works if the record is on
+a server.
 
 Examples:
   slimdown export 3f2a my-adapter

@@ -10,8 +10,7 @@ from math import isnan
 from slimdown.commands.arguments import CommandParser
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.budgets import Gate, check_budgets, read_budgets, resolve_budgets
-from slimdown.judging.findings import Findings, list_averaged
-from slimdown.judging.mean_change import average_changes
+from slimdown.judging.findings import Findings, average_role
 from slimdown.judging.pairing import Pair
 from slimdown.utils.errors import ConfigError
 
@@ -43,21 +42,27 @@ class GateRules:
     def decide(
         self,
         findings: Findings,
-        read_pairs: Callable[[], Mapping[str, Pair]],
         n_reports: int = 1,
+        read_pairs: Callable[[], Mapping[str, Pair]] | None = None,
     ) -> Gate:
         """Decide whether a model has lost more than it may.
 
         Args:
             findings: What changed.
-            read_pairs: Returns both models' answers; `--overall` takes their mean.
             n_reports: See `check_budgets`.
+            read_pairs: See `check_budgets`; `--overall` takes the mean of these answers, too.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
         """
-        limits = self.budgets, self.relative_budgets, self.off
-        checks = check_budgets(findings, *limits, n_reports, read_pairs)
+        checks = check_budgets(
+            findings,
+            self.budgets,
+            self.relative_budgets,
+            off=self.off,
+            n_reports=n_reports,
+            read_pairs=read_pairs,
+        )
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
         off = tuple(name for name in unchecked if "" in self.off or name in self.off)
@@ -65,16 +70,16 @@ class GateRules:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
         if off:
-            pairs = read_pairs()
             used = {name: b for name, b in findings.benchmarks.items() if name not in off}
-            averaged = list_averaged(used, Role.retained)
-            mean = average_changes([(pairs[n], used[n].primary.difference) for n in averaged])
+            pairs = read_pairs() if read_pairs else findings.pairs
+            mean = average_role(used, pairs, Role.retained)
         if isnan(mean.value):
             retained = [n for n, b in findings.benchmarks.items() if b.role is Role.retained]
             unclear = [name for name in retained if name not in off]
             problem = "every retained benchmark is off"
             if unclear:
-                problem = f"thinking never ended in too many answers of {', '.join(unclear)}"
+                names = ", ".join(unclear)
+                problem = f"the thinking did not end in too many answers of {names}"
                 problem += f"; raise benchmark.{unclear[0]}.max_gen_toks"
             raise ConfigError(f"--overall: {problem}")
         return Gate(tuple(checks), off, mean)
@@ -82,12 +87,15 @@ class GateRules:
 
 def add_gate_options(parser: CommandParser, others: str) -> None:
     """Add the options of the gate; `others` says what benchmarks that are not named may lose."""
-    text = "gsm8k=0.02: two points; gsm8k=off: shown, decides nothing; off: all that are not named"
-    text += f"; without it: {others}"
+    text = (
+        "the largest loss you allow: gsm8k=0.02 is two points of GSM8K, and 0.02 is two points of "
+        "each retained benchmark; gsm8k=off shows GSM8K but does not check it; off does so for "
+        f"all benchmarks you do not name (default: {others})"
+    )
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
-    text = "gsm8k=0.05: a twentieth of what the base scored"
+    text = "as --max-loss, relative to the base model's score: gsm8k=0.05 is a twentieth of it"
     parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
-    text = "also fail where the retained benchmarks are shown to be worse on average"
+    text = "also fail if the retained benchmarks are significantly worse on average"
     parser.add_argument("--overall", action="store_true", help=text)
 
 

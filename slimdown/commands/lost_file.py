@@ -3,19 +3,19 @@
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slimdown.commands.arguments import CommandParser
-from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import BY_LENGTH, LostQuestions, collect_lost_questions
+from slimdown.judging.pairing import Pair
 from slimdown.report.formatting import pluralize
 from slimdown.utils.files import write_atomically
 
 
 def add_lost_option(parser: CommandParser) -> None:
     """Add --lost."""
-    about = "write the lost questions as own questions, for benchmark=[questions]"
+    about = "write the questions that the model lost to a file that slimdown run can ask again"
     parser.add_argument("--lost", type=_read_place, metavar="FILE.jsonl", help=about)
 
 
@@ -29,20 +29,23 @@ def _read_place(text: str) -> Path:
 
 
 def write_lost_questions(
-    file: Path, base: Evaluation, tuned: Evaluation, is_chat: bool, asked: Sequence[str]
+    file: Path,
+    pairs: Mapping[str, Pair],
+    conditions: Mapping[str, str],
+    is_chat: bool,
+    asked: Sequence[str],
 ) -> list[str]:
     """Write the lost questions.
 
     Args:
         file: For the first kind of questions; other kinds get files beside it.
-        base, tuned: Answers to questions that are not held out.
-        is_chat: See `collect_lost_questions`.
+        pairs, conditions, is_chat: See `collect_lost_questions`.
         asked: The settings that name the model whose answers these are.
 
     Returns:
         Lines for the user: how many, what is left out, and how to ask them again.
     """
-    lost = collect_lost_questions(base, tuned, is_chat)
+    lost = collect_lost_questions(pairs, conditions, is_chat)
     files = {
         kind: file if i == 0 else file.with_suffix(f".{kind}.jsonl")
         for i, kind in enumerate(lost.rows)
@@ -52,9 +55,9 @@ def write_lost_questions(
         write_atomically(files[kind], "".join(f"{line}\n" for line in lines))
     counts = [f"{pluralize(len(lost.rows[kind]), 'question')} in {f}" for kind, f in files.items()]
     left_out = ", ".join(f"{n:,} of {name}" for name, n in lost.left_out.items())
-    line = f"lost: {', '.join(counts) or f'no question, so {file} is not written'}"
+    line = f"lost: {', '.join(counts) or f'no question, so {file} was not written'}"
     if left_out:
-        line += f"; left out, as no rule of own questions scores both answers alike: {left_out}"
+        line += f"; left out, because a file of questions cannot score them alike: {left_out}"
     return [line, *([_write_command(lost, files, asked)] if files else [])]
 
 

@@ -1,4 +1,4 @@
-"""`slimdown merge RUN --out DIR`: a run's adapter and its base as one model, with a card.
+"""`slimdown merge RUN --out DIR`: write a run's adapter and its base as one model, with a card.
 
 Examples:
   slimdown merge 3f2a --out tuned                  into the values of the run's 4-bit weights
@@ -34,12 +34,18 @@ def main(argv: list[str]) -> int:
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or an empty one")
     dtypes = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, help="of the merged weights (default: that of the run)")
+    add(
+        "--dtype",
+        choices=dtypes,
+        help="the data type of the merged weights (default: that of the run)",
+    )
     bases = ("dequantized", "original")
-    text = "what the adapter was trained on (default), or the base as published"
+    text = "the weights that the adapter was trained on (default), or the original ones"
     add("--onto", choices=bases, default=bases[0], help=text)
     devices = ("auto", "cpu", "cuda", "mps")
-    text = "where to merge: in float32, 4 bytes a parameter (default: auto, a GPU if there is one)"
+    text = (
+        "the device that merges in float32, 4 bytes per parameter (default: auto, a GPU if present)"
+    )
     add("--device", choices=devices, default=devices[0], help=text)
     options = parser.parse(argv)
     return arguments.run_command(lambda: _merge(options), "This run cannot be merged:", 1)
@@ -95,7 +101,7 @@ def _merge(options: argparse.Namespace) -> int:
     try:
         record_merged(options.tracking, run, out, how)
     except TrackingError as error:
-        arguments.write_notes([f"The record does not take the model: {error}"])
+        arguments.write_notes([f"The model could not be written to the record: {error}"])
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6
     console.show_line(f"{run.name}, merged, {dtype}, {size:,.1f} MB: {out}")
     return 0

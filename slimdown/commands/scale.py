@@ -1,20 +1,20 @@
-"""`slimdown scale RUN`: what a run learned and lost with less of what it trained, without training.
+"""`slimdown scale RUN`: shrink an adapter's effect until its losses fit your budget.
 
-At scale 0 the model is the base, at scale 1 what was trained: a LoRA, or a whole model. With
---max-loss it goes up from the smallest scale, and chooses the last one before a loss is not shown
-to be within its budget. A run with evaluation.holdout is judged on the questions that it held out.
+It trains nothing. Scale 0 is the base model, and scale 1 is the trained LoRA or model. With
+--max-loss it goes up from the smallest scale and chooses the last one at which every loss is still
+proven to be within its budget. A run with evaluation.holdout is judged on its held-out questions.
 
 Examples:
   slimdown scale 3f2a                                 the changes at scales 0.1, 0.25, ... and 1
   slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
-  slimdown scale 3f2a --max-loss 0.02 --save gentle   as much as is shown to lose at most 2 points
-  slimdown run tuned=gentle ...                       measures what was saved
+  slimdown scale 3f2a --max-loss 0.02 --save gentle   the most that loses at most 2 points
+  slimdown run tuned=gentle ...                       measure what was saved
 
 Exit code:
-  0  the curve is shown; with --max-loss: a scale is shown to be within every budget
-  1  even the smallest scale is shown to be beyond a budget
-  2  no scale is shown to be within the budgets, nor the smallest one beyond
-  3  not measured
+  0  the changes at all scales are shown; with --max-loss: a scale fits every budget
+  1  even the smallest scale exceeds a budget
+  2  no scale is proven to fit the budgets, and the smallest is not proven to exceed one
+  3  nothing was measured
 """
 
 import argparse
@@ -64,20 +64,24 @@ def main(argv: list[str]) -> int:
     parser = arguments.CommandParser("scale", __doc__, 3)
     add = parser.add_argument
     add("run", metavar="RUN", help=arguments.RUN_HELP)
-    text = "how much of what was trained is added, separated by commas (default: %(default)s)"
+    text = "the scales to measure, separated by commas (default: %(default)s)"
     add("--scales", default="0,0.1,0.25,0.5,0.75,1", metavar="LIST", help=text)
-    text = "0.02: two points of each retained benchmark; gsm8k=0.02: of it, others keep theirs; "
-    text += "gsm8k=off: it decides nothing"
+    text = (
+        "the largest loss you allow: 0.02 is two points of each retained benchmark, gsm8k=0.02 is "
+        "two points of GSM8K (the others keep their budgets), gsm8k=off does not check GSM8K"
+    )
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
     parser.set_defaults(max_relative_loss=[], overall=False)
-    text = "with --max-loss: write what is chosen to this folder, a new or an empty one"
+    text = "with --max-loss: write the chosen adapter or model to this new or empty folder"
     add("--save", type=Path, metavar="DIR", help=text)
-    text = "the folder with task files that the run was asked from; their Python code runs"
+    text = "the folder with the task files of the run; the Python code in them runs"
     add("--include-path", metavar="DIR", help=text)
     parser.add_output()
     options = parser.parse(name_budgets(argv))
     if options.save and not options.max_loss:
-        parser.error("--save writes what --max-loss chooses; give a budget, such as 0.02")
+        parser.error(
+            "--save writes the scale that --max-loss chooses; add --max-loss, such as 0.02"
+        )
     return arguments.run_command(lambda: _scale(options), "This run cannot be scaled:", 3)
 
 
@@ -160,9 +164,9 @@ def _choose(
     chosen = choose_scale(points, rules.budgets, rules.off)
     scale, judged, gate = chosen.point.scale, chosen.point.findings, chosen.gate
     is_within = gate.outcome is Outcome.within
-    heading = f"Scale {scale:g}{' on the held-out half' if run.holdout else ''}"
+    heading = f"Scale {scale:g}{' on the held-out questions' if run.holdout else ''}"
     if not is_within:
-        notes.append(f"{heading}, the smallest one, is not shown to be within the budgets.")
+        notes.append(f"{heading} is the smallest, and not proven to fit the budgets.")
     if options.format:
         notes += [f"{heading}: {line}" for line in describe_budgets(gate)]
     table = scales_table(curve, _make_title(run), scale if is_within else None)
@@ -174,12 +178,12 @@ def _choose(
         for line in summarize_briefly(judged, gate):
             show_line(line)
         if options.save and not is_within:
-            show_line(f"{options.save} is not written: no scale is shown to be within the budgets")
+            show_line(f"{options.save} was not written: no scale is proven to fit the budgets")
         elif options.save:
             with arguments.make_folder(options.tracking, "--save", options.save) as draft:
                 measured.save(scale, draft)
                 is_adapter = (draft / ADAPTER_CONFIG).is_file()
-                note = f"It adds {scale:g} of what was trained."
+                note = f"The effect of the training is scaled by {scale:g}."
                 base = measured.base_model
                 card = render_model_card(judged, config, base, is_adapter=is_adapter, note=note)
                 write_atomically(draft / "README.md", card)
@@ -187,7 +191,7 @@ def _choose(
             try:
                 record_scaled(options.tracking, run, scale, options.save, judged)
             except TrackingError as error:
-                arguments.write_notes([f"The record does not take the model: {error}"])
+                arguments.write_notes([f"The model could not be written to the record: {error}"])
     return int(gate.outcome)
 
 

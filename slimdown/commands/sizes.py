@@ -1,7 +1,7 @@
-"""`slimdown sizes SETTING=VALUE ...`: bytes of weights and of a training step, by arithmetic.
+"""`slimdown sizes SETTING=VALUE ...`: estimate the memory of the weights and of a training step.
 
-Settings are those of `slimdown run`; several values, as in lora.r=4,8,16, are rows. Only
-the model's config.json is downloaded.
+It takes the settings of `slimdown run`. Several values, as in lora.r=4,8,16, give several rows.
+Only the config.json of the model is downloaded.
 """
 
 import sys
@@ -42,11 +42,11 @@ def _show_sizes(argv: list[str]) -> int:
         raise ConfigError(f"{' '.join(argv)}: of Hydra's flags only --config-dir goes here")
     runs = compose_runs(line).runs
     if tuned := next((run.config.tuned for run in runs if run.config.tuned), None):
-        raise ConfigError(f"tuned={tuned}: nothing is trained; leave it out")
+        raise ConfigError(f"tuned={tuned}: such a run trains nothing, so leave tuned out")
     models = ", ".join(dict.fromkeys(run.config.model.id for run in runs))
     with progress_bar(f"reading the config.json of {models}"):
         records = _list_sizes(runs)
-    show_table(sizes_table(f"What these runs of {models} hold", records, _LEGEND))
+    show_table(sizes_table(f"Estimated memory of runs of {models}", records, _LEGEND))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`slimdown status`: the recorded runs: running, finished, stopped.
+"""`slimdown status`: list the recorded runs, with their state: running, finished, stopped.
 
 Examples:
   slimdown status           one line for each run
@@ -34,11 +34,11 @@ def main(argv: list[str]) -> int:
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
     text = "the runs that one command started"
     parser.add_argument("--sweep", metavar="NAME", default="", help=text)
-    parser.add_rows("at most so many that have ended")
+    parser.add_rows("show at most this many runs that have ended")
     parser.add_output()
     options = parser.parse(argv)
     if options.run and (options.experiment or options.sweep or options.format):
-        parser.error("RUN shows one run; leave --experiment, --sweep, --format and -o out")
+        parser.error("you named one run: leave out --experiment, --sweep, --format and -o")
     show = _show_run if options.run else _list_runs
     return run_command(lambda: show(options), "The runs cannot be listed:", 1)
 
@@ -81,7 +81,7 @@ def _list_runs(options: argparse.Namespace) -> int:
     has_ended, n_read = is_running.replace("=", "!="), n_rows and n_rows + 1
     ended = run_reader.find_runs(options.tracking, *choice, has_ended, n_newest=n_read)
     is_cut = 0 < n_rows < len(ended)
-    more = f"The newest {n_rows:,} that have ended; --rows 0 shows all."
+    more = f"Only the newest {n_rows:,} runs that have ended. Add --rows 0 to see all."
     rows = []
     for run in [*runs, *ended[: n_rows or None]]:
         state = _describe_state(options.tracking, run)
@@ -92,6 +92,8 @@ def _list_runs(options: argparse.Namespace) -> int:
         cell: Any = Cell(run.name, detail=detail, values=values | {"note": run.note})
         rows.append({"run_id": run.run_id, "status": state, "started": started, "run": cell})
     if not rows:
-        raise TrackingError("no run passes; slimdown status lists all runs of the record")
+        raise TrackingError(
+            "no run fits; slimdown status without options lists all runs of the record"
+        )
     table = replace(runs_table(rows), notes=(more,) if is_cut else ())
     return put_table(table, options, lambda: write_table(table, "html"))

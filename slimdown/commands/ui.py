@@ -1,6 +1,6 @@
-"""`slimdown ui`: MLflow's pages of the record, with the columns that matter here.
+"""`slimdown ui`: open the record in MLflow's web pages, with the columns that matter for slimdown.
 
-Other options, such as --workers, go to `mlflow ui`.
+Other options, such as --workers, are passed on to `mlflow ui`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     options, server_options = parser.parse_known_args(argv)
     if not options.host or not 0 < options.port < 65536:
         shown = f"--host {options.host!r} --port {options.port}"
-        parser.error(f"{shown}: give a host's name, and a number from 1 to 65535")
+        parser.error(f"{shown}: give the name of a host, and a port from 1 to 65535")
     return run_command(lambda: _show(options, server_options), "The pages cannot be opened:", 1)
 
 
@@ -64,7 +64,7 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     try:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
-        advice = "give another one" + " (AirPlay has 5000)" * (sys.platform == "darwin")
+        advice = "give another one" + " (on a Mac, AirPlay uses 5000)" * (sys.platform == "darwin")
         raise TrackingError(f"--port {options.port}: {error.strerror}; {advice}") from None
     # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
     stores = dict.fromkeys(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI"), uri)

@@ -1,7 +1,7 @@
-"""`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from logs of other tools.
+"""`slimdown verdict BASE TUNED`: judge from logs of other tools what a model learned and forgot.
 
   slimdown verdict logs/base logs/a logs/b                        several models, each against BASE
-  slimdown verdict --chain logs/base logs/tuned logs/merged logs/q4     which stage lost what?
+  slimdown verdict --chain logs/base logs/tuned logs/merged logs/q4     which stage lost what
 
   lm_eval    slimdown verdict logs/base logs/tuned      (--log_samples --output_path)
   Inspect    slimdown verdict base.eval tuned.eval      (pip install '.[inspect]')
@@ -10,9 +10,10 @@
   tables     slimdown verdict base.csv tuned.csv        (.jsonl, .parquet: id, score; prompt, ...)
 
 Exit code with a budget (--max-loss, ..., --overall) or JUnit:
-  0  every loss is shown to be within its budget
-  1  a loss beyond its budget is shown, or with --overall that the retained are worse together
-  2  the questions cannot tell
+  0  PASSED: every loss is proven to be within its budget
+  1  FAILED: a loss is proven to exceed its budget; with --overall also: the retained benchmarks
+     are worse on average
+  2  CANNOT TELL: there are too few questions
   3  the logs cannot be judged
 """
 
@@ -31,7 +32,6 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, read_budgets
 from slimdown.judging.common_questions import take_common
 from slimdown.judging.findings import Findings, judge
-from slimdown.judging.pairing import pair_evaluations
 from slimdown.judging.stages import judge_stages
 from slimdown.report import text
 from slimdown.report.answers_page import render_answers_page
@@ -55,34 +55,41 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = arguments.CommandParser("verdict", __doc__, 3)
-    place = "the folder that the tool wrote to, the model's folder in it, or a file"
-    parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
-    about = "of the model after; several are judged together"
+    place = "the folder that the tool wrote to, the folder of one model in it, or a file"
+    parser.add_argument("base", type=Path, metavar="BASE", help=f"logs of the base model: {place}")
+    about = "logs of the tuned model; you can give several models"
     parser.add_argument("tuned", type=Path, nargs="+", metavar="TUNED", help=about)
-    about = "each against the one before, the last against BASE; prompts and engine may differ"
+    about = (
+        "compare each model with the one before, and the last with BASE; prompts and engine may "
+        "differ"
+    )
     parser.add_argument("--chain", action="store_true", help=about)
-    parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")
-    about = "a field of its questions, such as passage; those that share it count as one"
+    parser.add_list(
+        "--metric", "TASK=METRIC", "the metric to judge by: gsm8k=exact_match.strict-match"
+    )
+    about = "a field of the questions, such as passage; questions with the same value count once"
     parser.add_list("--cluster", "TASK=FIELD", about)
-    parser.add_list("--target", "TASK", "tasks that were meant to be learned")
-    add_gate_options(parser, "their margin, unless they are targets")
-    about = "what one stage of a chain may lose, e.g. q4 gsm8k=0.01"
+    parser.add_list("--target", "TASK", "a task that the model was trained for")
+    add_gate_options(parser, "the margin of each benchmark that is no target")
+    about = "the largest loss of one stage of a chain, for example q4 gsm8k=0.01"
     parser.add_argument(
         "--max-loss-at",
         nargs=2,
         metavar=("STAGE", "BENCHMARK=SHARE"),
         action="append",
         default=[],
-        help=f"{about}; can be repeated",
+        help=f"{about}; you can repeat this option",
     )
-    parser.add_list("--only", "NAME", "judge this benchmark alone")
+    parser.add_list("--only", "NAME", "judge only this benchmark")
     add_lost_option(parser)
     parser.add_output(junit=(".xml",))
-    parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
+    parser.add_argument(
+        "--track", action="store_true", help="also record the result as a run in MLflow"
+    )
     options = parser.parse(name_budgets(argv))
     refusal = "These logs cannot be judged:"
     if options.max_loss_at and not options.chain:
-        parser.error("--max-loss-at names a stage of a chain; add --chain")
+        parser.error("--max-loss-at is for a stage of a chain; add --chain")
     if options.chain or len(options.tuned) > 1:
         return arguments.run_command(lambda: _judge_stages(options), refusal, 3)
     return arguments.run_command(lambda: _judge(options), refusal, 3)
@@ -109,28 +116,28 @@ def _read_sides(
         kind, files = find_logs(side)
         place = tuple(map(os.path.realpath, files))
         if other := places.get(place):
-            raise ConfigError(f"{other} and {side} are the same logs; name each model once")
+            raise ConfigError(f"{other} and {side} are the same logs; give the logs of two models")
         kinds.setdefault(kind, side)
         places[place] = side
     if len(kinds) > 1:
         problem = ", ".join(f"{side} holds logs of {kind}" for kind, side in kinds.items())
-        raise ConfigError(f"{problem}; tools score differently, so give logs of one kind")
+        raise ConfigError(f"{problem}; tools score differently, so give logs of one tool")
     evaluations = {
         side: read_logs(side, metrics, options.target, notes.append, clusters) for side in sides
     }
     if evaluations[options.base].adapter and not evaluations[sides[-1]].adapter:
         adapter = evaluations[options.base].adapter
         notes.append(
-            f"{options.base} names the adapter {adapter}, and {sides[-1]} names none: base and "
-            "tuned seem to be swapped; BASE comes first"
+            f"{options.base} names the adapter {adapter}, and {sides[-1]} names none. Base and "
+            "tuned model seem to be swapped: BASE comes first."
         )
     sides_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
     taken, left_out = take_common(sides_by_name, options.only)
     if left_out and has_gate and not options.only:
         names = " ".join(f"--only {name}" for name in taken[str(options.base)].benchmarks)
         raise DataError(
-            "\n".join(left_out) + "\nA budget is checked on everything that was asked. To check it "
-            f"on what both have, add {names}"
+            "\n".join(left_out) + "\nA budget needs all questions of both models. To check it only "
+            f"on what both models were asked, add {names}"
         )
     return {side: taken[str(side)] for side in sides}, next(iter(kinds)), [*notes, *left_out]
 
@@ -141,19 +148,22 @@ def _judge_stages(options: argparse.Namespace) -> int:
     is_junit = options.format == "junit"
     has_gate = rules.are_set or is_junit
     if has_gate and not options.chain:
-        raise ConfigError("a budget judges one model: give BASE and that one, or add --chain")
+        raise ConfigError(
+            "a budget is for one tuned model: give BASE and one TUNED, or add --chain"
+        )
     of_stages = _read_stage_budgets(options.max_loss_at)
     if options.lost or options.track:
         option = "--lost" if options.lost else "--track"
-        raise ConfigError(f"{option} takes BASE and one TUNED; leave --chain and the others out")
+        raise ConfigError(
+            f"{option} takes BASE and one TUNED; leave out --chain and the other models"
+        )
     evaluations, _, notes = _read_sides(options, has_gate or bool(of_stages))
     stages = dict(zip(name_stages(list(evaluations)), evaluations.values(), strict=True))
     judged = judge_stages(stages, options.chain)
     arguments.write_notes(dict.fromkeys(notes))
     last, gate, n_reports = judged.reported[-1].findings, None, has_gate + len(of_stages)
     if has_gate:
-        ends = next(iter(stages.values())), list(stages.values())[-1]
-        gate = rules.decide(last, lambda: pair_evaluations(*ends, same_prompts=False), n_reports)
+        gate = rules.decide(last, n_reports)
     if of_stages:
         checks = judged.check_stages(of_stages, n_reports)
         gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
@@ -201,17 +211,23 @@ def _judge(options: argparse.Namespace) -> int:
         findings = judge(base, tuned)
     except DataError as error:
         if "prompt_hash differs" in str(error):
-            error.add_note("if each is asked as it is served, --chain judges them all the same")
+            error.add_note(
+                "if each model was asked as it is served, add --chain, which compares them anyway"
+            )
         raise
     if base.harness_version != tuned.harness_version:
         versions = f"{base.harness_version} and {tuned.harness_version}"
         tool = "lm_eval " if base_kind == "lm_eval" else ""
-        notes.append(f"made by {tool}{versions}; tasks, questions and prompts are the same")
+        notes.append(
+            f"The logs were made by {tool}{versions}; tasks, questions and prompts are the same."
+        )
     if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
-        cause = "; lm_eval's --use_cache hands one model another's"
-        notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
+        cause = ". One reason may be lm_eval's --use_cache, which reuses answers of another model"
+        notes.append(
+            f"All answers of both models are equal{cause if base_kind == 'lm_eval' else ''}."
+        )
     if has_gate:
-        gate = rules.decide(findings, lambda: pair_evaluations(base, tuned))
+        gate = rules.decide(findings)
     arguments.write_notes(dict.fromkeys(notes))
     named = base.model != tuned.model and base.model and tuned.model
     sides = (base.model, tuned.model) if named else (options.base, options.tuned[0])
@@ -226,7 +242,9 @@ def _judge(options: argparse.Namespace) -> int:
     if options.lost:
         is_chat = base.conditions.get("apply_chat_template") == "true"
         asked = _name_models(base, tuned) if base_kind == "lm_eval" else [_UNKNOWN_MODEL]
-        arguments.write_notes(write_lost_questions(options.lost, base, tuned, is_chat, asked))
+        arguments.write_notes(
+            write_lost_questions(options.lost, findings.pairs, base.conditions, is_chat, asked)
+        )
     if options.track:
         _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0
@@ -247,7 +265,9 @@ def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]
     """Read what an option says about each task."""
     by_task = {task: value for task, _, value in (text.partition("=") for text in texts)}
     if len(by_task) < len(texts) or not all([*by_task, *by_task.values()]):
-        raise ConfigError(f"--{option} {' '.join(texts)}: name one {option} a task, e.g. {example}")
+        raise ConfigError(
+            f"--{option} {' '.join(texts)}: give one {option} per task, for example {example}"
+        )
     return by_task
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isnan
 
 from slimdown.comparison.run_comparison import Comparison, Configuration
-from slimdown.judging.budgets import default_budgets
+from slimdown.judging.budgets import default_budgets, keeps_budgets_as_measured
 
 SETTING = "tuned"  # the setting that names a checkpoint's folder
 _NUMBERED = re.compile(r"(.*?)(\d+)/?")
@@ -51,21 +51,14 @@ def choose_checkpoint(comparison: Comparison) -> ChosenCheckpoint | None:
     within = [
         ChosenCheckpoint(row, step, row.target.value)
         for row, step in zip(comparison.rows, read_steps(comparison), strict=True)
-        if _is_within(row)
+        if all(
+            keeps_budgets_as_measured(run.changes, default_budgets(run.changes)) for run in row.runs
+        )
     ]
-    within.sort(key=lambda one: one.step)
-    if not within or isnan(within[-1].learned):
-        return within[-1] if within else None
-    return max(within, key=lambda one: one.learned)
-
-
-def _is_within(row: Configuration) -> bool:
-    """Whether each loss was measured, and is within its budget, in every run of a row."""
-    for run in row.runs:
-        budgets = default_budgets(run.changes)
-        if not all(
-            run.changes[name].is_measured and run.changes[name].primary.difference.value >= -budget
-            for name, budget in budgets.items()
-        ):
-            return False
-    return True
+    if not within:
+        return None
+    last = max(within, key=lambda checkpoint: checkpoint.step)
+    if isnan(last.learned):
+        return last
+    within.sort(key=lambda checkpoint: checkpoint.step)  # of equals, the earliest is chosen
+    return max(within, key=lambda checkpoint: checkpoint.learned)

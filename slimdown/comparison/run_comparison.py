@@ -14,11 +14,11 @@ from statistics import fmean
 
 import numpy as np
 
-from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.run_records import KEPT, LEARNED, RunRecord
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import Verdict, decide_verdicts, take_one_kind
+from slimdown.judging.verdicts import Verdict, decide_verdicts, list_comparable
 from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -111,7 +111,7 @@ def compare_runs(
         corrects: Correct the verdicts of single runs for the whole table, a millisecond each.
     """
     groups, notes = _group_by_seed(runs) if group_seeds else ([[run] for run in runs], [])
-    corrected = correct_verdicts([run for of in groups for run in of]) if corrects else {}
+    corrected = correct_verdicts([run for group in groups for run in group]) if corrects else {}
     rows = [_make_row(group, corrected) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (list(Role).index(roles[name]), name))
@@ -127,14 +127,15 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
     does not hold becomes undecided, never another one: more caution is not more loss. Watched
     benchmarks have none.
     """
-    every = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
-    cells = {key: change for key, change in every.items() if change.verdict}
-    differences = [cell.primary.difference for cell in cells.values()]
-    decided = decide_verdicts(differences, [cell.margin for cell in cells.values()])
+    cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
+    verdicts = {key: change.verdict for key, change in cells.items() if change.verdict}
+    if len(runs) == 1:  # its own report corrected them
+        return verdicts
+    differences = [cells[key].primary.difference for key in verdicts]
+    decisions = decide_verdicts(differences, [cells[key].margin for key in verdicts])
     return {
-        key: verdict if len(runs) == 1 or one.verdict is verdict else Verdict.undecided
-        for (key, cell), one in zip(cells.items(), decided, strict=True)
-        if (verdict := cell.verdict)
+        key: verdict if decision.verdict is verdict else Verdict.undecided
+        for (key, verdict), decision in zip(verdicts.items(), decisions, strict=True)
     }
 
 
@@ -155,8 +156,8 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     differences = [[change.primary.difference for change in changes] for changes in benchmarks]
     if [len(changes) for changes in benchmarks] == [1]:
         return SeedMean(**vars(differences[0][0].estimate))
-    values = [[d.value for d in of_runs] for of_runs in differences]
-    if len({len(of_runs) for of_runs in values}) != 1:  # or there is no benchmark
+    values = [[d.value for d in by_run] for by_run in differences]
+    if len(set(map(len, values))) != 1:  # some runs lack a benchmark, or there is none
         return SeedMean(fmean(map(fmean, values)) if values else nan, nan, nan, nan)
     hashes = [{change.question_hash for change in changes} for changes in benchmarks]
     if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
@@ -178,11 +179,11 @@ def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats],
     parts: dict[int, Floats] = {}  # by number of questions
     steps: dict[int, float] = {}
     for changes in benchmarks:
-        of_runs = [change.primary.difference for change in changes]
-        rows = np.array([d.observations for d in of_runs]) / len(benchmarks)
-        is_binary = all(d.has_independent_answers for d in of_runs)
-        n = rows.shape[1]
-        parts[n] = parts.get(n, np.zeros_like(rows)) + rows
+        differences = [change.primary.difference for change in changes]
+        answers = np.array([d.observations for d in differences]) / len(benchmarks)
+        is_binary = all(d.has_independent_answers for d in differences)
+        n = answers.shape[1]
+        parts[n] = parts.get(n, np.zeros_like(answers)) + answers
         steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
     return list(parts.values()), list(steps.values())
 
@@ -192,11 +193,14 @@ def can_average(benchmarks: Sequence[Sequence[BenchmarkChange]]) -> bool:
 
     It may where each run was asked the same questions, all of them, and nothing is unclear.
     """
-    every = [change for changes in benchmarks for change in changes]
-    is_whole = all(change.is_measured and not change.n_available for change in every)
-    is_crossed = len({len(changes) for changes in benchmarks}) == 1
-    kinds = [{(one.question_hash, one.metric, one.margin) for one in of} for of in benchmarks]
-    return is_whole and is_crossed and all(len(of_runs) == 1 for of_runs in kinds)
+    if len(set(map(len, benchmarks))) != 1:  # some runs lack a benchmark
+        return False
+    for changes in benchmarks:
+        is_whole = all(change.is_measured and not change.n_available for change in changes)
+        questions = {(change.question_hash, change.metric, change.margin) for change in changes}
+        if not is_whole or len(questions) != 1:
+            return False
+    return True
 
 
 def collect_answers(
@@ -218,13 +222,34 @@ def collect_answers(
         )
         bounds[n] = bounds.get(n, 0.0) + largest / len(benchmarks)
     step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
-    is_alone = len(benchmarks) == 1
-    is_binary = is_alone and all(one.primary.difference.test.is_margin for one in benchmarks[0])
+    is_binary = len(benchmarks) == 1 and all(
+        change.primary.difference.test.is_margin for change in benchmarks[0]
+    )
     return SeedAnswers(parts, list(bounds.values()), step, is_binary, tuple(seeds))
 
 
+def list_columns(changes: Mapping[str, BenchmarkChange]) -> dict[str, list[str]]:
+    """List the columns that may be claimed about, with the benchmarks whose mean each holds.
+
+    These are the benchmarks themselves, and `learned` and `kept` where they are means of several.
+    """
+    columns = {name: [name] for name in changes}
+    for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
+        averaged = _list_averaged(changes, role)
+        if len(averaged) > 1:
+            columns[heading] = averaged
+    return columns
+
+
+def _list_averaged(changes: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
+    """List the benchmarks of a role whose changes have a mean, measured or not."""
+    return list_comparable(
+        {n: change.metric for n, change in changes.items() if change.role is role}
+    )
+
+
 def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
-    counts = Counter(one or "" for one in verdicts).most_common()
+    counts = Counter(verdict or "" for verdict in verdicts).most_common()
     return counts[0][0] if len(counts) == 1 else ", ".join(f"{v} {n}" for v, n in counts)
 
 
@@ -236,8 +261,10 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     keep.weight=null is not recorded.
     """
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
+    if any(len(row.runs) > 1 for row in rows):
+        keys.discard("seed")
     differing = []
-    for key in sorted(keys - ({"seed"} if any(len(row.runs) > 1 for row in rows) else set())):
+    for key in sorted(keys):
         values = [row.settings[key] for row in rows if key in row.settings]
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
         if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
@@ -246,7 +273,7 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     for row in rows:
         alike.setdefault(tuple(row.settings.get(key) for key in differing), []).append(row)
     for key in sorted(keys - {*differing, "seed"}):
-        if any(len({row.settings.get(key) for row in of_value}) > 1 for of_value in alike.values()):
+        if any(len({row.settings.get(key) for row in group}) > 1 for group in alike.values()):
             differing.append(key)
     return sorted(differing)
 
@@ -254,37 +281,53 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
 def _make_row(
     runs: Sequence[RunRecord], corrected: Mapping[tuple[str, str], Verdict]
 ) -> Configuration:
+    """Make the row of runs that differ at most in their seed."""
     settings, name = _read_settings(runs[0]), runs[0].name
     if len(runs) > 1:
         settings.pop("seed", None)
         name = re.sub(r" seed=\S+", "", name)
-    cells = {}
-    for benchmark in dict.fromkeys(name for run in runs for name in run.changes):
-        by_id = {run.run_id: run.changes[benchmark] for run in runs if benchmark in run.changes}
-        changes = list(by_id.values())
-        of_table = [corrected.get((key, benchmark), c.verdict) for key, c in by_id.items()]
-        rates = [c.forgetting_rate.value for c in changes if c.forgetting_rate]
-        cells[benchmark] = MeanChange(
-            change=average_seeds(changes),
-            role=changes[0].role,
-            n=fmean(c.n for c in changes),
-            n_available=max(c.n_available or 0 for c in changes) or None,
-            verdict=_join_verdicts(c.verdict for c in changes),
-            verdict_corrected=_join_verdicts(of_table),
-            p_value=changes[0].p_value if len(changes) == 1 else nan,
-            forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
-        )
-    means = []
-    for role in (Role.retained, Role.target):
-        every = {name: change for run in runs for name, change in run.changes.items()}
-        of_role = take_one_kind({n: one.metric for n, one in every.items() if one.role is role})
-        if len(runs) == 1 and runs[0].findings:
-            means.append(SeedMean(**vars(runs[0].findings.mean_change(role))))
-        else:
-            by_name = [[r.changes[name] for r in runs if name in r.changes] for name in of_role]
-            usable = [of_name for of_name in by_name if all(one.is_measured for one in of_name)]
-            means.append(average_seeds(*usable))
-    return Configuration(name, tuple(runs), settings, cells, *means)
+    benchmarks = dict.fromkeys(benchmark for run in runs for benchmark in run.changes)
+    return Configuration(
+        name,
+        tuple(runs),
+        settings,
+        changes={benchmark: _average_cell(runs, benchmark, corrected) for benchmark in benchmarks},
+        retained=_average_role(runs, Role.retained),
+        target=_average_role(runs, Role.target),
+    )
+
+
+def _average_cell(
+    runs: Sequence[RunRecord], benchmark: str, corrected: Mapping[tuple[str, str], Verdict]
+) -> MeanChange:
+    """Average the changes of those runs that have a benchmark."""
+    by_id = {run.run_id: run.changes[benchmark] for run in runs if benchmark in run.changes}
+    changes = list(by_id.values())
+    verdicts = [corrected.get((key, benchmark), change.verdict) for key, change in by_id.items()]
+    rates = [change.forgetting_rate.value for change in changes if change.forgetting_rate]
+    return MeanChange(
+        change=average_seeds(changes),
+        role=changes[0].role,
+        n=fmean(change.n for change in changes),
+        n_available=max(change.n_available or 0 for change in changes) or None,
+        verdict=_join_verdicts(change.verdict for change in changes),
+        verdict_corrected=_join_verdicts(verdicts),
+        p_value=changes[0].p_value if len(changes) == 1 else nan,
+        forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
+    )
+
+
+def _average_role(runs: Sequence[RunRecord], role: Role) -> SeedMean:
+    """Average a role's benchmarks over runs, without those that are unclear in any run."""
+    if len(runs) == 1 and runs[0].findings:
+        return SeedMean(**vars(runs[0].findings.mean_change(role)))
+    found = {name: change for run in runs for name, change in run.changes.items()}
+    usable = []
+    for name in _list_averaged(found, role):
+        changes = [run.changes[name] for run in runs if name in run.changes]
+        if all(change.is_measured for change in changes):
+            usable.append(changes)
+    return average_seeds(*usable)
 
 
 def name_quantization(params: Mapping[str, str]) -> str:
@@ -317,7 +360,7 @@ def describe_model_differences(runs: Sequence[RunRecord]) -> list[str]:
             differing.append(f"{fact} ({counted})")
     if not differing:
         return []
-    return [f"The runs differ in {', '.join(differing)}: their bases gave other answers."]
+    return [f"The runs differ in {', '.join(differing)}, so their base models answer differently."]
 
 
 def _read_settings(run: RunRecord) -> dict[str, str]:
@@ -350,7 +393,9 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
             groups.append(list(newest.values()))
         else:
             groups += [[run] for run in group]
-    note = f"The means over seeds leave out {n_repeated:,} older runs with equal settings and seed."
+    note = (
+        f"The means over seeds leave out {n_repeated:,} older runs with the same settings and seed."
+    )
     return groups, [note] if n_repeated else []
 
 
@@ -361,13 +406,14 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
         ConfigError: Names the setting that differs, and how many runs have each value.
     """
     measured = [run.findings for run in runs if run.findings]
-    for key in sorted({key for one in measured for key in one.conditions if "." in key}):
+    for key in sorted({key for findings in measured for key in findings.conditions if "." in key}):
         name = key.partition(".")[0]
-        conditions = [one.conditions for one in measured if name in one.benchmarks]
-        if each := _describe_differing(one.get(key, "not set") for one in conditions):
+        conditions = [f.conditions for f in measured if name in f.benchmarks]
+        values = _describe_differing(shared.get(key, "not set") for shared in conditions)
+        if values:
             raise ConfigError(
-                f"{name} was asked differently ({key} is {each}); choose runs that were asked "
-                "alike, by their names, --sweep or --filter"
+                f"{name} was not asked in the same way in all runs ({key} is {values}); choose "
+                "runs that were asked in the same way, by their names, --sweep or --filter"
             )
 
 
@@ -389,24 +435,28 @@ def _describe_caveats(
         changes = [run.changes[name] for run in runs if name in run.changes]
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
-            yield f"{name} has other questions, metrics or margins in some runs: compare with care."
+            yield (
+                f"{name} does not have the same questions, metric and margin in all runs: compare "
+                "with care."
+            )
         elif changes[0].metric == CHOICE_PROBABILITY:
             yield f"{name} is judged by {CHOICE_PROBABILITY}, the probability of the right choice."
     complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
     conditions = [shared | {"holdout": f"{holdout:g}"} for shared, holdout in complete]
     for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
-        if each := _describe_differing(one.get(key, "not recorded") for one in conditions):
-            yield f"The runs were measured differently ({key} is {each}): compare with care."
+        values = _describe_differing(shared.get(key, "not recorded") for shared in conditions)
+        if values:
+            yield f"The runs were measured differently ({key} is {values}): compare with care."
     if any(cell.is_stopped for cell in cells):
         yield (
-            "An evaluation that stopped early shows a change that is on average too large; its "
-            "verdict and interval hold."
+            "Some evaluations stopped early. Their verdicts and intervals are valid, but the "
+            "measured changes are too large on average."
         )
     alone = [row.runs[0] for row in rows if len(row.runs) == 1]  # others have none of their own
     verdicts = {(r.run_id, name): c.verdict for r in alone for name, c in r.changes.items()}
-    claims = [key for key, one in verdicts.items() if one not in (None, Verdict.undecided)]
+    claims = [key for key, verdict in verdicts.items() if verdict not in (None, Verdict.undecided)]
     if n_lost := sum(corrected.get(key) is Verdict.undecided for key in claims):
         yield (
-            f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
-            f"{len(corrected):,} in this table (Holm)."
+            f"† {n_lost:,} of {len(claims):,} verdicts become undecided when they are corrected "
+            f"for all {len(corrected):,} changes in this table (Holm)."
         )

@@ -28,7 +28,9 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     sortable = {LEARNED, KEPT, *comparison.benchmarks, *settings}
     if name not in sortable:
         advice = nearest(name, sorted(sortable))
-        raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
+        raise ConfigError(
+            f"--sort {name}: these runs have no benchmark or setting of this name{advice}"
+        )
 
     def read_value(row: Configuration) -> SortValue:
         means = {benchmark: cell.change for benchmark, cell in row.changes.items()}
@@ -49,7 +51,8 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
     Raises:
         ConfigError: No run has such a setting.
     """
-    if setting not in (settings := {key for row in comparison.rows for key in row.settings}):
+    settings = {key for row in comparison.rows for key in row.settings}
+    if setting not in settings:
         advice = nearest(setting, sorted(settings))
         raise ConfigError(f"--by {setting}: no run has this setting{advice}")
     others = [key for key in comparison.params if key != setting]

@@ -35,9 +35,9 @@ def build_simultaneous_curves(
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for point in points:
         for name, benchmark in point.findings.benchmarks.items():
-            d = benchmark.primary.difference
-            low, high = d.interval(ALPHA / len(points))
-            estimate = Estimate(d.value, d.standard_error, low, high)
+            difference = benchmark.primary.difference
+            low, high = difference.interval(ALPHA / len(points))
+            estimate = Estimate(difference.value, difference.standard_error, low, high)
             curves.setdefault(name, []).append((point.scale, estimate))
     return curves
 
@@ -60,10 +60,10 @@ def choose_scale(
 ) -> ChosenScale:
     """Choose the largest scale up to which every loss is shown to be within its budget.
 
-    It goes up from the smallest scale and ends before the first one whose losses are not shown to
-    be within. These tests have a fixed order, so none needs a correction, and the same questions
-    may choose and judge: a scale beyond the budgets is chosen in at most 5 % of cases, however many
-    scales there are. To choose one, the first such scale has to pass a test at 5 %
+    The search goes up from the smallest scale and ends before the first one whose losses are not
+    shown to be within. The tests have a fixed order, so none needs a correction, and the same
+    questions may choose and judge. A scale beyond the budgets is chosen in at most 5 % of cases,
+    however many scales there are, because the first such scale would have to pass a test at 5 %
     (`python -m bench.statistics`, "scale").
 
     Args:

@@ -3,17 +3,17 @@
 A verdict is a claim about the mean change that other seeds of this configuration would show on
 other questions of this kind (`slimdown.stats.seeds.MeanTest`). Two seeds say almost nothing about
 how much seeds vary. So below five seeds all configurations are taken to vary alike, and their
-spreads are pooled; from five on each has its own. Of a single run the claim is about this training
-alone, as in its own report.
+spreads are pooled. From five seeds on, each configuration has its own spread. The verdict of a
+single run holds for this training alone, as in its own report.
 
-The claims of a table are corrected together (Holm), those of change and of no change separately,
-the means `learned` and `kept` among them. No claim is made where the test cannot hold: seeds that
-answered other questions, that may have stopped early, or about which nothing may be claimed. None
-is made about watched benchmarks either, so they take no level from the others.
+The claims of a table are corrected together (Holm), with the means `learned` and `kept` among them;
+claims of change and of no change are corrected separately. No claim is made where the test cannot
+hold: where seeds answered other questions, may have stopped early, or are unclear. Watched
+benchmarks make no claim either, so the others are not corrected for them.
 `python -m bench.statistics` counts the tables that make any false claim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
@@ -24,6 +24,7 @@ from slimdown.comparison.run_comparison import (
     Configuration,
     can_average,
     collect_answers,
+    list_columns,
 )
 from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.config.benchmark_config import Role
@@ -33,7 +34,6 @@ from slimdown.judging.verdicts import (
     TestedChange,
     Verdict,
     decide_verdicts,
-    take_one_kind,
     watch_change,
 )
 from slimdown.stats.estimates import Estimate
@@ -71,74 +71,127 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
         For each row what is known, by column: `learned` where a target was measured, benchmarks,
         and `kept`. A mean of one benchmark alone is left out.
     """
-    runs = [run for row in comparison.rows for run in row.runs]
-    found = {name: change for run in runs for name, change in run.changes.items()}
-    roles = {name: change.role for name, change in found.items()}
-    columns = {name: [name] for name in comparison.benchmarks}
-    for heading, role in ((LEARNED, Role.target), (KEPT, Role.retained)):
-        averaged = take_one_kind({n: found[n].metric for n in columns if roles[n] is role})
-        if len(averaged) > 1:
-            columns[heading] = averaged
-    tests: dict[tuple[int, str], TestedChange] = {}
-    margins: dict[tuple[int, str], float] = {}
-    n_open = 0
-    for heading, names in columns.items():
-        answers: dict[int, SeedAnswers] = {}
-        kinds: dict[int, tuple[object, ...]] = {}
-        for i, row in enumerate(comparison.rows):
-            if not (changes := _find_changes(row, names)):
-                continue
-            margins[i, heading] = fmean(of_runs[0].margin for of_runs in changes)
-            if [len(of_runs) for of_runs in changes] == [1] and changes[0][0].is_measured:
-                tests[i, heading] = changes[0][0].primary.difference
-            elif can_average(changes):
-                answers[i] = collect_answers(changes)
-                kinds[i] = tuple((of[0].question_hash, of[0].metric) for of in changes)
-            else:
-                n_open += roles.get(heading) is not Role.watched
-        for kind in dict.fromkeys(kinds.values()):
-            alike = {i: one for i, one in answers.items() if kinds[i] == kind}
-            tests |= {(i, heading): test for i, test in build_tests(alike).items()}
-    watched = {key for key in tests if roles.get(key[1]) is Role.watched}
-    keys = [key for key in tests if key not in watched]
-    decided = decide_verdicts(
-        [tests[key] for key in keys], [margins[key] for key in keys], n_unknown=n_open
-    )
-    decisions = dict(zip(keys, decided, strict=True))
-    decisions |= {key: watch_change(tests[key], margins[key]) for key in watched}
+    columns = _list_cells(comparison)
+    cells = [cell for column in columns for cell in column]
+    tests: dict[_Cell, TestedChange] = {}
+    for column in columns:
+        tests |= _test_column(column)
+    decisions = _decide_cells(cells, tests)
     judged: list[dict[str, JudgedMean]] = [{} for _ in comparison.rows]
-    for i, heading in margins:
-        row, decision = comparison.rows[i], decisions.get((i, heading))
-        own = row.runs[0].changes.get(heading) if len(row.runs) == 1 else None
-        verdict = _soften(row, heading, decision.verdict if decision else Verdict.undecided)
-        verdict = None if roles.get(heading) is Role.watched else verdict
-        judged[i][heading] = JudgedMean(
-            _read_value(row, heading),
-            verdict,
-            decision,
-            tests.get((i, heading)),
-            margins[i, heading],
-            own.shown_change if own else None,
-        )
+    for cell in cells:
+        mean = _judge_cell(cell, decisions.get(cell), tests.get(cell))
+        judged[cell.row_number][cell.heading] = mean
     return judged
 
 
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    """One configuration's mean in one column, and the changes that it is the mean of."""
+
+    row_number: int
+    row: Configuration
+    heading: str
+    changes: list[list[BenchmarkChange]]  # for each benchmark, of each run that has it
+    is_watched: bool
+
+    @property
+    def margin(self) -> float:
+        return fmean(by_run[0].margin for by_run in self.changes)
+
+    @property
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """What the first run was asked; equal cells can be compared question by question."""
+        return tuple((by_run[0].question_hash, by_run[0].metric) for by_run in self.changes)
+
+
+def _list_cells(comparison: Comparison) -> list[list[_Cell]]:
+    """List the cells of each column, without those that no run measured."""
+    runs = [run for row in comparison.rows for run in row.runs]
+    found = {name: change for run in runs for name, change in run.changes.items()}
+    columns = []
+    for heading, names in list_columns({n: found[n] for n in comparison.benchmarks}).items():
+        is_watched = heading in found and found[heading].role is Role.watched
+        column = []
+        for row_number, row in enumerate(comparison.rows):
+            if changes := _find_changes(row, names):
+                column.append(_Cell(row_number, row, heading, changes, is_watched))
+        columns.append(column)
+    return columns
+
+
 def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[BenchmarkChange]]:
-    """Return the changes of all runs on the benchmarks that a column averages."""
-    changes = [[run.changes[name] for run in row.runs if name in run.changes] for name in names]
-    changes = [of_runs for of_runs in changes if of_runs]
-    if len(names) == 1:
-        return changes
-    return [of_runs for of_runs in changes if all(one.is_measured for one in of_runs)]
+    """Return the changes of all runs on the benchmarks that a column averages.
+
+    A mean of several benchmarks leaves out those that are unclear.
+    """
+    found = []
+    for name in names:
+        changes = [run.changes[name] for run in row.runs if name in run.changes]
+        is_clear = all(change.is_measured for change in changes)
+        if changes and (is_clear or len(names) == 1):
+            found.append(changes)
+    return found
 
 
-def _read_value(row: Configuration, heading: str) -> float:
-    means = {LEARNED: row.target, KEPT: row.retained}
-    return (means.get(heading) or row.changes[heading].change).value
+def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
+    """Test the cells of a column about which a claim may be made.
+
+    One benchmark of one run has its test already. All others that were asked the same questions are
+    tested together, because their seeds may lend each other their spread.
+    """
+    tests: dict[_Cell, TestedChange] = {}
+    answers: dict[_Cell, SeedAnswers] = {}
+    for cell in column:
+        is_single = len(cell.changes) == len(cell.changes[0]) == 1
+        if is_single and cell.changes[0][0].is_measured:
+            tests[cell] = cell.changes[0][0].primary.difference
+        elif can_average(cell.changes):
+            answers[cell] = collect_answers(cell.changes)
+    for questions in dict.fromkeys(cell.questions for cell in answers):
+        alike = [cell for cell in answers if cell.questions == questions]
+        built = build_tests({number: answers[cell] for number, cell in enumerate(alike)})
+        tests |= {alike[number]: test for number, test in built.items()}
+    return tests
 
 
-def _soften(row: Configuration, heading: str, verdict: Verdict | None) -> Verdict | None:
-    """Return a verdict; that of a single run is its own, unless the table does not bear it out."""
-    if len(row.runs) == 1 and (own := row.runs[0].changes.get(heading)):
-        return verdict if own.verdict is verdict else Verdict.undecided
-    return verdict
+def _decide_cells(
+    cells: Sequence[_Cell], tests: Mapping[_Cell, TestedChange]
+) -> dict[_Cell, Decision]:
+    """Decide the verdicts of all cells that have a test; all but the watched ones as one family.
+
+    A cell without a test counts in the family all the same.
+    """
+    claimed = [cell for cell in tests if not cell.is_watched]
+    decided = decide_verdicts(
+        [tests[cell] for cell in claimed],
+        [cell.margin for cell in claimed],
+        n_unknown=sum(not cell.is_watched for cell in cells) - len(claimed),
+    )
+    decisions = dict(zip(claimed, decided, strict=True))
+    for cell, test in tests.items():
+        if cell.is_watched:
+            decisions[cell] = watch_change(test, cell.margin)
+    return decisions
+
+
+def _judge_cell(cell: _Cell, decision: Decision | None, test: TestedChange | None) -> JudgedMean:
+    """Say what may be claimed about a cell.
+
+    A single run has the verdict of its own report, unless the table does not bear it out.
+    """
+    runs = cell.row.runs
+    own = runs[0].changes.get(cell.heading) if len(runs) == 1 else None
+    verdict = decision.verdict if decision else Verdict.undecided
+    if cell.is_watched:
+        verdict = None
+    elif own and own.verdict is not verdict:
+        verdict = Verdict.undecided
+    means = {LEARNED: cell.row.target, KEPT: cell.row.retained}
+    return JudgedMean(
+        (means.get(cell.heading) or cell.row.changes[cell.heading].change).value,
+        verdict,
+        decision,
+        test,
+        cell.margin,
+        own.shown_change if own else None,
+    )

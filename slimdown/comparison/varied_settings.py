@@ -19,21 +19,24 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
     >>> find_varied(["pocket lora.r=4", "pocket lora.r=8"], ranks)
     ['lora.r']
     """
-    keys = {key for of_run in settings for key in of_run} - {"seed", "verdict"}
+    keys = {key for run_settings in settings for key in run_settings} - {"seed", "verdict"}
 
     def rank(key: str) -> tuple[bool, bool, bool, bool, int, str]:
-        section, _, name = key.partition(".")
-        places = [text.find(f" {key}=") for text in names if f" {key}=" in text]
-        is_chosen = any(f" {section}=" in text for text in names)
-        is_late = not is_chosen, key in _FOLLOWERS, name not in ("name", "id")
-        return not places, *is_late, min(places, default=0), key
+        """Put those that names hold first, in their order, then those of a file that names hold."""
+        section, _, field = key.partition(".")
+        places = [name.find(f" {key}=") for name in names if f" {key}=" in name]
+        has_chosen_file = any(f" {section}=" in name for name in names)
+        names_the_file = field in ("name", "id")
+        first_place = min(places, default=0)
+        is_follower = key in _FOLLOWERS
+        return not places, not has_chosen_file, is_follower, not names_the_file, first_place, key
 
     varied: list[str] = []
     for key in sorted(keys, key=rank):
-        before = [tuple(of_run.get(one) for one in varied) for of_run in settings]
-        pairs = zip(before, (of_run.get(key) for of_run in settings), strict=True)
-        is_named = any(f" {key}=" in text for text in names)
-        n_values = len({of_run.get(key) for of_run in settings})
-        if n_values > 1 and (is_named or len(set(pairs)) > len(set(before))):
+        values = [run_settings.get(key) for run_settings in settings]
+        known = [tuple(map(run_settings.get, varied)) for run_settings in settings]
+        is_named = any(f" {key}=" in name for name in names)
+        tells_more = len(set(zip(known, values, strict=True))) > len(set(known))
+        if len(set(values)) > 1 and (is_named or tells_more):
             varied.append(key)
     return varied

@@ -66,53 +66,69 @@ class BenchmarkConfig:
     path: str | None = setting(
         "a file of your own questions instead of a task, or assistant:NAME", default=None
     )
-    metric: str | None = setting("the primary metric, its filter after a dot", FILLED, None)
-    num_fewshot: int | None = setting("worked examples in the prompt", NOT_NEGATIVE, None)
-    chance: float | None = setting("what guessing scores, a share", SHARE, None)
+    metric: str | None = setting(
+        "the metric to judge by; a filter follows after a dot", FILLED, None
+    )
+    num_fewshot: int | None = setting("number of worked examples in the prompt", NOT_NEGATIVE, None)
+    chance: float | None = setting("the score of random guessing, as a share", SHARE, None)
     role: Role = setting(
-        "target: is to be learned; retained: is to be kept; watched: is shown without a verdict",
+        "target: trained for; retained: should not change; watched: reported without a verdict",
         default=Role.retained,
     )
     paper_metric: PaperMetric | None = setting(
-        "which of the paper's metrics it feeds", default=None
+        "which metric of the paper is computed from it", default=None
     )
     numeric_tolerance: float | None = setting(
-        "answers this near to the target count in flexible_accuracy", POSITIVE, None
+        "flexible_accuracy counts an answer as right if it is this near to the target",
+        POSITIVE,
+        None,
     )
-    limit: int | None = setting("the first questions alone; null: all", _QUESTIONS, None)
+    limit: int | None = setting("ask only the first questions; null: all", _QUESTIONS, None)
     max_gen_toks: int | None = setting(
-        "tokens of a generated answer, thinking included", COUNT, None
+        "most tokens of a generated answer, including thinking", COUNT, None
     )
     stop: list[str] | None = setting(
-        "texts at which a generated answer ends, lm-eval's `until`", _TEXTS, None
+        "texts that end a generated answer; lm-eval calls them `until`", _TEXTS, None
     )
-    temperature: float | None = setting("answers are drawn at it; null: greedy", POSITIVE, None)
-    repeats: int | None = setting("answers to each question, scored by their mean", COUNT, None)
-    margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
+    temperature: float | None = setting(
+        "temperature at which answers are sampled; null: greedy decoding", POSITIVE, None
+    )
+    repeats: int | None = setting(
+        "number of answers per question; their mean is the score", COUNT, None
+    )
+    margin: float = setting(
+        "the largest change that still counts as retained, as a share", _MARGIN, 0.02
+    )
     max_loss: float | None = setting(
-        "share that may be lost; null: a retained one's margin", LOSS, None
+        "the largest loss you allow, as a share; 0.02 is two points; null: a retained one's margin",
+        LOSS,
+        None,
     )
     scale: float | None = setting(
-        "what divides scores that do not lie between 0 and 1", POSITIVE, None
+        "the number by which scores are divided that are not between 0 and 1", POSITIVE, None
     )
     cluster: str | None = setting(
-        "a field of the task's documents, such as a passage; questions that share it count as one",
+        "a field of the questions, such as a passage; questions with the same value count once",
         FILLED,
         None,
     )
-    score: str = setting("how written answers to a file are scored", _SCORES, EXACT)
-    refusal_phrases: list[str] | None = setting("further texts that refuse", _TEXTS, None)
+    score: str = setting(
+        "how the written answers to a file of questions are judged right", _SCORES, EXACT
+    )
+    refusal_phrases: list[str] | None = setting(
+        "more phrases that count as a refusal", _TEXTS, None
+    )
 
     def problems(self) -> Iterator[str]:
         if self.path is None and self.score != EXACT:
-            yield f"score={self.score} is for a file of your own questions; set path"
+            yield f"score={self.score} is only for a file of your own questions; set path"
         if not self.task.strip() and self.path is None:
-            yield "task must be set, one of the harness, or path, a file of your own questions"
+            yield "task must be set (a task of the harness), or path (a file of your own questions)"
         if self.repeats not in (None, 1) and self.temperature is None:
-            advice = "set temperature, such as 0.7: the likeliest answer is the same each time"
-            yield f"repeats={self.repeats} draws answers; {advice}"
+            advice = "set a temperature, such as 0.7; without one, every answer is the same"
+            yield f"repeats={self.repeats} needs sampled answers; {advice}"
         if self.path is not None and self.num_fewshot:
-            advice = "the questions of a file have no worked examples; set it to 0"
+            advice = "questions of a file have no worked examples; set num_fewshot to 0"
             yield f"num_fewshot={self.num_fewshot}: {advice}"
 
 

@@ -62,7 +62,7 @@ def read_benchmarks(
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     if not benchmarks:
-        raise ConfigError(f"no benchmark is named; name some of {', '.join(group)}, or a task")
+        raise ConfigError(f"no benchmark is named; name one of {', '.join(group)}, or a task")
     return benchmarks
 
 
@@ -102,7 +102,10 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
     if "text" in rows[0]:
         if benchmark.role is Role.target:
-            advice = "a text may become less likely without a loss, so it is watched; leave it out"
+            advice = (
+                "a text can become less likely without a loss of ability, so it can only be "
+                "watched; leave the role out"
+            )
             raise ConfigError(f"benchmark.{name}.role=target: {advice}")
         own["metric"], benchmark = BYTE_PROBABILITY, replace(benchmark, role=Role.watched)
     if "choices" in rows[0]:
@@ -136,9 +139,9 @@ def check_task_names(
             stems = {splitext(os.path.basename(file))[0] for file in files}
             candidates = sorted(n for n in {*stems, *names} - {task} if n[:1] == task[:1])
             advice = nearest(task, candidates).partition("; known:")[0]
-            advice += "; evaluation.include_path names a folder with tasks of your own"
+            advice += "; for tasks of your own, set evaluation.include_path to their folder"
             setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
-            yield f"{setting}: the harness has no such task{advice}"
+            yield f"{setting}: the harness has no task of this name{advice}"
 
 
 @cache

@@ -44,20 +44,30 @@ class DatasetConfig:
     """Rows to fine-tune on."""
 
     path: str = setting("a hub id, a JSON, JSONL, CSV or Parquet file, or pocket:NAME")
-    name: str | None = setting("the dataset's config on the hub, e.g. main", default=None)
-    split: str = setting("of the dataset on the hub", default="train")
-    revision: str = setting("a branch, tag or commit of the hub", default="main")
-    format: RowFormat = setting("of the rows; auto goes by their columns", default=RowFormat.auto)
+    name: str | None = setting(
+        "the config of the dataset on the hub, for example main", default=None
+    )
+    split: str = setting("the split of the dataset on the hub", default="train")
+    revision: str = setting("branch, tag or commit on the hub", default="main")
+    format: RowFormat = setting(
+        "the format of the rows; auto chooses it by their columns", default=RowFormat.auto
+    )
     template: str = setting("alpaca, chat, or a text with {instruction} in it", default="alpaca")
     instruction: str = setting("the column with the question or task", default="instruction")
     input: str | None = setting("the column with further input", default=None)
     output: str = setting("the column with the answer", default="output")
-    max_examples: int | None = setting("rows, drawn with the seed; null: all", COUNT, None)
-    validation_examples: int = setting("rows held out, never trained on", COUNT)
-    weight: float | None = setting(
-        "its share of the rows, beside other weights; null: every row", NOT_NEGATIVE, None
+    max_examples: int | None = setting(
+        "number of rows, drawn with the seed; null: all rows", COUNT, None
     )
-    skip_bad_rows: bool = setting("leave out bad rows, and count them", default=False)
+    validation_examples: int = setting(
+        "number of rows that are held out to compute the validation loss", COUNT
+    )
+    weight: float | None = setting(
+        "share of the rows, relative to the weights of other datasets; null: use every row",
+        NOT_NEGATIVE,
+        None,
+    )
+    skip_bad_rows: bool = setting("skip rows that cannot be read, and count them", default=False)
 
     def problems(self) -> Iterator[str]:
         if self.template not in ("alpaca", "chat"):

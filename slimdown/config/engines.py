@@ -58,7 +58,7 @@ ENGINES: dict[Engine, EngineFacts] = {
         takes_processes=False,
         keeps_base=False,
         skips_steps=True,
-        refuses_options="Unsloth has a model, adapter and trainer of its own",
+        refuses_options="Unsloth uses its own model, adapter and trainer",
     ),
 }
 BACKENDS: dict[Backend, EngineFacts] = {
@@ -69,7 +69,7 @@ BACKENDS: dict[Backend, EngineFacts] = {
         packages=("vllm", "vllm-bnb-plugin"),
         takes_processes=False,
         needs_gpu=True,
-        refuses_options="vLLM loads the model by itself and reads a plain LoRA",
+        refuses_options="vLLM loads the model by itself, and only with a plain LoRA",
     ),
 }
 

@@ -54,9 +54,9 @@ class Range:
 COUNT = Range("must be at least 1", lambda n: n >= 1)
 POSITIVE = Range("must be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)
-SHARE = Range("must be from 0 up to, not including, 1", lambda x: 0 <= x < 1)
-LOSS = Range("must be from 0 up to, not including, 1 (0.03 is three points)", SHARE.holds)
-FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
+SHARE = Range("must be from 0 to below 1", lambda x: 0 <= x < 1)
+LOSS = Range("must be from 0 to below 1 (0.03 is three points)", SHARE.holds)
+FILE = Range("must be a file that exists", lambda path: isfile(expanduser(path)))
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that a training reads; with `tuned` they are idle."""
 
@@ -156,7 +156,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     names = names or [setting for setting in settings if "." not in setting]
     advice = ""
     if "train" in names:
-        advice = "; options of TRL and PEFT go behind train.args. and lora.args."
+        advice = "; options of TRL and PEFT are train.args.NAME and lora.args.NAME"
     return f"{key} is not a setting; known: {', '.join(names)}{advice}"
 
 

@@ -20,16 +20,16 @@ from slimdown.utils.extensions import list_added_choices
 
 _WIDTH, _MOST_LINES = 80, 99
 _GROUPS = {
-    "model": "the base: OWNER/NAME of the hub, a folder, or",
-    "quantization": "how the base is held:",
-    "dataset": "what it learns, a list: rows.jsonl, or",
-    "method": "what is trained:",
+    "model": "the base model: OWNER/NAME of the hub, a folder, or",
+    "quantization": "precision of the base weights:",
+    "dataset": "the rows to train on, a list: rows.jsonl, or",
+    "method": "how to train:",
     "lora": "which layers get a LoRA:",
-    "keep": "against forgetting:",
-    "train": "length, batch, learning rate:",
+    "keep": "how to forget less:",
+    "train": "length, batch size, learning rate:",
     "benchmark": "what is measured, a list: any task of lm-eval, my.jsonl, or",
-    "suite": "benchmarks with limits:",
-    "experiment": "a preset:",
+    "suite": "a set of benchmarks:",
+    "experiment": "prepared settings:",
 }
 _MOST_CHANGED = (
     "tuned", "dataset.<name>.max_examples", "train.num_train_epochs", "train.max_steps",
@@ -38,7 +38,7 @@ _MOST_CHANGED = (
     "tracking.experiment", "seed", "name", "note", "rerun",
 )  # fmt: skip
 _TITLE = """\
-slimdown run: fine-tune a small model; measure what it learned and what it lost.
+slimdown run: fine-tune a small model, and measure what it learned and forgot.
 
   slimdown run [GROUP=CHOICE ...] [SETTING=VALUE ...]       one run
   slimdown run -m SETTING=VALUE1,VALUE2 ...                 every combination
@@ -49,9 +49,9 @@ Examples
   slimdown run                                    the pocket world, no download
   slimdown run model=smollm2 dataset=rows.jsonl benchmark=gsm8k,piqa
   slimdown run model=Qwen/Qwen2.5-0.5B suite=quick benchmark.gsm8k.max_loss=2%
-  slimdown run tuned=you/yours suite=quick        what a tuned model lost
+  slimdown run tuned=you/yours suite=quick        what a tuned model forgot
   slimdown run -m model=llama32,tinyllama lora.r=8,16 name=ranks
-  slimdown run --cfg job model=smollm2            the composed settings alone
+  slimdown run --cfg job model=smollm2            show the settings, run nothing
 """
 _MORE = "slimdown run --help all    every group, choice, setting and default\n"
 _FLAGS = f"""\
@@ -59,16 +59,16 @@ _FLAGS = f"""\
       any other option of TRL's SFTConfig, PEFT's LoraConfig, from_pretrained
 
 Flags
-  -m                    a sweep: several values of a setting are several runs
-  --plan, --plan=try    say what it does and how long that takes; do nothing;
-                        `try` answers and trains one batch to tell the time
+  -m                    a sweep: several values of a setting make several runs
+  --plan, --plan=try    show what the run does and how long it takes; `try` runs
+                        one batch of each kind of work to measure the time
   --config-dir FOLDER   your own group files: FOLDER/dataset/mine.yaml, ...
-  --cfg job             the composed settings, nothing run
-  --hydra-help          the others are Hydra's own
+  --cfg job             show the composed settings, run nothing
+  --hydra-help          show the other options, which are Hydra's
 
 {_EXAMPLES}
-Where the package `kernels` is installed, bitsandbytes loads compiled code from
-the hub; to prevent it, uninstall it.
+If the package `kernels` is installed, bitsandbytes downloads compiled code from
+the hub and runs it. To prevent this, uninstall `kernels`.
 """
 
 
@@ -125,7 +125,7 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
         if is_whole:
             n_lines = _MOST_LINES
         lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
-    lines += ["", "Settings" if is_whole else "Settings that are changed most often"]
+    lines += ["", "Settings" if is_whole else "Settings that people change most often"]
     for setting in describe_settings():
         name = f"{setting.key}={setting.default}"
         if is_whole:

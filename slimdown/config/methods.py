@@ -22,7 +22,7 @@ _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
 class MethodConfig:
     """The settings of a method. Those of one with more are a subclass, named as PEFT's fields."""
 
-    name: str = setting("what is trained")
+    name: str = setting("the method of fine-tuning")
 
     @staticmethod
     def list_kinds() -> dict[str, type["MethodConfig"]]:
@@ -49,46 +49,46 @@ class MethodConfig:
 class VirtualTokens(MethodConfig):
     """Settings of methods that learn tokens."""
 
-    num_virtual_tokens: int = setting("learned tokens before every prompt", _TOKENS)
+    num_virtual_tokens: int = setting("number of trained tokens before every prompt", _TOKENS)
 
 
 @dataclass
 class Ia3(MethodConfig):
     """Settings of IA3."""
 
-    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
-    feedforward_modules: list[str] = setting("layers whose input is scaled", FILLED_LIST)
+    target_modules: list[str] = setting("the layers that are trained", FILLED_LIST)
+    feedforward_modules: list[str] = setting("the layers whose input is scaled", FILLED_LIST)
 
 
 @dataclass
 class Shira(MethodConfig):
     """Settings of SHiRA."""
 
-    r: int = setting("as many values as in a LoRA of this rank", COUNT)
-    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
+    r: int = setting("trains as many values as a LoRA of this rank", COUNT)
+    target_modules: list[str] = setting("the layers that are trained", FILLED_LIST)
 
 
 @dataclass
 class Oft(MethodConfig):
     """Settings of OFT."""
 
-    oft_block_size: int = setting("inputs that are rotated together", COUNT)
-    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
+    oft_block_size: int = setting("number of inputs that are rotated together", COUNT)
+    target_modules: list[str] = setting("the layers that are trained", FILLED_LIST)
 
 
 @dataclass
 class Bottleneck(MethodConfig):
     """Settings of bottleneck adapters."""
 
-    target_modules: list[str] = setting("the layers that are changed", FILLED_LIST)
-    bottleneck_dim: int = setting("width of the small layers", COUNT)
+    target_modules: list[str] = setting("the layers that are trained", FILLED_LIST)
+    bottleneck_dim: int = setting("width of the added layers", COUNT)
 
 
 @dataclass
 class LastLayer(MethodConfig):
     """Settings of training the last block."""
 
-    lm_head: bool = setting("train the head with the last block")
+    lm_head: bool = setting("also train the head, not only the last block")
 
 
 @dataclass(frozen=True)

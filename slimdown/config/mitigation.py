@@ -31,7 +31,9 @@ class Mitigation:
         is_advised: Whether it is advised to those who lost something without any.
     """
 
-    name: str = setting("what is done so that a fine-tuning keeps what the base can do")
+    name: str = setting(
+        "how to forget less: the way in which training keeps what the base model can do"
+    )
 
     description: ClassVar[str] = ""
     preparation: ClassVar[str] = ""
@@ -157,7 +159,7 @@ class Mitigation:
             predicted: The model's `Predictions` in the batch, see `training/labels.py`.
             base_predicted: Those of the base in the compared rows, without a gradient.
         """
-        raise NotImplementedError(f"keep={self.name} compares rows, and has no loss")
+        raise NotImplementedError(f"keep={self.name} compares rows, but defines no loss")
 
 
 @cache

@@ -23,36 +23,33 @@ _MODEL_OPTIONS = {
 }
 _STARTS = "True|False|gaussian|orthogonal|mica"
 _REFUSED = {  # by section: a regular expression for NAME or NAME=VALUE, and why it is refused
-    "model": {
-        "gguf_file=[/~.].*": "it lies in the model's folder or repository; name it from there"
-    },
+    "model": {"gguf_file=[/~.].*": "give its name inside the model's folder or repository"},
     "lora": {
         "use_dora": "choose method=dora",
-        "bias|layer_replication|kasa_config": "it changes the base, which has to stay as it is "
+        "bias|layer_replication|kasa_config": "it changes the base model, which must stay as it is "
         "measured",
         rf"init_lora_weights=(?!({_STARTS})$).*": "it must be true, false, gaussian, orthogonal or "
-        "mica; others take their start out of the base, which has to stay as it is measured, or "
-        "out of rows",
-        "alora_.*": "its answers depend on where a row begins, which rows without padding hide",
+        "mica; the others change the base model, which must stay as it is measured, or need rows",
+        "alora_.*": "it needs to know where a row begins, which rows without padding hide",
         "(task|peft|auto|base)_.*|inference_mode|revision|runtime_config": "slimdown sets it",
     },
     "train": {
-        "output_dir|report_to|run_name|project|log(ging)?_.*": "slimdown itself records each step, "
-        "in MLflow",
+        "output_dir|report_to|run_name|project|log(ging)?_.*": "slimdown records each step in "
+        "MLflow by itself",
         "push_to_hub|hub_.*|trackio_.*": "slimdown uploads nothing",
         ".*remote_code": "slimdown runs no code that comes with a model",
         "save_.*|ignore_.*|restore_.*|enable_jit_.*|resume_.*": "set train.checkpoint_minutes",
         "seed|data_seed": "set seed",
-        "bf16.*|fp16.*": "nothing is computed by autocast; set model.dtype",
-        "tf32|full_determinism": "it changes how the whole process computes, and so measures",
-        "use_liger.*|liger_.*": "the tuned model would be measured by Liger's kernels, and the "
-        "base not; model.args.use_kernels=true gives both the same",
+        "bf16.*|fp16.*": "slimdown does not use autocast; set model.dtype",
+        "tf32|full_determinism": "it would change how the whole process computes",
+        "use_liger.*|liger_.*": "only the tuned model would be measured with Liger's kernels; "
+        "with model.args.use_kernels=true both models use the same kernels",
         "chat_.*|.*_token|remove_.*": "slimdown reads, tokenizes and cuts the rows (dataset.*)",
         "padding_free|dataset_kwargs|include_num_.*|disable_tqdm|use_cpu|train_sampling_.*|"
         "router_.*": "slimdown sets it",
-        "auto_find_.*": "results would depend on what memory is free",
-        "fsdp.*|deepspeed|parallelism_config|accelerator_config|local_rank": "each process holds "
-        "the whole model, and batches go to one after another",
+        "auto_find_.*": "results would depend on the free memory",
+        "fsdp.*|deepspeed|parallelism_config|accelerator_config|local_rank": "each process of "
+        "slimdown holds the whole model",
         "neftune_noise_alpha=-.*": "it must not be negative",
     },
 }
@@ -69,14 +66,14 @@ def find_option_problems(root: RunConfig) -> Iterator[str]:
         for name, value in node.args.items() if section not in root.idle_sections else ():
             key, option = f"{section}.args.{name}", f"{name}={redact_uri(str(value))[:80]}"
             if name in vars(node):
-                yield f"{key} is a setting of its own: leave `args.` out"
+                yield f"{key} is a setting of slimdown; leave out `args.`"
             elif section == "model" and name not in _MODEL_OPTIONS:
-                owner = "AutoModelForCausalLM.from_pretrained that slimdown hands on"
+                owner = "from_pretrained that slimdown passes on"
                 yield f"{key} is no option of {owner}{nearest(name, list(_MODEL_OPTIONS))}"
             elif section == "model" and (fault := explain_type(_MODEL_OPTIONS[name], value)):
                 yield f"{key} {fault}, got {redact_uri(repr(value))[:80]}"
             elif reason := _find_refusal(section, name, option):
-                yield f"{section}.args.{option} is not handed on: {reason}"
+                yield f"{section}.args.{option} is not passed on: {reason}"
             elif clash := _find_clash(root, section, option):
                 yield f"{section}.args.{option}: {clash}"
 
@@ -100,11 +97,9 @@ def _find_clash(root: RunConfig, section: str, option: str) -> str:
     if section == "model" and is_kernel and not root.model.allow_kernels:
         return "it is compiled code from the hub; read it, and set model.allow_kernels=true"
     if section == "lora" and option.partition("=")[0] in root.method.facts.peft_options:
-        return f"method={root.method.name} sets it; leave one of the two out"
+        return f"method={root.method.name} sets it already; leave out one of the two"
     if re.fullmatch("neftune_noise_alpha=[^N].*", option) and root.keep.compares_with_base:
-        return (
-            f"keep={root.keep.name}: its noise would differ for base and tuned model; set only one"
-        )
+        return f"with keep={root.keep.name}, its noise would differ for both models; set only one"
     return ""
 
 

@@ -38,10 +38,10 @@ def check_choices(config: RunConfig) -> Iterator[str]:
     for group, members in (("dataset", config.dataset), ("benchmark", config.benchmark)):
         if not members and (config.tuned is None or group not in TRAINING):
             choices = ", ".join(list_group_choices(group))
-            yield f"no {group} is chosen; set {group}=[...], of {choices}"
+            yield f"no {group} is chosen; set {group}=[...] to some of {choices}"
         for name in members:
             if not _NAME.fullmatch(name):
-                yield f"{group}.{name}: MLflow wants a name of letters, digits, _ and -"
+                yield f"{group}.{name}: a name may hold only letters, digits, _ and -"
 
 
 def check_weights(config: RunConfig) -> Iterator[str]:
@@ -49,14 +49,14 @@ def check_weights(config: RunConfig) -> Iterator[str]:
     weights = {name: member.weight for name, member in config.dataset.items()}
     is_set = [weight is not None for weight in weights.values()]
     if any(is_set) and not (all(is_set) and any(weights.values())):
-        yield f"the weights of datasets are {weights}; set all, one of them above 0, or none"
+        yield f"the weights of datasets are {weights}; set all, at least one above 0, or none"
 
 
 def check_holdout(config: RunConfig) -> Iterator[str]:
     """Held-out questions do not decide when to stop asking."""
     if config.evaluation.until is not Until.all and config.evaluation.holdout:
         until = f"evaluation.until={config.evaluation.until}"
-        problem = "would stop by held-out questions (evaluation.holdout)"
+        problem = "would use the held-out questions (evaluation.holdout) to decide when to stop"
         yield f"{until} {problem}; set only one of the two"
 
 
@@ -68,7 +68,7 @@ def check_clusters(config: RunConfig) -> Iterator[str]:
             advice = f"leave benchmark.{name}.cluster out"
             if benchmark.path:
                 advice = f"take the column cluster out of {benchmark.path}"
-            yield f"{until} looks at questions one by one, and may divide clusters; {advice}"
+            yield f"{until} could stop in the middle of a cluster of questions; {advice}"
 
 
 def check_sources(config: RunConfig) -> Iterator[str]:
@@ -91,11 +91,11 @@ def check_method(config: RunConfig) -> Iterator[str]:
         yield f"method={method} is not installed; install the package that has it"
     if quantization != "none" and not facts.takes_quantized:
         trained = f"method={method} trains the weights themselves"
-        yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
+        yield f"{trained}, so they must not be quantized ({quantization}); set quantization=none"
     if quantization == "int8" and facts.peft_options.get("use_dora"):
-        yield f"method={method} has no int8 layers in bitsandbytes; set quantization=nf4 or none"
+        yield f"method={method} does not work with int8; set quantization=nf4 or none"
     if config.train.gradient_checkpointing and not facts.takes_checkpointing:
-        yield f"method={method} needs keys and values; set train.gradient_checkpointing=false"
+        yield f"method={method} needs train.gradient_checkpointing=false"
 
 
 def check_mitigation(config: RunConfig) -> Iterator[str]:
@@ -105,8 +105,8 @@ def check_mitigation(config: RunConfig) -> Iterator[str]:
         yield f"keep={keep.name} is not installed; install the package that has it"
     yield from keep.find_conflicts(config)
     if keep.compares_with_base and not config.trains_beside_base:
-        needs = "needs the base beside what is trained: an adapter, train.engine=trl"
-        advice = "or choose a mitigation that does without; some do with keep.weight=null"
+        needs = "needs the base model beside the tuned one: train an adapter, with train.engine=trl"
+        advice = "or choose another mitigation, or set keep.weight=null if it has a weight"
         yield f"keep={keep.name} {needs}; {advice}"
 
 
@@ -115,10 +115,10 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
     if not config.train.stop_on_forgetting:
         return
     if ENGINES[config.train.engine].module:
-        yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
+        yield "train.stop_on_forgetting=true works only with train.engine=trl; set that"
     benchmarks = config.benchmark.values()
     if not any(b.role is Role.retained or b.max_loss is not None for b in benchmarks):
-        yield "train.stop_on_forgetting=true needs a benchmark that is retained"
+        yield "train.stop_on_forgetting=true needs a retained benchmark; add one"
 
 
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
@@ -137,9 +137,10 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
     if train.max_steps > 0:
         n_steps = train.max_steps
     if train.stop_on_forgetting and train.look_steps > n_steps:
-        yield f"train.look_steps={train.look_steps} is beyond the {n_steps} steps; set fewer"
+        looks = f"train.look_steps={train.look_steps}"
+        yield f"{looks} is more than the {n_steps} steps of this training; set a smaller number"
     if train.assistant_only_loss is True and (are_plain or not config.may_hold_conversations):
-        yield "train.assistant_only_loss=true: no dataset holds conversations; set it to false"
+        yield "train.assistant_only_loss=true: no dataset has conversations; set it to false"
 
 
 def check_engine(config: RunConfig) -> Iterator[str]:

@@ -37,7 +37,7 @@ from slimdown.config.tracking_config import TrackingConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
 
-_FOLDER = Range("must be a folder that is there", os.path.isdir)
+_FOLDER = Range("must be a folder that exists", os.path.isdir)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 # fmt: off
@@ -48,11 +48,11 @@ _RENDERED = frozenset([  # arguments of `apply_chat_template` and of our own ren
 # fmt: on
 
 _NAME = Range(
-    "must be one line of 1 to 100 characters that can be shown",
+    "must be one line of 1 to 100 printable characters",
     lambda text: 0 < len(text) <= 100 and text.isprintable() and text.strip() == text,
 )
 _NOTE = Range(
-    "must be one line of at most 500 characters that can be shown",
+    "must be one line of at most 500 printable characters",
     lambda text: len(text) <= 500 and text.isprintable(),
 )
 
@@ -70,10 +70,12 @@ class ModelConfig:
 
     id: str = setting("a hub id, a local folder, or pocket:model (the embedded world)")
     revision: str = setting("a branch, tag or commit of the hub", default="main")
-    dtype: Dtype = setting("the numbers of what is not quantized; auto takes what is fast here")
-    device: Device = setting("cpu, cuda or mps; auto takes the best that is there")
+    dtype: Dtype = setting(
+        "the data type of everything that is not quantized; auto: a fast one for this machine"
+    )
+    device: Device = setting("cpu, cuda or mps; auto: the best of this machine")
     args: dict[str, Any] = setting("other options of transformers' from_pretrained", default={})
-    allow_kernels: bool = setting("run compiled code from the hub", default=False)
+    allow_kernels: bool = setting("allow compiled code from the hub to run", default=False)
 
     @property
     def named(self) -> str:
@@ -113,7 +115,7 @@ class ModelConfig:
     def source_problems(self) -> Iterator[str]:
         """Say what is wrong with the source of the model, with the setting's whole name."""
         if re.match("https?://", self.id):
-            advice = "ask it by lm_eval, and judge the logs by `slimdown verdict`"
+            advice = "ask it with lm_eval, and judge the logs with `slimdown verdict`"
             yield f"{self.named} is an address; {advice} (docs/serving.md)"
         elif self.folder and self.revision != "main":
             yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
@@ -126,7 +128,7 @@ class ModelConfig:
         _, _, names = next(os.walk(self.folder or ""), ("", [], []))
         for name in names:
             if (folder / name).exists() and not (folder / name).is_file():
-                yield f"{self.named} holds {name}, which is no file that can be read; remove it"
+                yield f"{self.named} contains {name}, which is no readable file; remove it"
 
 
 @dataclass
@@ -194,11 +196,11 @@ class TunedModelConfig(ModelConfig):
 class QuantizationConfig:
     """How the base is quantized; the fields are those of transformers' `BitsAndBytesConfig`."""
 
-    load_in_4bit: bool = setting("hold linear layers in 4 bits")
-    load_in_8bit: bool = setting("hold linear layers in 8 bits")
-    bnb_4bit_quant_type: QuantType = setting("the four-bit numbers, nf4 or fp4")
-    bnb_4bit_use_double_quant: bool = setting("quantize the scales, too")
-    bnb_4bit_compute_dtype: Dtype = setting("the numbers in which products are computed")
+    load_in_4bit: bool = setting("store linear layers in 4 bits")
+    load_in_8bit: bool = setting("store linear layers in 8 bits")
+    bnb_4bit_quant_type: QuantType = setting("the 4-bit data type, nf4 or fp4")
+    bnb_4bit_use_double_quant: bool = setting("also quantize the scales of the blocks")
+    bnb_4bit_compute_dtype: Dtype = setting("the data type in which products are computed")
 
     @property
     def name(self) -> str:
@@ -212,10 +214,14 @@ class QuantizationConfig:
 class LoraConfig:
     """The adapter; the fields are those of PEFT's `LoraConfig`."""
 
-    r: int = setting("rank of the matrices", COUNT)
-    lora_alpha: int = setting("its ratio to the rank scales what the adapter adds", COUNT)
-    lora_dropout: float = setting("share of the inputs left out while training", SHARE)
-    target_modules: list[str] = setting("names of layers; [all-linear]: all but the head")
+    r: int = setting("rank of the LoRA matrices", COUNT)
+    lora_alpha: int = setting("lora_alpha / r scales what the adapter adds", COUNT)
+    lora_dropout: float = setting(
+        "dropout: the share of inputs that are set to 0 during training", SHARE
+    )
+    target_modules: list[str] = setting(
+        "names of the layers that get a LoRA; [all-linear]: all linear layers but the head"
+    )
     args: dict[str, Any] = setting("other options of PEFT's LoraConfig", default={})
 
     @property
@@ -232,41 +238,46 @@ class LoraConfig:
 class TrainConfig:
     """Fine-tuning; most fields are those of TRL's `SFTConfig`."""
 
-    engine: Engine = setting("whose trainer takes the steps")
-    num_train_epochs: float = setting("passes over the rows", POSITIVE)
-    max_steps: int = setting("steps; -1: whole epochs", _STEPS)
+    engine: Engine = setting("the library that trains")
+    num_train_epochs: float = setting("number of passes over the rows", POSITIVE)
+    max_steps: int = setting("training steps; -1: use num_train_epochs", _STEPS)
     per_device_train_batch_size: int = setting(
-        "rows of a forward; a card that is too small takes them in several", COUNT
+        "rows per forward pass; if the memory is too small, they are split into several passes",
+        COUNT,
     )
-    gradient_accumulation_steps: int = setting("forwards of a step", COUNT)
-    per_device_eval_batch_size: int = setting("held-out rows of a forward", COUNT)
-    learning_rate: float = setting("its highest value in the schedule", POSITIVE)
-    lr_scheduler_type: str = setting("how the rate changes")
-    warmup_steps: float = setting("steps in which the rate rises, or a share of all", _WARMUP)
-    weight_decay: float = setting("pull of the weights towards 0", NOT_NEGATIVE)
-    max_grad_norm: float = setting("longer gradients are cut to it", POSITIVE)
+    gradient_accumulation_steps: int = setting("number of forward passes per step", COUNT)
+    per_device_eval_batch_size: int = setting("held-out rows per forward pass", COUNT)
+    learning_rate: float = setting("highest learning rate of the schedule", POSITIVE)
+    lr_scheduler_type: str = setting("how the learning rate changes during training")
+    warmup_steps: float = setting(
+        "steps in which the learning rate rises, or their share of all steps", _WARMUP
+    )
+    weight_decay: float = setting("weight decay of the optimizer", NOT_NEGATIVE)
+    max_grad_norm: float = setting("gradients with a larger norm are scaled down to it", POSITIVE)
     optim: str = setting("the optimizer")
     max_length: int = setting(
-        "tokens of a row; longer ones are cut at the end",
+        "tokens per row; longer rows are cut at the end",
         Range("must be at least 8 tokens", lambda n: n >= 8),
     )
-    completion_only_loss: bool = setting("the loss is of the completion alone, where rows have one")
+    completion_only_loss: bool = setting("train on the completion only, if rows have one")
     assistant_only_loss: bool | str = setting(
-        "of conversations: the loss is of what the assistant says; auto: where that can be told",
+        "train on the assistant's tokens only, in conversations; auto: if the template marks them",
         Range("must be auto, true or false", lambda value: value in (True, False, "auto")),
     )
     gradient_checkpointing: bool | None = setting(
-        "compute activations again instead of holding them; null: where memory asks for it"
+        "compute activations again instead of storing them; null: only if memory is short"
     )
     checkpoint_minutes: float | None = setting(
-        "minutes between two checkpoints; 0: none are written", NOT_NEGATIVE
+        "minutes between two checkpoints; 0: write none", NOT_NEGATIVE
     )
     stop_on_forgetting: bool = setting(
-        "end where a loss is shown to be beyond its budget", default=False
+        "stop the training when a loss is proven to exceed its budget", default=False
     )
-    look_steps: int = setting("steps between two looks of stop_on_forgetting", COUNT, 50)
+    look_steps: int = setting("stop_on_forgetting: number of steps between two looks", COUNT, 50)
     look_questions: int = setting(
-        "questions of each benchmark at a look, the first ones", COUNT, 100
+        "stop_on_forgetting: number of questions per benchmark at a look (always the first ones)",
+        COUNT,
+        100,
     )
     args: dict[str, Any] = setting("other options of TRL's SFTConfig", default={})
 
@@ -275,24 +286,31 @@ class TrainConfig:
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    batch_size: int | None = setting("questions at once; null: chosen once, from the device", COUNT)
+    batch_size: int | None = setting(
+        "number of questions that are asked at once; null: chosen to fit the device", COUNT
+    )
     apply_chat_template: bool | str = setting(
-        "true: through the chat template; false: plain; auto: generated answers through it, "
-        "where rows are conversations or `tuned` has one",
+        "whether prompts use the chat template; auto: for generated answers, if the rows are "
+        "conversations or `tuned` has a template",
         Range("must be auto, true or false", lambda value: value in (True, False, "auto")),
     )
     system_instruction: str | None = setting("a system prompt for all benchmarks", FILLED, None)
-    chat_template_args: dict[str, Any] = setting(
-        "further variables of the chat template", default={}
-    )
-    enable_thinking: bool | None = setting("the chat template's own switch", default=None)
+    chat_template_args: dict[str, Any] = setting("more variables for the chat template", default={})
+    enable_thinking: bool | None = setting("the chat template's switch for thinking", default=None)
     think_end_token: str | None = setting(
-        "the text that ends a model's thinking, such as </think>; it is cut", FILLED, None
+        "the text that ends the thinking, such as </think>; the thinking is cut off before scoring",
+        FILLED,
+        None,
     )
-    holdout: float = setting("questions held back from choosing; a share", SHARE)
-    until: Until = setting("when to stop asking: all, decided, budget")
+    holdout: float = setting(
+        "share of held-out questions; they are not used to choose a run, but to confirm it", SHARE
+    )
+    until: Until = setting(
+        "when to stop asking: all, decided, budget; decided: when each verdict is certain; budget: "
+        "when each budget is decided"
+    )
     include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
-    backend: Backend = setting("what generates answers", default=Backend.hf)
+    backend: Backend = setting("the library that generates answers", default=Backend.hf)
 
     def problems(self) -> Iterator[str]:
         args = self.chat_template_args
@@ -304,7 +322,7 @@ class EvaluationConfig:
             variables = "chat_template_args and enable_thinking are for the chat template"
             yield f"apply_chat_template=false: {variables}; set it to true, or leave them out"
         if self.enable_thinking and not self.think_end_token:
-            yield "enable_thinking=true needs think_end_token, what ends the thinking: </think>"
+            yield "enable_thinking=true needs think_end_token, the end of the thinking: </think>"
         if str(self.think_end_token).isdigit():  # the harness takes it for a token's number
             yield f"think_end_token={self.think_end_token} must be a text, such as </think>"
 
@@ -333,7 +351,7 @@ class ContaminationConfig:
     """How many of the questions may stand in the training rows."""
 
     max_share: float = setting(
-        "share of a benchmark's questions that rows may hold",
+        "largest share of a benchmark's questions that may occur in the rows",
         Range("must be from 0 to 1", lambda share: 0 <= share <= 1),
     )
 
@@ -342,7 +360,7 @@ class ContaminationConfig:
 class BaselineConfig:
     """Whether a base that was measured before is measured again."""
 
-    reuse: bool = setting("take an equal measurement of the base from the record")
+    reuse: bool = setting("reuse an equal measurement of the base model from the record")
 
 
 @dataclass
@@ -363,13 +381,16 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     tuned: str | None = setting(
-        "measured instead of training; a folder, a GGUF file or HUB_ID[@REVISION]", default=None
+        "measure this tuned model, do not train; a folder, a GGUF file or HUB_ID[@REVISION]",
+        default=None,
     )
     suite: str | None = setting("the suite that chose the benchmarks", default=None)
-    seed: int = setting("of the start, the rows and their order", SEED)
-    rerun: bool = setting("make a finished run again; else it is skipped")
-    name: str | None = setting("what the run is called; null: model and settings", _NAME, None)
-    note: str | None = setting("a line about the run, for you", _NOTE, None)
+    seed: int = setting(
+        "seed of all random numbers; of the initial weights, the rows and their order", SEED
+    )
+    rerun: bool = setting("repeat a run that is already finished; otherwise it is skipped")
+    name: str | None = setting("name of the run; null: made from model and settings", _NAME, None)
+    note: str | None = setting("a note about the run, for yourself", _NOTE, None)
 
     @property
     def idle_sections(self) -> tuple[str, ...]:

@@ -19,27 +19,33 @@ class DimensionConfig:
     low: Any = setting("least value", default=None)
     high: Any = setting("greatest value", default=None)
     log: bool = setting("draw its logarithm", default=False)
-    choices: list[Any] = setting("the values, where they are no range", default=[])
+    choices: list[Any] = setting("the values to try, if they are not a range", default=[])
 
     def problems(self) -> Iterator[str]:
         ends, least = [self.low, self.high], 0 if self.log else -_LARGEST
         is_range = all(type(end) in (int, float) for end in ends)
         is_range = is_range and least < self.low < self.high < _LARGEST
         if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
-            yield "choices must be set, or numbers low < high < 1e15, which log=true wants above 0"
+            yield "choices must be set, or numbers low < high < 1e15 (above 0 with log=true)"
 
 
 @dataclass
 class SearchConfig:
     """Trials of values, each a run of its own; without a `space` nothing is searched."""
 
-    space: dict[str, DimensionConfig] = setting("ranges and choices by dotted key", default={})
-    n_trials: int = setting("trials in all, those of earlier commands counted", COUNT)
-    max_loss: float | None = setting(
-        "share that each retained one may lose; null: its margin", LOSS, None
+    space: dict[str, DimensionConfig] = setting(
+        "ranges and choices, by dotted key of the setting", default={}
     )
-    n_startup_trials: int = setting("random trials before the sampler goes by results", COUNT)
+    n_trials: int = setting("number of trials in total, including those of earlier commands", COUNT)
+    max_loss: float | None = setting(
+        "largest loss allowed for each retained benchmark, as a share; null: its margin", LOSS, None
+    )
+    n_startup_trials: int = setting(
+        "number of random trials before the sampler uses results", COUNT
+    )
     seed: int = setting("of the proposals", SEED)
-    at_once: int | None = setting("trials proposed together; null: by the launcher", COUNT, None)
-    study: str | None = setting("its name; null: made of its settings", default=None)
-    trial: int | None = setting("the number of this run; the search sets it", NOT_NEGATIVE, None)
+    at_once: int | None = setting(
+        "number of trials proposed together; null: the launcher decides", COUNT, None
+    )
+    study: str | None = setting("name of the search; null: made from its settings", default=None)
+    trial: int | None = setting("number of this run; the search sets it", NOT_NEGATIVE, None)

@@ -27,4 +27,6 @@ class TrackingConfig:
     uri: str = setting("an MLflow tracking URI: a database or a server", _STORE)
     experiment: str = setting("the MLflow experiment", _EXPERIMENT)
     # Files turn it on; what other commands record takes no time.
-    system_metrics: bool = setting("also record how busy the machine is", default=False)
+    system_metrics: bool = setting(
+        "also record the load of the machine (system metrics)", default=False
+    )

@@ -166,12 +166,12 @@ def choose_prompts(
             )
         evaluation = replace(evaluation, apply_chat_template=False)
     if evaluation.apply_chat_template is False:
-        note = "Prompts are plain; evaluation.apply_chat_template=true uses the chat template."
+        note = "Prompts do not use the chat template; evaluation.apply_chat_template=true does."
         return evaluation, [note] if tokenizer.chat_template else []
     read_template_args(tokenizer, evaluation)
     notes = []
     if evaluation.apply_chat_template == "auto":
-        notes = ["Generated answers are asked for through the chat template, choices plainly."]
+        notes = ["Prompts for generated answers use the chat template; prompts for choices do not."]
     if "</think>" in str(tokenizer.chat_template) and not evaluation.think_end_token:
         notes.append(
             "This model may think before it answers; evaluation.think_end_token='</think>' cuts "

@@ -134,7 +134,7 @@ class Evaluator:
                 f"batch_size={min(half, generation_half)}), or with fewer worked examples"
             ) from None
         smaller = BackendOptions(backend.shares_prefixes, half, generation_half)
-        self.notes.append(f"Memory ran out; from now on {smaller.name}.")
+        self.notes.append(f"The memory was too small; slimdown continues with {smaller.name}.")
         return smaller
 
     def _evaluate(

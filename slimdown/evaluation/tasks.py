@@ -263,7 +263,7 @@ def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
         try:
             return manager.load([task])
         except RecursionError:
-            problem = "a group of it holds itself, or its settings are too deep"
+            problem = "one of its groups contains itself, or its settings are nested too deeply"
             raise ConfigError(f"{setting}={task}: {problem}; correct its task file") from None
 
 
@@ -388,9 +388,9 @@ def _check_metric(
         return
     problem = f"{config.task} has no such metric"
     if first.higher_is_better().get(primary) is False:
-        problem = "of this metric less is better, so a rise would be called an improvement"
+        problem = "for this metric lower is better, so a rise would be called an improvement"
     elif primary in first.aggregation() and primary not in usable:
-        problem = "this metric is no mean of its questions' scores"
+        problem = "this metric is not the mean of the scores of its questions"
     advice = f"choose one of {', '.join(choices) or 'none'}"
     raise ConfigError(f"benchmark.{name}.metric={config.metric}: {problem}; {advice}")
 
@@ -402,7 +402,7 @@ def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         problem = "runs code that the model writes, which slimdown does not"
     elif getattr(task, "MULTIMODAL", False):
-        problem = "asks about images or sounds, and the model reads text"
+        problem = "asks about images or sounds, but the model reads only text"
     elif own == 0 and n_shots:
         problem = "is asked without worked examples; set num_fewshot to 0"
     elif n_shots and n_shots > (n_rows := _count_examples(task)):

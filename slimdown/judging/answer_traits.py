@@ -1,12 +1,12 @@
 """Traits of answers: what changed in them, whether right or wrong (CapTrack, arXiv 2603.06610).
 
-A score is a metric. Every other statistic on all answers is a trait, and stands in this module;
-those on lost ones are in `losses.py`.
+A score is a metric. Every other statistic on all answers is a trait and belongs in this module.
+Statistics on lost answers belong in `losses.py`.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import inf, log2, nan
 from unicodedata import name as unicode_name
 
@@ -17,22 +17,30 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.judging.pairing import Pair
 from slimdown.scoring.refusal import read_refusal
 from slimdown.stats.bootstrap import find_ratio_interval
-from slimdown.stats.estimates import compare_scores, to_array, to_weighted
+from slimdown.stats.estimates import Sampling, compare_scores, to_weighted
 from slimdown.stats.sequential import Floats
 
 LENGTHS = ("words", "words thought")
 NEVER_ENDED, THINKS, RAN_OUT = "thinking never ended", "thinks", "ran out of tokens"
-BITS = "bits a byte"
+BITS = "bits a byte"  # the name in recorded findings; pages say "bits per byte"
 
 
 @dataclass(frozen=True)
 class Trait:
-    """One trait of answers, before and after."""
+    """One trait of answers, before and after.
 
-    name: str  # a mean (words, bits a byte), or the share of answers that are empty, refusals, ...
+    Attributes:
+        name: Of a mean (words, bits per byte), or of a share (of answers that are empty, ...).
+        base: The mean or share of the base's answers.
+        tuned: The mean or share of the tuned model's answers.
+        low: The lower end of the 95 % interval of the change, paired; nan where none can be given.
+        high: The upper end.
+    """
+
+    name: str
     base: float
     tuned: float
-    low: float  # of the 95 % interval of the change, paired; nan where none can be given
+    low: float
     high: float
 
     @property
@@ -42,26 +50,50 @@ class Trait:
 
 
 def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
-    """Compare the traits of both models' answers; empty where these are choices.
+    """Compare the traits of both models' answers to one benchmark.
 
     Args:
-        pair: Both models' answers to one benchmark.
+        pair: Both models' answers.
 
     Returns:
-        Of texts that are read, the bits a byte. Of answers, the mean number of words without
-        thinking, then those traits that are not 0 for both models: the words thought; the shares of
-        answers that think, never end thinking, ran out of tokens, are empty, are unreadable,
-        refuse, or are in another script than the base's.
+        Of texts that are scored, the bits per byte. Of written answers, the mean number of words
+        without thinking, and those traits that are not 0 for both models: the mean number of words
+        of thinking, and the shares of answers that think, never end thinking, ran out of tokens,
+        are empty, are unreadable, refuse, or are in another script than the base's. Nothing for
+        choices.
     """
-    if pair.base.benchmark.metric == BYTE_PROBABILITY:
+    benchmark, base, tuned = pair.base.benchmark, pair.base.samples, pair.tuned.samples
+    if benchmark.metric == BYTE_PROBABILITY:
         return (_compare_bits(pair),)
-    sides = pair.base.samples, pair.tuned.samples
-    if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
+    if not base or base[0].choices or base[0].log_likelihoods:
         return ()
-    if not any(sample.response for side in sides for sample in side):  # a table may hold no answers
+    if not any(sample.response for sample in (*base, *tuned)):  # a table may hold no answers
         return ()
-    metric, phrases = pair.base.benchmark.metric, pair.base.benchmark.refusal_phrases or ()
-    read: dict[str, Callable[[Sample], float]] = {
+    phrases = benchmark.refusal_phrases or ()
+    before = _measure_answers(base, benchmark.metric, phrases)
+    after = _measure_answers(tuned, benchmark.metric, phrases)
+    before["other script"] = np.zeros(len(base))
+    after["other script"] = _find_other_scripts(base, tuned)
+    # A word takes at least one token, so an answer has no more words than the token limit.
+    limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
+    lengths = [float(side[name].max()) for side in (before, after) for name in LENGTHS]
+    longest = max(1, limit, *lengths)
+    traits = []
+    for name in before:
+        highest = longest if name in LENGTHS else 1
+        if name == "words" or before[name].any() or after[name].any():
+            trait = _compare_trait(name, before[name], after[name], highest, pair.sampling)
+            # Without a limit, the next answer may be longer than all of these.
+            has_interval = name not in LENGTHS or limit
+            traits.append(trait if has_interval else replace(trait, low=nan, high=nan))
+    return tuple(traits)
+
+
+def _measure_answers(
+    samples: Sequence[Sample], metric: str, phrases: Sequence[str]
+) -> dict[str, Floats]:
+    """Measure each trait of each answer: a number of words, or 1 where the trait is there."""
+    measures: dict[str, Callable[[Sample], float]] = {
         "words": lambda sample: len(sample.response.split()),
         "words thought": lambda sample: len(sample.thinking.split()),
         THINKS: lambda sample: bool(sample.thinking.split()),
@@ -71,42 +103,50 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         "unreadable": lambda s: s.answers.get(metric, "").strip() in ("", "[invalid]"),
         "refusal": lambda sample: read_refusal(sample.response, phrases) == "refuse",
     }
-    measured: dict[str, tuple[list[float], ...]] = {}
-    for name, measure in read.items():
-        measured[name] = tuple([float(measure(sample)) for sample in side] for side in sides)
-    scripts = zip(*([_find_script(s.response) for s in side] for side in sides), strict=True)
-    differs = [float(a != b and "" not in (a, b)) for a, b in scripts]
-    measured["other script"] = [0.0] * len(differs), differs
-    # A word takes at least one token, so an answer has no more words than the token limit.
-    limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
-    longest = max(1, limit, *(max(side) for name in LENGTHS for side in measured[name]))
-    traits = []
-    for name, (before, after) in measured.items():
-        if name == "words" or any(before) or any(after):
-            unit = longest if name in LENGTHS else 1  # a score lies between 0 and 1
-            x, y = ([one / unit for one in side] for side in (before, after))
-            d = compare_scores(x, y, pair.sampling)
-            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (x, y))
-            ends = (nan, nan) if name in LENGTHS and not limit else (d.low, d.high)
-            traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
-    return tuple(traits)
+    return {name: np.array([float(m(s)) for s in samples]) for name, m in measures.items()}
+
+
+def _find_other_scripts(base: Sequence[Sample], tuned: Sequence[Sample]) -> Floats:
+    """Return 1 for each tuned answer in another script than the base's; without letters, 0."""
+    differs = []
+    for before, after in zip(base, tuned, strict=True):
+        scripts = {_find_script(before.response), _find_script(after.response)}
+        differs.append(float(len(scripts) == 2 and "" not in scripts))
+    return np.array(differs)
+
+
+def _compare_trait(
+    name: str, before: Floats, after: Floats, highest: float, sampling: Sampling
+) -> Trait:
+    """Compare the means of numbers from 0 to `highest`, as scores from 0 to 1 are compared."""
+    x, y = before / highest, after / highest
+    change = compare_scores(x, y, sampling)
+    return Trait(
+        name,
+        base=highest * float(to_weighted(x, sampling).mean()),
+        tuned=highest * float(to_weighted(y, sampling).mean()),
+        low=highest * change.low,
+        high=highest * change.high,
+    )
 
 
 def _compare_bits(pair: Pair) -> Trait:
-    """Compare the bits a byte of all texts together, as the harness's `bits_per_byte` has them.
+    """Compare the bits per byte of all texts together, as the harness's `bits_per_byte` does.
 
-    The interval is that of the ratio of both models' bits, by texts, in bits a byte of the base.
+    The interval is that of the ratio of both models' bits, resampled by texts, times the base's
+    bits per byte.
     """
     n_bytes = np.array([len(sample.prompt.encode()) for sample in pair.base.samples], dtype=float)
-    bits = [n_bytes * _read_bits(one) for one in (pair.base, pair.tuned)]
-    (bytes_of, base, tuned), weights = pair.sampling.to_observations([n_bytes, *bits])
-    before, after = (float(weights @ one / (weights @ bytes_of)) for one in (base, tuned))
-    low, high = (before * (end - 1) for end in find_ratio_interval(tuned, base))
-    return Trait(BITS, before, after, low, high)
+    text_bits = [n_bytes * _read_bits(pair.base), n_bytes * _read_bits(pair.tuned)]
+    (sizes, base, tuned), weights = pair.sampling.to_observations([n_bytes, *text_bits])
+    before = float(weights @ base / (weights @ sizes))
+    after = float(weights @ tuned / (weights @ sizes))
+    low, high = find_ratio_interval(tuned, base)
+    return Trait(BITS, before, after, before * (low - 1), before * (high - 1))
 
 
 def _read_bits(evaluation: BenchmarkEvaluation) -> Floats:
-    """Return the bits a byte of each text; infinite where it is impossible for the model."""
+    """Return the bits per byte of each text; infinite where it is impossible for the model."""
     shares = [sample.scores[BYTE_PROBABILITY] for sample in evaluation.samples]
     return np.array([-log2(share) if share else inf for share in shares])
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import partial
 from math import nan
 from numbers import Real
 from typing import Protocol
@@ -13,9 +12,9 @@ from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.fields import nearest, read_number
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.forgetting_rate import RatioTest
-from slimdown.judging.pairing import Pair, pair_evaluations
+from slimdown.judging.pairing import Pair
 from slimdown.judging.verdicts import correct_with_levels
-from slimdown.stats.estimates import Estimate, to_array
+from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import can_show_within, n_to_decide
 from slimdown.utils.errors import ConfigError
@@ -37,7 +36,7 @@ class TestedLoss(Protocol):
 
 
 class Outcome(IntEnum):
-    """The result of a budget check, as an exit code."""
+    """The result of a budget check; its number is the exit code."""
 
     within = 0
     beyond = 1
@@ -46,15 +45,24 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """One benchmark's loss against its budget."""
+    """One benchmark's loss against its budget.
+
+    Attributes:
+        benchmark: The benchmark's name.
+        change: What changed on it.
+        budget: What it may lose, a share.
+        outcome: On which side of the budget the loss is shown to be.
+        reason: A sentence for the user.
+        bound: The end of the change's one-sided interval that decides, a share. It is the upper end
+            where the loss is shown to be beyond its budget, and else the lower one.
+        level: The level of that interval.
+    """
 
     benchmark: str
     change: BenchmarkChange
     budget: float
     outcome: Outcome
     reason: str
-    # The end of the change's one-sided interval that decides, a share: the lower one, or the upper
-    # one where the loss is shown to be beyond. And the level of that interval.
     bound: float
     level: float
 
@@ -110,8 +118,25 @@ def default_budgets(
     benchmarks: Mapping[str, BenchmarkChange] | Mapping[str, BenchmarkConfig],
 ) -> dict[str, float]:
     """Return each benchmark's budget by its settings: `max_loss`, or a retained one's margin."""
-    losses = {name: b.max_loss for name, b in benchmarks.items() if b.max_loss is not None}
-    return {name: b.margin for name, b in benchmarks.items() if b.role is Role.retained} | losses
+    budgets = {name: b.margin for name, b in benchmarks.items() if b.role is Role.retained}
+    return budgets | _list_max_losses(benchmarks)
+
+
+def _list_max_losses(
+    benchmarks: Mapping[str, BenchmarkChange] | Mapping[str, BenchmarkConfig],
+) -> dict[str, float]:
+    """Return the budgets that settings name."""
+    return {name: b.max_loss for name, b in benchmarks.items() if b.max_loss is not None}
+
+
+def keeps_budgets_as_measured(
+    benchmarks: Mapping[str, BenchmarkChange], budgets: Mapping[str, float]
+) -> bool:
+    """Whether each benchmark with a budget was measured and lost no more; this tests nothing."""
+    return all(
+        benchmarks[name].is_measured and benchmarks[name].primary.difference.value >= -budget
+        for name, budget in budgets.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -121,10 +146,14 @@ class BudgetDecision:
     outcome: Outcome
     level: float
 
-    def find_bound(self, d: TestedLoss, budget: float) -> float:
-        """Return the one-sided bound of the change at the level, on the outcome's side of it."""
-        low, high = d.margin_interval(2 * self.level)
-        if self.outcome is Outcome.beyond:  # the ends are found to 7 digits
+    def find_bound(self, change: TestedLoss, budget: float) -> float:
+        """Return the end of the change's one-sided interval that decides, see `BudgetCheck`.
+
+        The ends are found to 7 digits. So a bound that would contradict the outcome by less than
+        that is set to the budget.
+        """
+        low, high = change.margin_interval(2 * self.level)
+        if self.outcome is Outcome.beyond:
             return min(high, -budget)
         return max(low, -budget) if self.outcome is Outcome.within else low
 
@@ -137,10 +166,10 @@ def decide_outcomes(
 ) -> dict[str, BudgetDecision]:
     """Decide for each benchmark on which side of its budget the loss is shown to be.
 
-    One-sided tests at `alpha`. To pass, every loss must be shown to be within its budget, which
-    needs no correction (an intersection-union test). One loss beyond is enough to fail, so those
-    p-values are corrected (Holm), also for the `n_reports` gates that are read together. A
-    benchmark without a difference is undecided.
+    The tests are one-sided at `alpha`. A gate passes only if every loss is shown to be within its
+    budget, so these tests need no correction (an intersection-union test). One loss beyond its
+    budget is enough to fail. So those p-values are corrected for all benchmarks (Holm), and for the
+    `n_reports` gates that are read together. A benchmark without a difference is undecided.
     """
     decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
@@ -170,17 +199,15 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
         Whether each loss was measured and is within its budget, and a few words on those that are
         shown to be beyond, with the bounds that show it; empty where none is.
     """
-    measured = {name: b for name in budgets if (b := findings.benchmarks[name]).is_measured}
+    measured = {n: b for n, b in findings.benchmarks.items() if n in budgets and b.is_measured}
     changes = {name: benchmark.primary.difference for name, benchmark in measured.items()}
-    decided = decide_outcomes(changes, budgets, ALPHA / n_looks)
     beyond = list[str]()
-    for name, one in decided.items():
-        if one.outcome is Outcome.beyond:
-            loss, allowed = -one.find_bound(changes[name], budgets[name]), 100 * budgets[name]
-            lost = f"{name} lost {100 * loss:.1f} points or more"
-            beyond.append(f"{lost} ({allowed:.3g} allowed)")
-    is_within = {n: n in changes and changes[n].value >= -b for n, b in budgets.items()}
-    return all(is_within.values()), ", ".join(beyond)
+    for name, decision in decide_outcomes(changes, budgets, ALPHA / n_looks).items():
+        if decision.outcome is Outcome.beyond:
+            loss, allowed = -decision.find_bound(changes[name], budgets[name]), 100 * budgets[name]
+            lost = f"{name} lost at least {100 * loss:.1f} points"
+            beyond.append(f"{lost} (its budget is {allowed:.3g})")
+    return keeps_budgets_as_measured(findings.benchmarks, budgets), ", ".join(beyond)
 
 
 def resolve_budgets(
@@ -192,8 +219,8 @@ def resolve_budgets(
     """Find out what each benchmark may lose, see `check_budgets`.
 
     Returns:
-        The budgets by benchmark, shares of 1; and those of them that are shares of what the base
-        scored.
+        All budgets by benchmark, in shares of 1. And again those that are relative, in shares of
+        what the base scored.
 
     Raises:
         ConfigError: a budget is no share, its benchmark was not measured or is off, or there is no
@@ -201,33 +228,53 @@ def resolve_budgets(
     """
     benchmarks, relative = findings.benchmarks, relative or {}
     for name in (*budgets, *relative, *off):
-        which = name or "every retained benchmark"
-        if name and name not in benchmarks:
-            raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
-        if name in budgets and name in relative:
-            raise ConfigError(f"budget of {which}: give points or a share of the base, not both")
-        if name in off and (name in budgets or name in relative):
-            raise ConfigError(f"budget of {which}: give a number or off, not both")
+        _refuse_conflict(name, list(benchmarks), budgets, relative, off)
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
     relative = _expand(relative, [name for name in retained if name not in budgets])
-    budgets = _expand(budgets, [name for name in retained if name not in relative])
-    if "" not in off:
-        budgets = default_budgets(benchmarks) | budgets
-    budgets |= {n: share * benchmarks[n].primary.base.value for n, share in relative.items()}
-    budgets = {name: budget for name, budget in budgets.items() if name not in off}
-    if not budgets:
+    resolved = {} if "" in off else default_budgets(benchmarks)
+    resolved |= _expand(budgets, [name for name in retained if name not in relative])
+    for name, share in relative.items():
+        resolved[name] = share * benchmarks[name].primary.base.value
+    resolved = {name: budget for name, budget in resolved.items() if name not in off}
+    if not resolved:
         problem = "every benchmark is off" if off else "no retained benchmark was measured"
         raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
-    for name, budget in budgets.items():
+    for name, budget in resolved.items():
         _check_budget(name, budget, f"{name}={budget}")
-    return budgets, relative
+    return resolved, relative
+
+
+def _refuse_conflict(
+    name: str,
+    measured: list[str],
+    budgets: Mapping[str, float],
+    relative: Mapping[str, float],
+    off: Collection[str],
+) -> None:
+    """Refuse a name that was not measured, or that has two kinds of budget."""
+    if name and name not in measured:
+        raise ConfigError(f"{name} was not measured{nearest(name, measured)}")
+    benchmark = name or "every retained benchmark"
+    if name in budgets and name in relative:
+        raise ConfigError(
+            f"budget of {benchmark}: give points (--max-loss) or a share of the base's score "
+            "(--max-relative-loss), not both"
+        )
+    if name in off and (name in budgets or name in relative):
+        raise ConfigError(f"budget of {benchmark}: give a number or off, not both")
+
+
+def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:
+    """Give every retained benchmark the budget under "", unless it has its own."""
+    named = {name: budget for name, budget in budgets.items() if name}
+    return dict.fromkeys(retained, budgets[""]) | named if "" in budgets else named
 
 
 def can_show_budget(findings: Findings, budget: float) -> bool:
     """Whether the questions can show that some scale of what was trained keeps a budget.
 
-    It is asked whether they would show it if a tenth of each benchmark's changes were left, as at
-    the smallest scale of `slimdown scale`.
+    They can if they would show it with a tenth of each benchmark's changes, which is what the
+    smallest scale of `slimdown scale` would leave.
 
     Args:
         findings: at scale 1.
@@ -248,6 +295,7 @@ def check_budgets(
     findings: Findings,
     budgets: Mapping[str, float],
     relative: Mapping[str, float] | None = None,
+    *,
     off: Collection[str] = (),
     n_reports: int = 1,
     read_pairs: Callable[[], Mapping[str, Pair]] | None = None,
@@ -259,12 +307,12 @@ def check_budgets(
         budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
             points. "" stands for every retained benchmark that is not named. The others keep the
             budgets of their settings, see `default_budgets`.
-        relative: the same as a share of what the base scored, which is not known for sure: the test
-            is that of the forgetting rate.
+        relative: the same as a share of what the base scored. That score is not known for sure, so
+            the test is that of the forgetting rate.
         off: the benchmarks that are not checked. "" stands for every one that is not named.
         n_reports: how many such gates are read together; losses beyond are corrected for all.
-        read_pairs: returns both models' answers, which `relative` needs; None: they are those of
-            the findings.
+        read_pairs: returns both models' answers, which `relative` needs. None: the findings hold
+            them.
 
     Raises:
         ConfigError: see `resolve_budgets`.
@@ -274,25 +322,26 @@ def check_budgets(
     measured = {name: benchmarks[name] for name in budgets if benchmarks[name].is_measured}
     tests: dict[str, TestedLoss] = {n: b.primary.difference for n, b in measured.items()}
     if shares := [name for name in relative if name in tests]:
-        if not read_pairs:
-            assert findings.base is not None
-            assert findings.tuned is not None
-            read_pairs = partial(pair_evaluations, findings.base, findings.tuned)
-        tests |= _build_ratio_tests({name: read_pairs()[name] for name in shares})
+        pairs = read_pairs() if read_pairs else findings.pairs
+        tests |= _build_ratio_tests({name: pairs[name] for name in shares})
     checks = []
     for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
         benchmark, budget = benchmarks[name], budgets[name]
         bound = decision.find_bound(tests[name], budget) if name in tests else nan
-        made = BudgetCheck(name, benchmark, budget, decision.outcome, "", bound, decision.level)
+        check = BudgetCheck(name, benchmark, budget, decision.outcome, "", bound, decision.level)
         if name in relative and benchmark.forgetting_rate is None:
-            reason = "the base is not shown to score above 0; give this benchmark points"
-            made = replace(made, outcome=Outcome.undecided, reason=reason)
+            reason = (
+                "the base model does not score significantly above 0; give this benchmark a "
+                "budget in points (--max-loss)"
+            )
+            check = replace(check, outcome=Outcome.undecided, reason=reason)
         elif not benchmark.is_measured:
             advice = f"raise benchmark.{name}.max_gen_toks"
-            made = replace(made, reason=f"thinking never ended in too many answers; {advice}")
+            reason = f"in too many answers the thinking did not end; {advice}"
+            check = replace(check, reason=reason)
         else:
-            made = replace(made, reason=_explain(made))
-        checks.append(made)
+            check = replace(check, reason=_explain(check))
+        checks.append(check)
     return checks
 
 
@@ -300,23 +349,15 @@ def _build_ratio_tests(pairs: Mapping[str, Pair]) -> dict[str, RatioTest]:
     """Build the test of a share of the base's score, where the base scored anything."""
     tests = {}
     for name, pair in pairs.items():
-        metric = pair.base.benchmark.metric
-        before, after = (to_array(one.scores_of(metric)) for one in (pair.base, pair.tuned))
-        if test := RatioTest.build(before, after, pair.sampling):
+        if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
             tests[name] = test
     return tests
 
 
 def decide_by_settings(findings: Findings) -> Gate | None:
     """Check the budgets that a run's settings name (`max_loss`); None where they name none."""
-    budgets = {n: b.max_loss for n, b in findings.benchmarks.items() if b.max_loss is not None}
+    budgets = _list_max_losses(findings.benchmarks)
     return Gate(tuple(check_budgets(findings, budgets, off=[""]))) if budgets else None
-
-
-def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:
-    """Give every retained benchmark the budget under "", unless it has its own."""
-    named = {name: budget for name, budget in budgets.items() if name}
-    return dict.fromkeys(retained, budgets[""]) | named if "" in budgets else named
 
 
 def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
@@ -328,28 +369,27 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 def _check_budget(name: str, budget: float, argument: str) -> None:
     if not isinstance(budget, Real) or not 0 <= budget < 1:
         raise ConfigError(
-            f"{argument}: give a share from 0 up to, not including, 1; "
-            f"{name or 'gsm8k'}=0.02 is two points"
+            f"{argument}: give a share from 0 to below 1; {name or 'gsm8k'}=0.02 is two points"
         )
 
 
 def _explain(check: BudgetCheck) -> str:
     """Say of a measured loss which bound decided about its budget, and at which level."""
-    benchmark, d, budget = check.change, check.change.primary.difference, check.budget
-    bound, at = -100 * check.bound, f"one-sided at {100 - 100 * check.level:.4g} %, it lost"
-    most = f"{at} at most {bound:.1f} points" if bound > 0 else f"{at} nothing"
+    benchmark, difference, budget = check.change, check.change.primary.difference, check.budget
+    bound, at = -100 * check.bound, f"one-sided, {100 - 100 * check.level:.4g} % confidence"
+    most = f"it lost at most {bound:.1f} points" if bound > 0 else "it lost nothing"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if check.outcome is Outcome.within:
-        often = "; with a budget above 50 points, PASSED is wrong in up to 10 %"
-        return f"{most}{after}" + often * bool(budget > 0.5)
+        risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
+        return f"{most}{after} ({at}){risk if budget > 0.5 else ''}"
     if check.outcome is Outcome.beyond:
-        return f"{at} at least {bound:.1f} points{after}"
-    reason = f"{d.n:,} questions cannot tell: {most}{after}"
+        return f"it lost at least {bound:.1f} points{after} ({at})"
+    may = f"it may have lost up to {bound:.1f} points" if bound > 0 else most
+    reason = f"{difference.n:,} questions are too few: {may}{after} ({at})"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
-        return f"{reason}; a run with {setting} asks until they can"
-    if needed := n_to_decide(d, benchmark.margin, budget=budget):
-        points = f"{100 * budget:.3g} points"
-        side = f"on which side of {points} its loss lies"
-        reason += f"; if the change is as measured, about {needed:,} would tell {side}"
+        return f"{reason}; a run with {setting} asks until the budget is decided"
+    if needed := n_to_decide(difference, benchmark.margin, budget=budget):
+        condition = "if the change stays as large as measured"
+        reason += f"; about {needed:,} questions would be enough {condition}"
     return reason

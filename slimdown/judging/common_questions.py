@@ -30,44 +30,57 @@ def take_common(
         ConfigError: `only` names a benchmark that an evaluation lacks.
         DataError: No benchmark is in common, or no question of one is.
     """
-    asked = [list(evaluation.benchmarks) for evaluation in evaluations.values()]
-    common = [name for name in asked[0] if all(name in names for names in asked)]
-    for name in only:
-        if name not in common:
-            known = list(dict.fromkeys(name for names in asked for name in names))
-            lacking = [side for side, one in evaluations.items() if name not in one.benchmarks]
-            problem = f"{' and '.join(lacking)} did not ask it{nearest(name, known)}"
-            raise ConfigError(f"--only {name}: {problem}; in common are {', '.join(common)}")
-    if not common:
-        told = [f"{side} asked {', '.join(one.benchmarks)}" for side, one in evaluations.items()]
-        raise DataError(f"no benchmark is in common: {'; '.join(told)}; ask both models the same")
-    chosen = [name for name in common if not only or name in only]
-    notes, parts = list[str](), list[str]()
-    if not only:
-        notes += _describe_left_out(evaluations, common)
+    chosen = _choose_benchmarks(evaluations, only)
+    notes = [] if only else list(_describe_left_out(evaluations, chosen))
     benchmarks: dict[str, dict[str, BenchmarkEvaluation]] = {side: {} for side in evaluations}
+    parts = list[str]()
     for name in chosen:
-        sides = {side: one.benchmarks[name] for side, one in evaluations.items()}
-        cut = _take_common_questions(name, sides)
-        for side, benchmark in cut.items():
+        whole = {side: evaluation.benchmarks[name] for side, evaluation in evaluations.items()}
+        cut = _take_common_questions(name, whole)
+        for side, benchmark in (cut or whole).items():
             benchmarks[side][name] = benchmark
-        n, most = len(next(iter(cut.values())).samples), max(len(s.samples) for s in sides.values())
-        if cut is not sides:
+        if cut:
+            n = len(next(iter(cut.values())).samples)
+            most = max(len(benchmark.samples) for benchmark in whole.values())
             parts.append(f"{n:,} of {most:,} of {name}")
-            counts = ", ".join(f"{len(s.samples):,} in {side}" for side, s in sides.items())
+            counts = _count_questions(whole)
             notes.append(f"{name}: {n:,} questions are in common ({counts}); these are judged.")
-    is_cut = len(chosen) < max(map(len, asked))
-    if is_cut and not parts:
+    n_asked = max(len(evaluation.benchmarks) for evaluation in evaluations.values())
+    if len(chosen) < n_asked and not parts:
         parts = [f"those of {', '.join(chosen)}"]
     in_common = f"those in common ({', '.join(parts)})" if parts else ""
     taken = {}
     for side, evaluation in evaluations.items():
-        part = "; ".join(filter(None, (evaluation.part, in_common)))
-        conditions = _keep_conditions(evaluation, chosen)
         taken[side] = replace(
-            evaluation, benchmarks=benchmarks[side], conditions=conditions, part=part
+            evaluation,
+            benchmarks=benchmarks[side],
+            conditions=_keep_conditions(evaluation, chosen),
+            part="; ".join(filter(None, (evaluation.part, in_common))),
         )
     return taken, notes
+
+
+def _choose_benchmarks(evaluations: Mapping[str, Evaluation], only: Sequence[str]) -> list[str]:
+    """Choose the benchmarks that all evaluations have, or those of them that `only` names."""
+    known = dict.fromkeys(n for evaluation in evaluations.values() for n in evaluation.benchmarks)
+    lacking = {
+        name: [side for side, e in evaluations.items() if name not in e.benchmarks]
+        for name in (*known, *only)
+    }
+    common = [name for name in known if not lacking[name]]
+    for name in only:
+        if lacking[name]:
+            sides = " and ".join(lacking[name])
+            problem = f"{sides} did not ask it{nearest(name, list(known))}"
+            raise ConfigError(f"--only {name}: {problem}; in common are {', '.join(common)}")
+    if not common:
+        listed = [f"{side} asked {', '.join(e.benchmarks)}" for side, e in evaluations.items()]
+        raise DataError(f"no benchmark is in common: {'; '.join(listed)}; ask both models the same")
+    return [name for name in common if not only or name in only]
+
+
+def _count_questions(benchmarks: Mapping[str, BenchmarkEvaluation]) -> str:
+    return ", ".join(f"{len(b.samples):,} in {side}" for side, b in benchmarks.items())
 
 
 def _describe_left_out(
@@ -75,52 +88,57 @@ def _describe_left_out(
 ) -> Iterator[str]:
     """Say which benchmarks an evaluation has that another lacks."""
     for side, evaluation in evaluations.items():
-        if more := [name for name in evaluation.benchmarks if name not in common]:
-            names = ", ".join(more)
+        names = ", ".join(name for name in evaluation.benchmarks if name not in common)
+        if names:
             yield f"Left out: {names}, which {side} asked and another did not."
 
 
 def _keep_conditions(evaluation: Evaluation, chosen: Sequence[str]) -> dict[str, str]:
     """Return the conditions of an evaluation without those of benchmarks that are left out."""
-    kept, dropped = set[str](), set[str]()
+    kept_tasks, dropped_tasks = set[str](), set[str]()
     for name, benchmark in evaluation.benchmarks.items():
-        names = kept if name in chosen else dropped
-        names |= {name, benchmark.benchmark.task, *(sample.task for sample in benchmark.samples)}
-    dropped -= kept
+        tasks = kept_tasks if name in chosen else dropped_tasks
+        tasks |= {name, benchmark.benchmark.task, *(sample.task for sample in benchmark.samples)}
+    dropped_tasks -= kept_tasks
     return {
         key: value
         for key, value in evaluation.conditions.items()
-        if "." not in key or key.partition(".")[0] not in dropped
+        if "." not in key or key.partition(".")[0] not in dropped_tasks
     }
 
 
 def _take_common_questions(
-    name: str, sides: dict[str, BenchmarkEvaluation]
-) -> dict[str, BenchmarkEvaluation]:
-    """Cut one benchmark to the questions that all sides have; the same object if none is cut."""
+    name: str, sides: Mapping[str, BenchmarkEvaluation]
+) -> dict[str, BenchmarkEvaluation] | None:
+    """Cut one benchmark to the questions that all sides have; None if nothing is to be cut."""
     if any(benchmark.looks for benchmark in sides.values()):
-        return sides
-    by_side = {side: _number_as_asked(one.samples) for side, one in sides.items()}
-    first, *others = by_side.values()
+        return None
+    numbered = {side: _number_as_asked(b.samples) for side, b in sides.items()}
+    first, *others = numbered.values()
     if all(_list_contents(other) == _list_contents(first) for other in others):
-        return sides
-    in_all = [key for key in first if all(key in other for other in others)]
-    if any(other[key].doc_hash != first[key].doc_hash for other in others for key in in_all):
-        by_side = {side: _number_by_content(one.samples) for side, one in sides.items()}
-        first, *others = by_side.values()
-        in_all = [key for key in first if all(key in other for other in others)]
-    if not in_all:
-        counts = ", ".join(f"{len(one.samples):,} in {side}" for side, one in sides.items())
+        return None
+    keys = _find_common_keys(numbered)
+    if any(other[key].doc_hash != first[key].doc_hash for other in others for key in keys):
+        numbered = {side: _number_by_content(b.samples) for side, b in sides.items()}
+        keys = _find_common_keys(numbered)
+    if not keys:
         raise DataError(
-            f"{name}: no question is in common ({counts}); ask both models the same questions, or "
-            "leave it out with --only"
+            f"{name}: no question is in common ({_count_questions(sides)}); ask both models the "
+            "same questions, or leave it out with --only"
         )
+    first = next(iter(numbered.values()))
     cut = {}
-    for side, samples in by_side.items():
+    for side, samples in numbered.items():
         # The first side's numbers count for all.
-        taken = tuple(replace(samples[key], doc_id=first[key].doc_id) for key in in_all)
-        cut[side] = replace(sides[side], samples=taken)
+        common = tuple(replace(samples[key], doc_id=first[key].doc_id) for key in keys)
+        cut[side] = replace(sides[side], samples=common)
     return cut
+
+
+def _find_common_keys(numbered: Mapping[str, Mapping[Hashable, Sample]]) -> list[Hashable]:
+    """Return the keys that all sides have, in the order of the first side."""
+    first, *others = numbered.values()
+    return [key for key in first if all(key in other for other in others)]
 
 
 def _number_as_asked(samples: Sequence[Sample]) -> dict[Hashable, Sample]:

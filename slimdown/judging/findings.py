@@ -5,13 +5,14 @@ published numbers are the doctests.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import hypot, isnan, nan
 from typing import Any
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from slimdown.config.benchmark_config import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
@@ -25,8 +26,8 @@ from slimdown.judging.verdicts import (
     Decision,
     Verdict,
     decide_verdicts,
-    split_kinds,
-    take_one_kind,
+    group_comparable,
+    list_comparable,
     watch_change,
 )
 from slimdown.scoring.refusal import Refusal
@@ -38,9 +39,7 @@ from slimdown.stats.estimates import (
     estimate_mean,
     to_weighted,
 )
-from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
-from slimdown.stats.sequential import Floats
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import FORMAT, check_format
@@ -170,6 +169,10 @@ class Findings:
     mean_changes: dict[Role, Estimate]
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
+    # The answers that were judged, by benchmark; none in findings that were read from a record.
+    pairs: Mapping[str, Pair] = field(
+        default_factory=dict, repr=False, compare=False, metadata=NOT_RECORDED
+    )
     # The tuned model's answers as it is served, to what its files have it asked otherwise; and what
     # they have otherwise, a line each.
     served: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
@@ -240,58 +243,54 @@ def judge(
     """
     pairs = pair_evaluations(base, tuned, same_prompts)
     changes = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
-    decided = _decide_verdicts(pairs, changes, n_reports)
-    benchmarks = {n: _judge_benchmark(p, changes[n], *decided[n]) for n, p in pairs.items()}
-    means = {}
-    for role in (Role.target, Role.retained):
-        names = list_averaged(benchmarks, role)
-        means[role] = average_changes([(pairs[n], benchmarks[n].primary.difference) for n in names])
+    decisions = _decide_verdicts(pairs, changes, n_reports)
+    benchmarks = {n: _judge_benchmark(p, changes[n], decisions[n]) for n, p in pairs.items()}
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
     return Findings(
         benchmarks=benchmarks,
         lost_answers={
-            name: break_down_losses(take_first_answers(pairs[name]), one.is_forgotten)
-            for name, one in benchmarks.items()
+            name: break_down_losses(pairs[name].with_first_answers, change.is_forgotten)
+            for name, change in benchmarks.items()
         },
         training=training,
         costs=_list_costs(base, tuned, training),
         part=base.part,
         conditions={**asked_by, **base.conditions},
-        mean_changes=means,
+        mean_changes={r: average_role(benchmarks, pairs, r) for r in (Role.target, Role.retained)},
         base=base,
         tuned=tuned,
+        pairs=pairs,
     )
 
 
 def _decide_verdicts(
     pairs: Mapping[str, Pair], changes: Mapping[str, dict[str, MetricChange]], n_reports: int
-) -> dict[str, tuple[Decision, int]]:
-    """Decide all verdicts, each kind of metric as one family.
-
-    Returns:
-        By benchmark the decision, and how many benchmarks it was corrected for.
-    """
-    configs = {name: pair.base.benchmark for name, pair in pairs.items()}
-    differences = {name: changes[name][configs[name].metric].difference for name in pairs}
-    made = {n: (watch_change(d, configs[n].margin), 1) for n, d in differences.items()}
-    claimed = {n: one.metric for n, one in configs.items() if one.role is not Role.watched}
-    for family in split_kinds(claimed):
-        margins = [configs[name].margin for name in family]
-        decisions = decide_verdicts([differences[name] for name in family], margins, n_reports)
-        made |= {n: (d, n_reports * len(family)) for n, d in zip(family, decisions, strict=True)}
-    return made
+) -> dict[str, Decision]:
+    """Decide all verdicts; benchmarks whose metrics are comparable are corrected together."""
+    decisions, claimed = dict[str, Decision](), dict[str, str]()
+    for name, pair in pairs.items():
+        config = pair.base.benchmark
+        if config.role is Role.watched:
+            difference = changes[name][config.metric].difference
+            decisions[name] = watch_change(difference, config.margin)
+        else:
+            claimed[name] = config.metric
+    for family in group_comparable(claimed):
+        differences = [changes[name][claimed[name]].difference for name in family]
+        margins = [pairs[name].base.benchmark.margin for name in family]
+        decided = decide_verdicts(differences, margins, n_reports)
+        decisions |= dict(zip(family, decided, strict=True))
+    return decisions
 
 
 def _judge_benchmark(
-    pair: Pair, changes: dict[str, MetricChange], decided: Decision, n_tested: int
+    pair: Pair, changes: dict[str, MetricChange], decision: Decision
 ) -> BenchmarkChange:
-    """Say what changed on one benchmark, with the verdict that was decided among `n_tested`."""
+    """Gather what is known of the change on one benchmark; nothing is claimed if it is unclear."""
     config = pair.base.benchmark
     primary, d = changes[config.metric], changes[config.metric].difference
-    # Holm's first step: the level that a change must pass if no other is shown
-    alpha = ALPHA / n_tested
-    x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-    is_open, rate = decided.verdict is Verdict.undecided, forgetting_rate(x, y, pair.sampling)
+    alpha, is_open = decision.first_level, decision.verdict is Verdict.undecided
+    rate = forgetting_rate(pair.base_scores, pair.tuned_scores, pair.sampling)
     change = BenchmarkChange(
         role=config.role,
         metric=config.metric,
@@ -304,14 +303,14 @@ def _judge_benchmark(
         paper_metric=config.paper_metric,
         paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
         forgetting_rate=rate,
-        verdict=decided.verdict,
-        shown_change=decided.form_interval(d, config.margin),
-        shown_level=decided.level,
-        p_value=decided.p_value,
-        equivalence_p_value=decided.equivalence_p_value,
+        verdict=decision.verdict,
+        shown_change=decision.form_interval(d, config.margin),
+        shown_level=decision.level,
+        p_value=decision.p_value,
+        equivalence_p_value=decision.equivalence_p_value,
         minimum_detectable_change=minimum_detectable_change(d, alpha),
         n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
-        subjects=compare_subjects(pair, x, y),
+        subjects=compare_subjects(pair),
         traits=compare_behaviour(pair),
         question_hash=pair.question_hash,
         max_gen_toks=config.max_gen_toks,
@@ -338,9 +337,17 @@ def _list_costs(
 
 
 def list_averaged(benchmarks: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
-    """List the benchmarks of a role whose changes have a mean: measured, and of one kind."""
-    of_role = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
-    return take_one_kind(of_role)
+    """List the benchmarks of a role whose changes have a mean: measured, and comparable."""
+    measured = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
+    return list_comparable(measured)
+
+
+def average_role(
+    benchmarks: Mapping[str, BenchmarkChange], pairs: Mapping[str, Pair], role: Role
+) -> Estimate:
+    """Estimate the mean change of a role's benchmarks, see `list_averaged`; nan for none."""
+    averaged = list_averaged(benchmarks, role)
+    return average_changes([(pairs[n], benchmarks[n].primary.difference) for n in averaged])
 
 
 def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
@@ -351,7 +358,7 @@ def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
     Raises:
         DataError: as for `judge`.
     """
-    luck = "if these answers chose the runs, part of the difference is luck"
+    luck = "if their answers were used to choose the runs, part of the difference is chance"
     return replace(judge(first, second), part=f"{first.part or 'all questions'}; {luck}")
 
 
@@ -375,16 +382,7 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
 
 
-def take_first_answers(pair: Pair) -> Pair:
-    """Return the pair with only the first answer to each question."""
-    base, tuned = (
-        replace(one, samples=tuple(sample.first for sample in one.samples))
-        for one in (pair.base, pair.tuned)
-    )
-    return replace(pair, base=base, tuned=tuned)
-
-
-def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
+def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:
     """Compare each subject by itself, the worst first; empty if there is only one.
 
     p-values are corrected by Benjamini and Hochberg (1995): of the subjects that are marked one in
@@ -392,32 +390,44 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
     the benchmark's verdict, and the list only says where to look.
     """
     subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
+    counts = Counter(map(str, subjects))
+    if len(counts) == 1:
+        return {}
     is_refusal = pair.base.benchmark.metric == Refusal.name
     fewest = _FEWEST_OF_KIND if is_refusal else _FEWEST_OF_SUBJECT
-    names = [str(name) for name, n in Counter(subjects).items() if n >= fewest]
-    if len(set(subjects)) == 1:
-        return {}
-    found, looks = dict[str, tuple[Difference, float, float]](), pair.sampling.looks
-    for name in names:
-        is_of = subjects == name
-        # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
-        is_used = is_of | bool(looks)
-        weights = is_of[is_used] / is_of[is_used].mean() if looks else None
-        clusters = pair.sampling.clusters
-        sampling = Sampling(weights, looks, pair.sampling.n_available)
-        if clusters is not None:
-            sampling = replace(sampling, clusters=clusters[is_used])
-        before, after = x[is_used], y[is_used]
-        base, tuned = (float(to_weighted(one, sampling).mean()) for one in (before, after))
-        found[name] = compare_scores(before, after, sampling), base, tuned
-    p_values = [difference.p_value for difference, *_ in found.values()]
-    corrected = map(float, scipy.stats.false_discovery_control(p_values) if p_values else ())
-    n_of = Counter(subjects)
-    changes = {
-        name: SubjectChange(n_of[name], difference.value, p_value, base, tuned)
-        for (name, (difference, base, tuned)), p_value in zip(found.items(), corrected, strict=True)
+    changes = [
+        (name, _compare_subject(pair, subjects == name))
+        for name, n in counts.items()
+        if n >= fewest
+    ]
+    changes.sort(key=lambda named: named[1].change)
+    p_values = [change.p_value for _, change in changes]
+    corrected = scipy.stats.false_discovery_control(p_values).tolist() if p_values else []
+    return {
+        name: replace(change, p_value=p_value)
+        for (name, change), p_value in zip(changes, corrected, strict=True)
     }
-    return dict(sorted(changes.items(), key=lambda named: named[1].change))
+
+
+def _compare_subject(pair: Pair, is_in_subject: NDArray[np.bool_]) -> SubjectChange:
+    """Compare the questions of one subject; the p-value is not corrected yet."""
+    sampling, is_used = Sampling(), is_in_subject
+    if pair.sampling.looks:
+        # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
+        is_used = np.full_like(is_in_subject, fill_value=True)
+        weights = is_in_subject / is_in_subject.mean()
+        sampling = Sampling(weights, pair.sampling.looks, pair.sampling.n_available)
+    if pair.sampling.clusters is not None:
+        sampling = replace(sampling, clusters=pair.sampling.clusters[is_used])
+    before, after = pair.base_scores[is_used], pair.tuned_scores[is_used]
+    difference = compare_scores(before, after, sampling)
+    return SubjectChange(
+        n=int(is_in_subject.sum()),
+        change=difference.value,
+        p_value=difference.p_value,
+        base=float(to_weighted(before, sampling).mean()),
+        tuned=float(to_weighted(after, sampling).mean()),
+    )
 
 
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
@@ -434,17 +444,21 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         )
     changes = {}
     for metric in sorted(metrics, key=lambda m: m != primary):
-        x, y = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
-        base, tuned = (estimate_mean(scores, pair.sampling) for scores in (x, y))
-        difference, counts = compare_scores(x, y, pair.sampling), None
-        if difference.is_binary:
-            score_pairs = list(zip(x, y, strict=True))
-            counts = Counts(*(score_pairs.count(cell) for cell in ((1, 1), (1, 0), (0, 1), (0, 0))))
+        before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
+        base, tuned = estimate_mean(before, pair.sampling), estimate_mean(after, pair.sampling)
+        difference = compare_scores(before, after, pair.sampling)
         # The paper's "±". It is too wide, because both answer the same questions. The paper
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
         error = hypot(base.standard_error, tuned.standard_error)
+        counts = _count_answers(before, after) if difference.is_binary else None
         changes[metric] = MetricChange(base, tuned, difference, error, counts)
     return changes
+
+
+def _count_answers(before: Sequence[float], after: Sequence[float]) -> Counts:
+    """Count 0/1 answers by whether they were right before and after."""
+    counts = Counter(zip(before, after, strict=True))
+    return Counts(counts[1, 1], lost=counts[1, 0], gained=counts[0, 1], missed=counts[0, 0])
 
 
 def _estimate_paper_metric(
@@ -452,8 +466,10 @@ def _estimate_paper_metric(
 ) -> Estimate | None:
     if metric is None:
         return None
-    value, d = paper_value(metric, change.base.value, change.tuned.value), change.difference
+    value = paper_value(metric, change.base.value, change.tuned.value)
     if metric is PaperMetric.forgetting_rate:
-        return Estimate(value, nan, *((rate.low, rate.high) if rate else (nan, nan)))
-    low, high = (d.low, d.high) if metric is PaperMetric.ability_augmentation else (-d.high, -d.low)
+        return Estimate(value, nan, rate.low, rate.high) if rate else Estimate(value, nan, nan, nan)
+    low, high = change.difference.low, change.difference.high
+    if metric is PaperMetric.knowledge_loss:  # points lost, so a fall is above 0
+        low, high = -high, -low
     return Estimate(value, 100 * change.unpaired_standard_error, 100 * low, 100 * high)

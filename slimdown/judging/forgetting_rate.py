@@ -19,8 +19,9 @@ class RatioTest:
 
     The rate is that of "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4: a share
     of 1, below 0 for a gain. A rate r is ruled out if tuned - (1 - r) base is shown not to be 0 on
-    average; Fieller's interval (1954) holds the rates that are not, too. As a loss against a budget
-    it has the methods of `Difference`, in points of the measured base.
+    average. The interval holds the rates that are not ruled out, as Fieller's (1954) does. For
+    budgets, the test has the methods of `Difference`: a change is then minus the rate times the
+    measured base score.
     """
 
     before: Floats  # [k], distinct scores of questions or clusters
@@ -40,11 +41,12 @@ class RatioTest:
             before, after: [n], scores from 0 to 1 of the same questions.
             sampling: How the questions were drawn.
         """
-        x, y, sampling = to_array(before), to_array(after), sampling or Sampling()
-        (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
-        is_simple = sampling.is_simple and np.isin([x_of, y_of], (0.0, 1.0)).all()
-        built = cls(x_of, y_of, weights, test, bool(is_simple), bool(sampling.looks))
-        return built if len(x) > 1 and built.base > 1e-12 else None
+        sampling = sampling or Sampling()
+        columns, test = sampling.build_test([to_array(before), to_array(after)], 0.0, 1.0)
+        is_binary = bool(np.isin(columns[:2], (0.0, 1.0)).all())
+        is_simple = sampling.is_simple and is_binary
+        built = cls(columns[0], columns[1], columns[2], test, is_simple, bool(sampling.looks))
+        return built if len(before) > 1 and built.base > 1e-12 else None
 
     @property
     def base(self) -> float:
@@ -58,7 +60,7 @@ class RatioTest:
 
     @cached_property
     def change_test(self) -> EmpiricalLikelihoodTest:
-        """The test of any change. To 0/1 answers of one kind it adds less than `test` does."""
+        """The test of any change; for 0/1 answers of one kind it is less cautious than `test`."""
         return self.test.of_change(self.before != self.after) if self.is_simple else self.test
 
     def p_value_above(self, threshold: float) -> float:
@@ -84,21 +86,24 @@ class RatioTest:
             test: `change_test`, or `test`, which budgets take.
         """
         test = test or self.change_test
-        # Search outwards from the measured ratio, up to the first one that is ruled out.
-        angle, limits = atan2(1 - self.rate, 1.0), (0.0, pi / 2)  # no score is below 0
-        sides, points = np.arange(2), np.linspace((angle, angle), limits, 17, axis=1)
 
         def find_p_values(angles: Floats) -> Floats:
             return self._p_values(angles, test)
 
+        # Ratios are tangents of angles, from 0 (the tuned model scores 0) to a right angle (the
+        # base does). On each side, search outwards up to the first angle that is ruled out.
+        measured, limits = atan2(1 - self.rate, 1.0), (0.0, pi / 2)
+        points = np.linspace((measured, measured), limits, 17, axis=1)
         is_out = find_p_values(points[:, 1:]) <= alpha / 2
-        first = is_out.argmax(axis=1)
-        between = points[sides, first + 1], points[sides, first]
-        ends = test.find_ends(find_p_values, *between, alpha / 2)
-        low, high = np.where(is_out.any(axis=1), ends, limits)
-        return -np.inf if high > pi / 2 - 1e-6 else float(1 - np.tan(high)), float(1 - np.tan(low))
+        sides, first = np.arange(2), is_out.argmax(axis=1)
+        ruled_out, kept = points[sides, first + 1], points[sides, first]
+        ends = test.find_ends(find_p_values, ruled_out, kept, alpha / 2)
+        lowest, highest = np.where(is_out.any(axis=1), ends, limits)
+        low = -np.inf if highest > pi / 2 - 1e-6 else float(1 - np.tan(highest))
+        return low, float(1 - np.tan(lowest))
 
     def _p_value_of(self, threshold: float, side: int) -> float:
+        """Compute the p-value of a true change beyond a threshold, on one side of the ratio."""
         angles = np.full((2, 1), atan(max(0.0, 1 + threshold / self.base)))
         return float(self._p_values(angles, self.test)[side, 0])
 
@@ -109,7 +114,7 @@ class RatioTest:
             angles: [2, points]: on the lower side of the measured ratio, and on the higher one.
             test: Its counts are those of the scores.
         """
-        # with the corners of possible scores, at which each row is lowest
+        # The corners of all possible scores follow the measured ones; each row is lowest at one.
         before = np.append(self.before, [0.0, 0.0, 1.0, 1.0])
         after = np.append(self.after, [0.0, 1.0, 0.0, 1.0])
         signs = np.array([1.0, -1.0])[:, None, None]
@@ -142,7 +147,8 @@ def forgetting_rate(
     >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3)
     (0.333, 0.137, 0.496)
     """
-    if not (test := RatioTest.build(before, after, sampling)):
+    test = RatioTest.build(before, after, sampling)
+    if test is None:
         return None
     low, high = test.interval()
     if np.isinf(low):

@@ -1,18 +1,18 @@
 """Split each benchmark's questions: an open part to choose runs by, and a held-out part.
 
-The best of many runs is partly lucky, and the luck is in the questions that were looked at. With
-`evaluation.holdout` a run asks all questions but shows only what the open part says. `slimdown
+The best of many runs is partly lucky, and the luck is in the questions by which it was chosen. With
+`evaluation.holdout` a run asks all questions but shows only the results of the open part. `slimdown
 check` and `slimdown compare --confirm` read the held-out part.
 
-A hash of each document, or of its cluster, decides its part, so no copy of a question lies in the
-other one. It has no seed, so all runs hold out the same questions. It ignores other questions, so a
-`limit` moves none, and a larger share holds out all that a smaller one does.
+A hash of each document, or of its cluster, decides its part. So copies of a question are in the
+same part. The hash has no seed, so all runs hold out the same questions. It does not depend on
+other questions, so a `limit` moves none, and a larger share holds out all that a smaller one does.
 """
 
 from dataclasses import replace
 from hashlib import sha256
 
-from slimdown.evaluation.results import Evaluation
+from slimdown.evaluation.results import Evaluation, Sample
 from slimdown.utils.errors import DataError
 
 _FEWEST = 2  # questions in a part: one alone says nothing
@@ -36,26 +36,30 @@ def held_part(evaluation: Evaluation, holdout: float) -> Evaluation:
     return _take_part(evaluation, holdout, "held-out")
 
 
-def _take_part(evaluation: Evaluation, share: float, which: str) -> Evaluation:
-    parts = {}
+def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
+    """Cut an evaluation to the part "open" or "held-out", of which `share` is held out."""
+    benchmarks = {}
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
             raise DataError(
-                f"{name} may have stopped early, and then evaluation.holdout={share:g} holds no "
-                "question out; choose a run with evaluation.until=all"
+                f"{name} may have stopped early, so no questions can be held out "
+                f"(evaluation.holdout={share:g}); choose a run with evaluation.until=all"
             )
-        samples = []
-        for sample in benchmark.samples:
-            digest = sha256(sample.unit.encode()).digest()
-            is_held = int.from_bytes(digest[:8]) < share * 2**64
-            samples += [sample] if is_held == (which == "held-out") else []
-        n = len(benchmark.samples)
+        takes_held, n = part == "held-out", len(benchmark.samples)
+        samples = [s for s in benchmark.samples if _is_held_out(s, share) is takes_held]
         if not _FEWEST <= len(samples) <= n - _FEWEST:
             raise DataError(
                 f"evaluation.holdout={share:g} would split the {n} questions of {name} into "
-                f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
+                f"{len(samples)} and {n - len(samples)}, and both parts need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
-        parts[name] = replace(benchmark, samples=tuple(samples))
-    part = f"the {which} half of each benchmark's questions (evaluation.holdout={share:g})"
-    return replace(evaluation, benchmarks=parts, part=part)
+        benchmarks[name] = replace(benchmark, samples=tuple(samples))
+    questions = "held-out questions" if takes_held else "questions that are not held out"
+    described = f"the {questions} of each benchmark (evaluation.holdout={share:g})"
+    return replace(evaluation, benchmarks=benchmarks, part=described)
+
+
+def _is_held_out(sample: Sample, share: float) -> bool:
+    """Whether a question is held out: its hash lies in the lowest `share` of all hashes."""
+    digest = sha256(sample.unit.encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64

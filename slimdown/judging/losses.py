@@ -5,7 +5,8 @@ because the model came to prefer one position. `report/text.py` has the words fo
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -99,21 +100,29 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
         pair: both models' answers.
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
-    metric = pair.base.benchmark.metric
-    is_choice = bool(examples[0].base.choices)
-    metrics = [metric] if is_choice else list(examples[0].base.scores)
-    n_right, lost = 0, []
-    for e in examples:
-        passed = [m for m in metrics if e.base.is_right(m)]
-        n_right += bool(passed)
-        lost += [e] * any(m in e.tuned.scores and not e.tuned.is_right(m) for m in passed)
-    gained = tuple(e for e in examples if e.tuned.is_right(metric) > e.base.is_right(metric))
-    # With several right choices no single one leads; choices that read alike are in the prompt.
-    bases = [e.base for e in examples]
-    has_one_right = all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases)
+    metric, first = pair.base.benchmark.metric, examples[0].base
+    metrics = [metric] if first.choices else list(first.scores)
+    n_right, lost, gained = 0, [], []
+    for example in examples:
+        base, tuned = example.base, example.tuned
+        passed = [name for name in metrics if base.is_right(name)]
+        if passed:
+            n_right += 1
+        if any(name in tuned.scores and not tuned.is_right(name) for name in passed):
+            lost.append(example)
+        if tuned.is_right(metric) and not base.is_right(metric):
+            gained.append(example)
+    return ChangedAnswers(tuple(lost), tuple(gained), n_right, _have_causes(pair.base.samples))
+
+
+def _have_causes(samples: Sequence[Sample]) -> bool:
+    """Whether a benchmark's answers say why one was lost, see `find_cause`."""
+    if samples[0].choices:
+        # With several right choices no single one leads. If all choices read alike, the real ones
+        # stand in the prompt.
+        return all(s.target in s.choices and len(set(s.choices)) > 1 for s in samples)
     # A table may hold no answers. A model that wrote none at all had none right.
-    has_causes = has_one_right if is_choice else any(b.response.strip() for b in bases)
-    return ChangedAnswers(tuple(lost), gained, n_right, has_causes)
+    return any(sample.response.strip() for sample in samples)
 
 
 def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
@@ -124,21 +133,27 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         is_loss_shown: whether the benchmark is shown to have fallen.
     """
     changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
-    lost, n_right = changed.lost, changed.n_right
+    breakdown = LossBreakdown(len(changed.lost), changed.n_right, is_loss_shown, (), None)
     if not changed.has_causes:
-        return LossBreakdown(len(lost), n_right, is_loss_shown, (), None)
+        return breakdown
+    breakdown = replace(breakdown, gained=next(iter(changed.gained), None))
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
-    is_choice = bool(examples[0].base.choices)
+    if examples[0].base.choices:
+        causes = _count_causes(changed.lost, metric, _CHOICE_CAUSES)
+        return replace(breakdown, causes=causes, choices=_describe_shift(pair, examples))
+    never_right = (e for e in examples if e.base.scores[metric] == e.tuned.scores[metric] == 0)
+    causes = _count_causes(changed.lost, metric, _TEXT_CAUSES)
+    return replace(breakdown, causes=causes, missed=tuple(islice(never_right, _MOST_MISSED)))
+
+
+def _count_causes(lost: Sequence[Example], metric: str, names: Sequence[str]) -> tuple[Cause, ...]:
+    """Count the lost answers of each cause, and take the first as its example."""
+    found = [find_cause(example, metric) for example in lost]
     causes = []
-    for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
-        of_cause = [e for e in lost if find_cause(e, metric) == name]
-        n, first = len(of_cause), next(iter(of_cause), None)
+    for name in names:
+        n, first = found.count(name), lost[found.index(name)] if name in found else None
         causes.append(Cause(name, n, n / max(1, len(lost)), first))
-    gained = next(iter(changed.gained), None)
-    shift = _describe_shift(pair, examples) if is_choice else None
-    never = (e for e in examples if not is_choice and e.base.scores[metric] == 0)
-    missed = tuple(islice((e for e in never if e.tuned.scores[metric] == 0), _MOST_MISSED))
-    return LossBreakdown(len(lost), n_right, is_loss_shown, tuple(causes), shift, gained, missed)
+    return tuple(causes)
 
 
 def find_cause(example: Example, metric: str) -> str:
@@ -156,7 +171,11 @@ def find_cause(example: Example, metric: str) -> str:
 
 
 def _lead(sample: Sample, metric: str) -> float:
-    """Return by how many nats the right choice leads; for acc_norm at the mean length of both."""
+    """Return by how many nats the right choice leads its best rival; below 0 if it is behind.
+
+    acc_norm divides log-likelihoods by the lengths of the choices. So its lead is multiplied by the
+    mean length of the two.
+    """
     lengths = [max(len(c), 1) if metric == "acc_norm" else 1 for c in sample.choices]
     scores = [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
     right = sample.choices.index(sample.target)
@@ -165,19 +184,26 @@ def _lead(sample: Sample, metric: str) -> float:
 
 
 def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
-    if len({len(e.base.choices) for e in examples}) > 1:
-        return None  # questions with unequal numbers of choices have no positions in common
+    """Describe how often both models take the position that the tuned model prefers.
+
+    Questions with unequal numbers of choices have no positions in common; then it is None.
+    """
+    if len({len(example.base.choices) for example in examples}) > 1:
+        return None
     metric = pair.base.benchmark.metric
-    taken = [[s.choices.index(s.answers[metric]) for s in (e.base, e.tuned)] for e in examples]
-    position = Counter(after for _, after in taken).most_common(1)[0][0]
-    before, after = np.isin(np.array(taken).T, position).astype(float)
-    is_right = np.array([e.base.choices.index(e.base.target) == position for e in examples]) * 1.0
-    sampling = pair.sampling
-    shares = (to_weighted(x, sampling).mean() for x in (before, after, is_right))
-    was, now, share_right = map(float, shares)
-    collapsed = (
-        now > max(was, share_right)  # else no interval is needed
-        and estimate_mean(after, sampling).low > share_right
-        and compare_scores(before, after, sampling).low > 0
+    base_positions = np.array([e.base.choices.index(e.base.answers[metric]) for e in examples])
+    tuned_positions = np.array([e.tuned.choices.index(e.tuned.answers[metric]) for e in examples])
+    right_positions = np.array([e.base.choices.index(e.base.target) for e in examples])
+    preferred = Counter(tuned_positions.tolist()).most_common(1)[0][0]
+    before = (base_positions == preferred).astype(float)
+    after = (tuned_positions == preferred).astype(float)
+    is_right = (right_positions == preferred).astype(float)
+    share_before, share_after, share_right = (
+        float(to_weighted(is_taken, pair.sampling).mean()) for is_taken in (before, after, is_right)
     )
-    return ChoiceShift(position, was, now, share_right, collapsed)
+    collapsed = (
+        share_after > max(share_before, share_right)  # else no interval is needed
+        and estimate_mean(after, pair.sampling).low > share_right
+        and compare_scores(before, after, pair.sampling).low > 0
+    )
+    return ChoiceShift(preferred, share_before, share_after, share_right, collapsed)

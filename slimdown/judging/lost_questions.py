@@ -7,13 +7,13 @@ benchmark did. A question that no rule of own questions fits is left out.
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slimdown.evaluation.results import FLAT_MESSAGES, Evaluation, Metric, Sample
-from slimdown.judging.findings import take_first_answers
-from slimdown.judging.pairing import pair_evaluations
+from slimdown.evaluation.results import FLAT_MESSAGES, Metric, Sample
+from slimdown.judging.pairing import Pair
 from slimdown.scoring.contains import Contains
 from slimdown.scoring.numeric import Numeric, is_number
 from slimdown.scoring.question_files import read_row
@@ -39,37 +39,42 @@ class LostQuestions:
     ends_late: bool  # whether an answer holds an empty line, at which own questions would cut it
 
 
-def collect_lost_questions(base: Evaluation, tuned: Evaluation, is_chat: bool) -> LostQuestions:
+def collect_lost_questions(
+    pairs: Mapping[str, Pair], conditions: Mapping[str, str], is_chat: bool
+) -> LostQuestions:
     """Collect the questions that were right on the primary metric before, and are not after.
 
     Args:
-        base, tuned: The same questions; none that is held out.
+        pairs: Both models' answers by benchmark, to questions that are not held out.
+        conditions: Those under which the base was asked.
         is_chat: Whether prompts went through a chat template: an answer then ends where the model
             ends it, and may hold empty lines.
     """
-    rows, left_out, ends_late = dict[str, list[dict[str, Any]]](), dict[str, int](), False
-    has_clusters = any(sample.cluster for one in base.benchmarks.values() for sample in one.samples)
-    is_flat = base.conditions.get(FLAT_MESSAGES) == "true"
-    for name, pair in pair_evaluations(base, tuned).items():
-        pair, metric = take_first_answers(pair), pair.base.benchmark.metric
-        for before, after in zip(pair.base.samples, pair.tuned.samples, strict=True):
-            if not before.is_right(metric) > after.is_right(metric):
+    rows, left_out, ends_late = dict[str, list[dict[str, Any]]](), Counter[str](), False
+    has_clusters = any(sample.cluster for pair in pairs.values() for sample in pair.base.samples)
+    is_flat = conditions.get(FLAT_MESSAGES) == "true"
+    for name, pair in pairs.items():
+        firsts, metric = pair.with_first_answers, pair.base.benchmark.metric
+        for before, after in zip(firsts.base.samples, firsts.tuned.samples, strict=True):
+            if not before.is_right(metric) or after.is_right(metric):
                 continue
             question = _write_question(before.prompt, is_flat)
-            is_cut = "messages" not in question  # at an empty line
-            ends = [*(["\n\n"] * is_cut), *([""] * (is_chat or not is_cut))]
-            tried = ((end, _write_row(question, before, after, metric, end)) for end in ends)
-            end, row = next(((end, row) for end, row in tried if row), ("", None))
+            is_text = "messages" not in question  # so its answer is cut at an empty line
+            row = _write_row(question, before, after, metric, "\n\n") if is_text else None
+            if row is None and (is_chat or not is_text):
+                row = _write_row(question, before, after, metric, "")
+                ends_late |= is_text and row is not None
             if row is None:
-                left_out[name] = left_out.get(name, 0) + 1
+                left_out[name] += 1
                 continue
-            ends_late |= is_cut and not end
-            row |= {"cluster": before.unit} if has_clusters else {}
+            if has_clusters:
+                row["cluster"] = before.unit
             rows.setdefault(_name_kind(row, metric), []).append(row)
-    return LostQuestions(rows, left_out, ends_late)
+    return LostQuestions(rows, dict(left_out), ends_late)
 
 
 def _name_kind(row: dict[str, Any], metric: str) -> str:
+    """Name the kind of a row: rows of one kind fit into one file of own questions."""
     kind = "refusals" if row.get("score") == Refusal.name else "written"
     if "choices" in row:
         kind = BY_LENGTH if "norm" in metric else "choices"
@@ -77,7 +82,12 @@ def _name_kind(row: dict[str, Any], metric: str) -> str:
 
 
 def _write_question(prompt: str, is_flat: bool) -> dict[str, Any]:
-    """Write a prompt as a question; as messages where the log holds them."""
+    """Write a prompt as a question; as messages where the log holds them.
+
+    Args:
+        prompt: A text, or the messages as JSON.
+        is_flat: Whether a text was written of messages, each behind its role.
+    """
     try:
         messages = json.loads(prompt) if prompt.startswith("[{") else None
         turns = [{key: turn[key] for key in ("role", "content")} for turn in messages or ()]
@@ -116,24 +126,24 @@ def _write_row(
 
 def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
     """Yield answers with their scores, the strictest first."""
-    own = {*name_scores()} - {EXACT}  # metrics of own questions
+    own_scores = {*name_scores()} - {EXACT}  # a log of own questions has the score as its metric
     answer = target.rsplit("####", 1)[-1].strip()
-    accepted: Any = answer.split(" | ")  # as several are recorded
-    if metric in own - {Contains.name, Numeric.name}:
+    answers: list[Any] = answer.split(" | ")  # as several are recorded
+    if metric in own_scores - {Contains.name, Numeric.name}:
         if metric == ToolCall.name:
-            accepted = [json.loads(call) for call in accepted if _is_json(call)]
-        yield {"answer": accepted[0] if len(accepted) == 1 else accepted, "score": metric}
+            answers = [json.loads(call) for call in answers if _is_json(call)]
+        yield {"answer": answers[0] if len(answers) == 1 else answers, "score": metric}
         return
-    if not _COMPARES.fullmatch(metric) and metric not in own:
+    if not _COMPARES.fullmatch(metric) and metric not in own_scores:
         return
-    accepted = answer if len(accepted) == 1 else accepted
-    if metric not in own:
+    accepted = answer if len(answers) == 1 else answers
+    if metric not in own_scores:
         yield {"answer": accepted}
-    if metric != Contains.name and all(map(is_number, answer.split(" | "))):
+    if metric != Contains.name and all(map(is_number, answers)):
         yield {"answer": accepted, "score": Numeric.name}
     if metric != Numeric.name:
-        is_letter = re.fullmatch("[A-Z]", answer)
-        accepted = f"answer is {answer}" if is_letter else accepted
+        if re.fullmatch("[A-Z]", answer):  # a single letter stands in every text
+            accepted = f"answer is {answer}"
         yield {"answer": accepted, "score": Contains.name}
 
 
@@ -145,10 +155,10 @@ def _is_json(call: str) -> bool:
 
 
 def _finds(row: dict[str, Any], sample: Sample, end: str) -> bool:
-    """Return whether a row's rule finds an answer right, ended as own questions end it."""
+    """Whether a row's rule finds an answer right if it is cut as own questions cut it."""
     rule = json.loads(row["rule"])
     text = sample.response.split(end)[0] if end else sample.response
-    ends = [text]
+    cut_texts = [text]
     if rule["score"] == EXACT and end and "\n" not in row["answer"]:
-        ends.append(text.split("\n")[0])  # where all rows of a file are exact
-    return all(is_right(rule, read_answer(rule, one)) for one in ends)
+        cut_texts.append(text.split("\n")[0])  # as in a file whose rows are all exact
+    return all(is_right(rule, read_answer(rule, cut_text)) for cut_text in cut_texts)

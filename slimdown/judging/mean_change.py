@@ -1,7 +1,7 @@
-"""One answer for several benchmarks: did their mean change, if each has the same weight?
+"""The mean change of several benchmarks, each with the same weight.
 
-The one test treats all questions as those of one benchmark. A document that several benchmarks ask
-about counts as one question, with the mean of its changes; so does a cluster.
+It is tested as if all questions were those of one benchmark. A document that several benchmarks ask
+about counts as one question, with the mean of its changes. So does a cluster.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from slimdown.stats.likelihood import ALPHA
 def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     """Estimate the mean change of benchmarks, each with the same weight; nan for none.
 
-    If one may have stopped early, each interval gets its part of the error (Bonferroni), and their
-    ends are averaged.
+    If an evaluation may have stopped early, the ends of the intervals are averaged. Each interval
+    then gets an equal part of the error (Bonferroni).
 
     Args:
         measured: Both models' answers to each benchmark, and the difference of its primary metric.
@@ -35,11 +35,13 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     samples = [sample for pair, _ in measured for sample in pair.base.samples]
     clusters = {sample.doc_hash: sample.unit for sample in samples if sample.cluster}
     names = [clusters.get(sample.doc_hash, sample.unit) for sample in samples]
-    units, unit_of = np.unique(names, return_inverse=True)
-    of_all = len(units) / len(measured)
-    shares = [to_weighted(np.full(d.n, of_all / d.n), d.sampling) for d in differences]
-    weights = np.bincount(unit_of, np.concatenate(shares)).astype(float)
-    parts = [share * d.changes for share, d in zip(shares, differences, strict=True)]
-    change = np.clip(np.bincount(unit_of, np.concatenate(parts)) / weights, -1, 1)
+    units, units_of_questions = np.unique(names, return_inverse=True)
+    # Each benchmark gets an equal part of the total weight, which is the number of units.
+    part = len(units) / len(measured)
+    weights = [to_weighted(np.full(d.n, part / d.n), d.sampling) for d in differences]
+    weighted = [w * d.changes for w, d in zip(weights, differences, strict=True)]
+    unit_weights = np.bincount(units_of_questions, np.concatenate(weights)).astype(float)
+    sums = np.bincount(units_of_questions, np.concatenate(weighted))
+    change = np.clip(sums / unit_weights, -1, 1)
     before, after = np.maximum(-change, 0), np.maximum(change, 0)
-    return compare_scores(before, after, Sampling(weights, n_subjects=len(measured))).estimate
+    return compare_scores(before, after, Sampling(unit_weights, n_subjects=len(measured))).estimate

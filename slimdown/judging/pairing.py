@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import ne
 
 import numpy as np
 
@@ -22,6 +23,23 @@ class Pair:
     sampling: Sampling
     question_hash: str  # of all questions, prompts and targets, in their order
 
+    @property
+    def base_scores(self) -> Floats:
+        """The base's score on each question, by the primary metric."""
+        return np.array(self.base.scores_of(self.base.benchmark.metric))
+
+    @property
+    def tuned_scores(self) -> Floats:
+        """The tuned model's score on each question, by the base's primary metric."""
+        return np.array(self.tuned.scores_of(self.base.benchmark.metric))
+
+    @property
+    def with_first_answers(self) -> "Pair":
+        """The pair with only the first answer to each question."""
+        base = replace(self.base, samples=tuple(s.first for s in self.base.samples))
+        tuned = replace(self.tuned, samples=tuple(s.first for s in self.tuned.samples))
+        return replace(self, base=base, tuned=tuned)
+
 
 def pair_evaluations(
     base: Evaluation, tuned: Evaluation, same_prompts: bool = True
@@ -29,7 +47,7 @@ def pair_evaluations(
     """Pair both models' answers, by benchmark.
 
     If an evaluation stopped early, only the questions that both answered are paired. The earlier
-    end is a look, known as such when it came, so everything that holds at any look holds there.
+    end counts as a look of both, so everything that holds at any look holds there.
 
     Args:
         base, tuned: The evaluations.
@@ -39,35 +57,44 @@ def pair_evaluations(
     Raises:
         DataError: the two were not asked the same; names the first field that differs.
     """
-    asked = [
-        {"benchmarks": sorted(one.benchmarks), "part": one.part}
-        | ({"backend": one.backend} if same_prompts else {})
-        | {k: value for k, value in one.conditions.items() if same_prompts or _is_of_scoring(k)}
-        # The conditions of logs hold what another version of the harness would change. Ours do not:
-        # each of them belongs to one benchmark.
-        | ({} if _is_of_logs(one) else {"harness_version": one.harness_version})
-        for one in (base, tuned)
-    ]
-    _check_equal("base and tuned", *asked)
+    base_conditions = _list_conditions(base, same_prompts)
+    _check_equal("base and tuned", base_conditions, _list_conditions(tuned, same_prompts))
     return {
-        name: pair_benchmark(name, one, tuned.benchmarks[name], same_prompts)
-        for name, one in base.benchmarks.items()
+        name: pair_benchmark(name, benchmark, tuned.benchmarks[name], same_prompts)
+        for name, benchmark in base.benchmarks.items()
     }
 
 
+def _list_conditions(evaluation: Evaluation, same_prompts: bool) -> dict[str, object]:
+    """List what two evaluations must have in common, by the name that a message uses."""
+    listed: dict[str, object] = {"benchmarks": sorted(evaluation.benchmarks)}
+    listed["part"] = evaluation.part
+    if same_prompts:
+        listed |= {"backend": evaluation.backend, **evaluation.conditions}
+    else:
+        listed |= {k: value for k, value in evaluation.conditions.items() if _is_of_scoring(k)}
+    # The conditions of logs name all that another version of the harness would change. Ours do not:
+    # each of them belongs to one benchmark.
+    if not _is_of_logs(evaluation):
+        listed["harness_version"] = evaluation.harness_version
+    return listed
+
+
 def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]:
-    """Say how two models were asked differently, where `same_prompts` is not asked for."""
-    sides = [{"backend": one.backend, **one.conditions} for one in (before, after)]
-    for key in dict.fromkeys((*sides[0], *sides[1])):
-        first, second = (str(one.get(key, "not set")) for one in sides)
+    """Say how two models were asked differently, where `same_prompts` is not demanded."""
+    conditions = {"backend": before.backend, **before.conditions}
+    later_conditions = {"backend": after.backend, **after.conditions}
+    for key in dict.fromkeys((*conditions, *later_conditions)):
+        first, second = (str(c.get(key, "not set")) for c in (conditions, later_conditions))
         if first != second:
             first, second = _show_difference(first, second)
-            yield f"{key} is {second} after {first}"
+            yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
-        asked = [(prompts.get((s.task, s.doc_id)), s.prompt_hash) for s in benchmark.samples]
-        if n_other := sum(first != second for first, second in asked if first):
-            yield f"{n_other:,} of {len(asked):,} prompts of {name} are others"
+        earlier = [prompts.get((s.task, s.doc_id), s.prompt_hash) for s in benchmark.samples]
+        later = [sample.prompt_hash for sample in benchmark.samples]
+        if n_other := sum(map(ne, earlier, later)):
+            yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} differ"
 
 
 def _is_of_scoring(key: str) -> bool:
@@ -76,6 +103,7 @@ def _is_of_scoring(key: str) -> bool:
 
 
 def _is_of_logs(evaluation: Evaluation) -> bool:
+    """Whether an evaluation was read from logs: some of its conditions hold for all benchmarks."""
     return any("." not in key for key in evaluation.conditions)
 
 
@@ -83,45 +111,55 @@ def pair_benchmark(
     name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation, same_prompts: bool = True
 ) -> Pair:
     """Pair both models' answers to one benchmark, see `pair_evaluations`."""
-    fields = [
-        {
-            "task": one.benchmark.task,
-            "task_version": one.task_version,
-            "num_fewshot": one.benchmark.num_fewshot,
-            "number of questions": one.n_available or len(one.samples),
-            "task_weights": one.task_weights,
-        }
-        for one in (base, tuned)
-    ]
-    _check_equal(name, *fields)
-    stopped = [one for one in (base, tuned) if one.looks]
-    shorter = min(stopped or [base], key=lambda one: len(one.samples))
-    places = [(sample.task, sample.doc_id) for sample in shorter.samples]
-    sides = [{(s.task, s.doc_id): s for s in one.samples} for one in (base, tuned)]
-    described = []
-    has_clusters = any(sample.cluster for one in (base, tuned) for sample in one.samples)
-    whole = max(base, tuned, key=lambda one: len(one.samples))
+    _check_equal(name, _describe_benchmark(base), _describe_benchmark(tuned))
+    stopped = [benchmark for benchmark in (base, tuned) if benchmark.looks]
+    shorter = min(stopped or [base], key=lambda benchmark: len(benchmark.samples))
+    whole = max(base, tuned, key=lambda benchmark: len(benchmark.samples))
     if shorter.looks and _number_units(whole.samples) is not None:
-        problem = "stopped early, and looks may divide its clusters, or copies of a question"
+        problem = "stopped early, which may have divided its clusters or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
-    about = ["doc_hash", "target", *(["cluster"] if has_clusters else [])]
-    about += ["prompt_hash"] if same_prompts else []
-    for place in places:
-        questions = [{f: getattr(of.get(place), f, None) for f in about} for of in sides]
-        _check_equal(f"{name}, question {place[1]} of {place[0]}", *questions)
-        described.append([*place, *questions[0].values()])
-    cut_base, cut_tuned = (
-        replace(one, samples=tuple(samples[place] for place in places), looks=shorter.looks)
-        for one, samples in zip((base, tuned), sides, strict=True)
-    )
-    return Pair(cut_base, cut_tuned, describe_sampling(whole, cut_base), hash_json(described))
+    compared = ["doc_hash", "target"]
+    if any(sample.cluster for sample in (*base.samples, *tuned.samples)):
+        compared.append("cluster")
+    if same_prompts:
+        compared.append("prompt_hash")
+    base_samples = {(sample.task, sample.doc_id): sample for sample in base.samples}
+    tuned_samples = {(sample.task, sample.doc_id): sample for sample in tuned.samples}
+    places = [(sample.task, sample.doc_id) for sample in shorter.samples]
+    described = []
+    for task, doc_id in places:
+        question = _read_fields(base_samples.get((task, doc_id)), compared)
+        tuned_question = _read_fields(tuned_samples.get((task, doc_id)), compared)
+        _check_equal(f"{name}, question {doc_id} of {task}", question, tuned_question)
+        described.append([task, doc_id, *question.values()])
+    base = replace(base, samples=tuple(base_samples[p] for p in places), looks=shorter.looks)
+    tuned = replace(tuned, samples=tuple(tuned_samples[p] for p in places), looks=shorter.looks)
+    return Pair(base, tuned, describe_sampling(whole, base), hash_json(described))
+
+
+def _describe_benchmark(evaluation: BenchmarkEvaluation) -> dict[str, object]:
+    """List what two evaluations of a benchmark must share, by the name that a message uses."""
+    return {
+        "task": evaluation.benchmark.task,
+        "task_version": evaluation.task_version,
+        "num_fewshot": evaluation.benchmark.num_fewshot,
+        "number of questions": evaluation.n_available or len(evaluation.samples),
+        "task_weights": evaluation.task_weights,
+    }
+
+
+def _read_fields(sample: Sample | None, names: Sequence[str]) -> dict[str, object]:
+    """Return some fields of a sample; None for each where the question was not asked."""
+    return {name: getattr(sample, name, None) for name in names}
 
 
 def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, object]) -> None:
+    """Refuse two descriptions that differ in a field, and show where its values differ."""
     for field in dict.fromkeys((*base, *tuned)):
         if base.get(field) != tuned.get(field):
-            values = (str(one.get(field, "not set")) for one in (base, tuned))
-            first, second = _show_difference(*values)
+            first, second = _show_difference(
+                str(base.get(field, "not set")), str(tuned.get(field, "not set"))
+            )
             raise DataError(
                 f"{name}: these two evaluations cannot be compared, {field} differs: "
                 f"{first} and {second}"
@@ -129,46 +167,58 @@ def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, obje
 
 
 def _show_difference(first: str, second: str) -> tuple[str, str]:
-    """Cut two texts to 60 characters, a few before the first in which they differ."""
+    """Cut two texts to 60 characters, of which 20 stand before the first that differs."""
     if max(len(first), len(second)) <= 60:
         return first, second
-    pairs = enumerate(zip(first, second, strict=False))
-    begin = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second))) - 20
-    opening, begin = ("...", begin) if begin > 0 else ("", 0)
-    return opening + first[begin:][:60], opening + second[begin:][:60]
+    differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    begin = next(differing, min(len(first), len(second))) - 20
+    if begin <= 0:
+        return first[:60], second[:60]
+    return f"...{first[begin:][:60]}", f"...{second[begin:][:60]}"
 
 
 def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
     """Describe the sampling of some questions, with the weights of the harness's groups.
 
-    A task keeps the weight that the harness gives it. Within it all documents and clusters weigh
-    the same, however often they are asked.
+    Args:
+        whole: All questions that one of the models was asked.
+        part: Those that both were asked.
     """
-    sizes = Counter(sample.task for sample in whole.samples)
-    weights, largest_weight, n_skipped_looks = None, 1.0, 0
-    if whole.task_weights:
-        total = sum(whole.task_weights[task] for task in sizes)
-        copies = Counter((sample.task, sample.unit) for sample in whole.samples)
-        n_units = Counter(task for task, _ in copies)
-        weight_of = {
-            (task, unit): whole.task_weights[task] / total * sizes.total() / n_units[task] / n
-            for (task, unit), n in copies.items()
-        }
-        weights = np.array([weight_of[sample.task, sample.unit] for sample in part.samples])
-        if part.looks:  # and so without copies
-            largest_weight, tasks = max(weight_of.values()), [s.task for s in part.samples]
-            n_skipped_looks = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
-    n_available = (part.n_available or len(whole.samples)) if part.looks else None
-    n_subjects = len(sizes) if len(sizes) > 1 else 0  # even if a look has seen only one
-    return Sampling(
-        weights,
-        part.looks,
-        n_available,
-        n_subjects,
-        largest_weight,
-        n_skipped_looks,
+    n_tasks = len({sample.task for sample in whole.samples})
+    sampling = Sampling(
+        looks=part.looks,
+        n_available=(part.n_available or len(whole.samples)) if part.looks else None,
+        n_subjects=n_tasks if n_tasks > 1 else 0,  # even if a look has seen only one
         clusters=_number_units(part.samples),
     )
+    if not whole.task_weights:
+        return sampling
+    weights = _weigh_units(whole.samples, whole.task_weights)
+    tasks = [sample.task for sample in part.samples]
+    return replace(
+        sampling,
+        weights=np.array([weights[sample.task, sample.unit] for sample in part.samples]),
+        largest_weight=max(weights.values()) if part.looks else 1.0,
+        n_skipped_looks=sum(len(set(tasks[:look])) < n_tasks for look in part.looks),
+    )
+
+
+def _weigh_units(
+    samples: Sequence[Sample], task_weights: Mapping[str, float]
+) -> dict[tuple[str, str], float]:
+    """Return the weight of a question, by its task and its unit; the mean weight is 1.
+
+    A task keeps the weight that the harness gives it. Within the task all documents and clusters
+    weigh the same, however many questions they have.
+    """
+    sizes = Counter(sample.task for sample in samples)
+    total = sum(task_weights[task] for task in sizes)
+    copies = Counter((sample.task, sample.unit) for sample in samples)
+    n_units = Counter(task for task, _ in copies)
+    return {
+        (task, unit): task_weights[task] / total * sizes.total() / n_units[task] / n_copies
+        for (task, unit), n_copies in copies.items()
+    }
 
 
 def _number_units(samples: Sequence[Sample]) -> Floats | None:

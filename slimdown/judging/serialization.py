@@ -30,9 +30,9 @@ def to_plain(value: Any) -> Any:
         packed = zlib.compress(np.asarray(value, dtype=np.float64).tobytes(), 9)
         return base64.b64encode(packed).decode()
     if isinstance(value, Mapping):
-        return {str(to_plain(key)): to_plain(item) for key, item in value.items()}
+        return {str(to_plain(key)): to_plain(content) for key, content in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
+        return list(map(to_plain, value))
     if isinstance(value, (float, np.floating)):
         return float(value) if isfinite(value) else str(float(value))
     return str(value) if isinstance(value, Path) else value
@@ -62,15 +62,15 @@ def _make_reader(hint: Any) -> Callable[[Any], Any]:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if hasattr(hint, "read_plain"):  # its fields depend on what was chosen
             return lambda value: hint.read_plain(value)
-        fields = {name: _make_reader(one) for name, one in get_type_hints(hint).items()}
-        return lambda value: hint(
-            **{name: fields[name](one) for name, one in value.items() if name in fields}
+        readers = {name: _make_reader(field) for name, field in get_type_hints(hint).items()}
+        return lambda plain: hint(
+            **{name: readers[name](value) for name, value in plain.items() if name in readers}
         )
     if origin is np.ndarray:
         return _unpack
     if origin in (dict, Mapping):
         read_key, read = map(_make_reader, arguments)
-        return lambda value: {read_key(key): read(item) for key, item in value.items()}
+        return lambda plain: {read_key(key): read(value) for key, value in plain.items()}
     if origin in (tuple, list):
         read = _make_reader(arguments[0])
         return lambda value: origin(map(read, value))
@@ -78,6 +78,7 @@ def _make_reader(hint: Any) -> Callable[[Any], Any]:
 
 
 def _unpack(packed: str) -> NDArray[np.float64]:
+    """Unpack an array; a few bytes can unpack to more than memory holds, so its size is limited."""
     stream = zlib.decompressobj()
     content = stream.decompress(base64.b64decode(packed), _MOST_BYTES)
     if not stream.eof:

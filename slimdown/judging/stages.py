@@ -75,12 +75,13 @@ class StageFindings:
             ConfigError: There is no such stage or benchmark.
         """
         steps, checks = {step.after: step for step in self.steps}, list[BudgetCheck]()
-        for stage, of_stage in budgets.items():
+        for stage, losses in budgets.items():
             if stage not in steps:
                 known = ", ".join(steps)
                 raise ConfigError(f"--max-loss-at {stage}: the stages are {known}; name one")
-            found = check_budgets(steps[stage].findings, of_stage, off=[""], n_reports=n_reports)
-            checks += [replace(one, benchmark=f"{one.benchmark} at {stage}") for one in found]
+            found = check_budgets(steps[stage].findings, losses, off=[""], n_reports=n_reports)
+            for check in found:
+                checks.append(replace(check, benchmark=f"{check.benchmark} at {stage}"))
         return checks
 
     def find_losses(self, benchmark: str) -> list[Step]:
@@ -106,22 +107,22 @@ def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> Sta
         DataError: Two stages were not asked the same questions, or stopped at different ones.
     """
     names = list(stages)
-    pairs = list(pairwise(names)) if is_chain else [(names[0], name) for name in names[1:]]
-    has_whole = is_chain and len(pairs) > 1
-    n_reports = len(pairs) + has_whole
+    compared = list(pairwise(names)) if is_chain else [(names[0], name) for name in names[1:]]
+    has_whole = is_chain and len(compared) > 1
+    n_reports = len(compared) + has_whole
     if is_chain:
         _check_whole(stages)
 
     def judge_step(before: str, after: str) -> Step:
-        sides = stages[before], stages[after]
+        first, second = stages[before], stages[after]
         try:
-            findings = judge(*sides, n_reports=n_reports, same_prompts=not is_chain)
+            findings = judge(first, second, n_reports=n_reports, same_prompts=not is_chain)
         except DataError as error:
             raise DataError(f"{before} → {after}: {error}") from None
-        differences = tuple(describe_differences(*sides)) if is_chain else ()
+        differences = tuple(describe_differences(first, second)) if is_chain else ()
         return Step(before, after, findings, differences)
 
-    steps = tuple(judge_step(*pair) for pair in pairs)
+    steps = tuple(judge_step(before, after) for before, after in compared)
     return StageFindings(steps, judge_step(names[0], names[-1]) if has_whole else None)
 
 
@@ -132,16 +133,16 @@ def judge_served(findings: Findings) -> StageFindings | None:
         findings: With all answers.
 
     Returns:
-        The steps "weights", asked as the base, and "served", asked as its own files say. None
-        where it is served as the base.
+        The steps "weights" (asked with the base's prompts) and "served" (asked as its own files
+        say). None where the model is served as the base is.
     """
     base, tuned, served = findings.base, findings.tuned, findings.served
     if not (base and tuned and served):
         return None
-    stages = {
-        name: replace(one, benchmarks={n: one.benchmarks[n] for n in served.benchmarks})
-        for name, one in (("base", base), ("weights", tuned), ("served", served))
-    }
+    stages = {}
+    for name, evaluation in {"base": base, "weights": tuned, "served": served}.items():
+        in_common = {n: evaluation.benchmarks[n] for n in served.benchmarks}
+        stages[name] = replace(evaluation, benchmarks=in_common)
     return judge_stages(stages)
 
 
@@ -149,9 +150,12 @@ def _check_whole(stages: Mapping[str, Evaluation]) -> None:
     """Refuse stages that stopped early at different questions: their steps do not add up."""
     first = next(iter(stages.values()))
     for name in first.benchmarks:
-        asked = [(stage, one.benchmarks.get(name)) for stage, one in stages.items()]
-        stopped = [(stage, len(one.samples)) for stage, one in asked if one and one.looks]
-        if len({n for _, n in stopped}) > 1:
-            counts = ", ".join(f"{stage} after {n:,}" for stage, n in stopped)
+        stopped = {}
+        for stage, evaluation in stages.items():
+            benchmark = evaluation.benchmarks.get(name)
+            if benchmark and benchmark.looks:
+                stopped[stage] = len(benchmark.samples)
+        if len(set(stopped.values())) > 1:
+            counts = ", ".join(f"{stage} after {n:,}" for stage, n in stopped.items())
             advice = "a chain needs the same questions of all: evaluation.until=all"
             raise DataError(f"{name} stopped early in {counts}; {advice}")

@@ -4,21 +4,21 @@ Claims of change and claims of no change are corrected (Holm) in two families. S
 decided at a level of its own, and a plain 95 % interval may contradict it. The interval here is at
 that level (`docs/studies/statistics.md`):
 
-- retained: the interval of the test against the margin, at twice the level of its step; it lies
+- retained: the interval of the test against the margin, at twice the level of its step. It lies
   within the margin.
-- else: the interval of the test of a change, at the level of its step, or of the step where Holm
-  stopped. The ends that the claim leaves open (forgotten: the lower, improved: the upper,
-  undecided: both) reach at least as far as the interval of the test against the margin. So
-  forgotten and improved exclude 0, and undecided holds 0 and reaches the margin.
+- every other verdict: the interval of the test of a change, at the level of its step, or of the
+  step where Holm stopped. The ends that the claim leaves open (forgotten: the lower, improved: the
+  upper, undecided: both) reach at least as far as the interval of the test against the margin. So
+  the interval of forgotten and improved excludes 0. That of undecided includes 0 and reaches the
+  margin.
 
-Each covers its own benchmark's change in at least 95 % of cases, retained in 90 %.
+Each interval covers its own benchmark's change in at least 95 % of cases, that of retained in 90 %.
 
-Accuracies and the probabilities of `p_right` ask different questions. Each of the two kinds has its
-families, at 5 % each.
+Accuracies and the probabilities of `p_right` measure different things. Each of the two kinds has
+its own families, at 5 % each.
 
-Of a watched benchmark nothing is claimed. So it stands in neither family and takes no level from
-the others: had it a part of the 5 %, their claims would need more questions for no claim of its
-own. Its interval is the plain 95 % one.
+A watched benchmark makes no claim, so it belongs to neither family. If it did, the others would
+need more questions for the same claims. Its interval is the plain 95 % one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,9 @@ class Verdict(StrEnum):
     forgotten = "forgotten"  # shown to have fallen, and not shown to be within the margin
     improved = "improved"  # shown to have risen, and not shown to be within the margin
     undecided = "undecided"  # too few questions to say
+
+
+_VERDICT_BY_SIGN = {-1: Verdict.forgotten, 0: Verdict.undecided, 1: Verdict.improved}
 
 
 class TestedChange(Protocol):
@@ -79,6 +82,8 @@ class Decision:
         equivalence_p_value: That the change is the margin or more; corrected likewise.
         change_level: Of the test of a change in its step, or in the step where Holm stopped.
         equivalence_level: The same of the test against the margin.
+        first_level: Of the test of a change in Holm's first step: what a change must pass if no
+            other one is shown.
     """
 
     verdict: Verdict | None
@@ -86,6 +91,7 @@ class Decision:
     equivalence_p_value: float
     change_level: float
     equivalence_level: float
+    first_level: float = ALPHA
 
     @property
     def level(self) -> float:
@@ -94,53 +100,59 @@ class Decision:
             return 2 * self.equivalence_level
         return self.change_level
 
-    def form_interval(self, d: TestedChange, margin: float) -> Estimate:
+    def form_interval(self, change: TestedChange, margin: float) -> Estimate:
         """Return the change with the interval that agrees with the verdict.
 
         Args:
-            d: The difference that was decided about.
+            change: The change that was decided about.
             margin: A smaller change counts as none.
         """
+        low, high = self._find_ends(change, margin)
+        return Estimate(change.value, change.standard_error, low, high)
+
+    def _find_ends(self, change: TestedChange, margin: float) -> tuple[float, float]:
+        """Return the ends of the interval.
+
+        Ends are found to 7 digits. So an end that would contradict the verdict by less than that is
+        set to the margin, or to the number next to 0.
+        """
         if self.verdict is None:
-            return Estimate(d.value, d.standard_error, *d.interval(self.change_level))
-        low, high = d.margin_interval(2 * self.equivalence_level)
-        if self.verdict is Verdict.retained:  # the ends are found to 7 digits
-            low, high = max(low, -margin), min(high, margin)
-            return Estimate(d.value, d.standard_error, low, high)
-        change_low, change_high = d.interval(self.change_level)
+            return change.interval(self.change_level)
+        low, high = change.margin_interval(2 * self.equivalence_level)
+        if self.verdict is Verdict.retained:
+            return max(low, -margin), min(high, margin)
+        change_low, change_high = change.interval(self.change_level)
         low, high = min(low, change_low), max(high, change_high)
         if self.verdict is Verdict.forgotten:
-            high = min(change_high, nextafter(0.0, -1.0))
-        elif self.verdict is Verdict.improved:
-            low = max(change_low, nextafter(0.0, 1.0))
-        else:  # looks may rule out both sides
-            low, high = min(low, d.value, 0.0), max(high, d.value, 0.0)
-        return Estimate(d.value, d.standard_error, low, high)
+            return low, min(change_high, nextafter(0.0, -1.0))
+        if self.verdict is Verdict.improved:
+            return max(change_low, nextafter(0.0, 1.0)), high
+        # Looks may rule out both sides of an undecided change: it may lie outside both intervals.
+        return min(low, change.value, 0.0), max(high, change.value, 0.0)
 
 
-def split_kinds(metrics: Mapping[str, str]) -> list[list[str]]:
-    """Divide benchmarks by what their scores are: answers first, then probabilities.
+def group_comparable(metrics: Mapping[str, str]) -> list[list[str]]:
+    """Group the benchmarks whose scores mean the same: those of answers, those of probabilities.
 
-    Tests are corrected, and means are taken, over one kind alone.
+    Tests are corrected, and means are taken, within one group.
 
     Args:
         metrics: The primary metric by benchmark.
 
     Returns:
-        The names of each kind that there is.
+        The names in each group, answers first; no group is empty.
 
-    >>> split_kinds({"a": "acc", "b": "p_right", "c": "f1"})
+    >>> group_comparable({"a": "acc", "b": "p_right", "c": "f1"})
     [['a', 'c'], ['b']]
     """
-    kinds: dict[bool, list[str]] = {False: [], True: []}
-    for name, metric in metrics.items():
-        kinds[metric == CHOICE_PROBABILITY].append(name)
-    return [names for names in kinds.values() if names]
+    answers = [name for name, metric in metrics.items() if metric != CHOICE_PROBABILITY]
+    probabilities = [name for name, metric in metrics.items() if metric == CHOICE_PROBABILITY]
+    return [names for names in (answers, probabilities) if names]
 
 
-def take_one_kind(metrics: Mapping[str, str]) -> list[str]:
-    """Return the benchmarks whose changes have a mean: those of the first kind that there is."""
-    return next(iter(split_kinds(metrics)), [])
+def list_comparable(metrics: Mapping[str, str]) -> list[str]:
+    """Return the benchmarks whose changes have a mean: the first group that can be compared."""
+    return next(iter(group_comparable(metrics)), [])
 
 
 def decide_verdicts(
@@ -157,42 +169,51 @@ def decide_verdicts(
         n_reports: As in `judge`.
         n_unknown: Further benchmarks, which have no answers yet.
     """
-    n = len(differences)
-    margined = list(zip(differences, margins, strict=True))
-    changed, change_levels = correct_with_levels(
-        [d.p_value for d in differences], n_reports, n_unknown
+    tested = list(zip(differences, margins, strict=True))
+    p_values, levels = correct_with_levels([d.p_value for d in differences], n_reports, n_unknown)
+    equivalence_p_values, equivalence_levels = correct_with_levels(
+        [d.equivalence_p_value(margin) for d, margin in tested], n_reports, n_unknown
     )
-    p_values = [d.equivalence_p_value(margin) for d, margin in margined]
-    equal, equal_levels = correct_with_levels(p_values, n_reports, n_unknown)
     decisions = []
-    for i in range(n):
-        verdict, d = Verdict.undecided, differences[i]
+    for i, (difference, margin) in enumerate(tested):
         # A change below the margin is retained even where it is shown to exist. Looks may rule out
         # both sides of the margin, far from what all answers say; then nothing is claimed.
-        if equal[i] < ALPHA and abs(d.value) <= margins[i]:
+        if equivalence_p_values[i] < ALPHA and abs(difference.value) <= margin:
             verdict = Verdict.retained
-        elif changed[i] < ALPHA and (sign := d.shown_sign(change_levels[i])):
-            verdict = Verdict.forgotten if sign < 0 else Verdict.improved
-        p_values_of, levels = (changed[i], equal[i]), (change_levels[i], equal_levels[i])
-        decisions.append(Decision(verdict, *p_values_of, *levels))
+        elif p_values[i] < ALPHA:
+            verdict = _VERDICT_BY_SIGN[difference.shown_sign(levels[i])]
+        else:
+            verdict = Verdict.undecided
+        decision = Decision(
+            verdict,
+            p_value=p_values[i],
+            equivalence_p_value=equivalence_p_values[i],
+            change_level=levels[i],
+            equivalence_level=equivalence_levels[i],
+            first_level=ALPHA / (n_reports * (len(tested) + n_unknown)),
+        )
+        decisions.append(decision)
     return decisions
 
 
-def watch_change(d: TestedChange, margin: float) -> Decision:
-    """Return what is shown of a change about which nothing is claimed; nothing is corrected."""
-    return Decision(None, d.p_value, d.equivalence_p_value(margin), ALPHA, ALPHA)
+def watch_change(change: TestedChange, margin: float) -> Decision:
+    """Return the decision on a watched change: no verdict, and no p-value is corrected."""
+    return Decision(None, change.p_value, change.equivalence_p_value(margin), ALPHA, ALPHA)
 
 
 def correct_with_levels(
     p_values: Sequence[float], n_reports: int = 1, n_unknown: int = 0, alpha: float = ALPHA
 ) -> tuple[list[float], list[float]]:
-    """Correct p-values (Holm); return them, and the level of each one's step before correction.
+    """Correct p-values (Holm), for reports that are read together and for tests to come.
 
-    A p-value that Holm does not reject has the level of the step at which he stopped.
+    Returns:
+        The corrected p-values; and for each the level that Holm compares it with before correction.
+        All that he does not reject have the level of the step at which he stopped.
     """
-    corrected = holm([*(n_reports * p for p in p_values), *[1.0] * n_unknown])[: len(p_values)]
-    n, levels = len(p_values) + n_unknown, [alpha] * len(p_values)
-    n_rejected = 0
+    n = len(p_values) + n_unknown
+    together = [n_reports * p for p in p_values]
+    corrected = holm([*together, *[1.0] * n_unknown])[: len(p_values)]
+    levels, n_rejected = [alpha] * len(p_values), 0
     for i in sorted(range(len(p_values)), key=lambda i: p_values[i]):
         levels[i] = alpha / (n_reports * (n - n_rejected))
         n_rejected += corrected[i] < alpha

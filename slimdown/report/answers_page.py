@@ -20,9 +20,9 @@ from markupsafe import Markup
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.results import Metric, Sample
 from slimdown.evaluation.right_choice import compute_probabilities
-from slimdown.judging.findings import BenchmarkChange, Findings, take_first_answers
+from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import Example, find_cause, find_changed_answers
-from slimdown.judging.pairing import Pair, pair_evaluations
+from slimdown.judging.pairing import Pair
 from slimdown.report import pages, text
 from slimdown.report.formatting import format_value, visible
 from slimdown.utils.secrets import redact_leaf
@@ -65,7 +65,7 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
     """Render the answers that a fine-tuning lost and gained.
 
     Args:
-        findings: With the evaluations; what was held out is in neither.
+        findings: With the answers that were judged; what was held out is not among them.
         name: What the run is called.
         report: The file name of the report, which lies beside the page.
         place: Where whole texts are.
@@ -74,11 +74,9 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         The page, below 5 MB: it shows the clearest changes of each benchmark, long texts cut, and
         says what it leaves out.
     """
-    assert findings.base is not None
-    assert findings.tuned is not None
-    pairs = pair_evaluations(findings.base, findings.tuned)
+    pairs = findings.pairs
     changes = [
-        list(_list_changes(i, benchmark, take_first_answers(pair)))
+        list(_list_changes(i, benchmark, pair.with_first_answers))
         for i, (benchmark, pair) in enumerate(pairs.items())
     ]
     shown, longest = _fit_answers(changes, list(findings.benchmarks.values()))

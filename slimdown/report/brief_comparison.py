@@ -10,7 +10,7 @@ from math import inf, isnan
 from statistics import fmean
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
-from slimdown.comparison.group_tests import ShownDifference, find_differences
+from slimdown.comparison.group_tests import ValueDifference, find_differences
 from slimdown.comparison.run_comparison import (
     Comparison,
     Configuration,
@@ -60,12 +60,13 @@ def describe_briefly(
     """
     judged = judge_configurations(comparison)
     n_shown = min(max_rows or len(judged), len(judged))
-    notes = [f"--rows 0 shows all {len(judged):,} rows."] if n_shown < len(judged) else []
+    notes = [f"Add --rows 0 to see all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += describe_claims(comparison, by)
     notes += [note for note in comparison.notes if CORRECTED not in note]
     notes += describe_choice(comparison)
     runs = [run for row in comparison.rows for run in row.runs]
-    headings = [", ".join(head_comparison(comparison, by)), *_describe_base(comparison)]
+    varied, seeds = head_comparison(comparison, by)
+    headings = [f"Varied: {varied}. {seeds}.", *_describe_base(comparison)]
     headings += describe_model_differences(runs)
     return BriefComparison(headings, _make_table(comparison, judged[:n_shown], by), notes)
 
@@ -181,24 +182,31 @@ def describe_choice(comparison: Comparison) -> Iterator[str]:
     """Say which checkpoint to take, and how a choice is confirmed."""
     if read_steps(comparison):
         if not (chosen := choose_checkpoint(comparison)):
-            yield "No checkpoint is within its budgets as measured."
+            yield "No checkpoint has all its measured losses within their budgets."
             return
         rise = format_number(100 * chosen.learned, "+.1f")
         if chosen.learned <= 0:
             yield (
-                f"No step's targets rose as measured (step {chosen.step:,}: {rise} points). Train "
-                "longer, or ask more questions."
+                "Among the steps whose measured losses are within their budgets, none improved the "
+                f"targets (the best is step {chosen.step:,}: {rise} points). Train longer, or ask "
+                "more questions."
             )
             return
-        reason = f"its targets rose most ({rise} points) of the steps"
+        reason = f"its targets improved most ({rise} points)"
         if isnan(chosen.learned):
-            reason = "nothing measured what was learned, and it is the last of the steps"
-        yield f"Take step {chosen.step:,}: {reason} whose losses are within their budgets so far."
+            reason = "it is the last one (no target was measured)"
+        yield (
+            f"Take step {chosen.step:,}: among the steps whose measured losses are within their "
+            f"budgets, {reason}."
+        )
         if comparison.holds_out:
             run_id = chosen.row.runs[0].run_id[:8]
-            yield f"Next, on the half that was held back: slimdown compare {run_id} --confirm"
+            yield f"Next, confirm it on the held-out questions: slimdown compare {run_id} --confirm"
         else:
-            yield "To confirm a choice, measure them with evaluation.holdout=0.5."
+            yield (
+                "If you want to confirm your choice on held-out questions, measure the checkpoints "
+                "with evaluation.holdout=0.5."
+            )
     elif comparison.holds_out:
         yield HOW_TO_CONFIRM
 
@@ -245,9 +253,15 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
 def _describe_seeds(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.rows})
     if counts[-1] == 1:
-        return "one seed each; points against the base, verdicts of these seeds alone"
-    seeds = f"mean of {counts[0]}" if len(counts) == 1 else f"means of {counts[0]} to {counts[-1]}"
-    return f"{seeds} seeds; points against the base, verdicts over the seeds"
+        return (
+            "Each row is one seed. Changes are in percentage points against the base model. "
+            "A verdict holds for that training run only"
+        )
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"Each row is the mean over {seeds} seeds. Changes are in percentage points against the "
+        "base model. Verdicts over several seeds generalise to new seeds"
+    )
 
 
 def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
@@ -278,8 +292,9 @@ def describe_claims(
     found = find_differences(comparison, *tested)
     if not found.n_tests and all(row.settings.get("tuned") for row in comparison.rows):
         yield (
-            "These runs measured finished models, so there are no seeds to compare values by; "
-            "slimdown compare RUN RUN --paired judges two of them question by question."
+            "These runs measured finished models, so there are no seeds over which values could be "
+            "compared. To compare two of them question by question: slimdown compare RUN RUN "
+            "--paired"
         )
         return
     if not found.n_tests:
@@ -287,7 +302,7 @@ def describe_claims(
         return
     ordered = sorted(found.shown, key=lambda one: one.p_value)
     claims = [
-        f"{_name_value(one, tested)} lies {one.points} points {one.side} {one.other} on "
+        f"{_name_value(one, tested)} is {one.points} points {one.side} {one.other} on "
         f"{headings.get(one.benchmark, one.benchmark)}{one.where} "
         f"({'corrected ' * (i == 0)}p {_show_p_value(one.p_value)})"
         for i, one in enumerate(ordered[:most])
@@ -295,16 +310,22 @@ def describe_claims(
     if len(ordered) > most:
         claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")
     if claims:
-        rest = " The rest is not shown." if len(ordered) < found.n_tests else ""
-        yield f"Shown for other seeds and questions: {'; '.join(claims)}.{rest}"
+        rest = " No other difference is significant." if len(ordered) < found.n_tests else ""
+        yield f"Significant differences: {'; '.join(claims)}.{rest}"
     else:
         names = " or ".join(tested)
-        yield f"No difference between values of {names} is shown. More seeds may show one."
+        yield (
+            f"No difference between the values of {names} is significant. More seeds may reveal "
+            "one."
+        )
     if found.has_few_seeds:
-        yield f"Below {ENOUGH_SEEDS} seeds all values are taken to vary alike by seed."
+        yield (
+            f"With fewer than {ENOUGH_SEEDS} seeds, all values are assumed to vary equally from "
+            "seed to seed."
+        )
 
 
-def _name_value(one: ShownDifference, tested: Sequence[str]) -> str:
+def _name_value(one: ValueDifference, tested: Sequence[str]) -> str:
     return one.value if len(tested) == 1 else f"{one.setting}={one.value}"
 
 

@@ -275,7 +275,7 @@ def _show_mean_change(gate: Gate) -> Cell:
 
 
 def _show_mean_outcome(gate: Gate) -> Cell:
-    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("not shown", "not shown")
+    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("not worse", "not shown")
     return Cell(shown, values={"outcome": outcome})
 
 
@@ -324,7 +324,7 @@ COLUMNS: tuple[FindingColumn, ...] = (
         holds_shares=True,
     ),
     FindingColumn(
-        "bits a byte",
+        "bits per byte",
         _of_benchmark(_show_bits),
         _DETAIL | {Place.mlflow},
         metrics=("bits_per_byte_base", "bits_per_byte_tuned"),

@@ -22,12 +22,14 @@ from slimdown.stats.estimates import Estimate
 
 _MOST_DRAWN = 60  # configurations: more are not legible
 _OF_SEEDS = (
-    "Changes in points. Each small dot is a seed; beside the dots stands their mean with the "
-    "interval of its verdict. The dots set the axes: a long interval may leave them."
+    "Changes in percentage points. Each small dot is one seed. The marker beside the dots is their "
+    "mean with the confidence interval of its verdict. The axes are chosen so that all dots are "
+    "visible; a long interval may extend beyond them."
 )
 _OF_BOTH = (
-    "Up is learned, right is kept: the mean change of what was not trained for. A line joins the "
-    "values in their order; the bars are the intervals of the verdicts."
+    "Higher means that more was learned. Further right means that more was kept: this is the mean "
+    "change of the benchmarks that were not trained for. A line joins the values in their order. "
+    "The bars are the confidence intervals of the verdicts."
 )
 PageFigure = tuple[Figure, Figure | None, str]  # for a page, for a phone, and what it shows
 
@@ -83,7 +85,7 @@ def _draw_learned(
     kept = columns.get(KEPT) or _find_only(columns, roles, Role.retained)
     learned, unit = columns.get(LEARNED) or _find_only(columns, roles, Role.target), "points"
     if not learned and kept:
-        unit = "held-out loss, 0.01 nats a token"
+        unit = "held-out loss, 0.01 nats per token"
         losses = [row.learned_loss for row in comparison.rows]
         means = [Estimate(loss, nan, nan, nan) for loss in losses]
         learned = [replace(one, mean=mean) for one, mean in zip(kept, means, strict=True)]

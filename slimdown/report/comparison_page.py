@@ -60,7 +60,7 @@ def comparison_table(
         cells |= _show_changes(row, of_row, headings)
         rows.append(Row(cells | (run if is_told else {})))
     if len(rows) < len(comparison.rows):
-        notes = (f"--rows 0 shows all {len(comparison.rows):,} rows.", *notes)
+        notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
     return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
 
 
@@ -119,7 +119,7 @@ def _show_changes(
             cells |= show_in_comparison(name, heading, findings)
     if isnan(row.target.value):
         loss = row.learned_loss
-        column = Column("learned_loss", "nats a token", is_number=True, places=NOT_BRIEF)
+        column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)
         shown = "" if isnan(loss) else format_number(loss, ".3f")
         cells[column] = Cell(shown, sort_key=loss, values={"learned_loss": loss})
     for kind, of in (("questions", "question_error"), ("training", "training_error")):
@@ -176,13 +176,13 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
     rows = []
     for row, outcome in zip(table.rows, ordered, strict=True):
         excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
-        verdict = f"beyond by {', '.join(excess)}" if excess else "within"
+        verdict = f"exceeded: {', '.join(excess)} points" if excess else "within"
         if outcome.unmeasured:
             verdict = f"not measured: {', '.join(outcome.unmeasured)}"
         cell = Cell(verdict, values={"is_within_budget": outcome.is_within})
         rows.append(Row({**row.cells, Column("budget", max_width=30): cell}))
     n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"
-    summary = f"{n_within} are within the budget as measured; the best stands first."
+    summary = f"{n_within} are within the budget as measured. The best trial comes first."
     return replace(table, rows=rows, notes=(summary, *table.notes))
 
 
@@ -210,7 +210,7 @@ def scales_table(
         if training := points[max(0, i - 1)].findings.training:
             loss = training.validation_loss_after if i else training.validation_loss_before
             cell = Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
-            rows[i][Column("validation loss", "nats a token", is_number=True)] = cell
+            rows[i][Column("validation loss", "nats per token", is_number=True)] = cell
     for name, curve in curves.items():
         benchmark, share = first.benchmarks[name], first.benchmarks[name].primary.base.value
         heading = text.mark_target(name, benchmark.role)
@@ -220,8 +220,8 @@ def scales_table(
             row[column] = make_change_cell(change, f"{name}.change")
     part = [f"Questions: {first.part}."] if first.part else []
     legend = (
-        "Scale 0 is the base with its scores; below it stand changes. The intervals of a benchmark "
-        "hold for all scales at once."
+        "Scale 0 is the base model: its row shows scores, and the other rows show changes. The "
+        "confidence intervals of a benchmark hold for all scales at once."
     )
     return Table(title, list(map(Row, rows)), legend, tuple(part))
 
@@ -256,8 +256,8 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     """Render the table and a figure of its curves as a page."""
     from slimdown.report import figures
 
-    figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
-    caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
+    figure = figures.draw_by_setting("scale of the adapter", build_simultaneous_curves(points))
+    caption = "Change of each benchmark at each scale. The intervals hold for all scales at once."
     values: dict[str, Any] = {"figures": [(figure, None, caption)], "headings": [], "answer": []}
     values |= {"command": "scale", "options": "", "closing": []}
     return pages.render("comparison.html.j2", table=table, **values)

@@ -269,7 +269,7 @@ def show_findings(
     notes: Sequence[str] = (),
     with_details: bool = False,
 ) -> None:
-    """Print the outcome of a gate, the table, and four lines; `with_details` all there is to say.
+    """Print the outcome of a gate, the table, and a few sentences, or all with `with_details`.
 
     Args:
         findings: What is shown.
@@ -281,8 +281,7 @@ def show_findings(
     """
     table, width = findings_table(findings, title, gate=gate), _open_console().width
     title = cut_names(title, title.split(" → "), width)
-    outcome = cut_names(table.outcome, findings.benchmarks, width)
-    show_table(replace(table, title=title, outcome=outcome, legend=""), with_details)
+    show_table(replace(table, title=title, legend=""), with_details)
     sentences = [*notes]
     if with_details:
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)

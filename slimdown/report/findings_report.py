@@ -50,7 +50,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     records = []
     for name, result in evaluation.benchmarks.items():
         config, n = result.benchmark, len(result.samples)
-        shots = "each its own" if config.num_fewshot is None else config.num_fewshot
+        shots = "as in each task" if config.num_fewshot is None else config.num_fewshot
         for metric in sorted(result.scores, key=lambda m: m != config.metric):
             value, error = result.scores[metric].value, result.scores[metric].standard_error
             record = {"benchmark": name, "metric": metric, "shots": shots, "n": n, "score": value}
@@ -70,9 +70,9 @@ class ModelPair:
 
 def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     """Show pairs of models by the primary metrics, one row for each pair and benchmark."""
-    n, sides, direction = len(pairs), ("first", "second"), "from first to second"
+    n, sides, direction = len(pairs), ("first", "second"), "from the first to the second model"
     if pairs[0].first == "base":
-        sides, direction = ("base", "tuned"), "from the base to the tuned model"
+        sides, direction = ("base", "tuned"), "from the base model to the tuned model"
     rows, notes = [], list[str]()
     for pair in pairs:
         title = f"{pair.first} → {pair.second}"
@@ -85,8 +85,8 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
         first = {Column("pair", max_width=30, places=places): Cell(title, values={"pair": title})}
         shown = (row for row in make_rows(pair.findings, None, sides) if not row.is_secondary)
         rows += [Row(first | row.cells) for row in shown]
-    title = f"{n} runs on the questions that did not choose them" if n > 1 else title
-    legend = f"Change {direction}. {text.explain_table(pairs[0].findings)}"
+    title = f"{n} runs on the held-out questions" if n > 1 else title
+    legend = f"Each change is {direction}. {text.explain_table(pairs[0].findings)}"
     return Table(title, name_levels(rows), legend, tuple(notes))
 
 
@@ -108,7 +108,7 @@ def write_junit(gate: Gate, title: str) -> str:
         else:
             ElementTree.SubElement(case, "system-out").text = check.reason
     if gate.mean and gate.is_worse:
-        name, reason = "the retained benchmarks are not worse together", gate.mean
+        name, reason = "the retained benchmarks are not worse on average", gate.mean
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
         message = text.describe_overall(reason)
         ElementTree.SubElement(case, "failure", message=message, type="failed")

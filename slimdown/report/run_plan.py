@@ -73,19 +73,20 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
         plans: Of what is left to do.
         n_finished: How many jobs are finished before.
     """
-    done = f" {pluralize(n_finished, 'run')} stands in the record." * bool(n_finished)
+    done = f" {pluralize(n_finished, 'run')} is in the record already." if n_finished else ""
     if n_finished > 1:
-        done = f" {n_finished:,} runs stand in the record."
+        done = f" {n_finished:,} runs are in the record already."
     if not plans:
         return f"Nothing is left to do.{done}"
     seconds = sum(plan.seconds for plan in plans)
     parts = [one for plan in plans for one in plan.parts if one.part == "base"]
     is_known = parts and all(one.is_recorded for one in parts)
-    base = "; the base is in the record" * bool(is_known)
+    base = ". The base model's answers are in the record already" if is_known else ""
     if isfinite(seconds):
-        return f"About {format_duration(seconds)} in all{base}.{done}"
-    unknown = "How long it takes is not known: no run of this model is recorded on this machine"
-    return f"{unknown}{base}. --plan=try tries one batch of each kind of work.{done}"
+        return f"About {format_duration(seconds)} in total{base}.{done}"
+    unknown = "The time is unknown, because no run of this model is recorded on this machine"
+    advice = "Add --plan=try to measure one batch of each kind of work."
+    return f"{unknown}{base}. {advice}{done}"
 
 
 def plan_table(plan: RunPlan) -> Table:
@@ -106,7 +107,7 @@ def plan_table(plan: RunPlan) -> Table:
             Column("time", is_number=True): Cell(time),
         }
         rows.append(Row(cells))
-    title = f"{plan.title}{f', {plan.n_equal} jobs alike' * (plan.n_equal > 1)}"
+    title = f"{plan.title}{f', for each of {plan.n_equal} runs' if plan.n_equal > 1 else ''}"
     return Table(title, rows)
 
 
@@ -119,7 +120,7 @@ def describe_plan(plan: RunPlan) -> Iterator[str]:
         advice = sorted(_shorten(plan), key=lambda one: -one[1])
         named = [f"{text} (−{format_duration(saved)})" for text, saved in advice[:_MOST_ADVICE]]
         if named:
-            yield f"Shorter: {', '.join(named)}"
+            yield f"To shorten the run: {', '.join(named)}"
 
 
 def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:

@@ -46,12 +46,13 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
     n_benchmarks = sum(change.verdict is not None for change in changes)  # others are watched
     against = "the stage before" if stages.whole else stages.steps[0].before
     legend = (
-        f"Change against {against}, points [an interval of at least 95 %; of 90 % at =]; verdicts "
-        f"corrected for {n_steps} × {n_benchmarks} changes."
+        f"Changes are relative to {against}, in percentage points, with confidence intervals of at "
+        "least 95 % (90 % for retained). Verdicts are corrected for all changes of the table "
+        f"({pluralize(n_steps, 'step')}, {pluralize(n_benchmarks, 'benchmark')})."
     )
     losses, notes = list(describe_losses(stages)), list(_describe_asking(stages))
     if unchanged:
-        notes.insert(0, f"{pluralize(len(unchanged), 'more benchmark')}: no change is shown.")
+        notes.insert(0, f"{pluralize(len(unchanged), 'more benchmark')}: no change is significant.")
     if gate:
         return add_outcome(Table(title, rows, legend, (*losses, *notes)), gate)
     summary = " ".join(losses)
@@ -81,7 +82,9 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
         values: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
         values |= {"is_whole": is_whole, "change": shown.value}
         values |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
-        cells = {_STAGE: Cell("in all" if is_whole else redact_leaf(step.after), values=values)}
+        cells = {
+            _STAGE: Cell("whole chain" if is_whole else redact_leaf(step.after), values=values)
+        }
         cells |= {_COUNT: Cell(), _SCORE: _show_score(change.primary.tuned.value, not is_whole)}
         cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
         verdict = change.verdict and change.verdict.value  # None: it is watched
@@ -94,7 +97,7 @@ def _show_score(score: float, is_shown: bool = True) -> Cell:
 
 
 def _describe_asking(stages: StageFindings) -> Iterator[str]:
-    """Give the bits a byte of texts, and say which stages were asked otherwise."""
+    """Give the bits per byte of texts, and say which stages were asked differently."""
     for name in stages.benchmarks:
         steps = stages.list_changes(name)[: len(stages.steps)]
         bits = [trait for _, change in steps if (trait := change.find_trait(BITS))]
@@ -102,14 +105,17 @@ def _describe_asking(stages: StageFindings) -> Iterator[str]:
             parts = [f"{steps[0][0].before} {format_number(bits[0].base, '.3f')}"]
             for (step, _), trait in zip(steps, bits, strict=True):
                 parts.append(f"{step.after} {format_number(trait.tuned, '.3f')}")
-            yield f"Bits a byte of {name}: {redact_leaf(', '.join(parts))}."
+            yield f"Bits per byte of {name}: {redact_leaf(', '.join(parts))}."
     if part := stages.steps[0].findings.part:
         yield f"Questions: {redact_leaf(part)}."
     for step in stages.steps:
         if step.differences:
             after, before = redact_leaf(step.after), redact_leaf(step.before)
             ways = "; ".join(map(redact_leaf, step.differences))
-            yield f"{after} was asked otherwise than {before}: {ways}. Its change holds that, too."
+            yield (
+                f"{after} was asked differently from {before}: {ways}. Its change includes the "
+                "effect of that."
+            )
 
 
 def describe_losses(stages: StageFindings) -> Iterator[str]:
@@ -120,9 +126,11 @@ def describe_losses(stages: StageFindings) -> Iterator[str]:
             shown = step.findings.benchmarks[name].shown_change
             parts.append(f"{redact_leaf(step.after)} ({' '.join(format_points(shown))})")
         if parts:
-            yield f"{name} fell at {', '.join(parts)}."
+            yield f"{name} fell at stage {', '.join(parts)}."
     if not any(map(stages.find_losses, stages.benchmarks)):
-        yield "Nothing is shown to be lost; the intervals say what is ruled out."
+        yield (
+            "No loss is significant. The confidence intervals show how large a loss could still be."
+        )
 
 
 def served_table(findings: Findings) -> Table | None:
@@ -130,8 +138,10 @@ def served_table(findings: Findings) -> Table | None:
     stages = judge_served(findings)
     if stages is None:
         return None
-    table = stages_table(stages, "The base, the model asked as the base is, and as it is served")
-    return replace(table, notes=tuple(f"As it is served: {line}." for line in findings.serving))
+    table = stages_table(
+        stages, "The base model, the tuned model asked like the base, and as served"
+    )
+    return replace(table, notes=tuple(f"Served differently: {line}." for line in findings.serving))
 
 
 def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:
@@ -146,7 +156,10 @@ def render_stages_page(table: Table, stages: StageFindings, command: str) -> str
 
     figures: Sequence[Any] = ()
     if stages.whole:
-        caption = "Each bar is what one stage changed, with its interval; the steps add up."
+        caption = (
+            "Each bar shows how much one stage changed the score, with its confidence interval. "
+            "The steps add up to the whole change."
+        )
         figures = [(draw_waterfalls(stages), draw_waterfalls(stages, PHONE_WIDTH), caption)]
     values: dict[str, Any] = {"figures": figures, "headings": [], "answer": [], "closing": []}
     values |= {"command": command, "options": "", "table": table.at(Place.page)}

@@ -281,8 +281,8 @@ def print_table(
             console.print()
     if left_out:
         names = ", ".join(visible(column.heading) for column in left_out)
-        reason = f"Left out, since a line has {console.width} characters: {names}."
-        console.print(Text(f"{reason} -o FILE.html or FILE.csv shows everything."))
+        reason = f"Columns left out, because a line has {console.width} characters: {names}."
+        console.print(Text(f"{reason} Add -o FILE.html or -o FILE.csv to see everything."))
     for line in table.notes:
         console.print(Text(visible(line)))
     if table.legend:

@@ -38,11 +38,11 @@ _MOST_CUT = 0.2  # of answers that ended at the limit of tokens; above, the cons
 FEWEST_RIGHT = 5  # of the base's answers; of fewer no forgetting rate is shown
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
 CAUSES = {
-    "other_format": ("other format", "another way to read the answer still finds it"),
+    "other_format": ("other format", "another filter still finds the right answer"),
     "empty": ("empty", "the model wrote nothing"),
     "stopped_early": ("stopped early", "less than half the words of the base's right answer"),
-    "wrong_result": ("wrong result", "a full-length answer that does not hold the right one"),
-    "nearly_level": ("nearly level", "the right choice is behind by less than 0.1 nats"),
+    "wrong_result": ("wrong result", "a full-length answer that does not contain the right one"),
+    "nearly_level": ("nearly level", "the right choice is less than 0.1 nats behind"),
     "clearly_behind": ("clearly behind", "another choice leads by 0.1 nats or more"),
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
@@ -50,18 +50,21 @@ OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecide
 ADVICE_ON_LOGS = "slimdown run tuned=MODEL suite=quick, then slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
-    "The one you choose, on the questions that were held back: slimdown compare RUN --confirm"
+    "To confirm the run you choose on the held-out questions: slimdown compare RUN --confirm"
 )
 COMPARISON_LEGEND = (
-    "Mean change (tuned − base) with the interval of its verdict. Over several seeds both speak of "
-    "other questions and other seeds, corrected for all cells (Holm), and take seeds to be normal: "
-    "a training that now and then collapses is not. Of one seed both are its report's own; † marks "
-    "what does not hold for all cells. More questions lower the one noise, more seeds the other."
+    "Each cell shows the mean change (tuned minus base) with the confidence interval of its "
+    "verdict. Over several seeds, both generalise to new questions and new seeds. They are "
+    "corrected for all cells of the table (Holm). They assume that seeds are normally "
+    "distributed, which is wrong for a training that sometimes collapses. For one seed, both are "
+    "those of the run's own report, and † marks a verdict that is undecided once it is corrected "
+    "for all cells. More questions reduce the noise of the questions; more seeds reduce the noise "
+    "of the training."
 )
 
 
 Sides = tuple[str, str]
-BASE_AND_TUNED: Sides = "the base's answers", "the tuned model's"
+BASE_AND_TUNED: Sides = "the base model's answers", "the tuned model's"
 
 
 def describe_losses(training: TrainingResult) -> str:
@@ -96,7 +99,7 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
     if benchmark.paper_metric is None or estimate is None:
         return "", ""
     if isnan(estimate.value):
-        return "undefined, base at 0", ""
+        return "undefined, the base scores 0", ""
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
         return (f"FR {value}", interval) if is_rate_shown(benchmark) else ("", "")
@@ -117,7 +120,7 @@ def summarize(findings: Findings) -> Iterator[str]:
         if verdict == "retained":
             margins = sorted({100 * benchmark.margin for benchmark in chosen.values()})
             points = " or ".join(f"{margin:g}" for margin in margins)
-            changes += f"; a change of {points} points or more is ruled out"
+            changes += f". A change of {points} points or more is ruled out"
         if chosen:
             yield f"{verdict.capitalize()}: {changes}."
     watched = {n: b for n, b in findings.benchmarks.items() if b.role is Role.watched}
@@ -133,31 +136,34 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             yield _describe_unmeasured(name, benchmark)
         elif benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = f"{n} show a change of {100 * smallest:.1f} points at 80 % power."
+            points = f"{100 * smallest:.1f} points"
+            reason = f"{n} detect a change of {points} in 80 % of cases (power)."
             if benchmark.n < FEWEST_TO_TELL or isnan(smallest):
-                reason = f"{n} are too few to tell."
+                reason = f"{n} are too few for a verdict."
             elif needed := benchmark.n_to_decide:
                 reason += (
-                    f" About {needed:,} would decide a verdict, if the change stays as large as "
-                    "measured."
+                    f" About {needed:,} would be enough for a verdict if the change stays as "
+                    "large as measured."
                 )
             yield f"Undecided: {name}. {reason}"
 
 
 def _describe_unmeasured(name: str, benchmark: BenchmarkChange) -> str:
     base, tuned = (f"{100 * share:.0f} %" for share in benchmark.never_ended or (nan, nan))
-    shares = f"{base} of the base's answers and {tuned} of the tuned model's"
-    advice = f"raise benchmark.{name}.max_gen_toks"
+    shares = f"{base} of the base model's answers and {tuned} of the tuned model's"
+    advice = f"Raise benchmark.{name}.max_gen_toks"
     word = "Undecided" if benchmark.verdict else "Unclear"  # a watched one has no verdict
-    return f"{word}: {name}. Thinking never ended in {shares}: {advice}."
+    return (
+        f"{word}: {name}. In {shares}, the thinking did not end within the token limit. {advice}."
+    )
 
 
 def describe_outcome(gate: Gate) -> str:
     """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
     word, outcome = OUTCOMES[gate.outcome], overall_outcome(gate.checks)
     if gate.mean and gate.is_worse and outcome is not Outcome.beyond:
-        least = f"{-100 * gate.mean.high:.1f} points or more"
-        return f"{word}: the retained benchmarks lost {least} on average; they may lose nothing."
+        least = f"at least {-100 * gate.mean.high:.1f} points"
+        return f"{word}: the retained benchmarks lost {least} on average, and may lose nothing."
     deciding = [check for check in gate.checks if check.outcome is outcome]
     of_all = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
     which = f" ({of_all}{len(gate.checks):,} budgets)" if len(gate.checks) > 1 else ""
@@ -175,9 +181,13 @@ def _describe_loss(check: BudgetCheck) -> str:
         return f"{name}: {check.reason}"
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
     lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
-    most = "or more" if check.outcome is Outcome.beyond else "at most"
-    shown = f"lost {lost} points {most}" if loss > 0 else "lost nothing"
-    return f"{name} {shown}; it may lose {budget}"
+    verbs = {
+        Outcome.within: "lost at most",
+        Outcome.beyond: "lost at least",
+        Outcome.undecided: "may have lost up to",
+    }
+    shown = f"{verbs[check.outcome]} {lost} points" if loss > 0 else "lost nothing"
+    return f"{name} {shown}; its budget is {budget} points"
 
 
 def summarize_briefly(
@@ -209,11 +219,11 @@ def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> I
         if trait and benchmark.max_gen_toks and max(trait.base, trait.tuned) > _MOST_CUT:
             before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
             limit = f"max_gen_toks={benchmark.max_gen_toks}"
-            cut.append(f"{name} ({before} of {sides[0]}, {after} of {sides[1]} at {limit})")
+            cut.append(f"{name} ({before} of {sides[0]} and {after} of {sides[1]} at {limit})")
     if cut:
         yield (
-            f"Answers were cut at their limit in {_list_names(cut)}: a model that answers in fewer "
-            "words then looks better. Raise the limit."
+            f"Many answers were cut at the token limit: {_list_names(cut)}. This favours the model "
+            "that writes shorter answers. Raise the limit."
         )
 
 
@@ -239,9 +249,12 @@ def advise(
     if can_scale and can_show_budget(findings, budget):
         return f"slimdown scale {run_id[:8]} --max-loss {budget:g}"
     if not trains:
-        return f"ask more questions; these can show no loss to be within {100 * budget:.3g} points"
+        return (
+            "ask more questions. These are too few to prove that a loss is at most "
+            f"{100 * budget:.3g} points."
+        )
     setting = (not keeps and advise_mitigation()) or "train.stop_on_forgetting=true"
-    return f"the same command with {setting}"
+    return f"run the same command with {setting}"
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
@@ -282,19 +295,22 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     if many := {name: n for name, n in needed.items() if name not in few}:
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        yield _say_what_would_decide(many, has_changed, "its budget" if gate else "a verdict")
+        yield _say_what_would_decide(many, has_changed, " to check the budget" if gate else "")
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
-        yield f"Too few questions to tell: {_list_names(counted)}."
+        purpose = "to check the budget" if gate else "for a verdict"
+        yield f"Too few questions {purpose}: {_list_names(counted)}."
 
 
-def _say_what_would_decide(needed: Mapping[str, int | None], has_changed: bool, what: str) -> str:
+def _say_what_would_decide(
+    needed: Mapping[str, int | None], has_changed: bool, purpose: str
+) -> str:
     """Say how many questions each undecided benchmark needs.
 
     Args:
         needed: By benchmark; None or 0: no number of questions would decide.
         has_changed: Whether any of their scores changed.
-        what: What would be decided.
+        purpose: What the questions are for, where it is not the verdict.
     """
     condition = "if nothing is lost"
     if has_changed:
@@ -305,11 +321,11 @@ def _say_what_would_decide(needed: Mapping[str, int | None], has_changed: bool, 
     if not known:
         return opening
     if len(needed) == 1:
-        return f"{opening} About {known[0][1]:,} questions would decide {what}, {condition}."
+        return f"{opening} About {known[0][1]:,} questions would be enough{purpose} {condition}."
     known.sort(key=lambda pair: pair[1])
     counts = [f"{n:,} of {name}" for name, n in known[:_MOST_NAMED]]
     counts[0] = counts[0].replace(" of ", " questions of ", 1)
-    return f"{opening} {what.capitalize()} needs about {_list_names(counts)}, {condition}."
+    return f"{opening} About {_list_names(counts)} would be enough{purpose} {condition}."
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -330,32 +346,34 @@ def describe_overall(mean: Estimate) -> str:
     """Say whether the retained benchmarks are worse together; "worse" is false in 2.5 % at most."""
     answer = "worse" if mean.high < 0 else "better" if mean.low > 0 else "undecided"
     change = " ".join(format_points(mean))
-    return f"Overall: {answer}, {change} points in the mean of the retained."
+    return f"Overall: {answer}. The retained benchmarks changed by {change} points on average."
 
 
-def describe_bits(bits_a_byte: Trait) -> str:
-    """Write the bits a byte of texts before and after, with the change in percent."""
-    base, tuned = bits_a_byte.base, bits_a_byte.tuned
+def describe_bits(bits_per_byte: Trait) -> str:
+    """Write the bits per byte of texts before and after, with the change in percent."""
+    base, tuned = bits_per_byte.base, bits_per_byte.tuned
     change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
     bits = " → ".join(format_number(one, ".3f") for one in (base, tuned))
-    if isnan(bits_a_byte.low) or not base:
+    if isnan(bits_per_byte.low) or not base:
         return f"{bits} ({change} %)"
-    low, high = (100 * end / base for end in (bits_a_byte.low, bits_a_byte.high))
+    low, high = (100 * end / base for end in (bits_per_byte.low, bits_per_byte.high))
     return f"{bits} ({change} % {formatting.format_interval(low, high, '+.1f')})"
 
 
 def _list_bits(findings: Findings) -> Iterator[str]:
     texts = {n: bits for n, b in findings.benchmarks.items() if (bits := b.find_trait(BITS))}
     if described := "; ".join(f"{name} {describe_bits(one)}" for name, one in texts.items()):
-        yield f"Bits a byte of text: {described}."
+        yield f"Bits per byte of text: {described}."
 
 
 def describe_texts(findings: Findings) -> Iterator[str]:
     """Say what texts cost before and after, and why there is no verdict."""
     for bits in _list_bits(findings):
-        condition = "The interval holds if no rare text hides a large change. "
+        condition = "The interval assumes that no rare text hides a large change. "
         condition = condition if "[" in bits else ""
-        reason = "Text may become less likely without an ability lost: there is no verdict."
+        reason = (
+            "There is no verdict, because a text can become less likely without a loss of ability."
+        )
         yield f"{bits} {condition}{reason}"
 
 
@@ -363,21 +381,28 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     """List what makes the findings say less than it seems, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
         if not benchmark.is_measured:
-            yield f"{name}: thinking never ended; raise its max_gen_toks."
+            yield (
+                f"{name}: the thinking did not end within the token limit. Raise "
+                f"benchmark.{name}.max_gen_toks."
+            )
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
             yield (
-                f"{name}: the base has none right, so these questions cannot show a loss; read its "
-                f"answers, and leave it out of a gate with --max-loss {name}=off."
+                f"{name}: the base model answered no question correctly, so no loss can be "
+                "measured. Read its answers to see why. To leave this benchmark out of a gate, add "
+                f"--max-loss {name}=off."
             )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
         which = "" if len(unlogged) == len(findings.benchmarks) else f" of {names}"
-        yield f"The tables{which} hold no prompts, which may have differed."
+        yield (
+            f"The tables{which} contain no prompts, so it is unknown whether both models were "
+            "asked in the same way."
+        )
     if findings.training and findings.training.stopped:
-        yield f"Stopped: {findings.training.stopped}."
+        yield f"The training stopped early: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
-        yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
+        yield f"Not run: {name} ({' '.join(reason.split())})."
 
 
 def describe_noise(findings: Findings) -> Iterator[str]:
@@ -395,20 +420,25 @@ def describe_noise(findings: Findings) -> Iterator[str]:
             shown.append(f"{100 * max(-change.low, change.high):.1f} points in {name}")
         elif n_flips and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
             hidden.append(f"{100 * least:.1f} points in {name}")
-    same = f"Both logs are of one model, {base.model}"
+    same = f"Both logs are from the same model, {base.model}"
     if not has_flips:
-        yield f"{same}, and no answer flips: where a tuned model's do, its weights did it."
+        yield (
+            f"{same}, and no answer flips. So if answers of a tuned model flip, its weights are "
+            "the cause."
+        )
         return
-    yield f"{same}, and yet answers flip: {', '.join(flips)}."
+    yield f"{same}, but answers flip: {', '.join(flips)}."
     if shown:
         yield (
-            f"More flip one way than by chance: a tuned model's change of up to {', '.join(shown)} "
-            "may be the engine's. Make both logs with equal versions, precision and batch size."
+            "More answers flip in one direction than chance explains. So the engine alone may "
+            f"change a tuned model's score by up to {', '.join(shown)}. Make both logs with the "
+            "same versions, precision and batch size."
         )
     elif hidden:
         yield (
-            "Such flips go both ways, and a verdict counts them: they alone show a change in 5 % "
-            f"of cases at most, but a true one below {', '.join(hidden)} may go unseen."
+            "Such flips go in both directions, and the verdict takes them into account: by "
+            "themselves they lead to a false claim in at most 5 % of cases. But a true change "
+            f"below {', '.join(hidden)} may go unnoticed."
         )
 
 
@@ -427,13 +457,16 @@ def list_caveats(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[
     yield from describe_serving(findings)
     yield from describe_prompts(findings)
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
-        yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
+        yield (
+            f"Stopped early: {', '.join(stopped)}. The verdict is valid, but the measured change "
+            "is likely too large."
+        )
     for name, benchmark in findings.benchmarks.items():
         yield from describe_answers(name, benchmark, sides)
         yield from describe_sampling(name, benchmark)
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
-        yield f"The base's answers were measured before: {origin}."
+        yield f"The base model's answers come from an earlier measurement: {origin}."
 
 
 def describe_prompts(findings: Findings) -> Iterator[str]:
@@ -454,17 +487,17 @@ def describe_answers(
     first, second = sides
     if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
         before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-        yield f"{name}: {before} of {first} think, {after} of {second}."
+        yield f"{name}: {before} of {first} contain thinking, and {after} of {second}."
     for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
         before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
-        shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
-        scores = f"right in {before} of {one.n} {subject} before, in {after} after"
-        yield f"{name}: {scores}; {shown}."
+        shown = "significant" if one.p_value < ALPHA else "not significant"
+        scores = f"{before} of {one.n} {subject} questions are right before, {after} after"
+        yield f"{name}: {scores}. The difference is {shown}."
     if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
         base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
         limit = f"{base} of {first} and {tuned} of {second}"
-        limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
-        yield f"{name}: {limit}; a model that answers in fewer words then looks better."
+        limit += f" were cut at max_gen_toks={benchmark.max_gen_toks}"
+        yield f"{name}: {limit}. This favours the model that writes shorter answers."
 
 
 def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
@@ -474,13 +507,14 @@ def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
         counted = f"{difference.n:,} questions, {len(difference.observations):,} of them distinct"
         yield f"{name}: {counted}. Copies of a question, and questions of one cluster, count once."
     if n_subjects := difference.sampling.n_subjects:
-        yield f"{name} is about these {n_subjects} subjects alone."
+        yield f"{name}: the verdict holds for these {n_subjects} subjects only."
 
 
 def describe_serving(findings: Findings) -> Iterator[str]:
     """Say in a sentence how the tuned model is served otherwise than the base."""
     if findings.serving:
-        yield f"As it is served: {'; '.join(findings.serving)}."
+        differences = "; ".join(findings.serving)
+        yield f"The tuned model is served differently from the base model: {differences}."
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:
@@ -497,11 +531,11 @@ def describe_lost_answers(findings: Findings) -> Iterator[str]:
 
 def describe_position(choices: ChoiceShift) -> str:
     """Say which position the tuned model prefers, and whether it is shown to have moved there."""
-    opening = "No shift to one position is shown. The most frequent choice is"
+    opening = "No significant shift to one position. The most frequent choice is"
     opening = "The tuned model moved to choice" if choices.collapsed else opening
     parts = (choices.share_before, choices.share_after, choices.share_right)
     before, after, right = (f"{100 * share:.0f} %" for share in parts)
-    shares = f"{before} of all questions before, {after} after; it is right in {right}."
+    shares = f"{before} of all questions before, {after} after. It is the right answer in {right}."
     return f"{opening} {chr(ord('A') + choices.position)}: {shares}"
 
 
@@ -511,7 +545,8 @@ def describe_training(training: TrainingResult) -> Iterator[str]:
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
     yield f"Validation loss {losses}, {steps}, {share}."
     if training.n_truncated:
-        yield f"train.max_length cut {pluralize(training.n_truncated, 'row')}."
+        n_cut = pluralize(training.n_truncated, "row")
+        yield f"Cut, because they are longer than train.max_length: {n_cut}."
     if training.n_untrained:
         yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
 
@@ -537,7 +572,7 @@ def describe_budgets(gate: Gate) -> Iterator[str]:
     """Say for each budget of a gate what is shown, and how the retained changed on average."""
     for check in gate.checks:
         word, budget = OUTCOMES[check.outcome].lower(), f"{100 * check.budget:.3g} points"
-        yield f"{check.benchmark}, which may lose {budget}: {word}, {check.reason}."
+        yield f"{check.benchmark} (budget: {budget}): {word}, because {check.reason}."
     if gate.mean:
         yield describe_overall(gate.mean)
 
@@ -547,7 +582,12 @@ def explain_table(findings: Findings) -> str:
     roles = [b.role for b in findings.benchmarks.values()]
     n = sum(role is not Role.watched for role in roles)
     is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
-    legend = f"Points [an interval of at least 95 %{'; of 90 % at =, retained' * is_retained}]"
-    legend += "; * target task" if Role.target in roles else ""
-    legend += "; without a verdict: watched" if Role.watched in roles else ""
-    return legend + (f"; verdicts corrected for {n} benchmarks." if n > 1 else ".")
+    level = "at least 95 % (90 % for retained)" if is_retained else "at least 95 %"
+    sentences = [f"Changes are in percentage points, with confidence intervals of {level}."]
+    if Role.target in roles:
+        sentences.append("A star (*) marks a target benchmark.")
+    if Role.watched in roles:
+        sentences.append("A watched benchmark has no verdict.")
+    if n > 1:
+        sentences.append(f"Verdicts are corrected for {n} benchmarks (Holm).")
+    return " ".join(sentences)

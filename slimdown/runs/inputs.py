@@ -137,7 +137,7 @@ def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, Trainin
     train_data = read_rows(config, tokenizer)
     keep = config.keep.adapt_to(tokenizer, train_data, config)
     if keep.name != config.keep.name:
-        notes.append(f"keep={config.keep.name} is here {keep.describe()}.")
+        notes.append(f"keep={config.keep.name} means {keep.describe()}.")
         config = complete_config(replace(config, keep=keep))
     n_rows = sum(len(part.train) for part in train_data.parts)
     for problem in check_rows(config, n_rows, not train_data.holds_conversations):
@@ -211,18 +211,18 @@ def leave_out_unaskable(
         ModelError: The model has no chat template, and a benchmark asks messages.
         DataError: The template takes no benchmark, or not the one that you chose.
     """
-    asked, reasons = dict[str, BenchmarkTask](), dict[str, str]()
+    askable, reasons = dict[str, BenchmarkTask](), dict[str, str]()
     for name, task in tasks.items():
         try:
             task.check_prompts(tokenizer, config.evaluation)
-            asked[name] = task
+            askable[name] = task
         except DataError as error:
             if config.suite is None:
                 raise
             reasons[name] = str(error)
-    if not asked:
+    if not askable:
         raise DataError("\n".join(reasons.values()))
-    return asked, reasons
+    return askable, reasons
 
 
 def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:

@@ -206,7 +206,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     """Say how benchmarks are asked, what is cut, and what memory and disk it takes."""
     config = inputs.config
     yield f"Base model: {describe_model(config)}."
-    yield f"Asked: {describe_prompts(config.evaluation)}."
+    yield f"Prompts: {describe_prompts(config.evaluation)}."
     yield from inputs.notes
     if inputs.train_data:
         is_chat = inputs.train_data.holds_conversations
@@ -217,7 +217,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     if rows:
         labels = [label for row_labels in rows.train["labels"] for label in row_labels]
         share = sum(label != IGNORED for label in labels) / max(1, len(labels))
-        yield f"The loss is on {100 * share:.0f} % of the rows' tokens."
+        yield f"The loss is on {100 * share:.0f} % of the tokens of the rows."
         yield from (f"{note}." for note in rows.notes)
         yield from config.keep.explain_plan(len(rows.train))
     for name, reason in inputs.not_run.items():

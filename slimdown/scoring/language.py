@@ -29,8 +29,8 @@ def find_languages(text: str) -> list[str]:
     []
     """
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if _is_long(sentence)]
-    texts = sentences or [text]
-    return list(dict.fromkeys(_identify(one) for one in texts if re.search(r"[^\W\d_]", one)))
+    parts = [part for part in sentences or [text] if re.search(r"[^\W\d_]", part)]
+    return list(dict.fromkeys(map(_identify, parts)))
 
 
 def _is_long(sentence: str) -> bool:

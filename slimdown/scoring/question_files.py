@@ -19,6 +19,7 @@ A document has `text` alone.
 """
 _KINDS = {"question": "question", "choices": "choices", "conversation": "messages"}
 _KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
+_KEYS_OF_QUESTIONS = ("question", "messages", "answer", "choices")
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
 _OWN_PREFIX, _OWN_FOLDER = "assistant:", Path(__file__).parents[1] / "assistant"
 
@@ -109,8 +110,8 @@ def read_row(record: Any, score: str) -> dict[str, Any]:
         raise record
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
-    of_question = map(record.get, ("question", "messages", "answer", "choices"))
-    if "text" in record and all(value is None for value in of_question):
+    asks = any(record.get(key) is not None for key in _KEYS_OF_QUESTIONS)
+    if "text" in record and not asks:
         return _read_document(record["text"], score)
     answer, choices = record.get("answer"), record.get("choices")
     if isinstance(own_score := record.get("score"), str) and own_score.strip():

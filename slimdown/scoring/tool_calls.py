@@ -181,8 +181,8 @@ def _read_unmarked(text: str, opening: re.Match[str], tools: Any) -> Read:
         return _read_expression(text, begin)
     value, end = STRICT_DECODER.raw_decode(text, begin)
     values = value if isinstance(value, list) else [value]
-    for one in values:
-        if not isinstance(one, dict) or not (one.keys() & _KEYS or one.keys() == {"name"}):
+    for call in values:
+        if not isinstance(call, dict) or not (call.keys() & _KEYS or call.keys() == {"name"}):
             raise ValueError("it is no call")
     return values, end
 

@@ -64,9 +64,9 @@ class Sampling:
         weights = np.ones(n) if self.weights is None else self.weights
         if self.clusters is None:
             return list(columns), weights
-        cluster_of = np.unique(self.clusters, return_inverse=True)[1]
-        sums = np.bincount(cluster_of, weights).astype(float)
-        means = [np.bincount(cluster_of, weights * column) / sums for column in columns]
+        numbers = np.unique(self.clusters, return_inverse=True)[1]
+        sums = np.bincount(numbers, weights).astype(float)
+        means = [np.bincount(numbers, weights * column) / sums for column in columns]
         if self.weights is None:
             return means, np.ones(len(sums))
         return means, sums * (len(sums) / n)
@@ -77,21 +77,27 @@ class Sampling:
             return self.weights
         if self.clusters is None:
             return np.ones(n)
-        _, cluster_of, sizes = np.unique(self.clusters, return_inverse=True, return_counts=True)
-        return np.asarray(n / (len(sizes) * sizes[cluster_of]))
+        _, numbers, sizes = np.unique(self.clusters, return_inverse=True, return_counts=True)
+        return np.asarray(n / (len(sizes) * sizes[numbers]))
 
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
     ) -> tuple[Floats, EmpiricalLikelihoodTest]:
-        """Build the test of the mean of the first column; also return the distinct rows.
+        """Build the test of the weighted mean of the first column.
 
-        The last column of the rows holds the weights, which multiply the first.
+        Args:
+            columns: [n] each, a number for each question.
+            lowest, highest: The bounds of the first column's numbers.
+
+        Returns:
+            The distinct observations: the values of each column, and the weights as the last row.
+            And the test.
         """
         observations, weights = self.to_observations(columns)
         n = len(weights)
-        rows, row_of = np.unique([*observations, weights], axis=1, return_inverse=True)
-        k = rows.shape[1]
-        counts = [np.bincount(row_of.ravel()[:look], minlength=k) for look in self.looks or [n]]
+        rows, numbers = np.unique([*observations, weights], axis=1, return_inverse=True)
+        k, ends = rows.shape[1], self.looks or (n,)
+        counts = [np.bincount(numbers.ravel()[:end], minlength=k) for end in ends]
         bound = max(self.largest_weight, float(weights.max()))
         plan: tuple[int, ...] = ()
         if self.looks:
@@ -128,7 +134,7 @@ class Difference(Estimate):
 
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
-        """The test against a margin or a budget. To 0/1 answers of one kind it adds the least."""
+        """The test against a margin or a budget; see `added_to_margin` for 0/1 answers."""
         test = self.sampling.build_test([self.changes], -1.0, 1.0)[1]
         is_whole = bool(np.isin(test.values, (-1.0, 0.0, 1.0)).all())  # and so of no mixed cluster
         is_margin = self.is_binary and self.sampling.is_simple and is_whole
@@ -136,7 +142,7 @@ class Difference(Estimate):
 
     @cached_property
     def change_test(self) -> EmpiricalLikelihoodTest:
-        """The test of any change. To 0/1 answers of one kind it adds half an answer."""
+        """The test of any change; see `added_to_change` for 0/1 answers."""
         if self.is_binary and self.sampling.is_simple:
             return self.test.of_change(self.test.values != 0)
         return self.test
@@ -208,7 +214,7 @@ def compare_scores(
     """Compare two lists of scores question by question.
 
     Args:
-        before, after: one score a question, in the same order.
+        before, after: one score per question, in the same order.
         sampling: how the questions were drawn and looked at; None: equal weights, one look.
 
     Raises:
@@ -232,12 +238,13 @@ def compare_scores(
     plain = Difference(value, nan, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
     n = len(plain.observations) + 2 * plain.has_independent_answers
     error = nan if sampling.looks else plain.spread / sqrt(n)
-    # Twice the smaller tail. Without looks it is on the side of the change.
-    test = plain.change_test
-    tails = [test.p_values_above] * (value > 0) + [test.p_values_below] * (value < 0)
-    if sampling.looks:
-        tails = [test.p_values_above, test.p_values_below]
-    p_value = min([1.0, *(2 * float(tail(np.zeros(1))[0]) for tail in tails)])
+    # The p-value is twice the smaller tail. Without looks it is the tail on the side of the change,
+    # so the other one is not computed.
+    test, zero, p_value = plain.change_test, np.zeros(1), 1.0
+    if value > 0 or sampling.looks:
+        p_value = min(p_value, 2 * float(test.p_values_above(zero)[0]))
+    if value < 0 or sampling.looks:
+        p_value = min(p_value, 2 * float(test.p_values_below(zero)[0]))
     low, high = plain.interval()
     return replace(plain, standard_error=error, low=low, high=high, p_value=p_value)
 

@@ -135,16 +135,19 @@ def _solve(
         By row, the signed root; its numbers, the added one as the last; and their weights N w_k.
     """
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
-    least, added = (np.broadcast_to(one, len(counts))[:, None] for one in (least, added))
+    least = np.broadcast_to(least, len(counts))[:, None]
+    added = np.broadcast_to(added, len(counts))[:, None]
     x, counts = np.append(excess, least, axis=1), np.append(counts, added, axis=1)
     x = np.where(counts > 0, x, 0.0)
     # Nothing above 0 was seen, so a mean of 0 or less is the likeliest; else it may be impossible.
     agrees, is_impossible = x.max(axis=1) <= 0, least[:, 0] >= 0
     is_open = ~(agrees | is_impossible)
     x = np.where(is_open[:, None], x, 0.0)
-    # No weight exceeds the sum of all, so tilt stays that far from its infinite weights.
-    ends = [-1 / np.where(is_open, of_all, 1.0) for of_all in (x.max(axis=1), x.min(axis=1))]
-    low, high = (end * (1 - 1 / counts.sum(axis=1)) for end in ends)
+    low_end = -1 / np.where(is_open, x.max(axis=1), 1.0)
+    high_end = -1 / np.where(is_open, x.min(axis=1), 1.0)
+    # No weight exceeds the sum of all, which keeps the tilt away from the ends.
+    inner_share = 1 - 1 / counts.sum(axis=1)
+    low, high = low_end * inner_share, high_end * inner_share
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
         terms = x / (1 + tilt[:, None] * x)
@@ -155,7 +158,7 @@ def _solve(
         step = tilt + slope / np.maximum(curve, 1e-300)  # Newton's
         is_inside = (low <= step) & (step <= high)
         if not is_inside.all():
-            end, bound = np.where(is_up, ends[1], ends[0]), np.where(is_up, high, low)
+            end, bound = np.where(is_up, high_end, low_end), np.where(is_up, high, low)
             halfway = end - np.where(is_up, 1, -1) * np.sqrt((end - tilt) * (end - bound))
             step = np.where(is_inside, step, halfway)
         is_done = np.abs(step - tilt) <= 1e-9 * np.abs(step)
@@ -263,16 +266,16 @@ class EmpiricalLikelihoodTest:
             added: [rows, looks], the pseudo-answers; None: those of the test.
         """
         n_looks = len(self.counts)
-        by_look: Floats | float = self.added if added is None else added
+        pseudo_answers: Floats | float = self.added if added is None else added
         p_values = likelihood_p_values(
             np.repeat(excess, n_looks, axis=0),
             np.tile(self.counts, (len(least), 1)),
             np.repeat(least, n_looks),
-            np.broadcast_to(by_look, (len(least), n_looks)).ravel(),
+            np.broadcast_to(pseudo_answers, (len(least), n_looks)).ravel(),
         )
-        of_looks = p_values.reshape(-1, n_looks)
-        of_looks[:, : self.n_skipped_looks] = 1.0
-        return combine_looks(of_looks, self.plan)
+        p_values = p_values.reshape(-1, n_looks)
+        p_values[:, : self.n_skipped_looks] = 1.0
+        return combine_looks(p_values, self.plan)
 
     def of_change(self, is_flip: NDArray[np.bool_]) -> "EmpiricalLikelihoodTest":
         """Return the two-sided test of a change of 0/1 answers; `is_flip`, [k], marks changes."""

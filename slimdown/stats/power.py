@@ -23,7 +23,8 @@ from slimdown.stats.likelihood import (
 )
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
-# Takes a number of answers, a threshold, the side of it that is claimed, and a level.
+# Returns how far a mean must lie from a threshold to be shown beyond it. It takes the number of
+# answers, the threshold, the side of it that is claimed (1 or -1), and the level.
 FindReach = Callable[[int, float, int, float], float]
 POWER = 0.8
 _MOST = 10**6  # questions; larger numbers are not named
@@ -39,41 +40,45 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
         difference: of the questions.
         alpha: of the two-sided test, after its correction for other benchmarks.
     """
-    d, test = difference, difference.test
-    if isnan(d.spread):
+    plan = difference.test.plan
+    if isnan(difference.spread):
         return nan
-    if test.plan:
-        alpha *= float(share_error(test.plan)[len(d.sampling.looks) - 1])
-    if _is_plain(d):
-        discordant = (np.count_nonzero(d.changes) + 1) / (d.n + 2)
-        is_simple = d.sampling.is_simple
-        if change_power(d.n, 1.0, 1.0, alpha, is_simple) < POWER:
-            return nan
-        low, high = 0.0, 1.0
-        for _ in range(14):
-            middle = (low + high) / 2
-            power = change_power(d.n, middle, max(discordant, middle), alpha, is_simple)
-            low, high = (low, middle) if power >= POWER else (middle, high)
-        return high
-    n = len(d.observations)
-    smallest = _find_reach(d, n, 0.0, alpha / 2) + float(
-        scipy.special.ndtri(POWER)
-    ) * d.spread / sqrt(n)
+    if plan:
+        alpha *= float(share_error(plan)[len(difference.sampling.looks) - 1])
+    if _is_plain(difference):
+        return _find_least_change(difference, alpha)
+    n = len(difference.observations)
+    beyond = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
+    smallest = _find_reach(difference, n, 0.0, alpha / 2) + beyond
     return smallest if smallest <= 1 else nan
 
 
-def _is_plain(d: Difference) -> bool:
+def _is_plain(difference: Difference) -> bool:
     """Whether each observation is one 0/1 answer, and all weigh the same."""
-    return d.has_independent_answers and d.sampling.weights is None
+    return difference.has_independent_answers and difference.sampling.weights is None
 
 
-def _find_reach(d: Difference, n: int, claimed: float, alpha: float) -> float:
+def _find_least_change(difference: Difference, alpha: float) -> float:
+    """Find the smallest change of 0/1 answers that has the power; nan where none has."""
+    n, is_simple = difference.n, difference.sampling.is_simple
+    discordant = (np.count_nonzero(difference.changes) + 1) / (n + 2)
+    if change_power(n, 1.0, 1.0, alpha, is_simple) < POWER:
+        return nan
+    low, high = 0.0, 1.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        power = change_power(n, middle, max(discordant, middle), alpha, is_simple)
+        low, high = (low, middle) if power >= POWER else (middle, high)
+    return high
+
+
+def _find_reach(difference: Difference, n: int, claimed: float, alpha: float) -> float:
     """Find how far the mean of n observations must lie from a threshold to be shown beyond it.
 
     The observations are taken to be as many above as below their mean, by their spread.
 
     Args:
-        d: Of the observations so far.
+        difference: Of the observations so far.
         n: How many there are to be.
         claimed: The threshold of a one-sided test, from the side of the claim: below 0 a change is
             claimed to be within a margin.
@@ -83,14 +88,16 @@ def _find_reach(d: Difference, n: int, claimed: float, alpha: float) -> float:
         The distance; inf where none is enough.
     """
     distances = np.geomspace(1e-5, 2.0, 81)
-    excess = distances[:, None] + np.array([-d.spread, d.spread])
-    p = likelihood_p_values(excess, np.array([n / 2, n / 2]), d.test.lowest - claimed)
-    shown = int(np.argmax(p < alpha))
-    if not p[shown] < alpha:
+    excess = distances[:, None] + np.array([-difference.spread, difference.spread])
+    least = difference.test.lowest - claimed
+    p_values = likelihood_p_values(excess, np.array([n / 2, n / 2]), least)
+    shown = int(np.argmax(p_values < alpha))
+    if not p_values[shown] < alpha:
         return inf
     if shown == 0:
         return float(distances[0])
-    roots = scipy.special.ndtri(np.maximum(p[shown - 1 : shown + 1], 1e-300))
+    # Between two distances, the root of the likelihood ratio is taken to be a straight line.
+    roots = scipy.special.ndtri(np.maximum(p_values[shown - 1 : shown + 1], 1e-300))
     share = (roots[0] - scipy.special.ndtri(alpha)) / (roots[0] - roots[1])
     return float(distances[shown - 1] + share * (distances[shown] - distances[shown - 1]))
 
@@ -106,7 +113,7 @@ def change_power(
     """
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
     changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
-    # the largest count of the rarer kind that still shows a change; -1 if none does
+    # By halving, find the largest count of the rarer kind that still shows a change; -1: none does.
     critical, beyond = np.full(len(changed), -1), changed // 2 + 1
     added = added_to_change(changed, n) if is_simple else PSEUDO_ANSWERS
     while (beyond - critical > 1).any():
@@ -145,68 +152,78 @@ def n_to_decide(
     Returns:
         The number; None if it cannot be estimated.
     """
-    d = difference
-    if isnan(d.spread):
+    if isnan(difference.spread):
         return None
-    if d.sampling.looks:
+    if difference.sampling.looks:
         alpha *= EARLY_SHARE
-    is_counted = _is_plain(d) or (d.is_binary and not d.changes.any())
-    spread, find_reach = _plan_counts(d) if is_counted else _plan_numbers(d)
+    is_counted = _is_plain(difference) or (difference.is_binary and not difference.changes.any())
+    plan = _plan_counts(difference) if is_counted else _plan_numbers(difference)
+    spread, find_reach = plan
 
-    def power(n: int) -> float:
-        shown = find_reach(n, 0.0, 1, alpha / 2), -find_reach(n, 0.0, -1, alpha / 2)
-        high = min(shown[0], margin - find_reach(n, margin, -1, alpha))
-        low = max(shown[1], -margin + find_reach(n, -margin, 1, alpha))
-        ends = np.array([shown[1], shown[0], low, max(low, high)])
-        if budget is not None:
-            within = find_reach(n, -budget, 1, alpha)
-            beyond = find_reach(n, -budget, -1, alpha)
-            ends = np.array([-budget - beyond, -budget + within, -budget, -budget])
-        chances = scipy.special.ndtr((ends - d.value) * sqrt(n) / spread)
-        return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
+    def find_chance_below(end: float, n: int) -> float:
+        """Return the chance that the mean of n questions lies below an end."""
+        return float(scipy.special.ndtr((end - difference.value) * sqrt(n) / spread))
 
-    if (fewest := _find_fewest(power)) is None:
+    def find_power(n: int) -> float:
+        rise = find_reach(n, 0.0, 1, alpha / 2)
+        fall = -find_reach(n, 0.0, -1, alpha / 2)
+        low = max(fall, -margin + find_reach(n, -margin, 1, alpha))
+        high = max(low, min(rise, margin - find_reach(n, margin, -1, alpha)))
+        unshown = find_chance_below(rise, n) - find_chance_below(fall, n)
+        retained = find_chance_below(high, n) - find_chance_below(low, n)
+        return 1 - unshown + retained
+
+    def find_budget_power(n: int) -> float:
+        assert budget is not None
+        within = -budget + find_reach(n, -budget, 1, alpha)
+        beyond = -budget - find_reach(n, -budget, -1, alpha)
+        return 1 - (find_chance_below(within, n) - find_chance_below(beyond, n))
+
+    fewest = _find_fewest(find_power if budget is None else find_budget_power)
+    if fewest is None:
         return None
-    return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # if clusters stay as large
+    n_of_observation = difference.n / len(difference.observations)  # if clusters stay as large
+    return max(difference.n + 1, round(fewest * n_of_observation))
 
 
-def _plan_numbers(d: Difference) -> tuple[float, FindReach]:
+def _plan_numbers(difference: Difference) -> tuple[float, FindReach]:
     """Return the spread of graded scores, clusters or weighted answers, and their `_find_reach`."""
 
     @cache
     def find(n: int, claimed: float, alpha: float) -> float:
-        return _find_reach(d, n, claimed, alpha)
+        return _find_reach(difference, n, claimed, alpha)
 
-    return d.spread, lambda n, threshold, side, alpha: find(n, side * threshold, alpha)
+    return difference.spread, lambda n, threshold, side, alpha: find(n, side * threshold, alpha)
 
 
-def _plan_counts(d: Difference) -> tuple[float, FindReach]:
+def _plan_counts(difference: Difference) -> tuple[float, FindReach]:
     """Return the spread of 0/1 answers, and what `_find_reach` is for them.
 
-    One more lost and gained answer, half of each, stand for flips: few questions without one do not
-    tell how rare they are. Such a change is not near normal in small numbers, so the spread is that
-    of the likeliest distribution at the threshold.
+    Half of a lost and half of a gained answer are added, because few questions without a flip do
+    not show how rare flips are. Rare flips are far from normal. So the reach rests on the spread of
+    the likeliest distribution whose mean is the threshold.
     """
-    values = np.append(d.test.values, (-1.0, 1.0))
-    counts = np.append(d.test.counts[-1], (0.5, 0.5))
-    spread = sqrt(float(counts @ (values - d.value) ** 2) / counts.sum())
+    test, measured = difference.test, difference.value
+    values = np.append(test.values, (-1.0, 1.0))
+    counts = np.append(test.counts[-1], (0.5, 0.5))
+    spread = sqrt(float(counts @ (values - measured) ** 2) / counts.sum())
     shares = {side: float(counts[side * values > 0].sum()) / counts.sum() for side in (-1, 1)}
-    added_to_any = float(np.atleast_1d(d.change_test.added)[-1])
+    added_to_any = float(np.atleast_1d(difference.change_test.added)[-1])
 
     @cache
-    def spread_at(threshold: float) -> float:
-        sign, end = (1, d.test.lowest) if d.value > threshold else (-1, -d.test.highest)
-        # with so many answers, the one that is added hardly counts
-        excess, end = sign * (values - threshold), end - sign * threshold
-        return null_spread(excess, _MOST * counts, end)
+    def find_spread(threshold: float) -> float:
+        many = _MOST * counts  # so that the answer that is added hardly counts
+        if measured > threshold:
+            return null_spread(values - threshold, many, test.lowest - threshold)
+        return null_spread(threshold - values, many, threshold - test.highest)
 
     def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
         added = added_to_any
-        if d.test.is_margin and threshold:
-            favorable, adverse = (round(shares[s] * n) for s in (side, -side))
+        if test.is_margin and threshold:
+            favorable, adverse = round(shares[side] * n), round(shares[-side] * n)
             added = float(added_to_margin(side * threshold, favorable, adverse, n))
         z = -float(scipy.special.ndtri(alpha))
-        return z * spread_at(threshold) / sqrt(n) + added / n
+        return z * find_spread(threshold) / sqrt(n) + added / n
 
     return spread, find_reach
 
@@ -227,11 +244,11 @@ def can_show_within(difference: Difference, budget: float, share: float) -> bool
     return bool(smaller.p_values_above(np.array([-budget]))[0] < ALPHA)
 
 
-def _find_fewest(power: Callable[[int], float]) -> int | None:
+def _find_fewest(find_power: Callable[[int], float]) -> int | None:
     """Find the smallest number of answers that has the power; None where it is too large."""
     most = 2
-    while power(most) < POWER:
+    while find_power(most) < POWER:
         most *= 2
         if most > _MOST:
             return None
-    return bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)
+    return bisect_left(range(most), POWER, lo=most // 2 + 1, key=find_power)

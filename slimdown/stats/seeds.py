@@ -56,29 +56,39 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     unknown = SeedMean(overall, nan, nan, nan, deviation)
     if fewest == 1:
         return unknown
-    of_questions = residual = 0.0  # variances of the mean, and of one seed's mean
-    for part, step in zip(parts, steps or [0.0] * len(parts), strict=True):
-        n, by_question = part.shape[1], part.mean(axis=0)
-        variance = float(by_question.var(ddof=1)) / n
-        if step:
-            one_more = np.append(by_question, (-step, step))
-            variance = max(variance, float(one_more.var()) / (n + 2))
-        of_questions += variance
-        # The means vary from seed to seed by the seed effect and the residual, and from question to
-        # question by the question effect and the residual. The residual is counted once.
-        residual += _find_residual(part)
-    of_training = max(0.0, deviation**2 - residual) / n_seeds
-    error = sqrt(of_training + of_questions)
+    counted = zip(parts, steps or [0.0] * len(parts), strict=True)
+    question_variance = sum(_find_question_variance(part, step) for part, step in counted)
+    # The means vary from seed to seed by the seed effect and the residual, and from question to
+    # question by the question effect and the residual. The residual is counted once.
+    residual = sum(map(_find_residual, parts))
+    training_variance = max(0.0, deviation**2 - residual) / n_seeds
+    error = sqrt(training_variance + question_variance)
     if not error > 1e-12:  # without spread it is unknown how others would differ
         return unknown
-    shares = np.array([deviation**2, max(0.0, n_seeds * of_questions - residual)]) / n_seeds
+    variances = np.array([deviation**2, max(0.0, n_seeds * question_variance - residual)]) / n_seeds
     quantiles = scipy.special.stdtrit([n_seeds - 1, fewest - 1], 1 - ALPHA / 2)  # Student's
-    half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ shares)))
+    half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ variances)))
     median = float(scipy.special.chdtri(n_seeds - 1, 0.5)) / (n_seeds - 1)
-    spread = sqrt(max(0.0, deviation**2 / median - residual))
-    low, high = max(-1.0, overall - half), min(1.0, overall + half)
-    errors = sqrt(of_questions), sqrt(of_training)
-    return SeedMean(overall, error, low, high, deviation, *errors, spread)
+    return SeedMean(
+        overall,
+        error,
+        low=max(-1.0, overall - half),
+        high=min(1.0, overall + half),
+        sd_over_seeds=deviation,
+        question_error=sqrt(question_variance),
+        training_error=sqrt(training_variance),
+        training_spread=sqrt(max(0.0, deviation**2 / median - residual)),
+    )
+
+
+def _find_question_variance(part: Floats, step: float) -> float:
+    """Return the variance of the mean over seeds that comes from which questions were drawn."""
+    n, by_question = len(part[0]), part.mean(axis=0)
+    variance = float(by_question.var(ddof=1)) / n
+    if step:
+        with_flips = np.append(by_question, (-step, step))
+        return max(variance, float(with_flips.var()) / (n + 2))
+    return variance
 
 
 @dataclass(frozen=True)
@@ -140,8 +150,8 @@ class MeanTest:
     def p_value(self) -> float:
         """Of no change, two-sided."""
         zero = np.zeros(1)
-        both = float(self._p_values_above(zero)[0]), float(self._p_values_below(zero)[0])
-        return min(1.0, 2 * min(both))
+        smaller = min(float(self._p_values_above(zero)[0]), float(self._p_values_below(zero)[0]))
+        return min(1.0, 2 * smaller)
 
     def equivalence_p_value(self, margin: float) -> float:
         """Return the p-value of a true change of `margin` or more, in either direction."""
@@ -176,37 +186,38 @@ class MeanTest:
         p_values = self.questions.p_values_below(thresholds)
         return self._add_seeds(thresholds - self.value, p_values)
 
-    def _add_seeds(self, distances: Floats, of_questions: Floats) -> Floats:
+    def _add_seeds(self, distances: Floats, question_p_values: Floats) -> Floats:
         if self.spread is None:
-            return of_questions
-        return add_seed_noise(distances, of_questions, self.spread, self.n_seeds)
+            return question_p_values
+        return add_seed_noise(distances, question_p_values, self.spread, self.n_seeds)
 
 
 def add_seed_noise(
-    distances: Floats, of_questions: Floats, spread: SeedSpread, n_seeds: int
+    distances: Floats, question_p_values: Floats, spread: SeedSpread, n_seeds: int
 ) -> Floats:
     """Make p-values of other questions those of other questions and other seeds, see `MeanTest`.
 
     Args:
         distances: How far the mean lies from each threshold, on the side of the claim.
-        of_questions: The p-values of the questions alone.
+        question_p_values: Those of the questions alone.
         spread: How much seeds vary.
         n_seeds: How many the mean was taken over.
     """
-    roots = -scipy.special.ndtri(of_questions)
+    roots = -scipy.special.ndtri(question_p_values)
     is_open = (distances > 0) & (roots > 0)
     distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
-    seeds, once = spread.variance / n_seeds, spread.residual / n_seeds
-    questions = np.maximum(0.0, (distances / roots) ** 2 - once)
+    seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
+    # A distance in standard errors of the questions gives their variance, the residual with it.
+    question_variances = np.maximum(0.0, (distances / roots) ** 2 - residual)
     low = np.full_like(distances, _LOWEST)  # logarithms of levels
     high = np.full_like(distances, log(0.5))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
         normal = scipy.special.ndtri(np.exp(middle))
-        is_above = student**2 * seeds + normal**2 * questions > distances**2
+        is_above = student**2 * seed_variance + normal**2 * question_variances > distances**2
         low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
-    return np.where(is_open, np.maximum(of_questions, np.exp(high)), of_questions)
+    return np.where(is_open, np.maximum(question_p_values, np.exp(high)), question_p_values)
 
 
 def build_mean_test(
@@ -256,6 +267,12 @@ class SeedAnswers:
         """Measure how much its seeds vary."""
         return measure_spread(*self.parts, step=self.step)
 
+    def build_test(self, spread: SeedSpread | None) -> MeanTest:
+        """Build the test of the mean change, see `build_mean_test`."""
+        return build_mean_test(
+            *self.parts, bounds=self.bounds, spread=spread, is_binary=self.is_binary
+        )
+
     def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
         """Return the differences to other answers, by seed where both have the same seeds.
 
@@ -285,15 +302,12 @@ def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
     Args:
         answers: By configuration; those of several seeds lend each other their spread.
     """
-    spreads = {key: one.measure_spread() for key, one in answers.items() if one.n_seeds > 1}
+    spreads = {key: own.measure_spread() for key, own in answers.items() if own.n_seeds > 1}
     pooled = pool_spreads(list(spreads.values())) if spreads else None
     tests = {}
-    for key, one in answers.items():
-        has_enough = one.n_seeds >= ENOUGH_SEEDS
-        spread = spreads[key] if has_enough else pooled if one.n_seeds > 1 else None
-        tests[key] = build_mean_test(
-            *one.parts, bounds=one.bounds, spread=spread, is_binary=one.is_binary
-        )
+    for key, own in answers.items():
+        has_few = key in spreads and own.n_seeds < ENOUGH_SEEDS
+        tests[key] = own.build_test(pooled if has_few else spreads.get(key))
     return tests
 
 
@@ -312,13 +326,13 @@ def build_difference_tests(
         groups: The answers to the same questions, by the value of a setting.
         pairs: Of values. One of a group with a single seed is left out.
     """
-    many = {value: one for value, one in groups.items() if one.n_seeds > 1}
-    spreads = {value: one.measure_spread() for value, one in many.items()}
-    by_seed = {
-        pair: many[pair[1]].subtract(many[pair[0]])
-        for pair in combinations(many, 2)
-        if many[pair[1]].is_paired_with(many[pair[0]])
-    }
+    many = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
+    spreads = {value: answers.measure_spread() for value, answers in many.items()}
+    paired = [
+        second.subtract(first)
+        for first, second in combinations(many.values(), 2)
+        if second.is_paired_with(first)
+    ]
     tests = {}
     for first, second in pairs:
         if not (first in many and second in many):
@@ -330,13 +344,8 @@ def build_difference_tests(
         elif has_enough:
             spread = difference.measure_spread()
         else:
-            spread = _pool_pairs(many[second].seeds, by_seed.values())
-        tests[first, second] = build_mean_test(
-            *difference.parts,
-            bounds=difference.bounds,
-            spread=spread,
-            is_binary=difference.is_binary,
-        )
+            spread = _pool_pairs(many[second].seeds, paired)
+        tests[first, second] = difference.build_test(spread)
     return tests
 
 
@@ -346,8 +355,8 @@ def _pool_pairs(seeds: Sequence[str], differences: Iterable[SeedAnswers]) -> See
     The mean of their variances is twice the mean square of the interaction of groups and seeds, a
     two-way analysis of variance with (groups - 1) (seeds - 1) degrees of freedom.
     """
-    alike = [one.measure_spread() for one in differences if set(one.seeds) == set(seeds)]
-    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2  # they have as many pairs as there are spreads
+    alike = [d.measure_spread() for d in differences if set(d.seeds) == set(seeds)]
+    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2  # `alike` holds a spread for each pair of groups
     freedom = round((n_groups - 1) * (len(seeds) - 1))
     return replace(pool_spreads(alike), freedom=freedom)
 
@@ -362,15 +371,17 @@ def _join_spreads(
         spreads: Of one seed's mean, by group.
         is_pooled: Whether all groups are taken to vary alike, and lend their spreads.
     """
-    pair = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
-    shares = dict(pair)
+    # The variance of a mean is that of one seed divided by the number of seeds.
+    pair_shares = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
+    shares = pair_shares
     if is_pooled:
-        total = sum(one.freedom for one in spreads.values())
-        shares = {v: sum(pair.values()) * one.freedom / total for v, one in spreads.items()}
+        total = sum(spread.freedom for spread in spreads.values())
+        pair_share = sum(pair_shares.values())
+        shares = {v: pair_share * spread.freedom / total for v, spread in spreads.items()}
     terms = {value: share * spreads[value].variance for value, share in shares.items()}
     variance = sum(terms.values())
     freedom = variance**2 / sum(term**2 / spreads[v].freedom for v, term in terms.items())
-    residual = sum(share * spreads[value].residual for value, share in pair.items())
+    residual = sum(share * spreads[value].residual for value, share in pair_shares.items())
     return SeedSpread(variance, residual, freedom)
 
 

@@ -111,7 +111,7 @@ class SweepInfo:
         run: ComposedRun = from_plain(ComposedRun, json.loads(text))
         if not run.config.tracking.uri:
             if not os.environ.get("MLFLOW_TRACKING_URI"):
-                problem = "the record's address holds a password, and is not handed on"
+                problem = "the address of the record contains a password, so it is not passed on"
                 raise TrackingError(f"{problem}; set MLFLOW_TRACKING_URI on each machine")
             run.config.tracking.uri = default_store()
         return run
@@ -208,7 +208,7 @@ def _tell_time_left(sweep: SweepInfo) -> str:
     if not seconds:
         return ""
     n_left = sum(not outcome.is_over for outcome in outcomes)
-    return f", about {format_duration(fmean(seconds) * n_left)} left in all"
+    return f", about {format_duration(fmean(seconds) * n_left)} left in total"
 
 
 def run_job(
@@ -237,14 +237,16 @@ def run_job(
     config = run.config
     check_store(config.tracking)
     key = run_key(config)
-    wait = partial(console.show_line, "Another process makes an equal run; this one waits for it.")
+    wait = partial(
+        console.show_line, "Another process is computing the same run; this one waits for it."
+    )
     with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
             broadcast_from_main(None)  # releases accelerate's processes, which wait to assist
             outcome = skip_finished(run, finished, swept)
             called = f" ({name_run(run, swept)})" if config.name else ""
             console.show_line(f"finished before: run {finished.run_id}{called}, {outcome.headline}")
-            console.show_line("slimdown ui has its page; rerun=true makes it again")
+            console.show_line("slimdown ui shows its page; rerun=true repeats it")
             return outcome
         info = replace(
             info,
@@ -262,7 +264,7 @@ def run_job(
         config = fix_dtypes(config)
         console.show_facts([] if is_planned else describe_run(config).items())
         if resume_run_id:
-            console.show_line(f"goes on with run {resume_run_id}, which was stopped")
+            console.show_line(f"continues run {resume_run_id}, which was stopped")
             console.show_line(describe_kept(config, resume_run_id))
         findings = run_experiment(config, info, shared_base)
     return JobOutcome(JobState.finished, headline=describe_verdicts(findings))

@@ -149,7 +149,8 @@ class Search:
         if outcomes[runs[0].run_id].is_within:
             notes = self._describe_best(runs[0])
         else:
-            notes = ["No trial is within the budget as measured: widen it, or the ranges."]
+            advice = "Raise the budget, or widen the ranges."
+            notes = [f"No trial is within the budget as measured. {advice}"]
         notes += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
         table = replace(table, notes=(*notes, *table.notes))
         console.show_table(table)
@@ -165,7 +166,7 @@ class Search:
             budget = self._settings.max_loss
             budgets = {} if budget is None else {"": budget}  # "": all benchmarks
             gate = Gate(tuple(check_budgets(judge(held_out.base, held_out.tuned), budgets)))
-            lines.append(f"On the questions that did not choose it: {describe_outcome(gate)}")
+            lines.append(f"On the held-out questions: {describe_outcome(gate)}")
             lines += describe_budgets(gate)
         return lines
 

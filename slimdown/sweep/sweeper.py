@@ -66,7 +66,7 @@ class Sweep:
         if not holds_out and {*self.info.swept} - {"seed"}:
             console.show_notes(
                 [
-                    "No question is held back, so the best of these runs will look better than it "
+                    "No questions are held out, so the best of these runs will look better than it "
                     "is. evaluation.holdout=0.5 keeps half of them to confirm the one you choose."
                 ]
             )
@@ -214,7 +214,7 @@ class Sweep:
         error = None if self.outcomes[number].is_over else self._launch([number])
         outcome = self.outcomes[number]
         if not outcome.is_over:
-            reason = "its process died, and again with no other beside it"
+            reason = "its process died twice, the second time with no other process beside it"
             if error:
                 reason += redact(f"; {describe_error(error)}")
             self.outcomes[number] = replace(outcome, state=JobState.failed, reason=reason)

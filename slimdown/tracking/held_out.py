@@ -40,9 +40,9 @@ class HeldOutAnswers:
         if self.n_models <= n_corrected:
             return []
         return [
-            f"The held-out half judged {self.n_models} models by now, and each may pass by luck, "
-            "in 5 % of cases: choose one on the open half, or correct for the number with slimdown "
-            "compare RUN RUN --confirm."
+            f"The held-out questions have judged {self.n_models} models by now. Each of them may "
+            "pass by chance in 5 % of cases. So choose one model on the other questions, or "
+            "correct for the number of models with slimdown compare RUN RUN --confirm."
         ]
 
 

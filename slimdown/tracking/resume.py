@@ -207,7 +207,7 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
     """Say what the repeated command takes from a stopped run; it makes the rest anew."""
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
-        return f"its folder {folder} is not here: everything is made anew"
+        return f"its folder {folder} is not on this machine: everything is computed again"
     parts = []
     if names := {f.stem.partition(".base-")[2] for f in folder.glob("evaluations/*.base-*")}:
         parts.append(f"the base's answers to {', '.join(sorted(names))}")
@@ -219,7 +219,7 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
         parts.append(f"the training up to step {max(steps)}")
     elif not config.tuned:
         parts.append("no training, of which no checkpoint was written")
-    return f"taken: {'; '.join(parts) or 'single answers'}; the rest is made anew"
+    return f"reused: {'; '.join(parts) or 'single answers'}; the rest is computed again"
 
 
 def find_abandoned(

@@ -1,4 +1,4 @@
-"""What the mitigations have in common that mix in general rows: their share, the KL penalty."""
+"""What mitigations share that mix in general rows: their share, and the KL penalty on them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ def count_added(n_rows: int, share: float) -> int:
 class GeneralRows(Mitigation):
     """Mixes general rows into the training; with a weight, the marked ones get a KL penalty."""
 
-    share: float = setting("share of general rows among all", ADDED_SHARE)
+    share: float = setting("share of general rows among all rows", ADDED_SHARE)
     weight: float | None = setting(
-        "weight of the distance to the base (KL divergence)", POSITIVE, None
+        "weight of the KL penalty, which keeps the model near the base model", POSITIVE, None
     )
 
     @property
@@ -34,7 +34,7 @@ class GeneralRows(Mitigation):
 
     @property
     def compares_with_base(self) -> bool:
-        """Whether the distance has a weight."""
+        """Whether the KL penalty has a weight."""
         return bool(self.weight)
 
     def choose_compared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -314,7 +314,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             if self.is_stopping:
                 raise KeyboardInterrupt
             self.is_stopping = True
-            _log.warning("Stopping when this step is done and kept; once more stops at once.")
+            _log.warning(
+                "Stopping after this step, which is kept. Press Ctrl-C again to stop at once."
+            )
 
         may_handle = threading.current_thread() is threading.main_thread()  # Python's demand
         numbers = [signal.SIGINT, signal.SIGTERM]

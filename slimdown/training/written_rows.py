@@ -28,10 +28,10 @@ class WrittenRows(GeneralRows):
     A row has `input_ids`, `labels`, and `shown`: what the record shows of it.
     """
 
-    max_tokens: int = setting("tokens of a text that the base writes", _LENGTH)
-    temperature: float = setting("at which the base writes rows", POSITIVE)
+    max_tokens: int = setting("most tokens of a text that the base model writes", _LENGTH)
+    temperature: float = setting("temperature at which the base model writes", POSITIVE)
     prompts: str | None = setting(
-        "a JSONL file of messages (`prompt`) that the base answers, or of texts that it continues",
+        "a JSONL file of messages (`prompt`) that the base model answers, or of texts it continues",
         FILE,
         None,
     )

@@ -76,14 +76,14 @@ def test_finished_runs_stand_side_by_side(show: Show) -> None:
     text = show()
     assert "3 finished runs of experiment slimdown" in text
     assert "Left out: 1 failed." in text
-    assert "Runs by sweep: no sweep (2), s (1); --sweep NAME shows those of one." in text
-    assert "lora.r, means of 1 to 2 seeds; points against the base, verdicts over the seeds" in text
+    assert "Runs by sweep: no sweep (2), s (1). " in text
+    assert "Varied: lora.r. Each row is the mean over 1 to 2 seeds." in text
     kept, lost = (re.search(rf"^(\w{{8}}|2 runs) +{rank} .*", text, re.M)[0] for rank in (2, 4))
     assert set(re.findall("[=?↓↑]", kept)) == {"="}
     assert set(re.findall("[=?↓↑]", lost)) <= {"?", "↓"}
     assert re.search(r"^base( +\d+\.\d)+ *$", text, re.M)  # the base's scores
-    assert "-m seed=0,1,2 lets them be tested" in " ".join(text.split())
-    assert "held back: slimdown compare RUN --confirm" in " ".join(text.split())
+    assert "-m seed=0,1,2" in " ".join(text.split())
+    assert "slimdown compare RUN --confirm" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     assert "seed" in show("--no-group-seeds")
     text = show("--all")
@@ -107,7 +107,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
     ranks = [re.findall(r"^\w{8} +(\d)  |^2 runs +(\d)", text, re.M) for text in (down, up)]
     assert [["".join(rank) for rank in found] for found in ranks] == [["2", "4"], ["4", "2"]]
-    assert "--rows 0 shows all 2 rows." in show("--rows", "1")
+    assert "--rows 0 to see all 2 rows" in show("--rows", "1")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         (["nobody", "kept"], "there is no run nobody"),
         (["kept", "kept"], "two different runs"),
         (["kept", "bad"], "failed: ValueError: x"),
-        (["other", "--confirm"], "held no question back"),
+        (["other", "--confirm"], "has no held-out questions"),
         (["--tracking-uri", "sqlite:///gone.db"], "there is no record"),
         (["-o", "/proc/x.html"], "/proc/"),
         (["--sort", "nothing"], "nothing"),
@@ -158,10 +158,12 @@ def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> Non
                 half = take_held_out(tracking, find_run(tracking, run.run_id), pair, 0.5, label)
                 counts.append((half.n_models, len(half.explain_looks())))
             assert half.base.part == half.tuned.part
-            assert half.base.part.startswith("the held-out half")
+            assert half.base.part.startswith("the held-out questions")
     assert counts == [(1, 0), (2, 1), (2, 1)] * 3
     for arguments in (("kept", "--confirm"), ("lost", "lost seed=1", "--paired")):
-        is_said = "The held-out half judged 2 models by now" in " ".join(show(*arguments).split())
+        is_said = "The held-out questions have judged 2 models" in " ".join(
+            show(*arguments).split()
+        )
         assert is_said is (len(arguments) == 2)  # 2 runs are named, and so are corrected for
 
 
@@ -169,7 +171,7 @@ def test_pairs_and_confirmation_have_tables_of_their_own(show: Show) -> None:
     beside = show("lost", "lost seed=1", "--paired")  # named by what differs
     assert re.search(r"seed=0 \(\w+\) → seed=1 \(\w+\)", beside)
     confirmed = show("kept", "lost", "--confirm")
-    assert "did not choose them" in confirmed
+    assert "held-out questions" in confirmed
     assert "forgotten" in confirmed
 
 
@@ -177,7 +179,7 @@ def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> N
     shown = show("lost", "lost seed=1", "--chain")
     names = ["base", "trained", f"trained {runs['seed'][:8]}"]
     assert shown.splitlines()[1] == " → ".join(names)
-    assert "in all" in shown
+    assert "whole chain" in shown
     table = json.loads(show("lost", "lost seed=1", "--chain", "--format", "json"))
     rows = [row for row in table["rows"] if row["benchmark"] == "pocket_cs"]
     assert [row["stage"] for row in rows] == [*names, names[-1]]
@@ -185,7 +187,9 @@ def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> N
     assert sum(steps) == pytest.approx(whole, abs=1e-12)
     open_half = compare_alone(show, "lost", "pocket_cs")
     assert [rows[1]["score"], rows[0]["score"]] == pytest.approx(open_half, abs=1e-12)
-    assert "part differs: the open half" in show("lost", "other", "--chain", code=1)
+    assert "part differs: the questions that are not held out" in show(
+        "lost", "other", "--chain", code=1
+    )
 
 
 def compare_alone(show: Show, run: str, benchmark: str) -> list[float]:
@@ -218,7 +222,7 @@ def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Cap
     assert compare.main(["--by", "lora.r"]) == 0
     text = capsys.readouterr().out
     assert "By lora.r: 2 finished runs of the newest sweep, b\n" in text
-    assert "Runs by sweep: b (2), a (2); --sweep NAME shows those of one." in text
+    assert "Runs by sweep: b (2), a (2)." in text
     assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
     assert "2 finished runs of sweep a" in capsys.readouterr().out
 

@@ -149,7 +149,7 @@ def test_a_record_that_takes_no_outcome_is_a_line(
     captured = capsys.readouterr()
     assert captured.out.startswith("FAILED (")
     [line] = captured.err.splitlines()
-    assert line.startswith("The record does not take the outcome: ")
+    assert line.startswith("The outcome could not be written to the record: ")
     assert "readonly" in line
 
 
@@ -157,10 +157,10 @@ def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
     runs: None, capsys: Capture
 ) -> None:
     assert check.main(["held"]) == 0
-    assert "held-out half judged" not in capsys.readouterr().out
+    assert "held-out questions have judged" not in capsys.readouterr().out
     for _ in range(2):  # the same run again is no other run
         assert check.main(["held too"]) == 1
-        assert "The held-out half judged 2 models by now" in capsys.readouterr().out
+        assert "The held-out questions have judged 2 models" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_retained_benchmarks_are_asked_about_together(runs: None, capsys: Ca
     loose = ["--max-loss", "0.99", "--overall"]
     for name in ("kept", "slight"):  # "slight" does not rule out rare gains
         assert check.main([name, *loose]) == 0
-        assert re.search(r"^ *kept .*not shown *$", capsys.readouterr().out, re.M)
+        assert re.search(r"^ *kept .*not worse *$", capsys.readouterr().out, re.M)
     assert check.main(["lost", *loose, "--max-loss", "pocket_cs=off"]) == 1
     target = ["--max-loss", "off", "pocket_instructions=0.99", "--overall"]
     assert check.main(["lost", *target]) == 3

@@ -98,7 +98,7 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     half = read_changes(store, run_id, "scales/0.5.json")
     assert [file.name for file in Path("half").glob("*.safetensors")] == ["model.safetensors"]
     card = Path("half/README.md").read_text()
-    assert "It adds 0.5 of what was trained." in card
+    assert "The effect of the training is scaled by 0.5." in card
     assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in card
     done = call_verb(tmp_path, "run", "tuned=half", "model=pocket", *settings[1:2], *ASKED)
     assert done.returncode == 0, done.stderr

@@ -51,7 +51,7 @@ def test_each_run_has_a_row_with_its_state(
     assert status.main(["--rows", "1"]) == 0
     shown = capsys.readouterr().out
     assert [name in shown for name in ("busy", "bad", "done")] == [True, True, False]
-    assert "The newest 1 that have ended; --rows 0 shows all." in shown
+    assert "Only the newest 1 runs that have ended." in shown
     assert status.main(["--rows", "0"]) == 0
     shown = capsys.readouterr().out
     assert "done" in shown

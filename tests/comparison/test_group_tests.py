@@ -7,9 +7,10 @@ from math import sqrt
 import numpy as np
 import pytest
 from builders import (
+    change_samples,
+    judge_pairs,
     judge_scores,
     make_benchmark,
-    make_evaluation,
     make_run,
     make_scores,
     stop_early,
@@ -20,32 +21,40 @@ from bench import statistics
 from bench.statistics import draw_values
 from slimdown.comparison.group_tests import find_differences
 from slimdown.comparison.run_comparison import compare_runs
-from slimdown.judging.findings import judge
-from slimdown.report.brief_comparison import describe_claims
+from slimdown.comparison.run_records import RunRecord
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.seeds import MeanTest, SeedAnswers, add_seed_noise, build_difference_tests
 from slimdown.utils.errors import ConfigError
 
 
-def describe(losts: dict[int, list[int]]) -> str:
-    """What is said of runs by rank; each seed lost so many of 400 answers."""
-    runs = []
-    for rank, of_rank in losts.items():
-        for seed, lost in enumerate(of_rank):
+def make_runs(*rows: tuple[dict[str, str], Sequence[int]]) -> list[RunRecord]:
+    """Runs with these settings, one for each seed, which lost so many of 400 answers."""
+    runs = list[RunRecord]()
+    for settings, losts in rows:
+        for seed, lost in enumerate(losts):
             findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
-            runs.append(make_run(findings, len(runs), lora__r=str(rank), seed=str(seed)))
-    return "\n".join(describe_claims(compare_runs(runs), "lora.r", 99))
+            runs.append(make_run(findings, len(runs), seed=str(seed), **settings))
+    return runs
+
+
+def make_ranks(losts: dict[int, list[int]]) -> list[RunRecord]:
+    return make_runs(*(({"lora__r": str(rank)}, by_seed) for rank, by_seed in losts.items()))
+
+
+THREE_RANKS = {2: [4, 6, 5], 8: [8, 7, 10], 32: [60, 66, 57]}
 
 
 def test_a_difference_is_shown_or_said_to_be_open() -> None:
-    text = describe({2: [4, 6, 5], 8: [8, 7, 10], 32: [60, 66, 57]})
-    assert "32 lies 14.0 points below 2 on a (corrected p < 0.001)" in text
-    assert text.count(" lies ") == 2  # 32 below 2 and below 8
-    assert "The rest is not shown." in text
-    assert "Below 5 seeds all values are taken to vary alike" in text
-    open_text = describe({2: [4, 8], 8: [20, 9]})
-    assert open_text.startswith("No difference between values of lora.r is shown.")
-    assert "values of lora.r is shown: no two have two seeds each;" in describe({2: [4], 8: [5]})
+    found = find_differences(compare_runs(make_ranks(THREE_RANKS)), "lora.r")
+    shown = [(d.benchmark, d.value, d.side, d.other, d.points) for d in found.shown]
+    assert shown == [("a", "32", "below", "2", "14.0"), ("a", "32", "below", "8", "13.2")]
+    assert max(difference.p_value for difference in found.shown) < 0.001
+    assert (found.n_tests, found.has_few_seeds, found.reason) == (3, True, "")
+    still_open = find_differences(compare_runs(make_ranks({2: [4, 8], 8: [20, 9]})), "lora.r")
+    assert (still_open.shown, still_open.n_tests, still_open.reason) == ((), 1, "")
+    untested = find_differences(compare_runs(make_ranks({2: [4], 8: [5]})), "lora.r")
+    assert (untested.n_tests, untested.has_few_seeds) == (0, False)
+    assert "lora.r" in untested.reason
 
 
 def test_the_mean_of_several_benchmarks_is_tested_beside_them() -> None:
@@ -57,8 +66,8 @@ def test_the_mean_of_several_benchmarks_is_tested_beside_them() -> None:
                 make_scores(300 - n, n, 0, 100) for n in (least + 20 + shift, least + 20 - shift)
             ]
             pairs[1] = tuple(scores[::-1] for scores in pairs[1])
-            sides = [make_evaluation(a=a, b=b) for a, b in zip(*pairs, strict=True)]
-            runs.append(make_run(judge(*sides), len(runs), lora__r=str(rank), seed=f"{rank}{seed}"))
+            findings = judge_pairs(a=pairs[0], b=pairs[1])
+            runs.append(make_run(findings, len(runs), lora__r=str(rank), seed=f"{rank}{seed}"))
     [shown] = find_differences(compare_runs(runs), "lora.r").shown
     assert (shown.benchmark, shown.value, shown.points, shown.side) == ("kept", "8", "6.2", "below")
 
@@ -67,61 +76,51 @@ def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
     early = judge_scores([1.0, 0.0] * 100, stop_early(make_benchmark([1.0, 0.0] * 100), 63))
     places = [(rank, seed) for rank in "28" for seed in "01"]
     runs = [make_run(early, i, lora__r=r, seed=s) for i, (r, s) in enumerate(places)]
-    [line] = describe_claims(compare_runs(runs), "lora.r", 99)
-    assert "have two seeds each whose evaluations did not stop early; -m seed=0,1,2" in line
+    found = find_differences(compare_runs(runs), "lora.r")
+    assert found.n_tests == 0
+    assert "stop early" in found.reason
 
 
 def test_copies_make_seeds_that_agree_by_chance_no_surer() -> None:
-    texts = []
+    found = []
     for n_copies in (1, 3):
         runs = []
         for rank, lost in ((2, 4), (2, 4), (8, 5), (8, 5)):
-            sides = []
-            for scores in make_scores(60 - lost, lost, 0, 0):
-                plain = make_benchmark(np.tile(scores, n_copies))
-                named = [replace(s, doc_hash=f"{i % 60}") for i, s in enumerate(plain.samples)]
-                sides.append(make_benchmark(named))
+            names = [str(i % 60) for i in range(60 * n_copies)]
+            sides = [
+                change_samples(make_benchmark(np.tile(scores, n_copies)), doc_hash=names)
+                for scores in make_scores(60 - lost, lost, 0, 0)
+            ]
             settings = {"lora__r": str(rank), "seed": str(len(runs) % 2)}
             runs.append(make_run(judge_scores(*sides), len(runs), **settings))
-        texts.append(list(describe_claims(compare_runs(runs), "lora.r", 99)))
-    assert texts[0][0].startswith("No difference between values of lora.r is shown.")
-    assert texts[0] == texts[1]
+        found.append(find_differences(compare_runs(runs), "lora.r"))
+    assert found[0].shown == ()
+    assert found[0] == found[1]
 
 
 def test_a_value_without_a_setting_of_the_others_is_compared_with_each_of_them() -> None:
-    runs = []
-    for name, share, losts in (
-        ("none", "", [60, 66]),
-        ("replay", ".05", [4, 6]),
-        ("replay", ".2", [1, 3]),
-    ):
-        for seed, lost in enumerate(losts):
-            settings = {"keep__name": name, "seed": str(seed)}
-            settings |= {"keep__share": share} if share else {}
-            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
-            runs.append(make_run(findings, len(runs), **settings))
+    runs = make_runs(
+        ({"keep__name": "none"}, [60, 66]),
+        ({"keep__name": "replay", "keep__share": ".05"}, [4, 6]),
+        ({"keep__name": "replay", "keep__share": ".2"}, [1, 3]),
+    )
     shown = find_differences(compare_runs(runs), "keep.name").shown
     for share in (".05", ".2"):
-        [one] = [one for one in shown if one.where == f", keep.share={share}"]
-        assert (one.benchmark, one.value, one.side, one.other) == ("a", "replay", "above", "none")
+        [found] = [d for d in shown if d.where == f", keep.share={share}"]
+        expected = ("a", "replay", "above", "none")
+        assert (found.benchmark, found.value, found.side, found.other) == expected
     alone = find_differences(compare_runs(runs[2:]), "keep.name")
-    assert "is shown: no two have two seeds each and the same keep.share;" in alone.reason
+    assert "the same keep.share" in alone.reason
 
 
 def test_rows_that_lack_a_setting_replace_no_row_that_has_it() -> None:
     """With no weight both ranks lose as much; with weight 1 rank 16 keeps what rank 8 loses."""
-    runs = []
-    for weight, rank, losts in (
-        ("1", "8", [60, 62]),
-        ("1", "16", [2, 4]),
-        (None, "8", [100, 102]),
-        (None, "16", [100, 102]),
-    ):
-        for seed, lost in enumerate(losts):
-            settings = {"lora__r": rank, "seed": str(seed)}
-            settings |= {"keep__weight": weight} if weight else {}
-            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
-            runs.append(make_run(findings, len(runs), **settings))
+    runs = make_runs(
+        ({"lora__r": "8", "keep__weight": "1"}, [60, 62]),
+        ({"lora__r": "16", "keep__weight": "1"}, [2, 4]),
+        ({"lora__r": "8"}, [100, 102]),
+        ({"lora__r": "16"}, [100, 102]),
+    )
     for order in (runs, runs[::-1]):
         [shown] = find_differences(compare_runs(order), "lora.r").shown
         assert (shown.where, shown.points) == (", keep.weight=1", "14.5")
@@ -138,7 +137,7 @@ def make_answers(
 
 
 def compare(first: SeedAnswers, second: SeedAnswers, *others: SeedAnswers) -> MeanTest:
-    groups = {str(i): one for i, one in enumerate((first, second, *others))}
+    groups = {str(i): answers for i, answers in enumerate((first, second, *others))}
     return build_difference_tests(groups, [("0", "1")])["0", "1"]
 
 
@@ -170,7 +169,7 @@ def test_values_with_the_same_seeds_lend_each_other_their_noise() -> None:
     """Of a two-way analysis of variance: values, seeds, and what is left over."""
     draw = np.random.default_rng(3)
     means = draw.normal(0, 0.02, (4, 3)) + draw.normal(0, 0.2, 3)
-    test = compare(*(make_answers(of_value, names="012") for of_value in means))
+    test = compare(*(make_answers(by_seed, names="012") for by_seed in means))
     left = means - means.mean(axis=0) - means.mean(axis=1)[:, None] + means.mean()
     assert test.spread
     assert test.spread.freedom == 6
@@ -186,12 +185,9 @@ def test_what_differs_on_these_questions_alone_is_not_shown() -> None:
     draw = np.random.default_rng(8)
     x, y = (
         np.repeat(draw.choice([-1.0, 0.0, 1.0], (1, 100), p=p), 5, axis=0)
-        for p in (
-            [0.08, 0.87, 0.05],
-            [0.05, 0.87, 0.08],
-        )
+        for p in ([0.08, 0.87, 0.05], [0.05, 0.87, 0.08])
     )
-    first, second = (SeedAnswers([one], [1.0], 0.01, True, tuple("01234")) for one in (x, y))
+    first, second = (SeedAnswers([part], [1.0], 0.01, True, tuple("01234")) for part in (x, y))
     test = compare(first, second)
     expected = compare_scores(np.maximum(0, x[0] - y[0]), np.maximum(0, y[0] - x[0]))
     assert test.value == expected.value > 0.02
@@ -202,25 +198,20 @@ def test_what_differs_on_these_questions_alone_is_not_shown() -> None:
 @pytest.mark.parametrize("shared", [0.0, 0.05])
 def test_equally_good_values_seldom_differ(n_seeds: int, shared: float) -> None:
     draw, noise = np.random.default_rng(n_seeds), (0.1, 0.02, 0.02)
-    claims = [
-        bool(statistics.find_differences(draw_values((n_seeds,) * 2, 300, noise, draw, shared)))
-        for _ in range(300)
-    ]
+    claims = []
+    for _ in range(300):
+        values = draw_values((n_seeds,) * 2, 300, noise, draw, shared=shared)
+        claims.append(bool(statistics.find_differences(values)))
     assert np.mean(claims) < 0.05 + 2 * sqrt(0.05 * 0.95 / 300)
 
 
 def test_a_reference_is_compared_with_each_other_value_and_no_others_are() -> None:
-    runs = []
-    for rank, losts in (("2", [4, 6, 5]), ("8", [8, 7, 10]), ("32", [60, 66, 57])):
-        for seed, lost in enumerate(losts):
-            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
-            runs.append(make_run(findings, len(runs), lora__r=rank, seed=str(seed)))
-    comparison = compare_runs(runs)
+    comparison = compare_runs(make_ranks(THREE_RANKS))
     against = replace(comparison, reference="8")
     [shown] = find_differences(against, "lora.r").shown
     assert (shown.value, shown.other) == ("32", "8")
-    of_all = find_differences(comparison, "lora.r")
-    assert (find_differences(against, "lora.r").n_tests, of_all.n_tests) == (2, 3)
-    assert shown.p_value < next(one for one in of_all.shown if one.other == "8").p_value
-    with pytest.raises(ConfigError, match="--against 9: no run has this value"):
+    unrestricted = find_differences(comparison, "lora.r")
+    assert (find_differences(against, "lora.r").n_tests, unrestricted.n_tests) == (2, 3)
+    assert shown.p_value < next(d for d in unrestricted.shown if d.other == "8").p_value
+    with pytest.raises(ConfigError, match="--against 9: "):
         find_differences(replace(comparison, reference="9"), "lora.r")

@@ -4,11 +4,10 @@ from math import isnan, sqrt
 
 import numpy as np
 import pytest
-from builders import judge_scores, make_benchmark, make_evaluation, make_run, stop_early
+from builders import judge_pairs, judge_scores, make_benchmark, make_run, stop_early
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from slimdown.comparison.run_comparison import average_seeds, compare_runs
-from slimdown.judging.findings import judge
 from slimdown.stats.seeds import split_noise
 
 
@@ -75,12 +74,11 @@ def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:
 def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
     draw, runs, changes = np.random.default_rng(0), [], []
     for seed, shift in enumerate((0.25, 0.0, -0.25)):  # a bad seed is bad on all
-        of_seed = {name: draw.choice([-1, 0, 1], 60, p=[0.2 - shift / 2, 0.6, 0.2 + shift / 2])
-                   for name in "abc"}  # fmt: skip
-        pair = [{n: np.maximum(0, sign * c) for n, c in of_seed.items()} for sign in (-1, 1)]
-        findings = judge(*(make_evaluation(**scores) for scores in pair))
-        runs.append(make_run(findings, seed, seed=str(seed)))
-        changes.append(np.mean(list(of_seed.values()), axis=0))
+        p = [0.2 - shift / 2, 0.6, 0.2 + shift / 2]
+        drawn = {name: draw.choice([-1, 0, 1], 60, p=p) for name in "abc"}
+        pairs = {n: (np.maximum(0, -c), np.maximum(0, c)) for n, c in drawn.items()}
+        runs.append(make_run(judge_pairs(**pairs), seed, seed=str(seed)))
+        changes.append(np.mean(list(drawn.values()), axis=0))
     mean = compare_runs(runs).rows[0].retained
     assert mean == split_noise(np.array(changes), steps=[1.0])
     assert mean.training_error > 3 * mean.question_error
@@ -104,5 +102,5 @@ def test_the_same_questions_in_two_benchmarks_count_once() -> None:
     draw = np.random.default_rng(3)
     seeds = [judge_scores(np.ones(300), (draw.random(300) < 0.8) * 1.0) for _ in range(3)]
     changes = [findings.benchmarks["a"] for findings in seeds]
-    one, both = average_seeds(changes), average_seeds(changes, changes)
-    assert (both.low, both.high) == pytest.approx((one.low, one.high))
+    alone, twice = average_seeds(changes), average_seeds(changes, changes)
+    assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))

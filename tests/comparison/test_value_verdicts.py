@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from builders import (
     draw_scores,
+    judge_pairs,
     judge_scores,
     make_benchmark,
-    make_evaluation,
     make_run,
     make_scores,
     stop_early,
@@ -24,7 +24,7 @@ from slimdown.comparison.value_verdicts import (
     judge_configurations,
 )
 from slimdown.judging.answer_traits import NEVER_ENDED, Trait
-from slimdown.judging.findings import Findings, judge
+from slimdown.judging.findings import Findings
 from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.seeds import build_mean_test, measure_spread, pool_spreads
@@ -34,11 +34,11 @@ SAME = judge_scores(*make_scores(1500, 8, 8, 484))
 
 
 def make_runs(by_rank: dict[int, list[Findings]]) -> list[RunRecord]:
-    places = [(rank, seed, one) for rank, of in by_rank.items() for seed, one in enumerate(of)]
-    return [
-        make_run(one, i, lora__r=str(rank), seed=str(seed))
-        for i, (rank, seed, one) in enumerate(places)
-    ]
+    runs = list[RunRecord]()
+    for rank, by_seed in by_rank.items():
+        for seed, findings in enumerate(by_seed):
+            runs.append(make_run(findings, len(runs), lora__r=str(rank), seed=str(seed)))
+    return runs
 
 
 def judge_ranks(by_rank: dict[int, list[Findings]]) -> list[Verdict]:
@@ -110,9 +110,9 @@ def test_what_measures_the_limit_of_tokens_has_no_verdict() -> None:
 
 
 def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> None:
-    scores = make_scores(300, 60, 10, 230)
-    both = judge(*(make_evaluation(a=one, b=one[::-1]) for one in scores))
-    runs = make_runs({rank: [both, both] for rank in (2, 4, 8, 16, 32, 64)})
+    before, after = make_scores(300, 60, 10, 230)
+    findings = judge_pairs(a=(before, after), b=(before[::-1], after[::-1]))
+    runs = make_runs({rank: [findings, findings] for rank in (2, 4, 8, 16, 32, 64)})
     rows = judge_configurations(compare_runs(runs))
     assert list(rows[0]) == ["a", "b", "kept"]
     assert rows[0]["kept"].value == pytest.approx(-50 / 600)

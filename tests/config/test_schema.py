@@ -156,10 +156,10 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
 @pytest.mark.parametrize(
     ("names", "settings", "answer"),
     [
-        ([], {}, "no benchmark is named; name some of arc_challenge, arc_easy"),
+        ([], {}, "no benchmark is named; name one of arc_challenge, arc_easy"),
         ([3], {}, "3 names no benchmark"),
         (None, {}, "None names no benchmark"),
-        ("questions", {}, "questions: task must be set, one of the harness, or path"),
+        ("questions", {}, "questions: task must be set"),
         ({"task": "mine", "path": "x"}, {}, "path=x: there is no such file; a relative path"),
         (["gsm8k", "gsm8k"], {}, "gsm8k is named twice"),
         ("gsm8k", {"limt": 3}, "gsm8k: .*limt is not a setting; did you mean limit?"),

@@ -234,7 +234,7 @@ def find_only_run(folder: Path) -> Run:
 
 def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     page = next(folder.glob("mlruns/**/report.html")).read_text()
-    assert "bits a byte" in page
+    assert "bits per byte" in page
     run = find_only_run(folder)
     findings = json.loads(next(folder.glob("mlruns/**/findings.json")).read_text())
     change = findings["benchmarks"]["docs"]

@@ -81,8 +81,8 @@ def call_verb(folder: Path, *arguments: str) -> Any:
     """Return the exit code of `slimdown ...` and what it said: read, where it is JSON."""
     done = call(folder, "-m", "slimdown", *arguments)
     is_json = any("json" in argument for argument in arguments) and done.stdout
-    said = json.loads(done.stdout) if is_json else done.stdout
-    return {"exit": done.returncode, "says": said, "stderr": done.stderr}
+    output = json.loads(done.stdout) if is_json else done.stdout
+    return {"exit": done.returncode, "says": output, "stderr": done.stderr}
 
 
 def read_answers(folder: Path) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from dataclasses import replace
 from math import isnan
 
 import pytest
-from builders import judge_scores, make_benchmark, make_choice, make_evaluation, make_sample
+from builders import change_samples, judge_scores, make_benchmark, make_choice, make_sample
 
 from slimdown.judging.answer_traits import Trait
-from slimdown.judging.findings import judge
 
 TEXTS = [
     ("The answer is four", "Four"),
@@ -18,14 +17,11 @@ TEXTS = [
 
 
 def compare(base: list[str], tuned: list[str], answers: list[str]) -> tuple[Trait, ...]:
-    models = []
-    for texts, read in ((base, ["four"] * len(base)), (tuned, answers)):
-        samples = [
-            make_sample({"exact": 1.0}, i, response=text, answers={"exact": answer})
-            for i, (text, answer) in enumerate(zip(texts, read, strict=True))
-        ]
-        models.append(make_evaluation(a=make_benchmark(samples)))
-    return judge(*models).benchmarks["a"].traits
+    plain = make_benchmark([make_sample({"exact": 1.0}, i) for i in range(len(base))])
+    read = [{"exact": answer} for answer in answers]
+    before = change_samples(plain, response=base, answers={"exact": "four"})
+    after = change_samples(plain, response=tuned, answers=read)
+    return judge_scores(before, after).benchmarks["a"].traits
 
 
 def test_each_trait_is_a_mean_or_a_share_with_a_paired_interval() -> None:
@@ -44,8 +40,8 @@ def test_each_trait_is_a_mean_or_a_share_with_a_paired_interval() -> None:
 def test_what_never_occurs_is_left_out_and_choices_have_none() -> None:
     [words] = compare(["It is four"] * 3, ["It is four"] * 3, ["four"] * 3)
     assert (words.name, words.base, words.tuned) == ("words", 3, 3)
-    choices = make_evaluation(a=make_benchmark([make_choice(i % 4, i) for i in range(8)]))
-    assert judge(choices, choices).benchmarks["a"].traits == ()
+    choices = make_benchmark([make_choice(i % 4, i) for i in range(8)])
+    assert judge_scores(choices, choices).benchmarks["a"].traits == ()
 
 
 def test_an_answer_that_may_run_on_is_allowed_for_though_none_did() -> None:
@@ -55,11 +51,8 @@ def test_an_answer_that_may_run_on_is_allowed_for_though_none_did() -> None:
     )
     words = {}
     for limit in (None, 64, 256):
-        one, other = (
-            replace(make_benchmark(samples), max_new_tokens=limit) for samples in (base, tuned)
-        )
-        found = judge_scores(one, other)
-        [words[limit]] = found.benchmarks["a"].traits
+        sides = [replace(make_benchmark(side), max_new_tokens=limit) for side in (base, tuned)]
+        [words[limit]] = judge_scores(*sides).benchmarks["a"].traits
     assert isnan(words[None].low)
     assert isnan(words[None].high)
     assert words[64].high < 0 < words[256].high

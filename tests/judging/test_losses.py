@@ -1,10 +1,17 @@
 """Which cause is found for which lost answer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
-from builders import COLOURS, make_benchmark, make_choice, make_evaluation, make_sample, stop_early
+from builders import (
+    COLOURS,
+    change_samples,
+    make_benchmark,
+    make_choice,
+    make_evaluation,
+    make_sample,
+    stop_early,
+)
 
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.answer_traits import compare_behaviour
@@ -91,7 +98,8 @@ def test_shares_are_of_the_lost_answers_and_a_cause_is_named_where_a_loss_is_sho
 def test_a_length_normalized_choice_is_ranked_by_length() -> None:
     choices = ("yes", "certainly", "no", "maybe")  # -1.0 and -0.5, then -2.0 a character
     pair = ((1, (-3.0, -4.5, -9.0, -9.0)), (1, (-3.0, -18.0, -9.0, -9.0)))
-    losses = break_down(*(chosen(one, metric="acc_norm", choices=choices) for one in pair))
+    sides = [chosen(question, metric="acc_norm", choices=choices) for question in pair]
+    losses = break_down(sides[0], sides[1])
     assert {c.name: c.count for c in losses.causes} == {"nearly_level": 0, "clearly_behind": 1}
 
 
@@ -110,7 +118,6 @@ def test_a_model_that_takes_one_letter_has_collapsed_onto_it() -> None:
     "fields", [{"target": "[0, 2]"}, {"choices": ("red",) * 4, "target": "red"}]
 )
 def test_several_right_choices_or_such_as_read_alike_have_no_lead(fields: dict[str, str]) -> None:
-    base = chosen((0, (-1.0, -2.0, -5.0, -5.0)))
-    odd = replace(base, samples=tuple(replace(s, **fields) for s in base.samples))
+    odd = change_samples(chosen((0, (-1.0, -2.0, -5.0, -5.0))), **fields)
     losses = break_down(odd, odd)
     assert (losses.causes, losses.choices) == ((), None)

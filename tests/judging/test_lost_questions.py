@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_benchmark, make_choice, make_evaluation, make_sample
+from builders import change_samples, make_benchmark, make_choice, make_evaluation, make_sample
 
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.lost_questions import LostQuestions, collect_lost_questions
+from slimdown.judging.pairing import pair_evaluations
 from slimdown.scoring.question_files import read_questions
 from slimdown.scoring.scores import is_right, read_answer
 
@@ -18,21 +19,22 @@ def make_pair(
     *answers: tuple[str, str, str], metric: str = "exact_match", **fields: Any
 ) -> tuple[Evaluation, Evaluation]:
     """Lost answers as (target, the base's right answer, the tuned model's wrong one)."""
+    targets, *responses = (list(column) for column in zip(*answers, strict=True))
+    prompts = [f"Question {i}" for i in range(len(answers))]
     sides = []
-    for which, score in ((1, 1.0), (2, 0.0)):
-        samples = [
-            make_sample(
-                {metric: score}, i, **{"prompt": f"Question {i}", "target": answer[0]} | fields
-            )
-            for i, answer in enumerate(answers)
-        ]
-        responses = [replace(s, response=a[which]) for s, a in zip(samples, answers, strict=True)]
-        sides.append(make_evaluation(a=make_benchmark(responses, chance=0.0)))
+    for texts, score in zip(responses, (1.0, 0.0), strict=True):
+        samples = [make_sample({metric: score}, i) for i in range(len(answers))]
+        own = {"prompt": prompts, "target": targets, "response": texts} | fields
+        sides.append(make_evaluation(a=change_samples(make_benchmark(samples, chance=0.0), **own)))
     return sides[0], sides[1]
 
 
 def collect(*answers: tuple[str, str, str], is_chat: bool = False, **fields: Any) -> LostQuestions:
-    return collect_lost_questions(*make_pair(*answers, **fields), is_chat)
+    return collect_from(*make_pair(*answers, **fields), is_chat=is_chat)
+
+
+def collect_from(base: Evaluation, tuned: Evaluation, is_chat: bool = False) -> LostQuestions:
+    return collect_lost_questions(pair_evaluations(base, tuned), base.conditions, is_chat)
 
 
 @pytest.mark.parametrize(
@@ -102,31 +104,19 @@ def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own(tmp_path:
     base, tuned = (
         make_evaluation(plain=answer(n, "acc"), long=answer(n, "acc_norm")) for n in (0, 1)
     )
-    lost = collect_lost_questions(base, tuned, False)
+    lost = collect_from(base, tuned)
     assert {kind: len(rows) for kind, rows in lost.rows.items()} == {
         "choices": 8, "choices_by_length": 8,
     }  # fmt: skip
     assert [row["answer"] for row in lost.rows["choices"]] == [0, 1, 2, 3] * 2
     several = replace(base.benchmarks["plain"].samples[0], target="[0, 1]")
     sides = [
-        make_evaluation(a=make_benchmark([replace(several, scores={"acc": score})] * 1))
+        make_evaluation(a=make_benchmark([replace(several, scores={"acc": score})]))
         for score in (1.0, 0.0)
     ]
-    assert collect_lost_questions(sides[0], sides[1], False).left_out == {"a": 1}
+    assert collect_from(sides[0], sides[1]).left_out == {"a": 1}
 
 
 def test_a_cluster_stays_together() -> None:
-    pair = [
-        replace(
-            one,
-            benchmarks={
-                "a": replace(
-                    one.benchmarks["a"],
-                    samples=tuple(replace(s, cluster="p") for s in one.benchmarks["a"].samples),
-                )
-            },
-        )
-        for one in make_pair(("four", "four", "five"), ("six", "six", "five"))
-    ]
-    lost = collect_lost_questions(pair[0], pair[1], False)
+    lost = collect(("four", "four", "five"), ("six", "six", "five"), cluster="p")
     assert [row["cluster"] for row in lost.rows["written"]] == ["p", "p"]

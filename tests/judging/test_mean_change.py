@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from builders import make_benchmark, make_evaluation, make_scores, stop_early
+from builders import change_samples, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.benchmark_config import Role
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
@@ -15,14 +15,13 @@ Scores = tuple[list[float], list[float]]
 
 def make_pair(is_shared: bool = False, **scores: Scores) -> tuple[Evaluation, Evaluation]:
     """Base and tuned answers; each benchmark asks documents of its own, or all the same ones."""
-
-    def make(name: str, one: list[float]) -> BenchmarkEvaluation:
-        samples = make_benchmark(one).samples
+    sides: list[dict[str, BenchmarkEvaluation]] = [{}, {}]
+    for name, pair in scores.items():
         prefix = "" if is_shared else name
-        return make_benchmark([replace(s, doc_hash=f"{prefix}{s.doc_hash}") for s in samples])
-
-    base, tuned = ({n: make(n, both[i]) for n, both in scores.items()} for i in (0, 1))
-    return make_evaluation(**base), make_evaluation(**tuned)
+        documents = [f"{prefix}{i}" for i in range(len(pair[0]))]
+        for side, own_scores in zip(sides, pair, strict=True):
+            side[name] = change_samples(make_benchmark(own_scores), doc_hash=documents)
+    return make_evaluation(**sides[0]), make_evaluation(**sides[1])
 
 
 def average(pair: tuple[Evaluation, Evaluation]) -> Estimate:
@@ -59,6 +58,6 @@ def test_what_rare_gains_may_make_up_for_is_not_called_worse(scores: dict[str, S
 
 def test_what_stopped_early_counts_with_an_interval_that_holds() -> None:
     base, tuned = make_pair(a=([1.0] * 400, [0.0, 1.0] * 200), b=([1.0] * 400, [1.0] * 400))
-    of_a = stop_early(tuned.benchmarks["a"], 63)
-    early = average((base, replace(tuned, benchmarks=tuned.benchmarks | {"a": of_a})))
+    stopped = stop_early(tuned.benchmarks["a"], 63)
+    early = average((base, replace(tuned, benchmarks=tuned.benchmarks | {"a": stopped})))
     assert early.low < average((base, tuned)).low < early.high < 0

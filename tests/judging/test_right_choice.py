@@ -10,6 +10,7 @@ import pytest
 from builders import (
     COLOURS,
     add_p_right,
+    judge_scores,
     make_benchmark,
     make_choice,
     make_evaluation,
@@ -21,7 +22,7 @@ from slimdown.comparison.run_comparison import compare_runs
 from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role, Until
 from slimdown.evaluation.logs.read_logs import read_logs
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.evaluation.right_choice import score_right_choice
 from slimdown.judging.budgets import judge_look
 from slimdown.judging.findings import Findings, judge
@@ -30,14 +31,13 @@ from slimdown.judging.pairing import pair_benchmark
 from slimdown.judging.stopping import stopping_rule
 from slimdown.judging.verdicts import Verdict
 from slimdown.report.findings_report import findings_table
-from slimdown.stats.estimates import compare_scores, holm
+from slimdown.stats.estimates import holm
 
 LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13"
 
 
 def score(sample: Sample) -> float | None:
-    about = sample.choices, sample.log_likelihoods, sample.target, sample.scores
-    return score_right_choice(*about)
+    return score_right_choice(sample.choices, sample.log_likelihoods, sample.target, sample.scores)
 
 
 def draw_likelihoods(n: int = 300, seed: int = 0) -> np.ndarray:
@@ -68,9 +68,9 @@ def test_it_is_the_softmax_of_what_the_harness_logs() -> None:
     expected = {}
     for task in ("pocket_cs", "pocket_commonsense"):
         [file] = LOGS.glob(f"base/samples_{task}_*.jsonl")
-        for entry in map(json.loads, file.read_text().splitlines()):
-            likelihoods = np.array([float(value) for value, _ in entry["filtered_resps"]])
-            expected[task, entry["doc_id"]] = softmax(likelihoods)[int(entry["target"])]
+        for logged in map(json.loads, file.read_text().splitlines()):
+            likelihoods = np.array([float(value) for value, _ in logged["filtered_resps"]])
+            expected[task, logged["doc_id"]] = softmax(likelihoods)[int(logged["target"])]
     evaluation = read_logs(LOGS, metrics={"pocket_choices": "p_right"}).benchmarks["pocket_choices"]
     scores = evaluation.scores_of("p_right")
     in_order = [expected[sample.task, sample.doc_id] for sample in evaluation.samples]
@@ -103,8 +103,8 @@ def test_a_temperature_changes_it_and_no_answer() -> None:
 @pytest.mark.parametrize("role", [Role.retained, Role.target])
 def test_where_it_is_not_the_metric_no_other_finding_moves_by_it(role: Role) -> None:
     plain, *moved = (judge_temperature(scale, role=role) for scale in (1.0, 0.5, 2.0))
-    recorded = [one.to_dict() for one in (plain, *moved)]
-    changes = [one["benchmarks"]["a"]["changes"].pop("p_right") for one in recorded]
+    recorded = [findings.to_dict() for findings in (plain, *moved)]
+    changes = [plain["benchmarks"]["a"]["changes"].pop("p_right") for plain in recorded]
     assert changes[1] != changes[0] != changes[2]
     assert recorded[0] == recorded[1] == recorded[2]  # verdicts, p-values, means over benchmarks
 
@@ -118,7 +118,7 @@ def test_an_evaluation_stops_by_it_where_it_is_the_metric(metric: str, is_equal:
     opened = []
     for scale in (0.97, 0.3):  # neither changes an answer
         halted = [stop_early(choose(scale * nats, metric=metric), n) for n in (32, 63, 200)]
-        opened.append([is_open({"a": one}) for one in halted])
+        opened.append([is_open({"a": benchmark}) for benchmark in halted])
         d = judge(base, make_evaluation(a=halted[1])).benchmarks["a"].primary.difference
         assert (d.sampling.looks, d.n) == (halted[1].looks, 63)
     assert (opened[0] == opened[1]) is is_equal
@@ -139,15 +139,11 @@ def test_each_kind_is_a_family_of_its_own() -> None:
     for names in (("a", "b"), tuple(written)):
         raw = [found.benchmarks[n].primary.difference.p_value for n in names]
         assert [found.benchmarks[n].p_value for n in names] == pytest.approx(holm(raw))
-    without = {n: one for n, one in base.benchmarks.items() if n in written}
-    alone = judge(
-        replace(base, benchmarks=without),
-        replace(tuned, benchmarks={n: tuned.benchmarks[n] for n in written}),
-    )
+    alone = judge(make_evaluation(**written), make_evaluation(**changed))
     assert found.mean_changes == alone.mean_changes  # of one kind, answers first
-    only = judge(*(replace(one, benchmarks={"a": one.benchmarks["a"]}) for one in (base, tuned)))
-    d = compare_scores(*(one.benchmarks["a"].scores_of("p_right") for one in (base, tuned)))
-    assert only.mean_change(Role.retained).value == d.value
+    only = judge_scores(base.benchmarks["a"], tuned.benchmarks["a"])
+    value = found.benchmarks["a"].changes["p_right"].difference.value
+    assert only.mean_change(Role.retained).value == value
 
 
 @pytest.mark.parametrize("n_seeds", [1, 2])
@@ -180,7 +176,7 @@ def test_a_stopping_rule_corrects_each_kind_as_the_verdict_does() -> None:
     assert rule is not None
     for scale in (0.9, 0.8, 0.75, 0.7, 0.6):
         tuned = {"a": stop_early(choose(scale * nats, metric="p_right"), 160)}
-        tuned |= {n: stop_early(one, 160) for n, one in base.benchmarks.items() if n in written}
+        tuned |= {name: stop_early(base.benchmarks[name], 160) for name in written}
         single = stopping_rule(Until.decided, make_evaluation(a=base.benchmarks["a"]))
         assert single is not None
         assert ("a" in rule(tuned)) is bool(single({"a": tuned["a"]}))
@@ -215,27 +211,25 @@ def test_an_answer_is_lost_by_it_where_the_likeliest_choice_is_another() -> None
     for metric in ("acc", "p_right"):
         pair = pair_benchmark("a", *(choose(x, metric=metric) for x in (nats, turned)))
         changed = find_changed_answers(pair)
-        examples = changed.lost, changed.gained
-        lost[metric] = [[e.base.doc_id for e in of] for of in examples], changed.n_right
-        findings = judge(make_evaluation(a=pair.base), make_evaluation(a=pair.tuned))
-        causes = findings.lost_answers["a"].causes
+        numbers = [[e.base.doc_id for e in part] for part in (changed.lost, changed.gained)]
+        lost[metric] = numbers, changed.n_right
+        causes = judge_scores(pair.base, pair.tuned).lost_answers["a"].causes
         assert sum(cause.count for cause in causes) == len(changed.lost) > 0
     assert lost["acc"] == lost["p_right"]
 
 
-def make_look(scale: float, metric: str) -> tuple[Evaluation, Evaluation]:
+def judge_cooled(scale: float, metric: str) -> Findings:
     nats = draw_likelihoods(200)
-    base, tuned = (choose(k * nats, metric=metric) for k in (1.0, scale))
-    return make_evaluation(a=base), make_evaluation(a=tuned)
+    return judge_scores(choose(nats, metric=metric), choose(scale * nats, metric=metric))
 
 
 def test_a_look_ends_a_training_by_it_where_it_is_the_metric() -> None:
-    assert judge_look(judge(*make_look(0.2, "acc")), {"a": 0.05}, 4) == (True, "")
-    findings = judge(*make_look(0.2, "p_right"))
+    assert judge_look(judge_cooled(0.2, "acc"), {"a": 0.05}, 4) == (True, "")
+    findings = judge_cooled(0.2, "p_right")
     is_within, beyond = judge_look(findings, {"a": 0.05}, 4)
     assert not is_within
     assert beyond.startswith("a lost ")
-    assert judge_look(judge(*make_look(1.0, "p_right")), {"a": 0.05}, 4) == (True, "")
+    assert judge_look(judge_cooled(1.0, "p_right"), {"a": 0.05}, 4) == (True, "")
     # 5 % is shared among the looks
     p_value = findings.benchmarks["a"].primary.difference.p_value_below(-0.05)
     n_looks = int(0.05 / p_value)

@@ -54,26 +54,29 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
     console.show_findings(findings, "a → b", gate, "slimdown scale 0123 --max-loss 0.02")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "FAILED (2 of 4 budgets): maths lost 36.2 points or more; it may lose 2.",
+        "FAILED (2 of 4 budgets): maths lost at least 36.2 points; its budget is 2 points.",
         "a → b",
     ]
     rows = [" ".join(line.split()) for line in lines]
     assert "maths 80 100.0 50.0 −50.0 [−64.4, −34.3] ↓ forgotten 2 ✗" in rows
     below = " ".join(line.strip() for line in lines[lines.index("", 6) :])
     assert "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early." in below
-    assert re.search(r"Undecided: calm\. About 831 questions would decide its budget", below)
+    assert re.search(
+        r"Undecided: calm\. About 831 questions would be enough to check the budget", below
+    )
     assert below.endswith("Next: slimdown scale 0123 --max-loss 0.02")
     console.show_findings(findings, with_details=True)
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
-        "How to read this: Points [an interval of at least 95 %; of 90 % at =, retained]; "
-        "* target task; verdicts corrected for 5 benchmarks.",
-        "Undecided: calm. 20 questions show a change of 41.8 points at 80 % power. About ",
+        "How to read this:",
+        "95 % (90 % for retained)",
+        "corrected for 5 benchmarks (Holm).",
+        "Undecided: calm. 20 questions detect a change of 41.8 points in 80 % of cases",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
         "Validation loss 2.500 → 1.250, 2 steps, 12,345 parameters trained (0.50 %).",
     ):
         assert sentence in shown
-    for absent in ("stopped early:", "subjects", "measured before", "\x1b", "Improved:"):
+    for absent in ("Stopped early:", "subjects", "earlier measurement", "\x1b", "Improved:"):
         assert absent not in shown
 
 
@@ -92,7 +95,7 @@ def test_at_most_four_sentences_follow_the_table(n_benchmarks: int) -> None:
         assert max(map(len, lines)) <= 500
         assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): 20 wrong result, ")
         assert lines[1].startswith("Undecided: ")
-        assert lines[2].startswith("Too few questions to tell: ")
+        assert lines[2].startswith("Too few questions ")
         assert lines[3] == "Next: slimdown scale 0123 --max-loss 0.02"
 
 
@@ -105,11 +108,8 @@ def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
     sides = "meta-llama/Llama-3.2-1B-Instruct-with-more", "llama32 dataset=alpaca lora.r=16 seed=3"
     console.show_findings(findings, " → ".join(sides), gate)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert max(map(len, lines)) <= 80
-    assert re.fullmatch(
-        r"FAILED \(1 of 2 budgets\): a_be.*….*lost lost \d+\.\d points or more; it may lose 2\.",
-        lines[0],
-    )
+    assert max(map(len, lines[1:])) <= 80
+    assert f"{long}_lost lost at least " in lines[0]  # a sentence is not cut
     assert re.fullmatch(r"meta-llama/Lla\S*…\S*-with-more → llama32 dat.*….*=16 seed=3", lines[1])
 
 
@@ -122,11 +122,10 @@ def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     [line] = text.name_undecided(findings)
     few, many = (f"{number:,}" for number in needed)
     assert f"{few} questions of far and {many} of near" in line
-    assert "verdict" in line
+    assert "budget" not in line
     gate = Gate(tuple(check_budgets(findings, {"far": 0.02, "near": 0.02})))
     [line] = text.name_undecided(findings, gate)
     assert "budget" in line
-    assert "verdict" not in line
     pairs = {f"near{i}": near for i in range(9)}
     [line] = text.name_undecided(judge_pairs(pairs))
     assert line.count(" of near") == 6

@@ -23,9 +23,7 @@ def describe(kept: int, lost: int, gained: int, models: tuple[str, str] = ("m", 
 
 def test_flips_are_counted_and_the_change_that_they_hide_is_named() -> None:
     said = describe(200, 5, 4)
-    assert (
-        "Both logs are of one model, m, and yet answers flip: 9 of 219 in a, 0 of 50 in b" in said
-    )
+    assert "the same model, m, but answers flip: 9 of 219 in a, 0 of 50 in b" in said
     [hidden] = [
         float(word) for word in said.split() if word.replace(".", "").isdigit() and "." in word
     ]
@@ -35,8 +33,8 @@ def test_flips_are_counted_and_the_change_that_they_hide_is_named() -> None:
 
 def test_more_flips_one_way_are_no_noise() -> None:
     said = describe(200, 40, 2)
-    assert "may be the engine's" in said
-    assert "go both ways" not in said
+    assert "the engine alone may change" in said
+    assert "both directions" not in said
 
 
 @pytest.mark.parametrize("models", [("m", "m@step1000"), ("", "")])

@@ -65,9 +65,9 @@ def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
     for expected in (
         "maths", "skill *", "colors", "calm", "↓ forgotten", "↑ improved", "? undecided",
         "= retained", "empty the model wrote nothing", "wrong result", "clearly behind",
-        "The base had 80 right answers; 40 were lost (50.0 %).", "FR 50.0 %", "ΔK",
+        "The base model had 80 right answers; 40 were lost (50.0 %).", "FR 50.0 %", "ΔK",
         "2.500 → 1.250", "run-id", "exact McNemar", "torch2.9",
-        "train.max_length cut 50 rows.",
+        "longer than train.max_length: 50 rows.",
     ):  # fmt: skip
         assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected
 
@@ -165,8 +165,8 @@ def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
     base, tuned = (chosen([0, 1, 2, i % 4] * 30, 3) for i in (3, 2))
     origin = "run 3f2a91bc by ann, 2026-11-20"
     text = read_page({"colors": (replace(base, origin=origin), tuned)}).text
-    assert f"The base's answers were measured before: {origin}." in text
-    assert "colors is about these 3 subjects alone." in text
+    assert f"come from an earlier measurement: {origin}." in text
+    assert "colors: the verdict holds for these 3 subjects only." in text
     assert "colors by subject" in text
 
 
@@ -178,7 +178,7 @@ def test_a_page_names_all_of_a_few_subjects_and_the_extremes_of_many(
     pair = chosen(positions, n_subjects), chosen(positions[::-1], n_subjects)
     text = read_page({"mmlu": pair}).text
     assert len(re.findall(r"subject\d+ ?[+−]?[\d.]+ points", text)) == n_shown
-    assert ("the three that lost most" in text) is (n_shown < n_subjects)
+    assert ("the three subjects that lost most" in text) is (n_shown < n_subjects)
 
 
 def test_small_p_values_of_subjects_are_never_zero() -> None:

@@ -114,7 +114,7 @@ def test_a_narrow_console_leaves_out_columns_by_rank_and_names_them() -> None:
     table = Table("", [Row({RUN: Cell("r1")} | {column: Cell("−12.3") for column in columns})])
     whole, narrow = ("\n".join(print_lines(table, width)) for width in (100, 50))
     assert all(column.heading in whole for column in columns)
-    shown, _, left_out = narrow.partition("Left out")
+    shown, _, left_out = narrow.partition("Columns left out")
     assert "benchmark0" in shown
     dropped = [column.heading for column in columns if column.heading not in shown]
     assert dropped
@@ -205,7 +205,7 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert benchmark.verdict == "retained"
     assert benchmark.primary.difference.low < -0.02 < benchmark.shown_change.low
     table = findings_table(findings)
-    assert "90 % at =, retained" in table.legend
+    assert "90 % for retained" in table.legend
     assert "change [95 %, = 90 %]" in write_table(table, "table")
     [row] = (row for row in table.rows if not row.is_secondary)
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows

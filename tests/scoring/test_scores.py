@@ -225,8 +225,8 @@ def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
         {"question": "Say yes.", "answer": "yes"},
         {"question": "Say no.", "answer": "no", "score": 0.5},  # a column of somebody's own
     ]
-    said = ["It is Paris.", "It has four legs.", "I say yes.", "no"]
-    answers = {row["question"]: text for row, text in zip(rows, said, strict=True)}
+    texts = ["It is Paris.", "It has four legs.", "I say yes.", "no"]
+    answers = {row["question"]: text for row, text in zip(rows, texts, strict=True)}
     benchmark = measure(rows, tmp_path, lambda doc: answers[doc["question"]])
     assert benchmark.benchmark.metric == "right"
     assert [sample.scores["right"] for sample in benchmark.samples] == [1.0, 1.0, 0.0, 1.0]
@@ -424,7 +424,7 @@ def test_a_call_of_each_family_is_read_and_so_is_a_second_one(form: str) -> None
 
 def test_values_without_quotes_are_typed_by_the_tool() -> None:
     types = {"zip": "string", "n": "integer", "on": "boolean", "of": ["array", "null"]}
-    schema = {"properties": {name: {"type": one} for name, one in types.items()}}
+    schema = {"properties": {name: {"type": kind} for name, kind in types.items()}}
     tools = [{"type": "function", "function": {"name": "find", "parameters": schema}}]
     values = {"zip": "75001", "n": "7", "on": "True", "of": '["<function=x>"]', "more": "a b"}
     written = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
@@ -527,7 +527,7 @@ def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None
     rows = [row | {"messages": [{"role": "user", "content": name}]} for name in answers]
     result = measure(rows, tmp_path, lambda doc: answers[doc["question"]], score="tool_call")
     by_name = {sample.prompt.split("user\n")[-1].split("<")[0]: sample for sample in result.samples}
-    assert {name: one.scores["tool_call"] for name, one in by_name.items()} == {
+    assert {name: sample.scores["tool_call"] for name, sample in by_name.items()} == {
         "right": 1,
         "other": 0,
         "twice": 0,

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from builders import make_scores
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
-from bench.gates import judge_suites
-from bench.statistics import SIMULATIONS, Simulation, end_trainings
+from bench.gates import Tables, judge_suites
+from bench.statistics import MARGIN, SIMULATIONS, Kind, Simulation, draw_pairs, end_trainings
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.stats.estimates import Sampling, compare_scores
 from slimdown.stats.likelihood import added_to_change, added_to_margin, likelihood_p_values
@@ -90,10 +91,10 @@ def test_a_change_that_is_not_there_is_claimed_below_the_level_at_any_look() -> 
     looks = np.stack(np.broadcast_arrays(first[:, None], pairs), axis=2).reshape(-1, 3)
     added = added_to_change(looks[:, 0] + looks[:, 2], looks.sum(axis=1))
     sides = [likelihood_p_values(side * VALUES, looks, -1.0, added) for side in (1, -1)]
-    shape = (len(first), len(more))
-    p_values = np.min([combine_looks(p.reshape(*shape, 2), plan) for p in sides], axis=0)
+    sides = [p.reshape(len(first), len(more), 2) for p in sides]
+    p_values = np.min([combine_looks(p, plan) for p in sides], axis=0)
     # the claim may come at the first look alone
-    early = [combine_looks(p.reshape(*shape, 2)[..., :1], plan) for p in sides]
+    early = [combine_looks(p[..., :1], plan) for p in sides]
     is_shown = np.minimum(p_values, np.min(early, axis=0)) < 0.025
     for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0):
         cell = [share / 2, 1 - share, share / 2]
@@ -119,14 +120,14 @@ def test_tasks_of_a_group_and_graded_scores_keep_one_added_answer() -> None:
     """All of 8 questions flip, beside 24 others: half an answer would claim a change in 7.0 %."""
     before, after = np.repeat([1.0, 0.0], [7, 25]), np.repeat([0.0, 1.0, 0.0], [7, 1, 24])
     counts = np.array([[7, 24, 1]])
-    one, half = 2 * likelihood_p_values(-VALUES, counts, -1.0)[0], 2 * changes_p(counts, 0.0)[0]
+    whole, half = 2 * likelihood_p_values(-VALUES, counts, -1.0)[0], 2 * changes_p(counts, 0.0)[0]
     assert compare_scores(before, after).p_value == pytest.approx(half)
-    assert half < 0.05 < one
+    assert half < 0.05 < whole
     assert 2 * binom.cdf(1, 8, 0.5) > 0.07
     for sampling in (Sampling(n_subjects=2), Sampling(weights=np.repeat([2.0, 2 / 3], [8, 24]))):
         assert compare_scores(before, after, sampling).p_value > 0.05
     graded = compare_scores(before, after - 1e-9 * (after > 0))
-    assert graded.p_value == pytest.approx(one, rel=1e-6)
+    assert graded.p_value == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [10, 20, 45])
@@ -174,19 +175,39 @@ def test_verdict_and_interval_never_contradict_each_other(scale: float) -> None:
             )
 
 
+def test_gates_and_the_atlas_use_the_tests_of_a_difference() -> None:
+    tables = Tables.list_likely(26)
+    lost, gained, kept = 6, 1, 14
+    [place] = np.flatnonzero(
+        (tables.lost == lost) & (tables.gained == gained) & (tables.stayed == kept)
+    )
+    d = compare_scores(*make_scores(kept, lost, gained, 5))
+    assert 2 * tables.test(0.0, above=False, kind=Kind.change)[place] == pytest.approx(d.p_value)
+    assert tables.test(-0.05, above=False)[place] == pytest.approx(d.p_value_below(-0.05))
+    assert tables.test(-0.05, above=True)[place] == pytest.approx(d.p_value_above(-0.05))
+    draw = np.random.default_rng(0)
+    lost, kept, gained = draw.multinomial(60, [0.2, 0.7, 0.1])
+    [pair] = draw_pairs((60, 0.3, 1.0), -0.1, 1, np.random.default_rng(0))
+    d = compare_scores(*make_scores(kept, lost, gained, 0))
+    assert (pair.value, pair.p_value) == (pytest.approx(d.value), pytest.approx(d.p_value))
+    assert pair.equivalence_p_value(MARGIN) == pytest.approx(d.equivalence_p_value(MARGIN))
+
+
 def test_gates_err_as_often_as_the_page_says() -> None:
     rates = {}
     for rule, *cells in judge_suites(40, 8, 2000):
         rates[rule] = [[float(x) for x in cell.split(", ")] for cell in cells]
+    falls_in_score = next(rates[rule] for rule in rates if rule.startswith("a score falls"))
+    forgotten, budget = (rates[rule] for rule in rates if rule.startswith("slimdown: "))
     # Independently: a fall of three or more of 40 answers, of which so many change.
     flips = np.arange(3, 41)
     at_least_three = binom.cdf((flips - 3) // 2, flips, 0.5)
     falls = [binom.pmf(flips, 40, share) @ at_least_three for share in (0.05, 0.1)]
     expected = [100 * (1 - (1 - fall) ** 8) for fall in falls]
-    assert rates["a score falls by more than 5 points"][0] == pytest.approx(expected, abs=0.06)
-    for rule in ("slimdown: a budget of 5 points", "slimdown: something is forgotten"):
-        assert max(rates[rule][0]) <= 5
-    assert max(rates["slimdown: a budget of 5 points"][1]) <= 5
+    assert falls_in_score[0] == pytest.approx(expected, abs=0.06)
+    assert max(budget[0]) <= 5
+    assert max(forgotten[0]) <= 5
+    assert max(budget[1]) <= 5
 
 
 def test_looks_end_a_training_within_its_budgets_in_five_percent_at_most() -> None:

@@ -93,7 +93,7 @@ def test_no_change_of_a_few_questions_is_not_certainty(scores: list[float]) -> N
 
 @pytest.mark.parametrize("scores", [[nan, 1.0], [0.0, 100.0], [-0.1, 0.5], []])
 def test_scores_that_are_no_shares_are_refused(scores: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"numbers|between 0 and 1|no question"):
+    with pytest.raises(ValueError, match=r"0 and 1|no question"):
         compare_scores(scores, scores)
 
 

@@ -51,10 +51,10 @@ def test_losses_alone_of_the_margin_are_called_retained_within_the_error_by_exac
     plan = block_ends(n)
     ratio = np.exp(np.interp(np.log(error), _log_chances(plan), _LOG_RATIOS))
     # of each number of losses, how likely it is where it is not yet called retained
-    likely, retained, asked = np.ones(1), 0.0, 0
+    likely, retained, n_before = np.ones(1), 0.0, 0
     for look, share in zip(plan, share_error(plan), strict=True):
-        new = np.arange(look - asked + 1)
-        likely, asked = np.convolve(likely, binom.pmf(new, len(new) - 1, margin)), look
+        new = np.arange(look - n_before + 1)
+        likely, n_before = np.convolve(likely, binom.pmf(new, len(new) - 1, margin)), look
         lost = np.arange(look + 1)
         counts = np.stack([lost, look - lost], axis=1).astype(float)
         p_values = likelihood_p_values(np.array([-1.0, 0.0]) + margin, counts, margin - 1)

@@ -142,7 +142,7 @@ GROUP_FILES = [
     ("experiment/mine.yaml", b"# @package _global_\ndataset: {alpaca: {weight: 1}}\n",
      "dataset.alpaca.path must be set, or chosen by dataset=..."),
     ("benchmark/mine.yaml", b"# @package benchmark\n'b(1)': {task: a, metric: acc, num_fewshot: 0,"
-     b" chance: 0}\n", "benchmark.b(1): MLflow wants a name of letters, digits, _ and -"),
+     b" chance: 0}\n", "benchmark.b(1): a name may hold only letters, digits, _ and -"),
 ]  # fmt: skip
 
 

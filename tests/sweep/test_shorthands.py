@@ -29,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     for file in ("rows.jsonl", "more.jsonl", "b/rows.jsonl"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text(ROWS)
+    Path("capitals.jsonl").write_text('{"question": "q", "answer": "4"}\n')
     return tmp_path
 
 
@@ -59,6 +60,11 @@ SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
         ("-m --model smollm2,pocket --seed 3", "-m model=smollm2,pocket seed=3"),
         ("benchmark.pocket_math.max_loss=5%", "benchmark.pocket_math.max_loss=0.05"),
         ("-m evaluation.holdout=2.3%,50%", "-m evaluation.holdout=0.023,0.5"),
+        (
+            "benchmark=capitals.jsonl,pocket_math benchmark.capitals.score=numeric",
+            "benchmark=[capitals,pocket_math] benchmark.capitals.path=capitals.jsonl"
+            " benchmark.capitals.score=numeric",
+        ),
     ],
 )
 def test_a_habit_is_taken_where_it_can_only_mean_one_thing(habit: str, meant: str) -> None:
@@ -75,13 +81,6 @@ def test_a_file_of_rows_is_a_dataset_and_bears_its_name() -> None:
     assert [list(config.dataset) for config in swept] == [["rows"], ["more", "alpaca"]]
     [hub] = compose("dataset=you/your.rows")
     assert hub.dataset["your_rows"].path == "you/your.rows"
-
-
-def test_a_file_of_questions_is_a_benchmark_and_bears_its_name() -> None:
-    Path("capitals.jsonl").write_text('{"question": "q", "answer": "4"}\n')
-    [config] = compose("benchmark=capitals.jsonl,pocket_math benchmark.capitals.score=numeric")
-    assert list(config.benchmark) == ["capitals", "pocket_math"]
-    assert config.benchmark["capitals"].metric == "numeric"
 
 
 @pytest.mark.parametrize(

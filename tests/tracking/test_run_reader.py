@@ -235,7 +235,7 @@ def test_the_held_out_half_is_found_whatever_the_prompt_says(
     assert read_config(config.tracking, run).evaluation == config.evaluation
     checked = call_verb(Path.cwd(), "check", run.run_id, "--max-loss=0.9")
     assert checked.returncode == 0, checked.stderr
-    assert "held-out half" in " ".join(checked.stdout.split())
+    assert "held-out questions" in " ".join(checked.stdout.split())
 
 
 def test_a_setting_whose_secret_is_hidden_is_not_measured_again(

@@ -120,7 +120,7 @@ def test_the_same_questions_find_a_measured_base(
     plain.apply_chat_template = False  # what `auto` came to
     cache = RecordedEvaluations(config, "base", tmp_path)
     lines = {line[:40]: line for line in (record / "keys.jsonl").read_text().splitlines()}
-    by_task = {one.task: (name, one) for name, one in config.benchmark.items()}
+    by_task = {benchmark.task: (name, benchmark) for name, benchmark in config.benchmark.items()}
     n_found = 0
     for line in lines.values():  # once each, of those that several runs looked for
         key, number, identity, backend, questions, _, versions, settings = json.loads(line)
@@ -149,8 +149,8 @@ def test_another_format_is_refused_by_its_number(
     [file] = (record / "mlruns" / "artifacts" / run_id).rglob("base-pocket_cs.parquet")
     table, newer = pq.read_table(file), tmp_path / "newer.parquet"
     metadata = table.schema.metadata
-    about = json.loads(metadata[b"slimdown"]) | {"format": 2}
-    changed = {**metadata, b"slimdown": json.dumps(about).encode()}
+    content = json.loads(metadata[b"slimdown"]) | {"format": 2}
+    changed = {**metadata, b"slimdown": json.dumps(content).encode()}
     pq.write_table(table.replace_schema_metadata(changed), newer)
     reason = "it has format 2, and this slimdown reads format 1"
     with pytest.raises(ConfigError, match=reason):

@@ -24,11 +24,11 @@ _SHORT_ROWS = {"share": 0.05, "max_tokens": 64}  # docs/studies/keeping.md
 class Auto(Mitigation):
     """Becomes replay, dialogues or self-replay, with a KL penalty, and is recorded as that."""
 
-    share: float | None = setting("share of general rows among all", ADDED_SHARE, None)
-    dataset: str | None = setting("the chosen dataset that is replayed", default=None)
-    prompts: str | None = setting("a JSONL file of a user's messages (`prompt`)", FILE, None)
+    share: float | None = setting("share of general rows among all rows", ADDED_SHARE, None)
+    dataset: str | None = setting("the chosen dataset whose rows are replayed", default=None)
+    prompts: str | None = setting("a JSONL file of user messages (`prompt`)", FILE, None)
 
-    description: ClassVar[str] = "general rows are mixed in"
+    description: ClassVar[str] = "general rows are mixed into the training"
     is_advised: ClassVar[bool] = True
 
     @property

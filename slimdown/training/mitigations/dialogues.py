@@ -25,8 +25,8 @@ Of each five in a row, two are to be refused. None is of a benchmark.
 class Dialogues(WrittenRows):
     """The base answers messages, slimdown's or yours; only its answers are trained on."""
 
-    description: ClassVar[str] = "the base's answers to messages are mixed in"
-    preparation: ClassVar[str] = "the base answers messages"
+    description: ClassVar[str] = "the base model's answers to messages are mixed into the training"
+    preparation: ClassVar[str] = "the base model answers messages"
 
     def adapt_to(self, tokenizer: Any, rows: "TrainingData", config: "RunConfig") -> "Mitigation":
         """Check that the chat template shows what a user says."""

@@ -1,4 +1,4 @@
-"""`keep=kl`: a KL penalty to the base is part of the loss (arXiv 2605.29498)."""
+"""`keep=kl`: a KL penalty towards the base model is part of the loss (arXiv 2605.29498)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from slimdown.training.labels import IGNORED, Predictions
 class Kl(Mitigation):
     """A KL penalty on every trained token, over all tokens of the vocabulary but the right one."""
 
-    weight: float = setting("weight of the distance to the base (KL divergence)", POSITIVE)
+    weight: float = setting(
+        "weight of the KL penalty, which keeps the model near the base model", POSITIVE
+    )
 
-    description: ClassVar[str] = "the distance to the base is in the loss"
+    description: ClassVar[str] = "a KL penalty keeps the model near the base model"
 
     @property
     def compares_with_base(self) -> bool:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Replay(GeneralRows):
     """The general rows come from one of the chosen datasets."""
 
-    dataset: str | None = setting("the chosen dataset that is replayed", default=None)
+    dataset: str | None = setting("the chosen dataset whose rows are replayed", default=None)
 
-    description: ClassVar[str] = "rows of a general dataset are mixed in"
+    description: ClassVar[str] = "rows of a general dataset are mixed into the training"
 
     def find_conflicts(self, config: "RunConfig") -> Iterator[str]:
         """Find that no other dataset is replayed, or that weights set the share, too."""
@@ -49,7 +49,7 @@ class Replay(GeneralRows):
         notes = []
         if n_taken < n_wanted:
             share = f"dataset.{self.dataset}: keep.share={self.share:g}"
-            notes.append(f"{share} is {n_wanted:,} rows, and there are {n_taken:,}")
+            notes.append(f"{share} would be {n_wanted:,} rows, but there are only {n_taken:,}")
         return chosen, notes
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:

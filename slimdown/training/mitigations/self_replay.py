@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class SelfReplay(WrittenRows):
     """The base continues its start token, or given texts."""
 
-    description: ClassVar[str] = "rows that the base writes are mixed in"
+    description: ClassVar[str] = "texts that the base model writes are mixed into the training"
 
     def advise_empty(self) -> str:
         """Advise other texts."""
