@@ -1627,6 +1627,19 @@ def judge_chains(draws: int, random: np.random.Generator) -> Iterator[Row]:
 ASSISTANT_MARGIN = 0.1  # as conf/benchmark/assistant_*.yaml have it
 
 
+@cache
+def summarise_counts(lost: int, gained: int, n: int) -> SimpleNamespace:
+    """Return what `decide_verdicts` asks of a benchmark, once for each table."""
+    difference = count_difference(lost, gained, n)
+    p_equal = difference.equivalence_p_value(ASSISTANT_MARGIN)
+    return SimpleNamespace(
+        value=difference.value,
+        p_value=difference.p_value,
+        equivalence_p_value=lambda margin: p_equal,
+        shown_sign=difference.shown_sign,
+    )
+
+
 def judge_assistant(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """`suite=assistant`: any false claim where the same model answers twice, with other luck.
 
@@ -1641,12 +1654,12 @@ def judge_assistant(draws: int, random: np.random.Generator) -> Iterator[Row]:
         for spread, name in ((0.05, "few answers vary"), (0.5, "many vary"), (50.0, "all vary")):
             n_changed = 0
             for _ in range(n_draws):
-                differences = list[Difference]()
+                differences = list[Any]()
                 for n in sizes:
                     chances = random.beta(spread, spread, n)
                     first, second = random.random((2, n)) < chances
                     lost, gained = (first & ~second).sum(), (~first & second).sum()
-                    differences.append(count_difference(int(lost), int(gained), n))
+                    differences.append(summarise_counts(int(lost), int(gained), n))
                 decisions = decide_verdicts(differences, margins)
                 verdicts = {decision.verdict for decision in decisions}
                 n_changed += bool({Verdict.forgotten, Verdict.improved} & verdicts)
