@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import takewhile
+from itertools import chain, takewhile
 from math import fsum
 from statistics import fmean
 from typing import Any
@@ -81,10 +81,10 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
     ]
     shown, longest = _fit_answers(changes, list(findings.benchmarks.values()))
     counts: list[dict[str, Any]] = []
-    for benchmark, of_one, answers in zip(pairs, changes, shown, strict=True):
-        n_lost = sum(change.is_lost for change in of_one)
+    for benchmark, benchmark_changes, answers in zip(pairs, changes, shown, strict=True):
+        n_lost = sum(change.is_lost for change in benchmark_changes)
         n_shown = sum(answer["lost"] for answer in answers)
-        gained = len(of_one) - n_lost, len(answers) - n_shown
+        gained = len(benchmark_changes) - n_lost, len(answers) - n_shown
         counts.append({"name": benchmark, "lost": (n_lost, n_shown), "gained": gained})
     data: dict[str, Any] = {
         "benchmarks": [visible(benchmark) for benchmark in pairs],
@@ -123,33 +123,50 @@ def _write_json(value: Any) -> str:
 def _fit_answers(
     changes: Sequence[Sequence[_Change]], benchmarks: Sequence[BenchmarkChange]
 ) -> tuple[list[list[dict[str, Any]]], int]:
-    """Write as many answers of each benchmark, with texts as long as the page has room for."""
+    """Write as many answers of each benchmark, with texts as long as the page has room for.
+
+    Returns:
+        The answers by benchmark, and the length at which their texts are cut.
+    """
     sizes = [(_NUMBERS[0], length) for length in _LENGTHS]
     sizes += [(number, _LENGTHS[-1]) for number in _NUMBERS[1:]]
     for number, length in sizes:
-        least = sum(_count_characters(one, length) for of_one in changes for one in of_one[:number])
+        tried = [benchmark_changes[:number] for benchmark_changes in changes]
+        least = sum(_count_characters(change, length) for change in chain.from_iterable(tried))
         if least > _MOST_BYTES and (number, length) != sizes[-1]:
             continue  # without comparing words, which takes longest
-        written, n_bytes = [], 0
-        for of_one, benchmark in zip(changes, benchmarks, strict=True):
-            answers = []
-            for change in of_one[:number]:
-                answers.append(_write_answer(change, benchmark, length))
-                n_bytes += len(_write_json(answers[-1]).encode())
-                if n_bytes > _MOST_BYTES:
-                    answers.pop()
-                    break
+        written, room = [], _MOST_BYTES
+        for benchmark_changes, benchmark in zip(tried, benchmarks, strict=True):
+            answers, room = _write_answers(benchmark_changes, benchmark, length, room)
             written.append(answers)
-        if n_bytes <= _MOST_BYTES:
+        if room >= 0:
             break
     return written, length
+
+
+def _write_answers(
+    changes: Sequence[_Change], benchmark: BenchmarkChange, length: int, room: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Write the answers of one benchmark until there is no room.
+
+    Returns:
+        The answers, and the bytes that remain; below 0: the last answer found no room.
+    """
+    answers = []
+    for change in changes:
+        answer = _write_answer(change, benchmark, length)
+        room -= len(_write_json(answer).encode())
+        if room < 0:
+            break
+        answers.append(answer)
+    return answers, room
 
 
 def _count_characters(change: _Change, length: int) -> int:
     """Count the characters of an answer's texts, each cut at a length."""
     base, tuned = change.example.base, change.example.tuned
     texts = base.prompt, base.target, base.response, tuned.response, *base.choices
-    return sum(min(len(one), length) for one in texts)
+    return sum(min(len(value), length) for value in texts)
 
 
 def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
@@ -166,13 +183,22 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
         cause = find_cause(example, metric) if is_lost and changed.has_causes else ""
         subject = (base.category or base.task) if len(subjects) > 1 else ""
         key = "-".join([name, *([base.task] if has_tasks else []), str(base.doc_id)])
-        known = cause, visible(subject), example, p_loss
-        return _Change(visible(key), number, is_lost, *known, clarity if is_lost else -clarity)
+        return _Change(
+            key=visible(key),
+            benchmark=number,
+            is_lost=is_lost,
+            cause=cause,
+            subject=visible(subject),
+            example=example,
+            p_loss=p_loss,
+            clarity=clarity if is_lost else -clarity,
+        )
 
-    gained = {id(example.base) for example in changed.gained}
-    lost = [describe(e, True) for e in changed.lost if id(e.base) not in gained]
-    for of_kind in (lost, [describe(e, False) for e in changed.gained]):
-        yield from sorted(of_kind, key=lambda change: -change.clarity)
+    gained_ids = {id(example.base) for example in changed.gained}
+    lost = [describe(e, True) for e in changed.lost if id(e.base) not in gained_ids]
+    gained = [describe(e, False) for e in changed.gained]
+    for changes in (lost, gained):
+        yield from sorted(changes, key=lambda change: -change.clarity)
 
 
 def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> dict[str, Any]:
@@ -264,6 +290,32 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     (['it is four'], ['No.'])
     """
     before, after = _WORD.findall(base), _WORD.findall(tuned)
+    blocks = _match_words(before, after)
+    n_shared = sum(len(word) for a, _, n in blocks for word in before[a : a + n])
+    if n_shared < _LEAST_SHARED * max(len(base), len(tuned)):
+        return [base], [tuned]
+    parts: tuple[list[str], list[str]] = ([], [])
+    ends = 0, 0
+    for *begins, n in blocks:
+        gaps = ["".join(w[e:b]) for w, e, b in zip((before, after), ends, begins, strict=True)]
+        base_tail, tuned_tail = (gap[len(gap.rstrip()) :][::-1] for gap in gaps)
+        n_spaces = _count_equal(base_tail, tuned_tail)  # after a word, in both texts
+        for side, words, gap, begin in zip(parts, (before, after), gaps, begins, strict=True):
+            equal = gap[len(gap) - n_spaces :] + "".join(words[begin : begin + n])
+            if not any(gaps) and side:
+                side[-1] += equal
+            else:
+                side += [gap[: len(gap) - n_spaces], equal] if side else [equal]
+        ends = begins[0] + n, begins[1] + n
+    return parts
+
+
+def _match_words(before: Sequence[str], after: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Find blocks of equal words, in order: where each begins in both texts, and its length.
+
+    The first and the last block are the words with which both texts begin and end; they may be
+    empty.
+    """
     n_first = _count_equal(before, after)
     n_last = _count_equal(before[n_first:][::-1], after[n_first:][::-1])
     middles = [words[n_first : len(words) - n_last] for words in (before, after)]
@@ -274,21 +326,4 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
         for a, b, n in matcher.get_matching_blocks():
             if any(map(str.isalnum, "".join(middles[0][a : a + n]))):  # marks alone are no match
                 blocks.append((a + n_first, b + n_first, n))
-    blocks = [(0, 0, n_first), *blocks, (len(before) - n_last, len(after) - n_last, n_last)]
-    n_shared = sum(len(word) for a, _, n in blocks for word in before[a : a + n])
-    if n_shared < _LEAST_SHARED * max(len(base), len(tuned)):
-        return [base], [tuned]
-    parts: tuple[list[str], list[str]] = ([], [])
-    ends = 0, 0
-    for *begins, n in blocks:
-        gaps = ["".join(w[e:b]) for w, e, b in zip((before, after), ends, begins, strict=True)]
-        tails = [gap[len(gap.rstrip()) :][::-1] for gap in gaps]
-        n_spaces = _count_equal(*tails)  # after a word, in both texts
-        for side, words, gap, begin in zip(parts, (before, after), gaps, begins, strict=True):
-            equal = gap[len(gap) - n_spaces :] + "".join(words[begin : begin + n])
-            if not any(gaps) and side:
-                side[-1] += equal
-            else:
-                side += [gap[: len(gap) - n_spaces], equal] if side else [equal]
-        ends = begins[0] + n, begins[1] + n
-    return parts
+    return [(0, 0, n_first), *blocks, (len(before) - n_last, len(after) - n_last, n_last)]

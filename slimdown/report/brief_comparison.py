@@ -10,7 +10,7 @@ from math import inf, isnan
 from statistics import fmean
 
 from slimdown.comparison.checkpoints import choose_checkpoint, read_steps
-from slimdown.comparison.group_tests import ValueDifference, find_differences
+from slimdown.comparison.group_tests import find_differences
 from slimdown.comparison.run_comparison import (
     Comparison,
     Configuration,
@@ -115,10 +115,11 @@ class _Base:
     scores: Mapping[str, float]
 
     def is_same_as(self, other: "_Base") -> bool:
-        """Whether both have the same scores on what both were asked."""
-        asked = self.scores.keys() & other.scores.keys()
-        scores = [(round(self.scores[name], 4), round(other.scores[name], 4)) for name in asked]
-        return self.model == other.model and all(first == second for first, second in scores)
+        """Whether both are one model, with the same scores on their common benchmarks."""
+        common = self.scores.keys() & other.scores.keys()
+        return self.model == other.model and all(
+            round(self.scores[name], 4) == round(other.scores[name], 4) for name in common
+        )
 
 
 def _average_base_scores(row: Configuration) -> dict[str, float]:
@@ -126,7 +127,7 @@ def _average_base_scores(row: Configuration) -> dict[str, float]:
     for run in row.runs:
         for name, change in run.changes.items():
             scores.setdefault(name, []).append(change.primary.base.value)
-    return {name: fmean(of_runs) for name, of_runs in scores.items()}
+    return {name: fmean(scores_of_runs) for name, scores_of_runs in scores.items()}
 
 
 def _rank_benchmarks(comparison: Comparison) -> dict[str, int]:
@@ -300,13 +301,16 @@ def describe_claims(
     if not found.n_tests:
         yield found.reason
         return
-    ordered = sorted(found.shown, key=lambda one: one.p_value)
-    claims = [
-        f"{_name_value(one, tested)} is {one.points} points {one.side} {one.other} on "
-        f"{headings.get(one.benchmark, one.benchmark)}{one.where} "
-        f"({'corrected ' * (i == 0)}p {_show_p_value(one.p_value)})"
-        for i, one in enumerate(ordered[:most])
-    ]
+    ordered = sorted(found.shown, key=lambda difference: difference.p_value)
+    claims = list[str]()
+    for difference in ordered[:most]:
+        value = difference.value if len(tested) == 1 else f"{difference.setting}={difference.value}"
+        benchmark = headings.get(difference.benchmark, difference.benchmark)
+        p_value = "p" if claims else "corrected p"  # said once
+        claims.append(
+            f"{value} is {difference.points} points {difference.side} {difference.other} on "
+            f"{benchmark}{difference.where} ({p_value} {_show_p_value(difference.p_value)})"
+        )
     if len(ordered) > most:
         claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")
     if claims:
@@ -323,10 +327,6 @@ def describe_claims(
             f"With fewer than {ENOUGH_SEEDS} seeds, all values are assumed to vary equally from "
             "seed to seed."
         )
-
-
-def _name_value(one: ValueDifference, tested: Sequence[str]) -> str:
-    return one.value if len(tested) == 1 else f"{one.setting}={one.value}"
 
 
 def _show_p_value(p_value: float) -> str:

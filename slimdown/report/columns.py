@@ -55,7 +55,7 @@ class FindingRow:
     def check(self) -> BudgetCheck | None:
         """The check of the benchmark's budget, if it has one."""
         checks = self.gate.checks if self.gate else ()
-        return next((one for one in checks if one.benchmark == self.name), None)
+        return next((check for check in checks if check.benchmark == self.name), None)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def name_levels(rows: Iterable[Row]) -> list[Row]:
 
 def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:
     """Show one benchmark of a configuration's seeds: the columns that stand in `compare`."""
-    rows = [FindingRow(one, name, one.benchmarks[name].metric) for one in findings]
+    rows = [FindingRow(found, name, found.benchmarks[name].metric) for found in findings]
     shown = {}
     for column in COLUMNS:
         if Place.compare in column.places:

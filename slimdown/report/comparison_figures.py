@@ -1,6 +1,7 @@
 """The figures of a comparison: each seed by what was varied, and learned against kept."""
 
 from dataclasses import replace
+from functools import partial
 from math import isfinite, nan
 
 from matplotlib.figure import Figure
@@ -21,12 +22,12 @@ from slimdown.report.formatting import EMPTY, drop_shared_folders
 from slimdown.stats.estimates import Estimate
 
 _MOST_DRAWN = 60  # configurations: more are not legible
-_OF_SEEDS = (
+_SEEDS_CAPTION = (
     "Changes in percentage points. Each small dot is one seed. The marker beside the dots is their "
     "mean with the confidence interval of its verdict. The axes are chosen so that all dots are "
     "visible; a long interval may extend beyond them."
 )
-_OF_BOTH = (
+_LEARNED_CAPTION = (
     "Higher means that more was learned. Further right means that more was kept: this is the mean "
     "change of the benchmarks that were not trained for. A line joins the values in their order. "
     "The bars are the confidence intervals of the verdicts."
@@ -56,22 +57,22 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
             columns[name].append(DrawnMean(value, shared, _list_seeds(row, name), mean))
     steps = [f"{step:,}" for step in read_steps(grouped)]
-    short = steps or drop_shared_folders(
+    labels = steps or drop_shared_folders(
         [row.settings.get(settings[0], EMPTY) for row in grouped.rows]
     )
-    columns = {
-        name: [replace(one, value=value) for one, value in zip(means, short, strict=True)]
-        for name, means in columns.items()
-    }
-    seen = {
-        names[name]: [one for one in means if isfinite(one.mean.value)]
-        for name, means in columns.items()
-    }
-    seen = {heading: means for heading, means in seen.items() if means}
-    if not seen:
+    panels: dict[str, list[DrawnMean]] = {}
+    for name, means in columns.items():
+        columns[name] = [
+            replace(drawn, value=label) for drawn, label in zip(means, labels, strict=True)
+        ]
+        if measured := [drawn for drawn in columns[name] if isfinite(drawn.mean.value)]:
+            panels[names[name]] = measured
+    if not panels:
         return []
-    both = draw_seeds(settings[0], seen), draw_seeds(settings[0], seen, PHONE_WIDTH)
-    return [(*both, _OF_SEEDS), *_draw_learned(grouped, settings[0], columns)]
+    figure = draw_seeds(settings[0], panels)
+    phone_figure = draw_seeds(settings[0], panels, PHONE_WIDTH)
+    seeds_figure = (figure, phone_figure, _SEEDS_CAPTION)
+    return [seeds_figure, *_draw_learned(grouped, settings[0], columns)]
 
 
 def _draw_learned(
@@ -81,41 +82,42 @@ def _draw_learned(
 
     Without a target, what was learned is how far the loss on held-out rows fell.
     """
-    roles = {name: one.role for row in comparison.rows for name, one in row.changes.items()}
+    roles = {name: change.role for row in comparison.rows for name, change in row.changes.items()}
     kept = columns.get(KEPT) or _find_only(columns, roles, Role.retained)
     learned, unit = columns.get(LEARNED) or _find_only(columns, roles, Role.target), "points"
     if not learned and kept:
         unit = "held-out loss, 0.01 nats per token"
-        losses = [row.learned_loss for row in comparison.rows]
-        means = [Estimate(loss, nan, nan, nan) for loss in losses]
-        learned = [replace(one, mean=mean) for one, mean in zip(kept, means, strict=True)]
-    pairs = [
-        pair
-        for pair in zip(learned, kept, strict=True)
-        if all(isfinite(one.mean.value) for one in pair)
-    ]
-    if len(pairs) < 2:
+        learned = [
+            replace(kept_mean, mean=Estimate(row.learned_loss, nan, nan, nan))
+            for kept_mean, row in zip(kept, comparison.rows, strict=True)
+        ]
+    drawn_learned, drawn_kept = list[DrawnMean](), list[DrawnMean]()
+    for learned_mean, kept_mean in zip(learned, kept, strict=True):
+        if isfinite(learned_mean.mean.value) and isfinite(kept_mean.mean.value):
+            drawn_learned.append(learned_mean)
+            drawn_kept.append(kept_mean)
+    if len(drawn_kept) < 2:
         return []
-    both = setting, [one for one, _ in pairs], [one for _, one in pairs], unit
-    figures = draw_learned_and_kept(*both), draw_learned_and_kept(*both, PHONE_WIDTH)
-    return [(*figures, _OF_BOTH)]
+    draw = partial(draw_learned_and_kept, setting, drawn_learned, drawn_kept, unit)
+    return [(draw(), draw(PHONE_WIDTH), _LEARNED_CAPTION)]
 
 
 def _find_only(
     columns: dict[str, list[DrawnMean]], roles: dict[str, Role], role: Role
 ) -> list[DrawnMean]:
     """Return the column of the one benchmark with a role; nothing where there are none."""
-    return next((columns[name] for name, of in roles.items() if of is role), [])
+    return next((columns[name] for name, its_role in roles.items() if its_role is role), [])
 
 
 def _list_seeds(row: Configuration, name: str) -> list[float]:
     """Return the change of each seed, of a benchmark or of the mean over a role."""
-    roles = {LEARNED: Role.target, KEPT: Role.retained}
+    role = {LEARNED: Role.target, KEPT: Role.retained}.get(name)
     values = []
     for run in row.runs:
-        of = [c for n, c in run.changes.items() if n == name or c.role is roles.get(name)]
+        changes = [change for n, change in run.changes.items() if n == name or change.role is role]
         if name not in run.changes:
-            of = [change for change in of if change.is_measured]
-        if of:
-            values.append(sum(change.primary.difference.value for change in of) / len(of))
+            changes = [change for change in changes if change.is_measured]
+        if changes:
+            total = sum(change.primary.difference.value for change in changes)
+            values.append(total / len(changes))
     return values

@@ -52,20 +52,20 @@ def comparison_table(
     judged = judge_configurations(comparison)
     settings, headings = find_settings(comparison), head_columns(comparison)
     values = [tuple(row.settings.get(key) for key in settings) for row in comparison.rows]
-    is_told = bool(settings) and len(set(values)) == len(values)
+    are_unique = bool(settings) and len(set(values)) == len(values)
     rows = []
-    for row, of_row in list(zip(comparison.rows, judged, strict=True))[: max_rows or None]:
-        run, varied = _show_run(row, is_told), _show_settings(comparison, row, settings)
-        cells = varied if is_told else run | varied
-        cells |= _show_changes(row, of_row, headings)
-        rows.append(Row(cells | (run if is_told else {})))
+    for row, means in list(zip(comparison.rows, judged, strict=True))[: max_rows or None]:
+        run, varied = _show_run(row, are_unique), _show_settings(comparison, row, settings)
+        cells = varied if are_unique else run | varied
+        cells |= _show_changes(row, means, headings)
+        rows.append(Row(cells | (run if are_unique else {})))
     if len(rows) < len(comparison.rows):
         notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
     return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
 
 
-def _show_run(row: Configuration, is_told: bool) -> dict[Column, Cell]:
-    """Show which runs these are: by their ids where the settings tell rows apart."""
+def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
+    """Show which runs these are: by their ids alone if the settings of each row are unique."""
     runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs[:_MOST_SEEDS])
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
@@ -73,7 +73,7 @@ def _show_run(row: Configuration, is_told: bool) -> dict[Column, Cell]:
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
     shown = row.ids if len(runs) > _MOST_SEEDS else ids
     name = f"{row.given_name} ({shown})" if row.given_name else shown
-    name = name if is_told else f"{row.name} ({row.ids})"
+    name = name if are_unique else f"{row.name} ({row.ids})"
     trained = [run.model_files for run in runs if run.model_files]
     places = [describe_model_place(run.model_files, run.run_id) for run in runs if run.model_files]
     return {
@@ -122,12 +122,12 @@ def _show_changes(
         column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)
         shown = "" if isnan(loss) else format_number(loss, ".3f")
         cells[column] = Cell(shown, sort_key=loss, values={"learned_loss": loss})
-    for kind, of in (("questions", "question_error"), ("training", "training_error")):
-        errors = {name: getattr(change.change, of) for name, change in row.changes.items()}
+    for source, key in (("questions", "question_error"), ("training", "training_error")):
+        errors = {name: getattr(change.change, key) for name, change in row.changes.items()}
         known = {headings[n]: error for n, error in errors.items() if isfinite(error)}
         parts = [f"{heading} {format_number(100 * error)}" for heading, error in known.items()]
-        values = {f"{name}.{of}": error for name, error in errors.items()}
-        column = Column(f"noise of {kind}", "points", max_width=30, places=_NOT_ON_PAGES)
+        values = {f"{name}.{key}": error for name, error in errors.items()}
+        column = Column(f"noise of {source}", "points", max_width=30, places=_NOT_ON_PAGES)
         cells[column] = Cell(", ".join(parts), values=values)
     return cells
 
@@ -148,8 +148,8 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     values |= {f"{name}.change_{key}": getattr(plain, key) for key in _OF_MEAN[1:]}
     shown, verdict, correction, stopped = judged.shown, judged.verdict, "", ""
     if change:
-        of_runs = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
-        values |= {f"{name}.{key}": getattr(change, key) for key in of_runs}
+        keys = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
+        values |= {f"{name}.{key}": getattr(change, key) for key in keys}
         if len(row.runs) == 1 and (findings := row.runs[0].findings):
             verdict = findings.benchmarks[name].verdict
             is_corrected = change.verdict_corrected != change.verdict
@@ -159,8 +159,16 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     values[f"{name}.verdict_over_seeds"] = str(verdict or "")
     if isnan(shown.value):
         return Cell(EMPTY, values=values)
-    parts = *format_points(shown), stopped, str(verdict or ""), correction
-    return Cell(*parts, sort_key=shown.value, values=values)
+    points, interval = format_points(shown)
+    return Cell(
+        points,
+        interval,
+        detail=stopped,
+        verdict=str(verdict or ""),
+        correction=correction,
+        sort_key=shown.value,
+        values=values,
+    )
 
 
 def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], study: str) -> Table:
@@ -205,7 +213,7 @@ def scales_table(
     for i, scale in enumerate((0.0, *(point.scale for point in points))):
         is_chosen = scale == chosen
         values: dict[str, Any] = {"scale": scale, "is_chosen": is_chosen}
-        cell = Cell(f"{scale:g}{' ←' * is_chosen}", sort_key=scale, values=values)
+        cell = Cell(f"{scale:g}{' ←' if is_chosen else ''}", sort_key=scale, values=values)
         rows.append({Column("scale", is_number=True): cell})
         if training := points[max(0, i - 1)].findings.training:
             loss = training.validation_loss_after if i else training.validation_loss_before

@@ -177,8 +177,8 @@ class _Pace:
         if n_done > n_before:
             # Count until now, so that a slow step makes the time left longer.
             left = (now - began) / (n_done - n_before) * (self.total - n_done)
-            of_run = f" (run: {format_duration(left + self.later)})" if self.later else ""
-            time = f"{format_duration(left)} left{of_run}"
+            whole = f" (run: {format_duration(left + self.later)})" if self.later else ""
+            time = f"{format_duration(left)} left{whole}"
         done = f"{n_done:,} of {self.total:,} {self.unit}" if self.total else ""
         return visible(", ".join(filter(None, (self.detail, done, time))))
 
@@ -207,9 +207,10 @@ class RunProgress:
         later = later if isfinite(later) else 0.0
         return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit, later)
 
-    def expect_as(self, of_base: Evaluation, served: Collection[str]) -> None:
+    def expect_as(self, base_evaluation: Evaluation, served: Collection[str]) -> None:
         """Expect that the tuned model takes as long as the base; `served` is asked again."""
-        seconds = {name: one.seconds for name, one in of_base.benchmarks.items()}
+        benchmarks = base_evaluation.benchmarks.items()
+        seconds = {name: benchmark.seconds for name, benchmark in benchmarks}
         self.expected["tuned"] = sum(seconds.values())
         self.expected["served"] = sum(seconds[name] for name in served)
 
@@ -230,8 +231,10 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     if console.is_terminal:
         name = TextColumn("{task.description}", markup=False)
         how_far = TextColumn("{task.fields[pace]}", markup=False, table_column=Column())  # may wrap
-        columns = SpinnerColumn(), name, BarColumn(8), how_far
-        with Progress(*columns, console=console, transient=True) as progress:
+        bar = Progress(
+            SpinnerColumn(), name, BarColumn(8), how_far, console=console, transient=True
+        )
+        with bar as progress:
             task = progress.add_task(visible(label), total=None, pace=pace)
 
             def update_bar(done: int, total: int, detail: str) -> None:
@@ -266,6 +269,7 @@ def show_findings(
     title: str = "",
     gate: Gate | None = None,
     advice: str = "",
+    *,
     notes: Sequence[str] = (),
     with_details: bool = False,
 ) -> None:

@@ -107,28 +107,13 @@ def draw_seeds(
     n_down = max(1, ceil(len(panels) / n_across))
     figure = Figure(figsize=(width, 0.7 + 2.1 * n_down), layout="constrained")
     figure.set_label(f"Each seed by {setting}{', for a phone' if width < WIDTH else ''}")
-    drawn = [one for means in panels.values() for one in means]
-    values = list(dict.fromkeys(one.value for one in drawn))
-    others = list(dict.fromkeys(one.others for one in drawn))
-    is_ordered = all(re.search(r"\d/?$", value) for value in values)  # numbers, or checkpoints
+    all_means = [drawn for means in panels.values() for drawn in means]
+    values = list(dict.fromkeys(drawn.value for drawn in all_means))
+    others = list(dict.fromkeys(drawn.others for drawn in all_means))
     for i, (heading, means) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(n_down, n_across, i)
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for one in means:
-            group = others.index(one.others)
-            place = values.index(one.value) + 0.7 * ((group + 0.5) / len(others) - 0.5)
-            apart = 0.12 / len(others) if len(one.seeds) > 1 else 0.0
-            color, dots = _COLORS[group % 6], [100 * seed for seed in one.seeds]
-            if apart:
-                axes.plot([place - apart] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
-            style: dict[str, Any] = {"marker": "D" if apart else "o", "markersize": 4.5}
-            style |= {"color": color, "capsize": 2.5, "elinewidth": 1}
-            middle, arms = 100 * one.mean.value, _measure_arms([one.mean])
-            curves.setdefault(one.others, []).append((place + apart, middle))
-            axes.errorbar([place + apart], [middle], arms, **style)
-        for group, points in enumerate(curves.values() if is_ordered else ()):
-            axes.plot(*zip(*points, strict=True), color=_COLORS[group % 6], lw=1, alpha=0.6)
-        axes.set_ylim(*_find_limits([seed for one in means for seed in one.seeds]))
+        _draw_seeds_and_means(axes, means, values, others)
+        axes.set_ylim(*_find_limits([seed for drawn in means for seed in drawn.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
         room = max(6, (26 if n_across > 1 else 48) // len(values))
         axes.set_xticks(range(len(values)), [cut_name(visible(v), room) for v in values])
@@ -138,6 +123,38 @@ def draw_seeds(
         axes.set_title(_cut(heading, 30), fontsize=9)
     _show_colors(figure, others)
     return figure
+
+
+def _draw_seeds_and_means(
+    axes: Axes, means: Sequence[DrawnMean], values: Sequence[str], others: Sequence[str]
+) -> None:
+    """Draw the dots of one panel, and beside them the means.
+
+    A line joins means of the same other settings, where the values have an order.
+
+    Args:
+        axes: The panel.
+        means: What is drawn.
+        values: Those of the setting, from left to right.
+        others: The other settings; those of one value stand side by side, each with its color.
+    """
+    is_ordered = all(re.search(r"\d/?$", value) for value in values)  # numbers, or checkpoints
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for drawn in means:
+        group = others.index(drawn.others)
+        place = values.index(drawn.value) + 0.7 * ((group + 0.5) / len(others) - 0.5)
+        apart = 0.12 / len(others) if len(drawn.seeds) > 1 else 0.0
+        color, dots = _COLORS[group % 6], [100 * seed for seed in drawn.seeds]
+        if apart:
+            axes.plot([place - apart] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
+        style: dict[str, Any] = {"marker": "D" if apart else "o", "markersize": 4.5}
+        style |= {"color": color, "capsize": 2.5, "elinewidth": 1}
+        middle, arms = 100 * drawn.mean.value, _measure_arms([drawn.mean])
+        curves.setdefault(drawn.others, []).append((place + apart, middle))
+        axes.errorbar([place + apart], [middle], arms, **style)
+    for group, points in enumerate(curves.values() if is_ordered else ()):
+        across, up = zip(*points, strict=True)
+        axes.plot(across, up, color=_COLORS[group % 6], lw=1, alpha=0.6)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -159,23 +176,26 @@ def draw_learned_and_kept(
     """
     title = f"Learned against kept, by {setting}{', for a phone' if width < WIDTH else ''}"
     figure, axes = _new_figure(4.2 if width == WIDTH else 3.4, title, width)
-    others = list(dict.fromkeys(one.others for one in learned))
+    others = list(dict.fromkeys(drawn.others for drawn in learned))
     pairs = list(zip(learned, kept, strict=True))
     for group, name in enumerate(others):
-        of_group = [pair for pair in pairs if pair[0].others == name]
         color = _COLORS[group % 6]
-        across = [100 * of.mean.value for _, of in of_group]
-        up = [100 * of.mean.value for of, _ in of_group]
-        right, above = (_measure_arms([pair[i].mean for pair in of_group]) for i in (1, 0))
+        group_pairs = [pair for pair in pairs if pair[0].others == name]
+        learned_means = [drawn.mean for drawn, _ in group_pairs]
+        kept_means = [drawn.mean for _, drawn in group_pairs]
+        across = [100 * mean.value for mean in kept_means]
+        up = [100 * mean.value for mean in learned_means]
+        arms: dict[str, Any] = {"xerr": _measure_arms(kept_means)}
+        arms["yerr"] = _measure_arms(learned_means)
         axes.plot(across, up, color=color, linewidth=1, alpha=0.6)
-        axes.errorbar(across, up, above, right, fmt="none", ecolor=(color, 0.35), elinewidth=1)
+        axes.errorbar(across, up, **arms, fmt="none", ecolor=(color, 0.35), elinewidth=1)
         axes.plot(across, up, "o", color=color, markersize=6)
-        for (one, _), x, y in zip(of_group, across, up, strict=True):
+        for (drawn, _), x, y in zip(group_pairs, across, up, strict=True):
             axes.annotate(
-                cut_name(visible(one.value), 24), (x, y), (5, 5), textcoords="offset points"
+                cut_name(visible(drawn.value), 24), (x, y), (5, 5), textcoords="offset points"
             )
-    axes.set_xlim(*_find_limits([of.mean.value for of in kept]))
-    axes.set_ylim(*_find_limits([of.mean.value for of in learned]))
+    axes.set_xlim(*_find_limits([drawn.mean.value for drawn in kept]))
+    axes.set_ylim(*_find_limits([drawn.mean.value for drawn in learned]))
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.xaxis.set_major_formatter(_format_signed)

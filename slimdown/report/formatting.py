@@ -172,10 +172,10 @@ def drop_shared_beginning(names: Collection[str]) -> dict[str, str]:
     >>> drop_shared_beginning(["pocket_math", "pocket_cs"])
     {'pocket_math': 'math', 'pocket_cs': 'cs'}
     """
-    words = [name.split("_") for name in names]
-    columns = zip(*(of_name[:-1] for of_name in words), strict=False)
+    words_by_name = {name: name.split("_") for name in names}
+    columns = zip(*(words[:-1] for words in words_by_name.values()), strict=False)
     n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
-    return {"_".join(of_name): "_".join(of_name[n_shared:]) for of_name in words}
+    return {name: "_".join(words[n_shared:]) for name, words in words_by_name.items()}
 
 
 def drop_shared_folders(paths: Sequence[str]) -> list[str]:
@@ -186,10 +186,10 @@ def drop_shared_folders(paths: Sequence[str]) -> list[str]:
     """
     if len({*paths}) < 2:
         return [*paths]
-    parts = [path.split("/") for path in paths]
-    columns = zip(*(of_path[:-1] for of_path in parts), strict=False)
+    parts_by_path = [path.split("/") for path in paths]
+    columns = zip(*(parts[:-1] for parts in parts_by_path), strict=False)
     n_shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
-    return ["/".join(of_path[n_shared:]) for of_path in parts]
+    return ["/".join(parts[n_shared:]) for parts in parts_by_path]
 
 
 def cut_name(name: str, width: int) -> str:

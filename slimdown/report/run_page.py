@@ -18,7 +18,7 @@ from slimdown.utils.secrets import redact_leaf, redact_leaves
 class RunDescription:
     """How a run was made, where there was one."""
 
-    about: Mapping[str, str] = field(default_factory=dict)  # a few words on each of its parts
+    facts: Mapping[str, str] = field(default_factory=dict)  # a few words on each of its parts
     settings: Mapping[str, object] = field(default_factory=dict)  # by their dotted keys
     environment: Mapping[str, object] = field(default_factory=dict)  # versions and machine
 
@@ -27,6 +27,7 @@ def render_page(
     findings: Findings,
     name: str,
     description: RunDescription | None = None,
+    *,
     run_id: str = "",
     gate: Gate | None = None,
     answers: str = "",
@@ -48,12 +49,12 @@ def render_page(
 
     description = description or RunDescription()
     shown, _ = redact_leaves(dict(description.settings))
-    facts = {key: redact_leaf(value) for key, value in description.about.items()}
+    facts = {key: redact_leaf(value) for key, value in description.facts.items()}
     return pages.render(
         "report.html.j2",
         findings=findings,
         name=redact_leaf(name),
-        about=facts | {"date": f"{date.today():%Y-%m-%d}"},
+        facts=facts | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
         outcome=text.describe_outcome(gate) if gate else "",
         outcome_word=text.OUTCOMES[gate.outcome].split()[0].lower() if gate else "",

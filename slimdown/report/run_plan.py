@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from operator import itemgetter
 
 from slimdown.evaluation.results import Cost, Work
 from slimdown.report.formatting import format_duration, pluralize
@@ -62,8 +63,9 @@ class RunPlan:
     @property
     def seconds(self) -> float:
         """How long all parts take; a base is measured once for all jobs. nan: not known."""
-        base = sum(one.seconds for one in self.parts if one.part == "base")
-        return base + self.n_equal * sum(one.seconds for one in self.parts if one.part != "base")
+        base = sum(planned.seconds for planned in self.parts if planned.part == "base")
+        others = sum(planned.seconds for planned in self.parts if planned.part != "base")
+        return base + self.n_equal * others
 
 
 def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
@@ -79,8 +81,8 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
     if not plans:
         return f"Nothing is left to do.{done}"
     seconds = sum(plan.seconds for plan in plans)
-    parts = [one for plan in plans for one in plan.parts if one.part == "base"]
-    is_known = parts and all(one.is_recorded for one in parts)
+    bases = [planned for plan in plans for planned in plan.parts if planned.part == "base"]
+    is_known = bases and all(planned.is_recorded for planned in bases)
     base = ". The base model's answers are in the record already" if is_known else ""
     if isfinite(seconds):
         return f"About {format_duration(seconds)} in total{base}.{done}"
@@ -92,17 +94,17 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
 def plan_table(plan: RunPlan) -> Table:
     """Show the parts of a plan: what, how many tokens, how long."""
     rows = []
-    for one in plan.parts:
-        cost, written = one.cost, ""
+    for planned in plan.parts:
+        cost, written = planned.cost, ""
         if cost.new_tokens:
             written = f" + {_format_tokens(cost.new_tokens)}"
-        time = "as above" if one.is_shared else _format_seconds(cost.seconds)
-        time = "recorded" if one.is_recorded else time
+        time = "as above" if planned.is_shared else _format_seconds(cost.seconds)
+        time = "recorded" if planned.is_recorded else time
         tokens = f"{_format_tokens(cost.prompt_tokens)}{written}" if cost.prompt_tokens else ""
         cells = {
-            Column("part"): Cell(one.part),
+            Column("part"): Cell(planned.part),
             Column("what", is_name=True): Cell(cost.name),
-            Column("how much"): Cell(one.text),
+            Column("how much"): Cell(planned.text),
             Column("tokens read + written", is_number=True): Cell(tokens),
             Column("time", is_number=True): Cell(time),
         }
@@ -117,7 +119,7 @@ def describe_plan(plan: RunPlan) -> Iterator[str]:
     if plan.rates:
         yield f"Times: {plan.rates}."
     if plan.seconds > _LONG or plan.on_cpu:
-        advice = sorted(_shorten(plan), key=lambda one: -one[1])
+        advice = sorted(_shorten(plan), key=itemgetter(1), reverse=True)
         named = [f"{text} (−{format_duration(saved)})" for text, saved in advice[:_MOST_ADVICE]]
         if named:
             yield f"To shorten the run: {', '.join(named)}"
@@ -126,10 +128,10 @@ def describe_plan(plan: RunPlan) -> Iterator[str]:
 def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:
     """Yield settings that ask fewer questions or take fewer steps, and the seconds they save."""
     alike: dict[tuple[str, Work], list[PlannedPart]] = {}
-    for one in plan.parts:
-        alike.setdefault((one.cost.name, one.cost.work), []).append(one)
+    for planned in plan.parts:
+        alike.setdefault((planned.cost.name, planned.cost.work), []).append(planned)
     for (name, _), parts in alike.items():
-        cost, seconds = parts[0].cost, sum(one.seconds for one in parts)
+        cost, seconds = parts[0].cost, sum(planned.seconds for planned in parts)
         if not isfinite(seconds) or seconds < 1 or cost.work is Work.other:
             continue
         if cost.work is Work.steps:

@@ -72,8 +72,8 @@ def _find_unchanged(stages: StageFindings) -> list[str]:
 def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
     changes = stages.list_changes(name)
     first_step, first = changes[0]
-    about = {"benchmark": name, "role": first.role.value}
-    shared = {_NAME: Cell(text.mark_target(name, first.role), sort_key=name, values=about)}
+    identity = {"benchmark": name, "role": first.role.value}
+    shared = {_NAME: Cell(text.mark_target(name, first.role), sort_key=name, values=identity)}
     start = {_STAGE: Cell(redact_leaf(first_step.before), values={"stage": first_step.before})}
     start |= {_COUNT: Cell(f"{first.n:,}", sort_key=first.n, values={"n": first.n})}
     yield Row({**shared, **start, _SCORE: _show_score(first.primary.base.value)})

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from io import StringIO
+from itertools import chain
 from math import isfinite
 from typing import Any
 
@@ -356,8 +357,8 @@ def _lay_out(table: Table, separators: str) -> RichTable:
     for i, column in enumerate(table.columns):
         heading, may_break = Text(visible(column.heading)), column.max_width is not None
         texts = [heading.plain, *(row[i].plain for row in rows)]
-        parts = [part for one in texts for part in (one.split() if may_break else one.splitlines())]
-        longest = max(map(cell_len, parts), default=0)
+        parts = [content.split() if may_break else content.splitlines() for content in texts]
+        longest = max(map(cell_len, chain.from_iterable(parts)), default=0)
         rich_table.add_column(
             heading,
             justify="right" if column.is_number else "left",

@@ -165,19 +165,19 @@ def describe_outcome(gate: Gate) -> str:
         least = f"at least {-100 * gate.mean.high:.1f} points"
         return f"{word}: the retained benchmarks lost {least} on average, and may lose nothing."
     deciding = [check for check in gate.checks if check.outcome is outcome]
-    of_all = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
-    which = f" ({of_all}{len(gate.checks):,} budgets)" if len(gate.checks) > 1 else ""
+    counts = ""
+    if len(gate.checks) > 1:
+        share = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
+        counts = f" ({share}{len(gate.checks):,} budgets)"
     worst = min(deciding, key=lambda check: check.bound + check.budget)
-    return f"{word}{which}: {_describe_loss(worst)}."
+    return f"{word}{counts}: {_describe_loss(worst)}."
 
 
 def _describe_loss(check: BudgetCheck) -> str:
     name, budget = check.benchmark, f"{100 * check.budget:.3g}"
     loss = -check.bound
-    is_told = not check.change.is_measured or (
-        check.outcome is Outcome.undecided and loss <= check.budget
-    )
-    if is_told:  # something else than the bound leaves it open
+    is_within = check.outcome is Outcome.undecided and loss <= check.budget
+    if is_within or not check.change.is_measured:  # something else than the bound leaves it open
         return f"{name}: {check.reason}"
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
     lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
@@ -230,6 +230,7 @@ def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> I
 def advise(
     run_id: str,
     findings: Findings,
+    *,
     can_scale: bool,
     trains: bool,
     keeps: bool,
@@ -353,7 +354,7 @@ def describe_bits(bits_per_byte: Trait) -> str:
     """Write the bits per byte of texts before and after, with the change in percent."""
     base, tuned = bits_per_byte.base, bits_per_byte.tuned
     change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
-    bits = " → ".join(format_number(one, ".3f") for one in (base, tuned))
+    bits = f"{format_number(base, '.3f')} → {format_number(tuned, '.3f')}"
     if isnan(bits_per_byte.low) or not base:
         return f"{bits} ({change} %)"
     low, high = (100 * end / base for end in (bits_per_byte.low, bits_per_byte.high))
@@ -362,7 +363,7 @@ def describe_bits(bits_per_byte: Trait) -> str:
 
 def _list_bits(findings: Findings) -> Iterator[str]:
     texts = {n: bits for n, b in findings.benchmarks.items() if (bits := b.find_trait(BITS))}
-    if described := "; ".join(f"{name} {describe_bits(one)}" for name, one in texts.items()):
+    if described := "; ".join(f"{name} {describe_bits(bits)}" for name, bits in texts.items()):
         yield f"Bits per byte of text: {described}."
 
 
@@ -394,9 +395,9 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
-        which = "" if len(unlogged) == len(findings.benchmarks) else f" of {names}"
+        owner = "" if len(unlogged) == len(findings.benchmarks) else f" of {names}"
         yield (
-            f"The tables{which} contain no prompts, so it is unknown whether both models were "
+            f"The tables{owner} contain no prompts, so it is unknown whether both models were "
             "asked in the same way."
         )
     if findings.training and findings.training.stopped:
@@ -471,11 +472,11 @@ def list_caveats(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[
 
 def describe_prompts(findings: Findings) -> Iterator[str]:
     """Say how prompts were made and answers ended, in a sentence for each such setting."""
-    asked = dict[str, list[str]]()
+    benchmarks_by_setting = dict[str, list[str]]()
     for key, value in findings.conditions.items():
         name, _, setting = key.partition(".")
-        asked.setdefault(f"{setting}={value}", []).append(name)
-    for setting, names in asked.items():
+        benchmarks_by_setting.setdefault(f"{setting}={value}", []).append(name)
+    for setting, names in benchmarks_by_setting.items():
         if setting.startswith((*PROMPT_SETTINGS, "stop", "temperature")):
             yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
 
@@ -488,10 +489,10 @@ def describe_answers(
     if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
         before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
         yield f"{name}: {before} of {first} contain thinking, and {after} of {second}."
-    for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
-        before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
-        shown = "significant" if one.p_value < ALPHA else "not significant"
-        scores = f"{before} of {one.n} {subject} questions are right before, {after} after"
+    for subject, change in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
+        before, after = (f"{100 * share:.0f} %" for share in (change.base, change.tuned))
+        shown = "significant" if change.p_value < ALPHA else "not significant"
+        scores = f"{before} of {change.n} {subject} questions are right before, {after} after"
         yield f"{name}: {scores}. The difference is {shown}."
     if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
         base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))

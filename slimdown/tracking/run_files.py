@@ -68,7 +68,9 @@ def render_run_files(
         sentences=text.describe_findings(findings, False, gate),
         costs=format_all(findings.costs),
     )
-    page = render_page(findings, title, description, run_id, gate, "answers.html")
+    page = render_page(
+        findings, title, description, run_id=run_id, gate=gate, answers="answers.html"
+    )
     files = {"report.html": page, "report.md": markdown}
     if findings.base and findings.tuned:
         answers_page = render_answers_page(findings, title, "report.html", "samples/")

@@ -51,9 +51,11 @@ def test_every_lost_and_gained_answer_is_there_once() -> None:
     page, usual = read_usual(), make_usual()
     for name, (base, tuned) in usual.items():
         metric = base.benchmark.metric
-        scores = [one.scores_of(metric) for one in (base, tuned)]
+        pairs = zip(base.scores_of(metric), tuned.scores_of(metric), strict=True)
         expected = {
-            f"{name}-{i}": a > b for i, (a, b) in enumerate(zip(*scores, strict=True)) if a != b
+            f"{name}-{i}": before > after
+            for i, (before, after) in enumerate(pairs)
+            if before != after
         }
         shown = {k: a["lost"] for k, a in page.by_key.items() if k.rpartition("-")[0] == name}
         assert shown == expected
@@ -77,7 +79,8 @@ def test_choices_have_probabilities_and_the_clearest_losses_come_first() -> None
         )
         for i, gap in enumerate(gaps)
     ]
-    page = Page({"a": tuple(make_benchmark([*map(add_p_right, of)]) for of in (base, tuned))})
+    pair = (make_benchmark([*map(add_p_right, samples)]) for samples in (base, tuned))
+    page = Page({"a": tuple(pair)})
     assert [a["key"] for a in page.answers] == [f"a-{i}" for i in np.argsort(-gaps)]
     answer, gap = page.by_key["a-5"], gaps[5]
     shares = np.exp([-1 - gap, -1, -9, -9])

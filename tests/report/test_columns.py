@@ -54,7 +54,7 @@ def test_one_line_adds_a_column_where_it_is_asked_for(
     line = replace(line, places=frozenset({place}))
     monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS[:-1], line))
     shown = show_everywhere(findings, capsys)
-    assert [one for one in Place if "flights" in shown[one]] == [place]
+    assert [name for name in Place if "flights" in shown[name]] == [place]
     if place is Place.mlflow:
         assert collect_finding_metrics(findings)["flights/maths"] == 80
 
@@ -73,7 +73,7 @@ def test_seeds_share_what_all_have_in_common(findings: Findings, monkeypatch: Pa
         lambda row: Cell(str(row.benchmark.n), values={"n_of": row.benchmark.n, "of": row.name}),
     )
     monkeypatch.setattr(columns, "COLUMNS", (line,))
-    runs = [make_run(one, seed, seed=str(seed)) for seed, one in enumerate((fell, few))]
+    runs = [make_run(found, seed, seed=str(seed)) for seed, found in enumerate((fell, few))]
     table = comparison_table(compare_runs(runs))
     assert (table.records[0]["maths.n_of"], table.records[0]["maths.of"]) == (50, "maths")
     assert "80, 20" in write_table(table, "html") or "20, 80" in write_table(table, "html")

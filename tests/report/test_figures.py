@@ -103,4 +103,4 @@ def test_a_name_with_control_characters_is_drawn_without_a_warning() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         write_svg(figures.draw_by_setting("x\x1b[2J", series))
-    assert not [one for one in caught if "\x1b" in str(one.message)]
+    assert not [warning for warning in caught if "\x1b" in str(warning.message)]

@@ -23,7 +23,8 @@ BASE |= {"quantization": "nf4", "dtype": "float32"}
 def run(composed: Compose) -> tuple[Findings, RunConfig]:
     """Findings, and settings with the benchmarks that they are of."""
     findings = judge_pairs(make_usual())
-    benchmarks = {name: copy.copy(one.benchmark) for name, one in findings.base.benchmarks.items()}
+    evaluations = findings.base.benchmarks.items()
+    benchmarks = {name: copy.copy(evaluated.benchmark) for name, evaluated in evaluations}
     return findings, replace(composed(), benchmark=benchmarks)
 
 

@@ -130,11 +130,11 @@ def test_findings_fit_80_columns_whatever_the_names(is_terminal: bool, is_gate: 
     findings = judge_pairs({name: make_usual()["maths"], **make_usual()})
     gate = Gate(tuple(check_budgets(findings, {}))) if is_gate else None
     table, out = findings_table(findings, gate=gate), StringIO()
-    about = {"force_terminal": is_terminal, "color_system": None}
-    print_table(replace(table.brief, outcome=""), Console(file=out, width=80, **about))
+    console = Console(file=out, width=80, force_terminal=is_terminal, color_system=None)
+    print_table(replace(table.brief, outcome=""), console)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert max(map(len, lines)) <= 80
-    budget = " +2 ✗" * is_gate
+    budget = " +2 ✗" if is_gate else ""
     for shown in ("maths", r"mmlu_co[a-z_]*…[a-z_]*_half"):
         row = re.compile(rf" *{shown} +80 +100\.0 +50\.0 +−50\.0 \[.*\] +↓ forgotten{budget}")
         assert any(map(row.fullmatch, lines)), lines
@@ -209,11 +209,12 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert "change [95 %, = 90 %]" in write_table(table, "table")
     [row] = (row for row in table.rows if not row.is_secondary)
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows
-    of_run = list(row.cells.values())
-    of_table = next(cell for cell in compared.cells.values() if cell.interval)
-    line = draw_changes(findings).axes[0].lines[0].get_xdata()
-    shown = [cell.interval for cell in (of_run[5], of_table)]
-    for ends in (*(re.findall(r"[−+][\d.]+", one) for one in shown), map(str, line)):
-        low, high = (float(end.replace("−", "-")) for end in ends)
+    own_cell = list(row.cells.values())[5]
+    compared_cell = next(cell for cell in compared.cells.values() if cell.interval)
+    intervals = [list(draw_changes(findings).axes[0].lines[0].get_xdata())]
+    for cell in (own_cell, compared_cell):
+        ends = re.findall(r"[−+][\d.]+", cell.interval)
+        intervals.append([float(end.replace("−", "-")) for end in ends])
+    for low, high in intervals:
         assert -2 < low < high < 2
-    assert of_run[5].values["change_low"] == benchmark.primary.difference.low  # as documented
+    assert own_cell.values["change_low"] == benchmark.primary.difference.low  # as documented
