@@ -100,7 +100,9 @@ def test_a_run_keeps_what_its_base_answered(folder: Path, monkeypatch: pytest.Mo
     done = call_verb(folder, "run", *model, *keep)
     assert done.returncode == 0, done.stderr
     page = find_page(folder, done.stdout)
-    assert "dialogues: the base's answers to messages are mixed in" in unescape(page.read_text())
+    assert "dialogues: the base model's answers to messages are mixed into" in unescape(
+        page.read_text()
+    )
     rows = page.with_name("written_rows.jsonl")
     first = json.loads(rows.read_text().splitlines()[0])
     assert [turn["role"] for turn in first["messages"]] == ["user", "assistant"]

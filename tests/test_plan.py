@@ -55,7 +55,7 @@ def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunPlan:
 def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
     done = call_verb(tmp_path, "run", *FEW, "--plan")
     assert done.returncode == 0, done.stderr
-    assert "How long it takes is not known" in done.stdout
+    assert "The time is unknown" in done.stdout
     assert "10 questions" in done.stdout
     assert "60 rows, 3 steps of 8" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -83,19 +83,19 @@ def test_what_the_record_has_takes_no_time_and_its_rates_tell_the_rest(plan: Run
     assert plan.seconds > 0
     assert re.fullmatch(r"run [0-9a-f]{8}", plan.rates)
     assert summarize_plans([plan]).startswith("About ")
-    assert "the base is in the record" in summarize_plans([plan])
+    assert "base model's answers are in the record" in summarize_plans([plan])
 
 
 def test_jobs_that_do_the_same_are_planned_once(folder: Path) -> None:
     values = ["seed=0,1,2", "train.learning_rate=1e-3,2e-3"]
     done = call_verb(folder, "run", "-m", *FEW, *values, "--plan")
     assert done.returncode == 0, done.stderr
-    assert "6 jobs alike" in done.stdout
+    assert "for each of 6 runs" in done.stdout
     others = ["benchmark.pocket_cs.limit=9" if "cs.limit" in one else one for one in FEW]
     done = call_verb(folder, "run", "-m", *others, "method=lora,ia3", "--plan")
     assert done.stdout.count("as above") == 1  # the other benchmark is in the record
     done = call_verb(folder, "run", *FEW, "--plan")
-    assert done.stdout.startswith("Nothing is left to do. 1 run stands in the record.")
+    assert done.stdout.startswith("Nothing is left to do. 1 run is in the record")
 
 
 def test_a_batch_of_each_kind_of_work_tells_the_time(tmp_path: Path) -> None:
@@ -142,11 +142,13 @@ def test_a_long_plan_names_what_shortens_it_most() -> None:
         PlannedPart("rest", Cost("", Work.other, 1, 0, 0, 90_000.0), "loading"),
     ]
     [*_, line] = describe_plan(RunPlan("", parts))
-    assert line.startswith("Shorter: train.max_steps=25 (−1 h 0 min), benchmark.a.limit=200 (−24")
+    assert line.startswith(
+        "To shorten the run: train.max_steps=25 (−1 h 0 min), benchmark.a.limit=200 (−24"
+    )
     assert not list(describe_plan(RunPlan("", parts[:1])))  # a quarter of an hour on a GPU
     group = PlannedPart("base", replace(parts[0].cost, n=570), "570 questions", n_tasks=57)
     [line] = describe_plan(RunPlan("", [group], on_cpu=True))
-    assert line.startswith("Shorter: benchmark.a.limit=3 (")  # of each task
+    assert line.startswith("To shorten the run: benchmark.a.limit=3 (")  # of each task
     two = RunPlan("", parts, n_equal=2)
     assert two.seconds == 900 + 2 * (7200 + 900 + 90_000)
 

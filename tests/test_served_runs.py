@@ -99,15 +99,20 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
     planned = call_verb(folder, "run", *settings, "--plan")
     assert planned.returncode == 0, planned.stderr
     shown = " ".join(planned.stdout.split())
-    assert f"As it is served: {line}" in shown
+    assert f"The tuned model is served differently: {line}" in shown
     assert "served" in planned.stdout
     done = call_verb(folder, "run", *settings)
     assert done.returncode == 0, done.stderr
     shown = " ".join((done.stdout + done.stderr).split())
-    assert f"As it is served: {line}" in shown.partition("measuring the base")[0]
-    assert f"As it is served: {line}" in " ".join(done.stdout.split()).rpartition("change")[2]
+    assert (
+        f"The tuned model is served differently: {line}" in shown.partition("measuring the base")[0]
+    )
+    assert (
+        f"The tuned model is served differently: {line}"
+        in " ".join(done.stdout.split()).rpartition("change")[2]
+    )
     page = folder / done.stdout.rpartition("\npage ")[2].strip()
-    assert "As it is served: " in page.read_text()
+    assert "served differently: " in page.read_text()
     steps = [row.split()[:2] for row in done.stdout.splitlines() if row.startswith("pocket_math ")]
     assert [step[1:] for step in steps[1:]] == [["base"], ["weights"], ["served"], ["in"]]
     recorded = json.loads(page.with_name("findings.json").read_text())["serving"]
@@ -147,7 +152,7 @@ def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
         checked = call_verb(folder, "check", run_id, "--max-loss", "0.1")
         assert checked.returncode == code, checked.stdout + checked.stderr
         shown = " ".join(checked.stdout.split())
-        assert (f"Judged as it is served: {line}" in shown) is bool(code)
+        assert (f"judged as it is served: {line}" in shown) is bool(code)
     overall = call_verb(folder, "check", run_id, "--max-loss", "0.9", "--overall")
     assert overall.returncode == 1, overall.stdout + overall.stderr
     limited = [*asked, "tuned=template.gguf", "benchmark.pocket_math.max_loss=0.1"]

@@ -222,8 +222,8 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     fetched = f"; {format_bytes(download)} will be downloaded" if download else ""
     disk = psutil.disk_usage(str(store.local_dir(config.tracking).anchor or "/")).free
     yield (
-        f"Memory: {format_bytes(needed)}, and {format_bytes(free)} {on} are free"
-        f"{fetched}; {format_bytes(disk)} of disk are free."
+        f"Memory: {format_bytes(needed)} needed, {format_bytes(free)} {on} free"
+        f"{fetched}; {format_bytes(disk)} of disk free."
     )
 
 

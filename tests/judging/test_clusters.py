@@ -64,7 +64,7 @@ def test_two_sides_of_other_clusters_are_not_compared() -> None:
 
 def test_looks_divide_no_clusters() -> None:
     clustered = ask_in_clusters([1.0] * 100, np.arange(100) // 4)
-    with pytest.raises(DataError, match="a stopped early, and looks may divide its clusters"):
+    with pytest.raises(DataError, match="a stopped early, which may have divided its clusters"):
         pair_benchmark("a", clustered, stop_early(clustered, 63))
 
 
@@ -191,7 +191,7 @@ def test_halves_divide_no_copies() -> None:
 
 def test_looks_divide_no_copies() -> None:
     copied = ask_documents([1.0] * 100, np.arange(100) // 2)
-    with pytest.raises(DataError, match=r"stopped early, and looks may divide .* copies"):
+    with pytest.raises(DataError, match=r"stopped early, which may have divided .* copies"):
         pair_benchmark("a", copied, stop_early(copied, 63))
 
 

@@ -121,7 +121,7 @@ def test_a_run_goes_on_in_one_process_though_two_machines_see_its_folder(
         store.update_run(run.run_id, "KILLED")  # as the other node has just read it
         record = find_run(config.tracking, run.run_id)
         assert not is_abandoned(config.tracking, record)
-        is_refused = pytest.raises(TrackingError, match="another process goes on with run")
+        is_refused = pytest.raises(TrackingError, match="another process continues run")
         with is_refused, open_run(config, again):
             raise AssertionError
         assert store.get_run(run.run_id).data.tags["slimdown.host"] == "another"
