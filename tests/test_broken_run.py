@@ -82,7 +82,7 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     ("arguments", "message"),
     [
         (["train.learning_rat=1"], "did you mean train.learning_rate"),
-        (["benchmark.pocket_cs.task=pocket_sc"], "no such task; did you mean pocket_cs or"),
+        (["benchmark.pocket_cs.task=pocket_sc"], "no task of this name; did you mean pocket_cs or"),
         (["-m", "lora.r=4,0"], "lora.r must be at least 1, got 0"),
         (["-m", "train.args.adam_beta1=0.9,abc"], "train.args.adam_beta1 must be a number, got"),
     ],
@@ -122,7 +122,7 @@ def test_a_mistake_in_model_or_tasks_leaves_no_run(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.assistant_only_loss=true", "no dataset holds conversations"),
+        ("train.assistant_only_loss=true", "no dataset has conversations"),
         ("train.stop_on_forgetting=true", "look_steps=50 is beyond the 6 steps"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_folder_is_made_whole_or_not_at_all(
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
     for target in ("loop", "nowhere"):
         (link := out.with_name("loop")).symlink_to(target)
-        with pytest.raises(ConfigError, match="is in use; name a new folder"):
+        with pytest.raises(ConfigError, match="is not empty; name a new folder"):
             arguments.check_new_folder("--out", link)
         link.unlink()
 

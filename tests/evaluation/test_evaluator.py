@@ -542,7 +542,7 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        ({"task": "pocket_sc"}, "has no such task; did you mean pocket_cs"),
+        ({"task": "pocket_sc"}, "has no task of this name; did you mean pocket_cs"),
         ({"task": "pocket_cs", "num_fewshot": 3}, "is asked without worked examples; set"),
         ({"task": "pocket_cs", "metric": "f1"}, "has no such metric; choose one of acc"),
         (

@@ -89,7 +89,7 @@ def test_the_record_keeps_what_repeated_answers_vary_by(
 
 def test_repeats_of_what_is_not_drawn_are_refused(own_task: str) -> None:
     (problem,) = BenchmarkConfig("gsm8k", repeats=3).problems()
-    assert problem.startswith("repeats=3 draws answers; set temperature, such as 0.7")
+    assert problem.startswith("repeats=3 needs sampled answers; set a temperature, such as 0.7")
     with pytest.raises(ConfigError, match=r"has choices, and .* repeats are for generated answers"):
         load_tasks({"cs": BenchmarkConfig("pocket_cs", repeats=2, temperature=0.7)})
     with pytest.raises(ConfigError, match="own makes one answer of 3 already; leave repeats out"):

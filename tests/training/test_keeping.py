@@ -188,7 +188,7 @@ def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
 @pytest.mark.usefixtures("chatty")
 def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Composed) -> None:
     config = composed(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
-    with pytest.raises(ConfigError, match="keep=self_replay: its noise would differ"):
+    with pytest.raises(ConfigError, match="keep=self_replay, its noise would differ"):
         read_inputs(config)
 
 

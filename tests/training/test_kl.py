@@ -49,7 +49,7 @@ def test_its_only_setting_is_its_weight(composed: Composed) -> None:
     keep = composed("keep=kl", "keep.weight=3").keep
     assert vars(keep) == {"name": "kl", "weight": 3.0}
     described = describe_run(composed("keep=kl"))["keep"]
-    assert described == "kl: the distance to the base is in the loss, weight 1.0"
+    assert described == "kl: a KL penalty keeps the model near the base model, weight 1.0"
     with pytest.raises(ConfigError, match=r"keep\.share=0\.1: only keep=.* has it, and not kl"):
         composed("keep=kl", "keep.share=0.1")
     with pytest.raises(ConfigError, match=r"keep\.weight must be set for keep=kl"):
@@ -61,5 +61,5 @@ def test_its_only_setting_is_its_weight(composed: Composed) -> None:
 def test_it_needs_the_base_beside_it_and_equal_inputs(composed: Composed) -> None:
     with pytest.raises(ConfigError, match="keep=kl needs the base beside what is trained"):
         composed("keep=kl", "method=full", "quantization=none")
-    with pytest.raises(ConfigError, match="keep=kl: its noise would differ"):
+    with pytest.raises(ConfigError, match="keep=kl, its noise would differ"):
         composed("keep=kl", "train.args.neftune_noise_alpha=5")
