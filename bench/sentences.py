@@ -109,13 +109,16 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
         ("noise of questions, of training", NOT_A_CLAIM + "standard errors, named as such"),
     ),
     "scales_table": (
-        ("The intervals of a benchmark hold for all scales at once", "any scale's interval misses"),
+        (
+            "The confidence intervals of a benchmark hold for all scales at once",
+            "any scale's interval misses",
+        ),
     ),
     "search_table": (
         ("3 of 9 finished trials are within the budget as measured", NOT_A_CLAIM + "as measured"),
     ),
     "stages_table": (("X fell at stage q4 (−2.0 [−3.1, −0.8])", "changed"),),
-    "explain_looks": (("each may pass by luck, in 5 % of cases", "budget kept (exit 0)"),),
+    "explain_looks": (("each of them may pass by chance in 5 % of cases", "budget kept (exit 0)"),),
     "choose_scale": (("PASSED, of the chosen scale", "scale over its budget"),),
     "judge_look": (("X lost at least 2.7 points (its budget is 2)", "a look ends a training"),),
     "report.html.j2": (

@@ -88,7 +88,7 @@ def test_jobs_that_do_the_same_are_planned_once(folder: Path) -> None:
     values = ["seed=0,1,2", "train.learning_rate=1e-3,2e-3"]
     done = call_verb(folder, "run", "-m", *FEW, *values, "--plan")
     assert done.returncode == 0, done.stderr
-    assert "6 jobs alike" in done.stdout
+    assert "for each of 6 runs" in done.stdout
     others = [*FEW[:4], "benchmark.pocket_cs.limit=9", *FEW[5:]]
     done = call_verb(folder, "run", "-m", *others, "method=lora,ia3", "--plan")
     assert done.stdout.count("as above") == 1  # the other benchmark is in the record

@@ -105,15 +105,20 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
     planned = call_verb(folder, "run", *settings, "--plan")
     assert planned.returncode == 0, planned.stderr
     shown = " ".join(planned.stdout.split())
-    assert f"As it is served: {line}" in shown
+    assert f"The tuned model is served differently: {line}" in shown
     assert "served" in planned.stdout
     done = call_verb(folder, "run", *settings)
     assert done.returncode == 0, done.stderr
     shown = " ".join((done.stdout + done.stderr).split())
-    assert f"As it is served: {line}" in shown.partition("measuring the base")[0]
-    assert f"As it is served: {line}" in " ".join(done.stdout.split()).rpartition("change")[2]
+    assert (
+        f"The tuned model is served differently: {line}" in shown.partition("measuring the base")[0]
+    )
+    assert (
+        f"The tuned model is served differently: {line}"
+        in " ".join(done.stdout.split()).rpartition("change")[2]
+    )
     page = folder / done.stdout.rpartition("\npage ")[2].strip()
-    assert "As it is served: " in page.read_text()
+    assert "served differently: " in page.read_text()
     steps = [row.split()[:2] for row in done.stdout.splitlines() if row.startswith("pocket_math ")]
     assert [step[1:] for step in steps[1:]] == [["base"], ["weights"], ["served"], ["in"]]
     recorded = json.loads(page.with_name("findings.json").read_text())["serving"]

@@ -139,9 +139,9 @@ def check_task_names(
             stems = {splitext(os.path.basename(file))[0] for file in files}
             candidates = sorted(n for n in {*stems, *names} - {task} if n[:1] == task[:1])
             advice = nearest(task, candidates).partition("; known:")[0]
-            advice += "; for tasks of your own, set evaluation.include_path to their folder"
+            own = "for tasks of your own, set evaluation.include_path to their folder"
             setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
-            yield f"{setting}: the harness has no task of this name{advice}"
+            yield f"{setting}: the harness has no task of this name{advice} ({own})"
 
 
 @cache

@@ -66,7 +66,9 @@ def describe_briefly(
     notes += describe_choice(comparison)
     runs = [run for row in comparison.rows for run in row.runs]
     varied, seeds = head_comparison(comparison, by)
-    headings = [f"Varied: {varied}. {seeds}.", *_describe_base(comparison)]
+    is_varied = bool(find_settings(comparison, by))
+    headings = [f"Varied: {varied}. {seeds}." if is_varied else f"{seeds}."]
+    headings += _describe_base(comparison)
     headings += describe_model_differences(runs)
     return BriefComparison(headings, _make_table(comparison, judged[:n_shown], by), notes)
 

@@ -82,9 +82,7 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
         values: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
         values |= {"is_whole": is_whole, "change": shown.value}
         values |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
-        cells = {
-            _STAGE: Cell("whole chain" if is_whole else redact_leaf(step.after), values=values)
-        }
+        cells = {_STAGE: Cell("in total" if is_whole else redact_leaf(step.after), values=values)}
         cells |= {_COUNT: Cell(), _SCORE: _show_score(change.primary.tuned.value, not is_whole)}
         cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
         verdict = change.verdict and change.verdict.value  # None: it is watched
@@ -141,7 +139,10 @@ def served_table(findings: Findings) -> Table | None:
     table = stages_table(
         stages, "The base model, the tuned model asked like the base, and as served"
     )
-    return replace(table, notes=tuple(f"Served differently: {line}." for line in findings.serving))
+    return replace(
+        table,
+        notes=tuple(f"The tuned model is served differently: {line}." for line in findings.serving),
+    )
 
 
 def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:

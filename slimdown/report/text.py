@@ -515,7 +515,7 @@ def describe_serving(findings: Findings) -> Iterator[str]:
     """Say in a sentence how the tuned model is served otherwise than the base."""
     if findings.serving:
         differences = "; ".join(findings.serving)
-        yield f"The tuned model is served differently from the base model: {differences}."
+        yield f"The tuned model is served differently: {differences}."
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:

@@ -151,7 +151,7 @@ def _find_served(
     """Find what the tuned model is asked once more, and say how it is served otherwise."""
     assert external.serving
     assert external.base_serving
-    notes = [f"As it is served: {line}." for line in external.differences]
+    notes = [f"The tuned model is served differently: {line}." for line in external.differences]
     try:
         outline = external.outline or external.base.outline
         model = external.serve(replace(external.base, model=outline, outline=outline))

@@ -229,8 +229,8 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     download = f"; {format_bytes(n_download)} will be downloaded" if n_download else ""
     disk = psutil.disk_usage(str(store.local_dir(config.tracking).anchor or "/")).free
     yield (
-        f"Memory: {format_bytes(needed)}, and {format_bytes(free)} {memory} are free"
-        f"{download}; {format_bytes(disk)} of disk are free."
+        f"Memory: {format_bytes(needed)} needed, {format_bytes(free)} {memory} free"
+        f"{download}; {format_bytes(disk)} of disk free."
     )
 
 

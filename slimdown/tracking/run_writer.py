@@ -177,7 +177,7 @@ class TrackedRun:
         try:
             self._lock.enter_context(store.lock_run(self._tracking, run_id))
         except Timeout:
-            problem = f"another process goes on with run {run_id}; repeat the"
+            problem = f"another process continues run {run_id}; repeat the"
             raise TrackingError(f"{problem} command when it has ended") from None
         self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
         self.client.set_tag(run_id, Tag.host, redact_leaf(name_machine()))

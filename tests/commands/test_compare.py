@@ -179,7 +179,7 @@ def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> N
     shown = show("lost", "lost seed=1", "--chain")
     names = ["base", "trained", f"trained {runs['seed'][:8]}"]
     assert shown.splitlines()[1] == " → ".join(names)
-    assert "whole chain" in shown
+    assert "in total" in shown
     table = json.loads(show("lost", "lost seed=1", "--chain", "--format", "json"))
     rows = [row for row in table["rows"] if row["benchmark"] == "pocket_cs"]
     assert [row["stage"] for row in rows] == [*names, names[-1]]

@@ -456,8 +456,8 @@ def test_a_sampled_task_draws_alike_each_time(own_tasks: str) -> None:
     [
         ("hundred", None, "scores 25.0, and a score must lie between 0 and 1; if it is of 100"),
         ("hundred", 10.0, "scores 2.5, and a score must lie"),
-        ("wrong", None, "less is better"),
-        ("spread", None, "no mean of its questions' scores"),
+        ("wrong", None, "lower is better"),
+        ("spread", None, "not the mean of the scores"),
         ("missing", None, "has no such metric; choose one of hundred"),
     ],
 )
@@ -536,7 +536,7 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        ({"task": "pocket_sc"}, "has no such task; did you mean pocket_cs"),
+        ({"task": "pocket_sc"}, "has no task of this name; did you mean pocket_cs"),
         ({"task": "pocket_cs", "num_fewshot": 3}, "is asked without worked examples; set"),
         ({"task": "pocket_cs", "metric": "f1"}, "has no such metric; choose one of acc"),
         (

@@ -169,7 +169,7 @@ def test_a_row_that_is_no_text_is_named(rows: list[Any], answer: str, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        ({"role": Role.target}, "role=target: a text may become less likely without a loss"),
+        ({"role": Role.target}, "role=target: a text can become less likely without a loss"),
         ({"score": "contains"}, "only text, which nothing answers; leave out score=contains"),
         ({"max_gen_toks": 8}, "docs has documents, and max_gen_toks, .* for generated answers"),
         ({"num_fewshot": 2}, "num_fewshot=2"),

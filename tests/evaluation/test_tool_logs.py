@@ -69,7 +69,7 @@ def test_tables_without_prompts_say_so(tmp_path: Path, capsys: Capture) -> None:
         assert verdict.main([*sides, *output]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in (shown, page.read_text()):
-        assert "hold no prompts" in text
+        assert "contain no prompts" in text
 
 
 def test_a_table_takes_what_spreadsheets_write(tmp_path: Path) -> None:

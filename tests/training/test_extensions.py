@@ -514,7 +514,7 @@ def test_a_killed_run_with_an_extension_goes_on(
     started.wait(timeout=120)
     done = run_command(folder, *command, **alone)
     assert done.returncode == 0, done.stderr
-    assert "goes on with run" in done.stdout
+    assert "continues run" in done.stdout
     client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     [run] = find_runs(client)
     assert run.info.status == "FINISHED"

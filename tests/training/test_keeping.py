@@ -185,7 +185,7 @@ def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
 @pytest.mark.usefixtures("chatty")
 def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Compose) -> None:
     config = composed(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
-    with pytest.raises(ConfigError, match="keep=self_replay: its noise"):
+    with pytest.raises(ConfigError, match="keep=self_replay, its noise"):
         read_inputs(config)
 
 

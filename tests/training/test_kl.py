@@ -55,7 +55,7 @@ def test_its_only_setting_is_its_weight(composed: Compose) -> None:
         ("keep.weight=null", r"keep\.weight must be set"),
         ("keep.weight=abc", r"keep\.weight must be a number"),
         ("method=full quantization=none", "keep=kl needs the base"),
-        ("train.args.neftune_noise_alpha=5", "keep=kl: its noise"),
+        ("train.args.neftune_noise_alpha=5", "keep=kl, its noise"),
     ],
 )
 def test_what_it_cannot_go_with_is_refused(settings: str, answer: str, composed: Compose) -> None:

@@ -65,7 +65,7 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     if len(folders := _list_models(path)) > 1:
         raise DataError(f"{path} holds {name_models(folders)}")
     if not path.exists():
-        problem = "give the one that lm_eval's --output_path named, or the place of other logs"
+        problem = "give the folder of lm_eval's --output_path, or the place of other logs"
         raise DataError(f"there is no folder {path}; {problem}")
     *others, last = (f"no {reader.FILES}" for reader in list_readers().values())
     raise DataError(f"{path} holds {', '.join(others)} and {last}")
