@@ -79,6 +79,10 @@ class CommandParser(argparse.ArgumentParser):
             "--all", action="store_true", help="show every metric, column and sentence"
         )
 
+    def add_text(self, name: str, metavar: str, text: str, *, default: str | None = "") -> None:
+        """Add an option that takes a text."""
+        self.add_argument(name, metavar=metavar, default=default, help=text)
+
     def add_list(self, name: str, metavar: str, text: str) -> None:
         """Add an option that can be repeated."""
         help_text = f"{text}; you can repeat this option"
@@ -90,22 +94,27 @@ class CommandParser(argparse.ArgumentParser):
         if (rows := vars(options).get("rows", 0)) < 0:
             self.error(f"--rows {rows} must not be negative; --rows 0 shows all rows")
         if output := vars(options).get("output"):
-            if os.path.isdir(output):  # `is_dir` raises where a name is too long
-                self.error(f"-o {output} is a folder; name a file in it")
-            formats = self._formats.items()
-            by_ending = {ending: name for name, endings in formats for ending in endings}
-            by_name = by_ending.get(output.suffix.lower())
-            if options.format and by_name and options.format != by_name:
-                said = f"its ending means {by_name}, but you gave --format {options.format}"
-                self.error(f"-o {output}: {said}; leave out --format, or change the ending")
-            options.format = options.format or by_name
-            if not options.format:
-                self.error(
-                    f"-o {output}: give it the ending {' or '.join(by_ending)}, or add --format"
-                )
-            if not output.parent.is_dir():
-                self.error(f"-o {output}: there is no folder {output.parent}; make it first")
+            options.format = self._find_format(output, options.format)
         return options
+
+    def _find_format(self, output: Path, asked_format: str | None) -> str:
+        """Return the format of the file that --output names, or exit if it cannot be written."""
+        if os.path.isdir(output):  # `is_dir` raises where a name is too long
+            self.error(f"-o {output} is a folder; name a file in it")
+        formats = self._formats.items()
+        by_ending = {ending: name for name, endings in formats for ending in endings}
+        format_of_ending = by_ending.get(output.suffix.lower())
+        if asked_format and format_of_ending and asked_format != format_of_ending:
+            self.error(
+                f"-o {output}: its ending means {format_of_ending}, but you gave --format "
+                f"{asked_format}; leave out --format, or change the ending"
+            )
+        format_ = asked_format or format_of_ending
+        if not format_:
+            self.error(f"-o {output}: give it the ending {' or '.join(by_ending)}, or add --format")
+        if not output.parent.is_dir():
+            self.error(f"-o {output}: there is no folder {output.parent}; make it first")
+        return format_
 
 
 def _read_tracking(uri: str) -> TrackingConfig:
@@ -162,20 +171,14 @@ def put_report(
         options: With `format` and `output`.
         run_id: The record's id, where there is one.
     """
-    from slimdown.report import answers_page, findings_report, run_page, tables, text
-    from slimdown.report.console import show_places
+    from slimdown.report import findings_report, run_page, tables, text
 
     if options.format == "junit" and gate:
         content = findings_report.write_junit(gate, title)
     elif options.format == "html":
         answers = ""
         if options.output and findings.base:
-            answers = answers_page.name_answers_page(options.output.name)
-            made = findings, title, options.output.name, "the logs"
-            page = answers_page.render_answers_page(*made)
-            place = options.output.with_name(answers)
-            files.write_atomically(place, page)
-            show_places({"answers": str(place)})
+            answers = _put_answers(findings, title, options.output)
         content = run_page.render_page(findings, title, run_id=run_id, gate=gate, answers=answers)
     elif options.format == "table" and not options.output:
         return
@@ -184,6 +187,17 @@ def put_report(
         table = findings_report.findings_table(findings, title, notes, gate)
         content = tables.write_table(table, options.format)
     put_text(content, options.output)
+
+
+def _put_answers(findings: "Findings", title: str, report: Path) -> str:
+    """Write a page of all changed answers beside a report, and return the name of its file."""
+    from slimdown.report.answers_page import name_answers_page, render_answers_page
+    from slimdown.report.console import show_places
+
+    page = report.with_name(name_answers_page(report.name))
+    files.write_atomically(page, render_answers_page(findings, title, report.name, "the logs"))
+    show_places({"answers": str(page)})
+    return page.name
 
 
 def put_text(text: str, output: Path | None) -> None:

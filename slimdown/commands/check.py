@@ -62,14 +62,19 @@ def main(argv: list[str]) -> int:
     add_gate_options(parser, "benchmark.NAME.max_loss, or the margin of a retained benchmark")
     add_lost_option(parser)
     formats = ("text", "markdown", "junit", "json")
-    about = "junit writes XML with one test for each budget (default: text)"
-    parser.add_argument("--format", choices=formats, default="text", help=about)
-    about = "if the check passes, register the model in MLflow under this name"
-    parser.add_argument("--register", metavar="NAME", default="", help=about)
-    about = "with --register: an alias for the registered model, such as champion"
-    parser.add_argument("--alias", default="", help=about)
-    about = "models:/NAME@ALIAS: compare with this registered model instead of the base model"
-    parser.add_argument("--against", metavar="URI", default="", help=about)
+    format_help = "junit writes XML with one test for each budget (default: text)"
+    parser.add_argument("--format", choices=formats, default="text", help=format_help)
+    parser.add_text(
+        "--register", "NAME", "if the check passes, register the model in MLflow under this name"
+    )
+    parser.add_text(
+        "--alias", "ALIAS", "with --register: an alias for the registered model, such as champion"
+    )
+    parser.add_text(
+        "--against",
+        "URI",
+        "models:/NAME@ALIAS: compare with this registered model instead of the base model",
+    )
     options = parser.parse(name_budgets(argv))
     if options.alias and not options.register:
         parser.error("--alias needs --register NAME, which says what the alias points to")
@@ -94,8 +99,8 @@ class _Case:
         if champion.run.run_id == self.run.run_id:
             raise TrackingError(f"--against {uri} is this run's own model")
         run_reader.check_finished(champion.run)
-        _, of_champion = run_reader.read_evaluations(store, champion.run)
-        read = cache(lambda: (of_champion, self.read()[1]))
+        _, champion_evaluation = run_reader.read_evaluations(store, champion.run)
+        read = cache(lambda: (champion_evaluation, self.read()[1]))
         findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
         name = f"{champion.name} version {champion.version}"
         return replace(
@@ -153,9 +158,13 @@ def _check(options: argparse.Namespace) -> int:
     lost_lines = list[str]()
     if options.lost:  # before any look counts: too few questions end here
         base, tuned = (open_part(evaluation, case.holdout) for evaluation in case.read())
-        is_chat = run.params.get("evaluation.apply_chat_template", "").lower() == "true"
-        asked, pairs = _name_tuned(store, run), pair_evaluations(base, tuned)
-        lost_lines = write_lost_questions(options.lost, pairs, base.conditions, is_chat, asked)
+        lost_lines = write_lost_questions(
+            options.lost,
+            pair_evaluations(base, tuned),
+            base.conditions,
+            is_chat=run.params.get("evaluation.apply_chat_template", "").lower() == "true",
+            model_settings=_name_tuned(store, run),
+        )
     if not options.against:
         case = case.judge_served(store)
     if run.holdout:
@@ -176,8 +185,7 @@ def _check(options: argparse.Namespace) -> int:
     except TrackingError as error:
         write_notes([f"The outcome could not be written to the record: {error}"])
     if options.register and gate.outcome is Outcome.within:
-        names = options.register, options.alias
-        version = registry.register_model(store, run, *names, outcome)
+        version = registry.register_model(store, run, options.register, options.alias, outcome)
         alias = f", {options.alias}" if options.alias else ""
         write_notes([f"registered: models:/{options.register}/{version}{alias}"])
     return int(gate.outcome)
@@ -210,7 +218,7 @@ def _write_report(case: _Case, gate: Gate, format_: str) -> None:
     if format_ == "text":
         served_advice = _SERVED_ADVICE.format(run.run_id[:8])
         advice = served_advice if case.is_served else _advise(run, findings, gate)
-        show_findings(findings, title, gate, advice, case.notes)
+        show_findings(findings, title, gate, advice, notes=case.notes)
     elif format_ == "junit":
         print_text(write_junit(gate, title))
     else:
@@ -223,5 +231,7 @@ def _advise(run: RunRecord, findings: Findings, gate: Gate) -> str:
     if run.tags.get(Tag.origin):
         return text.ADVICE_ON_LOGS
     keeps = run.params.get("keep.name", "none") != "none"
-    method = find_method(run.params["method.name"])
-    return text.advise(run.run_id, findings, method.scales, trains=True, keeps=keeps, gate=gate)
+    can_scale = find_method(run.params["method.name"]).scales
+    return text.advise(
+        run.run_id, findings, can_scale=can_scale, trains=True, keeps=keeps, gate=gate
+    )

@@ -43,6 +43,7 @@ from slimdown.report import comparison_page as page
 from slimdown.report.brief_comparison import describe_claims, list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
+from slimdown.report.formatting import pluralize
 from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import take_held_out
@@ -64,33 +65,24 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = CommandParser("compare", __doc__)
-    add, text = parser.add_argument, "show runs that differ only in their seed as one row (default)"
-    add("runs", nargs="*", metavar="RUN", help="only these runs: ids, beginnings of ids, or names")
+    runs_help = "only these runs: ids, beginnings of ids, or names"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=runs_help)
     parser.add_list(
         "--experiment",
         "NAME",
         f"runs of this experiment (default: {_DEFAULT_EXPERIMENT}; with --sweep: all)",
     )
-    add("--sweep", metavar="NAME", default="", help="only the runs that one command started")
-    add(
-        "--filter",
-        metavar="FILTER",
-        default="",
-        help="only runs that fit a filter in MLflow's language",
-    )
-    add(
-        "--sort",
-        metavar="KEY",
-        help="a benchmark, a setting, learned or kept; -KEY sorts downwards",
-    )
-    add(
-        "--by",
-        metavar="SETTING",
-        help="sort by this setting, and test its values against each other",
-    )
-    text_of_against = "with --by: compare only this value with each of the others"
-    add("--against", metavar="VALUE", help=text_of_against)
-    add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
+    parser.add_text("--sweep", "NAME", "only the runs that one command started")
+    parser.add_text("--filter", "FILTER", "only runs that fit a filter in MLflow's language")
+    for option, metavar, text in (
+        ("--sort", "KEY", "a benchmark, a setting, learned or kept; -KEY sorts downwards"),
+        ("--by", "SETTING", "sort by this setting, and test its values against each other"),
+        ("--against", "VALUE", "with --by: compare only this value with each of the others"),
+    ):
+        parser.add_text(option, metavar, text, default=None)
+    text = "show runs that differ only in their seed as one row (default)"
+    group = argparse.BooleanOptionalAction
+    parser.add_argument("--group-seeds", action=group, default=True, help=text)
     parser.add_rows("show at most this many rows")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
@@ -105,6 +97,12 @@ def main(argv: list[str]) -> int:
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
+    _check_options(parser, options)
+    return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
+
+
+def _check_options(parser: CommandParser, options: argparse.Namespace) -> None:
+    """Exit with one line if options contradict each other."""
     if options.mode and (options.sort or options.by or options.against or not options.group_seeds):
         parser.error(f"--{options.mode} takes no --sort, --by, --against or --no-group-seeds")
     if options.runs and (options.experiment or options.sweep or options.filter):
@@ -120,7 +118,6 @@ def main(argv: list[str]) -> int:
         parser.error("--confirm judges the runs you chose; name one or more")
     if options.mode == "chain" and not options.runs:
         parser.error("--chain takes the runs of a model's stages; name them in their order")
-    return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -149,7 +146,8 @@ def _compare(options: argparse.Namespace) -> int:
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     check_prompts(runs)
     is_brief = not options.all and options.format in (None, "table")
-    by, is_whole = options.by, not is_brief or bool(options.output)
+    by = options.by
+    is_whole = not is_brief or bool(options.output)
     comparison = compare_runs(runs, options.group_seeds, corrects=is_whole)
     if by is not None:
         comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
@@ -157,24 +155,17 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = run_order.sort_rows(comparison, options.sort)
     else:
         comparison = order_by_settings(comparison, by)
-
     tested = list_tested(comparison, by)
     _check_reference(options.against, tested)
     comparison = replace(comparison, reference=options.against)
-
-    def show_brief() -> None:
-        show_comparison(comparison, title, notes, options.rows, by)
-
+    show_brief = partial(show_comparison, comparison, title, notes, options.rows, by)
     if not is_whole:
         show_brief()
         return 0
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
     claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
-
-    def render_page() -> str:
-        return page.render_comparison_page(table, comparison, by)
-
+    render_page = partial(page.render_comparison_page, table, comparison, by)
     whole = replace(table, notes=(*claims, *table.notes))
     return put_table(whole, options, render_page, show_brief)
 
@@ -195,22 +186,23 @@ def _judge_two_models(
     Returns:
         The pair, and notes: how the two differ, what is left out, how often these questions judged.
     """
-    names = _name_beside(*runs), _name_beside(*reversed(runs))
+    first_run, second_run = runs
+    first_name = _name_beside(first_run, partner=second_run)
+    second_name = _name_beside(second_run, partner=first_run)
     notes = describe_model_differences(runs)
     evaluations = [run_reader.read_evaluations(options.tracking, run) for run in runs]
+    tuned, looks = [after for _, after in evaluations], list[str]()
     share = max(run.holdout for run in runs)
-    if not share:
-        tuned = [after for _, after in evaluations]
-        (first, second), left_out = _take_common(names, tuned, options.only)
-        return [ModelPair(*names, judge_pair(first, second))], [*notes, *left_out]
-    halves = [
-        take_held_out(options.tracking, run, answers, share)
-        for run, answers in zip(runs, evaluations, strict=True)
-    ]
-    tuned = [half.tuned for half in halves]
-    (first, second), left_out = _take_common(names, tuned, options.only)
-    looks = halves[1].explain_looks(len(runs))
-    return [ModelPair(*names, judge(first, second))], [*notes, *left_out, *looks]
+    if share:
+        halves = [
+            take_held_out(options.tracking, run, answers, share)
+            for run, answers in zip(runs, evaluations, strict=True)
+        ]
+        tuned = [half.tuned for half in halves]
+        looks = halves[1].explain_looks(len(runs))
+    (first, second), left_out = _take_common((first_name, second_name), tuned, options.only)
+    findings = judge(first, second) if share else judge_pair(first, second)
+    return [ModelPair(first_name, second_name, findings)], [*notes, *left_out, *looks]
 
 
 def _confirm(
@@ -232,9 +224,9 @@ def _confirm(
     for run in runs:
         evaluations = run_reader.read_evaluations(options.tracking, run)
         held = take_held_out(options.tracking, run, evaluations, run.holdout)
-        sides = "base", _name(run)
-        (base, tuned), left_out = _take_common(sides, (held.base, held.tuned), options.only)
-        pairs.append(ModelPair(*sides, judge(base, tuned, n_reports=len(runs))))
+        name, answers = _name(run), (held.base, held.tuned)
+        (base, tuned), left_out = _take_common(("base", name), answers, options.only)
+        pairs.append(ModelPair("base", name, judge(base, tuned, n_reports=len(runs))))
         notes += left_out
         looks = held.explain_looks(len(runs))
     return pairs, [*notes, *looks]
@@ -277,6 +269,7 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     """Return the finished runs that a command line asks for, a title, and what was left out.
 
     Raises:
+        ConfigError: The same run was named twice.
         TrackingError: There are none, or a named one does not exist or is not finished.
     """
     if options.runs:
@@ -285,26 +278,40 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
         if len(chosen) < 2 <= len(options.runs) and options.mode != "confirm":
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} chosen runs", []
-    experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
-    choice = (experiments, options.sweep, options.filter)
-    runs = run_reader.find_runs(options.tracking, *choice, with_findings=True)
-    states = Counter(run.status.lower() for run in runs if not run.findings)
-    left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
-    which = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
-    if not (complete := [run for run in runs if run.findings]):
-        reason = f"left out: {left_out}" if left_out else "make one with slimdown run"
-        uri = redact_uri(options.tracking.uri)
-        raise TrackingError(f"there is no finished run of {which} in {uri}; {reason}")
-    notes = [f"Left out: {left_out}."] if left_out else []
-    sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in complete)
+    runs, source, notes = _find_finished(options)
+    sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in runs)
     newest = next((name for name in sweeps if sweeps[name] > 1 and name != "no sweep"), "")
     if options.by and newest and not (options.sweep or options.filter):
         # Runs of other sweeps may differ in more than this setting.
-        complete = [run for run in complete if run.tags.get(Tag.sweep) == newest]
-        which = f"the newest sweep, {newest}"
+        runs = [run for run in runs if run.tags.get(Tag.sweep) == newest]
+        source = f"the newest sweep, {newest}"
     if not options.sweep and (len(sweeps) > 1 or "no sweep" not in sweeps):
-        each = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
+        counts = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
         more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
-        notes.append(f"Runs by sweep: {each}{more}. Add --sweep NAME to see one sweep.")
-    return complete, f"{len(complete):,} finished run{'s' * (len(complete) != 1)} of {which}", notes
+        notes.append(f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep.")
+    return runs, f"{pluralize(len(runs), 'finished run')} of {source}", notes
+
+
+def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, list[str]]:
+    """Find the finished runs of experiments, a sweep, or a filter.
+
+    Returns:
+        The runs, where they come from, and a note if unfinished ones are left out.
+
+    Raises:
+        TrackingError: There are none.
+    """
+    experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
+    runs = run_reader.find_runs(
+        options.tracking, experiments, options.sweep, options.filter, with_findings=True
+    )
+    finished = [run for run in runs if run.findings]
+    states = Counter(run.status.lower() for run in runs if not run.findings)
+    left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
+    limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
+    source = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
+    if not finished:
+        reason = f"left out: {left_out}" if left_out else "make one with slimdown run"
+        uri = redact_uri(options.tracking.uri)
+        raise TrackingError(f"there is no finished run of {source} in {uri}; {reason}")
+    return finished, source, [f"Left out: {left_out}."] if left_out else []

@@ -18,10 +18,12 @@ from slimdown.utils.versions import OWN_VERSION
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
 _EXTRAS = {  # -> the module that it installs, and what that is for
     "search": ("optuna", "searches"),
-    **{one.extra: (one.module, one.purpose) for one in LAUNCHERS.values()},
+    **{launcher.extra: (launcher.module, launcher.purpose) for launcher in LAUNCHERS.values()},
     "postgres": ("psycopg", "a record in PostgreSQL"),
 }
-_EXTRAS |= {one.extra: (one.packages[0], name) for name, one in list_engines() if one.extra}
+_EXTRAS |= {
+    engine.extra: (engine.packages[0], name) for name, engine in list_engines() if engine.extra
+}
 
 
 def main(argv: list[str]) -> int:

@@ -109,7 +109,7 @@ def name_budgets(argv: Sequence[str]) -> list[str]:
         if text.startswith("-"):
             option = text.partition("=")[0]
         elif option in ("--max-loss", "--max-relative-loss") and previous != option:
-            named += [option] * bool(_FURTHER_BUDGET.fullmatch(text))
+            named += [option] if _FURTHER_BUDGET.fullmatch(text) else []
         named.append(text)
     return named
 

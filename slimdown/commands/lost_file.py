@@ -15,8 +15,8 @@ from slimdown.utils.files import write_atomically
 
 def add_lost_option(parser: CommandParser) -> None:
     """Add --lost."""
-    about = "write the questions that the model lost to a file that slimdown run can ask again"
-    parser.add_argument("--lost", type=_read_place, metavar="FILE.jsonl", help=about)
+    text = "write the questions that the model lost to a file that slimdown run can ask again"
+    parser.add_argument("--lost", type=_read_place, metavar="FILE.jsonl", help=text)
 
 
 def _read_place(text: str) -> Path:
@@ -32,15 +32,16 @@ def write_lost_questions(
     file: Path,
     pairs: Mapping[str, Pair],
     conditions: Mapping[str, str],
+    *,
     is_chat: bool,
-    asked: Sequence[str],
+    model_settings: Sequence[str],
 ) -> list[str]:
     """Write the lost questions.
 
     Args:
         file: For the first kind of questions; other kinds get files beside it.
         pairs, conditions, is_chat: See `collect_lost_questions`.
-        asked: The settings that name the model whose answers these are.
+        model_settings: The settings of `slimdown run` that name the model whose answers these are.
 
     Returns:
         Lines for the user: how many, what is left out, and how to ask them again.
@@ -58,12 +59,13 @@ def write_lost_questions(
     line = f"lost: {', '.join(counts) or f'no question, so {file} was not written'}"
     if left_out:
         line += f"; left out, because a file of questions cannot score them alike: {left_out}"
-    return [line, *([_write_command(lost, files, asked)] if files else [])]
+    return [line, *([_write_command(lost, files, model_settings)] if files else [])]
 
 
-def _write_command(lost: LostQuestions, files: dict[str, Path], asked: Sequence[str]) -> str:
+def _write_command(lost: LostQuestions, files: dict[str, Path], settings: Sequence[str]) -> str:
+    """Write the command that asks a model the questions of these files again."""
     names = dict.fromkeys(files, "questions") if len(files) == 1 else {kind: kind for kind in files}
-    words = [*asked, f"benchmark=[{','.join(names.values())}]"]
+    words = [*settings, f"benchmark=[{','.join(names.values())}]"]
     for kind, name in names.items():
         words.append(f"benchmark.{name}.path={files[kind]}")
         if kind.startswith(BY_LENGTH):

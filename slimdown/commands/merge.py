@@ -34,11 +34,8 @@ def main(argv: list[str]) -> int:
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or an empty one")
     dtypes = ("float32", "bfloat16", "float16")
-    add(
-        "--dtype",
-        choices=dtypes,
-        help="the data type of the merged weights (default: that of the run)",
-    )
+    text = "the data type of the merged weights (default: that of the run)"
+    add("--dtype", choices=dtypes, help=text)
     bases = ("dequantized", "original")
     text = "the weights that the adapter was trained on (default), or the original ones"
     add("--onto", choices=bases, default=bases[0], help=text)

@@ -57,14 +57,7 @@ def start(arguments: list[str]) -> int:
             return 0
         return 1
     plan = compose_runs(line)
-    train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
-    chosen = ENGINES[train.engine], BACKENDS[evaluation.backend]
-    is_alone = line.is_sweep or train.stop_on_forgetting
-    is_alone = is_alone or not all(one.takes_processes for one in chosen)
-    if is_alone and (n := process_count()) > 1:
-        alone = [name for name, one in list_engines() if not one.takes_processes]
-        named = f"-m, {', '.join(alone)} and stop_on_forgetting=true"
-        raise ConfigError(f"{named} take one process, and there are {n}")
+    _check_processes(line, plan)
     if problems := list(dict.fromkeys(find_problems([run.config for run in plan.runs]))):
         raise DataError("\n".join(problems))
     if line.plan:
@@ -82,6 +75,18 @@ def start(arguments: list[str]) -> int:
     return 0
 
 
+def _check_processes(line: CommandLine, plan: CommandPlan) -> None:
+    """Refuse a plan that takes one process, if a launcher has started several."""
+    n_processes, config = process_count(), plan.runs[0].config
+    engine, backend = ENGINES[config.train.engine], BACKENDS[config.evaluation.backend]
+    takes_several = engine.takes_processes and backend.takes_processes
+    needs_one = line.is_sweep or config.train.stop_on_forgetting or not takes_several
+    if needs_one and n_processes > 1:
+        alone = [name for name, engine in list_engines() if not engine.takes_processes]
+        named = f"-m, {', '.join(alone)} and stop_on_forgetting=true"
+        raise ConfigError(f"{named} take one process, and there are {n_processes}")
+
+
 def _show_plan(line: CommandLine, plan: CommandPlan) -> int:
     """Show what a command will do, and how long it takes."""
     from slimdown.report.console import show_plans
@@ -97,9 +102,10 @@ def _show_help(arguments: list[str]) -> int:
     """Show one screen, or with `--help all` every choice and setting."""
     from slimdown.report.console import print_text
 
-    others = [one for one in arguments if one not in ("-h", "--help", "--help=all", "all")]
+    help_words = ("-h", "--help", "--help=all", "all")
+    settings = [argument for argument in arguments if argument not in help_words]
     is_whole = "all" in arguments or "--help=all" in arguments
-    print_text(write_help(is_whole, read_command_line(others).folders))
+    print_text(write_help(is_whole, read_command_line(settings).folders))
     return 0
 
 

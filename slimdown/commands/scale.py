@@ -127,7 +127,7 @@ def _scale(options: argparse.Namespace) -> int:
         files["scales.html"] = render_scaling_page(table, curve)
         finished_runs.add_artifacts(options.tracking, run, files)
         if rules.are_set:
-            return _choose(options, run, config, measured, curve, rules)
+            return _choose(options, run, config, measured=measured, curve=curve, rules=rules)
     return arguments.put_table(table, options, lambda: render_scaling_page(table, curve))
 
 
@@ -149,6 +149,7 @@ def _choose(
     options: argparse.Namespace,
     run: RunRecord,
     config: RunConfig,
+    *,
     measured: "ScaledEvaluations",
     curve: list[ScaledFindings],
     rules: GateRules,
@@ -180,19 +181,34 @@ def _choose(
         if options.save and not is_within:
             show_line(f"{options.save} was not written: no scale is proven to fit the budgets")
         elif options.save:
-            with arguments.make_folder(options.tracking, "--save", options.save) as draft:
-                measured.save(scale, draft)
-                is_adapter = (draft / ADAPTER_CONFIG).is_file()
-                note = f"The effect of the training is scaled by {scale:g}."
-                base = measured.base_model
-                card = render_model_card(judged, config, base, is_adapter=is_adapter, note=note)
-                write_atomically(draft / "README.md", card)
-            show_places({"model": str(options.save)})
-            try:
-                record_scaled(options.tracking, run, scale, options.save, judged)
-            except TrackingError as error:
-                arguments.write_notes([f"The model could not be written to the record: {error}"])
+            _save(options, run, config, measured=measured, chosen=chosen.point)
     return int(gate.outcome)
+
+
+def _save(
+    options: argparse.Namespace,
+    run: RunRecord,
+    config: RunConfig,
+    *,
+    measured: "ScaledEvaluations",
+    chosen: ScaledFindings,
+) -> None:
+    """Write the model of the chosen scale with its card to --save, and note that in the record."""
+    with arguments.make_folder(options.tracking, "--save", options.save) as draft:
+        measured.save(chosen.scale, draft)
+        card = render_model_card(
+            chosen.findings,
+            config,
+            measured.base_model,
+            is_adapter=(draft / ADAPTER_CONFIG).is_file(),
+            note=f"The effect of the training is scaled by {chosen.scale:g}.",
+        )
+        write_atomically(draft / "README.md", card)
+    show_places({"model": str(options.save)})
+    try:
+        record_scaled(options.tracking, run, chosen.scale, options.save, chosen.findings)
+    except TrackingError as error:
+        arguments.write_notes([f"The model could not be written to the record: {error}"])
 
 
 def _judge_held_out(

@@ -32,8 +32,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("status", __doc__)
     parser.add_argument("run", metavar="RUN", nargs="?", default="", help=RUN_HELP)
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
-    text = "the runs that one command started"
-    parser.add_argument("--sweep", metavar="NAME", default="", help=text)
+    parser.add_text("--sweep", "NAME", "the runs that one command started")
     parser.add_rows("show at most this many runs that have ended")
     parser.add_output()
     options = parser.parse(argv)

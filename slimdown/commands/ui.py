@@ -64,7 +64,8 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     try:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
-        advice = "give another one" + " (on a Mac, AirPlay uses 5000)" * (sys.platform == "darwin")
+        reason = " (on a Mac, AirPlay uses 5000)" if sys.platform == "darwin" else ""
+        advice = f"give another one{reason}"
         raise TrackingError(f"--port {options.port}: {error.strerror}; {advice}") from None
     # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
     stores = dict.fromkeys(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI"), uri)

@@ -19,7 +19,8 @@ Exit code with a budget (--max-loss, ..., --overall) or JUnit:
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,28 +58,32 @@ def main(argv: list[str]) -> int:
     parser = arguments.CommandParser("verdict", __doc__, 3)
     place = "the folder that the tool wrote to, the folder of one model in it, or a file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"logs of the base model: {place}")
-    about = "logs of the tuned model; you can give several models"
-    parser.add_argument("tuned", type=Path, nargs="+", metavar="TUNED", help=about)
-    about = (
-        "compare each model with the one before, and the last with BASE; prompts and engine may "
-        "differ"
+    tuned_help = "logs of the tuned model; you can give several models"
+    parser.add_argument("tuned", type=Path, nargs="+", metavar="TUNED", help=tuned_help)
+    parser.add_argument(
+        "--chain",
+        action="store_true",
+        help="compare each model with the one before, and the last with BASE; prompts and engine "
+        "may differ",
     )
-    parser.add_argument("--chain", action="store_true", help=about)
     parser.add_list(
         "--metric", "TASK=METRIC", "the metric to judge by: gsm8k=exact_match.strict-match"
     )
-    about = "a field of the questions, such as passage; questions with the same value count once"
-    parser.add_list("--cluster", "TASK=FIELD", about)
+    parser.add_list(
+        "--cluster",
+        "TASK=FIELD",
+        "a field of the questions, such as passage; questions with the same value count once",
+    )
     parser.add_list("--target", "TASK", "a task that the model was trained for")
     add_gate_options(parser, "the margin of each benchmark that is no target")
-    about = "the largest loss of one stage of a chain, for example q4 gsm8k=0.01"
     parser.add_argument(
         "--max-loss-at",
         nargs=2,
         metavar=("STAGE", "BENCHMARK=SHARE"),
         action="append",
         default=[],
-        help=f"{about}; you can repeat this option",
+        help="the largest loss of one stage of a chain, for example q4 gsm8k=0.01; you can repeat "
+        "this option",
     )
     parser.add_list("--only", "NAME", "judge only this benchmark")
     add_lost_option(parser)
@@ -151,21 +156,22 @@ def _judge_stages(options: argparse.Namespace) -> int:
         raise ConfigError(
             "a budget is for one tuned model: give BASE and one TUNED, or add --chain"
         )
-    of_stages = _read_stage_budgets(options.max_loss_at)
+    budgets_by_stage = _read_stage_budgets(options.max_loss_at)
     if options.lost or options.track:
         option = "--lost" if options.lost else "--track"
         raise ConfigError(
             f"{option} takes BASE and one TUNED; leave out --chain and the other models"
         )
-    evaluations, _, notes = _read_sides(options, has_gate or bool(of_stages))
+    evaluations, _, notes = _read_sides(options, has_gate or bool(budgets_by_stage))
     stages = dict(zip(name_stages(list(evaluations)), evaluations.values(), strict=True))
     judged = judge_stages(stages, options.chain)
     arguments.write_notes(dict.fromkeys(notes))
-    last, gate, n_reports = judged.reported[-1].findings, None, has_gate + len(of_stages)
+    last, gate = judged.reported[-1].findings, None
+    n_reports = int(has_gate) + len(budgets_by_stage)
     if has_gate:
         gate = rules.decide(last, n_reports)
-    if of_stages:
-        checks = judged.check_stages(of_stages, n_reports)
+    if budgets_by_stage:
+        checks = judged.check_stages(budgets_by_stage, n_reports)
         gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
     title = " → ".join(stages) if options.chain else f"{len(options.tuned)} models"
     table = stages_table(judged, title, gate)
@@ -179,11 +185,11 @@ def _judge_stages(options: argparse.Namespace) -> int:
 
 def _read_stage_budgets(texts: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
     """Read what each stage may lose: by stage, then by benchmark."""
-    by_stage = dict[str, list[str]]()
+    texts_by_stage = defaultdict[str, list[str]](list)
     for stage, budget in texts:
-        by_stage.setdefault(stage, []).append(budget)
-    named = by_stage.items()
-    return {stage: read_budgets(of, f"--max-loss-at {stage}") for stage, of in named}
+        texts_by_stage[stage].append(budget)
+    budgets = texts_by_stage.items()
+    return {stage: read_budgets(texts, f"--max-loss-at {stage}") for stage, texts in budgets}
 
 
 def name_stages(places: Sequence[Path]) -> list[str]:
@@ -196,16 +202,17 @@ def name_stages(places: Sequence[Path]) -> list[str]:
     """
     parts = [place.absolute().with_suffix("").parts for place in places]
     for n in range(1, max(map(len, parts))):
-        names = ["/".join(one[-n:]) for one in parts]
+        names = ["/".join(parts_of_place[-n:]) for parts_of_place in parts]
         if len(set(names)) == len(names):
             return names
     return list(map(str, places))
 
 
 def _judge(options: argparse.Namespace) -> int:
-    rules, is_junit, gate = read_rules(options), options.format == "junit", None
-    has_gate = rules.are_set or is_junit
-    evaluations, base_kind, notes = _read_sides(options, has_gate)
+    rules, gate = read_rules(options), None
+    has_gate = rules.are_set or options.format == "junit"
+    evaluations, kind, notes = _read_sides(options, has_gate)
+    is_lm_eval = kind == "lm_eval"
     base, tuned = evaluations.values()
     try:
         findings = judge(base, tuned)
@@ -215,17 +222,7 @@ def _judge(options: argparse.Namespace) -> int:
                 "if each model was asked as it is served, add --chain, which compares them anyway"
             )
         raise
-    if base.harness_version != tuned.harness_version:
-        versions = f"{base.harness_version} and {tuned.harness_version}"
-        tool = "lm_eval " if base_kind == "lm_eval" else ""
-        notes.append(
-            f"The logs were made by {tool}{versions}; tasks, questions and prompts are the same."
-        )
-    if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
-        cause = ". One reason may be lm_eval's --use_cache, which reuses answers of another model"
-        notes.append(
-            f"All answers of both models are equal{cause if base_kind == 'lm_eval' else ''}."
-        )
+    notes += _describe_logs(base, tuned, is_lm_eval)
     if has_gate:
         gate = rules.decide(findings)
     arguments.write_notes(dict.fromkeys(notes))
@@ -234,20 +231,37 @@ def _judge(options: argparse.Namespace) -> int:
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
         noise = [] if options.all else [*text.describe_noise(findings)]
-        show_findings(findings, title, gate, text.ADVICE_ON_LOGS, noise, options.all)
+        show_findings(
+            findings, title, gate, text.ADVICE_ON_LOGS, notes=noise, with_details=options.all
+        )
     elif gate:
         arguments.write_notes([text.describe_outcome(gate)])
     if options.format:
         arguments.put_report(findings, title, gate, options)
     if options.lost:
-        is_chat = base.conditions.get("apply_chat_template") == "true"
-        asked = _name_models(base, tuned) if base_kind == "lm_eval" else [_UNKNOWN_MODEL]
-        arguments.write_notes(
-            write_lost_questions(options.lost, findings.pairs, base.conditions, is_chat, asked)
+        lost_lines = write_lost_questions(
+            options.lost,
+            findings.pairs,
+            base.conditions,
+            is_chat=base.conditions.get("apply_chat_template") == "true",
+            model_settings=_name_models(base, tuned) if is_lm_eval else [_UNKNOWN_MODEL],
         )
+        arguments.write_notes(lost_lines)
     if options.track:
         _track(findings, gate, title, options)
     return int(gate.outcome) if gate else 0
+
+
+def _describe_logs(base: Evaluation, tuned: Evaluation, is_lm_eval: bool) -> Iterator[str]:
+    """Say whether the logs of two models differ in the tool's version, and not in any answer."""
+    if base.harness_version != tuned.harness_version:
+        versions = f"{base.harness_version} and {tuned.harness_version}"
+        tool = "lm_eval " if is_lm_eval else ""
+        yield f"The logs were made by {tool}{versions}; tasks, questions and prompts are the same."
+    pairs = ((base.benchmarks[name], tuned.benchmarks[name]) for name in base.benchmarks)
+    if all(before.samples == after.samples for before, after in pairs):
+        cause = ". One reason may be lm_eval's --use_cache, which reuses answers of another model"
+        yield f"All answers of both models are equal{cause if is_lm_eval else ''}."
 
 
 def _name_models(base: Evaluation, tuned: Evaluation) -> list[str]:

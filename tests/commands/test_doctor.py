@@ -16,8 +16,8 @@ def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Captur
     assert "cannot be reached" in out
     assert ".[ray]" in out or "cluster: installed" in out
     for setting, facts in list_engines():
-        told = f".[{facts.extra}]" in out or f"{setting}: installed" in out
-        assert told is bool(facts.extra)
+        is_listed = f".[{facts.extra}]" in out or f"{setting}: installed" in out
+        assert is_listed is bool(facts.extra)
     (tmp_path / "rows.db").write_text("no database")
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/rows.db"]) == 1
     assert "rows.db is no MLflow store" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_an_adapter_is_copied_whole_and_nothing_is_overwritten(
     assert [file.name for file in folder.iterdir()] == ["adapter_config.json"]
     (folder / "adapter_config.json").write_text("changed")
     assert export.main([run_id[:8], str(folder)]) == 1
-    assert "in use" in capsys.readouterr().err
+    assert f"{folder} is not empty" in capsys.readouterr().err
     assert (folder / "adapter_config.json").read_text() == "changed"
     assert export.main(["nobody", str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()

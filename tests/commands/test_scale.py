@@ -34,13 +34,17 @@ def test_no_task_files_that_a_record_names_are_run(
     assert f"type --include-path {tmp_path}" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("is_read_only", ["store", "folder"])
-def test_a_record_that_takes_nothing_is_told_before_anything_is_measured(
-    is_read_only: str, store: MlflowClient, tmp_path: Path, config: RunConfig,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("read_only", ["store", "folder"])
+def test_a_record_that_takes_nothing_is_refused_before_anything_is_measured(
+    read_only: str,
+    tmp_path: Path,
+    config: RunConfig,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run_id = record_run(config, "one")
-    if is_read_only == "store":
+    if read_only == "store":
         with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
             for change in ("UPDATE", "INSERT"):
                 refuse = "SELECT RAISE(ABORT, 'attempt to write a readonly database'); END"
@@ -70,7 +74,7 @@ def test_how_to_read_a_table_is_said_with_all_alone(capsys: pytest.CaptureFixtur
 
 def read_changes(client: MlflowClient, run_id: str, path: str = "findings.json") -> Any:
     findings = json.loads(Path(client.download_artifacts(run_id, path)).read_text())
-    return {name: one["changes"] for name, one in findings["benchmarks"].items()}
+    return {name: benchmark["changes"] for name, benchmark in findings["benchmarks"].items()}
 
 
 def read_answers(file: str | Path) -> str:
@@ -107,7 +111,7 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     for name in half:
         [measured] = tmp_path.glob(f"mlruns/**/scales/evaluations/*.tuned-{name}.parquet")
         path = f"samples/tuned-{name}.parquet"
-        ours, whole = (store.download_artifacts(one, path) for one in (saved_id, run_id))
+        ours, whole = (store.download_artifacts(number, path) for number in (saved_id, run_id))
         assert read_answers(measured) == read_answers(ours)
         if name == "pocket_cs":  # texts may be alike
             assert read_answers(ours) != read_answers(whole)
@@ -119,8 +123,8 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     done = call_verb(tmp_path, "scale", saved_id, "--scales", "2")  # twice the half
     assert done.returncode == 0, done.stderr
     twice = read_changes(store, saved_id, "scales/2.0.json")
-    for of in (*twice.values(), *trained.values()):
-        of.pop("p_right", None)  # in float32 twice the half differs in the last digits
+    for changes in (*twice.values(), *trained.values()):
+        changes.pop("p_right", None)  # in float32 twice the half differs in the last digits
     assert twice == trained
     Path("half/generation_config.json").write_text("{}")
     done = call_verb(tmp_path, "scale", saved_id)

@@ -74,7 +74,10 @@ def test_the_page_of_an_experiment_lists_its_tuned_runs(
     tags = store.get_experiment(run.info.experiment_id).tags
     view = json.loads(tags["mlflow.sharedViewState.slimdown"])
     listed = store.search_runs([run.info.experiment_id], view["searchFilter"])
-    assert {one.info.run_name for one in listed} == {"rank 2", "rank 8"}  # and not their base
+    assert {listed_run.info.run_name for listed_run in listed} == {
+        "rank 2",
+        "rank 8",
+    }  # and not their base
     assert find_run(config.tracking, run_id).params["lora.r"] == "8"
 
 

@@ -146,9 +146,8 @@ def test_two_logs_of_one_model_show_the_engines_own_noise(
 ) -> None:
     again, page = shutil.copytree(logs[0], tmp_path / "again"), tmp_path / "page.html"
     assert verdict.main([logs[0], str(again)]) == 0
-    assert "Both logs are from the same model" in (
-        shown := " ".join(capsys.readouterr().out.split())
-    )
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Both logs are from the same model" in shown
     assert "no answer flips" in shown
     [first], [second] = (list(Path(log).glob("*/results*.json")) for log in logs)
     results, base = (json.loads(file.read_text()) for file in (second, first))
@@ -157,17 +156,15 @@ def test_two_logs_of_one_model_show_the_engines_own_noise(
     second.write_text(json.dumps(results))
     assert verdict.main([*logs, "-o", str(page)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    said = (
-        "31 of 40 in pocket_math, 10 of 40 in pocket_commonsense, 14 of 40 in pocket_cs",
-        "the engine alone may",
-    )
-    for text in said:
+    flips = "31 of 40 in pocket_math, 10 of 40 in pocket_commonsense, 14 of 40 in pocket_cs"
+    for text in (flips, "the engine alone may"):
         assert text in shown
         assert text.replace("'", "&#39;") in page.read_text()
     results["config"]["model_args"]["revision"] = "step1000"  # another model
     second.write_text(json.dumps(results))
     assert verdict.main([*logs]) == 0
-    assert "same model" not in (shown := capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert "same model" not in shown
     assert f"→ {base['model_name']}@step1000" in shown
 
 

@@ -13,6 +13,7 @@ from builders import add_p_right, make_benchmark, make_choice, make_evaluation, 
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 from test_run_page import Reader
 
+from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import held_part, open_part
 from slimdown.report.answers_page import MOST_SHOWN, mark_difference, render_answers_page
@@ -94,15 +95,20 @@ def test_choices_have_probabilities_and_the_clearest_losses_come_first() -> None
 
 def test_the_longest_bar_is_the_choice_that_the_metric_takes() -> None:
     """By length the long choice wins, though the short one is likelier."""
-    fields = {"choices": ("ab", "a much longer text"), "target": "ab", "response": ""}
+    choices = ("ab", "a much longer text")
 
-    def make(likelihoods: tuple[float, float], taken: str, score: float) -> Any:
-        answers = {"acc_norm": taken}
-        numbers = {"log_likelihoods": likelihoods, "answers": answers}
-        return make_sample({"acc_norm": score}, **fields, **numbers)
+    def make(log_likelihoods: tuple[float, float], taken: str) -> BenchmarkEvaluation:
+        sample = make_sample(
+            {"acc_norm": float(taken == "ab")},
+            choices=choices,
+            target="ab",
+            response="",
+            log_likelihoods=log_likelihoods,
+            answers={"acc_norm": taken},
+        )
+        return make_benchmark([sample])
 
-    base = make_benchmark([make((-1.0, -60.0), "ab", 1.0)] * 1)
-    tuned = make_benchmark([make((-4.0, -9.0), "a much longer text", 0.0)] * 1)
+    base, tuned = make((-1.0, -60.0), "ab"), make((-4.0, -9.0), "a much longer text")
     [answer] = Page({"a": (base, tuned)}).answers
     before, after = ([choice[side] for choice in answer["choices"]] for side in (2, 3))
     assert answer["taken"] == [before.index(max(before)), after.index(max(after))] == [0, 1]
