@@ -117,7 +117,7 @@ def run_experiment(
         run.save(findings, files, model_files)
     if info.sweep is None:  # a sweep shows all of its runs at its end
         title = f"{config.model.id} → {config.name or config.tuned or info.name}"
-        _show_end(run, config, findings, gated_findings, title, gate)
+        _show_end(run, config, findings, gated_findings, title=title, gate=gate)
     return findings
 
 
@@ -126,6 +126,7 @@ def _show_end(
     config: RunConfig,
     findings: Findings,
     gated_findings: Findings,
+    *,
     title: str,
     gate: Gate | None,
 ) -> None:

@@ -3,15 +3,15 @@
 import copy
 import json
 from dataclasses import replace
-from importlib.resources import files
 from typing import Any
 
 import pytest
+from chat_models import CHAT, NO_SYSTEM, SMOLLM3, build_model, read_template
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from stock_harness import ask_harness
 from tiny_benchmarks import make_config, make_prompts
-from tiny_models import build_byte_tokenizer, build_tiny_model
+from tiny_models import build_byte_tokenizer
 
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.data.chat_templates import FIXED_DATE, choose_prompts
@@ -20,26 +20,10 @@ from slimdown.evaluation.prefix_lm import PrefixLM
 from slimdown.evaluation.results import Answer
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import wrap_model
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError, ModelError
 
 SYSTEM = "Answer with one number."
-# As Granite 3.2 and SmolLM3 switch thinking: by another name, and in the system turn.
-GRANITE = (
-    "{%- for m in messages %}<|start|>{{ m.role }}<|stop|>{{ m.content }}\n{%- endfor %}"
-    "{%- if add_generation_prompt %}<|start|>assistant"
-    "{%- if thinking %}<|think|>{% endif %}<|stop|>{% endif %}"
-)
-SMOLLM3 = (
-    "{%- set on = enable_thinking is not defined or enable_thinking %}"
-    "{%- set mode = '/think' if on else '/no_think' %}"
-    "{%- set first = messages[0].content if messages[0].role == 'system' else '' %}"
-    "<|im_start|>system\n{{ first }}\n{{ mode }}<|im_end|>\n"
-    "{%- for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content }}<|im_end|>\n{%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n"
-    "{%- if mode == '/no_think' %}<think>\n\n</think>\n{% endif %}{% endif %}"
-)
 # Templates of TRL's package; the switch of thinking, where there is one.
 FAMILIES = {
     "qwen2_5": None,
@@ -54,20 +38,6 @@ FAMILIES = {
     "llama3": None,
     "nemotron_3_nano": "enable_thinking",
 }
-
-
-def read_template(family: str) -> str:
-    if family in ("granite", "smollm3"):
-        return GRANITE if family == "granite" else SMOLLM3
-    return files("trl").joinpath(f"chat_templates/{family}.jinja").read_text()
-
-
-def build_model(template: str | None, seed: int = 0) -> LoadedModel:
-    tokenizer = build_byte_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.bos_token = "<|end|>"
-    model = build_tiny_model("llama", seed, max_position_embeddings=4096)
-    return wrap_model(model, tokenizer)
 
 
 def ask_stock(
@@ -215,9 +185,6 @@ def test_answers_of_a_stopped_evaluation_are_read_with_their_thinking() -> None:
 
 
 # --- what is refused ----------------------------------------------------------------------------
-
-CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
 
 
 @pytest.mark.parametrize(

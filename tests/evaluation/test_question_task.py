@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from builders import Compose
-from tiny_benchmarks import load_pocket, make_config
+from tiny_benchmarks import load_pocket, make_config, write_rows
 
 from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.benchmarks import complete_benchmark, read_benchmarks
@@ -38,11 +38,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     },
 }
-
-
-def write_rows(file: Path, rows: list[Any]) -> Path:
-    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    return file
 
 
 def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -> None:

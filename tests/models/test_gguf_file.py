@@ -157,8 +157,9 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     assert "\n" not in str(refused.value)
 
 
-def retype(source: Path, target: Path, key: str, value: Any, kind: Any, sub_kind: Any) -> Path:
-    """Write a file anew with another value of one key."""
+def retype(source: Path, target: Path, key: str, value: Any, kinds: tuple[Any, Any]) -> Path:
+    """Write a file anew with another value of one key; a list has a kind for its values, too."""
+    kind, sub_kind = kinds
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
     for name, field in reader.fields.items():
         if name == key:
@@ -199,9 +200,9 @@ NUMBERS, TEXT = (KINDS.ARRAY, KINDS.INT32), (KINDS.STRING, None)
     ],
 )
 def test_metadata_of_another_type_is_refused_where_it_is_read(
-    key: str, value: Any, kinds: Any, file: Path, tmp_path: Path, composed: Compose
+    key: str, value: Any, kinds: Any, *, file: Path, tmp_path: Path, composed: Compose
 ) -> None:
-    spoiled = retype(file, tmp_path / "model.gguf", key, value, *kinds)
+    spoiled = retype(file, tmp_path / "model.gguf", key, value, kinds)
     name = key.removeprefix("llama.")
     with pytest.raises(ModelError, match=rf"damaged \({re.escape(name)} is .*should"):
         open_it(composed, spoiled)

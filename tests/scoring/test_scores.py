@@ -9,9 +9,8 @@ from unittest.mock import patch
 
 import pytest
 from builders import make_evaluation
-from test_prompts import CHAT, NO_SYSTEM, build_model, read_template
-from test_question_task import write_rows
-from tiny_benchmarks import make_config
+from chat_models import CHAT, NO_SYSTEM, build_model, read_template
+from tiny_benchmarks import make_config, write_rows
 from tiny_models import build_byte_tokenizer
 from trl.chat_template_utils import add_response_schema
 

@@ -1,7 +1,9 @@
 """Requests for tiny models, and what a notebook would hand to an Evaluator."""
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -85,3 +87,8 @@ def add_adapter(model: Any, kind: str, **settings: Any) -> Any:
         if weight.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(weight, std=0.3)
     return tuned.eval()
+
+
+def write_rows(file: Path, rows: list[Any]) -> Path:
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return file
