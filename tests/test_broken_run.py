@@ -95,8 +95,8 @@ ODD = b"[\xff"  # no text, no JSON, no tensors
         ("benchmark.pocket_cs.metric=bleu", "pocket_cs has no such metric; choose one of acc"),
         ("model.id=empty", "model.id=empty cannot be loaded: .*config.json"),
         # what rows cannot do
-        (f"{ROWS} train.assistant_only_loss=true", "no dataset holds conversations"),
-        (f"{ROWS} train.stop_on_forgetting=true", "look_steps=50 is beyond the 6 steps"),
+        (f"{ROWS} train.assistant_only_loss=true", "no dataset has conversations"),
+        (f"{ROWS} train.stop_on_forgetting=true", "look_steps=50 is more than the 6 steps"),
         # files of an adapter that cannot be read
         ("tuned=adapter_model.safetensors", r"a \.safetensors file that is damaged"),
         ("tuned=chat_template.jinja", "cannot be loaded: UnicodeDecodeError"),

@@ -205,10 +205,10 @@ def test_thinking_that_never_ends_leaves_a_verdict_undecided(n_open: int, is_dec
     assert not any("think," in line for line in describe_findings(findings))  # both think
     if not is_decided:
         assert change.verdict is Verdict.undecided
-        assert "raise benchmark.math.max_gen_toks" in " ".join(describe_findings(findings))
+        assert "benchmark.math.max_gen_toks" in " ".join(describe_findings(findings))
         (check,) = check_budgets(findings, {"math": 0.01})
         assert check.outcome is Outcome.undecided
-        assert "thinking never ended" in check.reason
+        assert "benchmark.math.max_gen_toks" in check.reason
 
 
 def test_nothing_is_claimed_about_thinking_that_never_ended() -> None:
@@ -231,7 +231,7 @@ def test_a_model_that_stops_to_think_is_told() -> None:
     base = make_evaluation(math=make_thinking(0))
     findings = judge(base, make_evaluation(math=make_benchmark(samples)))
     text = " ".join(describe_findings(findings))
-    assert re.search("math: 100 % .* think, 0 %", text)
+    assert re.search("math: 100 % .*think.* 0 %", text)
 
 
 @pytest.mark.slow

@@ -492,7 +492,7 @@ def describe_answers(
     for subject, change in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
         before, after = (f"{100 * share:.0f} %" for share in (change.base, change.tuned))
         shown = "significant" if change.p_value < ALPHA else "not significant"
-        scores = f"{before} of {change.n} {subject} questions are right before, {after} after"
+        scores = f"of the {change.n} {subject}, {before} are right before and {after} after"
         yield f"{name}: {scores}. The difference is {shown}."
     if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
         base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))

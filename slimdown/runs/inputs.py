@@ -137,7 +137,7 @@ def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, Trainin
     train_data = read_rows(config, tokenizer)
     keep = config.keep.adapt_to(tokenizer, train_data, config)
     if keep.name != config.keep.name:
-        notes.append(f"keep={config.keep.name} means {keep.describe()}.")
+        notes.append(f"For this run, keep={config.keep.name} means {keep.describe()}.")
         config = complete_config(replace(config, keep=keep))
     n_rows = sum(len(part.train) for part in train_data.parts)
     for problem in check_rows(config, n_rows, not train_data.holds_conversations):

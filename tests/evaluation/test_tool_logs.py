@@ -421,7 +421,7 @@ def test_questions_of_one_passage_count_as_one(tmp_path: Path, capsys: Capture) 
     [
         ("scores=page", "scores has nothing in 'page', by which clusters are told apart"),
         ("other=passage", "other was not asked"),
-        ("passage", "--cluster passage: name one cluster a task"),
+        ("passage", "--cluster passage: give one cluster per task"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_refused(

@@ -52,7 +52,7 @@ def test_every_check_passes(name: str, load: gpu_checks.Load) -> None:
     differs, found = gpu_checks.run_check(check, load, 8)
     assert not differs, found
     if name == "scarce memory":
-        assert "now on PrefixLM, batch size 128" in found
+        assert "continues with PrefixLM, batch size 128" in found
 
 
 def test_all_checks_are_tried_here() -> None:

@@ -185,7 +185,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused(
     folder = save_adapter(tmp_path / "adapter")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(ConfigError, match=f"tuned=.* holds {name}, which is no file"):
+    with pytest.raises(ConfigError, match=f"tuned=.* contains {name}, which is no readable file"):
         composed(f"tuned={folder}")
 
 

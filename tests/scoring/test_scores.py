@@ -254,14 +254,8 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     assert (base.score.value, tuned.score.value, silent.score.value) == (0.5, 0.5, 0)
     findings = judge(make_evaluation(mine=base), make_evaluation(mine=tuned))
     caveats = list(list_caveats(findings))
-    assert (
-        "mine: right in 0 % of 8 questions to refuse before, in 100 % after; shown to differ."
-        in caveats
-    )
-    assert (
-        "mine: right in 100 % of 8 questions to answer before, in 0 % after; shown to differ."
-        in caveats
-    )
+    shown = [re.findall(r"\d+|refuse|answer", line) for line in caveats if "significant" in line]
+    assert sorted(shown) == [["8", "answer", "100", "0"], ["8", "refuse", "0", "100"]]
     traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert (traits["refusal"].base, traits["refusal"].tuned) == (0, 1)
     page = render_page(findings, "a run")
@@ -706,7 +700,7 @@ def test_a_bad_row_is_named(score: str, row: Any, answer: str, tmp_path: Path) -
 
 
 def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="score=contains is for a file of your own questions"):
+    with pytest.raises(ConfigError, match="score=contains .* set path"):
         read_benchmarks({"task": "piqa", "score": "contains"})
     file = write_rows(tmp_path / "mine.jsonl", [{"question": "x", "answer": "y"}])
     with pytest.raises(ConfigError, match=r"score must be one of exact, contains, .* 'contain'"):

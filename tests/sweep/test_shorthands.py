@@ -89,7 +89,10 @@ def test_a_file_of_rows_is_a_dataset_and_bears_its_name() -> None:
         ("--nope", "--nope is neither a flag nor a setting"),
         ("--model", "--model has no value; type model=VALUE"),
         ("--lr 1e-4", "did you mean train.learning_rate?"),
-        ("benchmark=pocket_math,pocket_maths", "benchmark=pocket_maths: the harness has no such"),
+        (
+            "benchmark=pocket_math,pocket_maths",
+            "benchmark=pocket_maths: the harness has no task of this name",
+        ),
         ("-m dataset=nowhere.jsonl", "dataset.nowhere.path: there is no file nowhere.jsonl"),
         ("dataset=rows.jsonl,b/rows.jsonl", "two are called rows; rename one"),
         (
