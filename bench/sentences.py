@@ -60,7 +60,10 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "describe_answers": (
         ("12 % of the base model's answers contain thinking", "trait's interval misses"),
-        ("90 % of 50 harmful questions are right before, 20 % after", "a subject changed"),
+        (
+            "of the 50 questions to refuse, 90 % are right before and 20 % after",
+            "a subject changed",
+        ),
         (
             "12 % of the base model's answers were cut at max_gen_toks=40",
             NOT_A_CLAIM + "what was measured",

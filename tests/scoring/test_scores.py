@@ -700,7 +700,7 @@ def test_a_bad_row_is_named(score: str, row: Any, answer: str, tmp_path: Path) -
 
 
 def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="score=contains .* set path"):
+    with pytest.raises(ConfigError, match=r"score=contains .* set path"):
         read_benchmarks({"task": "piqa", "score": "contains"})
     file = write_rows(tmp_path / "mine.jsonl", [{"question": "x", "answer": "y"}])
     with pytest.raises(ConfigError, match=r"score must be one of exact, contains, .* 'contain'"):
