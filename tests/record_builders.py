@@ -102,7 +102,7 @@ _JUDGED: dict[str, tuple[Evaluation, Evaluation, Findings]] = {}
 def _judge_once(config: RunConfig, scores: Scores) -> tuple[Evaluation, Evaluation, Findings]:
     """Answers as `make_answers` makes them, and their findings: half of the time of a record."""
     share = config.evaluation.holdout
-    key = repr((config.benchmark, share, [list(each) for each in scores]))
+    key = repr((config.benchmark, share, [list(answers) for answers in scores]))
     if key not in _JUDGED:
         base, tuned = make_answers(config, scores)
         _JUDGED[key] = base, tuned, judge(open_part(base, share), open_part(tuned, share))
@@ -124,8 +124,8 @@ def save_answers(run: TrackedRun, config: RunConfig, scores: Scores = LOST, key:
     """Do what an experiment does once both models have answered."""
     base, tuned, findings = _judge_once(config, scores)
     for cache, evaluation in ((run.base_cache, base), (run.tuned_cache, tuned)):
-        for number, (name, one) in enumerate(evaluation.benchmarks.items()):
-            cache.save(f"{key}{number}", name, one)
+        for number, (name, benchmark) in enumerate(evaluation.benchmarks.items()):
+            cache.save(f"{key}{number}", name, benchmark)
     pages = {"report.md": "# report", "report.html": "<p>page</p>"}
     run.save(findings, pages, {"adapter_config.json": "{}"})
 
@@ -196,7 +196,7 @@ def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, Callable[[]
 
 def list_models(store: MlflowClient, kind: str) -> list[LoggedModel]:
     """MLflow's models of one kind, see `ModelKind`."""
-    experiments = [one.experiment_id for one in store.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
     where = f"tags.`slimdown.kind` = '{kind}'"
     return list(store.search_logged_models(experiments, where))
 

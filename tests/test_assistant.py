@@ -70,8 +70,8 @@ def test_there_are_enough_questions_and_no_two_are_alike(
 ) -> None:
     assert len(rows) >= 80
     assert len(read_questions(f"assistant:{name}", EXACT)) == len(rows)
-    asked = Counter(json.dumps([row["messages"], row.get("tools")]) for row in rows)
-    assert max(asked.values()) == 1
+    counts = Counter(json.dumps([row["messages"], row.get("tools")]) for row in rows)
+    assert max(counts.values()) == 1
 
 
 def test_no_pattern_is_asked_too_often(rows: list[dict[str, Any]]) -> None:
@@ -149,8 +149,8 @@ def test_no_question_stands_in_the_rows_that_slimdown_ships() -> None:
     ]
     assert len(rows) > 5000
     assert find_overlaps(iter(rows)) == []
-    asked = read_lines(find_question_file("assistant:facts"))[0]["messages"][0]["content"]
-    pasted = TrainedText("mine", 1, f"Question: {asked} Answer: yes")
+    question = read_lines(find_question_file("assistant:facts"))[0]["messages"][0]["content"]
+    pasted = TrainedText("mine", 1, f"Question: {question} Answer: yes")
     assert len(find_overlaps(iter([*rows, pasted]))) == 1
 
 

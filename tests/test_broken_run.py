@@ -393,9 +393,9 @@ def test_a_job_loads_its_tokenizer_and_outline_and_hashes_its_files_once(
     def count(owner: Any, name: str, describe: Callable[..., str]) -> None:
         original = getattr(owner, name)
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            counts[describe(*args)] += 1
-            return original(*args, **kwargs)
+        def counted(*values: Any, **settings: Any) -> Any:
+            counts[describe(*values)] += 1
+            return original(*values, **settings)
 
         monkeypatch.setattr(owner, name, counted)
 

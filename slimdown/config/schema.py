@@ -68,7 +68,7 @@ QuantType = StrEnum("QuantType", "nf4 fp4")
 class ModelConfig:
     """The base model, its dtype and its device."""
 
-    id: str = setting("a hub id, a local folder, or pocket:model (the embedded world)")
+    id: str = setting("a hub id, a local folder, or pocket:model (the pocket world)")
     revision: str = setting("a branch, tag or commit of the hub", default="main")
     dtype: Dtype = setting(
         "the data type of everything that is not quantized; auto: a fast one for this machine"

@@ -391,5 +391,5 @@ def _explain(check: BudgetCheck) -> str:
         return f"{reason}; a run with {setting} asks until the budget is decided"
     if needed := n_to_decide(difference, benchmark.margin, budget=budget):
         condition = "if the change stays as large as measured"
-        reason += f"; about {needed:,} questions would be enough {condition}"
+        reason += f"; about {needed:,} questions in total would be enough {condition}"
     return reason

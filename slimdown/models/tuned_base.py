@@ -63,7 +63,7 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
         return None
     if folder is None:
         for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
-            raise ModelError(f"{problem}; there is no folder {tuned.id} here either")
+            raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
         with explain_hub_errors(tuned.named):
             from huggingface_hub import hf_hub_download, try_to_load_from_cache
             from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

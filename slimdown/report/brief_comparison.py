@@ -257,13 +257,15 @@ def _describe_seeds(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.rows})
     if counts[-1] == 1:
         return (
-            "Each row is one seed. Changes are in percentage points against the base model. "
+            "Each row is one seed. Changes are in percentage points against the base model, whose "
+            "row shows scores in percent. "
             "A verdict holds for that training run only"
         )
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
         f"Each row is the mean over {seeds} seeds. Changes are in percentage points against the "
-        "base model. Verdicts over several seeds generalise to new seeds"
+        "base model, whose row shows scores in percent. Verdicts over several seeds generalise to "
+        "new seeds"
     )
 
 

@@ -313,7 +313,7 @@ def show_saved(run: Any, trained: str = "adapter") -> None:
         trained: What the run trained: an adapter or a model.
     """
     if page := find_local_path(run.artifact_uri):
-        show_places({"page": shorten_path(f"{page}/report.html")})
+        show_places({"run": run.run_id[:8], "page": shorten_path(f"{page}/report.html")})
     else:
         show_places({"run": run.run_id, "record": run.store_uri})
     if run.model_uri:

@@ -142,8 +142,8 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
                 reason = f"{n} are too few for a verdict."
             elif needed := benchmark.n_to_decide:
                 reason += (
-                    f" About {needed:,} would be enough for a verdict if the change stays as "
-                    "large as measured."
+                    f" About {needed:,} in total would be enough for a verdict if the change stays "
+                    "as large as measured."
                 )
             yield f"Undecided: {name}. {reason}"
 
@@ -247,15 +247,18 @@ def advise(
         gate: Of a gate: the smallest budget is repeated.
     """
     budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
-    if can_scale and can_show_budget(findings, budget):
-        return f"slimdown scale {run_id[:8]} --max-loss {budget:g}"
+    # Few questions can prove a small budget. Whoever has the training can also prevent the loss.
+    budgets = [budget] if trains else [budget, *(b for b in (0.05, 0.1, 0.2) if b > budget)]
+    shown = [allowed for allowed in budgets if can_show_budget(findings, allowed)]
+    if can_scale and shown:
+        return f"slimdown scale {run_id[:8]} --max-loss {shown[0]:g}"
     if not trains:
         return (
             "ask more questions. These are too few to prove that a loss is at most "
-            f"{100 * budget:.3g} points."
+            f"{100 * budgets[-1]:.3g} points."
         )
-    setting = (not keeps and advise_mitigation()) or "train.stop_on_forgetting=true"
-    return f"run the same command with {setting}"
+    setting = "train.stop_on_forgetting=true" if keeps else advise_mitigation()
+    return f"run the same command with {setting or 'train.stop_on_forgetting=true'}"
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
@@ -296,7 +299,9 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     if many := {name: n for name, n in needed.items() if name not in few}:
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        yield _say_what_would_decide(many, has_changed, " to check the budget" if gate else "")
+        yield _say_what_would_decide(
+            many, has_changed, "Budget not decided" if gate else "Undecided"
+        )
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
         purpose = "to check the budget" if gate else "for a verdict"
@@ -304,29 +309,29 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
 
 
 def _say_what_would_decide(
-    needed: Mapping[str, int | None], has_changed: bool, purpose: str
+    needed: Mapping[str, int | None], has_changed: bool, opening: str
 ) -> str:
     """Say how many questions each undecided benchmark needs.
 
     Args:
         needed: By benchmark; None or 0: no number of questions would decide.
         has_changed: Whether any of their scores changed.
-        purpose: What the questions are for, where it is not the verdict.
+        opening: What is not decided: a verdict or a budget.
     """
     condition = "if nothing is lost"
     if has_changed:
         stays = "change stays" if len(needed) == 1 else "changes stay"
         condition = f"if the {stays} as large as measured"
-    opening = f"Undecided: {_list_names([*needed])}."
+    opening = f"{opening}: {_list_names([*needed])}."
     known = [(name, n) for name, n in needed.items() if n]
     if not known:
         return opening
     if len(needed) == 1:
-        return f"{opening} About {known[0][1]:,} questions would be enough{purpose} {condition}."
+        return f"{opening} About {known[0][1]:,} questions in total would be enough {condition}."
     known.sort(key=lambda pair: pair[1])
     counts = [f"{n:,} of {name}" for name, n in known[:_MOST_NAMED]]
     counts[0] = counts[0].replace(" of ", " questions of ", 1)
-    return f"{opening} About {_list_names(counts)} would be enough{purpose} {condition}."
+    return f"{opening} In total, about {_list_names(counts)} would be enough {condition}."
 
 
 def _list_names(names: Sequence[str]) -> str:

@@ -217,7 +217,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     if rows:
         labels = [label for row_labels in rows.train["labels"] for label in row_labels]
         share = sum(label != IGNORED for label in labels) / max(1, len(labels))
-        yield f"The loss is on {100 * share:.0f} % of the tokens of the rows."
+        yield f"The model is trained on {100 * share:.0f} % of the tokens of the rows."
         yield from (f"{note}." for note in rows.notes)
         yield from config.keep.explain_plan(len(rows.train))
     for name, reason in inputs.not_run.items():

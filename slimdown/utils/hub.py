@@ -25,7 +25,7 @@ _BY_CLASS = {
     "429": "cannot be reached: too many questions came to the hub; wait, or run `hf auth login`",
     "HTTPError ConnectionError LocalEntryNotFoundError TimeoutError": "cannot be reached: the hub "
     "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
-    "run the embedded world: slimdown run",
+    "try the pocket world, which needs no hub: slimdown run",
 }
 _OBJECTS = [f"{name}.json" for name in ("config", "generation_config", "adapter_config")]
 _OBJECTS += ["tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"]

@@ -158,11 +158,11 @@ def main() -> None:
     print(f"stored {RECORD}, {RECORD.stat().st_size:,} bytes, and {DEFAULTS}")
 
 
-def forget_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+def forget_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Leave out who made a file."""
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
-    return entry
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
 
 
 if __name__ == "__main__":

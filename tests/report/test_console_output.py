@@ -36,7 +36,8 @@ def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
     run = SimpleNamespace(run_id="1", artifact_uri=f"file:///[red]/{'x' * 90}/arti%20facts")
     run.store_uri, run.model_uri = "postgresql://me:hunter2@host/db", ""
     console.show_saved(run)
-    assert capsys.readouterr().out == f"page     /[red]/{'x' * 90}/arti facts/report.html\n"
+    page = f"page     /[red]/{'x' * 90}/arti facts/report.html\n"
+    assert capsys.readouterr().out == f"run      1\n{page}"
     run.model_uri = "file:///runs/models/m-1/artifacts"
     console.show_saved(run)
     assert capsys.readouterr().out.endswith("adapter  /runs/models/m-1/artifacts\n")
@@ -61,9 +62,7 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
     assert "maths 80 100.0 50.0 −50.0 [−64.4, −34.3] ↓ forgotten 2 ✗" in rows
     below = " ".join(line.strip() for line in lines[lines.index("", 6) :])
     assert "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early." in below
-    assert re.search(
-        r"Undecided: calm\. About 831 questions would be enough to check the budget", below
-    )
+    assert re.search(r"Budget not decided: calm\. About 831 questions", below)
     assert below.endswith("Next: slimdown scale 0123 --max-loss 0.02")
     console.show_findings(findings, with_details=True)
     shown = " ".join(capsys.readouterr().out.split())
@@ -94,7 +93,7 @@ def test_at_most_four_sentences_follow_the_table(n_benchmarks: int) -> None:
         assert len(lines) == 4
         assert max(map(len, lines)) <= 500
         assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): 20 wrong result, ")
-        assert lines[1].startswith("Undecided: ")
+        assert lines[1].startswith("Budget not decided: " if gate else "Undecided: ")
         assert lines[2].startswith("Too few questions ")
         assert lines[3] == "Next: slimdown scale 0123 --max-loss 0.02"
 
@@ -125,7 +124,7 @@ def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     assert "budget" not in line
     gate = Gate(tuple(check_budgets(findings, {"far": 0.02, "near": 0.02})))
     [line] = text.name_undecided(findings, gate)
-    assert "budget" in line
+    assert line.startswith("Budget not decided: ")
     pairs = {f"near{i}": near for i in range(9)}
     [line] = text.name_undecided(judge_pairs(pairs))
     assert line.count(" of near") == 6

@@ -41,7 +41,7 @@ def draw_all() -> list[Figure]:
 
 def read_texts(figure: Figure) -> list[str]:
     elements = ElementTree.fromstring(write_svg(figure)).iter("{http://www.w3.org/2000/svg}text")
-    return ["".join(element.itertext()) for element in elements]
+    return ["".join(text.itertext()) for text in elements]
 
 
 def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> None:
