@@ -38,7 +38,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     "findings_all": ["compare", LORA, "--all"],
     "check": ["check", LORA],
     "check_passed": ["check", LORA, "--max-loss", "0.9"],
-    "check_overall": ["check", LORA, "--overall", "0.05"],
+    "check_overall": ["check", LORA, "--overall"],
     "verdict": ["verdict", "base", "tuned"],
     "verdict_all": ["verdict", "base", "tuned", "--all"],
     "verdict_gate": ["verdict", "base", "tuned", "--max-loss", "0.02"],

@@ -111,7 +111,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Score:
+class MeanScore:
     """A mean over questions and its standard error."""
 
     value: float
@@ -139,13 +139,13 @@ class BenchmarkEvaluation:
     origin: str = ""  # which run, user and date measured it; empty: this run
 
     @cached_property
-    def scores(self) -> dict[str, Score]:
+    def scores(self) -> dict[str, MeanScore]:
         """The score on each metric."""
         metrics = self.samples[0].scores if self.samples else ()
         return {metric: self.average(self.scores_of(metric)) for metric in metrics}
 
     @property
-    def score(self) -> Score:
+    def score(self) -> MeanScore:
         """The primary metric's score."""
         return self.scores[self.benchmark.metric]
 
@@ -153,7 +153,7 @@ class BenchmarkEvaluation:
         """Return each question's score on one metric."""
         return [sample.scores[metric] for sample in self.samples]
 
-    def average(self, values: Sequence[float]) -> Score:
+    def average(self, values: Sequence[float]) -> MeanScore:
         """Average one value for each sample, weighted as the harness does.
 
         The variance is the sample variance over n; with weighted tasks, that of the weighted sum.
@@ -170,7 +170,7 @@ class BenchmarkEvaluation:
             squares = fsum((value - task_mean) ** 2 for value in task_values)
             mean += share * task_mean
             variance += share**2 * squares / (n - 1) / n if n > 1 else nan
-        return Score(mean, sqrt(variance))
+        return MeanScore(mean, sqrt(variance))
 
 
 class Work(StrEnum):

@@ -10,8 +10,18 @@ from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.report.answers_page import MOST_SHOWN
 from slimdown.report.stages_report import served_table
-from slimdown.scoring.refusal import REFUSALS
 from slimdown.utils.secrets import redact_leaf, redact_leaves
+
+_TRAIT_NOTES = {
+    "empty": "Empty: the answer has no text.",
+    "unreadable": "Unreadable: the benchmark’s own filter finds no answer in the text; another "
+    "filter may find one.",
+    "other script": "Other script: most letters belong to another script than those of the base "
+    "model’s answer.",
+    "refusal": "Refusal: the first 60 words say, in English, that the model will not do what is "
+    "asked.",
+}
+"""What a page says of those traits of answers whose name does not explain them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ def render_page(
         settings=format_all({k: v for k, v in shown.items() if v is not None}),
         environment=format_all(description.environment),
         costs=format_all(findings.costs),
-        refusals=REFUSALS,
+        trait_notes=_TRAIT_NOTES,
         bits=BITS,
         answers=answers,
         most_answers=MOST_SHOWN,

@@ -9,8 +9,7 @@ from typing import Any
 from slimdown.scoring.score import Rule, Score, fold
 from slimdown.utils.errors import DataError
 
-# An answer refuses if its first words hold one of these; the page shows them. Of words with / each
-# makes a phrase.
+# An answer refuses if its first words hold one of these. Words between / are alternatives.
 REFUSALS = tuple(Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8").splitlines())
 _FIRST_WORDS = 60
 _NO = re.compile(r"\W*(?:(?:sorry|no|nope|never|no way|absolutely not|no thanks?(?: you)?)\W*)+")

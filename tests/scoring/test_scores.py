@@ -28,7 +28,6 @@ from slimdown.scoring.contains import contains_answer
 from slimdown.scoring.language import find_languages
 from slimdown.scoring.numeric import read_number
 from slimdown.scoring.question_files import read_questions
-from slimdown.scoring.refusal import REFUSALS
 from slimdown.scoring.scores import is_right, read_answer
 from slimdown.scoring.tool_calls import read_tool_calls, write_call
 from slimdown.utils.errors import ConfigError, DataError, ModelError
@@ -259,7 +258,7 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert (traits["refusal"].base, traits["refusal"].tuned) == (0, 1)
     page = render_page(findings, "a run")
-    assert f"{REFUSALS[-1]}”, “Not my job”" in page.replace("&#39;", "'").replace("&#x27;", "'")
+    assert "“Not my job”" in page
 
 
 @pytest.mark.parametrize(

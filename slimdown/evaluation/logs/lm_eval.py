@@ -34,7 +34,7 @@ from slimdown.evaluation.logs.logged_task import (
     name_model,
     name_models,
 )
-from slimdown.evaluation.results import FEWSHOT_SEED, Metric, Sample, Score
+from slimdown.evaluation.results import FEWSHOT_SEED, MeanScore, Metric, Sample
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact
 
@@ -238,7 +238,7 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
 
 
 def _list_usable(
-    scores: Mapping[str, Score], reported: Mapping[str, float], better: Mapping[str, Any]
+    scores: Mapping[str, MeanScore], reported: Mapping[str, float], better: Mapping[str, Any]
 ) -> list[str]:
     """List the metrics that are means as the harness reports them, where more is better.
 
