@@ -25,8 +25,8 @@ from slimdown.utils.errors import DataError
 SAMPLES = Path(__file__).with_name("assistant")
 BENCHMARKS = sorted(file.stem for file in SAMPLES.glob("*.jsonl"))
 ASKED_BY_DEFAULT = 25
-# Of the sample answers, those that the rules judge as their writers did, who had not seen the
-# rules; two right and two wrong ones for each question.
+# Of the sample answers, those that the rules judge as their writers did; two right and two wrong
+# ones for each question. The writers had not seen the rules, but the rules were improved with them.
 AGREEMENTS = {
     "arithmetic": 379,
     "facts": 350,
