@@ -36,7 +36,7 @@ class WrittenRows(GeneralRows):
         None,
     )
 
-    preparation: ClassVar[str] = "the base writes rows"
+    preparation: ClassVar[str] = "the base model writes rows"
 
     def find_file_problems(self) -> Iterator[str]:
         """Find a row of the texts that cannot be read."""
@@ -101,8 +101,11 @@ class WrittenRows(GeneralRows):
 
     def explain_plan(self, n_rows: int) -> Iterator[str]:
         """Say how many rows the base will write."""
-        written = f"{count_added(n_rows, self.share):,}, of at most {self.max_tokens:,} tokens"
-        yield f"Not counted: {self.preparation} ({written}), which are trained on, too."
+        n_written = count_added(n_rows, self.share)
+        yield (
+            f"Time and tokens above do not include that {self.preparation} ({n_written:,} rows of "
+            f"at most {self.max_tokens:,} tokens), and that the model is trained on these, too."
+        )
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
         """Mix in rows that the base writes now, or wrote for an earlier run."""
