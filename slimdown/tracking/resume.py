@@ -204,22 +204,24 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
 
 
 def describe_kept(config: RunConfig, run_id: str) -> str:
-    """Say what the repeated command takes from a stopped run; it makes the rest anew."""
+    """Say what the repeated command reuses of a stopped run; it computes the rest again."""
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
         return f"its folder {folder} is not on this machine: everything is computed again"
     parts = []
     if names := {f.stem.partition(".base-")[2] for f in folder.glob("evaluations/*.base-*")}:
-        parts.append(f"the base's answers to {', '.join(sorted(names))}")
+        parts.append(f"the base model's answers to {', '.join(sorted(names))}")
     states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
     steps = [int(state.parent.name.partition("-")[2]) for state in states]
-    if (folder / "checkpoints" / "trained.pt").is_file():
+    is_trained = (folder / "checkpoints" / "trained.pt").is_file()
+    if is_trained:
         parts.append("the whole training")
     elif steps:
         parts.append(f"the training up to step {max(steps)}")
-    elif not config.tuned:
-        parts.append("no training, of which no checkpoint was written")
-    return f"reused: {'; '.join(parts) or 'single answers'}; the rest is computed again"
+    reused = f"reused: {' and '.join(parts) or 'single answers'}; the rest is computed again"
+    if config.tuned or is_trained or steps:
+        return reused
+    return f"{reused}, the training too, because it had written no checkpoint"
 
 
 def find_abandoned(
