@@ -176,7 +176,7 @@ def _load_part(
         if len(train) == config.max_examples:
             break
 
-    note = f"{len(skipped):,} rows that cannot be trained on are skipped"
+    note = f"rows that cannot be trained on are skipped: {len(skipped):,}"
     if skipped:
         note += f", the first is {skipped[0]}"
     if not train:

@@ -184,10 +184,13 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         more = {"tools": tools, "add_generation_prompt": True, **template_args}
         prompt = render_chat(tokenizer, messages, **more)
         texts = [turn["content"].strip() for turn in messages if turn["role"] != "assistant"]
-        texts += [tool.get("function", tool)["name"] for tool in tools or ()]
-        if dropped := next((text for text in texts if text not in prompt), ""):
-            problem = f"benchmark.{self.config.task}: the chat template drops {dropped[:60]!r}"
-            raise DataError(f"{problem}; leave it out, or use a model whose template takes it")
+        names = [tool.get("function", tool)["name"] for tool in tools or ()]
+        if dropped := next((text for text in (*texts, *names) if text not in prompt), ""):
+            kind = "tools" if dropped in names else "a turn"
+            raise DataError(
+                f"benchmark.{self.config.task}: the model's chat template leaves out {kind} of a "
+                f"question ({dropped[:60]!r}); leave the benchmark out, or use another model"
+            )
         return prompt
 
     def apply_filters(self) -> Any:
