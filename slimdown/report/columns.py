@@ -275,11 +275,11 @@ def _show_mean_change(gate: Gate) -> Cell:
 
 
 def _show_mean_outcome(gate: Gate) -> Cell:
-    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("not worse", "not shown")
+    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("worse ?", "not shown")
     return Cell(shown, values={"outcome": outcome})
 
 
-def _of_benchmark(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
+def _for_primary_metric(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
     """Leave the cell of a further metric empty: only the primary one is judged."""
     return lambda row: show(row) if row.is_primary else Cell()
 
@@ -302,22 +302,22 @@ COLUMNS: tuple[FindingColumn, ...] = (
         holds_shares=True,
         show_mean=_show_mean_change,
     ),
-    FindingColumn("verdict", _of_benchmark(_show_verdict), _OF_RUN, metrics=()),
+    FindingColumn("verdict", _for_primary_metric(_show_verdict), _OF_RUN, metrics=()),
     FindingColumn(
         "budget",
-        _of_benchmark(_show_budget),
+        _for_primary_metric(_show_budget),
         _OF_RUN,
         "points",
         True,
         metrics=(),
         show_mean=_show_mean_outcome,
     ),
-    FindingColumn("main cause of loss", _of_benchmark(_show_cause), _DETAIL),
-    FindingColumn("p", _of_benchmark(_show_p_value), _DETAIL, "corrected", True),
-    FindingColumn("forgetting rate", _of_benchmark(_show_rate), _DETAIL, "[95 %]", True),
+    FindingColumn("main cause of loss", _for_primary_metric(_show_cause), _DETAIL),
+    FindingColumn("p", _for_primary_metric(_show_p_value), _DETAIL, "corrected", True),
+    FindingColumn("forgetting rate", _for_primary_metric(_show_rate), _DETAIL, "[95 %]", True),
     FindingColumn(
         "paper’s metric",
-        _of_benchmark(_show_paper_metric),
+        _for_primary_metric(_show_paper_metric),
         _DETAIL | {Place.mlflow},
         "± standard error [95 %]",
         True,
@@ -325,7 +325,7 @@ COLUMNS: tuple[FindingColumn, ...] = (
     ),
     FindingColumn(
         "bits per byte",
-        _of_benchmark(_show_bits),
+        _for_primary_metric(_show_bits),
         _DETAIL | {Place.mlflow},
         metrics=("bits_per_byte_base", "bits_per_byte_tuned"),
     ),
