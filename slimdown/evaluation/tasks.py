@@ -38,12 +38,13 @@ from slimdown.pocket import TASKS_DIR
 from slimdown.scoring.question_files import read_questions
 from slimdown.scoring.scores import find_score
 from slimdown.utils.errors import ConfigError, DataError
-from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.hub import explain_hub_errors, is_silence
 from slimdown.utils.progress import OnProgress
 
 Requests = dict[tuple[str, int], list[Any]]
 """The harness's requests, by task and number of the question."""
 
+_MEASURE_CACHED = "With HF_HUB_OFFLINE=1, slimdown measures the benchmarks that the cache holds."
 FEWSHOT_SEED = 1234  # the harness's own, so that its command line builds the same prompts
 
 
@@ -219,18 +220,29 @@ def load_tasks(
             except DataError as error:
                 if lacking is None:
                     raise
+                if is_silence(error) and not loaded:  # the others would wait as long, each
+                    raise DataError(f"{error}. {_MEASURE_CACHED}") from None
                 lacking[name] = str(error)
                 continue
             files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
             loaded[name] = _check_task(name, benchmark, found, files_hash)
     if lacking and not loaded:
-        raise DataError("\n".join(lacking.values()))
+        raise DataError(_join_problems(lacking.values()))
     if (max_gen_toks or stop) and not any(task.generates for task in loaded.values()):
         problem = "max_gen_toks and stop are for generated answers, and every benchmark has choices"
         raise ConfigError(f"{problem}; leave them out")
     for benchmark_task in loaded.values():
         _set_generation(benchmark_task, max_gen_toks, stop)
     return loaded
+
+
+def _join_problems(problems: Iterable[str]) -> str:
+    """Write problems that differ only in their first word, the setting, as one line."""
+    settings: dict[str, list[str]] = {}
+    for problem in problems:
+        setting, _, reason = problem.partition(" ")
+        settings.setdefault(reason, []).append(setting)
+    return "\n".join(f"{', '.join(names)} {reason}" for reason, names in settings.items())
 
 
 def _index_task_files(names: set[str], own: list[str]) -> Any:

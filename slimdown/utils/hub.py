@@ -64,6 +64,13 @@ def explain_hub_errors(
         raise error_class(f"{setting} {reason}") from error
 
 
+def is_silence(error: SlimdownError) -> bool:
+    """Whether an explained error means that the hub does not answer although it was asked."""
+    from huggingface_hub import constants
+
+    return "the hub does not answer" in str(error) and not constants.HF_HUB_OFFLINE
+
+
 def _find_reason(error: Exception, folder: Path) -> str:
     """Return what an error means, as the end of a sentence; `{repo}` in it is the repository.
 
