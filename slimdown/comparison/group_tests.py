@@ -8,6 +8,7 @@ one value is the reference, the others are compared with it alone. That needs fe
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 from slimdown.comparison.run_comparison import (
@@ -59,6 +60,7 @@ class Differences:
     reason: str  # why nothing was tested; empty if something was
 
 
+@lru_cache(maxsize=2)  # a console, its records and a page name the same differences
 def find_differences(comparison: Comparison, *settings: str) -> Differences:
     """Find the values of settings that differ, and on which benchmark.
 

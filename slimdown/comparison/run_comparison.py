@@ -8,7 +8,7 @@ The best of many runs looks better than it is; `holdout.py` cures that.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from statistics import fmean
 
@@ -77,9 +77,9 @@ class Configuration:
         return fmean(t.validation_loss_before - t.validation_loss_after if t else nan for t in done)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs side by side."""
+    """Runs side by side. Equal only to itself, so what follows from it is computed once."""
 
     rows: tuple[Configuration, ...]
     params: tuple[str, ...]  # the settings in which the rows differ
@@ -117,6 +117,15 @@ def compare_runs(
     benchmarks = sorted(roles, key=lambda name: (list(Role).index(roles[name]), name))
     notes += _describe_caveats(runs, rows, benchmarks, corrected)
     return Comparison(tuple(rows), tuple(_find_differing(rows)), tuple(benchmarks), tuple(notes))
+
+
+def group_rows(comparison: Comparison) -> Comparison:
+    """Return a comparison with one row for runs that differ only in their seed."""
+    runs = [run for row in comparison.rows for run in row.runs]
+    groups, _ = _group_by_seed(runs)
+    if len(groups) == len(comparison.rows):
+        return comparison
+    return replace(compare_runs(runs, corrects=False), reference=comparison.reference)
 
 
 def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict]:

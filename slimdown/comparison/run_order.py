@@ -42,6 +42,8 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     is_down = key.startswith("-")
     rows = sorted(comparison.rows, key=lambda row: _order(read_value(row)), reverse=is_down)
     rows.sort(key=lambda row: read_value(row) is None)  # it is stable
+    if all(row is old for row, old in zip(rows, comparison.rows, strict=True)):
+        return comparison
     return replace(comparison, rows=tuple(rows))
 
 
@@ -55,8 +57,9 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
     if setting not in settings:
         advice = nearest(setting, sorted(settings))
         raise ConfigError(f"--by {setting}: no run has this setting{advice}")
-    others = [key for key in comparison.params if key != setting]
-    return replace(sort_rows(comparison, setting), params=(setting, *others))
+    params = (setting, *(key for key in comparison.params if key != setting))
+    ordered = sort_rows(comparison, setting)
+    return ordered if params == ordered.params else replace(ordered, params=params)
 
 
 def parse_setting(text: str) -> SortValue:

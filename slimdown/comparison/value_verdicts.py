@@ -15,7 +15,7 @@ benchmarks make no claim either, so the others are not corrected for them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import nan
 from statistics import fmean
 
@@ -61,6 +61,7 @@ class JudgedMean:
         return self.decision.form_interval(self.test, self.margin)
 
 
+@lru_cache(maxsize=2)  # a console, a table and its figures show the same comparison
 def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
     """Judge each configuration over its seeds.
 

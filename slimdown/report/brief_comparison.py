@@ -5,7 +5,7 @@ is never wider than the console: columns that find no room are left out, and nam
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isnan
 from statistics import fmean
 
@@ -14,8 +14,8 @@ from slimdown.comparison.group_tests import find_differences
 from slimdown.comparison.run_comparison import (
     Comparison,
     Configuration,
-    compare_runs,
     describe_model_differences,
+    group_rows,
 )
 from slimdown.comparison.run_order import sort_by_setting, sort_rows
 from slimdown.comparison.run_records import KEPT, LEARNED
@@ -291,9 +291,7 @@ def describe_claims(
     if not (tested := list_tested(comparison, by)):
         return
     if "seed" in find_settings(comparison):  # values are tested over their seeds
-        runs = [run for row in comparison.rows for run in row.runs]
-        grouped = replace(compare_runs(runs, corrects=False), reference=comparison.reference)
-        comparison = sort_by_setting(grouped, tested[0])
+        comparison = sort_by_setting(group_rows(comparison), tested[0])
     found = find_differences(comparison, *tested)
     if not found.n_tests and all(row.settings.get("tuned") for row in comparison.rows):
         yield (

@@ -7,7 +7,7 @@ from math import isfinite, nan
 from matplotlib.figure import Figure
 
 from slimdown.comparison.checkpoints import read_steps
-from slimdown.comparison.run_comparison import Comparison, Configuration, compare_runs
+from slimdown.comparison.run_comparison import Comparison, Configuration, group_rows
 from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role
@@ -42,8 +42,7 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
         comparison: The compared runs.
         by: The setting along the axes; None: the first that was varied.
     """
-    runs = [run for row in comparison.rows for run in row.runs]
-    grouped = compare_runs(runs, corrects=False)
+    grouped = group_rows(comparison)
     settings = find_settings(grouped, by)
     if not settings or not 1 < len(grouped.rows) <= _MOST_DRAWN:
         return []
