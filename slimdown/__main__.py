@@ -12,7 +12,9 @@ from slimdown.utils.versions import OWN_VERSION
 def main() -> None:
     """Start the verb of the command line, and exit with its code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
-    sys.exit(run_command(_start_verb, "slimdown cannot go on:", 1, with_extensions=False))
+    sys.exit(
+        run_command(_start_verb, "slimdown cannot go on:", error_code=1, with_extensions=False)
+    )
 
 
 def _start_verb() -> int:

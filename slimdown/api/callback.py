@@ -114,14 +114,11 @@ class ForgettingCallback(WatchingCallback):
         super().__init__(look_evaluator, every, budgets if stop_on_forgetting else {})
         self._log_elsewhere = log
         self._full_base_evaluation: Any = None
-        self._model: Any = lambda: None  # a weak reference to the model whose base was measured
+        # a weak reference to the model whose base was measured
+        self._get_measured: Callable[[], Any] = lambda: None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the base."""
-        loaded = wrap_trained(kwargs)  # in every process, so that all fail together
-        self.findings, self.stopped = None, ""  # forget an earlier `train()`
-        if not state.is_world_process_zero or self._model() is loaded.model:
-            return  # the trainer starts again with another batch size
+    def _check_training(self, args: Any, state: Any, is_untouched: bool) -> None:
+        """Refuse a training whose base cannot be measured, or that it could not stop."""
         if self._budgets and (args.world_size > 1 or state.global_step):
             raise ModelError(
                 "stop_on_forgetting takes one process and a training from its first step: what a "
@@ -130,14 +127,24 @@ class ForgettingCallback(WatchingCallback):
         if self._budgets and args.load_best_model_at_end:
             reason = "both choose the weights; leave one of them out"
             raise ModelError(f"stop_on_forgetting and load_best_model_at_end=True {reason}")
-        super().on_train_begin(args, state, control)
-        is_untouched = has_untouched_base(loaded.model)
         if state.global_step and not is_untouched:
             raise ModelError(
                 f"training goes on at step {state.global_step}, where the weights are not the "
                 "base's any more; begin anew, or measure the base and the tuned model by "
                 "slimdown.measure"
             )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the base."""
+        loaded = wrap_trained(kwargs)
+        self.findings, self.stopped = None, ""  # forget an earlier `train()`
+        if self._get_measured() is loaded.model:
+            return  # its base is measured; the trainer starts again with another batch size
+        is_untouched = has_untouched_base(loaded.model)
+        self._check_training(args, state, is_untouched)  # in every process: all fail together
+        if not state.is_world_process_zero:
+            return
+        super().on_train_begin(args, state, control)
         if self._budgets:  # an untrained model has lost nothing
             self.keep(0, loaded.model)
         _show(state, f"step {state.global_step}", "measuring the base")
@@ -145,7 +152,7 @@ class ForgettingCallback(WatchingCallback):
             evaluation = shown = self._full_evaluator.evaluate(loaded)
             if self._every:
                 shown = self.measure_base(loaded)
-        self._model, self._full_base_evaluation = weakref.ref(loaded.model), evaluation
+        self._get_measured, self._full_base_evaluation = weakref.ref(loaded.model), evaluation
         scores = {f"base/{name}": b.score.value for name, b in evaluation.benchmarks.items()}
         self._log(scores, state)
         _show(state, f"step {state.global_step}", f"base   {_describe_scores(shown)}")
@@ -164,7 +171,7 @@ class ForgettingCallback(WatchingCallback):
         """Ask all questions, if that was not done yet because the training ended early."""
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
-        self._model = lambda: None  # the next `train()` has another base
+        self._get_measured = lambda: None  # the next `train()` has another base
         super().on_train_end(args, state, control)
 
     def report_look(self, findings: Findings, state: Any) -> None:

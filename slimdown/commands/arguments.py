@@ -271,7 +271,7 @@ def check_extensions() -> None:
 
 
 def run_command(
-    answer: Callable[[], int], refusal: str, error_code: int, with_extensions: bool = True
+    answer: Callable[[], int], refusal: str, *, error_code: int, with_extensions: bool = True
 ) -> int:
     """Return the exit code of a command; an error ends it in one message.
 

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse(name_budgets(argv))
     if options.alias and not options.register:
         parser.error("--alias needs --register NAME, which says what the alias points to")
-    return run_command(lambda: _check(options), "This run cannot be checked:", 3)
+    return run_command(lambda: _check(options), "This run cannot be checked:", error_code=3)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
     _check_options(parser, options)
-    return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
+    return run_command(lambda: _compare(options), "These runs cannot be compared:", error_code=1)
 
 
 def _check_options(parser: CommandParser, options: argparse.Namespace) -> None:

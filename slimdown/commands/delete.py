@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
     parser.add_argument("--yes", action="store_true", help="delete the runs for good")
     options = parser.parse(argv)
-    return run_command(lambda: _delete(options), "These runs cannot be deleted:", 1)
+    return run_command(lambda: _delete(options), "These runs cannot be deleted:", error_code=1)
 
 
 def _delete(options: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("doctor", __doc__)
     options = parser.parse(argv)
     refusal = "This machine cannot be examined:"
-    return run_command(lambda: _examine(options), refusal, 1, with_extensions=False)
+    return run_command(lambda: _examine(options), refusal, error_code=1, with_extensions=False)
 
 
 def _examine(options: argparse.Namespace) -> int:

@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or an empty one")
     options = parser.parse(argv)
-    return arguments.run_command(lambda: _export(options), "This run cannot be exported:", 1)
+    return arguments.run_command(
+        lambda: _export(options), "This run cannot be exported:", error_code=1
+    )
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -45,7 +45,9 @@ def main(argv: list[str]) -> int:
     )
     add("--device", choices=devices, default=devices[0], help=text)
     options = parser.parse(argv)
-    return arguments.run_command(lambda: _merge(options), "This run cannot be merged:", 1)
+    return arguments.run_command(
+        lambda: _merge(options), "This run cannot be merged:", error_code=1
+    )
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, 1 after an error, which is written to stderr, or 130 after a signal.
     """
-    return run_command(lambda: _start(arguments), "This run cannot go on:", 1)
+    return run_command(lambda: _start(arguments), "This run cannot go on:", error_code=1)
 
 
 def _start(arguments: list[str]) -> int:

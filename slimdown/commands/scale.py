@@ -82,7 +82,9 @@ def main(argv: list[str]) -> int:
         parser.error(
             "--save writes the scale that --max-loss chooses; add --max-loss, such as 0.02"
         )
-    return arguments.run_command(lambda: _scale(options), "This run cannot be scaled:", 3)
+    return arguments.run_command(
+        lambda: _scale(options), "This run cannot be scaled:", error_code=3
+    )
 
 
 def _scale(options: argparse.Namespace) -> int:

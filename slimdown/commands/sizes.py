@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         sys.stdout.write(__doc__ or "")
         return 0
-    return run_command(lambda: _show_sizes(argv), "These sizes cannot be shown:", 1)
+    return run_command(lambda: _show_sizes(argv), "These sizes cannot be shown:", error_code=1)
 
 
 def _show_sizes(argv: list[str]) -> int:

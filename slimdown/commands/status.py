@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if options.run and (options.experiment or options.sweep or options.format):
         parser.error("you named one run: leave out --experiment, --sweep, --format and -o")
     show = _show_run if options.run else _list_runs
-    return run_command(lambda: show(options), "The runs cannot be listed:", 1)
+    return run_command(lambda: show(options), "The runs cannot be listed:", error_code=1)
 
 
 def _show_run(options: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         argv: The arguments after `ui`.
 
     Returns:
-        The exit code of the server; 0 after Ctrl-C.
+        The exit code of the server; 0 after Ctrl-C, and if the store is a server already.
     """
     parser = CommandParser("ui", __doc__)
     parser.add_argument("-p", "--port", type=int, default=5000, help="default: %(default)s")
@@ -34,10 +34,17 @@ def main(argv: list[str]) -> int:
     if not options.host or not 0 < options.port < 65536:
         shown = f"--host {options.host!r} --port {options.port}"
         parser.error(f"{shown}: give the name of a host, and a port from 1 to 65535")
-    return run_command(lambda: _show(options, server_options), "The pages cannot be opened:", 1)
+    return run_command(
+        lambda: _open_pages(options, server_options), "The pages cannot be opened:", error_code=1
+    )
 
 
-def _show(options: argparse.Namespace, server_options: list[str]) -> int:
+def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
+    """Print a link to each experiment, and start MLflow's server unless the store is one.
+
+    Raises:
+        TrackingError: The port is taken, or the store cannot be read.
+    """
     from slimdown.report.console import show_line
     from slimdown.tracking.metrics_and_tags import Tag
     from slimdown.tracking.runs_page import VIEW, share_view
@@ -46,7 +53,7 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     uri, experiments = options.tracking.uri, store.list_experiments(options.tracking)
     is_server, place = uri.startswith("http"), f"http://{options.host}:{options.port}"
     if is_server:
-        place = redact_uri(uri).replace("***@", "")
+        place = redact_uri(uri).replace("***@", "")  # without the password's place, too
     client = store.open_store(options.tracking)
     for number, name in reversed(experiments.items()):  # what changed last comes last
         with store.explain_store_errors(options.tracking):
@@ -67,11 +74,13 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
         reason = " (on a Mac, AirPlay uses 5000)" if sys.platform == "darwin" else ""
         advice = f"give another one{reason}"
         raise TrackingError(f"--port {options.port}: {error.strerror}; {advice}") from None
-    # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
+    # The store's address goes through the environment: all users can read a command line.
     stores = dict.fromkeys(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI"), uri)
+    # The server's jobs score LLM traces, of which a record of slimdown has none.
     settings = stores | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    settings |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # of its parts
-    quiet = [] if "-opts" in "".join(server_options) else ["--uvicorn-opts", "--log-level warning"]
+    settings |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+    has_own_options = any("-opts" in option for option in server_options)  # such as --gunicorn-opts
+    quiet = [] if has_own_options else ["--uvicorn-opts", "--log-level warning"]
     address = ["--host", options.host, "--port", str(options.port)]
     command = [sys.executable, "-m", "mlflow", "ui", *address, *quiet, *server_options]
     show_line("starting MLflow's server, which takes up to a minute ...")

@@ -96,8 +96,8 @@ def main(argv: list[str]) -> int:
     if options.max_loss_at and not options.chain:
         parser.error("--max-loss-at is for a stage of a chain; add --chain")
     if options.chain or len(options.tuned) > 1:
-        return arguments.run_command(lambda: _judge_stages(options), refusal, 3)
-    return arguments.run_command(lambda: _judge(options), refusal, 3)
+        return arguments.run_command(lambda: _judge_stages(options), refusal, error_code=3)
+    return arguments.run_command(lambda: _judge(options), refusal, error_code=3)
 
 
 def _read_sides(

@@ -30,8 +30,10 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
-        # The value of an option stays whole, as the keys in it are no settings.
-        if isinstance(node, dict) and ".args." not in prefix[:-1]:
+        # `method.args.foo` is one setting. If its value is a dictionary, it stays whole, because
+        # the keys in it belong to another library.
+        is_foreign = ".args." in prefix.removesuffix(".")
+        if isinstance(node, dict) and not is_foreign:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
         else:
@@ -40,7 +42,8 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
     walk(drop_defaults(tree) if without_defaults else tree, "")
     idle = {"rerun", "search", "name", "note", *config.idle_sections}
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
-    optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model
+    # Of these, null means that there is no such setting, or that no tuned model was given.
+    optional = ("method.", "keep.", "tuned")
     return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
 
 

@@ -225,10 +225,11 @@ def judge(
 ) -> Findings:
     """Judge what changed from one evaluation to the other, and sort the lost answers.
 
-    p-values are corrected over the benchmarks (Holm), separately for claims of change and of no
-    change. The chance of any false claim of change is at most 5 %; so is that of any false
-    `retained`. Watched benchmarks make no claim, and are not counted. Benchmarks judged by p_right
-    are corrected alike, among themselves.
+    p-values are corrected over the benchmarks (Holm), separately for claims of change and for the
+    verdict `retained`. The chance of any false claim of change is at most 5 %, and so is that of
+    any false verdict `retained`. Watched benchmarks have no verdict, and are not counted in the
+    correction. Benchmarks whose metric is p_right, the probability of the right choice, form a
+    family of their own with the same levels.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.

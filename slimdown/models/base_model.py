@@ -307,12 +307,14 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
     with quiet_libraries(), explain_hub_errors(config.named):
         source, revision = config.folder or config.id, config.revision
         if not config.folder:
-            # transformers takes a chat template that the hub fails to send for one that is absent
+            # If the hub fails to send the chat template, transformers goes on as if the model had
+            # none. So all small files are fetched first, where a failure is an error.
             snapshot_download(
                 config.id, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*"
             )
         tokenizer = load_tokenizer(source, revision=revision, **config.file)
-        # If a GGUF file lies beside a tokenizer's own files, transformers reads only half of these.
+        # With a GGUF file, transformers skips part of a tokenizer's own files if there are any.
+        # The missing EOS token shows that; then the tokenizer is read from its own files alone.
         if config.file and tokenizer.eos_token is None:
             return load_tokenizer(source, revision=revision)
         return tokenizer

@@ -35,8 +35,8 @@ class Serving:
     Attributes:
         chat_template: None where the files hold none.
         bos, eos: The tokens that begin and end a text; None where there is none.
-        puts_bos: Whether BOS is put before a prompt.
-        writes_bos: Whether the chat template begins a prompt with BOS, too.
+        tokenizer_puts_bos: Whether BOS is put before a prompt.
+        template_writes_bos: Whether the chat template begins a prompt with BOS, too.
         stops: The tokens that end an answer, by text.
         generation: Further settings of generation that change a greedy answer.
     """
@@ -44,20 +44,20 @@ class Serving:
     chat_template: str | None
     bos: str | None
     eos: str | None
-    puts_bos: bool
-    writes_bos: bool
+    tokenizer_puts_bos: bool
+    template_writes_bos: bool
     stops: tuple[str, ...]
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def says_bos_twice(self) -> bool:
         """Whether a prompt of its chat template begins with two BOS, if nobody takes one away."""
-        return self.puts_bos and self.writes_bos
+        return self.tokenizer_puts_bos and self.template_writes_bos
 
     def starts_otherwise(self, before: "Serving") -> bool:
         """Return whether other tokens stand before a plain prompt than in another stage."""
-        start = self.bos if self.puts_bos else None
-        start_before = before.bos if before.puts_bos else None
+        start = self.bos if self.tokenizer_puts_bos else None
+        start_before = before.bos if before.tokenizer_puts_bos else None
         return start != start_before
 
     def doubles_bos(self, before: "Serving") -> bool:
@@ -76,11 +76,12 @@ def read_serving(
     Args:
         config: Which model, for its GGUF file and for messages.
         folder: Where its files are.
-        before: The stage that it is compared with. Its stops hold for an adapter whose folder
-            names only the tokenizer's; for a GGUF file, those that llama.cpp knows by their text.
+        before: The stage that it is compared with. If the folder lists no stop tokens, as that of
+            an adapter, those of `before` are added to the tokenizer's EOS. To those of a GGUF file,
+            only the ones that llama.cpp recognizes by their text are added.
 
     Returns:
-        None where the folder brings no tokenizer: then somebody else's files decide.
+        None if the folder has no tokenizer: then the base's files decide.
 
     Raises:
         ModelError: A file is damaged.
@@ -103,10 +104,14 @@ def read_serving(
         if isinstance(template, dict):  # several, by name
             template = template.get("default")
         eos = tokenizer.eos_token
-        puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer_puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [
+            tokenizer.bos_token_id
+        ]
         generation = _read_generation(folder, before)
-    writes_bos = _begins_with_bos(template, bos, eos)
-    return Serving(template, bos, eos, puts_bos, writes_bos, _list_once(stops), generation)
+    template_writes_bos = _begins_with_bos(template, bos, eos)
+    return Serving(
+        template, bos, eos, tokenizer_puts_bos, template_writes_bos, _list_once(stops), generation
+    )
 
 
 def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
@@ -136,12 +141,12 @@ def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     header = read_gguf_header(file, setting)
     bos, eos = header.read_token(header.bos), header.read_token(header.eos)
     template = header.chat_template
-    writes_bos = _begins_with_bos(template, bos, eos)
+    template_writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
     stops = _list_once([eos, header.read_token(header.eot), *known])
     generation = before.generation if before else {}  # a server's own settings decide it
-    puts_bos = header.puts_bos and bos is not None
-    return Serving(template, bos, eos, puts_bos, writes_bos, stops, generation)
+    tokenizer_puts_bos = header.puts_bos and bos is not None
+    return Serving(template, bos, eos, tokenizer_puts_bos, template_writes_bos, stops, generation)
 
 
 def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
@@ -184,7 +189,7 @@ def build_served_tokenizer(place: Path, serving: Serving, asked_by: Any) -> Any:
         tokenizer = copy.deepcopy(asked_by)
         tokenizer.bos_token = serving.bos or asked_by.bos_token
         tokenizer.eos_token = serving.eos or asked_by.eos_token
-        parts = [serving.bos] if serving.bos and serving.puts_bos else []
+        parts = [serving.bos] if serving.bos and serving.tokenizer_puts_bos else []
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=[*parts, "$A"],
             pair=[*parts, "$A", "$B:1"],
@@ -246,11 +251,11 @@ def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
     if after.doubles_bos(before):
         twice = "twice, where the server takes none away"
         yield f"puts {after.bos} before a prompt that begins with {after.bos} already: {twice}"
-    elif after.puts_bos and not before.puts_bos:
+    elif after.tokenizer_puts_bos and not before.tokenizer_puts_bos:
         yield f"puts {after.bos} before a prompt; {name} does not"
-    elif before.puts_bos and not after.puts_bos:
+    elif before.tokenizer_puts_bos and not after.tokenizer_puts_bos:
         yield f"puts no {before.bos} before a prompt; {name} does"
-    uses_bos = after.puts_bos or "bos_token" in (after.chat_template or "")
+    uses_bos = after.tokenizer_puts_bos or "bos_token" in (after.chat_template or "")
     if uses_bos and before.bos and after.bos != before.bos:
         yield f"begins a text with {after.bos or 'nothing'}; {name} with {before.bos}"
 

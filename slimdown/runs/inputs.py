@@ -153,13 +153,14 @@ def _find_served(
     assert external.base_serving
     notes = [f"The tuned model is served differently: {line}." for line in external.differences]
     try:
-        outline = external.outline or external.base.outline
+        outline = external.outline or external.base.outline  # no weights are needed to check
         model = external.serve(replace(external.base, model=outline, outline=outline))
         templates = external.tokenizer.chat_template, model.tokenizer.chat_template
         served = find_served_otherwise(
             tasks, evaluation, templates, external.serving, external.base_serving
         )
-        if served and BACKENDS[evaluation.backend].module:
+        is_other_backend = BACKENDS[evaluation.backend].module  # vLLM's, or of another package
+        if served and is_other_backend:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
         check_room(served, evaluation, model)
     except SlimdownError as error:  # its template fails, or ignores a setting

@@ -104,28 +104,34 @@ class _ScalableModel:
 
 
 def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableModel:
-    """Load base and tuned model; what cannot be scaled is refused before weights are loaded."""
+    """Load base and tuned model. What their files show cannot be scaled is refused before.
+
+    Raises:
+        ModelError: The tuned model is not the one that was measured, or cannot be scaled.
+    """
     outline = check_base(config)
-    base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
-    external = open_tuned_model(config, base)
+    unloaded = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    external = open_tuned_model(config, unloaded)
     present = f"{external.config.id}@{external.revision}"
     if origin and origin != present:
         raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
-    if external.folder is None:
+    load_base = partial(load_base_model, config.model, config.quantization, tokenizer, outline)
+    if external.folder is None:  # a whole model: its weights are mixed with the base's
         interpolation = pair_models(config.model, external)
-    base = load_base_model(config.model, config.quantization, tokenizer, outline)
-    external = replace(external, base=base)
-    if external.folder:
-        tuned = external.load()
-        check_scalable(tuned)
+        base = load_base()
+        interpolation = replace(interpolation, external=replace(external, base=base))
         return _ScalableModel(
-            base=replace(base, model=tuned.model),
-            is_adapter=True,
-            open=partial(scale_adapter, tuned),
-            save=partial(save_scaled_adapter, external.folder),
+            base=base, is_adapter=False, open=interpolation.open, save=interpolation.save
         )
-    interpolation = replace(interpolation, external=external)
-    return _ScalableModel(base, False, interpolation.open, interpolation.save)
+    base = load_base()
+    tuned = replace(external, base=base).load()
+    check_scalable(tuned)
+    return _ScalableModel(
+        base=replace(base, model=tuned.model),
+        is_adapter=True,
+        open=partial(scale_adapter, tuned),
+        save=partial(save_scaled_adapter, external.folder),
+    )
 
 
 def _has_same_answers(evaluation: Evaluation, recorded: Evaluation) -> bool:

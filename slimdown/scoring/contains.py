@@ -91,7 +91,8 @@ class Contains(Score):
 
     name = "contains"
     description = (
-        'names the answer in whole words, and nothing `forbidden`; not denied, nor "Paris or Rome"'
+        "it names the right one in whole words, and nothing `forbidden`; it does not deny it, or "
+        'leave it open ("Paris or Rome")'
     )
 
     def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:

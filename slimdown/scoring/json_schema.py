@@ -107,8 +107,8 @@ class Json(Score):
 
     name = "json"
     description = (
-        "the JSON is valid by `answer`, a JSON schema: the whole answer, or its one fence, which "
-        "may stand behind a sentence"
+        "its JSON is valid by `answer`, a JSON schema. The JSON is the whole answer, or its one "
+        "fence, which may stand behind a sentence."
     )
     takes_lists = False
     names_answers = False

@@ -137,8 +137,9 @@ class Numeric(Score):
 
     name = "numeric"
     description = (
-        'the last number; first of the sentence after "####" or "the answer is". "18 out of 20" is '
-        "18, a range no number"
+        'its last number is right. If it says "####", "Answer:" or "the answer is", only the '
+        "sentence behind these words counts; if that sentence begins with a number, it is this "
+        'one. "18 out of 20" is 18; a range is no number.'
     )
 
     def check_answer(self, answer: Any, record: Mapping[str, Any]) -> str:

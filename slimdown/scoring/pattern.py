@@ -43,7 +43,7 @@ class Regex(Score):
     """Right if the pattern is found."""
 
     name = "regex"
-    description = "the pattern is found"
+    description = "the pattern is found in it"
     takes_lists = False
     names_answers = False
 

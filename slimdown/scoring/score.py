@@ -25,14 +25,14 @@ class Score:
 
     Attributes:
         name: What `score` calls it.
-        description: What is right, a phrase for the documentation.
+        description: When an answer is right, for the documentation.
         takes_lists: Whether a row may have several right answers.
         is_of_whole_file: Whether all rows of a file have it.
         names_answers: Whether right answers are words that could stand in training rows.
     """
 
     name: ClassVar[str] = EXACT
-    description: ClassVar[str] = "equal, the default"
+    description: ClassVar[str] = "it equals the right one; this is the default"
     takes_lists: ClassVar[bool] = True
     is_of_whole_file: ClassVar[bool] = False
     names_answers: ClassVar[bool] = True

@@ -28,9 +28,10 @@ class ToolCall(Score):
 
     name = "tool_call"
     description = (
-        'one call such as `{"name": "add", "arguments": {"a": 1}}` and no other, as Hermes, Qwen, '
-        "Llama, Mistral, LFM2, a JSON fence or the response template writes it; all of "
-        '`{"calls": [...]}` in any order; with `"none"`, a text and no call'
+        'it makes one call such as `{"name": "add", "arguments": {"a": 1}}` and no other. '
+        "slimdown reads calls as Hermes, Qwen, Llama, Mistral and LFM2 write them, in a JSON "
+        'fence, and by the response template of the tokenizer. `{"calls": [...]}`: it makes all of '
+        'these calls, in any order. `"none"`: it is a text without a call.'
     )
     names_answers = False
 

@@ -62,15 +62,17 @@ def attempts_call(text: str, tools: Any = None) -> bool:
 
     Args:
         text: The answer. Thinking at its start does not count.
-        tools: Schemas: a call of one of these, such as `add(1, 2)`, is one without a marker, too,
-            where an answer or a fence begins with it.
+        tools: The schemas of the tools. `add(1, 2)` at the start of the answer or of a fence also
+            counts as a call, although it has no marker.
 
     >>> attempts_call('<tool_call>{"name": "add", "argu'), attempts_call("I could add them.")
     (True, False)
     """
     text = drop_thinking(text)
-    if any(opening.lastgroup not in ("fenced", "bare") for opening in _OPENINGS.finditer(text)):
-        return True
+    for opening in _OPENINGS.finditer(text):
+        # A fence or a bare name may also begin ordinary code; those are looked at below.
+        if opening.lastgroup not in ("fenced", "bare"):
+            return True
     names = "|".join(re.escape(name) for name in map(get_tool_name, tools or ()) if name)
     is_named = names and re.search(rf"(?:\A|```[\w-]*)[\s\[`]*(?:{names})\(", text)
     return bool(is_named or re.match(r"[\s\[]*\{", text) or re.search(_CALL_BEGINS, text))

@@ -125,21 +125,30 @@ def _solve(
     Without the condition on the mean w_k = n_k / N, so twice the log likelihood ratio is
     2 sum n_k log(1 + t x_k). Its root gets the sign of t, which is that of the mean.
 
-    All shares are positive only between the ends t = -1 / max x and t = -1 / min x, where one is
-    infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2, so the sign of g tells on
-    which side the solution lies, and the bracket shrinks. Newton's step is t - g / g'. Where it
-    leaves the bracket, the distance from the end becomes the geometric mean of those of t and of
-    the bracket's bound instead: near an end, t must come nearer by orders of magnitude.
+    All shares are positive only between t = -1 / max x and t = -1 / min x; at each of these ends
+    one share is infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2, so the sign
+    of g tells on which side the solution lies, and the bracket shrinks. Newton's step is t - g /
+    g'. Where it leaves the bracket, t moves towards the end instead: its new distance from the end
+    is the geometric mean of its old one and that of the bracket's bound, because near an end t must
+    come nearer by orders of magnitude.
+
+    Args:
+        excess: The numbers x_k of each row, [rows, numbers] or one row for all.
+        counts: How often each was seen, likewise.
+        least: The number that is added to each row: the least possible one.
+        added: How often it is added.
 
     Returns:
-        By row, the signed root; its numbers, the added one as the last; and their weights N w_k.
+        By row: the signed root, -inf if no number lies above 0, +inf if none can lie below 0; its
+        numbers, the added one as the last; and their weights N w_k.
     """
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
     least = np.broadcast_to(least, len(counts))[:, None]
     added = np.broadcast_to(added, len(counts))[:, None]
     x, counts = np.append(excess, least, axis=1), np.append(counts, added, axis=1)
     x = np.where(counts > 0, x, 0.0)
-    # Nothing above 0 was seen, so a mean of 0 or less is the likeliest; else it may be impossible.
+    # Without a number above 0, a mean of 0 or less is the likeliest. If not even the added number
+    # lies below 0, such a mean is impossible.
     agrees, is_impossible = x.max(axis=1) <= 0, least[:, 0] >= 0
     is_open = ~(agrees | is_impossible)
     x = np.where(is_open[:, None], x, 0.0)

@@ -274,22 +274,27 @@ class SeedAnswers:
         )
 
     def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
-        """Return the differences to other answers, by seed where both have the same seeds.
+        """Subtract the answers of another configuration.
 
-        Else they are the differences of the means over the seeds, as those of one seed.
+        Returns:
+            If both have the same seeds: the differences by seed. Otherwise one row without seeds:
+            the difference of the two means over seeds.
         """
         sides = list(zip(self.parts, other.parts, strict=True))
         if self.is_paired_with(other):
-            order = [other.seeds.index(seed) for seed in self.seeds]
+            seeds, order = self.seeds, [other.seeds.index(seed) for seed in self.seeds]
             parts = [own - others[order] for own, others in sides]
         else:
+            seeds = ()
             parts = [own.mean(axis=0)[None] - others.mean(axis=0) for own, others in sides]
-        # Base answers are mostly the same ones. Then a difference is no larger than a change.
+        # Both sides are changes, tuned - base, and mostly against the same base answers. These
+        # cancel out, so a difference lies within the bound of a single change, unless a number
+        # shows that the base answers differ: then it lies within the sum of both bounds.
         largest = [float(np.abs(part).max()) for part in parts]
         pairs = zip(self.bounds, other.bounds, largest, strict=True)
         bounds = [max(a, b) if most <= max(a, b) else a + b for a, b, most in pairs]
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
-        return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, self.seeds)
+        return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
     def is_paired_with(self, other: "SeedAnswers") -> bool:
         """Whether both have the same seeds. Runs of one seed are trained on the same rows."""

@@ -78,13 +78,22 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 
 
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
-    """Compute the chance that a normal mean is beyond any look's level, under no change."""
+    """Compute the chance that a normal mean is beyond any look's level, if nothing changed.
+
+    Where two looks are near each other, it is an upper bound.
+
+    Args:
+        levels: The one-sided level of each look; above 0.
+        plan: The number of questions at each look, ascending.
+    """
     total = last = 0.0
+    # mass[i]: the chance that no look was beyond its level, and that the mean is near z[i] now
     z = mass = np.zeros(0)
+    # The integral below goes from -_FAR to a look's bound, so the bound lies above -_FAR.
     bounds = np.maximum(-scipy.special.ndtri(levels), 1 - _FAR)
     for n, level, bound in zip(plan, levels, bounds, strict=True):
         if last and n < _TOO_NEAR * last:
-            total += float(level)
+            total += float(level)  # the chance of this look alone: at least what it adds
             continue
         half = (bound + _FAR) / 2
         # where the mean may lie without being beyond, in standard errors

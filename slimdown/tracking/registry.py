@@ -121,7 +121,8 @@ def find_registered(tracking: TrackingConfig, uri: str) -> RegisteredModel:
 
     Raises:
         ConfigError: It is no such address.
-        TrackingError: There is no such model, or its run is not in this record.
+        TrackingError: There is no such model, it was registered without a run, or its run is not
+            in this record.
     """
     from mlflow.exceptions import MlflowException
 

@@ -307,8 +307,9 @@ class TrackedRun:
 
     def fail(self, error: BaseException) -> None:
         """Mark the run FAILED, or KILLED if somebody stopped it before its end."""
-        if self._is_delivered:
-            return self._lock.close()
+        if self._is_delivered:  # the store has all of it as FINISHED, whatever failed later
+            self._lock.close()
+            return
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
         if status == "FAILED":
             self._add_tag(Tag.error, redact(f"{type(error).__name__}: {error}"))

@@ -302,7 +302,8 @@ class _Training:
 
         Raises:
             ModelError: The watcher ended the training and has no weights to put back.
-            KeyboardInterrupt: A signal ended the training; what was trained is saved.
+            KeyboardInterrupt: A signal came. The next process goes on: from a checkpoint, or if the
+            signal came in the last step, from the trained weights.
         """
         file, callback = self.folder / "trained.pt", self.callback
         is_trained = broadcast_from_main(file.is_file())
@@ -321,15 +322,15 @@ class _Training:
                 output = self.trainer.train(resume_from_checkpoint=checkpoint)
                 seconds = output.metrics["train_runtime"]
             peak_bytes = peak()
-        self._take_stop(config.train)
+        self._note_early_end(config.train)
         if process_rank() == 0:
             callback.save(file, self.model, seconds, peak_bytes)
-        if callback.is_stopping:
+        if callback.is_stopping:  # the signal came in the last step
             raise KeyboardInterrupt
         return seconds, peak_bytes
 
-    def _take_stop(self, train: TrainConfig) -> None:
-        """Pass to the callback why the watcher stopped, and which step's weights it put back."""
+    def _note_early_end(self, train: TrainConfig) -> None:
+        """If the watcher ended the training, note in the callback why, and whose weights it has."""
         if not (self.watcher and self.watcher.stopped):
             return
         if self.watcher.kept_step is None:

@@ -95,14 +95,14 @@ def test_a_folder_without_its_stop_token_is_named(chatty: Path, tmp_path: Path) 
 
 def test_other_rules_of_bos_are_named() -> None:
     plain = Serving(None, "<s>", "</s>", False, False, ("</s>",))
-    puts = replace(plain, puts_bos=True)
+    puts = replace(plain, tokenizer_puts_bos=True)
     other = replace(puts, bos="<b>")
     cases = [(puts, plain, "puts <s> "), (plain, puts, "puts no <s> "), (other, puts, "<b>.*<s>$")]
     for after, before, pattern in cases:
         [line] = compare_serving(after, before)
         assert re.search(pattern, line)
     # Llama 3's folder and file both would double it, and whoever serves them takes one away.
-    twice = replace(puts, chat_template="{{ bos_token }}", writes_bos=True)
+    twice = replace(puts, chat_template="{{ bos_token }}", template_writes_bos=True)
     assert compare_serving(twice, twice) == []
 
 

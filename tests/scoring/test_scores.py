@@ -720,11 +720,11 @@ def test_a_pattern_that_goes_on_is_ended_in_words(
         is_right(rule, "word " * 200_000 + "!")
 
 
-BENCHMARKS_PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+SCORES_PAGE = Path(__file__).parents[2] / "docs" / "scores.md"
 
 
 def test_the_documentation_describes_every_score() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", BENCHMARKS_PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", SCORES_PAGE.read_text(), re.MULTILINE)
     own = {score.name: score.description for score in scores.OWN}
     assert {name: text for name, text in rows if name in own} == own
 

@@ -112,7 +112,7 @@ class _Entry(LoggedTask):
     results: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
 
     def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
-        """Read the answers; of lm_eval's metrics those that are means as it reports them."""
+        """Read the answers. Of lm_eval's metrics, leave out those that are no means."""
         answers = super().read_answers(name, cluster)
         if not _is_of_harness(self.lines):
             return answers
@@ -124,9 +124,11 @@ class _Entry(LoggedTask):
         for metric in answers.metrics:
             scores = [sample.scores.get(metric) for sample in answers.samples]
             known = [score for score in scores if score is not None]
-            mean = fmean(known)
-            is_mean = isclose(reported.get(metric, mean), mean, abs_tol=1e-9)
-            if len(known) == len(scores) and is_mean:
+            is_complete = len(known) == len(scores)
+            is_mean = metric not in reported or isclose(
+                reported[metric], fmean(known), abs_tol=1e-9
+            )
+            if is_complete and is_mean:
                 usable.append(metric)
         usable.sort(key=lambda metric: metric not in reported)
         n_reported = sum(metric in reported for metric in usable)
