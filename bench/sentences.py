@@ -90,7 +90,7 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "describe_prompts": (("Asked with ...", NOT_A_CLAIM + "settings"),),
     "explain_table": (
         ("confidence intervals of at least 95 % (90 % for retained)", "shown interval misses"),
-        ("Verdicts are corrected for 4 benchmarks (Holm)", "changed, of 4 benchmarks"),
+        ("Verdicts are corrected for 4 benchmarks (Holm), and", "changed, of 4 benchmarks"),
     ),
     "advise": (
         ("Next: slimdown scale RUN --max-loss 0.02", NOT_A_CLAIM + "advice; `can_show_budget`"),

@@ -1,8 +1,8 @@
 """`slimdown export RUN DIR`: copy the adapter or model that a run trained into a folder.
 
-An adapter is written in PEFT's format, with a card that names the base model to load it on. A
-run of method=full or last_layer is written as a whole model. This also works if the record is on
-a server.
+An adapter is written in PEFT's format, with the tokenizer and a card that names the base model to
+load it on. A run of method=full or last_layer is written as a whole model. This also works if the
+record is on a server.
 
 Examples:
   slimdown export 3f2a my-adapter
@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 from slimdown.commands import arguments
+from slimdown.config.schema import ModelConfig
+from slimdown.utils.errors import ModelError
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from slimdown.report.console import show_places
-    from slimdown.tracking.run_reader import check_finished, download_tuned, find_run
+    from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
     folder = options.folder.expanduser().absolute()
     run = find_run(options.tracking, options.run)
@@ -48,6 +50,23 @@ def _export(options: argparse.Namespace) -> int:
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))
         shutil.copytree(trained, draft, dirs_exist_ok=True)
+        if not (draft / "tokenizer_config.json").is_file():
+            _add_tokenizer(read_config(options.tracking, run).model, draft)
     is_adapter = (folder / "adapter_config.json").is_file()
     show_places({"adapter" if is_adapter else "model": str(options.folder)})
     return 0
+
+
+def _add_tokenizer(model: ModelConfig, folder: Path) -> None:
+    """Write the base model's tokenizer beside an adapter, with the chat template it was given."""
+    from slimdown.models.base_model import load_base_tokenizer
+
+    try:
+        tokenizer = load_base_tokenizer(model)
+    except ModelError as error:
+        arguments.write_notes([f"The tokenizer is left out: {error}"])
+        return
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        tokenizer.chat_template = template.read_text("utf-8")
+    tokenizer.save_pretrained(folder)

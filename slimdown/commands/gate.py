@@ -85,12 +85,12 @@ class GateRules:
         return Gate(tuple(checks), off, mean)
 
 
-def add_gate_options(parser: CommandParser, others: str) -> None:
-    """Add the options of the gate; `others` says what benchmarks that are not named may lose."""
+def add_gate_options(parser: CommandParser, default: str) -> None:
+    """Add the options of the gate; `default` says what is checked without them."""
     text = (
         "the largest loss you allow: gsm8k=0.02 is two points of GSM8K, and 0.02 is two points of "
         "each retained benchmark; gsm8k=off shows GSM8K but does not check it; off does so for "
-        f"all benchmarks you do not name (default: {others})"
+        f"all benchmarks you do not name (default: {default})"
     )
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
     text = "as --max-loss, relative to the base model's score: gsm8k=0.05 is a twentieth of it"

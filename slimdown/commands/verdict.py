@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         "a field of the questions, such as passage; questions with the same value count once",
     )
     parser.add_list("--target", "TASK", "a task that the model was trained for")
-    add_gate_options(parser, "the margin of each benchmark that is no target")
+    add_gate_options(parser, "no budget is checked")
     parser.add_argument(
         "--max-loss-at",
         nargs=2,
@@ -132,10 +132,13 @@ def _read_sides(
     }
     if evaluations[options.base].adapter and not evaluations[sides[-1]].adapter:
         adapter = evaluations[options.base].adapter
-        notes.append(
+        swapped = (
             f"{options.base} names the adapter {adapter}, and {sides[-1]} names none. Base and "
             "tuned model seem to be swapped: BASE comes first."
         )
+        if has_gate and not options.chain:  # a loss would pass as a gain
+            raise ConfigError(f"{swapped} If they are not, add --chain")
+        notes.append(swapped)
     sides_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
     taken, left_out = take_common(sides_by_name, options.only)
     if left_out and has_gate and not options.only:

@@ -66,6 +66,17 @@ class BudgetCheck:
     bound: float
     level: float
 
+    @property
+    def n_to_decide(self) -> int | None:
+        """About how many questions show the outcome if the change stays as large as measured."""
+        return n_to_decide(self.change.primary.difference, self.change.margin, budget=self.budget)
+
+    @property
+    def expected(self) -> str:
+        """What more questions show if the change stays as large as measured."""
+        loss = -self.change.primary.difference.value
+        return "PASSED" if loss <= self.budget else "FAILED"
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -389,7 +400,7 @@ def _explain(check: BudgetCheck) -> str:
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until the budget is decided"
-    if needed := n_to_decide(difference, benchmark.margin, budget=budget):
-        condition = "if the change stays as large as measured"
+    if needed := check.n_to_decide:
+        condition = f"for {check.expected} if the change stays as large as measured"
         reason += f"; about {needed:,} questions in total would be enough {condition}"
     return reason

@@ -30,7 +30,6 @@ from slimdown.report.formatting import (
 )
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.power import n_to_decide
 from slimdown.training.result import TrainingResult
 
 _MOST_NAMED = 6  # benchmarks that a sentence on the console names
@@ -287,21 +286,19 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
         gate: Of a gate; then the undecided benchmarks are those whose budget is open.
     """
     benchmarks = findings.benchmarks
-    needed: dict[str, int | None] = {}
+    needed, expected = dict[str, int | None](), dict[str, str]()
     if gate:
         for check in gate.checks:
-            d, margin = check.change.primary.difference, check.change.margin
             if check.outcome is Outcome.undecided:
-                needed[check.benchmark] = n_to_decide(d, margin, budget=check.budget)
+                needed[check.benchmark] = check.n_to_decide
+                expected[check.benchmark] = check.expected
     else:
         needed = {n: b.n_to_decide for n, b in benchmarks.items() if b.verdict == "undecided"}
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     if many := {name: n for name, n in needed.items() if name not in few}:
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        yield _say_what_would_decide(
-            many, has_changed, "Budget not decided" if gate else "Undecided"
-        )
+        yield _say_what_would_decide(many, expected, has_changed)
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
         purpose = "to check the budget" if gate else "for a verdict"
@@ -309,28 +306,35 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
 
 
 def _say_what_would_decide(
-    needed: Mapping[str, int | None], has_changed: bool, opening: str
+    needed: Mapping[str, int | None], expected: Mapping[str, str], has_changed: bool
 ) -> str:
     """Say how many questions each undecided benchmark needs.
 
     Args:
         needed: By benchmark; None or 0: no number of questions would decide.
+        expected: By benchmark, the outcome of its budget if the change stays as measured; empty if
+            verdicts are undecided, and not budgets.
         has_changed: Whether any of their scores changed.
-        opening: What is not decided: a verdict or a budget.
     """
     condition = "if nothing is lost"
     if has_changed:
         stays = "change stays" if len(needed) == 1 else "changes stay"
         condition = f"if the {stays} as large as measured"
+    opening, limit = ("Budget not decided", "budget") if expected else ("Undecided", "margin")
     opening = f"{opening}: {_list_names([*needed])}."
     known = [(name, n) for name, n in needed.items() if n]
     if not known:
-        return opening
+        return f"{opening} No number of questions can be named so near to the {limit}."
     if len(needed) == 1:
-        return f"{opening} About {known[0][1]:,} questions in total would be enough {condition}."
+        goal = f"for {expected[known[0][0]]}" if expected else "for a verdict"
+        number = f"{known[0][1]:,} questions"
+        return f"{opening} About {number} in total would be enough {goal} {condition}."
     known.sort(key=lambda pair: pair[1])
-    counts = [f"{n:,} of {name}" for name, n in known[:_MOST_NAMED]]
-    counts[0] = counts[0].replace(" of ", " questions of ", 1)
+    counts = list[str]()
+    for name, n in known[:_MOST_NAMED]:
+        unit = "" if counts else " questions"  # said once
+        goal = f" (for {expected[name]})" if expected else ""
+        counts.append(f"{n:,}{unit} of {name}{goal}")
     return f"{opening} In total, about {_list_names(counts)} would be enough {condition}."
 
 
@@ -579,6 +583,11 @@ def describe_budgets(gate: Gate) -> Iterator[str]:
     for check in gate.checks:
         word, budget = OUTCOMES[check.outcome].lower(), f"{100 * check.budget:.3g} points"
         yield f"{check.benchmark} (budget: {budget}): {word}, because {check.reason}."
+    if len(gate.checks) > 1:
+        yield (
+            "Each budget has a one-sided test of its own, at 95 % confidence. Only a proven FAILED "
+            "is corrected for the number of budgets, because all of them have to pass."
+        )
     if gate.mean:
         yield describe_overall(gate.mean)
 
@@ -595,5 +604,8 @@ def explain_table(findings: Findings) -> str:
     if Role.watched in roles:
         sentences.append("A watched benchmark has no verdict.")
     if n > 1:
-        sentences.append(f"Verdicts are corrected for {n} benchmarks (Holm).")
+        sentences.append(
+            f"Verdicts are corrected for {n} benchmarks (Holm), and the intervals are widened to "
+            "agree with them."
+        )
     return " ".join(sentences)

@@ -15,6 +15,7 @@ from record_builders import (
     serve_mlflow,
     set_metric,
 )
+from transformers import AutoTokenizer
 
 from slimdown.commands import delete, export, status
 from slimdown.tracking.metrics_and_tags import Tag
@@ -28,7 +29,9 @@ def test_an_adapter_is_copied_whole_and_nothing_is_overwritten(
     folder = tmp_path / "mine"
     assert export.main([run_id[:8], str(folder)]) == 0
     assert str(folder) in capsys.readouterr().out
-    assert [file.name for file in folder.iterdir()] == ["adapter_config.json"]
+    written = {file.name for file in folder.iterdir()}
+    assert written > {"adapter_config.json", "tokenizer_config.json"}
+    assert AutoTokenizer.from_pretrained(folder)("2 + 2").input_ids
     (folder / "adapter_config.json").write_text("changed")
     assert export.main([run_id[:8], str(folder)]) == 1
     assert f"{folder} is not empty" in capsys.readouterr().err
