@@ -190,7 +190,8 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
     for name, evaluation in (("before", before), ("after", after)):
         if not isinstance(evaluation, Evaluation):
             raise DataError(
-                f"{name} is a {type(evaluation).__name__}; give what slimdown.measure returned"
+                f"{name} is a {type(evaluation).__name__}; give what slimdown.measure returned, or "
+                "slimdown.read_logs for logs"
             )
         if not evaluation.benchmarks:
             raise DataError(f"{name} holds no benchmark, so there is nothing to judge")

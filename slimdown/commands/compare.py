@@ -53,6 +53,7 @@ from slimdown.utils.secrets import redact_uri
 
 _MOST_CLAIMED = 100  # differences in a file
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
+_NO_SWEEP = "no sweep"
 
 
 def main(argv: list[str]) -> int:
@@ -144,7 +145,11 @@ def _compare(options: argparse.Namespace) -> int:
         table = replace(table, notes=(*notes, *table.notes))
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
-    check_prompts(runs)
+    try:
+        check_prompts(runs)
+    except ConfigError as error:
+        error.add_note(_describe_sweeps(runs))
+        raise
     is_brief = not options.all and options.format in (None, "table")
     by = options.by
     is_whole = not is_brief or bool(options.output)
@@ -279,17 +284,28 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} chosen runs", []
     runs, source, notes = _find_finished(options)
-    sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in runs)
-    newest = next((name for name in sweeps if sweeps[name] > 1 and name != "no sweep"), "")
+    sweeps = _count_by_sweep(runs)
+    newest = next((name for name in sweeps if sweeps[name] > 1 and name != _NO_SWEEP), "")
     if options.by and newest and not (options.sweep or options.filter):
         # Runs of other sweeps may differ in more than this setting.
         runs = [run for run in runs if run.tags.get(Tag.sweep) == newest]
         source = f"the newest sweep, {newest}"
-    if not options.sweep and (len(sweeps) > 1 or "no sweep" not in sweeps):
-        counts = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
-        more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
-        notes.append(f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep.")
+    if not options.sweep and (len(sweeps) > 1 or _NO_SWEEP not in sweeps):
+        notes.append(_describe_sweeps(runs))
     return runs, f"{pluralize(len(runs), 'finished run')} of {source}", notes
+
+
+def _count_by_sweep(runs: Sequence[RunRecord]) -> Counter[str]:
+    """Count runs by the name of their sweep, the newest first."""
+    return Counter(run.tags.get(Tag.sweep) or _NO_SWEEP for run in runs)
+
+
+def _describe_sweeps(runs: Sequence[RunRecord]) -> str:
+    """Name the sweeps of runs, and say how to see one of them."""
+    sweeps = _count_by_sweep(runs)
+    counts = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
+    more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
+    return f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep."
 
 
 def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, list[str]]:
@@ -313,5 +329,9 @@ def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, l
     if not finished:
         reason = f"left out: {left_out}" if left_out else "make one with slimdown run"
         uri = redact_uri(options.tracking.uri)
-        raise TrackingError(f"there is no finished run of {source} in {uri}; {reason}")
+        error = TrackingError(f"there is no finished run of {source} in {uri}; {reason}")
+        if options.sweep:
+            others = run_reader.find_runs(options.tracking, options.experiment)
+            error.add_note(_describe_sweeps(others) if others else "There are no runs at all.")
+        raise error
     return finished, source, [f"Left out: {left_out}."] if left_out else []

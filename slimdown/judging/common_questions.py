@@ -71,8 +71,9 @@ def _choose_benchmarks(evaluations: Mapping[str, Evaluation], only: Sequence[str
     for name in only:
         if lacking[name]:
             sides = " and ".join(lacking[name])
-            problem = f"{sides} did not ask it{nearest(name, list(known))}"
-            raise ConfigError(f"--only {name}: {problem}; in common are {', '.join(common)}")
+            advice = "" if name in known else nearest(name, list(known))
+            shared = f"in common are {', '.join(common)}" if common else "nothing is in common"
+            raise ConfigError(f"--only {name}: {sides} did not ask it{advice}; {shared}")
     if not common:
         listed = [f"{side} asked {', '.join(e.benchmarks)}" for side, e in evaluations.items()]
         raise DataError(f"no benchmark is in common: {'; '.join(listed)}; ask both models the same")

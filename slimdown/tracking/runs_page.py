@@ -1,4 +1,4 @@
-"""The view that MLflow's page of an experiment opens with: its runs, columns, groups and charts."""
+"""The view that MLflow's page of an experiment opens with: its runs, columns and charts."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from slimdown.comparison.run_order import parse_setting
 from slimdown.comparison.varied_settings import find_varied
 from slimdown.tracking.metrics_and_tags import Tag
 
@@ -22,8 +21,9 @@ def share_view(client: Any, experiment_id: str) -> None:
     """Share a view of an experiment, as the button "Share" of MLflow's page does.
 
     It lists the tuned runs: what the newest sweep varied, what was kept with its interval, verdicts
-    and changes. The columns of changes begin with the largest loss. The page opens for model
-    training, unless somebody chose otherwise.
+    and changes. The columns of changes begin with the largest loss. Seeds are not grouped: MLflow
+    would average the ends of their intervals, which is no interval of the group. The page opens for
+    model training, unless somebody chose otherwise.
     The view is a tag of the experiment, see `useSharedExperimentViewState.tsx` in
     https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
 
@@ -50,13 +50,8 @@ def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
     """
     sweep = runs[0].data.tags.get(Tag.sweep) if runs else None
     newest = [run for run in runs if run.data.tags.get(Tag.sweep) == sweep]
-    settings = [run.data.params for run in newest]
-    varied = find_varied([run.info.run_name or "" for run in newest], settings)
-    values = [tuple(params.get(key, "") for key in varied) for params in settings]
-    groups = [{"mode": "param", "groupByData": key} for key in varied]
-    has_seeds = bool(varied) and len(set(values)) < len(values)
-    has_words = any(isinstance(parse_setting(text), str) for texts in values for text in texts)
-
+    names = [run.info.run_name or "" for run in newest]
+    varied = find_varied(names, [run.data.params for run in newest])
     means = _average_metrics(runs)
     learned = "learned_loss" if "learned_loss" in means and "learned" not in means else "learned"
     outcome = [name for name in ("kept", "kept_low", "kept_high", learned) if name in means]
@@ -69,8 +64,8 @@ def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
         "selectedColumns": list(columns),
         "columnOrder": [_NAME, _CREATED, *columns, _DURATION],
         "columnWidths": {_NAME: 150, _CREATED: 38, **columns, _DURATION: 80},
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if has_seeds else None,
-        "useGroupedValuesInCharts": not has_words,  # the parallel plot of groups takes numbers only
+        "groupBy": None,
+        "useGroupedValuesInCharts": False,
         **_arrange_charts(
             varied or ["seed"], [name for name in (learned, "kept") if name in means], changes
         ),
@@ -91,7 +86,7 @@ def _choose_widths(
     """
     widths = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
     widths["params.`seed`"] = 52
-    widths |= {f"metrics.`{key}`": 90 for key in outcome}  # room for a group's "(average)"
+    widths |= {f"metrics.`{key}`": 90 for key in outcome}
     if longest_verdict := max(map(len, verdicts), default=0):
         widths[f"tags.`{Tag.verdict}`"] = min(160, 70 + 6 * longest_verdict)
     return widths | {f"metrics.`{key}`": max(84, 24 + 7 * len(key)) for key in changes}
