@@ -52,12 +52,16 @@ class ValueDifference:
 
 @dataclass(frozen=True)
 class Differences:
-    """What is shown to differ between the values of settings."""
+    """What was tested between the values of settings, with corrected p-values."""
 
-    shown: tuple[ValueDifference, ...]
-    n_tests: int
+    tested: tuple[ValueDifference, ...]  # the clearest first
     has_few_seeds: bool
     reason: str  # why nothing was tested; empty if something was
+
+    @property
+    def shown(self) -> tuple[ValueDifference, ...]:
+        """The differences that are significant."""
+        return tuple(found for found in self.tested if found.p_value < ALPHA)
 
 
 @lru_cache(maxsize=2)  # a console, its records and a page name the same differences
@@ -74,16 +78,16 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
     Raises:
         ConfigError: No run has the comparison's reference.
     """
-    tested = [found for setting in settings for found in _test_values(comparison, setting)]
-    corrected = holm([difference.p_value for difference in tested])
-    shown = [
+    found = [found for setting in settings for found in _test_values(comparison, setting)]
+    corrected = holm([difference.p_value for difference in found])
+    tested = [
         replace(difference, p_value=p_value)
-        for difference, p_value in zip(tested, corrected, strict=True)
-        if p_value < ALPHA
+        for difference, p_value in zip(found, corrected, strict=True)
     ]
+    tested.sort(key=lambda difference: difference.p_value)
     fewest = min((len(row.runs) for row in comparison.rows if len(row.runs) > 1), default=0)
     reason = "" if tested else _explain_no_test(comparison, settings)
-    return Differences(tuple(shown), len(tested), bool(tested) and fewest < ENOUGH_SEEDS, reason)
+    return Differences(tuple(tested), bool(tested) and fewest < ENOUGH_SEEDS, reason)
 
 
 def _explain_no_test(comparison: Comparison, settings: Sequence[str]) -> str:

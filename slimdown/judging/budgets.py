@@ -380,7 +380,8 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 def _check_budget(name: str, budget: float, argument: str) -> None:
     if not isinstance(budget, Real) or not 0 <= budget < 1:
         raise ConfigError(
-            f"{argument}: give a share from 0 to below 1; {name or 'gsm8k'}=0.02 is two points"
+            f"{argument}: give a share from 0 to below 1, or percent; {name or 'gsm8k'}=0.02 is "
+            "two points, and so is 2%"
         )
 
 

@@ -293,19 +293,19 @@ def describe_claims(
     if "seed" in find_settings(comparison):  # values are tested over their seeds
         comparison = sort_by_setting(group_rows(comparison), tested[0])
     found = find_differences(comparison, *tested)
-    if not found.n_tests and all(row.settings.get("tuned") for row in comparison.rows):
+    if not found.tested and all(row.settings.get("tuned") for row in comparison.rows):
         yield (
             "These runs measured finished models, so there are no seeds over which values could be "
             "compared. To compare two of them question by question: slimdown compare RUN RUN "
             "--paired"
         )
         return
-    if not found.n_tests:
+    if not found.tested:
         yield found.reason
         return
-    ordered = sorted(found.shown, key=lambda difference: difference.p_value)
+    n_shown = len(found.shown)
     claims = list[str]()
-    for difference in ordered[:most]:
+    for difference in found.shown[:most]:
         value = difference.value if len(tested) == 1 else f"{difference.setting}={difference.value}"
         benchmark = headings.get(difference.benchmark, difference.benchmark)
         p_value = "p" if claims else "corrected p"  # said once
@@ -313,16 +313,18 @@ def describe_claims(
             f"{value} is {difference.points} points {difference.side} {difference.other} on "
             f"{benchmark}{difference.where} ({p_value} {_show_p_value(difference.p_value)})"
         )
-    if len(ordered) > most:
-        claims.append(f"{pluralize(len(ordered) - most, 'more difference')} (--all)")
-    if claims:
-        rest = " No other difference is significant." if len(ordered) < found.n_tests else ""
+    if n_shown > most:
+        claims.append(f"{pluralize(n_shown - most, 'more difference')} (--all)")
+    if n_shown:
+        rest = " No other difference is significant." if n_shown < len(found.tested) else ""
         yield f"Significant differences: {'; '.join(claims)}.{rest}"
     else:
-        names = " or ".join(tested)
+        names, clearest = " or ".join(tested), found.tested[0]
+        benchmark = headings.get(clearest.benchmark, clearest.benchmark)
+        p_value = _show_p_value(clearest.p_value)
         yield (
-            f"No difference between the values of {names} is significant. More seeds may reveal "
-            "one."
+            f"No difference between the values of {names} is significant (smallest corrected p "
+            f"{p_value}, on {benchmark}). More seeds may reveal one."
         )
     if found.has_few_seeds:
         yield (

@@ -86,7 +86,10 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
     base = ". The base model's answers are in the record already" if is_known else ""
     if isfinite(seconds):
         return f"About {format_duration(seconds)} in total{base}.{done}"
-    unknown = "The time is unknown, because no run of this model is recorded on this machine"
+    unknown = (
+        "The time is unknown, because no run with this model, quantization and dtype is recorded "
+        "on this machine"
+    )
     advice = "Add --plan=try to measure one batch of each kind of work."
     return f"{unknown}{base}. {advice}{done}"
 

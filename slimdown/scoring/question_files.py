@@ -123,7 +123,7 @@ def read_row(record: Any, score: str) -> dict[str, Any]:
     if score != EXACT or record.get("forbidden"):
         raise DataError(f"choices are not written, so leave out score={score} and forbidden")
     if not (text := to_text(answer)):
-        raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
+        raise DataError(f"answer is {answer!r}, and must be a text or a number"[:200])
     texts = [to_text(choice) for choice in choices] if isinstance(choices, list) else []
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"

@@ -48,7 +48,7 @@ class Score:
             DataError: It is no such answer.
         """
         if not (text := to_text(answer)):
-            raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
+            raise DataError(f"answer is {answer!r}, and must be a text or a number"[:200])
         return text
 
     def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:

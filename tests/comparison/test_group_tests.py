@@ -49,11 +49,11 @@ def test_a_difference_is_shown_or_said_to_be_open() -> None:
     shown = [(d.benchmark, d.value, d.side, d.other, d.points) for d in found.shown]
     assert shown == [("a", "32", "below", "2", "14.0"), ("a", "32", "below", "8", "13.2")]
     assert max(difference.p_value for difference in found.shown) < 0.001
-    assert (found.n_tests, found.has_few_seeds, found.reason) == (3, True, "")
+    assert (len(found.tested), found.has_few_seeds, found.reason) == (3, True, "")
     still_open = find_differences(compare_runs(make_ranks({2: [4, 8], 8: [20, 9]})), "lora.r")
-    assert (still_open.shown, still_open.n_tests, still_open.reason) == ((), 1, "")
+    assert (still_open.shown, len(still_open.tested), still_open.reason) == ((), 1, "")
     untested = find_differences(compare_runs(make_ranks({2: [4], 8: [5]})), "lora.r")
-    assert (untested.n_tests, untested.has_few_seeds) == (0, False)
+    assert (len(untested.tested), untested.has_few_seeds) == (0, False)
     assert "lora.r" in untested.reason
 
 
@@ -77,7 +77,7 @@ def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
     places = [(rank, seed) for rank in "28" for seed in "01"]
     runs = [make_run(early, i, lora__r=r, seed=s) for i, (r, s) in enumerate(places)]
     found = find_differences(compare_runs(runs), "lora.r")
-    assert found.n_tests == 0
+    assert not found.tested
     assert "stop early" in found.reason
 
 
@@ -211,7 +211,7 @@ def test_a_reference_is_compared_with_each_other_value_and_no_others_are() -> No
     [shown] = find_differences(against, "lora.r").shown
     assert (shown.value, shown.other) == ("32", "8")
     unrestricted = find_differences(comparison, "lora.r")
-    assert (find_differences(against, "lora.r").n_tests, unrestricted.n_tests) == (2, 3)
+    assert (len(find_differences(against, "lora.r").tested), len(unrestricted.tested)) == (2, 3)
     assert shown.p_value < next(d for d in unrestricted.shown if d.other == "8").p_value
     with pytest.raises(ConfigError, match="--against 9: "):
         find_differences(replace(comparison, reference="9"), "lora.r")

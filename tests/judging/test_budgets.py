@@ -178,7 +178,7 @@ def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
         (["kept=2"], "give a share from 0 to below 1"),
         (["kept=nan"], "give a share"),
         (["kept"], "give a share"),
-        (["=0.1"], "gsm8k=0.02 is two points"),
+        (["=0.1"], "and so is 2%"),
         (["kept=0.1", "kept=0.2"], "kept has 0.1 already; keep one"),
         (["kepd=0.1"], "kepd was not measured; did you mean kept"),
     ],

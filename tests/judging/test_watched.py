@@ -129,4 +129,4 @@ def test_a_table_of_runs_claims_nothing_of_it() -> None:
             assert row.changes["docs"].verdict == row.changes["docs"].verdict_corrected == ""
             assert row.retained.value == pytest.approx(row.changes["a"].change.value)
     found = find_differences(compare_runs(runs), "lora.r")
-    assert found.n_tests == 1  # of the questions
+    assert len(found.tested) == 1  # of the questions
