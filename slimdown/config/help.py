@@ -34,7 +34,8 @@ _GROUPS = {
 _MOST_CHANGED = (
     "tuned", "dataset.<name>.max_examples", "train.num_train_epochs", "train.max_steps",
     "train.learning_rate", "train.per_device_train_batch_size", "train.max_length", "lora.r",
-    "benchmark.<name>.limit", "benchmark.<name>.max_loss", "evaluation.until", "evaluation.holdout",
+    "benchmark.<name>.limit", "benchmark.<name>.max_loss", "evaluation.limit", "evaluation.until",
+    "evaluation.holdout",
     "tracking.experiment", "seed", "name", "note", "rerun",
 )  # fmt: skip
 _TITLE = """\

@@ -130,6 +130,8 @@ def _set_quantization(composed: DictConfig) -> None:
 def complete_config(config: RunConfig) -> RunConfig:
     """Fill in what benchmarks of a file leave open, and check all settings.
 
+    `evaluation.limit` becomes the limit of each benchmark, so that equal questions have equal keys.
+
     Raises:
         ConfigError: Lists every problem, one a line.
     """
@@ -138,6 +140,13 @@ def complete_config(config: RunConfig) -> RunConfig:
     problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))
+    if limit := config.evaluation.limit:
+        benchmarks = {
+            name: replace(benchmark, limit=min(limit, benchmark.limit or limit))
+            for name, benchmark in benchmarks.items()
+        }
+        evaluation = replace(config.evaluation, limit=None)
+        config = replace(config, benchmark=benchmarks, evaluation=evaluation)
     return config
 
 

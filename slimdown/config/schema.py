@@ -309,6 +309,11 @@ class EvaluationConfig:
         "when to stop asking: all, decided, budget; decided: when each verdict is certain; budget: "
         "when each budget is decided"
     )
+    limit: int | None = setting(
+        "the most questions of any benchmark, for a quick try; null: as each benchmark says",
+        COUNT,
+        None,
+    )
     include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
     backend: Backend = setting("the library that generates answers", default=Backend.hf)
 

@@ -210,3 +210,13 @@ def test_numbers_of_numpy_and_tuples_are_settings() -> None:
     assert read_benchmarks("gsm8k", **numpy) == read_benchmarks("gsm8k", **plain)
     whole = read_benchmarks("gsm8k", temperature=1, stop=("a", "b"))["gsm8k"]
     assert (repr(whole.temperature), whole.stop) == ("1.0", ["a", "b"])
+
+
+def test_one_limit_for_all_benchmarks_is_the_limit_of_each(composed: Compose) -> None:
+    limited = composed("evaluation.limit=7", "benchmark.pocket_math.limit=3")
+    limits = {name: benchmark.limit for name, benchmark in limited.benchmark.items()}
+    assert limits == {name: 3 if name == "pocket_math" else 7 for name in limits}
+    by_hand = [f"benchmark.{name}.limit={limit}" for name, limit in limits.items()]
+    assert flatten(limited) == flatten(composed(*by_hand))
+    with pytest.raises(ConfigError, match="evaluation.limit must be at least 1"):
+        composed("evaluation.limit=0")
