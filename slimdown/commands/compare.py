@@ -15,7 +15,7 @@ Examples:
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -148,7 +148,7 @@ def _compare(options: argparse.Namespace) -> int:
     try:
         check_prompts(runs)
     except ConfigError as error:
-        error.add_note(_describe_sweeps(runs))
+        error.add_note(_describe_sweeps(_count_by_sweep(runs)))
         raise
     is_brief = not options.all and options.format in (None, "table")
     by = options.by
@@ -291,7 +291,7 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
         runs = [run for run in runs if run.tags.get(Tag.sweep) == newest]
         source = f"the newest sweep, {newest}"
     if not options.sweep and (len(sweeps) > 1 or _NO_SWEEP not in sweeps):
-        notes.append(_describe_sweeps(runs))
+        notes.append(_describe_sweeps(sweeps))
     return runs, f"{pluralize(len(runs), 'finished run')} of {source}", notes
 
 
@@ -300,9 +300,8 @@ def _count_by_sweep(runs: Sequence[RunRecord]) -> Counter[str]:
     return Counter(run.tags.get(Tag.sweep) or _NO_SWEEP for run in runs)
 
 
-def _describe_sweeps(runs: Sequence[RunRecord]) -> str:
-    """Name the sweeps of runs, and say how to see one of them."""
-    sweeps = _count_by_sweep(runs)
+def _describe_sweeps(sweeps: Mapping[str, int]) -> str:
+    """Name sweeps with their numbers of runs, and say how to see one of them."""
     counts = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
     more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
     return f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep."
@@ -332,6 +331,7 @@ def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, l
         error = TrackingError(f"there is no finished run of {source} in {uri}; {reason}")
         if options.sweep:
             others = run_reader.find_runs(options.tracking, options.experiment)
-            error.add_note(_describe_sweeps(others) if others else "There are no runs at all.")
+            sweeps = _count_by_sweep(others)
+            error.add_note(_describe_sweeps(sweeps) if sweeps else "There are no runs at all.")
         raise error
     return finished, source, [f"Left out: {left_out}."] if left_out else []

@@ -250,7 +250,9 @@ def advise(
     budgets = [budget] if trains else [budget, *(b for b in (0.05, 0.1, 0.2) if b > budget)]
     shown = [allowed for allowed in budgets if can_show_budget(findings, allowed)]
     if can_scale and shown:
-        return f"slimdown scale {run_id[:8]} --max-loss {shown[0]:g}"
+        is_raised = shown[0] > budget
+        reason = "  # the smallest budget that these questions can prove" if is_raised else ""
+        return f"slimdown scale {run_id[:8]} --max-loss {shown[0]:g}{reason}"
     if not trains:
         return (
             "ask more questions. These are too few to prove that a loss is at most "
