@@ -80,7 +80,7 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "list_doubts": (
-        ("the base model answered no question correctly", NOT_A_CLAIM + "what was measured"),
+        ("no question was answered correctly before", NOT_A_CLAIM + "what was measured"),
     ),
     "describe_losses": (("1.900 → 1.783", NOT_A_CLAIM + "the loss on these held-out rows"),),
     "describe_training": (

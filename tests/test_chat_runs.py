@@ -161,7 +161,7 @@ def test_a_benchmark_of_a_suite_without_data_is_not_run(
     settings.append(f"evaluation.include_path={tmp_path / 'tasks'}")
     done = call_verb(tmp_path, "run", *settings, "--config-dir", "own", "suite=mine")
     assert done.returncode == 0, done.stderr
-    assert "Not run: gone" in " ".join(done.stdout.split())
+    assert "Not measured: gone" in " ".join(done.stdout.split())
     assert read_findings(tmp_path, done.stdout)["not_run"].keys() == {"gone"}
     alone = call_verb(tmp_path, "run", *settings, "benchmark=[gone]")
     assert alone.returncode == 1

@@ -265,7 +265,9 @@ def _name(run: RunRecord) -> str:
 
 
 def _name_beside(run: RunRecord, partner: RunRecord) -> str:
-    """Name a run by the settings that its partner lacks, because names may be equal, and cut."""
+    """Name a run as it was named, or by the settings that its partner lacks."""
+    if run.given_name and run.given_name != partner.given_name:
+        return f"{run.given_name} ({run.run_id[:8]})"
     settings = " ".join(f"{k}={v}" for k, v in run.params.items() if partner.params.get(k) != v)
     return f"{settings[:80] or run.name} ({run.run_id[:8]})"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-_FOLLOWERS = frozenset({"lora.lora_alpha"})  # twice the rank, unless it is set
+FOLLOWERS = frozenset({"lora.lora_alpha"})  # twice the rank, unless it is set
 
 
 def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
@@ -28,7 +28,7 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
         has_chosen_file = any(f" {section}=" in name for name in names)
         names_the_file = field in ("name", "id")
         first_place = min(places, default=0)
-        is_follower = key in _FOLLOWERS
+        is_follower = key in FOLLOWERS
         return not places, not has_chosen_file, is_follower, not names_the_file, first_place, key
 
     varied: list[str] = []

@@ -20,7 +20,7 @@ from slimdown.comparison.run_comparison import (
 from slimdown.comparison.run_order import sort_by_setting, sort_rows
 from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
-from slimdown.comparison.varied_settings import find_varied
+from slimdown.comparison.varied_settings import FOLLOWERS, find_varied
 from slimdown.config.benchmark_config import Role
 from slimdown.report.formatting import (
     EMPTY,
@@ -68,9 +68,27 @@ def describe_briefly(
     varied, seeds = head_comparison(comparison, by)
     is_varied = bool(find_settings(comparison, by))
     headings = [f"Varied: {varied}. {seeds}." if is_varied else f"{seeds}."]
+    if is_varied:
+        headings += _describe_other_differences(comparison, find_settings(comparison, by))
     headings += _describe_base(comparison)
     headings += describe_model_differences(runs)
     return BriefComparison(headings, _make_table(comparison, judged[:n_shown], by), notes)
+
+
+def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -> Iterator[str]:
+    """Name the settings in which the runs differ besides, and that follow from no varied one."""
+    choices = {key.partition(".")[0] for key in varied if key.endswith(".name") or "." not in key}
+    told_elsewhere = choices | {"model", "quantization"}
+    others = [
+        key
+        for key in comparison.params
+        if key not in {*varied, *FOLLOWERS, "seed"} and key.partition(".")[0] not in told_elsewhere
+    ]
+    if others:
+        named = others[:_MOST_SHOWN]
+        if len(others) > _MOST_SHOWN:
+            named.append(f"{len(others) - _MOST_SHOWN:,} more settings (--all)")
+        yield f"The runs also differ in {', '.join(named)}."
 
 
 def _describe_base(comparison: Comparison) -> Iterator[str]:

@@ -203,11 +203,21 @@ def summarize_briefly(
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
         is_lost = gate.outcome is Outcome.beyond
-    first = [*describe_cut_answers(findings), *describe_largest_loss(findings)]
+    first = [
+        *_name_not_run(findings),
+        *describe_cut_answers(findings),
+        *describe_largest_loss(findings),
+    ]
     last = [f"Next: {advice}"] if advice and is_lost else []
     middle = [*name_undecided(findings, gate), *list_doubts(findings), *_list_bits(findings)]
     room = max(0, most - len(first) - len(last))
     return [*first, *middle[:room], *last]
+
+
+def _name_not_run(findings: Findings) -> list[str]:
+    """Name the benchmarks of a suite that were not measured."""
+    names = list(findings.not_run)
+    return [f"Not measured: {_list_names(names)}. Add --all to see why."] if names else []
 
 
 def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[str]:
@@ -399,8 +409,8 @@ def list_doubts(findings: Findings) -> Iterator[str]:
             )
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
             yield (
-                f"{name}: the base model answered no question correctly, so no loss can be "
-                "measured. Read its answers to see why. To leave this benchmark out of a gate, add "
+                f"{name}: no question was answered correctly before, so no loss can be measured. "
+                "Read the answers to see why. To leave this benchmark out of a gate, add "
                 f"--max-loss {name}=off."
             )
     conditions = findings.conditions.items()
@@ -414,7 +424,7 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     if findings.training and findings.training.stopped:
         yield f"The training stopped early: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
-        yield f"Not run: {name} ({' '.join(reason.split())})."
+        yield f"Not measured: {name} ({' '.join(reason.split())})."
 
 
 def describe_noise(findings: Findings) -> Iterator[str]:

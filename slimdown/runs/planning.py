@@ -221,7 +221,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         yield from (f"{note}." for note in rows.notes)
         yield from config.keep.explain_plan(len(rows.train))
     for name, reason in inputs.not_run.items():
-        yield f"Not run: {name} ({reason})."
+        yield f"Not measured: {name} ({reason})."
     needed = _estimate_memory(inputs, base, rows)
     free = free_memory(torch.device(base.device))
     memory = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"

@@ -69,7 +69,7 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
     for sentence in (
         "How to read this:",
         "95 % (90 % for retained)",
-        "corrected for 5 benchmarks (Holm).",
+        "corrected for 5 benchmarks (Holm),",
         "Undecided: calm. 20 questions detect a change of 41.8 points in 80 % of cases",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
         "Validation loss 2.500 → 1.250, 2 steps, 12,345 parameters trained (0.50 %).",
