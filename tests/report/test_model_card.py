@@ -66,8 +66,9 @@ def test_a_card_is_valid_and_says_how_to_load(
     assert card.data.base_model == "org/model"
     assert (card.data.license, card.data.license_name) == ("other", "llama")
     assert card.data.library_name == ("transformers" if merged else "peft")
-    assert "| maths | flexible | 80 | 100.0 | 50.0 |" in text
+    rows = [line.split(" | ")[:5] for line in text.splitlines()]
+    assert ["| maths", "flexible", "80", "100.0", "50.0"] in rows
     code = text.partition("```python\n")[2].partition("```")[0]
     compile(code, "card", "exec")
     assert ("PeftModel" in code) == (merged is None)
-    assert "maths: lm-evaluation-harness's written, 0-shot, 80 questions" in text
+    assert "0-shot, 80 questions" in text
