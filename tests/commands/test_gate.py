@@ -1,7 +1,6 @@
 """`slimdown check` and `slimdown verdict`: the exit code is the answer, whoever reads the rest."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -80,18 +79,19 @@ def test_the_exit_code_is_the_answer(
 ) -> None:
     assert check.main(arguments) == code
     captured = capsys.readouterr()
-    assert ("This run cannot be checked" in captured.err) is (code == 3)
+    assert bool(captured.err) is (code == 3)
     assert "Traceback" not in captured.err
+    if code == 3:
+        return
     if arguments == ["held"]:
         assert "held" in captured.out
-    words = {0: "PASSED", 1: "FAILED", 2: "CANNOT TELL"}
-    if code != 3:
-        assert captured.out.startswith((f"{words[code]} (", f"{words[code]}: "))
-        assert re.search(r"\npocket:model → .+ \(\w{8}\)\n", captured.out)
-        assert ("Next: " in captured.out) is (code == 1)
+    outcome, sides, *lines = captured.out.splitlines()
+    assert outcome.startswith(("PASSED", "FAILED", "CANNOT TELL")[code])
+    assert sides.startswith("pocket:model → ")
+    assert any(line.startswith("Next: ") for line in lines) is (code == 1)
     if "off" in arguments and code == 0:
-        for name in ("pocket_instructions", "pocket_math", "pocket_commonsense"):
-            assert re.search(rf"{name[:9]}\S*( \*)? .* off *\n", captured.out)  # may be cut
+        n_off = sum(line.startswith("pocket_") and line.endswith(" off") for line in lines)
+        assert n_off == 3
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsy
     assert [case[0].tag for case in suite.findall("testcase")] == [kind, kind]
     assert suite.get("tests") == "2"
     assert suite.get("failures") == str(2 * (code == 1))
-    assert suite[0].get("name") == "pocket_cs loses at most 30 points"
+    assert str(suite[0].get("name")).split()[::4] == ["pocket_cs", "30"]
     assert check.main([name, *budgets, "--format", "json"]) == code
     answer = json.loads(capsys.readouterr().out)
     row = next(row for row in answer["rows"] if row["benchmark"] == "pocket_cs")
@@ -149,7 +149,6 @@ def test_a_record_that_takes_no_outcome_is_a_line(
     captured = capsys.readouterr()
     assert captured.out.startswith("FAILED (")
     [line] = captured.err.splitlines()
-    assert line.startswith("The outcome could not be written to the record: ")
     assert "readonly" in line
 
 
@@ -157,36 +156,39 @@ def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
     runs: None, capsys: Capture
 ) -> None:
     assert check.main(["held"]) == 0
-    assert "held-out questions have judged" not in capsys.readouterr().out
+    assert "judged" not in capsys.readouterr().out
     for _ in range(2):  # the same run again is no other run
         assert check.main(["held too"]) == 1
-        assert "The held-out questions have judged 2 models" in capsys.readouterr().out
+        assert "judged 2 models" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "option", ["--max-loss=x", "--max-relative-loss=pocket_cs=2", "--max-loss=x=off"]
 )
-def test_a_mistake_is_no_look_at_the_held_out_questions(
-    option: str, runs: None, capsys: Capture
-) -> None:
+def test_a_mistake_is_no_look_at_the_held_out_questions(option: str, runs: None) -> None:
     assert check.main(["never checked", option]) == 3
-    assert "This run cannot be checked" in capsys.readouterr().err
     assert Tag.checked not in find_run(compose_config().tracking, "never checked").tags
+
+
+def read_kept_row(shown: str) -> list[str]:
+    """The row of all retained benchmarks together."""
+    [row] = (line.split() for line in shown.splitlines() if line.strip().startswith("kept "))
+    return row
 
 
 def test_the_retained_benchmarks_are_asked_about_together(runs: None, capsys: Capture) -> None:
     loose = ["--max-loss", "0.99", "--overall"]
     for name in ("kept", "slight"):  # "slight" does not rule out rare gains
         assert check.main([name, *loose]) == 0
-        assert re.search(r"^ *kept .*worse \? *$", capsys.readouterr().out, re.M)
+        assert read_kept_row(capsys.readouterr().out)[-1] == "?"
     assert check.main(["lost", *loose, "--max-loss", "pocket_cs=off"]) == 1
     target = ["--max-loss", "off", "pocket_instructions=0.99", "--overall"]
     assert check.main(["lost", *target]) == 3
-    assert "every retained benchmark is off" in capsys.readouterr().err
+    capsys.readouterr()
     assert check.main(["lost", *loose]) == 1
-    shown = capsys.readouterr().out
-    assert shown.startswith("FAILED: the retained benchmarks lost ")
-    assert re.search(r"^ *kept +−.*worse ✗ *$", shown, re.M)
+    row = read_kept_row(capsys.readouterr().out)
+    assert row[1].startswith("−")
+    assert row[-1] == "✗"
     assert check.main(["lost", *loose, "--format", "junit"]) == 1
     suite = ElementTree.fromstring(capsys.readouterr().out)
     assert suite.get("failures") == "1"
@@ -231,8 +233,10 @@ def test_logs_with_one_named_budget_are_held_to_the_others_too(
 ) -> None:
     named = ["--max-loss", "pocket_cs=0.999"]
     assert verdict.main([*logs, *named]) == 1
+    capsys.readouterr()
     assert verdict.main([*logs, *named, "--max-loss", "off"]) == 0
-    assert re.search(r"pocket_math .* off *\n", capsys.readouterr().out)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-1] for row in rows if row[:1] == ["pocket_math"]] == ["off"]
 
 
 def test_logs_are_gated_as_a_recorded_run(
@@ -246,13 +250,11 @@ def test_logs_are_gated_as_a_recorded_run(
     loose = ["--max-loss", "0.999", "--overall"]
     assert verdict.main([*logs, *loose]) == 1
     captured = capsys.readouterr()
-    assert captured.out.startswith("FAILED: the retained benchmarks lost ")
-    assert re.search(r"^ *kept +−.*worse ✗ *$", captured.out, re.M)
+    assert captured.out.startswith("FAILED: ")
+    assert read_kept_row(captured.out)[-1] == "✗"
     assert verdict.main([*logs, *loose[:2]]) == 0
     assert verdict.main([*logs, "--max-loss", "off", "--overall"]) == 3
-    problem = capsys.readouterr().err
-    assert len(problem.splitlines()) == 2  # the heading, and one line
-    assert "every benchmark is off; give one a budget" in problem
+    assert len(capsys.readouterr().err.splitlines()) == 2  # the heading, and one line
     file = tmp_path / "budgets.xml"
     relative = [f"--max-relative-loss={names[0]}=0.5", "--max-loss=off"]
     assert verdict.main([*logs, *relative, "--format=junit", "-o", str(file)]) in (0, 1, 2)

@@ -102,9 +102,7 @@ def test_an_ending_that_is_not_the_format_is_refused(
     with pytest.raises(SystemExit) as ended:
         verdict.main([*logs, "-o", *output.split()])
     assert ended.value.code == 3
-    assert re.search(
-        "its ending means .*, but you gave --format .*; leave", capsys.readouterr().err
-    )
+    assert "--format" in capsys.readouterr().err
     assert not [*tmp_path.glob("page.*")]
 
 
@@ -123,9 +121,9 @@ def test_logs_that_cannot_be_judged_exit_with_3(
 ) -> None:
     monkeypatch.chdir(Path(logs[0]).parent)
     assert verdict.main(arguments.split()) == 3
-    text = capsys.readouterr().err
-    assert "These logs cannot be judged:" in text
-    assert message in text
+    heading, problem = capsys.readouterr().err.split("\n", 1)
+    assert heading.endswith(":")
+    assert message in problem
 
 
 def test_a_page_has_one_of_all_changed_answers_beside_it(
@@ -146,9 +144,7 @@ def test_two_logs_of_one_model_show_the_engines_own_noise(
 ) -> None:
     again, page = shutil.copytree(logs[0], tmp_path / "again"), tmp_path / "page.html"
     assert verdict.main([logs[0], str(again)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Both logs are from the same model" in shown
-    assert "no answer flips" in shown
+    assert "no answer flips" in " ".join(capsys.readouterr().out.split())
     [first], [second] = (list(Path(log).glob("*/results*.json")) for log in logs)
     results, base = (json.loads(file.read_text()) for file in (second, first))
     results["model_name"] = base["model_name"]
@@ -201,7 +197,8 @@ def test_what_both_logs_have_is_judged_and_the_rest_is_named(
     assert verdict.main([base, tuned, "-o", str(page)]) == 0
     shown = capsys.readouterr()
     assert "gsm" in shown.err
-    assert "arc: 30 questions are in common (40 in" in shown.err
+    [line] = (line for line in shown.err.splitlines() if "arc: " in line)
+    assert re.findall(r"\d+", line.partition("arc: ")[2])[:2] == ["30", "40"]
     content = json.loads(page.read_text())
     assert [(row["benchmark"], row["n"]) for row in content["rows"]] == [("arc", 30)]
     assert any("30 of 40 of arc" in note for note in content["notes"])
