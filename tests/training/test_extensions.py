@@ -3,17 +3,21 @@
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands_and_runs import SMALL, call_verb, find_runs, find_trained, run_command
+from commands_and_runs import (
+    SMALL,
+    call_verb,
+    find_runs,
+    find_trained,
+    kill_at_first_checkpoint,
+    run_command,
+)
 from mlflow import MlflowClient
 from record_builders import Compose, Patch, copy_store
 from torch.nn import functional
@@ -497,21 +501,7 @@ def test_a_killed_run_with_an_extension_goes_on(
     alone = put_on_path(three_package)
     settings = [*SMALL[:2], *RUN[4:], "train.num_train_epochs=4", "keep=near"]
     command = ["slimdown.run", *settings, "train.checkpoint_minutes=0.005"]
-    with (folder / "log.txt").open("w") as log:
-        started = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **alone},
-            start_new_session=True,
-        )
-    states = "mlruns/runs/*/checkpoints/checkpoint-*/trainer_state.json"
-    while started.poll() is None and not list(folder.glob(states)):
-        time.sleep(0.05)
-    assert started.returncode is None, (folder / "log.txt").read_text()
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait(timeout=120)
+    kill_at_first_checkpoint(folder, *command, **alone)
     done = run_command(folder, *command, **alone)
     assert done.returncode == 0, done.stderr
     assert "continues run" in done.stdout
