@@ -184,5 +184,5 @@ def test_no_question_stands_in_well_known_data_sets() -> None:
 
 
 def test_an_unknown_name_lists_those_that_there_are() -> None:
-    with pytest.raises(DataError, match="assistant: takes one of arithmetic, facts, format"):
+    with pytest.raises(DataError, match="arithmetic, facts, format"):
         find_question_file("assistant:fact")

@@ -125,7 +125,7 @@ def test_a_challenger_is_judged_against_the_champions_answers(
     )
     against = ["--against", "models:/support@champion", "--max-loss", "0.05"]
     code, output = check(challenger, *against)  # there is no champion yet
-    assert (code, "--register support --alias champion" in output) == (3, True)
+    assert (code, "--alias champion" in output) == (3, True)
     register = ["--register", "support", "--alias", "champion"]
     assert check(champion, "--max-loss", "0.05", *register)[0] == 0
     code, output = check(challenger, *against)

@@ -116,7 +116,7 @@ def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Co
     assert names(experiments=["second"]) == ["c"]
     assert names(sweep="it's `odd`") == ["b"]
     assert names(filter_string="params.`lora.r` = '2'") == ["a"]
-    with pytest.raises(TrackingError, match=r"secnd.*did you mean second"):
+    with pytest.raises(TrackingError, match=r"secnd.* second\b"):
         names(experiments=["secnd"])
     with pytest.raises(TrackingError, match="written so"):
         names(filter_string="lora is 2")

@@ -179,7 +179,7 @@ def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
     weight = ["keep.weight=null"] if whole else []
     inputs = read_inputs(composed(*SMALL, *whole, "keep=auto", *auto))
     assert inputs.config.keep == composed(*SMALL, *whole, *becomes, *weight).keep
-    assert any(note.startswith("For this run, keep=auto means ") for note in inputs.notes)
+    assert any("keep=auto" in note for note in inputs.notes)
 
 
 @pytest.mark.usefixtures("chatty")
@@ -448,7 +448,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     few = [setting for setting in SMALL if not setting.startswith("benchmark.")]
     run = TrainingRun(composed(*few, *settings, "train.max_steps=6"))
     tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=3))
-    assert re.search("budget is 10.* step 2", result.stopped)
+    assert re.search(r"\b10\b.* step 2\b", result.stopped)
     assert (result.steps, len(result.history)) == (2, 4)
     short = TrainingRun(composed(*few, *settings, "train.max_steps=2"), run)
     expected = short.train(tmp_path / "b")[0].model.state_dict()
