@@ -172,38 +172,6 @@ def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: st
         read_benchmarks(names, **settings)
 
 
-MIXED = ["dataset=[pocket_instructions,pocket_replay]", "keep.dataset=pocket_replay"]
-
-
-TEMPLATE = "evaluation.apply_chat_template=true evaluation.chat_template_args"
-
-
-@pytest.mark.parametrize(
-    ("settings", "answer"),
-    [
-        # keep=auto takes what its kinds take
-        ("keep=auto keep.dataset=dolly", "keep.dataset=dolly must be one of"),
-        ("keep=auto keep.weight=2", "keep.weight=2: only keep=dialogues"),
-        (f"keep=auto {' '.join(MIXED)} keep.prompts={__file__}", "keep.prompts=.* keep.dataset"),
-        # a share of replay is a number, and no more than nine tenths
-        ("keep=self_replay keep.share=nan", "keep.share"),
-        ("keep=self_replay keep.share=-0.1", "keep.share"),
-        ("keep=self_replay keep.share=0.9999", "keep.share"),
-        ("keep=self_replay keep.share=inf", "keep.share"),
-        # slimdown itself hands these to a chat template
-        (f"{TEMPLATE}.add_generation_prompt=false", "_args.add_generation_prompt"),
-        (f"{TEMPLATE}.messages=false", "_args.messages"),
-        (f"{TEMPLATE}.tokenizer=false", "_args.tokenizer"),
-        (f"{TEMPLATE}.tokenize=false", "_args.tokenize"),
-    ],
-)
-def test_a_setting_that_does_not_fit_is_refused(
-    settings: str, answer: str, composed: Compose
-) -> None:
-    with pytest.raises(ConfigError, match=answer):
-        composed(*settings.split())
-
-
 def test_numbers_of_numpy_and_tuples_are_settings() -> None:
     numpy = {"limit": np.int64(5), "margin": np.float64(0.05), "temperature": np.float32(0.5)}
     plain = {"limit": 5, "margin": 0.05, "temperature": 0.5}

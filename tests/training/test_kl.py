@@ -11,7 +11,6 @@ from torch.nn import functional
 from training_run import TrainingRun
 
 from slimdown.tracking.run_files import describe_run
-from slimdown.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -46,18 +45,3 @@ def test_its_only_setting_is_its_weight(composed: Compose) -> None:
     assert vars(composed("keep=kl", "keep.weight=3").keep) == {"name": "kl", "weight": 3.0}
     described = describe_run(composed("keep=kl"))["keep"]
     assert (described[:4], described[-12:]) == ("kl: ", ", weight 1.0")
-
-
-@pytest.mark.parametrize(
-    ("settings", "answer"),
-    [
-        ("keep.share=0.1", r"keep\.share=0\.1: only keep=.*kl"),
-        ("keep.weight=null", r"keep\.weight must be set"),
-        ("keep.weight=abc", r"keep\.weight must be a number"),
-        ("method=full quantization=none", "keep=kl needs the base"),
-        ("train.args.neftune_noise_alpha=5", "keep=kl, its noise"),
-    ],
-)
-def test_what_it_cannot_go_with_is_refused(settings: str, answer: str, composed: Compose) -> None:
-    with pytest.raises(ConfigError, match=answer):
-        composed("keep=kl", *settings.split())
