@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from commands_and_runs import call_verb
 from record_builders import Compose, Patch, unpack_record
@@ -19,12 +18,8 @@ from safetensors.numpy import load_file
 from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.evaluation_cache import evaluation_key
-from slimdown.evaluation.samples import read_samples
-from slimdown.judging.findings import Findings
 from slimdown.tracking.base_evaluations import RecordedEvaluations
-from slimdown.tracking.recorded_settings import digest_settings, read_settings
 from slimdown.tracking.resume import run_key
-from slimdown.utils.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NUMBERS = (".n", ".change", ".change_low", ".change_high", ".p_value", ".verdict")
@@ -137,25 +132,3 @@ def test_the_same_questions_find_a_measured_base(
             assert found.origin.startswith("run "), (key, name)
             n_found += len(found.samples)
     assert n_found == 2 * 3 * 12  # of the base in nf4, and as it is; tuned models are in no store
-
-
-def test_another_format_is_refused_by_its_number(
-    record: Path, answers: dict[str, Any], tmp_path: Path
-) -> None:
-    run_id = answers["ids"][LORA]
-    text = read_artifact(record, run_id, "settings.json")
-    assert read_settings(text, digest_settings(text), "it").config.seed == 0
-    findings = json.loads(read_artifact(record, run_id, "findings.json"))
-    [file] = (record / "mlruns" / "artifacts" / run_id).rglob("base-pocket_cs.parquet")
-    table, newer = pq.read_table(file), tmp_path / "newer.parquet"
-    metadata = table.schema.metadata
-    content = json.loads(metadata[b"slimdown"]) | {"format": 2}
-    changed = {**metadata, b"slimdown": json.dumps(content).encode()}
-    pq.write_table(table.replace_schema_metadata(changed), newer)
-    reason = "it has format 2, and this slimdown reads format 1"
-    with pytest.raises(ConfigError, match=reason):
-        read_settings(text.replace('"format": 1', '"format": 2'), digest_settings(text), "it")
-    with pytest.raises(DataError, match=reason):
-        Findings.from_dict(findings | {"format": 2})
-    with pytest.raises(DataError, match=reason):
-        read_samples(newer, ResolvedBenchmark(task="pocket_cs", metric="acc"))
