@@ -1,7 +1,6 @@
 """Whole runs through the real commands: what you see, and what MLflow holds."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,27 +150,6 @@ def test_the_console_shows_results_and_where_to_look(
     assert "Warning" not in sweep[1].stderr
     assert "INFO" not in sweep[1].stderr  # of MLflow's system metrics, which it has
     assert all("system/disk_usage_percentage" in r.data.metrics for r in find_runs(client))
-
-
-def test_a_sweep_is_compared_checked_and_listed(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
-    first, second = (run.info.run_id for run in find_runs(client))
-    run_verb = partial(call_verb, sweep[0])
-    table = run_verb("compare", "--format", "csv")
-    assert table.returncode == 0, table.stderr
-    assert len(table.stdout.splitlines()) == 3
-    paired = run_verb("compare", first, second, "--paired")
-    assert paired.returncode == 0, paired.stderr
-    assert "pocket_math" in paired.stdout
-    budgets = ["--max-loss", "0.99", "--max-loss", "pocket_instructions=0.99"]
-    assert run_verb("check", first, *budgets).returncode == 0
-    narrow = run_verb("check", first, "--max-loss", "pocket_instructions=0.001")
-    assert narrow.returncode == 2, narrow.stdout + narrow.stderr
-    unknown = run_verb("check", "no-such-run")
-    assert unknown.returncode == 3
-    assert "no-such-run" in unknown.stderr
-    assert first[:8] in run_verb("status").stdout
 
 
 def test_a_given_adapter_is_judged_as_it_was_when_trained(

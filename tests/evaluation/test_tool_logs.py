@@ -52,12 +52,6 @@ def test_findings_say_what_made_the_logs(kind: str, version: str, tmp_path: Path
     assert judge(base, tuned).conditions["harness_version"] == version
 
 
-def test_verdict_takes_a_table(tmp_path: Path, capsys: Capture) -> None:
-    base, tuned = map(str, write_logs("csv", tmp_path))
-    assert verdict.main([base, tuned, "--max-loss", "words=off"]) == 1
-    assert "forgotten" in capsys.readouterr().out
-
-
 def test_tables_without_prompts_say_so(tmp_path: Path, capsys: Capture) -> None:
     for side in ("base", "tuned"):
         (tmp_path / side).mkdir()

@@ -59,12 +59,6 @@ def test_one_line_adds_a_column_where_it_is_asked_for(
         assert collect_finding_metrics(findings)["flights/maths"] == 80
 
 
-def test_a_level_is_named_where_an_interval_has_it() -> None:
-    fell = judge_pairs({"maths": make_usual()["maths"]})
-    assert fell.benchmarks["maths"].verdict == "forgotten"
-    assert "  change [95 %]  " in write_table(findings_table(fell), "table")
-
-
 def test_seeds_share_what_all_have_in_common(findings: Findings, monkeypatch: Patch) -> None:
     fell = judge_pairs({"maths": make_usual()["maths"]})
     few = judge_pairs({"maths": (written([1.0] * 20), written([0.0] * 20))})
