@@ -11,6 +11,7 @@ from pathlib import Path
 if "HF_ENDPOINT" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests have stores of their own
 # MLflow 3.17 sets and deletes a variable in a thread, which another one may read meanwhile.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # While libraries are imported, nearly all that is made stays.
@@ -67,7 +68,6 @@ def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "mlruns").mkdir()
     shutil.copy(migrated_store, tmp_path / "mlruns" / "mlflow.db")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")  # MLflow caches a store by URI
 
 

@@ -86,7 +86,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fixed_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 class VisibleText(HTMLParser):

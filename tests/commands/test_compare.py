@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,7 @@ def world(
 ) -> tuple[Path, dict[str, str]]:
     """Two ranks, the second with two seeds; a run that failed; one of another experiment."""
     folder, half = tmp_path_factory.mktemp("world"), "evaluation.holdout=0.5"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(copy_store(migrated_store, folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(copy_store(migrated_store, folder)):
         seed = make_scores(100, 85, 4, 11)
         ids = {
             "kept": record_run(compose_config("lora.r=2", half), "kept", KEPT, sweep="s"),
@@ -56,7 +55,6 @@ def world(
 @pytest.fixture
 def runs(world: tuple[Path, dict[str, str]], monkeypatch: Patch) -> dict[str, str]:
     monkeypatch.chdir(world[0])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return world[1]
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import chdir, closing
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -112,9 +112,7 @@ def pages(
 ) -> Iterator[tuple[Path, Pages]]:
     """A folder and the command in it; SIGTERM ends it without a word."""
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("pages"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(folder):
         run_id = record_run(compose_config(), "one")
         with closing(socket()) as free:
             free.bind(("127.0.0.1", 0))
@@ -137,7 +135,6 @@ def pages(
 def shown(pages: tuple[Path, Pages], monkeypatch: Patch) -> Pages:
     folder, shown = pages
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return shown
 
 

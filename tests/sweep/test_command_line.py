@@ -29,7 +29,6 @@ TABLE = (Path(__file__).parent / "refused_settings.txt").read_text().splitlines(
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def compose_line(*arguments: str) -> CommandPlan:

@@ -25,7 +25,6 @@ ROWS = '{"instruction": "Add 1 and 2.", "output": "3"}\n'
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for file in ("rows.jsonl", "more.jsonl", "b/rows.jsonl"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text(ROWS)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
@@ -115,9 +115,7 @@ def swept(folder: Path) -> tuple[int, str, str]:
 
     Their base is measured before, as it is before jobs that start together.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(folder):
         measure_base(compose_config(*FEW))
     done = call_verb(folder, "run", "-m", "seed=0", LAYERS, *FEW)
     return done.returncode, done.stdout, done.stderr

@@ -206,7 +206,6 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
 def test_the_command_in_two_processes_makes_the_run_of_one(
     two_processes: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
     done = call_verb(two_processes, "run", *COMMAND, *again)
     assert done.returncode == 0, done.stderr
@@ -238,7 +237,6 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
 def test_two_processes_ask_as_served_what_one_does(
     two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = copy_store(migrated_store, tmp_path)
     save_served_model(folder)
     done = call_verb(folder, "run", *SERVED)
