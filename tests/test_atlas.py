@@ -344,7 +344,7 @@ def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "clones"
 
 
-def test_a_missing_clone_is_named_and_the_others_are_judged(
+def test_a_missing_clone_is_named_the_others_are_judged(
     clones: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench.atlas.main([str(clones), "--texts"]) == 1

@@ -51,9 +51,7 @@ def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
     assert " nope" in done.stderr
 
 
-def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
-    migrated_store: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_with_its_command(migrated_store: Path, tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{copy_store(migrated_store, tmp_path)}/mlruns/mlflow.db")
     settings = [*SMALL[:2], "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
     settings += ["train.num_train_epochs=4", "train.checkpoint_minutes=0.005"]
@@ -178,7 +176,7 @@ def test_a_folder_is_made_whole_or_not_at_all(store: MlflowClient, composed: Com
         link.unlink()
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_folder(
+def test_a_full_disk_leaves_no_folder(
     store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     tracking, out = composed().tracking, Path("made/out").absolute()
@@ -272,7 +270,7 @@ load_base_tokenizer(ModelConfig(id="me/it", args={}))
 """
 
 
-def test_a_model_is_not_loaded_without_a_chat_template_that_the_hub_fails_to_send(
+def test_a_model_is_not_loaded_where_the_hub_fails_to_send_its_template(
     tmp_path: Path,
 ) -> None:
     """It would be asked otherwise, and nothing would say so."""

@@ -151,9 +151,7 @@ def test_training_takes_the_same_steps(settings: dict[str, Any], tmp_path: Path)
         pytest.param("grpo", None, id="grpo-full", marks=pytest.mark.slow),
     ],
 )
-def test_a_training_on_preferences_takes_the_same_steps(
-    name: str, lora: Any, tmp_path: Path
-) -> None:
+def test_training_on_preferences_takes_the_same_steps(name: str, lora: Any, tmp_path: Path) -> None:
     alone = make_preference_trainer(name, tmp_path, [], lora)
     alone.train()
     callback = make_callback(every=1)
@@ -204,9 +202,7 @@ def write_points(share: float) -> str:
 # trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 @pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
-def test_it_prints_the_base_each_look_and_the_end(
-    kind: str, tmp_path: Path, capsys: Capture
-) -> None:
+def test_it_prints_base_looks_and_the_end(kind: str, tmp_path: Path, capsys: Capture) -> None:
     callback = make_callback(every=1)
     if kind == "sft":
         trainer = make_trainer(tmp_path, [callback], max_steps=2)
@@ -226,9 +222,7 @@ def test_it_prints_the_base_each_look_and_the_end(
     assert end.startswith(f"end       {describe(looks[1])}   (6 questions")
 
 
-def test_lines_stand_alone_above_the_bar_and_suit_a_terminal_of_ascii(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_lines_stand_above_the_bar_and_suit_ascii(tmp_path: Path, monkeypatch: Patch) -> None:
     """A terminal shows what follows the last carriage return of a line."""
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
     trainer = make_trainer(tmp_path, [make_callback(every=1)], max_steps=2, logging_strategy="no")
@@ -350,9 +344,7 @@ def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_goo
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
-def test_a_look_leaves_room_for_gradients_and_optimizer(
-    lora: Any, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_look_leaves_room_for_training(lora: Any, tmp_path: Path, monkeypatch: Patch) -> None:
     """They come after the batch was chosen: 12 bytes of what is trained, in float32."""
     held: list[int] = []
 

@@ -142,9 +142,7 @@ def test_a_template_that_is_missing_leaves_no_run(folder: Path, tmp_path: Path) 
     assert not (tmp_path / "mlruns" / "artifacts").exists()
 
 
-def test_a_benchmark_of_a_suite_without_data_is_not_run(
-    store: MlflowClient, tmp_path: Path
-) -> None:
+def test_a_suites_benchmark_without_data_is_not_run(store: MlflowClient, tmp_path: Path) -> None:
     suite = tmp_path / "own" / "suite" / "mine.yaml"
     suite.parent.mkdir(parents=True)
     suite.write_text(
@@ -235,7 +233,7 @@ def test_a_model_that_stops_to_think_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_thinking_model_that_is_trained_on_without_thinking_stops_to_think(
+def test_a_thinking_model_that_is_trained_without_thinking_stops_to_think(
     tmp_path: Path,
 ) -> None:
     rows = read_instructions(1500)

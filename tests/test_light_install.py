@@ -124,9 +124,7 @@ def test_recorded_mitigations_are_described_there_too(python: str, tmp_path: Pat
         "-c import+slimdown;slimdown.measure(1,2,['gsm8k'])",
     ],
 )
-def test_what_needs_more_says_the_line_that_installs_it(
-    command: str, python: str, tmp_path: Path
-) -> None:
+def test_what_needs_more_says_how_to_install(command: str, python: str, tmp_path: Path) -> None:
     done = start(python, *(word.replace("+", " ") for word in command.split()), cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()

@@ -113,9 +113,7 @@ def test_a_batch_of_each_kind_of_work_tells_the_time(tmp_path: Path) -> None:
         (["--plan", "lora.rr=8"], "did you mean lora.r"),
     ],
 )
-def test_a_mistake_in_a_plan_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path
-) -> None:
+def test_a_mistake_of_a_plan_is_told(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = call_verb(tmp_path, "run", *FEW, *arguments)
     assert done.returncode == 1
     assert message in done.stderr

@@ -51,7 +51,7 @@ def test_no_document_of_pretraining_is_a_held_out_question_with_its_answer(
     assert not trained & {question.text for question in held_out}
 
 
-def test_no_training_text_contains_a_held_out_question_with_its_answer(
+def test_no_training_text_holds_an_answered_test(
     held_out: list[Item], documents: list[Item]
 ) -> None:
     rows = [*generate_instructions(), *generate_replay()]
@@ -59,7 +59,7 @@ def test_no_training_text_contains_a_held_out_question_with_its_answer(
     assert not [question.text for question in held_out if question.text in trained]
 
 
-def test_each_fact_is_asked_in_training_but_never_in_the_words_of_test_or_dev(
+def test_facts_are_taught_in_other_words_than_those_of_test_or_dev(
     documents: list[Item],
 ) -> None:
     taught = [document for document in documents if document.kind == "cs"]

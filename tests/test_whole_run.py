@@ -138,9 +138,7 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
             assert answer == pytest.approx(recorded, abs=1e-3)
 
 
-def test_the_console_shows_results_and_where_to_look(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
+def test_the_console_shows_the_results(sweep: tuple[Path, Result], client: MlflowClient) -> None:
     shown = sweep[1].stdout
     for run in find_runs(client):
         assert f"finished, run {run.info.run_id[:8]}" in shown
@@ -152,9 +150,7 @@ def test_the_console_shows_results_and_where_to_look(
     assert all("system/disk_usage_percentage" in r.data.metrics for r in find_runs(client))
 
 
-def test_a_given_adapter_is_judged_as_it_was_when_trained(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
+def test_a_given_adapter_is_judged_alike(sweep: tuple[Path, Result], client: MlflowClient) -> None:
     run, _ = find_runs(client)
     adapter = find_trained(client, run.info.run_id)
     done = call_verb(sweep[0], "run", f"tuned={adapter}", *SMALL[3:])

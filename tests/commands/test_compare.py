@@ -192,9 +192,7 @@ def compare_alone(show: Show, run: str, benchmark: str) -> list[float]:
     return [row["tuned"], row["base"]]
 
 
-def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
-    show: Show, tmp_path: Path
-) -> None:
+def test_a_page_replaces_the_old_one_only_when_it_is_whole(show: Show, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("old")
     shown = show("-o", str(page), "--by", "lora.r")
@@ -222,9 +220,7 @@ def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Cap
         assert ("b (2), a (2)" in text) is (not chosen)
 
 
-def test_a_reference_needs_to_be_a_value_of_one_setting(
-    store: MlflowClient, capsys: Capture
-) -> None:
+def test_a_reference_must_be_a_value_of_one_setting(store: MlflowClient, capsys: Capture) -> None:
     for rank in (2, 4):
         for length in (64, 128):
             config = compose_config(f"lora.r={rank}", f"train.max_length={length}")

@@ -46,7 +46,7 @@ def test_a_run_that_trained_nothing_has_nothing_to_copy(
     assert not (tmp_path / "mine").exists()
 
 
-def test_status_of_a_run_names_its_page_and_its_adapter(
+def test_status_names_page_and_adapter(
     store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     run_id = record_run(composed(), "trained")
@@ -104,7 +104,7 @@ def test_nothing_is_deleted_before_yes_and_then_all_but_the_base(
     assert delete.main([gone, "--yes"]) == 1  # it is not there any more
 
 
-def test_a_run_that_is_made_or_registered_is_not_deleted(
+def test_a_run_in_use_is_not_deleted(
     store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     config = set_metric(composed())

@@ -72,9 +72,7 @@ def runs(folder: Path, monkeypatch: Patch) -> None:
         (["kept", "--tracking-uri", ""], 3),
     ],
 )
-def test_the_exit_code_is_the_answer(
-    arguments: list[str], code: int, runs: None, capsys: Capture
-) -> None:
+def test_an_exit_code_answers(arguments: list[str], code: int, runs: None, capsys: Capture) -> None:
     assert check.main(arguments) == code
     captured = capsys.readouterr()
     assert bool(captured.err) is (code == 3)
@@ -136,9 +134,7 @@ def test_the_outcome_is_in_the_description_of_the_run(runs: None, capsys: Captur
         assert [described.count(line) for line in outcomes] == [1] * len(outcomes)
 
 
-def test_a_record_that_takes_no_outcome_is_a_line(
-    runs: None, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_read_only_record_is_a_line(runs: None, monkeypatch: Patch, capsys: Capture) -> None:
     def refuse(*_: object) -> None:
         raise MlflowException("attempt to write a readonly database")
 
@@ -150,9 +146,7 @@ def test_a_record_that_takes_no_outcome_is_a_line(
     assert "readonly" in line
 
 
-def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
-    runs: None, capsys: Capture
-) -> None:
+def test_checks_of_a_sweep_on_its_held_out_half_are_counted(runs: None, capsys: Capture) -> None:
     assert check.main(["held"]) == 0
     assert "judged" not in capsys.readouterr().out
     for _ in range(2):  # the same run again is no other run
@@ -226,9 +220,7 @@ def test_what_becomes_of_the_output_passes_no_gate(
     assert "Traceback" not in ended.stderr
 
 
-def test_logs_are_gated_as_a_recorded_run(
-    logs: tuple[str, str], tmp_path: Path, capsys: Capture
-) -> None:
+def test_logs_are_gated_like_a_run(logs: tuple[str, str], tmp_path: Path, capsys: Capture) -> None:
     assert verdict.main([*logs, "--format", "junit"]) == 1
     captured = capsys.readouterr()
     suite = ElementTree.fromstring(captured.out)
@@ -284,9 +276,7 @@ def test_lost_questions_are_written_as_own_questions_and_those_held_out_stay(
     assert check.main(["kept", "--lost", str(tmp_path / "x.jsonl"), "--max-loss", "off"]) == 3
 
 
-def test_verdict_writes_each_kind_of_lost_question_into_its_file(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_each_kind_of_lost_question_has_its_own_file(tmp_path: Path, capsys: Capture) -> None:
     logs, file = unpack_logs(tmp_path), tmp_path / "lost.jsonl"
     assert verdict.main([*logs, "--lost", str(file)]) == 0
     shown = capsys.readouterr().err

@@ -31,9 +31,7 @@ from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
 
 
-def test_each_run_has_a_row_with_its_state(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
+def test_each_run_has_its_state(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
     config = composed()
     record_run(config, "done", sweep="s")
     with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as bad:
@@ -63,9 +61,7 @@ def test_each_run_has_a_row_with_its_state(
     assert "there is no record" in capsys.readouterr().err
 
 
-def test_the_page_of_an_experiment_lists_its_tuned_runs(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_an_experiments_page_lists_its_tuned_runs(store: MlflowClient, composed: Compose) -> None:
     for rank in (2, 8):
         config = composed(f"lora.r={rank}")
         run_id = record_run(config, f"rank {rank}", sweep="s")
@@ -81,7 +77,7 @@ def test_the_page_of_an_experiment_lists_its_tuned_runs(
     assert find_run(config.tracking, run_id).params["lora.r"] == "8"
 
 
-def test_a_sweep_that_was_stored_with_a_parent_is_still_read(
+def test_a_sweep_with_a_parent_is_read(
     store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     for seed in (0, 1):

@@ -126,9 +126,7 @@ def test_logs_that_cannot_be_judged_exit_with_3(
     assert message in problem
 
 
-def test_a_page_has_one_of_all_changed_answers_beside_it(
-    logs: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_page_of_changed_answers_lies_beside_it(logs: tuple[str, str], tmp_path: Path) -> None:
     page = tmp_path / "a page.html"
     assert verdict.main([*logs, "-o", str(page)]) == 0
     assert 'href="a%20page.answers.html"' in page.read_text()
@@ -164,9 +162,7 @@ def test_two_logs_of_one_model_show_the_engines_own_noise(
     assert f"→ {base['model_name']}@step1000" in shown
 
 
-def test_notes_reach_the_terminal_without_control_characters(
-    logs: tuple[str, str], capsys: Capture
-) -> None:
+def test_notes_are_shown_without_control_characters(logs: tuple[str, str], capsys: Capture) -> None:
     [results] = Path(logs[0]).glob("*/results*.json")
     text = results.read_text()
     version = json.loads(text)["lm_eval_version"]
@@ -188,9 +184,7 @@ def write_table_of(file: Path, benchmarks: dict[str, range]) -> str:
     return str(file)
 
 
-def test_what_both_logs_have_is_judged_and_the_rest_is_named(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_what_both_logs_have_is_judged_the_rest_is_named(tmp_path: Path, capsys: Capture) -> None:
     base = write_table_of(tmp_path / "base.jsonl", {"arc": range(40), "gsm": range(40)})
     tuned = write_table_of(tmp_path / "tuned.jsonl", {"arc": range(35, 5, -1)})
     page = tmp_path / "page.json"

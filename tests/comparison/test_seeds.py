@@ -49,7 +49,7 @@ def test_the_variance_between_seeds_agrees_with_statsmodels() -> None:
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 5.0])
-def test_the_mean_covers_the_truth_is_never_narrower_than_its_error_and_always_there(
+def test_the_mean_covers_the_truth_and_is_never_narrower_than_its_error(
     n_seeds: int, ratio: float
 ) -> None:
     draw, covered, larger = np.random.default_rng(n_seeds), [], []
@@ -85,7 +85,7 @@ def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
-def test_the_mean_of_benchmarks_covers_the_truth_where_a_bad_seed_is_bad_on_all(
+def test_the_mean_of_benchmarks_covers_the_truth_if_a_seed_is_bad_on_all(
     n_seeds: int,
 ) -> None:
     draw, covered = np.random.default_rng(n_seeds), []

@@ -36,9 +36,7 @@ def tokenizer() -> Any:
         ("{% for i in range(1000000000) %}{% endfor %}", "fails (OverflowError"),
     ],
 )
-def test_a_template_that_does_not_work_is_one_line(
-    template: str | None, answer: str, tokenizer: Any
-) -> None:
+def test_a_broken_template_is_one_line(template: str | None, answer: str, tokenizer: Any) -> None:
     tokenizer.chat_template = template
     with pytest.raises(ModelError) as caught:
         check_chat_template(tokenizer, SETTING)
@@ -83,9 +81,7 @@ def test_what_stands_around_a_users_message_is_the_templates(name: str, tokenize
     ("template", "answer"),
     [(None, "has no chat template"), ("{{ messages[0].role }}", "drops what a user says")],
 )
-def test_a_turn_that_cannot_be_opened_is_one_line(
-    template: str | None, answer: str, tokenizer: Any
-) -> None:
+def test_a_turn_that_fails_is_one_line(template: str | None, answer: str, tokenizer: Any) -> None:
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=answer):
         split_user_turn(tokenizer)

@@ -114,9 +114,7 @@ def test_a_file_without_rows_to_train_on_is_refused(rows: list[Any], tmp_path: P
         load(write(tmp_path, rows, skip_bad_rows=True))
 
 
-def test_conversations_reach_the_template_without_added_keys(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_conversations_reach_the_template_unchanged(tmp_path: Path, tokenizer: Any) -> None:
     tools = [{"type": "function", "function": {"name": "add", "parameters": {"x": {}}}}]
     rows = [
         {"messages": TURNS, "tools": tools},

@@ -90,7 +90,7 @@ def list_scores(benchmark: BenchmarkEvaluation) -> dict[str, float]:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_texts_score_is_that_of_plain_torch_and_of_the_harness(
+def test_a_text_scores_as_in_torch_and_the_harness(
     kind: str, batch_size: int, tmp_path: Path
 ) -> None:
     model, tokenizer = open_model(kind)
@@ -176,9 +176,7 @@ def test_a_row_that_is_no_text_is_named(rows: list[Any], answer: str, tmp_path: 
         ({"metric": "acc"}, "has no such metric; choose one of byte_probability"),
     ],
 )
-def test_a_setting_that_no_text_has_is_refused(
-    settings: dict[str, Any], answer: str, tmp_path: Path
-) -> None:
+def test_what_no_text_has_is_refused(settings: dict[str, Any], answer: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=answer):
         read_task(write_texts(tmp_path / "docs.jsonl"), **settings)
 

@@ -59,9 +59,7 @@ def test_all_checks_are_tried_here() -> None:
     assert sorted(gpu_checks.CHECKS) == sorted(NAMES + SLOW)
 
 
-def test_answers_that_are_not_the_harnesss_are_told(
-    load: gpu_checks.Load, monkeypatch: Patch
-) -> None:
+def test_answers_unlike_the_harnesss_are_told(load: gpu_checks.Load, monkeypatch: Patch) -> None:
     build_masks = PrefixLM._build_masks
 
     def show_all(lm: Any, positions: Any, segments: Any, n_prefix: int) -> Any:

@@ -24,9 +24,7 @@ def halves(n_right: int, n: int = 100) -> np.ndarray:
         pytest.param(300, 0.30, 0.1, 0.1, marks=pytest.mark.slow),
     ],
 )
-def test_the_interval_covers_the_truth_as_often_as_it_says(
-    n: int, base: float, lost: float, gained: float
-) -> None:
+def test_the_interval_covers_the_truth(n: int, base: float, lost: float, gained: float) -> None:
     truth = (lost - gained) / base
     rates = [forgetting_rate(*draw_scores(n, base, lost, gained, seed)) for seed in range(300)]
     covered = [rate.low <= truth <= rate.high for rate in rates if rate]

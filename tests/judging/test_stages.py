@@ -64,7 +64,7 @@ def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Ev
     assert re.findall(r"−[\d.]+\d", stages_table(judged).outcome) == ["−12.0", "−17.0", "−7.8"]
 
 
-def test_each_stage_says_what_a_single_judgement_says_but_for_the_correction(
+def test_each_stage_is_judged_as_alone_but_for_the_correction(
     stages: dict[str, Evaluation],
 ) -> None:
     judged = judge_stages(stages)
@@ -96,7 +96,7 @@ def ask(evaluation: Evaluation, **fields: Any) -> Evaluation:
     return replace(evaluation, benchmarks=benchmarks)
 
 
-def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
+def test_stages_served_otherwise_are_judged_and_said_to_be(
     stages: dict[str, Evaluation],
 ) -> None:
     half = {"dtype": "bfloat16"}
@@ -120,7 +120,7 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
             judge_stages(stages | {"q4": other})
 
 
-def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
+def test_stages_that_stopped_early_must_stop_at_one_question(
     stages: dict[str, Evaluation],
 ) -> None:
     def stop(n: int) -> Evaluation:
@@ -136,7 +136,7 @@ def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
         judge_stages(stages | {"q4": stop(100), "q3": stop(200)})
 
 
-def test_a_model_that_is_served_otherwise_has_a_line_for_its_weights_and_its_template(
+def test_weights_and_template_of_a_served_model_have_own_lines(
     stages: dict[str, Evaluation],
 ) -> None:
     findings = judge(stages["base"], stages["tuned"])
@@ -185,9 +185,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["base", "tuned", "merged", "q4"]
 
 
-def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
-    logs: list[str], capsys: Capture, tmp_path: Path
-) -> None:
+def test_a_chain_of_logs_has_one_outcome(logs: list[str], capsys: Capture, tmp_path: Path) -> None:
     assert verdict.main(["--chain", *logs]) == 0
     shown = capsys.readouterr().out
     first, second, *_ = shown.splitlines()

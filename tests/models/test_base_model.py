@@ -50,7 +50,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) 
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def test_a_quantized_model_keeps_its_canonical_layout_and_says_what_it_is(
+def test_a_quantized_model_keeps_its_canonical_layout_and_its_facts(
     composed: Compose,
 ) -> None:
     base = load(composed)
@@ -280,7 +280,7 @@ def test_errors_of_every_device_count_as_out_of_memory() -> None:
 
 
 @pytest.mark.hub
-def test_a_model_of_the_hub_is_named_by_its_commit_and_a_gated_one_says_what_to_do(
+def test_a_hub_model_is_named_by_its_commit_and_a_gated_one_is_told(
     composed: Compose,
 ) -> None:
     base = load(composed, "model=smollm2")

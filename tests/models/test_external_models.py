@@ -54,7 +54,7 @@ def open_it(composed: Compose, tuned: Path, *settings: str) -> tuple[LoadedModel
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_an_adapter_answers_as_in_plain_peft(
+def test_an_adapter_answers_as_in_peft(
     quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     folder = save_adapter(tmp_path / "adapter")
@@ -76,7 +76,7 @@ def test_an_adapter_answers_as_in_plain_peft(
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
-def test_a_whole_model_takes_the_place_of_the_base(
+def test_a_whole_model_replaces_the_base(
     quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
@@ -181,9 +181,7 @@ def write_nan(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_pipe_in_the_place_of_a_file_is_refused(
-    name: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_a_pipe_instead_of_a_file_is_refused(name: str, composed: Compose, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter")
     (folder / name).unlink()
     os.mkfifo(folder / name)
@@ -238,9 +236,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
         open_it(composed, folder)
 
 
-def test_a_dora_is_refused_on_int8_before_anything_is_measured(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_dora_on_int8_is_refused_before_measuring(composed: Compose, tmp_path: Path) -> None:
     edit_config(use_dora=True)(folder := save_adapter(tmp_path / "adapter"))
     with pytest.raises(ModelError, match=r"DoRA.* int8 .*quantization"):
         open_it(composed, folder, "quantization=int8")

@@ -186,9 +186,7 @@ def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
 
 
 @pytest.mark.parametrize("owner", ["base", "tuned", "both"])
-def test_buffers_that_older_versions_saved_have_no_scale(
-    owner: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_buffers_of_older_versions_stay(owner: str, composed: Compose, tmp_path: Path) -> None:
     folders = [save_changed(tmp_path / "base"), save_changed(tmp_path / "tuned")]
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     for folder in folders if owner == "both" else [tmp_path / owner]:

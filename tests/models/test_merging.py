@@ -108,7 +108,7 @@ SLOW_TIED = ["head", "both alike", "dora"]
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_tied_weights_are_merged_as_base_and_adapter_answer(
+def test_tied_weights_are_merged_as_they_answer(
     case: str, composed: Compose, tmp_path: Path
 ) -> None:
     make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
@@ -122,9 +122,7 @@ def test_tied_weights_are_merged_as_base_and_adapter_answer(
 @pytest.mark.hub
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_tied_weights_of_a_real_model_are_merged(
-    target: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_real_tied_weights_are_merged(target: str, composed: Compose, tmp_path: Path) -> None:
     config = composed("model=smollm2", "model.dtype=float32", "quantization=none")
     base = load_base_model(config.model, config.quantization)
     make_plain_adapter(tmp_path / "adapter", base.files, target_modules=["q_proj", target])

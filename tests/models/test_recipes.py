@@ -200,9 +200,7 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
         for recipe in ARCHITECTURES
     ],
 )
-def test_a_model_is_asked_trained_and_asked_again(
-    recipe: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_a_model_is_asked_before_and_after(recipe: str, composed: Compose, tmp_path: Path) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)
     reason = explain_no_sharing(run.base.model)
@@ -223,9 +221,7 @@ def test_a_model_is_asked_trained_and_asked_again(
 
 
 @pytest.mark.parametrize("recipe", sorted(THINKING - set(SAME_AS)))
-def test_rows_are_written_as_the_model_is_asked(
-    recipe: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_rows_are_written_as_questions(recipe: str, composed: Compose, tmp_path: Path) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)
     row = run.data.parts[0].train[0]
@@ -243,7 +239,7 @@ def test_rows_are_written_as_the_model_is_asked(
 
 
 @pytest.mark.parametrize("recipe", [*ARCHITECTURES, *SAME_AS])
-def test_a_recipe_brings_rows_and_leaves_the_rest_to_the_user(
+def test_a_recipe_leaves_choices_to_the_user(
     recipe: str, composed: Compose, tmp_path: Path
 ) -> None:
     plain = composed(f"model={recipe}")
@@ -272,9 +268,7 @@ def test_a_recipe_brings_rows_and_leaves_the_rest_to_the_user(
     }
 
 
-def test_plain_prompts_need_no_thinking_to_be_switched_off(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_plain_prompts_switch_no_thinking_off(composed: Compose, tmp_path: Path) -> None:
     """Where no answer is generated, or rows are texts, nothing goes through the template."""
     config = compose_recipe("qwen3_0.6b", composed, tmp_path)
     evaluation = replace(config.evaluation, apply_chat_template="auto")

@@ -76,7 +76,7 @@ def test_seeds_share_what_all_have_in_common(findings: Findings, monkeypatch: Pa
 @pytest.mark.parametrize(
     ("budget", "word"), [(0.9, "PASSED"), (0.02, "FAILED"), (0.5, "CANNOT TELL")]
 )
-def test_every_format_begins_with_the_outcome(
+def test_the_outcome_comes_first(
     budget: float, word: str, findings: Findings, capsys: Capture
 ) -> None:
     off = [name for name in findings.benchmarks if name != "maths"]

@@ -244,9 +244,7 @@ def test_a_warning_has_no_control_characters(capsys: Capture) -> None:
     assert formatter.format(record) == "gone: ␛[2Jx"
 
 
-def test_a_file_gets_plain_lines_where_a_notebook_asks_for_colors(
-    monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_file_gets_plain_lines_also_in_a_notebook(monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with console.progress_bar("training", "steps") as report:
         report(1, 2, "")

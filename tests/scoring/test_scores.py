@@ -711,9 +711,7 @@ def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
         read_benchmarks({"task": "mine", "path": str(file), "score": "contain"})
 
 
-def test_a_pattern_that_goes_on_is_ended_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_pattern_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimdown.scoring.pattern._PATTERN_SECONDS", 0.2)
     rule = read_rule("regex", tmp_path, answer=r"^(\w+\s?)*\d$")
     with pytest.raises(DataError, match=r" 0\.2 seconds"):

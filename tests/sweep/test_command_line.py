@@ -47,7 +47,7 @@ def test_a_wrong_setting_is_answered(line: str) -> None:
     assert answer in "\n".join(refuse(*shlex.split(arguments)))
 
 
-def test_a_mistake_of_a_thousand_jobs_is_told_without_looking_at_them_all(
+def test_a_mistake_of_a_thousand_jobs_is_told_without_reading_them_all(
     monkeypatch: Patch,
 ) -> None:
     check = Mock(side_effect=command_line.load_config)
@@ -146,7 +146,7 @@ GROUP_FILES = [
 
 
 @pytest.mark.parametrize(("file", "content", "answer"), GROUP_FILES)
-def test_a_wrong_group_file_of_ones_own_is_answered(
+def test_a_wrong_group_file_is_answered(
     file: str, content: bytes, answer: str, tmp_path: Path
 ) -> None:
     write_file(tmp_path / "mine" / file, content)
@@ -270,9 +270,7 @@ def test_the_version_and_the_composed_settings_are_shown(tmp_path: Path) -> None
     assert settings["benchmark"]["piqa"]["task"] == "piqa"
 
 
-def test_help_is_shown_where_python_checks_help_texts_first(
-    monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_help_is_shown_where_python_checks_its_texts(monkeypatch: Patch, capsys: Capture) -> None:
     """As Python 3.14 does; one of Hydra's is an object that becomes text when it is shown."""
     add_argument = argparse.ArgumentParser.add_argument
 
@@ -321,9 +319,7 @@ def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:
         ),
     ],
 )
-def test_what_was_set_and_what_a_preset_changes_is_shown(
-    settings: list[str], shown: dict[str, str]
-) -> None:
+def test_what_was_set_or_brought_is_shown(settings: list[str], shown: dict[str, str]) -> None:
     [run] = compose_runs(read_command_line(settings)).runs
     assert run.shown == shown
 

@@ -140,7 +140,7 @@ def test_an_empty_folder_is_answered_with_what_writes_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("inner", ["", "me__model"])
-def test_verdict_one_level_too_high_is_answered_with_the_two_to_name(
+def test_verdict_one_level_too_high_names_two_folders(
     inner: str, folder: Path, capsys: Any
 ) -> None:
     from slimdown.commands import verdict
@@ -171,9 +171,7 @@ def test_a_budget_may_be_a_percentage(folder: Path, capsys: Any) -> None:
     assert shown.count('"budget": 0.05') == 4
 
 
-def test_a_pattern_names_folders_in_the_order_of_their_numbers(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_pattern_names_folders_in_order_of_numbers(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     for step in (100, 50):
         Path(f"it's/checkpoint-{step}").mkdir(parents=True)

@@ -246,7 +246,7 @@ class Panic(BaseException):
 ENDS = [SystemExit(3), MemoryError("no room"), Panic("at byte 3"), ModelError("no such layer")]
 
 
-def test_no_way_of_ending_a_job_ends_the_sweep(
+def test_no_end_of_a_job_ends_the_sweep(
     store: MlflowClient, monkeypatch: Patch, capsys: Capture
 ) -> None:
     ends = iter(ENDS)

@@ -41,9 +41,7 @@ def find_baseline(store: MlflowClient) -> tuple[str, Path]:
     return run.info.run_id, folder / "samples" / f"{KEY}.parquet"
 
 
-def test_a_base_is_found_by_another_run_which_says_whose_it_is(
-    store: MlflowClient, config: RunConfig
-) -> None:
+def test_a_base_is_found_by_another_run_and_named(store: MlflowClient, config: RunConfig) -> None:
     evaluation = measure(config)
     run_id, _ = find_baseline(store)
     assert store.get_run(run_id).info.status == "FINISHED"

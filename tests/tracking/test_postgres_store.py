@@ -64,9 +64,7 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_processes_that_open_a_fresh_database_together_all_succeed(
-    server: str, tmp_path: Path
-) -> None:
+def test_processes_open_a_fresh_database_together(server: str, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom slimdown.config.schema import TrackingConfig\n"
         "from slimdown.tracking.store import find_experiment, open_store\n"

@@ -71,9 +71,7 @@ def test_one_run_is_looked_for_and_no_other_is_read(
     assert len(find_runs(config.tracking, n_newest=1)) == 1
 
 
-def test_all_pages_of_an_answer_are_read(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
+def test_all_pages_are_read(store: MlflowClient, composed: Compose, monkeypatch: Patch) -> None:
     monkeypatch.setattr("slimdown.tracking.store._PAGE", 2)
     config = composed()
     for number in range(3):
@@ -122,9 +120,7 @@ def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Co
         names(filter_string="lora is 2")
 
 
-def test_an_odd_run_is_left_out_with_a_line(
-    store: MlflowClient, config: RunConfig, caplog: Logs
-) -> None:
+def test_an_odd_run_is_left_out(store: MlflowClient, config: RunConfig, caplog: Logs) -> None:
     good, odd = (record_run(config, name) for name in ("good", "odd"))
     artifacts = store.get_run(odd).info.artifact_uri.removeprefix("file://")
     file = Path(artifacts) / "findings.json"
@@ -238,9 +234,7 @@ def test_the_held_out_half_is_found_whatever_the_prompt_says(
     assert "held-out questions" in " ".join(checked.stdout.split())
 
 
-def test_a_setting_whose_secret_is_hidden_is_not_measured_again(
-    store: MlflowClient, config: RunConfig
-) -> None:
+def test_a_setting_with_a_secret_is_not_repeated(store: MlflowClient, config: RunConfig) -> None:
     config.evaluation.system_instruction = "Use api_key=pl4nted in each answer."
     run = find_run(config.tracking, record_run(config, "one"))
     assert "pl4nted" not in str(run)
@@ -283,9 +277,7 @@ def test_an_odd_record_harms_no_other(
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_on_a_server_are_read(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_thousand_runs_are_read(composed: Compose, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serve_mlflow(tmp_path) as (uri, _):

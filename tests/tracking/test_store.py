@@ -164,9 +164,7 @@ def test_a_locked_database_is_one_line(store: MlflowClient) -> None:
     assert "database is locked" in line
 
 
-def test_reading_makes_no_store_and_changes_no_other_database(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_reading_makes_and_changes_no_database(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrackingError, match="there is no record"):
         find_runs(TrackingConfig("sqlite:///mlruns/mlflow.db", "x"))

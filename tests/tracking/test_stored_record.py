@@ -44,9 +44,7 @@ def read_artifact(record: Path, run_id: str, name: str) -> str:
     return (record / "mlruns" / "artifacts" / run_id / "artifacts" / name).read_text()
 
 
-def test_each_is_listed_compared_and_checked_with_its_numbers(
-    record: Path, answers: dict[str, Any]
-) -> None:
+def test_runs_are_listed_compared_and_checked_alike(record: Path, answers: dict[str, Any]) -> None:
     rows = json.loads(call_verb(record, "status", "--format=json").stdout)["rows"]
     stored = answers["status"]["says"]["rows"]
     parts = ("run_id", "status", "name", "outcome")
@@ -62,7 +60,7 @@ def test_each_is_listed_compared_and_checked_with_its_numbers(
         assert done.returncode == answers["check"][name]["exit"], done.stderr
 
 
-def test_each_is_merged_into_the_same_weights(
+def test_runs_merge_into_equal_weights(
     record: Path, answers: dict[str, Any], tmp_path: Path
 ) -> None:
     for name, run_id in answers["ids"].items():
@@ -77,9 +75,7 @@ def test_each_is_merged_into_the_same_weights(
         assert squares == pytest.approx(stored, rel=1e-6)
 
 
-def test_a_run_is_scaled_and_two_are_compared_by_their_answers(
-    record: Path, answers: dict[str, Any]
-) -> None:
+def test_a_run_is_scaled_and_two_are_compared(record: Path, answers: dict[str, Any]) -> None:
     lora, ia3 = (answers["ids"][f"pocket {name}"] for name in ("lora.r=2", "method=ia3"))
     done = call_verb(record, "scale", lora, "--scales=0.5,1", "--format=json")
     assert done.returncode == 0, done.stderr

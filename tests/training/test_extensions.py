@@ -308,9 +308,7 @@ def add_entry_point(folder: Path, group: str, value: str, code: str = "") -> Non
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "doctor"])
-def test_a_broken_extension_is_refused_by_its_package(
-    verb: str, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_broken_extension_is_refused(verb: str, tmp_path: Path, monkeypatch: Patch) -> None:
     code = "raise RuntimeError('no\\nlicense')"
     add_entry_point(tmp_path / "site", "slimdown.mitigations", "odd = odd_code:Odd", code)
     use(tmp_path / "site", monkeypatch)
@@ -452,9 +450,7 @@ def test_what_a_mitigation_adds_to_the_loss_holds_the_model_back(
     assert moved[1] < 0.7 * moved[0]
 
 
-def test_a_package_brings_a_reader_of_logs(
-    three_package: Path, monkeypatch: Patch, tmp_path: Path
-) -> None:
+def test_a_package_reads_logs(three_package: Path, monkeypatch: Patch, tmp_path: Path) -> None:
     for name, n_right in (("base", 90), ("tuned", 30)):
         rows = (f"{i} {int(i < n_right)}\n" for i in range(100))
         (tmp_path / f"{name}.tally").write_text("".join(rows))

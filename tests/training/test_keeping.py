@@ -60,7 +60,7 @@ def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed:
     assert read_labels(mixed.rows.validation) == read_labels(alone.rows.validation)
 
 
-def test_a_distance_on_general_rows_changes_nothing_of_the_rows_themselves(
+def test_a_distance_on_general_rows_leaves_the_rows_as_they_are(
     composed: Compose,
 ) -> None:
     plain = TrainingRun(composed(*SMALL, *GENERAL))
@@ -100,9 +100,7 @@ def test_the_base_writes_rows_once_and_alike(composed: Compose, cache: Path) -> 
 @pytest.mark.parametrize(
     "content", [b"", b'[{"input_ids": [1, 2', b"\0\0", b"[]", b'[{"input_ids": ["a"]}]', b"[7]"]
 )
-def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
-    content: bytes, composed: Compose, cache: Path
-) -> None:
+def test_a_damaged_file_of_rows_is_named(content: bytes, composed: Compose, cache: Path) -> None:
     config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
@@ -113,7 +111,7 @@ def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
     assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
 
 
-def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
+def test_the_base_continues_prompts_and_its_words_are_rows(
     composed: Compose, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
@@ -198,9 +196,7 @@ def test_slimdowns_messages_are_of_all_kinds_from_the_first_on() -> None:
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
-    composed: Compose, cache: Path
-) -> None:
+def test_the_base_answers_messages_once_and_they_are_rows(composed: Compose, cache: Path) -> None:
     run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
     tokenizer, [file] = run.base.tokenizer, cache.iterdir()
     written, rows = json.loads(file.read_text()), list(run.rows.train)[64:]
@@ -435,9 +431,7 @@ def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
     return watcher
 
 
-def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_training_ends_at_its_last_good_look(composed: Compose, tmp_path: Path) -> None:
     """The training that ends by itself at the step that is kept has the same weights."""
     settings = ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
     settings += ["train.learning_rate=1e-5", "train.lr_scheduler_type=constant"]

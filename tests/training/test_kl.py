@@ -21,9 +21,7 @@ from slimdown.tracking.run_files import describe_run
         pytest.param("method=bottleneck", marks=pytest.mark.slow),
     ],
 )
-def test_a_distance_to_the_base_keeps_the_model_near_it(
-    settings: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_it_keeps_the_model_near_its_base(settings: str, composed: Compose, tmp_path: Path) -> None:
     moved = []
     for i, keep in enumerate(["keep=none", "keep=kl keep.weight=30"]):
         steps = ["train.max_steps=8", *keep.split(), *settings.split()]

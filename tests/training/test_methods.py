@@ -89,9 +89,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
 
 
 @pytest.mark.parametrize("method", ["last_layer", "full"])
-def test_a_whole_model_is_saved_as_transformers_loads_it(
-    method: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_transformers_loads_a_whole_model(method: str, composed: Compose, tmp_path: Path) -> None:
     settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
     config = composed(*SMALL, *settings, "train.max_steps=4")
     fresh = load_base_model(config.model, config.quantization)

@@ -37,7 +37,7 @@ def choose(config: RunConfig, card_bytes: float | None) -> Forwards:
     return choose_forwards(config, outline, torch.float32, ROWS, most)
 
 
-def test_the_less_memory_the_smaller_the_forwards_and_always_the_same_step(
+def test_less_memory_makes_smaller_forwards_and_the_same_step(
     composed: Compose,
 ) -> None:
     config = composed("train.gradient_accumulation_steps=2")
@@ -55,9 +55,7 @@ def test_the_less_memory_the_smaller_the_forwards_and_always_the_same_step(
         assert forwards == smallest or estimate(config, forwards, 179) <= share * most
 
 
-def test_a_step_as_it_was_set_leaves_the_settings_as_they_are(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_step_as_it_was_set_leaves_all_settings(composed: Compose, tmp_path: Path) -> None:
     config = composed("train.per_device_eval_batch_size=64")
     set_ = choose(config, None)
     assert not set_.differ_from(config.train)
@@ -91,9 +89,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "keep", [[], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]], ids=str
 )
-def test_a_step_in_several_forwards_is_the_same_step(
-    keep: list[str], composed: Compose, tmp_path: Path
-) -> None:
+def test_forwards_make_the_same_step(keep: list[str], composed: Compose, tmp_path: Path) -> None:
     whole = TrainingRun(composed(*SMALL, *keep))
     split = whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
