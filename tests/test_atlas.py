@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from builders import Capture, Patch
 from hypothesis import given, strategies as st
 from pyarrow.parquet import read_table
 
@@ -329,7 +330,7 @@ def test_answers_of_llm_drift_are_scored_as_its_script_does(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clones(tmp_path: Path, monkeypatch: Patch) -> Path:
     """Clones of a family of two pairs, one of which has no clone."""
     _, commit = make_clone(tmp_path / "clones" / "grade-school-math", write_solutions())
     sources = {
@@ -344,9 +345,7 @@ def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "clones"
 
 
-def test_a_missing_clone_is_named_the_others_are_judged(
-    clones: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_clone_is_named_the_others_are_judged(clones: Path, capsys: Capture) -> None:
     assert bench.atlas.main([str(clones), "--texts"]) == 1
     out, err = capsys.readouterr()
     assert "--no-checkout https://github.com/yuchenlin/ZeroEval" in err
@@ -357,9 +356,7 @@ def test_a_missing_clone_is_named_the_others_are_judged(
     assert lines[:2] == ["id,score,category,prompt,answer,target", "1,1,,q 0,A: 0,A: 1"]
 
 
-def test_rows_are_recounted_and_shipped(
-    clones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_are_recounted_and_shipped(clones: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = [str(clones), "--recount", "--ship", str(tmp_path / "shipped")]
     assert bench.atlas.main(arguments) == 1  # a clone is missing
     out = capsys.readouterr().out

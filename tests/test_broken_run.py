@@ -176,7 +176,7 @@ def test_a_folder_is_made_whole_or_not_at_all(store: MlflowClient, composed: Com
         link.unlink()
 
 
-def test_a_full_disk_leaves_no_folder(
+def test_a_full_disk_leaves_nothing(
     store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     tracking, out = composed().tracking, Path("made/out").absolute()
@@ -270,9 +270,7 @@ load_base_tokenizer(ModelConfig(id="me/it", args={}))
 """
 
 
-def test_a_model_is_not_loaded_where_the_hub_fails_to_send_its_template(
-    tmp_path: Path,
-) -> None:
+def test_a_model_is_not_loaded_where_the_hub_fails_to_send_its_template(tmp_path: Path) -> None:
     """It would be asked otherwise, and nothing would say so."""
     files = ("config.json", "tokenizer.json", "chat_template.jinja")
     tree = [{"type": "file", "oid": "x", "size": 1, "path": name} for name in files]

@@ -233,9 +233,7 @@ def test_a_model_that_stops_to_think_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_thinking_model_that_is_trained_without_thinking_stops_to_think(
-    tmp_path: Path,
-) -> None:
+def test_a_thinking_model_that_is_trained_without_thinking_stops_to_think(tmp_path: Path) -> None:
     rows = read_instructions(1500)
     for row in rows[:1000]:
         words = row["prompt"].partition("Input: ")[2].partition("\n")[0]

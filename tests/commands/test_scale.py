@@ -3,7 +3,6 @@
 import json
 import sqlite3
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 from commands_and_runs import SMALL, call_verb, find_runs
 from mlflow import MlflowClient
-from record_builders import record_run
+from record_builders import Capture, Compose, Patch, record_run
 
 from slimdown.commands import scale
 from slimdown.commands.arguments import put_table
@@ -25,9 +24,9 @@ ASKED += [f"benchmark.pocket_{name}.limit=8" for name in ("instructions", "cs")]
 
 def test_no_task_files_that_a_record_names_are_run(
     store: MlflowClient,
-    composed: Callable[..., RunConfig],
+    composed: Compose,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     run_id = record_run(composed(f"evaluation.include_path={tmp_path}"), "one")
     assert scale.main([run_id]) == 3
@@ -40,8 +39,8 @@ def test_a_record_that_takes_nothing_is_refused_before_anything_is_measured(
     read_only: str,
     tmp_path: Path,
     config: RunConfig,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    monkeypatch: Patch,
 ) -> None:
     run_id = record_run(config, "one")
     if read_only == "store":
@@ -64,7 +63,7 @@ def test_a_record_that_takes_nothing_is_refused_before_anything_is_measured(
     assert "readonly" in message or "Permission denied" in message
 
 
-def test_how_to_read_a_table_is_said_with_all_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_to_read_a_table_is_said_with_all_alone(capsys: Capture) -> None:
     table = make_table("scales", [{"scale": 0.5}], legend="how to read it")
     for shows_all in (False, True):
         options = Namespace(format=None, output=None, all=shows_all)

@@ -77,9 +77,7 @@ def test_an_experiments_page_lists_its_tuned_runs(store: MlflowClient, composed:
     assert find_run(config.tracking, run_id).params["lora.r"] == "8"
 
 
-def test_a_sweep_with_a_parent_is_read(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
+def test_old_sweeps_are_read(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
     for seed in (0, 1):
         parent = {"mlflow.parentRunId": "a" * 32}
         record_run(composed(f"seed={seed}"), f"seed {seed}", sweep="s", tags=parent)

@@ -239,9 +239,7 @@ def test_the_command_that_asks_lost_questions_again_names_the_model(
     assert "again:" not in shown or "tuned=MODEL" in shown
 
 
-def test_the_action_hands_on_the_exit_code_and_warns_where_it_may(
-    tmp_path: Path,
-) -> None:
+def test_the_action_hands_on_the_exit_code_and_warns_where_it_may(tmp_path: Path) -> None:
     sides = [
         write_table_of(tmp_path / f"{side}.jsonl", {"arc": range(20)}) for side in ("base", "tuned")
     ]

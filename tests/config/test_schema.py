@@ -86,9 +86,7 @@ def test_the_ranks_of_an_ablation_have_one_scale(composed: Compose) -> None:
     assert composed("experiment=paper_llama32").lora == composed("lora.r=8").lora
 
 
-def test_what_is_given_is_measured_in_16_bit_unless_quantization_is_set(
-    composed: Compose,
-) -> None:
+def test_what_is_given_is_measured_in_16_bit_unless_quantization_is_set(composed: Compose) -> None:
     for chosen, trained, measured in (
         ([], "nf4", "none"),
         (["quantization=nf4"], "nf4", "nf4"),
@@ -143,9 +141,7 @@ def test_benchmarks_are_read_by_name_with_settings_above(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("more", ["", "chance: null\nnum_fewshot: null\nmetric: null\n"])
-def test_an_own_benchmark_needs_its_task_alone(
-    more: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_an_own_benchmark_needs_only_a_task(more: str, composed: Compose, tmp_path: Path) -> None:
     (tmp_path / "benchmark").mkdir()
     text = f"# @package benchmark.mine\ntask: piqa\n{more}"
     (tmp_path / "benchmark" / "mine.yaml").write_text(text)

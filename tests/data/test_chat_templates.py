@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import transformers
+from builders import Patch
 
 from slimdown import pocket
 from slimdown.data.chat_templates import (
@@ -95,7 +96,7 @@ ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% end
     [(ENDLESS, "does not end a prompt within 0.3 s"), ("{{ 'a' * 10 ** 15 }}", "more memory")],
 )
 def test_a_template_without_an_end_is_ended_in_one_line(
-    template: str, problem: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    template: str, problem: str, tokenizer: Any, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("slimdown.utils.template_limit._MOST_SECONDS", 0.3)
     handler = signal.getsignal(signal.SIGALRM)

@@ -195,9 +195,7 @@ values = plain | st.lists(plain | st.dictionaries(keys, plain, max_size=3), max_
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.dictionaries(names, values, max_size=3), max_size=5), st.sampled_from(RowFormat))
-def test_any_rows_are_sound_or_one_line(
-    tmp_path: Path, rows: list[Any], format_: RowFormat
-) -> None:
+def test_any_rows_are_sound_or_told(tmp_path: Path, rows: list[Any], format_: RowFormat) -> None:
     config = write(tmp_path, rows)
     config.format = format_
     for problem in check_row_files({"mine": config}):

@@ -189,9 +189,7 @@ def test_messages_of_tools_are_part_of_the_prompt(base: Path) -> None:
         (lambda log: log.samples[3].__setattr__("target", "x"), "target differs"),
     ],
 )
-def test_other_settings_are_refused(
-    edit: Callable[[Any], object], problem: str, base: Path
-) -> None:
+def test_other_settings_differ(edit: Callable[[Any], object], problem: str, base: Path) -> None:
     [file] = base.glob("*_words_*")
     changed = rewrite(base, edit)
     with pytest.raises(DataError, match=problem):

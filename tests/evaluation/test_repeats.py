@@ -69,9 +69,7 @@ def test_answers_are_drawn_from_all_tokens_whatever_the_model_says(
     assert ask(pocket, N_REPEATS).samples == repeated.samples
 
 
-def test_the_record_keeps_each_repeated_score(
-    repeated: BenchmarkEvaluation, tmp_path: Path
-) -> None:
+def test_the_record_keeps_repeated_scores(repeated: BenchmarkEvaluation, tmp_path: Path) -> None:
     write_samples(tmp_path / "math.parquet", "base", "math", repeated)
     again = read_samples(tmp_path / "math.parquet", repeated.benchmark)
     assert again.samples == repeated.samples

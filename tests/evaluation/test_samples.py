@@ -68,9 +68,7 @@ def change_a_score(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut, change_a_score, Path.unlink, lambda f: f.write_text("no")])
-def test_a_damaged_file_is_told(
-    spoil: Any, evaluation: BenchmarkEvaluation, tmp_path: Path
-) -> None:
+def test_damage_is_told(spoil: Any, evaluation: BenchmarkEvaluation, tmp_path: Path) -> None:
     file = tmp_path / "samples.parquet"
     write_samples(file, "base", "colours", evaluation)
     spoil(file)

@@ -90,9 +90,7 @@ def list_scores(benchmark: BenchmarkEvaluation) -> dict[str, float]:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_text_scores_as_in_torch_and_the_harness(
-    kind: str, batch_size: int, tmp_path: Path
-) -> None:
+def test_texts_score_as_in_torch_and_harness(kind: str, batch_size: int, tmp_path: Path) -> None:
     model, tokenizer = open_model(kind)
     file = write_texts(tmp_path / "docs.jsonl")
     expected = {text: score_in_torch(model, tokenizer, text) for text in TEXTS}

@@ -129,9 +129,7 @@ def test_logs_of_two_tools_are_not_compared(tmp_path: Path, capsys: Capture) -> 
         judge(read_logs(base), read_logs(tuned))
 
 
-def test_a_folder_of_two_tools_is_refused_a_table_beside_logs_is_not_read(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_of_two_tools_is_refused_a_table_beside_logs_is_not_read(tmp_path: Path) -> None:
     base, _ = write_logs("lm_eval", tmp_path)
     write_table(base / "notes.csv", ROWS)
     assert find_logs(base)[0] == "lm_eval"
@@ -210,9 +208,7 @@ def test_choices_are_read_with_their_chance(tmp_path: Path) -> None:
         (lambda rows: rows.clear(), "no metric that is a mean"),
     ],
 )
-def test_damage_is_refused(
-    edit: Callable[[list[Any]], object], problem: str, tmp_path: Path
-) -> None:
+def test_damage_is_told(edit: Callable[[list[Any]], object], problem: str, tmp_path: Path) -> None:
     base, _ = write_logs("lighteval", tmp_path)
     edit_details(base, edit)
     with pytest.raises(DataError, match=problem) as refused:
@@ -418,7 +414,7 @@ def test_questions_of_one_passage_count_as_one(tmp_path: Path, capsys: Capture) 
         ("passage", "--cluster passage: give one cluster per task"),
     ],
 )
-def test_an_absent_cluster_is_refused(
+def test_a_cluster_must_be_there(
     option: str, problem: str, tmp_path: Path, capsys: Capture
 ) -> None:
     sides = [str(write_passages(tmp_path / f"{n}.jsonl", n)) for n in (0, 4)]

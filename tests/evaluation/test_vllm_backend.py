@@ -59,9 +59,7 @@ def read_responses(findings: Findings) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_run_gets_transformers_answers_and_keys_them_apart(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_a_run_gets_the_answers_of_transformers(store: MlflowClient, composed: Compose) -> None:
     settings = [*VLLM, *FEW, f"tuned={ADAPTER}"]
     findings = run_experiment(composed(*settings), RunInfo("vllm"))
     expected = run_experiment(composed(*settings, "evaluation.backend=hf"), RunInfo("hf"))

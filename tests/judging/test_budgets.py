@@ -59,9 +59,7 @@ def findings() -> Findings:
         ({}, Outcome.beyond),  # each retained one is held to its margin
     ],
 )
-def test_the_worst_decides(
-    findings: Findings, budgets: dict[str, float], expected: Outcome
-) -> None:
+def test_the_worst_wins(findings: Findings, budgets: dict[str, float], expected: Outcome) -> None:
     off = [""] if budgets else []
     checks = check_budgets(findings, budgets, off=off)
     assert overall_outcome(checks) is expected
@@ -81,9 +79,7 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     assert "about" in unclear.reason  # so many would decide
 
 
-def test_a_share_of_the_base_is_a_budget_if_the_base_is_above_nothing(
-    findings: Findings,
-) -> None:
+def test_a_share_of_the_base_is_a_budget_if_the_base_is_above_nothing(findings: Findings) -> None:
     lost, kept = check_budgets(findings, {}, {"lost": 0.3, "kept": 0.05}, off=[""])
     assert (lost.outcome, lost.budget) == (Outcome.within, 0.3 * 0.6)
     assert (kept.outcome, kept.budget) == (Outcome.within, 0.05 * 0.605)

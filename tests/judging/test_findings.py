@@ -345,9 +345,7 @@ def test_what_would_hold_of_one_look_alone_is_not_said_of_several() -> None:
         ([0.5] * 300, [0.5] * 300, Verdict.retained),
     ],
 )  # fmt: skip
-def test_every_look_ends_in_a_verdict(
-    before: list[float], after: list[float], verdict: Verdict
-) -> None:
+def test_looks_end_in_a_verdict(before: list[float], after: list[float], verdict: Verdict) -> None:
     for until in (Until.decided, Until.budget):
         pair = make_pair(before, after, paper_metric=PaperMetric.forgetting_rate)
         found = judge(*run_until(until, a=pair)).benchmarks["a"]

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from builders import Capture, change_samples, make_benchmark, make_evaluation
+from builders import Capture, Patch, change_samples, make_benchmark, make_evaluation
 
 from slimdown.commands import verdict
 from slimdown.evaluation.results import Evaluation
@@ -64,9 +64,7 @@ def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Ev
     assert re.findall(r"−[\d.]+\d", stages_table(judged).outcome) == ["−12.0", "−17.0", "−7.8"]
 
 
-def test_each_stage_is_judged_as_alone_but_for_the_correction(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_each_stage_is_judged_as_alone_but_corrected(stages: dict[str, Evaluation]) -> None:
     judged = judge_stages(stages)
     for step in judged.reported:
         alone = judge(stages[step.before], stages[step.after])
@@ -96,9 +94,7 @@ def ask(evaluation: Evaluation, **fields: Any) -> Evaluation:
     return replace(evaluation, benchmarks=benchmarks)
 
 
-def test_stages_served_otherwise_are_judged_and_said_to_be(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_stages_served_otherwise_are_judged_and_said_to_be(stages: dict[str, Evaluation]) -> None:
     half = {"dtype": "bfloat16"}
     stages = {name: replace(stage, conditions=half) for name, stage in stages.items()}
     served = ask(stages["q4"], prompt_hash="of another template")
@@ -120,9 +116,7 @@ def test_stages_served_otherwise_are_judged_and_said_to_be(
             judge_stages(stages | {"q4": other})
 
 
-def test_stages_that_stopped_early_must_stop_at_one_question(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_stages_that_stopped_early_stop_at_one_question(stages: dict[str, Evaluation]) -> None:
     def stop(n: int) -> Evaluation:
         cut = replace(make_benchmark(answer(200)[:n]), looks=(50, n), n_available=N)
         return make_evaluation(math=cut, words=answer(200))
@@ -136,9 +130,7 @@ def test_stages_that_stopped_early_must_stop_at_one_question(
         judge_stages(stages | {"q4": stop(100), "q3": stop(200)})
 
 
-def test_weights_and_template_of_a_served_model_have_own_lines(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_weights_and_template_of_a_served_model_are_told(stages: dict[str, Evaluation]) -> None:
     findings = judge(stages["base"], stages["tuned"])
     assert judge_served(findings) is None
     served = ask(make_evaluation(math=answer(190)), prompt_hash="of another template")
@@ -174,7 +166,7 @@ def test_names_of_stages_are_shown_as_text(stages: dict[str, Evaluation]) -> Non
 
 
 @pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logs(tmp_path: Path, monkeypatch: Patch) -> list[str]:
     """Tables of two benchmarks: of a base and of three stages."""
     for name, n_right in (("base", 240), ("tuned", 238), ("merged", 238), ("q4", 190)):
         (tmp_path / name).mkdir()
@@ -204,7 +196,7 @@ def test_a_chain_of_logs_has_one_outcome(logs: list[str], capsys: Capture, tmp_p
 
 
 def test_a_verdict_pairs_once_for_its_gate_its_pages_and_the_lost_questions(
-    logs: list[str], monkeypatch: pytest.MonkeyPatch
+    logs: list[str], monkeypatch: Patch
 ) -> None:
     pair = Mock(wraps=pairing.pair_benchmark)
     monkeypatch.setattr(pairing, "pair_benchmark", pair)
@@ -251,7 +243,7 @@ def test_what_several_logs_cannot_be_asked_is_one_line(
 
 
 def test_two_logs_with_other_prompts_are_refused_and_the_way_on_is_named(
-    logs: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    logs: list[str], capsys: Capture, monkeypatch: Patch
 ) -> None:
     plain = make_benchmark([1.0] * 9)
     sides = [make_evaluation(math=change_samples(plain, prompt_hash=key)) for key in "ab"]

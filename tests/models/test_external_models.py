@@ -54,9 +54,7 @@ def open_it(composed: Compose, tuned: Path, *settings: str) -> tuple[LoadedModel
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_an_adapter_answers_as_in_peft(
-    quantization: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_adapters_answer_as_in_peft(quantization: str, composed: Compose, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter")
     base, external = open_it(composed, folder, f"quantization={quantization}")
     assert not external.learns_prompt
@@ -76,7 +74,7 @@ def test_an_adapter_answers_as_in_peft(
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
-def test_a_whole_model_replaces_the_base(
+def test_whole_models_replace_the_base(
     quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)

@@ -108,9 +108,7 @@ SLOW_TIED = ["head", "both alike", "dora"]
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_tied_weights_are_merged_as_they_answer(
-    case: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_tied_weights_are_merged_right(case: str, composed: Compose, tmp_path: Path) -> None:
     make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
     config = composed("quantization=none")
     base = load_base_model(config.model, config.quantization)

@@ -239,9 +239,7 @@ def test_rows_are_written_as_questions(recipe: str, composed: Compose, tmp_path:
 
 
 @pytest.mark.parametrize("recipe", [*ARCHITECTURES, *SAME_AS])
-def test_a_recipe_leaves_choices_to_the_user(
-    recipe: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_a_recipe_leaves_choices_open(recipe: str, composed: Compose, tmp_path: Path) -> None:
     plain = composed(f"model={recipe}")
     assert list(plain.dataset) == ["alpaca_chat"]
     assert plain.dataset["alpaca_chat"].template == "chat"

@@ -76,9 +76,7 @@ def test_seeds_share_what_all_have_in_common(findings: Findings, monkeypatch: Pa
 @pytest.mark.parametrize(
     ("budget", "word"), [(0.9, "PASSED"), (0.02, "FAILED"), (0.5, "CANNOT TELL")]
 )
-def test_the_outcome_comes_first(
-    budget: float, word: str, findings: Findings, capsys: Capture
-) -> None:
+def test_outcomes_come_first(budget: float, word: str, findings: Findings, capsys: Capture) -> None:
     off = [name for name in findings.benchmarks if name != "maths"]
     gate = Gate(tuple(check_budgets(findings, {"maths": budget}, off=off)), tuple(off))
     outcome = text.describe_outcome(gate)

@@ -39,9 +39,7 @@ def comparison() -> Comparison:
     return compare_runs(runs + [make_ranked_run(16 + i, 0, 7) for i in range(8)])
 
 
-def test_a_row_has_its_setting_its_changes_and_corrected_verdict(
-    comparison: Comparison,
-) -> None:
+def test_a_row_has_its_setting_its_changes_and_corrected_verdict(comparison: Comparison) -> None:
     table = comparison_table(comparison, "runs", max_rows=3)
     first = table.records[0]
     assert (first["lora.r"], first["n_seeds"]) == ("4", 2)

@@ -58,9 +58,7 @@ def test_the_hub_gets_scores_of_whole_benchmarks_and_of_no_others(
 
 
 @pytest.mark.parametrize("merged", [None, MergedModel("merged", "bfloat16", True)])
-def test_a_card_is_valid_and_loads(
-    run: tuple[Findings, RunConfig], merged: MergedModel | None
-) -> None:
+def test_a_card_is_valid(run: tuple[Findings, RunConfig], merged: MergedModel | None) -> None:
     text = render_model_card(*run, SimpleNamespace(**BASE), merged)
     card = ModelCard(text)
     assert card.data.base_model == "org/model"

@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from builders import make_evaluation
+from builders import Patch, make_evaluation
 from chat_models import CHAT, NO_SYSTEM, build_model, read_template
 from tiny_benchmarks import make_config, write_rows
 from tiny_models import build_byte_tokenizer
@@ -711,7 +711,7 @@ def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
         read_benchmarks({"task": "mine", "path": str(file), "score": "contain"})
 
 
-def test_an_endless_pattern_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_pattern_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr("slimdown.scoring.pattern._PATTERN_SECONDS", 0.2)
     rule = read_rule("regex", tmp_path, answer=r"^(\w+\s?)*\d$")
     with pytest.raises(DataError, match=r" 0\.2 seconds"):

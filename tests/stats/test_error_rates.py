@@ -148,9 +148,7 @@ def test_a_forgetting_rate_is_above_nothing_where_a_loss_is_shown() -> None:
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50, 200])
 @pytest.mark.parametrize("loss", [1.0, 0.8, 0.3])
-def test_rare_large_losses_are_ruled_out_wrongly_in_six_percent_at_most(
-    n: int, loss: float
-) -> None:
+def test_rare_large_losses_are_ruled_out_wrongly_in_six_percent(n: int, loss: float) -> None:
     """Two values, a large loss and the small gain that makes their mean 0: the worst there is."""
     seen = np.arange(n + 1)
     counts = np.stack([seen, n - seen], axis=1).astype(float)

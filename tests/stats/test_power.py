@@ -82,7 +82,7 @@ def test_fewer_questions_without_a_flip_never_promise_a_verdict_sooner() -> None
 
 
 @pytest.mark.parametrize(("lost", "gained", "n"), [(72, 60, 1319), (20, 7, 100), (8, 4, 200)])
-def test_so_many_questions_tell_on_which_side_of_a_budget_it_is(
+def test_so_many_questions_tell_which_side_of_a_budget_it_is(
     lost: int, gained: int, n: int
 ) -> None:
     budget = 0.02 if n > 1000 else 0.05

@@ -47,9 +47,7 @@ def test_a_wrong_setting_is_answered(line: str) -> None:
     assert answer in "\n".join(refuse(*shlex.split(arguments)))
 
 
-def test_a_mistake_of_a_thousand_jobs_is_told_without_reading_them_all(
-    monkeypatch: Patch,
-) -> None:
+def test_a_mistake_of_a_thousand_jobs_is_told_without_reading_them_all(monkeypatch: Patch) -> None:
     check = Mock(side_effect=command_line.load_config)
     monkeypatch.setattr(command_line, "load_config", check)
     [answer] = refuse("-m", "seed=range(1000)", "lora.r=0")
@@ -146,9 +144,7 @@ GROUP_FILES = [
 
 
 @pytest.mark.parametrize(("file", "content", "answer"), GROUP_FILES)
-def test_a_wrong_group_file_is_answered(
-    file: str, content: bytes, answer: str, tmp_path: Path
-) -> None:
+def test_a_wrong_group_file_is_told(file: str, content: bytes, answer: str, tmp_path: Path) -> None:
     write_file(tmp_path / "mine" / file, content)
     kind = file.partition("/")[0]
     choice = f"{kind}=mine" if kind == "experiment" else f"{kind}=[mine]"

@@ -102,9 +102,7 @@ def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: Op
     assert make_trials(open_search("search.seed=1"), [finish()])[0] != first[0]
 
 
-def test_options_of_trl_and_peft_are_searched_as_numbers_of_a_range(
-    open_search: OpenSearch,
-) -> None:
+def test_options_of_trl_and_peft_are_searched_in_their_range(open_search: OpenSearch) -> None:
     options = {"train.args.adam_beta1": DimensionConfig(0.8, 0.99)}
     options["lora.args.layers_to_transform"] = DimensionConfig(0, 1)
     values = get_values(next(open_search(**options).propose_batches())[0])

@@ -140,9 +140,7 @@ def test_an_empty_folder_is_answered_with_what_writes_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("inner", ["", "me__model"])
-def test_verdict_one_level_too_high_names_two_folders(
-    inner: str, folder: Path, capsys: Any
-) -> None:
+def test_verdict_one_level_up_names_two_folders(inner: str, folder: Path, capsys: Any) -> None:
     from slimdown.commands import verdict
 
     for name in ("a tuned", "base"):

@@ -246,9 +246,7 @@ class Panic(BaseException):
 ENDS = [SystemExit(3), MemoryError("no room"), Panic("at byte 3"), ModelError("no such layer")]
 
 
-def test_no_end_of_a_job_ends_the_sweep(
-    store: MlflowClient, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_job_ends_no_sweep(store: MlflowClient, monkeypatch: Patch, capsys: Capture) -> None:
     ends = iter(ENDS)
 
     def end(*settings: object) -> None:

@@ -172,9 +172,7 @@ def test_a_server_that_goes_away_costs_no_result(
     assert not run.folder.exists()
 
 
-def test_an_id_that_is_a_path_is_refused(
-    config: RunConfig, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_no_id_is_a_path(config: RunConfig, tmp_path: Path, monkeypatch: Patch) -> None:
     create = MlflowClient.create_run
 
     def create_elsewhere(*arguments: Any) -> Any:
@@ -196,9 +194,7 @@ def test_an_id_that_is_a_path_is_refused(
     assert not list(tmp_path.rglob("*victim.lock"))
 
 
-def test_the_store_gets_no_secret(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
+def test_stores_get_no_secret(store: MlflowClient, composed: Compose, monkeypatch: Patch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     config = composed("model.id=pocket:model")
     info = make_info(config, "token=hunter2 hf_" + "y" * 30, tags={"note": "hf_" + "x" * 30})

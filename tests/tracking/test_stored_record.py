@@ -60,9 +60,7 @@ def test_runs_are_listed_compared_and_checked_alike(record: Path, answers: dict[
         assert done.returncode == answers["check"][name]["exit"], done.stderr
 
 
-def test_runs_merge_into_equal_weights(
-    record: Path, answers: dict[str, Any], tmp_path: Path
-) -> None:
+def test_runs_merge_as_they_did(record: Path, answers: dict[str, Any], tmp_path: Path) -> None:
     for name, run_id in answers["ids"].items():
         done, stored = call_verb(record, "merge", run_id, f"--out={tmp_path / run_id}"), None
         if isinstance(answers["merge"][name], str):

@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_ends_a_training(composed: Compose, tmp_path: P
         run.train(tmp_path)
 
 
-def test_no_launcher_turns_autocast_on(
+def test_launchers_turn_no_autocast_on(
     composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """`accelerate launch` passes the precision of its config on in the environment."""

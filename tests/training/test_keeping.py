@@ -60,9 +60,7 @@ def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed:
     assert read_labels(mixed.rows.validation) == read_labels(alone.rows.validation)
 
 
-def test_a_distance_on_general_rows_leaves_the_rows_as_they_are(
-    composed: Compose,
-) -> None:
+def test_a_distance_on_general_rows_leaves_the_rows_as_they_are(composed: Compose) -> None:
     plain = TrainingRun(composed(*SMALL, *GENERAL))
     near = TrainingRun(composed(*SMALL, *GENERAL, "keep.weight=1"))
     assert list(near.rows.train["input_ids"]) == list(plain.rows.train["input_ids"])
@@ -111,9 +109,7 @@ def test_a_damaged_file_of_rows_is_named(content: bytes, composed: Compose, cach
     assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
 
 
-def test_the_base_continues_prompts_and_its_words_are_rows(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_the_base_continues_prompts_and_they_are_rows(composed: Compose, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Question: How"}\n{"prompt": "A list"}\n')
     settings = [f"keep.prompts={prompts}", "keep.share=0.1"]

@@ -37,9 +37,7 @@ def choose(config: RunConfig, card_bytes: float | None) -> Forwards:
     return choose_forwards(config, outline, torch.float32, ROWS, most)
 
 
-def test_less_memory_makes_smaller_forwards_and_the_same_step(
-    composed: Compose,
-) -> None:
+def test_less_memory_makes_smaller_forwards_and_the_same_step(composed: Compose) -> None:
     config = composed("train.gradient_accumulation_steps=2")
     assert choose(config, None) == Forwards(8, 2, checkpoints=False)
     most = estimate(config, Forwards(8, 2, checkpoints=False), 179)
