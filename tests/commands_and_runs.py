@@ -61,6 +61,13 @@ def call_verb(folder: Path, verb: str, *arguments: str) -> Result:
     return Result([verb, *arguments], code, out.getvalue(), err.getvalue())
 
 
+def succeed(folder: Path, verb: str, *arguments: str) -> Result:
+    """Do what `slimdown VERB ...` does in a folder, where it must succeed."""
+    done = call_verb(folder, verb, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def find_runs(client: MlflowClient, kind: str = "tuned") -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.`slimdown.kind` = '{kind}'"

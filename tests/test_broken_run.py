@@ -25,6 +25,7 @@ from commands_and_runs import (
     kill_at_first_checkpoint,
     run_command,
     serve,
+    succeed,
 )
 from mlflow import MlflowClient
 from record_builders import Capture, Compose, Patch, copy_store
@@ -42,8 +43,7 @@ from slimdown.utils.errors import ConfigError, SlimdownError
 
 
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
-    done = call_verb(tmp_path, "sizes", "lora.r=4,8")
-    assert done.returncode == 0, done.stderr
+    done = succeed(tmp_path, "sizes", "lora.r=4,8")
     assert done.stderr == ""
     assert "28,672" in done.stdout or "28.7" in done.stdout, done.stdout  # trained at rank 8
     done = call_verb(tmp_path, "sizes", "lora.target_modules=[nope]")
@@ -58,8 +58,7 @@ def test_a_killed_run_goes_on_with_its_command(migrated_store: Path, tmp_path: P
     kill_at_first_checkpoint(tmp_path, "slimdown.run", *settings)
     [run] = find_runs(client)
     assert run.info.status == "RUNNING"
-    done = call_verb(tmp_path, "run", *settings)
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "run", *settings)
     [run] = find_runs(client)
     assert run.info.status == "FINISHED"
     assert len(find_runs(client, "baseline")) == 1

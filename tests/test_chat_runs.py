@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_sample
-from commands_and_runs import call_verb, run_command
+from commands_and_runs import call_verb, run_command, succeed
 from mlflow import MlflowClient
 from record_builders import Compose, Patch, copy_store
 from tiny_models import TEMPLATE, save_chatty_pocket
@@ -64,8 +64,7 @@ def read_findings(folder: Path, out: str) -> dict[str, Any]:
 
 def test_conversations_are_asked_about_through_the_template(folder: Path) -> None:
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
-    chat = call_verb(folder, "run", *model, "dataset.file.path=chat.jsonl")
-    assert chat.returncode == 0, chat.stderr
+    chat = succeed(folder, "run", *model, "dataset.file.path=chat.jsonl")
     conditions = read_findings(folder, chat.stdout)["conditions"]
     assert conditions["pocket_math.apply_chat_template"] == "True"
     assert not any(key.startswith("pocket_cs.") for key in conditions)
@@ -75,14 +74,10 @@ def test_conversations_are_asked_about_through_the_template(folder: Path) -> Non
     places = (folder / "mlruns/artifacts/models").glob("*/artifacts/adapter_config.json")
     adapter = next(places).parent
     assert (adapter / "chat_template.jinja").is_file()
-    tuned = call_verb(
-        folder, "run", "model=pocket", "model.id=chatty", *FEW[2:], f"tuned={adapter}"
-    )
-    assert tuned.returncode == 0, tuned.stderr
+    tuned = succeed(folder, "run", "model=pocket", "model.id=chatty", *FEW[2:], f"tuned={adapter}")
     assert read_findings(folder, tuned.stdout)["conditions"] == conditions
 
-    plain = call_verb(folder, "run", *model, "dataset.file.path=plain.jsonl")
-    assert plain.returncode == 0, plain.stderr
+    plain = succeed(folder, "run", *model, "dataset.file.path=plain.jsonl")
     assert (
         "pocket_math.apply_chat_template" not in read_findings(folder, plain.stdout)["conditions"]
     )
@@ -95,8 +90,7 @@ def test_a_run_keeps_what_its_base_answered(folder: Path, monkeypatch: Patch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
     keep = ["dataset.file.path=chat.jsonl", "keep=auto"]
-    done = call_verb(folder, "run", *model, *keep)
-    assert done.returncode == 0, done.stderr
+    done = succeed(folder, "run", *model, *keep)
     page = find_page(folder, done.stdout)
     assert "dialogues: " in unescape(page.read_text())
     rows = page.with_name("written_rows.jsonl")
@@ -104,8 +98,7 @@ def test_a_run_keeps_what_its_base_answered(folder: Path, monkeypatch: Patch) ->
     assert [turn["role"] for turn in first["messages"]] == ["user", "assistant"]
     assert "of whole conversations" in " ".join(done.stdout.split())
     # its rows are a dataset like any other, and an equal command is finished
-    trained = call_verb(folder, "run", *model, f"dataset.file.path={rows}", "--plan")
-    assert trained.returncode == 0, trained.stderr
+    succeed(folder, "run", *model, f"dataset.file.path={rows}", "--plan")
     again = call_verb(folder, "run", *model, *keep)
     assert "finished before" in again.stdout
 
@@ -116,8 +109,7 @@ def test_a_plan_says_where_rows_and_prompts_part_and_what_is_thought_about(folde
     (folder / "thinking" / "chat_template.jinja").write_text(switched)
 
     def plan(*settings: str) -> str:
-        done = call_verb(folder, "run", "model=pocket", "dataset=[file]", *FEW, "--plan", *settings)
-        assert done.returncode == 0, done.stderr
+        done = succeed(folder, "run", "model=pocket", "dataset=[file]", *FEW, "--plan", *settings)
         return done.stdout
 
     chat = ["model.id=chatty", "dataset.file.path=chat.jsonl"]
@@ -157,8 +149,7 @@ def test_a_suites_benchmark_without_data_is_not_run(store: MlflowClient, tmp_pat
     )
     settings = ["train.max_steps=2", "dataset.pocket_instructions.max_examples=20"]
     settings.append(f"evaluation.include_path={tmp_path / 'tasks'}")
-    done = call_verb(tmp_path, "run", *settings, "--config-dir", "own", "suite=mine")
-    assert done.returncode == 0, done.stderr
+    done = succeed(tmp_path, "run", *settings, "--config-dir", "own", "suite=mine")
     assert "Not run: gone" in " ".join(done.stdout.split())
     assert read_findings(tmp_path, done.stdout)["not_run"].keys() == {"gone"}
     alone = call_verb(tmp_path, "run", *settings, "benchmark=[gone]")

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import SMALL, Result, call_verb, find_runs, find_trained
+from commands_and_runs import SMALL, Result, call_verb, find_runs, find_trained, succeed
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
@@ -31,8 +31,7 @@ def read_artifact(client: MlflowClient, run: Run, path: str) -> Any:
 def sweep(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """Two ranks of the embedded world, swept as on the project's card."""
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("sweep"))
-    done = call_verb(folder, "run", "-m", "lora.r=4,8", *SMALL)
-    assert done.returncode == 0, done.stderr
+    done = succeed(folder, "run", "-m", "lora.r=4,8", *SMALL)
     return folder, done
 
 
@@ -100,8 +99,7 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
     run, _ = find_runs(client)[:2]
     budgets = ["--max-loss", "0.99", "pocket_instructions=0.99"]
     register = ["--register", "support", "--alias", "champion"]
-    done = call_verb(sweep[0], "check", run.info.run_id, *budgets, *register)
-    assert done.returncode == 0, done.stderr
+    succeed(sweep[0], "check", run.info.run_id, *budgets, *register)
     monkeypatch.chdir(sweep[0])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -153,8 +151,7 @@ def test_the_console_shows_the_results(sweep: tuple[Path, Result], client: Mlflo
 def test_a_given_adapter_is_judged_alike(sweep: tuple[Path, Result], client: MlflowClient) -> None:
     run, _ = find_runs(client)
     adapter = find_trained(client, run.info.run_id)
-    done = call_verb(sweep[0], "run", f"tuned={adapter}", *SMALL[3:])
-    assert done.returncode == 0, done.stderr
+    succeed(sweep[0], "run", f"tuned={adapter}", *SMALL[3:])
     judged = find_runs(client)[-1]
     expected = read_artifact(client, run, "findings.json")["benchmarks"]
     assert read_artifact(client, judged, "findings.json")["benchmarks"] == expected

@@ -107,7 +107,6 @@ def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsy
     row = next(row for row in answer["rows"] if row["benchmark"] == "pocket_cs")
     assert row["budget"] == 0.3
     findings = find_run(compose_config().tracking, name).findings
-    assert findings is not None
     d = findings.benchmarks["pocket_cs"].primary.difference
     # of two budgets, each shown to be beyond: the second of Holm's steps, or the first
     bounds = (
@@ -266,7 +265,6 @@ def test_lost_questions_are_written_as_own_questions_and_those_held_out_stay(
         assert check.main([name, "--lost", str(file), "--max-loss", "off", "pocket_cs=0.9"]) == 0
         rows = read_questions(str(file), "exact")
         findings = find_run(compose_config().tracking, name).findings
-        assert findings is not None
         counts[name] = sum(lost.n_lost for lost in findings.lost_answers.values())
         assert len(rows) == counts[name]
         shown = capsys.readouterr().err

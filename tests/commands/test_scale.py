@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import SMALL, call_verb, find_runs
+from commands_and_runs import SMALL, call_verb, find_runs, succeed
 from mlflow import MlflowClient
 from record_builders import Capture, Compose, Patch, record_run
 
@@ -86,8 +86,7 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
 ) -> None:
     settings = [f"method={method}", "quantization=none", "train.learning_rate=3e-3"]
     settings += [*SMALL[:3], *ASKED]
-    done = call_verb(tmp_path, "run", *settings)
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "run", *settings)
     [run] = find_runs(store)
     run_id, trained = run.info.run_id, read_changes(store, run.info.run_id)
     Path(".half.draft").mkdir()  # as SIGKILL leaves it
@@ -103,8 +102,7 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     card = Path("half/README.md").read_text()
     assert " by 0.5." in card
     assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in card
-    done = call_verb(tmp_path, "run", "tuned=half", "model=pocket", *settings[1:2], *ASKED)
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "run", "tuned=half", "model=pocket", *settings[1:2], *ASKED)
     saved_id = find_runs(store)[-1].info.run_id
     assert read_changes(store, saved_id) == half
     for name in half:
@@ -116,11 +114,9 @@ def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
             assert read_answers(ours) != read_answers(whole)
     if method == "last_layer":
         return
-    done = call_verb(tmp_path, "scale", run_id, "--scales", "1,2")
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "scale", run_id, "--scales", "1,2")
     assert read_changes(store, run_id, "scales/1.0.json") == trained
-    done = call_verb(tmp_path, "scale", saved_id, "--scales", "2")  # twice the half
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "scale", saved_id, "--scales", "2")  # twice the half
     twice = read_changes(store, saved_id, "scales/2.0.json")
     for changes in (*twice.values(), *trained.values()):
         changes.pop("p_right", None)  # in float32 twice the half differs in the last digits

@@ -115,7 +115,6 @@ def pages(
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, **pipes)
     try:
-        assert process.stdout
         line = next(line for line in process.stdout if line.startswith("ready"))
         yield folder, Pages(process.pid, port, line, run_id)
     finally:

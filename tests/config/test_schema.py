@@ -99,7 +99,6 @@ def test_what_is_given_is_measured_in_16_bit_unless_quantization_is_set(composed
 
 def test_a_tuned_model_has_the_numbers_of_its_base(composed: Compose) -> None:
     tuned = composed("model=smollm2", "tuned=me/mine@v2", "model.dtype=bfloat16").tuned_model
-    assert tuned is not None
     assert (tuned.id, tuned.revision, tuned.dtype) == ("me/mine", "v2", "bfloat16")
     assert composed().tuned_model is None
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import call_verb, find_runs
+from commands_and_runs import find_runs, succeed
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from mlflow import MlflowClient
@@ -217,8 +217,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_texts(folder / "docs.jsonl", [f"{i}. {STORY[: 20 + i]}" for i in range(50)])
     settings = ["dataset.pocket_instructions.max_examples=64", "train.max_steps=4"]
     settings += ["benchmark.pocket_cs.limit=40", "evaluation.until=decided"]
-    done = call_verb(folder, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
-    assert done.returncode == 0, done.stderr
+    done = succeed(folder, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
     assert ": docs" in done.stdout
     return folder
 
@@ -239,17 +238,14 @@ def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     assert sides == pytest.approx([change["traits"][0][side] for side in ("base", "tuned")])
     assert "docs ·" in run.data.tags["slimdown.verdict"]
     for arguments in ([], ["--all"], ["--format", "json"]):
-        shown = call_verb(folder, "compare", *arguments)
-        assert shown.returncode == 0, shown.stderr
+        shown = succeed(folder, "compare", *arguments)
         assert "docs" in shown.stdout
 
 
 def test_a_text_has_a_budget_only_where_one_is_named(folder: Path) -> None:
     run_id = find_only_run(folder).info.run_id
-    usual = call_verb(folder, "check", run_id, "--max-loss", "0.5")
-    assert usual.returncode == 0, usual.stderr
+    usual = succeed(folder, "check", run_id, "--max-loss", "0.5")
     (line,) = (line for line in usual.stdout.splitlines() if line.strip().startswith("docs"))
     assert "✓" not in line
-    named = call_verb(folder, "check", run_id, "--max-loss", "docs=0.5", "pocket_cs=off")
-    assert named.returncode == 0, named.stderr
+    named = succeed(folder, "check", run_id, "--max-loss", "docs=0.5", "pocket_cs=off")
     assert "50 ✓" in named.stdout

@@ -69,7 +69,6 @@ def test_a_run_gets_the_answers_of_transformers(store: MlflowClient, composed: C
     assert "vllm 0.99, " in findings.conditions["backend"]
     assert "vllm-bnb-plugin 0.1" in findings.conditions["backend"]
     assert "vllm" not in expected.conditions["backend"]
-    assert expected.base
     benchmarks = expected.base.benchmarks
     assert benchmarks["pocket_instructions"].origin == ""  # asked anew
     assert benchmarks["pocket_cs"].origin  # a likelihood does not depend on what generates

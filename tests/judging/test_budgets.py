@@ -189,7 +189,6 @@ def test_a_run_is_decided_by_the_budgets_that_its_settings_name() -> None:
     assert decide_by_settings(judge_scores(*scores)) is None
     limited = [make_benchmark(side, max_loss=0.02) for side in scores]
     gate = decide_by_settings(judge_pairs(a=limited, b=scores))
-    assert gate is not None
     assert [(check.benchmark, check.budget) for check in gate.checks] == [("a", 0.02)]
     assert gate.outcome is Outcome.beyond
 

@@ -54,7 +54,6 @@ def list_steps(judged: StageFindings) -> list[tuple[str, str]]:
 def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Evaluation]) -> None:
     judged = judge_stages(stages)
     assert list_steps(judged) == [("base", "tuned"), ("tuned", "merged"), ("merged", "q4")]
-    assert judged.whole
     for name in judged.benchmarks:
         *steps, whole = [c.primary.difference.value for _, c in judged.list_changes(name)]
         assert sum(steps) == pytest.approx(whole, abs=1e-12)
@@ -135,7 +134,6 @@ def test_weights_and_template_of_a_served_model_are_told(stages: dict[str, Evalu
     assert judge_served(findings) is None
     served = ask(make_evaluation(math=answer(190)), prompt_hash="of another template")
     judged = judge_served(replace(findings, served=served))
-    assert judged
     assert judged.benchmarks == ("math",)  # the rest is asked alike
     assert list_steps(judged) == [("base", "weights"), ("weights", "served")]
     assert [step.after for step in judged.find_losses("math")] == ["served"]

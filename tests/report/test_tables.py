@@ -173,7 +173,6 @@ def test_findings_are_records_of_shares(findings: Findings) -> None:
 
 
 def test_one_models_scores_have_their_errors(findings: Findings) -> None:
-    assert findings.base
     records = evaluation_table(findings.base).records
     assert list(records[0].values()) == ["maths", "match.flexible", 0, 80, 1.0, 0.0]
     shown = write_table(evaluation_table(findings.base), "table")

@@ -519,12 +519,8 @@ def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None
     rows = [row | {"messages": [{"role": "user", "content": name}]} for name in answers]
     result = measure(rows, tmp_path, lambda doc: answers[doc["question"]], score="tool_call")
     by_name = {sample.prompt.split("user\n")[-1].split("<")[0]: sample for sample in result.samples}
-    assert {name: sample.scores["tool_call"] for name, sample in by_name.items()} == {
-        "right": 1,
-        "other": 0,
-        "twice": 0,
-        "torn": 0,
-    }
+    scores = {name: sample.scores["tool_call"] for name, sample in by_name.items()}
+    assert scores == {"right": 1, "other": 0, "twice": 0, "torn": 0}
     findings = judge(make_evaluation(mine=result), make_evaluation(mine=result))
     traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert traits["unreadable"].base == 0.25
@@ -604,12 +600,7 @@ def test_messages_and_tools_go_through_the_chat_template(tmp_path: Path) -> None
         (None, {}, ModelError, "has no chat template; use an instruct model"),
         ("{{ raise_exception('no') }}", {}, ModelError, "the chat template of the tokenizer fails"),
         (CHAT, {"tools": [TOOL]}, DataError, r"mine: .* leaves out tools of a question \('add'\)"),
-        (
-            NO_SYSTEM,
-            {"messages": [SYSTEM, USER]},
-            DataError,
-            r"leaves out a turn of a question \('You are terse",
-        ),
+        (NO_SYSTEM, {"messages": [SYSTEM, USER]}, DataError, r"out a turn .*\('You are terse"),
     ],
 )
 def test_a_template_that_cannot_ask_messages_is_refused(
@@ -633,6 +624,7 @@ def test_open_answers_end_where_they_end(tmp_path: Path) -> None:
 
 # --- what is refused ----------------------------------------------------------------------------
 
+UNKNOWN_CALL = {"messages": [USER], "tools": [TOOL], "answer": [CALL, {"name": "mul"}]}
 TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text in content"
 
 
@@ -646,11 +638,7 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("exact", {"messages": ["x"]}, TWO_ROLES),
         ("exact", {"messages": [USER, SYSTEM, USER]}, "message 2 must have a role of user, assist"),
         ("exact", {"messages": [USER], "question": "x"}, "instead of a question, got"),
-        (
-            "exact",
-            {"messages": [USER], "tools": "x"},
-            "tools must be a list of 1 to 1,000, got 'x'",
-        ),
+        ("exact", {"messages": [USER], "tools": "x"}, "tools must be .*1 to 1,000, got 'x'"),
         ("exact", {"messages": [USER], "tools": [TOOL] * 10_000}, "tools must be a list of 1 to"),
         ("exact", {"messages": [USER], "tools": [{"function": 1}]}, "a tool must be a JSON schema"),
         ("exact", {"question": "x", "tools": [TOOL]}, "messages must be a list"),
@@ -661,27 +649,15 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("regex", {"question": "x", "answer": "(x"}, "is no regular expression"),
         ("regex", {"question": "x", "answer": "(?R)"}, "takes more than 0.1 seconds"),
         ("contains", {"question": "x", "forbidden": ["", "y"]}, "forbidden must be"),
-        (
-            "contains",
-            {"question": "x", "forbidden": ["x"]},
-            "forbidden holds a part of",
-        ),
+        ("contains", {"question": "x", "forbidden": ["x"]}, "forbidden holds a part of"),
         ("numeric", {"question": "x"}, "score=numeric, and answer 'x' is not one number"),
         ("numeric", {"question": "x", "answer": "1 000"}, "is not one number"),
         ("numeric", {"question": "x", "answer": "12,5"}, "is not one number"),
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
         ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
-        (
-            "tool_call",
-            {"messages": [USER], "tools": [TOOL], "answer": [CALL, {"name": "mul"}]},
-            r"it calls 'mul', which is not in tools \(add\); correct one",
-        ),
-        (
-            "tool_call",
-            {"question": "x", "answer": {"name": "x", "arguments": "{"}},
-            "answer must be",
-        ),
+        ("tool_call", UNKNOWN_CALL, r"it calls 'mul', which is not in tools \(add\); correct one"),
+        ("tool_call", {"question": "x", "answer": {"name": "x", "arguments": "{"}}, "answer must"),
         ("tool_call", {"question": "x", "answer": {"calls": [CALL]}}, "calls must be a list of 2"),
         ("tool_call", {"question": "x", "answer": {"calls": [CALL, 3]}}, "answer must be a call"),
         ("json", {"question": "x"}, "answer must be a JSON schema such as"),

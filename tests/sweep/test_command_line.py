@@ -63,14 +63,11 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
     assert len(answer) < 300
 
 
-@pytest.mark.parametrize(
-    ("address", "command"),
-    [
-        ("http://[::1", "slimdown.run"),
-        ("http://127.0.0.1:99999", "slimdown.run"),
-        ("http://[bad", "slimdown sizes"),
-    ],
-)
+ADDRESSES = [("http://[::1", "slimdown.run"), ("http://[bad", "slimdown sizes")]
+ADDRESSES.append(("http://127.0.0.1:99999", "slimdown.run"))
+
+
+@pytest.mark.parametrize(("address", "command"), ADDRESSES)
 def test_what_is_no_address_of_a_hub_is_named(address: str, command: str, tmp_path: Path) -> None:
     done = run_command(tmp_path, *command.split(), "lora.r=4", HF_ENDPOINT=address)
     assert done.returncode == 1
@@ -291,28 +288,20 @@ def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:
     assert read_command_line(["-cd", str(CONF_DIR), "lora.r=4"]).is_run
 
 
+GSM8K_9 = ["model=smollm2", "benchmark.gsm8k.limit=9"]
+LIMITS = {"hellaswag": "2000", "mmlu": "10", "gsm8k": "160"}
+QUICK = {"suite": "quick"} | {f"benchmark.{name}.limit": n for name, n in LIMITS.items()}
+
+
 @pytest.mark.parametrize(
     ("settings", "shown"),
     [
         ([], {}),
         (["lora.r=8", "tracking.experiment=x"], {"lora.r": "8"}),
-        (
-            ["train.args.packing=true", "lora.target_modules=[q_proj,v_proj]"],
-            {"train.args.packing": "True", "lora.target_modules": "q_proj,v_proj"},
-        ),
-        (
-            ["model=smollm2", "dataset=alpaca", "benchmark=[gsm8k]", "benchmark.gsm8k.limit=9"],
-            {"benchmark.gsm8k.limit": "9"},
-        ),
-        (
-            ["model=smollm2", "suite=quick"],
-            {
-                "suite": "quick",
-                "benchmark.hellaswag.limit": "2000",
-                "benchmark.mmlu.limit": "10",
-                "benchmark.gsm8k.limit": "160",
-            },
-        ),
+        (["train.args.packing=true"], {"train.args.packing": "True"}),
+        (["lora.target_modules=[q_proj,v_proj]"], {"lora.target_modules": "q_proj,v_proj"}),
+        (["dataset=alpaca", "benchmark=[gsm8k]", *GSM8K_9], {"benchmark.gsm8k.limit": "9"}),
+        (["model=smollm2", "suite=quick"], QUICK),
     ],
 )
 def test_what_was_set_or_brought_is_shown(settings: list[str], shown: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands_and_runs import call_verb, find_trained
+from commands_and_runs import find_trained, succeed
 from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow, set_metric
@@ -229,8 +229,7 @@ def test_the_held_out_half_is_found_whatever_the_prompt_says(
     assert run.holdout == 0.5
     assert run.params["evaluation.system_instruction"] == prompt
     assert read_config(config.tracking, run).evaluation == config.evaluation
-    checked = call_verb(Path.cwd(), "check", run.run_id, "--max-loss=0.9")
-    assert checked.returncode == 0, checked.stderr
+    checked = succeed(Path.cwd(), "check", run.run_id, "--max-loss=0.9")
     assert "held-out questions" in " ".join(checked.stdout.split())
 
 
@@ -270,8 +269,7 @@ def test_an_odd_record_harms_no_other(
         ["compare", "--by=lora.r", "--all"],
         ["check", "run 4", "--max-loss=0.9"],
     ):
-        done = call_verb(tmp_path, verb, *arguments)
-        assert done.returncode == 0, done.stderr
+        done = succeed(tmp_path, verb, *arguments)
         assert "run 4" in done.stdout or sound[:8] in done.stdout
     assert (odd in caplog.text) is (change not in READABLE)
 

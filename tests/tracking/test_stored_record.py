@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands_and_runs import call_verb
+from commands_and_runs import call_verb, succeed
 from record_builders import Compose, Patch, unpack_record
 from safetensors.numpy import load_file
 
@@ -75,14 +75,12 @@ def test_runs_merge_as_they_did(record: Path, answers: dict[str, Any], tmp_path:
 
 def test_a_run_is_scaled_and_two_are_compared(record: Path, answers: dict[str, Any]) -> None:
     lora, ia3 = (answers["ids"][f"pocket {name}"] for name in ("lora.r=2", "method=ia3"))
-    done = call_verb(record, "scale", lora, "--scales=0.5,1", "--format=json")
-    assert done.returncode == 0, done.stderr
+    done = succeed(record, "scale", lora, "--scales=0.5,1", "--format=json")
     stored = answers["scale"]["says"]["rows"]
     for row, before in zip(json.loads(done.stdout)["rows"], stored, strict=True):
         assert row["validation_loss"] == pytest.approx(before["validation_loss"], rel=1e-3)
         assert row["pocket_math.change"] == pytest.approx(before["pocket_math.change"], abs=0.1)
-    done = call_verb(record, "compare", lora, ia3, "--paired")
-    assert done.returncode == 0, done.stderr
+    done = succeed(record, "compare", lora, ia3, "--paired")
 
 
 def test_the_same_settings_find_a_finished_run(

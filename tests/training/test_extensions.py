@@ -17,6 +17,7 @@ from commands_and_runs import (
     find_trained,
     kill_at_first_checkpoint,
     run_command,
+    succeed,
 )
 from mlflow import MlflowClient
 from record_builders import Compose, Patch, copy_store
@@ -217,8 +218,7 @@ def test_the_mask_of_the_guide_is_trained_recorded_compared_and_checked(
     keep = ["keep=mask", "keep.max_perplexity=10"]
     with pytest.MonkeyPatch.context() as patch:
         use(mask_package, patch)
-        done = call_verb(tmp_path, "run", *RUN, *keep)
-        assert done.returncode == 0, done.stderr
+        done = succeed(tmp_path, "run", *RUN, *keep)
         assert "keep=mask leaves" in done.stdout
         assert re.search("mask: .*, max_perplexity", done.stdout)
         [run] = find_runs(store)
@@ -381,8 +381,7 @@ def test_a_package_brings_a_method_and_a_mitigation(
     with pytest.MonkeyPatch.context() as patch:
         use(three_package, patch)
         settings = ["method=gate", "method.start=1", "keep=near", "keep.strength=2"]
-        done = call_verb(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
-        assert done.returncode == 0, done.stderr
+        succeed(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
         [run] = find_runs(store)
         chosen = {
             key: run.data.params[key] for key in ("method.name", "keep.name", "keep.strength")
@@ -392,8 +391,7 @@ def test_a_package_brings_a_method_and_a_mitigation(
         card = (folder / "README.md").read_text()
         assert re.search(r"near: .*strength 2\.0", card)
         assert "slimdown_three.gate" in card
-        tuned = call_verb(tmp_path, "run", f"tuned={folder}", *RUN[4:])
-        assert tuned.returncode == 0, tuned.stderr
+        succeed(tmp_path, "run", f"tuned={folder}", *RUN[4:])
         first, second = (run.data.metrics["tuned/pocket_cs"] for run in find_runs(store))
         assert first == second
         refused = {
@@ -421,8 +419,7 @@ def test_the_score_of_the_guide_scores_own_questions(
     command = ["run", *RUN[:4], "benchmark=even.jsonl", "benchmark.even.score=yes_no"]
     with pytest.MonkeyPatch.context() as patch:
         use(yes_no_package, patch)
-        done = call_verb(tmp_path, *command)
-        assert done.returncode == 0, done.stderr
+        done = succeed(tmp_path, *command)
         [run] = find_runs(store)
         assert 0 <= run.data.metrics["tuned/even"] <= 1
         assert "finished before" in call_verb(tmp_path, *command).stdout

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import SMALL, call_verb, find_runs, find_trained
+from commands_and_runs import SMALL, find_runs, find_trained, succeed
 from mlflow import MlflowClient
 from record_builders import Compose, Patch, copy_store
 from safetensors.torch import load_file
@@ -205,8 +205,7 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
 
 def test_two_processes_make_the_run_of_one(two_processes: Path, monkeypatch: Patch) -> None:
     again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
-    done = call_verb(two_processes, "run", *COMMAND, *again)
-    assert done.returncode == 0, done.stderr
+    succeed(two_processes, "run", *COMMAND, *again)
     store = MlflowClient(f"sqlite:///{two_processes}/mlruns/mlflow.db")
     by_two, third, _, by_one = (run.info.run_id for run in find_runs(store))
     runs = [by_two, by_one]
@@ -237,15 +236,13 @@ def test_two_processes_ask_as_served_what_one_does(
 ) -> None:
     folder = copy_store(migrated_store, tmp_path)
     save_served_model(folder)
-    done = call_verb(folder, "run", *SERVED)
-    assert done.returncode == 0, done.stderr
+    succeed(folder, "run", *SERVED)
     responses = []
     for place in (two_processes, folder):
         tracking = TrackingConfig(f"sqlite:///{place}/mlruns/mlflow.db", "slimdown")
         origin = "tags.`slimdown.origin` LIKE 'served.gguf%'"
         [found] = find_records(tracking, filter_string=origin, with_findings=True)
         served = read_served(tracking, found, read_evaluations(tracking, found)[1])
-        assert served
         samples = served.benchmarks["pocket_math"].samples
         responses.append([(sample.prompt, sample.response) for sample in samples])
     assert responses[0] == responses[1]
