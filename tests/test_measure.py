@@ -25,11 +25,7 @@ from peft import (
 from record_builders import Patch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import slimdown
 from slimdown.api.callback import ForgettingCallback

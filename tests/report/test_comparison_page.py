@@ -10,11 +10,7 @@ from report_builders import Role, judge_pairs, written
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import TrialOutcome
-from slimdown.report.comparison_page import (
-    comparison_table,
-    render_comparison_page,
-    search_table,
-)
+from slimdown.report.comparison_page import comparison_table, render_comparison_page, search_table
 from slimdown.report.tables import write_table
 
 

@@ -24,11 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.write_gguf import write_gguf
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.pocket import MODEL_DIR
-from slimdown.tracking.run_reader import (
-    find_runs as find_records,
-    read_evaluations,
-    read_served,
-)
+from slimdown.tracking.run_reader import find_runs as find_records, read_evaluations, read_served
 from slimdown.training import fine_tuning
 from slimdown.utils import distributed
 

@@ -14,12 +14,7 @@ from training_run import TrainingRun
 from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import load_outline
 from slimdown.models.training_estimate import estimate_training
-from slimdown.training.step_splits import (
-    Forwards,
-    apply_forwards,
-    choose_forwards,
-    keep_forwards,
-)
+from slimdown.training.step_splits import Forwards, apply_forwards, choose_forwards, keep_forwards
 
 SMALL = ["dataset.pocket_instructions.max_examples=48", "train.max_steps=3"]
 ROWS: Any = SimpleNamespace(train={"input_ids": [[0] * n for n in range(20, 180)]})
