@@ -20,7 +20,7 @@ gc.disable()
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
-from record_builders import compose_config, compose_files, set_metric
+from record_builders import compose_config, compose_files, copy_store, set_metric
 
 from slimdown.config.schema import RunConfig
 
@@ -62,12 +62,16 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def recorded(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, for commands whose runs the tests of a module share."""
+    return copy_store(migrated_store, tmp_path_factory.mktemp("recorded"))
+
+
 @pytest.fixture
 def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """A client of a store of the test's own, in the folder that the test runs in."""
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(migrated_store, tmp_path / "mlruns" / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copy_store(migrated_store, tmp_path))
     return MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")  # MLflow caches a store by URI
 
 

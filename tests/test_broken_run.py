@@ -28,7 +28,7 @@ from commands_and_runs import (
     succeed,
 )
 from mlflow import MlflowClient
-from record_builders import Capture, Compose, Patch, copy_store
+from record_builders import Capture, Compose, Patch
 from safetensors.torch import save_file
 
 from slimdown import pocket, run
@@ -51,18 +51,17 @@ def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
     assert " nope" in done.stderr
 
 
-def test_a_killed_run_goes_on_with_its_command(migrated_store: Path, tmp_path: Path) -> None:
-    client = MlflowClient(f"sqlite:///{copy_store(migrated_store, tmp_path)}/mlruns/mlflow.db")
+def test_a_killed_run_goes_on_with_its_command(store: MlflowClient, tmp_path: Path) -> None:
     settings = [*SMALL[:2], "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
     settings += ["train.num_train_epochs=4", "train.checkpoint_minutes=0.005"]
     kill_at_first_checkpoint(tmp_path, "slimdown.run", *settings)
-    [run] = find_runs(client)
+    [run] = find_runs(store)
     assert run.info.status == "RUNNING"
     succeed(tmp_path, "run", *settings)
-    [run] = find_runs(client)
+    [run] = find_runs(store)
     assert run.info.status == "FINISHED"
-    assert len(find_runs(client, "baseline")) == 1
-    steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert len(find_runs(store, "baseline")) == 1
+    steps = [m.step for m in store.get_metric_history(run.info.run_id, "train/loss")]
     assert len(steps) == len(set(steps)) == 32
 
 

@@ -11,7 +11,7 @@ import pytest
 from builders import make_benchmark, make_evaluation, make_sample
 from commands_and_runs import call_verb, run_command, succeed
 from mlflow import MlflowClient
-from record_builders import Compose, Patch, copy_store
+from record_builders import Compose, Patch
 from tiny_models import TEMPLATE, save_chatty_pocket
 
 from slimdown.comparison.trials import summarize_trial
@@ -40,18 +40,17 @@ def read_instructions(n: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(recorded: Path) -> Path:
     """A copy of the pocket model that has a chat template, and rows that are conversations."""
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("chat"))
-    save_chatty_pocket(folder / "chatty")
+    save_chatty_pocket(recorded / "chatty")
     turns = [("user", "prompt"), ("assistant", "completion")]
     messages = [
         {"messages": [{"role": role, "content": row[text]} for role, text in turns]}
         for row in read_instructions(40)
     ]
-    write_rows(folder / "chat.jsonl", messages)
-    write_rows(folder / "plain.jsonl", read_instructions(40))
-    return folder
+    write_rows(recorded / "chat.jsonl", messages)
+    write_rows(recorded / "plain.jsonl", read_instructions(40))
+    return recorded
 
 
 def find_page(folder: Path, out: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands_and_runs import call_verb, succeed
 from mlflow.artifacts import download_artifacts
-from record_builders import Patch, copy_store
+from record_builders import Patch
 
 from slimdown.evaluation.results import Cost, Work
 from slimdown.report.run_plan import (
@@ -36,11 +36,10 @@ FEW = [
 
 
 @pytest.fixture(scope="module")
-def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(recorded: Path) -> Path:
     """Where one run was planned and made, with a record that is the demo's."""
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("plan"))
-    succeed(folder, "run", *FEW)
-    return folder
+    succeed(recorded, "run", *FEW)
+    return recorded
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from peft import PeftConfig, PeftModel
-from record_builders import Patch, copy_store
+from record_builders import Patch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -28,11 +28,9 @@ def read_artifact(client: MlflowClient, run: Run, path: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def sweep(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def sweep(recorded: Path) -> tuple[Path, Result]:
     """Two ranks of the embedded world, swept as on the project's card."""
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("sweep"))
-    done = succeed(folder, "run", "-m", "lora.r=4,8", *SMALL)
-    return folder, done
+    return recorded, succeed(recorded, "run", "-m", "lora.r=4,8", *SMALL)
 
 
 @pytest.fixture

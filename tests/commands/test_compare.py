@@ -19,7 +19,6 @@ from record_builders import (
     Capture,
     Patch,
     compose_config,
-    copy_store,
     make_info,
     record_run,
 )
@@ -33,13 +32,10 @@ Show = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def world(
-    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, str]]:
+def world(recorded: Path) -> tuple[Path, dict[str, str]]:
     """Two ranks, the second with two seeds; a run that failed; one of another experiment."""
-    folder, half = tmp_path_factory.mktemp("world"), "evaluation.holdout=0.5"
-    with chdir(copy_store(migrated_store, folder)):
-        seed = make_scores(100, 85, 4, 11)
+    seed, half = make_scores(100, 85, 4, 11), "evaluation.holdout=0.5"
+    with chdir(recorded):
         ids = {
             "kept": record_run(compose_config("lora.r=2", half), "kept", KEPT, sweep="s"),
             "lost": record_run(compose_config("lora.r=4", half), "lost", LOST),
@@ -49,7 +45,7 @@ def world(
         config = compose_config()
         with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")):
             raise ValueError("x")
-    return folder, ids
+    return recorded, ids
 
 
 @pytest.fixture

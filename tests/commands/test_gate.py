@@ -13,7 +13,7 @@ import pytest
 from builders import make_scores, unpack_logs
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
+from record_builders import KEPT, LOST, Capture, Patch, compose_config, record_run
 
 from slimdown.commands import check, compare, verdict
 from slimdown.report.formatting import escape_markdown
@@ -25,9 +25,8 @@ OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13
 
 
 @pytest.fixture(scope="module")
-def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gate")
-    with chdir(copy_store(migrated_store, folder)):
+def folder(recorded: Path) -> Path:
+    with chdir(recorded):
         for name, scores, share in (
             ("kept", KEPT, 0),
             ("lost", LOST, 0),
@@ -39,7 +38,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         ):
             config = compose_config(f"evaluation.holdout={share}")
             record_run(config, name, scores, sweep="s" if share else "")
-    return folder
+    return recorded
 
 
 @pytest.fixture

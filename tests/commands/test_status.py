@@ -21,7 +21,6 @@ from record_builders import (
     Compose,
     Patch,
     compose_config,
-    copy_store,
     make_info,
     record_run,
 )
@@ -101,12 +100,9 @@ class Pages(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pages(
-    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Pages]]:
+def pages(recorded: Path) -> Iterator[tuple[Path, Pages]]:
     """A folder and the command in it; SIGTERM ends it without a word."""
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("pages"))
-    with chdir(folder):
+    with chdir(recorded):
         run_id = record_run(compose_config(), "one")
         with closing(socket()) as free:
             free.bind(("127.0.0.1", 0))
@@ -116,7 +112,7 @@ def pages(
         process = subprocess.Popen(command, **pipes)
     try:
         line = next(line for line in process.stdout if line.startswith("ready"))
-        yield folder, Pages(process.pid, port, line, run_id)
+        yield recorded, Pages(process.pid, port, line, run_id)
     finally:
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=60)

@@ -209,17 +209,14 @@ def test_what_is_no_number_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(recorded: Path) -> Path:
     """Where a short training was measured on questions and on texts, which may stop early."""
-    folder = tmp_path_factory.mktemp("texts")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    write_texts(folder / "docs.jsonl", [f"{i}. {STORY[: 20 + i]}" for i in range(50)])
+    write_texts(recorded / "docs.jsonl", [f"{i}. {STORY[: 20 + i]}" for i in range(50)])
     settings = ["dataset.pocket_instructions.max_examples=64", "train.max_steps=4"]
     settings += ["benchmark.pocket_cs.limit=40", "evaluation.until=decided"]
-    done = succeed(folder, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
+    done = succeed(recorded, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
     assert ": docs" in done.stdout
-    return folder
+    return recorded
 
 
 def find_only_run(folder: Path) -> Run:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from builders import Compose
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,10 +20,7 @@ from slimdown.models.external import open_tuned_model
 from slimdown.models.serving_settings import Serving, compare_serving, read_serving
 from slimdown.pocket import MODEL_DIR
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
+TEMPLATE = "{{ bos_token }}" + tiny_models.TEMPLATE
 OTHER = TEMPLATE.replace("role }}:", "role }} says:")
 
 

@@ -21,7 +21,7 @@ from mlflow.environment_variables import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from record_builders import Compose, Patch, open_by_four_processes, record_run
+from record_builders import Compose, Patch, copy_store, open_by_four_processes, record_run
 
 from slimdown.commands.process import set_up_process
 from slimdown.config.tracking_config import TrackingConfig
@@ -180,9 +180,8 @@ def test_a_relative_address_is_that_of_the_folder_one_is_in(
     """MLflow keeps one store for each address, and a notebook may change its working folder."""
     config = composed()
     for name in ("one", "other"):
-        (tmp_path / name / "mlruns").mkdir(parents=True)
-        (tmp_path / name / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
-        monkeypatch.chdir(tmp_path / name)
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(copy_store(migrated_store, tmp_path / name))
         assert find_runs(config.tracking) == []
         record_run(config, name)
         assert [run.name for run in find_runs(config.tracking)] == [name]

@@ -20,7 +20,7 @@ from commands_and_runs import (
     succeed,
 )
 from mlflow import MlflowClient
-from record_builders import Compose, Patch, copy_store
+from record_builders import Compose, Patch
 from torch.nn import functional
 from training_run import TrainingRun
 
@@ -462,25 +462,23 @@ STEPS = [*RUN[:3], "train.per_device_train_batch_size=4", "train.max_steps=4", *
 
 
 def put_on_path(package: Path) -> dict[str, str]:
-    """The variables of a process that finds an installed package, and a record in its folder."""
-    paths = [str(package), str(Path(__file__).parents[2])]
-    return {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": ""}
+    """The variables of a process that finds an installed package."""
+    return {"PYTHONPATH": os.pathsep.join([str(package), str(Path(__file__).parents[2])])}
 
 
 @pytest.mark.slow
 def test_two_processes_train_with_an_extension_as_one_does(
-    three_package: Path, migrated_store: Path, tmp_path: Path
+    three_package: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
-    folder = copy_store(migrated_store, tmp_path)
     alone = put_on_path(three_package) | {"OMP_NUM_THREADS": "1"}
     launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "localhost:0", "-m"]
     command = ["slimdown.run", *STEPS, "method=gate", "keep=near"]
-    done = run_command(folder, *launcher, *command, **alone)
+    done = run_command(tmp_path, *launcher, *command, **alone)
     assert done.returncode == 0, done.stderr
-    done = run_command(folder, *command, "train.gradient_accumulation_steps=2", **alone)
+    done = run_command(tmp_path, *command, "train.gradient_accumulation_steps=2", **alone)
     assert done.returncode == 0, done.stderr
-    runs = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
+    runs = find_runs(store)
     losses = [run.data.metrics["train/validation_loss_after"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != runs[0].data.metrics["train/validation_loss_before"]
@@ -488,19 +486,17 @@ def test_two_processes_train_with_an_extension_as_one_does(
 
 @pytest.mark.slow
 def test_a_killed_run_with_an_extension_goes_on(
-    three_package: Path, migrated_store: Path, tmp_path: Path
+    three_package: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
-    folder = copy_store(migrated_store, tmp_path)
     alone = put_on_path(three_package)
     settings = [*SMALL[:2], *RUN[4:], "train.num_train_epochs=4", "keep=near"]
     command = ["slimdown.run", *settings, "train.checkpoint_minutes=0.005"]
-    kill_at_first_checkpoint(folder, *command, **alone)
-    done = run_command(folder, *command, **alone)
+    kill_at_first_checkpoint(tmp_path, *command, **alone)
+    done = run_command(tmp_path, *command, **alone)
     assert done.returncode == 0, done.stderr
     assert "continues run" in done.stdout
-    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-    [run] = find_runs(client)
+    [run] = find_runs(store)
     assert run.info.status == "FINISHED"
-    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    steps = [metric.step for metric in store.get_metric_history(run.info.run_id, "train/loss")]
     assert sorted({*steps}) == sorted(steps)
     assert len(steps) == 32
