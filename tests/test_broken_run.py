@@ -84,6 +84,7 @@ ODD = b"[\xff"  # no text, no JSON, no tensors
         ("lora.target_modules=[q_proj,k_prjo]", "no k_prjo; .*k_proj"),
         ("benchmark.pocket_cs.metric=bleu", "pocket_cs has no such metric; choose one of acc"),
         ("model.id=empty", "model.id=empty cannot be loaded: .*config.json"),
+        ("benchmark=[pocket_math] evaluation.apply_chat_template=true", "no chat template"),
         # what rows cannot do
         (f"{ROWS} train.assistant_only_loss=true", "no dataset has conversations"),
         (f"{ROWS} train.stop_on_forgetting=true", "look_steps=50 is more than the 6 steps"),

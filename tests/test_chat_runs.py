@@ -125,14 +125,6 @@ def test_a_plan_says_where_rows_and_prompts_part_and_what_is_thought_about(folde
     assert "The rows are plain" in shown
 
 
-def test_a_template_that_is_missing_leaves_no_run(folder: Path, tmp_path: Path) -> None:
-    settings = ["benchmark.pocket_math.limit=4", "evaluation.apply_chat_template=true"]
-    done = call_verb(tmp_path, "run", "benchmark=[pocket_math]", *settings)
-    assert done.returncode == 1
-    assert "no chat template" in done.stderr
-    assert not (tmp_path / "mlruns" / "artifacts").exists()
-
-
 def test_a_suites_benchmark_without_data_is_not_run(store: MlflowClient, tmp_path: Path) -> None:
     suite = tmp_path / "own" / "suite" / "mine.yaml"
     suite.parent.mkdir(parents=True)

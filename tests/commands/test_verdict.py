@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,9 +139,7 @@ def test_a_page_of_changed_answers_lies_beside_it(logs: tuple[str, str], tmp_pat
 def test_two_logs_of_one_model_show_the_engines_own_noise(
     logs: tuple[str, str], tmp_path: Path, capsys: Capture
 ) -> None:
-    again, page = shutil.copytree(logs[0], tmp_path / "again"), tmp_path / "page.html"
-    assert verdict.main([logs[0], str(again)]) == 0
-    assert "no answer flips" in " ".join(capsys.readouterr().out.split())
+    page = tmp_path / "page.html"
     [first], [second] = (list(Path(log).glob("*/results*.json")) for log in logs)
     results, base = (json.loads(file.read_text()) for file in (second, first))
     results["model_name"] = base["model_name"]

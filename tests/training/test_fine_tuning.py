@@ -98,16 +98,7 @@ def test_a_killed_training_goes_on(method: str, composed: Compose, tmp_path: Pat
     whole = TrainingRun(config)
     killed, resumed = whole.repeat(), whole.repeat()
     _, result = whole.train(tmp_path / "whole")
-
-    class Kill(Exception):
-        pass
-
-    def kill(log: StepLog) -> None:
-        if log.step == 3:
-            raise Kill
-
-    with pytest.raises(Kill):
-        killed.train(tmp_path / "b", kill)
+    killed.train_until(tmp_path / "b", 3)
     _, again = resumed.train(tmp_path / "b")
     assert [log.step for log in resumed.logs] == [1, 2, 3, 4]
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
