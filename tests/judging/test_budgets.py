@@ -59,7 +59,7 @@ def findings() -> Findings:
         ({}, Outcome.beyond),  # each retained one is held to its margin
     ],
 )
-def test_the_worst_wins(findings: Findings, budgets: dict[str, float], expected: Outcome) -> None:
+def test_worst_decides(findings: Findings, budgets: dict[str, float], expected: Outcome) -> None:
     off = [""] if budgets else []
     checks = check_budgets(findings, budgets, off=off)
     assert overall_outcome(checks) is expected

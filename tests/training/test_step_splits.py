@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "keep", [[], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]], ids=str
 )
-def test_forwards_make_the_same_step(keep: list[str], composed: Compose, tmp_path: Path) -> None:
+def test_split_steps_are_the_same_step(keep: list[str], composed: Compose, tmp_path: Path) -> None:
     whole = TrainingRun(composed(*SMALL, *keep))
     split = whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
