@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import slow
 from datasets import Dataset
 from peft import LoraConfig
 from record_builders import Capture, Patch
@@ -138,19 +139,12 @@ def test_training_takes_the_same_steps(settings: dict[str, Any], tmp_path: Path)
     assert steps == set(range(2, settings["max_steps"] + 1, 2))
 
 
+RARE = [("kto", None), ("dpo", None), ("kto", LORA), ("grpo", None)]
+
+
 # trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize(
-    ("name", "lora"),
-    [
-        pytest.param("dpo", LORA, id="dpo-lora"),
-        pytest.param("kto", None, id="kto-full", marks=pytest.mark.slow),
-        pytest.param("grpo", LORA, id="grpo-lora"),
-        pytest.param("dpo", None, id="dpo-full", marks=pytest.mark.slow),
-        pytest.param("kto", LORA, id="kto-lora", marks=pytest.mark.slow),
-        pytest.param("grpo", None, id="grpo-full", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "lora"), [("dpo", LORA), ("grpo", LORA), *slow(*RARE)])
 def test_training_on_preferences_takes_the_same_steps(name: str, lora: Any, tmp_path: Path) -> None:
     alone = make_preference_trainer(name, tmp_path, [], lora)
     alone.train()
@@ -199,7 +193,7 @@ def write_points(share: float) -> str:
 
 # trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sft", *slow("dpo")])
 def test_it_prints_base_looks_and_the_end(kind: str, tmp_path: Path, capsys: Capture) -> None:
     callback = make_callback(every=1)
     if kind == "sft":
@@ -289,12 +283,7 @@ class Wrecking(TrainerCallback):
 
 @pytest.mark.parametrize(
     ("wrecked", "kept", "adapter"),
-    [
-        pytest.param(3, 2, LORA, id="3-lora"),
-        pytest.param(1, 0, None, id="1-full"),
-        pytest.param(1, 0, LORA, id="1-lora", marks=pytest.mark.slow),
-        pytest.param(3, 2, None, id="3-full", marks=pytest.mark.slow),
-    ],
+    [(3, 2, LORA), (1, 0, None), *slow((1, 0, LORA), (3, 2, None))],
 )
 def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_good_weights(
     wrecked: int, kept: int, adapter: Any, tmp_path: Path, capsys: Capture

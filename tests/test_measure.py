@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from builders import slow
 from peft import (
     LoraConfig,
     PrefixTuningConfig,
@@ -208,15 +209,7 @@ def train(make: Callable[[], Any], measure: bool) -> tuple[Any, list[float], Any
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "make",
-    [
-        load,
-        pytest.param(make_lora, marks=pytest.mark.slow),
-        make_4bit,
-        make_autocast,
-        make_half_frozen,
-        make_ddp,
-    ],
+    "make", [load, make_4bit, make_autocast, make_half_frozen, make_ddp, *slow(make_lora)]
 )
 def test_measuring_changes_no_training(make: Callable[[], Any], one_process: None) -> None:
     model, losses, draws = train(make, measure=False)

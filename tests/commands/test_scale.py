@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from builders import slow
 from commands_and_runs import SMALL, call_verb, find_runs, succeed
 from mlflow import MlflowClient
 from record_builders import Capture, Compose, Patch, record_run
@@ -80,7 +81,7 @@ def read_answers(file: str | Path) -> str:
     return pd.read_parquet(file)[["response", "log_likelihoods"]].to_json(double_precision=15)
 
 
-@pytest.mark.parametrize("method", ["full", pytest.param("last_layer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["full", *slow("last_layer")])
 def test_a_whole_model_is_scaled_and_saved_and_answers_as_it_was_measured(
     method: str, store: MlflowClient, tmp_path: Path
 ) -> None:

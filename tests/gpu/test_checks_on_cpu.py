@@ -8,6 +8,7 @@ from typing import Any
 import gpu_checks
 import pytest
 import torch
+from builders import slow
 from record_builders import Patch
 
 from slimdown.evaluation.prefix_lm import PrefixLM
@@ -46,7 +47,7 @@ def check_in_scarce_memory(load: gpu_checks.Load, limit: int) -> gpu_checks.Find
 
 
 @needs_trl
-@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("name", [*NAMES, *slow(*SLOW)])
 def test_every_check_passes(name: str, load: gpu_checks.Load) -> None:
     check = check_in_scarce_memory if name == "scarce memory" else gpu_checks.CHECKS[name]
     differs, found = gpu_checks.run_check(check, load, 8)

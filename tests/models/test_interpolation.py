@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Compose, Patch
+from builders import Compose, Patch, slow
 from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,10 +107,9 @@ def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
 
 
 QUICK = ["gpt2", "mixtral"]
-SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in sorted(EXACT_FAMILIES.difference(QUICK))]
 
 
-@pytest.mark.parametrize("family", [*QUICK, *SLOW])
+@pytest.mark.parametrize("family", [*QUICK, *slow(*sorted(EXACT_FAMILIES.difference(QUICK)))])
 def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None:
     """GPT-2's `c_attn.bias` looks like a mask; a Mixtral's experts have other names in files."""
     configs = ModelConfig(str(tmp_path / "base")), TunedModelConfig(str(tmp_path / "tuned"))

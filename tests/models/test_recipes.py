@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Compose
+from builders import Compose, slow
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from stock_harness import ask_harness
@@ -79,7 +79,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
         "Lfm2ForCausalLM is not among the families",
     ),
 }
-QUICK = {"smollm3", "lfm2_1.2b", "gemma3_4b"}
+# One that shares prefixes, one that does not, and one of pictures.
+QUICK = ["smollm3", "lfm2_1.2b", "gemma3_4b"]
 SAME_AS = {"qwen3_1.7b": "qwen3_0.6b", "gemma3_270m": "gemma3_1b"}
 THINKING = {"qwen3_0.6b", "qwen3_1.7b", "smollm3"}
 
@@ -193,13 +194,7 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [  # one that shares prefixes, one that does not, and one of pictures
-        recipe if recipe in QUICK else pytest.param(recipe, marks=pytest.mark.slow)
-        for recipe in ARCHITECTURES
-    ],
-)
+@pytest.mark.parametrize("recipe", [*QUICK, *slow(*sorted(ARCHITECTURES.keys() - set(QUICK)))])
 def test_a_model_is_asked_before_and_after(recipe: str, composed: Compose, tmp_path: Path) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)

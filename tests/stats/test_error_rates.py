@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import make_scores
+from builders import make_scores, slow
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
@@ -53,7 +53,7 @@ def worst(counts: np.ndarray, is_wrong: np.ndarray, change: float) -> float:
     return max(float(np.exp(ways + xlogy(wrong, cell).sum(axis=1)).sum()) for cell in cells)
 
 
-@pytest.mark.parametrize("n", [20, 35, 60, 100, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [20, 35, 60, 100, *slow(300)])
 def test_no_claim_is_wrong_in_more_than_five_percent_and_no_interval_misses_more(n: int) -> None:
     counts = tables_of(n)
     p_values = changes_p(counts, 0.0)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from builders import slow
 from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from record_builders import (
@@ -57,18 +58,11 @@ def test_people_read_points_and_losses_first(store: MlflowClient, config: RunCon
     assert not [text for text in data.params.values() if text.startswith(("{", "["))]
 
 
-@pytest.mark.parametrize(
-    ("stage", "count"),
-    [
-        ("create_logged_model", 2),
-        pytest.param("log_model_artifacts", 1, marks=pytest.mark.slow),
-        pytest.param("finalize_logged_model", 1, marks=pytest.mark.slow),
-        pytest.param("finalize_logged_model", 2, marks=pytest.mark.slow),
-        pytest.param("log_outputs", 1, marks=pytest.mark.slow),
-        pytest.param("log_inputs", 1, marks=pytest.mark.slow),
-        pytest.param("set_terminated", 1, marks=pytest.mark.slow),
-    ],
-)
+STAGES = [("log_model_artifacts", 1), ("finalize_logged_model", 1), ("finalize_logged_model", 2)]
+STAGES += [("log_outputs", 1), ("log_inputs", 1), ("set_terminated", 1)]
+
+
+@pytest.mark.parametrize(("stage", "count"), [("create_logged_model", 2), *slow(*STAGES)])
 def test_a_kill_leaves_no_second_model_and_no_metric_twice(
     stage: str, count: int, store: MlflowClient, config: RunConfig
 ) -> None:

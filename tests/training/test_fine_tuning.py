@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 import trl
-from builders import Compose, Patch
+from builders import Compose, Patch, slow
 from commands_and_runs import SMALL
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
@@ -84,14 +84,7 @@ def test_measuring_before_leaves_training_as_it_is(composed: Compose, tmp_path: 
         assert torch.equal(tuned.model(input_ids=ids).logits, before)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "lora",
-        pytest.param("prefix", marks=pytest.mark.slow),
-        "last_layer quantization=none",
-    ],
-)
+@pytest.mark.parametrize("method", ["lora", "last_layer quantization=none", *slow("prefix")])
 def test_a_killed_training_goes_on(method: str, composed: Compose, tmp_path: Path) -> None:
     settings = [f"method={method}".split()[0], *method.split()[1:], "lora.lora_dropout=0.1"]
     config = composed(*SMALL, *settings, "train.max_steps=4", "train.checkpoint_minutes=1e-6")
@@ -248,12 +241,7 @@ def test_a_head_that_changes_logits_trains_on_them(composed: Compose, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "family",
-    [
-        "llama",
-        "gemma3_text",
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3", "gpt2", "granite", "cohere")),
-    ],
+    "family", ["llama", "gemma3_text", *slow("qwen3", "gpt2", "granite", "cohere")]
 )
 def test_families_train_with_their_own_loss(family: str, composed: Compose) -> None:
     settings = {"sliding_window": 16} if family == "gemma3_text" else {}
@@ -262,18 +250,12 @@ def test_families_train_with_their_own_loss(family: str, composed: Compose) -> N
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param("method=lora", marks=pytest.mark.slow),
-        pytest.param("method=bottleneck", marks=pytest.mark.slow),
-        "method=last_layer quantization=none",
-        pytest.param("method=prefix", marks=pytest.mark.slow),
-    ],
+    "method", ["last_layer quantization=none", *slow("lora", "bottleneck", "prefix")]
 )
 def test_a_training_that_has_ended_is_not_made_again(
-    settings: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
+    method: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    config = composed(*SMALL, *settings.split(), "train.max_steps=3")
+    config = composed(*SMALL, *f"method={method}".split(), "train.max_steps=3")
     whole = TrainingRun(config)
     killed, again = whole.repeat(), whole.repeat()
     tuned, result = whole.train(tmp_path / "whole")
@@ -292,9 +274,7 @@ def test_a_training_that_has_ended_is_not_made_again(
     assert taken.identity == tuned.identity
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_ends_a_training_when_its_step_is_kept(
     number: signal.Signals, composed: Compose, tmp_path: Path
 ) -> None:
@@ -324,7 +304,7 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
     assert again.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["mixtral", *slow("qwen3_moe")])
 def test_experts_are_trained_and_judged(family: str, composed: Compose, tmp_path: Path) -> None:
     settings = ["quantization=none", "lora.target_modules=[q_proj,v_proj]", "train.max_length=128"]
     settings += ["model.dtype=float32", "evaluation.apply_chat_template=false"]

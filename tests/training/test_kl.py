@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Compose
+from builders import Compose, slow
 from commands_and_runs import SMALL
 from torch.nn import functional
 from training_run import TrainingRun
@@ -13,14 +13,7 @@ from training_run import TrainingRun
 from slimdown.tracking.run_files import describe_run
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "",
-        "method=prompt",
-        pytest.param("method=bottleneck", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("settings", ["", "method=prompt", *slow("method=bottleneck")])
 def test_it_keeps_the_model_near_its_base(settings: str, composed: Compose, tmp_path: Path) -> None:
     moved = []
     for i, keep in enumerate(["keep=none", "keep=kl keep.weight=30"]):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from builders import slow
 from commands_and_runs import SMALL, find_runs, find_trained, succeed
 from mlflow import MlflowClient
 from record_builders import Compose, Patch
@@ -169,11 +170,7 @@ def two_processes(request: pytest.FixtureRequest, recorded: Path) -> Path:
     return recorded
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case not in RARE]
-    + [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case in RARE],
-)
+@pytest.mark.parametrize("case", [*sorted(CASES.keys() - RARE), *slow(*sorted(RARE))])
 def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     case: str,
     composed: Compose,
