@@ -14,7 +14,6 @@ from slimdown.training.written_rows import read_prompts
 from slimdown.utils.errors import DataError
 
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
-LOCAL = DatasetConfig("rows.jsonl")
 
 
 def convert(record: Any, **changes: Any) -> dict[str, Any]:
