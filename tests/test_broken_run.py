@@ -142,7 +142,7 @@ def test_a_launcher_that_cannot_work_is_refused_in_one_line(
     assert answer in capsys.readouterr().err
 
 
-def test_sigterm_is_left_to_the_process_that_calls_a_command(tmp_path: Path) -> None:
+def test_sigterm_is_left_to_the_process_that_calls_a_command() -> None:
     """A process of tests or a notebook ends at it; a command's own takes it as Ctrl-C."""
     script = "import os, signal; from slimdown.commands import arguments\n"
     script += "arguments.run_command(lambda: os.kill(os.getpid(), signal.SIGTERM), '', 1)"

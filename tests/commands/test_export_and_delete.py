@@ -59,9 +59,7 @@ def test_status_names_the_files(store: MlflowClient, composed: Compose, capsys: 
         status.main([run_id[:8], "--sweep", "s"])
 
 
-def test_a_server_hands_an_adapter_out(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_server_hands_an_adapter_out(composed: Compose, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "server").mkdir()
     with serve_mlflow(tmp_path / "server") as (uri, _):
         record_run(composed(f"tracking.uri={uri}"), "trained")

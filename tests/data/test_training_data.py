@@ -213,7 +213,7 @@ def test_a_weight_changes_nothing_of_what_is_held_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.hub
-def test_rows_of_the_hub_keep_their_empty_texts(tokenizer: Any) -> None:
+def test_rows_of_the_hub_keep_their_empty_texts() -> None:
     alpaca = "tatsu-lab/alpaca"
     config = DatasetConfig(alpaca, input="input", max_examples=200, validation_examples=100)
     [part] = load(config).parts

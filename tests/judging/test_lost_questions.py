@@ -92,7 +92,7 @@ def test_a_chats_answer_ends_where_the_model_ends_it() -> None:
     assert not lost.ends_late
 
 
-def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own(tmp_path: Path) -> None:
+def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own() -> None:
     def answer(shift: int, metric: str) -> Any:
         made = [make_choice((i + shift) % 4, i) for i in range(8)]
         scores = {metric: float(shift == 0)}

@@ -210,7 +210,7 @@ def test_another_version_has_another_key(composed: Compose, monkeypatch: Patch) 
     assert keys[0] != keys[1]
 
 
-def test_a_key_is_made_without_torch_and_mlflow(tmp_path: Path) -> None:
+def test_a_key_is_made_without_torch_and_mlflow() -> None:
     script = (
         "import sys\nimport slimdown.tracking.resume, slimdown.tracking.sweep_run\n"
         "assert not {'torch', 'mlflow', 'pyarrow'} & set(sys.modules), sys.modules.keys()\n"

@@ -323,7 +323,7 @@ def test_experts_are_trained_and_judged(family: str, composed: Compose, tmp_path
     assert judge(before, after).benchmarks["cs"].n == 8
 
 
-def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before(tmp_path: Path) -> None:
+def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before() -> None:
     model, tokenizer = build_tiny_model("mixtral", initializer_range=0.05), build_byte_tokenizer()
     before = slimdown.measure(model, tokenizer, "pocket_cs", limit=8)
     model.config.output_router_logits = True  # TRL 1.16 does so when a trainer is made

@@ -192,7 +192,7 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     assert values == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_processes_make_the_run_of_one(two_processes: Path, monkeypatch: Patch) -> None:
+def test_two_processes_make_the_run_of_one(two_processes: Path) -> None:
     again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
     succeed(two_processes, "run", *COMMAND, *again)
     store = MlflowClient(f"sqlite:///{two_processes}/mlruns/mlflow.db")

@@ -47,7 +47,7 @@ def test_less_memory_makes_smaller_forwards_and_the_same_step(composed: Compose)
         assert forwards == smallest or estimate(config, forwards, 179) <= share * most
 
 
-def test_a_step_as_it_was_set_leaves_all_settings(composed: Compose, tmp_path: Path) -> None:
+def test_a_step_as_it_was_set_leaves_all_settings(composed: Compose) -> None:
     config = composed("train.per_device_eval_batch_size=64")
     set_ = choose(config, None)
     assert not set_.differ_from(config.train)
