@@ -123,8 +123,8 @@ def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> N
 
 def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> None:
     brief = describe_briefly(compare(1, 3, 4))
-    claims = re.findall(r"(\d+) is \d+\.\d points below (\d+) on \w+", brief.notes[0])
-    assert claims == [("16", "4"), ("16", "8")]
+    claims = re.findall(r"(\d+) is \d+\.\d points below (\d+) on (\w+)", brief.notes[0])
+    assert claims == [("16", "4", "commonsense"), ("16", "4", "kept"), ("16", "8", "commonsense")]
     assert re.search(r"p (<|=) 0\.\d+\)", brief.notes[0])
     assert "-m seed=0,1,2" in describe_briefly(compare(1, 1, 4)).notes[0]
     two = compare(2, 3, 4)

@@ -44,6 +44,8 @@ def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
     facts = show_addresses(capsys, store_uri=store_uri, **places)
     page = f"{folder}/arti facts/report.html"
     assert facts == {"run": "1", "page": page, "adapter": "/runs/m-1"}
+    untrained = show_addresses(capsys, store_uri=store_uri, **{**places, "model_uri": ""})
+    assert untrained == {"run": "1", "page": page}
     places = {"artifact_uri": "mlflow-artifacts:/1", "model_uri": "mlflow-artifacts:/m-1"}
     facts = show_addresses(capsys, store_uri=store_uri, **places)
     assert facts["record"].startswith("postgresql")
