@@ -25,6 +25,12 @@ Logs = pytest.LogCaptureFixture
 COLOURS = ("red", "green", "blue", "grey")
 
 
+def slow(*cases: Any) -> list[Any]:
+    """Cases of a test that `-m slow` alone tries; one of several values is a tuple."""
+    values = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in values]
+
+
 def unpack_logs(folder: Path) -> tuple[str, str]:
     """Two folders with the harness's own logs of a base and a tuned model."""
     with tarfile.open(Path(__file__).parent / "golden" / "lm_eval.tar.xz") as archive:

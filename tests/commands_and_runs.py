@@ -4,9 +4,11 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -59,6 +61,13 @@ def call_verb(folder: Path, verb: str, *arguments: str) -> Result:
     return Result([verb, *arguments], code, out.getvalue(), err.getvalue())
 
 
+def succeed(folder: Path, verb: str, *arguments: str) -> Result:
+    """Do what `slimdown VERB ...` does in a folder, where it must succeed."""
+    done = call_verb(folder, verb, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def find_runs(client: MlflowClient, kind: str = "tuned") -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.`slimdown.kind` = '{kind}'"
@@ -72,9 +81,38 @@ def find_trained(client: MlflowClient, run_id: str) -> Path:
     return Path(download_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri))
 
 
+def kill_at_first_checkpoint(folder: Path, *arguments: str, **environment: str) -> None:
+    """Start a command in a process of its own, and kill it once a training has kept a step."""
+    with (folder / "log.txt").open("w") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    states = "mlruns/runs/*/checkpoints/checkpoint-*/trainer_state.json"
+    while started.poll() is None and not list(folder.glob(states)):
+        time.sleep(0.05)
+    assert started.returncode is None, (folder / "log.txt").read_text()
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait(timeout=120)
+
+
 class QuietHandler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
+
+    def answer(
+        self, status: int = 200, content: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
 
 
 @contextlib.contextmanager

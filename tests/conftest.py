@@ -11,6 +11,7 @@ from pathlib import Path
 if "HF_ENDPOINT" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests have stores of their own
 # MLflow 3.17 sets and deletes a variable in a thread, which another one may read meanwhile.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # While libraries are imported, nearly all that is made stays.
@@ -19,7 +20,7 @@ gc.disable()
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
-from record_builders import compose_config, compose_files, set_metric
+from record_builders import compose_config, compose_files, copy_store, set_metric
 
 from slimdown.config.schema import RunConfig
 
@@ -61,13 +62,16 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def recorded(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, for commands whose runs the tests of a module share."""
+    return copy_store(migrated_store, tmp_path_factory.mktemp("recorded"))
+
+
 @pytest.fixture
 def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """A client of a store of the test's own, in the folder that the test runs in."""
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(migrated_store, tmp_path / "mlruns" / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(copy_store(migrated_store, tmp_path))
     return MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")  # MLflow caches a store by URI
 
 

@@ -194,6 +194,24 @@ def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, Callable[[]
         kill()
 
 
+OPEN = """
+import sys
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking.store import find_experiment, open_store
+config = TrackingConfig(sys.argv[1], "x")
+print(find_experiment(open_store(config), config))
+"""
+
+
+def open_by_four_processes(folder: Path, uri: str) -> None:
+    """Let four processes create one store together: all must find the same experiment."""
+    command = [sys.executable, "-c", OPEN, uri]
+    processes = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) for _ in range(4)]
+    answers = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(set(answers)) == 1
+
+
 def list_models(store: MlflowClient, kind: str) -> list[LoggedModel]:
     """MLflow's models of one kind, see `ModelKind`."""
     experiments = [experiment.experiment_id for experiment in store.search_experiments()]

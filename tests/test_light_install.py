@@ -91,10 +91,16 @@ def test_python_judges_logs_there_too(python: str, tmp_path: Path) -> None:
     script = (
         "import slimdown\n"
         f"findings = slimdown.judge(slimdown.read_logs({base!r}), slimdown.read_logs({tuned!r}))\n"
-        "print(bool(findings.passes(pocket_math=0.9)), findings.save('page.html').exists())"
+        "print(bool(findings.passes(pocket_math=0.9)), findings.save('page.html').exists())\n"
+        "for call in (lambda: slimdown.judge(None, None), lambda: slimdown.read_logs('nowhere')):\n"
+        "    try: call()\n"
+        "    except slimdown.DataError as error: print(error)"
     )
     done = start(python, "-c", script, cwd=tmp_path)
-    assert done.stdout.split() == ["False", "True"], done.stderr
+    passed, no_evaluation, no_logs = done.stdout.splitlines()
+    assert passed == "False True", done.stderr
+    assert "NoneType" in no_evaluation
+    assert "nowhere" in no_logs
 
 
 def test_recorded_mitigations_are_described_there_too(python: str, tmp_path: Path) -> None:
@@ -124,9 +130,7 @@ def test_recorded_mitigations_are_described_there_too(python: str, tmp_path: Pat
         "-c import+slimdown;slimdown.measure(1,2,['gsm8k'])",
     ],
 )
-def test_what_needs_more_says_the_line_that_installs_it(
-    command: str, python: str, tmp_path: Path
-) -> None:
+def test_what_needs_more_says_how_to_install(command: str, python: str, tmp_path: Path) -> None:
     done = start(python, *(word.replace("+", " ") for word in command.split()), cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from builders import slow
 from peft import (
     LoraConfig,
     PrefixTuningConfig,
@@ -25,11 +26,7 @@ from peft import (
 from record_builders import Patch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import slimdown
 from slimdown.api.callback import ForgettingCallback
@@ -212,19 +209,9 @@ def train(make: Callable[[], Any], measure: bool) -> tuple[Any, list[float], Any
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "make",
-    [
-        load,
-        pytest.param(make_lora, marks=pytest.mark.slow),
-        make_4bit,
-        make_autocast,
-        make_half_frozen,
-        make_ddp,
-    ],
+    "make", [load, make_4bit, make_autocast, make_half_frozen, make_ddp, *slow(make_lora)]
 )
-def test_measuring_changes_nothing_in_a_training(
-    make: Callable[[], Any], one_process: None
-) -> None:
+def test_measuring_changes_no_training(make: Callable[[], Any], one_process: None) -> None:
     model, losses, draws = train(make, measure=False)
     measured_model, measured_losses, measured_draws = train(make, measure=True)
     assert measured_losses == losses
@@ -350,9 +337,7 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
         ("pocket_math", {"max_gen_toks": 4000}, "beside 4000 new ones"),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused(
-    benchmarks: Any, settings: dict[str, Any], message: str
-) -> None:
+def test_a_mistake_is_refused(benchmarks: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SlimdownError, match=message):
         slimdown.measure(load(), TOKENIZER, benchmarks, **settings)
 
@@ -385,9 +370,7 @@ def test_tokens_that_the_model_does_not_embed_are_named() -> None:
 @pytest.mark.parametrize(
     "setting", [{"limit": 3}, {"stock": True}, {"include_path": "."}, {"batch_size": 1}]
 )
-def test_a_repeated_measurement_takes_no_settings(
-    setting: dict[str, Any], before: Evaluation
-) -> None:
+def test_a_repeated_measure_takes_no_settings(setting: dict[str, Any], before: Evaluation) -> None:
     with pytest.raises(ConfigError, match="leave out all"):
         slimdown.measure(load(), TOKENIZER, before, **setting)
 

@@ -37,9 +37,7 @@ def test_the_wheel_holds_config_pocket_world_and_types(wheel: Path) -> None:
     assert wheel.stat().st_size < 8 * 2**20
 
 
-def test_it_composes_from_another_folder_with_presets_of_ones_own(
-    wheel: Path, tmp_path: Path
-) -> None:
+def test_it_composes_from_another_folder_with_own_presets(wheel: Path, tmp_path: Path) -> None:
     """Installed by unpacking: its dependencies are those of this environment."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     mine = tmp_path / "mine" / "experiment"

@@ -51,17 +51,13 @@ def test_no_document_of_pretraining_is_a_held_out_question_with_its_answer(
     assert not trained & {question.text for question in held_out}
 
 
-def test_no_training_text_contains_a_held_out_question_with_its_answer(
-    held_out: list[Item], documents: list[Item]
-) -> None:
+def test_no_training_text_answers_a_test(held_out: list[Item], documents: list[Item]) -> None:
     rows = [*generate_instructions(), *generate_replay()]
     trained = "\n\n".join(row.text for row in [*documents[:30_000], *rows])
     assert not [question.text for question in held_out if question.text in trained]
 
 
-def test_each_fact_is_asked_in_training_but_never_in_the_words_of_test_or_dev(
-    documents: list[Item],
-) -> None:
+def test_facts_are_taught_in_other_words_than_those_of_test_or_dev(documents: list[Item]) -> None:
     taught = [document for document in documents if document.kind == "cs"]
     for split in HELD_OUT:
         questions = generate_benchmark("pocket_cs", split)

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from builders import unpack_logs
+from builders import Patch, unpack_logs
 from commands_and_runs import call_verb
 from record_builders import unpack_record
 
@@ -84,9 +84,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def fixed_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed_terminal(monkeypatch: Patch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 class VisibleText(HTMLParser):

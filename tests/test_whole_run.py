@@ -1,19 +1,18 @@
 """Whole runs through the real commands: what you see, and what MLflow holds."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import SMALL, Result, call_verb, find_runs, find_trained
+from commands_and_runs import SMALL, Result, call_verb, find_runs, find_trained, succeed
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from peft import PeftConfig, PeftModel
-from record_builders import Patch, copy_store
+from record_builders import Patch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -29,12 +28,9 @@ def read_artifact(client: MlflowClient, run: Run, path: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def sweep(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def sweep(recorded: Path) -> tuple[Path, Result]:
     """Two ranks of the embedded world, swept as on the project's card."""
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("sweep"))
-    done = call_verb(folder, "run", "-m", "lora.r=4,8", *SMALL)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    return recorded, succeed(recorded, "run", "-m", "lora.r=4,8", *SMALL)
 
 
 @pytest.fixture
@@ -101,8 +97,7 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
     run, _ = find_runs(client)[:2]
     budgets = ["--max-loss", "0.99", "pocket_instructions=0.99"]
     register = ["--register", "support", "--alias", "champion"]
-    done = call_verb(sweep[0], "check", run.info.run_id, *budgets, *register)
-    assert done.returncode == 0, done.stderr
+    succeed(sweep[0], "check", run.info.run_id, *budgets, *register)
     monkeypatch.chdir(sweep[0])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -139,9 +134,7 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
             assert answer == pytest.approx(recorded, abs=1e-3)
 
 
-def test_the_console_shows_results_and_where_to_look(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
+def test_the_console_shows_the_results(sweep: tuple[Path, Result], client: MlflowClient) -> None:
     shown = sweep[1].stdout
     for run in find_runs(client):
         assert f"finished, run {run.info.run_id[:8]}" in shown
@@ -153,34 +146,10 @@ def test_the_console_shows_results_and_where_to_look(
     assert all("system/disk_usage_percentage" in r.data.metrics for r in find_runs(client))
 
 
-def test_a_sweep_is_compared_checked_and_listed(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
-    first, second = (run.info.run_id for run in find_runs(client))
-    run_verb = partial(call_verb, sweep[0])
-    table = run_verb("compare", "--format", "csv")
-    assert table.returncode == 0, table.stderr
-    assert len(table.stdout.splitlines()) == 3
-    paired = run_verb("compare", first, second, "--paired")
-    assert paired.returncode == 0, paired.stderr
-    assert "pocket_math" in paired.stdout
-    budgets = ["--max-loss", "0.99", "--max-loss", "pocket_instructions=0.99"]
-    assert run_verb("check", first, *budgets).returncode == 0
-    narrow = run_verb("check", first, "--max-loss", "pocket_instructions=0.001")
-    assert narrow.returncode == 2, narrow.stdout + narrow.stderr
-    unknown = run_verb("check", "no-such-run")
-    assert unknown.returncode == 3
-    assert "no-such-run" in unknown.stderr
-    assert first[:8] in run_verb("status").stdout
-
-
-def test_a_given_adapter_is_judged_as_it_was_when_trained(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
+def test_a_given_adapter_is_judged_alike(sweep: tuple[Path, Result], client: MlflowClient) -> None:
     run, _ = find_runs(client)
     adapter = find_trained(client, run.info.run_id)
-    done = call_verb(sweep[0], "run", f"tuned={adapter}", *SMALL[3:])
-    assert done.returncode == 0, done.stderr
+    succeed(sweep[0], "run", f"tuned={adapter}", *SMALL[3:])
     judged = find_runs(client)[-1]
     expected = read_artifact(client, run, "findings.json")["benchmarks"]
     assert read_artifact(client, judged, "findings.json")["benchmarks"] == expected

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from record_builders import (
     Capture,
     Patch,
     compose_config,
-    copy_store,
     make_info,
     record_run,
 )
@@ -32,15 +32,10 @@ Show = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def world(
-    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, str]]:
+def world(recorded: Path) -> tuple[Path, dict[str, str]]:
     """Two ranks, the second with two seeds; a run that failed; one of another experiment."""
-    folder, half = tmp_path_factory.mktemp("world"), "evaluation.holdout=0.5"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(copy_store(migrated_store, folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        seed = make_scores(100, 85, 4, 11)
+    seed, half = make_scores(100, 85, 4, 11), "evaluation.holdout=0.5"
+    with chdir(recorded):
         ids = {
             "kept": record_run(compose_config("lora.r=2", half), "kept", KEPT, sweep="s"),
             "lost": record_run(compose_config("lora.r=4", half), "lost", LOST),
@@ -50,13 +45,12 @@ def world(
         config = compose_config()
         with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")):
             raise ValueError("x")
-    return folder, ids
+    return recorded, ids
 
 
 @pytest.fixture
 def runs(world: tuple[Path, dict[str, str]], monkeypatch: Patch) -> dict[str, str]:
     monkeypatch.chdir(world[0])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return world[1]
 
 
@@ -74,16 +68,14 @@ def show(runs: dict[str, str], capsys: Capture) -> Show:
 
 def test_finished_runs_stand_side_by_side(show: Show) -> None:
     text = show()
-    assert "3 finished runs of experiment slimdown" in text
-    assert "Left out: 1 failed." in text
-    assert "Runs by sweep: no sweep (2), s (1). " in text
-    assert "Varied: lora.r. Each row is the mean over 1 to 2 seeds." in text
+    assert text.startswith("3 finished runs ")
+    for fact in ("1 failed", "no sweep (2), s (1)", "Varied: lora.r", "1 to 2 seeds"):
+        assert fact in text
     kept, lost = (re.search(rf"^(\w{{8}}|2 runs) +{rank} .*", text, re.M)[0] for rank in (2, 4))
     assert set(re.findall("[=?↓↑]", kept)) == {"="}
     assert set(re.findall("[=?↓↑]", lost)) <= {"?", "↓"}
     assert re.search(r"^base( +\d+\.\d)+ *$", text, re.M)  # the base's scores
-    assert "-m seed=0,1,2" in " ".join(text.split())
-    assert "slimdown compare RUN --confirm" in " ".join(text.split())
+    assert {"seed=0,1,2", "--confirm"} <= set(text.split())
     assert max(map(len, text.splitlines())) <= 80
     assert "seed" in show("--no-group-seeds")
     text = show("--all")
@@ -97,17 +89,18 @@ def test_finished_runs_stand_side_by_side(show: Show) -> None:
 
 
 def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
-    assert "1 finished run of experiment other" in show("--experiment", "other")
-    assert "1 finished run of sweep s" in show("--sweep", "s")
-    assert "1 finished run of filter" in show("--filter", "params.`lora.r` = '2'")
-    named = show(runs["kept"][:8], "other")
-    assert named.startswith("2 chosen runs")
+    for choice in ("experiment other", "sweep s", "filter params.seed='1'"):
+        option, value = choice.split()
+        heading = show(f"--{option}", value).splitlines()[0]
+        assert heading.startswith("1 ")
+        assert option in heading
+    assert show(runs["kept"][:8], "other").startswith("2 chosen runs")
     assert "metric" in show("kept", "--all")
     assert "metric" not in show("kept")
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
     ranks = [re.findall(r"^\w{8} +(\d)  |^2 runs +(\d)", text, re.M) for text in (down, up)]
     assert [["".join(rank) for rank in found] for found in ranks] == [["2", "4"], ["4", "2"]]
-    assert "--rows 0 to see all 2 rows" in show("--rows", "1")
+    assert "--rows 0" in show("--rows", "1")
 
 
 @pytest.mark.parametrize(
@@ -128,10 +121,10 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     ],
 )
 def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show) -> None:
-    text = show(*arguments, code=1)
-    assert text.startswith("These runs cannot be compared:\n")
-    assert message in text
-    assert "Traceback" not in text
+    heading, problem = show(*arguments, code=1).split("\n", 1)
+    assert heading.endswith(":")
+    assert message in problem
+    assert "Traceback" not in problem
 
 
 WRONG = ["--paired", "kept --sweep s", "--confirm", "--confirm --sort name", "--paired --confirm"]
@@ -161,15 +154,13 @@ def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> Non
             assert half.base.part.startswith("the held-out questions")
     assert counts == [(1, 0), (2, 1), (2, 1)] * 3
     for arguments in (("kept", "--confirm"), ("lost", "lost seed=1", "--paired")):
-        is_said = "The held-out questions have judged 2 models" in " ".join(
-            show(*arguments).split()
-        )
+        is_said = "judged 2 models" in " ".join(show(*arguments).split())
         assert is_said is (len(arguments) == 2)  # 2 runs are named, and so are corrected for
 
 
 def test_pairs_and_confirmation_have_tables_of_their_own(show: Show) -> None:
-    beside = show("lost", "lost seed=1", "--paired")  # named by what differs
-    assert re.search(r"seed=0 \(\w+\) → seed=1 \(\w+\)", beside)
+    sides = show("lost", "lost seed=1", "--paired").splitlines()[0].split(" → ")
+    assert [side.split()[0] for side in sides] == ["seed=0", "seed=1"]  # what differs
     confirmed = show("kept", "lost", "--confirm")
     assert "held-out questions" in confirmed
     assert "forgotten" in confirmed
@@ -187,9 +178,7 @@ def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> N
     assert sum(steps) == pytest.approx(whole, abs=1e-12)
     open_half = compare_alone(show, "lost", "pocket_cs")
     assert [rows[1]["score"], rows[0]["score"]] == pytest.approx(open_half, abs=1e-12)
-    assert "part differs: the questions that are not held out" in show(
-        "lost", "other", "--chain", code=1
-    )
+    assert "part differs" in show("lost", "other", "--chain", code=1)
 
 
 def compare_alone(show: Show, run: str, benchmark: str) -> list[float]:
@@ -199,44 +188,43 @@ def compare_alone(show: Show, run: str, benchmark: str) -> list[float]:
     return [row["tuned"], row["base"]]
 
 
-def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
-    show: Show, tmp_path: Path
-) -> None:
+def test_a_page_replaces_the_old_one_only_when_it_is_whole(show: Show, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("old")
     shown = show("-o", str(page), "--by", "lora.r")
-    assert "By lora.r: 3 finished runs of experiment slimdown" in shown
+    title = shown.splitlines()[0]
+    assert title.startswith("By lora.r: 3 ")
     assert "sqlite" not in shown
     assert shown.endswith(f"page     {page}\n")
-    assert "<title>By lora.r: 3 finished runs of experiment slimdown</title>" in page.read_text()
+    assert f"<title>{title}</title>" in page.read_text()
     with pytest.raises(SystemExit):
         show("-o", str(tmp_path))
     html = show("--format", "html")
     assert "kept" in html
-    assert "slimdown compare RUN --confirm" in html
+    assert "--confirm" in html
 
 
 def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Capture) -> None:
     for sweep, rank in (("a", 2), ("a", 4), ("b", 2), ("b", 4)):
         record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", KEPT, sweep=sweep)
-    assert compare.main(["--by", "lora.r"]) == 0
-    text = capsys.readouterr().out
-    assert "By lora.r: 2 finished runs of the newest sweep, b\n" in text
-    assert "Runs by sweep: b (2), a (2)." in text
-    assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
-    assert "2 finished runs of sweep a" in capsys.readouterr().out
+    for chosen, sweep in (([], "b"), (["--sweep", "a"], "a")):  # the newest, if none is named
+        assert compare.main(["--by", "lora.r", *chosen]) == 0
+        text = capsys.readouterr().out
+        heading = text.splitlines()[0]
+        assert heading.startswith("By lora.r: 2 ")
+        assert heading.endswith(f" {sweep}")
+        assert ("b (2), a (2)" in text) is (not chosen)
 
 
-def test_a_reference_needs_to_be_a_value_of_one_setting(
-    store: MlflowClient, capsys: Capture
-) -> None:
+def test_a_reference_must_be_a_value_of_one_setting(store: MlflowClient, capsys: Capture) -> None:
     for rank in (2, 4):
         for length in (64, 128):
             config = compose_config(f"lora.r={rank}", f"train.max_length={length}")
             record_run(config, f"lora.r={rank} train.max_length={length}", KEPT)
     assert compare.main(["--against", "2"]) == 1
-    problem = "--against 2 is a value of one setting; name the setting with --by: "
-    assert problem in capsys.readouterr().err
+    problem = capsys.readouterr().err
+    assert "--against 2" in problem
+    assert "--by" in problem
     assert compare.main(["--against", "2", "--by", "lora.r"]) == 0
 
 

@@ -20,11 +20,11 @@ def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Captur
         assert is_listed is bool(facts.extra)
     (tmp_path / "rows.db").write_text("no database")
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/rows.db"]) == 1
-    assert "rows.db is no MLflow store" in capsys.readouterr().out
+    assert "rows.db" in capsys.readouterr().out
 
 
 def test_a_record_that_cannot_be_written_is_named(tmp_path: Path, capsys: Capture) -> None:
     assert doctor.main(["--tracking-uri", "sqlite:////proc/new/mlflow.db"]) == 1
-    assert "name one that you can write" in capsys.readouterr().out
+    assert "/proc/new" in capsys.readouterr().out
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/a/b/new.db"]) == 0
     assert not list(tmp_path.iterdir())

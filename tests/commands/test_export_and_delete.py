@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from record_builders import (
     Capture,
     Compose,
+    Patch,
     list_models,
     make_info,
     record_run,
@@ -49,9 +50,7 @@ def test_a_run_that_trained_nothing_has_nothing_to_copy(
     assert not (tmp_path / "mine").exists()
 
 
-def test_status_of_a_run_names_its_page_and_its_adapter(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
+def test_status_names_the_files(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
     run_id = record_run(composed(), "trained")
     assert status.main([run_id[:8]]) == 0
     facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -63,9 +62,7 @@ def test_status_of_a_run_names_its_page_and_its_adapter(
         status.main([run_id[:8], "--sweep", "s"])
 
 
-def test_a_server_hands_an_adapter_out(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_a_server_hands_an_adapter_out(composed: Compose, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "server").mkdir()
     with serve_mlflow(tmp_path / "server") as (uri, _):
         record_run(composed(f"tracking.uri={uri}"), "trained")
@@ -107,9 +104,7 @@ def test_nothing_is_deleted_before_yes_and_then_all_but_the_base(
     assert delete.main([gone, "--yes"]) == 1  # it is not there any more
 
 
-def test_a_run_that_is_made_or_registered_is_not_deleted(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
+def test_a_run_in_use_is_kept(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
     config = set_metric(composed())
     with open_run(config, make_info(config, "busy")) as run:
         assert delete.main(["busy", "--yes"]) == 1
@@ -123,7 +118,7 @@ def test_a_run_that_is_made_or_registered_is_not_deleted(
 
 
 def test_a_folder_elsewhere_is_left_alone(
-    store: MlflowClient, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MlflowClient, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Whoever writes the store names the folders; one of yours must not go with a run."""
     run_id = record_run(composed(), "trained")

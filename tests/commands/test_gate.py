@@ -1,19 +1,19 @@
 """`slimdown check` and `slimdown verdict`: the exit code is the answer, whoever reads the rest."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 from builders import make_scores, unpack_logs
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
+from record_builders import KEPT, LOST, Capture, Patch, compose_config, record_run
 
 from slimdown.commands import check, compare, verdict
 from slimdown.report.formatting import escape_markdown
@@ -25,11 +25,8 @@ OTHER_LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13
 
 
 @pytest.fixture(scope="module")
-def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gate")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(copy_store(migrated_store, folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def folder(recorded: Path) -> Path:
+    with chdir(recorded):
         for name, scores, share in (
             ("kept", KEPT, 0),
             ("lost", LOST, 0),
@@ -41,13 +38,12 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         ):
             config = compose_config(f"evaluation.holdout={share}")
             record_run(config, name, scores, sweep="s" if share else "")
-    return folder
+    return recorded
 
 
 @pytest.fixture
 def runs(folder: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -75,23 +71,22 @@ def runs(folder: Path, monkeypatch: Patch) -> None:
         (["kept", "--tracking-uri", ""], 3),
     ],
 )
-def test_the_exit_code_is_the_answer(
-    arguments: list[str], code: int, runs: None, capsys: Capture
-) -> None:
+def test_an_exit_code_answers(arguments: list[str], code: int, runs: None, capsys: Capture) -> None:
     assert check.main(arguments) == code
     captured = capsys.readouterr()
-    assert ("This run cannot be checked" in captured.err) is (code == 3)
+    assert bool(captured.err) is (code == 3)
     assert "Traceback" not in captured.err
+    if code == 3:
+        return
     if arguments == ["held"]:
         assert "held" in captured.out
-    words = {0: "PASSED", 1: "FAILED", 2: "CANNOT TELL"}
-    if code != 3:
-        assert captured.out.startswith((f"{words[code]} (", f"{words[code]}: "))
-        assert re.search(r"\npocket:model → .+ \(\w{8}\)\n", captured.out)
-        assert ("Next: " in captured.out) is (code == 1)
+    outcome, sides, *lines = captured.out.splitlines()
+    assert outcome.startswith(("PASSED", "FAILED", "CANNOT TELL")[code])
+    assert sides.startswith("pocket:model → ")
+    assert any(line.startswith("Next: ") for line in lines) is (code == 1)
     if "off" in arguments and code == 0:
-        for name in ("pocket_instructions", "pocket_math", "pocket_commonsense"):
-            assert re.search(rf"{name[:9]}\S*( \*)? .* off *\n", captured.out)  # may be cut
+        n_off = sum(line.startswith("pocket_") and line.endswith(" off") for line in lines)
+        assert n_off == 3
 
 
 @pytest.mark.parametrize(
@@ -105,13 +100,12 @@ def test_ci_reads_each_budget(name: str, code: int, kind: str, runs: None, capsy
     assert [case[0].tag for case in suite.findall("testcase")] == [kind, kind]
     assert suite.get("tests") == "2"
     assert suite.get("failures") == str(2 * (code == 1))
-    assert suite[0].get("name") == "pocket_cs loses at most 30 points"
+    assert str(suite[0].get("name")).split()[::4] == ["pocket_cs", "30"]
     assert check.main([name, *budgets, "--format", "json"]) == code
     answer = json.loads(capsys.readouterr().out)
     row = next(row for row in answer["rows"] if row["benchmark"] == "pocket_cs")
     assert row["budget"] == 0.3
     findings = find_run(compose_config().tracking, name).findings
-    assert findings is not None
     d = findings.benchmarks["pocket_cs"].primary.difference
     # of two budgets, each shown to be beyond: the second of Holm's steps, or the first
     bounds = (
@@ -138,9 +132,7 @@ def test_the_outcome_is_in_the_description_of_the_run(runs: None, capsys: Captur
         assert [described.count(line) for line in outcomes] == [1] * len(outcomes)
 
 
-def test_a_record_that_takes_no_outcome_is_a_line(
-    runs: None, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_read_only_record_is_a_line(runs: None, monkeypatch: Patch, capsys: Capture) -> None:
     def refuse(*_: object) -> None:
         raise MlflowException("attempt to write a readonly database")
 
@@ -149,44 +141,44 @@ def test_a_record_that_takes_no_outcome_is_a_line(
     captured = capsys.readouterr()
     assert captured.out.startswith("FAILED (")
     [line] = captured.err.splitlines()
-    assert line.startswith("The outcome could not be written to the record: ")
     assert "readonly" in line
 
 
-def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
-    runs: None, capsys: Capture
-) -> None:
+def test_checks_of_a_sweep_on_its_held_out_half_are_counted(runs: None, capsys: Capture) -> None:
     assert check.main(["held"]) == 0
-    assert "held-out questions have judged" not in capsys.readouterr().out
+    assert "judged" not in capsys.readouterr().out
     for _ in range(2):  # the same run again is no other run
         assert check.main(["held too"]) == 1
-        assert "The held-out questions have judged 2 models" in capsys.readouterr().out
+        assert "judged 2 models" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "option", ["--max-loss=x", "--max-relative-loss=pocket_cs=2", "--max-loss=x=off"]
 )
-def test_a_mistake_is_no_look_at_the_held_out_questions(
-    option: str, runs: None, capsys: Capture
-) -> None:
+def test_a_mistake_is_no_look_at_the_held_out_questions(option: str, runs: None) -> None:
     assert check.main(["never checked", option]) == 3
-    assert "This run cannot be checked" in capsys.readouterr().err
     assert Tag.checked not in find_run(compose_config().tracking, "never checked").tags
+
+
+def read_kept_row(shown: str) -> list[str]:
+    """The row of all retained benchmarks together."""
+    [row] = (line.split() for line in shown.splitlines() if line.strip().startswith("kept "))
+    return row
 
 
 def test_the_retained_benchmarks_are_asked_about_together(runs: None, capsys: Capture) -> None:
     loose = ["--max-loss", "0.99", "--overall"]
     for name in ("kept", "slight"):  # "slight" does not rule out rare gains
         assert check.main([name, *loose]) == 0
-        assert re.search(r"^ *kept .*worse \? *$", capsys.readouterr().out, re.M)
+        assert read_kept_row(capsys.readouterr().out)[-1] == "?"
     assert check.main(["lost", *loose, "--max-loss", "pocket_cs=off"]) == 1
     target = ["--max-loss", "off", "pocket_instructions=0.99", "--overall"]
     assert check.main(["lost", *target]) == 3
-    assert "every retained benchmark is off" in capsys.readouterr().err
+    capsys.readouterr()
     assert check.main(["lost", *loose]) == 1
-    shown = capsys.readouterr().out
-    assert shown.startswith("FAILED: the retained benchmarks lost ")
-    assert re.search(r"^ *kept +−.*worse ✗ *$", shown, re.M)
+    row = read_kept_row(capsys.readouterr().out)
+    assert row[1].startswith("−")
+    assert row[-1] == "✗"
     assert check.main(["lost", *loose, "--format", "junit"]) == 1
     suite = ElementTree.fromstring(capsys.readouterr().out)
     assert suite.get("failures") == "1"
@@ -206,38 +198,27 @@ def logs(tmp_path: Path) -> tuple[str, str]:
     return unpack_logs(tmp_path)
 
 
-@pytest.mark.parametrize("output", ["| true", ">&-"])
-def test_a_reader_that_goes_and_a_closed_output_change_no_exit_code(
-    output: str, logs: tuple[str, str]
+@pytest.mark.parametrize(
+    ("output", "code", "problem"),
+    [
+        ("--max-loss 0.001 | true", 1, ""),  # a reader that goes
+        ("--max-loss 0.001 >&-", 1, ""),
+        ("--max-loss off pocket_cs=0.999 > /dev/full", 3, "No space left"),  # no passed gate
+    ],
+)
+def test_what_becomes_of_the_output_passes_no_gate(
+    output: str, code: int, problem: str, logs: tuple[str, str]
 ) -> None:
-    judge = shlex.join([sys.executable, "-m", "slimdown", "verdict", *logs, "--max-loss", "0.001"])
+    judge = shlex.join([sys.executable, "-m", "slimdown", "verdict", *logs])
     command = f"{judge} {output}; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr == ""
-
-
-def test_an_output_that_cannot_be_written_is_no_passed_gate(logs: tuple[str, str]) -> None:
-    budgets = ["--max-loss", "pocket_cs=0.999", "--max-loss", "off"]
-    judge = shlex.join([sys.executable, "-m", "slimdown", "verdict", *logs, *budgets])
-    ended = subprocess.run(["bash", "-c", f"{judge} > /dev/full"], capture_output=True, text=True)
-    assert ended.returncode == 3
-    assert "No space left" in ended.stderr
+    assert ended.returncode == code
+    assert problem in ended.stderr
+    assert bool(problem) is bool(ended.stderr)
     assert "Traceback" not in ended.stderr
 
 
-def test_logs_with_one_named_budget_are_held_to_the_others_too(
-    logs: tuple[str, str], capsys: Capture
-) -> None:
-    named = ["--max-loss", "pocket_cs=0.999"]
-    assert verdict.main([*logs, *named]) == 1
-    assert verdict.main([*logs, *named, "--max-loss", "off"]) == 0
-    assert re.search(r"pocket_math .* off *\n", capsys.readouterr().out)
-
-
-def test_logs_are_gated_as_a_recorded_run(
-    logs: tuple[str, str], tmp_path: Path, capsys: Capture
-) -> None:
+def test_logs_are_gated_like_a_run(logs: tuple[str, str], tmp_path: Path, capsys: Capture) -> None:
     assert verdict.main([*logs, "--format", "junit"]) == 1
     captured = capsys.readouterr()
     suite = ElementTree.fromstring(captured.out)
@@ -246,13 +227,11 @@ def test_logs_are_gated_as_a_recorded_run(
     loose = ["--max-loss", "0.999", "--overall"]
     assert verdict.main([*logs, *loose]) == 1
     captured = capsys.readouterr()
-    assert captured.out.startswith("FAILED: the retained benchmarks lost ")
-    assert re.search(r"^ *kept +−.*worse ✗ *$", captured.out, re.M)
+    assert captured.out.startswith("FAILED: ")
+    assert read_kept_row(captured.out)[-1] == "✗"
     assert verdict.main([*logs, *loose[:2]]) == 0
     assert verdict.main([*logs, "--max-loss", "off", "--overall"]) == 3
-    problem = capsys.readouterr().err
-    assert len(problem.splitlines()) == 2  # the heading, and one line
-    assert "every benchmark is off; give one a budget" in problem
+    assert len(capsys.readouterr().err.splitlines()) == 2  # the heading, and one line
     file = tmp_path / "budgets.xml"
     relative = [f"--max-relative-loss={names[0]}=0.5", "--max-loss=off"]
     assert verdict.main([*logs, *relative, "--format=junit", "-o", str(file)]) in (0, 1, 2)
@@ -285,7 +264,6 @@ def test_lost_questions_are_written_as_own_questions_and_those_held_out_stay(
         assert check.main([name, "--lost", str(file), "--max-loss", "off", "pocket_cs=0.9"]) == 0
         rows = read_questions(str(file), "exact")
         findings = find_run(compose_config().tracking, name).findings
-        assert findings is not None
         counts[name] = sum(lost.n_lost for lost in findings.lost_answers.values())
         assert len(rows) == counts[name]
         shown = capsys.readouterr().err
@@ -295,9 +273,7 @@ def test_lost_questions_are_written_as_own_questions_and_those_held_out_stay(
     assert check.main(["kept", "--lost", str(tmp_path / "x.jsonl"), "--max-loss", "off"]) == 3
 
 
-def test_verdict_writes_each_kind_of_lost_question_into_its_file(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_each_kind_of_lost_question_has_its_own_file(tmp_path: Path, capsys: Capture) -> None:
     logs, file = unpack_logs(tmp_path), tmp_path / "lost.jsonl"
     assert verdict.main([*logs, "--lost", str(file)]) == 0
     shown = capsys.readouterr().err

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import chdir, closing
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -21,7 +21,6 @@ from record_builders import (
     Compose,
     Patch,
     compose_config,
-    copy_store,
     make_info,
     record_run,
 )
@@ -31,9 +30,7 @@ from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
 
 
-def test_each_run_has_a_row_with_its_state(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
+def test_each_run_has_its_state(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
     config = composed()
     record_run(config, "done", sweep="s")
     with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as bad:
@@ -41,9 +38,9 @@ def test_each_run_has_a_row_with_its_state(
     assert isnan(store.get_run(bad.run_id).data.metrics["change/pocket_cs"])  # it was not measured
     with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "busy")) as run:
         assert status.main([]) == 0
-        shown = " ".join(capsys.readouterr().out.split())
-        assert shown.index("running") < shown.index("busy") < shown.index("bad ValueError: no such")
-        assert shown.index("done pocket_instructions -44.0 forgotten; pocket_math")
+        shown = capsys.readouterr().out
+        parts = ("running", "busy", "bad ", "ValueError: no ", "done ", "-44.0")
+        assert sorted(parts, key=shown.index) == [*parts]
         raise KeyboardInterrupt
     store.update_run(run.run_id, "RUNNING")  # as a process that was killed outright leaves it
     assert status.main([]) == 0
@@ -51,7 +48,7 @@ def test_each_run_has_a_row_with_its_state(
     assert status.main(["--rows", "1"]) == 0
     shown = capsys.readouterr().out
     assert [name in shown for name in ("busy", "bad", "done")] == [True, True, False]
-    assert "Only the newest 1 runs that have ended." in shown
+    assert "--rows" in shown
     assert status.main(["--rows", "0"]) == 0
     shown = capsys.readouterr().out
     assert "done" in shown
@@ -63,9 +60,7 @@ def test_each_run_has_a_row_with_its_state(
     assert "there is no record" in capsys.readouterr().err
 
 
-def test_the_page_of_an_experiment_lists_its_tuned_runs(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_an_experiments_page_lists_its_tuned_runs(store: MlflowClient, composed: Compose) -> None:
     for rank in (2, 8):
         config = composed(f"lora.r={rank}")
         run_id = record_run(config, f"rank {rank}", sweep="s")
@@ -81,16 +76,14 @@ def test_the_page_of_an_experiment_lists_its_tuned_runs(
     assert find_run(config.tracking, run_id).params["lora.r"] == "8"
 
 
-def test_a_sweep_that_was_stored_with_a_parent_is_still_read(
-    store: MlflowClient, composed: Compose, capsys: Capture
-) -> None:
+def test_old_sweeps_are_read(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
     for seed in (0, 1):
         parent = {"mlflow.parentRunId": "a" * 32}
         record_run(composed(f"seed={seed}"), f"seed {seed}", sweep="s", tags=parent)
     assert status.main(["--sweep", "s", "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert compare.main(["--sweep", "s"]) == 0
-    assert "2 finished runs of sweep s" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("2 ")
 
 
 class Pages(NamedTuple):
@@ -107,14 +100,9 @@ class Pages(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pages(
-    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Pages]]:
+def pages(recorded: Path) -> Iterator[tuple[Path, Pages]]:
     """A folder and the command in it; SIGTERM ends it without a word."""
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("pages"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(recorded):
         run_id = record_run(compose_config(), "one")
         with closing(socket()) as free:
             free.bind(("127.0.0.1", 0))
@@ -123,9 +111,8 @@ def pages(
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, **pipes)
     try:
-        assert process.stdout
         line = next(line for line in process.stdout if line.startswith("ready"))
-        yield folder, Pages(process.pid, port, line, run_id)
+        yield recorded, Pages(process.pid, port, line, run_id)
     finally:
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=60)
@@ -137,7 +124,6 @@ def pages(
 def shown(pages: tuple[Path, Pages], monkeypatch: Patch) -> Pages:
     folder, shown = pages
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return shown
 
 

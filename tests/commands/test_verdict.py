@@ -102,9 +102,7 @@ def test_an_ending_that_is_not_the_format_is_refused(
     with pytest.raises(SystemExit) as ended:
         verdict.main([*logs, "-o", *output.split()])
     assert ended.value.code == 3
-    assert re.search(
-        "its ending means .*, but you gave --format .*; leave", capsys.readouterr().err
-    )
+    assert "--format" in capsys.readouterr().err
     assert not [*tmp_path.glob("page.*")]
 
 
@@ -123,14 +121,12 @@ def test_logs_that_cannot_be_judged_exit_with_3(
 ) -> None:
     monkeypatch.chdir(Path(logs[0]).parent)
     assert verdict.main(arguments.split()) == 3
-    text = capsys.readouterr().err
-    assert "These logs cannot be judged:" in text
-    assert message in text
+    heading, problem = capsys.readouterr().err.split("\n", 1)
+    assert heading.endswith(":")
+    assert message in problem
 
 
-def test_a_page_has_one_of_all_changed_answers_beside_it(
-    logs: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_page_of_changed_answers_lies_beside_it(logs: tuple[str, str], tmp_path: Path) -> None:
     page = tmp_path / "a page.html"
     assert verdict.main([*logs, "-o", str(page)]) == 0
     assert 'href="a%20page.answers.html"' in page.read_text()
@@ -146,9 +142,7 @@ def test_two_logs_of_one_model_show_the_engines_own_noise(
 ) -> None:
     again, page = shutil.copytree(logs[0], tmp_path / "again"), tmp_path / "page.html"
     assert verdict.main([logs[0], str(again)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Both logs are from the same model" in shown
-    assert "no answer flips" in shown
+    assert "no answer flips" in " ".join(capsys.readouterr().out.split())
     [first], [second] = (list(Path(log).glob("*/results*.json")) for log in logs)
     results, base = (json.loads(file.read_text()) for file in (second, first))
     results["model_name"] = base["model_name"]
@@ -168,9 +162,7 @@ def test_two_logs_of_one_model_show_the_engines_own_noise(
     assert f"→ {base['model_name']}@step1000" in shown
 
 
-def test_notes_reach_the_terminal_without_control_characters(
-    logs: tuple[str, str], capsys: Capture
-) -> None:
+def test_notes_are_shown_without_control_characters(logs: tuple[str, str], capsys: Capture) -> None:
     [results] = Path(logs[0]).glob("*/results*.json")
     text = results.read_text()
     version = json.loads(text)["lm_eval_version"]
@@ -192,16 +184,15 @@ def write_table_of(file: Path, benchmarks: dict[str, range]) -> str:
     return str(file)
 
 
-def test_what_both_logs_have_is_judged_and_the_rest_is_named(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_what_both_logs_have_is_judged_the_rest_is_named(tmp_path: Path, capsys: Capture) -> None:
     base = write_table_of(tmp_path / "base.jsonl", {"arc": range(40), "gsm": range(40)})
     tuned = write_table_of(tmp_path / "tuned.jsonl", {"arc": range(35, 5, -1)})
     page = tmp_path / "page.json"
     assert verdict.main([base, tuned, "-o", str(page)]) == 0
     shown = capsys.readouterr()
     assert "gsm" in shown.err
-    assert "arc: 30 questions are in common (40 in" in shown.err
+    [line] = (line for line in shown.err.splitlines() if "arc: " in line)
+    assert re.findall(r"\d+", line.partition("arc: ")[2])[:2] == ["30", "40"]
     content = json.loads(page.read_text())
     assert [(row["benchmark"], row["n"]) for row in content["rows"]] == [("arc", 30)]
     assert any("30 of 40 of arc" in note for note in content["notes"])
@@ -248,9 +239,7 @@ def test_the_command_that_asks_lost_questions_again_names_the_model(
     assert "again:" not in shown or "tuned=MODEL" in shown
 
 
-def test_the_action_hands_on_the_exit_code_and_warns_where_it_may(
-    tmp_path: Path,
-) -> None:
+def test_the_action_hands_on_the_exit_code_and_warns_where_it_may(tmp_path: Path) -> None:
     sides = [
         write_table_of(tmp_path / f"{side}.jsonl", {"arc": range(20)}) for side in ("base", "tuned")
     ]

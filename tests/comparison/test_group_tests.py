@@ -146,7 +146,6 @@ def test_without_noise_of_questions_it_is_students_test_of_the_seeds() -> None:
 
     def find_p(test: MeanTest) -> float:
         distances = np.array([abs(test.value)])
-        assert test.spread
         # as if the questions were no noise at all
         p = add_seed_noise(distances, zero + 1e-300, test.spread, test.n_seeds)
         assert test.p_value >= 2 * p[0]  # that of the questions comes on top of it
@@ -171,7 +170,6 @@ def test_values_with_the_same_seeds_lend_each_other_their_noise() -> None:
     means = draw.normal(0, 0.02, (4, 3)) + draw.normal(0, 0.2, 3)
     test = compare(*(make_answers(by_seed, names="012") for by_seed in means))
     left = means - means.mean(axis=0) - means.mean(axis=1)[:, None] + means.mean()
-    assert test.spread
     assert test.spread.freedom == 6
     assert test.spread.variance == pytest.approx(2 * (left**2).sum() / 6, rel=0.01)
     assert test.value == pytest.approx(means[1].mean() - means[0].mean())

@@ -49,9 +49,7 @@ def test_the_variance_between_seeds_agrees_with_statsmodels() -> None:
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 5.0])
-def test_the_mean_covers_the_truth_is_never_narrower_than_its_error_and_always_there(
-    n_seeds: int, ratio: float
-) -> None:
+def test_the_mean_covers_the_truth_and_its_standard_error(n_seeds: int, ratio: float) -> None:
     draw, covered, larger = np.random.default_rng(n_seeds), [], []
     spread = ratio * 0.3 / sqrt(200)
     for _ in range(600):
@@ -85,9 +83,7 @@ def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
-def test_the_mean_of_benchmarks_covers_the_truth_where_a_bad_seed_is_bad_on_all(
-    n_seeds: int,
-) -> None:
+def test_the_mean_of_benchmarks_covers_the_truth_if_a_seed_is_bad_on_all(n_seeds: int) -> None:
     draw, covered = np.random.default_rng(n_seeds), []
     for _ in range(150):
         shift = draw.normal(0, 0.1, (n_seeds, 1)).clip(-0.3, 0.3) / 2

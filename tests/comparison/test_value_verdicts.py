@@ -18,11 +18,7 @@ from scipy.stats import ttest_1samp
 from bench.statistics import build_table, contradicts, draw_table
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.comparison.run_records import RunRecord
-from slimdown.comparison.value_verdicts import (
-    SeedAnswers,
-    build_tests,
-    judge_configurations,
-)
+from slimdown.comparison.value_verdicts import SeedAnswers, build_tests, judge_configurations
 from slimdown.judging.answer_traits import NEVER_ENDED, Trait
 from slimdown.judging.findings import Findings
 from slimdown.judging.verdicts import Verdict, decide_verdicts

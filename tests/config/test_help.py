@@ -62,9 +62,7 @@ def test_the_help_shows_no_password_of_the_environment(monkeypatch: Patch) -> No
     assert "secret" not in write_help(is_whole=True)
 
 
-def test_each_example_and_each_line_of_the_screen_works_when_typed(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_each_example_and_line_of_the_help_can_be_typed(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     text = write_help()

@@ -20,9 +20,7 @@ def test_no_default_has_changed_without_a_version() -> None:
 
 
 @pytest.mark.parametrize("key", ["train.look_steps", "benchmark.<name>.margin", "tuned"])
-def test_a_default_that_changes_is_named_until_a_version_is_raised(
-    key: str, monkeypatch: Patch
-) -> None:
+def test_a_changed_default_is_named_until_a_version_is_raised(key: str, monkeypatch: Patch) -> None:
     before = {**STORED, "defaults": STORED["defaults"] | {key: "another"}}
     assert f"the default of {key} has changed" in check_defaults(before)
     monkeypatch.setattr(key_defaults, "TRAINING_VERSION", 99)

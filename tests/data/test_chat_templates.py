@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import transformers
+from builders import Patch
 
 from slimdown import pocket
 from slimdown.data.chat_templates import (
@@ -36,9 +37,7 @@ def tokenizer() -> Any:
         ("{% for i in range(1000000000) %}{% endfor %}", "fails (OverflowError"),
     ],
 )
-def test_a_template_that_does_not_work_is_one_line(
-    template: str | None, answer: str, tokenizer: Any
-) -> None:
+def test_a_broken_template_is_one_line(template: str | None, answer: str, tokenizer: Any) -> None:
     tokenizer.chat_template = template
     with pytest.raises(ModelError) as caught:
         check_chat_template(tokenizer, SETTING)
@@ -83,9 +82,7 @@ def test_what_stands_around_a_users_message_is_the_templates(name: str, tokenize
     ("template", "answer"),
     [(None, "has no chat template"), ("{{ messages[0].role }}", "drops what a user says")],
 )
-def test_a_turn_that_cannot_be_opened_is_one_line(
-    template: str | None, answer: str, tokenizer: Any
-) -> None:
+def test_a_turn_that_fails_is_one_line(template: str | None, answer: str, tokenizer: Any) -> None:
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=answer):
         split_user_turn(tokenizer)
@@ -99,7 +96,7 @@ ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% end
     [(ENDLESS, "does not end a prompt within 0.3 s"), ("{{ 'a' * 10 ** 15 }}", "more memory")],
 )
 def test_a_template_without_an_end_is_ended_in_one_line(
-    template: str, problem: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    template: str, problem: str, tokenizer: Any, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("slimdown.utils.template_limit._MOST_SECONDS", 0.3)
     handler = signal.getsignal(signal.SIGALRM)

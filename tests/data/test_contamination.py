@@ -52,9 +52,7 @@ def pastes(draw: st.DrawFn) -> tuple[list[str], str]:
 
 @given(pastes(), st.integers(0, 3))
 @settings(max_examples=150, deadline=None)
-def test_a_pasted_question_stands_however_it_is_typed(
-    paste: tuple[list[str], str], before: int
-) -> None:
+def test_a_pasted_question_stands_in_any_form(paste: tuple[list[str], str], before: int) -> None:
     words, text = paste
     contamination = search(numbered(" ".join(words)), [*["another row"] * before, text])
     assert [o.stands for o in contamination.overlaps] == [True]
@@ -67,7 +65,7 @@ def test_a_pasted_question_stands_however_it_is_typed(
     st.lists(st.lists(st.sampled_from("abc"), max_size=60), min_size=1, max_size=8),
 )
 @settings(max_examples=200, deadline=None)
-def test_the_search_finds_what_a_plain_search_finds(
+def test_it_finds_what_plain_search_finds(
     questions: list[list[str]], rows: list[list[str]]
 ) -> None:
     """Three words, so phrases meet by chance; too few questions and rows for common ones."""

@@ -100,7 +100,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("name", "content", "answer"), BAD_FILES)
-def test_a_bad_file_is_answered_in_one_line(
+def test_bad_files_are_told(
     name: str, content: str | bytes | None, answer: str, tmp_path: Path
 ) -> None:
     if content is not None:

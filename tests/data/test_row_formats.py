@@ -14,7 +14,6 @@ from slimdown.training.written_rows import read_prompts
 from slimdown.utils.errors import DataError
 
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
-LOCAL = DatasetConfig("rows.jsonl")
 
 
 def convert(record: Any, **changes: Any) -> dict[str, Any]:
@@ -38,9 +37,7 @@ def convert(record: Any, **changes: Any) -> dict[str, Any]:
         ("instruction output text", {"format": RowFormat.text}, "text"),
     ],
 )
-def test_the_format_shows_in_the_columns(
-    columns: str, changes: dict[str, Any], format_: str
-) -> None:
+def test_columns_show_the_format(columns: str, changes: dict[str, Any], format_: str) -> None:
     record = dict.fromkeys(columns.split(), "")
     config = DatasetConfig("rows.jsonl", **changes)
     assert detect_format(config, [(1, DataError("torn")), (2, record)]) == format_
@@ -151,9 +148,7 @@ def test_a_row_that_cannot_be_trained_on_is_answered(record: Any, answer: str) -
         ("", "it is empty"),
     ],
 )
-def test_prompts_that_no_base_can_continue_are_answered(
-    content: str, answer: str, tmp_path: Path
-) -> None:
+def test_prompts_without_a_text_are_answered(content: str, answer: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(DataError, match=answer):
         read_prompts(str(tmp_path / "p.jsonl"))
@@ -199,9 +194,7 @@ values = plain | st.lists(plain | st.dictionaries(keys, plain, max_size=3), max_
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.dictionaries(names, values, max_size=3), max_size=5), st.sampled_from(RowFormat))
-def test_any_rows_are_sound_or_answered_in_one_line(
-    tmp_path: Path, rows: list[Any], format_: RowFormat
-) -> None:
+def test_any_rows_are_sound_or_told(tmp_path: Path, rows: list[Any], format_: RowFormat) -> None:
     config = write(tmp_path, rows)
     config.format = format_
     for problem in check_row_files({"mine": config}):

@@ -184,9 +184,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_paired_is_refused_by_name(
-    case: str, tmp_path: Path, capsys: Capture
-) -> None:
+def test_what_has_no_pair_is_refused_by_name(case: str, tmp_path: Path, capsys: Capture) -> None:
     change, problem = REFUSED[case]
     summary, lines = make_entry([1.0, 0.0, 1.0])
     change(summary, lines)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import slow
 from lm_eval.models.huggingface import HFLM
 from tiny_benchmarks import add_adapter, build_windowed_model, make_questions
 from tiny_models import WINDOW, build_byte_tokenizer, build_tiny_model
@@ -28,7 +29,7 @@ WINDOWS = (16, 75, 140)
 PLAIN = [(family, None) for family in sorted(EXACT_FAMILIES - {*WINDOWED})]
 SHAPES: list[Any] = [*PLAIN[::3], *((f, WINDOWS[i % 3]) for i, f in enumerate(WINDOWED))]
 REST = [*PLAIN, *((family, window) for family in WINDOWED for window in (None, *WINDOWS))]
-SHAPES += [pytest.param(f, w, marks=pytest.mark.slow) for f, w in REST if (f, w) not in SHAPES]
+SHAPES += slow(*(shape for shape in REST if shape not in SHAPES))
 
 
 def assert_as_hflm(model: Any, tolerance: float = 5e-4, batch_size: int = 4) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +197,10 @@ def test_a_field_of_the_documents_tells_clusters_apart(logs: Path) -> None:
         read_logs(logs / "base", clusters={"pocket_math": "page"})
 
 
+LESS, OTHER = {"pocket_instructions": {"exact_match": False}}, {"exact_match,strip": 0.123}
 LEFT_OUT: dict[str, Callable[[Path], None]] = {
-    "less is better": edit_results(
-        lambda r: r["higher_is_better"].update(pocket_instructions={"exact_match": False})
-    ),
-    "not the mean of its questions": edit_results(
-        lambda r: r["results"]["pocket_instructions"].update({"exact_match,strip": 0.123})
-    ),
+    "less is better": edit_results(lambda r: r["higher_is_better"].update(LESS)),
+    "no mean": edit_results(lambda r: r["results"]["pocket_instructions"].update(OTHER)),
     "scores of no share": edit_fourth_line("pocket_instructions", exact_match=-1e9),
     "a score that is a text": edit_fourth_line("pocket_instructions", exact_match="high"),
 }
@@ -224,6 +222,10 @@ def write(pattern: str, text: str) -> Callable[[Path], object]:
     return lambda logs: find_one(logs, pattern).write_text(text)
 
 
+def remove_results(logs: Path) -> None:
+    shutil.rmtree(find_one(logs, "results_*").parent)
+
+
 def copy_results(logs: Path) -> None:
     shutil.copytree(find_one(logs, "results_*").parent, logs / "base" / "other")
 
@@ -241,18 +243,9 @@ TWICE_OR_GONE = "lines are missing, doubled or changed"
 UNLIKE = "is not logged as lm_eval does it"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda logs: shutil.rmtree(logs / "base"), "there is no folder .*base; give the"),
-    "no results": (
-        lambda logs: shutil.rmtree(find_one(logs, "results_*").parent),
-        "holds no results as lm_eval names them",
-    ),
-    "no samples": (
-        lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(),
-        "there is no file .*pocket_cs_",
-    ),
-    "two models": (
-        copy_results,
-        "holds logs of several models; name the one before and .*: slimdown verdict .*other",
-    ),
+    "no results": (remove_results, "holds no results as lm_eval names them"),
+    "no samples": (lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(), "no file .*_cs_"),
+    "two models": (copy_results, "of several models; .*: slimdown verdict .*other"),
     "results cut short": (write("results_*", '{"results": {'), "cut short"),
     "other results": (write("results_*", "[1]"), "no results file of"),
     "a line cut short": (edit_lines(lambda x: [*x[:-1], x[-1][:100]]), "line 24, is no line"),
@@ -260,14 +253,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line twice": (edit_lines(lambda lines: [*lines, lines[-1]]), TWICE_OR_GONE),
     "a huge line": (write("samples_pocket_math_*", "[" * 2_000_000), "line 1, is no line of"),
     "half a character": (edit_fourth_line("pocket_math", target="\ud800"), "line 4, is no line of"),
-    "a huge number": (
-        edit_fourth_line("pocket_math", doc_id=2**70),
-        "line 4, .* more than 64 bits",
-    ),
-    "not a number": (
-        edit_fourth_line("pocket_math", exact_match=float("nan")),
-        "question 3 .* is not a number",
-    ),
+    "a huge number": (edit_fourth_line("pocket_math", doc_id=2**70), "line 4, .* than 64 bits"),
+    "not a number": (edit_fourth_line("pocket_math", exact_match=nan), "question 3 .* not a numb"),
     "no score": (edit_fourth_line("pocket_math", metrics=["f1"]), UNLIKE),
     "a likelihood that is none": (remove_likelihoods, "question 0 of pocket_cs is not a number"),
     "better than what": (edit_results(lambda r: r.update(higher_is_better={TASKS[0]: 7})), UNLIKE),
@@ -292,7 +279,7 @@ def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) 
         read_logs(logs / "base", {"pocket_math": "f1"})
     with pytest.raises(DataError, match="no folder None"):
         read_logs(None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"pocket_maths was .*pocket_math or"):
+    with pytest.raises(ConfigError, match=r"pocket_maths .*pocket_math\b"):
         read_logs(logs / "base", targets=["pocket_maths"])
     wrong: Any = 5
     for setting in ("metrics", "targets", "clusters"):

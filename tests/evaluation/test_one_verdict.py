@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands_and_runs import call_verb, find_runs
+from commands_and_runs import find_runs, succeed
 from mlflow import MlflowClient
 from stock_harness import run_lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -119,8 +119,7 @@ def judge_everywhere(
         stock["gen_kwargs"] = {"max_gen_toks": max_gen_toks}
     for name, model in (("base", base), ("tuned", tuned)):
         run_lm_eval(folder / name, tasks, own, model=model, **stock)
-    done = call_verb(folder, "verdict", "base", "tuned", "--format", "json")
-    assert done.returncode == 0, done.stderr
+    done = succeed(folder, "verdict", "base", "tuned", "--format", "json")
     rows = [row for row in json.loads(done.stdout)["rows"] if row["verdict"]]
     shown["verdict"] = {row["benchmark"]: (row["metric"], row["verdict"]) for row in rows}
     chosen = [f"benchmark=[{','.join(tasks)}]", f"evaluation.include_path={own}"]
@@ -129,8 +128,7 @@ def judge_everywhere(
         if max_gen_toks and before.benchmarks[name].benchmark.max_gen_toks:  # it generates
             chosen.append(f"benchmark.{name}.max_gen_toks={max_gen_toks}")
     chosen += [f"tuned={tuned}", "quantization=none", "model.dtype=float32"]
-    done = call_verb(folder, "run", *settings, *chosen)
-    assert done.returncode == 0, done.stderr
+    done = succeed(folder, "run", *settings, *chosen)
     client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     [run] = find_runs(client)
     file = client.download_artifacts(run.info.run_id, "findings.json")

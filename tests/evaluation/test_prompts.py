@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from builders import slow
 from chat_models import CHAT, NO_SYSTEM, SMOLLM3, build_model, read_template
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -71,7 +72,7 @@ ALIKE = {"qwen2_5", "qwen3_5_think", "phi3_5", "glm4moe", "lfm2", "llama3"}  # a
     ("family", "switch"),
     [
         *((family, switch) for family, switch in FAMILIES.items() if family not in ALIKE),
-        *(pytest.param(f, FAMILIES[f], marks=pytest.mark.slow) for f in sorted(ALIKE)),
+        *slow(*((family, FAMILIES[family]) for family in sorted(ALIKE))),
         ("granite", "thinking"),
         ("smollm3", "enable_thinking"),
     ],

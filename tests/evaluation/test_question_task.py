@@ -70,9 +70,7 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("share_prefixes", [True, False])
-def test_a_choice_that_no_forward_holds_is_refused_before_anything_is_asked(
-    share_prefixes: bool, tmp_path: Path
-) -> None:
+def test_a_choice_too_long_for_a_forward_is_refused(share_prefixes: bool, tmp_path: Path) -> None:
     loaded = load_pocket(torch.bfloat16)
     row = PICK | {"choices": ["a rose", "the grass and " * 600], "answer": 0}
     file = write_rows(tmp_path / "long.jsonl", [row])

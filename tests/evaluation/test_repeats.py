@@ -41,9 +41,7 @@ def repeated(pocket: LoadedModel) -> BenchmarkEvaluation:
     return ask(pocket, N_REPEATS)
 
 
-def test_a_question_scores_the_mean_of_its_answers(
-    pocket: LoadedModel, repeated: BenchmarkEvaluation
-) -> None:
+def test_a_score_is_the_mean_of_answers(pocket: LoadedModel, repeated: BenchmarkEvaluation) -> None:
     means = np.array(repeated.scores_of(repeated.benchmark.metric))
     assert np.all(means * N_REPEATS % 1 == 0)
     assert np.any((means > 0) & (means < 1))  # at this temperature answers differ
@@ -53,9 +51,7 @@ def test_a_question_scores_the_mean_of_its_answers(
         assert set(scores) <= {0.0, 1.0}
 
 
-def test_drawn_answers_are_drawn_alike_again(
-    pocket: LoadedModel, repeated: BenchmarkEvaluation
-) -> None:
+def test_answers_are_drawn_alike_again(pocket: LoadedModel, repeated: BenchmarkEvaluation) -> None:
     assert ask(pocket, N_REPEATS).samples == repeated.samples
     single = ask(pocket, None)
     assert single.samples == ask(pocket, None).samples
@@ -73,9 +69,7 @@ def test_answers_are_drawn_from_all_tokens_whatever_the_model_says(
     assert ask(pocket, N_REPEATS).samples == repeated.samples
 
 
-def test_the_record_keeps_what_repeated_answers_vary_by(
-    repeated: BenchmarkEvaluation, tmp_path: Path
-) -> None:
+def test_the_record_keeps_repeated_scores(repeated: BenchmarkEvaluation, tmp_path: Path) -> None:
     write_samples(tmp_path / "math.parquet", "base", "math", repeated)
     again = read_samples(tmp_path / "math.parquet", repeated.benchmark)
     assert again.samples == repeated.samples

@@ -42,9 +42,7 @@ def rewrite(file: Path, gone: tuple[str, ...] = (), **changes: Any) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), file)
 
 
-def test_what_another_version_wrote_is_named(
-    evaluation: BenchmarkEvaluation, tmp_path: Path
-) -> None:
+def test_another_version_is_named(evaluation: BenchmarkEvaluation, tmp_path: Path) -> None:
     file = tmp_path / "samples.parquet"
     write_samples(file, "base", "colours", evaluation)
     assert read_samples(file, evaluation.benchmark) == evaluation
@@ -70,9 +68,7 @@ def change_a_score(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut, change_a_score, Path.unlink, lambda f: f.write_text("no")])
-def test_a_damaged_file_is_told_apart(
-    spoil: Any, evaluation: BenchmarkEvaluation, tmp_path: Path
-) -> None:
+def test_damage_is_told(spoil: Any, evaluation: BenchmarkEvaluation, tmp_path: Path) -> None:
     file = tmp_path / "samples.parquet"
     write_samples(file, "base", "colours", evaluation)
     spoil(file)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import call_verb, find_runs
+from commands_and_runs import find_runs, succeed
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from mlflow import MlflowClient
@@ -90,9 +90,7 @@ def list_scores(benchmark: BenchmarkEvaluation) -> dict[str, float]:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_texts_score_is_that_of_plain_torch_and_of_the_harness(
-    kind: str, batch_size: int, tmp_path: Path
-) -> None:
+def test_texts_score_as_in_torch_and_harness(kind: str, batch_size: int, tmp_path: Path) -> None:
     model, tokenizer = open_model(kind)
     file = write_texts(tmp_path / "docs.jsonl")
     expected = {text: score_in_torch(model, tokenizer, text) for text in TEXTS}
@@ -176,9 +174,7 @@ def test_a_row_that_is_no_text_is_named(rows: list[Any], answer: str, tmp_path: 
         ({"metric": "acc"}, "has no such metric; choose one of byte_probability"),
     ],
 )
-def test_a_setting_that_no_text_has_is_refused(
-    settings: dict[str, Any], answer: str, tmp_path: Path
-) -> None:
+def test_what_no_text_has_is_refused(settings: dict[str, Any], answer: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=answer):
         read_task(write_texts(tmp_path / "docs.jsonl"), **settings)
 
@@ -213,18 +209,14 @@ def test_what_is_no_number_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(recorded: Path) -> Path:
     """Where a short training was measured on questions and on texts, which may stop early."""
-    folder = tmp_path_factory.mktemp("texts")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    write_texts(folder / "docs.jsonl", [f"{i}. {STORY[: 20 + i]}" for i in range(50)])
+    write_texts(recorded / "docs.jsonl", [f"{i}. {STORY[: 20 + i]}" for i in range(50)])
     settings = ["dataset.pocket_instructions.max_examples=64", "train.max_steps=4"]
     settings += ["benchmark.pocket_cs.limit=40", "evaluation.until=decided"]
-    done = call_verb(folder, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
-    assert done.returncode == 0, done.stderr
+    done = succeed(recorded, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
     assert ": docs" in done.stdout
-    return folder
+    return recorded
 
 
 def find_only_run(folder: Path) -> Run:
@@ -243,17 +235,14 @@ def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
     assert sides == pytest.approx([change["traits"][0][side] for side in ("base", "tuned")])
     assert "docs ·" in run.data.tags["slimdown.verdict"]
     for arguments in ([], ["--all"], ["--format", "json"]):
-        shown = call_verb(folder, "compare", *arguments)
-        assert shown.returncode == 0, shown.stderr
+        shown = succeed(folder, "compare", *arguments)
         assert "docs" in shown.stdout
 
 
 def test_a_text_has_a_budget_only_where_one_is_named(folder: Path) -> None:
     run_id = find_only_run(folder).info.run_id
-    usual = call_verb(folder, "check", run_id, "--max-loss", "0.5")
-    assert usual.returncode == 0, usual.stderr
+    usual = succeed(folder, "check", run_id, "--max-loss", "0.5")
     (line,) = (line for line in usual.stdout.splitlines() if line.strip().startswith("docs"))
     assert "✓" not in line
-    named = call_verb(folder, "check", run_id, "--max-loss", "docs=0.5", "pocket_cs=off")
-    assert named.returncode == 0, named.stderr
+    named = succeed(folder, "check", run_id, "--max-loss", "docs=0.5", "pocket_cs=off")
     assert "50 ✓" in named.stdout

@@ -38,14 +38,8 @@ POCKET = ("pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs
 FIRST_40 = [f"benchmark.{name}.limit=40" for name in POCKET]
 SHORT = ["train.max_steps=30", *FIRST_40]
 GIVEN = ("rslora", "dora", "prefix", "prompt", "ia3")  # methods whose trained adapters are kept
-ALPHAS = (
-    2,
-    4,
-    6,
-    8,
-    10,
-    12,
-)  # `pocket` with its alpha of 16 lowered: six models between base and tuned
+# `pocket` with its alpha of 16 lowered: six models between base and tuned
+ALPHAS = (2, 4, 6, 8, 10, 12)
 RETAINED = ("pocket_math", "pocket_commonsense", "pocket_cs")
 NF4 = "quantization=nf4"  # that the adapters were trained on
 BUDGETS = [f"--max-loss={name}=0.1" for name in RETAINED]

@@ -91,12 +91,8 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
         _, result = fine_tune(base, rows, config, Path(folder), silent, on_progress=silent)
     _, base, _ = load(f"quantization={quantization}")
     lora = {name: value for name, value in asdict(config.lora).items() if name != "args"}
-    # TRL checkpoints gradients, and has a loss of its own.
-    ours = {
-        "gradient_checkpointing",
-        "loss_type",
-        "assistant_only_loss",
-    }  # no row is a conversation
+    # TRL checkpoints gradients, and has a loss of its own; no row is a conversation.
+    ours = {"gradient_checkpointing", "loss_type", "assistant_only_loss"}
     names = set(SFTConfig.__dataclass_fields__) - ours
     settings = {name: value for name, value in asdict(config.train).items() if name in names}
     settings |= {"bf16": base.dtype == "bfloat16", "fp16": base.dtype == "float16"}

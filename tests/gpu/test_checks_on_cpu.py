@@ -8,6 +8,7 @@ from typing import Any
 import gpu_checks
 import pytest
 import torch
+from builders import slow
 from record_builders import Patch
 
 from slimdown.evaluation.prefix_lm import PrefixLM
@@ -46,22 +47,20 @@ def check_in_scarce_memory(load: gpu_checks.Load, limit: int) -> gpu_checks.Find
 
 
 @needs_trl
-@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("name", [*NAMES, *slow(*SLOW)])
 def test_every_check_passes(name: str, load: gpu_checks.Load) -> None:
     check = check_in_scarce_memory if name == "scarce memory" else gpu_checks.CHECKS[name]
     differs, found = gpu_checks.run_check(check, load, 8)
     assert not differs, found
     if name == "scarce memory":
-        assert "continues with PrefixLM, batch size 128" in found
+        assert "batch size 128" in found
 
 
 def test_all_checks_are_tried_here() -> None:
     assert sorted(gpu_checks.CHECKS) == sorted(NAMES + SLOW)
 
 
-def test_answers_that_are_not_the_harnesss_are_told(
-    load: gpu_checks.Load, monkeypatch: Patch
-) -> None:
+def test_answers_unlike_the_harnesss_are_told(load: gpu_checks.Load, monkeypatch: Patch) -> None:
     build_masks = PrefixLM._build_masks
 
     def show_all(lm: Any, positions: Any, segments: Any, n_prefix: int) -> Any:
@@ -69,10 +68,11 @@ def test_answers_that_are_not_the_harnesss_are_told(
 
     monkeypatch.setattr(PrefixLM, "_build_masks", show_all)
     differs, found = gpu_checks.run_check(gpu_checks.CHECKS["nf4: choices"], load, 8)
-    assert differs == "answers are not HFLM's; "
+    assert "HFLM" in differs
     assert found.startswith("0 of 8 texts, ")
     differs, found = gpu_checks.run_check(gpu_checks.CHECKS["texts"], load, 8)
-    assert (differs, found.partition("; ")[0]) == ("", "0 of 8 texts, 0 nats off")
+    assert differs == ""
+    assert found.startswith("0 of 8 texts, 0 ")
 
 
 @needs_trl
@@ -83,4 +83,4 @@ def test_losses_that_are_not_trls_are_told(load: gpu_checks.Load, monkeypatch: P
 
     monkeypatch.setattr(gpu_checks, "fine_tune", train_at_another_scale)
     differs, _ = gpu_checks.run_check(gpu_checks.CHECKS["nf4: training"], load, 8)
-    assert differs == "losses or gradients are not TRL's; "
+    assert "TRL" in differs

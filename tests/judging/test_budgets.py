@@ -59,9 +59,7 @@ def findings() -> Findings:
         ({}, Outcome.beyond),  # each retained one is held to its margin
     ],
 )
-def test_the_worst_benchmark_decides(
-    findings: Findings, budgets: dict[str, float], expected: Outcome
-) -> None:
+def test_worst_decides(findings: Findings, budgets: dict[str, float], expected: Outcome) -> None:
     off = [""] if budgets else []
     checks = check_budgets(findings, budgets, off=off)
     assert overall_outcome(checks) is expected
@@ -81,9 +79,7 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     assert "about" in unclear.reason  # so many would decide
 
 
-def test_a_share_of_the_base_is_a_budget_where_the_base_is_above_nothing(
-    findings: Findings,
-) -> None:
+def test_a_share_of_the_base_is_a_budget_if_the_base_is_above_nothing(findings: Findings) -> None:
     lost, kept = check_budgets(findings, {}, {"lost": 0.3, "kept": 0.05}, off=[""])
     assert (lost.outcome, lost.budget) == (Outcome.within, 0.3 * 0.6)
     assert (kept.outcome, kept.budget) == (Outcome.within, 0.05 * 0.605)
@@ -183,9 +179,7 @@ def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
         (["kepd=0.1"], "kepd was not measured; did you mean kept"),
     ],
 )
-def test_budgets_that_are_none_are_refused(
-    findings: Findings, arguments: list[str], problem: str
-) -> None:
+def test_wrong_budgets_are_refused(findings: Findings, arguments: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         check_budgets(findings, read_budgets(arguments))
 
@@ -195,7 +189,6 @@ def test_a_run_is_decided_by_the_budgets_that_its_settings_name() -> None:
     assert decide_by_settings(judge_scores(*scores)) is None
     limited = [make_benchmark(side, max_loss=0.02) for side in scores]
     gate = decide_by_settings(judge_pairs(a=limited, b=scores))
-    assert gate is not None
     assert [(check.benchmark, check.budget) for check in gate.checks] == [("a", 0.02)]
     assert gate.outcome is Outcome.beyond
 

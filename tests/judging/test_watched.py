@@ -102,14 +102,12 @@ def test_looks_end_where_its_own_test_would_decide() -> None:
     texts, questions = draw_texts(0.2), draw_questions(0.02, 4)
     base = make_evaluation(docs=texts["base"], a=questions["base"])
     rule = stopping_rule(Until.decided, base)
-    assert rule is not None
     few = {"docs": stop_early(texts["tuned"], 160), "a": stop_early(questions["tuned"], 160)}
     assert rule(few) == {"a"}
     close = draw_texts(0.0, seed=5)
     wide = replace(close["tuned"].benchmark, margin=0.001)
     base = make_evaluation(docs=replace(close["base"], benchmark=wide))
     rule = stopping_rule(Until.decided, base)
-    assert rule is not None
     assert rule({"docs": stop_early(close["tuned"], 32)}) == {"docs"}
 
 

@@ -50,9 +50,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) 
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def test_a_quantized_model_keeps_its_canonical_layout_and_says_what_it_is(
-    composed: Compose,
-) -> None:
+def test_a_quantized_model_keeps_its_canonical_layout_and_its_facts(composed: Compose) -> None:
     base = load(composed)
     layers: list[Any] = [m for m in base.model.modules() if hasattr(m, "quant_state")]
     assert len(layers) == 4 * 7
@@ -204,9 +202,7 @@ def test_what_cannot_fit_or_is_not_there_is_refused(composed: Compose, monkeypat
         load(composed)
 
 
-def test_auto_takes_bfloat16_by_the_processors_instructions(
-    monkeypatch: Patch,
-) -> None:
+def test_auto_takes_bfloat16_by_the_processors_instructions(monkeypatch: Patch) -> None:
     cpu = torch.device("cpu")
     fast = ("GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", "AuthenticAMD avx512_bf16")
     slow = ("GenuineIntel\nflags : avx512_bf16", "AuthenticAMD avx2", "fp asimd bf16", "")
@@ -229,9 +225,7 @@ def test_fixed_dtypes_leave_nothing_to_choose(composed: Compose) -> None:
     assert fix_dtypes(chosen) == chosen
 
 
-def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(
-    monkeypatch: Patch,
-) -> None:
+def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for version, device in (("2.13.0", "mps"), ("2.15.1", "mps"), ("2.9.1", "cpu")):
@@ -241,9 +235,7 @@ def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(
         pick_device(Device.mps)
 
 
-def test_a_process_takes_the_gpu_of_its_number_on_its_machine(
-    monkeypatch: Patch,
-) -> None:
+def test_a_process_takes_the_gpu_of_its_number_on_its_machine(monkeypatch: Patch) -> None:
     """The second of two machines, on which two of four GPUs are used."""
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -280,9 +272,7 @@ def test_errors_of_every_device_count_as_out_of_memory() -> None:
 
 
 @pytest.mark.hub
-def test_a_model_of_the_hub_is_named_by_its_commit_and_a_gated_one_says_what_to_do(
-    composed: Compose,
-) -> None:
+def test_a_hub_model_is_named_by_its_commit_and_a_gated_one_is_told(composed: Compose) -> None:
     base = load(composed, "model=smollm2")
     assert len(base.revision) == 40
     assert base.license == "apache-2.0"

@@ -35,14 +35,16 @@ def save_adapter(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def edit_config(folder: Path, **changes: Any) -> Path:
-    file = folder / "adapter_config.json"
+def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    return folder
 
 
-def break_config(folder: Path, text: str) -> None:
-    (folder / "adapter_config.json").write_text(text)
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "adapter_config.json", **changes)
+
+
+def break_config(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "adapter_config.json").write_text(text)
 
 
 def open_it(composed: Compose, tuned: Path, *settings: str) -> tuple[LoadedModel, Any]:
@@ -52,9 +54,7 @@ def open_it(composed: Compose, tuned: Path, *settings: str) -> tuple[LoadedModel
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_an_adapter_answers_as_in_plain_peft(
-    quantization: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_adapters_answer_as_in_peft(quantization: str, composed: Compose, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter")
     base, external = open_it(composed, folder, f"quantization={quantization}")
     assert not external.learns_prompt
@@ -74,7 +74,7 @@ def test_an_adapter_answers_as_in_plain_peft(
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
-def test_a_whole_model_takes_the_place_of_the_base(
+def test_whole_models_replace_the_base(
     quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
@@ -179,13 +179,11 @@ def write_nan(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_pipe_in_the_place_of_a_file_is_refused(
-    name: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_a_pipe_instead_of_a_file_is_refused(name: str, composed: Compose, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(ConfigError, match=f"tuned=.* contains {name}, which is no readable file"):
+    with pytest.raises(ConfigError, match=f"tuned=.*{name}"):
         composed(f"tuned={folder}")
 
 
@@ -213,34 +211,19 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
         (resize, r"made on another base \(.* is \[4, \d+\] and should be \[4, \d+\]\)"),
         (pickle_weights, "has no safetensors weights, and pickled ones can run code"),
         (break_tokenizer, "has another tokenizer than pocket:model"),
-        (lambda folder: edit_config(folder, peft_type="NOTHING"), "tuned=.* cannot be loaded"),
-        (lambda folder: break_config(folder, "{"), "adapter_config.json is damaged"),
-        (lambda folder: break_config(folder, "[]"), "adapter_config.json is damaged"),
-        (lambda folder: break_config(folder, "[" * 10**5), "adapter_config.json is damaged"),
+        (edit_config(peft_type="NOTHING"), "tuned=.* cannot be loaded"),
+        (break_config("{"), "adapter_config.json is damaged"),
+        (break_config("[]"), "adapter_config.json is damaged"),
+        (break_config("[" * 10**5), "adapter_config.json is damaged"),
         (write_nan, "its weights hold NaN or infinity"),
-        (
-            lambda folder: edit_config(folder, target_modules="(([a-z._0-9]*)*)*!"),
-            "may never end, as it repeats a group or",
-        ),
-        (
-            lambda folder: edit_config(folder, rank_pattern={"(?x)(.|.) *!": 4}),
-            "may never end, as it repeats a group or",
-        ),
-        (
-            lambda folder: edit_config(folder, exclude_modules=".*" * 9 + "!"),
-            r"may never end, .* more than 6 repeats",
-        ),
-        (
-            lambda folder: edit_config(folder, layers_to_transform=[*range(10**5)]),
-            "layers_to_transform is longer than any model has names",
-        ),
-        (lambda folder: edit_config(folder, modules_to_save=["evil"]), "names 'evil'"),
-        (lambda folder: edit_config(folder, task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
-        (
-            lambda folder: edit_config(folder, modules_to_save=["lm_head"]),
-            "lm_head.weight is None and should be",
-        ),
-        (lambda folder: edit_config(folder, alpha_pattern={"q_proj": 0}), "must be above 0"),
+        (edit_config(target_modules="(([a-z._0-9]*)*)*!"), "as it repeats a group or"),
+        (edit_config(rank_pattern={"(?x)(.|.) *!": 4}), "as it repeats a group or"),
+        (edit_config(exclude_modules=".*" * 9 + "!"), "may never end, .* more than 6 repeats"),
+        (edit_config(layers_to_transform=[*range(10**5)]), "longer than any model has names"),
+        (edit_config(modules_to_save=["evil"]), "names 'evil'"),
+        (edit_config(task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
+        (edit_config(modules_to_save=["lm_head"]), "lm_head.weight is None and should be"),
+        (edit_config(alpha_pattern={"q_proj": 0}), "must be above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(
@@ -251,11 +234,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
         open_it(composed, folder)
 
 
-def test_a_dora_is_refused_on_int8_before_anything_is_measured(
-    composed: Compose, tmp_path: Path
-) -> None:
-    edit_config(folder := save_adapter(tmp_path / "adapter"), use_dora=True)
-    with pytest.raises(ModelError, match="is a DoRA, which has no int8 layers; set quantization"):
+def test_a_dora_on_int8_is_refused_before_measuring(composed: Compose, tmp_path: Path) -> None:
+    edit_config(use_dora=True)(folder := save_adapter(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match=r"DoRA.* int8 .*quantization"):
         open_it(composed, folder, "quantization=int8")
 
 
@@ -265,13 +246,16 @@ def save_whole(folder: Path) -> Path:
     return folder
 
 
-def change_whole(folder: Path, **changes: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+def change_whole(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", **changes)
 
 
-def edit_file(folder: Path, edit: Callable[[Path], object], number: int = 0) -> None:
-    edit(sorted(folder.glob("*.safetensors"))[number])
+def edit_file(edit: Callable[[Path], object], number: int = 0) -> Callable[[Path], object]:
+    return lambda folder: edit(sorted(folder.glob("*.safetensors"))[number])
+
+
+def overwrite(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
 
 
 def resize_norm(file: Path) -> None:
@@ -284,36 +268,18 @@ def resize_norm(file: Path) -> None:
     ("spoil", "answer"),
     [
         (lambda folder: [f.unlink() for f in folder.glob("*model*")], "has no safetensors weights"),
-        (
-            lambda folder: edit_file(folder, Path.unlink, 1),
-            "index names model-00002-of-00002.safet",
-        ),
-        (lambda folder: edit_file(folder, lambda file: os.truncate(file, 10**5)), "is damaged"),
-        (lambda folder: edit_file(folder, lambda file: os.truncate(file, 0)), "is damaged"),
-        (lambda folder: edit_file(folder, resize_norm), "has weights of other shapes than its"),
-        (
-            lambda folder: edit_file(folder, lambda file: file.write_bytes(b"\xff" * 100)),
-            "is damaged",
-        ),
-        (lambda folder: change_whole(folder, model_type="gpt2"), "of the weights that its config"),
-        (lambda folder: change_whole(folder, num_hidden_layers=9), "of the weights that its conf"),
-        (
-            lambda folder: change_whole(folder, quantization_config={"quant_method": "magic"}),
-            "Unknown quantization type, got magic",
-        ),
-        (lambda folder: change_whole(folder, quantization_config=[1]), "cannot be loaded"),
-        (
-            lambda folder: (folder / "generation_config.json").write_text("null"),
-            r"cannot be loaded: generation_config\.json is damaged; get it again",
-        ),
-        (
-            lambda folder: (folder / "tokenizer.json").write_text("[" * 10**5),
-            r"cannot be loaded: tokenizer\.json is damaged; get it again",
-        ),
-        (
-            lambda folder: change_whole(folder, quantization_config={"load_in_4bit": True}),
-            "its files hold no scales; take quantization_config out",
-        ),
+        (edit_file(Path.unlink, 1), "index names model-00002-of-00002.safet"),
+        (edit_file(lambda file: os.truncate(file, 10**5)), "is damaged"),
+        (edit_file(lambda file: os.truncate(file, 0)), "is damaged"),
+        (edit_file(resize_norm), "has weights of other shapes than its"),
+        (edit_file(lambda file: file.write_bytes(b"\xff" * 100)), "is damaged"),
+        (change_whole(model_type="gpt2"), "of the weights that its config"),
+        (change_whole(num_hidden_layers=9), "of the weights that its conf"),
+        (change_whole(quantization_config={"quant_method": "magic"}), "type, got magic"),
+        (change_whole(quantization_config=[1]), "cannot be loaded"),
+        (change_whole(quantization_config={"load_in_4bit": True}), "take quantization_config out"),
+        (overwrite("generation_config.json", "null"), r"generation_config\.json is damaged"),
+        (overwrite("tokenizer.json", "[" * 10**5), r"tokenizer\.json is damaged"),
     ],
 )
 def test_a_damaged_whole_model_is_refused_before_anything_is_measured(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Compose, Patch
+from builders import Compose, Patch, slow
 from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,10 +107,9 @@ def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
 
 
 QUICK = ["gpt2", "mixtral"]
-SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in sorted(EXACT_FAMILIES.difference(QUICK))]
 
 
-@pytest.mark.parametrize("family", [*QUICK, *SLOW])
+@pytest.mark.parametrize("family", [*QUICK, *slow(*sorted(EXACT_FAMILIES.difference(QUICK)))])
 def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None:
     """GPT-2's `c_attn.bias` looks like a mask; a Mixtral's experts have other names in files."""
     configs = ModelConfig(str(tmp_path / "base")), TunedModelConfig(str(tmp_path / "tuned"))
@@ -186,9 +185,7 @@ def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
 
 
 @pytest.mark.parametrize("owner", ["base", "tuned", "both"])
-def test_buffers_that_older_versions_saved_have_no_scale(
-    owner: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_buffers_of_older_versions_stay(owner: str, composed: Compose, tmp_path: Path) -> None:
     folders = [save_changed(tmp_path / "base"), save_changed(tmp_path / "tuned")]
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     for folder in folders if owner == "both" else [tmp_path / owner]:

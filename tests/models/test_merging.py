@@ -7,7 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from builders import Compose, Patch
+from builders import Compose, Patch, slow
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
@@ -36,10 +36,7 @@ def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
     return load_base_model(config.model, config.quantization)
 
 
-@pytest.mark.parametrize(
-    ("method", "quantization"),
-    [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)],
-)
+@pytest.mark.parametrize(("method", "quantization"), [*QUICK, *slow(*SLOW)])
 def test_merged_logits_are_those_of_the_adapter_on_its_base(
     method: str, quantization: str, composed: Compose, tmp_path: Path
 ) -> None:
@@ -97,20 +94,12 @@ def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float,
     return moved, distance
 
 
-SLOW_TIED = ["head", "both alike", "dora"]
+SLOW_TIED = {"head", "both alike", "dora"}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        *(case for case in TIED if case not in SLOW_TIED),
-        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_TIED),
-    ],
-)
+@pytest.mark.parametrize("case", [*sorted(TIED.keys() - SLOW_TIED), *slow(*sorted(SLOW_TIED))])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_tied_weights_are_merged_as_base_and_adapter_answer(
-    case: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_tied_weights_are_merged_right(case: str, composed: Compose, tmp_path: Path) -> None:
     make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
     config = composed("quantization=none")
     base = load_base_model(config.model, config.quantization)
@@ -122,9 +111,7 @@ def test_tied_weights_are_merged_as_base_and_adapter_answer(
 @pytest.mark.hub
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_tied_weights_of_a_real_model_are_merged(
-    target: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_real_tied_weights_are_merged(target: str, composed: Compose, tmp_path: Path) -> None:
     config = composed("model=smollm2", "model.dtype=float32", "quantization=none")
     base = load_base_model(config.model, config.quantization)
     make_plain_adapter(tmp_path / "adapter", base.files, target_modules=["q_proj", target])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Compose
+from builders import Compose, slow
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from stock_harness import ask_harness
@@ -79,7 +79,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
         "Lfm2ForCausalLM is not among the families",
     ),
 }
-QUICK = {"smollm3", "lfm2_1.2b", "gemma3_4b"}
+# One that shares prefixes, one that does not, and one of pictures.
+QUICK = ["smollm3", "lfm2_1.2b", "gemma3_4b"]
 SAME_AS = {"qwen3_1.7b": "qwen3_0.6b", "gemma3_270m": "gemma3_1b"}
 THINKING = {"qwen3_0.6b", "qwen3_1.7b", "smollm3"}
 
@@ -193,16 +194,8 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [  # one that shares prefixes, one that does not, and one of pictures
-        recipe if recipe in QUICK else pytest.param(recipe, marks=pytest.mark.slow)
-        for recipe in ARCHITECTURES
-    ],
-)
-def test_a_model_is_asked_trained_and_asked_again(
-    recipe: str, composed: Compose, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("recipe", [*QUICK, *slow(*sorted(ARCHITECTURES.keys() - set(QUICK)))])
+def test_a_model_is_asked_before_and_after(recipe: str, composed: Compose, tmp_path: Path) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)
     reason = explain_no_sharing(run.base.model)
@@ -223,9 +216,7 @@ def test_a_model_is_asked_trained_and_asked_again(
 
 
 @pytest.mark.parametrize("recipe", sorted(THINKING - set(SAME_AS)))
-def test_rows_are_written_as_the_model_is_asked(
-    recipe: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_rows_are_written_as_questions(recipe: str, composed: Compose, tmp_path: Path) -> None:
     config = compose_recipe(recipe, composed, tmp_path)
     run = TrainingRun(config)
     row = run.data.parts[0].train[0]
@@ -243,9 +234,7 @@ def test_rows_are_written_as_the_model_is_asked(
 
 
 @pytest.mark.parametrize("recipe", [*ARCHITECTURES, *SAME_AS])
-def test_a_recipe_brings_rows_and_leaves_the_rest_to_the_user(
-    recipe: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_a_recipe_leaves_choices_open(recipe: str, composed: Compose, tmp_path: Path) -> None:
     plain = composed(f"model={recipe}")
     assert list(plain.dataset) == ["alpaca_chat"]
     assert plain.dataset["alpaca_chat"].template == "chat"
@@ -272,9 +261,7 @@ def test_a_recipe_brings_rows_and_leaves_the_rest_to_the_user(
     }
 
 
-def test_plain_prompts_need_no_thinking_to_be_switched_off(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_plain_prompts_switch_no_thinking_off(composed: Compose, tmp_path: Path) -> None:
     """Where no answer is generated, or rows are texts, nothing goes through the template."""
     config = compose_recipe("qwen3_0.6b", composed, tmp_path)
     evaluation = replace(config.evaluation, apply_chat_template="auto")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from builders import Compose
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,10 +20,7 @@ from slimdown.models.external import open_tuned_model
 from slimdown.models.serving_settings import Serving, compare_serving, read_serving
 from slimdown.pocket import MODEL_DIR
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
+TEMPLATE = "{{ bos_token }}" + tiny_models.TEMPLATE
 OTHER = TEMPLATE.replace("role }}:", "role }} says:")
 
 
@@ -83,14 +81,15 @@ def test_a_folder_without_its_stop_token_is_named(chatty: Path, tmp_path: Path) 
     edit(folder / "generation_config.json", eos_token_id=2)
     other = AutoTokenizer.from_pretrained(chatty).convert_ids_to_tokens(5)
     [line] = compare_serving(read(folder), read(chatty), "the base")
-    assert line.endswith(f"<|eos|>; the base also at {other}")
+    assert "<|eos|>" in line
+    assert line.endswith(f" also at {other}")
     [line] = compare_serving(read(chatty), read(folder), "the base")
     assert line.endswith(f" also at {other}; the base does not")
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", eos_token_id=None)
     edit(folder / "tokenizer_config.json", eos_token=None)
     [line] = compare_serving(read(folder), read(chatty), "the base")
-    assert line.endswith(f"no token; the base at {other}, <|eos|>")
+    assert line.endswith(f" {other}, <|eos|>")
 
 
 def test_other_rules_of_bos_are_named() -> None:
@@ -114,10 +113,10 @@ def test_settings_of_generation_that_change_a_greedy_answer_are_named_and_asked_
     edit(folder / "generation_config.json", repetition_penalty=1.0, temperature=0.6, top_p=0.9)
     assert compare_serving(read(folder), read(chatty), "the base") == []
     edit(folder / "generation_config.json", repetition_penalty=3.0, suppress_tokens=[*range(20)])
-    assert compare_serving(read(folder), read(chatty), "the base") == [
-        "generates with repetition_penalty=3.0; the base with none",
-        "generates with suppress_tokens=[0, 1, 2, 3, 4, 5, 6, 7,…; the base with none",
-    ]
+    penalty, suppressed = compare_serving(read(folder), read(chatty), "the base")
+    assert "repetition_penalty=3.0;" in penalty
+    assert "suppress_tokens=[0, 1," in suppressed
+    assert "19" not in suppressed  # a long list is cut
     config = composed(f"tuned={folder}", f"model.id={chatty}", "quantization=none")
     base = load_base_model(config.model, config.quantization)
     settings = base.model.generation_config.to_dict()

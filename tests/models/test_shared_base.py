@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from builders import Compose, Patch
-from commands_and_runs import call_verb, find_runs
+from commands_and_runs import find_runs, succeed
 from mlflow import MlflowClient
 from tiny_models import logits_of
 
@@ -127,14 +127,12 @@ def test_three_adapters_load_their_base_once_and_answer_as_three_single_runs(
     settings = ["benchmark=[pocket_math,pocket_cs]"]
     settings += ["benchmark.pocket_math.limit=8", "benchmark.pocket_cs.limit=8"]
     loads.clear()
-    done = call_verb(tmp_path, "run", "-m", "tuned=" + ",".join(folders), *settings)
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "run", "-m", "tuned=" + ",".join(folders), *settings)
     assert len(loads) == 1
     shared = [run.info.run_id for run in find_runs(store)]
     tracking = TrackingConfig(uri=store.tracking_uri)
     for folder in folders:
-        done = call_verb(tmp_path, "run", f"tuned={folder}", *settings, "rerun=true")
-        assert done.returncode == 0, done.stderr
+        succeed(tmp_path, "run", f"tuned={folder}", *settings, "rerun=true")
     assert len(loads) == 4
     single = [run.info.run_id for run in find_runs(store)][3:]
     for pair in zip(shared, single, strict=True):

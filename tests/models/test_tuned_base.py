@@ -107,9 +107,7 @@ def test_an_address_is_judged_by_its_logs(address: str, tmp_path: Path) -> None:
     ("made_on", "model"),
     [(SMOLLM2, "pocket:model"), ("pocket:model", SMOLLM2), (SMOLLM2, "meta-llama/Llama-3.2-1B")],
 )
-def test_a_wrong_base_is_refused_without_torch_and_leaves_nothing(
-    made_on: str, model: str, tmp_path: Path
-) -> None:
+def test_a_wrong_base_is_refused_without_torch(made_on: str, model: str, tmp_path: Path) -> None:
     write_adapter("mine", base_model_name_or_path=made_on)
     arguments = ("-m", "tuned=mine", f"model.id={model}", "evaluation.batch_size=1,2")
     script = f"import sys; from slimdown.run import main; code = main({[*arguments]})\n"

@@ -177,7 +177,7 @@ def test_a_page_stays_below_its_size_and_counts_what_it_leaves_out() -> None:
     counts = [sum(a["benchmark"] == i for a in page.answers) for i in (0, 1)]
     assert counts[0] == counts[1] <= MOST_SHOWN
     assert page.read.text.count(f"2,500 {counts[0]:,} shown") == 2
-    assert f"{sum(counts):,} of 5,000 changed answers" in page.read.text
+    assert f"{sum(counts):,} of 5,000 " in page.read.text
     prompt, n_before = page.answers[0]["prompt"]
     assert n_before + len(prompt) == len(long)
 
@@ -190,7 +190,7 @@ def test_held_out_questions_are_not_on_it() -> None:
     held = {f"a-{s.doc_id}" for s in held_part(base, 0.5).benchmarks["a"].samples}
     assert len(keys) + len(held) == 60
     assert not keys & held
-    assert "the questions that are not held out" in html
+    assert "not held out" in html
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -25,47 +25,50 @@ from slimdown.tracking.run_files import describe_run
 @pytest.mark.heavy
 def test_the_plan_shows_names_as_they_are(composed: Compose, capsys: Capture) -> None:
     plan = describe_run(composed("lora.target_modules=[q_proj]"))
-    console.show_facts([("run", "pocket [red] lora.r=4 \x1b[2J"), *plan.items()])
+    console.show_facts([("run", "[red] \x1b[2J"), *plan.items()])
     shown = capsys.readouterr().out
-    assert "pocket [red] lora.r=4 ␛[2J" in shown
-    assert "lora, r 8, alpha 16, q_proj" in shown
+    assert "[red] ␛[2J" in shown
+    assert "q_proj" in shown
     assert "\x1b" not in shown
 
 
+def show_addresses(capsys: Capture, **addresses: str) -> dict[str, str]:
+    """What a run's places look like on the console, by their names."""
+    console.show_saved(SimpleNamespace(run_id="1", **addresses))
+    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
 def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
-    run = SimpleNamespace(run_id="1", artifact_uri=f"file:///[red]/{'x' * 90}/arti%20facts")
-    run.store_uri, run.model_uri = "postgresql://me:hunter2@host/db", ""
-    console.show_saved(run)
-    page = f"page     /[red]/{'x' * 90}/arti facts/report.html\n"
-    assert capsys.readouterr().out == f"run      1\n{page}"
-    run.model_uri = "file:///runs/models/m-1/artifacts"
-    console.show_saved(run)
-    assert capsys.readouterr().out.endswith("adapter  /runs/models/m-1/artifacts\n")
-    run.artifact_uri, run.model_uri = "mlflow-artifacts:/1", "mlflow-artifacts:/models/m-1"
-    console.show_saved(run)
-    shown = capsys.readouterr().out
-    assert shown.startswith("run      1\nrecord   postgresql")
-    assert "hunter2" not in shown
-    assert "adapter  slimdown export 1 DIR" in shown
+    store_uri, folder = "postgresql://me:hunter2@host/db", f"/[red]/{'x' * 90}"
+    places = {"artifact_uri": f"file://{folder}/arti%20facts", "model_uri": "file:///runs/m-1"}
+    facts = show_addresses(capsys, store_uri=store_uri, **places)
+    page = f"{folder}/arti facts/report.html"
+    assert facts == {"run": "1", "page": page, "adapter": "/runs/m-1"}
+    untrained = show_addresses(capsys, store_uri=store_uri, **{**places, "model_uri": ""})
+    assert untrained == {"run": "1", "page": page}
+    places = {"artifact_uri": "mlflow-artifacts:/1", "model_uri": "mlflow-artifacts:/m-1"}
+    facts = show_addresses(capsys, store_uri=store_uri, **places)
+    assert facts["record"].startswith("postgresql")
+    assert "hunter2" not in facts["record"]
+    assert facts["adapter"].startswith("slimdown export 1 ")
 
 
 def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None:
-    findings = judge_pairs(make_usual())
+    findings, command = judge_pairs(make_usual()), "slimdown scale 0123 --max-loss 0.02"
     gate = Gate(tuple(check_budgets(findings, {})))
-    console.show_findings(findings, "a → b", gate, "slimdown scale 0123 --max-loss 0.02")
+    console.show_findings(findings, "a → b", gate, command)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [
-        "FAILED (2 of 4 budgets): maths lost at least 36.2 points; its budget is 2 points.",
-        "a → b",
-    ]
-    rows = [" ".join(line.split()) for line in lines]
-    assert "maths 80 100.0 50.0 −50.0 [−64.4, −34.3] ↓ forgotten 2 ✗" in rows
-    below = " ".join(line.strip() for line in lines[lines.index("", 6) :])
-    assert "Lost in maths (40 answers): 20 wrong result, 10 empty, 10 stopped early." in below
-    assert re.search(r"Budget not decided: calm\. About 831 questions", below)
-    assert below.endswith("Next: slimdown scale 0123 --max-loss 0.02")
+    assert lines[:2] == [text.describe_outcome(gate), "a → b"]
+    [row] = (line.split() for line in lines if line.startswith("maths"))
+    assert row[1:5] == ["80", "100.0", "50.0", "−50.0"]
+    assert row[-3:] == ["forgotten", "2", "✗"]
+    lost, *_ = below = [line for line in lines[lines.index("", 6) :] if line]
+    assert re.findall(r"\d+", lost) == ["40", "20", "10", "10"]
+    assert "831" in " ".join(below)
+    assert below[-1] == f"Next: {command}"
     console.show_findings(findings, with_details=True)
     shown = " ".join(capsys.readouterr().out.split())
+<<<<<<< HEAD
     for sentence in (
         "How to read this:",
         "95 % (90 % for retained)",
@@ -75,6 +78,11 @@ def test_findings_have_a_row_a_benchmark_and_four_lines(capsys: Capture) -> None
         "Validation loss 2.500 → 1.250, 2 steps, 12,345 parameters trained (0.50 %).",
     ):
         assert sentence in shown
+=======
+    for number in ("90 %", "5 benchmarks", "41.8 points", "12,345 parameters"):
+        assert number in shown
+    assert "2.500 → 1.250" in shown
+>>>>>>> lighter-tests
     for absent in ("Stopped early:", "subjects", "earlier measurement", "\x1b", "Improved:"):
         assert absent not in shown
 
@@ -88,14 +96,15 @@ def test_at_most_four_sentences_follow_the_table(n_benchmarks: int) -> None:
         pairs[f"few_{k}"] = written([1.0] * 7), written([1.0] * 6 + [0.0])
     nothing = written([0.0] * 30)
     findings = judge_pairs(pairs | {"nothing": (nothing, nothing)}, replace(TRAINING, stopped="x"))
+    command = "slimdown scale 0123"
     for gate in (Gate(tuple(check_budgets(findings, {}))), None):
-        lines = text.summarize_briefly(findings, gate, "slimdown scale 0123 --max-loss 0.02")
+        lines = text.summarize_briefly(findings, gate, command)
         assert len(lines) == 4
         assert max(map(len, lines)) <= 500
-        assert lines[0].startswith("Lost in maths_of_a_long_name (40 answers): 20 wrong result, ")
-        assert lines[1].startswith("Budget not decided: " if gate else "Undecided: ")
-        assert lines[2].startswith("Too few questions ")
-        assert lines[3] == "Next: slimdown scale 0123 --max-loss 0.02"
+        assert "maths_of_a_long_name (40 " in lines[0]
+        assert lines[1].startswith("Budget " if gate else "Undecided: ")
+        assert lines[2].startswith("Too few ")
+        assert lines[3] == f"Next: {command}"
 
 
 def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
@@ -108,8 +117,11 @@ def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
     console.show_findings(findings, " → ".join(sides), gate)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert max(map(len, lines[1:])) <= 80
-    assert f"{long}_lost lost at least " in lines[0]  # a sentence is not cut
-    assert re.fullmatch(r"meta-llama/Lla\S*…\S*-with-more → llama32 dat.*….*=16 seed=3", lines[1])
+    assert f"{long}_lost " in lines[0]  # a sentence is not cut
+    for side, shown in zip(sides, lines[1].split(" → "), strict=True):
+        start, _, end = shown.partition("…")
+        assert side.startswith(start)
+        assert side.endswith(end)
 
 
 def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
@@ -119,12 +131,12 @@ def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     needed = [findings.benchmarks[name].n_to_decide or 0 for name in ("far", "near")]
     assert needed[0] < needed[1]
     [line] = text.name_undecided(findings)
-    few, many = (f"{number:,}" for number in needed)
-    assert f"{few} questions of far and {many} of near" in line
+    few, many = (f" {number:,} " for number in needed)
+    assert line.index(few) < line.rindex(" far ") < line.index(many) < line.rindex(" near ")
     assert "budget" not in line
     gate = Gate(tuple(check_budgets(findings, {"far": 0.02, "near": 0.02})))
     [line] = text.name_undecided(findings, gate)
-    assert line.startswith("Budget not decided: ")
+    assert line.startswith("Budget ")
     pairs = {f"near{i}": near for i in range(9)}
     [line] = text.name_undecided(judge_pairs(pairs))
     assert line.count(" of near") == 6
@@ -181,7 +193,7 @@ def test_a_log_gets_plain_lines_also_while_a_model_is_silent(monkeypatch: Patch)
     lines = log.getvalue().splitlines()
     assert "\x1b" not in log.getvalue()
     assert lines[0] == "[2/2] training ..."
-    assert lines[-1].startswith("[2/2] training: done in ")
+    assert lines[-1].startswith("[2/2] training: done")
 
 
 def test_the_time_left_is_that_of_the_last_steps_and_grows_in_silence(monkeypatch: Patch) -> None:
@@ -197,11 +209,12 @@ def test_the_time_left_is_that_of_the_last_steps_and_grows_in_silence(monkeypatc
             pace.update(answered, 100, "math")
             now += 0.25
     now -= 0.25
-    assert "60 of 100 questions, 10 min 1 s left" in str(pace)
+    assert "60 of 100 questions" in str(pace)
+    assert "10 min 1 s" in str(pace)
     now += 600
-    assert "60 of 100 questions, 24 min 18 s left" in str(pace)
+    assert "24 min 18 s" in str(pace)
     pace.update(0, 100, "another")
-    assert "another, 0 of 100 questions, " in str(pace)
+    assert "another, 0 of 100" in str(pace)
     assert "elapsed" in str(pace)
 
 
@@ -216,10 +229,10 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: Patch) ->
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("HF_TOKEN", "hunter2 hunter2")
-    with console.progress_bar("measuring [x] \x1b[2J hunter2 hunter2") as on_progress:
+    with console.progress_bar("[x] \x1b[2J hunter2 hunter2") as on_progress:
         on_progress(3, 10, "hellaswag")
     shown = terminal.getvalue()
-    assert "measuring [x] ␛[2J ***" in shown
+    assert "[x] ␛[2J ***" in shown
     assert "hunter2" not in shown
     assert "hellaswag, 3 of 10" in shown
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is cleared
@@ -245,9 +258,7 @@ def test_a_warning_has_no_control_characters(capsys: Capture) -> None:
     assert formatter.format(record) == "gone: ␛[2Jx"
 
 
-def test_a_file_gets_plain_lines_where_a_notebook_asks_for_colors(
-    monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_file_gets_plain_lines_also_in_a_notebook(monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with console.progress_bar("training", "steps") as report:
         report(1, 2, "")

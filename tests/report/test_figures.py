@@ -89,9 +89,7 @@ def test_other_settings_have_colors_that_a_legend_names() -> None:
         (["q_proj", "all-linear", 3], "linear", ["q_proj", "all-linear", "3"]),
     ],
 )
-def test_the_axis_of_a_setting_suits_its_values(
-    values: list[Any], scale: str, ticks: list[str]
-) -> None:
+def test_an_axis_suits_its_values(values: list[Any], scale: str, ticks: list[str]) -> None:
     series = {"a": [(value, estimate(0.1)) for value in values]}
     figure = figures.draw_by_setting("lora.r", series)
     assert figure.axes[0].get_xscale() == scale

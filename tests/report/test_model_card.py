@@ -58,16 +58,15 @@ def test_the_hub_gets_scores_of_whole_benchmarks_and_of_no_others(
 
 
 @pytest.mark.parametrize("merged", [None, MergedModel("merged", "bfloat16", True)])
-def test_a_card_is_valid_and_says_how_to_load(
-    run: tuple[Findings, RunConfig], merged: MergedModel | None
-) -> None:
+def test_a_card_is_valid(run: tuple[Findings, RunConfig], merged: MergedModel | None) -> None:
     text = render_model_card(*run, SimpleNamespace(**BASE), merged)
     card = ModelCard(text)
     assert card.data.base_model == "org/model"
     assert (card.data.license, card.data.license_name) == ("other", "llama")
     assert card.data.library_name == ("transformers" if merged else "peft")
-    assert "| maths | flexible | 80 | 100.0 | 50.0 |" in text
+    rows = [line.split(" | ")[:5] for line in text.splitlines()]
+    assert ["| maths", "flexible", "80", "100.0", "50.0"] in rows
     code = text.partition("```python\n")[2].partition("```")[0]
     compile(code, "card", "exec")
     assert ("PeftModel" in code) == (merged is None)
-    assert "maths: lm-evaluation-harness's written, 0-shot, 80 questions" in text
+    assert "0-shot, 80 questions" in text

@@ -64,10 +64,9 @@ def usual() -> Reader:
 def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
     for expected in (
         "maths", "skill *", "colors", "calm", "↓ forgotten", "↑ improved", "? undecided",
-        "= retained", "empty the model wrote nothing", "wrong result", "clearly behind",
-        "The base model had 80 right answers; 40 were lost (50.0 %).", "FR 50.0 %", "ΔK",
-        "2.500 → 1.250", "run-id", "exact McNemar", "torch2.9",
-        "longer than train.max_length: 50 rows.",
+        "= retained", "empty", "wrong result", "clearly behind", "80 right answers", "(50.0 %)",
+        "FR 50.0 %", "ΔK", "2.500 → 1.250", "run-id", "exact McNemar", "torch2.9",
+        "train.max_length: 50 rows",
     ):  # fmt: skip
         assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected
 
@@ -97,8 +96,9 @@ def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
     for expected in ("pocket:model, nf4", "rows of pocket_instructions", "r 8, alpha 16, q_proj"):
         assert expected in head
     assert re.search(r"date ?20\d\d-\d\d-\d\d", head)
-    assert "| maths | flexible | 80 | 100.0 | 50.0 | −50.0" in str(files["report.md"])
-    assert str(files["report.md"]).startswith("| benchmark | n | base | tuned | change")
+    heading, _, row, *_ = str(files["report.md"]).splitlines()
+    assert heading.split(" | ")[:4] == ["| benchmark", "n", "base", "tuned"]
+    assert row.split(" | ")[:4] == ["| maths", "80", "100.0", "50.0"]
     findings = judge_pairs(make_usual())
     gate = Gate(tuple(check_budgets(findings, {"maths": 0.02})))
     decided = render_run_files(findings, config, info, "run-id", gate)
@@ -165,20 +165,17 @@ def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
     base, tuned = (chosen([0, 1, 2, i % 4] * 30, 3) for i in (3, 2))
     origin = "run 3f2a91bc by ann, 2026-11-20"
     text = read_page({"colors": (replace(base, origin=origin), tuned)}).text
-    assert f"come from an earlier measurement: {origin}." in text
-    assert "colors: the verdict holds for these 3 subjects only." in text
+    assert origin in text
+    assert "these 3 subjects" in text
     assert "colors by subject" in text
 
 
 @pytest.mark.parametrize(("n_subjects", "n_shown"), [(14, 14), (30, 6)])
-def test_a_page_names_all_of_a_few_subjects_and_the_extremes_of_many(
-    n_subjects: int, n_shown: int
-) -> None:
+def test_a_page_names_few_subjects_or_the_extremes_of_many(n_subjects: int, n_shown: int) -> None:
     positions = [i % 4 for i in range(n_subjects * 40)]
     pair = chosen(positions, n_subjects), chosen(positions[::-1], n_subjects)
     text = read_page({"mmlu": pair}).text
     assert len(re.findall(r"subject\d+ ?[+−]?[\d.]+ points", text)) == n_shown
-    assert ("the three subjects that lost most" in text) is (n_shown < n_subjects)
 
 
 def test_small_p_values_of_subjects_are_never_zero() -> None:

@@ -64,14 +64,14 @@ def test_a_page_shows_its_bits_and_no_word() -> None:
     row = next(row for row in rows if "docs" in row)
     assert "badge" not in row
     assert BITS in page
-    assert "The base model had no right answer" not in page.partition(">docs")[2][:200]
+    assert "right answer" not in page.partition(">docs")[2][:200]
 
 
 def test_sentences_give_bits_and_claim_nothing() -> None:
     findings = judge_with_texts("calm")
     (sentence,) = (s for s in describe_findings(findings) if s.startswith("Bits per byte"))
     assert f"docs {BITS}" in sentence
-    assert "Watched, without a verdict: docs (−25.0 points)." in describe_findings(findings)
+    assert [s for s in describe_findings(findings) if "docs (−25.0 points)" in s]
     assert any(BITS in line for line in summarize_briefly(findings))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from builders import make_evaluation
+from builders import Patch, make_evaluation
 from chat_models import CHAT, NO_SYSTEM, build_model, read_template
 from tiny_benchmarks import make_config, write_rows
 from tiny_models import build_byte_tokenizer
@@ -519,12 +519,8 @@ def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None
     rows = [row | {"messages": [{"role": "user", "content": name}]} for name in answers]
     result = measure(rows, tmp_path, lambda doc: answers[doc["question"]], score="tool_call")
     by_name = {sample.prompt.split("user\n")[-1].split("<")[0]: sample for sample in result.samples}
-    assert {name: sample.scores["tool_call"] for name, sample in by_name.items()} == {
-        "right": 1,
-        "other": 0,
-        "twice": 0,
-        "torn": 0,
-    }
+    scores = {name: sample.scores["tool_call"] for name, sample in by_name.items()}
+    assert scores == {"right": 1, "other": 0, "twice": 0, "torn": 0}
     findings = judge(make_evaluation(mine=result), make_evaluation(mine=result))
     traits = {trait.name: trait for trait in findings.benchmarks["mine"].traits}
     assert traits["unreadable"].base == 0.25
@@ -604,12 +600,7 @@ def test_messages_and_tools_go_through_the_chat_template(tmp_path: Path) -> None
         (None, {}, ModelError, "has no chat template; use an instruct model"),
         ("{{ raise_exception('no') }}", {}, ModelError, "the chat template of the tokenizer fails"),
         (CHAT, {"tools": [TOOL]}, DataError, r"mine: .* leaves out tools of a question \('add'\)"),
-        (
-            NO_SYSTEM,
-            {"messages": [SYSTEM, USER]},
-            DataError,
-            r"leaves out a turn of a question \('You are terse",
-        ),
+        (NO_SYSTEM, {"messages": [SYSTEM, USER]}, DataError, r"out a turn .*\('You are terse"),
     ],
 )
 def test_a_template_that_cannot_ask_messages_is_refused(
@@ -633,6 +624,7 @@ def test_open_answers_end_where_they_end(tmp_path: Path) -> None:
 
 # --- what is refused ----------------------------------------------------------------------------
 
+UNKNOWN_CALL = {"messages": [USER], "tools": [TOOL], "answer": [CALL, {"name": "mul"}]}
 TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text in content"
 
 
@@ -646,11 +638,7 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("exact", {"messages": ["x"]}, TWO_ROLES),
         ("exact", {"messages": [USER, SYSTEM, USER]}, "message 2 must have a role of user, assist"),
         ("exact", {"messages": [USER], "question": "x"}, "instead of a question, got"),
-        (
-            "exact",
-            {"messages": [USER], "tools": "x"},
-            "tools must be a list of 1 to 1,000, got 'x'",
-        ),
+        ("exact", {"messages": [USER], "tools": "x"}, "tools must be .*1 to 1,000, got 'x'"),
         ("exact", {"messages": [USER], "tools": [TOOL] * 10_000}, "tools must be a list of 1 to"),
         ("exact", {"messages": [USER], "tools": [{"function": 1}]}, "a tool must be a JSON schema"),
         ("exact", {"question": "x", "tools": [TOOL]}, "messages must be a list"),
@@ -661,27 +649,15 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("regex", {"question": "x", "answer": "(x"}, "is no regular expression"),
         ("regex", {"question": "x", "answer": "(?R)"}, "takes more than 0.1 seconds"),
         ("contains", {"question": "x", "forbidden": ["", "y"]}, "forbidden must be"),
-        (
-            "contains",
-            {"question": "x", "forbidden": ["x"]},
-            "forbidden holds a part of",
-        ),
+        ("contains", {"question": "x", "forbidden": ["x"]}, "forbidden holds a part of"),
         ("numeric", {"question": "x"}, "score=numeric, and answer 'x' is not one number"),
         ("numeric", {"question": "x", "answer": "1 000"}, "is not one number"),
         ("numeric", {"question": "x", "answer": "12,5"}, "is not one number"),
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
         ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
-        (
-            "tool_call",
-            {"messages": [USER], "tools": [TOOL], "answer": [CALL, {"name": "mul"}]},
-            r"it calls 'mul', which is not in tools \(add\); correct one",
-        ),
-        (
-            "tool_call",
-            {"question": "x", "answer": {"name": "x", "arguments": "{"}},
-            "answer must be",
-        ),
+        ("tool_call", UNKNOWN_CALL, r"it calls 'mul', which is not in tools \(add\); correct one"),
+        ("tool_call", {"question": "x", "answer": {"name": "x", "arguments": "{"}}, "answer must"),
         ("tool_call", {"question": "x", "answer": {"calls": [CALL]}}, "calls must be a list of 2"),
         ("tool_call", {"question": "x", "answer": {"calls": [CALL, 3]}}, "answer must be a call"),
         ("json", {"question": "x"}, "answer must be a JSON schema such as"),
@@ -704,19 +680,17 @@ def test_a_bad_row_is_named(score: str, row: Any, answer: str, tmp_path: Path) -
 
 
 def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"score=contains .* set path"):
+    with pytest.raises(ConfigError, match=r"score=contains .*path"):
         read_benchmarks({"task": "piqa", "score": "contains"})
     file = write_rows(tmp_path / "mine.jsonl", [{"question": "x", "answer": "y"}])
-    with pytest.raises(ConfigError, match=r"score must be one of exact, contains, .* 'contain'"):
+    with pytest.raises(ConfigError, match=r"exact, contains, .* 'contain'"):
         read_benchmarks({"task": "mine", "path": str(file), "score": "contain"})
 
 
-def test_a_pattern_that_goes_on_is_ended_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_pattern_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr("slimdown.scoring.pattern._PATTERN_SECONDS", 0.2)
     rule = read_rule("regex", tmp_path, answer=r"^(\w+\s?)*\d$")
-    with pytest.raises(DataError, match=r"takes more than 0\.2 seconds on a text"):
+    with pytest.raises(DataError, match=r" 0\.2 seconds"):
         is_right(rule, "word " * 200_000 + "!")
 
 
@@ -757,6 +731,6 @@ def test_the_page_shows_ten_questions_that_neither_gets_right(tmp_path: Path) ->
     findings = judge(make_evaluation(mine=base), make_evaluation(mine=tuned))
     assert len(findings.lost_answers["mine"].missed) == 10
     page = render_page(findings, "a run")
-    assert page.count("Right in neither <span") == 10
-    assert "more characters are in samples/" in page
+    assert page.count(" neither <span") == 10
+    assert " in samples/" in page
     assert len(page) < 200_000

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import make_scores
+from builders import make_scores, slow
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
@@ -53,7 +53,7 @@ def worst(counts: np.ndarray, is_wrong: np.ndarray, change: float) -> float:
     return max(float(np.exp(ways + xlogy(wrong, cell).sum(axis=1)).sum()) for cell in cells)
 
 
-@pytest.mark.parametrize("n", [20, 35, 60, 100, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [20, 35, 60, 100, *slow(300)])
 def test_no_claim_is_wrong_in_more_than_five_percent_and_no_interval_misses_more(n: int) -> None:
     counts = tables_of(n)
     p_values = changes_p(counts, 0.0)
@@ -148,9 +148,7 @@ def test_a_forgetting_rate_is_above_nothing_where_a_loss_is_shown() -> None:
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50, 200])
 @pytest.mark.parametrize("loss", [1.0, 0.8, 0.3])
-def test_rare_large_losses_of_graded_scores_are_ruled_out_wrongly_in_six_percent_at_most(
-    n: int, loss: float
-) -> None:
+def test_rare_large_losses_are_ruled_out_wrongly_in_six_percent(n: int, loss: float) -> None:
     """Two values, a large loss and the small gain that makes their mean 0: the worst there is."""
     seen = np.arange(n + 1)
     counts = np.stack([seen, n - seen], axis=1).astype(float)

@@ -36,9 +36,7 @@ def test_mcnemars_column_agrees_with_statsmodels(pairs: list[tuple[float, float]
     ("lost", "gained", "n"), [(7, 2, 60), (1, 2, 300), (30, 1, 90), (3, 9, 40)]
 )
 @pytest.mark.parametrize("change", [0.0, -0.02, 0.05, -0.3])
-def test_of_counts_it_is_the_likelihood_ratio_of_the_table(
-    lost: int, gained: int, n: int, change: float
-) -> None:
+def test_it_is_a_likelihood_ratio_of_counts(lost: int, gained: int, n: int, change: float) -> None:
     """Maximized numerically over the chance of a loss; a part of an answer more is lost."""
     added = max((lost + gained) / n, 0.5 / (1 + min(lost, gained) / 25) if change < 0 else 0.4)
     if change < -0.1:

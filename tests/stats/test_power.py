@@ -28,9 +28,7 @@ def draw_p_values(n: int, lost: float, gained: float, threshold: float = 0.0) ->
 
 
 @pytest.mark.parametrize(("lost", "gained", "n"), [(60, 60, 1000), (5, 5, 60), (0, 0, 100)])
-def test_the_minimum_detectable_change_is_shown_four_times_in_five(
-    lost: int, gained: int, n: int
-) -> None:
+def test_the_detectable_change_is_shown_four_times_in_five(lost: int, gained: int, n: int) -> None:
     smallest = minimum_detectable_change(compare_counts(lost, gained, n))
     discordant = max((lost + gained + 1) / (n + 2), smallest)
     fell, rose = (discordant + smallest) / 2, (discordant - smallest) / 2
@@ -67,9 +65,7 @@ def test_tasks_of_a_group_need_more_for_their_whole_added_answer() -> None:
     ("lost", "gained", "n"),
     [(20, 20, 400), (22, 18, 400), (72, 60, 1319), (8, 4, 200), (20, 7, 100)],
 )
-def test_as_many_questions_as_it_names_decide_four_times_in_five(
-    lost: int, gained: int, n: int
-) -> None:
+def test_so_many_questions_decide_four_times_in_five(lost: int, gained: int, n: int) -> None:
     needed = n_to_decide(compare_counts(lost, gained, n), 0.02)
     assert needed > n
     changed = 2 * draw_p_values(needed, lost / n, gained / n).min(axis=0) < 0.05
@@ -86,7 +82,7 @@ def test_fewer_questions_without_a_flip_never_promise_a_verdict_sooner() -> None
 
 
 @pytest.mark.parametrize(("lost", "gained", "n"), [(72, 60, 1319), (20, 7, 100), (8, 4, 200)])
-def test_as_many_questions_as_it_names_tell_on_which_side_of_the_budget_a_loss_lies(
+def test_so_many_questions_tell_which_side_of_a_budget_it_is(
     lost: int, gained: int, n: int
 ) -> None:
     budget = 0.02 if n > 1000 else 0.05

@@ -29,7 +29,6 @@ TABLE = (Path(__file__).parent / "refused_settings.txt").read_text().splitlines(
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def compose_line(*arguments: str) -> CommandPlan:
@@ -48,9 +47,7 @@ def test_a_wrong_setting_is_answered(line: str) -> None:
     assert answer in "\n".join(refuse(*shlex.split(arguments)))
 
 
-def test_a_mistake_of_a_thousand_jobs_is_told_without_looking_at_them_all(
-    monkeypatch: Patch,
-) -> None:
+def test_a_mistake_of_a_thousand_jobs_is_told_without_reading_them_all(monkeypatch: Patch) -> None:
     check = Mock(side_effect=command_line.load_config)
     monkeypatch.setattr(command_line, "load_config", check)
     [answer] = refuse("-m", "seed=range(1000)", "lora.r=0")
@@ -66,14 +63,11 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
     assert len(answer) < 300
 
 
-@pytest.mark.parametrize(
-    ("address", "command"),
-    [
-        ("http://[::1", "slimdown.run"),
-        ("http://127.0.0.1:99999", "slimdown.run"),
-        ("http://[bad", "slimdown sizes"),
-    ],
-)
+ADDRESSES = [("http://[::1", "slimdown.run"), ("http://[bad", "slimdown sizes")]
+ADDRESSES.append(("http://127.0.0.1:99999", "slimdown.run"))
+
+
+@pytest.mark.parametrize(("address", "command"), ADDRESSES)
 def test_what_is_no_address_of_a_hub_is_named(address: str, command: str, tmp_path: Path) -> None:
     done = run_command(tmp_path, *command.split(), "lora.r=4", HF_ENDPOINT=address)
     assert done.returncode == 1
@@ -147,9 +141,7 @@ GROUP_FILES = [
 
 
 @pytest.mark.parametrize(("file", "content", "answer"), GROUP_FILES)
-def test_a_wrong_group_file_of_ones_own_is_answered(
-    file: str, content: bytes, answer: str, tmp_path: Path
-) -> None:
+def test_a_wrong_group_file_is_told(file: str, content: bytes, answer: str, tmp_path: Path) -> None:
     write_file(tmp_path / "mine" / file, content)
     kind = file.partition("/")[0]
     choice = f"{kind}=mine" if kind == "experiment" else f"{kind}=[mine]"
@@ -271,9 +263,7 @@ def test_the_version_and_the_composed_settings_are_shown(tmp_path: Path) -> None
     assert settings["benchmark"]["piqa"]["task"] == "piqa"
 
 
-def test_help_is_shown_where_python_checks_help_texts_first(
-    monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_help_is_shown_where_python_checks_its_texts(monkeypatch: Patch, capsys: Capture) -> None:
     """As Python 3.14 does; one of Hydra's is an object that becomes text when it is shown."""
     add_argument = argparse.ArgumentParser.add_argument
 
@@ -298,33 +288,23 @@ def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:
     assert read_command_line(["-cd", str(CONF_DIR), "lora.r=4"]).is_run
 
 
+GSM8K_9 = ["model=smollm2", "benchmark.gsm8k.limit=9"]
+LIMITS = {"hellaswag": "2000", "mmlu": "10", "gsm8k": "160"}
+QUICK = {"suite": "quick"} | {f"benchmark.{name}.limit": n for name, n in LIMITS.items()}
+
+
 @pytest.mark.parametrize(
     ("settings", "shown"),
     [
         ([], {}),
         (["lora.r=8", "tracking.experiment=x"], {"lora.r": "8"}),
-        (
-            ["train.args.packing=true", "lora.target_modules=[q_proj,v_proj]"],
-            {"train.args.packing": "True", "lora.target_modules": "q_proj,v_proj"},
-        ),
-        (
-            ["model=smollm2", "dataset=alpaca", "benchmark=[gsm8k]", "benchmark.gsm8k.limit=9"],
-            {"benchmark.gsm8k.limit": "9"},
-        ),
-        (
-            ["model=smollm2", "suite=quick"],
-            {
-                "suite": "quick",
-                "benchmark.hellaswag.limit": "2000",
-                "benchmark.mmlu.limit": "10",
-                "benchmark.gsm8k.limit": "160",
-            },
-        ),
+        (["train.args.packing=true"], {"train.args.packing": "True"}),
+        (["lora.target_modules=[q_proj,v_proj]"], {"lora.target_modules": "q_proj,v_proj"}),
+        (["dataset=alpaca", "benchmark=[gsm8k]", *GSM8K_9], {"benchmark.gsm8k.limit": "9"}),
+        (["model=smollm2", "suite=quick"], QUICK),
     ],
 )
-def test_what_was_set_and_what_a_preset_changes_is_shown(
-    settings: list[str], shown: dict[str, str]
-) -> None:
+def test_what_was_set_or_brought_is_shown(settings: list[str], shown: dict[str, str]) -> None:
     [run] = compose_runs(read_command_line(settings)).runs
     assert run.shown == shown
 

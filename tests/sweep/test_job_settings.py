@@ -74,9 +74,7 @@ def test_nothing_is_launched_where_no_base_is_shared_and_nothing_twice(
 
 
 @pytest.mark.parametrize("state", JobState)
-def test_a_job_that_was_queued_twice_is_made_once(
-    state: JobState, sweep: SweepInfo, monkeypatch: Patch
-) -> None:
+def test_a_job_is_made_once(state: JobState, sweep: SweepInfo, monkeypatch: Patch) -> None:
     """Slurm queues a killed job again, and a launcher that lost one job queues all others."""
     config = type("Config", (), {"job": type("Job", (), {"num": 0})})
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: config)

@@ -102,9 +102,7 @@ def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: Op
     assert make_trials(open_search("search.seed=1"), [finish()])[0] != first[0]
 
 
-def test_options_of_trl_and_peft_are_searched_in_numbers_of_their_range(
-    open_search: OpenSearch,
-) -> None:
+def test_options_of_trl_and_peft_are_searched_in_their_range(open_search: OpenSearch) -> None:
     options = {"train.args.adam_beta1": DimensionConfig(0.8, 0.99)}
     options["lora.args.layers_to_transform"] = DimensionConfig(0, 1)
     values = get_values(next(open_search(**options).propose_batches())[0])
@@ -242,9 +240,7 @@ def test_trials_run_together_as_the_launcher_can(settings: str, n: int) -> None:
         ("submitit_local", "nodes=0", "at least 1, got 0"),
     ],
 )
-def test_a_launcher_that_could_start_nothing_is_refused(
-    launcher: str, setting: str, answer: str
-) -> None:
+def test_a_launcher_of_nothing_is_refused(launcher: str, setting: str, answer: str) -> None:
     settings = [f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"]
     line = read_command_line(["-m", "seed=1,2", *settings])
     with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]}.*{answer}"):

@@ -25,7 +25,6 @@ ROWS = '{"instruction": "Add 1 and 2.", "output": "3"}\n'
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for file in ("rows.jsonl", "more.jsonl", "b/rows.jsonl"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text(ROWS)
@@ -43,6 +42,8 @@ def refuse(line: str) -> str:
     return str(error.value)
 
 
+NUMERIC = "benchmark.capitals.score=numeric"
+CAPITALS = "benchmark=[capitals,pocket_math] benchmark.capitals.path=capitals.jsonl"
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -60,11 +61,7 @@ SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
         ("-m --model smollm2,pocket --seed 3", "-m model=smollm2,pocket seed=3"),
         ("benchmark.pocket_math.max_loss=5%", "benchmark.pocket_math.max_loss=0.05"),
         ("-m evaluation.holdout=2.3%,50%", "-m evaluation.holdout=0.023,0.5"),
-        (
-            "benchmark=capitals.jsonl,pocket_math benchmark.capitals.score=numeric",
-            "benchmark=[capitals,pocket_math] benchmark.capitals.path=capitals.jsonl"
-            " benchmark.capitals.score=numeric",
-        ),
+        (f"benchmark=capitals.jsonl,pocket_math {NUMERIC}", f"{CAPITALS} {NUMERIC}"),
     ],
 )
 def test_a_habit_is_taken_where_it_can_only_mean_one_thing(habit: str, meant: str) -> None:
@@ -89,16 +86,10 @@ def test_a_file_of_rows_is_a_dataset_and_bears_its_name() -> None:
         ("--nope", "--nope is neither a flag nor a setting"),
         ("--model", "--model has no value; type model=VALUE"),
         ("--lr 1e-4", "did you mean train.learning_rate?"),
-        (
-            "benchmark=pocket_math,pocket_maths",
-            "benchmark=pocket_maths: the harness has no task of this name",
-        ),
+        ("benchmark=pocket_math,pocket_maths", "benchmark=pocket_maths: the harness has no task"),
         ("-m dataset=nowhere.jsonl", "dataset.nowhere.path: there is no file nowhere.jsonl"),
         ("dataset=rows.jsonl,b/rows.jsonl", "two are called rows; rename one"),
-        (
-            "dataset=rows.jsonl dataset.file.max_examples=7",
-            "file is not chosen; add it to dataset=[...], or name rows",
-        ),
+        ("dataset=rows.jsonl dataset.file.max_examples=7", "add it to dataset=[...], or name rows"),
         ("model=a/b/c", "model.id=a/b/c: there is no such folder, and a hub id is OWNER/NAME"),
         ("lora.r=5%", "could not be converted to Integer"),
     ],
@@ -141,9 +132,7 @@ def test_an_empty_folder_is_answered_with_what_writes_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("inner", ["", "me__model"])
-def test_verdict_one_level_too_high_is_answered_with_the_two_to_name(
-    inner: str, folder: Path, capsys: Any
-) -> None:
+def test_verdict_one_level_up_names_two_folders(inner: str, folder: Path, capsys: Any) -> None:
     from slimdown.commands import verdict
 
     for name in ("a tuned", "base"):
@@ -154,7 +143,6 @@ def test_verdict_one_level_too_high_is_answered_with_the_two_to_name(
     assert verdict.main(["lm", "lm"]) == 3
     answer = capsys.readouterr().err.splitlines()[1]
     command = re.search("slimdown verdict (.*)", answer)
-    assert command
     assert shlex.split(command[1]) == ["lm/base", "lm/a tuned"]
     assert verdict.main(shlex.split(command[1])) == 0
 
@@ -172,9 +160,7 @@ def test_a_budget_may_be_a_percentage(folder: Path, capsys: Any) -> None:
     assert shown.count('"budget": 0.05') == 4
 
 
-def test_a_pattern_names_folders_in_the_order_of_their_numbers(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_pattern_names_folders_in_order_of_numbers(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     for step in (100, 50):
         Path(f"it's/checkpoint-{step}").mkdir(parents=True)

@@ -11,6 +11,7 @@ from threading import Event, Thread
 
 import pyarrow.parquet as pq
 import pytest
+from builders import slow
 from commands_and_runs import find_runs as find_recorded
 from mlflow import MlflowClient
 from record_builders import Compose, Logs, make_answers, make_info, set_metric
@@ -41,9 +42,7 @@ def find_baseline(store: MlflowClient) -> tuple[str, Path]:
     return run.info.run_id, folder / "samples" / f"{KEY}.parquet"
 
 
-def test_a_base_is_found_by_another_run_which_says_whose_it_is(
-    store: MlflowClient, config: RunConfig
-) -> None:
+def test_a_base_is_found_by_another_run_and_named(store: MlflowClient, config: RunConfig) -> None:
     evaluation = measure(config)
     run_id, _ = find_baseline(store)
     assert store.get_run(run_id).info.status == "FINISHED"
@@ -69,15 +68,7 @@ cache.save("c" * 32, "pocket_cs", make_answers(config)[0].benchmarks["pocket_cs"
 """
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "log_artifact",
-        pytest.param("log_batch", marks=pytest.mark.slow),
-        pytest.param("set_tag", marks=pytest.mark.slow),
-        pytest.param("set_terminated", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("stage", ["log_artifact", *slow("log_batch", "set_tag", "set_terminated")])
 def test_a_kill_while_a_base_is_recorded_leaves_one_base_that_is_found(
     stage: str, store: MlflowClient, config: RunConfig, tmp_path: Path
 ) -> None:

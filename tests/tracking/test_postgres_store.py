@@ -5,7 +5,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +14,14 @@ from pathlib import Path
 from socket import socket
 
 import pytest
-from record_builders import Compose, Patch, check_after_kill, record_run, set_metric
+from record_builders import (
+    Compose,
+    Patch,
+    check_after_kill,
+    open_by_four_processes,
+    record_run,
+    set_metric,
+)
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -64,18 +70,8 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_processes_that_open_a_fresh_database_together_all_succeed(
-    server: str, tmp_path: Path
-) -> None:
-    script = (
-        "import sys\nfrom slimdown.config.schema import TrackingConfig\n"
-        "from slimdown.tracking.store import find_experiment, open_store\n"
-        "config = TrackingConfig(sys.argv[1], 'x')\n"
-        "print(find_experiment(open_store(config), config))\n"
-    )
-    command = [sys.executable, "-c", script, f"{server}/fresh"]
-    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
+def test_processes_open_a_fresh_database_together(server: str, tmp_path: Path) -> None:
+    open_by_four_processes(tmp_path, f"{server}/fresh")
 
 
 def test_a_run_is_recorded_and_leaves_no_password(

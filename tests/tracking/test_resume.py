@@ -47,9 +47,7 @@ def look_up(config: RunConfig, key: str) -> tuple[RunRecord | None, str]:
         return found
 
 
-def test_a_finished_run_is_found_unless_it_shall_be_made_again(
-    config: RunConfig, composed: Compose
-) -> None:
+def test_a_finished_run_is_found_unless_asked_anew(config: RunConfig, composed: Compose) -> None:
     assert find_finished(config, KEY) is None
     run_id = record_run(config, "one", run_key=KEY)
     with find_finished_or_lock(config, KEY) as (finished, resume_run_id):
@@ -60,9 +58,7 @@ def test_a_finished_run_is_found_unless_it_shall_be_made_again(
     assert look_up(config, "") == (None, "")
 
 
-def test_a_signal_after_a_run_was_delivered_leaves_it_finished(
-    config: RunConfig, monkeypatch: Patch
-) -> None:
+def test_a_signal_leaves_a_delivered_run_finished(config: RunConfig, monkeypatch: Patch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -174,9 +170,7 @@ def test_own_tasks_count_by_their_content(file: str, composed: Compose, tmp_path
     assert (run_key(config) != before) is not file.endswith(".pyc")
 
 
-def test_the_sweep_of_a_killed_command_is_ended_by_the_next(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_a_killed_sweep_is_ended_by_the_next(store: MlflowClient, composed: Compose) -> None:
     tracking = composed().tracking
     with (
         open_sweep_run(tracking, "one", "sweep of seed") as sweep,
@@ -216,7 +210,7 @@ def test_another_version_has_another_key(composed: Compose, monkeypatch: Patch) 
     assert keys[0] != keys[1]
 
 
-def test_a_key_is_made_without_torch_and_mlflow(tmp_path: Path) -> None:
+def test_a_key_is_made_without_torch_and_mlflow() -> None:
     script = (
         "import sys\nimport slimdown.tracking.resume, slimdown.tracking.sweep_run\n"
         "assert not {'torch', 'mlflow', 'pyarrow'} & set(sys.modules), sys.modules.keys()\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands_and_runs import call_verb, find_trained
+from commands_and_runs import find_trained, succeed
 from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow, set_metric
@@ -71,9 +71,7 @@ def test_one_run_is_looked_for_and_no_other_is_read(
     assert len(find_runs(config.tracking, n_newest=1)) == 1
 
 
-def test_all_pages_of_an_answer_are_read(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
+def test_all_pages_are_read(store: MlflowClient, composed: Compose, monkeypatch: Patch) -> None:
     monkeypatch.setattr("slimdown.tracking.store._PAGE", 2)
     config = composed()
     for number in range(3):
@@ -116,15 +114,13 @@ def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Co
     assert names(experiments=["second"]) == ["c"]
     assert names(sweep="it's `odd`") == ["b"]
     assert names(filter_string="params.`lora.r` = '2'") == ["a"]
-    with pytest.raises(TrackingError, match=r"secnd.*did you mean second"):
+    with pytest.raises(TrackingError, match=r"secnd.* second\b"):
         names(experiments=["secnd"])
     with pytest.raises(TrackingError, match="written so"):
         names(filter_string="lora is 2")
 
 
-def test_an_odd_run_is_left_out_with_a_line(
-    store: MlflowClient, config: RunConfig, caplog: Logs
-) -> None:
+def test_an_odd_run_is_left_out(store: MlflowClient, config: RunConfig, caplog: Logs) -> None:
     good, odd = (record_run(config, name) for name in ("good", "odd"))
     artifacts = store.get_run(odd).info.artifact_uri.removeprefix("file://")
     file = Path(artifacts) / "findings.json"
@@ -233,14 +229,11 @@ def test_the_held_out_half_is_found_whatever_the_prompt_says(
     assert run.holdout == 0.5
     assert run.params["evaluation.system_instruction"] == prompt
     assert read_config(config.tracking, run).evaluation == config.evaluation
-    checked = call_verb(Path.cwd(), "check", run.run_id, "--max-loss=0.9")
-    assert checked.returncode == 0, checked.stderr
+    checked = succeed(Path.cwd(), "check", run.run_id, "--max-loss=0.9")
     assert "held-out questions" in " ".join(checked.stdout.split())
 
 
-def test_a_setting_whose_secret_is_hidden_is_not_measured_again(
-    store: MlflowClient, config: RunConfig
-) -> None:
+def test_a_setting_with_a_secret_is_not_repeated(store: MlflowClient, config: RunConfig) -> None:
     config.evaluation.system_instruction = "Use api_key=pl4nted in each answer."
     run = find_run(config.tracking, record_run(config, "one"))
     assert "pl4nted" not in str(run)
@@ -276,16 +269,13 @@ def test_an_odd_record_harms_no_other(
         ["compare", "--by=lora.r", "--all"],
         ["check", "run 4", "--max-loss=0.9"],
     ):
-        done = call_verb(tmp_path, verb, *arguments)
-        assert done.returncode == 0, done.stderr
+        done = succeed(tmp_path, verb, *arguments)
         assert "run 4" in done.stdout or sound[:8] in done.stdout
     assert (odd in caplog.text) is (change not in READABLE)
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_on_a_server_are_read(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_thousand_runs_are_read(composed: Compose, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serve_mlflow(tmp_path) as (uri, _):

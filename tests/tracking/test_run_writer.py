@@ -34,9 +34,7 @@ from slimdown.training.result import StepLog
 from slimdown.utils.errors import DataError, ModelError, SlimdownError, TrackingError
 
 
-def test_a_run_of_four_benchmarks_stays_within_the_limits(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_a_run_stays_within_the_limits(store: MlflowClient, composed: Compose) -> None:
     run = store.get_run(record_run(composed(), "one", run_key="a" * 32, sweep="ranks"))
     assert run.info.status == "FINISHED"
     assert len([name for name in run.data.metrics if not name.startswith("system/")]) <= 30
@@ -88,9 +86,7 @@ def test_a_run_that_ends_early_says_how_and_keeps_its_steps(
     assert run.folder.is_dir()  # for the same command
 
 
-def test_a_run_goes_on_where_it_was_and_keeps_each_step_once(
-    store: MlflowClient, config: RunConfig
-) -> None:
+def test_a_run_goes_on_and_keeps_each_step_once(store: MlflowClient, config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "one")) as run:
         run.log_step(StepLog(1, {"loss": 2.0}))
         base, _ = make_answers(config)
@@ -176,9 +172,7 @@ def test_a_server_that_goes_away_costs_no_result(
     assert not run.folder.exists()
 
 
-def test_a_run_id_that_is_a_path_is_refused(
-    config: RunConfig, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_no_id_is_a_path(config: RunConfig, tmp_path: Path, monkeypatch: Patch) -> None:
     create = MlflowClient.create_run
 
     def create_elsewhere(*arguments: Any) -> Any:
@@ -200,9 +194,7 @@ def test_a_run_id_that_is_a_path_is_refused(
     assert not list(tmp_path.rglob("*victim.lock"))
 
 
-def test_no_secret_reaches_the_store(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
+def test_stores_get_no_secret(store: MlflowClient, composed: Compose, monkeypatch: Patch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     config = composed("model.id=pocket:model")
     info = make_info(config, "token=hunter2 hf_" + "y" * 30, tags={"note": "hf_" + "x" * 30})
@@ -228,9 +220,7 @@ def test_a_full_disk_is_one_line(config: RunConfig) -> None:
         full.write("x")
 
 
-def test_a_run_that_was_killed_before_it_had_settings_gets_them(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_a_run_killed_before_its_settings_gets_them(store: MlflowClient, composed: Compose) -> None:
     config = composed("seed=3")
     client = open_store(config.tracking)
     experiment_id = find_experiment(client, config.tracking)
@@ -251,9 +241,7 @@ def test_a_server_that_keeps_no_models_is_refused_before_anything_is_computed(
     assert not find_runs(config.tracking)
 
 
-def test_more_settings_than_mlflow_takes_at_once_are_shown(
-    store: MlflowClient, config: RunConfig
-) -> None:
+def test_more_settings_than_mlflow_takes_are_shown(store: MlflowClient, config: RunConfig) -> None:
     shown = {f"benchmark.task_{n}.limit": "5" for n in range(250)}
     params = store.get_run(record_run(config, "one", shown=shown)).data.params
     assert shown.items() <= params.items()

@@ -89,9 +89,7 @@ def test_each_seed_is_a_row_with_its_own_interval(store: MlflowClient, ranks: st
     assert not view["useGroupedValuesInCharts"]
 
 
-def test_charts_lead_from_the_settings_to_the_outcome_and_show_each_change(
-    store: MlflowClient, ranks: str
-) -> None:
+def test_charts_lead_from_settings_to_changes_and_outcome(store: MlflowClient, ranks: str) -> None:
     view = read_view(store, ranks)
     first, *bars = view["compareRunCharts"]
     assert first["type"] == "PARALLEL"
@@ -113,9 +111,7 @@ def test_charts_lead_from_the_settings_to_the_outcome_and_show_each_change(
         ("genai_development", "genai_development"),  # chosen by somebody
     ],
 )
-def test_the_page_opens_for_model_training(
-    store: MlflowClient, before: str | None, after: str
-) -> None:
+def test_a_page_opens_for_training(store: MlflowClient, before: str | None, after: str) -> None:
     experiment = store.create_experiment("before")
     if before:
         store.set_experiment_tag(experiment, "mlflow.experimentKind", before)

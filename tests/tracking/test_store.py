@@ -5,16 +5,13 @@ import os
 import sqlite3
 import ssl
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 import pytest
-from commands_and_runs import call_verb
+from commands_and_runs import QuietHandler, call_verb, serve
 from mlflow import MlflowClient
 from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
@@ -24,7 +21,7 @@ from mlflow.environment_variables import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from record_builders import Compose, Patch, record_run
+from record_builders import Compose, Patch, copy_store, open_by_four_processes, record_run
 
 from slimdown.commands.process import set_up_process
 from slimdown.config.tracking_config import TrackingConfig
@@ -84,23 +81,18 @@ def test_only_a_filter_is_told_how_a_filter_is_written(text: str, advice: str) -
 
 
 @contextmanager
-def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[TrackingConfig]:
+def serve_alike(answer: Callable[[QuietHandler], None]) -> Iterator[TrackingConfig]:
     """A server that answers everything alike."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         do_GET = do_POST = answer
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield TrackingConfig(f"http://me:wrong@127.0.0.1:{server.server_port}", "x")
-        server.shutdown()
+    with serve(Handler) as address:
+        yield TrackingConfig(address.replace("//", "//me:wrong@"), "x")
 
 
 def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
-    with serve(lambda handler: handler.send_error(401)) as config:
+    with serve_alike(lambda handler: handler.send_error(401)) as config:
         record.check_store(config)
         with pytest.raises(TrackingError, match=r"401.*password"):
             find_runs(config)
@@ -109,7 +101,7 @@ def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
 @pytest.mark.parametrize("code", [429, 500, 503])
 def test_a_broken_server_is_not_asked_again_and_again(code: int) -> None:
     with (
-        serve(lambda handler: handler.send_error(code)) as config,
+        serve_alike(lambda handler: handler.send_error(code)) as config,
         pytest.raises(TrackingError, match=f"HTTP Error {code}"),
     ):
         record.check_store(config)
@@ -121,14 +113,14 @@ def test_a_server_that_never_ends_its_answer_is_given_up(answer: str, monkeypatc
     monkeypatch.setattr(record, "call_within", lambda _, call: call_within(0.5, call))
     is_over = Event()
 
-    def answer_slowly(handler: BaseHTTPRequestHandler) -> None:
+    def answer_slowly(handler: QuietHandler) -> None:
         if handler.path == "/health":
             handler.send_response(200)
             handler.end_headers()
         while not is_over.wait(0.05):
             handler.wfile.write(b"x" if answer == "letters" else b"")
 
-    with serve(answer_slowly) as config:
+    with serve_alike(answer_slowly) as config:
         with pytest.raises(TrackingError, match="TimeoutError"):
             record.check_store(config)
         is_over.set()
@@ -164,9 +156,7 @@ def test_a_locked_database_is_one_line(store: MlflowClient) -> None:
     assert "database is locked" in line
 
 
-def test_reading_makes_no_store_and_changes_no_other_database(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_reading_makes_and_changes_no_database(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrackingError, match="there is no record"):
         find_runs(TrackingConfig("sqlite:///mlruns/mlflow.db", "x"))
@@ -190,9 +180,8 @@ def test_a_relative_address_is_that_of_the_folder_one_is_in(
     """MLflow keeps one store for each address, and a notebook may change its working folder."""
     config = composed()
     for name in ("one", "other"):
-        (tmp_path / name / "mlruns").mkdir(parents=True)
-        (tmp_path / name / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
-        monkeypatch.chdir(tmp_path / name)
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(copy_store(migrated_store, tmp_path / name))
         assert find_runs(config.tracking) == []
         record_run(config, name)
         assert [run.name for run in find_runs(config.tracking)] == [name]
@@ -234,15 +223,5 @@ def make_device(place: Path) -> Path:
 
 @pytest.mark.slow
 def test_processes_that_create_one_store_together_all_succeed(tmp_path: Path) -> None:
-    script = (
-        "from slimdown.config.schema import TrackingConfig\n"
-        "from slimdown.tracking.store import find_experiment, open_store\n"
-        "config = TrackingConfig('sqlite:///new/mlflow.db', 'x')\n"
-        "print(find_experiment(open_store(config), config))\n"
-    )
-    command = [sys.executable, "-c", script]
-    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(4)]
-    answers = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert len(set(answers)) == 1
+    open_by_four_processes(tmp_path, "sqlite:///new/mlflow.db")
     assert not list((tmp_path / "new").glob("*.draft"))

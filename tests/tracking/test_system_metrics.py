@@ -1,11 +1,10 @@
 """How busy the machine was while a run worked, as MLflow's page of it shows."""
 
-import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 import pytest
+from commands_and_runs import QuietHandler, serve
 from mlflow import MlflowClient
 from record_builders import Compose, Logs, Patch, make_info, record_run
 
@@ -76,27 +75,20 @@ def test_a_store_that_vanishes_takes_them_along_and_nothing_else(
 def test_the_end_does_not_wait_for_a_server_that_has_fallen_silent(monkeypatch: Patch) -> None:
     was_asked, is_over = Event(), Event()
 
-    class Silent(BaseHTTPRequestHandler):
+    class Silent(QuietHandler):
         def do_GET(self) -> None:
             if "experiments/search" not in self.path:  # what tells whether a server is there
                 was_asked.set()
                 is_over.wait(600)
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({}).encode())
+            self.wfile.write(b"{}")
 
         do_POST = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     monkeypatch.setattr(system_metrics, "_END_SECONDS", 0.1)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
-        server.daemon_threads = True
-        Thread(target=server.serve_forever, daemon=True).start()
-        tracking = TrackingConfig(f"http://127.0.0.1:{server.server_port}", "x", True)
-        with record_system_metrics(tracking, "a" * 32):
+    with serve(Silent) as address:
+        with record_system_metrics(TrackingConfig(address, "x", True), "a" * 32):
             assert was_asked.wait(600)
         assert not is_over.is_set()  # here although nothing was answered
         is_over.set()
-        server.shutdown()

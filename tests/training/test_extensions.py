@@ -3,19 +3,24 @@
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands_and_runs import SMALL, call_verb, find_runs, find_trained, run_command
+from commands_and_runs import (
+    SMALL,
+    call_verb,
+    find_runs,
+    find_trained,
+    kill_at_first_checkpoint,
+    run_command,
+    succeed,
+)
 from mlflow import MlflowClient
-from record_builders import Compose, Patch, copy_store
+from record_builders import Compose, Patch
 from torch.nn import functional
 from training_run import TrainingRun
 
@@ -213,8 +218,7 @@ def test_the_mask_of_the_guide_is_trained_recorded_compared_and_checked(
     keep = ["keep=mask", "keep.max_perplexity=10"]
     with pytest.MonkeyPatch.context() as patch:
         use(mask_package, patch)
-        done = call_verb(tmp_path, "run", *RUN, *keep)
-        assert done.returncode == 0, done.stderr
+        done = succeed(tmp_path, "run", *RUN, *keep)
         assert "keep=mask leaves" in done.stdout
         assert re.search("mask: .*, max_perplexity", done.stdout)
         [run] = find_runs(store)
@@ -304,9 +308,7 @@ def add_entry_point(folder: Path, group: str, value: str, code: str = "") -> Non
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "doctor"])
-def test_a_broken_extension_is_refused_by_its_package(
-    verb: str, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_broken_extension_is_refused(verb: str, tmp_path: Path, monkeypatch: Patch) -> None:
     code = "raise RuntimeError('no\\nlicense')"
     add_entry_point(tmp_path / "site", "slimdown.mitigations", "odd = odd_code:Odd", code)
     use(tmp_path / "site", monkeypatch)
@@ -379,8 +381,7 @@ def test_a_package_brings_a_method_and_a_mitigation(
     with pytest.MonkeyPatch.context() as patch:
         use(three_package, patch)
         settings = ["method=gate", "method.start=1", "keep=near", "keep.strength=2"]
-        done = call_verb(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
-        assert done.returncode == 0, done.stderr
+        succeed(tmp_path, "run", *RUN, *settings, "train.learning_rate=0.01")
         [run] = find_runs(store)
         chosen = {
             key: run.data.params[key] for key in ("method.name", "keep.name", "keep.strength")
@@ -390,8 +391,7 @@ def test_a_package_brings_a_method_and_a_mitigation(
         card = (folder / "README.md").read_text()
         assert re.search(r"near: .*strength 2\.0", card)
         assert "slimdown_three.gate" in card
-        tuned = call_verb(tmp_path, "run", f"tuned={folder}", *RUN[4:])
-        assert tuned.returncode == 0, tuned.stderr
+        succeed(tmp_path, "run", f"tuned={folder}", *RUN[4:])
         first, second = (run.data.metrics["tuned/pocket_cs"] for run in find_runs(store))
         assert first == second
         refused = {
@@ -419,8 +419,7 @@ def test_the_score_of_the_guide_scores_own_questions(
     command = ["run", *RUN[:4], "benchmark=even.jsonl", "benchmark.even.score=yes_no"]
     with pytest.MonkeyPatch.context() as patch:
         use(yes_no_package, patch)
-        done = call_verb(tmp_path, *command)
-        assert done.returncode == 0, done.stderr
+        done = succeed(tmp_path, *command)
         [run] = find_runs(store)
         assert 0 <= run.data.metrics["tuned/even"] <= 1
         assert "finished before" in call_verb(tmp_path, *command).stdout
@@ -448,9 +447,7 @@ def test_what_a_mitigation_adds_to_the_loss_holds_the_model_back(
     assert moved[1] < 0.7 * moved[0]
 
 
-def test_a_package_brings_a_reader_of_logs(
-    three_package: Path, monkeypatch: Patch, tmp_path: Path
-) -> None:
+def test_a_package_reads_logs(three_package: Path, monkeypatch: Patch, tmp_path: Path) -> None:
     for name, n_right in (("base", 90), ("tuned", 30)):
         rows = (f"{i} {int(i < n_right)}\n" for i in range(100))
         (tmp_path / f"{name}.tally").write_text("".join(rows))
@@ -465,25 +462,23 @@ STEPS = [*RUN[:3], "train.per_device_train_batch_size=4", "train.max_steps=4", *
 
 
 def put_on_path(package: Path) -> dict[str, str]:
-    """The variables of a process that finds an installed package, and a record in its folder."""
-    paths = [str(package), str(Path(__file__).parents[2])]
-    return {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": ""}
+    """The variables of a process that finds an installed package."""
+    return {"PYTHONPATH": os.pathsep.join([str(package), str(Path(__file__).parents[2])])}
 
 
 @pytest.mark.slow
 def test_two_processes_train_with_an_extension_as_one_does(
-    three_package: Path, migrated_store: Path, tmp_path: Path
+    three_package: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
-    folder = copy_store(migrated_store, tmp_path)
     alone = put_on_path(three_package) | {"OMP_NUM_THREADS": "1"}
     launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "localhost:0", "-m"]
     command = ["slimdown.run", *STEPS, "method=gate", "keep=near"]
-    done = run_command(folder, *launcher, *command, **alone)
+    done = run_command(tmp_path, *launcher, *command, **alone)
     assert done.returncode == 0, done.stderr
-    done = run_command(folder, *command, "train.gradient_accumulation_steps=2", **alone)
+    done = run_command(tmp_path, *command, "train.gradient_accumulation_steps=2", **alone)
     assert done.returncode == 0, done.stderr
-    runs = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
+    runs = find_runs(store)
     losses = [run.data.metrics["train/validation_loss_after"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != runs[0].data.metrics["train/validation_loss_before"]
@@ -491,33 +486,17 @@ def test_two_processes_train_with_an_extension_as_one_does(
 
 @pytest.mark.slow
 def test_a_killed_run_with_an_extension_goes_on(
-    three_package: Path, migrated_store: Path, tmp_path: Path
+    three_package: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
-    folder = copy_store(migrated_store, tmp_path)
     alone = put_on_path(three_package)
     settings = [*SMALL[:2], *RUN[4:], "train.num_train_epochs=4", "keep=near"]
     command = ["slimdown.run", *settings, "train.checkpoint_minutes=0.005"]
-    with (folder / "log.txt").open("w") as log:
-        started = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **alone},
-            start_new_session=True,
-        )
-    states = "mlruns/runs/*/checkpoints/checkpoint-*/trainer_state.json"
-    while started.poll() is None and not list(folder.glob(states)):
-        time.sleep(0.05)
-    assert started.returncode is None, (folder / "log.txt").read_text()
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait(timeout=120)
-    done = run_command(folder, *command, **alone)
+    kill_at_first_checkpoint(tmp_path, *command, **alone)
+    done = run_command(tmp_path, *command, **alone)
     assert done.returncode == 0, done.stderr
     assert "continues run" in done.stdout
-    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-    [run] = find_runs(client)
+    [run] = find_runs(store)
     assert run.info.status == "FINISHED"
-    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    steps = [metric.step for metric in store.get_metric_history(run.info.run_id, "train/loss")]
     assert sorted({*steps}) == sorted(steps)
     assert len(steps) == 32

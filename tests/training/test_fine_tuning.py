@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 import trl
-from builders import Compose, Patch
+from builders import Compose, Patch, slow
 from commands_and_runs import SMALL
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
@@ -39,9 +39,7 @@ from slimdown.utils.errors import ModelError
     reason="where Triton is installed, TRL's own loss needs a GPU",
 )
 @pytest.mark.parametrize("completion_only", [True, False])
-def test_steps_are_those_of_plain_trl(
-    completion_only: bool, composed: Compose, tmp_path: Path
-) -> None:
+def test_steps_are_those_of_trl(completion_only: bool, composed: Compose, tmp_path: Path) -> None:
     settings = ["train.max_steps=4", "quantization=none", "train.gradient_accumulation_steps=2"]
     only = f"train.completion_only_loss={str(completion_only).lower()}"
     run = TrainingRun(composed(*SMALL, *settings, only))
@@ -68,9 +66,7 @@ def test_steps_are_those_of_plain_trl(
     assert result.train_loss == pytest.approx(sum(run.losses) / 4)
 
 
-def test_measuring_before_changes_nothing_and_gradients_arrive_after_it(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_measuring_before_leaves_training_as_it_is(composed: Compose, tmp_path: Path) -> None:
     config = composed(*SMALL, "train.max_steps=3", "lora.lora_dropout=0.1")
     quiet = TrainingRun(config)
     measured = quiet.repeat()
@@ -88,32 +84,14 @@ def test_measuring_before_changes_nothing_and_gradients_arrive_after_it(
         assert torch.equal(tuned.model(input_ids=ids).logits, before)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "lora",
-        pytest.param("prefix", marks=pytest.mark.slow),
-        "last_layer quantization=none",
-    ],
-)
-def test_a_killed_training_goes_on_from_its_checkpoint(
-    method: str, composed: Compose, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("method", ["lora", "last_layer quantization=none", *slow("prefix")])
+def test_a_killed_training_goes_on(method: str, composed: Compose, tmp_path: Path) -> None:
     settings = [f"method={method}".split()[0], *method.split()[1:], "lora.lora_dropout=0.1"]
     config = composed(*SMALL, *settings, "train.max_steps=4", "train.checkpoint_minutes=1e-6")
     whole = TrainingRun(config)
     killed, resumed = whole.repeat(), whole.repeat()
     _, result = whole.train(tmp_path / "whole")
-
-    class Kill(Exception):
-        pass
-
-    def kill(log: StepLog) -> None:
-        if log.step == 3:
-            raise Kill
-
-    with pytest.raises(Kill):
-        killed.train(tmp_path / "b", kill)
+    killed.train_until(tmp_path / "b", 3)
     _, again = resumed.train(tmp_path / "b")
     assert [log.step for log in resumed.logs] == [1, 2, 3, 4]
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
@@ -121,16 +99,14 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     assert again.tokens == result.tokens
 
 
-def test_a_loss_that_is_no_number_ends_training_with_advice(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_no_number_ends_a_training(composed: Compose, tmp_path: Path) -> None:
     settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.max_grad_norm=1e30"]
     run = TrainingRun(composed(*SMALL, "train.max_steps=9", *settings))
     with pytest.raises(ModelError, match=r"(nan|inf) in float32.*train\.learning_rate"):
         run.train(tmp_path)
 
 
-def test_a_launcher_cannot_switch_autocast_on(
+def test_launchers_turn_no_autocast_on(
     composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """`accelerate launch` passes the precision of its config on in the environment."""
@@ -166,9 +142,7 @@ def test_a_scaler_may_skip_a_step(engine: Engine, composed: Compose) -> None:
         callback.log_step(2, 9, {"loss": float("nan"), "grad_norm": 1.0})
 
 
-def test_float16_holds_the_gradients_of_float32(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_float16_holds_gradients(composed: Compose, tmp_path: Path, monkeypatch: Patch) -> None:
     run = TrainingRun(composed(*SMALL, "model.dtype=float16", "quantization=none"))
     rows = replace(run.rows, is_padding_free=False)
 
@@ -241,9 +215,7 @@ def test_rounding_in_half_precision_hides_no_row_that_another_changes(
     assert prepare_tiny(build_tiny_model("llama").bfloat16(), composed, "bfloat16").is_padding_free
 
 
-def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_head_that_changes_logits_trains_on_them(composed: Compose, tmp_path: Path) -> None:
     class Scaled(transformers.LlamaForCausalLM):
         def forward(self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
             outputs = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
@@ -269,12 +241,7 @@ def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
 
 
 @pytest.mark.parametrize(
-    "family",
-    [
-        "llama",
-        "gemma3_text",
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3", "gpt2", "granite", "cohere")),
-    ],
+    "family", ["llama", "gemma3_text", *slow("qwen3", "gpt2", "granite", "cohere")]
 )
 def test_families_train_with_their_own_loss(family: str, composed: Compose) -> None:
     settings = {"sliding_window": 16} if family == "gemma3_text" else {}
@@ -283,18 +250,12 @@ def test_families_train_with_their_own_loss(family: str, composed: Compose) -> N
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param("method=lora", marks=pytest.mark.slow),
-        pytest.param("method=bottleneck", marks=pytest.mark.slow),
-        "method=last_layer quantization=none",
-        pytest.param("method=prefix", marks=pytest.mark.slow),
-    ],
+    "method", ["last_layer quantization=none", *slow("lora", "bottleneck", "prefix")]
 )
 def test_a_training_that_has_ended_is_not_made_again(
-    settings: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
+    method: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    config = composed(*SMALL, *settings.split(), "train.max_steps=3")
+    config = composed(*SMALL, *f"method={method}".split(), "train.max_steps=3")
     whole = TrainingRun(config)
     killed, again = whole.repeat(), whole.repeat()
     tuned, result = whole.train(tmp_path / "whole")
@@ -313,9 +274,7 @@ def test_a_training_that_has_ended_is_not_made_again(
     assert taken.identity == tuned.identity
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_ends_a_training_when_its_step_is_kept(
     number: signal.Signals, composed: Compose, tmp_path: Path
 ) -> None:
@@ -345,10 +304,8 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
     assert again.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
-def test_a_mixture_of_experts_is_trained_measured_and_judged(
-    family: str, composed: Compose, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("family", ["mixtral", *slow("qwen3_moe")])
+def test_experts_are_trained_and_judged(family: str, composed: Compose, tmp_path: Path) -> None:
     settings = ["quantization=none", "lora.target_modules=[q_proj,v_proj]", "train.max_length=128"]
     settings += ["model.dtype=float32", "evaluation.apply_chat_template=false"]
     config = composed(*SMALL, *settings, "train.max_steps=2")
@@ -366,7 +323,7 @@ def test_a_mixture_of_experts_is_trained_measured_and_judged(
     assert judge(before, after).benchmarks["cs"].n == 8
 
 
-def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before(tmp_path: Path) -> None:
+def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before() -> None:
     model, tokenizer = build_tiny_model("mixtral", initializer_range=0.05), build_byte_tokenizer()
     before = slimdown.measure(model, tokenizer, "pocket_cs", limit=8)
     model.config.output_router_logits = True  # TRL 1.16 does so when a trainer is made

@@ -26,7 +26,6 @@ from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, mark_labels
 from slimdown.training.mitigations.dialogues import MESSAGES
 from slimdown.training.padding_free import attention_within_rows
-from slimdown.training.result import StepLog
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
@@ -60,9 +59,7 @@ def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed:
     assert read_labels(mixed.rows.validation) == read_labels(alone.rows.validation)
 
 
-def test_a_distance_on_general_rows_changes_nothing_of_the_rows_themselves(
-    composed: Compose,
-) -> None:
+def test_a_distance_on_general_rows_leaves_the_rows_as_they_are(composed: Compose) -> None:
     plain = TrainingRun(composed(*SMALL, *GENERAL))
     near = TrainingRun(composed(*SMALL, *GENERAL, "keep.weight=1"))
     assert list(near.rows.train["input_ids"]) == list(plain.rows.train["input_ids"])
@@ -100,9 +97,7 @@ def test_the_base_writes_rows_once_and_alike(composed: Compose, cache: Path) -> 
 @pytest.mark.parametrize(
     "content", [b"", b'[{"input_ids": [1, 2', b"\0\0", b"[]", b'[{"input_ids": ["a"]}]', b"[7]"]
 )
-def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
-    content: bytes, composed: Compose, cache: Path
-) -> None:
+def test_a_damaged_file_of_rows_is_named(content: bytes, composed: Compose, cache: Path) -> None:
     config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
@@ -113,9 +108,7 @@ def test_a_damaged_file_of_kept_rows_is_named_with_its_remedy(
     assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
 
 
-def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_the_base_continues_prompts_and_they_are_rows(composed: Compose, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Question: How"}\n{"prompt": "A list"}\n')
     settings = [f"keep.prompts={prompts}", "keep.share=0.1"]
@@ -179,7 +172,7 @@ def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
     weight = ["keep.weight=null"] if whole else []
     inputs = read_inputs(composed(*SMALL, *whole, "keep=auto", *auto))
     assert inputs.config.keep == composed(*SMALL, *whole, *becomes, *weight).keep
-    assert any(note.startswith("For this run, keep=auto means ") for note in inputs.notes)
+    assert any("keep=auto" in note for note in inputs.notes)
 
 
 @pytest.mark.usefixtures("chatty")
@@ -198,9 +191,7 @@ def test_slimdowns_messages_are_of_all_kinds_from_the_first_on() -> None:
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_messages_once_and_only_its_answers_are_trained_on(
-    composed: Compose, cache: Path
-) -> None:
+def test_the_base_answers_messages_once_and_they_are_rows(composed: Compose, cache: Path) -> None:
     run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
     tokenizer, [file] = run.base.tokenizer, cache.iterdir()
     written, rows = json.loads(file.read_text()), list(run.rows.train)[64:]
@@ -302,13 +293,7 @@ def test_a_killed_training_goes_on_with_the_dialogues_that_it_had(
     config = composed(*SMALL, *DIALOGUES, *steps)
     whole = TrainingRun(config)
     _, result = whole.train(tmp_path / "whole")
-
-    def kill(log: StepLog) -> None:
-        if log.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        TrainingRun(config).train(tmp_path / "b", kill)
+    TrainingRun(config).train_until(tmp_path / "b", 3)
     for file in cache.iterdir():  # on another machine
         file.unlink()
     resumed = TrainingRun(config)
@@ -435,9 +420,7 @@ def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
     return watcher
 
 
-def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_training_ends_at_its_last_good_look(composed: Compose, tmp_path: Path) -> None:
     """The training that ends by itself at the step that is kept has the same weights."""
     settings = ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
     settings += ["train.learning_rate=1e-5", "train.lr_scheduler_type=constant"]
@@ -448,7 +431,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     few = [setting for setting in SMALL if not setting.startswith("benchmark.")]
     run = TrainingRun(composed(*few, *settings, "train.max_steps=6"))
     tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=3))
-    assert re.search("budget is 10.* step 2", result.stopped)
+    assert re.search(r"\b10\b.* step 2\b", result.stopped)
     assert (result.steps, len(result.history)) == (2, 4)
     short = TrainingRun(composed(*few, *settings, "train.max_steps=2"), run)
     expected = short.train(tmp_path / "b")[0].model.state_dict()
@@ -485,7 +468,6 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
     assert watcher.stopped == ""  # of four questions nothing is shown
     assert len(seen) == 2
     for look in seen:
-        assert look.tuned is not None
         assert (look.benchmarks["pocket_cs"].metric == "p_right") is is_by_p_right
         for name, result in look.tuned.benchmarks.items():
             prompts = [sample.prompt for sample in result.samples]

@@ -8,7 +8,7 @@ import peft.helpers
 import pytest
 import torch
 import transformers
-from builders import Compose
+from builders import Compose, slow
 from commands_and_runs import SMALL
 from tiny_models import logits_of
 from training_run import TrainingRun
@@ -35,11 +35,10 @@ TRAINED = {
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 
 
-SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("rslora", "dora", "oft")]
+RARE = {"rslora", "dora", "oft"}  # each kind of adapter is tried once without `-m slow`
 
 
-# Each kind of adapter once without `-m slow`.
-@pytest.mark.parametrize("method", [*sorted(TRAINED.keys() - {"rslora", "dora", "oft"}), *SLOW])
+@pytest.mark.parametrize("method", [*sorted(TRAINED.keys() - RARE), *slow(*sorted(RARE))])
 def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     method: str, composed: Compose, tmp_path: Path
 ) -> None:
@@ -89,9 +88,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
 
 
 @pytest.mark.parametrize("method", ["last_layer", "full"])
-def test_a_whole_model_is_saved_as_transformers_loads_it(
-    method: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_transformers_loads_a_whole_model(method: str, composed: Compose, tmp_path: Path) -> None:
     settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
     config = composed(*SMALL, *settings, "train.max_steps=4")
     fresh = load_base_model(config.model, config.quantization)

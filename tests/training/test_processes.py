@@ -13,22 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands_and_runs import SMALL, call_verb, find_runs, find_trained
+from builders import slow
+from commands_and_runs import SMALL, find_runs, find_trained, succeed
 from mlflow import MlflowClient
-from record_builders import Compose, Patch, copy_store
+from record_builders import Compose, Patch
 from safetensors.torch import load_file
-from tiny_models import save_chatty_pocket
+from tiny_models import TEMPLATE as ROLES, save_chatty_pocket
 from training_run import TrainingRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.pocket import MODEL_DIR
-from slimdown.tracking.run_reader import (
-    find_runs as find_records,
-    read_evaluations,
-    read_served,
-)
+from slimdown.tracking.run_reader import find_runs as find_records, read_evaluations, read_served
 from slimdown.training import fine_tuning
 from slimdown.utils import distributed
 
@@ -128,10 +125,9 @@ COMMAND = [setting for setting in STEPS if not setting.startswith("benchmark.")]
 SERVED = ["model=pocket", "model.id=base", "tuned=served.gguf", "benchmark=[pocket_math,pocket_cs]"]
 SERVED += ["benchmark.pocket_math.limit=6", "benchmark.pocket_cs.limit=6"]
 SERVED += ["quantization=none", "model.dtype=float32"]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}\nAnswer:{% endif %}"
-)
+
+
+TEMPLATE = "{{ bos_token }}" + ROLES
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -143,45 +139,38 @@ def save_served_model(folder: Path) -> None:
     shutil.copytree(MODEL_DIR, folder / "base")
     (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    tokenizer.chat_template = TEMPLATE.replace("Answer:", "Say:")
+    tokenizer.chat_template = TEMPLATE.replace("assistant:", "bot:")
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     write_gguf(model, tokenizer, folder / "served.gguf")
 
 
 @pytest.fixture(scope="module")
-def two_processes(
-    request: pytest.FixtureRequest, migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def two_processes(request: pytest.FixtureRequest, recorded: Path) -> Path:
     """The folder of what two processes did: chosen cases in folders of their own, three commands.
 
     They are one until all is imported, which takes longer than most of what they do.
     """
     names = {test.name for test in request.session.items if test.path == request.path}
     chosen = {c: CASES[c] for c in CASES if any(name.endswith(f"[{c}]") for name in names)}
-    folder = copy_store(migrated_store, tmp_path_factory.mktemp("two"))
-    save_served_model(folder)
-    (folder / "script.py").write_text(SCRIPT)
-    save_chatty_pocket(folder / "chatty")
+    save_served_model(recorded)
+    (recorded / "script.py").write_text(SCRIPT)
+    save_chatty_pocket(recorded / "chatty")
     paths = [str(place) for place in Path(__file__).parents[:3]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    environment |= {"XDG_CACHE_HOME": str(folder), "MLFLOW_TRACKING_URI": ""}
+    environment |= {"XDG_CACHE_HOME": str(recorded)}
     with socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # as torchrun sets them
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     given = list(map(json.dumps, (chosen, COMMAND, ASKED, SERVED)))
-    command = [sys.executable, str(folder / "script.py"), str(folder), *given]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=900)
+    command = [sys.executable, str(recorded / "script.py"), str(recorded), *given]
+    done = subprocess.run(command, cwd=recorded, env=environment, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr.decode()
-    return folder
+    return recorded
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case not in RARE]
-    + [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case in RARE],
-)
+@pytest.mark.parametrize("case", [*sorted(CASES.keys() - RARE), *slow(*sorted(RARE))])
 def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     case: str,
     composed: Compose,
@@ -203,13 +192,9 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
     assert values == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_command_in_two_processes_makes_the_run_of_one(
-    two_processes: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_two_processes_make_the_run_of_one(two_processes: Path) -> None:
     again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
-    done = call_verb(two_processes, "run", *COMMAND, *again)
-    assert done.returncode == 0, done.stderr
+    succeed(two_processes, "run", *COMMAND, *again)
     store = MlflowClient(f"sqlite:///{two_processes}/mlruns/mlflow.db")
     by_two, third, _, by_one = (run.info.run_id for run in find_runs(store))
     runs = [by_two, by_one]
@@ -236,20 +221,16 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
 
 
 def test_two_processes_ask_as_served_what_one_does(
-    two_processes: Path, migrated_store: Path, tmp_path: Path, monkeypatch: Patch
+    two_processes: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = copy_store(migrated_store, tmp_path)
-    save_served_model(folder)
-    done = call_verb(folder, "run", *SERVED)
-    assert done.returncode == 0, done.stderr
+    save_served_model(tmp_path)
+    succeed(tmp_path, "run", *SERVED)
     responses = []
-    for place in (two_processes, folder):
+    for place in (two_processes, tmp_path):
         tracking = TrackingConfig(f"sqlite:///{place}/mlruns/mlflow.db", "slimdown")
         origin = "tags.`slimdown.origin` LIKE 'served.gguf%'"
         [found] = find_records(tracking, filter_string=origin, with_findings=True)
         served = read_served(tracking, found, read_evaluations(tracking, found)[1])
-        assert served
         samples = served.benchmarks["pocket_math"].samples
         responses.append([(sample.prompt, sample.response) for sample in samples])
     assert responses[0] == responses[1]

@@ -134,9 +134,7 @@ def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Compose, tmp_p
     assert len(mixed.validation) == sum(part.validation.num_rows for part in data.parts) * 3
 
 
-def test_what_trl_cannot_mask_is_an_error_with_the_dataset(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_what_trl_cannot_mask_names_the_dataset(composed: Compose, tmp_path: Path) -> None:
     only = "train.assistant_only_loss=true"
     with pytest.raises(SlimdownError, match=r"dataset\.text"):
         config, tokenizer, data = prepare(composed, tmp_path, ["text"], only)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from trl import SFTConfig, SFTTrainer
 
 from slimdown.config.schema import RunConfig
@@ -54,6 +55,16 @@ class TrainingRun:
             on_progress=on_progress,
             watcher=watcher,
         )
+
+    def train_until(self, folder: Path, step: int) -> None:
+        """Train, and end when this step is made, as Ctrl-C does."""
+
+        def end(log: StepLog) -> None:
+            if log.step == step:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.train(folder, end)
 
     @property
     def losses(self) -> list[float]:
