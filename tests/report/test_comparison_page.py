@@ -13,16 +13,8 @@ from slimdown.comparison import group_tests, value_verdicts
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import TrialOutcome
-<<<<<<< HEAD
 from slimdown.report.brief_comparison import describe_briefly, order_by_settings
-from slimdown.report.comparison_page import (
-    comparison_table,
-    render_comparison_page,
-    search_table,
-)
-=======
 from slimdown.report.comparison_page import comparison_table, render_comparison_page, search_table
->>>>>>> lighter-tests
 from slimdown.report.tables import write_table
 
 
