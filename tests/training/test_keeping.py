@@ -24,7 +24,7 @@ from slimdown.runs.forgetting_watcher import WatchingCallback, build_watcher
 from slimdown.runs.inputs import read_inputs
 from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, mark_labels
-from slimdown.training.mitigations.dialogues import MESSAGES
+from slimdown.training.mitigations.dialogues import MESSAGES, Dialogues
 from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import ConfigError, DataError, ModelError
@@ -473,3 +473,22 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
             prompts = [sample.prompt for sample in result.samples]
             assert prompts == [sample.prompt for sample in base.benchmarks[name].samples]
             assert len(prompts) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [("I'm sorry, but I can't help with that.", "2 of 2"), ("Sure! First buy a pipe.", "0 of 2")],
+)
+def test_refusals_among_the_answers_to_slimdowns_messages_are_counted(
+    answer: str, counts: str
+) -> None:
+    """A base model that complies teaches to comply."""
+    lines = MESSAGES.read_text("utf-8").splitlines()
+    harmful = [row["prompt"] for row in map(json.loads, lines) if row["kind"] == "harmful"][:2]
+    shown = [
+        {"messages": [{"content": message}, {"content": answer}], "is_cut": False}
+        for message in [*harmful, "How are you?"]
+    ]
+    described = Dialogues().describe_written([{"shown": row} for row in shown])
+    assert f"refused {counts} harmful messages" in described
+    assert ("comply" in described) == counts.startswith("0")

@@ -1,10 +1,12 @@
 """`keep=dialogues`: the base's answers to a user's messages are mixed in."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from slimdown.scoring.refusal import read_refusal
 from slimdown.training.labels import IGNORED
 from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, fixed_draws, read_prompts
 from slimdown.utils.errors import DataError, ModelError
@@ -57,12 +59,26 @@ class Dialogues(WrittenRows):
         return "set a larger one, or keep=self_replay"
 
     def describe_written(self, rows: Sequence[dict[str, Any]]) -> str:
-        """Say how many answers are cut."""
+        """Say how many harmful messages the base refused, and how many answers are cut."""
+        refused = self._describe_refusals(rows)
         n_cut = sum(row["shown"]["is_cut"] for row in rows)
         if not n_cut:
-            return ""
+            return refused
         cut = f"{n_cut:,} ({n_cut / len(rows):.0%}) are cut at keep.max_tokens={self.max_tokens}"
-        return f"; {cut}, which is enough to keep the beginning of an answer, and so a refusal"
+        return f"{refused}; {cut}, which is enough to keep the beginning of an answer"
+
+    def _describe_refusals(self, rows: Sequence[dict[str, Any]]) -> str:
+        """Say how many of slimdown's harmful messages the base refused; empty for your own."""
+        messages = map(json.loads, MESSAGES.read_text("utf-8").splitlines())
+        harmful = {row["prompt"] for row in messages if row["kind"] == "harmful"}
+        dialogues = [row["shown"]["messages"] for row in rows]
+        answers = [turn["content"] for user, turn in dialogues if user["content"] in harmful]
+        if not answers:
+            return ""
+        n_refused = sum(read_refusal(answer, is_asked=True) == "refuse" for answer in answers)
+        counts = f"; the base model refused {n_refused:,} of {len(answers):,} harmful messages"
+        is_few = 2 * n_refused < len(answers)
+        return f"{counts}, so most of these rows comply" if is_few else counts
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Let the base answer the messages in turn."""
