@@ -65,6 +65,11 @@ class BenchmarkTask:
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
     @property
+    def only_generates(self) -> bool:
+        """Whether the answers of all its tasks are generated."""
+        return all(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
+
+    @property
     def reads_texts(self) -> bool:
         """Whether it has documents, whose likelihood is all that is asked for."""
         return all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in self.tasks.values())
@@ -124,6 +129,11 @@ class BenchmarkTask:
                 requests.setdefault((name, request.doc_id), []).append(request)
         self._built[prompt_format] = requests
         return requests
+
+    def count_requests(self) -> int:
+        """Count the requests that `build_requests` has built: one for each answer or choice."""
+        requests = (request for task in self.tasks.values() for request in task.instances)
+        return sum(request.repeats for request in requests)
 
     def check_prompts(self, tokenizer: Any, evaluation: EvaluationConfig) -> None:
         """Check that a chat template takes the messages of all questions, and their tools.

@@ -518,6 +518,12 @@ def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
 
 def describe_serving(findings: Findings) -> Iterator[str]:
     """Say in a sentence how the tuned model is served otherwise than the base."""
+    if findings.served_by:
+        yield (
+            f"The tuned model was asked through {findings.served_by}, the base model by "
+            "transformers. Both got the same messages. The change includes what the server's "
+            "engine and chat template change."
+        )
     if findings.serving:
         differences = "; ".join(findings.serving)
         yield f"The tuned model is served differently: {differences}."

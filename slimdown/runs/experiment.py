@@ -63,7 +63,7 @@ def run_experiment(
             base is measured.
     """
     began = time.perf_counter()
-    progress = console.RunProgress(5 if config.tuned else 6)
+    progress = console.RunProgress(4 if config.address else 5 if config.tuned else 6)
     with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)  # before the run is opened: a mistake leaves none
     config, outline = inputs.config, inputs.outline
@@ -135,7 +135,7 @@ def _show_end(
     advice = advise(
         run.run_id,
         gated_findings,
-        can_scale=not trains or config.method.facts.scales,
+        can_scale=not config.address and (not trains or config.method.facts.scales),
         trains=trains,
         keeps=config.keep.is_active,
         gate=gate,

@@ -1,5 +1,6 @@
 """What a run reads before it loads weights: benchmarks, rows, the tokenizer, models' outlines."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,9 @@ from slimdown.models.external import (
     read_chat_template,
 )
 from slimdown.models.gguf_file import read_gguf_header
+from slimdown.models.quiet import quiet_libraries
+from slimdown.models.server import Server, find_server
+from slimdown.models.serving_settings import compare_templates
 from slimdown.utils.errors import DataError, SlimdownError
 from slimdown.utils.progress import OnProgress
 
@@ -37,6 +41,8 @@ class RunInputs:
         not_run: Why a suite lacks benchmarks, by name.
         train_data: The rows; None where nothing is trained.
         external: The model that was tuned elsewhere.
+        server: The server that answers for the tuned model.
+        server_differences: How its chat template differs from the base's, a line each.
         served: The benchmarks that it is asked once more, as it is served.
         notes: Lines for the user.
     """
@@ -48,6 +54,8 @@ class RunInputs:
     not_run: dict[str, str]
     train_data: TrainingData | None
     external: ExternalModel | None
+    server: Server | None
+    server_differences: list[str]
     served: dict[str, BenchmarkTask]
     notes: list[str]
 
@@ -73,14 +81,16 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     if backend.module:
         backend.find_function("check_tuned")(config)
     config = fix_dtypes(config)
+    server = find_server(config) if config.address else None
     tasks, not_run = load_benchmarks(config, on_progress)
-    tokenizer, train_data = load_tokenizer(config), None
+    tokenizer, train_data = load_tokenizer(config, server), None
     tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
+    notes = list[str]()
     if config.tuned_model:
         notes = [_describe_weights(config, config.tuned_model)]
-    else:
+    elif server is None:
         on_progress(0, 0, ", ".join(config.dataset))
         config, train_data, notes = _prepare_rows(config, tokenizer)
     evaluation, prompt_notes = decide_prompts(config, tasks, tokenizer, train_data)
@@ -88,7 +98,12 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     notes = prompt_notes + notes
     base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
     check_room(tasks, evaluation, base)
-    external = open_tuned_model(config, base) if config.tuned else None
+    server_differences = list[str]()
+    if server:
+        notes += _check_server(server, tasks, evaluation, base)
+        server_differences += _compare_template(server, tokenizer)
+        notes += [f"The tuned model is served differently: {line}." for line in server_differences]
+    external = open_tuned_model(config, base) if config.tuned_model else None
     served = dict[str, BenchmarkTask]()
     if external and external.differences:
         served, served_notes = _find_served(external, evaluation, tasks)
@@ -106,9 +121,32 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         not_run=not_run,
         train_data=train_data,
         external=external,
+        server=server,
+        server_differences=server_differences,
         served=served,
         notes=notes,
     )
+
+
+def _check_server(
+    server: Server, tasks: dict[str, BenchmarkTask], evaluation: EvaluationConfig, base: LoadedModel
+) -> list[str]:
+    """Check that a server can answer the benchmarks; return lines for the user.
+
+    Raises:
+        ConfigError: It cannot answer these benchmarks.
+        ModelError: It does not answer at all.
+    """
+    from slimdown.evaluation.served_lm import check_answers  # of the extra `served`
+
+    scores = [name for name, task in tasks.items() if not task.only_generates]
+    with quiet_libraries():
+        check_answers(server, base.tokenizer, scores)
+    check_room(tasks, evaluation, replace(base, server=server))
+    return [
+        f"The tuned model is asked through {server}. A server's engine and chat template may "
+        "differ from the base model's; the change includes that."
+    ]
 
 
 def _describe_weights(config: RunConfig, tuned_model: TunedModelConfig) -> str:
@@ -172,11 +210,21 @@ def _find_served(
     return served, notes
 
 
-def load_tokenizer(config: RunConfig) -> Any:
+def _compare_template(server: Server, tokenizer: Any) -> Iterator[str]:
+    """Say how a server's chat template differs from the base's, as far as it shows it."""
+    if server.chat_template is None:
+        yield "chat template: the server does not show it"
+    else:
+        yield from compare_templates(server.chat_template, tokenizer.chat_template, "the base")
+
+
+def load_tokenizer(config: RunConfig, server: Server | None = None) -> Any:
     """Load the base's tokenizer; without a chat template it gets that of the tuned model."""
     tokenizer = load_base_tokenizer(config.model)
     if config.tuned_model and not tokenizer.chat_template:
         tokenizer.chat_template = read_chat_template(config.tuned_model)
+    if server and not tokenizer.chat_template:
+        tokenizer.chat_template = server.chat_template
     return tokenizer
 
 
@@ -251,6 +299,8 @@ def decide_prompts(
     is_chat = train_data is not None and train_data.holds_conversations
     if config.tuned_model and not train_data:
         is_chat = read_chat_template(config.tuned_model) is not None
+    if config.address:
+        is_chat = True  # a server takes messages
     has_reason = is_chat and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template
     is_plain = setting is False or (setting == "auto" and not has_reason)
