@@ -134,7 +134,8 @@ def test_lm_evals_own_logs_of_the_server_give_the_same_findings(folder: Path) ->
         "--batch_size",
         "1",
     ]
-    lm_eval += ["--gen_kwargs", "max_gen_toks=32", "--apply_chat_template", "--log_samples"]
+    lm_eval += ["--gen_kwargs", "max_gen_toks=32", "--batch_size", "1"]
+    lm_eval += ["--apply_chat_template", "--log_samples"]
     with serve_file(folder / "Q4_0.gguf") as server:
         done = call_verb(folder, "run", *MODEL, *limits, f"tuned={server.address}")
         assert done.returncode == 0, done.stderr
