@@ -39,10 +39,10 @@ def read_answers(folder: Path, run_id: str, model: str = "tuned") -> pd.DataFram
 
 def show_differences(name: str, served: pd.DataFrame, read: pd.DataFrame) -> None:
     """Print how many answers and scores differ, and each question whose score does."""
-    both = served.join(read, rsuffix="_read", how="inner")
-    differing = both[both.score != both.score_read]
-    n_equal = int((both.response.str.strip() == both.response_read.str.strip()).sum())
-    print(f"{name}: {len(both)} questions, {n_equal} equal texts, {len(differing)} other scores")
+    joined = served.join(read, rsuffix="_read", how="inner")
+    differing = joined[joined.score != joined.score_read]
+    n_equal = int((joined.response.str.strip() == joined.response_read.str.strip()).sum())
+    print(f"{name}: {len(joined)} questions, {n_equal} equal texts, {len(differing)} other scores")
     for place, row in differing.iterrows():
         print(f"  {place}: {row.response_read[:70]!r} -> {row.response[:70]!r}")
 

@@ -51,8 +51,8 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def ask(folder: Path, address: str, *settings: str, n: int = 8) -> Result:
-    asked = [*MODEL, *CAPITALS, f"benchmark.capitals.limit={n}", f"tuned={address}", *settings]
-    done = call_verb(folder, "run", *asked)
+    command = [*MODEL, *CAPITALS, f"benchmark.capitals.limit={n}", f"tuned={address}", *settings]
+    done = call_verb(folder, "run", *command)
     assert done.returncode == 0, done.stderr
     return done
 
