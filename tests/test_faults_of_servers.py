@@ -210,7 +210,7 @@ def test_a_server_that_cannot_be_asked_is_named_at_once(folder: Path) -> None:
         choices = [*ASKED[:-1], "benchmark=[pocket_cs]", "served.model=second"]
         refused = call_verb(folder, "run", *choices, f"tuned={server.address}")
         assert refused.returncode == 1
-        assert "`echo` of /v1/completions), which pocket_cs need" in show(refused)
+        assert "benchmark.pocket_cs needs the log-probabilities of a prompt" in show(refused)
         assert not server.bodies
     done = ask(folder, server)
     assert done.returncode == 1

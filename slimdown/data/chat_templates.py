@@ -27,16 +27,14 @@ class ChatPrompt(str):
 
     Attributes:
         messages: `role` and `content` of each turn.
-        tools: Schemas of the tools that it offers; empty: none.
     """
 
     messages: list[dict[str, Any]]
-    tools: list[Any]
 
-    def __new__(cls, text: str, messages: Any = (), tools: Any = ()) -> "ChatPrompt":
+    def __new__(cls, text: str, messages: Any = ()) -> "ChatPrompt":
         """Take the text and what it was made of."""
         prompt = super().__new__(cls, text)
-        prompt.messages, prompt.tools = list(messages), list(tools or ())
+        prompt.messages = list(messages)
         return prompt
 
 
@@ -58,7 +56,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
         settings = {**FIXED_DATE, **settings}
         with limit_rendering():
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
-        return ChatPrompt(text, messages, settings.get("tools"))
+        return ChatPrompt(text, messages)
     except DataError:
         raise
     except Exception as error:  # the publisher's program may raise anything

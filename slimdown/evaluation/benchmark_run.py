@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.config.schema import EvaluationConfig
-from slimdown.data.chat_templates import ChatPrompt, read_template_args
+from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
 from slimdown.evaluation.evaluation_cache import EvaluationCache, evaluation_key
@@ -409,23 +409,6 @@ class BenchmarkRun:
         if not self.task.reads_texts:
             for name, task in self.task.tasks.items():
                 self._check_prompts(name, task)
-        if self.model.server and self.task.generates:
-            self._check_messages()
-
-    def _check_messages(self) -> None:
-        """Refuse prompts that a server is not asked for: begun answers, and questions with tools.
-
-        Servers go on with a begun answer, or write a new one; and each gives tool calls a form.
-        """
-        for requests in self.requests.values():
-            prompt = requests[0].args[0]
-            is_begun = isinstance(prompt, ChatPrompt) and prompt.messages[-1]["role"] == "assistant"
-            if is_begun or (isinstance(prompt, ChatPrompt) and prompt.tools):
-                kind = "begins its answers" if is_begun else "has questions with tools"
-                raise ConfigError(
-                    f"benchmark.{self.task.name} {kind}, which slimdown does not ask a server yet; "
-                    "leave this benchmark out, or measure the model's files"
-                )
 
     def _check_choice(self, request: Any) -> None:
         lm = self.lm

@@ -104,6 +104,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             phrases: The phrases of refusals that the user adds.
         """
         self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
+        chats = [json.loads(row["conversation"]) for row in rows if self.has_messages]
+        self.has_tools = any(chat["tools"] for chat in chats)
         mean = {"aggregation": "mean", "higher_is_better": True}
         config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
         config |= {

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from slimdown.evaluation.prefix_lm import VirtualTokensLM
 from slimdown.evaluation.results import Answer
 from slimdown.models.server import Server
-from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.utils.errors import ModelError
 
 _TRIES = 8  # of a request; lm-eval waits 36 seconds between them in all
 _PASSING = (408, 425, 429)  # of the statuses below 500, those that may pass
@@ -216,29 +216,23 @@ class ServedLM(VirtualTokensLM):
                 yield f"{n:,} of {self._n_answered:,} answers of the server were {problem}."
 
 
-def check_answers(server: Server, tokenizer: Any, scores: Sequence[str]) -> None:
-    """Check that a server answers messages, and that it scores a prompt if that is needed.
+def check_answers(server: Server, tokenizer: Any, needs_scores: bool) -> bool:
+    """Check that a server answers messages, and return whether it scores a prompt.
 
     Args:
         server: The server.
         tokenizer: The base model's.
-        scores: The benchmarks that need the log-probabilities of a prompt.
+        needs_scores: Whether it is asked for the log-probabilities of a prompt at all.
 
     Raises:
         ModelError: It does not answer messages.
-        ConfigError: It does not give the log-probabilities.
     """
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     body = {"model": server.model, "messages": question, "max_tokens": 1, "temperature": 0}
     answer = server.request("/chat/completions", body)
     with server.explain_errors():
         _ = answer["choices"][0]["message"]
-    if scores and not _scores_prompt(server, tokenizer):
-        raise ConfigError(
-            f"tuned={server.address}: the server does not return the log-probabilities of a "
-            f"prompt's tokens (`echo` of /v1/completions), which {', '.join(scores)} need; ask it "
-            "benchmarks whose answers are generated, such as gsm8k, or measure the model's files"
-        )
+    return needs_scores and _scores_prompt(server, tokenizer)
 
 
 def _scores_prompt(server: Server, tokenizer: Any) -> bool:

@@ -79,6 +79,17 @@ class BenchmarkTask:
         """Whether its questions are conversations, which go through the chat template."""
         return any(getattr(task, "has_messages", False) for task in self.tasks.values())
 
+    @property
+    def unservable(self) -> str:
+        """Why a server is not asked its questions yet; empty: it is.
+
+        Servers give tool calls a form of their own, and only some go on with a begun answer.
+        """
+        if any(getattr(task, "has_tools", False) for task in self.tasks.values()):
+            return "has questions with tools"
+        begins = any(task.config.gen_prefix for task in self.tasks.values())
+        return "begins the model's answers" if begins and self.generates else ""
+
     def narrow(self, evaluation: EvaluationConfig) -> EvaluationConfig:
         """Return how this benchmark is asked, see `EvaluationConfig.narrow`."""
         if self.has_messages:

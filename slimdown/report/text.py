@@ -33,6 +33,7 @@ from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.training.result import TrainingResult
 
+_SERVED_DIFFERENTLY = "The tuned model is served differently"
 _MOST_NAMED = 6  # benchmarks that a sentence on the console names
 _MOST_CUT = 0.2  # of answers that ended at the limit of tokens; above, the console warns
 FEWEST_RIGHT = 5  # of the base's answers; of fewer no forgetting rate is shown
@@ -526,7 +527,8 @@ def describe_serving(findings: Findings) -> Iterator[str]:
         )
     if findings.serving:
         differences = "; ".join(findings.serving)
-        yield f"The tuned model is served differently: {differences}."
+        compared = "Compared with the base model" if findings.served_by else _SERVED_DIFFERENTLY
+        yield f"{compared}: {differences}."
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:

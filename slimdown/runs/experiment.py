@@ -16,6 +16,7 @@ from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.external import open_tuned_model
+from slimdown.models.server import find_server
 from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
@@ -221,8 +222,9 @@ def measure_base(config: RunConfig) -> None:
         SlimdownError: The base or a benchmark cannot be loaded.
     """
     tasks, _ = load_benchmarks(config)
-    tokenizer = load_tokenizer(config)
-    tasks, _ = leave_out_unaskable(config, tasks, tokenizer)
+    server = find_server(config) if config.address else None
+    tokenizer = load_tokenizer(config, server)
+    tasks, _ = leave_out_unaskable(config, tasks, tokenizer, server)
     # Rows that are conversations may decide how questions are asked.
     needs_rows = config.dataset and config.may_hold_conversations
     train_data = read_rows(config, tokenizer) if needs_rows else None

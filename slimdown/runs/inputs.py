@@ -22,7 +22,6 @@ from slimdown.models.external import (
     read_chat_template,
 )
 from slimdown.models.gguf_file import read_gguf_header
-from slimdown.models.quiet import quiet_libraries
 from slimdown.models.server import Server, find_server
 from slimdown.models.serving_settings import compare_templates
 from slimdown.utils.errors import DataError, SlimdownError
@@ -84,7 +83,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     server = find_server(config) if config.address else None
     tasks, not_run = load_benchmarks(config, on_progress)
     tokenizer, train_data = load_tokenizer(config, server), None
-    tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer)
+    tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer, server)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
     notes = list[str]()
@@ -100,9 +99,9 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     check_room(tasks, evaluation, base)
     server_differences = list[str]()
     if server:
-        notes += _check_server(server, tasks, evaluation, base)
         server_differences += _compare_template(server, tokenizer)
-        notes += [f"The tuned model is served differently: {line}." for line in server_differences]
+        notes.append(f"The tuned model is asked through {server}.")
+        notes += [f"Compared with the base model: {line}." for line in server_differences]
     external = open_tuned_model(config, base) if config.tuned_model else None
     served = dict[str, BenchmarkTask]()
     if external and external.differences:
@@ -126,27 +125,6 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         served=served,
         notes=notes,
     )
-
-
-def _check_server(
-    server: Server, tasks: dict[str, BenchmarkTask], evaluation: EvaluationConfig, base: LoadedModel
-) -> list[str]:
-    """Check that a server can answer the benchmarks; return lines for the user.
-
-    Raises:
-        ConfigError: It cannot answer these benchmarks.
-        ModelError: It does not answer at all.
-    """
-    from slimdown.evaluation.served_lm import check_answers  # of the extra `served`
-
-    scores = [name for name, task in tasks.items() if not task.only_generates]
-    with quiet_libraries():
-        check_answers(server, base.tokenizer, scores)
-    check_room(tasks, evaluation, replace(base, server=server))
-    return [
-        f"The tuned model is asked through {server}. A server's engine and chat template may "
-        "differ from the base model's; the change includes that."
-    ]
 
 
 def _describe_weights(config: RunConfig, tuned_model: TunedModelConfig) -> str:
@@ -243,34 +221,60 @@ def load_benchmarks(
 
 
 def leave_out_unaskable(
-    config: RunConfig, tasks: dict[str, BenchmarkTask], tokenizer: Any
+    config: RunConfig,
+    tasks: dict[str, BenchmarkTask],
+    tokenizer: Any,
+    server: Server | None = None,
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Leave out the benchmarks of a suite whose messages the base's chat template does not take.
+    """Leave out the benchmarks of a suite that the base's chat template or a server does not take.
 
     Args:
         config: The settings; without a suite, a benchmark that cannot be asked is an error.
         tasks: The benchmarks.
         tokenizer: What `load_tokenizer` returned.
+        server: Who answers for the tuned model; None: it is loaded here.
 
     Returns:
         Those that can be asked, and why the others cannot, by name.
 
     Raises:
-        ModelError: The model has no chat template, and a benchmark asks messages.
-        DataError: The template takes no benchmark, or not the one that you chose.
+        ModelError: The model has no chat template, and a benchmark asks messages; or the server
+            does not answer.
+        DataError: They take no benchmark, or not the one that you chose.
     """
-    askable, reasons = dict[str, BenchmarkTask](), dict[str, str]()
+    reasons = dict(_find_unservable(server, tasks, tokenizer)) if server else dict[str, str]()
     for name, task in tasks.items():
         try:
             task.check_prompts(tokenizer, config.evaluation)
-            askable[name] = task
         except DataError as error:
-            if config.suite is None:
-                raise
             reasons[name] = str(error)
-    if not askable:
+    askable = {name: task for name, task in tasks.items() if name not in reasons}
+    if reasons and (config.suite is None or not askable):
         raise DataError("\n".join(reasons.values()))
     return askable, reasons
+
+
+def _find_unservable(
+    server: Server, tasks: dict[str, BenchmarkTask], tokenizer: Any
+) -> Iterator[tuple[str, str]]:
+    """Yield the benchmarks that a server cannot be asked, and why, after a question or two to it.
+
+    Raises:
+        ModelError: It does not answer messages.
+    """
+    from slimdown.evaluation.served_lm import check_answers  # of the extra `served`
+
+    needs_scores = not all(task.only_generates for task in tasks.values())
+    has_scores = check_answers(server, tokenizer, needs_scores)
+    for name, task in tasks.items():
+        if not task.only_generates and not has_scores:
+            reason = "needs the log-probabilities of a prompt (`echo` of /v1/completions), which "
+            reason += f"{server} does not return"
+        elif task.unservable:
+            reason = f"{task.unservable}, which slimdown does not ask a server yet"
+        else:
+            continue
+        yield name, f"benchmark.{name} {reason}; leave it out, or measure the model's files"
 
 
 def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
