@@ -10,7 +10,6 @@ the package `xllamacpp`.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -22,10 +21,12 @@ from bench.serving import TRAINED, call_slimdown, run, write_questions
 from bench.write_gguf import KINDS, write_gguf
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-ASKED = ["benchmark=[capitals.jsonl,gsm8k]", "benchmark.capitals.score=contains"]
-ASKED += ["benchmark.capitals.max_gen_toks=32", "benchmark.gsm8k.limit=50"]
+PORT = 8123  # always the same, so that a repeated command goes on
+CHAT = ["benchmark.capitals.score=contains", "benchmark.capitals.max_gen_toks=32"]
+CHAT += ["evaluation.apply_chat_template=true"]
+ASKED = ["benchmark=[capitals.jsonl,gsm8k]", *CHAT, "benchmark.gsm8k.limit=50"]
 ASKED += ["benchmark.gsm8k.num_fewshot=0", "benchmark.gsm8k.max_gen_toks=128"]
-ASKED += ["evaluation.apply_chat_template=true"]
+CHAIN = ["benchmark=[capitals.jsonl]", *CHAT]
 
 
 def read_answers(folder: Path, run_id: str, model: str = "tuned") -> pd.DataFrame:
@@ -62,37 +63,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a new one, for models, files and the record")
+    parser.add_argument("folder", type=Path, help="for models, files and the record")
     folder = parser.parse_args().folder.absolute()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     print(describe_machine())
     write_questions(folder)
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
     model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
     for kind in KINDS:
         file = write_gguf(model, tokenizer, folder / f"{kind}.gguf", kind, pre="smollm")
-        with serve_file(file) as server:
-            began = time.monotonic()
+        with serve_file(file, port=PORT) as server:
             served, shown = run(folder, f"tuned={server.address}", f"name=served {kind}", *ASKED)
-            print(f"\n{kind} served, {time.monotonic() - began:.0f} s\n{shown}")
-        print(read_rates(folder, served), flush=True)
+        print(f"\n{kind} served\n{shown}\n{read_rates(folder, served)}", flush=True)
+        answers = read_answers(folder, served)
+        if kind == "F32":  # the base model's own weights
+            show_differences("F32 served, base", answers, read_answers(folder, served, "base"))
+            continue
         read, shown = run(folder, f"tuned={kind}.gguf", f"name=read {kind}", *ASKED)
         print(f"\n{kind} read by transformers\n{shown}\n{read_rates(folder, read)}")
-        if kind == "F32":
-            base = read_answers(folder, served, "base")
-            show_differences("F32 served, transformers", read_answers(folder, served), base)
-        else:
-            print(call_slimdown(folder, "compare", read, served, "--paired"))
-        answers = (read_answers(folder, run_id) for run_id in (served, read))
-        show_differences(f"{kind} served, {kind} read", *answers)
-    trained = run(folder, *TRAINED, *ASKED)[0]
-    call_slimdown(folder, "merge", trained, "--out", "merged")
+        print(call_slimdown(folder, "compare", read, served, "--paired"))
+        show_differences(f"{kind} served, {kind} read", answers, read_answers(folder, read))
+    trained = run(folder, *TRAINED, *CHAIN)[0]
+    if not (folder / "merged").exists():
+        call_slimdown(folder, "merge", trained, "--out", "merged")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype="float32")
     file = write_gguf(merged, tokenizer, folder / "merged-Q4_0.gguf", "Q4_0", pre="smollm")
     stages = [trained]
-    stages += [run(folder, f"tuned={name}", *ASKED)[0] for name in ("merged", file.name)]
-    with serve_file(file) as server:
-        stages.append(run(folder, f"tuned={server.address}", *ASKED)[0])
+    stages += [run(folder, f"tuned={name}", *CHAIN)[0] for name in ("merged", file.name)]
+    with serve_file(file, port=PORT) as server:
+        stages.append(run(folder, f"tuned={server.address}", *CHAIN)[0])
     print(call_slimdown(folder, "compare", *stages, "--chain", "-o", "stages.html"))
 
 
