@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from urllib.parse import urlsplit
 
 from slimdown.commands.arguments import (
     CommandParser,
@@ -45,6 +46,7 @@ from slimdown.report.console import show_comparison, show_findings
 from slimdown.report.findings_report import ModelPair, pairs_table
 from slimdown.report.formatting import pluralize
 from slimdown.report.stages_report import render_stages_page, stages_table
+from slimdown.report.text import describe_serving
 from slimdown.tracking import run_reader
 from slimdown.tracking.held_out import take_held_out
 from slimdown.tracking.metrics_and_tags import Tag
@@ -134,7 +136,8 @@ def _compare(options: argparse.Namespace) -> int:
         read = _read_stages(runs, options.tracking)
         evaluations, notes = take_common(read, options.only)
         stages = judge_stages(evaluations)
-        write_notes(notes)
+        served = [run.findings for run in runs if run.findings and run.findings.served_by]
+        write_notes([*notes, *(line for findings in served for line in describe_serving(findings))])
         table = stages_table(stages, " → ".join(evaluations))
         page_of = partial(render_stages_page, table, stages, "compare --chain")
         return put_table(table, options, page_of)
@@ -251,7 +254,10 @@ def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, E
     for run in runs:
         base, tuned = run_reader.read_evaluations(tracking, run)
         stages.setdefault("base", open_part(base, run.holdout))
-        made_elsewhere = run.params.get("tuned", "").rstrip("/").rpartition("/")[2]
+        tuned_setting = run.params.get("tuned", "")
+        made_elsewhere = tuned_setting.rstrip("/").rpartition("/")[2]
+        if tuned.served_by:
+            made_elsewhere = f"served by {urlsplit(tuned_setting).netloc}"
         named = run.given_name or made_elsewhere or "trained"
         named = f"{named} {run.run_id[:8]}" if named in stages else named
         stages[named] = open_part(tuned, run.holdout)

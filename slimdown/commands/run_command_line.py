@@ -79,11 +79,11 @@ def _check_processes(line: CommandLine, plan: CommandPlan) -> None:
     """Refuse a plan that takes one process, if a launcher has started several."""
     n_processes, config = process_count(), plan.runs[0].config
     engine, backend = ENGINES[config.train.engine], BACKENDS[config.evaluation.backend]
-    takes_several = engine.takes_processes and backend.takes_processes
+    takes_several = engine.takes_processes and backend.takes_processes and not config.address
     needs_one = line.is_sweep or config.train.stop_on_forgetting or not takes_several
     if needs_one and n_processes > 1:
         alone = [name for name, engine in list_engines() if not engine.takes_processes]
-        named = f"-m, {', '.join(alone)} and stop_on_forgetting=true"
+        named = f"-m, {', '.join(alone)}, tuned=ADDRESS and stop_on_forgetting=true"
         raise ConfigError(f"{named} take one process, and there are {n_processes}")
 
 

@@ -94,6 +94,11 @@ def _scale(options: argparse.Namespace) -> int:
         arguments.check_new_folder("--save", options.save)
     run = run_reader.find_run(options.tracking, options.run)
     findings, config = run_reader.check_finished(run), run_reader.read_config(options.tracking, run)
+    if config.address:
+        raise ModelError(
+            f"run {run.run_id} ({run.name}) asked a server, whose weights are not here; scale the "
+            "adapter that it was made from"
+        )
     if config.tuned is None and not config.method.facts.scales:
         able = list_methods(lambda facts: facts.scales)
         raise ModelError(

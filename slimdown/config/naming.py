@@ -10,7 +10,7 @@ from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.schema import RunConfig
 
-NOT_IN_KEY = ("tracking.", "baseline.", "train.checkpoint_minutes")
+NOT_IN_KEY = ("tracking.", "baseline.", "train.checkpoint_minutes", "served.timeout")
 """What settings begin with on which no result depends."""
 
 _NOT_NAMED = (

@@ -6,15 +6,19 @@ range of a single value is declared with its field.
 
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from math import ceil
+from urllib.parse import urlsplit
 
 from slimdown.config.benchmark_config import Role, Until
-from slimdown.config.engines import BACKENDS, ENGINES
+from slimdown.config.engines import BACKENDS, ENGINES, Backend
 from slimdown.config.fields import TRAINING
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import RunConfig, ServedConfig
+from slimdown.utils.extras import name_install
+from slimdown.utils.secrets import redact_uri
 
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)
@@ -25,7 +29,7 @@ Rule = Callable[[RunConfig], Iterator[str]]
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """Find what does not fit together, in the order of the rules."""
     rules: list[Rule] = [check_choices, check_weights, check_holdout, check_clusters]
-    rules += [check_sources, check_backend]
+    rules += [check_sources, check_served, check_backend]
     if config.tuned is None:
         rules += [check_method, check_mitigation, check_stopping]
         rules += [check_rows, check_engine]
@@ -75,6 +79,32 @@ def check_sources(config: RunConfig) -> Iterator[str]:
     """The base has a valid source, and so has the model that `tuned` names."""
     for model in filter(None, (config.model, config.tuned_model)):
         yield from model.source_problems()
+
+
+def check_served(config: RunConfig) -> Iterator[str]:
+    """The address of a server holds no secret, and the server can answer what is asked."""
+    if not config.address:
+        for name, value in vars(config.served).items():
+            if value != getattr(ServedConfig(), name):
+                yield f"served.{name} is for tuned=http://HOST:PORT/v1; leave it out"
+        return
+    named, parts = f"tuned={redact_uri(config.address)}", urlsplit(config.address)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        problem = "an address may hold no user, password, ? or #, because it is recorded"
+        yield f"{named}: {problem}; a server's key is read from the variable OPENAI_API_KEY"
+    elif not parts.hostname:
+        yield f"{named} names no host; type tuned=http://HOST:PORT/v1"
+    if not all(map(find_spec, ("aiohttp", "requests", "tenacity"))):
+        yield f"{named} needs lm-eval's client of servers; {name_install('served')}"
+    if config.evaluation.backend is not Backend.hf:
+        yield f"{named} is compared with a base model of evaluation.backend=hf; set that"
+    if config.evaluation.apply_chat_template is False:
+        problem = "a server takes messages, so both models need the chat template"
+        yield f"{named}: {problem}; leave out evaluation.apply_chat_template=false"
+    for name, benchmark in config.benchmark.items():
+        if benchmark.temperature:
+            drawn = f"benchmark.{name}.temperature"
+            yield f"{named} is asked for its likeliest answers only; leave out {drawn}"
 
 
 def check_backend(config: RunConfig) -> Iterator[str]:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from slimdown import pocket
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
@@ -115,7 +116,7 @@ class ModelConfig:
     def source_problems(self) -> Iterator[str]:
         """Say what is wrong with the source of the model, with the setting's whole name."""
         if re.match("https?://", self.id):
-            advice = "ask it with lm_eval, and judge the logs with `slimdown verdict`"
+            advice = "a base model is loaded here, and only tuned= takes an address"
             yield f"{self.named} is an address; {advice} (docs/serving.md)"
         elif self.folder and self.revision != "main":
             yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
@@ -369,6 +370,23 @@ class BaselineConfig:
 
 
 @dataclass
+class ServedConfig:
+    """How a server is asked, if `tuned` is its address."""
+
+    model: str | None = setting(
+        "the server's name of the tuned model; null: the only one that it serves", FILLED, None
+    )
+    version: str | None = setting(
+        "your name for what is served now; a finished run of the same version is not repeated; "
+        "null: each command asks the server again",
+        FILLED,
+        None,
+    )
+    concurrency: int = setting("number of requests that the server gets at once", COUNT, 1)
+    timeout: int = setting("seconds to wait for one answer of the server", COUNT, 300)
+
+
+@dataclass
 class RunConfig:
     """Everything one run needs."""
 
@@ -383,10 +401,12 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    served: ServedConfig = field(default_factory=ServedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     tuned: str | None = setting(
-        "measure this tuned model, do not train; a folder, a GGUF file or HUB_ID[@REVISION]",
+        "measure this tuned model, do not train; a folder, a GGUF file, HUB_ID[@REVISION], or the "
+        "address of a server: http://HOST:PORT/v1",
         default=None,
     )
     suite: str | None = setting("the suite that chose the benchmarks", default=None)
@@ -418,9 +438,17 @@ class RunConfig:
         )
 
     @property
+    def address(self) -> str:
+        """The address of the server that `tuned` names, such as http://localhost:8080/v1."""
+        if not re.match("https?://", self.tuned or ""):
+            return ""
+        address = str(self.tuned).rstrip("/").removesuffix("/chat/completions")
+        return address if urlsplit(address).path else f"{address}/v1"
+
+    @property
     def tuned_model(self) -> TunedModelConfig | None:
-        """The adapter or model that `tuned` names."""
-        if self.tuned is None:
+        """The adapter or model that `tuned` names; None for a server, see `address`."""
+        if self.tuned is None or self.address:
             return None
         model_id, at, revision = self.tuned.rpartition("@")
         if not at or os.path.exists(os.path.expanduser(self.tuned)):

@@ -20,7 +20,25 @@ FIXED_DATE = {"date_string": "26 Jul 2024"}
 _FIXED_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
+class ChatPrompt(str):
+    """A prompt that a chat template has written, with the messages that it was made of.
+
+    A model that is loaded here reads the text, and a server gets the messages.
+
+    Attributes:
+        messages: `role` and `content` of each turn.
+    """
+
+    messages: list[dict[str, Any]]
+
+    def __new__(cls, text: str, messages: Any = ()) -> "ChatPrompt":
+        """Take the text and what it was made of."""
+        prompt = super().__new__(cls, text)
+        prompt.messages = list(messages)
+        return prompt
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> ChatPrompt:
     """Render a conversation with the chat template.
 
     Args:
@@ -37,7 +55,8 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
     try:
         settings = {**FIXED_DATE, **settings}
         with limit_rendering():
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+        return ChatPrompt(text, messages)
     except DataError:
         raise
     except Exception as error:  # the publisher's program may raise anything

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +23,7 @@ class BackendOptions:
     batch_size: int
     generation_batch_size: int
     engine: str = ""  # the one that generates, if it is another
+    server: str = ""  # the one that answers everything, if it is a server
 
     @property
     def name(self) -> str:
@@ -30,6 +32,8 @@ class BackendOptions:
         >>> BackendOptions(True, 8, 1).name
         'PrefixLM, batch size 8, 1 to generate'
         """
+        if self.server:
+            return self.server
         scorer = "PrefixLM" if self.shares_prefixes else "HFLM"
         generator = self.engine or self.generation_batch_size
         return f"{scorer}, batch size {self.batch_size}, {generator} to generate"
@@ -78,7 +82,11 @@ def choose_backend(
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
     """Wrap a model for the harness: a `PrefixLM`, or `HFLM` if no prefix may be shared."""
-    lm_class = PrefixLM if backend.shares_prefixes else VirtualTokensLM
+    lm_class: Any = PrefixLM if backend.shares_prefixes else VirtualTokensLM
+    if model.server:
+        from slimdown.evaluation.served_lm import ServedLM  # of the extra `served`
+
+        lm_class = partial(ServedLM, server=model.server)
     with without_tying(model.model):
         return lm_class(
             model.model,

@@ -209,6 +209,8 @@ class BenchmarkRun:
         work = Work.answers if self.task.generates else Work.choices
         if self.task.reads_texts:
             work = Work.documents
+        if self.model.server:
+            work = Work.served
         return Cost(self.task.name, work, len(self.requests), self._count_tokens(texts), new_tokens)
 
     def measure_cost(self) -> Cost | None:

@@ -161,10 +161,13 @@ class Evaluator:
                         run.save(cache)
             if stop_when:
                 self._ask_with_looks(runs, cache, stop_when)
+            if model.server:
+                self.notes += next(iter(runs.values())).lm.describe_answers()
             return Evaluation(
                 benchmarks={name: run.summarize() for name, run in runs.items()},
                 harness_version=version("lm-eval"),
                 backend=backend_name,
+                served_by=str(model.server or ""),
                 seconds=time.perf_counter() - started,
                 peak_bytes=measure_peak(),
                 conditions=self._describe_prompts(),
@@ -190,6 +193,9 @@ class Evaluator:
         self, model: LoadedModel, backend: BackendOptions, on_progress: OnProgress, stack: ExitStack
     ) -> tuple[dict[str, BenchmarkRun], str]:
         """Build the questions of every benchmark, and name the backend; nothing is asked yet."""
+        if model.server:
+            n_together = model.server.settings.concurrency
+            backend = BackendOptions(False, n_together, n_together, server=str(model.server))
         lm = open_lm(model, self._config, backend)
         generating_backend, generate = backend, None
         runs: dict[str, BenchmarkRun] = {}

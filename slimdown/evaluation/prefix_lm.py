@@ -22,6 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LogitsProcessorList
 
+from slimdown.data.chat_templates import ChatPrompt
 from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
 from slimdown.models.base_model import AskingRules
@@ -192,10 +193,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             self.cache_hook = hook
         return [answers[str(request.args)].popleft() for request in requests]
 
-    def apply_chat_template(self, *chat: Any, **settings: Any) -> str:
+    def apply_chat_template(self, chat_history: Any, *args: Any, **settings: Any) -> ChatPrompt:
         """Render a prompt; a template that does not end is an error."""
         with limit_rendering():
-            return str(super().apply_chat_template(*chat, **settings))
+            text = super().apply_chat_template(chat_history, *args, **settings)
+        return ChatPrompt(text, chat_history)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, *args: Any, **settings: Any

@@ -9,7 +9,7 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig
-from slimdown.data.chat_templates import render_chat
+from slimdown.data.chat_templates import ChatPrompt, render_chat
 from slimdown.scoring.question_files import QuestionRows, list_used_scores, name_score
 from slimdown.scoring.score import EXACT
 from slimdown.scoring.scores import is_right, read_answer
@@ -104,6 +104,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             phrases: The phrases of refusals that the user adds.
         """
         self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
+        chats = [json.loads(row["conversation"]) for row in rows if self.has_messages]
+        self.has_tools = any(chat["tools"] for chat in chats)
         mean = {"aggregation": "mean", "higher_is_better": True}
         config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
         config |= {
@@ -177,7 +179,7 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         tokenizer: Any,
         template_args: Mapping[str, Any],
         system: str | None,
-    ) -> str:
+    ) -> ChatPrompt:
         messages, tools = json.loads(doc["conversation"]).values()
         if messages[0]["role"] != "system" and system:
             messages.insert(0, {"role": "system", "content": system})

@@ -179,6 +179,7 @@ class Work(StrEnum):
     choices = "choices"  # likelihoods of given answers
     documents = "documents"  # likelihoods of whole texts
     answers = "answers"  # generated answers
+    served = "served"  # whatever a server answers
     steps = "steps"  # of training
     other = "other"  # loading, trying, validating, recording
 
@@ -202,6 +203,7 @@ class Evaluation:
     benchmarks: dict[str, BenchmarkEvaluation]
     harness_version: str
     backend: str  # the code that scored, and its batch size
+    served_by: str = field(default="", kw_only=True)  # the server that answered; empty: none
     seconds: float
     peak_bytes: float = nan  # the most that was held meanwhile
     part: str = ""  # which questions, if not all: see judging/holdout.py

@@ -66,6 +66,11 @@ class BenchmarkTask:
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
     @property
+    def only_generates(self) -> bool:
+        """Whether the answers of all its tasks are generated."""
+        return all(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
+
+    @property
     def reads_texts(self) -> bool:
         """Whether it has documents, whose likelihood is all that is asked for."""
         return all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in self.tasks.values())
@@ -74,6 +79,17 @@ class BenchmarkTask:
     def has_messages(self) -> bool:
         """Whether its questions are conversations, which go through the chat template."""
         return any(getattr(task, "has_messages", False) for task in self.tasks.values())
+
+    @property
+    def unservable(self) -> str:
+        """Why a server is not asked its questions yet; empty: it is.
+
+        Servers give tool calls a form of their own, and only some go on with a begun answer.
+        """
+        if any(getattr(task, "has_tools", False) for task in self.tasks.values()):
+            return "has questions with tools"
+        begins = any(task.config.gen_prefix for task in self.tasks.values())
+        return "begins the model's answers" if begins and self.generates else ""
 
     def narrow(self, evaluation: EvaluationConfig) -> EvaluationConfig:
         """Return how this benchmark is asked, see `EvaluationConfig.narrow`."""
@@ -125,6 +141,11 @@ class BenchmarkTask:
                 requests.setdefault((name, request.doc_id), []).append(request)
         self._built[prompt_format] = requests
         return requests
+
+    def count_requests(self) -> int:
+        """Count the requests that `build_requests` has built: one for each answer or choice."""
+        requests = (request for task in self.tasks.values() for request in task.instances)
+        return sum(request.repeats for request in requests)
 
     def check_prompts(self, tokenizer: Any, evaluation: EvaluationConfig) -> None:
         """Check that a chat template takes the messages of all questions, and their tools.

@@ -177,6 +177,7 @@ class Findings:
     # they have otherwise, a line each.
     served: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     serving: tuple[str, ...] = ()
+    served_by: str = ""  # the server that answered as the tuned model: engine, address, model
     not_run: dict[str, str] = field(default_factory=dict)  # the reason, by benchmark of a suite
 
     def mean_change(self, role: Role) -> Estimate:
@@ -257,6 +258,7 @@ def judge(
         costs=_list_costs(base, tuned, training),
         part=base.part,
         conditions={**asked_by, **base.conditions},
+        served_by=tuned.served_by,
         mean_changes={r: average_role(benchmarks, pairs, r) for r in (Role.target, Role.retained)},
         base=base,
         tuned=tuned,

@@ -46,6 +46,9 @@ def pair_evaluations(
 ) -> dict[str, Pair]:
     """Pair both models' answers, by benchmark.
 
+    Prompts are compared as the base's chat template writes them. A server gets the messages instead
+    and has a template of its own: then equal prompts mean equal messages, and engines may differ.
+
     If an evaluation stopped early, only the questions that both answered are paired. The earlier
     end counts as a look of both, so everything that holds at any look holds there.
 
@@ -58,7 +61,10 @@ def pair_evaluations(
         DataError: the two were not asked the same; names the first field that differs.
     """
     base_conditions = _list_conditions(base, same_prompts)
-    _check_equal("base and tuned", base_conditions, _list_conditions(tuned, same_prompts))
+    tuned_conditions = _list_conditions(tuned, same_prompts)
+    if base.served_by or tuned.served_by:
+        base_conditions["backend"] = tuned_conditions["backend"] = "not compared"
+    _check_equal("base and tuned", base_conditions, tuned_conditions)
     return {
         name: pair_benchmark(name, benchmark, tuned.benchmarks[name], same_prompts)
         for name, benchmark in base.benchmarks.items()

@@ -18,6 +18,7 @@ from slimdown.models.device_memory import free_memory
 from slimdown.models.identity import describe_computation, hash_tokenizer
 from slimdown.models.memory_estimates import estimate_weight_bytes
 from slimdown.models.quiet import quiet_libraries
+from slimdown.models.server import Server
 from slimdown.models.weight_files import refuse_missing
 from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
@@ -65,6 +66,7 @@ class LoadedModel:
     adapter: str = ""  # the folder of the adapter on them
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
     rules: AskingRules = AskingRules()
+    server: Server | None = None  # answers in the place of `model`, which is the base's outline
 
     def without_weights(self) -> "LoadedModel":
         """Return what is known of the model, with its outline alone."""

@@ -251,8 +251,8 @@ def _open_gguf(
             raise
         raise ModelError(
             f"{tuned.named} is of the architecture {header.architecture!r}, which transformers "
-            "does not unpack; measure the folder that it was made from, or ask llama.cpp's server "
-            "by lm_eval and judge the logs by `slimdown verdict` (docs/serving.md)"
+            "does not unpack; measure the folder that it was made from, or serve the file by "
+            "llama.cpp and measure tuned=http://HOST:PORT/v1 (docs/serving.md)"
         ) from None
     return ExternalModel(base, tuned, quantization, None, base.tokenizer, outline=outline)
 

@@ -208,7 +208,7 @@ def compare_serving(after: Serving, before: Serving, name: str = "the stage befo
         name: What the stage before is called.
     """
     return [
-        *_compare_templates(after.chat_template, before.chat_template, name),
+        *compare_templates(after.chat_template, before.chat_template, name),
         *_compare_bos(after, before, name),
         *_compare_stops(set(after.stops), set(before.stops), name),
         *(
@@ -229,7 +229,8 @@ def _shorten(value: Any) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
-def _compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
+def compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
+    """Say in a line how a chat template differs from that of the stage `name`, if it does."""
     text, text_before = (after or "").strip(), (before or "").strip()
     if text == text_before:
         return

@@ -32,6 +32,7 @@ from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.training.result import TrainingResult
 
+_SERVED_DIFFERENTLY = "The tuned model is served differently"
 _MOST_NAMED = 6  # benchmarks that a sentence on the console names
 _MOST_CUT = 0.2  # of answers that ended at the limit of tokens; above, the console warns
 FEWEST_RIGHT = 5  # of the base's answers; of fewer no forgetting rate is shown
@@ -534,9 +535,16 @@ def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
 
 def describe_serving(findings: Findings) -> Iterator[str]:
     """Say in a sentence how the tuned model is served otherwise than the base."""
+    if findings.served_by:
+        yield (
+            f"The tuned model was asked through {findings.served_by}, the base model by "
+            "transformers. Both got the same messages. The change includes what the server's "
+            "engine and chat template change."
+        )
     if findings.serving:
         differences = "; ".join(findings.serving)
-        yield f"The tuned model is served differently: {differences}."
+        compared = "Compared with the base model" if findings.served_by else _SERVED_DIFFERENTLY
+        yield f"{compared}: {differences}."
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:

@@ -16,6 +16,7 @@ from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.external import open_tuned_model
+from slimdown.models.server import find_server
 from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
@@ -63,7 +64,7 @@ def run_experiment(
             base is measured.
     """
     began = time.perf_counter()
-    progress = console.RunProgress(5 if config.tuned else 6)
+    progress = console.RunProgress(4 if config.address else 5 if config.tuned else 6)
     with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)  # before the run is opened: a mistake leaves none
     config, outline = inputs.config, inputs.outline
@@ -135,7 +136,7 @@ def _show_end(
     advice = advise(
         run.run_id,
         gated_findings,
-        can_scale=not trains or config.method.facts.scales,
+        can_scale=not config.address and (not trains or config.method.facts.scales),
         trains=trains,
         keeps=config.keep.is_active,
         gate=gate,
@@ -221,8 +222,9 @@ def measure_base(config: RunConfig) -> None:
         SlimdownError: The base or a benchmark cannot be loaded.
     """
     tasks, _ = load_benchmarks(config)
-    tokenizer = load_tokenizer(config)
-    tasks, _ = leave_out_unaskable(config, tasks, tokenizer)
+    server = find_server(config) if config.address else None
+    tokenizer = load_tokenizer(config, server)
+    tasks, _ = leave_out_unaskable(config, tasks, tokenizer, server)
     # Rows that are conversations may decide how questions are asked.
     needs_rows = config.dataset and config.may_hold_conversations
     train_data = read_rows(config, tokenizer) if needs_rows else None

@@ -6,8 +6,10 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.engines import BACKENDS, Backend
 from slimdown.config.refused_options import needs_libraries
 from slimdown.config.schema import RunConfig
+from slimdown.models.server import find_server
 from slimdown.models.tuned_base import find_wrong_base
 from slimdown.utils.devices import count_gpus
+from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import check_repositories
 
 
@@ -27,9 +29,14 @@ def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
     if BACKENDS[backend].needs_gpu and not count_gpus():
         needs = f"evaluation.backend={backend} needs a GPU of NVIDIA's"
         problems.append(f"{needs}; set evaluation.backend={Backend.hf}")
-    wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
+    unusable = [problem for config in configs for problem in find_wrong_base(config)]
+    for config in {(c.address, repr(c.served)): c for c in configs if c.address}.values():
+        try:
+            find_server(config)
+        except ModelError as error:
+            unusable.append(str(error))
     sources = (source for config in configs for source in _list_sources(config))
-    problems += wrong_bases or check_repositories(sources)
+    problems += unusable or check_repositories(sources)
     with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
     if with_options and not problems:
         from slimdown.training.options import check_options  # imports torch

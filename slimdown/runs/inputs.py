@@ -1,5 +1,6 @@
 """What a run reads before it loads weights: benchmarks, rows, the tokenizer, models' outlines."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from slimdown.models.external import (
     read_chat_template,
 )
 from slimdown.models.gguf_file import read_gguf_header
+from slimdown.models.server import Server, find_server
+from slimdown.models.serving_settings import compare_templates
 from slimdown.utils.errors import DataError, SlimdownError
 from slimdown.utils.progress import OnProgress
 
@@ -37,6 +40,8 @@ class RunInputs:
         not_run: Why a suite lacks benchmarks, by name.
         train_data: The rows; None where nothing is trained.
         external: The model that was tuned elsewhere.
+        server: The server that answers for the tuned model.
+        server_differences: How its chat template differs from the base's, a line each.
         served: The benchmarks that it is asked once more, as it is served.
         notes: Lines for the user.
     """
@@ -48,6 +53,8 @@ class RunInputs:
     not_run: dict[str, str]
     train_data: TrainingData | None
     external: ExternalModel | None
+    server: Server | None
+    server_differences: list[str]
     served: dict[str, BenchmarkTask]
     notes: list[str]
 
@@ -73,14 +80,16 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     if backend.module:
         backend.find_function("check_tuned")(config)
     config = fix_dtypes(config)
+    server = find_server(config) if config.address else None
     tasks, not_run = load_benchmarks(config, on_progress)
-    tokenizer, train_data = load_tokenizer(config), None
-    tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer)
+    tokenizer, train_data = load_tokenizer(config, server), None
+    tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer, server)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
+    notes = list[str]()
     if config.tuned_model:
         notes = [_describe_weights(config, config.tuned_model)]
-    else:
+    elif server is None:
         on_progress(0, 0, ", ".join(config.dataset))
         config, train_data, notes = _prepare_rows(config, tokenizer)
     evaluation, prompt_notes = decide_prompts(config, tasks, tokenizer, train_data)
@@ -88,7 +97,12 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     notes = prompt_notes + notes
     base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
     check_room(tasks, evaluation, base)
-    external = open_tuned_model(config, base) if config.tuned else None
+    server_differences = list[str]()
+    if server:
+        server_differences += _compare_template(server, tokenizer)
+        notes.append(f"The tuned model is asked through {server}.")
+        notes += [f"Compared with the base model: {line}." for line in server_differences]
+    external = open_tuned_model(config, base) if config.tuned_model else None
     served = dict[str, BenchmarkTask]()
     if external and external.differences:
         served, served_notes = _find_served(external, evaluation, tasks)
@@ -106,6 +120,8 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         not_run=not_run,
         train_data=train_data,
         external=external,
+        server=server,
+        server_differences=server_differences,
         served=served,
         notes=notes,
     )
@@ -173,11 +189,21 @@ def _find_served(
     return served, notes
 
 
-def load_tokenizer(config: RunConfig) -> Any:
+def _compare_template(server: Server, tokenizer: Any) -> Iterator[str]:
+    """Say how a server's chat template differs from the base's, as far as it shows it."""
+    if server.chat_template is None:
+        yield "chat template: the server does not show it"
+    else:
+        yield from compare_templates(server.chat_template, tokenizer.chat_template, "the base")
+
+
+def load_tokenizer(config: RunConfig, server: Server | None = None) -> Any:
     """Load the base's tokenizer; without a chat template it gets that of the tuned model."""
     tokenizer = load_base_tokenizer(config.model)
     if config.tuned_model and not tokenizer.chat_template:
         tokenizer.chat_template = read_chat_template(config.tuned_model)
+    if server and not tokenizer.chat_template:
+        tokenizer.chat_template = server.chat_template
     return tokenizer
 
 
@@ -196,34 +222,60 @@ def load_benchmarks(
 
 
 def leave_out_unaskable(
-    config: RunConfig, tasks: dict[str, BenchmarkTask], tokenizer: Any
+    config: RunConfig,
+    tasks: dict[str, BenchmarkTask],
+    tokenizer: Any,
+    server: Server | None = None,
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Leave out the benchmarks of a suite whose messages the base's chat template does not take.
+    """Leave out the benchmarks of a suite that the base's chat template or a server does not take.
 
     Args:
         config: The settings; without a suite, a benchmark that cannot be asked is an error.
         tasks: The benchmarks.
         tokenizer: What `load_tokenizer` returned.
+        server: Who answers for the tuned model; None: it is loaded here.
 
     Returns:
         Those that can be asked, and why the others cannot, by name.
 
     Raises:
-        ModelError: The model has no chat template, and a benchmark asks messages.
-        DataError: The template takes no benchmark, or not the one that you chose.
+        ModelError: The model has no chat template, and a benchmark asks messages; or the server
+            does not answer.
+        DataError: They take no benchmark, or not the one that you chose.
     """
-    askable, reasons = dict[str, BenchmarkTask](), dict[str, str]()
+    reasons = dict(_find_unservable(server, tasks, tokenizer)) if server else dict[str, str]()
     for name, task in tasks.items():
         try:
             task.check_prompts(tokenizer, config.evaluation)
-            askable[name] = task
         except DataError as error:
-            if config.suite is None:
-                raise
             reasons[name] = str(error)
-    if not askable:
+    askable = {name: task for name, task in tasks.items() if name not in reasons}
+    if reasons and (config.suite is None or not askable):
         raise DataError("\n".join(reasons.values()))
     return askable, reasons
+
+
+def _find_unservable(
+    server: Server, tasks: dict[str, BenchmarkTask], tokenizer: Any
+) -> Iterator[tuple[str, str]]:
+    """Yield the benchmarks that a server cannot be asked, and why, after a question or two to it.
+
+    Raises:
+        ModelError: It does not answer messages.
+    """
+    from slimdown.evaluation.served_lm import check_answers  # of the extra `served`
+
+    needs_scores = not all(task.only_generates for task in tasks.values())
+    has_scores = check_answers(server, tokenizer, needs_scores)
+    for name, task in tasks.items():
+        if not task.only_generates and not has_scores:
+            reason = "needs the log-probabilities of a prompt (`echo` of /v1/completions), which "
+            reason += f"{server} does not return"
+        elif task.unservable:
+            reason = f"{task.unservable}, which slimdown does not ask a server yet"
+        else:
+            continue
+        yield name, f"benchmark.{name} {reason}; leave it out, or measure the model's files"
 
 
 def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
@@ -252,6 +304,8 @@ def decide_prompts(
     is_chat = train_data is not None and train_data.holds_conversations
     if config.tuned_model and not train_data:
         is_chat = read_chat_template(config.tuned_model) is not None
+    if config.address:
+        is_chat = True  # a server takes messages
     has_reason = is_chat and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template
     is_plain = setting is False or (setting == "auto" and not has_reason)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import ceil, nan
+from operator import attrgetter
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -44,6 +46,7 @@ from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.hub import explain_hub_errors
 
+_TOKENS = ("prompt_tokens", "new_tokens")  # of a `Cost`
 _TRIED_STEPS = 2
 _TRIED_SECONDS = 30.0  # then only kinds of work are tried that were not tried before
 
@@ -71,7 +74,10 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
     return RunPlan(
         title,
         parts=list(_list_parts(inputs, counted, rows, rates)),
-        facts=list(_describe(inputs, base, rows)),
+        facts=[
+            *_describe_requests(inputs, [cost for cost, _ in counted]),
+            *_describe(inputs, base, rows),
+        ],
         rates=rates.source,
         n_equal=n_equal,
         on_cpu=base.device == "cpu",
@@ -104,7 +110,8 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
     for cost, is_recorded in _count_costs(inputs, base):
         estimate = estimate_seconds(cost, rates.find(cost))
         seconds["base"] += 0.0 if is_recorded else estimate
-        seconds["tuned"] += estimate
+        tuned_cost = _count_tuned(inputs, cost)
+        seconds["tuned"] += estimate_seconds(tuned_cost, rates.find(tuned_cost))
         seconds["served"] += estimate if cost.name in inputs.served else 0.0
     if inputs.train_data:
         n_rows = sum(len(part.train) for part in inputs.train_data.parts)
@@ -112,6 +119,23 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
         n_steps = _count_steps(inputs.config, n_rows)[1]
         seconds["train"] = known.seconds / known.n * n_steps if known else nan
     return seconds
+
+
+def _count_tuned(inputs: RunInputs, cost: Cost) -> Cost:
+    """Return what a benchmark costs the tuned model, if the base costs this."""
+    return replace(cost, work=Work.served) if inputs.server else cost
+
+
+def _describe_requests(inputs: RunInputs, costs: Sequence[Cost]) -> Iterator[str]:
+    """Say which host receives the questions, in how many requests and tokens."""
+    if inputs.server:
+        n_read, n_written = (sum(map(attrgetter(name), costs)) for name in _TOKENS)
+        n_requests = sum(task.count_requests() for task in inputs.tasks.values())
+        host = urlsplit(inputs.server.address).netloc
+        yield (
+            f"{host} will receive {pluralize(n_requests, 'request')}: about {n_read:,} tokens of "
+            f"prompts, and at most {n_written:,} tokens of answers."
+        )
 
 
 def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
@@ -156,7 +180,8 @@ def _list_parts(
             "train", estimate(count_steps(inputs.config, rows)), _describe_rows(inputs.config, rows)
         )
     for cost, _ in counted:
-        yield PlannedPart("tuned", estimate(cost), texts[cost.name])
+        tuned_cost = estimate(_count_tuned(inputs, cost))
+        yield PlannedPart("tuned", tuned_cost, texts[cost.name])
     for cost, _ in counted:
         if cost.name in inputs.served:
             yield PlannedPart("served", estimate(cost), texts[cost.name])

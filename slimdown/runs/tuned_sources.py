@@ -1,6 +1,6 @@
-"""The two sources of a tuned model: a training here, and files that somebody else made.
+"""The sources of a tuned model: a training here, files that somebody else made, and a server.
 
-Both have the same methods. `run_experiment` calls `begin` before the base is loaded, and `check`
+All have the same methods. `run_experiment` calls `begin` before the base is loaded, and `check`
 before it is measured. `make` turns the base into the tuned model, and `describe` completes what the
 run leaves.
 """
@@ -18,7 +18,8 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.served_evaluation import evaluate_as_served
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.device_memory import card_memory
+from slimdown.models.device_memory import card_memory, release_weights
+from slimdown.models.server import Server
 from slimdown.models.shared_base import SharedBase
 from slimdown.report.console import RunProgress, progress_bar, show_notes
 from slimdown.runs.forgetting_watcher import build_watcher
@@ -207,6 +208,33 @@ class ExternalSource(TunedSource):
         return replace(findings, serving=tuple(self._external.differences)), {}
 
 
+class ServedSource(TunedSource):
+    """A model that a server answers for, whose weights are not here."""
+
+    @property
+    def _server(self) -> Server:
+        assert self._inputs.server
+        return self._inputs.server
+
+    def check(self, base: LoadedModel) -> None:
+        """The server was asked when its address was read."""
+
+    def make(self, base: LoadedModel) -> LoadedModel:
+        """Put the server in the base's place, whose memory is freed."""
+        release_weights(base.model)
+        return replace(
+            base.without_weights(),
+            id=self._server.address,
+            revision=str(self._server),
+            identity=self._server.identity,
+            server=self._server,
+        )
+
+    def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
+        """Say how the server's chat template differs from the base's."""
+        return replace(findings, serving=tuple(self._inputs.server_differences)), {}
+
+
 def open_source(inputs: RunInputs, run: TrackedRun, progress: RunProgress) -> TunedSource:
     """Return the source of a run's tuned model.
 
@@ -215,5 +243,7 @@ def open_source(inputs: RunInputs, run: TrackedRun, progress: RunProgress) -> Tu
         run: The run in the record.
         progress: Shows the stages of the run.
     """
-    kind = ExternalSource if inputs.external else TrainingSource
+    kind: type[TunedSource] = ExternalSource if inputs.external else TrainingSource
+    if inputs.server:
+        kind = ServedSource
     return kind(inputs, run, progress)

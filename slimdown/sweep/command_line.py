@@ -363,6 +363,9 @@ class _Composer:
         is_chosen = "model" in values or "model.id" in values or composed.model.id != POCKET
         if is_chosen or not isinstance(tuned, str) or tuned == POCKET:
             return None
+        if RunConfig(tuned=tuned).address:
+            advice = "a server does not say what its model was made from; add model=OWNER/NAME"
+            raise ModelError(f"tuned={redact_uri(tuned)} needs its base model: {advice}")
         model = RunConfig(tuned=tuned).tuned_model
         return find_base(model) if model and not any(model.source_problems()) else None
 

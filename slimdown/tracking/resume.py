@@ -92,6 +92,8 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
         if not config.may_hold_conversations and settings.get(name) == "auto":
             settings[name] = False  # what auto comes to without conversations
     settings |= _identify_model("model.", config.model)
+    if config.address:
+        settings["tuned"] = config.address
     if config.tuned_model:
         settings["tuned"] = ""  # `tuned.id` below identifies the model
         settings |= _identify_model("tuned.", config.tuned_model)
@@ -256,7 +258,13 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
 
 
 def _take_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | None:
-    """Return the first finished run, and delete the folder that a kill at its very end left."""
+    """Return the first finished run, and delete the folder that a kill at its very end left.
+
+    A server may have another model by now, unless the user says by `served.version` that it has
+    the same one.
+    """
+    if config.address and not config.served.version:
+        return None
     finished = next((run for run in runs if run.status == "FINISHED"), None)
     if finished and finished.findings:
         shutil.rmtree(store.local_dir(config.tracking) / "runs" / finished.run_id, True)

@@ -253,8 +253,10 @@ def _read_samples(
     """Read the answers of `base`, `tuned` or `served` to the benchmarks of these names."""
     from slimdown.evaluation.samples import read_samples  # imports pyarrow
 
-    conditions = dict(check_finished(run).conditions)
+    findings = check_finished(run)
+    conditions = dict(findings.conditions)
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
+    served_by = findings.served_by if model == "tuned" else ""
     client = store.open_store(tracking, must_exist=True)
     recorded = _read_settings(client, run).config.benchmark
     samples = {}
@@ -272,7 +274,14 @@ def _read_samples(
                     f"run {run.run_id}: {path} is gone or damaged ({store.first_line(error)}); "
                     "the same settings with rerun=true measure it again"
                 ) from None
-    return Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
+    return Evaluation(
+        samples,
+        harness_version,
+        served_by or backend,
+        seconds=0.0,
+        conditions=conditions,
+        served_by=served_by,
+    )
 
 
 def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:

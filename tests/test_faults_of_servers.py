@@ -1,0 +1,308 @@
+"""A server that fails: what a run says, what it keeps, and what it asks again.
+
+The server here injects faults and answers each question alike. Real engines answer in
+`tests/test_real_servers.py`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from commands_and_runs import QuietHandler, Result, call_verb
+from record_builders import copy_store
+from test_served_runs import TEMPLATE
+
+from slimdown.config.schema import RunConfig, ServedConfig
+from slimdown.models.server import Server
+from slimdown.pocket import MODEL_DIR
+
+KEY = "a-key-of-this-test-1234"
+ASKED = ["model=pocket", "model.id=base", "quantization=none", "model.dtype=float32"]
+ASKED += ["benchmark=[pocket_math]"]
+TWENTY = "benchmark.pocket_math.limit=20"
+FORTY = "benchmark.pocket_math.limit=40"
+Answer = Callable[["FaultyServer", int], "dict[str, Any] | int | None"]
+
+
+def answer_alike(server: "FaultyServer", number: int) -> dict[str, Any]:
+    return write_answer("The answer is 7.")
+
+
+def write_answer(text: str | None, reason: str = "stop", n_tokens: int = 6) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": reason, "message": {"content": text}}
+    return {"choices": [choice], "usage": {"completion_tokens": n_tokens}}
+
+
+@dataclass
+class FaultyServer:
+    """A server on loopback; `answer` gets the number of a question, and returns its answer.
+
+    A number is an HTTP status; None closes the connection. The probe before a run is answered, and
+    is no question.
+    """
+
+    answer: Answer = answer_alike
+    models: tuple[str, ...] = ("tuned-model",)
+    port: int = 0
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    n_probes: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def questions(self) -> list[str]:
+        return [body["messages"][-1]["content"] for body in self.bodies]
+
+    @contextmanager
+    def listen(self) -> Iterator["FaultyServer"]:
+        outer = self
+
+        class Handler(QuietHandler):
+            def do_GET(self) -> None:
+                outer.keys.add(self.headers.get("Authorization", ""))
+                entries = [{"id": name, "owned_by": "vllm"} for name in outer.models]
+                is_listed = self.path == "/v1/models"
+                self.reply({"data": entries} if is_listed else 404)
+
+            def do_POST(self) -> None:
+                outer.keys.add(self.headers.get("Authorization", ""))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if body["max_tokens"] == 1:
+                    outer.n_probes += 1
+                    self.reply(write_answer("4"))
+                    return
+                outer.bodies.append(body)
+                self.reply(outer.answer(outer, len(outer.bodies)))
+
+            def reply(self, content: "dict[str, Any] | int | None") -> None:
+                if content is None:
+                    self.close_connection = True
+                    return
+                status = content if isinstance(content, int) else 200
+                text = json.dumps({"error": "out of order"} if status > 200 else content).encode()
+                with suppress(BrokenPipeError):
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(text)))
+                    self.end_headers()
+                    self.wfile.write(text)
+
+        with ThreadingHTTPServer(("127.0.0.1", self.port), Handler) as http:
+            self.port = http.server_port
+            Thread(target=http.serve_forever).start()
+            try:
+                yield self
+            finally:
+                http.shutdown()
+
+
+@pytest.fixture
+def folder(migrated_store: Path, tmp_path: Path) -> Path:
+    folder = copy_store(migrated_store, tmp_path)
+    shutil.copytree(MODEL_DIR, folder / "base")
+    (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def ask(folder: Path, server: FaultyServer, *settings: str, limit: str = TWENTY) -> Result:
+    return call_verb(folder, "run", *ASKED, limit, f"tuned={server.address}", *settings)
+
+
+def read_findings(folder: Path, done: Result) -> dict[str, Any]:
+    page = folder / done.stdout.rpartition("\npage ")[2].strip()
+    return dict(json.loads(page.with_name("findings.json").read_text()))
+
+
+def show(done: Result) -> str:
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_served_model_is_planned_asked_and_judged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FaultyServer().listen() as server:
+        planned = ask(folder, server, "--plan")
+        assert planned.returncode == 0, planned.stderr
+        assert f"127.0.0.1:{server.port} will receive 20 requests" in show(planned)
+        assert not server.bodies
+        done = ask(folder, server)
+        assert done.returncode == 0, done.stderr
+        assert len(server.bodies) == len(set(server.questions)) == 20
+        assert {body["model"] for body in server.bodies} == {"tuned-model"}
+        assert {body["temperature"] for body in server.bodies} == {0}
+        assert server.keys == {f"Bearer {KEY}"}
+        findings = read_findings(folder, done)
+        named = f"vLLM at {server.address} (model tuned-model)"
+        assert findings["served_by"] == named
+        assert findings["serving"] == ["chat template: the server does not show it"]
+        page = (folder / done.stdout.rpartition("\npage ")[2].strip()).read_text()
+        assert f"was asked through {named}" in page
+        run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
+
+        again = ask(folder, server)  # a server cannot prove that it has the same weights
+        assert again.returncode == 0, again.stderr
+        assert len(server.bodies) == 40
+        versioned = ask(folder, server, "served.version=1")
+        repeated = ask(folder, server, "served.version=1")
+        assert versioned.returncode == repeated.returncode == 0
+        assert len(server.bodies) == 60
+
+    other = call_verb(folder, "run", *ASKED, TWENTY, "tuned=base")
+    assert other.returncode == 0, other.stderr
+    other_id = (folder / other.stdout.rpartition("\npage ")[2].strip()).parts[-3]
+    chain = call_verb(folder, "compare", other_id, run_id, "--chain")
+    assert chain.returncode == 0, chain.stderr
+    assert f"served by 127.0.0.1:{server.port}" in chain.stdout
+    assert named in show(chain)
+    checked = call_verb(folder, "check", run_id, "--max-loss", "0.1")
+    assert checked.returncode == 1, checked.stdout + checked.stderr
+    scaled = call_verb(folder, "scale", run_id)
+    assert scaled.returncode == 3
+    assert "asked a server" in scaled.stderr
+    for file in folder.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+
+
+def test_a_key_leaves_this_machine_over_https_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def list_headers(tuned: str) -> dict[str, str]:
+        config = RunConfig(tuned=tuned)
+        return Server(config.address, "m", "a server", ServedConfig()).headers
+
+    for sent in ("https://models.example/v1", "http://localhost:8080", "http://127.0.0.1:1/v1"):
+        assert list_headers(sent) == {"Authorization": f"Bearer {KEY}"}
+    for unsent in ("http://models.example/v1", "http://127.0.0.1.example/v1", "http://10.0.0.1/v1"):
+        assert KEY not in str(list_headers(unsent))
+
+
+def test_paths_of_the_servers_machine_are_not_shown() -> None:
+    shown = {"/home/me/q4.gguf": "q4.gguf", "C:\\models\\q4.gguf": "q4.gguf", "a/b.gguf": "b.gguf"}
+    shown |= {"/srv/models/mine": "mine", "OWNER/NAME": "OWNER/NAME", "llama3:8b": "llama3:8b"}
+    for model, name in shown.items():
+        server = Server("http://localhost:1/v1", model, "a server", ServedConfig())
+        assert server.shown_model == name
+        assert "me" not in str(server) or name == "OWNER/NAME" or "mine" in str(server)
+
+
+def test_a_server_that_cannot_be_asked_is_named_at_once(folder: Path) -> None:
+    with FaultyServer(models=("first", "second")).listen() as server:
+        done = ask(folder, server)
+        assert done.returncode == 1
+        assert "2 models (first, second); choose one: served.model=NAME" in done.stderr
+        assert ask(folder, server, "served.model=second", "--plan").returncode == 0
+        choices = [*ASKED[:-1], "benchmark=[pocket_cs]", "served.model=second"]
+        refused = call_verb(folder, "run", *choices, f"tuned={server.address}")
+        assert refused.returncode == 1
+        assert "benchmark.pocket_cs needs the log-probabilities of a prompt" in show(refused)
+        assert not server.bodies
+    done = ask(folder, server)
+    assert done.returncode == 1
+    assert "no server answers there" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+
+
+def test_a_server_that_is_out_of_order_for_a_while_is_asked_again(folder: Path) -> None:
+    def fail_twice(server: FaultyServer, number: int) -> Any:
+        return {3: 500, 4: 429}.get(number) or write_answer("The answer is 7.")
+
+    with FaultyServer(fail_twice).listen() as server:
+        done = ask(folder, server)
+        assert done.returncode == 0, done.stderr
+        assert len(server.bodies) == 22
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "settings"),
+    [
+        (lambda *_: 400, 'answers with HTTP 400: {"error": "out of order"}', []),
+        (lambda *_: 401, "needs a key", []),
+        (lambda *_: {"choices": []}, "no answer of OpenAI's protocol", []),
+        (lambda *_: time.sleep(3), "sent nothing for 1 seconds", ["served.timeout=1"]),
+        (lambda *_: 404, "answers with HTTP 404", ["served.concurrency=4"]),
+        (
+            lambda *_: time.sleep(3),
+            "sent nothing for 1 seconds",
+            ["served.timeout=1", "served.concurrency=4"],
+        ),
+    ],
+)
+def test_a_fault_is_named_and_what_was_answered_is_kept(
+    fault: Answer,
+    message: str,
+    settings: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("slimdown.evaluation.served_lm._TRIES", 2)
+
+    def fail_late(server: FaultyServer, number: int) -> Any:
+        return fault(server, number) if number > 35 else answer_alike(server, number)
+
+    with FaultyServer(fail_late).listen() as server:
+        done = ask(folder, server, *settings, limit=FORTY)
+        assert done.returncode == 1, done.stdout
+        assert message in show(done)
+        assert "Traceback" not in done.stderr
+        server.answer = answer_alike
+        n_before = len(server.bodies)
+        again = ask(folder, server, *settings, limit=FORTY)
+        assert again.returncode == 0, again.stderr
+        assert not set(server.questions[:32]) & set(server.questions[n_before:])
+        assert len(set(server.questions)) == 40
+
+
+def test_empty_and_cut_answers_are_counted(folder: Path) -> None:
+    def answer_oddly(server: FaultyServer, number: int) -> dict[str, Any]:
+        if number % 2:
+            return write_answer(None)
+        return write_answer("1 + 1 = 2 and", reason="length")
+
+    with FaultyServer(answer_oddly).listen() as server:
+        done = ask(folder, server)
+    assert done.returncode == 0, done.stderr
+    assert "10 of 20 answers of the server were empty" in show(done)
+    assert "10 of 20 answers of the server were cut at the server's context" in show(done)
+
+
+def test_a_killed_run_goes_on(folder: Path) -> None:
+    """SIGKILL amid the second chunk: the questions of that chunk are asked again, no others."""
+
+    def answer_slowly(server: FaultyServer, number: int) -> dict[str, Any]:
+        time.sleep(0.2)
+        return answer_alike(server, number)
+
+    with FaultyServer(answer_slowly).listen() as server:
+        command = [sys.executable, "-m", "slimdown", "run", *ASKED, TWENTY]
+        command += [f"tuned={server.address}"]
+        run = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(server.bodies) < 12:
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        n_before = len(server.bodies)
+        done = ask(folder, server)
+    assert done.returncode == 0, done.stderr
+    asked_again = set(server.questions[:n_before]) & set(server.questions[n_before:])
+    assert asked_again <= set(server.questions[8:n_before])
+    assert len(set(server.questions)) == 20
