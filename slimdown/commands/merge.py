@@ -61,8 +61,9 @@ def _merge(options: argparse.Namespace) -> int:
     findings = check_finished(run)
     if origin := run.tags.get(Tag.origin):
         raise TrackingError(
-            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}. Merge that "
-            "adapter with PEFT: PeftModel.from_pretrained(base, folder).merge_and_unload()"
+            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}. If that is an "
+            "adapter, merge it with PEFT: PeftModel.from_pretrained(base, folder)"
+            ".merge_and_unload()"
         )
     config = read_config(options.tracking, run)
     method = config.method

@@ -346,8 +346,8 @@ def describe_claims(
         )
     if found.has_few_seeds:
         yield (
-            f"With fewer than {ENOUGH_SEEDS} seeds, all values are assumed to vary equally from "
-            "seed to seed."
+            f"With fewer than {ENOUGH_SEEDS} seeds, the tests assume that all values vary equally "
+            "from seed to seed."
         )
 
 

@@ -134,7 +134,7 @@ class Sweep:
         advice = f"slimdown compare{chosen} shows the runs side by side. "
         if states - {JobState.finished, JobState.skipped}:
             advice += "Repeat the command to finish the rest. "
-        return advice + "rerun=true repeats everything."
+        return advice + "To run all of it again, add rerun=true."
 
     def _show_comparison(self, tracking: TrackingConfig, title: str) -> bool:
         """Show what each value did, once all jobs made runs that can be compared.
@@ -154,7 +154,8 @@ class Sweep:
             return False
         # Runs that were skipped belong to an earlier sweep.
         chosen = "--all" if JobState.skipped in states else f"--sweep {self.info.name} --all"
-        advice = f"slimdown compare {chosen} shows each run. rerun=true repeats everything."
+        compare = f"slimdown compare {chosen} shows each run"
+        advice = f"{compare}. To run all of it again, add rerun=true."
         comparison = order_by_settings(compare_runs(runs, corrects=False))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
         return True

@@ -137,7 +137,7 @@ def describe_prompts(evaluation: EvaluationConfig) -> str:
     ways = {
         True: "through the chat template",
         False: "plain",
-        "auto": "written answers through the chat template where the model or the rows have one",
+        "auto": "the chat template for generated answers, if the model or the rows have one",
     }
     parts = [ways[evaluation.apply_chat_template]]
     if system := evaluation.system_instruction:

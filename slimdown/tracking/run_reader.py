@@ -139,7 +139,7 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
         for kind in ("baseline", "sweep"):
             if runs := _find_by_id(tracking, text, kind):
                 problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
-        raise TrackingError(f"{problem}; slimdown compare lists the runs")
+        raise TrackingError(f"{problem}; slimdown status lists the runs")
     if len(matches) > 1:
         ids = ", ".join(run.run_id for run in matches[:3])
         raise TrackingError(f"{len(matches)} runs are called {text}; give an id: {ids}")

@@ -93,10 +93,10 @@ def tokenize_rows(
         notes.append(note)
     if unmasked and config.assistant_only_loss == "auto":
         notes.append(
-            f"the loss of {', '.join(unmasked)} is of whole conversations, prompts included: "
-            "neither the chat template nor TRL's of its family marks what the assistant says. To "
-            "train on the answers alone, write rows with prompt and completion in the place of "
-            "messages"
+            f"dataset.{', '.join(unmasked)}: the model is trained on whole conversations, prompts "
+            "included, because neither its chat template nor TRL's template for its family marks "
+            "the assistant's tokens. To train on the answers alone, write rows with prompt and "
+            "completion instead of messages"
         )
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_added)
 
