@@ -179,7 +179,9 @@ def _choose(
         notes += [f"{heading}: {line}" for line in describe_budgets(gate)]
     table = scales_table(curve, _make_title(run), scale if is_within else None)
     table = add_outcome(replace(table, notes=(*table.notes, *notes)), gate)
-    arguments.put_table(table, options, lambda: render_scaling_page(table, curve))
+    page = render_scaling_page(table, curve)
+    finished_runs.add_artifacts(options.tracking, run, {"scales.html": page})  # with the outcome
+    arguments.put_table(table, options, lambda: page)
     with arguments.keep_stdout_clean(options):
         checked = findings_table(judged, heading, gate=gate)
         show_table(replace(checked, outcome="", legend=""))

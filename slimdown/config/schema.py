@@ -175,7 +175,7 @@ class TunedModelConfig(ModelConfig):
     def _file_problems(self) -> Iterator[str]:
         """Say why a file cannot be read as a GGUF, as far as its name and beginning tell it."""
         if self.gguf is None:
-            yield f"{self.named}: there is no such file here (slimdown fetches none); check its path"
+            yield f"{self.named}: there is no such file here (none is fetched); check its path"
             return
         with self.gguf.open("rb") as content:
             begin = content.read(4)
