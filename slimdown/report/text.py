@@ -628,4 +628,6 @@ def explain_table(findings: Findings) -> str:
             f"Verdicts are corrected for {n} benchmarks (Holm), and the intervals are widened to "
             "agree with them."
         )
+        if any(len(benchmark.changes) > 1 for benchmark in findings.benchmarks.values()):
+            sentences.append("Further metrics have no verdict, so their intervals are not widened.")
     return " ".join(sentences)
