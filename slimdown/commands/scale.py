@@ -242,7 +242,7 @@ def _make_title(run: RunRecord) -> str:
 
 
 def read_scales(text: str) -> list[float]:
-    """Read scales from a list such as 0,0.5,1; without 0, which is the base.
+    """Return the scales above 0 of a list such as 0,0.5,1, sorted. Scale 0 is the base itself.
 
     Raises:
         ConfigError: One is no number from 0 to 2, or none is above 0.
@@ -253,7 +253,8 @@ def read_scales(text: str) -> list[float]:
     try:
         scales = sorted({float(part) for part in text.split(",")})
     except ValueError:
-        scales = [-1.0]
-    if not (scales[-1] > 0 and all(0 <= scale <= _LARGEST for scale in scales)):
+        scales = []
+    is_readable = bool(scales) and all(0 <= scale <= _LARGEST for scale in scales)
+    if not (is_readable and scales[-1] > 0):
         raise ConfigError(f"--scales {text}: give numbers from 0 to {_LARGEST:g}, such as 0.25,0.5")
     return [scale for scale in scales if scale]

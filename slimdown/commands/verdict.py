@@ -107,7 +107,7 @@ def _read_sides(
 
     Args:
         options: Of the command line.
-        has_gate: Whether budgets are checked. Then nothing may be left out that is not named, or a
+        has_gate: Whether budgets are checked. Then questions may be left out by --only alone, or a
             model of which some answers are missing would pass.
 
     Returns:

@@ -122,12 +122,13 @@ def check_task_names(
 ) -> Iterator[str]:
     """Report tasks that no task file names. The harness is not imported, as that takes seconds.
 
-    Tags and groups also stand in files that other files include; these have no file ending.
+    All files are searched, not only those that end in .yaml: tags and groups also stand in files
+    without an ending, which others include.
 
     Args:
         benchmarks: The settings by name.
         include_path: A folder with task files of your own.
-        names: The benchmarks that have files; a typo may be close to one of them.
+        names: The benchmarks that slimdown has settings for; a typo may be close to one of them.
     """
     files = [*_list_task_files(TASKS_DIR), *_list_harness_files()]
     if include_path:
@@ -138,7 +139,7 @@ def check_task_names(
         if not any(_names(file, task) for file in files):
             stems = {splitext(os.path.basename(file))[0] for file in files}
             candidates = sorted(n for n in {*stems, *names} - {task} if n[:1] == task[:1])
-            advice = nearest(task, candidates).partition("; known:")[0]
+            advice = nearest(task, candidates).partition("; known:")[0]  # there are thousands
             own = "for tasks of your own, set evaluation.include_path to their folder"
             setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
             yield f"{setting}: the harness has no task of this name{advice} ({own})"

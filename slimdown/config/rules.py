@@ -152,7 +152,9 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
 
 
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
-    """The rows are enough and of the right kind for what is asked.
+    """Yield why the rows are too few, or of the wrong kind, for what is asked.
+
+    Other settings may be invalid at this point; here they only must not raise.
 
     Args:
         config: The settings of a training.
@@ -162,7 +164,8 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
     train, share = config.train, config.keep.added_share
     n_rows = n_rows or sum(d.max_examples or 10**12 for d in config.dataset.values())
     step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
-    n_all = n_rows / max(1e-9, 1 - share)  # max(1e-9, nan) is 1e-9; max(nan, 1e-9) is nan
+    own_share = max(1e-9, 1 - share)  # 1e-9 also if the share is nan: max returns its first value
+    n_all = n_rows / own_share
     n_steps = ceil(min(1e15, ceil(n_all / step_rows) * train.num_train_epochs))
     if train.max_steps > 0:
         n_steps = train.max_steps

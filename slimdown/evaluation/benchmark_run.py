@@ -198,8 +198,9 @@ class BenchmarkRun:
     def count_cost(self) -> Cost:
         """Count what all questions cost: tokens that are read, and the most that are written."""
         texts, new_tokens = list[str](), 0
-        for (name, _), requests in self.requests.items():
+        for (name, _doc_id), requests in self.requests.items():
             task = self.task.tasks[name]
+            # The choices of a question share its prompt, which is read once.
             texts += dict.fromkeys(str(request.args[0]) for request in requests)
             if task.OUTPUT_TYPE == "generate_until":
                 repeats = sum(request.repeats for request in requests)

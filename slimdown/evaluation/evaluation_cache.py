@@ -67,12 +67,14 @@ def evaluation_key(
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.
     """
+    # `drop_defaults` takes the tree of a run, in which benchmarks have names.
     tree = drop_defaults({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})
     settings = {"benchmark": tree["benchmark"][""], "evaluation": tree["evaluation"]}
     for section, names in READ_ONLY.items():
         for name in names:
             settings[section].pop(name, None)
-    scaled = benchmark.metric if benchmark.scale is not None else ""
+    # The primary metric is divided by the scale before answers are kept.
+    scaled_metric = benchmark.metric if benchmark.scale is not None else ""
     versions = [version(package) for package in _PACKAGES]
-    parts = [model.identity, backend, questions_hash, scaled, versions, settings]
+    parts = [model.identity, backend, questions_hash, scaled_metric, versions, settings]
     return hash_json([MEASUREMENT_VERSION, *parts])

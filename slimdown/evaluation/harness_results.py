@@ -67,17 +67,17 @@ def read_task_samples(
         if output_type == "multiple_choice":
             exchange = _read_choosing(first, scores, delimiter)
         elif output_type == "loglikelihood_rolling":  # the document is the prompt
-            exchange = _Exchange(_read_prompt(first), "", dict.fromkeys(scores, ""))
+            exchange = _Exchange(_read_prompt(first), target="", answers=dict.fromkeys(scores, ""))
         else:
             exchange = _read_generating(own_lines, scores)
         if benchmark.numeric_tolerance is not None:
             # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's
             # flexible accuracy compares numbers.
-            answers = exchange.answers
-            extracted = (answers[key] for key in answers if key.endswith("flexible-extract"))
-            answer = next(extracted, exchange.response)
+            read = exchange.answers
+            extracted = (read[metric] for metric in read if metric.endswith("flexible-extract"))
+            answer = next(extracted, exchange.response)  # the whole response if none is extracted
             is_equal = numbers_agree(answer, exchange.target, benchmark.numeric_tolerance)
-            answers[FLEXIBLE], scores[FLEXIBLE] = answer, float(is_equal)
+            exchange.answers[FLEXIBLE], scores[FLEXIBLE] = answer, float(is_equal)
         document = first.get("doc") or {}
         sample = Sample(
             task=task,

@@ -36,8 +36,8 @@ _PLAIN |= {f"r={rank + 1}" for rank in range(_MAX_RANK)}
 
 
 def find_problems(config: RunConfig) -> Iterator[str]:
-    """Find why vLLM cannot answer: it is not installed, quantizes or adapts otherwise."""
-    named, held, lora = "evaluation.backend=vllm", config.quantization, config.lora
+    """Yield each reason why vLLM cannot answer as these settings ask."""
+    named, quantization = "evaluation.backend=vllm", config.quantization
     if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
         yield f"{named} is not installed; {name_install('vllm')}"
     if end := config.evaluation.think_end_token:
@@ -47,17 +47,25 @@ def find_problems(config: RunConfig) -> Iterator[str]:
     if config.tuned_model and config.tuned_model.gguf:
         yield f"{named} reads no GGUF file, got tuned={config.tuned}; {_KEEP_HF}"
     # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
-    double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
-    others = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
-    if held.name != "none" and (held.name != "nf4" or not double or others):
-        settings = f"{held.name}, double={double}, {compute}, model.dtype={config.model.dtype}"
+    double, compute = quantization.bnb_4bit_use_double_quant, quantization.bnb_4bit_compute_dtype
+    other_dtypes = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
+    is_that_of_vllm = quantization.name == "nf4" and double and not other_dtypes
+    if quantization.name != "none" and not is_that_of_vllm:
+        dtypes = f"{compute}, model.dtype={config.model.dtype}"
+        settings = f"{quantization.name}, double={double}, {dtypes}"
         yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
-    facts = config.method.facts
-    fits = lora.r <= _MAX_RANK and "lm_head" not in lora.target_modules
-    if config.tuned is None and not (facts.trains_weights or (facts.is_plain_lora and fits)):
-        able = list_methods(lambda facts: facts.is_plain_lora or facts.trains_weights)
-        able = f"method={able}, a LoRA with r={_MAX_RANK} at most and no lm_head"
-        yield f"{named} takes {able}, got {config.method.name} with r={lora.r}; {_KEEP_HF}"
+    if config.tuned is None and not _can_serve_method(config):
+        methods = list_methods(lambda facts: facts.is_plain_lora or facts.trains_weights)
+        able = f"method={methods}, a LoRA with r={_MAX_RANK} at most and no lm_head"
+        yield f"{named} takes {able}, got {config.method.name} with r={config.lora.r}; {_KEEP_HF}"
+
+
+def _can_serve_method(config: RunConfig) -> bool:
+    """Whether vLLM can answer with what this method trains."""
+    facts, lora = config.method.facts, config.lora
+    if facts.trains_weights:
+        return True
+    return facts.is_plain_lora and lora.r <= _MAX_RANK and "lm_head" not in lora.target_modules
 
 
 def check_tuned(config: RunConfig) -> None:

@@ -115,8 +115,10 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
     for text in arguments:
         name, sign, value = text.rpartition("=")
         budget = nan
-        with suppress(ValueError):
-            budget = float(read_number(value) if bool(name) == bool(sign) else "")
+        names_nothing = sign and not name  # "=0.02"
+        if not names_nothing:
+            with suppress(ValueError):
+                budget = float(read_number(value))  # "2%" is 0.02
         _check_budget(name, budget, f"{option} {text}")
         if name in budgets:
             reason = f"{name or 'every benchmark'} has {budgets[name]} already"
@@ -284,16 +286,16 @@ def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, 
 def can_show_budget(findings: Findings, budget: float) -> bool:
     """Whether the questions can show that some scale of what was trained keeps a budget.
 
-    They can if they would show it with a tenth of each benchmark's changes, which is what the
-    smallest scale of `slimdown scale` would leave.
+    `slimdown scale` would begin with a tenth of the change (`_SMALLEST_SCALE`). So the question is
+    whether these questions would show that a tenth of each measured loss is within its budget.
 
     Args:
-        findings: at scale 1.
-        budget: what each retained benchmark may lose; others keep those of their settings.
+        findings: At scale 1.
+        budget: What each retained benchmark may lose; others have the budgets of their settings.
     """
     try:
         budgets, _ = resolve_budgets(findings, {"": budget})
-    except ConfigError:  # there is nothing to lose
+    except ConfigError:  # no benchmark is retained
         return False
     changes = [(findings.benchmarks[name], allowed) for name, allowed in budgets.items()]
     return all(

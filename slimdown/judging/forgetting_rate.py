@@ -110,17 +110,21 @@ class RatioTest:
     def _p_values(self, angles: Floats, test: EmpiricalLikelihoodTest) -> Floats:
         """Compute p-values of true ratios at or beyond the tangents of angles.
 
+        The ratio of the means is tan(angle) if the mean of cos(angle) * after - sin(angle) * before
+        is 0. So each question gets that number, and the mean of the numbers is tested.
+
         Args:
             angles: [2, points]: on the lower side of the measured ratio, and on the higher one.
             test: Its counts are those of the scores.
         """
-        # The corners of all possible scores follow the measured ones; each row is lowest at one.
+        # How low such a number can be: scores lie from 0 to 1, and a linear function is lowest at a
+        # corner of this square. The corners follow the measured scores, and are split off below.
         before = np.append(self.before, [0.0, 0.0, 1.0, 1.0])
         after = np.append(self.after, [0.0, 1.0, 0.0, 1.0])
         signs = np.array([1.0, -1.0])[:, None, None]
         cosines, sines = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
-        turned = signs * (cosines * after - sines * before)
-        values, extremes = np.split(turned, [len(self.before)], axis=2)
+        numbers = signs * (cosines * after - sines * before)  # [2, points, questions and corners]
+        values, extremes = np.split(numbers, [len(self.before)], axis=2)
         rows = (self.weights * values).reshape(-1, len(self.before))
         least = test.highest * extremes.min(axis=2).ravel()
         return test.p_values_of(rows, least).reshape(angles.shape)

@@ -244,9 +244,10 @@ def render_comparison_page(
 
     Args:
         table: What is shown; you can sort and filter it.
-        comparison: Where the answer and the figures come from; None: there are none.
+        comparison: Where the sentences on differences and the figures come from; None: the page
+            has neither.
         setting: A dotted key that changes are drawn against; None: the first that was varied.
-        options: The options of the command that shows this page.
+        options: What follows `slimdown compare` in the page's first line, such as `--by lora.r`.
     """
     from slimdown.report import comparison_figures  # matplotlib takes half a second
 

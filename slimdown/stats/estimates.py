@@ -58,7 +58,8 @@ class Sampling:
             columns: [n] each, a number for each question.
 
         Returns:
-            The columns, and the weights, whose mean is 1 over all questions or clusters.
+            The columns, and the weights, whose mean is 1. Without weights of questions, clusters
+            weigh the same; with them, a cluster weighs as much as its questions together.
         """
         n = len(columns[0])
         weights = np.ones(n) if self.weights is None else self.weights
