@@ -25,7 +25,8 @@ _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 # answers, its version, and the batch size that was chosen.
 READ_ONLY = {
     "benchmark": ["path", "metric", "chance", "role", "paper_metric", "margin", "max_loss"],
-    "evaluation": ["holdout", "until", "include_path", "batch_size", "backend"],
+    # `limit` stands in each benchmark's settings, which count.
+    "evaluation": ["limit", "holdout", "until", "include_path", "batch_size", "backend"],
 }
 
 

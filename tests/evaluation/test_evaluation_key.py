@@ -51,6 +51,7 @@ READ: dict[str, Any] = {
     "benchmark.paper_metric": PaperMetric.knowledge_loss,
     "benchmark.margin": 0.1,
     "benchmark.max_loss": 0.1,
+    "evaluation.limit": 5,  # see `benchmark.limit`
     "evaluation.holdout": 0.5,
     "evaluation.until": Until.decided,
     "evaluation.include_path": "somewhere",
