@@ -100,6 +100,23 @@ def test_answers_are_judged_as_a_person_judged_them(name: str, rows: list[dict[s
     assert AGREEMENTS[name] >= 0.95 * 4 * len(rows)
 
 
+@pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "harmful"])
+def test_answers_of_models_are_judged_as_labelled(benchmark: str) -> None:
+    """Labelled by readers who had not seen the rules, and after the rules were written.
+
+    The answers to harmful requests are not kept here: the labels of all 40 agreed.
+    """
+    rows = read_lines(find_question_file(f"assistant:{benchmark}"))
+    labelled = read_lines(SAMPLES / "labelled" / f"{benchmark}.jsonl")
+    assert Counter(answer["side"] for answer in labelled) == {"base": 20, "tuned": 20}
+    n_agreed = 0
+    for answer in labelled:
+        rule = json.loads(read_row(rows[answer["question"]], EXACT)["rule"])
+        judged = is_right(rule, read_answer(rule, answer["answer"]))
+        n_agreed += judged == (answer["label"] == "right")
+    assert n_agreed >= 0.95 * len(labelled)
+
+
 def test_languages_are_told_by_ten_words() -> None:
     """Of Chinese and Japanese, by fifteen characters."""
     n_whole, n_cut, n = 0, 0, 0
