@@ -126,7 +126,8 @@ def read_page(file: Path) -> str:
 def make_comparable(text: str, folder: Path) -> str:
     """Take out what differs between machines and times: places, dates, durations, memory."""
     text = text.replace(str(folder), "FOLDER")
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", lambda m: "DATE".ljust(len(m[0])), text)
+    date = r"\d{4}-\d\d-\d\d(?!_)( \d\d:\d\d(:\d\d)?)?"  # what is followed by _ is a name
+    text = re.sub(date, lambda m: "DATE".ljust(len(m[0])), text)
     text = re.sub(r"(?m)^reading .*: .*\n", "", text)  # progress, where it takes long
     text = re.sub(r"[\d.]+ [KMG]iB", "SIZE", text)
     text = re.sub(r"[\d.,]+ (?:ms|s|min|h|seconds?|minutes?|tokens/s)\b", "TIME", text)
