@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.llama_server import serve_file
 from bench.serving import OTHER_TEMPLATE, write_questions
 from bench.write_gguf import write_gguf
+from slimdown.judging.findings import Findings
 
 pytestmark = pytest.mark.hub
 
@@ -149,13 +150,14 @@ def test_lm_evals_own_logs_of_the_server_give_the_same_findings(folder: Path) ->
             assert made.returncode == 0, made.stderr
     judged = call_verb(folder, "verdict", "--chain", "logs/base", "logs/tuned", "--format", "json")
     assert judged.returncode == 0, judged.stderr
-    row = next(row for row in json.loads(judged.stdout)["rows"] if "verdict" in row)
+    [row] = [row for row in json.loads(judged.stdout)["rows"] if row.get("verdict")]
     _, findings, _ = read_run(folder, done)
-    change = findings["benchmarks"]["gsm8k"]
-    assert row["verdict"] == change["verdict"]
-    difference = change["changes"][change["metric"]]["difference"]
-    for key, part in (("change", "value"), ("shown_low", "low"), ("shown_high", "high")):
-        assert row[key] == pytest.approx(difference[part], abs=1e-12)
+    change = Findings.from_dict(findings).benchmarks["gsm8k"]
+    assert row["verdict"] == change.verdict
+    shown = change.shown_change
+    for key, value in (("change", shown.value), ("shown_low", shown.low), ("n", change.n)):
+        assert row[key] == pytest.approx(value, abs=1e-12)
+    assert row["shown_high"] == pytest.approx(shown.high, abs=1e-12)
 
 
 def wait_for(process: "subprocess.Popen[Any]", is_reached: Callable[[], bool]) -> None:
