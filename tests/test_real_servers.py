@@ -218,8 +218,15 @@ def free_port() -> int:
 
 def start(command: list[str], place: str, log: Path) -> Iterator[str]:
     """Start a server, and yield its address once `place` answers."""
+    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}  # GiB, and no reports
     with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, **quiet},
+            start_new_session=True,
+        )
     try:
         for _ in range(400):
             with suppress(OSError), urllib.request.urlopen(place):
