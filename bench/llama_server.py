@@ -6,7 +6,6 @@ One slot answers, so that no answer depends on what else is asked meanwhile.
 """
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -25,11 +24,6 @@ class LlamaServer:
 
     address: str
     process: "subprocess.Popen[bytes]"
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def read_answers(folder: Path, run_id: str, model: str = "tuned") -> pd.DataFram
 
 def show_differences(name: str, served: pd.DataFrame, read: pd.DataFrame) -> None:
     """Print how many answers and scores differ, and each question whose score does."""
-    joined = served.join(read, rsuffix="_read", how="inner")
+    joined = served.join(read.add_suffix("_read"), how="inner")
     differing = joined[joined.score != joined.score_read]
     n_equal = int((joined.response.str.strip() == joined.response_read.str.strip()).sum())
     print(f"{name}: {len(joined)} questions, {n_equal} equal texts, {len(differing)} other scores")

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.llama_server import serve_file
 from bench.serving import OTHER_TEMPLATE, write_questions
 from bench.write_gguf import write_gguf
+from slimdown.judging.findings import Findings
 
 pytestmark = pytest.mark.hub
 
@@ -149,13 +150,14 @@ def test_lm_evals_own_logs_of_the_server_give_the_same_findings(folder: Path) ->
             assert made.returncode == 0, made.stderr
     judged = call_verb(folder, "verdict", "--chain", "logs/base", "logs/tuned", "--format", "json")
     assert judged.returncode == 0, judged.stderr
-    row = next(row for row in json.loads(judged.stdout)["rows"] if "verdict" in row)
+    [row] = [row for row in json.loads(judged.stdout)["rows"] if row.get("verdict")]
     _, findings, _ = read_run(folder, done)
-    change = findings["benchmarks"]["gsm8k"]
-    assert row["verdict"] == change["verdict"]
-    difference = change["changes"][change["metric"]]["difference"]
-    for key, part in (("change", "value"), ("shown_low", "low"), ("shown_high", "high")):
-        assert row[key] == pytest.approx(difference[part], abs=1e-12)
+    change = Findings.from_dict(findings).benchmarks["gsm8k"]
+    assert row["verdict"] == change.verdict
+    shown = change.shown_change
+    for key, value in (("change", shown.value), ("shown_low", shown.low), ("n", change.n)):
+        assert row[key] == pytest.approx(value, abs=1e-12)
+    assert row["shown_high"] == pytest.approx(shown.high, abs=1e-12)
 
 
 def wait_for(process: "subprocess.Popen[Any]", is_reached: Callable[[], bool]) -> None:
@@ -166,42 +168,49 @@ def wait_for(process: "subprocess.Popen[Any]", is_reached: Callable[[], bool]) -
         time.sleep(0.05)
 
 
-def count_chunks(folder: Path) -> int:
-    """Return how many chunks of the server's answers an unfinished run has kept."""
-    files = (folder / "mlruns" / "runs").glob("*/answers-*.jsonl")
-    return max((len(file.read_bytes().splitlines()) for file in files), default=0)
+def list_runs(folder: Path) -> set[Path]:
+    """The folders of unfinished runs."""
+    return {*(folder / "mlruns" / "runs").glob("*")}
 
 
-@pytest.mark.parametrize("moment", [0, 1, 2])
+def count_chunks(run_folder: Path) -> int:
+    """Count the chunks of answers that an unfinished run has kept."""
+    files = run_folder.glob("answers-*.jsonl")
+    lines = [line for file in files for line in file.read_bytes().splitlines()]
+    return len(list(filter(None, lines)))
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 2])
 @pytest.mark.parametrize("victim", ["slimdown", "server"])
-def test_a_kill_loses_at_most_the_chunk_in_progress(victim: str, moment: int, folder: Path) -> None:
-    """SIGKILL after so many kept chunks of eight; the same command goes on."""
-    command = [*MODEL, *CAPITALS, "benchmark.capitals.limit=32", f"note={victim} {moment}"]
-    log = folder / "Q4_0.log"
+def test_a_kill_loses_at_most_the_chunk_in_progress(victim: str, n_kept: int, folder: Path) -> None:
+    """SIGKILL amid a chunk, after so many kept chunks of eight; the same command goes on."""
+    settings = [*MODEL, *CAPITALS, "benchmark.capitals.limit=32"]
+    log, before = folder / "Q4_0.log", list_runs(folder)
 
     def count_answers() -> int:
-        return log.read_text().count("stop processing") if log.exists() else 0
+        return log.read_text().count("stop processing")
 
     with serve_file(folder / "Q4_0.gguf") as server:
-        call = [sys.executable, "-m", "slimdown", "run", *command, f"tuned={server.address}"]
-        call += ["rerun=true"]
-        before = {*(folder / "mlruns" / "runs").glob("*")}
-        run = subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, text=True)
-        # The probe is an answer, too.
-        wait_for(run, lambda: count_chunks(folder) >= moment and count_answers() > 8 * moment + 4)
-        (run if victim == "slimdown" else server.process).send_signal(signal.SIGKILL)
-        if victim == "server":
-            _, errors = run.communicate(timeout=300)
-            assert run.returncode == 1
-            assert "repeat the command when the server answers" in " ".join(errors.split())
-        run.wait()
+        settings += [f"tuned={server.address}"]
         port = int(server.address.split(":")[2].split("/")[0])
-        [left] = {*(folder / "mlruns" / "runs").glob("*")} - before
-        assert count_chunks(folder) == moment
+        errors = folder / "errors.txt"
+        with errors.open("w") as stream:
+            call = [sys.executable, "-m", "slimdown", "run", *settings]
+            run = subprocess.Popen(call, cwd=folder, stdout=stream, stderr=stream)
+        wait_for(run, lambda: count_answers() > 1 + 8 * n_kept + 2)  # the first is the probe's
+        (run if victim == "slimdown" else server.process).send_signal(signal.SIGKILL)
+        run.wait(timeout=300)
+    if victim == "server":
+        assert run.returncode == 1
+        assert "repeat the command when the server answers" in " ".join(errors.read_text().split())
+    [left] = list_runs(folder) - before
+    assert count_chunks(left) >= n_kept
+    n_missing = 32 - 8 * count_chunks(left)
+    assert n_missing > 0
     with serve_file(folder / "Q4_0.gguf", port=port) as server:
-        done = call_verb(folder, "run", *command, f"tuned={server.address}")
+        done = call_verb(folder, "run", *settings)
         assert done.returncode == 0, done.stderr
-        assert count_answers() == 1 + 32 - 8 * moment
+        assert count_answers() == 1 + n_missing
     run_id, findings, _ = read_run(folder, done)
     assert run_id == left.name
     assert findings["benchmarks"]["capitals"]["n"] == 32
@@ -216,8 +225,15 @@ def free_port() -> int:
 
 def start(command: list[str], place: str, log: Path) -> Iterator[str]:
     """Start a server, and yield its address once `place` answers."""
+    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}  # GiB, and no reports
     with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, **quiet},
+            start_new_session=True,
+        )
     try:
         for _ in range(400):
             with suppress(OSError), urllib.request.urlopen(place):
