@@ -11,6 +11,7 @@ the package `xllamacpp`.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,17 +59,8 @@ def read_rates(folder: Path, run_id: str) -> str:
     )
 
 
-def main() -> None:
-    """Measure everything, and print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="for models, files and the record")
-    folder = parser.parse_args().folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    print(describe_machine())
-    write_questions(folder)
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+def compare_files(folder: Path, tokenizer: Any) -> None:
+    """Ask each file through the server and as transformers reads it; print the differences."""
     model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
     for kind in KINDS:
         file = write_gguf(model, tokenizer, folder / f"{kind}.gguf", kind, pre="smollm")
@@ -83,6 +75,10 @@ def main() -> None:
         print(f"\n{kind} read by transformers\n{shown}\n{read_rates(folder, read)}")
         print(call_slimdown(folder, "compare", read, served, "--paired"))
         show_differences(f"{kind} served, {kind} read", answers, read_answers(folder, read))
+
+
+def follow_adapter(folder: Path, tokenizer: Any) -> None:
+    """Train an adapter, merge it, write it as Q4_0 and serve that; print the chain."""
     trained = run(folder, *TRAINED, *CHAIN)[0]
     if not (folder / "merged").exists():
         call_slimdown(folder, "merge", trained, "--out", "merged")
@@ -93,6 +89,21 @@ def main() -> None:
     with serve_file(file, port=PORT) as server:
         stages.append(run(folder, f"tuned={server.address}", *CHAIN)[0])
     print(call_slimdown(folder, "compare", *stages, "--chain", "-o", "stages.html"))
+
+
+def main() -> None:
+    """Measure everything, and print it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="for models, files and the record")
+    folder = parser.parse_args().folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    print(describe_machine())
+    write_questions(folder)
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    compare_files(folder, tokenizer)
+    follow_adapter(folder, tokenizer)
 
 
 if __name__ == "__main__":
