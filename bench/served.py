@@ -22,7 +22,6 @@ from bench.serving import TRAINED, call_slimdown, run, write_questions
 from bench.write_gguf import KINDS, write_gguf
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PORT = 8123  # always the same, so that a repeated command goes on
 CHAT = ["benchmark.capitals.score=contains", "benchmark.capitals.max_gen_toks=32"]
 CHAT += ["evaluation.apply_chat_template=true"]
 ASKED = ["benchmark=[capitals.jsonl,gsm8k]", *CHAT, "benchmark.gsm8k.limit=50"]
@@ -64,7 +63,7 @@ def compare_files(folder: Path, tokenizer: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
     for kind in KINDS:
         file = write_gguf(model, tokenizer, folder / f"{kind}.gguf", kind, pre="smollm")
-        with serve_file(file, port=PORT) as server:
+        with serve_file(file) as server:
             served, shown = run(folder, f"tuned={server.address}", f"name=served {kind}", *ASKED)
         print(f"\n{kind} served\n{shown}\n{read_rates(folder, served)}", flush=True)
         answers = read_answers(folder, served)
@@ -80,13 +79,12 @@ def compare_files(folder: Path, tokenizer: Any) -> None:
 def follow_adapter(folder: Path, tokenizer: Any) -> None:
     """Train an adapter, merge it, write it as Q4_0 and serve that; print the chain."""
     trained = run(folder, *TRAINED, *CHAIN)[0]
-    if not (folder / "merged").exists():
-        call_slimdown(folder, "merge", trained, "--out", "merged")
+    call_slimdown(folder, "merge", trained, "--out", "merged")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype="float32")
     file = write_gguf(merged, tokenizer, folder / "merged-Q4_0.gguf", "Q4_0", pre="smollm")
     stages = [trained]
     stages += [run(folder, f"tuned={name}", *CHAIN)[0] for name in ("merged", file.name)]
-    with serve_file(file, port=PORT) as server:
+    with serve_file(file) as server:
         stages.append(run(folder, f"tuned={server.address}", *CHAIN)[0])
     print(call_slimdown(folder, "compare", *stages, "--chain", "-o", "stages.html"))
 
@@ -96,9 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="for models, files and the record")
+    parser.add_argument("folder", type=Path, help="a new one, for models, files and the record")
     folder = parser.parse_args().folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     print(describe_machine())
     write_questions(folder)
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
