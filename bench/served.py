@@ -11,6 +11,7 @@ the package `xllamacpp`.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +22,6 @@ from bench.serving import TRAINED, call_slimdown, run, write_questions
 from bench.write_gguf import KINDS, write_gguf
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PORT = 8123  # always the same, so that a repeated command goes on
 CHAT = ["benchmark.capitals.score=contains", "benchmark.capitals.max_gen_toks=32"]
 CHAT += ["evaluation.apply_chat_template=true"]
 ASKED = ["benchmark=[capitals.jsonl,gsm8k]", *CHAT, "benchmark.gsm8k.limit=50"]
@@ -58,21 +58,12 @@ def read_rates(folder: Path, run_id: str) -> str:
     )
 
 
-def main() -> None:
-    """Measure everything, and print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="for models, files and the record")
-    folder = parser.parse_args().folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    print(describe_machine())
-    write_questions(folder)
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+def compare_files(folder: Path, tokenizer: Any) -> None:
+    """Ask each file through the server and as transformers reads it; print the differences."""
     model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
     for kind in KINDS:
         file = write_gguf(model, tokenizer, folder / f"{kind}.gguf", kind, pre="smollm")
-        with serve_file(file, port=PORT) as server:
+        with serve_file(file) as server:
             served, shown = run(folder, f"tuned={server.address}", f"name=served {kind}", *ASKED)
         print(f"\n{kind} served\n{shown}\n{read_rates(folder, served)}", flush=True)
         answers = read_answers(folder, served)
@@ -83,16 +74,34 @@ def main() -> None:
         print(f"\n{kind} read by transformers\n{shown}\n{read_rates(folder, read)}")
         print(call_slimdown(folder, "compare", read, served, "--paired"))
         show_differences(f"{kind} served, {kind} read", answers, read_answers(folder, read))
+
+
+def follow_adapter(folder: Path, tokenizer: Any) -> None:
+    """Train an adapter, merge it, write it as Q4_0 and serve that; print the chain."""
     trained = run(folder, *TRAINED, *CHAIN)[0]
-    if not (folder / "merged").exists():
-        call_slimdown(folder, "merge", trained, "--out", "merged")
+    call_slimdown(folder, "merge", trained, "--out", "merged")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype="float32")
     file = write_gguf(merged, tokenizer, folder / "merged-Q4_0.gguf", "Q4_0", pre="smollm")
     stages = [trained]
     stages += [run(folder, f"tuned={name}", *CHAIN)[0] for name in ("merged", file.name)]
-    with serve_file(file, port=PORT) as server:
+    with serve_file(file) as server:
         stages.append(run(folder, f"tuned={server.address}", *CHAIN)[0])
     print(call_slimdown(folder, "compare", *stages, "--chain", "-o", "stages.html"))
+
+
+def main() -> None:
+    """Measure everything, and print it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="a new one, for models, files and the record")
+    folder = parser.parse_args().folder.absolute()
+    folder.mkdir(parents=True)
+    print(describe_machine())
+    write_questions(folder)
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    compare_files(folder, tokenizer)
+    follow_adapter(folder, tokenizer)
 
 
 if __name__ == "__main__":

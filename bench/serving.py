@@ -53,7 +53,7 @@ def call_slimdown(folder: Path, *arguments: str) -> str:
 def run(folder: Path, *settings: str) -> tuple[str, str]:
     """Make a run; return its id, and what it ends with."""
     printed = call_slimdown(folder, "run", *BASE, *settings)
-    place = printed.rpartition("\npage ")[2].strip()
+    place = printed.rpartition("\npage ")[2].splitlines()[0].strip()
     return Path(place).parts[-3], printed[printed.index("HuggingFaceTB/", printed.rindex("...")) :]
 
 
