@@ -93,7 +93,8 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
     for key in dict.fromkeys((*conditions, *later_conditions)):
         first, second = (str(c.get(key, "not set")) for c in (conditions, later_conditions))
         if first != second:
-            first, second = _show_difference(first, second)
+            if key != "backend":  # the name of a server stands whole
+                first, second = _show_difference(first, second)
             yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
