@@ -145,7 +145,9 @@ def test_a_launcher_that_cannot_work_is_refused_in_one_line(
 def test_sigterm_is_left_to_the_process_that_calls_a_command() -> None:
     """A process of tests or a notebook ends at it; a command's own takes it as Ctrl-C."""
     script = "import os, signal; from slimdown.commands import arguments\n"
-    script += "arguments.run_command(lambda: os.kill(os.getpid(), signal.SIGTERM), '', 1)"
+    script += (
+        "arguments.run_command(lambda: os.kill(os.getpid(), signal.SIGTERM), '', error_code=1)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert done.returncode == -signal.SIGTERM, done.stderr
 
@@ -154,7 +156,7 @@ def test_ctrl_c_ends_a_command_with_its_code(capsys: Capture) -> None:
     def end() -> int:
         raise KeyboardInterrupt
 
-    assert arguments.run_command(end, "", 1) == 130
+    assert arguments.run_command(end, "", error_code=1) == 130
     assert "Interrupted." in capsys.readouterr().err
 
 
@@ -190,7 +192,7 @@ def test_a_full_disk_leaves_nothing(
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         return 0
 
-    assert arguments.run_command(write_weights, "Not merged:", 1) == 1
+    assert arguments.run_command(write_weights, "Not merged:", error_code=1) == 1
     _, line = capsys.readouterr().err.splitlines()
     assert "disk is full" in line
     assert not list(out.parent.iterdir())

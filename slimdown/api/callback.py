@@ -228,7 +228,7 @@ def _describe_changes(findings: Findings) -> str:
     """Write changes in points with their intervals, in a line."""
     parts = []
     for name, benchmark in findings.benchmarks.items():
-        change, interval = format_points(benchmark.shown_change)
+        change, interval = format_points(benchmark.primary.difference.estimate)
         # If too many answers never ended their thinking, no change is claimed.
         parts.append(f"{name} {change} {interval if benchmark.is_measured else ''}".rstrip())
     return "   ".join(parts)
