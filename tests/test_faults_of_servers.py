@@ -193,7 +193,7 @@ def test_a_key_leaves_this_machine_over_https_alone(monkeypatch: pytest.MonkeyPa
 
 
 def test_paths_of_the_servers_machine_are_not_shown() -> None:
-    shown = {"/home/me/q4.gguf": "q4.gguf", "C:\\models\\q4.gguf": "q4.gguf", "a/b.gguf": "b.gguf"}
+    shown = {"/srv/q4.gguf": "q4.gguf", "C:\\models\\q4.gguf": "q4.gguf", "a/b.gguf": "b.gguf"}
     shown |= {"/srv/models/mine": "mine", "OWNER/NAME": "OWNER/NAME", "llama3:8b": "llama3:8b"}
     for model, name in shown.items():
         server = Server("http://localhost:1/v1", model, "a server", ServedConfig())
