@@ -29,7 +29,9 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "describe_budgets": (
         ("it lost at most 1.2 points (one-sided, 95 % confidence)", "budget kept (exit 0)"),
         ("it lost at least 3.1 points (one-sided, 97.5 % confidence)", "budget exceeded (exit 1)"),
-        ("about 244 questions would be enough", "about N questions decide, of 80"),
+        ("about 244 questions would be enough for FAILED", "about N questions decide, of 80"),
+        ("each budget's own test at 95 % confidence; all have to pass", "budget kept (exit 0)"),
+        ("a proven FAILED is corrected for the number of budgets", "budget exceeded (exit 1)"),
     ),
     "summarize_briefly": (("the sentences of other functions", NOT_A_CLAIM + "it only joins"),),
     "describe_findings": (("the sentences of other functions", NOT_A_CLAIM + "it only joins"),),
@@ -91,6 +93,7 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "explain_table": (
         ("confidence intervals of at least 95 % (90 % for retained)", "shown interval misses"),
         ("Verdicts are corrected for 4 benchmarks (Holm), and", "changed, of 4 benchmarks"),
+        ("Further metrics have no verdict", NOT_A_CLAIM + "it says what is not claimed"),
     ),
     "advise": (
         ("Next: slimdown scale RUN --max-loss 0.02", NOT_A_CLAIM + "advice; `can_show_budget`"),
@@ -100,7 +103,10 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     # of `slimdown compare`, of scales, of stages and of searches
-    "describe_claims": (("A is 3.1 points above B on gsm8k (corrected p = .01)", "values differ"),),
+    "describe_claims": (
+        ("A is 3.1 points above B on gsm8k (corrected p = .01)", "values differ"),
+        ("No difference is significant (smallest corrected p = .08)", "values differ"),
+    ),
     "describe_choice": (
         ("Take step 24: its targets improved most", NOT_A_CLAIM + "as measured; it names no loss"),
         ("whose measured losses are within their budgets", "chosen checkpoint over, exit 0"),

@@ -88,12 +88,12 @@ class _ChatClient(_Client, LocalChatCompletion):  # type: ignore[misc]  # lm_eva
         ran_out = choice.get("finish_reason") == "length"
         text = str(message.get("content") or "")
         thinking = str(message.get("reasoning_content") or message.get("reasoning") or "")
-        end = self.think_end_token or ""
-        begin = end.replace("/", "", 1)
-        if end and end in text:
-            thinking, _, text = text.rpartition(end)
-        elif end and text.lstrip().startswith(begin):
-            thinking, text = text, ""
+        if end := self.think_end_token:
+            begin = end.replace("/", "", 1)  # <think> of </think>
+            if end in text:
+                thinking, _, text = text.rpartition(end)
+            elif text.lstrip().startswith(begin):  # it was cut while it thought
+                thinking, text = text, ""
         never_ended = ran_out and bool(thinking) and not text.strip()
         text = text.lstrip() if thinking else text
         answer = _CountedAnswer(text, thinking, never_ended, ran_out)
@@ -158,6 +158,7 @@ class ServedLM(VirtualTokensLM):
 
     def _write(self, request: Any, settings: Any) -> Any:
         """Write a request as the client takes it: messages, stops and the most tokens."""
+        # Variables that the template reads, such as enable_thinking. The server has a template, too.
         variables = {
             name: value
             for name, value in self.chat_template_args.items()
@@ -191,11 +192,15 @@ class ServedLM(VirtualTokensLM):
 
     @contextmanager
     def _ask(self) -> Iterator[None]:
-        """Inside, lm-eval's clients draw no bars and log nothing; their errors are explained."""
+        """Inside, lm-eval's clients draw no bars and log nothing; their errors are explained.
+
+        Their bars cannot be turned off, so standard error is hidden. slimdown's own bar writes to
+        the file that rich finds behind it.
+        """
         log = logging.getLogger("lm_eval.models.api_models")
         level = log.level
-        hidden: Any = io.StringIO()  # their bars cannot be turned off
-        hidden.rich_proxied_file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # for ours
+        hidden: Any = io.StringIO()
+        hidden.rich_proxied_file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         log.setLevel(logging.CRITICAL)
         try:
             with self.server.explain_errors(_ADVICE), redirect_stderr(hidden):

@@ -68,25 +68,25 @@ class Server:
         is_sent = key and (parts.scheme == "https" or is_local)
         return {"Authorization": f"Bearer {key}"} if is_sent else {"Accept": "application/json"}
 
-    def request(self, path: str, body: Any = None) -> Any:
+    def request(self, path: str, body: Any = None, is_beside: bool = False) -> Any:
         """Ask once, and return the JSON of the answer.
 
         Args:
-            path: Behind the address; `..` names what is beside `/v1`.
+            path: What follows the address, such as /models.
             body: What is posted, for which the server may have to load a model; None: nothing.
+            is_beside: Whether the path stands beside `/v1`, and not below it.
 
         Raises:
             ModelError: It does not answer, or refuses.
         """
         import requests
 
-        place = self.address.rpartition("/")[0] + path[2:] if path[:2] == ".." else None
-        url = place or self.address + path
+        begin = self.address.rpartition("/")[0] if is_beside else self.address
         timeout = (_CONNECT_SECONDS, self.settings.timeout if body else _READ_SECONDS)
         with self.explain_errors():
             response = requests.request(
                 "POST" if body else "GET",
-                url,
+                begin + path,
                 json=body,
                 headers=self.headers,
                 timeout=timeout,
@@ -175,11 +175,11 @@ def _read_facts(server: Server, model: str, listed: Mapping[str, Any]) -> Server
     engine = _ENGINES.get(str(listed.get("owned_by", "")), "a server")
     properties, version = dict[str, Any](), ""
     with suppress(Exception):  # others than llama.cpp have no such page
-        properties = dict(server.request("../props"))
+        properties = dict(server.request("/props", is_beside=True))
         engine, version = "llama.cpp", str(properties.get("build_info") or "")
     if engine == "vLLM":
         with suppress(Exception):
-            version = str(server.request("../version")["version"])
+            version = str(server.request("/version", is_beside=True)["version"])
     meta = listed.get("meta")
     n_context = listed.get("max_model_len") or (meta or {}).get("n_ctx")
     template = properties.get("chat_template")
