@@ -158,7 +158,7 @@ class ServedLM(VirtualTokensLM):
 
     def _write(self, request: Any, settings: Any) -> Any:
         """Write a request as the client takes it: messages, stops and the most tokens."""
-        # Variables that the template reads, such as enable_thinking. The server has a template, too.
+        # Variables that the template reads, such as enable_thinking; the server has its own.
         variables = {
             name: value
             for name, value in self.chat_template_args.items()

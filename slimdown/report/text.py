@@ -218,7 +218,7 @@ def summarize_briefly(
 def _name_not_run(findings: Findings) -> list[str]:
     """Name the benchmarks of a suite that were not measured."""
     names = list(findings.not_run)
-    return [f"Not measured: {_list_names(names)}. Add --all to see why."] if names else []
+    return [f"Not measured: {_list_names(names)}. The page says why."] if names else []
 
 
 def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[str]:
