@@ -58,7 +58,10 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "describe_position": (("The tuned model moved to choice C", "moved to one choice"),),
     "describe_cut_answers": (
-        ("Many answers were cut at the token limit: X", NOT_A_CLAIM + "what was measured"),
+        (
+            "Many of the base model's answers were cut at the token limit: X",
+            NOT_A_CLAIM + "what was measured",
+        ),
     ),
     "describe_answers": (
         ("12 % of the base model's answers contain thinking", "trait's interval misses"),
