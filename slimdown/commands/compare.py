@@ -310,6 +310,8 @@ def _count_by_sweep(runs: Sequence[RunRecord]) -> Counter[str]:
 
 def _describe_sweeps(sweeps: Mapping[str, int]) -> str:
     """Name sweeps with their numbers of runs, and say how to see one of them."""
+    if [*sweeps] == [_NO_SWEEP]:
+        return "No run belongs to a sweep."
     counts = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
     more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
     return f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep."

@@ -230,8 +230,10 @@ class _Composer:
         if override.is_sweep_override() and not self.line.is_sweep:
             yield f"{text}: several values are a sweep; begin it with -m"
         if redact_uri(text) != text:
-            advice = "others can read a password here; set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
-            yield f"{redact(text)}: {advice}"
+            advice = "set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
+            if key == "tuned":
+                advice = "leave it out; a server's key is read from the variable OPENAI_API_KEY"
+            yield f"{redact(text)}: others can read a password here; {advice}"
         group = key.replace(".", "/")
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
