@@ -1,6 +1,7 @@
 """`export` copies what a run trained, `status RUN` says where it is, `delete` deletes it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_an_adapter_is_copied_whole_and_nothing_is_overwritten(
     assert (folder / "adapter_config.json").read_text() == "changed"
     assert export.main(["nobody", str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()
+
+
+def test_an_adapter_is_copied_without_a_tokenizer_that_cannot_be_loaded(
+    store: MlflowClient, composed: Compose, tmp_path: Path, capsys: Capture
+) -> None:
+    config = composed()
+    record_run(replace(config, model=replace(config.model, id="nobody/none")), "trained")
+    assert export.main(["trained", str(tmp_path / "mine")]) == 0
+    assert "model.id=nobody/none" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["adapter_config.json"]
 
 
 def test_a_run_that_trained_nothing_has_nothing_to_copy(
