@@ -61,7 +61,7 @@ class Differences:
     @property
     def shown(self) -> tuple[ValueDifference, ...]:
         """The differences that are significant."""
-        return tuple(found for found in self.tested if found.p_value < ALPHA)
+        return tuple(difference for difference in self.tested if difference.p_value < ALPHA)
 
 
 @lru_cache(maxsize=2)  # a console, its records and a page name the same differences
@@ -78,11 +78,13 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
     Raises:
         ConfigError: No run has the comparison's reference.
     """
-    found = [found for setting in settings for found in _test_values(comparison, setting)]
-    corrected = holm([difference.p_value for difference in found])
+    uncorrected = list[ValueDifference]()
+    for setting in settings:
+        uncorrected += _test_values(comparison, setting)
+    p_values = holm([difference.p_value for difference in uncorrected])
     tested = [
         replace(difference, p_value=p_value)
-        for difference, p_value in zip(found, corrected, strict=True)
+        for difference, p_value in zip(uncorrected, p_values, strict=True)
     ]
     tested.sort(key=lambda difference: difference.p_value)
     fewest = min((len(row.runs) for row in comparison.rows if len(row.runs) > 1), default=0)

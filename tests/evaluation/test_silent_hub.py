@@ -14,10 +14,10 @@ HUB_TASKS = ["hellaswag", "arc_easy", "piqa"]
 def test_a_suite_ends_at_the_first_benchmark_unless_only_the_cache_is_read(
     is_offline: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[str] = []
+    tried: list[str] = []
 
     def be_silent(setting: str, task: str, manager: object) -> None:
-        found.append(task)
+        tried.append(task)
         with tasks.explain_hub_errors(f"{setting}={task}", DataError):
             raise ConnectionError
 
@@ -26,6 +26,6 @@ def test_a_suite_ends_at_the_first_benchmark_unless_only_the_cache_is_read(
     benchmarks = {name: BenchmarkConfig(name) for name in HUB_TASKS}
     with pytest.raises(DataError, match="does not answer") as refused:
         tasks.load_tasks(benchmarks, lacking={})
-    assert found == asked
+    assert tried == asked
     assert len(str(refused.value).splitlines()) == 1
     assert all(f"benchmark.{name}.task" in str(refused.value) for name in asked)
