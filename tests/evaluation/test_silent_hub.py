@@ -10,9 +10,11 @@ from slimdown.utils.errors import DataError
 HUB_TASKS = ["hellaswag", "arc_easy", "piqa"]
 
 
-@pytest.mark.parametrize(("is_offline", "asked"), [(False, HUB_TASKS[:1]), (True, HUB_TASKS)])
+@pytest.mark.parametrize(
+    ("is_offline", "expected_tries"), [(False, HUB_TASKS[:1]), (True, HUB_TASKS)]
+)
 def test_a_suite_ends_at_the_first_benchmark_unless_only_the_cache_is_read(
-    is_offline: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    is_offline: bool, expected_tries: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []
 
@@ -26,6 +28,6 @@ def test_a_suite_ends_at_the_first_benchmark_unless_only_the_cache_is_read(
     benchmarks = {name: BenchmarkConfig(name) for name in HUB_TASKS}
     with pytest.raises(DataError, match="does not answer") as refused:
         tasks.load_tasks(benchmarks, lacking={})
-    assert tried == asked
+    assert tried == expected_tries
     assert len(str(refused.value).splitlines()) == 1
-    assert all(f"benchmark.{name}.task" in str(refused.value) for name in asked)
+    assert all(f"benchmark.{name}.task" in str(refused.value) for name in expected_tries)
