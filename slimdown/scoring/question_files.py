@@ -21,7 +21,7 @@ _KINDS = {"question": "question", "choices": "choices", "conversation": "message
 _KINDS |= {"category": "score=refusal", "cluster": "cluster"}  # by key of a row
 _KEYS_OF_QUESTIONS = ("question", "messages", "answer", "choices")
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
-_OWN_PREFIX, _OWN_FOLDER = "assistant:", Path(__file__).parents[1] / "assistant"
+_OWN_PREFIX, _OWN_FOLDER = "assistant:", Path(__file__).with_name("assistant")
 
 
 def find_question_file(path: str) -> Path:
