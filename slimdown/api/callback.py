@@ -58,7 +58,8 @@ class ForgettingCallback(WatchingCallback):
         apply_chat_template: Use the tokenizer's chat template for prompts, or "auto".
         batch_size: Rows per forward pass.
         include_path: A folder with task files of your own.
-        prompts: Settings for models that chat or think, see `slimdown.api.measuring.Prompts`.
+        prompts: Settings for models that chat or think: system_instruction, chat_template_args,
+            enable_thinking, think_end_token, max_gen_toks, stop. docs/instruct.md explains them.
 
     Raises:
         ConfigError: There is no such benchmark or setting.

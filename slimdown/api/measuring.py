@@ -92,7 +92,8 @@ def measure(
         include_path: A folder with task files of your own.
         stock: Use only the harness's own model class, which is slower; None: use slimdown's. You
             need `stock=True` for a model that will get prefix or prompt tuning.
-        prompts: Settings for models that chat or think, see `Prompts`.
+        prompts: Settings for models that chat or think: system_instruction, chat_template_args,
+            enable_thinking, think_end_token, max_gen_toks, stop. docs/instruct.md explains them.
 
     Returns:
         The scores and every answer, by benchmark.

@@ -102,9 +102,10 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
                 ask_hub(repo)
             yield "model", f"model={choice}: {repo} can be read"
         except ModelError as error:
+            if "cannot be reached" in str(error):  # nor will the others be
+                yield "models", f"no preset can be fetched now; for example model={choice}: {error}"
+                break
             yield "model", f"model={choice}: {error}"
-            if "cannot be reached" in str(error):
-                break  # nor will the others be
 
 
 def _describe_extras() -> Iterator[tuple[str, str]]:

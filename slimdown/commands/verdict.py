@@ -137,7 +137,7 @@ def _read_sides(
             "tuned model seem to be swapped: BASE comes first."
         )
         if has_gate and not options.chain:  # a loss would pass as a gain
-            raise ConfigError(f"{swapped} If they are not, add --chain")
+            raise ConfigError(f"{swapped} If this order is right, add --chain")
         notes.append(swapped)
     sides_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
     taken, left_out = take_common(sides_by_name, options.only)

@@ -311,7 +311,8 @@ class EvaluationConfig:
         "when each budget is decided"
     )
     limit: int | None = setting(
-        "the most questions of any benchmark, for a quick try; null: as each benchmark says",
+        "the most questions of any benchmark, for a quick try; of a group such as mmlu, the most "
+        "of each subject; null: as each benchmark says",
         COUNT,
         None,
     )

@@ -87,7 +87,7 @@ class Contamination:
         first, n_partly = overlaps[0], len(overlaps) - n_standing
         text = " ".join(" ".join(first.question.texts).split())[:120]
         partly = f", {n_partly:,} more share {PHRASE_WORDS} successive words" if n_partly else ""
-        count = f"{n_standing:,} of {self.n_questions[benchmark]:,} questions stand"
+        count = f"{n_standing:,} of {self.n_questions[benchmark]:,} questions are also"
         return (
             f"{benchmark}: {count} in the training rows{partly}; for example {first.question.name} "
             f"({text!r}) and row {first.row} of {first.dataset}, which share {first.shared[:120]!r}"

@@ -188,8 +188,7 @@ def _load_part(
     if n_held_out < config.validation_examples:
         notes.append(
             f"dataset.{name}: {n_held_out:,} of {n_rows:,} rows are held out for validation, "
-            "because at most a tenth may be; "
-            f"validation_examples={config.validation_examples} would be more"
+            f"not validation_examples={config.validation_examples}, because at most a tenth may be"
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     train_rows, held_out_rows = _build_dataset(train, columns), _build_dataset(validation, columns)

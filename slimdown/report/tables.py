@@ -270,6 +270,9 @@ def print_table(
         console.print(Text(visible(title)), style="bold", soft_wrap=True)
     if not (console.is_terminal or fits):
         _, width = _lay_out_narrowly(table, console, _SEPARATORS[0], keeps_names)
+        if width.maximum > console.width:  # it is wider even with cut names
+            keeps_names = True
+            _, width = _lay_out_narrowly(table, console, _SEPARATORS[0], keeps_names)
         console.width = max(console.width, width.maximum)
     rich_table, left_out = _fit(table, console, keeps_names)
     if rich_table:

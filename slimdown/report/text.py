@@ -47,7 +47,10 @@ CAUSES = {
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
 # The steps that lessen the loss of a model that another tool trained
-ADVICE_ON_LOGS = "slimdown run tuned=MODEL suite=quick, then slimdown scale RUN"
+ADVICE_ON_LOGS = (
+    "if the tuned model is an adapter, measure it with slimdown run tuned=ADAPTER, and shrink its "
+    "effect with slimdown scale RUN."
+)
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
     "To confirm the run you choose on the held-out questions: slimdown compare RUN --confirm"
@@ -139,7 +142,7 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             points = f"{100 * smallest:.1f} points"
             reason = f"{n} detect a change of {points} in 80 % of cases (power)."
             if benchmark.n < FEWEST_TO_TELL or isnan(smallest):
-                reason = f"{n} are too few for a verdict."
+                reason = f"{n} are too few for a verdict. Ask at least {FEWEST_TO_TELL}."
             elif needed := benchmark.n_to_decide:
                 reason += (
                     f" About {needed:,} in total would be enough for a verdict if the change stays "
@@ -307,7 +310,11 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
                 needed[check.benchmark] = check.n_to_decide
                 expected[check.benchmark] = check.expected
     else:
-        needed = {n: b.n_to_decide for n, b in benchmarks.items() if b.verdict == "undecided"}
+        needed = {
+            name: benchmark.n_to_decide
+            for name, benchmark in benchmarks.items()
+            if benchmark.verdict == "undecided" and not _has_nothing_to_lose(benchmark)
+        }
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     if many := {name: n for name, n in needed.items() if name not in few}:
@@ -316,7 +323,14 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
         purpose = "to check the budget" if gate else "for a verdict"
-        yield f"Too few questions {purpose}: {_list_names(counted)}."
+        yield (
+            f"Too few questions {purpose}: {_list_names(counted)}. Ask at least {FEWEST_TO_TELL}."
+        )
+
+
+def _has_nothing_to_lose(benchmark: BenchmarkChange) -> bool:
+    """Whether the base model answered no question of a retained benchmark correctly."""
+    return benchmark.role is Role.retained and not benchmark.primary.base.value
 
 
 def _say_what_would_decide(
@@ -346,10 +360,12 @@ def _say_what_would_decide(
     known.sort(key=lambda pair: pair[1])
     counts = list[str]()
     for name, n in known[:_MOST_NAMED]:
-        unit = "" if counts else " questions"  # said once
-        goal = f" (for {expected[name]})" if expected else ""
-        counts.append(f"{n:,}{unit} of {name}{goal}")
-    return f"{opening} In total, about {_list_names(counts)} would be enough {condition}."
+        verb = "" if counts else "needs "  # said once
+        unit = "" if counts else " questions in total"
+        goal = f" for {expected[name]}" if expected else ""
+        counts.append(f"{name} {verb}about {n:,}{unit}{goal}")
+    purpose = "" if expected else " for a verdict"
+    return f"{opening} {condition.capitalize()}, {_list_names(counts)}{purpose}."
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -409,11 +425,14 @@ def list_doubts(findings: Findings) -> Iterator[str]:
                 f"{name}: the thinking did not end within the token limit. Raise "
                 f"benchmark.{name}.max_gen_toks."
             )
-        if benchmark.role is Role.retained and not benchmark.primary.base.value:
+        if _has_nothing_to_lose(benchmark):
+            reason = ""
+            if benchmark.metric == "exact_match.strip":  # of question files
+                reason = f" If they are sentences, set benchmark.{name}.score=contains."
             yield (
-                f"{name}: no question was answered correctly before, so no loss can be measured. "
-                "Read the answers to see why. To leave this benchmark out of a gate, add "
-                f"--max-loss {name}=off."
+                f"{name}: the base model answered no question correctly, so no loss can be "
+                f"measured. Read the answers to see why.{reason} To leave this benchmark out of a "
+                f"gate, add --max-loss {name}=off."
             )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
@@ -606,8 +625,8 @@ def describe_budgets(gate: Gate) -> Iterator[str]:
         yield f"{check.benchmark} (budget: {budget}): {word}, because {check.reason}."
     if len(gate.checks) > 1:
         yield (
-            "Each budget has a one-sided test of its own, at 95 % confidence. Only a proven FAILED "
-            "is corrected for the number of budgets, because all of them have to pass."
+            "Each budget has a one-sided test of its own, at 95 % confidence. FAILED is corrected "
+            "for the number of budgets. PASSED needs no correction, because all have to pass."
         )
     if gate.mean:
         yield describe_overall(gate.mean)
@@ -618,7 +637,7 @@ def explain_table(findings: Findings) -> str:
     roles = [b.role for b in findings.benchmarks.values()]
     n = sum(role is not Role.watched for role in roles)
     is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
-    level = "at least 95 % (90 % for retained)" if is_retained else "at least 95 %"
+    level = "at least 95 % (90 % if the verdict is retained)" if is_retained else "at least 95 %"
     sentences = [f"Changes are in percentage points, with confidence intervals of {level}."]
     if Role.target in roles:
         sentences.append("A star (*) marks a target benchmark.")

@@ -9,6 +9,7 @@ from slimdown.config.loader import complete_config, read_trained_quantization
 from slimdown.config.rules import check_rows
 from slimdown.config.schema import EvaluationConfig, RunConfig, TunedModelConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
+from slimdown.data.contamination import Contamination, find_contamination
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.evaluation.evaluator import check_room
 from slimdown.evaluation.served_evaluation import find_served_otherwise
@@ -57,6 +58,13 @@ class RunInputs:
     server_differences: list[str]
     served: dict[str, BenchmarkTask]
     notes: list[str]
+
+    def find_contamination(self) -> Contamination:
+        """Search the rows for the benchmarks' questions."""
+        if self.train_data is None:
+            return Contamination()
+        questions = {name: task.questions() for name, task in self.tasks.items()}
+        return find_contamination(self.train_data, questions, self.config.keep.read_prompts())
 
     @property
     def learns_prompt(self) -> bool:

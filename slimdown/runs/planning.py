@@ -65,6 +65,7 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
     """
     with console.progress_bar("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)
+        inputs.find_contamination().check(config.contamination.max_share)
         base = describe_base(inputs)
         counted = _count_costs(inputs, base)
         rows = _tokenize(inputs, base)
@@ -231,7 +232,8 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     """Say how benchmarks are asked, what is cut, and what memory and disk it takes."""
     config = inputs.config
     yield f"Base model: {describe_model(config)}."
-    yield f"Prompts: {describe_prompts(config.evaluation)}."
+    if config.evaluation.apply_chat_template != "auto":  # else the first note says it
+        yield f"Prompts: {describe_prompts(config.evaluation)}."
     yield from inputs.notes
     if inputs.train_data:
         is_chat = inputs.train_data.holds_conversations

@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 
-from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainingData
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
@@ -106,9 +105,8 @@ class TrainingSource(TunedSource):
 
     def begin(self) -> None:
         """Record the rows, and which questions stand in them."""
-        config, tasks = self._inputs.config, self._inputs.tasks
-        questions = {name: task.questions() for name, task in tasks.items()}
-        contamination = find_contamination(self._data, questions, config.keep.read_prompts())
+        config = self._inputs.config
+        contamination = self._inputs.find_contamination()
         self._run.log_data(self._data, contamination)
         contamination.check(config.contamination.max_share)
         show_notes(contamination.notes)

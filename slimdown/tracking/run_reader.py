@@ -141,8 +141,9 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
                 problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
         raise TrackingError(f"{problem}; slimdown status lists the runs")
     if len(matches) > 1:
-        ids = ", ".join(run.run_id for run in matches[:3])
-        raise TrackingError(f"{len(matches)} runs are called {text}; give an id: {ids}")
+        ids = ", ".join(f"{run.run_id[:8]} ({run.status.lower()})" for run in matches[:3])
+        advice = "give an id, or delete the others with slimdown delete"
+        raise TrackingError(f"{len(matches)} runs are called {text}: {ids}; {advice}")
     return read_findings(tracking, matches)[0]
 
 
