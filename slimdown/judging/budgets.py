@@ -352,6 +352,12 @@ def check_budgets(
             advice = f"raise benchmark.{name}.max_gen_toks"
             reason = f"in too many answers the thinking did not end; {advice}"
             check = replace(check, reason=reason)
+        elif benchmark.has_nothing_to_lose:  # a PASSED would say nothing
+            reason = (
+                "the base model answered no question correctly, so it had nothing to lose; mend "
+                f"the benchmark, or leave it out with --max-loss {name}=off"
+            )
+            check = replace(check, outcome=Outcome.undecided, reason=reason)
         else:
             check = replace(check, reason=_explain(check))
         checks.append(check)

@@ -145,6 +145,11 @@ class BenchmarkChange:
         return self.never_ended is None
 
     @property
+    def has_nothing_to_lose(self) -> bool:
+        """Whether the base model answered no question correctly."""
+        return not self.primary.base.value
+
+    @property
     def is_forgotten(self) -> bool:
         """Whether a loss is shown."""
         return self.verdict is Verdict.forgotten

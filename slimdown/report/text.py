@@ -47,10 +47,7 @@ CAUSES = {
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
 # The steps that lessen the loss of a model that another tool trained
-ADVICE_ON_LOGS = (
-    "if the tuned model is an adapter, measure it with slimdown run tuned=ADAPTER, and shrink its "
-    "effect with slimdown scale RUN."
-)
+ADVICE_ON_LOGS = "slimdown run tuned=ADAPTER, then shrink its effect: slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
     "To confirm the run you choose on the held-out questions: slimdown compare RUN --confirm"
@@ -179,8 +176,10 @@ def describe_outcome(gate: Gate) -> str:
 def _describe_loss(check: BudgetCheck) -> str:
     name, budget = check.benchmark, f"{100 * check.budget:.3g}"
     loss = -check.bound
+    change = check.change
     is_within = check.outcome is Outcome.undecided and loss <= check.budget
-    if is_within or not check.change.is_measured:  # something else than the bound leaves it open
+    if is_within or change.has_nothing_to_lose or not change.is_measured:
+        # something else than the bound leaves it open
         return f"{name}: {check.reason}"
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
     lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
@@ -236,8 +235,8 @@ def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> I
     if cut:
         yield (
             f"Many of {sides[0]} and of {sides[1]} were cut at the token limit: "
-            f"{_list_names(cut)}. This favours the model that writes shorter answers. Raise the "
-            "limit."
+            f"{_list_names(cut)}. This favours the model that writes shorter answers. Raise "
+            "max_gen_toks."
         )
 
 
@@ -306,14 +305,15 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     needed, expected = dict[str, int | None](), dict[str, str]()
     if gate:
         for check in gate.checks:
-            if check.outcome is Outcome.undecided:
+            if check.outcome is Outcome.undecided and not check.change.has_nothing_to_lose:
                 needed[check.benchmark] = check.n_to_decide
                 expected[check.benchmark] = check.expected
     else:
         needed = {
             name: benchmark.n_to_decide
             for name, benchmark in benchmarks.items()
-            if benchmark.verdict == "undecided" and not _has_nothing_to_lose(benchmark)
+            if benchmark.verdict == "undecided"
+            and not (benchmark.role is Role.retained and benchmark.has_nothing_to_lose)
         }
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
@@ -326,11 +326,6 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
         yield (
             f"Too few questions {purpose}: {_list_names(counted)}. Ask at least {FEWEST_TO_TELL}."
         )
-
-
-def _has_nothing_to_lose(benchmark: BenchmarkChange) -> bool:
-    """Whether the base model answered no question of a retained benchmark correctly."""
-    return benchmark.role is Role.retained and not benchmark.primary.base.value
 
 
 def _say_what_would_decide(
@@ -425,15 +420,21 @@ def list_doubts(findings: Findings) -> Iterator[str]:
                 f"{name}: the thinking did not end within the token limit. Raise "
                 f"benchmark.{name}.max_gen_toks."
             )
-        if _has_nothing_to_lose(benchmark):
-            reason = ""
-            if benchmark.metric == "exact_match.strip":  # of question files
-                reason = f" If they are sentences, set benchmark.{name}.score=contains."
-            yield (
-                f"{name}: the base model answered no question correctly, so no loss can be "
-                f"measured. Read the answers to see why.{reason} To leave this benchmark out of a "
-                f"gate, add --max-loss {name}=off."
-            )
+    idle = {
+        name: benchmark.metric
+        for name, benchmark in findings.benchmarks.items()
+        if benchmark.role is Role.retained and benchmark.has_nothing_to_lose
+    }
+    if idle:
+        reasons = [
+            f" If they are sentences, set benchmark.{name}.score=contains."
+            for name, metric in idle.items()
+            if metric == "exact_match.strip"  # of question files
+        ]
+        yield (
+            f"The base model answered no question of {_list_names([*idle])} correctly, so no loss "
+            f"can be measured there. Read the answers to see why.{''.join(reasons[:1])}"
+        )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)

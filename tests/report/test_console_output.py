@@ -120,7 +120,7 @@ def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     assert needed[0] < needed[1]
     [line] = text.name_undecided(findings)
     few, many = (f" {number:,} " for number in needed)
-    assert line.index(few) < line.rindex(" far ") < line.index(many) < line.rindex(" near ")
+    assert line.rindex(" far ") < line.index(few) < line.rindex(" near ") < line.index(many)
     assert "budget" not in line
     gate = Gate(tuple(check_budgets(findings, {"far": 0.02, "near": 0.02})))
     [line] = text.name_undecided(findings, gate)

@@ -206,7 +206,7 @@ def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
     assert benchmark.verdict == "retained"
     assert benchmark.primary.difference.low < -0.02 < benchmark.shown_change.low
     table = findings_table(findings)
-    assert "90 % for retained" in table.legend
+    assert "90 %" in table.legend
     assert "= 90 %" in write_table(table, "table")
     [row] = (row for row in table.rows if not row.is_secondary)
     [compared] = comparison_table(compare_runs([make_run(findings)])).rows
