@@ -294,8 +294,10 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     runs, source, notes = _find_finished(options)
     sweeps = _count_by_sweep(runs)
     newest = next((name for name in sweeps if sweeps[name] > 1 and name != _NO_SWEEP), "")
-    if options.by and newest and not (options.sweep or options.filter):
-        # Runs of other sweeps may differ in more than this setting.
+    is_newest = bool(newest) and runs[0].tags.get(Tag.sweep) == newest
+    is_plain = is_newest and not (options.experiment or options.sort)
+    if newest and (options.by or is_plain) and not (options.sweep or options.filter):
+        # Runs of other sweeps may differ in more than the varied settings.
         runs = [run for run in runs if run.tags.get(Tag.sweep) == newest]
         source = f"the newest sweep, {newest}"
     if not options.sweep and (len(sweeps) > 1 or _NO_SWEEP not in sweeps):
@@ -314,7 +316,10 @@ def _describe_sweeps(sweeps: Mapping[str, int]) -> str:
         return "No run belongs to a sweep."
     counts = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
     more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
-    return f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep."
+    return (
+        f"Runs by sweep: {counts}{more}. Add --sweep NAME to see one sweep, or --experiment NAME "
+        "to see all runs of an experiment."
+    )
 
 
 def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, list[str]]:

@@ -445,8 +445,8 @@ def _describe_caveats(
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield (
-                f"{name} does not have the same questions, metric and margin in all runs: compare "
-                "with care."
+                f"{name} does not have the same questions, metric and margin in all runs, so its "
+                "changes do not show which run is better."
             )
         elif changes[0].metric == CHOICE_PROBABILITY:
             yield f"{name} is judged by {CHOICE_PROBABILITY}, the probability of the right choice."
@@ -455,7 +455,10 @@ def _describe_caveats(
     for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
         values = _describe_differing(shared.get(key, "not recorded") for shared in conditions)
         if values:
-            yield f"The runs were measured differently ({key} is {values}): compare with care."
+            yield (
+                f"The runs were not measured alike: {key} is {values}. Small differences between "
+                "them may come from this alone."
+            )
     if any(cell.is_stopped for cell in cells):
         yield (
             "Some evaluations stopped early. Their verdicts and intervals are valid, but the "

@@ -106,7 +106,12 @@ class Mitigation:
 
     def describe(self) -> str:
         """Describe it in a line, for console, page and card; empty where nothing is done."""
-        values = [f"{key} {value}" for key, value in vars(self).items() if value and key != "name"]
+        labels = {"weight": "KL penalty weight"}
+        values = [
+            f"{labels.get(key, key)} {value}"
+            for key, value in vars(self).items()
+            if value and key != "name"
+        ]
         named = f"{self.name}: {self.description}" if self.description else self.name
         return ", ".join([named, *values]) if self.is_active else ""
 

@@ -104,6 +104,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             phrases: The phrases of refusals that the user adds.
         """
         self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
+        is_written = "choices" not in rows[0]
+        self.compares_whole_messages = self.has_messages and is_written and "rule" not in rows[0]
         chats = [json.loads(row["conversation"]) for row in rows if self.has_messages]
         self.has_tools = any(chat["tools"] for chat in chats)
         mean = {"aggregation": "mean", "higher_is_better": True}
@@ -191,7 +193,7 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             kind = "tools" if dropped in names else "a turn"
             raise DataError(
                 f"benchmark.{self.config.task}: the model's chat template leaves out {kind} of a "
-                f"question ({dropped[:60]!r}); leave the benchmark out, or use another model"
+                f"question ({dropped[:60]!r}), so this model cannot be asked it"
             )
         return prompt
 

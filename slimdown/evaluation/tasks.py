@@ -81,6 +81,12 @@ class BenchmarkTask:
         return any(getattr(task, "has_messages", False) for task in self.tasks.values())
 
     @property
+    def compares_whole_messages(self) -> bool:
+        """Whether a chat model's answer must equal the right one, letter by letter."""
+        tasks = self.tasks.values()
+        return any(getattr(task, "compares_whole_messages", False) for task in tasks)
+
+    @property
     def unservable(self) -> str:
         """Why a server is not asked its questions yet; empty: it is.
 

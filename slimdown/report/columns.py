@@ -275,7 +275,7 @@ def _show_mean_change(gate: Gate) -> Cell:
 
 
 def _show_mean_outcome(gate: Gate) -> Cell:
-    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("worse ?", "not shown")
+    shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("?", "not shown")
     return Cell(shown, values={"outcome": outcome})
 
 

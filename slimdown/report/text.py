@@ -231,12 +231,12 @@ def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> I
         if trait and benchmark.max_gen_toks and max(trait.base, trait.tuned) > _MOST_CUT:
             before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
             limit = f"max_gen_toks={benchmark.max_gen_toks}"
-            cut.append(f"{name} ({before} and {after} at {limit})")
+            cut.append(f"{name} ({before} and {after}, at {limit})")
     if cut:
         yield (
-            f"Many of {sides[0]} and of {sides[1]} were cut at the token limit: "
-            f"{_list_names(cut)}. This favours the model that writes shorter answers. Raise "
-            "max_gen_toks."
+            f"Many answers were cut at the token limit: {_list_names(cut)}. The first share is of "
+            f"{sides[0]}, the second of {sides[1]}. This favours the model that writes shorter "
+            "answers. Raise max_gen_toks."
         )
 
 

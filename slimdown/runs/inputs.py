@@ -94,12 +94,18 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer, server)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-    notes = list[str]()
+    notes = [
+        f"{name}: an answer must equal the right one (score=exact). If the model answers in "
+        f"sentences, set benchmark.{name}.score=contains."
+        for name, task in tasks.items()
+        if task.compares_whole_messages
+    ]
     if config.tuned_model:
-        notes = [_describe_weights(config, config.tuned_model)]
+        notes += [_describe_weights(config, config.tuned_model)]
     elif server is None:
         on_progress(0, 0, ", ".join(config.dataset))
-        config, train_data, notes = _prepare_rows(config, tokenizer)
+        config, train_data, row_notes = _prepare_rows(config, tokenizer)
+        notes += row_notes
     evaluation, prompt_notes = decide_prompts(config, tasks, tokenizer, train_data)
     config = replace(config, evaluation=evaluation)
     notes = prompt_notes + notes
@@ -259,7 +265,8 @@ def leave_out_unaskable(
             reasons[name] = str(error)
     askable = {name: task for name, task in tasks.items() if name not in reasons}
     if reasons and (config.suite is None or not askable):
-        raise DataError("\n".join(reasons.values()))
+        lines = "\n".join(reasons.values())
+        raise DataError(f"{lines}\nLeave out what cannot be asked, or use another model")
     return askable, reasons
 
 
@@ -283,7 +290,7 @@ def _find_unservable(
             reason = f"{task.unservable}, which slimdown does not ask a server yet"
         else:
             continue
-        yield name, f"benchmark.{name} {reason}; leave it out, or measure the model's files"
+        yield name, f"benchmark.{name} {reason}; to ask it, measure the model's files"
 
 
 def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:

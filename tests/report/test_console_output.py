@@ -127,7 +127,7 @@ def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     assert line.startswith("Budget ")
     pairs = {f"near{i}": near for i in range(9)}
     [line] = text.name_undecided(judge_pairs(pairs))
-    assert line.count(" of near") == 6
+    assert line.count(" about ") == 6
     assert "3 more (--all)" in line
 
 
