@@ -18,7 +18,7 @@ from slimdown.report.brief_comparison import (
     head_columns,
     head_comparison,
 )
-from slimdown.report.columns import make_change_cell, show_in_comparison
+from slimdown.report.columns import make_change_cell
 from slimdown.report.formatting import (
     EMPTY,
     describe_model_place,
@@ -114,9 +114,6 @@ def _show_changes(
         is_filter = name in (LEARNED, KEPT) or n_benchmarks <= _MOST_FILTERED
         column = Column(heading, "points", is_filter=is_filter)
         cells[column] = _show_change(row, name, judged.get(name))
-        if name in row.changes:
-            findings = [run.findings for run in row.runs if run.findings and name in run.changes]
-            cells |= show_in_comparison(name, heading, findings)
     if isnan(row.target.value):
         loss = row.learned_loss
         column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)

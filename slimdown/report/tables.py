@@ -48,7 +48,6 @@ class Place(StrEnum):
 
     console = "console"  # without --all
     page = "page"
-    compare = "compare"
     markdown = "markdown"
     json = "json"  # and CSV
     mlflow = "mlflow"
