@@ -156,7 +156,7 @@ def _compare(options: argparse.Namespace) -> int:
     is_brief = not options.all and options.format in (None, "table")
     by = options.by
     is_whole = not is_brief or bool(options.output)
-    comparison = compare_runs(runs, options.group_seeds, corrects=is_whole)
+    comparison = compare_runs(runs, options.group_seeds)
     if by is not None:
         comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
     if options.sort is not None:

@@ -31,7 +31,7 @@ from slimdown.report.formatting import (
     pluralize,
 )
 from slimdown.report.tables import Cell, Column, Row, Table
-from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
+from slimdown.report.text import HOW_TO_CONFIRM
 from slimdown.stats.seeds import ENOUGH_SEEDS
 
 _FIRST_OUT = 1_000  # the rank of a column that is left out before any benchmark
@@ -62,7 +62,7 @@ def describe_briefly(
     n_shown = min(max_rows or len(judged), len(judged))
     notes = [f"Add --rows 0 to see all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += describe_claims(comparison, by)
-    notes += [note for note in comparison.notes if CORRECTED not in note]
+    notes += comparison.notes
     notes += describe_choice(comparison)
     runs = [run for row in comparison.rows for run in row.runs]
     varied, seeds = head_comparison(comparison, by)

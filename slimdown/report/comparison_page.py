@@ -1,6 +1,6 @@
 """Show many runs, seeds or scales of one run side by side: tables, figures and pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
@@ -10,6 +10,7 @@ from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
+from slimdown.judging.verdicts import Verdict
 from slimdown.report import pages, text
 from slimdown.report.brief_comparison import (
     describe_choice,
@@ -61,7 +62,26 @@ def comparison_table(
         rows.append(Row(cells | (run if are_unique else {})))
     if len(rows) < len(comparison.rows):
         notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
-    return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
+    notes = (*notes, *comparison.notes, *_describe_corrections(comparison, judged))
+    return Table(title, rows, text.COMPARISON_LEGEND, notes)
+
+
+def _describe_corrections(
+    comparison: Comparison, judged: Sequence[Mapping[str, JudgedMean]]
+) -> Iterator[str]:
+    """Say how many verdicts of single runs become undecided in the table."""
+    holds = [
+        means[name].verdict is change.verdict
+        for row, means in zip(comparison.rows, judged, strict=True)
+        for name, change in row.runs[0].changes.items()
+        if len(row.runs) == 1 and change.verdict not in (None, Verdict.undecided)
+    ]
+    n_claims = sum(mean.verdict is not None for means in judged for mean in means.values())
+    if not all(holds):
+        yield (
+            f"{text.CORRECTED} {holds.count(False):,} of {len(holds):,} verdicts become undecided "
+            f"when they are corrected for all {n_claims:,} changes in this table (Holm)."
+        )
 
 
 def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
@@ -145,15 +165,15 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     values |= {f"{name}.change_{key}": getattr(plain, key) for key in _OF_MEAN[1:]}
     shown, verdict, correction, stopped = judged.shown, judged.verdict, "", ""
     if change:
-        keys = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
+        keys = ("n", "p_value", "verdict", "forgetting_rate")
         values |= {f"{name}.{key}": getattr(change, key) for key in keys}
         if len(row.runs) == 1 and (findings := row.runs[0].findings):
             verdict = findings.benchmarks[name].verdict
-            is_corrected = change.verdict_corrected != change.verdict
-            correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
+            if judged.verdict is not verdict:
+                correction = f" → {judged.verdict} {text.CORRECTED}"
         stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
     values |= {f"{name}.shown_low": shown.low, f"{name}.shown_high": shown.high}
-    values[f"{name}.verdict_over_seeds"] = str(verdict or "")
+    values[f"{name}.verdict_corrected"] = str(judged.verdict or "")
     if isnan(shown.value):
         return Cell(EMPTY, values=values)
     points, interval = format_points(shown)
