@@ -280,10 +280,16 @@ def render_comparison_page(
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     """Render the table and a figure of its curves as a page."""
-    from slimdown.report import figures
+    from slimdown.report.figures import PHONE_WIDTH, DrawnMean, draw_seeds  # matplotlib
 
-    figure = figures.draw_by_setting("scale of the adapter", build_simultaneous_curves(points))
-    caption = "Change of each benchmark at each scale. The intervals hold for all scales at once."
-    values: dict[str, Any] = {"figures": [(figure, None, caption)], "headings": [], "answer": []}
+    setting, panels = "scale of the adapter", dict[str, list[DrawnMean]]()
+    for name, curve in build_simultaneous_curves(points).items():
+        panels[name] = [DrawnMean(f"{scale:g}", "", [c.value], c) for scale, c in curve]
+    caption = (
+        "Change of each benchmark at each scale, in percentage points. The intervals hold for all "
+        "scales at once; a long one may extend beyond its axes."
+    )
+    figure = (draw_seeds(setting, panels), draw_seeds(setting, panels, PHONE_WIDTH), caption)
+    values: dict[str, Any] = {"figures": [figure], "headings": [], "answer": []}
     values |= {"command": "scale", "options": "", "closing": []}
     return pages.render("comparison.html.j2", table=table, **values)

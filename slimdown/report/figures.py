@@ -106,7 +106,7 @@ def draw_seeds(
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
     n_down = max(1, ceil(len(panels) / n_across))
     figure = Figure(figsize=(width, 0.7 + 2.1 * n_down), layout="constrained")
-    figure.set_label(f"Each seed by {setting}{', for a phone' if width < WIDTH else ''}")
+    figure.set_label(f"Change by {setting}{', for a phone' if width < WIDTH else ''}")
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
     others = list(dict.fromkeys(drawn.others for drawn in all_means))
@@ -220,47 +220,6 @@ def _show_colors(figure: Figure, others: Sequence[str]) -> None:
         lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
         names = [_cut(name, 60) for name in others]
         figure.legend(lines, names, loc="outside lower center", ncols=2)
-
-
-@matplotlib.rc_context(_STYLE)
-def draw_by_setting(
-    setting: str, series: Mapping[str, Sequence[tuple[float | str, Estimate]]]
-) -> Figure:
-    """Draw each benchmark's change against a setting, with 95 % intervals.
-
-    The axis has numbers if every value is a number; it is logarithmic if they grow by factors.
-
-    Args:
-        setting: Its dotted key.
-        series: By benchmark, the setting's values and the mean change at each, a share of 1.
-    """
-    figure, axes = _new_figure(3.2 + 0.16 * len(series), f"Change by {setting}")
-    values = list(dict.fromkeys(value for points in series.values() for value, _ in points))
-    numbers = sorted(value for value in values if not isinstance(value, str))
-    is_numeric = len(numbers) == len(values)
-    for i, (name, points) in enumerate(series.items()):
-        # points of a category stand side by side; on an axis of numbers that would be wrong
-        shift = 0.3 * ((i + 0.5) / len(series) - 0.5)
-        places: list[Any] = [v if is_numeric else values.index(v) + shift for v, _ in points]
-        changes = [estimate for _, estimate in points]
-        line = "-" if is_numeric else "none"
-        style: dict[str, Any] = {"marker": "os^DvP"[i % 6], "linestyle": line, "capsize": 2.5}
-        style |= {"color": _COLORS[i % 6], "elinewidth": 1, "label": _cut(name, 40)}
-        axes.errorbar(places, [100 * c.value for c in changes], _measure_arms(changes), **style)
-    if is_numeric and numbers:
-        by_factors = numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]
-        axes.set_xscale("log" if by_factors else "linear")
-        axes.set_xticks(numbers, [f"{n:g}" for n in numbers])
-        axes.set_xticks([], minor=True)
-    else:
-        axes.set_xticks(range(len(values)), [_cut(str(v), 24) for v in values])
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    axes.yaxis.set_major_formatter(_format_signed)
-    axes.set_xlabel(_cut(setting, 60))
-    axes.set_ylabel("change, points (95 % interval)")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
 
 
 @matplotlib.rc_context(_STYLE)
