@@ -27,7 +27,6 @@ from slimdown.report import text
 from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import (
-    cut_names,
     describe_model_place,
     encodable,
     find_local_path,
@@ -283,9 +282,8 @@ def show_findings(
         notes: What else must be known of these findings.
         with_details: Show every metric and column, and every sentence.
     """
-    table, width = findings_table(findings, title, gate=gate), _open_console().width
-    title = cut_names(title, title.split(" → "), width)
-    show_table(replace(table, title=title, legend=""), with_details)
+    table = findings_table(findings, title, gate=gate)
+    show_table(replace(table, legend=""), with_details)
     sentences = [*notes]
     if with_details:
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)

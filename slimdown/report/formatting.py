@@ -204,24 +204,6 @@ def cut_name(name: str, width: int) -> str:
     return f"{name[: width - 1 - n_last]}…{name[-n_last:]}"
 
 
-def cut_names(line: str, names: Collection[str], width: int) -> str:
-    """Cut the names in a line as far as it needs to fit; nothing else is cut.
-
-    >>> cut_names("base → llama32_1b alpaca lora.r=16", ["base", "llama32_1b alpaca lora.r=16"], 24)
-    'base → llama32_…ora.r=16'
-    """
-    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    shown = line
-    for room in range(max(map(len, names), default=0) - 1, SHORTEST_NAME - 1, -1):
-        if len(shown) <= width:
-            break
-        shown = "".join(
-            cut_name(part, room) if part in names else part
-            for part in re.split(f"({pattern})", line)
-        )
-    return shown
-
-
 def find_local_path(uri: str) -> str:
     """Return the path of a `file:` address, or of one without a scheme; else an empty text.
 
