@@ -76,10 +76,7 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     rows, notes = [], list[str]()
     for pair in pairs:
         title = f"{pair.first} → {pair.second}"
-        owners = text.BASE_AND_TUNED
-        if sides[0] == "first":
-            owners = "the first model's answers", "the second model's"
-        caveats = text.list_caveats(pair.findings, owners)
+        caveats = text.list_caveats(pair.findings)
         notes += (f"{title}: {line}" if n > 1 else line for line in caveats)
         places = EVERYWHERE if n > 1 else NOT_BRIEF
         first = {Column("pair", max_width=30, places=places): Cell(title, values={"pair": title})}
