@@ -47,10 +47,8 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 @matplotlib.rc_context(_STYLE)
 def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n."""
-    title = (
-        f"Change of each benchmark{', for a phone' if width < WIDTH else ''}"  # its ids go by it
-    )
-    figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), title, width)
+    figure = _new_figure("Change of each benchmark", 1.0 + 0.36 * len(findings.benchmarks), width)
+    axes = figure.add_subplot()
     for row, benchmark in enumerate(findings.benchmarks.values()):
         d, margin = benchmark.shown_change, 100 * benchmark.margin
         shown = find_style(benchmark.verdict)
@@ -105,8 +103,7 @@ def draw_seeds(
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
     n_down = max(1, ceil(len(panels) / n_across))
-    figure = Figure(figsize=(width, 0.7 + 2.1 * n_down), layout="constrained")
-    figure.set_label(f"Change by {setting}{', for a phone' if width < WIDTH else ''}")
+    figure = _new_figure(f"Change by {setting}", 0.7 + 2.1 * n_down, width)
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
     others = list(dict.fromkeys(drawn.others for drawn in all_means))
@@ -174,8 +171,9 @@ def draw_learned_and_kept(
         unit: Of what was learned.
         width: In inches.
     """
-    title = f"Learned against kept, by {setting}{', for a phone' if width < WIDTH else ''}"
-    figure, axes = _new_figure(4.2 if width == WIDTH else 3.4, title, width)
+    height = 4.2 if width == WIDTH else 3.4
+    figure = _new_figure(f"Learned against kept, by {setting}", height, width)
+    axes = figure.add_subplot()
     others = list(dict.fromkeys(drawn.others for drawn in learned))
     pairs = list(zip(learned, kept, strict=True))
     for group, name in enumerate(others):
@@ -231,8 +229,7 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     n_across = max(1, min(len(stages.benchmarks), 2 if width == WIDTH else 1))
     n_down = ceil(len(stages.benchmarks) / n_across)
     names = [stages.steps[0].before, *(step.after for step in stages.steps)]
-    figure = Figure(figsize=(width, 0.4 + 2.4 * n_down), layout="constrained")
-    figure.set_label(f"Score after each stage{', for a phone' if width < WIDTH else ''}")
+    figure = _new_figure("Score after each stage", 0.4 + 2.4 * n_down, width)
     for panel, name in enumerate(stages.benchmarks, 1):
         axes = figure.add_subplot(n_down, n_across, panel)
         changes = stages.list_changes(name)[: len(stages.steps)]
@@ -282,10 +279,10 @@ def write_svg(figure: Figure) -> str:
     return re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', opening, svg, count=1).strip()
 
 
-def _new_figure(height: float, title: str, width: float = WIDTH) -> tuple[Figure, Axes]:
+def _new_figure(title: str, height: float, width: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.set_label(title)
-    return figure, figure.add_subplot()
+    figure.set_label(f"{title}{', for a phone' if width < WIDTH else ''}")  # its ids go by it
+    return figure
 
 
 def _measure_arms(estimates: Sequence[Estimate]) -> list[list[float]]:
