@@ -5,7 +5,7 @@ is never wider than the console: columns that find no room are left out, and nam
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from statistics import fmean
 
@@ -25,7 +25,6 @@ from slimdown.config.benchmark_config import Role
 from slimdown.report.formatting import (
     EMPTY,
     drop_shared_beginning,
-    drop_shared_folders,
     format_number,
     format_p_value,
     pluralize,
@@ -39,24 +38,18 @@ _MOST_SHOWN = 3  # differences below the table
 _MODEL = ("model.id", "quantization", "model.dtype")  # what decides a base's scores
 
 
-@dataclass(frozen=True)
-class BriefComparison:
-    """Headings, the table, and what is said below it."""
-
-    headings: list[str]
-    table: Table
-    notes: list[str]
-
-
 def describe_briefly(
     comparison: Comparison, max_rows: int = 0, by: str | None = None
-) -> BriefComparison:
+) -> tuple[list[str], Table]:
     """Describe a comparison for a console.
 
     Args:
         comparison: The compared runs, in the order of the lines.
         max_rows: The most configurations to show; 0 shows all.
         by: The setting whose values are tested against each other; None: the one that was varied.
+
+    Returns:
+        Headings, and the table with what is said below it.
     """
     judged = judge_configurations(comparison)
     n_shown = min(max_rows or len(judged), len(judged))
@@ -72,7 +65,8 @@ def describe_briefly(
         headings += _describe_other_differences(comparison, find_settings(comparison, by))
     headings += _describe_base(comparison)
     headings += describe_model_differences(runs)
-    return BriefComparison(headings, _make_table(comparison, judged[:n_shown], by), notes)
+    table = _make_table(comparison, judged[:n_shown], by)
+    return headings, replace(table, notes=tuple(notes))
 
 
 def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -> Iterator[str]:
@@ -181,7 +175,7 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
         if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
             settings = [*settings, key]
     values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
-    shown = {key: drop_shared_folders(texts) for key, texts in values.items()}
+    shown = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
     tells_apart = len({*zip(*shown.values(), strict=True)}) == len(rows) if shown else False
     names = [row.given_name or EMPTY for row in rows]
     is_named = len({*names}) > 1
@@ -263,7 +257,7 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
     names = comparison.benchmarks
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
     targets = [name for name in names if roles[name] is Role.target]
-    short = drop_shared_beginning(names)
+    short = dict(zip(names, drop_shared_beginning(names, "_"), strict=True))
     headings = {LEARNED: LEARNED} if len(targets) > 1 else {}
     headings |= {name: LEARNED if targets == [name] else short[name] for name in names}
     if sum(roles[name] is Role.retained for name in names) > 1:

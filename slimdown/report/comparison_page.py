@@ -11,7 +11,7 @@ from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curve
 from slimdown.comparison.trials import TrialOutcome
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
 from slimdown.judging.verdicts import Verdict
-from slimdown.report import pages, text
+from slimdown.report import text
 from slimdown.report.brief_comparison import (
     describe_choice,
     describe_claims,
@@ -27,6 +27,7 @@ from slimdown.report.formatting import (
     format_number,
     format_points,
 )
+from slimdown.report.pages import render_table_page
 from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row, Table
 
 _MOST_SEEDS = 8  # listed one by one
@@ -251,31 +252,24 @@ def scales_table(
     return Table(title, list(map(Row, rows)), legend, tuple(part))
 
 
-def render_comparison_page(
-    table: Table,
-    comparison: Comparison | None = None,
-    setting: str | None = None,
-    options: str = "",
-) -> str:
+def render_comparison_page(table: Table, comparison: Comparison, setting: str | None = None) -> str:
     """Render a table as a page: what is shown to differ, the table, and its figures.
 
     Args:
         table: What is shown; you can sort and filter it.
-        comparison: Where the sentences on differences and the figures come from; None: the page
-            has neither.
+        comparison: Where the sentences on differences and the figures come from.
         setting: A dotted key that changes are drawn against; None: the first that was varied.
-        options: What follows `slimdown compare` in the page's first line, such as `--by lora.r`.
     """
     from slimdown.report import comparison_figures  # matplotlib takes half a second
 
-    values: dict[str, Any] = {"headings": [], "answer": [], "figures": [], "closing": []}
-    if comparison:
-        values["headings"] = head_comparison(comparison, setting)
-        values["answer"] = list(describe_claims(comparison, setting, _MOST_CLAIMED))
-        values["figures"] = comparison_figures.draw_comparison(comparison, setting)
-        values["closing"] = list(describe_choice(comparison))
-    values |= {"table": table.at(Place.page), "options": options}
-    return pages.render("comparison.html.j2", **values)
+    return render_table_page(
+        table,
+        "compare",
+        comparison_figures.draw_comparison(comparison, setting),
+        headings=head_comparison(comparison, setting),
+        answer=list(describe_claims(comparison, setting, _MOST_CLAIMED)),
+        closing=list(describe_choice(comparison)),
+    )
 
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
@@ -290,6 +284,4 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
         "scales at once; a long one may extend beyond its axes."
     )
     figure = (draw_seeds(setting, panels), draw_seeds(setting, panels, PHONE_WIDTH), caption)
-    values: dict[str, Any] = {"figures": [figure], "headings": [], "answer": []}
-    values |= {"command": "scale", "options": "", "closing": []}
-    return pages.render("comparison.html.j2", table=table, **values)
+    return render_table_page(table, "scale", [figure])

@@ -107,13 +107,11 @@ def show_comparison(
         max_rows, by: As for `describe_briefly`.
     """
     console = _open_console()
-    brief = describe_briefly(comparison, max_rows, by)
+    headings, table = describe_briefly(comparison, max_rows, by)
     console.print(Text(visible(title), "bold"))
-    for line in brief.headings:
+    for line in headings:
         console.print(Text(visible(line)))
-    print_table(brief.table, console, fits=True)
-    for line in (*brief.notes, *notes):
-        console.print(Text(visible(line)))
+    print_table(replace(table, notes=(*table.notes, *notes)), console, fits=True)
 
 
 def show_plans(plans: Sequence[RunPlan], n_finished: int) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -166,30 +166,20 @@ def pluralize(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def drop_shared_beginning(names: Collection[str]) -> dict[str, str]:
-    """Return each name without the words that all of them begin with.
+def drop_shared_beginning(names: Sequence[str], separator: str) -> list[str]:
+    """Return names without the parts that all of them begin with; a single name stays whole.
 
-    >>> drop_shared_beginning(["pocket_math", "pocket_cs"])
-    {'pocket_math': 'math', 'pocket_cs': 'cs'}
+    >>> drop_shared_beginning(["pocket_math", "pocket_cs"], "_")
+    ['math', 'cs']
+    >>> drop_shared_beginning(["out/checkpoint-50", "out/checkpoint-100"], "/")
+    ['checkpoint-50', 'checkpoint-100']
     """
-    words_by_name = {name: name.split("_") for name in names}
-    columns = zip(*(words[:-1] for words in words_by_name.values()), strict=False)
-    n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
-    return {name: "_".join(words[n_shared:]) for name, words in words_by_name.items()}
-
-
-def drop_shared_folders(paths: Sequence[str]) -> list[str]:
-    """Return paths without the folders that all of them lie in.
-
-    >>> drop_shared_folders(["out/checkpoint-50", "out/checkpoint-100"]), drop_shared_folders(["4"])
-    (['checkpoint-50', 'checkpoint-100'], ['4'])
-    """
-    if len({*paths}) < 2:
-        return [*paths]
-    parts_by_path = [path.split("/") for path in paths]
-    columns = zip(*(parts[:-1] for parts in parts_by_path), strict=False)
+    if len({*names}) < 2:
+        return [*names]
+    parts_by_name = [name.split(separator) for name in names]
+    columns = zip(*(parts[:-1] for parts in parts_by_name), strict=False)
     n_shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
-    return ["/".join(parts[n_shared:]) for parts in parts_by_path]
+    return [separator.join(parts[n_shared:]) for parts in parts_by_name]
 
 
 def cut_name(name: str, width: int) -> str:

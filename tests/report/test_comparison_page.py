@@ -95,7 +95,7 @@ def test_console_table_and_page_judge_a_comparison_once(
 
 
 def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:
-    html = render_comparison_page(comparison_table(comparison), comparison, "lora.r", "--by lora.r")
+    html = render_comparison_page(comparison_table(comparison), comparison, "lora.r")
     assert "maths_<wbr>of_<wbr>school" in html
     assert html.count("<svg") == 4  # two figures, each for a wide screen and for a phone
     assert html.count("<script>") == 1
