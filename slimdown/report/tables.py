@@ -207,18 +207,6 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
     return runs_table(jobs, f"{pluralize(len(jobs), 'job')}: {states}. {notes}".strip())
 
 
-def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
-    """Show the sizes of models or runs; names that end in "_bytes" hold bytes."""
-    names = records[0] if records else ()
-    formats = {name: formatting.format_bytes for name in names if name.endswith("_bytes")}
-    table = make_table(title, records, formats, legend)
-    rows = [
-        Row({replace(k, heading=k.heading.removesuffix(" bytes")): c for k, c in row.cells.items()})
-        for row in table.rows
-    ]
-    return replace(table, rows=rows)
-
-
 def write_table(table: Table, format: str) -> str:
     """Write a table in one of `formatting.FORMATS`.
 

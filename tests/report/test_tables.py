@@ -194,8 +194,6 @@ def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
     shown = write_table(tables.sweep_table(jobs), "table")
     assert "1 failed" in shown
     assert "finished  01234567\n" in shown
-    sizes = tables.sizes_table("m", [{"weights": "nf4", "held_bytes": 3 * 2**30, "n": 12345}])
-    assert write_table(sizes, "table").split()[-4:] == ["nf4", "3.00", "GiB", "12,345"]
 
 
 def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
