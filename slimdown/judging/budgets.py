@@ -323,7 +323,10 @@ def check_budgets(
     tests: dict[str, TestedLoss] = {n: b.primary.difference for n, b in measured.items()}
     if shares := [name for name in relative if name in tests]:
         pairs = read_pairs() if read_pairs else findings.pairs
-        tests |= _build_ratio_tests({name: pairs[name] for name in shares})
+        for name in shares:
+            pair = pairs[name]
+            if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
+                tests[name] = test
     checks = []
     for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
         benchmark, budget = benchmarks[name], budgets[name]
@@ -343,15 +346,6 @@ def check_budgets(
             check = replace(check, reason=_explain(check))
         checks.append(check)
     return checks
-
-
-def _build_ratio_tests(pairs: Mapping[str, Pair]) -> dict[str, RatioTest]:
-    """Build the test of a share of the base's score, where the base scored anything."""
-    tests = {}
-    for name, pair in pairs.items():
-        if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
-            tests[name] = test
-    return tests
 
 
 def decide_by_settings(findings: Findings) -> Gate | None:
