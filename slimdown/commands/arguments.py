@@ -102,13 +102,7 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"-o {output} is a folder; name a file in it")
         formats = self._formats.items()
         by_ending = {ending: name for name, endings in formats for ending in endings}
-        format_of_ending = by_ending.get(output.suffix.lower())
-        if asked_format and format_of_ending and asked_format != format_of_ending:
-            self.error(
-                f"-o {output}: its ending means {format_of_ending}, but you gave --format "
-                f"{asked_format}; leave out --format, or change the ending"
-            )
-        format_ = asked_format or format_of_ending
+        format_ = asked_format or by_ending.get(output.suffix.lower())
         if not format_:
             self.error(f"-o {output}: give it the ending {' or '.join(by_ending)}, or add --format")
         if not output.parent.is_dir():
