@@ -5,7 +5,7 @@ is never wider than the console: columns that find no room are left out, and nam
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf, isnan
 from statistics import fmean
 
@@ -107,33 +107,19 @@ def _make_table(
         for name, heading in headings.items()
     }
     labels = _label_rows(comparison, find_settings(comparison, by))
-    rows, bases = list[Row](), list[_Base]()
+    rows, bases = list[Row](), list[tuple[str, dict[str, float]]]()
     for configuration, label, means in zip(comparison.rows, labels, judged, strict=False):
-        base = _Base(_name_model(configuration), _average_base_scores(configuration))
-        known = next((other for other in bases if other.is_same_as(base)), None)
-        if known is None or base.scores.keys() - known.scores.keys():
+        scores = _average_base_scores(configuration)
+        rounded = {name: round(score, 4) for name, score in scores.items()}
+        base = _name_model(configuration), rounded
+        if base not in bases:
             bases.append(base)
             cells = {column: Cell() for column in label}
-            cells |= {numbers[n]: _show_score(base.scores.get(n)) for n in numbers}
+            cells |= {numbers[n]: _show_score(scores.get(n)) for n in numbers}
             rows.append(Row({**cells, next(iter(label)): Cell("base")}, is_secondary=True))
         cells = {numbers[name]: _show_change(means.get(name)) for name in numbers}
         rows.append(Row({**label, **cells}))
     return Table("", rows)
-
-
-@dataclass(frozen=True)
-class _Base:
-    """A base model, and its scores by benchmark, as shares."""
-
-    model: str
-    scores: Mapping[str, float]
-
-    def is_same_as(self, other: "_Base") -> bool:
-        """Whether both are one model, with the same scores on their common benchmarks."""
-        common = self.scores.keys() & other.scores.keys()
-        return self.model == other.model and all(
-            round(self.scores[name], 4) == round(other.scores[name], 4) for name in common
-        )
 
 
 def _average_base_scores(row: Configuration) -> dict[str, float]:
