@@ -253,17 +253,14 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
 
 def _describe_seeds(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.rows})
-    if counts[-1] == 1:
-        return (
-            "Each row is one seed. Changes are in percentage points against the base model, whose "
-            "row shows scores in percent. "
-            "A verdict holds for that training run only"
-        )
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    means, scope = "one seed", "A verdict holds for that training run only"
+    if counts[-1] > 1:
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        means = f"the mean over {seeds} seeds"
+        scope = "Verdicts over several seeds generalise to new seeds"
     return (
-        f"Each row is the mean over {seeds} seeds. Changes are in percentage points against the "
-        "base model, whose row shows scores in percent. Verdicts over several seeds generalise to "
-        "new seeds"
+        f"Each row is {means}. Changes are in percentage points against the base model, whose row "
+        f"shows scores in percent. {scope}"
     )
 
 

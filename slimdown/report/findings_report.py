@@ -32,8 +32,7 @@ def findings_table(
         values, as shares of 1. Further metrics have neither verdict nor p-value.
     """
     rows = name_levels(make_rows(findings, gate))
-    table = Table(title, rows, text.explain_table(findings))
-    table = replace(table, notes=tuple(notes))
+    table = Table(title, rows, text.explain_table(findings), tuple(notes))
     return add_outcome(table, gate) if gate else table
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from math import log, nan, sqrt
+from typing import Any
 
 import numpy as np
 import scipy
@@ -275,7 +276,7 @@ class SeedAnswers:
         return len(self.seeds) == self.n_seeds and set(self.seeds) == set(other.seeds)
 
 
-def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
+def build_tests(answers: Mapping[Any, SeedAnswers]) -> dict[Any, MeanTest]:
     """Build the test of each configuration's mean; all answered the same questions.
 
     Args:
