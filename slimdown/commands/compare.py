@@ -39,11 +39,11 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.common_questions import take_common
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import open_part
-from slimdown.judging.stages import judge_stages
+from slimdown.judging.stages import Step, judge_stages
 from slimdown.report import comparison_page as page
 from slimdown.report.brief_comparison import describe_claims, list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
-from slimdown.report.findings_report import ModelPair, pairs_table
+from slimdown.report.findings_report import pairs_table
 from slimdown.report.formatting import pluralize
 from slimdown.report.pages import render_table_page
 from slimdown.report.stages_report import render_stages_page, stages_table
@@ -189,7 +189,7 @@ def _check_reference(value: str | None, tested: Sequence[str]) -> None:
 
 def _judge_two_models(
     runs: list[RunRecord], options: argparse.Namespace
-) -> tuple[list[ModelPair], list[str]]:
+) -> tuple[list[Step], list[str]]:
     """Judge two tuned models against each other, on held-out questions where there are any.
 
     Returns:
@@ -212,12 +212,10 @@ def _judge_two_models(
     taken, left_out = take_common({first_name: tuned[0], second_name: tuned[1]}, options.only)
     first, second = taken.values()
     findings = judge(first, second) if share else judge_pair(first, second)
-    return [ModelPair(first_name, second_name, findings)], [*notes, *left_out, *looks]
+    return [Step(first_name, second_name, findings)], [*notes, *left_out, *looks]
 
 
-def _confirm(
-    runs: list[RunRecord], options: argparse.Namespace
-) -> tuple[list[ModelPair], list[str]]:
+def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[Step], list[str]]:
     """Judge chosen runs, each against its base, on questions that did not choose them.
 
     Returns:
@@ -237,7 +235,7 @@ def _confirm(
         name = _name(run)
         taken, left_out = take_common({"base": held.base, name: held.tuned}, options.only)
         base, tuned = taken.values()
-        pairs.append(ModelPair("base", name, judge(base, tuned, n_reports=len(runs))))
+        pairs.append(Step("base", name, judge(base, tuned, n_reports=len(runs))))
         notes += left_out
         looks = held.explain_looks(len(runs))
     return pairs, [*notes, *looks]

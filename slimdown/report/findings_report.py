@@ -1,12 +1,13 @@
 """Make tables of one run's findings, of two models side by side, or of one model's scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import Findings
+from slimdown.judging.stages import Step
 from slimdown.report import text
 from slimdown.report.columns import make_rows, name_levels
 from slimdown.report.formatting import format_number, visible
@@ -58,23 +59,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return make_table("", records, formats)
 
 
-@dataclass(frozen=True)
-class ModelPair:
-    """Two tuned models, or a base and a tuned one on questions that did not choose it."""
-
-    first: str  # a run's name and id, or "base"
-    second: str
-    findings: Findings
-
-
-def pairs_table(pairs: Sequence[ModelPair]) -> Table:
+def pairs_table(pairs: Sequence[Step]) -> Table:
     """Show pairs of models by the primary metrics, one row for each pair and benchmark."""
     n, sides, direction = len(pairs), ("first", "second"), "from the first to the second model"
-    if pairs[0].first == "base":
+    if pairs[0].before == "base":
         sides, direction = ("base", "tuned"), "from the base model to the tuned model"
     rows, notes = [], list[str]()
     for pair in pairs:
-        title = f"{pair.first} → {pair.second}"
+        title = f"{pair.before} → {pair.after}"
         caveats = text.list_caveats(pair.findings)
         notes += (f"{title}: {line}" if n > 1 else line for line in caveats)
         places = EVERYWHERE if n > 1 else NOT_BRIEF
