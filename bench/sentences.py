@@ -59,19 +59,15 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "describe_position": (("The tuned model moved to choice C", "moved to one choice"),),
     "describe_cut_answers": (
         (
-            "Many of the base model's answers were cut at the token limit: X",
+            "Many answers were cut at the token limit: X (12 % before and 40 % after)",
             NOT_A_CLAIM + "what was measured",
         ),
     ),
     "describe_answers": (
-        ("12 % of the base model's answers contain thinking", "trait's interval misses"),
+        ("12 % of the answers contain thinking before, and 40 % after", "trait's interval misses"),
         (
             "of the 50 questions to refuse, 90 % are right before and 20 % after",
             "a subject changed",
-        ),
-        (
-            "12 % of the base model's answers were cut at max_gen_toks=40",
-            NOT_A_CLAIM + "what was measured",
         ),
     ),
     "describe_sampling": (
@@ -86,6 +82,7 @@ SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "list_doubts": (
         ("no question was answered correctly before", NOT_A_CLAIM + "what was measured"),
+        ("the thinking did not end within the token limit", NOT_A_CLAIM + "what was measured"),
     ),
     "describe_losses": (("1.900 → 1.783", NOT_A_CLAIM + "the loss on these held-out rows"),),
     "describe_training": (

@@ -27,5 +27,3 @@ if TYPE_CHECKING:
     from slimdown.evaluation.logs.read_logs import read_logs as read_logs
     from slimdown.evaluation.results import Evaluation as Evaluation
     from slimdown.utils.versions import OWN_VERSION as __version__  # noqa: F401
-
-    read_lm_eval = read_logs

@@ -7,7 +7,7 @@ import slimdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 PUBLIC = {
-    "measure", "judge", "read_logs", "read_lm_eval", "Evaluation", "Findings",
+    "measure", "judge", "read_logs", "Evaluation", "Findings",
     "ForgettingCallback", "SlimdownError", "ConfigError", "DataError", "ModelError",
     "TrackingError",
 }  # fmt: skip
@@ -16,7 +16,6 @@ PUBLIC = {
 def test_every_public_name_is_there_and_stands_on_the_page() -> None:
     assert set(dir(slimdown)) >= PUBLIC
     assert set(re.findall(r"`(\w+)", PAGE.read_text())) >= PUBLIC
-    assert slimdown.read_logs is slimdown.read_lm_eval
     for name in PUBLIC:
         assert getattr(slimdown, name).__doc__
     for kind in (name for name in PUBLIC if name.endswith("Error")):

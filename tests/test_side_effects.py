@@ -82,7 +82,7 @@ for name in ("n_gpus", "twice", "default_store", "by_method"):
     OmegaConf.register_new_resolver(name, lambda *values: "the user's")
 ConfigStore.instance().store(name="schema", node={"whose": "the user's"})
 import slimdown
-slimdown.measure, slimdown.judge, slimdown.read_lm_eval, slimdown.ForgettingCallback
+slimdown.measure, slimdown.judge, slimdown.read_logs, slimdown.ForgettingCallback
 from slimdown.config.benchmarks import read_benchmarks
 read_benchmarks(["hellaswag"])
 names = [OmegaConf.create({"x": f"${{{name}:1}}"}).x for name in

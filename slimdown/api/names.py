@@ -11,7 +11,6 @@ _PLACES = {
     "ForgettingCallback": ("api.callback", "ForgettingCallback"),
     "Evaluation": ("evaluation.results", "Evaluation"),
     "read_logs": ("evaluation.logs.read_logs", "read_logs"),
-    "read_lm_eval": ("evaluation.logs.read_logs", "read_logs"),  # its first name
     "__version__": ("utils.versions", "OWN_VERSION"),
 }
 

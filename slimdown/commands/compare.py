@@ -39,12 +39,13 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.judging.common_questions import take_common
 from slimdown.judging.findings import judge, judge_pair
 from slimdown.judging.holdout import open_part
-from slimdown.judging.stages import judge_stages
+from slimdown.judging.stages import Step, judge_stages
 from slimdown.report import comparison_page as page
 from slimdown.report.brief_comparison import describe_claims, list_tested, order_by_settings
 from slimdown.report.console import show_comparison, show_findings
-from slimdown.report.findings_report import ModelPair, pairs_table
+from slimdown.report.findings_report import pairs_table
 from slimdown.report.formatting import pluralize
+from slimdown.report.pages import render_table_page
 from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.report.text import describe_serving
 from slimdown.tracking import run_reader
@@ -146,8 +147,8 @@ def _compare(options: argparse.Namespace) -> int:
         pairs, notes = judge_runs(runs, options)
         table = pairs_table(pairs)
         table = replace(table, notes=(*notes, *table.notes))
-        shown = f"--{options.mode}"
-        return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
+        command = f"compare --{options.mode}"
+        return put_table(table, options, lambda: render_table_page(table, command))
     try:
         check_prompts(runs)
     except ConfigError as error:
@@ -156,7 +157,7 @@ def _compare(options: argparse.Namespace) -> int:
     is_brief = not options.all and options.format in (None, "table")
     by = options.by
     is_whole = not is_brief or bool(options.output)
-    comparison = compare_runs(runs, options.group_seeds, corrects=is_whole)
+    comparison = compare_runs(runs, options.group_seeds)
     if by is not None:
         comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
     if options.sort is not None:
@@ -188,7 +189,7 @@ def _check_reference(value: str | None, tested: Sequence[str]) -> None:
 
 def _judge_two_models(
     runs: list[RunRecord], options: argparse.Namespace
-) -> tuple[list[ModelPair], list[str]]:
+) -> tuple[list[Step], list[str]]:
     """Judge two tuned models against each other, on held-out questions where there are any.
 
     Returns:
@@ -208,14 +209,13 @@ def _judge_two_models(
         ]
         tuned = [half.tuned for half in halves]
         looks = halves[1].explain_looks(len(runs))
-    (first, second), left_out = _take_common((first_name, second_name), tuned, options.only)
+    taken, left_out = take_common({first_name: tuned[0], second_name: tuned[1]}, options.only)
+    first, second = taken.values()
     findings = judge(first, second) if share else judge_pair(first, second)
-    return [ModelPair(first_name, second_name, findings)], [*notes, *left_out, *looks]
+    return [Step(first_name, second_name, findings)], [*notes, *left_out, *looks]
 
 
-def _confirm(
-    runs: list[RunRecord], options: argparse.Namespace
-) -> tuple[list[ModelPair], list[str]]:
+def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[Step], list[str]]:
     """Judge chosen runs, each against its base, on questions that did not choose them.
 
     Returns:
@@ -232,20 +232,13 @@ def _confirm(
     for run in runs:
         evaluations = run_reader.read_evaluations(options.tracking, run)
         held = take_held_out(options.tracking, run, evaluations, run.holdout)
-        name, answers = _name(run), (held.base, held.tuned)
-        (base, tuned), left_out = _take_common(("base", name), answers, options.only)
-        pairs.append(ModelPair("base", name, judge(base, tuned, n_reports=len(runs))))
+        name = _name(run)
+        taken, left_out = take_common({"base": held.base, name: held.tuned}, options.only)
+        base, tuned = taken.values()
+        pairs.append(Step("base", name, judge(base, tuned, n_reports=len(runs))))
         notes += left_out
         looks = held.explain_looks(len(runs))
     return pairs, [*notes, *looks]
-
-
-def _take_common(
-    names: Sequence[str], evaluations: Sequence[Evaluation], only: Sequence[str]
-) -> tuple[list[Evaluation], list[str]]:
-    """Cut evaluations to what they have in common, see `take_common`."""
-    taken, notes = take_common(dict(zip(names, evaluations, strict=True)), only)
-    return [*taken.values()], notes
 
 
 def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, Evaluation]:

@@ -5,9 +5,12 @@ Only the config.json of the model is downloaded.
 """
 
 import sys
+from math import nan
 from typing import Any
 
 from slimdown.commands.arguments import run_command
+from slimdown.report.formatting import EMPTY, format_bytes
+from slimdown.report.tables import Cell
 
 _LEGEND = (
     "none, int8, nf4: the weights by quantization, parameters times bits and the scales of blocks. "
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> int:
 
 def _show_sizes(argv: list[str]) -> int:
     from slimdown.report.console import progress_bar, show_table
-    from slimdown.report.tables import sizes_table
+    from slimdown.report.tables import make_table
     from slimdown.sweep.command_line import compose_runs, read_command_line
     from slimdown.utils.errors import ConfigError
 
@@ -46,7 +49,7 @@ def _show_sizes(argv: list[str]) -> int:
     models = ", ".join(dict.fromkeys(run.config.model.id for run in runs))
     with progress_bar(f"reading the config.json of {models}"):
         records = _list_sizes(runs)
-    show_table(sizes_table(f"Estimated memory of runs of {models}", records, _LEGEND))
+    show_table(make_table(f"Estimated memory of runs of {models}", records, legend=_LEGEND))
     return 0
 
 
@@ -68,9 +71,10 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
         name = " ".join(run.overrides) or "as composed"
         sizes: dict[str, Any] = {"run": name, "parameters": n_parameters}
         by_name = estimate_quantized_bytes(config, outline, dtype)
-        sizes |= {f"{name}_bytes": n_bytes for name, n_bytes in by_name.items()}
+        sizes |= {name: Cell(format_bytes(n), sort_key=n) for name, n in by_name.items()}
         training = estimate_training(config, outline, dtype)
         sizes["trained"] = training and training.n_trained
-        sizes["training_bytes"] = training and training.n_bytes
+        n_bytes = training.n_bytes if training else nan
+        sizes["training"] = Cell(format_bytes(n_bytes) if training else EMPTY, sort_key=n_bytes)
         records.append(sizes)
     return records

@@ -38,6 +38,7 @@ from slimdown.report import text
 from slimdown.report.answers_page import render_answers_page
 from slimdown.report.console import show_findings, show_saved
 from slimdown.report.findings_report import findings_table, write_junit
+from slimdown.report.formatting import drop_shared_beginning
 from slimdown.report.run_page import render_page
 from slimdown.report.stages_report import render_stages_page, stages_table
 from slimdown.report.tables import write_table
@@ -166,7 +167,8 @@ def _judge_stages(options: argparse.Namespace) -> int:
             f"{option} takes BASE and one TUNED; leave out --chain and the other models"
         )
     evaluations, _, notes = _read_sides(options, has_gate or bool(budgets_by_stage))
-    stages = dict(zip(name_stages(list(evaluations)), evaluations.values(), strict=True))
+    names = drop_shared_beginning(list(map(os.path.abspath, evaluations)), os.sep)
+    stages = dict(zip(names, evaluations.values(), strict=True))
     judged = judge_stages(stages, options.chain)
     arguments.write_notes(dict.fromkeys(notes))
     last, gate = judged.reported[-1].findings, None
@@ -193,22 +195,6 @@ def _read_stage_budgets(texts: Sequence[Sequence[str]]) -> dict[str, dict[str, f
         texts_by_stage[stage].append(budget)
     budgets = texts_by_stage.items()
     return {stage: read_budgets(texts, f"--max-loss-at {stage}") for stage, texts in budgets}
-
-
-def name_stages(places: Sequence[Path]) -> list[str]:
-    """Name logs by as much of the end of their paths as tells them apart.
-
-    >>> name_stages([Path("logs/base"), Path("logs/q4")])
-    ['base', 'q4']
-    >>> name_stages([Path("base/logs"), Path("q4/logs")])
-    ['base/logs', 'q4/logs']
-    """
-    parts = [place.absolute().with_suffix("").parts for place in places]
-    for n in range(1, max(map(len, parts))):
-        names = ["/".join(parts_of_place[-n:]) for parts_of_place in parts]
-        if len(set(names)) == len(names):
-            return names
-    return list(map(str, places))
 
 
 def _judge(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Compare recorded runs: one row for each configuration, with its change on each benchmark.
 
-Every change is a share (0.02 is two points) and was judged when the run was made. Here verdicts are
-corrected again, for all cells of the table: of thirty runs without any change, some look changed.
-The best of many runs looks better than it is; `holdout.py` cures that.
+Every change is a share (0.02 is two points) and was judged when the run was made.
+`value_verdicts.py` corrects verdicts for all cells of the table: of thirty runs without any change,
+some look changed. The best of many runs looks better than it is; `holdout.py` cures that.
 """
 
 import re
@@ -18,7 +18,7 @@ from slimdown.comparison.run_records import KEPT, LEARNED, RunRecord
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import Verdict, decide_verdicts, list_comparable
+from slimdown.judging.verdicts import Verdict, list_comparable
 from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -33,7 +33,6 @@ class MeanChange:
     n: float  # questions; a mean where seeds stopped at different numbers
     n_available: int | None  # questions in all, if answers were looked at while they came in
     verdict: str  # if seeds disagree, each verdict with its number of seeds; empty: watched
-    verdict_corrected: str  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
     forgetting_rate: float  # a share of 1; nan where undefined
 
@@ -100,22 +99,18 @@ class Comparison:
         return any(len(row.runs) > 1 for row in self.rows)
 
 
-def compare_runs(
-    runs: Sequence[RunRecord], group_seeds: bool = True, corrects: bool = True
-) -> Comparison:
+def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Comparison:
     """Compare finished runs.
 
     Args:
         runs: At least one, with findings, in the order of the rows.
         group_seeds: Make one row of runs that differ only in their seed.
-        corrects: Correct the verdicts of single runs for the whole table, a millisecond each.
     """
     groups, notes = _group_by_seed(runs) if group_seeds else ([[run] for run in runs], [])
-    corrected = correct_verdicts([run for group in groups for run in group]) if corrects else {}
-    rows = [_make_row(group, corrected) for group in groups]
+    rows = list(map(_make_row, groups))
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (list(Role).index(roles[name]), name))
-    notes += _describe_caveats(runs, rows, benchmarks, corrected)
+    notes += _describe_caveats(runs, rows, benchmarks)
     return Comparison(tuple(rows), tuple(_find_differing(rows)), tuple(benchmarks), tuple(notes))
 
 
@@ -125,27 +120,7 @@ def group_rows(comparison: Comparison) -> Comparison:
     groups, _ = _group_by_seed(runs)
     if len(groups) == len(comparison.rows):
         return comparison
-    return replace(compare_runs(runs, corrects=False), reference=comparison.reference)
-
-
-def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict]:
-    """Correct the verdicts of all runs and benchmarks for their number (Holm).
-
-    As within a run, claims of change and of no change are corrected separately. For each kind the
-    chance of any false claim is at most 5 %, however the runs depend on each other. A verdict that
-    does not hold becomes undecided, never another one: more caution is not more loss. Watched
-    benchmarks have none.
-    """
-    cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
-    verdicts = {key: change.verdict for key, change in cells.items() if change.verdict}
-    if len(runs) == 1:  # its own report corrected them
-        return verdicts
-    differences = [cells[key].primary.difference for key in verdicts]
-    decisions = decide_verdicts(differences, [cells[key].margin for key in verdicts])
-    return {
-        key: verdict if decision.verdict is verdict else Verdict.undecided
-        for (key, verdict), decision in zip(verdicts.items(), decisions, strict=True)
-    }
+    return replace(compare_runs(runs), reference=comparison.reference)
 
 
 def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
@@ -287,9 +262,7 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     return sorted(differing)
 
 
-def _make_row(
-    runs: Sequence[RunRecord], corrected: Mapping[tuple[str, str], Verdict]
-) -> Configuration:
+def _make_row(runs: Sequence[RunRecord]) -> Configuration:
     """Make the row of runs that differ at most in their seed."""
     settings, name = _read_settings(runs[0]), runs[0].name
     if len(runs) > 1:
@@ -300,19 +273,15 @@ def _make_row(
         name,
         tuple(runs),
         settings,
-        changes={benchmark: _average_cell(runs, benchmark, corrected) for benchmark in benchmarks},
+        changes={benchmark: _average_cell(runs, benchmark) for benchmark in benchmarks},
         retained=_average_role(runs, Role.retained),
         target=_average_role(runs, Role.target),
     )
 
 
-def _average_cell(
-    runs: Sequence[RunRecord], benchmark: str, corrected: Mapping[tuple[str, str], Verdict]
-) -> MeanChange:
+def _average_cell(runs: Sequence[RunRecord], benchmark: str) -> MeanChange:
     """Average the changes of those runs that have a benchmark."""
-    by_id = {run.run_id: run.changes[benchmark] for run in runs if benchmark in run.changes}
-    changes = list(by_id.values())
-    verdicts = [corrected.get((key, benchmark), change.verdict) for key, change in by_id.items()]
+    changes = [run.changes[benchmark] for run in runs if benchmark in run.changes]
     rates = [change.forgetting_rate.value for change in changes if change.forgetting_rate]
     return MeanChange(
         change=average_seeds(changes),
@@ -320,7 +289,6 @@ def _average_cell(
         n=fmean(change.n for change in changes),
         n_available=max(change.n_available or 0 for change in changes) or None,
         verdict=_join_verdicts(change.verdict for change in changes),
-        verdict_corrected=_join_verdicts(verdicts),
         p_value=changes[0].p_value if len(changes) == 1 else nan,
         forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
     )
@@ -433,12 +401,9 @@ def _describe_differing(values: Iterable[str]) -> str:
 
 
 def _describe_caveats(
-    runs: Sequence[RunRecord],
-    rows: Sequence[Configuration],
-    benchmarks: Sequence[str],
-    corrected: Mapping[tuple[str, str], Verdict],
+    runs: Sequence[RunRecord], rows: Sequence[Configuration], benchmarks: Sequence[str]
 ) -> Iterator[str]:
-    """Say what differs in how runs were measured, and what is corrected."""
+    """Say what differs in how runs were measured."""
     cells = [cell for row in rows for cell in row.changes.values()]
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
@@ -463,12 +428,4 @@ def _describe_caveats(
         yield (
             "Some evaluations stopped early. Their verdicts and intervals are valid, but the "
             "measured changes are too large on average."
-        )
-    alone = [row.runs[0] for row in rows if len(row.runs) == 1]  # others have none of their own
-    verdicts = {(r.run_id, name): c.verdict for r in alone for name, c in r.changes.items()}
-    claims = [key for key, verdict in verdicts.items() if verdict not in (None, Verdict.undecided)]
-    if n_lost := sum(corrected.get(key) is Verdict.undecided for key in claims):
-        yield (
-            f"† {n_lost:,} of {len(claims):,} verdicts become undecided when they are corrected "
-            f"for all {len(corrected):,} changes in this table (Holm)."
         )

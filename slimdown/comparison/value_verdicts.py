@@ -150,8 +150,7 @@ def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
             answers[cell] = collect_answers(cell.changes)
     for questions in dict.fromkeys(cell.questions for cell in answers):
         alike = [cell for cell in answers if cell.questions == questions]
-        built = build_tests({number: answers[cell] for number, cell in enumerate(alike)})
-        tests |= {alike[number]: test for number, test in built.items()}
+        tests |= build_tests({cell: answers[cell] for cell in alike})
     return tests
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import nan
 from numbers import Real
-from typing import Protocol
 
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.fields import nearest, read_number
@@ -14,25 +13,13 @@ from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.forgetting_rate import RatioTest
 from slimdown.judging.pairing import Pair
 from slimdown.judging.verdicts import correct_with_levels
-from slimdown.stats.estimates import Estimate
+from slimdown.stats.estimates import Difference, Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import can_show_within, n_to_decide
 from slimdown.utils.errors import ConfigError
 
+TestedLoss = Difference | RatioTest
 _SMALLEST_SCALE = 0.1  # of those that `slimdown scale` measures
-
-
-class TestedLoss(Protocol):
-    """A change and its test against a budget: a `Difference`, or a `RatioTest`."""
-
-    def p_value_above(self, threshold: float) -> float:
-        """Compute the p-value of a true change of `threshold` or less; one-sided."""
-
-    def p_value_below(self, threshold: float) -> float:
-        """Compute the p-value of a true change of `threshold` or more; one-sided."""
-
-    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
-        """Return the interval of changes that are not ruled out, `alpha` / 2 at each end."""
 
 
 class Outcome(IntEnum):
@@ -336,7 +323,10 @@ def check_budgets(
     tests: dict[str, TestedLoss] = {n: b.primary.difference for n, b in measured.items()}
     if shares := [name for name in relative if name in tests]:
         pairs = read_pairs() if read_pairs else findings.pairs
-        tests |= _build_ratio_tests({name: pairs[name] for name in shares})
+        for name in shares:
+            pair = pairs[name]
+            if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
+                tests[name] = test
     checks = []
     for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
         benchmark, budget = benchmarks[name], budgets[name]
@@ -362,15 +352,6 @@ def check_budgets(
             check = replace(check, reason=_explain(check))
         checks.append(check)
     return checks
-
-
-def _build_ratio_tests(pairs: Mapping[str, Pair]) -> dict[str, RatioTest]:
-    """Build the test of a share of the base's score, where the base scored anything."""
-    tests = {}
-    for name, pair in pairs.items():
-        if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
-            tests[name] = test
-    return tests
 
 
 def decide_by_settings(findings: Findings) -> Gate | None:

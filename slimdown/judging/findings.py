@@ -150,11 +150,6 @@ class BenchmarkChange:
         return not self.primary.base.value
 
     @property
-    def is_forgotten(self) -> bool:
-        """Whether a loss is shown."""
-        return self.verdict is Verdict.forgotten
-
-    @property
     def is_stopped(self) -> bool:
         """Whether the evaluation stopped early; its change is then on average too large."""
         return self.n_available is not None and self.n < self.n_available
@@ -256,7 +251,9 @@ def judge(
     return Findings(
         benchmarks=benchmarks,
         lost_answers={
-            name: break_down_losses(pairs[name].with_first_answers, change.is_forgotten)
+            name: break_down_losses(
+                pairs[name].with_first_answers, change.verdict is Verdict.forgotten
+            )
             for name, change in benchmarks.items()
         },
         training=training,
@@ -344,17 +341,12 @@ def _list_costs(
     return {name: cost for name, cost in costs.items() if not isnan(cost)}
 
 
-def list_averaged(benchmarks: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
-    """List the benchmarks of a role whose changes have a mean: measured, and comparable."""
-    measured = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
-    return list_comparable(measured)
-
-
 def average_role(
     benchmarks: Mapping[str, BenchmarkChange], pairs: Mapping[str, Pair], role: Role
 ) -> Estimate:
-    """Estimate the mean change of a role's benchmarks, see `list_averaged`; nan for none."""
-    averaged = list_averaged(benchmarks, role)
+    """Estimate the mean change of a role's measured, comparable benchmarks; nan for none."""
+    measured = {n: b.metric for n, b in benchmarks.items() if b.role is role and b.is_measured}
+    averaged = list_comparable(measured)
     return average_changes([(pairs[n], benchmarks[n].primary.difference) for n in averaged])
 
 

@@ -18,10 +18,10 @@ from slimdown.utils.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Step:
-    """What changed from one stage to another.
+    """What changed from one stage, or model, to another.
 
     Attributes:
-        before: The name of the earlier stage.
+        before: The name of the earlier stage, or of the first model.
         after: The name of the later one.
         findings: The change on each benchmark.
         differences: How the two were asked differently, a line each. The change holds that, too.
@@ -30,7 +30,7 @@ class Step:
     before: str
     after: str
     findings: Findings
-    differences: tuple[str, ...]
+    differences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nextafter
-from typing import Protocol
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY
-from slimdown.stats.estimates import Estimate, holm
+from slimdown.stats.estimates import Difference, Estimate, holm
 from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.seeds import MeanTest
 
 
 class Verdict(StrEnum):
@@ -41,35 +41,8 @@ class Verdict(StrEnum):
     undecided = "undecided"  # too few questions to say
 
 
+TestedChange = Difference | MeanTest
 _VERDICT_BY_SIGN = {-1: Verdict.forgotten, 0: Verdict.undecided, 1: Verdict.improved}
-
-
-class TestedChange(Protocol):
-    """A change and its tests: a `Difference`, or a mean over seeds."""
-
-    @property
-    def value(self) -> float:
-        """What was measured."""
-
-    @property
-    def standard_error(self) -> float:
-        """Of the value; nan where it is not known."""
-
-    @property
-    def p_value(self) -> float:
-        """Of no change, two-sided."""
-
-    def equivalence_p_value(self, margin: float) -> float:
-        """Return the p-value of a true change of `margin` or more, in either direction."""
-
-    def shown_sign(self, alpha: float) -> int:
-        """Return -1 or 1 for a fall or rise that is shown at `alpha`, two-sided; 0 for neither."""
-
-    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of changes that are not ruled out by the test of no change."""
-
-    def margin_interval(self, alpha: float = 2 * ALPHA) -> tuple[float, float]:
-        """Return the interval of the test against a margin, `alpha` / 2 at each end."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ time, so that thousands open at once and nothing that a model wrote becomes mark
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import chain, takewhile
 from math import fsum
 from statistics import fmean
 from typing import Any
@@ -29,10 +27,8 @@ from slimdown.utils.secrets import redact_leaf
 
 MOST_SHOWN = 2000  # answers of a benchmark
 _MOST_BYTES = 4_700_000  # of all answers
-_LENGTHS = (6000, 3000, 1500, 800, 400)  # characters of a text; the first at which all fit
-_NUMBERS = (MOST_SHOWN, 1000, 500, 200, 50)  # where the shortest texts do not fit
-_WORD = re.compile(r"\w+\s*|[^\w\s]+\s*|\s+")
-_MOST_PAIRS = 5000  # of equal words that are compared; beyond it a whole passage is marked
+_LENGTH = 2000  # characters of a text
+_WORD = re.compile(r"\w+|\s+|[^\w\s]+")
 _LEAST_SHARED = 0.15  # where two texts share less of the longer one, everything would be marked
 # JSON in a page must neither end its element nor, in an old browser, a line of a script.
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
@@ -75,21 +71,23 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         says what it leaves out.
     """
     pairs = findings.pairs
-    changes = [
-        list(_list_changes(i, benchmark, pair.with_first_answers))
+    changes = {
+        benchmark: list(_list_changes(i, benchmark, pair.with_first_answers))
         for i, (benchmark, pair) in enumerate(pairs.items())
-    ]
-    shown, longest = _fit_answers(changes, list(findings.benchmarks.values()))
+    }
+    shown = _fit_answers(changes, findings.benchmarks)
     counts: list[dict[str, Any]] = []
-    for benchmark, benchmark_changes, answers in zip(pairs, changes, shown, strict=True):
+    for benchmark, benchmark_changes in changes.items():
+        answers = shown[benchmark]
         n_lost = sum(change.is_lost for change in benchmark_changes)
         n_shown = sum(answer["lost"] for answer in answers)
         gained = len(benchmark_changes) - n_lost, len(answers) - n_shown
         counts.append({"name": benchmark, "lost": (n_lost, n_shown), "gained": gained})
+    shown_answers = [answer for benchmark in pairs for answer in shown[benchmark]]
     data: dict[str, Any] = {
         "benchmarks": [visible(benchmark) for benchmark in pairs],
         "causes": {cause: heading for cause, (heading, _) in text.CAUSES.items()},
-        "answers": sorted((a for answers in shown for a in answers), key=lambda a: not a["lost"]),
+        "answers": sorted(shown_answers, key=lambda answer: not answer["lost"]),
     }
     return pages.render(
         "answers.html.j2",
@@ -98,8 +96,8 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         place=place,
         part=findings.part,
         counts=counts,
-        longest=longest if any(map(_is_cut, data["answers"])) else 0,
-        n_changed=sum(map(len, changes)),
+        longest=_LENGTH if any(map(_is_cut, data["answers"])) else 0,
+        n_changed=sum(map(len, changes.values())),
         n_shown=len(data["answers"]),
         has_choices=any("choices" in answer for answer in data["answers"]),
         by_length=[
@@ -121,52 +119,25 @@ def _write_json(value: Any) -> str:
 
 
 def _fit_answers(
-    changes: Sequence[Sequence[_Change]], benchmarks: Sequence[BenchmarkChange]
-) -> tuple[list[list[dict[str, Any]]], int]:
-    """Write as many answers of each benchmark, with texts as long as the page has room for.
+    changes: Mapping[str, Sequence[_Change]], benchmarks: Mapping[str, BenchmarkChange]
+) -> dict[str, list[dict[str, Any]]]:
+    """Write the first answers of each benchmark, as many as there is room for.
 
-    Returns:
-        The answers by benchmark, and the length at which their texts are cut.
+    Every benchmark has the same room. One with few changes leaves its rest to the others.
     """
-    sizes = [(_NUMBERS[0], length) for length in _LENGTHS]
-    sizes += [(number, _LENGTHS[-1]) for number in _NUMBERS[1:]]
-    for number, length in sizes:
-        tried = [benchmark_changes[:number] for benchmark_changes in changes]
-        least = sum(_count_characters(change, length) for change in chain.from_iterable(tried))
-        if least > _MOST_BYTES and (number, length) != sizes[-1]:
-            continue  # without comparing words, which takes longest
-        written, room = [], _MOST_BYTES
-        for benchmark_changes, benchmark in zip(tried, benchmarks, strict=True):
-            answers, room = _write_answers(benchmark_changes, benchmark, length, room)
-            written.append(answers)
-        if room >= 0:
-            break
-    return written, length
-
-
-def _write_answers(
-    changes: Sequence[_Change], benchmark: BenchmarkChange, length: int, room: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Write the answers of one benchmark until there is no room.
-
-    Returns:
-        The answers, and the bytes that remain; below 0: the last answer found no room.
-    """
-    answers = []
-    for change in changes:
-        answer = _write_answer(change, benchmark, length)
-        room -= len(_write_json(answer).encode())
-        if room < 0:
-            break
-        answers.append(answer)
-    return answers, room
-
-
-def _count_characters(change: _Change, length: int) -> int:
-    """Count the characters of an answer's texts, each cut at a length."""
-    base, tuned = change.example.base, change.example.tuned
-    texts = base.prompt, base.target, base.response, tuned.response, *base.choices
-    return sum(min(len(value), length) for value in texts)
+    shown, room = dict[str, list[dict[str, Any]]](), _MOST_BYTES
+    for name in sorted(changes, key=lambda name: len(changes[name])):
+        share = room // (len(changes) - len(shown))
+        shown[name] = []
+        for change in changes[name][:MOST_SHOWN]:
+            answer = _write_answer(change, benchmarks[name])
+            n_bytes = len(_write_json(answer).encode())
+            share -= n_bytes
+            if share < 0:
+                break
+            room -= n_bytes
+            shown[name].append(answer)
+    return shown
 
 
 def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
@@ -201,7 +172,7 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
         yield from sorted(changes, key=lambda change: -change.clarity)
 
 
-def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> dict[str, Any]:
+def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]:
     """Write what the script shows of one answer."""
     base, tuned = change.example.base, change.example.tuned
     answer: dict[str, Any] = {
@@ -211,8 +182,8 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
         "cause": change.cause,
         "subject": change.subject,
         "fall": change.p_loss,
-        "prompt": [visible(base.prompt[-length:], multiline=True), len(base.prompt) - length],
-        "target": _cut(base.target, length),
+        "prompt": [visible(base.prompt[-_LENGTH:], multiline=True), len(base.prompt) - _LENGTH],
+        "target": _cut(base.target),
         "scores": [_describe_scores(sample, benchmark) for sample in (base, tuned)],
         "right": [sample.is_right(benchmark.metric) for sample in (base, tuned)],
     }
@@ -220,7 +191,7 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
         shares = [_weigh_choices(sample, benchmark.metric) for sample in (base, tuned)]
         answer["choices"] = [
             [
-                *_cut(choice, length),
+                *_cut(choice),
                 *(round(100 * share[i], 1) if share else None for share in shares),
             ]
             for i, choice in enumerate(base.choices)
@@ -228,7 +199,7 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange, length: int) -> d
         answer["right_choice"] = _find_choice(base, base.target)
         answer["taken"] = [_find_choice(s, s.answers.get(benchmark.metric)) for s in (base, tuned)]
         return answer
-    responses = [_cut(sample.response, length) for sample in (base, tuned)]
+    responses = [_cut(sample.response) for sample in (base, tuned)]
     answer["texts"] = mark_difference(responses[0][0], responses[1][0])
     answer["more"] = [n for _, n in responses]
     answer["words"] = [len(sample.response.split()) for sample in (base, tuned)]
@@ -250,9 +221,9 @@ def _weigh_choices(sample: Sample, metric: str) -> list[float]:
     return list(compute_probabilities(likelihoods))
 
 
-def _cut(value: str, length: int) -> tuple[str, int]:
+def _cut(value: str) -> tuple[str, int]:
     """Return the beginning of a text, and how many characters more it has; below 0: it is whole."""
-    return visible(value[:length], multiline=True), len(value) - length
+    return visible(value[:_LENGTH], multiline=True), len(value) - _LENGTH
 
 
 def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:
@@ -271,12 +242,6 @@ def _find_choice(sample: Sample, choice: str | None) -> int:
     return sample.choices.index(choice) if choice in sample.choices else -1
 
 
-def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
-    """Count the equal words or characters with which two texts begin."""
-    same = (a == b for a, b in zip(first, second, strict=False))
-    return sum(1 for _ in takewhile(bool, same))
-
-
 def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     """Split two texts by words into parts that are equal and parts that are not, in turn.
 
@@ -290,40 +255,15 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     (['it is four'], ['No.'])
     """
     before, after = _WORD.findall(base), _WORD.findall(tuned)
-    blocks = _match_words(before, after)
-    n_shared = sum(len(word) for a, _, n in blocks for word in before[a : a + n])
-    if n_shared < _LEAST_SHARED * max(len(base), len(tuned)):
+    # Marks and spaces alone are no match, but they belong to one of words beside them.
+    matcher = SequenceMatcher(lambda word: not word[0].isalnum(), before, after)
+    blocks = matcher.get_matching_blocks()
+    n_shared = sum(len(word) for begin, _, n in blocks for word in before[begin : begin + n])
+    if n_shared <= _LEAST_SHARED * max(len(base), len(tuned)):
         return [base], [tuned]
-    parts: tuple[list[str], list[str]] = ([], [])
-    ends = 0, 0
-    for *begins, n in blocks:
-        gaps = ["".join(w[e:b]) for w, e, b in zip((before, after), ends, begins, strict=True)]
-        base_tail, tuned_tail = (gap[len(gap.rstrip()) :][::-1] for gap in gaps)
-        n_spaces = _count_equal(base_tail, tuned_tail)  # after a word, in both texts
-        for side, words, gap, begin in zip(parts, (before, after), gaps, begins, strict=True):
-            equal = gap[len(gap) - n_spaces :] + "".join(words[begin : begin + n])
-            if not any(gaps) and side:
-                side[-1] += equal
-            else:
-                side += [gap[: len(gap) - n_spaces], equal] if side else [equal]
-        ends = begins[0] + n, begins[1] + n
+    changes = matcher.get_opcodes()
+    parts: tuple[list[str], list[str]] = ([], []) if changes[0][0] == "equal" else ([""], [""])
+    for _, base_begin, base_end, tuned_begin, tuned_end in changes:
+        parts[0].append("".join(before[base_begin:base_end]))
+        parts[1].append("".join(after[tuned_begin:tuned_end]))
     return parts
-
-
-def _match_words(before: Sequence[str], after: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Find blocks of equal words, in order: where each begins in both texts, and its length.
-
-    The first and the last block are the words with which both texts begin and end; they may be
-    empty.
-    """
-    n_first = _count_equal(before, after)
-    n_last = _count_equal(before[n_first:][::-1], after[n_first:][::-1])
-    middles = [words[n_first : len(words) - n_last] for words in (before, after)]
-    counts = [Counter(words) for words in middles]
-    blocks: list[tuple[int, int, int]] = []  # of words that are equal
-    if sum(n * counts[1][word] for word, n in counts[0].items()) <= _MOST_PAIRS:
-        matcher = SequenceMatcher(None, middles[0], middles[1], autojunk=False)
-        for a, b, n in matcher.get_matching_blocks():
-            if any(map(str.isalnum, "".join(middles[0][a : a + n]))):  # marks alone are no match
-                blocks.append((a + n_first, b + n_first, n))
-    return [(0, 0, n_first), *blocks, (len(before) - n_last, len(after) - n_last, n_last)]

@@ -5,7 +5,7 @@ is never wider than the console: columns that find no room are left out, and nam
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import inf, isnan
 from statistics import fmean
 
@@ -25,13 +25,12 @@ from slimdown.config.benchmark_config import Role
 from slimdown.report.formatting import (
     EMPTY,
     drop_shared_beginning,
-    drop_shared_folders,
     format_number,
     format_p_value,
     pluralize,
 )
 from slimdown.report.tables import Cell, Column, Row, Table
-from slimdown.report.text import CORRECTED, HOW_TO_CONFIRM
+from slimdown.report.text import HOW_TO_CONFIRM
 from slimdown.stats.seeds import ENOUGH_SEEDS
 
 _FIRST_OUT = 1_000  # the rank of a column that is left out before any benchmark
@@ -39,30 +38,24 @@ _MOST_SHOWN = 3  # differences below the table
 _MODEL = ("model.id", "quantization", "model.dtype")  # what decides a base's scores
 
 
-@dataclass(frozen=True)
-class BriefComparison:
-    """Headings, the table, and what is said below it."""
-
-    headings: list[str]
-    table: Table
-    notes: list[str]
-
-
 def describe_briefly(
     comparison: Comparison, max_rows: int = 0, by: str | None = None
-) -> BriefComparison:
+) -> tuple[list[str], Table]:
     """Describe a comparison for a console.
 
     Args:
         comparison: The compared runs, in the order of the lines.
         max_rows: The most configurations to show; 0 shows all.
         by: The setting whose values are tested against each other; None: the one that was varied.
+
+    Returns:
+        Headings, and the table with what is said below it.
     """
     judged = judge_configurations(comparison)
     n_shown = min(max_rows or len(judged), len(judged))
     notes = [f"Add --rows 0 to see all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += describe_claims(comparison, by)
-    notes += [note for note in comparison.notes if CORRECTED not in note]
+    notes += comparison.notes
     notes += describe_choice(comparison)
     runs = [run for row in comparison.rows for run in row.runs]
     varied, seeds = head_comparison(comparison, by)
@@ -72,7 +65,8 @@ def describe_briefly(
         headings += _describe_other_differences(comparison, find_settings(comparison, by))
     headings += _describe_base(comparison)
     headings += describe_model_differences(runs)
-    return BriefComparison(headings, _make_table(comparison, judged[:n_shown], by), notes)
+    table = _make_table(comparison, judged[:n_shown], by)
+    return headings, replace(table, notes=tuple(notes))
 
 
 def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -> Iterator[str]:
@@ -113,33 +107,19 @@ def _make_table(
         for name, heading in headings.items()
     }
     labels = _label_rows(comparison, find_settings(comparison, by))
-    rows, bases = list[Row](), list[_Base]()
+    rows, bases = list[Row](), list[tuple[str, dict[str, float]]]()
     for configuration, label, means in zip(comparison.rows, labels, judged, strict=False):
-        base = _Base(_name_model(configuration), _average_base_scores(configuration))
-        known = next((other for other in bases if other.is_same_as(base)), None)
-        if known is None or base.scores.keys() - known.scores.keys():
+        scores = _average_base_scores(configuration)
+        rounded = {name: round(score, 4) for name, score in scores.items()}
+        base = _name_model(configuration), rounded
+        if base not in bases:
             bases.append(base)
             cells = {column: Cell() for column in label}
-            cells |= {numbers[n]: _show_score(base.scores.get(n)) for n in numbers}
+            cells |= {numbers[n]: _show_score(scores.get(n)) for n in numbers}
             rows.append(Row({**cells, next(iter(label)): Cell("base")}, is_secondary=True))
         cells = {numbers[name]: _show_change(means.get(name)) for name in numbers}
         rows.append(Row({**label, **cells}))
     return Table("", rows)
-
-
-@dataclass(frozen=True)
-class _Base:
-    """A base model, and its scores by benchmark, as shares."""
-
-    model: str
-    scores: Mapping[str, float]
-
-    def is_same_as(self, other: "_Base") -> bool:
-        """Whether both are one model, with the same scores on their common benchmarks."""
-        common = self.scores.keys() & other.scores.keys()
-        return self.model == other.model and all(
-            round(self.scores[name], 4) == round(other.scores[name], 4) for name in common
-        )
 
 
 def _average_base_scores(row: Configuration) -> dict[str, float]:
@@ -181,7 +161,7 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
         if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
             settings = [*settings, key]
     values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
-    shown = {key: drop_shared_folders(texts) for key, texts in values.items()}
+    shown = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
     tells_apart = len({*zip(*shown.values(), strict=True)}) == len(rows) if shown else False
     names = [row.given_name or EMPTY for row in rows]
     is_named = len({*names}) > 1
@@ -263,7 +243,7 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
     names = comparison.benchmarks
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
     targets = [name for name in names if roles[name] is Role.target]
-    short = drop_shared_beginning(names)
+    short = dict(zip(names, drop_shared_beginning(names, "_"), strict=True))
     headings = {LEARNED: LEARNED} if len(targets) > 1 else {}
     headings |= {name: LEARNED if targets == [name] else short[name] for name in names}
     if sum(roles[name] is Role.retained for name in names) > 1:
@@ -273,17 +253,14 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
 
 def _describe_seeds(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.rows})
-    if counts[-1] == 1:
-        return (
-            "Each row is one seed. Changes are in percentage points against the base model, whose "
-            "row shows scores in percent. "
-            "A verdict holds for that training run only"
-        )
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    means, scope = "one seed", "A verdict holds for that training run only"
+    if counts[-1] > 1:
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        means = f"the mean over {seeds} seeds"
+        scope = "Verdicts over several seeds generalise to new seeds"
     return (
-        f"Each row is the mean over {seeds} seeds. Changes are in percentage points against the "
-        "base model, whose row shows scores in percent. Verdicts over several seeds generalise to "
-        "new seeds"
+        f"Each row is {means}. Changes are in percentage points against the base model, whose row "
+        f"shows scores in percent. {scope}"
     )
 
 

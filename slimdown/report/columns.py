@@ -1,12 +1,11 @@
 """The columns of findings, each in one line: what it is called, what it shows, and where.
 
-The console, a page, Markdown, JSON and CSV, `compare`, and the metrics in MLflow take theirs from
-`COLUMNS`. A cell holds the text that people read and the values that programs read.
+The console, a page, Markdown, JSON and CSV, and the metrics in MLflow take theirs from `COLUMNS`. A
+cell holds the text that people read and the values that programs read.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, PaperMetric, Role
@@ -15,13 +14,10 @@ from slimdown.judging.budgets import BudgetCheck, Gate, Outcome
 from slimdown.judging.findings import BenchmarkChange, Findings, MetricChange
 from slimdown.report import formatting, text
 from slimdown.report.formatting import format_count, format_number, format_points
-from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row
+from slimdown.report.tables import NOT_BRIEF, Cell, Column, Place, Row
 from slimdown.stats.estimates import Estimate
 
-_IN_FILES = frozenset({Place.json, Place.mlflow})
-# Not in `compare`, whose cells hold the change and the verdict over all seeds.
-_OF_RUN = EVERYWHERE - {Place.compare}
-_DETAIL = NOT_BRIEF - {Place.compare, Place.mlflow}
+_DETAIL = NOT_BRIEF - {Place.mlflow}
 CHANGE = "change [95 %]"  # the level where none is `retained`
 _SIGNS = {Outcome.within: "✓", Outcome.beyond: "✗", Outcome.undecided: "?"}
 
@@ -58,18 +54,12 @@ class FindingRow:
         return next((check for check in checks if check.benchmark == self.name), None)
 
 
-@dataclass(frozen=True)
-class FindingColumn:
-    """A column: its heading, what it shows of a row, and where it stands."""
+@dataclass(frozen=True, kw_only=True)
+class FindingColumn(Column):
+    """A column of findings: its heading and its places, and what it shows of a row."""
 
-    heading: str
     show: Callable[[FindingRow], Cell]
-    places: frozenset[Place] = EVERYWHERE
-    unit: str = ""  # below the heading on a page
-    is_number: bool = False  # aligned to the right
-    is_name: bool = False
     metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
-    leave_out_rank: int = 0  # see `Column`
     holds_shares: bool = False  # MLflow shows them in percent or points, with two digits
     show_mean: Callable[[Gate], Cell] = lambda gate: Cell()  # in the row of `--overall`
 
@@ -84,10 +74,10 @@ def make_rows(
     for name, benchmark in findings.benchmarks.items():
         for metric in benchmark.changes:
             row = FindingRow(findings, name, metric, gate, sides)
-            cells = {_lay_out(column, sides): column.show(row) for column in COLUMNS}
+            cells = {_name_side(column, sides): column.show(row) for column in COLUMNS}
             yield Row(cells, is_secondary=not row.is_primary)
     if gate and gate.mean:
-        yield Row({_lay_out(column, sides): column.show_mean(gate) for column in COLUMNS})
+        yield Row({_name_side(column, sides): column.show_mean(gate) for column in COLUMNS})
 
 
 def name_levels(rows: Iterable[Row]) -> list[Row]:
@@ -104,24 +94,6 @@ def name_levels(rows: Iterable[Row]) -> list[Row]:
         replace(row, cells={head(column): cell for column, cell in row.cells.items()})
         for row in rows
     ]
-
-
-def show_in_comparison(name: str, heading: str, findings: Sequence[Findings]) -> dict[Column, Cell]:
-    """Show one benchmark of a configuration's seeds: the columns that stand in `compare`."""
-    rows = [FindingRow(found, name, found.benchmarks[name].metric) for found in findings]
-    shown = {}
-    for column in COLUMNS:
-        if Place.compare in column.places:
-            cells = [column.show(row) for row in rows]
-            texts = ", ".join(dict.fromkeys(str(cell) for cell in cells))
-            values = {
-                f"{name}.{key}": _average([cell.values.get(key) for cell in cells])
-                for key in dict.fromkeys(key for cell in cells for key in cell.values)
-            }
-            title, numbers = f"{heading} {column.heading}", column.is_number
-            described = Column(title, column.unit, numbers, places=NOT_BRIEF)
-            shown[described] = Cell(texts, sort_key=texts, values=values)
-    return shown
 
 
 def collect_metrics(findings: Findings) -> dict[str, float]:
@@ -146,24 +118,9 @@ def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
     return Cell(*format_points(change), sort_key=change.value, values=values)
 
 
-def _lay_out(column: FindingColumn, sides: tuple[str, str]) -> Column:
+def _name_side(column: FindingColumn, sides: tuple[str, str]) -> Column:
     headings = dict(zip(("base", "tuned"), sides, strict=True))
-    heading = headings.get(column.heading, column.heading)
-    return Column(
-        heading,
-        column.unit,
-        is_number=column.is_number,
-        is_name=column.is_name,
-        leave_out_rank=column.leave_out_rank,
-        places=column.places,
-    )
-
-
-def _average(values: Sequence[Any]) -> Any:
-    """Return the mean of numbers; of anything else, what all have in common."""
-    if all(isinstance(value, int | float) for value in values):
-        return fmean(values)
-    return values[0] if len(set(map(str, values))) == 1 else None
+    return replace(column, heading=headings.get(column.heading, column.heading))
 
 
 def _show_name(row: FindingRow) -> Cell:
@@ -285,48 +242,46 @@ def _for_primary_metric(show: Callable[[FindingRow], Cell]) -> Callable[[Finding
 
 
 COLUMNS: tuple[FindingColumn, ...] = (
-    FindingColumn("benchmark", _show_name, _OF_RUN, is_name=True, metrics=(), show_mean=_name_mean),
-    FindingColumn("metric", _show_metric, _DETAIL),
-    FindingColumn("n", _show_n, _OF_RUN, "questions", True, metrics=(), leave_out_rank=1),
-    FindingColumn("base", _show_score(0), _OF_RUN, "%", True, metrics=("base",), holds_shares=True),
-    FindingColumn(
-        "tuned", _show_score(1), _OF_RUN, "%", True, metrics=("tuned",), holds_shares=True
-    ),
+    FindingColumn("benchmark", is_name=True, show=_show_name, metrics=(), show_mean=_name_mean),
+    FindingColumn("metric", places=_DETAIL, show=_show_metric),
+    FindingColumn("n", "questions", True, leave_out_rank=1, show=_show_n, metrics=()),
+    FindingColumn("base", "%", True, show=_show_score(0), metrics=("base",), holds_shares=True),
+    FindingColumn("tuned", "%", True, show=_show_score(1), metrics=("tuned",), holds_shares=True),
     FindingColumn(
         CHANGE,
-        _show_change,
-        _OF_RUN,
         "points",
         True,
+        show=_show_change,
         metrics=("change", "change_low", "change_high"),
         holds_shares=True,
         show_mean=_show_mean_change,
     ),
-    FindingColumn("verdict", _for_primary_metric(_show_verdict), _OF_RUN, metrics=()),
+    FindingColumn("verdict", show=_for_primary_metric(_show_verdict), metrics=()),
     FindingColumn(
         "budget",
-        _for_primary_metric(_show_budget),
-        _OF_RUN,
         "points",
         True,
+        show=_for_primary_metric(_show_budget),
         metrics=(),
         show_mean=_show_mean_outcome,
     ),
-    FindingColumn("main cause of loss", _for_primary_metric(_show_cause), _DETAIL),
-    FindingColumn("p", _for_primary_metric(_show_p_value), _DETAIL, "corrected", True),
-    FindingColumn("forgetting rate", _for_primary_metric(_show_rate), _DETAIL, "[95 %]", True),
+    FindingColumn("main cause of loss", places=_DETAIL, show=_for_primary_metric(_show_cause)),
+    FindingColumn("p", "corrected", True, places=_DETAIL, show=_for_primary_metric(_show_p_value)),
+    FindingColumn(
+        "forgetting rate", "[95 %]", True, places=_DETAIL, show=_for_primary_metric(_show_rate)
+    ),
     FindingColumn(
         "paper’s metric",
-        _for_primary_metric(_show_paper_metric),
-        _DETAIL | {Place.mlflow},
         "± standard error [95 %]",
         True,
+        places=NOT_BRIEF,
+        show=_for_primary_metric(_show_paper_metric),
         holds_shares=True,
     ),
     FindingColumn(
         "bits per byte",
-        _for_primary_metric(_show_bits),
-        _DETAIL | {Place.mlflow},
+        places=NOT_BRIEF,
+        show=_for_primary_metric(_show_bits),
         metrics=("bits_per_byte_base", "bits_per_byte_tuned"),
     ),
 )

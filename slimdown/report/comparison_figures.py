@@ -18,7 +18,7 @@ from slimdown.report.figures import (
     draw_learned_and_kept,
     draw_seeds,
 )
-from slimdown.report.formatting import EMPTY, drop_shared_folders
+from slimdown.report.formatting import EMPTY, drop_shared_beginning
 from slimdown.stats.estimates import Estimate
 
 _MOST_DRAWN = 60  # configurations: more are not legible
@@ -32,7 +32,7 @@ _LEARNED_CAPTION = (
     "change of the benchmarks that were not trained for. A line joins the values in their order. "
     "The bars are the confidence intervals of the verdicts."
 )
-PageFigure = tuple[Figure, Figure | None, str]  # for a page, for a phone, and what it shows
+PageFigure = tuple[Figure, Figure, str]  # for a page, for a phone, and what it shows
 
 
 def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageFigure]:
@@ -56,9 +56,8 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
             columns[name].append(DrawnMean(value, shared, _list_seeds(row, name), mean))
     steps = [f"{step:,}" for step in read_steps(grouped)]
-    labels = steps or drop_shared_folders(
-        [row.settings.get(settings[0], EMPTY) for row in grouped.rows]
-    )
+    values = [row.settings.get(settings[0], EMPTY) for row in grouped.rows]
+    labels = steps or drop_shared_beginning(values, "/")
     panels: dict[str, list[DrawnMean]] = {}
     for name, means in columns.items():
         columns[name] = [

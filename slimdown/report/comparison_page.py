@@ -1,6 +1,6 @@
 """Show many runs, seeds or scales of one run side by side: tables, figures and pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
@@ -10,7 +10,8 @@ from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.comparison.trials import TrialOutcome
 from slimdown.comparison.value_verdicts import JudgedMean, judge_configurations
-from slimdown.report import pages, text
+from slimdown.judging.verdicts import Verdict
+from slimdown.report import text
 from slimdown.report.brief_comparison import (
     describe_choice,
     describe_claims,
@@ -18,7 +19,7 @@ from slimdown.report.brief_comparison import (
     head_columns,
     head_comparison,
 )
-from slimdown.report.columns import make_change_cell, show_in_comparison
+from slimdown.report.columns import make_change_cell
 from slimdown.report.formatting import (
     EMPTY,
     describe_model_place,
@@ -26,6 +27,7 @@ from slimdown.report.formatting import (
     format_number,
     format_points,
 )
+from slimdown.report.pages import render_table_page
 from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row, Table
 
 _MOST_SEEDS = 8  # listed one by one
@@ -61,7 +63,26 @@ def comparison_table(
         rows.append(Row(cells | (run if are_unique else {})))
     if len(rows) < len(comparison.rows):
         notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
-    return Table(title, rows, text.COMPARISON_LEGEND, (*notes, *comparison.notes))
+    notes = (*notes, *comparison.notes, *_describe_corrections(comparison, judged))
+    return Table(title, rows, text.COMPARISON_LEGEND, notes)
+
+
+def _describe_corrections(
+    comparison: Comparison, judged: Sequence[Mapping[str, JudgedMean]]
+) -> Iterator[str]:
+    """Say how many verdicts of single runs become undecided in the table."""
+    holds = [
+        means[name].verdict is change.verdict
+        for row, means in zip(comparison.rows, judged, strict=True)
+        for name, change in row.runs[0].changes.items()
+        if len(row.runs) == 1 and change.verdict not in (None, Verdict.undecided)
+    ]
+    n_claims = sum(mean.verdict is not None for means in judged for mean in means.values())
+    if not all(holds):
+        yield (
+            f"{text.CORRECTED} {holds.count(False):,} of {len(holds):,} verdicts become undecided "
+            f"when they are corrected for all {n_claims:,} changes in this table (Holm)."
+        )
 
 
 def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
@@ -114,9 +135,6 @@ def _show_changes(
         is_filter = name in (LEARNED, KEPT) or n_benchmarks <= _MOST_FILTERED
         column = Column(heading, "points", is_filter=is_filter)
         cells[column] = _show_change(row, name, judged.get(name))
-        if name in row.changes:
-            findings = [run.findings for run in row.runs if run.findings and name in run.changes]
-            cells |= show_in_comparison(name, heading, findings)
     if isnan(row.target.value):
         loss = row.learned_loss
         column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)
@@ -148,15 +166,15 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     values |= {f"{name}.change_{key}": getattr(plain, key) for key in _OF_MEAN[1:]}
     shown, verdict, correction, stopped = judged.shown, judged.verdict, "", ""
     if change:
-        keys = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
+        keys = ("n", "p_value", "verdict", "forgetting_rate")
         values |= {f"{name}.{key}": getattr(change, key) for key in keys}
         if len(row.runs) == 1 and (findings := row.runs[0].findings):
             verdict = findings.benchmarks[name].verdict
-            is_corrected = change.verdict_corrected != change.verdict
-            correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
+            if judged.verdict is not verdict:
+                correction = f" → {judged.verdict} {text.CORRECTED}"
         stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
     values |= {f"{name}.shown_low": shown.low, f"{name}.shown_high": shown.high}
-    values[f"{name}.verdict_over_seeds"] = str(verdict or "")
+    values[f"{name}.verdict_corrected"] = str(judged.verdict or "")
     if isnan(shown.value):
         return Cell(EMPTY, values=values)
     points, interval = format_points(shown)
@@ -234,39 +252,36 @@ def scales_table(
     return Table(title, list(map(Row, rows)), legend, tuple(part))
 
 
-def render_comparison_page(
-    table: Table,
-    comparison: Comparison | None = None,
-    setting: str | None = None,
-    options: str = "",
-) -> str:
+def render_comparison_page(table: Table, comparison: Comparison, setting: str | None = None) -> str:
     """Render a table as a page: what is shown to differ, the table, and its figures.
 
     Args:
         table: What is shown; you can sort and filter it.
-        comparison: Where the sentences on differences and the figures come from; None: the page
-            has neither.
+        comparison: Where the sentences on differences and the figures come from.
         setting: A dotted key that changes are drawn against; None: the first that was varied.
-        options: What follows `slimdown compare` in the page's first line, such as `--by lora.r`.
     """
     from slimdown.report import comparison_figures  # matplotlib takes half a second
 
-    values: dict[str, Any] = {"headings": [], "answer": [], "figures": [], "closing": []}
-    if comparison:
-        values["headings"] = head_comparison(comparison, setting)
-        values["answer"] = list(describe_claims(comparison, setting, _MOST_CLAIMED))
-        values["figures"] = comparison_figures.draw_comparison(comparison, setting)
-        values["closing"] = list(describe_choice(comparison))
-    values |= {"table": table.at(Place.page), "options": options}
-    return pages.render("comparison.html.j2", **values)
+    return render_table_page(
+        table,
+        "compare",
+        comparison_figures.draw_comparison(comparison, setting),
+        headings=head_comparison(comparison, setting),
+        answer=list(describe_claims(comparison, setting, _MOST_CLAIMED)),
+        closing=list(describe_choice(comparison)),
+    )
 
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     """Render the table and a figure of its curves as a page."""
-    from slimdown.report import figures
+    from slimdown.report.figures import PHONE_WIDTH, DrawnMean, draw_seeds  # matplotlib
 
-    figure = figures.draw_by_setting("scale of the adapter", build_simultaneous_curves(points))
-    caption = "Change of each benchmark at each scale. The intervals hold for all scales at once."
-    values: dict[str, Any] = {"figures": [(figure, None, caption)], "headings": [], "answer": []}
-    values |= {"command": "scale", "options": "", "closing": []}
-    return pages.render("comparison.html.j2", table=table, **values)
+    setting, panels = "scale of the adapter", dict[str, list[DrawnMean]]()
+    for name, curve in build_simultaneous_curves(points).items():
+        panels[name] = [DrawnMean(f"{scale:g}", "", [c.value], c) for scale, c in curve]
+    caption = (
+        "Change of each benchmark at each scale, in percentage points. The intervals hold for all "
+        "scales at once; a long one may extend beyond its axes."
+    )
+    figure = (draw_seeds(setting, panels), draw_seeds(setting, panels, PHONE_WIDTH), caption)
+    return render_table_page(table, "scale", [figure])

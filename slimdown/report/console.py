@@ -27,7 +27,6 @@ from slimdown.report import text
 from slimdown.report.brief_comparison import describe_briefly
 from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import (
-    cut_names,
     describe_model_place,
     encodable,
     find_local_path,
@@ -108,13 +107,11 @@ def show_comparison(
         max_rows, by: As for `describe_briefly`.
     """
     console = _open_console()
-    brief = describe_briefly(comparison, max_rows, by)
+    headings, table = describe_briefly(comparison, max_rows, by)
     console.print(Text(visible(title), "bold"))
-    for line in brief.headings:
+    for line in headings:
         console.print(Text(visible(line)))
-    print_table(brief.table, console, fits=True)
-    for line in (*brief.notes, *notes):
-        console.print(Text(visible(line)))
+    print_table(replace(table, notes=(*table.notes, *notes)), console, fits=True)
 
 
 def show_plans(plans: Sequence[RunPlan], n_finished: int) -> None:
@@ -283,9 +280,8 @@ def show_findings(
         notes: What else must be known of these findings.
         with_details: Show every metric and column, and every sentence.
     """
-    table, width = findings_table(findings, title, gate=gate), _open_console().width
-    title = cut_names(title, title.split(" → "), width)
-    show_table(replace(table, title=title, legend=""), with_details)
+    table = findings_table(findings, title, gate=gate)
+    show_table(replace(table, legend=""), with_details)
     sentences = [*notes]
     if with_details:
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)

@@ -47,10 +47,8 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 @matplotlib.rc_context(_STYLE)
 def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n."""
-    title = (
-        f"Change of each benchmark{', for a phone' if width < WIDTH else ''}"  # its ids go by it
-    )
-    figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), title, width)
+    figure = _new_figure("Change of each benchmark", 1.0 + 0.36 * len(findings.benchmarks), width)
+    axes = figure.add_subplot()
     for row, benchmark in enumerate(findings.benchmarks.values()):
         d, margin = benchmark.shown_change, 100 * benchmark.margin
         shown = find_style(benchmark.verdict)
@@ -105,8 +103,7 @@ def draw_seeds(
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
     n_down = max(1, ceil(len(panels) / n_across))
-    figure = Figure(figsize=(width, 0.7 + 2.1 * n_down), layout="constrained")
-    figure.set_label(f"Each seed by {setting}{', for a phone' if width < WIDTH else ''}")
+    figure = _new_figure(f"Change by {setting}", 0.7 + 2.1 * n_down, width)
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
     others = list(dict.fromkeys(drawn.others for drawn in all_means))
@@ -174,8 +171,9 @@ def draw_learned_and_kept(
         unit: Of what was learned.
         width: In inches.
     """
-    title = f"Learned against kept, by {setting}{', for a phone' if width < WIDTH else ''}"
-    figure, axes = _new_figure(4.2 if width == WIDTH else 3.4, title, width)
+    height = 4.2 if width == WIDTH else 3.4
+    figure = _new_figure(f"Learned against kept, by {setting}", height, width)
+    axes = figure.add_subplot()
     others = list(dict.fromkeys(drawn.others for drawn in learned))
     pairs = list(zip(learned, kept, strict=True))
     for group, name in enumerate(others):
@@ -223,47 +221,6 @@ def _show_colors(figure: Figure, others: Sequence[str]) -> None:
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_by_setting(
-    setting: str, series: Mapping[str, Sequence[tuple[float | str, Estimate]]]
-) -> Figure:
-    """Draw each benchmark's change against a setting, with 95 % intervals.
-
-    The axis has numbers if every value is a number; it is logarithmic if they grow by factors.
-
-    Args:
-        setting: Its dotted key.
-        series: By benchmark, the setting's values and the mean change at each, a share of 1.
-    """
-    figure, axes = _new_figure(3.2 + 0.16 * len(series), f"Change by {setting}")
-    values = list(dict.fromkeys(value for points in series.values() for value, _ in points))
-    numbers = sorted(value for value in values if not isinstance(value, str))
-    is_numeric = len(numbers) == len(values)
-    for i, (name, points) in enumerate(series.items()):
-        # points of a category stand side by side; on an axis of numbers that would be wrong
-        shift = 0.3 * ((i + 0.5) / len(series) - 0.5)
-        places: list[Any] = [v if is_numeric else values.index(v) + shift for v, _ in points]
-        changes = [estimate for _, estimate in points]
-        line = "-" if is_numeric else "none"
-        style: dict[str, Any] = {"marker": "os^DvP"[i % 6], "linestyle": line, "capsize": 2.5}
-        style |= {"color": _COLORS[i % 6], "elinewidth": 1, "label": _cut(name, 40)}
-        axes.errorbar(places, [100 * c.value for c in changes], _measure_arms(changes), **style)
-    if is_numeric and numbers:
-        by_factors = numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]
-        axes.set_xscale("log" if by_factors else "linear")
-        axes.set_xticks(numbers, [f"{n:g}" for n in numbers])
-        axes.set_xticks([], minor=True)
-    else:
-        axes.set_xticks(range(len(values)), [_cut(str(v), 24) for v in values])
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    axes.yaxis.set_major_formatter(_format_signed)
-    axes.set_xlabel(_cut(setting, 60))
-    axes.set_ylabel("change, points (95 % interval)")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-@matplotlib.rc_context(_STYLE)
 def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     """Draw how each benchmark's score came about: a bar for each step, from score to score.
 
@@ -272,8 +229,7 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     n_across = max(1, min(len(stages.benchmarks), 2 if width == WIDTH else 1))
     n_down = ceil(len(stages.benchmarks) / n_across)
     names = [stages.steps[0].before, *(step.after for step in stages.steps)]
-    figure = Figure(figsize=(width, 0.4 + 2.4 * n_down), layout="constrained")
-    figure.set_label(f"Score after each stage{', for a phone' if width < WIDTH else ''}")
+    figure = _new_figure("Score after each stage", 0.4 + 2.4 * n_down, width)
     for panel, name in enumerate(stages.benchmarks, 1):
         axes = figure.add_subplot(n_down, n_across, panel)
         changes = stages.list_changes(name)[: len(stages.steps)]
@@ -323,10 +279,10 @@ def write_svg(figure: Figure) -> str:
     return re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', opening, svg, count=1).strip()
 
 
-def _new_figure(height: float, title: str, width: float = WIDTH) -> tuple[Figure, Axes]:
+def _new_figure(title: str, height: float, width: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.set_label(title)
-    return figure, figure.add_subplot()
+    figure.set_label(f"{title}{', for a phone' if width < WIDTH else ''}")  # its ids go by it
+    return figure
 
 
 def _measure_arms(estimates: Sequence[Estimate]) -> list[list[float]]:

@@ -1,12 +1,13 @@
 """Make tables of one run's findings, of two models side by side, or of one model's scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Gate, Outcome
 from slimdown.judging.findings import Findings
+from slimdown.judging.stages import Step
 from slimdown.report import text
 from slimdown.report.columns import make_rows, name_levels
 from slimdown.report.formatting import format_number, visible
@@ -32,8 +33,7 @@ def findings_table(
         values, as shares of 1. Further metrics have neither verdict nor p-value.
     """
     rows = name_levels(make_rows(findings, gate))
-    table = Table(title, rows, text.explain_table(findings))
-    table = replace(table, notes=tuple(notes))
+    table = Table(title, rows, text.explain_table(findings), tuple(notes))
     return add_outcome(table, gate) if gate else table
 
 
@@ -59,27 +59,15 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return make_table("", records, formats)
 
 
-@dataclass(frozen=True)
-class ModelPair:
-    """Two tuned models, or a base and a tuned one on questions that did not choose it."""
-
-    first: str  # a run's name and id, or "base"
-    second: str
-    findings: Findings
-
-
-def pairs_table(pairs: Sequence[ModelPair]) -> Table:
+def pairs_table(pairs: Sequence[Step]) -> Table:
     """Show pairs of models by the primary metrics, one row for each pair and benchmark."""
     n, sides, direction = len(pairs), ("first", "second"), "from the first to the second model"
-    if pairs[0].first == "base":
+    if pairs[0].before == "base":
         sides, direction = ("base", "tuned"), "from the base model to the tuned model"
     rows, notes = [], list[str]()
     for pair in pairs:
-        title = f"{pair.first} → {pair.second}"
-        owners = text.BASE_AND_TUNED
-        if sides[0] == "first":
-            owners = "the first model's answers", "the second model's"
-        caveats = text.list_caveats(pair.findings, owners)
+        title = f"{pair.before} → {pair.after}"
+        caveats = text.list_caveats(pair.findings)
         notes += (f"{title}: {line}" if n > 1 else line for line in caveats)
         places = EVERYWHERE if n > 1 else NOT_BRIEF
         first = {Column("pair", max_width=30, places=places): Cell(title, values={"pair": title})}

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -166,30 +166,20 @@ def pluralize(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def drop_shared_beginning(names: Collection[str]) -> dict[str, str]:
-    """Return each name without the words that all of them begin with.
+def drop_shared_beginning(names: Sequence[str], separator: str) -> list[str]:
+    """Return names without the parts that all of them begin with; a single name stays whole.
 
-    >>> drop_shared_beginning(["pocket_math", "pocket_cs"])
-    {'pocket_math': 'math', 'pocket_cs': 'cs'}
+    >>> drop_shared_beginning(["pocket_math", "pocket_cs"], "_")
+    ['math', 'cs']
+    >>> drop_shared_beginning(["out/checkpoint-50", "out/checkpoint-100"], "/")
+    ['checkpoint-50', 'checkpoint-100']
     """
-    words_by_name = {name: name.split("_") for name in names}
-    columns = zip(*(words[:-1] for words in words_by_name.values()), strict=False)
-    n_shared = len([*takewhile(lambda column: len({*column}) == 1 < len(column), columns)])
-    return {name: "_".join(words[n_shared:]) for name, words in words_by_name.items()}
-
-
-def drop_shared_folders(paths: Sequence[str]) -> list[str]:
-    """Return paths without the folders that all of them lie in.
-
-    >>> drop_shared_folders(["out/checkpoint-50", "out/checkpoint-100"]), drop_shared_folders(["4"])
-    (['checkpoint-50', 'checkpoint-100'], ['4'])
-    """
-    if len({*paths}) < 2:
-        return [*paths]
-    parts_by_path = [path.split("/") for path in paths]
-    columns = zip(*(parts[:-1] for parts in parts_by_path), strict=False)
+    if len({*names}) < 2:
+        return [*names]
+    parts_by_name = [name.split(separator) for name in names]
+    columns = zip(*(parts[:-1] for parts in parts_by_name), strict=False)
     n_shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
-    return ["/".join(parts[n_shared:]) for parts in parts_by_path]
+    return [separator.join(parts[n_shared:]) for parts in parts_by_name]
 
 
 def cut_name(name: str, width: int) -> str:
@@ -202,24 +192,6 @@ def cut_name(name: str, width: int) -> str:
         return name
     n_last = (width - 1) // 2
     return f"{name[: width - 1 - n_last]}…{name[-n_last:]}"
-
-
-def cut_names(line: str, names: Collection[str], width: int) -> str:
-    """Cut the names in a line as far as it needs to fit; nothing else is cut.
-
-    >>> cut_names("base → llama32_1b alpaca lora.r=16", ["base", "llama32_1b alpaca lora.r=16"], 24)
-    'base → llama32_…ora.r=16'
-    """
-    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    shown = line
-    for room in range(max(map(len, names), default=0) - 1, SHORTEST_NAME - 1, -1):
-        if len(shown) <= width:
-            break
-        shown = "".join(
-            cut_name(part, room) if part in names else part
-            for part in re.split(f"({pattern})", line)
-        )
-    return shown
 
 
 def find_local_path(uri: str) -> str:

@@ -9,11 +9,12 @@ from slimdown.judging.budgets import Gate
 from slimdown.judging.findings import Findings
 from slimdown.judging.stages import StageFindings, judge_served
 from slimdown.judging.verdicts import Verdict
-from slimdown.report import pages, text
+from slimdown.report import text
 from slimdown.report.columns import CHANGE, name_levels
 from slimdown.report.findings_report import add_outcome
 from slimdown.report.formatting import format_number, format_points, pluralize
-from slimdown.report.tables import Cell, Column, Place, Row, Table
+from slimdown.report.pages import render_table_page
+from slimdown.report.tables import Cell, Column, Row, Table
 from slimdown.utils.secrets import redact_leaf
 
 _FEW = 6  # benchmarks, of which a console shows all
@@ -162,6 +163,4 @@ def render_stages_page(table: Table, stages: StageFindings, command: str) -> str
             "The steps add up to the whole change."
         )
         figures = [(draw_waterfalls(stages), draw_waterfalls(stages, PHONE_WIDTH), caption)]
-    values: dict[str, Any] = {"figures": figures, "headings": [], "answer": [], "closing": []}
-    values |= {"command": command, "options": "", "table": table.at(Place.page)}
-    return pages.render("comparison.html.j2", **values)
+    return render_table_page(table, command, figures)

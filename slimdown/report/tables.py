@@ -48,7 +48,6 @@ class Place(StrEnum):
 
     console = "console"  # without --all
     page = "page"
-    compare = "compare"
     markdown = "markdown"
     json = "json"  # and CSV
     mlflow = "mlflow"
@@ -208,18 +207,6 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
     return runs_table(jobs, f"{pluralize(len(jobs), 'job')}: {states}. {notes}".strip())
 
 
-def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
-    """Show the sizes of models or runs; names that end in "_bytes" hold bytes."""
-    names = records[0] if records else ()
-    formats = {name: formatting.format_bytes for name in names if name.endswith("_bytes")}
-    table = make_table(title, records, formats, legend)
-    rows = [
-        Row({replace(k, heading=k.heading.removesuffix(" bytes")): c for k, c in row.cells.items()})
-        for row in table.rows
-    ]
-    return replace(table, rows=rows)
-
-
 def write_table(table: Table, format: str) -> str:
     """Write a table in one of `formatting.FORMATS`.
 
@@ -235,7 +222,7 @@ def write_table(table: Table, format: str) -> str:
         # Always plain text: rich would print into a notebook, or write colors elsewhere.
         plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
         console = Console(file=out, width=PLAIN_WIDTH, color_system=None, highlight=False, **plain)
-        print_table(table.brief, console, keeps_names=True)
+        print_table(table.brief, console)
         return out.getvalue()
     if format == "html":
         from slimdown.report.pages import render  # jinja2 takes a fifth of a second
@@ -252,29 +239,20 @@ def write_table(table: Table, format: str) -> str:
     return out.getvalue()
 
 
-def print_table(
-    table: Table, console: Console, keeps_names: bool = False, fits: bool = False
-) -> None:
+def print_table(table: Table, console: Console, fits: bool = False) -> None:
     """Print a table. A narrow console gets cut names, taller cells, then fewer columns.
 
     Args:
         table: The table.
         console: Where it is printed. A pipe or a file is as wide as the table needs.
-        keeps_names: Do not cut names.
         fits: Make the table fit into a pipe or a file, too.
     """
-    if table.outcome:
-        console.print(Text(visible(table.outcome)), style="bold", soft_wrap=not console.is_terminal)
-    if table.title:
-        title = table.title if keeps_names else cut_name(table.title, console.width)
-        console.print(Text(visible(title)), style="bold", soft_wrap=True)
+    for heading in filter(None, (table.outcome, table.title)):
+        console.print(Text(visible(heading)), style="bold", soft_wrap=not console.is_terminal)
     if not (console.is_terminal or fits):
-        _, width = _lay_out_narrowly(table, console, _SEPARATORS[0], keeps_names)
-        if width.maximum > console.width:  # it is wider even with cut names
-            keeps_names = True
-            _, width = _lay_out_narrowly(table, console, _SEPARATORS[0], keeps_names)
+        width = _measure(_lay_out(table, _SEPARATORS[0]), console)
         console.width = max(console.width, width.maximum)
-    rich_table, left_out = _fit(table, console, keeps_names)
+    rich_table, left_out = _fit(table, console)
     if rich_table:
         console.print("", rich_table, "", sep="\n")
     else:
@@ -293,9 +271,7 @@ def print_table(
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _fit(
-    table: Table, console: Console, keeps_names: bool
-) -> tuple[RichTable | None, list[Column]]:
+def _fit(table: Table, console: Console) -> tuple[RichTable | None, list[Column]]:
     """Lay out a table so that it fits the console, if it can be.
 
     Returns:
@@ -304,8 +280,11 @@ def _fit(
     left_out = list[Column]()
     while True:
         for separators in _SEPARATORS:
-            rich_table, width = _lay_out_narrowly(table, console, separators, keeps_names)
-            if width.minimum <= console.width:
+            rich_table = _lay_out(table, separators)
+            surplus = _measure(rich_table, console).minimum - console.width
+            if surplus > 0:
+                rich_table = _lay_out(_cut_names(table, surplus), separators)
+            if _measure(rich_table, console).minimum <= console.width:
                 return rich_table, left_out
         ranked = [column for column in table.columns if column.leave_out_rank]
         if not ranked:
@@ -315,17 +294,9 @@ def _fit(
         table = table.leave_out(lambda column: column in left_out)
 
 
-def _lay_out_narrowly(
-    table: Table, console: Console, separators: str, keeps_names: bool
-) -> tuple[RichTable, Measurement]:
-    """Lay out a table, with names cut as far as a console needs it; return also its width."""
-    unlimited = console.options.update(width=10_000)
-    rich_table = _lay_out(table, separators)
-    width = Measurement.get(console, unlimited, rich_table)
-    if width.minimum > console.width and not keeps_names:
-        rich_table = _lay_out(_cut_names(table, width.minimum - console.width), separators)
-        width = Measurement.get(console, unlimited, rich_table)
-    return rich_table, width
+def _measure(rich_table: RichTable, console: Console) -> Measurement:
+    """Measure how wide a table is at least, and if no text breaks."""
+    return Measurement.get(console, console.options.update(width=10_000), rich_table)
 
 
 def _cut_names(table: Table, surplus: int) -> Table:

@@ -1,7 +1,7 @@
 """Write findings as sentences. Each stands only here, for console, page and card."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isnan, nan
+from math import isnan
 from textwrap import shorten
 
 from slimdown.config.benchmark_config import (
@@ -61,10 +61,6 @@ COMPARISON_LEGEND = (
     "for all cells. More questions reduce the noise of the questions; more seeds reduce the noise "
     "of the training."
 )
-
-
-Sides = tuple[str, str]
-BASE_AND_TUNED: Sides = "the base model's answers", "the tuned model's"
 
 
 def describe_losses(training: TrainingResult) -> str:
@@ -132,9 +128,7 @@ def summarize(findings: Findings) -> Iterator[str]:
 def explain_undecided(findings: Findings) -> Iterator[str]:
     """For each undecided benchmark, say what its questions show and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
-        if not benchmark.is_measured:
-            yield _describe_unmeasured(name, benchmark)
-        elif benchmark.verdict == "undecided":
+        if benchmark.verdict == "undecided" and benchmark.is_measured:
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
             points = f"{100 * smallest:.1f} points"
             reason = f"{n} detect a change of {points} in 80 % of cases (power)."
@@ -146,16 +140,6 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
                     "as large as measured."
                 )
             yield f"Undecided: {name}. {reason}"
-
-
-def _describe_unmeasured(name: str, benchmark: BenchmarkChange) -> str:
-    base, tuned = (f"{100 * share:.0f} %" for share in benchmark.never_ended or (nan, nan))
-    shares = f"{base} of the base model's answers and {tuned} of the tuned model's"
-    advice = f"Raise benchmark.{name}.max_gen_toks"
-    word = "Undecided" if benchmark.verdict else "Unclear"  # a watched one has no verdict
-    return (
-        f"{word}: {name}. In {shares}, the thinking did not end within the token limit. {advice}."
-    )
 
 
 def describe_outcome(gate: Gate) -> str:
@@ -223,7 +207,7 @@ def _name_not_run(findings: Findings) -> list[str]:
     return [f"Not measured: {_list_names(names)}. The page says why."] if names else []
 
 
-def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[str]:
+def describe_cut_answers(findings: Findings) -> Iterator[str]:
     """Name the benchmarks where so many answers ended at the limit that their scores mislead."""
     cut = list[str]()
     for name, benchmark in findings.benchmarks.items():
@@ -231,12 +215,11 @@ def describe_cut_answers(findings: Findings, sides: Sides = BASE_AND_TUNED) -> I
         if trait and benchmark.max_gen_toks and max(trait.base, trait.tuned) > _MOST_CUT:
             before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
             limit = f"max_gen_toks={benchmark.max_gen_toks}"
-            cut.append(f"{name} ({before} and {after}, at {limit})")
+            cut.append(f"{name} ({before} before and {after} after, at {limit})")
     if cut:
         yield (
-            f"Many answers were cut at the token limit: {_list_names(cut)}. The first share is of "
-            f"{sides[0]}, the second of {sides[1]}. This favours the model that writes shorter "
-            "answers. Raise max_gen_toks."
+            f"Many answers were cut at the token limit: {_list_names(cut)}. This favours the model "
+            "that writes shorter answers. Raise max_gen_toks."
         )
 
 
@@ -415,10 +398,11 @@ def describe_texts(findings: Findings) -> Iterator[str]:
 def list_doubts(findings: Findings) -> Iterator[str]:
     """List what makes the findings say less than it seems, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
-        if not benchmark.is_measured:
+        if shares := benchmark.never_ended:
+            base, tuned = (f"{100 * share:.0f} %" for share in shares)
             yield (
-                f"{name}: the thinking did not end within the token limit. Raise "
-                f"benchmark.{name}.max_gen_toks."
+                f"{name}: the thinking did not end within the token limit in {base} of the answers "
+                f"before and {tuned} after. Raise benchmark.{name}.max_gen_toks."
             )
     idle = {
         name: benchmark.metric
@@ -486,14 +470,10 @@ def describe_noise(findings: Findings) -> Iterator[str]:
         )
 
 
-def list_caveats(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[str]:
-    """List the caveats that apply to these findings, one sentence each.
-
-    Args:
-        findings: What was found.
-        sides: How the answers of the two models are called.
-    """
+def list_caveats(findings: Findings) -> Iterator[str]:
+    """List the caveats that apply to these findings, one sentence each."""
     yield from describe_noise(findings)
+    yield from describe_cut_answers(findings)
     yield from describe_texts(findings)
     yield from list_doubts(findings)
     if findings.part:
@@ -506,7 +486,7 @@ def list_caveats(findings: Findings, sides: Sides = BASE_AND_TUNED) -> Iterator[
             "is likely too large."
         )
     for name, benchmark in findings.benchmarks.items():
-        yield from describe_answers(name, benchmark, sides)
+        yield from describe_answers(name, benchmark)
         yield from describe_sampling(name, benchmark)
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
@@ -524,24 +504,16 @@ def describe_prompts(findings: Findings) -> Iterator[str]:
             yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
 
 
-def describe_answers(
-    name: str, benchmark: BenchmarkChange, sides: Sides = BASE_AND_TUNED
-) -> Iterator[str]:
-    """Say where a benchmark's answers think, refuse or end at their limit otherwise than before."""
-    first, second = sides
+def describe_answers(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
+    """Say where a benchmark's answers think or refuse otherwise than before."""
     if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
         before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-        yield f"{name}: {before} of {first} contain thinking, and {after} of {second}."
+        yield f"{name}: {before} of the answers contain thinking before, and {after} after."
     for subject, change in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
         before, after = (f"{100 * share:.0f} %" for share in (change.base, change.tuned))
         shown = "significant" if change.p_value < ALPHA else "not significant"
         scores = f"of the {change.n} {subject}, {before} are right before and {after} after"
         yield f"{name}: {scores}. The difference is {shown}."
-    if benchmark.max_gen_toks and (trait := benchmark.find_trait(RAN_OUT)):
-        base, tuned = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
-        limit = f"{base} of {first} and {tuned} of {second}"
-        limit += f" were cut at max_gen_toks={benchmark.max_gen_toks}"
-        yield f"{name}: {limit}. This favours the model that writes shorter answers."
 
 
 def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:

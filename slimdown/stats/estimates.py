@@ -239,13 +239,9 @@ def compare_scores(
     plain = Difference(value, nan, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
     n = len(plain.observations) + 2 * plain.has_independent_answers
     error = nan if sampling.looks else plain.spread / sqrt(n)
-    # The p-value is twice the smaller tail. Without looks it is the tail on the side of the change,
-    # so the other one is not computed.
-    test, zero, p_value = plain.change_test, np.zeros(1), 1.0
-    if value > 0 or sampling.looks:
-        p_value = min(p_value, 2 * float(test.p_values_above(zero)[0]))
-    if value < 0 or sampling.looks:
-        p_value = min(p_value, 2 * float(test.p_values_below(zero)[0]))
+    test, zero = plain.change_test, np.zeros(1)
+    smaller_tail = min(float(test.p_values_above(zero)[0]), float(test.p_values_below(zero)[0]))
+    p_value = min(1.0, 2 * smaller_tail)
     low, high = plain.interval()
     return replace(plain, standard_error=error, low=low, high=high, p_value=p_value)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from math import log, nan, sqrt
+from typing import Any
 
 import numpy as np
 import scipy
@@ -30,8 +31,6 @@ class SeedMean(Estimate):
     # standard errors of the mean: for other questions, and for other seeds
     question_error: float = nan
     training_error: float = nan
-    # standard deviation of the change from seed to seed, without question noise
-    training_spread: float = nan
 
 
 def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
@@ -41,8 +40,7 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     variance. The interval adds their half-widths, each with its own Student quantile, in quadrature
     (the idea: Howe 1974; Zou and Donner 2008). It is never narrower than the standard error beside
     it says. It assumes that changes of other seeds are normal; those of a training that rarely
-    collapses are not. The spread from seed to seed is median-unbiased: with two seeds the plain
-    root is too small by a quarter on average.
+    collapses are not.
 
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
@@ -68,7 +66,6 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     variances = np.array([deviation**2, max(0.0, n_seeds * question_variance - residual)]) / n_seeds
     quantiles = scipy.special.stdtrit([n_seeds - 1, fewest - 1], 1 - ALPHA / 2)  # Student's
     half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ variances)))
-    median = float(scipy.special.chdtri(n_seeds - 1, 0.5)) / (n_seeds - 1)
     return SeedMean(
         overall,
         error,
@@ -77,7 +74,6 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
         sd_over_seeds=deviation,
         question_error=sqrt(question_variance),
         training_error=sqrt(training_variance),
-        training_spread=sqrt(max(0.0, deviation**2 / median - residual)),
     )
 
 
@@ -98,19 +94,6 @@ class SeedSpread:
     variance: float  # of one seed's mean
     residual: float  # the part of it that comes from the questions: seeds differ by question, too
     freedom: float
-
-
-def measure_spread(*parts: Floats, step: float = 0.0) -> SeedSpread:
-    """Measure how much seeds vary.
-
-    Args:
-        parts: As in `split_noise`.
-        step: How much one question counts. Half of its square is the least variance: else a few
-            seeds that agree by chance would look certain.
-    """
-    by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
-    residual = sum(_find_residual(part) for part in parts)
-    return SeedSpread(max(float(by_seed.var(ddof=1)), step**2 / 2), residual, len(by_seed) - 1)
 
 
 def pool_spreads(spreads: Sequence[SeedSpread]) -> SeedSpread:
@@ -220,34 +203,6 @@ def add_seed_noise(
     return np.where(is_open, np.maximum(question_p_values, np.exp(high)), question_p_values)
 
 
-def build_mean_test(
-    *parts: Floats,
-    bounds: Sequence[float] = (),
-    spread: SeedSpread | None = None,
-    is_binary: bool = False,
-) -> MeanTest:
-    """Build the test of a mean change over seeds.
-
-    Args:
-        parts: [seeds, questions] each, as in `split_noise`; one seed or more.
-        bounds: For each part, how large one number can be; empty: 1.
-        spread: How much seeds vary; None: the claim is about these trainings alone.
-        is_binary: Whether there is one part, of changes of 0/1 answers of one kind.
-    """
-    sizes = [part.shape[1] for part in parts]
-    scales = [sum(sizes) / n for n in sizes]
-    numbers = np.concatenate([p.mean(axis=0) * s for p, s in zip(parts, scales, strict=True)])
-    bound = max(b * s for b, s in zip(bounds or [1.0] * len(parts), scales, strict=True))
-    values, counts = np.unique(numbers.round(12), return_counts=True)
-    table = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
-    if is_binary:
-        sizes_of_means = counts @ np.abs(values)
-        # 1 where all seeds flip the same answers, 1/S where each flips others
-        step = float(counts @ values**2 / sizes_of_means) if sizes_of_means else 1.0
-        table = replace(table, is_margin=True, step=step)
-    return MeanTest(float(numbers.mean()), table, len(parts[0]), spread)
-
-
 @dataclass(frozen=True)
 class SeedAnswers:
     """The answers of a configuration's seeds to the questions of one benchmark, or of several."""
@@ -264,14 +219,34 @@ class SeedAnswers:
         return len(self.parts[0])
 
     def measure_spread(self) -> SeedSpread:
-        """Measure how much its seeds vary."""
-        return measure_spread(*self.parts, step=self.step)
+        """Measure how much its seeds vary.
+
+        Half of the square of `step` is the least variance: else a few seeds that agree by chance
+        would look certain.
+        """
+        by_seed = np.sum([part.mean(axis=1) for part in self.parts], axis=0)
+        variance = max(float(by_seed.var(ddof=1)), self.step**2 / 2)
+        return SeedSpread(variance, sum(map(_find_residual, self.parts)), len(by_seed) - 1)
 
     def build_test(self, spread: SeedSpread | None) -> MeanTest:
-        """Build the test of the mean change, see `build_mean_test`."""
-        return build_mean_test(
-            *self.parts, bounds=self.bounds, spread=spread, is_binary=self.is_binary
-        )
+        """Build the test of the mean change.
+
+        Args:
+            spread: How much seeds vary; None: the claim is about these trainings alone.
+        """
+        sizes = [part.shape[1] for part in self.parts]
+        scales = [sum(sizes) / n for n in sizes]
+        scaled = [p.mean(axis=0) * s for p, s in zip(self.parts, scales, strict=True)]
+        numbers = np.concatenate(scaled)
+        bound = max(b * s for b, s in zip(self.bounds, scales, strict=True))
+        values, counts = np.unique(numbers.round(12), return_counts=True)
+        table = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
+        if self.is_binary:
+            sizes_of_means = counts @ np.abs(values)
+            # 1 where all seeds flip the same answers, 1/S where each flips others
+            step = float(counts @ values**2 / sizes_of_means) if sizes_of_means else 1.0
+            table = replace(table, is_margin=True, step=step)
+        return MeanTest(float(numbers.mean()), table, self.n_seeds, spread)
 
     def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
         """Subtract the answers of another configuration.
@@ -301,7 +276,7 @@ class SeedAnswers:
         return len(self.seeds) == self.n_seeds and set(self.seeds) == set(other.seeds)
 
 
-def build_tests(answers: Mapping[int, SeedAnswers]) -> dict[int, MeanTest]:
+def build_tests(answers: Mapping[Any, SeedAnswers]) -> dict[Any, MeanTest]:
     """Build the test of each configuration's mean; all answered the same questions.
 
     Args:

@@ -156,7 +156,7 @@ class Sweep:
         chosen = "--all" if JobState.skipped in states else f"--sweep {self.info.name} --all"
         compare = f"slimdown compare {chosen} shows each run"
         advice = f"{compare}. To run all of it again, add rerun=true."
-        comparison = order_by_settings(compare_runs(runs, corrects=False))
+        comparison = order_by_settings(compare_runs(runs))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
         return True
 

@@ -75,7 +75,8 @@ def describe_verdicts(findings: "Findings") -> str:
 
     Names lose what all of them begin with.
     """
-    short = drop_shared_beginning(findings.benchmarks)
+    names = list(findings.benchmarks)
+    short = dict(zip(names, drop_shared_beginning(names, "_"), strict=True))
     signs = {name: find_style(b.verdict).sign for name, b in findings.benchmarks.items()}
     ordered = sorted(signs, key=lambda name: _LOSSES_FIRST.index(signs[name]))
     return " ".join(f"{short[name]} {signs[name]}" for name in ordered)

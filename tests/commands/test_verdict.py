@@ -94,18 +94,6 @@ def test_the_github_action_takes_paths_with_spaces_and_leaves_a_format_that_was_
     assert json.loads(summary)["exit_code"] == code == 0
 
 
-@pytest.mark.parametrize("output", ["page.html --format=markdown", "page.md --format=junit"])
-def test_an_ending_that_is_not_the_format_is_refused(
-    output: str, logs: tuple[str, str], tmp_path: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        verdict.main([*logs, "-o", *output.split()])
-    assert ended.value.code == 3
-    assert "--format" in capsys.readouterr().err
-    assert not [*tmp_path.glob("page.*")]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -16,11 +16,14 @@ from builders import (
     stop_early,
 )
 
-from slimdown.comparison.run_comparison import Comparison, compare_runs, correct_verdicts
+from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.comparison.run_order import parse_setting, sort_by_setting, sort_rows
 from slimdown.comparison.trials import summarize_trial
+from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role
+from slimdown.judging.findings import Findings
 from slimdown.judging.verdicts import Verdict
+from slimdown.report.comparison_page import comparison_table
 from slimdown.utils.errors import ConfigError
 
 LOST = judge_scores(*make_scores(300, 60, 10, 230))
@@ -63,16 +66,22 @@ def test_what_does_not_hold_in_a_table_becomes_undecided_and_never_worse() -> No
     barely = judge_scores(*make_scores(6000, 280, 165, 3555))
     assert barely.benchmarks["a"].verdict is Verdict.retained
     assert barely.benchmarks["a"].primary.difference.p_value < 1e-6
-    runs = [make_run(barely, i) for i in range(30)]
-    assert set(correct_verdicts(runs).values()) <= {Verdict.undecided, Verdict.retained}
-    corrected = correct_verdicts([make_run(SLIGHT, i) for i in range(30)])
-    assert set(corrected.values()) == {Verdict.undecided}
-    assert correct_verdicts(runs[:1]) == {(runs[0].run_id, "a"): Verdict.retained}
-    assert set(correct_verdicts([make_run(LOST, i) for i in range(30)]).values()) == {"forgotten"}
-    comparison = compare_runs([make_run(SLIGHT, i, lora__r=str(i)) for i in range(30)])
-    [note] = comparison.notes
+
+    def judge_alike(findings: Findings, n_runs: int = 30) -> tuple[Comparison, set[str]]:
+        runs = [make_run(findings, i, lora__r=str(i)) for i in range(n_runs)]
+        comparison = compare_runs(runs)
+        return comparison, {str(row["a"].verdict) for row in judge_configurations(comparison)}
+
+    assert judge_alike(barely)[1] <= {"undecided", "retained"}
+    assert judge_alike(barely, 1)[1] == {"retained"}
+    assert judge_alike(LOST)[1] == {"forgotten"}
+    comparison, verdicts = judge_alike(SLIGHT)
+    assert verdicts == {"undecided"}
+    table = comparison_table(comparison)
+    [note] = table.notes
     assert re.findall(r"\d+", note) == ["30"] * 3  # so many of so many, corrected for so many
-    assert comparison.rows[0].changes["a"].verdict_corrected == "undecided"
+    assert {record["a.verdict"] for record in table.records} == {SLIGHT.benchmarks["a"].verdict}
+    assert {record["a.verdict_corrected"] for record in table.records} == {"undecided"}
 
 
 def test_what_was_not_measured_alike_is_said() -> None:

@@ -16,7 +16,6 @@ def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() 
     seeds = [judge_scores(np.ones(400), (draw.random(400) < share) * 1.0) for share in kept]
     mean = average_seeds([findings.benchmarks["a"] for findings in seeds])
     assert mean.value == pytest.approx(-0.4, abs=0.03)
-    assert mean.training_spread == pytest.approx(np.std(kept, ddof=1), rel=0.2)
     assert mean.training_error > 5 * mean.question_error
     assert -1 <= mean.low < -0.4 < mean.high <= 1
     assert mean.sd_over_seeds == pytest.approx(np.std(kept, ddof=1), rel=0.2)
@@ -25,7 +24,7 @@ def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() 
 def test_seeds_that_all_do_the_same_leave_only_the_questions() -> None:
     same = judge_scores([1.0, 1.0, 0.0, 0.0] * 50, [1.0, 0.0, 0.0, 1.0] * 50)
     mean = average_seeds([same.benchmarks["a"]] * 3)
-    assert mean.training_spread == 0
+    assert mean.training_error == 0
     assert mean.question_error == pytest.approx(mean.standard_error)
 
 
@@ -50,16 +49,14 @@ def test_the_variance_between_seeds_agrees_with_statsmodels() -> None:
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 5.0])
 def test_the_mean_covers_the_truth_and_its_standard_error(n_seeds: int, ratio: float) -> None:
-    draw, covered, larger = np.random.default_rng(n_seeds), [], []
+    draw, covered = np.random.default_rng(n_seeds), []
     spread = ratio * 0.3 / sqrt(200)
     for _ in range(600):
         changes = draw.normal(0, spread, n_seeds)[:, None] + draw.normal(0, 0.3, 200)
         mean = split_noise(changes + draw.normal(0, 0.2, (n_seeds, 200)))
         assert mean.high - mean.low >= 2 * 1.95 * mean.standard_error
         covered.append(mean.low <= 0 <= mean.high)
-        larger.append(mean.training_spread > spread)
     assert np.mean(covered) >= 0.92
-    assert ratio == 0 or 0.42 <= np.mean(larger) <= 0.58  # as likely too large as too small
 
 
 def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:

@@ -23,10 +23,15 @@ from slimdown.judging.answer_traits import NEVER_ENDED, Trait
 from slimdown.judging.findings import Findings
 from slimdown.judging.verdicts import Verdict, decide_verdicts
 from slimdown.stats.estimates import compare_scores
-from slimdown.stats.seeds import build_mean_test, measure_spread, pool_spreads
+from slimdown.stats.seeds import pool_spreads
+from slimdown.stats.sequential import Floats
 
 LOST = judge_scores(*make_scores(300, 60, 10, 230))
 SAME = judge_scores(*make_scores(1500, 8, 8, 484))
+
+
+def collect(answers: Floats) -> SeedAnswers:
+    return SeedAnswers([answers], [1.0])
 
 
 def make_runs(by_rank: dict[int, list[Findings]]) -> list[RunRecord]:
@@ -44,7 +49,7 @@ def judge_ranks(by_rank: dict[int, list[Findings]]) -> list[Verdict]:
 def test_one_seed_is_the_test_of_its_questions() -> None:
     before, after = draw_scores(200, 0.6, 0.1, 0.03, 0)
     difference = compare_scores(before, after)
-    test = build_mean_test((after - before)[None], is_binary=True)
+    test = SeedAnswers([(after - before)[None]], [1.0], is_binary=True).build_test(None)
     assert test.value == difference.value
     assert test.equivalence_p_value(0.02) == pytest.approx(difference.equivalence_p_value(0.02))
     assert test.p_value == pytest.approx(2 * difference.p_value_below(0))
@@ -55,7 +60,7 @@ def test_one_seed_is_the_test_of_its_questions() -> None:
 def test_without_noise_of_questions_it_is_students_test() -> None:
     by_seed = np.array([-0.04, -0.07, -0.05])
     answers = np.repeat(by_seed[:, None], 100_000, axis=1)
-    test = build_mean_test(answers, spread=measure_spread(answers))
+    test = collect(answers).build_test(collect(answers).measure_spread())
     assert test.p_value == pytest.approx(ttest_1samp(by_seed, 0).pvalue, rel=0.01)
     expected = ttest_1samp(by_seed, -0.1, alternative="greater").pvalue
     assert test.equivalence_p_value(0.1) == pytest.approx(expected, rel=0.01)
@@ -64,13 +69,13 @@ def test_without_noise_of_questions_it_is_students_test() -> None:
 def test_configurations_below_five_seeds_lend_each_other_their_spread() -> None:
     draw = np.random.default_rng(0)
     rows = [draw.normal(-0.05, 0.02, (2, 1)) + draw.normal(0, 0.2, (2, 300)) for _ in range(4)]
-    answers = {i: SeedAnswers([row], [1.0]) for i, row in enumerate(rows)}
-    spreads = [measure_spread(row) for row in rows]
+    answers = {i: collect(row) for i, row in enumerate(rows)}
+    spreads = [collect(row).measure_spread() for row in rows]
     assert build_tests(answers)[0].spread == pool_spreads(spreads)
     assert pool_spreads(spreads).freedom == 4
     many = draw.normal(-0.05, 0.02, (5, 1)) + draw.normal(0, 0.2, (5, 300))
-    tests = build_tests({**answers, 4: SeedAnswers([many], [1.0])})
-    assert tests[4].spread == measure_spread(many)
+    tests = build_tests({**answers, 4: collect(many)})
+    assert tests[4].spread == collect(many).measure_spread()
     assert tests[0].spread.freedom == 8
 
 
@@ -115,8 +120,8 @@ def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> N
 def test_the_interval_holds_what_the_test_does_not_rule_out(has_spread: bool) -> None:
     random = np.random.default_rng(3)
     answers = random.choice([-1.0, 0.0, 1.0], p=[0.12, 0.84, 0.04], size=(3, 200))
-    spread = measure_spread(answers) if has_spread else None
-    test = build_mean_test(answers, spread=spread)
+    spread = collect(answers).measure_spread() if has_spread else None
+    test = collect(answers).build_test(spread)
     low, high = test.interval(test.p_value)
     assert high == pytest.approx(0, abs=1e-5)
     assert low < test.value

@@ -341,7 +341,7 @@ def test_what_was_not_asked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sums=scores: no.*score"):
         read_logs(base, {"sums": "scores"})
     with pytest.raises(DataError, match=r"no results .*lm_eval"):
-        slimdown.read_lm_eval(write_table(tmp_path / "rows.txt", ROWS))
+        slimdown.read_logs(write_table(tmp_path / "rows.txt", ROWS))
     (tmp_path / "other.json").write_text(json.dumps(ROWS))
     with pytest.raises((DataError, ConfigError), match=r"Inspect"):
         read_logs(tmp_path / "other.json")

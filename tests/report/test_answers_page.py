@@ -139,7 +139,7 @@ def make_hostile(n: int) -> Pair:
 
 
 def test_what_a_model_writes_is_text_and_never_markup() -> None:
-    n = 2000
+    n = 1000
     page = Page(
         {f"a{EVIL[0]}": make_hostile(n), EVIL[1]: (written([1.0] * 6), written([0.0] * 6))}, EVIL[0]
     )
@@ -175,8 +175,8 @@ def test_a_page_stays_below_its_size_and_counts_what_it_leaves_out() -> None:
     page = Page(dict.fromkeys(("first", "second"), lost))
     assert len(page.html.encode()) < 5_000_000
     counts = [sum(a["benchmark"] == i for a in page.answers) for i in (0, 1)]
-    assert counts[0] == counts[1] <= MOST_SHOWN
-    assert page.read.text.count(f"2,500 {counts[0]:,} shown") == 2
+    assert counts[0] - 1 <= counts[1] <= counts[0] <= MOST_SHOWN
+    assert all(f"2,500 {n_shown:,} shown" in page.read.text for n_shown in counts)
     assert f"{sum(counts):,} of 5,000 " in page.read.text
     prompt, n_before = page.answers[0]["prompt"]
     assert n_before + len(prompt) == len(long)

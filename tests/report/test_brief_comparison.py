@@ -93,11 +93,11 @@ def test_control_characters_of_names_widen_no_column(capsys: Capture) -> None:
 
 
 def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_kept() -> None:
-    brief = describe_briefly(compare(1, 2, 4))
-    columns = brief.table.columns
+    _, table = describe_briefly(compare(1, 2, 4))
+    columns = table.columns
     heads = [column.heading for column in columns]
     assert heads == ["run", "lora.r", "learned", "commonsense", "cs", "math", "kept"]
-    base, *rows = brief.table.rows
+    base, *rows = table.rows
     assert str(base[columns[0]]) == "base"
     assert [str(row[columns[1]]) for row in rows] == ["4", "8", "16"]
     assert str(rows[2][columns[-1]]).endswith(" ↓")
@@ -106,34 +106,34 @@ def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_ke
 
 
 def test_the_scores_of_each_base_stand_above_its_runs() -> None:
-    brief = describe_briefly(compare(2, 1, 2))
-    first, *_ = brief.table.columns
-    names = [str(row[first]) for row in brief.table.rows]
+    headings, table = describe_briefly(compare(2, 1, 2))
+    first, *_ = table.columns
+    names = [str(row[first]) for row in table.rows]
     assert names.count("base") == 2  # of two models
     assert names[0] == "base"
-    assert any("base model" in line for line in brief.headings)
+    assert any("base model" in line for line in headings)
 
 
 def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> None:
     headings = {1: ["run", "lora.r", "pocket_math"], 2: ["run", "lora.r", "cs", "math", "kept"]}
     for n_benchmarks, expected in headings.items():
-        table = describe_briefly(compare(1, 1, n_benchmarks, has_target=False)).table
+        table = describe_briefly(compare(1, 1, n_benchmarks, has_target=False))[1]
         assert [column.heading for column in table.columns] == expected
 
 
 def test_what_differs_is_said_with_its_p_value_and_the_rest_in_one_line() -> None:
-    brief = describe_briefly(compare(1, 3, 4))
-    claims = re.findall(r"(\d+) is \d+\.\d points below (\d+) on (\w+)", brief.notes[0])
+    _, table = describe_briefly(compare(1, 3, 4))
+    claims = re.findall(r"(\d+) is \d+\.\d points below (\d+) on (\w+)", table.notes[0])
     assert claims == [("16", "4", "commonsense"), ("16", "4", "kept"), ("16", "8", "commonsense")]
-    assert re.search(r"p (<|=) 0\.\d+\)", brief.notes[0])
-    assert "-m seed=0,1,2" in describe_briefly(compare(1, 1, 4)).notes[0]
+    assert re.search(r"p (<|=) 0\.\d+\)", table.notes[0])
+    assert "-m seed=0,1,2" in describe_briefly(compare(1, 1, 4))[1].notes[0]
     two = compare(2, 3, 4)
-    assert re.search(r": (lora.r=16 is|model.id=)", describe_briefly(two).notes[0])
-    assert "model.id=" in describe_briefly(two, by="lora.r").notes[0]
+    assert re.search(r": (lora.r=16 is|model.id=)", describe_briefly(two)[1].notes[0])
+    assert "model.id=" in describe_briefly(two, by="lora.r")[1].notes[0]
 
 
 def test_runs_that_were_not_varied_have_a_line_each() -> None:
     runs = [make_run(make_findings(3, 0.05, seed), seed) for seed in (0, 0)]
-    table = describe_briefly(compare_runs(runs, group_seeds=False)).table
+    table = describe_briefly(compare_runs(runs, group_seeds=False))[1]
     assert [column.heading for column in table.columns][:2] == ["run", "name"]
     assert len(table.rows) == 3  # with the base

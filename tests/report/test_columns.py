@@ -5,13 +5,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from builders import Capture, Patch, make_run
+from builders import Capture, Patch
 from report_builders import Findings, judge_pairs, make_usual, written
 
-from slimdown.comparison.run_comparison import compare_runs
 from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import columns, console, text
-from slimdown.report.comparison_page import comparison_table
 from slimdown.report.findings_report import findings_table, write_junit
 from slimdown.report.run_page import render_page
 from slimdown.report.tables import Cell, Place, write_table
@@ -29,11 +27,9 @@ def show_everywhere(findings: Findings, capsys: Capture) -> dict[Place, str]:
     capsys.readouterr()
     console.show_findings(findings)
     table = findings_table(findings)
-    compared = comparison_table(compare_runs([make_run(findings)]))
     return {
         Place.console: capsys.readouterr().out,
         Place.page: render_page(findings, "a run"),
-        Place.compare: write_table(compared, "html"),
         Place.markdown: write_table(table, "markdown"),
         Place.json: write_table(table, "json"),
         Place.mlflow: json.dumps(collect_finding_metrics(findings)),
@@ -48,7 +44,7 @@ def test_one_line_adds_a_column_where_it_is_asked_for(
     def show(row: columns.FindingRow) -> Cell:
         return Cell(f"{row.benchmark.n} flights", values={"flights": row.benchmark.n})
 
-    line = columns.FindingColumn("flights", show)
+    line = columns.FindingColumn("flights", show=show)
     monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, line))
     assert all("flights" in shown for shown in show_everywhere(findings, capsys).values())
     line = replace(line, places=frozenset({place}))
@@ -57,20 +53,6 @@ def test_one_line_adds_a_column_where_it_is_asked_for(
     assert [name for name in Place if "flights" in shown[name]] == [place]
     if place is Place.mlflow:
         assert collect_finding_metrics(findings)["flights/maths"] == 80
-
-
-def test_seeds_share_what_all_have_in_common(findings: Findings, monkeypatch: Patch) -> None:
-    fell = judge_pairs({"maths": make_usual()["maths"]})
-    few = judge_pairs({"maths": (written([1.0] * 20), written([0.0] * 20))})
-    line = columns.FindingColumn(
-        "flights",
-        lambda row: Cell(str(row.benchmark.n), values={"n_of": row.benchmark.n, "of": row.name}),
-    )
-    monkeypatch.setattr(columns, "COLUMNS", (line,))
-    runs = [make_run(found, seed, seed=str(seed)) for seed, found in enumerate((fell, few))]
-    table = comparison_table(compare_runs(runs))
-    assert (table.records[0]["maths.n_of"], table.records[0]["maths.of"]) == (50, "maths")
-    assert "80, 20" in write_table(table, "html") or "20, 80" in write_table(table, "html")
 
 
 @pytest.mark.parametrize(

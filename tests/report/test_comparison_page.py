@@ -44,10 +44,9 @@ def test_a_row_has_its_setting_its_changes_and_corrected_verdict(comparison: Com
     first = table.records[0]
     assert (first["lora.r"], first["n_seeds"]) == ("4", 2)
     assert first["maths_of_school.change"] == pytest.approx(-0.0375)
-    # Two seeds with their own verdicts, which are corrected one by one, and the one over both.
-    corrected = first["maths_of_school.verdict_corrected"].split(", ")
-    assert corrected == ["forgotten 1", "undecided 1"]
-    assert first["maths_of_school.verdict_over_seeds"] == "undecided"
+    # The verdict of both seeds' own reports, and the one over both of them.
+    assert first["maths_of_school.verdict"] == "forgotten"
+    assert first["maths_of_school.verdict_corrected"] == "undecided"
     shown = write_table(table, "markdown")
     low, high = (100 * first[f"maths_of_school.shown_{end}"] for end in ("low", "high"))
     assert low < -3.75 < 0 <= high
@@ -96,7 +95,7 @@ def test_console_table_and_page_judge_a_comparison_once(
 
 
 def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:
-    html = render_comparison_page(comparison_table(comparison), comparison, "lora.r", "--by lora.r")
+    html = render_comparison_page(comparison_table(comparison), comparison, "lora.r")
     assert "maths_<wbr>of_<wbr>school" in html
     assert html.count("<svg") == 4  # two figures, each for a wide screen and for a phone
     assert html.count("<script>") == 1

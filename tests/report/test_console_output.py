@@ -95,7 +95,7 @@ def test_at_most_four_sentences_follow_the_table(n_benchmarks: int) -> None:
         assert lines[3] == f"Next: {command}"
 
 
-def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
+def test_long_names_are_whole_in_a_log(capsys: Capture) -> None:
     long = "_".join(["a_benchmark_that_has"] * 5)
     findings = judge_pairs(
         {f"{long}_lost": make_usual()["maths"], f"{long}_calm": make_usual()["calm"]}
@@ -104,12 +104,9 @@ def test_long_names_are_cut_in_what_a_console_shows(capsys: Capture) -> None:
     sides = "meta-llama/Llama-3.2-1B-Instruct-with-more", "llama32 dataset=alpaca lora.r=16 seed=3"
     console.show_findings(findings, " → ".join(sides), gate)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert max(map(len, lines[1:])) <= 80
-    assert f"{long}_lost " in lines[0]  # a sentence is not cut
-    for side, shown in zip(sides, lines[1].split(" → "), strict=True):
-        start, _, end = shown.partition("…")
-        assert side.startswith(start)
-        assert side.endswith(end)
+    assert f"{long}_lost " in lines[0]
+    assert lines[1] == " → ".join(sides)
+    assert [line.split()[0] for line in lines[4:6]] == [f"{long}_lost", f"{long}_calm"]
 
 
 def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:

@@ -28,14 +28,12 @@ PANELS = {"learned": LEARNED, "kept": KEPT}
 
 
 def draw_all() -> list[Figure]:
-    series = {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}
     return [
         figures.draw_changes(judge_pairs(make_usual())),
         figures.draw_changes(judge_pairs(make_usual()), figures.PHONE_WIDTH),
         figures.draw_seeds("lora.r", PANELS),
         figures.draw_seeds("lora.r", PANELS, figures.PHONE_WIDTH),
         figures.draw_learned_and_kept("lora.r", LEARNED, KEPT, "points"),
-        figures.draw_by_setting("lora.r", series),
     ]
 
 
@@ -81,24 +79,9 @@ def test_other_settings_have_colors_that_a_legend_names() -> None:
     assert {"keep=none", "keep=kl"} <= set(read_texts(figures.draw_seeds("lora.r", {"a": means})))
 
 
-@pytest.mark.parametrize(
-    ("values", "scale", "ticks"),
-    [
-        ([4, 8, 16, 32], "log", ["4", "8", "16", "32"]),
-        ([0, 1, 2], "linear", ["0", "1", "2"]),
-        (["q_proj", "all-linear", 3], "linear", ["q_proj", "all-linear", "3"]),
-    ],
-)
-def test_an_axis_suits_its_values(values: list[Any], scale: str, ticks: list[str]) -> None:
-    series = {"a": [(value, estimate(0.1)) for value in values]}
-    figure = figures.draw_by_setting("lora.r", series)
-    assert figure.axes[0].get_xscale() == scale
-    assert set(ticks) <= set(read_texts(figure))
-
-
 def test_a_name_with_control_characters_is_drawn_without_a_warning() -> None:
-    series = {"a": [("\x1b[2J", estimate(0.1)), ("b", estimate(0.1))]}
+    means = [make_mean("\x1b[2J", "", 0.1), make_mean("b", "", 0.1)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        write_svg(figures.draw_by_setting("x\x1b[2J", series))
+        write_svg(figures.draw_seeds("x\x1b[2J", {"a": means}))
     assert not [warning for warning in caught if "\x1b" in str(warning.message)]

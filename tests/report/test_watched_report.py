@@ -93,14 +93,14 @@ def test_a_comparison_shows_it_last_and_counts_it_in_no_mean() -> None:
     for group_seeds in (True, False):
         comparison = compare_runs(runs, group_seeds)
         assert comparison.benchmarks == ("skill", "calm", "docs")
-        shown = describe_briefly(comparison).table
+        _, shown = describe_briefly(comparison)
         assert "kept" not in [column.heading for column in shown.columns]
         rows = [row for row in shown.rows if not row.is_secondary]  # without those of the base
         assert rows
         assert all(str(row[shown.columns[-1]]) == "−25.0 ·" for row in rows)
         table = comparison_table(comparison)
         for record in table.records:
-            assert record["docs.verdict_over_seeds"] == record["docs.verdict"] == ""
+            assert record["docs.verdict_corrected"] == record["docs.verdict"] == ""
             assert record["docs.change"] == -0.25
         page = render_comparison_page(table, comparison, "lora.r")
         assert "−25.0" in page

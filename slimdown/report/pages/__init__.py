@@ -1,5 +1,6 @@
 """Pages and cards, rendered by the jinja2 templates of this folder."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -7,6 +8,7 @@ from markupsafe import Markup
 
 from slimdown.config.benchmark_config import Role
 from slimdown.report import formatting, text
+from slimdown.report.tables import Place, Table
 from slimdown.report.verdict_styles import STYLES, find_style
 
 if TYPE_CHECKING:
@@ -42,6 +44,36 @@ def render(template: str, **values: object) -> str:
     }
     environment.globals |= {"STYLES": STYLES, "Role": Role, "find_style": find_style, "text": text}
     return environment.get_template(template).render(**values)
+
+
+def render_table_page(
+    table: Table,
+    command: str,
+    figures: "Sequence[tuple[Figure, Figure, str]]" = (),
+    *,
+    headings: Sequence[str] = (),
+    answer: Sequence[str] = (),
+    closing: Sequence[str] = (),
+) -> str:
+    """Render a table with its figures as a page.
+
+    Args:
+        table: What is shown; you can sort and filter it.
+        command: What made the page, such as "verdict --chain".
+        figures: Each for a page and for a phone, with what it shows.
+        headings: What was varied, and what the numbers are; empty: the table's title.
+        answer: Sentences above the table.
+        closing: Sentences below the figures.
+    """
+    return render(
+        "comparison.html.j2",
+        table=table.at(Place.page),
+        command=command,
+        figures=figures,
+        headings=headings,
+        answer=answer,
+        closing=closing,
+    )
 
 
 def _inline_svg(figure: "Figure") -> Markup:
