@@ -160,14 +160,14 @@ def test_ctrl_c_ends_a_command_with_its_code(capsys: Capture) -> None:
     assert "Interrupted." in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("store")  # in a folder of its own
-def test_a_folder_is_made_whole_or_not_at_all() -> None:
-    out = Path("made/out").absolute()
-    with pytest.raises(KeyboardInterrupt), arguments.make_folder("--out", out) as draft:
+def test_a_folder_is_made_whole_or_not_at_all(store: MlflowClient, composed: Compose) -> None:
+    tracking, out = composed().tracking, Path("made/out").absolute()
+    with pytest.raises(KeyboardInterrupt), arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "half").touch()
         raise KeyboardInterrupt
     assert not list(out.parent.iterdir())
-    with arguments.make_folder("--out", out) as draft:
+    (draft / "half").mkdir(parents=True)  # as SIGKILL leaves it
+    with arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "whole").touch()
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
     for target in ("loop", "nowhere"):
@@ -177,12 +177,13 @@ def test_a_folder_is_made_whole_or_not_at_all() -> None:
         link.unlink()
 
 
-@pytest.mark.usefixtures("store")  # in a folder of its own
-def test_a_full_disk_leaves_nothing(capsys: Capture) -> None:
-    out = Path("made/out").absolute()
+def test_a_full_disk_leaves_nothing(
+    store: MlflowClient, composed: Compose, capsys: Capture
+) -> None:
+    tracking, out = composed().tracking, Path("made/out").absolute()
 
     def write_weights() -> int:
-        with arguments.make_folder("--out", out) as draft:
+        with arguments.make_folder(tracking, "--out", out) as draft:
             limits = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full quota
             try:

@@ -3,13 +3,14 @@
 import argparse
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slimdown.config.methods import list_all_methods
@@ -17,7 +18,7 @@ from slimdown.config.mitigation import list_mitigations
 from slimdown.config.tracking_config import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.report.formatting import FORMATS
 from slimdown.scoring.scores import list_scores
-from slimdown.utils import files
+from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.extensions import GROUPS, list_extensions
 from slimdown.utils.extras import explain_missing_packages
@@ -216,24 +217,32 @@ def check_new_folder(option: str, folder: Path) -> None:
 
 
 @contextmanager
-def make_folder(option: str, folder: Path) -> Iterator[Path]:
+def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator[Path]:
     """Yield a draft of a new folder, which gets its name at the end: whole or not at all.
 
     Raises:
-        ConfigError: The folder is in use.
+        ConfigError: The folder is in use, perhaps because another process has just written it.
         SlimdownError: The disk is full.
     """
-    check_new_folder(option, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        draft = Path(scratch) / folder.name
-        draft.mkdir()
+    from slimdown.report.console import show_line
+    from slimdown.tracking.store import wait_for_lock
+
+    draft = folder.with_name(f".{folder.name}.draft")
+    wait = partial(
+        show_line, f"Another process is writing to {folder}; this one waits until it has ended."
+    )
+    with wait_for_lock(tracking, f"folder-{hashing.hash_json(str(folder))}", wait):
+        check_new_folder(option, folder)
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
         try:
+            draft.mkdir(parents=True)
             yield draft
+            draft.replace(folder)
         except Exception as error:
             files.raise_if_disk_full(error)
             raise
-        draft.replace(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any]:

@@ -45,7 +45,7 @@ def _export(options: argparse.Namespace) -> int:
     run = find_run(options.tracking, options.run)
     check_finished(run)
     with (
-        arguments.make_folder("DIR", folder) as draft,
+        arguments.make_folder(options.tracking, "DIR", folder) as draft,
         tempfile.TemporaryDirectory() as scratch,
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))

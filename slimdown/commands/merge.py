@@ -83,7 +83,7 @@ def _merge(options: argparse.Namespace) -> int:
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     with (
-        arguments.make_folder("--out", out) as draft,
+        arguments.make_folder(options.tracking, "--out", out) as draft,
         tempfile.TemporaryDirectory() as scratch,
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))

@@ -203,7 +203,7 @@ def _save(
     chosen: ScaledFindings,
 ) -> None:
     """Write the model of the chosen scale with its card to --save, and note that in the record."""
-    with arguments.make_folder("--save", options.save) as draft:
+    with arguments.make_folder(options.tracking, "--save", options.save) as draft:
         measured.save(chosen.scale, draft)
         card = render_model_card(
             chosen.findings,
