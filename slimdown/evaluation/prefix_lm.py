@@ -22,12 +22,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LogitsProcessorList
 
-from slimdown.data.chat_templates import ChatPrompt
+from slimdown.data.chat_templates import RENDERING, ChatPrompt
 from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
 from slimdown.models.base_model import AskingRules
 from slimdown.models.causal import get_inner_model, learns_prompt
-from slimdown.utils.template_limit import limit_rendering
+from slimdown.utils.time_limit import limit_time
 
 # Fewer tokens than these are not worth a forward of their own.
 SHORTEST_PREFIX = 32
@@ -195,7 +195,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def apply_chat_template(self, chat_history: Any, *args: Any, **settings: Any) -> ChatPrompt:
         """Render a prompt; a template that does not end is an error."""
-        with limit_rendering():
+        with limit_time(RENDERING):
             text = super().apply_chat_template(chat_history, *args, **settings)
         return ChatPrompt(text, chat_history)
 

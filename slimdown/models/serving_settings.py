@@ -17,7 +17,7 @@ from slimdown.models.base_model import load_tokenizer
 from slimdown.models.gguf_file import KNOWN_ENDS, read_gguf_header
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.hub import explain_hub_errors
-from slimdown.utils.template_limit import limit_rendering
+from slimdown.utils.time_limit import limit_time
 
 _SHOWN = 24  # characters of two templates, or of two settings, where they differ
 # Of generation_config.json, what changes a greedy answer, and the value at which it changes nothing
@@ -163,7 +163,8 @@ def _begins_with_bos(template: str | None, bos: str | None, eos: str | None) -> 
     render: Any = chat_template_utils.render_jinja_template
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     names = {"bos_token": bos, "eos_token": eos or "", "add_generation_prompt": True}
-    with suppress(Exception), limit_rendering():  # the publisher's program may raise anything
+    # The template is the publisher's program, which may raise anything.
+    with suppress(Exception), limit_time("the chat template"):
         [prompt], _ = render([question], chat_template=template, **names)
         return str(prompt).startswith(bos)
     return False
