@@ -139,11 +139,10 @@ def _read_stop_ids(folder: Path) -> list[int] | None:
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     header = read_gguf_header(file, setting)
-    bos, eos = header.read_token(header.bos), header.read_token(header.eos)
-    template = header.chat_template
+    template, bos, eos = header.chat_template, header.bos, header.eos
     template_writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
-    stops = _list_once([eos, header.read_token(header.eot), *known])
+    stops = _list_once([eos, header.eot, *known])
     generation = before.generation if before else {}  # a server's own settings decide it
     tokenizer_puts_bos = header.puts_bos and bos is not None
     return Serving(template, bos, eos, tokenizer_puts_bos, template_writes_bos, stops, generation)
