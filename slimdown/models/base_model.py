@@ -77,8 +77,6 @@ class LoadedModel:
         identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
         if rules != AskingRules():
             identity["rules"] = asdict(rules)
-            if not rules.generation:  # as keys were made before there were any
-                del identity["rules"]["generation"]
         return replace(self, tokenizer=tokenizer, rules=rules, identity=identity)
 
 
