@@ -185,23 +185,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             add_special_tokens = True
         return list(super().tok_encode(string, add_special_tokens, *args, **settings))
 
-    def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def tok_batch_encode(self, strings: list[str], *args: Any, **settings: Any) -> Any:
         """Encode the prompts of a batch; `HFLM` leaves BOS out where the first begins with it."""
-        if not self._rules.doubles_bos:
-            encoded: tuple[torch.Tensor, torch.Tensor] = super().tok_batch_encode(
-                strings, padding_side, left_truncate_len, truncation
-            )
-            return encoded
-        settings = {"padding": "longest", "padding_side": padding_side, "return_tensors": "pt"}
-        batch = self.tokenizer(strings, truncation=truncation, **settings)
-        kept = slice(-left_truncate_len if left_truncate_len else None, None)
-        return batch["input_ids"][:, kept], batch["attention_mask"][:, kept]
+        if self._rules.doubles_bos:
+            strings = [f"{self.tokenizer.bos_token}{text}" for text in strings]
+        return super().tok_batch_encode(strings, *args, **settings)
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Decode tokens; the end of thinking stays in the text, special token or not."""
