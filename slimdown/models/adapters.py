@@ -82,12 +82,8 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         model: The base, with or without its weights in memory.
 
     Raises:
-        ModelError: A module does not exist, or a scale is not above 0.
+        ModelError: A module does not exist.
     """
-    for key in ("alpha_pattern", "rank_pattern"):
-        for name, number in (settings.get(key) or {}).items():
-            if not isinstance(number, int | float) or not number > 0:
-                raise ModelError(f"{setting}: {key} has {name}={number!r}; it must be above 0")
     modules = [name for name, _ in model.named_modules()]
     for name in settings.get("modules_to_save") or ():
         if not any(f".{module}".endswith(f".{name}") for module in modules):

@@ -219,7 +219,8 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
         (edit_config(modules_to_save=["evil"]), "names 'evil'"),
         (edit_config(task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
         (edit_config(modules_to_save=["lm_head"]), "lm_head.weight is None and should be"),
-        (edit_config(alpha_pattern={"q_proj": 0}), "must be above 0"),
+        (edit_config(rank_pattern={"q_proj": 0}), "tuned=.* cannot be loaded"),
+        (edit_config(alpha_pattern={"q_proj": "x"}), "tuned=.* cannot be loaded"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(
