@@ -148,10 +148,6 @@ def _read_lines(file: Path, summary: Mapping[str, Any]) -> dict[str, list[dict[s
     by_title: dict[str, list[dict[str, Any]]] = {}
     for number, line in read_table_rows(samples):
         with explain_malformed(f"{samples}, line {number}, is no line of Every Eval Ever"):
-            version = str(line["schema_version"])
-            if not _VERSION.fullmatch(version):
-                problem = f"has schema version {version:.40}; slimdown reads 0.3"
-                raise DataError(f"{samples}, line {number}, {problem}")
             if line["evaluation_id"] != summary["evaluation_id"]:
                 raise DataError(
                     f"{samples}, line {number}, belongs to {line['evaluation_id']!r:.80}"
