@@ -27,6 +27,10 @@ _ADVICE = "The answers so far are kept: repeat the command when the server answe
 class _FinalError(BaseException):
     """Carries an error through lm-eval's retries, which repeat a request after any `Exception`."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
 
 class _Client:
     """A mixin for lm-eval's clients: a request that will fail again is not repeated.
@@ -57,7 +61,7 @@ def _end_final(error: Exception) -> None:
     status = getattr(error, "status", None) or getattr(response, "status_code", None) or 500
     is_silent = isinstance(error, requests.ReadTimeout | TimeoutError)
     if is_silent or (status < 500 and status not in _PASSING):
-        raise _FinalError from error
+        raise _FinalError(error)
 
 
 class _CountedAnswer(Answer):
@@ -203,7 +207,7 @@ class ServedLM(VirtualTokensLM):
                 try:
                     yield
                 except _FinalError as final:
-                    raise final.__cause__ or final from None
+                    raise final.error from None
         finally:
             log.setLevel(level)
 
