@@ -9,7 +9,10 @@ from typing import Any
 
 from slimdown.config.schema import EvaluationConfig
 from slimdown.utils.errors import DataError, ModelError, describe_error
-from slimdown.utils.template_limit import limit_rendering
+from slimdown.utils.time_limit import limit_time
+
+RENDERING = "the chat template of the tokenizer"
+"""What is limited in time, for `limit_time`."""
 
 # Llama 3's templates write a date into every prompt: today's, or the one that they are given. With
 # a fixed date, a base that was measured yesterday got the same prompts as a model that is tuned
@@ -54,7 +57,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
     """
     try:
         settings = {**FIXED_DATE, **settings}
-        with limit_rendering():
+        with limit_time(RENDERING):
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
         return ChatPrompt(text, messages)
     except DataError:

@@ -8,9 +8,9 @@ from math import inf, isnan, nan
 from statistics import fmean
 from typing import Any
 
-from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchmark
+from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
-from slimdown.evaluation.right_choice import score_right_choice, take_choices
+from slimdown.evaluation.right_choice import add_right_choice
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -146,12 +146,7 @@ def _read_choosing(line: Any, scores: dict[str, float], delimiter: str) -> _Exch
         # The choices are in the contexts, and the log does not say which one is right.
         best = log_likelihoods.index(max(log_likelihoods))
         target = choices[best if scores.get("acc") == 1 else 1 - best]
-    p_right = score_right_choice(choices, log_likelihoods, target, scores)
-    if p_right is not None:
-        scores[CHOICE_PROBABILITY] = p_right
-    plain_choice, choice_by_length = take_choices(choices, log_likelihoods)
-    by_length = [metric for metric in scores if Metric(metric).name == "acc_norm"]
-    answers = dict.fromkeys(scores, plain_choice) | dict.fromkeys(by_length, choice_by_length)
+    answers = add_right_choice(scores, choices, log_likelihoods, target)
     return _Exchange(prompt, target, answers, choices=choices, log_likelihoods=log_likelihoods)
 
 

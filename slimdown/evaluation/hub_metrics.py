@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from slimdown.utils.errors import ConfigError
 
+_LOAD = "evaluation_module_factory"
 _RUNS = "which runs Python from the hub or from the working folder; choose another task"
 
 
@@ -47,10 +48,12 @@ def forbid_hub_metrics(context: str = "") -> Iterator[None]:
     names = [name for name in ("evaluate.loading", "evaluate.evaluation_suite") if name in modules]
     with ExitStack() as undo:
         for name in names:
-            place = vars(modules[name])
-            undo.enter_context(_replaced(place, "evaluation_module_factory", refuse))
-        if not names:
-            undo.enter_context(_replaced(modules, "evaluate", closed))
+            place: Any = modules[name]
+            undo.callback(setattr, place, _LOAD, getattr(place, _LOAD))
+            setattr(place, _LOAD, refuse)
+        if "evaluate" not in modules:
+            undo.callback(modules.pop, "evaluate")
+            modules["evaluate"] = closed
         try:
             yield
         except Exception:
@@ -59,16 +62,3 @@ def forbid_hub_metrics(context: str = "") -> Iterator[None]:
             raise
     if calls:
         raise calls[0]
-
-
-@contextmanager
-def _replaced(place: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    """Inside, a dictionary has another value; on leaving, it has its own again, or none."""
-    original = place.get(key)
-    place[key] = value
-    try:
-        yield
-    finally:
-        place[key] = original
-        if original is None:
-            del place[key]

@@ -2,15 +2,15 @@
 
 Log-likelihoods agree with HFLM's within 5e-4 nats in float32. It saves three things: the beginning
 that many contexts share (worked examples) runs once, the context of a question runs once for all of
-its answers, and the LM head sees only positions that are scored. Documents have HFLM's windows, in
-batches of equal lengths. Generation is HFLM's own.
+its answers, and the LM head sees only positions that are scored. Documents and generation are
+HFLM's own.
 """
 
 import copy
 import inspect
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,22 +18,17 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LogitsProcessorList
 
-from slimdown.data.chat_templates import ChatPrompt
+from slimdown.data.chat_templates import RENDERING, ChatPrompt
 from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
 from slimdown.models.base_model import AskingRules
 from slimdown.models.causal import get_inner_model, learns_prompt
-from slimdown.utils.template_limit import limit_rendering
+from slimdown.utils.time_limit import limit_time
 
 # Fewer tokens than these are not worth a forward of their own.
 SHORTEST_PREFIX = 32
-# A batch of documents holds as many tokens as questions of this length would.
-_TOKENS_OF_ROW = 1024
-_TOKENS_AT_ONCE = 512  # of a document, whose logits are held in 32 bits
 
 Tokens = tuple[int, ...]
 
@@ -103,33 +98,6 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
     return batch
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A part of a document: the tokens that are scored, and what stands before them."""
-
-    context: Tokens  # at least one token
-    tokens: Tokens
-
-    @property
-    def width(self) -> int:
-        """Input tokens; the last one is only predicted."""
-        return len(self.context) + len(self.tokens) - 1
-
-
-def _batch_windows(
-    windows: Iterable[tuple[int, _Window]], n_tokens: int
-) -> Iterator[list[tuple[int, _Window]]]:
-    """Cut windows into batches of at most `n_tokens` with their padding; the longest come first."""
-    batch: list[tuple[int, _Window]] = []
-    for number, window in windows:
-        if batch and (len(batch) + 1) * batch[0][1].width > n_tokens:
-            yield batch
-            batch = []
-        batch.append((number, window))
-    if batch:
-        yield batch
-
-
 class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """An `HFLM` that cuts off thinking and reports progress; arguments are those of `HFLM`.
 
@@ -193,9 +161,19 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             self.cache_hook = hook
         return [answers[str(request.args)].popleft() for request in requests]
 
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> Any:
+        """Score answers, or windows of documents: `HFLM` sets `override_bs` for these alone.
+
+        Windows are read one at a time, because all of their logits are in memory, in 32 bits. No
+        bar is drawn; for documents `HFLM` would, whatever it was told.
+        """
+        return super()._loglikelihood_tokens(requests, True, override_bs and 1)
+
     def apply_chat_template(self, chat_history: Any, *args: Any, **settings: Any) -> ChatPrompt:
         """Render a prompt; a template that does not end is an error."""
-        with limit_rendering():
+        with limit_time(RENDERING):
             text = super().apply_chat_template(chat_history, *args, **settings)
         return ChatPrompt(text, chat_history)
 
@@ -207,23 +185,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             add_special_tokens = True
         return list(super().tok_encode(string, add_special_tokens, *args, **settings))
 
-    def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def tok_batch_encode(self, strings: list[str], *args: Any, **settings: Any) -> Any:
         """Encode the prompts of a batch; `HFLM` leaves BOS out where the first begins with it."""
-        if not self._rules.doubles_bos:
-            encoded: tuple[torch.Tensor, torch.Tensor] = super().tok_batch_encode(
-                strings, padding_side, left_truncate_len, truncation
-            )
-            return encoded
-        settings = {"padding": "longest", "padding_side": padding_side, "return_tensors": "pt"}
-        batch = self.tokenizer(strings, truncation=truncation, **settings)
-        kept = slice(-left_truncate_len if left_truncate_len else None, None)
-        return batch["input_ids"][:, kept], batch["attention_mask"][:, kept]
+        if self._rules.doubles_bos:
+            strings = [f"{self.tokenizer.bos_token}{text}" for text in strings]
+        return super().tok_batch_encode(strings, *args, **settings)
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Decode tokens; the end of thinking stays in the text, special token or not."""
@@ -290,55 +256,14 @@ class PrefixLM(GeneratingLM):
 
     _prefix: tuple[Tokens, Any] = ((), None)  # the last shared prefix and its cache
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each document, in the harness's windows."""
-        windows: list[tuple[int, _Window]] = []
-        for i, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            rolling = get_rolling_token_windows(
-                tokens, self.prefix_token_id, self.max_length, context_len=1
-            )
-            for context, scored in map(make_disjoint_window, rolling):
-                windows.append((i, _Window(tuple(context), tuple(scored))))
-        windows.sort(key=lambda window: (-window[1].width, window[0]))
-        sums = [0.0] * len(requests)
-        with torch.no_grad():
-            for batch in _batch_windows(windows, int(self.batch_size) * _TOKENS_OF_ROW):
-                scores = self._score_windows([window for _, window in batch])
-                for (i, _), score in zip(batch, scores, strict=True):
-                    sums[i] += score
-        return sums
-
-    def _score_windows(self, windows: Sequence[_Window]) -> list[float]:
-        """Return the log-probability of each window's tokens.
-
-        Rows are padded on the right, where no token before sees it.
-        """
-        width = max(window.width for window in windows)
-        ids = torch.zeros(len(windows), width, dtype=torch.long)
-        for row, window in zip(ids, windows, strict=True):
-            row[: window.width] = torch.tensor((window.context + window.tokens)[:-1])
-        skipped = min(len(window.context) for window in windows) - 1
-        logits = self.model(
-            input_ids=ids.to(self.device), use_cache=False, logits_to_keep=width - skipped
-        ).logits
-        scores = []
-        for row, window in zip(logits, windows, strict=True):
-            begin, score = len(window.context) - 1 - skipped, 0.0
-            tokens = torch.tensor(window.tokens, device=logits.device)
-            parts = row[begin : begin + len(tokens)].split(_TOKENS_AT_ONCE)
-            for part, right in zip(parts, tokens.split(_TOKENS_AT_ONCE), strict=True):
-                losses = cross_entropy(part.float(), right, reduction="none")
-                score -= float(losses.cpu().double().sum())  # Apple's MPS has no 64 bits
-            scores.append(score)
-        return scores
-
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[Any, list[int], list[int]]],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        if override_bs:
+            return list(super()._loglikelihood_tokens(requests, override_bs=override_bs))
         rows: dict[Tokens, _Row] = {}
         for i, (_, context, answer) in enumerate(requests):
             assert 0 < len(answer) <= self.max_length  # as HFLM has it
@@ -358,7 +283,7 @@ class PrefixLM(GeneratingLM):
                 prefix = tuple(os.path.commonprefix(contexts)) if start else ()  # noqa: RUF071
                 prefix = prefix[: min(map(len, contexts), default=1) - 1]
                 group.sort(key=lambda row: (-row.answer_width, -len(row.context), row.context))
-                size = int(override_bs or self.batch_size)
+                size = int(self.batch_size)
                 for begin in range(0, len(group), size):
                     scores |= self._score(group[begin : begin + size], prefix)
         return [scores[i] for i in range(len(requests))]
@@ -431,12 +356,6 @@ class VirtualTokensLM(GeneratingLM):
     PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24). So this class
     passes them as a filled cache: https://github.com/huggingface/transformers/pull/42508
     """
-
-    def _loglikelihood_tokens(
-        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> Any:
-        """Draw no bar: for documents HFLM would, whatever it was told."""
-        return super()._loglikelihood_tokens(requests, True, override_bs)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate; one answer at a time if a layer looks back over a fixed number of columns.

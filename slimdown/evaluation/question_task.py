@@ -18,7 +18,7 @@ from slimdown.utils.extensions import find_packages
 
 # Raise it where answers are read otherwise: it is in the key of what was measured.
 _VERSION = 3
-_TEXT_VERSION = 1  # of how texts are scored
+_TEXT_VERSION = 2  # of how texts are scored
 
 
 def make_file_task(benchmark: BenchmarkConfig, rows: QuestionRows) -> ConfigurableTask:
@@ -121,22 +121,20 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         else:
             ends = ["\n\n"] if takes_numbers else ["\n", "\n\n"]
             ends = [end for end in ends if not any(end in row["answer"] for row in rows)]
-            whole = {"function": "regex", "regex_pattern": "(?s).*"}  # and strips what it finds
             config |= {
                 "output_type": "generate_until",
                 "generation_kwargs": {"until": ends[:1], "do_sample": False},
-                "filter_list": [{"name": "strip", "filter": [whole, {"function": "take_first"}]}],
+                "filter_list": [{"name": "strip", "filter": [{"function": "take_first"}]}],
                 "metric_list": [{"metric": "exact_match", **mean}],
             }
-        if "rule" in rows[0]:
             config["process_results"] = self._score_answer
             if packages := find_packages("score", list_used_scores(rows)):
                 config["metadata"]["scores"] = packages
             if (score := name_score(rows)) != EXACT:
                 config |= {"metric_list": [{"metric": score, **mean}], "filter_list": None}
                 config["generation_kwargs"]["until"] = ["\n\n"]
-        if self.has_messages and "choices" not in rows[0]:
-            config["generation_kwargs"]["until"] = []
+            if self.has_messages:
+                config["generation_kwargs"]["until"] = []
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -198,8 +196,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         return prompt
 
     def apply_filters(self) -> Any:
-        """Read the answers by the questions' rules, if they have any."""
-        if "rule" not in self._rows[0]:
+        """Read the answers by the questions' rules, if nothing is chosen."""
+        if "choices" in self._rows[0]:
             return super().apply_filters()
         for request in self._instances:
             rule = json.loads(request.doc["rule"])

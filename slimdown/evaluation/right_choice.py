@@ -10,6 +10,8 @@ answer.
 from collections.abc import Mapping, Sequence
 from math import exp, fsum, inf, isfinite, isnan
 
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY
+
 
 def compute_probabilities(log_likelihoods: Sequence[float]) -> list[float]:
     """Compute each choice's probability, not per character.
@@ -57,9 +59,28 @@ def score_right_choice(
     return shares[list(likelihoods).index(target)]
 
 
-def take_choices(choices: Sequence[str], log_likelihoods: Sequence[float]) -> tuple[str, str]:
-    """Return the likeliest choice, and the likeliest per character."""
+def add_right_choice(
+    scores: dict[str, float],
+    choices: Sequence[str],
+    log_likelihoods: Sequence[float],
+    target: str,
+) -> dict[str, str]:
+    """Add `p_right` to scores if one choice is right, and return which choice each metric takes.
+
+    Args:
+        scores: What the question scored, by metric; it is changed.
+        choices: Their texts.
+        log_likelihoods: Of each choice, in nats.
+        target: The right choice's text.
+
+    Returns:
+        The likeliest choice, by metric; of acc_norm and the like, the likeliest per character.
+    """
+    p_right = score_right_choice(choices, log_likelihoods, target, scores)
+    if p_right is not None:
+        scores[CHOICE_PROBABILITY] = p_right
     pairs = zip(log_likelihoods, choices, strict=True)
     by_length = [value / max(len(choice), 1) for value, choice in pairs]
-    plain_number = log_likelihoods.index(max(log_likelihoods))
-    return choices[plain_number], choices[by_length.index(max(by_length))]
+    normalized = [metric for metric in scores if "norm" in metric]
+    answers = dict.fromkeys(scores, choices[log_likelihoods.index(max(log_likelihoods))])
+    return answers | dict.fromkeys(normalized, choices[by_length.index(max(by_length))])

@@ -36,7 +36,7 @@ def find_served_otherwise(
     """
     found = {}
     for name, task in tasks.items():
-        has_other_prompts = serving.starts_otherwise(base)
+        has_other_prompts = serving.start != base.start
         if task.narrow(config).apply_chat_template:
             has_other_prompts |= templates[0] != templates[1] or serving.doubles_bos(base)
         # Stops of its own change nothing: they also end answers when it is asked as the base.

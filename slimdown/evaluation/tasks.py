@@ -530,8 +530,9 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         return ()
     if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
         rule = json.loads(doc["rule"])
-        return tuple(rule["accepted"]) if find_score(rule["score"]).names_answers else ()
-    targets = task.doc_to_target(doc)
+        targets = rule["accepted"] if find_score(rule["score"]).names_answers else []
+    else:
+        targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if choices and all(len(choice) == 1 for choice in choices):
         lists = (value for value in doc.values() if isinstance(value, list))

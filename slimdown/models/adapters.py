@@ -1,13 +1,10 @@
 """Make, check, save and load what a method trains: an adapter, or the base's own weights."""
 
 import json
-import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,8 @@ from slimdown.models.causal import (
 )
 from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
-from slimdown.models.tuned_base import MOST_CHARACTERS, read_adapter_config
+from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError
-
-_MOST_REPEATS = 6  # of a pattern; those of Unsloth have five
-_MOST_SECONDS = 5  # for all patterns of an adapter
 
 
 def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, seed: int) -> Any:
@@ -80,7 +74,7 @@ def check_base(config: RunConfig) -> Any:
 
 
 def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> None:
-    """Check an adapter's settings against the model that PEFT puts it on.
+    """Check an adapter's settings that PEFT takes as they are.
 
     Args:
         setting: The setting that names the adapter, for a message.
@@ -88,69 +82,12 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         model: The base, with or without its weights in memory.
 
     Raises:
-        ModelError: A module does not exist, a scale is not above 0, or matching takes too long.
+        ModelError: A module does not exist.
     """
     modules = [name for name, _ in model.named_modules()]
-    for key, value in settings.items():
-        if len(json.dumps(value)) > MOST_CHARACTERS and key != "trainable_token_indices":
-            raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
-    for key in ("alpha_pattern", "rank_pattern"):
-        for name, number in (settings.get(key) or {}).items():
-            if not isinstance(number, int | float) or not number > 0:
-                raise ModelError(f"{setting}: {key} has {name}={number!r}; it must be above 0")
     for name in settings.get("modules_to_save") or ():
         if not any(f".{module}".endswith(f".{name}") for module in modules):
             raise ModelError(f"{setting}: modules_to_save names {name!r}, which the base has not")
-    began = time.thread_time()
-    for pattern in _list_patterns(settings):
-        check_pattern(setting, pattern)
-        # PEFT 0.21 matches whole names, ends of names, and beginnings up to the number of a layer.
-        forms = [pattern, rf"(.*\.)?({pattern})", rf".*\.{pattern}\.(\d+)\..*"]
-        for form, name in product(forms, sorted(modules, key=len)):  # the fast ones first
-            with suppress(re.error):  # PEFT names it
-                re.fullmatch(form, name)
-            if time.thread_time() - began > _MOST_SECONDS:
-                raise ModelError(
-                    f"{setting}: its patterns take more than {_MOST_SECONDS} seconds to match the "
-                    f"names of the base's layers ({pattern[:80]!r}); write plain names"
-                )
-
-
-def _list_patterns(settings: Mapping[str, Any]) -> list[str]:
-    """List the regular expressions among an adapter's settings that repeat something.
-
-    All others match fast.
-    """
-    patterns: list[str] = []
-    for key, value in settings.items():
-        if re.fullmatch(".*(modules|pattern|parameters)", key):
-            values = value if isinstance(value, list | dict) else [value or ""]
-            patterns += [text for text in map(str, values) if re.search("[*+?{]", text)]
-    return patterns
-
-
-def check_pattern(setting: str, pattern: str) -> None:
-    """Refuse a regular expression whose match can take for ever.
-
-    PEFT matches by `re`, which cannot be interrupted. (The package `regex` can, but it matches at
-    once what `re` never ends: it says nothing about PEFT.) Only repeats take long: a repeated group
-    doubles the time with each letter of a name, and each further repeat multiplies it.
-
-    Args:
-        setting: The setting that names the adapter, for a message.
-        pattern: The regular expression.
-
-    Raises:
-        ModelError: It repeats a group, or has too many repeats.
-    """
-    signs = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern, flags=re.DOTALL)  # a set is one sign
-    n_repeats = len(re.findall(r"[*+{]|(?<![(*+}?])\?", signs))
-    # In a verbose pattern, and around a comment, a repeat does not follow its group.
-    if n_repeats > _MOST_REPEATS or re.search(r"\)[*+{]|\(\?([a-z]*x|#)", signs):
-        raise ModelError(
-            f"{setting}: matching {pattern[:80]!r} may never end, as it repeats a group or has "
-            f"more than {_MOST_REPEATS} repeats (*, +, ?, {{}}); write plain names"
-        )
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:

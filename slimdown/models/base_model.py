@@ -77,8 +77,6 @@ class LoadedModel:
         identity = {**self.identity, "tokenizer": hash_tokenizer(tokenizer)}
         if rules != AskingRules():
             identity["rules"] = asdict(rules)
-            if not rules.generation:  # as keys were made before there were any
-                del identity["rules"]["generation"]
         return replace(self, tokenizer=tokenizer, rules=rules, identity=identity)
 
 
@@ -403,22 +401,19 @@ def _read_processor() -> str:
 
 def pick_device(wanted: Device) -> torch.device:
     """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU."""
-    has_mps = torch.backends.mps.is_available()
-    # Before 2.13, padded rows attend to padding: https://github.com/pytorch/pytorch/pull/184180
-    is_mps_right = torch.__version__ >= "2.13"  # compared as versions, not as text
     present = ["cpu"]
-    if has_mps and is_mps_right:
+    # Before 2.13, padded rows attend to padding: https://github.com/pytorch/pytorch/pull/184180
+    # torch compares versions, not texts.
+    if torch.backends.mps.is_available() and torch.__version__ >= "2.13":
         present.insert(0, "mps")
     if torch.cuda.is_available():
         present.insert(0, "cuda")
     name = present[0] if wanted is Device.auto else wanted.value
-    if name == "mps" and has_mps and not is_mps_right:
-        raise ModelError(
-            f"model.device=mps: torch {torch.__version__} computes padded rows wrongly there; "
-            "install 2.13 or later: pip install -U torch"
-        )
     if name not in present:
-        raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
+        older = ", or its torch is older than 2.13" if name == "mps" else ""
+        raise ModelError(
+            f"model.device={name}: this machine has none{older}; it has {', '.join(present)}"
+        )
     if name != "cuda" or process_count() == 1:
         return torch.device(name)
     # From now on, `cuda` means this process's card.

@@ -39,6 +39,7 @@ from slimdown.models.tuned_base import read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors, find_damaged
+from slimdown.utils.time_limit import limit_time
 
 _FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
 
@@ -279,7 +280,8 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
-    with torch.device("meta"):
+    task = f"{named}: its adapter_config.json should hold plain names; matching its patterns"
+    with torch.device("meta"), limit_time(task):  # which PEFT does by `re`
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
     saved = {name: list(tensor.shape) for name, tensor in weights.items()}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}

@@ -1,7 +1,7 @@
 """What a GGUF file says about itself, read without its weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,22 +19,6 @@ KNOWN_ENDS = frozenset(
 )
 
 
-# What is read of a header, here and by transformers, and its type
-_TYPES: dict[str, type] = {
-    "general.architecture": str,
-    "general.file_type": int,
-    "split.count": int,
-    "tokenizer.chat_template": str,
-    f"{_TOKENIZER}model": str,
-    f"{_TOKENIZER}pre": str,
-    f"{_TOKENIZER}add_bos_token": bool,
-    **{f"{_TOKENIZER}{name}_token_id": int for name in ("bos", "eos", "eot", "padding")},
-}
-# of the architecture: whole numbers above 0, or a list of such by layer
-_SIZES = ["block_count", "context_length", "embedding_length", "feed_forward_length"]
-_SIZES += ["vocab_size", "attention.head_count", "attention.head_count_kv"]
-
-
 @dataclass(frozen=True)
 class GgufHeader:
     """The beginning of a GGUF file.
@@ -44,7 +28,7 @@ class GgufHeader:
         weights: How most weights are stored, such as Q4_0; empty where the file does not say.
         tokens: The vocabulary, by id.
         chat_template: None where the file holds none.
-        bos, eos, eot: Tokens by id; None where the file names none.
+        bos, eos, eot: The texts of tokens; None where the file names none.
         puts_bos: Whether BOS is put before a prompt.
     """
 
@@ -52,16 +36,10 @@ class GgufHeader:
     weights: str
     tokens: tuple[str, ...]
     chat_template: str | None
-    bos: int | None
-    eos: int | None
-    eot: int | None
+    bos: str | None
+    eos: str | None
+    eot: str | None
     puts_bos: bool
-
-    def read_token(self, number: int | None) -> str | None:
-        """Return the text of a token; None where the vocabulary has no such."""
-        if number is None or number >= len(self.tokens):
-            return None
-        return self.tokens[number]
 
 
 def read_gguf_header(file: Path, setting: str) -> GgufHeader:
@@ -85,10 +63,20 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
     try:
         fields = gguf.GGUFReader(file).fields  # maps every tensor: one beyond the end fails
         found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
-        _check_types(found)
         file_type = found.get("general.file_type")
         weights = gguf.LlamaFileType(file_type).name if file_type is not None else ""
-        architecture, tokens = str(found["general.architecture"]), found[f"{_TOKENIZER}tokens"]
+        is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
+        puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
+        header = GgufHeader(
+            architecture=str(found["general.architecture"]),
+            weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
+            tokens=tuple(found[f"{_TOKENIZER}tokens"]),
+            chat_template=found.get("tokenizer.chat_template"),
+            bos=_find_token(found, "bos"),
+            eos=_find_token(found, "eos"),
+            eot=_find_token(found, "eot"),
+            puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", puts_bos)),
+        )
     except Exception as error:  # numpy's, where a tensor is cut, and the package's own
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         problem = f"{setting} is cut short, or damaged ({reason})"
@@ -96,39 +84,14 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
     if (n_parts := found.get("split.count", 1)) > 1:
         advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")
-    ids = {name: found.get(f"{_TOKENIZER}{name}_token_id") for name in ("bos", "eos", "eot")}
-    is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
-    puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
-    return GgufHeader(
-        architecture=architecture,
-        weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
-        tokens=tuple(tokens),
-        chat_template=found.get("tokenizer.chat_template"),
-        puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", puts_bos)),
-        **ids,
-    )
+    return header
 
 
-def _check_types(found: Mapping[str, Any]) -> None:
-    """Check the types of what is read.
-
-    Raises:
-        TypeError: Names the first that is another one.
-    """
-    for key, expected in _TYPES.items():
-        if key in found and type(found[key]) is not expected:
-            raise TypeError(f"{key} is {found[key]!r:.40}, and should be {expected.__name__}")
-        if expected is int and found.get(key, 0) < 0:
-            raise TypeError(f"{key} is {found[key]}, and should not be negative")
-    tokens = found.get(f"{_TOKENIZER}tokens")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise TypeError(f"{_TOKENIZER}tokens is {tokens!r:.40}, and should be a list of texts")
-    for name in _SIZES:
-        size = found.get(f"{found.get('general.architecture')}.{name}", 1)
-        by_layer = size if isinstance(size, list) else [size]
-        least = 0 if isinstance(size, list) else 1  # some layers may have no heads
-        if not all(type(number) is int and number >= least for number in by_layer):
-            raise TypeError(f"{name} is {size!r:.40}, and should be a whole number above 0")
+def _find_token(found: Mapping[str, Any], name: str) -> str | None:
+    """Return the text of a token that a file names; None where the vocabulary has no such."""
+    number = found.get(f"{_TOKENIZER}{name}_token_id")
+    tokens: Sequence[str] = found[f"{_TOKENIZER}tokens"]
+    return tokens[number] if number is not None and number < len(tokens) else None
 
 
 def find_differing_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:

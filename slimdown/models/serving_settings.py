@@ -17,7 +17,7 @@ from slimdown.models.base_model import load_tokenizer
 from slimdown.models.gguf_file import KNOWN_ENDS, read_gguf_header
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.hub import explain_hub_errors
-from slimdown.utils.template_limit import limit_rendering
+from slimdown.utils.time_limit import limit_time
 
 _SHOWN = 24  # characters of two templates, or of two settings, where they differ
 # Of generation_config.json, what changes a greedy answer, and the value at which it changes nothing
@@ -54,11 +54,10 @@ class Serving:
         """Whether a prompt of its chat template begins with two BOS, if nobody takes one away."""
         return self.tokenizer_puts_bos and self.template_writes_bos
 
-    def starts_otherwise(self, before: "Serving") -> bool:
-        """Return whether other tokens stand before a plain prompt than in another stage."""
-        start = self.bos if self.tokenizer_puts_bos else None
-        start_before = before.bos if before.tokenizer_puts_bos else None
-        return start != start_before
+    @property
+    def start(self) -> str | None:
+        """What the tokenizer puts before a plain prompt; None: nothing."""
+        return self.bos if self.tokenizer_puts_bos else None
 
     def doubles_bos(self, before: "Serving") -> bool:
         """Return whether a prompt of its chat template has two BOS, and that of another stage not.
@@ -139,11 +138,10 @@ def _read_stop_ids(folder: Path) -> list[int] | None:
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
     header = read_gguf_header(file, setting)
-    bos, eos = header.read_token(header.bos), header.read_token(header.eos)
-    template = header.chat_template
+    template, bos, eos = header.chat_template, header.bos, header.eos
     template_writes_bos = _begins_with_bos(template, bos, eos)
     known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
-    stops = _list_once([eos, header.read_token(header.eot), *known])
+    stops = _list_once([eos, header.eot, *known])
     generation = before.generation if before else {}  # a server's own settings decide it
     tokenizer_puts_bos = header.puts_bos and bos is not None
     return Serving(template, bos, eos, tokenizer_puts_bos, template_writes_bos, stops, generation)
@@ -163,7 +161,8 @@ def _begins_with_bos(template: str | None, bos: str | None, eos: str | None) -> 
     render: Any = chat_template_utils.render_jinja_template
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     names = {"bos_token": bos, "eos_token": eos or "", "add_generation_prompt": True}
-    with suppress(Exception), limit_rendering():  # the publisher's program may raise anything
+    # The template is the publisher's program, which may raise anything.
+    with suppress(Exception), limit_time("the chat template"):
         [prompt], _ = render([question], chat_template=template, **names)
         return str(prompt).startswith(bos)
     return False
@@ -210,7 +209,7 @@ def compare_serving(after: Serving, before: Serving, name: str = "the stage befo
     return [
         *compare_templates(after.chat_template, before.chat_template, name),
         *_compare_bos(after, before, name),
-        *_compare_stops(set(after.stops), set(before.stops), name),
+        *_compare_stops(after, before, name),
         *(
             f"generates with {key}={_shorten(value)}; {name} with {_shorten(other)}"
             for key, (value, other) in find_other_generation(after, before).items()
@@ -249,27 +248,17 @@ def compare_templates(after: str | None, before: str | None, name: str) -> Itera
 
 
 def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
+    start, start_before = after.start or "nothing", before.start or "nothing"
     if after.doubles_bos(before):
         twice = "twice, where the server takes none away"
         yield f"puts {after.bos} before a prompt that begins with {after.bos} already: {twice}"
-    elif after.tokenizer_puts_bos and not before.tokenizer_puts_bos:
-        yield f"puts {after.bos} before a prompt; {name} does not"
-    elif before.tokenizer_puts_bos and not after.tokenizer_puts_bos:
-        yield f"puts no {before.bos} before a prompt; {name} does"
-    uses_bos = after.tokenizer_puts_bos or "bos_token" in (after.chat_template or "")
-    if uses_bos and before.bos and after.bos != before.bos:
+    elif start != start_before:
+        yield f"puts {start} before a prompt; {name} puts {start_before}"
+    elif after.bos != before.bos and before.bos and "bos_token" in (after.chat_template or ""):
         yield f"begins a text with {after.bos or 'nothing'}; {name} with {before.bos}"
 
 
-def _compare_stops(after: set[str], before: set[str], name: str) -> Iterator[str]:
-    def write(tokens: set[str]) -> str:
-        return ", ".join(sorted(tokens))
-
-    if not after and before:
-        yield f"ends an answer at no token; {name} at {write(before)}"
-    elif after < before:
-        yield f"ends an answer at {write(after)}; {name} also at {write(before - after)}"
-    elif after > before:
-        yield f"ends an answer also at {write(after - before)}; {name} does not"
-    elif after != before:
-        yield f"ends an answer at {write(after)}; {name} at {write(before)}"
+def _compare_stops(after: Serving, before: Serving, name: str) -> Iterator[str]:
+    if after.stops != before.stops:
+        stops, stops_before = (", ".join(s.stops) or "no token" for s in (after, before))
+        yield f"ends an answer at {stops}; {name} at {stops_before}"

@@ -14,7 +14,7 @@ from slimdown.utils.hub import check_repositories, explain_hub_errors, resolve_c
 
 POCKET = "pocket:model"
 ADAPTER_CONFIG = "adapter_config.json"
-MOST_CHARACTERS = 100_000  # limit of a setting in JSON: the full names of 500 layers take 20,000
+_MOST_BYTES = 4_000_000  # the full names of 500 layers take 20,000
 # What repackagers add to the name of a model whose weights they took over.
 _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 
@@ -87,7 +87,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     file, settings = folder / ADAPTER_CONFIG, None
     with suppress(ValueError, RecursionError):
-        if file.stat().st_size <= 40 * MOST_CHARACTERS:
+        if file.stat().st_size <= _MOST_BYTES:
             settings = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise ModelError(f"{file} is damaged: it holds no settings of an adapter; get it again")

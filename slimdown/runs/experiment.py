@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,15 @@ def run_experiment(
         served_evaluation = source.ask_as_served(tuned, evaluator, tuned_evaluation)
         source.release(tuned, shared_base)
 
-        evaluations = _RunEvaluations(base_evaluation, tuned_evaluation, served_evaluation)
-        findings, gated_findings = evaluations.judge_open(inputs, source.training)
+        findings, gated_findings = _judge_open(
+            inputs, source.training, open_base, tuned_evaluation, served_evaluation
+        )
         findings, model_files = source.describe(findings, base)
         gate = decide_by_settings(gated_findings)
         files = render_run_files(findings, config, info, run.run_id, gate, model_uri=run.model_uri)
-        costs = list_costs(evaluations.costs, source.training, began)
+        measured = filter(None, (base_evaluation, tuned_evaluation, served_evaluation))
+        asked = [cost for evaluation in measured for cost in evaluation.costs]
+        costs = list_costs(asked, source.training, began)
         files[COSTS_FILE] = write_costs(config, base.device, costs)
         run.save(findings, files, model_files)
     if info.sweep is None:  # a sweep shows all of its runs at its end
@@ -159,37 +162,27 @@ def _expect_seconds(inputs: RunInputs) -> dict[str, float]:
     return expected
 
 
-@dataclass(frozen=True)
-class _RunEvaluations:
-    """What the models of a run answered to all questions."""
+def _judge_open(
+    inputs: RunInputs,
+    training: TrainingResult | None,
+    open_base: Evaluation,
+    tuned_evaluation: Evaluation,
+    served_evaluation: Evaluation | None,
+) -> tuple[Findings, Findings]:
+    """Judge by the questions that are not held out.
 
-    base: Evaluation
-    tuned: Evaluation
-    served: Evaluation | None  # of the tuned model, if its own files have it served otherwise
-
-    def judge_open(
-        self, inputs: RunInputs, training: TrainingResult | None
-    ) -> tuple[Findings, Findings]:
-        """Judge by the questions that are not held out.
-
-        Returns:
-            The findings that are shown, and those that the gate judges: of what will be served.
-        """
-        holdout = inputs.config.evaluation.holdout
-        base, tuned = open_part(self.base, holdout), open_part(self.tuned, holdout)
-        findings = replace(judge(base, tuned, training), not_run=inputs.not_run)
-        if self.served is None:
-            return findings, findings
-        gated_findings = judge(base, open_part(self.served, holdout), same_prompts=False)
-        asked_again = {name: self.served.benchmarks[name] for name in inputs.served}
-        served = open_part(replace(self.served, benchmarks=asked_again), holdout)
-        return replace(findings, served=served), gated_findings
-
-    @property
-    def costs(self) -> list[Cost]:
-        """What asking has cost."""
-        served_costs = self.served.costs if self.served else ()
-        return [*self.base.costs, *self.tuned.costs, *served_costs]
+    Returns:
+        The findings that are shown, and those that the gate judges: of what will be served.
+    """
+    holdout = inputs.config.evaluation.holdout
+    findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
+    findings = replace(findings, not_run=inputs.not_run)
+    if served_evaluation is None:
+        return findings, findings
+    open_served = open_part(served_evaluation, holdout)
+    gated_findings = judge(open_base, open_served, same_prompts=False)
+    asked_again = {name: open_served.benchmarks[name] for name in inputs.served}
+    return replace(findings, served=replace(open_served, benchmarks=asked_again)), gated_findings
 
 
 def list_costs(

@@ -108,23 +108,15 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
     Rows are not tokenized for it: a step is taken to cost what one did.
     """
     seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
-    for cost, is_recorded in _count_costs(inputs, base):
-        estimate = estimate_seconds(cost, rates.find(cost))
-        seconds["base"] += 0.0 if is_recorded else estimate
-        tuned_cost = _count_tuned(inputs, cost)
-        seconds["tuned"] += estimate_seconds(tuned_cost, rates.find(tuned_cost))
-        seconds["served"] += estimate if cost.name in inputs.served else 0.0
+    for part in _list_parts(inputs, _count_costs(inputs, base), None, rates):
+        if part.part in seconds and not part.is_recorded:
+            seconds[part.part] += part.cost.seconds
     if inputs.train_data:
         n_rows = sum(len(part.train) for part in inputs.train_data.parts)
         known = rates.find(Cost("", Work.steps, 1, 0, 0))
         n_steps = _count_steps(inputs.config, n_rows)[1]
         seconds["train"] = known.seconds / known.n * n_steps if known else nan
     return seconds
-
-
-def _count_tuned(inputs: RunInputs, cost: Cost) -> Cost:
-    """Return what a benchmark costs the tuned model, if the base costs this."""
-    return replace(cost, work=Work.served) if inputs.server else cost
 
 
 def _describe_requests(inputs: RunInputs, costs: Sequence[Cost]) -> Iterator[str]:
@@ -181,8 +173,8 @@ def _list_parts(
             "train", estimate(count_steps(inputs.config, rows)), _describe_rows(inputs.config, rows)
         )
     for cost, _ in counted:
-        tuned_cost = estimate(_count_tuned(inputs, cost))
-        yield PlannedPart("tuned", tuned_cost, texts[cost.name])
+        tuned_cost = replace(cost, work=Work.served) if inputs.server else cost
+        yield PlannedPart("tuned", estimate(tuned_cost), texts[cost.name])
     for cost, _ in counted:
         if cost.name in inputs.served:
             yield PlannedPart("served", estimate(cost), texts[cost.name])

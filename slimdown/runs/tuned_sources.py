@@ -7,7 +7,6 @@ run leaves.
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -27,7 +26,7 @@ from slimdown.tracking.run_files import render_model_card
 from slimdown.tracking.run_writer import TrackedRun
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import TrainingResult
-from slimdown.training.step_splits import choose_forwards, keep_forwards
+from slimdown.training.step_splits import choose_forwards
 from slimdown.training.tokenizing import TokenizedRows
 
 
@@ -130,7 +129,10 @@ class TrainingSource(TunedSource):
             watcher = build_watcher(config)
             with progress_bar("asking what each look asks"):
                 watcher.measure_base(base)
-        self._split_steps(base)
+        dtype, card_bytes = getattr(torch, base.dtype), card_memory(torch.device(base.device))
+        forwards = choose_forwards(config, self._inputs.outline, dtype, self._rows, card_bytes)
+        if forwards.differ_from(config.train):
+            show_notes([f"Each step is taken as {forwards.describe()}, as this card has room for."])
         with self._progress.show("training", "steps", "train") as on_progress:
             tuned, self.training = fine_tune(
                 base,
@@ -139,23 +141,10 @@ class TrainingSource(TunedSource):
                 run.checkpoint_dir,
                 on_log=run.log_step,
                 on_progress=on_progress,
+                forwards=forwards,
                 watcher=watcher,
             )
         return tuned
-
-    def _split_steps(self, base: LoadedModel) -> None:
-        """Fit the forwards of a step to the card, and say how, where they are not as set."""
-        assert self._rows  # `check` came before
-        config, outline, dtype = (
-            self._inputs.config,
-            self._inputs.outline,
-            getattr(torch, base.dtype),
-        )
-        card_bytes = card_memory(torch.device(base.device))
-        choose = partial(choose_forwards, config, outline, dtype, self._rows, card_bytes)
-        forwards = keep_forwards(self._run.checkpoint_dir, choose)
-        if forwards.differ_from(config.train):
-            show_notes([f"Each step is taken as {forwards.describe()}, as this card has room for."])
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
         """Write the model's card, and the template with which `tuned=ADAPTER` is asked alike."""

@@ -87,7 +87,3 @@ class Language(Score):
         wanted: Iterable[str] = rule.get("contains") or ()
         is_lacking = wanted and languages and not contains_answer(text, list(wanted))
         return f"{languages} without {' | '.join(wanted)}" if is_lacking else languages
-
-    def write_right_answers(self, rule: Rule) -> list[str]:
-        """Return none: a code is no answer."""
-        return []

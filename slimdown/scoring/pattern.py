@@ -56,7 +56,3 @@ class Regex(Score):
     def is_right(self, read: str, rule: Rule) -> bool:
         """Search the pattern."""
         return _finds_pattern(rule["accepted"][0], read, _PATTERN_SECONDS)
-
-    def write_right_answers(self, rule: Rule) -> list[str]:
-        """Return none: a pattern is no answer."""
-        return []

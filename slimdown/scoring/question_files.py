@@ -94,9 +94,6 @@ def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows
     if not rows:
         examples = '{"question": ..., "answer": ...}, or {"text": ...}'
         raise DataError(f"it is empty; write rows such as {examples}")
-    if all(_is_exact(row) for row in rows):
-        for row in rows:  # they equal the questions of versions without scores
-            del row["rule"]
     return tuple(rows)
 
 
@@ -198,9 +195,3 @@ def _read_answers(record: dict[str, Any], score: Score) -> dict[str, Any]:
     row = {"answer": " | ".join(accepted), "rule": json.dumps(rule, ensure_ascii=False)}
     category = score.categorize(accepted)
     return row | ({"category": category} if category else {})
-
-
-def _is_exact(row: dict[str, Any]) -> bool:
-    """Return whether a row has one right answer, which must be equal."""
-    rule = json.loads(row["rule"]) if "rule" in row else {"score": ""}
-    return rule["score"] == EXACT and rule["accepted"] == [row["answer"]]

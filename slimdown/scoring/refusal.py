@@ -146,7 +146,3 @@ class Refusal(Score):
     def read(self, text: str, rule: Rule, phrases: Sequence[str] = (), *_: Any, **__: Any) -> str:
         """Read whether it refuses."""
         return read_refusal(text, phrases, is_asked=True)
-
-    def write_right_answers(self, rule: Rule) -> list[str]:
-        """Return none: `refuse` is no answer."""
-        return []

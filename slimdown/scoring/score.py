@@ -88,8 +88,8 @@ class Score:
         return read in rule["accepted"]
 
     def write_right_answers(self, rule: Rule) -> list[str]:
-        """Return the right answers as a model may write them; none if the rule has no text."""
-        return list(rule["accepted"])
+        """Return the right answers as a model may write them; none if they are no words."""
+        return list(rule["accepted"]) if self.names_answers else []
 
 
 def check_right_answers(score: Score, rule: Rule) -> None:

@@ -28,7 +28,7 @@ from slimdown.training.labels import IGNORED
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.sft import TrainingCallback, build_trainer
-from slimdown.training.step_splits import apply_forwards, read_forwards
+from slimdown.training.step_splits import Forwards, apply_forwards
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
@@ -179,6 +179,7 @@ def fine_tune(
     on_log: Callable[[StepLog], None],
     *,
     on_progress: OnProgress,
+    forwards: Forwards | None = None,
     watcher: Any = None,
 ) -> tuple[LoadedModel, TrainingResult]:
     """Train, or resume from the last checkpoint, and validate before and after.
@@ -193,6 +194,7 @@ def fine_tune(
         checkpoint_dir: The first process's folder for checkpoints and for the tuned model.
         on_log: Receives what each step logged; after a resume, first the steps of the checkpoint.
         on_progress: Receives how many steps are done.
+        forwards: The first process's, in which all take each step; None: as the settings say.
         watcher: The trainer's callback that may end the training and put earlier weights back. Its
             `stopped` says why; `kept_step` is the step of these weights, None if there are none.
 
@@ -203,7 +205,7 @@ def fine_tune(
         ModelError: It does not fit in memory, or its loss is not finite any more.
     """
     folder = broadcast_from_main(checkpoint_dir)
-    config, forwards = apply_forwards(config, broadcast_from_main(read_forwards(folder)))
+    config, split = apply_forwards(config, broadcast_from_main(forwards))
     facts, train = config.method.facts, config.train
     dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
@@ -247,7 +249,7 @@ def fine_tune(
         n_truncated=rows.n_truncated,
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
-        forwards=forwards,
+        forwards=split,
     )
     return tuned, result
 

@@ -4,11 +4,8 @@ A step takes the same rows however they are split, so results change by rounding
 depends on the card.
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +13,8 @@ import torch
 from slimdown.config.schema import RunConfig, TrainConfig
 from slimdown.models.training_estimate import estimate_training
 from slimdown.training.tokenizing import TokenizedRows
-from slimdown.utils.files import write_atomically
 
 _USABLE = 0.85  # of a card's memory; the driver, the allocator and the estimate's error take more
-_FILE = "forwards.json"
 
 
 @dataclass(frozen=True)
@@ -109,28 +104,8 @@ def _list_candidates(config: RunConfig) -> list[Forwards]:
     return [forwards for forwards in split(False) if forwards.rows > 1] + split(True)
 
 
-def keep_forwards(folder: Path, choose: Callable[[], Forwards]) -> Forwards:
-    """Return the forwards that a run began with; if it begins now, choose and store them.
-
-    Args:
-        folder: The run's folder of checkpoints.
-        choose: Returns the forwards for this card.
-    """
-    if stored := read_forwards(folder):
-        return stored
-    forwards = choose()
-    write_atomically(folder / _FILE, json.dumps(vars(forwards)))
-    return forwards
-
-
 def apply_forwards(config: RunConfig, forwards: Forwards | None) -> tuple[RunConfig, str]:
     """Return the settings with which TRL takes such steps, and a few words on them."""
     if forwards is None or not forwards.differ_from(config.train):
         return config, ""
     return replace(config, train=forwards.apply(config.train)), forwards.describe()
-
-
-def read_forwards(folder: Path) -> Forwards | None:
-    """Return the forwards that a run began with; None where none were chosen."""
-    file = folder / _FILE
-    return Forwards(**json.loads(file.read_text())) if file.is_file() else None

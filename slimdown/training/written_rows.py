@@ -121,10 +121,8 @@ class WrittenRows(GeneralRows):
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
         if self.weight:
             columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
-        train = rows.train
-        if written:
-            added = Dataset.from_dict(columns, rows.train.features)
-            train = concatenate_datasets([train, added])
+        added = Dataset.from_dict(columns, rows.train.features)
+        train = concatenate_datasets([rows.train, added])
         note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
         note += f" have a token to train on and are mixed in{self.describe_written(written)}"
         return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
@@ -143,38 +141,16 @@ class WrittenRows(GeneralRows):
             settings.append(prompts)
         file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
         if base.identity and file.is_file():  # without an identity, no cache knows the base
-            return _read_kept(file, self.name)
+            with suppress(ValueError):  # a damaged file is written anew
+                return list(json.loads(file.read_bytes()))
         rows = list(self.write_rows(base, n_rows, config))
-        if n_rows and not rows:
+        if not rows:
             raise DataError(
                 f"keep={self.name}: {base.id} writes nothing that train.max_length={longest} can "
-                f"hold; {self.advise_empty()}"
+                "hold; set a larger one, or name shorter texts (keep.prompts), or set keep=none"
             )
         write_atomically(file, json.dumps(rows))
         return rows
-
-    def advise_empty(self) -> str:
-        """Say what to do where the base writes no usable row."""
-        return "set keep=none, or keep=replay with rows of a dataset"
-
-
-def _read_kept(file: Path, name: str) -> list[dict[str, Any]]:
-    """Read rows that the base wrote before.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    with suppress(ValueError, TypeError, LookupError):
-        rows = list(json.loads(file.read_bytes()))
-        tokens = [token for row in rows for token in (*row["input_ids"], *row["labels"])]
-        if (
-            rows
-            and all(type(token) is int for token in tokens)
-            and all(row["shown"] for row in rows)
-        ):
-            return rows
-    advice = "remove the file, and the base writes them again"
-    raise DataError(f"keep={name}: the rows that the base wrote are damaged in {file}; {advice}")
 
 
 @contextmanager

@@ -93,12 +93,12 @@ ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% end
 
 @pytest.mark.parametrize(
     ("template", "problem"),
-    [(ENDLESS, "does not end a prompt within 0.3 s"), ("{{ 'a' * 10 ** 15 }}", "more memory")],
+    [(ENDLESS, "does not end within 0.3 s"), ("{{ 'a' * 10 ** 15 }}", "more memory")],
 )
 def test_a_template_without_an_end_is_ended_in_one_line(
     template: str, problem: str, tokenizer: Any, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr("slimdown.utils.template_limit._MOST_SECONDS", 0.3)
+    monkeypatch.setattr("slimdown.utils.time_limit._MOST_SECONDS", 0.3)
     handler = signal.getsignal(signal.SIGALRM)
     tokenizer.chat_template = template
     with pytest.raises(ModelError, match=problem) as refused:

@@ -162,7 +162,6 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an older schema": (lambda e, _: e.update(schema_version="0.2.2"), "schema version 0.2.2"),
     "a newer schema": (lambda e, _: e.update(schema_version="0.4.0"), "schema version 0.4.0"),
     "no schema": (lambda e, _: e.pop("schema_version"), "schema version None"),
-    "an older line": (lambda _, ls: ls[3].update(schema_version="0.2.0"), "line 4, has schema"),
     "no single results": (
         lambda e, _: e.pop("detailed_evaluation_results"),
         "has no results of single questions",

@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +253,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge line": (write("samples_pocket_math_*", "[" * 2_000_000), "line 1, is no line of"),
     "half a character": (edit_fourth_line("pocket_math", target="\ud800"), "line 4, is no line of"),
     "a huge number": (edit_fourth_line("pocket_math", doc_id=2**70), "line 4, .* than 64 bits"),
-    "not a number": (edit_fourth_line("pocket_math", exact_match=nan), "question 3 .* not a numb"),
     "no score": (edit_fourth_line("pocket_math", metrics=["f1"]), UNLIKE),
-    "a likelihood that is none": (remove_likelihoods, "question 0 of pocket_cs is not a number"),
+    "a likelihood that is none": (remove_likelihoods, "question 0 of pocket_cs is not finite"),
     "better than what": (edit_results(lambda r: r.update(higher_is_better={TASKS[0]: 7})), UNLIKE),
     "another file's name": (group(pocket_choices=["../../x"]), UNLIKE),
 }

@@ -200,11 +200,9 @@ def test_choices_are_read_with_their_chance(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (lambda rows: rows.append(rows[3]), "no metric that is a mean"),
+        (lambda rows: rows.append(rows[3]), "question '3' stands there twice"),
         (lambda rows: [row.pop("doc") for row in rows], "row 1 is not logged as lighteval"),
         (lambda rows: [row.update(metric={"f1": None}) for row in rows], "no metric that is a"),
-        (lambda rows: rows[3].update(metric={"em": None}), "no metric that is a mean"),
-        (lambda rows: rows[3].update(metric={"em": 0}), "no metric that is a mean"),  # reported
         (lambda rows: rows.clear(), "no metric that is a mean"),
     ],
 )
@@ -214,6 +212,16 @@ def test_damage_is_told(edit: Callable[[list[Any]], object], problem: str, tmp_p
     with pytest.raises(DataError, match=problem) as refused:
         read_logs(base)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("score", [None, 0])
+def test_a_score_that_was_changed_leaves_its_benchmark_out(
+    score: float | None, tmp_path: Path
+) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    edit_details(base, lambda rows: rows[3].update(metric={"em": score}))
+    with pytest.warns(UserWarning, match="sums_0 is left out: no metric is a mean"):
+        assert read_logs(base).benchmarks.keys() == {"words_0"}
 
 
 def set_values(key: str, value: object) -> Callable[[Path], object]:
@@ -245,9 +253,6 @@ def turn_scores_around(file: Path) -> None:
         (set_values("max_new_tokens", "x"), "is no results file of lighteval"),
         (set_values("max_new_tokens", [[1]]), "is no results file of lighteval"),
         (set_values("max_new_tokens", 10**400), "is no number of tokens"),
-        (set_values("em", "x"), "no metric that is a mean"),
-        (set_values("em", 10**400), "no metric that is a mean"),
-        (turn_scores_around, "no metric that is a mean"),
     ],
 )
 def test_damaged_or_missing_results_of_lighteval_are_refused(
@@ -259,6 +264,21 @@ def test_damaged_or_missing_results_of_lighteval_are_refused(
     with pytest.raises(DataError, match=problem) as refused:
         read_logs(base)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "spoil", [set_values("em", "x"), set_values("em", 10**400), turn_scores_around]
+)
+def test_scores_that_lighteval_does_not_report_as_means_are_left_out(
+    spoil: Callable[[Path], object], tmp_path: Path
+) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    [file] = base.rglob("results_*.json")
+    spoil(file)
+    notes: list[str] = []
+    with pytest.raises(DataError, match="no benchmark has scores of its questions"):
+        read_logs(base, on_note=notes.append)
+    assert len(notes) == 2
 
 
 @pytest.mark.parametrize("name", [None, 5, ["x"]])

@@ -231,7 +231,7 @@ def test_apples_gpu_is_taken_with_a_torch_that_pads_right_there(monkeypatch: Pat
     for version, device in (("2.13.0", "mps"), ("2.15.1", "mps"), ("2.9.1", "cpu")):
         monkeypatch.setattr(torch, "__version__", TorchVersion(version))
         assert pick_device(Device.auto).type == device
-    with pytest.raises(ModelError, match=r"torch 2\.9\.1 .*2\.13"):
+    with pytest.raises(ModelError, match=r"torch is older than 2\.13"):
         pick_device(Device.mps)
 
 

@@ -706,19 +706,14 @@ def test_the_documentation_describes_every_score() -> None:
 # --- what stays, and what is shown --------------------------------------------------------------
 
 
-def test_questions_of_before_are_asked_as_before(tmp_path: Path) -> None:
-    def load(row: Any, **settings: Any) -> Any:
-        file = write_rows(tmp_path / "mine.jsonl", [row])
-        return load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))["mine"]
-
+def test_the_rule_of_a_question_counts(tmp_path: Path) -> None:
     def hash_rows(row: Any, **settings: Any) -> str:
-        benchmark = load(row, **settings)
+        file = write_rows(tmp_path / "mine.jsonl", [row])
+        tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))
+        benchmark = tasks["mine"]
         return str(benchmark.hash_questions(benchmark.build_requests(None, make_config())))
 
     row = {"question": "What is 2 + 2?", "answer": "4"}
-    task = load(row).tasks["mine"]
-    assert list(task.test_docs()) == [row]
-    assert task.config.process_results is None
     assert hash_rows(row) == hash_rows(row | {"answer": ["4"]})
     assert hash_rows(row, score="contains") == hash_rows(row, score="contains") != hash_rows(row)
     assert hash_rows(row | {"answer": ["4", "four"]}) != hash_rows(row)

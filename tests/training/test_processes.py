@@ -41,7 +41,7 @@ from slimdown.config.loader import load_config, open_hydra
 import mlflow
 import slimdown.runs.experiment
 from slimdown.run import main
-from slimdown.training.step_splits import Forwards, keep_forwards
+from slimdown.training.step_splits import Forwards
 from slimdown.utils.distributed import (
     assist, broadcast_from_main, end_shared_work, process_rank, share_work,
 )
@@ -78,11 +78,12 @@ else:
 for name, settings in cases.items():
     with open_hydra():
         config = load_config(compose("config", overrides=settings))
-    if name == "split" and process_rank() == 0:
-        keep_forwards(folder / name, lambda: Forwards(2, 2, checkpoints=True))
+    is_split = name == "split" and process_rank() == 0
+    forwards = Forwards(2, 2, checkpoints=True) if is_split else None
     for _ in range(2 if name == "plain" else 1):  # the second takes what the first one kept
         run = TrainingRun(config)
-        _, result = run.train(folder / name if process_rank() == 0 else Path("/nowhere"))
+        place = folder / name if process_rank() == 0 else Path("/nowhere")
+        _, result = run.train(place, forwards=forwards)
     if process_rank() == 0:
         values = [*run.losses, result.validation_loss_after, result.base_divergence]
         (folder / f"{name}.json").write_text(json.dumps(values))

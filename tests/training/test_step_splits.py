@@ -1,6 +1,5 @@
 """The forwards of a step: as few as a card has room for, and the same step however it is split."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ from training_run import TrainingRun
 from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import load_outline
 from slimdown.models.training_estimate import estimate_training
-from slimdown.training.step_splits import Forwards, apply_forwards, choose_forwards, keep_forwards
+from slimdown.training.step_splits import Forwards, apply_forwards, choose_forwards
 
 SMALL = ["dataset.pocket_instructions.max_examples=48", "train.max_steps=3"]
 ROWS: Any = SimpleNamespace(train={"input_ids": [[0] * n for n in range(20, 180)]})
@@ -71,13 +70,6 @@ def test_a_method_without_checkpointing_gets_none(composed: Compose) -> None:
     assert choose(composed("method=prefix"), 1) == Forwards(1, 8, checkpoints=False)
 
 
-def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
-    small, large = Forwards(2, 4, checkpoints=True), Forwards(8, 1, checkpoints=False)
-    assert keep_forwards(tmp_path, lambda: small) == small
-    assert keep_forwards(tmp_path, lambda: large) == small
-    assert json.loads(next(tmp_path.iterdir()).read_text()) == vars(small)
-
-
 @pytest.mark.parametrize(
     "keep", [[], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]], ids=str
 )
@@ -85,10 +77,20 @@ def test_split_steps_are_the_same_step(keep: list[str], composed: Compose, tmp_p
     whole = TrainingRun(composed(*SMALL, *keep))
     split = whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
-    keep_forwards(tmp_path / "split", lambda: Forwards(2, 4, checkpoints=True))
-    _, result = split.train(tmp_path / "split")
+    _, result = split.train(tmp_path / "split", forwards=Forwards(2, 4, checkpoints=True))
     assert split.losses == pytest.approx(whole.losses, rel=1e-4)
     assert result.steps == plain.steps == 3
     assert result.validation_loss_after == pytest.approx(plain.validation_loss_after, rel=1e-4)
     assert plain.forwards == ""
     assert result.forwards.startswith("4 forwards of 2 ")
+
+
+def test_a_run_that_goes_on_with_other_forwards_takes_the_same_steps(
+    composed: Compose, tmp_path: Path
+) -> None:
+    whole = TrainingRun(composed(*SMALL, "train.checkpoint_minutes=1e-9"))
+    begun, resumed = whole.repeat(), whole.repeat()
+    whole.train(tmp_path / "whole")
+    begun.train_until(tmp_path / "split", 2, forwards=Forwards(2, 4, checkpoints=False))
+    resumed.train(tmp_path / "split", forwards=Forwards(4, 2, checkpoints=False))
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)

@@ -12,6 +12,7 @@ from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.runs.inputs import read_rows
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog, TrainingResult
+from slimdown.training.step_splits import Forwards
 from slimdown.training.tokenizing import TokenizedRows
 
 # The settings that slimdown hands on to TRL.
@@ -44,6 +45,7 @@ class TrainingRun:
         on_log: Any = None,
         on_progress: Any = lambda *done: None,
         watcher: Any = None,
+        forwards: Forwards | None = None,
     ) -> tuple[LoadedModel, TrainingResult]:
         on_log = on_log or self.logs.append
         return fine_tune(
@@ -53,10 +55,11 @@ class TrainingRun:
             folder,
             on_log,
             on_progress=on_progress,
+            forwards=forwards,
             watcher=watcher,
         )
 
-    def train_until(self, folder: Path, step: int) -> None:
+    def train_until(self, folder: Path, step: int, forwards: Forwards | None = None) -> None:
         """Train, and end when this step is made, as Ctrl-C does."""
 
         def end(log: StepLog) -> None:
@@ -64,7 +67,7 @@ class TrainingRun:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            self.train(folder, end)
+            self.train(folder, end, forwards=forwards)
 
     @property
     def losses(self) -> list[float]:

@@ -14,18 +14,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import md5, sha256
-from math import isclose
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from slimdown.config.benchmark_config import BenchmarkConfig
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs.lm_eval import known_benchmarks
 from slimdown.evaluation.logs.logged_task import (
     LoggedAnswer,
-    LoggedAnswers,
     LoggedTask,
     drop_free,
     explain_malformed,
@@ -99,43 +98,30 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
             settings = {"generation": generation, "model_args": drop_free(arguments)}
             conditions = write_conditions("Every Eval Ever", title, settings)
-            answers = _read_answers(file, lines, results)
-            task = _Entry(file, title, made_by, conditions, answers, lines=lines, results=results)
-            yield replace(task, max_new_tokens=limit)
-
-
-@dataclass(frozen=True)
-class _Entry(LoggedTask):
-    """A benchmark of an entry; where lm_eval made it, with lm_eval's own settings and scores."""
-
-    lines: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
-    results: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
-
-    def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
-        """Read the answers. Of lm_eval's metrics, leave out those that are no means."""
-        answers = super().read_answers(name, cluster)
-        if not _is_of_harness(self.lines):
-            return answers
-        with explain_malformed(
-            f"{self.file}: {self.title} is not as lm_eval's converter writes it"
-        ):
-            reported = _read_reported(self.results)
-        usable = []
-        for metric in answers.metrics:
-            scores = [sample.scores.get(metric) for sample in answers.samples]
-            known = [score for score in scores if score is not None]
-            is_complete = len(known) == len(scores)
-            is_mean = metric not in reported or isclose(
-                reported[metric], fmean(known), abs_tol=1e-9
+            task = LoggedTask(
+                file,
+                title,
+                made_by,
+                conditions,
+                answers=_read_answers(file, lines, results),
+                max_new_tokens=limit,
             )
-            if is_complete and is_mean:
-                usable.append(metric)
-        usable.sort(key=lambda metric: metric not in reported)
-        n_reported = sum(metric in reported for metric in usable)
-        settings = known_benchmarks().get(self.title, answers.settings)
-        shots = _read_shots(self.results)
-        settings = replace(settings, num_fewshot=shots, cluster=cluster)
-        return replace(answers, metrics=usable, n_reported=n_reported or None, settings=settings)
+            yield _add_harness_facts(task, results) if _is_of_harness(lines) else task
+
+
+def _add_harness_facts(task: LoggedTask, results: Sequence[Mapping[str, Any]]) -> LoggedTask:
+    """Add what lm_eval's converter keeps of a task: its settings, and the reported scores."""
+    settings = known_benchmarks().get(task.title, BenchmarkConfig(task=task.title))
+    details = (results[0].get("generation_config") or {}).get("additional_details") or {}
+    shots = str(details.get("num_fewshot"))
+    return replace(
+        task,
+        settings=replace(settings, num_fewshot=int(shots) if shots.isdecimal() else None),
+        reported={
+            _name_harness_metric(result): float(result["score_details"]["score"])
+            for result in results
+        },
+    )
 
 
 def _read_arguments(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,10 +148,6 @@ def _read_lines(file: Path, summary: Mapping[str, Any]) -> dict[str, list[dict[s
     by_title: dict[str, list[dict[str, Any]]] = {}
     for number, line in read_table_rows(samples):
         with explain_malformed(f"{samples}, line {number}, is no line of Every Eval Ever"):
-            version = str(line["schema_version"])
-            if not _VERSION.fullmatch(version):
-                problem = f"has schema version {version:.40}; slimdown reads 0.3"
-                raise DataError(f"{samples}, line {number}, {problem}")
             if line["evaluation_id"] != summary["evaluation_id"]:
                 raise DataError(
                     f"{samples}, line {number}, belongs to {line['evaluation_id']!r:.80}"
@@ -199,19 +181,6 @@ def _find_results(
     by_id = [result for result in results if result.get("evaluation_result_id") in ids]
     by_name = [result for result in results if result["evaluation_name"] in names]
     return by_id or by_name or list(results)
-
-
-def _read_shots(results: Sequence[Mapping[str, Any]]) -> int | None:
-    details = (results[0].get("generation_config") or {}).get("additional_details") or {}
-    shots = str(details.get("num_fewshot"))
-    return int(shots) if shots.isdecimal() else None
-
-
-def _read_reported(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Read the scores that lm_eval reported, by metric."""
-    return {
-        _name_harness_metric(result): float(result["score_details"]["score"]) for result in results
-    }
 
 
 def _name_harness_metric(result: Mapping[str, Any]) -> str:

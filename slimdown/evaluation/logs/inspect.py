@@ -20,10 +20,7 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_json
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
-# A part is a sample at one epoch: a million characters are a long agent's.
-_MOST_PARTS = 200_000
-_LARGEST_PART = 64 * 2**20  # bytes, unpacked; reading them takes seven times as much memory
-_LARGEST_LOG = 512 * 2**20
+_LARGEST_LOG = 512 * 2**20  # bytes, unpacked; reading them takes seven times as much memory
 
 
 FILES = "logs of Inspect, .eval"
@@ -88,11 +85,11 @@ def _check_content(file: Path) -> None:
         ValueError: It is no JSON.
     """
     if file.suffix != ".eval":
-        _check_sizes(file, [file.stat().st_size], _LARGEST_LOG)
+        _check_size(file, file.stat().st_size)
         json.loads(file.read_bytes())
         return
     with ZipFile(file) as packed:
-        _check_sizes(file, [part.file_size for part in packed.infolist()], _LARGEST_PART)
+        _check_size(file, sum(part.file_size for part in packed.infolist()))
         if damaged := packed.testzip():
             raise BadZipFile(f"the checksum of {damaged} is wrong")
         for name in packed.namelist():
@@ -100,13 +97,11 @@ def _check_content(file: Path) -> None:
                 json.loads(packed.read(name))
 
 
-def _check_sizes(file: Path, sizes: Sequence[int], largest: int) -> None:
-    """Refuse a log with too many parts, or too large ones; sizes are those of unpacked bytes."""
-    if len(sizes) > _MOST_PARTS or sum(sizes) > _LARGEST_LOG or max(sizes, default=0) > largest:
-        found = f"{len(sizes):,} parts with {sum(sizes):,} bytes, the largest {max(sizes):,}"
-        most = f"{_MOST_PARTS:,} with {_LARGEST_LOG:,}, the largest {largest:,}"
-        advice = "log fewer samples, or without events"
-        raise DataError(f"{file} holds {found}; slimdown reads {most} at most: {advice}")
+def _check_size(file: Path, n_bytes: int) -> None:
+    """Refuse a log that is too large, unpacked."""
+    if n_bytes > _LARGEST_LOG:
+        problem = f"has {n_bytes:,} bytes, and slimdown reads {_LARGEST_LOG:,} at most"
+        raise DataError(f"{file} {problem}: log fewer samples, or without events")
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]:

@@ -7,15 +7,14 @@ back (`model_response`) and what it scored (`metric`). Imports no lighteval.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from math import fsum, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
-from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
-from slimdown.evaluation.right_choice import score_right_choice, take_choices
+from slimdown.evaluation.right_choice import add_right_choice
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -63,25 +62,23 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         scores = ((name_metric(key), parse_score(value)) for key, value in reported.items())
         reported = {key: nan if score is None else score for key, score in scores}
         limit = logged_task.read_limit(limit)
-    answers = _read_answers(file, reported)
-    version = str(task.get("version"))
-    yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
+    yield logged_task.LoggedTask(
+        file,
+        title,
+        made_by,
+        conditions,
+        answers=_read_answers(file),
+        task_version=str(task.get("version")),
+        max_new_tokens=limit,
+        reported=reported,
+    )
 
 
-def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_task.LoggedAnswer]:
-    """Read the answers, with only those scores whose mean over questions is the reported one."""
-    answers: list[logged_task.LoggedAnswer] = []
+def _read_answers(file: Path) -> Iterator[logged_task.LoggedAnswer]:
     for number, row in logged_task.read_table_rows(file):
         problem = f"{file}: row {number} is not logged as lighteval 0.13 does it"
         with logged_task.explain_malformed(problem):
-            answers.append(_read_answer(row))
-    all_scores = [fields["scores"] for _, _, fields in answers]
-    for metric in {metric for scores in all_scores for metric in scores}:
-        mean = fsum(scores.get(metric, nan) for scores in all_scores) / len(all_scores)
-        if not abs(reported.get(metric, mean) - mean) < 1e-9:
-            for scores in all_scores:
-                scores.pop(metric, None)
-    yield from answers
+            yield _read_answer(row)
 
 
 def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
@@ -103,11 +100,5 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
     if text or not 1 < len(choices) == len(likelihoods):
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
-    p_right = score_right_choice(choices, likelihoods, str(fields["target"]), scores)
-    if p_right is not None:
-        scores[CHOICE_PROBABILITY] = p_right
-    plain_choice, choice_by_length = take_choices(choices, likelihoods)
-    by_length = [key for key in scores if "norm" in key]
-    answers = dict.fromkeys(scores, plain_choice) | dict.fromkeys(by_length, choice_by_length)
-    fields["answers"] = answers
+    fields["answers"] = add_right_choice(scores, choices, likelihoods, str(fields["target"]))
     return str(doc["id"]), 1 / len(set(choices)), fields

@@ -21,18 +21,13 @@ from slimdown.config.benchmark_config import (
 )
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.paths import read_group
-from slimdown.evaluation.harness_results import (
-    find_no_number,
-    read_task_samples,
-    summarize_samples,
-)
+from slimdown.evaluation.harness_results import read_task_samples, summarize_samples
 from slimdown.evaluation.logs.logged_task import (
     LoggedAnswers,
     LoggedTask,
     drop_free,
     explain_malformed,
     name_model,
-    name_models,
 )
 from slimdown.evaluation.results import FEWSHOT_SEED, MeanScore, Metric, Sample
 from slimdown.utils.errors import DataError
@@ -50,11 +45,7 @@ FILES = "results as lm_eval names them, results_DATE.json, with samples_TASK_DAT
 
 
 def find_files(path: Path) -> list[Path]:
-    """Find the harness's results files that a path stands for, oldest first.
-
-    Raises:
-        DataError: They are of several models.
-    """
+    """Find the harness's results files that a path stands for, oldest first."""
 
     def list_dated(folder: Path) -> list[Path]:
         return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]
@@ -64,9 +55,8 @@ def find_files(path: Path) -> list[Path]:
     elif path.is_dir():
         places = [path, *sorted(path.iterdir())]
         folders = [place for place in places if place.is_dir() and list_dated(place)]
-        if len(folders) > 1 and path not in folders:
-            raise DataError(f"{path} holds {name_models(folders)}")
-        files = list_dated(folders[0]) if folders else []
+        is_of_one_model = path in folders or len(folders) == 1  # see `find_logs`
+        files = list_dated(folders[0]) if is_of_one_model else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         dated = list_dated(path.parent)
         files = [file for file in dated if _DATED.sub(".json", file.name) == path.name]
@@ -137,9 +127,6 @@ class _HarnessTask(LoggedTask):
                 limits.append(max(int(generation.get(name) or 0) for name in _LIMITS))
             version = ", ".join(sorted(versions))
             better = dict(results["higher_is_better"].get(task) or {})
-        if sample := find_no_number(samples):
-            problem = f"to question {sample.doc_id} of {sample.task} is not a number"
-            raise DataError(f"{self.file}: what the model answers {problem}")
         # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
             scores = summarize_samples(config, samples, weights).scores

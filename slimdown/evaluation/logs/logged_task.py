@@ -6,8 +6,8 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import nan
+from dataclasses import dataclass, field, replace
+from math import fsum, isclose, nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,6 +133,9 @@ class LoggedTask:
     task_version: str = ""
     max_new_tokens: int | None = None
     seconds: float = nan
+    settings: BenchmarkConfig | None = None  # what is known of the benchmark
+    # The means that the tool reports, by metric: a metric that has another mean is no mean.
+    reported: Mapping[str, float] = field(default_factory=dict)
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
@@ -201,15 +204,25 @@ class LoggedTask:
             read.append((Sample(**defaults | fields | facts), repr(question), chance))
         read.sort(key=lambda answer: answer[0].doc_id)
         samples, questions, chances = zip(*read, strict=True)
+        if self.reported:
+            metrics = [metric for metric in metrics if self._is_mean(metric, samples)]
+            metrics.sort(key=lambda metric: metric not in self.reported)
+        settings = self.settings or BenchmarkConfig(task=self.title)
         return LoggedAnswers(
             samples=samples,
             questions=questions,
             metrics=metrics,
             chances=chances,
-            settings=BenchmarkConfig(task=self.title),
+            settings=replace(settings, cluster=cluster),
+            n_reported=sum(metric in self.reported for metric in metrics) or None,
             task_version=self.task_version,
             max_new_tokens=self.max_new_tokens,
         )
+
+    def _is_mean(self, metric: str, samples: Sequence[Sample]) -> bool:
+        """Whether each question has a score on a metric, and their mean is the reported one."""
+        mean = fsum(sample.scores.get(metric, nan) for sample in samples) / len(samples)
+        return isclose(self.reported.get(metric, mean), mean, abs_tol=1e-9)
 
 
 def name_benchmark(name: str) -> str:

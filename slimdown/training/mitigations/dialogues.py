@@ -54,10 +54,6 @@ class Dialogues(WrittenRows):
         _, before, after = _open_turn(base.tokenizer, config)
         return [before, after]
 
-    def advise_empty(self) -> str:
-        """Advise longer rows, or self-replay."""
-        return "set a larger one, or keep=self_replay"
-
     def describe_written(self, rows: Sequence[dict[str, Any]]) -> str:
         """Say how many harmful messages the base refused, and how many answers are cut."""
         refused = self._describe_refusals(rows)

@@ -17,13 +17,6 @@ class SelfReplay(WrittenRows):
 
     description: ClassVar[str] = "texts that the base model writes are mixed into the training"
 
-    def advise_empty(self) -> str:
-        """Advise other texts."""
-        return (
-            "name shorter texts that it can continue: keep.prompts=FILE.jsonl with a prompt in "
-            "each row"
-        )
-
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Continue the start token or the texts, in turn."""
         tokenizer, longest, ends = base.tokenizer, config.train.max_length, find_ends(base)
