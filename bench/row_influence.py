@@ -6,9 +6,10 @@
     python -m bench.row_influence table       # AUC by kind and way, of all that is ranked
 
 A training has 400 rows of Alpaca and 20 planted rows of each of four kinds: wrong sums, openings of
-answers to harmful requests, answers in another language, and broken JSON (row_influence.jsonl). Its weights are kept after 20, 40 and 60 steps. `rank` at step 60 also computes DataInf and the
+answers to harmful requests, answers in another language, and broken JSON (row_influence.jsonl).
+Its weights are kept after 20, 40 and 60 steps. `rank` at step 60 also computes DataInf and the
 baselines, and scores each planted row's twin: the same prompt with a right answer, not trained on.
-`table` needs only the JSON files that `rank` wrote.
+`table` needs only the JSON files that the other verbs wrote.
 """
 
 import argparse
