@@ -440,7 +440,9 @@ def measure_baselines(
     model: Any, rows: Sequence[Example], questions: Sequence[Example]
 ) -> dict[str, np.ndarray]:
     """Return scores [rows, kinds] without gradients: the base's loss, and two similarities."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
+        TfidfVectorizer,
+    )
 
     nats, states = list[torch.Tensor](), list[torch.Tensor]()
     with torch.inference_mode(), disabled_adapters(model):
@@ -558,6 +560,7 @@ def print_tables(folder: Path) -> None:
     """Print AUC and the share of pairs won, by kind and way: the seeds' mean, and their range."""
     aucs: dict[tuple[str, str], list[float]] = {}
     wins: dict[tuple[str, str], list[float]] = {}
+    size_aucs: dict[tuple[str, str], list[float]] = {}
     for home in sorted(folder.glob("seed-*")):
         if not (home / f"scores-{STEPS[-1]}.json").is_file():
             continue
@@ -571,11 +574,14 @@ def print_tables(folder: Path) -> None:
                 is_planted = kinds[is_trained] == kind
                 auc = compute_auc(scores[is_trained, column], is_planted)
                 aucs.setdefault((way, kind), []).append(auc)
+                size_auc = compute_auc(np.abs(scores[is_trained, column]), is_planted)
+                size_aucs.setdefault((way, kind), []).append(size_auc)
                 planted = scores[is_trained & (kinds == kind), column]
                 twins = scores[~is_trained & (kinds == kind), column]
                 if not np.isnan(twins).any():
                     wins.setdefault((way, kind), []).append(float((planted > twins).mean()))
-    for title, found in (("AUC", aucs), ("planted row above its twin", wins)):
+    tables = {"AUC": aucs, "planted row above its twin": wins, "AUC without sign": size_aucs}
+    for title, found in tables.items():
         print(f"\n| {title} | {' | '.join(KINDS)} | seeds |\n|---|{'---:|' * (len(KINDS) + 1)}")
         for way in dict.fromkeys(way for way, _ in found):
             cells = [describe(found[way, kind]) for kind in KINDS]
