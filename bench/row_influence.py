@@ -557,7 +557,7 @@ def read_scores(home: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def print_tables(folder: Path) -> None:
-    """Print AUC and the share of pairs won, by kind and way: the seeds' mean, and their range."""
+    """Print AUC and the share of pairs won, by kind and way: the mean, and each seed's."""
     aucs: dict[tuple[str, str], list[float]] = {}
     wins: dict[tuple[str, str], list[float]] = {}
     size_aucs: dict[tuple[str, str], list[float]] = {}
@@ -589,9 +589,8 @@ def print_tables(folder: Path) -> None:
 
 
 def describe(values: Sequence[float]) -> str:
-    """Write a mean and its range."""
-    text = f"{np.mean(values):.2f}"
-    return text if len(values) < 2 else f"{text} ({min(values):.2f} to {max(values):.2f})"
+    """Write a mean, and behind it the value of each seed."""
+    return f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def main() -> None:
