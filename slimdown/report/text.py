@@ -416,8 +416,8 @@ def list_doubts(findings: Findings) -> Iterator[str]:
             if metric == "exact_match.strip"  # of question files
         ]
         yield (
-            f"The base model answered no question of {_list_names([*idle])} correctly, so no loss "
-            f"can be measured there. Read the answers to see why.{''.join(reasons[:1])}"
+            f"Before, no question of {_list_names([*idle])} was answered correctly, so no loss can "
+            f"be measured there. Read the answers to see why.{''.join(reasons[:1])}"
         )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
