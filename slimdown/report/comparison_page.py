@@ -274,14 +274,9 @@ def render_comparison_page(table: Table, comparison: Comparison, setting: str | 
 
 def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     """Render the table and a figure of its curves as a page."""
-    from slimdown.report.figures import PHONE_WIDTH, DrawnMean, draw_seeds  # matplotlib
+    from slimdown.report.figures import PHONE_WIDTH, draw_scales  # matplotlib
 
-    setting, panels = "scale of the adapter", dict[str, list[DrawnMean]]()
-    for name, curve in build_simultaneous_curves(points).items():
-        panels[name] = [DrawnMean(f"{scale:g}", "", [c.value], c) for scale, c in curve]
-    caption = (
-        "Change of each benchmark at each scale, in percentage points. The intervals hold for all "
-        "scales at once; a long one may extend beyond its axes."
-    )
-    figure = (draw_seeds(setting, panels), draw_seeds(setting, panels, PHONE_WIDTH), caption)
-    return render_table_page(table, "scale", [figure])
+    curves = build_simultaneous_curves(points)
+    caption = "Change of each benchmark at each scale. The intervals hold for all scales at once."
+    figure, phone_figure = draw_scales(curves), draw_scales(curves, PHONE_WIDTH)
+    return render_table_page(table, "scale", [(figure, phone_figure, caption)])

@@ -103,7 +103,7 @@ def draw_seeds(
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
     n_down = max(1, ceil(len(panels) / n_across))
-    figure = _new_figure(f"Change by {setting}", 0.7 + 2.1 * n_down, width)
+    figure = _new_figure(f"Each seed by {setting}", 0.7 + 2.1 * n_down, width)
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
     others = list(dict.fromkeys(drawn.others for drawn in all_means))
@@ -218,6 +218,35 @@ def _show_colors(figure: Figure, others: Sequence[str]) -> None:
         lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
         names = [_cut(name, 60) for name in others]
         figure.legend(lines, names, loc="outside lower center", ncols=2)
+
+
+@matplotlib.rc_context(_STYLE)
+def draw_scales(
+    curves: Mapping[str, Sequence[tuple[float, Estimate]]], width: float = WIDTH
+) -> Figure:
+    """Draw each benchmark's change against the scale of the adapter, with 95 % intervals.
+
+    Args:
+        curves: By benchmark, the scales and the change at each, a share of 1.
+        width: In inches.
+    """
+    figure = _new_figure("Change by scale", 3.2 + 0.16 * len(curves), width)
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        scales = [scale for scale, _ in points]
+        changes = [estimate for _, estimate in points]
+        style: dict[str, Any] = {"marker": "os^DvP"[i % 6], "linestyle": "-", "capsize": 2.5}
+        style |= {"color": _COLORS[i % 6], "elinewidth": 1, "label": _cut(name, 40)}
+        axes.errorbar(scales, [100 * c.value for c in changes], _measure_arms(changes), **style)
+    ticks = sorted({scale for points in curves.values() for scale, _ in points})
+    axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+    axes.yaxis.set_major_formatter(_format_signed)
+    axes.set_xlabel("scale of the adapter")
+    axes.set_ylabel("change, points (95 % interval)")
+    figure.legend(loc="outside lower center", ncols=2 if width == WIDTH else 1)
+    return figure
 
 
 @matplotlib.rc_context(_STYLE)

@@ -28,12 +28,14 @@ PANELS = {"learned": LEARNED, "kept": KEPT}
 
 
 def draw_all() -> list[Figure]:
+    curves = {"a": [(0.5, estimate(0.1)), (0.25, estimate(0.0)), (1.0, estimate(-0.2))]}
     return [
         figures.draw_changes(judge_pairs(make_usual())),
         figures.draw_changes(judge_pairs(make_usual()), figures.PHONE_WIDTH),
         figures.draw_seeds("lora.r", PANELS),
         figures.draw_seeds("lora.r", PANELS, figures.PHONE_WIDTH),
         figures.draw_learned_and_kept("lora.r", LEARNED, KEPT, "points"),
+        figures.draw_scales(curves),
     ]
 
 
@@ -79,9 +81,15 @@ def test_other_settings_have_colors_that_a_legend_names() -> None:
     assert {"keep=none", "keep=kl"} <= set(read_texts(figures.draw_seeds("lora.r", {"a": means})))
 
 
+def test_the_axis_of_scales_has_each_scale_in_its_place() -> None:
+    figure = figures.draw_scales({"a": [(value, estimate(0.1)) for value in (0.25, 0.5, 1.0)]})
+    assert [*figure.axes[0].get_xticks()] == [0.25, 0.5, 1.0]
+    assert {"0.25", "0.5", "1"} <= set(read_texts(figure))
+
+
 def test_a_name_with_control_characters_is_drawn_without_a_warning() -> None:
-    means = [make_mean("\x1b[2J", "", 0.1), make_mean("b", "", 0.1)]
+    curves = {"\x1b[2J": [(1.0, estimate(0.1))]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        write_svg(figures.draw_seeds("x\x1b[2J", {"a": means}))
+        write_svg(figures.draw_scales(curves))
     assert not [warning for warning in caught if "\x1b" in str(warning.message)]
