@@ -103,7 +103,7 @@ def draw_seeds(
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
     n_down = max(1, ceil(len(panels) / n_across))
-    figure = _new_figure(f"Each seed by {setting}", 0.7 + 2.1 * n_down, width)
+    figure = _new_figure(f"Change by {setting}", 0.7 + 2.1 * n_down, width)
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
     others = list(dict.fromkeys(drawn.others for drawn in all_means))
