@@ -81,13 +81,7 @@ def run_experiment(
         broadcast_from_main(run.run_id)  # now the processes in `assist_run` go on
         source.check(base)
 
-        evaluator = Evaluator(
-            inputs.tasks,
-            config.evaluation,
-            share_prefixes=not inputs.learns_prompt,
-            counts_memory=True,  # this process and its GPU are our own
-            n_processes=process_count(),
-        )
+        evaluator = _make_evaluator(inputs)
         with progress.show("measuring the base", "questions", "base") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
@@ -114,15 +108,25 @@ def run_experiment(
         findings, model_files = source.describe(findings, base)
         gate = decide_by_settings(gated_findings)
         files = render_run_files(findings, config, info, run.run_id, gate, model_uri=run.model_uri)
-        measured = filter(None, (base_evaluation, tuned_evaluation, served_evaluation))
-        asked = [cost for evaluation in measured for cost in evaluation.costs]
-        costs = list_costs(asked, source.training, began)
+        evaluations = [base_evaluation, tuned_evaluation, served_evaluation]
+        costs = list_costs(evaluations, source.training, began)
         files[COSTS_FILE] = write_costs(config, base.device, costs)
         run.save(findings, files, model_files)
     if info.sweep is None:  # a sweep shows all of its runs at its end
         title = f"{config.model.id} → {config.name or config.tuned or info.name}"
         _show_end(run, config, findings, gated_findings, title=title, gate=gate)
     return findings
+
+
+def _make_evaluator(inputs: RunInputs) -> Evaluator:
+    """Make what asks the questions of a run, with the help of its other processes."""
+    return Evaluator(
+        inputs.tasks,
+        inputs.config.evaluation,
+        share_prefixes=not inputs.learns_prompt,
+        counts_memory=True,  # this process and its GPU are our own
+        n_processes=process_count(),
+    )
 
 
 def _show_end(
@@ -186,16 +190,16 @@ def _judge_open(
 
 
 def list_costs(
-    costs: Sequence[Cost], training: TrainingResult | None, began: float
+    evaluations: Sequence[Evaluation | None], training: TrainingResult | None, began: float
 ) -> Iterator[Cost]:
     """List what a run has cost: what was measured, the training, and the rest.
 
     Args:
-        costs: Of the benchmarks.
+        evaluations: Of the models; None for one that the run does not have.
         training: What the training did, if there was one.
         began: When the run began, by `time.perf_counter`.
     """
-    parts = [*costs]
+    parts = [cost for evaluation in evaluations if evaluation for cost in evaluation.costs]
     if training and training.runtime_seconds > 0:
         n_tokens = round(training.tokens_per_second * training.runtime_seconds)
         n_steps, seconds = len(training.history), training.runtime_seconds
