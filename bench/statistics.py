@@ -1009,6 +1009,7 @@ def simulate_change(primary: SimpleNamespace, margin: float, n: int) -> SimpleNa
         n_available=n,
         is_stopped=True,
         is_measured=True,
+        has_no_right_answer=False,
         primary=primary,
     )
 

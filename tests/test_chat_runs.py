@@ -125,6 +125,16 @@ def test_a_plan_says_where_rows_and_prompts_part_and_what_is_thought_about(folde
     assert "The rows are plain" in shown
 
 
+def test_a_plan_doubts_messages_whose_answers_are_compared_letter_by_letter(folder: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "Which river is it?"}], "answer": "Neckar"}
+    write_rows(folder / "quiz.jsonl", [asked] * 3)
+    model = ["model=pocket", "model.id=chatty", "dataset=[file]", "dataset.file.path=chat.jsonl"]
+    for score, is_doubted in (("exact", True), ("contains", False)):
+        benchmark = ["benchmark=quiz.jsonl", f"benchmark.quiz.score={score}"]
+        shown = succeed(folder, "run", *model, *benchmark, "--plan").stdout
+        assert ("score=contains" in " ".join(shown.split())) is is_doubted
+
+
 def test_a_suites_benchmark_without_data_is_not_run(store: MlflowClient, tmp_path: Path) -> None:
     suite = tmp_path / "own" / "suite" / "mine.yaml"
     suite.parent.mkdir(parents=True)

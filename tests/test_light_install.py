@@ -114,7 +114,7 @@ def test_recorded_mitigations_are_described_there_too(python: str, tmp_path: Pat
     )
     done = start(python, "-c", script, cwd=tmp_path)
     nothing, *lines, gone = done.stdout.splitlines()
-    assert (nothing, gone) == ("", "gone, weight 3.0"), done.stderr
+    assert (nothing, gone) == ("", "gone, KL penalty weight 3.0"), done.stderr
     assert len(lines) >= 3
     assert all(line.endswith("weight 3.0") or "weight 3.0," in line for line in lines)
 

@@ -56,6 +56,19 @@ def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_refuses_rows_that_hold_the_questions(tmp_path: Path) -> None:
+    question = "Which river flows through the old town, and into which one does it flow?"
+    rows = [{"instruction": f"{question} ({i})", "output": "The Neckar."} for i in range(30)]
+    for name, records in (
+        ("rows", rows),
+        ("quiz", [{"question": question, "answer": "The Neckar."}]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = call_verb(tmp_path, "run", "dataset=rows.jsonl", "benchmark=quiz.jsonl", "--plan")
+    assert done.returncode == 1
+    assert "quiz: 1 of 1 " in done.stderr
+
+
 def test_a_plan_counts_what_the_run_then_does(folder: Path, plan: RunPlan) -> None:
     config = compose_runs(read_command_line(FEW)).runs[0].config
     [run] = find_runs(config.tracking)

@@ -104,8 +104,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             phrases: The phrases of refusals that the user adds.
         """
         self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
-        is_written = "choices" not in rows[0]
-        self.compares_whole_messages = self.has_messages and is_written and "rule" not in rows[0]
+        is_exact = "choices" not in rows[0] and EXACT in list_used_scores(rows)
+        self.compares_whole_messages = self.has_messages and is_exact
         chats = [json.loads(row["conversation"]) for row in rows if self.has_messages]
         self.has_tools = any(chat["tools"] for chat in chats)
         mean = {"aggregation": "mean", "higher_is_better": True}

@@ -342,10 +342,10 @@ def check_budgets(
             advice = f"raise benchmark.{name}.max_gen_toks"
             reason = f"in too many answers the thinking did not end; {advice}"
             check = replace(check, reason=reason)
-        elif benchmark.has_nothing_to_lose:  # a PASSED would say nothing
+        elif benchmark.has_no_right_answer:  # a PASSED would say nothing
             reason = (
-                "the base model answered no question correctly, so it had nothing to lose; mend "
-                f"the benchmark, or leave it out with --max-loss {name}=off"
+                "neither model answered a question correctly, so nothing could be lost; mend the "
+                f"benchmark, or leave it out with --max-loss {name}=off"
             )
             check = replace(check, outcome=Outcome.undecided, reason=reason)
         else:

@@ -145,9 +145,9 @@ class BenchmarkChange:
         return self.never_ended is None
 
     @property
-    def has_nothing_to_lose(self) -> bool:
-        """Whether the base model answered no question correctly."""
-        return not self.primary.base.value
+    def has_no_right_answer(self) -> bool:
+        """Whether neither model answered a question correctly."""
+        return not (self.primary.base.value or self.primary.tuned.value)
 
     @property
     def is_stopped(self) -> bool:

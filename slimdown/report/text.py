@@ -162,7 +162,7 @@ def _describe_loss(check: BudgetCheck) -> str:
     loss = -check.bound
     change = check.change
     is_within = check.outcome is Outcome.undecided and loss <= check.budget
-    if is_within or change.has_nothing_to_lose or not change.is_measured:
+    if is_within or change.has_no_right_answer or not change.is_measured:
         # something else than the bound leaves it open
         return f"{name}: {check.reason}"
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
@@ -288,7 +288,7 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
     needed, expected = dict[str, int | None](), dict[str, str]()
     if gate:
         for check in gate.checks:
-            if check.outcome is Outcome.undecided and not check.change.has_nothing_to_lose:
+            if check.outcome is Outcome.undecided and not check.change.has_no_right_answer:
                 needed[check.benchmark] = check.n_to_decide
                 expected[check.benchmark] = check.expected
     else:
@@ -296,7 +296,7 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
             name: benchmark.n_to_decide
             for name, benchmark in benchmarks.items()
             if benchmark.verdict == "undecided"
-            and not (benchmark.role is Role.retained and benchmark.has_nothing_to_lose)
+            and (benchmark.role is not Role.retained or benchmark.primary.base.value)
         }
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
@@ -407,7 +407,7 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     idle = {
         name: benchmark.metric
         for name, benchmark in findings.benchmarks.items()
-        if benchmark.role is Role.retained and benchmark.has_nothing_to_lose
+        if benchmark.role is Role.retained and not benchmark.primary.base.value
     }
     if idle:
         reasons = [

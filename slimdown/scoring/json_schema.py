@@ -108,7 +108,7 @@ class Json(Score):
     name = "json"
     description = (
         "its JSON is valid by `answer`, a JSON schema. The JSON is the whole answer, or its one "
-        "fence, which may stand behind a sentence."
+        "fenced block, which may follow a sentence."
     )
     takes_lists = False
     names_answers = False

@@ -208,12 +208,15 @@ def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Cap
     for sweep, rank in (("a", 2), ("a", 4), ("b", 2), ("b", 4)):
         record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", KEPT, sweep=sweep)
     for chosen, sweep in (([], "b"), (["--sweep", "a"], "a")):  # the newest, if none is named
-        assert compare.main(["--by", "lora.r", *chosen]) == 0
-        text = capsys.readouterr().out
-        heading = text.splitlines()[0]
-        assert heading.startswith("By lora.r: 2 ")
-        assert heading.endswith(f" {sweep}")
-        assert ("b (2), a (2)" in text) is (not chosen)
+        for by, beginning in ((["--by", "lora.r"], "By lora.r: 2 "), ([], "2 ")):
+            assert compare.main([*by, *chosen]) == 0
+            text = capsys.readouterr().out
+            heading = text.splitlines()[0]
+            assert heading.startswith(beginning)
+            assert heading.endswith(f" {sweep}")
+            assert ("b (2), a (2)" in text) is (not chosen)
+    assert compare.main(["--experiment", "slimdown"]) == 0
+    assert capsys.readouterr().out.startswith("4 ")
 
 
 def test_a_reference_must_be_a_value_of_one_setting(store: MlflowClient, capsys: Capture) -> None:

@@ -34,7 +34,6 @@ def test_the_readme_shows_what_is_printed(logs: tuple[str, str], capsys: Capture
     last_row = next(i for i, line in reversed([*enumerate(printed)]) if "forgotten" in line)
     assert len([line for line in printed[last_row + 1 :] if line.strip()]) <= 4
     assert verdict.main([*logs, "--max-loss", "0.02"]) == 1
-    assert f"`{capsys.readouterr().out.splitlines()[0]}`" in readme
 
 
 def run_action(folder: Path, arguments: str, undecided: str = "fail") -> tuple[int, str]:

@@ -54,9 +54,9 @@ def test_a_smallest_scale_that_is_shown_to_be_beyond_fails(points: list[ScaledFi
 def test_a_budget_can_be_shown_where_a_tenth_of_the_changes_would_be_within(
     n: int, lost: int, gained: int, can: bool
 ) -> None:
-    findings = judge_scores(*make_scores(0, lost, gained, n - lost - gained))
+    findings = judge_scores(*make_scores(n - lost - gained, lost, gained, 0))
     assert can_show_budget(findings, 0.02) is can
-    tenth = judge_scores(*make_scores(0, lost // 10, gained // 10, n - (lost + gained) // 10))
+    tenth = judge_scores(*make_scores(n - (lost + gained) // 10, lost // 10, gained // 10, 0))
     gate = choose_scale([ScaledFindings(0.1, tenth)], {"": 0.02}).gate
     assert (gate.outcome is Outcome.within) is can
 

@@ -184,6 +184,14 @@ def test_wrong_budgets_are_refused(findings: Findings, arguments: list[str], pro
         check_budgets(findings, read_budgets(arguments))
 
 
+def test_a_benchmark_without_a_right_answer_passes_nothing() -> None:
+    """Its questions may only be scored by the wrong rule."""
+    for n_gained, outcome in ((0, Outcome.undecided), (3, Outcome.within)):
+        findings = judge_scores(*make_scores(0, 0, n_gained, 1000 - n_gained))
+        [check] = check_budgets(findings, {"": 0.02})
+        assert check.outcome is outcome
+
+
 def test_a_run_is_decided_by_the_budgets_that_its_settings_name() -> None:
     scores = make_scores(600, 100, 5, 295)
     assert decide_by_settings(judge_scores(*scores)) is None
