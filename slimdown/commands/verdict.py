@@ -250,7 +250,7 @@ def _describe_logs(base: Evaluation, tuned: Evaluation, is_lm_eval: bool) -> Ite
     pairs = ((base.benchmarks[name], tuned.benchmarks[name]) for name in base.benchmarks)
     if all(before.samples == after.samples for before, after in pairs):
         cause = ". One reason may be lm_eval's --use_cache, which reuses answers of another model"
-        yield f"All answers of both models are equal{cause if is_lm_eval else ''}."
+        yield f"Both logs are equal, question by question{cause if is_lm_eval else ''}."
 
 
 def _name_models(base: Evaluation, tuned: Evaluation) -> list[str]:

@@ -344,8 +344,8 @@ def check_budgets(
             check = replace(check, reason=reason)
         elif benchmark.has_no_right_answer:  # a PASSED would say nothing
             reason = (
-                "neither model answered a question correctly, so nothing could be lost; mend the "
-                f"benchmark, or leave it out with --max-loss {name}=off"
+                "neither model answered a question correctly, and more questions would not help; "
+                f"mend the benchmark, or leave it out with --max-loss {name}=off"
             )
             check = replace(check, outcome=Outcome.undecided, reason=reason)
         else:

@@ -322,7 +322,7 @@ def _say_what_would_decide(
             verdicts are undecided, and not budgets.
         has_changed: Whether any of their scores changed.
     """
-    condition = "if nothing is lost"
+    condition = "if nothing is lost" if expected else "if nothing changes"
     if has_changed:
         stays = "change stays" if len(needed) == 1 else "changes stay"
         condition = f"if the {stays} as large as measured"
@@ -416,8 +416,8 @@ def list_doubts(findings: Findings) -> Iterator[str]:
             if metric == "exact_match.strip"  # of question files
         ]
         yield (
-            f"Before, no question of {_list_names([*idle])} was answered correctly, so no loss can "
-            f"be measured there. Read the answers to see why.{''.join(reasons[:1])}"
+            f"No question of {_list_names([*idle])} was answered correctly before, so a loss there "
+            f"cannot be measured. Read the answers to see why.{''.join(reasons[:1])}"
         )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
