@@ -126,8 +126,8 @@ def test_a_plan_says_where_rows_and_prompts_part_and_what_is_thought_about(folde
 
 
 def test_a_plan_doubts_messages_whose_answers_are_compared_letter_by_letter(folder: Path) -> None:
-    asked = {"messages": [{"role": "user", "content": "Which river is it?"}], "answer": "Neckar"}
-    write_rows(folder / "quiz.jsonl", [asked] * 3)
+    question = {"messages": [{"role": "user", "content": "Which river is it?"}], "answer": "Neckar"}
+    write_rows(folder / "quiz.jsonl", [question] * 3)
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", "dataset.file.path=chat.jsonl"]
     for score, is_doubted in (("exact", True), ("contains", False)):
         benchmark = ["benchmark=quiz.jsonl", f"benchmark.quiz.score={score}"]

@@ -95,7 +95,7 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
 ) -> None:
     """What follows the check uses no slimdown."""
     run, _ = find_runs(client)[:2]
-    budgets = ["--max-loss", "0.99", "pocket_instructions=0.99"]
+    budgets = ["--max-loss", "0.99"]
     register = ["--register", "support", "--alias", "champion"]
     succeed(sweep[0], "check", run.info.run_id, *budgets, *register)
     monkeypatch.chdir(sweep[0])
