@@ -228,8 +228,13 @@ def _write_report(case: _Case, gate: Gate, format_: str) -> None:
 
 def _advise(run: RunRecord, findings: Findings, gate: Gate) -> str:
     """Name the step that lessens a loss of a recorded run."""
-    if run.tags.get(Tag.origin):
+    if run.tags.get(Tag.origin) and "tuned" not in run.params:  # logs that `verdict` recorded
         return text.ADVICE_ON_LOGS
+    if address := run.params.get("tuned"):
+        can_scale = "://" not in address  # a server has no weights here
+        return text.advise(
+            run.run_id, findings, can_scale=can_scale, trains=False, keeps=False, gate=gate
+        )
     keeps = run.params.get("keep.name", "none") != "none"
     can_scale = find_method(run.params["method.name"]).scales
     return text.advise(

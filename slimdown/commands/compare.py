@@ -1,7 +1,9 @@
 """`slimdown compare`: show what recorded runs learned and forgot, and which settings differ.
 
 Examples:
-  slimdown compare                                        the finished runs of experiment slimdown
+  slimdown compare                                        the newest sweep; if runs were made after
+                                                          it, all of experiment slimdown
+  slimdown compare --no-group-seeds                       each run, and no means over seeds
   slimdown compare --sweep 2025-06-01_12-00-00            the runs that one command started
   slimdown compare --sort -gsm8k --rows 10                the ten runs with the best change of gsm8k
   slimdown compare --by lora.r -o ranks.html              a page with each benchmark by rank

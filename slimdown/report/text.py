@@ -219,7 +219,7 @@ def describe_cut_answers(findings: Findings) -> Iterator[str]:
     if cut:
         yield (
             f"Many answers were cut at the token limit: {_list_names(cut)}. This favours the model "
-            "that writes shorter answers. Raise max_gen_toks."
+            "that writes shorter answers. Raise benchmark.NAME.max_gen_toks."
         )
 
 

@@ -153,8 +153,8 @@ class Sweep:
         if not all(run.findings for run in runs):
             return False
         # Runs that were skipped belong to an earlier sweep.
-        chosen = "--all" if JobState.skipped in states else f"--sweep {self.info.name} --all"
-        compare = f"slimdown compare {chosen} shows each run"
+        chosen = "" if JobState.skipped in states else f"--sweep {self.info.name} "
+        compare = f"slimdown compare {chosen}--no-group-seeds shows each run"
         advice = f"{compare}. To run all of it again, add rerun=true."
         comparison = order_by_settings(compare_runs(runs))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
