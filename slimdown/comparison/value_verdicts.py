@@ -14,7 +14,7 @@ benchmarks make no claim either, so the others are not corrected for them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import nan
 from statistics import fmean
@@ -100,6 +100,11 @@ class _Cell:
         return fmean(by_run[0].margin for by_run in self.changes)
 
     @property
+    def has_nothing_to_lose(self) -> bool:
+        """Whether no model answered a question of a benchmark that was not trained for."""
+        return all(change.has_nothing_to_lose for by_run in self.changes for change in by_run)
+
+    @property
     def questions(self) -> tuple[tuple[str, str], ...]:
         """What the first run was asked; equal cells can be compared question by question."""
         return tuple((by_run[0].question_hash, by_run[0].metric) for by_run in self.changes)
@@ -181,6 +186,8 @@ def _judge_cell(cell: _Cell, decision: Decision | None, test: TestedChange | Non
     """
     runs = cell.row.runs
     own = runs[0].changes.get(cell.heading) if len(runs) == 1 else None
+    if decision and decision.verdict is Verdict.retained and cell.has_nothing_to_lose:
+        decision = replace(decision, verdict=Verdict.undecided)
     verdict = decision.verdict if decision else Verdict.undecided
     if cell.is_watched:
         verdict = None

@@ -392,5 +392,5 @@ def _explain(check: BudgetCheck) -> str:
         return f"{reason}; a run with {setting} asks until the budget is decided"
     if needed := check.n_to_decide:
         condition = f"for {check.expected} if the change stays as large as measured"
-        reason += f"; about {needed:,} questions in total would be enough {condition}"
+        reason += f"; about {needed:,} questions would be enough {condition}"
     return reason

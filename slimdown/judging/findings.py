@@ -150,6 +150,11 @@ class BenchmarkChange:
         return not (self.primary.base.value or self.primary.tuned.value)
 
     @property
+    def has_nothing_to_lose(self) -> bool:
+        """Whether a model that was not trained for this could lose nothing: it had nothing."""
+        return self.has_no_right_answer and self.role is not Role.target
+
+    @property
     def is_stopped(self) -> bool:
         """Whether the evaluation stopped early; its change is then on average too large."""
         return self.n_available is not None and self.n < self.n_available
@@ -294,7 +299,12 @@ def _judge_benchmark(
     """Gather what is known of the change on one benchmark; nothing is claimed if it is unclear."""
     config = pair.base.benchmark
     primary, d = changes[config.metric], changes[config.metric].difference
-    alpha, is_open = decision.first_level, decision.verdict is Verdict.undecided
+    has_answers = bool(primary.base.value or primary.tuned.value) or config.role is Role.target
+    if decision.verdict is Verdict.retained and not has_answers:
+        # What the base model cannot do cannot be lost, so "retained" would say nothing.
+        decision = replace(decision, verdict=Verdict.undecided)
+    alpha = decision.first_level
+    is_open = decision.verdict is Verdict.undecided and has_answers
     rate = forgetting_rate(pair.base_scores, pair.tuned_scores, pair.sampling)
     change = BenchmarkChange(
         role=config.role,

@@ -47,7 +47,10 @@ CAUSES = {
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
 # The steps that lessen the loss of a model that another tool trained
-ADVICE_ON_LOGS = "slimdown run tuned=ADAPTER, then shrink its effect: slimdown scale RUN"
+ADVICE_ON_LOGS = (
+    "measure the adapter on these benchmarks with slimdown run tuned=ADAPTER, then shrink its "
+    "effect with slimdown scale RUN --max-loss 0.02"
+)
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
     "To confirm the run you choose on the held-out questions: slimdown compare RUN --confirm"
@@ -132,12 +135,17 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
             points = f"{100 * smallest:.1f} points"
             reason = f"{n} detect a change of {points} in 80 % of cases (power)."
-            if benchmark.n < FEWEST_TO_TELL or isnan(smallest):
+            if benchmark.has_nothing_to_lose:
+                reason = (
+                    "Neither model answered a question correctly, so nothing could be lost. More "
+                    "questions would not help."
+                )
+            elif benchmark.n < FEWEST_TO_TELL or isnan(smallest):
                 reason = f"{n} are too few for a verdict. Ask at least {FEWEST_TO_TELL}."
             elif needed := benchmark.n_to_decide:
                 reason += (
-                    f" About {needed:,} in total would be enough for a verdict if the change stays "
-                    "as large as measured."
+                    f" About {needed:,} would be enough for a verdict if the change stays as large "
+                    "as measured."
                 )
             yield f"Undecided: {name}. {reason}"
 
@@ -196,7 +204,12 @@ def summarize_briefly(
         *describe_largest_loss(findings),
     ]
     last = [f"Next: {advice}"] if advice and is_lost else []
-    middle = [*name_undecided(findings, gate), *list_doubts(findings), *_list_bits(findings)]
+    middle = [
+        *name_undecided(findings, gate),
+        *list_doubts(findings),
+        *_name_balanced(findings),
+        *_list_bits(findings),
+    ]
     room = max(0, most - len(first) - len(last))
     return [*first, *middle[:room], *last]
 
@@ -296,13 +309,15 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
             name: benchmark.n_to_decide
             for name, benchmark in benchmarks.items()
             if benchmark.verdict == "undecided"
+            and not benchmark.has_nothing_to_lose
             and (benchmark.role is not Role.retained or benchmark.primary.base.value)
         }
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     if many := {name: n for name, n in needed.items() if name not in few}:
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        yield _say_what_would_decide(many, expected, has_changed)
+        n_asked = {name: benchmarks[name].n for name in many}
+        yield _say_what_would_decide(many, n_asked, expected, has_changed)
     if few:
         counted = [f"{name} ({benchmarks[name].n})" for name in few]
         purpose = "to check the budget" if gate else "for a verdict"
@@ -312,12 +327,16 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
 
 
 def _say_what_would_decide(
-    needed: Mapping[str, int | None], expected: Mapping[str, str], has_changed: bool
+    needed: Mapping[str, int | None],
+    n_asked: Mapping[str, int],
+    expected: Mapping[str, str],
+    has_changed: bool,
 ) -> str:
     """Say how many questions each undecided benchmark needs.
 
     Args:
         needed: By benchmark; None or 0: no number of questions would decide.
+        n_asked: How many were asked, by benchmark.
         expected: By benchmark, the outcome of its budget if the change stays as measured; empty if
             verdicts are undecided, and not budgets.
         has_changed: Whether any of their scores changed.
@@ -333,15 +352,16 @@ def _say_what_would_decide(
         return f"{opening} No number of questions can be named so near to the {limit}."
     if len(needed) == 1:
         goal = f"for {expected[known[0][0]]}" if expected else "for a verdict"
-        number = f"{known[0][1]:,} questions"
-        return f"{opening} About {number} in total would be enough {goal} {condition}."
+        [(name, n)] = known
+        number = f"{n:,} questions instead of {n_asked[name]:,}"
+        return f"{opening} About {number} would be enough {goal} {condition}."
     known.sort(key=lambda pair: pair[1])
     counts = list[str]()
     for name, n in known[:_MOST_NAMED]:
         verb = "" if counts else "needs "  # said once
-        unit = "" if counts else " questions in total"
+        unit = "" if counts else " questions"
         goal = f" for {expected[name]}" if expected else ""
-        counts.append(f"{name} {verb}about {n:,}{unit}{goal}")
+        counts.append(f"{name} {verb}about {n:,}{unit} instead of {n_asked[name]:,}{goal}")
     purpose = "" if expected else " for a verdict"
     return f"{opening} {condition.capitalize()}, {_list_names(counts)}{purpose}."
 
@@ -352,6 +372,16 @@ def _list_names(names: Sequence[str]) -> str:
         names = [*names[:_MOST_NAMED], f"{len(names) - _MOST_NAMED:,} more (--all)"]
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def _name_balanced(findings: Findings) -> list[str]:
+    """Name the benchmarks that show no change, although answers were lost and gained."""
+    counts = {name: benchmark.primary.counts for name, benchmark in findings.benchmarks.items()}
+    n_lost = {name: c.lost for name, c in counts.items() if c and c.lost == c.gained > 0}
+    if not n_lost:
+        return []
+    named = _list_names([f"{name} ({n:,})" for name, n in n_lost.items()])
+    return [f"As many answers were gained as lost: {named}."]
 
 
 def _describe_change(benchmark: BenchmarkChange) -> str:

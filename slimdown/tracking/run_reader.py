@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -139,7 +140,10 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
         for kind in ("baseline", "sweep"):
             if runs := _find_by_id(tracking, text, kind):
                 problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
-        raise TrackingError(f"{problem}; slimdown status lists the runs")
+        names = sorted({run.name for run in find_runs(tracking)})
+        close = get_close_matches(text, names, n=2)
+        advice = f"did you mean {' or '.join(close)}?" if close else "slimdown status lists the runs"
+        raise TrackingError(f"{problem}; {advice}")
     if len(matches) > 1:
         ids = ", ".join(f"{run.run_id[:8]} ({run.status.lower()})" for run in matches[:3])
         advice = "give an id, or delete the others with slimdown delete"

@@ -105,6 +105,13 @@ def test_seeds_whose_test_cannot_hold_have_no_verdict() -> None:
         assert set(verdicts[:-1]) == {Verdict.forgotten}
 
 
+def test_what_no_run_got_right_is_not_retained() -> None:
+    same = {2: [SAME] * 3, 4: [SAME] * 3}
+    assert judge_ranks(same) == [Verdict.retained] * 2
+    nothing = judge_scores(*make_scores(0, 0, 0, 2000))
+    assert judge_ranks({2: [nothing] * 3, 4: [nothing] * 3}) == [Verdict.undecided] * 2
+
+
 def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> None:
     before, after = make_scores(300, 60, 10, 230)
     findings = judge_pairs(a=(before, after), b=(before[::-1], after[::-1]))

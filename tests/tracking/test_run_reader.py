@@ -44,6 +44,7 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, config: Run
         ("other", "2 runs are called other: .*; give an id"),
         (first[:4].replace(first[1], "_", 1), "there is no run"),
         ("nobody", "there is no run nobody"),
+        ("onne", r"did you mean one\?"),
         ("", "RUN is empty"),
     ):
         with pytest.raises(TrackingError, match=message):
