@@ -161,3 +161,5 @@ def test_what_is_not_known_is_said() -> None:
     plan = RunPlan("", [part])
     assert "--plan=try" in summarize_plans([plan])
     assert "2.5M" in write_table(plan_table(plan), "markdown")
+    known = PlannedPart("base", replace(part.cost, seconds=120.0), "10 questions")
+    assert summarize_plans([RunPlan("", [known, part], n_equal=3)]).startswith("At least 2 min")

@@ -63,8 +63,16 @@ class RunPlan:
     @property
     def seconds(self) -> float:
         """How long all parts take; a base is measured once for all jobs. nan: not known."""
-        base = sum(planned.seconds for planned in self.parts if planned.part == "base")
-        others = sum(planned.seconds for planned in self.parts if planned.part != "base")
+        return self._add_times(self.parts)
+
+    @property
+    def known_seconds(self) -> float:
+        """How long those parts take whose time is known."""
+        return self._add_times([planned for planned in self.parts if isfinite(planned.seconds)])
+
+    def _add_times(self, parts: Sequence[PlannedPart]) -> float:
+        base = sum(planned.seconds for planned in parts if planned.part == "base")
+        others = sum(planned.seconds for planned in parts if planned.part != "base")
         return base + self.n_equal * others
 
 
@@ -86,6 +94,11 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
     base = ". The base model's answers are in the record already" if is_known else ""
     if isfinite(seconds):
         return f"About {format_duration(seconds)} in total{base}.{done}"
+    if known := sum(plan.known_seconds for plan in plans):
+        return (
+            f"At least {format_duration(known)}{base}. Add --plan=try to measure the parts that are "
+            f"marked with a question mark.{done}"
+        )
     unknown = (
         "The time is unknown, because no run with this model, quantization and dtype is recorded "
         "on this machine"

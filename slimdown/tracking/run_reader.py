@@ -142,7 +142,9 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
                 problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
         names = sorted({run.name for run in find_runs(tracking)})
         close = get_close_matches(text, names, n=2)
-        advice = f"did you mean {' or '.join(close)}?" if close else "slimdown status lists the runs"
+        advice = (
+            f"did you mean {' or '.join(close)}?" if close else "slimdown status lists the runs"
+        )
         raise TrackingError(f"{problem}; {advice}")
     if len(matches) > 1:
         ids = ", ".join(f"{run.run_id[:8]} ({run.status.lower()})" for run in matches[:3])
