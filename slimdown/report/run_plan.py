@@ -96,8 +96,8 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
         return f"About {format_duration(seconds)} in total{base}.{done}"
     if known := sum(plan.known_seconds for plan in plans):
         return (
-            f"At least {format_duration(known)}{base}. Add --plan=try to measure the parts that are "
-            f"marked with a question mark.{done}"
+            f"At least {format_duration(known)}{base}. Add --plan=try to measure the parts that "
+            f"have a question mark.{done}"
         )
     unknown = (
         "The time is unknown, because no run with this model, quantization and dtype is recorded "

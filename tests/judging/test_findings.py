@@ -51,7 +51,7 @@ def test_the_mean_is_over_one_role_and_a_model_compared_with_itself_forgets_noth
 
 
 def test_what_neither_model_got_right_is_not_retained() -> None:
-    """Nothing can be lost there, so the verdict would say nothing; one right answer changes that."""
+    """Nothing can be lost there, so the verdict would say nothing; one right answer is enough."""
     for n_right, verdict in ((0, Verdict.undecided), (1, Verdict.retained)):
         scores = make_scores(n_right, 0, 0, 1000 - n_right)
         [benchmark] = judge_scores(*scores).benchmarks.values()
