@@ -48,8 +48,8 @@ CAUSES = {
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
 # The steps that lessen the loss of a model that another tool trained
 ADVICE_ON_LOGS = (
-    "measure the adapter on these benchmarks with slimdown run tuned=ADAPTER, then shrink its "
-    "effect with slimdown scale RUN --max-loss 0.02"
+    "measure the adapter on these benchmarks (slimdown run tuned=ADAPTER 'benchmark=[...]'), then "
+    "shrink its effect (slimdown scale RUN --max-loss 0.02)"
 )
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
