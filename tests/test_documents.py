@@ -159,6 +159,6 @@ def test_a_page_shows_what_a_verdict_prints(
 def test_the_pages_show_what_verdicts_print() -> None:
     shown = [(page, len(lines)) for page, _, lines in OUTPUTS]
     assert shown == [
-        *(("README", 11), ("ci", 1), ("next", 1), ("next", 1), ("next", 1)),
+        *(("README", 10), ("ci", 1), ("next", 1), ("next", 1), ("next", 1)),
         *(("quickstart", 2), ("report", 7)),
     ]

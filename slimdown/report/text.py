@@ -47,10 +47,7 @@ CAUSES = {
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
 # The steps that lessen the loss of a model that another tool trained
-ADVICE_ON_LOGS = (
-    "measure the adapter on these benchmarks (slimdown run tuned=ADAPTER 'benchmark=[...]'), then "
-    "shrink its effect (slimdown scale RUN --max-loss 0.02)"
-)
+ADVICE_ON_LOGS = "slimdown run tuned=ADAPTER 'benchmark=[...]', then slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
     "To confirm the run you choose on the held-out questions: slimdown compare RUN --confirm"

@@ -91,8 +91,9 @@ class Contains(Score):
 
     name = "contains"
     description = (
-        "it names the right one in whole words, and nothing `forbidden`; it does not deny it, or "
-        'leave it open ("Paris or Rome")'
+        "it names the right one in whole words (upper and lower case do not matter), and nothing "
+        'that the row lists in `forbidden`. It does not deny the right one ("not Paris"). It does '
+        'not leave it open ("Paris or Rome").'
     )
 
     def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:

@@ -59,8 +59,8 @@ class Language(Score):
 
     name = "language"
     description = (
-        "every sentence is in the language, such as `de` (ISO 639-1). With `contains`, it also "
-        "names one of these texts. Ask for ten words or more."
+        "every sentence is in the language, such as `de` (ISO 639-1). If the row has a field "
+        "`contains` (a list of texts), it also names one of them. Ask for ten words or more."
     )
     names_answers = False
 

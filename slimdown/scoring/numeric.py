@@ -138,8 +138,8 @@ class Numeric(Score):
     name = "numeric"
     description = (
         'its last number is right. If it says "####", "Answer:" or "the answer is", only the '
-        "sentence behind these words counts; if that sentence begins with a number, it is this "
-        'one. "18 out of 20" is 18; a range is no number.'
+        "sentence behind these words counts; if that sentence begins with a number, this number "
+        'counts. "18 out of 20" always counts as 18. A range such as "1 to 8" is no number.'
     )
 
     def check_answer(self, answer: Any, record: Mapping[str, Any]) -> str:

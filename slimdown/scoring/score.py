@@ -32,7 +32,9 @@ class Score:
     """
 
     name: ClassVar[str] = EXACT
-    description: ClassVar[str] = "it equals the right one; this is the default"
+    description: ClassVar[str] = (
+        "it equals the right one, upper and lower case included; this is the default"
+    )
     takes_lists: ClassVar[bool] = True
     is_of_whole_file: ClassVar[bool] = False
     names_answers: ClassVar[bool] = True

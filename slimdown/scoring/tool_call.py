@@ -30,8 +30,9 @@ class ToolCall(Score):
     description = (
         'it makes one call such as `{"name": "add", "arguments": {"a": 1}}` and no other. '
         "slimdown reads calls as Hermes, Qwen, Llama, Mistral and LFM2 write them, in a JSON "
-        'fence, and by the response template of the tokenizer. `{"calls": [...]}`: it makes all of '
-        'these calls, in any order. `"none"`: it is a text without a call.'
+        "fence, and as the tokenizer's own response template says. If several calls are right "
+        'together, write `"answer": {"calls": [...]}`; their order does not matter. If no call is '
+        'right, write `"answer": "none"`; then any text without a call is right.'
     )
     names_answers = False
 
