@@ -101,7 +101,7 @@ class _Cell:
 
     @property
     def has_nothing_to_lose(self) -> bool:
-        """Whether no model answered a question of a benchmark that was not trained for."""
+        """Whether no model answered a question correctly, in benchmarks that are no targets."""
         return all(change.has_nothing_to_lose for by_run in self.changes for change in by_run)
 
     @property

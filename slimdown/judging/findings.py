@@ -299,12 +299,13 @@ def _judge_benchmark(
     """Gather what is known of the change on one benchmark; nothing is claimed if it is unclear."""
     config = pair.base.benchmark
     primary, d = changes[config.metric], changes[config.metric].difference
-    has_answers = bool(primary.base.value or primary.tuned.value) or config.role is Role.target
-    if decision.verdict is Verdict.retained and not has_answers:
+    has_right_answer = bool(primary.base.value or primary.tuned.value)
+    has_nothing_to_lose = not has_right_answer and config.role is not Role.target
+    if decision.verdict is Verdict.retained and has_nothing_to_lose:
         # What the base model cannot do cannot be lost, so "retained" would say nothing.
         decision = replace(decision, verdict=Verdict.undecided)
     alpha = decision.first_level
-    is_open = decision.verdict is Verdict.undecided and has_answers
+    is_open = decision.verdict is Verdict.undecided and not has_nothing_to_lose
     rate = forgetting_rate(pair.base_scores, pair.tuned_scores, pair.sampling)
     change = BenchmarkChange(
         role=config.role,

@@ -62,7 +62,7 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        """How long all parts take; a base is measured once for all jobs. nan: not known."""
+        """How long all parts take; nan: not known."""
         return self._add_times(self.parts)
 
     @property
@@ -71,6 +71,7 @@ class RunPlan:
         return self._add_times([planned for planned in self.parts if isfinite(planned.seconds)])
 
     def _add_times(self, parts: Sequence[PlannedPart]) -> float:
+        """Add the seconds of parts: those of the base once, all others once for each run."""
         base = sum(planned.seconds for planned in parts if planned.part == "base")
         others = sum(planned.seconds for planned in parts if planned.part != "base")
         return base + self.n_equal * others

@@ -10,6 +10,7 @@ from dataclasses import replace
 from logging.config import BaseConfigurator
 from types import SimpleNamespace
 
+import builders
 import pytest
 import yaml
 from builders import Capture, Compose, Patch
@@ -251,3 +252,12 @@ def test_a_file_gets_plain_lines_also_in_a_notebook(monkeypatch: Patch, capsys: 
     shown = capsys.readouterr().out
     assert shown.splitlines()[0] == "training ..."
     assert "\x1b" not in shown
+
+
+def test_a_change_of_zero_says_how_many_answers_were_lost_and_gained() -> None:
+    before = [1, 0] * 100
+    for after, n_balanced in (([0, 1] * 100, 1), (before, 0)):
+        sentences = text.summarize_briefly(builders.judge_pairs(a=(before, after)))
+        balanced = [sentence for sentence in sentences if sentence.startswith("As many")]
+        assert len(balanced) == n_balanced
+        assert all("a (100)" in sentence for sentence in balanced)
