@@ -354,13 +354,17 @@ def _say_what_would_decide(
         return f"{opening} About {number} would be enough {goal} {condition}."
     known.sort(key=lambda pair: pair[1])
     counts = list[str]()
+    numbers_asked = set(n_asked.values())
+    has_equal_numbers = len(numbers_asked) == 1
     for name, n in known[:_MOST_NAMED]:
         verb = "" if counts else "needs "  # said once
         unit = "" if counts else " questions"
         goal = f" for {expected[name]}" if expected else ""
-        counts.append(f"{name} {verb}about {n:,}{unit} instead of {n_asked[name]:,}{goal}")
+        instead = "" if has_equal_numbers else f" instead of {n_asked[name]:,}"
+        counts.append(f"{name} {verb}about {n:,}{unit}{instead}{goal}")
     purpose = "" if expected else " for a verdict"
-    return f"{opening} {condition.capitalize()}, {_list_names(counts)}{purpose}."
+    now = f" Each has {max(numbers_asked):,} now." if has_equal_numbers else ""
+    return f"{opening} {condition.capitalize()}, {_list_names(counts)}{purpose}.{now}"
 
 
 def _list_names(names: Sequence[str]) -> str:
