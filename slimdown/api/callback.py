@@ -115,8 +115,8 @@ class ForgettingCallback(WatchingCallback):
         super().__init__(look_evaluator, every, budgets if stop_on_forgetting else {})
         self._log_elsewhere = log
         self._full_base_evaluation: Any = None
-        # a weak reference to the model whose base was measured
-        self._get_measured: Callable[[], Any] = lambda: None
+        # The model whose base was measured; a weak reference, which does not keep it in memory.
+        self._measured_ref: Callable[[], Any] = lambda: None
 
     def _check_training(self, args: Any, state: Any, is_untouched: bool) -> None:
         """Refuse a training whose base cannot be measured, or that it could not stop."""
@@ -139,23 +139,24 @@ class ForgettingCallback(WatchingCallback):
         """Measure the base."""
         loaded = wrap_trained(kwargs)
         self.findings, self.stopped = None, ""  # forget an earlier `train()`
-        if self._get_measured() is loaded.model:
+        if self._measured_ref() is loaded.model:
             return  # its base is measured; the trainer starts again with another batch size
         is_untouched = has_untouched_base(loaded.model)
         self._check_training(args, state, is_untouched)  # in every process: all fail together
         if not state.is_world_process_zero:
             return
         super().on_train_begin(args, state, control)
-        if self._budgets:  # an untrained model has lost nothing
-            self.keep(0, loaded.model)
+        if self._budgets:
+            self.keep(0, loaded.model)  # to go back to, if all later steps lose too much
         _show(state, f"step {state.global_step}", "measuring the base")
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
-            evaluation = shown = self._full_evaluator.evaluate(loaded)
-            if self._every:
-                shown = self.measure_base(loaded)
-        self._get_measured, self._full_base_evaluation = weakref.ref(loaded.model), evaluation
-        scores = {f"base/{name}": b.score.value for name, b in evaluation.benchmarks.items()}
-        self._log(scores, state)
+            full_evaluation = self._full_evaluator.evaluate(loaded)
+            # The console shows what later looks, with fewer questions, can be compared with.
+            shown = self.measure_base(loaded) if self._every else full_evaluation
+        self._measured_ref = weakref.ref(loaded.model)
+        self._full_base_evaluation = full_evaluation
+        benchmarks = full_evaluation.benchmarks
+        self._log({f"base/{name}": b.score.value for name, b in benchmarks.items()}, state)
         _show(state, f"step {state.global_step}", f"base   {_describe_scores(shown)}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -172,7 +173,7 @@ class ForgettingCallback(WatchingCallback):
         """Ask all questions, if that was not done yet because the training ended early."""
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
-        self._get_measured = lambda: None  # the next `train()` has another base
+        self._measured_ref = lambda: None  # the next `train()` has another base
         super().on_train_end(args, state, control)
 
     def report_look(self, findings: Findings, state: Any) -> None:

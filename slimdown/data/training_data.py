@@ -222,10 +222,10 @@ class _RowCheck:
     enable_thinking: bool | None
     # The first row that has them decides.
     template_args: dict[str, Any] | None = None  # for all conversations
-    prompt_type: type | None = None
+    first_prompt_type: type | None = None
 
     def read_row(self, record: Any) -> dict[str, Any]:
-        """Return the row.
+        """Bring a record into TRL's format, and check it against the rows before.
 
         Raises:
             DataError: It cannot be trained on.
@@ -239,12 +239,14 @@ class _RowCheck:
                     setting = "template=chat"
                 check_chat_template(self.tokenizer, f"dataset.{self.dataset}.{setting}")
                 self.template_args = _fix_template_args(self.tokenizer, self.enable_thinking)
-            settings = self.template_args | row.get("chat_template_kwargs", {})
-            if self.template_args:
-                row["chat_template_kwargs"] = settings
-            render_chat(self.tokenizer, messages, tools=row.get("tools"), **settings)
-        self.prompt_type = self.prompt_type or type(row.get("prompt"))
-        if type(row.get("prompt")) is not self.prompt_type:
+            template_args = self.template_args | row.get("chat_template_kwargs", {})
+            if template_args:
+                row["chat_template_kwargs"] = template_args
+            # A trial: it raises if the template does not take the row.
+            render_chat(self.tokenizer, messages, tools=row.get("tools"), **template_args)
+        prompt_type = type(row.get("prompt"))  # that of None if rows have no prompt
+        self.first_prompt_type = self.first_prompt_type or prompt_type
+        if prompt_type is not self.first_prompt_type:
             raise DataError("some rows have a text and some a list as prompt; make them alike")
         return row
 

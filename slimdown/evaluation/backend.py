@@ -81,13 +81,21 @@ def choose_backend(
 
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
-    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` if no prefix may be shared."""
-    lm_class: Any = PrefixLM if backend.shares_prefixes else VirtualTokensLM
+    """Wrap a model for the harness, in the subclass of `HFLM` that asks it.
+
+    That is a `ServedLM` if a server answers, a `PrefixLM` if prompts may share their beginnings,
+    and otherwise a `VirtualTokensLM`.
+    """
+    lm_class: Any
     if model.server:
-        from slimdown.evaluation.served_lm import ServedLM  # of the extra `served`
+        from slimdown.evaluation.served_lm import ServedLM  # needs the extra `served`
 
         lm_class = partial(ServedLM, server=model.server)
-    with without_tying(model.model):
+    elif backend.shares_prefixes:
+        lm_class = PrefixLM
+    else:
+        lm_class = VirtualTokensLM
+    with without_tying(model.model):  # HFLM would tie an adapter's LM head to the embeddings
         return lm_class(
             model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token

@@ -211,7 +211,7 @@ class BenchmarkRun:
         if self.task.reads_texts:
             work = Work.documents
         if self.model.server:
-            work = Work.served
+            work = Work.server
         return Cost(self.task.name, work, len(self.requests), self._count_tokens(texts), new_tokens)
 
     def measure_cost(self) -> Cost | None:

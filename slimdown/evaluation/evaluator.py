@@ -94,10 +94,11 @@ class Evaluator:
 
         Raises:
             ConfigError: The questions do not fit in the model's window; nothing was asked.
-            DataError: The primary metric cannot be compared.
+            DataError: The primary metric's scores cannot be compared question by question.
             ModelError: Answers are not numbers, memory runs out, or the backend does not fit the
                 model.
         """
+        # The first model's backend is kept, so that both models are asked alike.
         backend = self.backend or choose_backend(model, self._config, self._share_prefixes)
         cache = cache or EvaluationCache()
         if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
@@ -121,7 +122,7 @@ class Evaluator:
                 if not is_out_of_memory(error):
                     raise
                 backend = self._halve_batches(backend, model.id)
-            release_memory()
+            release_memory()  # after `except`: the error holds the tensors until then
 
     def _halve_batches(self, backend: BackendOptions, model_id: str) -> BackendOptions:
         """Return the backend with batches half as large, unless a model was measured with these."""
@@ -298,10 +299,12 @@ def count_costs(
     Returns:
         What each benchmark costs, and whether the base's answers are in the record.
     """
+    # Counting needs the questions and the tokenizer, so vLLM need not start. But a cost is that of
+    # the backend that will answer.
     evaluator = Evaluator(tasks, replace(config, backend=Backend.hf), share_prefixes)
+    backend = choose_backend(model, config, share_prefixes)
     with _undisturbed(), ExitStack() as stack:
-        backend = choose_backend(model, config, share_prefixes)
-        runs, _ = evaluator._open(model, backend, lambda *_: None, stack)
+        runs, _ = evaluator._open(model, backend, on_progress=lambda *_: None, stack=stack)
         return [(run.count_cost(), is_recorded(run.key, name)) for name, run in runs.items()]
 
 

@@ -179,7 +179,7 @@ class Work(StrEnum):
     choices = "choices"  # likelihoods of given answers
     documents = "documents"  # likelihoods of whole texts
     answers = "answers"  # generated answers
-    served = "served"  # whatever a server answers
+    server = "served"  # whatever a server answers
     steps = "steps"  # of training
     other = "other"  # loading, trying, validating, recording
 

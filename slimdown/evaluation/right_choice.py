@@ -14,14 +14,13 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY
 
 
 def compute_probabilities(log_likelihoods: Sequence[float]) -> list[float]:
-    """Compute each choice's probability, not per character.
+    """Compute each choice's probability: the softmax over the log-likelihoods.
 
     Args:
-        log_likelihoods: Of each choice, in nats.
+        log_likelihoods: Of each choice, in nats; not divided by the choice's length.
 
     Returns:
-        Shares of 1, by choice; empty where they are not known: a log-likelihood is no number, or
-        none is finite.
+        The probabilities, by choice; empty if a log-likelihood is nan, or the highest is infinite.
     """
     highest = max(log_likelihoods, default=-inf)
     if not isfinite(highest) or any(map(isnan, log_likelihoods)):

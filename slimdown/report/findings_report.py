@@ -60,20 +60,27 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def pairs_table(pairs: Sequence[Step]) -> Table:
-    """Show pairs of models by the primary metrics, one row for each pair and benchmark."""
-    n, sides, direction = len(pairs), ("first", "second"), "from the first to the second model"
+    """Show pairs of models by the primary metrics, one row for each pair and benchmark.
+
+    Args:
+        pairs: At least one. Either all begin with the base model, or none does.
+    """
     if pairs[0].before == "base":
         sides, direction = ("base", "tuned"), "from the base model to the tuned model"
+    else:
+        sides, direction = ("first", "second"), "from the first to the second model"
+    has_many = len(pairs) > 1
+    pair_column = Column("pair", max_width=30, places=EVERYWHERE if has_many else NOT_BRIEF)
     rows, notes = [], list[str]()
     for pair in pairs:
-        title = f"{pair.before} → {pair.after}"
+        name = f"{pair.before} → {pair.after}"
         caveats = text.list_caveats(pair.findings)
-        notes += (f"{title}: {line}" if n > 1 else line for line in caveats)
-        places = EVERYWHERE if n > 1 else NOT_BRIEF
-        first = {Column("pair", max_width=30, places=places): Cell(title, values={"pair": title})}
-        shown = (row for row in make_rows(pair.findings, None, sides) if not row.is_secondary)
-        rows += [Row(first | row.cells) for row in shown]
-    title = f"{n} runs on the held-out questions" if n > 1 else title
+        notes += [f"{name}: {caveat}" if has_many else caveat for caveat in caveats]
+        pair_cell = {pair_column: Cell(name, values={"pair": name})}
+        for row in make_rows(pair.findings, None, sides):
+            if not row.is_secondary:
+                rows.append(Row(pair_cell | row.cells))
+    title = f"{len(pairs)} runs on the held-out questions" if has_many else name
     legend = f"Each change is {direction}. {text.explain_table(pairs[0].findings)}"
     return Table(title, name_levels(rows), legend, tuple(notes))
 

@@ -173,12 +173,13 @@ def _list_parts(
             "train", estimate(count_steps(inputs.config, rows)), _describe_rows(inputs.config, rows)
         )
     for cost, _ in counted:
-        tuned_cost = replace(cost, work=Work.served) if inputs.server else cost
+        tuned_cost = replace(cost, work=Work.server) if inputs.server else cost
         yield PlannedPart("tuned", estimate(tuned_cost), texts[cost.name])
+    # Here the model is asked once more with its own chat template and settings, on no server.
     for cost, _ in counted:
         if cost.name in inputs.served:
             yield PlannedPart("served", estimate(cost), texts[cost.name])
-    rest = Cost("", Work.other, 1, 0, 0)
+    rest = Cost(name="", work=Work.other, n=1, prompt_tokens=0, new_tokens=0)
     yield PlannedPart("rest", estimate(rest), "loading, validating, recording")
 
 

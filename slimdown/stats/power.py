@@ -6,8 +6,9 @@ Changes, margins and spreads are shares. "Show" means in four of five repetition
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from math import inf, isnan, nan, sqrt
+from typing import Protocol
 
 import numpy as np
 import scipy
@@ -23,11 +24,22 @@ from slimdown.stats.likelihood import (
 )
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
-# Returns how far a mean must lie from a threshold to be shown beyond it. It takes the number of
-# answers, the threshold, the side of it that is claimed (1 or -1), and the level.
-FindReach = Callable[[int, float, int, float], float]
 POWER = 0.8
 _MOST = 10**6  # questions; larger numbers are not named
+
+
+class FindReach(Protocol):
+    """Finds how far a mean must lie from a threshold to be shown beyond it."""
+
+    def __call__(self, n: int, threshold: float, side: int, alpha: float) -> float:
+        """Return the distance.
+
+        Args:
+            n: How many answers there are to be.
+            threshold: A change, as a share.
+            side: 1 if the mean is to be shown above the threshold, -1 if below.
+            alpha: The level of the one-sided test.
+        """
 
 
 def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> float:
@@ -45,7 +57,7 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
         return nan
     if plan:
         alpha *= float(share_error(plan)[len(difference.sampling.looks) - 1])
-    if _is_plain(difference):
+    if _has_single_answers(difference):
         return _find_least_change(difference, alpha)
     n = len(difference.observations)
     beyond = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
@@ -53,7 +65,7 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
     return smallest if smallest <= 1 else nan
 
 
-def _is_plain(difference: Difference) -> bool:
+def _has_single_answers(difference: Difference) -> bool:
     """Whether each observation is one 0/1 answer, and all weigh the same."""
     return difference.has_independent_answers and difference.sampling.weights is None
 
@@ -72,34 +84,34 @@ def _find_least_change(difference: Difference, alpha: float) -> float:
     return high
 
 
-def _find_reach(difference: Difference, n: int, claimed: float, alpha: float) -> float:
-    """Find how far the mean of n observations must lie from a threshold to be shown beyond it.
+def _find_reach(difference: Difference, n: int, threshold: float, alpha: float) -> float:
+    """Find how far the mean of n observations must lie above a threshold to be shown above it.
 
-    The observations are taken to be as many above as below their mean, by their spread.
+    Half of the observations are assumed to lie one spread above their mean, and half one below.
 
     Args:
         difference: Of the observations so far.
         n: How many there are to be.
-        claimed: The threshold of a one-sided test, from the side of the claim: below 0 a change is
-            claimed to be within a margin.
-        alpha: The level.
+        threshold: A change, as a share; for example -0.1 to show that a loss is below 10 points.
+        alpha: The level of the one-sided test.
 
     Returns:
-        The distance; inf where none is enough.
+        The distance, a share; inf where none is enough.
     """
     distances = np.geomspace(1e-5, 2.0, 81)
     excess = distances[:, None] + np.array([-difference.spread, difference.spread])
-    least = difference.test.lowest - claimed
-    p_values = likelihood_p_values(excess, np.array([n / 2, n / 2]), least)
-    shown = int(np.argmax(p_values < alpha))
-    if not p_values[shown] < alpha:
+    lowest_excess = difference.test.lowest - threshold  # that an observation can have
+    p_values = likelihood_p_values(excess, np.array([n / 2, n / 2]), lowest_excess)
+    if not (p_values < alpha).any():
         return inf
-    if shown == 0:
+    first_shown = int(np.argmax(p_values < alpha))
+    if first_shown == 0:
         return float(distances[0])
-    # Between two distances, the root of the likelihood ratio is taken to be a straight line.
-    roots = scipy.special.ndtri(np.maximum(p_values[shown - 1 : shown + 1], 1e-300))
-    share = (roots[0] - scipy.special.ndtri(alpha)) / (roots[0] - roots[1])
-    return float(distances[shown - 1] + share * (distances[shown] - distances[shown - 1]))
+    # Interpolate between the last distance that is not shown and the first that is. A p-value is
+    # the normal probability of a root, and the root grows almost in a straight line.
+    around = slice(first_shown - 1, first_shown + 1)
+    roots = -scipy.special.ndtri(np.maximum(p_values[around], 1e-300))
+    return float(np.interp(-scipy.special.ndtri(alpha), roots, distances[around]))
 
 
 def change_power(
@@ -138,9 +150,8 @@ def n_to_decide(
 ) -> int | None:
     """Estimate how many questions show either a change or that it is within the margin.
 
-    The true change is assumed to be as large as measured, and the mean to be normal. A change stays
-    undecided between the largest one that is within the margin and the smallest one that is shown.
-    More questions close this gap.
+    The true change is assumed to be as large as measured, and the mean of the questions to be
+    normally distributed.
 
     Args:
         difference: of the questions so far.
@@ -156,27 +167,34 @@ def n_to_decide(
         return None
     if difference.sampling.looks:
         alpha *= EARLY_SHARE
-    is_counted = _is_plain(difference) or (difference.is_binary and not difference.changes.any())
-    plan = _plan_counts(difference) if is_counted else _plan_numbers(difference)
-    spread, find_reach = plan
+    # Clusters of 0/1 answers without any flip have no spread. So they are counted as well.
+    has_no_flip = difference.is_binary and not difference.changes.any()
+    if _has_single_answers(difference) or has_no_flip:
+        spread, find_reach = _plan_counts(difference)
+    else:
+        spread, find_reach = _plan_numbers(difference)
 
     def find_chance_below(end: float, n: int) -> float:
         """Return the chance that the mean of n questions lies below an end."""
         return float(scipy.special.ndtr((end - difference.value) * sqrt(n) / spread))
 
     def find_power(n: int) -> float:
-        rise = find_reach(n, 0.0, 1, alpha / 2)
-        fall = -find_reach(n, 0.0, -1, alpha / 2)
-        low = max(fall, -margin + find_reach(n, -margin, 1, alpha))
-        high = max(low, min(rise, margin - find_reach(n, margin, -1, alpha)))
-        unshown = find_chance_below(rise, n) - find_chance_below(fall, n)
-        retained = find_chance_below(high, n) - find_chance_below(low, n)
-        return 1 - unshown + retained
+        """Return the chance that n questions show a change, or that it is within the margin."""
+        # A mean between `fall` and `rise` shows no change. If it also lies between `low` and
+        # `high`, it shows that the change is within the margin.
+        rise = find_reach(n, threshold=0.0, side=1, alpha=alpha / 2)
+        fall = -find_reach(n, threshold=0.0, side=-1, alpha=alpha / 2)
+        low = max(fall, -margin + find_reach(n, threshold=-margin, side=1, alpha=alpha))
+        high = min(rise, margin - find_reach(n, threshold=margin, side=-1, alpha=alpha))
+        no_change = find_chance_below(rise, n) - find_chance_below(fall, n)
+        retained = find_chance_below(max(low, high), n) - find_chance_below(low, n)
+        return 1 - no_change + retained
 
     def find_budget_power(n: int) -> float:
+        """Return the chance that n questions show on which side of the budget the loss lies."""
         assert budget is not None
-        within = -budget + find_reach(n, -budget, 1, alpha)
-        beyond = -budget - find_reach(n, -budget, -1, alpha)
+        within = -budget + find_reach(n, threshold=-budget, side=1, alpha=alpha)
+        beyond = -budget - find_reach(n, threshold=-budget, side=-1, alpha=alpha)
         return 1 - (find_chance_below(within, n) - find_chance_below(beyond, n))
 
     fewest = _find_fewest(find_power if budget is None else find_budget_power)
@@ -188,12 +206,13 @@ def n_to_decide(
 
 def _plan_numbers(difference: Difference) -> tuple[float, FindReach]:
     """Return the spread of graded scores, clusters or weighted answers, and their `_find_reach`."""
+    find_reach_above = cache(partial(_find_reach, difference))
 
-    @cache
-    def find(n: int, claimed: float, alpha: float) -> float:
-        return _find_reach(difference, n, claimed, alpha)
+    def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
+        # To lie below a threshold is, for the negative of all numbers, to lie above its negative.
+        return find_reach_above(n, side * threshold, alpha)
 
-    return difference.spread, lambda n, threshold, side, alpha: find(n, side * threshold, alpha)
+    return difference.spread, find_reach
 
 
 def _plan_counts(difference: Difference) -> tuple[float, FindReach]:

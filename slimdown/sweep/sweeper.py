@@ -152,10 +152,12 @@ class Sweep:
             return False
         if not all(run.findings for run in runs):
             return False
-        # Runs that were skipped belong to an earlier sweep.
+        # Skipped runs bear the name of an earlier sweep, so `--sweep` would not find them.
         chosen = "" if JobState.skipped in states else f"--sweep {self.info.name} "
-        compare = f"slimdown compare {chosen}--no-group-seeds shows each run"
-        advice = f"{compare}. To run all of it again, add rerun=true."
+        advice = (
+            f"slimdown compare {chosen}--no-group-seeds shows each run. "
+            "To run all of it again, add rerun=true."
+        )
         comparison = order_by_settings(compare_runs(runs))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
         return True

@@ -395,7 +395,7 @@ def _may_succeed(error: BaseException) -> bool:
 
 @contextmanager
 def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
-    """Open a run, record its settings, and end it FINISHED, FAILED or KILLED.
+    """Open a run, record its settings, and set how it ended: FINISHED, FAILED or KILLED.
 
     Args:
         config: The checked settings.
@@ -415,6 +415,6 @@ def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
             yield run
         run.finish()
     except BaseException as error:
-        run.fail(error)
+        run.fail(error)  # KILLED if the user interrupted it, otherwise FAILED
         raise_if_disk_full(error)
         raise

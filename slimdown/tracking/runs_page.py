@@ -78,11 +78,13 @@ def _choose_widths(
 ) -> dict[str, int]:
     """Return the columns in their order, each with its width in pixels.
 
+    A column is as wide as its name or its text: about 7 pixels per letter, and a border.
+
     Args:
-        varied: The settings that the newest sweep varied.
-        outcome: The metrics of what was kept and learned.
-        verdicts: Those of each run in one line.
-        changes: The metrics of single benchmarks.
+        varied: The names of the settings that the newest sweep varied.
+        outcome: The names of the metrics that say how much was kept and learned.
+        verdicts: The verdicts of each run, as one text.
+        changes: The names of the metrics that hold the change of one benchmark.
     """
     widths = {f"params.`{key}`": min(110, 24 + 7 * len(key)) for key in varied}
     widths["params.`seed`"] = 52

@@ -310,10 +310,16 @@ def _is_there(file: Path) -> bool:
 
 
 def _advise(uri: str, error: Exception, filter_string: str) -> str:
-    """Say how to go on after an error of a store or its driver."""
+    """Say how to go on after an error of a store or its driver.
+
+    Args:
+        uri: The address of the store.
+        error: What MLflow or the driver raised.
+        filter_string: The filter of the search that failed; empty if it was no search.
+    """
     if isinstance(error, ModuleNotFoundError):
-        extra = name_install("postgres") if uri.startswith("postgres") else "with pip"
-        return f"install the driver {error.name}: {extra}, or name another, as in mysql+pymysql://"
+        how = name_install("postgres") if uri.startswith("postgres") else "with pip"
+        return f"install the driver {error.name}: {how}, or name another, as in mysql+pymysql://"
     if getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND":
         return "the server is too old: slimdown records models, which MLflow keeps since version 3"
     if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":

@@ -49,7 +49,8 @@ def tokenize_rows(
         train_data: Rows in TRL's formats, by dataset.
         tokenizer: The base's.
         config: What is trained on, and how long a row may be.
-        use_cpu: Whether the training runs on a CPU; accelerate keeps the first device it hears of.
+        use_cpu: Whether the training runs on a CPU. TRL wants to know it already here, because
+            accelerate keeps the first device that it is told.
         seed: The seed of the mixture's order.
 
     Returns:

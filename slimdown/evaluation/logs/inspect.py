@@ -42,8 +42,8 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     for config in (made.model_generate_config, header.plan.config):
         generation |= config.model_dump(exclude_none=True, mode="json")
     settings = {
-        "model_args": logged_task.drop_free(made.model_args),
-        "generation": logged_task.drop_free(generation),
+        "model_args": logged_task.drop_free_arguments(made.model_args),
+        "generation": logged_task.drop_free_arguments(generation),
         "epochs": made.config.epochs or 1,
         "task_args": made.task_args,
         "solvers": [[step.solver, step.params] for step in header.plan.steps],

@@ -25,7 +25,7 @@ from slimdown.evaluation.harness_results import read_task_samples, summarize_sam
 from slimdown.evaluation.logs.logged_task import (
     LoggedAnswers,
     LoggedTask,
-    drop_free,
+    drop_free_arguments,
     explain_malformed,
     name_model,
 )
@@ -159,7 +159,11 @@ class _HarnessTask(LoggedTask):
         )
 
     def _read_lines(self, task: str) -> list[dict[str, Any]]:
-        """Return the lines of one task by question, checked against the results file."""
+        """Return the lines of one task in the order of its questions.
+
+        Raises:
+            DataError: The lines are not those that the results file was written with.
+        """
         file = self.file.with_name(f"samples_{task}_{_read_date(self.file)}.jsonl")
         lines: list[dict[str, Any]] = []
         digest = sha256()
@@ -170,8 +174,8 @@ class _HarnessTask(LoggedTask):
                 place = f"{file}, line {number},"
                 with explain_malformed(f"{place} is no line of lm_eval, or was cut short"):
                     line = json.loads(text)
-                    if b"\\ud" in text.lower():  # half of a surrogate pair is no text
-                        json.dumps(line, ensure_ascii=False).encode()
+                    if b"\\ud" in text.lower():
+                        json.dumps(line, ensure_ascii=False).encode()  # raises at half a character
                     if abs(int(line["doc_id"])) >= 2**63:
                         raise ValueError("its doc_id has more than 64 bits")
                     hashes = line["doc_hash"] + line["prompt_hash"] + line["target_hash"]
@@ -183,7 +187,7 @@ class _HarnessTask(LoggedTask):
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
             problem = "lines are missing, doubled or changed"
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
-        # Several processes write their lines in turn.
+        # If several processes answered, they wrote their lines in turn.
         return sorted(lines, key=lambda line: line["doc_id"])
 
 
@@ -267,8 +271,9 @@ def _read_arguments(results: dict[str, Any]) -> dict[str, Any]:
 
 def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what must be equal, besides the questions, so that two models can be compared."""
-    config, has_template = results["config"], results.get("chat_template") is not None
-    arguments = drop_free(_read_arguments(results))
+    config = results["config"]
+    has_template = results.get("chat_template") is not None
+    arguments = drop_free_arguments(_read_arguments(results))
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")
