@@ -16,31 +16,43 @@ _TAIL = 0.01  # at each end: with 2.5 %, unequal lengths and skew would let 5 to
 
 
 def find_ratio_interval(numerators: Floats, denominators: Floats) -> tuple[float, float]:
-    """Return an interval of at least 95 % for the ratio of the sums (bootstrap-t, Hall 1988).
+    """Return an interval of at least 95 % for the ratio of two sums (bootstrap-t, Hall 1988).
 
-    The documents are drawn again and again. Each time the error of the ratio is divided by its
-    standard error, and the extremes of these quotients give the interval.
+    The documents are drawn with replacement, 2,000 times. Each draw has a ratio, whose error is
+    divided by its standard error. The extremes of these quotients give the interval.
 
     Args:
         numerators: [n], one for each document.
         denominators: [n], likewise; their sum is above 0.
 
     Returns:
-        Both ends; nan where there are too few documents, one is not finite, or all have one ratio.
+        The lower and the upper end. Both are nan if there are fewer than `FEWEST` documents, if a
+        number is not finite, or if all documents have the same ratio.
     """
     n, total = len(numerators), denominators.sum()
     is_finite = bool(np.isfinite([numerators, denominators]).all())
     if n < FEWEST or not is_finite or not total > 0:
         return np.nan, np.nan
     ratio = numerators.sum() / total
-    error = float(np.sqrt(((numerators - ratio * denominators) ** 2).sum())) / total
-    if error < 1e-12:
+    standard_error = float(np.sqrt(((numerators - ratio * denominators) ** 2).sum())) / total
+    if standard_error < 1e-12:  # all documents have the same ratio
         return np.nan, np.nan
-    draw, quotients = np.random.default_rng(0), list[Floats]()
-    rows = max(1, _MOST_NUMBERS // n)
-    for begin in range(0, _RESAMPLES, rows):
-        size = min(rows, _RESAMPLES - begin)
-        counts = draw.multinomial(n, np.full(n, 1 / n), size).astype(float)
+    quotients = _draw_quotients(numerators, denominators, ratio)
+    lowest, highest = np.quantile(quotients, (_TAIL, 1 - _TAIL))
+    # Where draws lie far above the measured ratio, the true ratio may lie as far below it.
+    return float(ratio - highest * standard_error), float(ratio - lowest * standard_error)
+
+
+def _draw_quotients(numerators: Floats, denominators: Floats, ratio: float) -> Floats:
+    """Return the error of each draw's ratio, divided by the standard error of that draw."""
+    n = len(numerators)
+    generator = np.random.default_rng(0)
+    most_draws = max(1, _MOST_NUMBERS // n)  # at once
+    quotients = list[Floats]()
+    for begin in range(0, _RESAMPLES, most_draws):
+        n_draws = min(most_draws, _RESAMPLES - begin)
+        # [draws, n]: how often each draw holds each document
+        counts = generator.multinomial(n, np.full(n, 1 / n), n_draws).astype(float)
         sums = counts @ denominators
         ratios = counts @ numerators / sums
         # the sum of (numerator - ratio * denominator)^2 over the documents that were drawn
@@ -48,5 +60,4 @@ def find_ratio_interval(numerators: Floats, denominators: Floats) -> tuple[float
         squares += ratios**2 * (counts @ denominators**2)
         errors = np.sqrt(np.maximum(squares, 1e-300)) / sums
         quotients.append((ratios - ratio) / errors)
-    lowest, highest = np.quantile(np.concatenate(quotients), (_TAIL, 1 - _TAIL))
-    return float(ratio - highest * error), float(ratio - lowest * error)
+    return np.concatenate(quotients)

@@ -58,19 +58,20 @@ class Sampling:
             columns: [n] each, a number for each question.
 
         Returns:
-            The columns, and the weights, whose mean is 1. Without weights of questions, clusters
-            weigh the same; with them, a cluster weighs as much as its questions together.
+            The columns, with one number for each observation, and the weights, whose mean is 1.
+            Without weights of questions, clusters weigh the same; with them, a cluster weighs as
+            much as its questions together.
         """
         n = len(columns[0])
         weights = np.ones(n) if self.weights is None else self.weights
         if self.clusters is None:
             return list(columns), weights
-        numbers = np.unique(self.clusters, return_inverse=True)[1]
-        sums = np.bincount(numbers, weights).astype(float)
-        means = [np.bincount(numbers, weights * column) / sums for column in columns]
+        numbers = np.unique(self.clusters, return_inverse=True)[1]  # of each question's cluster
+        cluster_weights = np.bincount(numbers, weights).astype(float)
+        means = [np.bincount(numbers, weights * column) / cluster_weights for column in columns]
         if self.weights is None:
-            return means, np.ones(len(sums))
-        return means, sums * (len(sums) / n)
+            return means, np.ones(len(cluster_weights))
+        return means, cluster_weights * (len(cluster_weights) / n)
 
     def weigh_questions(self, n: int) -> Floats:
         """Return the weight of each of `n` questions; their mean is 1 over all questions."""
@@ -91,28 +92,29 @@ class Sampling:
             lowest, highest: The bounds of the first column's numbers.
 
         Returns:
-            The distinct observations: the values of each column, and the weights as the last row.
-            And the test.
+            The distinct observations, [columns + 1, k]: the values of each column, and the weights
+            as the last row. And the test.
         """
         observations, weights = self.to_observations(columns)
         n = len(weights)
-        rows, numbers = np.unique([*observations, weights], axis=1, return_inverse=True)
-        k, ends = rows.shape[1], self.looks or (n,)
-        counts = [np.bincount(numbers.ravel()[:end], minlength=k) for end in ends]
-        bound = max(self.largest_weight, float(weights.max()))
+        distinct, numbers = np.unique([*observations, weights], axis=1, return_inverse=True)
+        ends = self.looks or (n,)
+        counts = [np.bincount(numbers.ravel()[:end], minlength=distinct.shape[1]) for end in ends]
         plan: tuple[int, ...] = ()
         if self.looks:
-            further = (look for look in block_ends(self.n_available or n) if look > n)
-            plan = tuple(sorted({*self.looks, *further}))
+            looks_to_come = (look for look in block_ends(self.n_available or n) if look > n)
+            plan = tuple(sorted({*self.looks, *looks_to_come}))
+        # A weighted number can lie as far out as the largest weight times a bound.
+        largest_weight = max(self.largest_weight, float(weights.max()))
         test = EmpiricalLikelihoodTest(
-            values=rows[0] * rows[-1],
+            values=distinct[0] * distinct[-1],
             counts=np.array(counts, dtype=float),
-            lowest=bound * lowest,
-            highest=bound * highest,
+            lowest=largest_weight * lowest,
+            highest=largest_weight * highest,
             plan=plan,
             n_skipped_looks=self.n_skipped_looks,
         )
-        return rows, test
+        return distinct, test
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def compare_scores(
     after: Sequence[float] | Floats,
     sampling: Sampling | None = None,
 ) -> Difference:
-    """Compare two lists of scores question by question.
+    """Compare two lists of scores question by question: after - before.
 
     Args:
         before, after: one score per question, in the same order.
@@ -231,19 +233,30 @@ def compare_scores(
     if len(x) != len(y):
         raise ValueError(f"{len(x)} scores before and {len(y)} after cannot be paired")
     sampling = sampling or Sampling()
-    d = y - x
+    changes = y - x
     is_binary = bool(np.isin([x, y], (0.0, 1.0)).all())
-    is_exact = is_binary and not sampling.looks and sampling.clusters is None
-    mcnemar = mcnemar_p_value(d) if is_exact else nan
-    value = float(to_weighted(d, sampling).mean())
-    plain = Difference(value, nan, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
-    n = len(plain.observations) + 2 * plain.has_independent_answers
-    error = nan if sampling.looks else plain.spread / sqrt(n)
-    test, zero = plain.change_test, np.zeros(1)
+    has_mcnemar = is_binary and not sampling.looks and sampling.clusters is None
+    untested = Difference(
+        value=float(to_weighted(changes, sampling).mean()),
+        standard_error=nan,
+        low=nan,
+        high=nan,
+        p_value=nan,
+        mcnemar_p_value=mcnemar_p_value(changes) if has_mcnemar else nan,
+        n=len(changes),
+        sampling=sampling,
+        is_binary=is_binary,
+        changes=changes,
+    )
+    # The spread of single 0/1 answers counts two answers that are added, see `_find_spread`.
+    n_added = 2 if untested.has_independent_answers else 0
+    n = len(untested.observations) + n_added
+    standard_error = nan if sampling.looks else untested.spread / sqrt(n)
+    test, zero = untested.change_test, np.zeros(1)
     smaller_tail = min(float(test.p_values_above(zero)[0]), float(test.p_values_below(zero)[0]))
     p_value = min(1.0, 2 * smaller_tail)
-    low, high = plain.interval()
-    return replace(plain, standard_error=error, low=low, high=high, p_value=p_value)
+    low, high = untested.interval()
+    return replace(untested, standard_error=standard_error, low=low, high=high, p_value=p_value)
 
 
 def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = None) -> Estimate:
@@ -256,10 +269,14 @@ def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = 
     >>> round(half.value, 2), round(half.standard_error, 4), round(half.low, 4), round(half.high, 4)
     (0.5, 0.2887, 0.0807, 0.9193)
     """
-    x, sampling = to_array(scores), sampling or Sampling()
-    _, test = sampling.build_test([x], 0.0, 1.0)
-    error = nan if sampling.looks else _find_spread(x, sampling) / sqrt(test.counts[-1].sum())
-    return Estimate(float(to_weighted(x, sampling).mean()), error, *test.interval(0.0, 1.0))
+    x = to_array(scores)
+    sampling = sampling or Sampling()
+    _, test = sampling.build_test([x], lowest=0.0, highest=1.0)
+    n = test.counts[-1].sum()  # of questions or clusters
+    # After an evaluation that may have stopped early, no standard error is right.
+    standard_error = nan if sampling.looks else _find_spread(x, sampling) / sqrt(n)
+    low, high = test.interval(lowest=0.0, highest=1.0)
+    return Estimate(float(to_weighted(x, sampling).mean()), standard_error, low, high)
 
 
 def mcnemar_p_value(changes: Floats) -> float:

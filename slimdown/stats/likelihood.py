@@ -64,21 +64,22 @@ def added_to_margin(
     both kinds the least. A margin above 10 points needs more.
 
     Args:
-        thresholds: From the side of the claim: below 0 a change is claimed to be within a margin,
-            above 0 to be beyond it.
+        thresholds: Shares, as seen from the side that is claimed. -0.1 stands for the claim that a
+            loss (or a gain) is smaller than 10 points, 0.1 for the claim that it is larger.
         favorable: answers that flipped to the side of the claim, such as gained ones where a loss
             is claimed to be within a budget.
         adverse: answers that flipped to the other side.
         n: all answers.
     """
     flips_both_ways = np.minimum(favorable, adverse)
-    within = np.maximum(
-        _LEAST_ADDED_WITHIN, _ADDED_WITHIN / (1 + np.divide(flips_both_ways, _MANY_FLIPS))
-    )
+    within = _ADDED_WITHIN / (1 + np.divide(flips_both_ways, _MANY_FLIPS))
+    within = np.maximum(_LEAST_ADDED_WITHIN, within)
     within = np.where(np.equal(favorable, 0), _ADDED_WITHOUT_FLIPS, within)
-    excess = np.clip(np.abs(thresholds) / _LARGEST_MARGIN - 1, 0.0, 1.0)
-    within = within + (PSEUDO_ANSWERS - within) * excess
+    # Above the largest margin, what is added grows up to a whole answer.
+    share_of_growth = np.clip(np.abs(thresholds) / _LARGEST_MARGIN - 1, 0.0, 1.0)
+    within = within + (PSEUDO_ANSWERS - within) * share_of_growth
     added = np.where(np.less(thresholds, 0), within, _ADDED_BEYOND)
+    # Where more than this share of the answers flips, the test is coarser, as that of a change.
     return np.asarray(np.maximum(added, np.divide(favorable + adverse, n)))
 
 
@@ -93,15 +94,15 @@ def likelihood_p_values(
     The signed root of twice the log likelihood ratio is treated as standard normal.
 
     Args:
-        excess: [rows, k] or [k], k distinct numbers.
+        excess: [rows, k] or [k], k distinct numbers: by how much they exceed a threshold.
         counts: [rows, k] or [k], how often each was seen.
-        least: [rows] or one number, the lowest that a number can be.
-        added: [rows] or one number, the answers added at the lowest.
+        least: [rows] or one number, the lowest that such a number can be.
+        added: [rows] or one number, how many answers are added, at the lowest number.
 
     Returns:
-        [rows]
+        [rows], a p-value each.
     """
-    root, *_ = _solve(excess, counts, least, added)
+    root, _, _ = _solve(excess, counts, least, added)
     return np.asarray(scipy.special.ndtr(-root), dtype=float)
 
 
@@ -120,17 +121,10 @@ def _solve(
     which the mean is 0 maximize sum n_k log w_k, given sum w_k = 1 and sum w_k x_k = 0. Lagrange's
     multipliers give (Owen 1988)
 
-        w_k = n_k / (N (1 + t x_k)),  where the tilt t solves  g(t) = sum n_k x_k / (1 + t x_k) = 0.
+        w_k = n_k / (N (1 + t x_k)),  where the tilt t solves  sum n_k x_k / (1 + t x_k) = 0.
 
     Without the condition on the mean w_k = n_k / N, so twice the log likelihood ratio is
     2 sum n_k log(1 + t x_k). Its root gets the sign of t, which is that of the mean.
-
-    All shares are positive only between t = -1 / max x and t = -1 / min x; at each of these ends
-    one share is infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2, so the sign
-    of g tells on which side the solution lies, and the bracket shrinks. Newton's step is t - g /
-    g'. Where it leaves the bracket, t moves towards the end instead: its new distance from the end
-    is the geometric mean of its old one and that of the bracket's bound, because near an end t must
-    come nearer by orders of magnitude.
 
     Args:
         excess: The numbers x_k of each row, [rows, numbers] or one row for all.
@@ -145,18 +139,41 @@ def _solve(
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
     least = np.broadcast_to(least, len(counts))[:, None]
     added = np.broadcast_to(added, len(counts))[:, None]
-    x, counts = np.append(excess, least, axis=1), np.append(counts, added, axis=1)
-    x = np.where(counts > 0, x, 0.0)
-    # Without a number above 0, a mean of 0 or less is the likeliest. If not even the added number
-    # lies below 0, such a mean is impossible.
-    agrees, is_impossible = x.max(axis=1) <= 0, least[:, 0] >= 0
-    is_open = ~(agrees | is_impossible)
+    x = np.append(excess, least, axis=1)
+    counts = np.append(counts, added, axis=1)
+    x = np.where(counts > 0, x, 0.0)  # a number that was not seen does not count
+    # Without a number above 0, a mean of 0 or less is the likeliest.
+    is_likeliest = x.max(axis=1) <= 0
+    # If not even the added number lies below 0, such a mean is impossible.
+    is_impossible = least[:, 0] >= 0
+    is_open = ~(is_likeliest | is_impossible)
     x = np.where(is_open[:, None], x, 0.0)
+    tilt = _find_tilt(x, counts, is_open)
+    divisors = 1 + tilt[:, None] * x
+    log_ratio = (counts * np.log(divisors)).sum(axis=1)
+    root = np.copysign(np.sqrt(2 * np.maximum(log_ratio, 0.0)), tilt)
+    root = np.where(is_likeliest, -np.inf, np.where(is_impossible, np.inf, root))
+    return root, x, counts / divisors
+
+
+def _find_tilt(x: Floats, counts: Floats, is_open: NDArray[np.bool_]) -> Floats:
+    """Solve g(t) = sum n_k x_k / (1 + t x_k) = 0 for the tilt t of each row, see `_solve`.
+
+    All shares are positive only between the ends t = -1 / max x and t = -1 / min x; at each end one
+    share is infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2. So the sign of g
+    tells on which side of t the solution lies, and the bracket around it shrinks.
+
+    Newton's step is t - g / g'. Where it leaves the bracket, t moves towards the end instead: its
+    new distance from the end is the geometric mean of its old one and that of the bracket's bound,
+    because near an end t must come nearer by orders of magnitude.
+
+    `is_open` marks the rows that have numbers on both sides of 0. For the others, t is 0.
+    """
     low_end = -1 / np.where(is_open, x.max(axis=1), 1.0)
     high_end = -1 / np.where(is_open, x.min(axis=1), 1.0)
     # No weight exceeds the sum of all, which keeps the tilt away from the ends.
     inner_share = 1 - 1 / counts.sum(axis=1)
-    low, high = low_end * inner_share, high_end * inner_share
+    low, high = low_end * inner_share, high_end * inner_share  # the bracket
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
         terms = x / (1 + tilt[:, None] * x)
@@ -167,17 +184,15 @@ def _solve(
         step = tilt + slope / np.maximum(curve, 1e-300)  # Newton's
         is_inside = (low <= step) & (step <= high)
         if not is_inside.all():
-            end, bound = np.where(is_up, high_end, low_end), np.where(is_up, high, low)
+            end = np.where(is_up, high_end, low_end)
+            bound = np.where(is_up, high, low)
             halfway = end - np.where(is_up, 1, -1) * np.sqrt((end - tilt) * (end - bound))
             step = np.where(is_inside, step, halfway)
         is_done = np.abs(step - tilt) <= 1e-9 * np.abs(step)
         tilt = step
         if is_done.all():
             break
-    divisors = 1 + tilt[:, None] * x
-    root = np.copysign(np.sqrt(2 * np.maximum((counts * np.log(divisors)).sum(axis=1), 0.0)), tilt)
-    root = np.where(agrees, -np.inf, np.where(is_impossible, np.inf, root))
-    return root, x, counts / divisors
+    return tilt
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,18 +240,22 @@ class EmpiricalLikelihoodTest:
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of means that are not ruled out, with half of alpha at each end.
 
-        Each end is the first mean, from its side, that is not ruled out. If looks contradict each
-        other the ends may cross; they are then swapped.
+        Each end is the first mean, from `lowest` or from `highest`, that is not ruled out. If looks
+        contradict each other the ends may cross; they are then swapped.
         """
 
-        def p_values(points: Floats) -> Floats:
-            above, below = points[:, :, None]
-            excess = np.concatenate([self.values - above, below - self.values])
-            least = np.append(self.lowest - points[0], points[1] - self.highest)
-            added = [self.count_added(points[0], 1), self.count_added(points[1], -1)]
-            return self.p_values_of(excess, least, np.concatenate(added)).reshape(points.shape)
+        def find_p_values(points: Floats) -> Floats:
+            """Test that the mean lies above points[0], and that it lies below points[1]."""
+            above, below = points
+            excess = np.append(self.values - above[:, None], below[:, None] - self.values, axis=0)
+            least = np.append(self.lowest - above, below - self.highest)
+            added_above = self.count_added(above, side=1)
+            added = np.append(added_above, self.count_added(below, side=-1), axis=0)
+            return self.p_values_of(excess, least, added).reshape(points.shape)
 
-        low, high = self.find_ends(p_values, (lowest, highest), (highest, lowest), alpha / 2)
+        low, high = self.find_ends(
+            find_p_values, starts=(lowest, highest), ends=(highest, lowest), alpha=alpha / 2
+        )
         return float(min(low, high)), float(max(low, high))
 
     def find_ends(
@@ -254,36 +273,38 @@ class EmpiricalLikelihoodTest:
             ends: Where it ends.
             alpha: A threshold with a smaller p-value is ruled out.
         """
-        # An odd number, so that the middle, no change, is one of the points. A call of NumPy takes
-        # as long for 63 rows of a few numbers as for 15, and so fewer calls are made.
+        # With few numbers, NumPy takes as long for 63 points as for 15, so fewer calls are made.
         most = 63 if self.counts.size <= _FEW_NUMBERS else 15
-        n_points = max(1, min(most, _MOST_NUMBERS // self.counts.size)) // 2 * 2 + 1
+        n_points = max(1, min(most, _MOST_NUMBERS // self.counts.size))
+        n_points = n_points // 2 * 2 + 1  # odd, so that the middle, no change, is one of them
         rows = np.arange(len(starts))
         for _ in range(ceil(_BITS / log2(n_points + 1))):
+            # The search goes on between the last point that is ruled out and the next one.
             points = np.linspace(starts, ends, n_points + 2, axis=1)
-            is_kept = np.append(p_values(points[:, 1:-1]) > alpha, np.ones((len(rows), 1)), axis=1)
-            first = is_kept.argmax(axis=1)
-            starts, ends = points[rows, first], points[rows, first + 1]
+            is_kept = p_values(points[:, 1:-1]) > alpha
+            is_kept = np.append(is_kept, np.ones((len(rows), 1), dtype=bool), axis=1)  # the end
+            n_ruled_out = is_kept.argmax(axis=1)
+            starts, ends = points[rows, n_ruled_out], points[rows, n_ruled_out + 1]
         return np.asarray(starts)
 
     def p_values_of(self, excess: Floats, least: Floats, added: Floats | None = None) -> Floats:
-        """Compute p-values by row; null hypothesis: the mean of these other numbers is 0 or less.
+        """Compute a p-value for each row of other numbers; null hypothesis: their mean is <= 0.
 
         Args:
-            excess: [rows, k], the numbers in place of `values`.
+            excess: [rows, k], the numbers in place of `values`; they were seen as often.
             least: [rows], the lowest that each row's numbers can be.
             added: [rows, looks], the pseudo-answers; None: those of the test.
         """
         n_looks = len(self.counts)
         pseudo_answers: Floats | float = self.added if added is None else added
-        p_values = likelihood_p_values(
+        p_values = likelihood_p_values(  # for each row, at each look
             np.repeat(excess, n_looks, axis=0),
             np.tile(self.counts, (len(least), 1)),
             np.repeat(least, n_looks),
             np.broadcast_to(pseudo_answers, (len(least), n_looks)).ravel(),
         )
         p_values = p_values.reshape(-1, n_looks)
-        p_values[:, : self.n_skipped_looks] = 1.0
+        p_values[:, : self.n_skipped_looks] = 1.0  # nothing is claimed there
         return combine_looks(p_values, self.plan)
 
     def of_change(self, is_flip: NDArray[np.bool_]) -> "EmpiricalLikelihoodTest":

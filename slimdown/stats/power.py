@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from slimdown.stats.estimates import Difference
 from slimdown.stats.likelihood import (
@@ -22,7 +23,7 @@ from slimdown.stats.likelihood import (
     likelihood_p_values,
     null_spread,
 )
-from slimdown.stats.sequential import EARLY_SHARE, share_error
+from slimdown.stats.sequential import EARLY_SHARE, Floats, share_error
 
 POWER = 0.8
 _MOST = 10**6  # questions; larger numbers are not named
@@ -60,8 +61,9 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
     if _has_single_answers(difference):
         return _find_least_change(difference, alpha)
     n = len(difference.observations)
+    # The measured mean lies at most this far below the true one, as often as the power says.
     beyond = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
-    smallest = _find_reach(difference, n, 0.0, alpha / 2) + beyond
+    smallest = _find_reach(difference, n, threshold=0.0, alpha=alpha / 2) + beyond
     return smallest if smallest <= 1 else nan
 
 
@@ -117,32 +119,50 @@ def _find_reach(difference: Difference, n: int, threshold: float, alpha: float) 
 def change_power(
     n: int, change: float, discordant: float, alpha: float, is_simple: bool = True
 ) -> float:
-    """Compute how often n 0/1 answers show a change if a share `discordant` of them changes.
+    """Compute how often n 0/1 answers show a change.
 
-    The likelihood ratio of no change depends only on the lost and gained answers l and g, each
-    with what is added: l log(2 l / (l + g)) + g log(2 g / (l + g)). `is_simple` is that of
-    `Sampling`.
+    Args:
+        n: How many answers there are.
+        change: The true change, a share of them.
+        discordant: The share of answers that flip, lost and gained ones together.
+        alpha: The level of the two-sided test.
+        is_simple: As in `Sampling`.
     """
+    # The numbers of flips that occur, without a millionth of their distribution at each end.
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
-    changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
-    # By halving, find the largest count of the rarer kind that still shows a change; -1: none does.
-    critical, beyond = np.full(len(changed), -1), changed // 2 + 1
-    added = added_to_change(changed, n) if is_simple else PSEUDO_ANSWERS
+    flips = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
+    added = added_to_change(flips, n) if is_simple else PSEUDO_ANSWERS
+    critical = _find_critical_counts(flips, added, alpha)
+    # A change is shown if the gained answers, or the lost ones, are at most the critical count.
+    gained_share = (1 + change / discordant) / 2  # of the flips
+    shown = scipy.special.bdtr(critical.astype(float), flips, gained_share)
+    shown += scipy.special.bdtrc((flips - critical - 1).astype(float), flips, gained_share)
+    # The binomial chance of each number of flips, as a logarithm.
+    log_chances = -np.log(n + 1) - scipy.special.betaln(n - flips + 1, flips + 1)
+    log_chances += scipy.special.xlogy(flips, discordant)
+    log_chances += scipy.special.xlog1py(n - flips, -discordant)
+    return float((np.exp(log_chances) * np.where(critical < 0, 0.0, shown)).sum())
+
+
+def _find_critical_counts(
+    flips: NDArray[np.int_], added: Floats | float, alpha: float
+) -> NDArray[np.int_]:
+    """Find for each number of flips the largest count of the rarer kind that shows a change.
+
+    The kinds are lost and gained answers; the count is -1 if none shows a change. The likelihood
+    ratio of no change depends only on the two counts l and g, each with what is added:
+    l log(2 l / (l + g)) + g log(2 g / (l + g)).
+    """
+    critical, beyond = np.full(len(flips), -1), flips // 2 + 1
     while (beyond - critical > 1).any():
         middle = (critical + beyond) // 2
-        small, large = middle + added, changed - middle
+        small, large = middle + added, flips - middle
         ratios = small * 2 / (small + large), large * 2 / (small + large)
         nats = scipy.special.xlogy(small, ratios[0]) + scipy.special.xlogy(large, ratios[1])
         is_shown = (small < large) & (2 * nats > scipy.special.ndtri(alpha / 2) ** 2)
         critical = np.where(is_shown, middle, critical)
         beyond = np.where(is_shown, beyond, middle)
-    share = (1 + change / discordant) / 2
-    shown = scipy.special.bdtr(critical.astype(float), changed, share)
-    shown += scipy.special.bdtrc((changed - critical - 1).astype(float), changed, share)
-    log_chances = -np.log(n + 1) - scipy.special.betaln(n - changed + 1, changed + 1)
-    log_chances += scipy.special.xlogy(changed, discordant)
-    log_chances += scipy.special.xlog1py(n - changed, -discordant)
-    return float((np.exp(log_chances) * np.where(critical < 0, 0.0, shown)).sum())
+    return critical
 
 
 def n_to_decide(
@@ -226,23 +246,26 @@ def _plan_counts(difference: Difference) -> tuple[float, FindReach]:
     values = np.append(test.values, (-1.0, 1.0))
     counts = np.append(test.counts[-1], (0.5, 0.5))
     spread = sqrt(float(counts @ (values - measured) ** 2) / counts.sum())
+    # The shares of answers that flip to each side: lost ones (-1) and gained ones (1).
     shares = {side: float(counts[side * values > 0].sum()) / counts.sum() for side in (-1, 1)}
-    added_to_any = float(np.atleast_1d(difference.change_test.added)[-1])
+    n_added_by_change_test = float(np.atleast_1d(difference.change_test.added)[-1])
 
     @cache
     def find_spread(threshold: float) -> float:
+        """Return the spread of one answer if the true change were the threshold."""
         many = _MOST * counts  # so that the answer that is added hardly counts
         if measured > threshold:
-            return null_spread(values - threshold, many, test.lowest - threshold)
-        return null_spread(threshold - values, many, threshold - test.highest)
+            return null_spread(values - threshold, many, least=test.lowest - threshold)
+        return null_spread(threshold - values, many, least=threshold - test.highest)
 
     def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
-        added = added_to_any
+        n_added = n_added_by_change_test
         if test.is_margin and threshold:
             favorable, adverse = round(shares[side] * n), round(shares[-side] * n)
-            added = float(added_to_margin(side * threshold, favorable, adverse, n))
+            n_added = float(added_to_margin(side * threshold, favorable, adverse, n))
         z = -float(scipy.special.ndtri(alpha))
-        return z * find_spread(threshold) / sqrt(n) + added / n
+        # Each answer that is added moves the mean of n answers back by about 1 / n.
+        return z * find_spread(threshold) / sqrt(n) + n_added / n
 
     return spread, find_reach
 

@@ -38,9 +38,10 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
 
     Seeds and questions are crossed random effects, with the variances of a two-way analysis of
     variance. The interval adds their half-widths, each with its own Student quantile, in quadrature
-    (the idea: Howe 1974; Zou and Donner 2008). It is never narrower than the standard error beside
-    it says. It assumes that changes of other seeds are normal; those of a training that rarely
-    collapses are not.
+    (the idea: Howe 1974; Zou and Donner 2008). Each half is at least the standard error times the
+    quantile of the questions. It assumes that changes of other seeds are normal; those of a
+    training that rarely collapses are not. Errors and interval are nan if a part has a single
+    question, or if neither seeds nor questions differ.
 
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
@@ -48,30 +49,33 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
         steps: For each part, how much one 0/1 answer counts in it. One lost and one gained question
             are then added. 0: its scores are graded; empty: all scores are graded.
     """
-    n_seeds, fewest = len(parts[0]), min(part.shape[1] for part in parts)
+    n_seeds, fewest_questions = len(parts[0]), min(part.shape[1] for part in parts)
     by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
-    overall, deviation = float(by_seed.mean()), float(by_seed.std(ddof=1))
-    unknown = SeedMean(overall, nan, nan, nan, deviation)
-    if fewest == 1:
+    mean, sd_over_seeds = float(by_seed.mean()), float(by_seed.std(ddof=1))
+    unknown = SeedMean(mean, standard_error=nan, low=nan, high=nan, sd_over_seeds=sd_over_seeds)
+    if fewest_questions == 1:
         return unknown
-    counted = zip(parts, steps or [0.0] * len(parts), strict=True)
-    question_variance = sum(_find_question_variance(part, step) for part, step in counted)
+    parts_and_steps = zip(parts, steps or [0.0] * len(parts), strict=True)
+    question_variance = sum(_find_question_variance(part, step) for part, step in parts_and_steps)
     # The means vary from seed to seed by the seed effect and the residual, and from question to
     # question by the question effect and the residual. The residual is counted once.
     residual = sum(map(_find_residual, parts))
-    training_variance = max(0.0, deviation**2 - residual) / n_seeds
-    error = sqrt(training_variance + question_variance)
-    if not error > 1e-12:  # without spread it is unknown how others would differ
+    training_variance = max(0.0, sd_over_seeds**2 - residual) / n_seeds
+    standard_error = sqrt(training_variance + question_variance)
+    if not standard_error > 1e-12:  # without spread it is unknown how others would differ
         return unknown
-    variances = np.array([deviation**2, max(0.0, n_seeds * question_variance - residual)]) / n_seeds
-    quantiles = scipy.special.stdtrit([n_seeds - 1, fewest - 1], 1 - ALPHA / 2)  # Student's
-    half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ variances)))
+    # In the interval, the residual is counted with the seeds, and taken out of the questions.
+    question_effect = max(0.0, n_seeds * question_variance - residual)
+    variances = np.array([sd_over_seeds**2, question_effect]) / n_seeds
+    quantiles = scipy.special.stdtrit([n_seeds - 1, fewest_questions - 1], 1 - ALPHA / 2)  # of t
+    half_width = sqrt(float(quantiles**2 @ variances))
+    half_width = max(float(quantiles[1]) * standard_error, half_width)
     return SeedMean(
-        overall,
-        error,
-        low=max(-1.0, overall - half),
-        high=min(1.0, overall + half),
-        sd_over_seeds=deviation,
+        mean,
+        standard_error,
+        low=max(-1.0, mean - half_width),
+        high=min(1.0, mean + half_width),
+        sd_over_seeds=sd_over_seeds,
         question_error=sqrt(question_variance),
         training_error=sqrt(training_variance),
     )
@@ -178,28 +182,35 @@ class MeanTest:
 def add_seed_noise(
     distances: Floats, question_p_values: Floats, spread: SeedSpread, n_seeds: int
 ) -> Floats:
-    """Make p-values of other questions those of other questions and other seeds, see `MeanTest`.
+    """Turn p-values for other questions into p-values for other questions and other seeds.
+
+    `MeanTest` describes the test. The p-value is the level at which the squares of the distances
+    that questions and seeds ask for add up to the square of the measured distance. It is never
+    below that of the questions alone.
 
     Args:
         distances: How far the mean lies from each threshold, on the side of the claim.
-        question_p_values: Those of the questions alone.
+        question_p_values: The p-value of each distance, by the questions alone.
         spread: How much seeds vary.
         n_seeds: How many the mean was taken over.
     """
-    roots = -scipy.special.ndtri(question_p_values)
+    roots = -scipy.special.ndtri(question_p_values)  # the distances in standard errors
+    # On the other side of the threshold seeds change nothing: nothing is claimed there.
     is_open = (distances > 0) & (roots > 0)
     distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
     seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
-    # A distance in standard errors of the questions gives their variance, the residual with it.
+    # distance / root is the standard error of the questions. Its square holds the residual, which
+    # is counted with the seeds.
     question_variances = np.maximum(0.0, (distances / roots) ** 2 - residual)
-    low = np.full_like(distances, _LOWEST)  # logarithms of levels
+    # By halving, find the logarithm of the level that asks for just this distance.
+    low = np.full_like(distances, _LOWEST)
     high = np.full_like(distances, log(0.5))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
         normal = scipy.special.ndtri(np.exp(middle))
-        is_above = student**2 * seed_variance + normal**2 * question_variances > distances**2
-        low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
+        asks_for_more = student**2 * seed_variance + normal**2 * question_variances > distances**2
+        low, high = np.where(asks_for_more, middle, low), np.where(asks_for_more, high, middle)
     return np.where(is_open, np.maximum(question_p_values, np.exp(high)), question_p_values)
 
 
@@ -234,19 +245,21 @@ class SeedAnswers:
         Args:
             spread: How much seeds vary; None: the claim is about these trainings alone.
         """
+        # The parts become one list of numbers, a mean over seeds for each question. They are scaled
+        # so that the mean of the list is the sum of the parts' means.
         sizes = [part.shape[1] for part in self.parts]
         scales = [sum(sizes) / n for n in sizes]
         scaled = [p.mean(axis=0) * s for p, s in zip(self.parts, scales, strict=True)]
         numbers = np.concatenate(scaled)
         bound = max(b * s for b, s in zip(self.bounds, scales, strict=True))
         values, counts = np.unique(numbers.round(12), return_counts=True)
-        table = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
+        test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
-            sizes_of_means = counts @ np.abs(values)
-            # 1 where all seeds flip the same answers, 1/S where each flips others
-            step = float(counts @ values**2 / sizes_of_means) if sizes_of_means else 1.0
-            table = replace(table, is_margin=True, step=step)
-        return MeanTest(float(numbers.mean()), table, self.n_seeds, spread)
+            sum_of_sizes = counts @ np.abs(values)
+            # 1 where all S seeds flip the same answers, 1/S where each flips others
+            step = float(counts @ values**2 / sum_of_sizes) if sum_of_sizes else 1.0
+            test = replace(test, is_margin=True, step=step)
+        return MeanTest(float(numbers.mean()), test, self.n_seeds, spread)
 
     def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
         """Subtract the answers of another configuration.
@@ -255,19 +268,22 @@ class SeedAnswers:
             If both have the same seeds: the differences by seed. Otherwise one row without seeds:
             the difference of the two means over seeds.
         """
-        sides = list(zip(self.parts, other.parts, strict=True))
+        part_pairs = list(zip(self.parts, other.parts, strict=True))
+        seeds: tuple[str, ...] = ()
         if self.is_paired_with(other):
-            seeds, order = self.seeds, [other.seeds.index(seed) for seed in self.seeds]
-            parts = [own - others[order] for own, others in sides]
+            seeds = self.seeds
+            order = [other.seeds.index(seed) for seed in seeds]
+            parts = [own - others[order] for own, others in part_pairs]
         else:
-            seeds = ()
-            parts = [own.mean(axis=0)[None] - others.mean(axis=0) for own, others in sides]
+            parts = [own.mean(axis=0)[None] - others.mean(axis=0) for own, others in part_pairs]
         # Both sides are changes, tuned - base, and mostly against the same base answers. These
         # cancel out, so a difference lies within the bound of a single change, unless a number
         # shows that the base answers differ: then it lies within the sum of both bounds.
         largest = [float(np.abs(part).max()) for part in parts]
-        pairs = zip(self.bounds, other.bounds, largest, strict=True)
-        bounds = [max(a, b) if most <= max(a, b) else a + b for a, b, most in pairs]
+        bounds = []
+        for own, others, most in zip(self.bounds, other.bounds, largest, strict=True):
+            single = max(own, others)
+            bounds.append(single if most <= single else own + others)
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
@@ -280,7 +296,8 @@ def build_tests(answers: Mapping[Any, SeedAnswers]) -> dict[Any, MeanTest]:
     """Build the test of each configuration's mean; all answered the same questions.
 
     Args:
-        answers: By configuration; those of several seeds lend each other their spread.
+        answers: By configuration. One with several seeds, but fewer than `ENOUGH_SEEDS`, gets the
+            spread that is pooled over all that have several.
     """
     spreads = {key: own.measure_spread() for key, own in answers.items() if own.n_seeds > 1}
     pooled = pool_spreads(list(spreads.values())) if spreads else None
@@ -304,27 +321,28 @@ def build_difference_tests(
 
     Args:
         groups: The answers to the same questions, by the value of a setting.
-        pairs: Of values. One of a group with a single seed is left out.
+        pairs: The values of the groups to compare, first and second. A pair is left out if one of
+            its groups has a single seed or is missing.
     """
-    many = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
-    spreads = {value: answers.measure_spread() for value, answers in many.items()}
-    paired = [
+    several = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
+    spreads = {value: answers.measure_spread() for value, answers in several.items()}
+    paired_differences = [
         second.subtract(first)
-        for first, second in combinations(many.values(), 2)
+        for first, second in combinations(several.values(), 2)
         if second.is_paired_with(first)
     ]
     tests = {}
     for first, second in pairs:
-        if not (first in many and second in many):
+        if not (first in several and second in several):
             continue
-        difference = many[second].subtract(many[first])
-        has_enough = min(many[first].n_seeds, many[second].n_seeds) >= ENOUGH_SEEDS
-        if not many[second].is_paired_with(many[first]):
+        difference = several[second].subtract(several[first])
+        has_enough = min(several[first].n_seeds, several[second].n_seeds) >= ENOUGH_SEEDS
+        if not several[second].is_paired_with(several[first]):
             spread = _join_spreads(first, second, spreads, is_pooled=not has_enough)
         elif has_enough:
             spread = difference.measure_spread()
         else:
-            spread = _pool_pairs(many[second].seeds, paired)
+            spread = _pool_pairs(several[second].seeds, paired_differences)
         tests[first, second] = difference.build_test(spread)
     return tests
 
@@ -348,20 +366,21 @@ def _join_spreads(
 
     Args:
         first, second: The groups.
-        spreads: Of one seed's mean, by group.
-        is_pooled: Whether all groups are taken to vary alike, and lend their spreads.
+        spreads: How much the mean of one seed varies, by group; those of other groups, too.
+        is_pooled: Whether all groups are taken to vary alike. Then their variances are averaged,
+            weighted by their degrees of freedom.
     """
     # The variance of a mean is that of one seed divided by the number of seeds.
-    pair_shares = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
-    shares = pair_shares
+    pair_factors = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
+    factors = pair_factors
     if is_pooled:
-        total = sum(spread.freedom for spread in spreads.values())
-        pair_share = sum(pair_shares.values())
-        shares = {v: pair_share * spread.freedom / total for v, spread in spreads.items()}
-    terms = {value: share * spreads[value].variance for value, share in shares.items()}
+        all_freedom = sum(spread.freedom for spread in spreads.values())
+        factor = sum(pair_factors.values())
+        factors = {v: factor * spread.freedom / all_freedom for v, spread in spreads.items()}
+    terms = {value: factor * spreads[value].variance for value, factor in factors.items()}
     variance = sum(terms.values())
     freedom = variance**2 / sum(term**2 / spreads[v].freedom for v, term in terms.items())
-    residual = sum(share * spreads[value].residual for value, share in pair_shares.items())
+    residual = sum(factor * spreads[value].residual for value, factor in pair_factors.items())
     return SeedSpread(variance, residual, freedom)
 
 

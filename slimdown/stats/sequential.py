@@ -80,33 +80,38 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
     """Compute the chance that a normal mean is beyond any look's level, if nothing changed.
 
-    Where two looks are near each other, it is an upper bound.
+    The mean at each look is counted in its own standard errors. The distribution of the mean at one
+    look gives that at the next, by an integral over 96 points. Where two looks are near each other,
+    the result is an upper bound.
 
     Args:
         levels: The one-sided level of each look; above 0.
         plan: The number of questions at each look, ascending.
     """
-    total = last = 0.0
+    total = 0.0  # the chance that a look so far was beyond its level
+    last_n = 0  # questions at the last look that was integrated
     # mass[i]: the chance that no look was beyond its level, and that the mean is near z[i] now
     z = mass = np.zeros(0)
     # The integral below goes from -_FAR to a look's bound, so the bound lies above -_FAR.
     bounds = np.maximum(-scipy.special.ndtri(levels), 1 - _FAR)
     for n, level, bound in zip(plan, levels, bounds, strict=True):
-        if last and n < _TOO_NEAR * last:
+        if last_n and n < _TOO_NEAR * last_n:
             total += float(level)  # the chance of this look alone: at least what it adds
             continue
         half = (bound + _FAR) / 2
-        # where the mean may lie without being beyond, in standard errors
+        # where the mean may lie without being beyond
         below = half * (_NODES + 1) - _FAR
-        if not last:
-            total, mass = float(level), _density(below) * _NODE_WEIGHTS * half
+        if not last_n:
+            total = float(level)
+            mass = _density(below) * _NODE_WEIGHTS * half
         else:
-            shared = sqrt(last / n)
+            # Given z at the last look, the mean is normal around shared * z now.
+            shared = sqrt(last_n / n)
             spread = sqrt(1 - shared**2)
             total += float(mass @ scipy.special.ndtr((shared * z - bound) / spread))
             moved = _density((below[:, None] - shared * z) / spread)
             mass = moved @ mass / spread * _NODE_WEIGHTS * half
-        z, last = below, n
+        z, last_n = below, n
     return min(1.0, total)
 
 
