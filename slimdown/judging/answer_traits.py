@@ -60,7 +60,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         without thinking, and those traits that are not 0 for both models: the mean number of words
         of thinking, and the shares of answers that think, never end thinking, ran out of tokens,
         are empty, are unreadable, refuse, or are in another script than the base's. Nothing for
-        choices.
+        choices, or if no answers are recorded.
     """
     benchmark, base, tuned = pair.base.benchmark, pair.base.samples, pair.tuned.samples
     if benchmark.metric == BYTE_PROBABILITY:
@@ -80,19 +80,21 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     longest = max(1, limit, *lengths)
     traits = []
     for name in before:
-        highest = longest if name in LENGTHS else 1
+        is_length = name in LENGTHS
         if name == "words" or before[name].any() or after[name].any():
+            highest = longest if is_length else 1
             trait = _compare_trait(name, before[name], after[name], highest, pair.sampling)
-            # Without a limit, the next answer may be longer than all of these.
-            has_interval = name not in LENGTHS or limit
-            traits.append(trait if has_interval else replace(trait, low=nan, high=nan))
+            if is_length and not limit:
+                # The next answer may be longer than all of these, so no interval holds.
+                trait = replace(trait, low=nan, high=nan)
+            traits.append(trait)
     return tuple(traits)
 
 
 def _measure_answers(
     samples: Sequence[Sample], metric: str, phrases: Sequence[str]
 ) -> dict[str, Floats]:
-    """Measure each trait of each answer: a number of words, or 1 where the trait is there."""
+    """Measure the traits of answers, by name: each answer's number of words, or 1 for a trait."""
     measures: dict[str, Callable[[Sample], float]] = {
         "words": lambda sample: len(sample.response.split()),
         "words thought": lambda sample: len(sample.thinking.split()),
@@ -100,10 +102,14 @@ def _measure_answers(
         NEVER_ENDED: lambda sample: sample.never_ended,
         RAN_OUT: lambda sample: sample.ran_out,
         "empty": lambda sample: not sample.response.strip(),
+        # No answer was found in the text by the benchmark; "[invalid]" is the harness's word.
         "unreadable": lambda s: s.answers.get(metric, "").strip() in ("", "[invalid]"),
         "refusal": lambda sample: read_refusal(sample.response, phrases) == "refuse",
     }
-    return {name: np.array([float(m(s)) for s in samples]) for name, m in measures.items()}
+    return {
+        name: np.array([float(measure(sample)) for sample in samples])
+        for name, measure in measures.items()
+    }
 
 
 def _find_other_scripts(base: Sequence[Sample], tuned: Sequence[Sample]) -> Floats:

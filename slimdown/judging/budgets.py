@@ -101,9 +101,9 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
     budgets: dict[str, float] = {}
     for text in arguments:
         name, sign, value = text.rpartition("=")
-        budget = nan
-        names_nothing = sign and not name  # "=0.02"
-        if not names_nothing:
+        budget = nan  # which `_check_budget` refuses
+        lacks_name = sign and not name  # "=0.02"
+        if not lacks_name:
             with suppress(ValueError):
                 budget = float(read_number(value))  # "2%" is 0.02
         _check_budget(name, budget, f"{option} {text}")
@@ -167,9 +167,10 @@ def decide_outcomes(
     """Decide for each benchmark on which side of its budget the loss is shown to be.
 
     The tests are one-sided at `alpha`. A gate passes only if every loss is shown to be within its
-    budget, so these tests need no correction (an intersection-union test). One loss beyond its
-    budget is enough to fail. So those p-values are corrected for all benchmarks (Holm), and for the
-    `n_reports` gates that are read together. A benchmark without a difference is undecided.
+    budget, so the tests of "within" need no correction (an intersection-union test). A gate fails
+    if a single loss is shown to be beyond its budget. So the p-values of "beyond" are corrected for
+    all benchmarks (Holm), and for the `n_reports` gates that are read together. A benchmark without
+    a difference is undecided.
     """
     decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
@@ -177,7 +178,8 @@ def decide_outcomes(
     n_unknown = len(budgets) - len(measured)
     beyond, levels = correct_with_levels(p_values, n_reports, n_unknown, alpha)
     for (name, budget), p_beyond, level in zip(measured.items(), beyond, levels, strict=True):
-        if differences[name].p_value_above(-budget) < alpha:
+        p_within = differences[name].p_value_above(-budget)
+        if p_within < alpha:
             decisions[name] = BudgetDecision(Outcome.within, alpha)
         elif p_beyond < alpha:
             decisions[name] = BudgetDecision(Outcome.beyond, level)
@@ -196,17 +198,18 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
         n_looks: how many looks the training has in all.
 
     Returns:
-        Whether each loss was measured and is within its budget, and a few words on those that are
-        shown to be beyond, with the bounds that show it; empty where none is.
+        Whether each loss was measured, and is within its budget as measured. And a few words on the
+        losses that are shown to be beyond; empty if there are none.
     """
     measured = {n: b for n, b in findings.benchmarks.items() if n in budgets and b.is_measured}
-    changes = {name: benchmark.primary.difference for name, benchmark in measured.items()}
+    differences = {name: benchmark.primary.difference for name, benchmark in measured.items()}
     beyond = list[str]()
-    for name, decision in decide_outcomes(changes, budgets, ALPHA / n_looks).items():
+    for name, decision in decide_outcomes(differences, budgets, ALPHA / n_looks).items():
         if decision.outcome is Outcome.beyond:
-            loss, allowed = -decision.find_bound(changes[name], budgets[name]), 100 * budgets[name]
-            lost = f"{name} lost at least {100 * loss:.1f} points"
-            beyond.append(f"{lost} (its budget is {allowed:.3g})")
+            budget = budgets[name]
+            least_loss = -decision.find_bound(differences[name], budget)
+            lost = f"{name} lost at least {100 * least_loss:.1f} points"
+            beyond.append(f"{lost} (its budget is {100 * budget:.3g})")
     return keeps_budgets_as_measured(findings.benchmarks, budgets), ", ".join(beyond)
 
 
@@ -216,7 +219,7 @@ def resolve_budgets(
     relative: Mapping[str, float] | None = None,
     off: Collection[str] = (),
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Find out what each benchmark may lose, see `check_budgets`.
+    """Find out what each benchmark may lose; the arguments are those of `check_budgets`.
 
     Returns:
         All budgets by benchmark, in shares of 1. And again those that are relative, in shares of
@@ -230,9 +233,11 @@ def resolve_budgets(
     for name in (*budgets, *relative, *off):
         _refuse_conflict(name, list(benchmarks), budgets, relative, off)
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
+    # A budget of one kind that names a benchmark goes before one of the other kind for all.
     relative = _expand(relative, [name for name in retained if name not in budgets])
+    absolute = _expand(budgets, [name for name in retained if name not in relative])
     resolved = {} if "" in off else default_budgets(benchmarks)
-    resolved |= _expand(budgets, [name for name in retained if name not in relative])
+    resolved |= absolute
     for name, share in relative.items():
         resolved[name] = share * benchmarks[name].primary.base.value
     resolved = {name: budget for name, budget in resolved.items() if name not in off}
@@ -251,7 +256,7 @@ def _refuse_conflict(
     relative: Mapping[str, float],
     off: Collection[str],
 ) -> None:
-    """Refuse a name that was not measured, or that has two kinds of budget."""
+    """Refuse a name that was not measured ("": all retained ones), or has two kinds of budget."""
     if name and name not in measured:
         raise ConfigError(f"{name} was not measured{nearest(name, measured)}")
     benchmark = name or "every retained benchmark"
@@ -271,13 +276,13 @@ def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, 
 
 
 def can_show_budget(findings: Findings, budget: float) -> bool:
-    """Whether the questions can show that some scale of what was trained keeps a budget.
+    """Whether the questions can show that `slimdown scale` finds a model that keeps a budget.
 
-    `slimdown scale` would begin with a tenth of the change (`_SMALLEST_SCALE`). So the question is
-    whether these questions would show that a tenth of each measured loss is within its budget.
+    It begins with a tenth of what was trained (`_SMALLEST_SCALE`). So this is whether the questions
+    would show that a tenth of each measured loss is within its budget.
 
     Args:
-        findings: At scale 1.
+        findings: Of all that was trained.
         budget: What each retained benchmark may lose; others have the budgets of their settings.
     """
     try:
@@ -329,29 +334,42 @@ def check_budgets(
                 tests[name] = test
     checks = []
     for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
-        benchmark, budget = benchmarks[name], budgets[name]
-        bound = decision.find_bound(tests[name], budget) if name in tests else nan
-        check = BudgetCheck(name, benchmark, budget, decision.outcome, "", bound, decision.level)
-        if name in relative and benchmark.forgetting_rate is None:
-            reason = (
-                "the base model does not score significantly above 0; give this benchmark a "
-                "budget in points (--max-loss)"
-            )
-            check = replace(check, outcome=Outcome.undecided, reason=reason)
-        elif not benchmark.is_measured:
-            advice = f"raise benchmark.{name}.max_gen_toks"
-            reason = f"in too many answers the thinking did not end; {advice}"
-            check = replace(check, reason=reason)
-        elif benchmark.has_no_right_answer:  # a PASSED would say nothing
-            reason = (
-                "neither model answered a question correctly, and more questions would not help; "
-                f"mend the benchmark, or leave it out with --max-loss {name}=off"
-            )
-            check = replace(check, outcome=Outcome.undecided, reason=reason)
-        else:
-            check = replace(check, reason=_explain(check))
-        checks.append(check)
+        check = BudgetCheck(
+            name,
+            change=benchmarks[name],
+            budget=budgets[name],
+            outcome=decision.outcome,
+            reason="",
+            bound=decision.find_bound(tests[name], budgets[name]) if name in tests else nan,
+            level=decision.level,
+        )
+        checks.append(_give_reason(check, is_relative=name in relative))
     return checks
+
+
+def _give_reason(check: BudgetCheck, is_relative: bool) -> BudgetCheck:
+    """Return a check with its reason; undecided if its test says nothing about the budget.
+
+    `is_relative`: the budget is a share of what the base scored.
+    """
+    name, change = check.benchmark, check.change
+    if is_relative and change.forgetting_rate is None:
+        reason = (
+            "the base model does not score significantly above 0; give this benchmark a "
+            "budget in points (--max-loss)"
+        )
+        return replace(check, outcome=Outcome.undecided, reason=reason)
+    if not change.is_measured:  # there was no test, so the outcome is undecided
+        advice = f"raise benchmark.{name}.max_gen_toks"
+        reason = f"in too many answers the thinking did not end; {advice}"
+        return replace(check, reason=reason)
+    if change.has_no_right_answer:  # a PASSED would say nothing
+        reason = (
+            "neither model answered a question correctly, and more questions would not help; "
+            f"mend the benchmark, or leave it out with --max-loss {name}=off"
+        )
+        return replace(check, outcome=Outcome.undecided, reason=reason)
+    return replace(check, reason=_explain(check))
 
 
 def decide_by_settings(findings: Findings) -> Gate | None:
@@ -376,17 +394,19 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 
 def _explain(check: BudgetCheck) -> str:
     """Say of a measured loss which bound decided about its budget, and at which level."""
-    benchmark, difference, budget = check.change, check.change.primary.difference, check.budget
-    bound, at = -100 * check.bound, f"one-sided, {100 - 100 * check.level:.4g} % confidence"
-    most = f"it lost at most {bound:.1f} points" if bound > 0 else "it lost nothing"
+    benchmark, budget = check.change, check.budget
+    n_asked = benchmark.primary.difference.n
+    loss_bound = -100 * check.bound  # in points
+    level = f"one-sided, {100 - 100 * check.level:.4g} % confidence"
+    at_most = f"it lost at most {loss_bound:.1f} points" if loss_bound > 0 else "it lost nothing"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if check.outcome is Outcome.within:
         risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
-        return f"{most}{after} ({at}){risk if budget > 0.5 else ''}"
+        return f"{at_most}{after} ({level}){risk if budget > 0.5 else ''}"
     if check.outcome is Outcome.beyond:
-        return f"it lost at least {bound:.1f} points{after} ({at})"
-    may = f"it may have lost up to {bound:.1f} points" if bound > 0 else most
-    reason = f"{difference.n:,} questions are too few: {may}{after} ({at})"
+        return f"it lost at least {loss_bound:.1f} points{after} ({level})"
+    up_to = f"it may have lost up to {loss_bound:.1f} points" if loss_bound > 0 else at_most
+    reason = f"{n_asked:,} questions are too few: {up_to}{after} ({level})"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until the budget is decided"

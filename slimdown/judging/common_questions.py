@@ -12,11 +12,11 @@ from slimdown.utils.errors import ConfigError, DataError
 def take_common(
     evaluations: Mapping[str, Evaluation], only: Sequence[str] = ()
 ) -> tuple[dict[str, Evaluation], list[str]]:
-    """Take what all evaluations have: their benchmarks, and of each the questions.
+    """Take the benchmarks that all evaluations have, and of each the questions that all asked.
 
-    Questions are the same if they have the same number and the same content. Where numbers mean
-    other questions (tables whose ids are words are numbered in their order), the content alone
-    decides. A benchmark that stopped early is taken as it is: its earlier end is a look.
+    Questions are the same if they have the same number and the same content. If the same number
+    stands for different questions (tables whose ids are words are numbered in their order), the
+    content alone decides. A benchmark that stopped early is taken as it is: its end is a look.
 
     Args:
         evaluations: By the name that a message uses, such as a path.
@@ -33,7 +33,7 @@ def take_common(
     chosen = _choose_benchmarks(evaluations, only)
     notes = [] if only else list(_describe_left_out(evaluations, chosen))
     benchmarks: dict[str, dict[str, BenchmarkEvaluation]] = {side: {} for side in evaluations}
-    parts = list[str]()
+    cut_benchmarks = list[str]()
     for name in chosen:
         whole = {side: evaluation.benchmarks[name] for side, evaluation in evaluations.items()}
         cut = _take_common_questions(name, whole)
@@ -42,13 +42,15 @@ def take_common(
         if cut:
             n = len(next(iter(cut.values())).samples)
             most = max(len(benchmark.samples) for benchmark in whole.values())
-            parts.append(f"{n:,} of {most:,} of {name}")
+            cut_benchmarks.append(f"{n:,} of {most:,} of {name}")
             counts = _count_questions(whole)
             notes.append(f"{name}: {n:,} questions are in common ({counts}); these are judged.")
-    n_asked = max(len(evaluation.benchmarks) for evaluation in evaluations.values())
-    if len(chosen) < n_asked and not parts:
-        parts = [f"those of {', '.join(chosen)}"]
-    in_common = f"those in common ({', '.join(parts)})" if parts else ""
+    most_benchmarks = max(len(evaluation.benchmarks) for evaluation in evaluations.values())
+    in_common = ""
+    if cut_benchmarks:
+        in_common = f"those in common ({', '.join(cut_benchmarks)})"
+    elif len(chosen) < most_benchmarks:
+        in_common = f"those in common (those of {', '.join(chosen)})"
     taken = {}
     for side, evaluation in evaluations.items():
         taken[side] = replace(
@@ -63,14 +65,14 @@ def take_common(
 def _choose_benchmarks(evaluations: Mapping[str, Evaluation], only: Sequence[str]) -> list[str]:
     """Choose the benchmarks that all evaluations have, or those of them that `only` names."""
     known = dict.fromkeys(n for evaluation in evaluations.values() for n in evaluation.benchmarks)
-    lacking = {
+    sides_without = {
         name: [side for side, e in evaluations.items() if name not in e.benchmarks]
         for name in (*known, *only)
     }
-    common = [name for name in known if not lacking[name]]
+    common = [name for name in known if not sides_without[name]]
     for name in only:
-        if lacking[name]:
-            sides = " and ".join(lacking[name])
+        if sides_without[name]:
+            sides = " and ".join(sides_without[name])
             advice = "" if name in known else nearest(name, list(known))
             shared = f"in common are {', '.join(common)}" if common else "nothing is in common"
             raise ConfigError(f"--only {name}: {sides} did not ask it{advice}; {shared}")
@@ -114,24 +116,25 @@ def _take_common_questions(
     """Cut one benchmark to the questions that all sides have; None if nothing is to be cut."""
     if any(benchmark.looks for benchmark in sides.values()):
         return None
-    numbered = {side: _number_as_asked(b.samples) for side, b in sides.items()}
-    first, *others = numbered.values()
+    by_key = {side: _number_as_asked(b.samples) for side, b in sides.items()}
+    first, *others = by_key.values()
     if all(_list_contents(other) == _list_contents(first) for other in others):
         return None
-    keys = _find_common_keys(numbered)
+    keys = _find_common_keys(by_key)
     if any(other[key].doc_hash != first[key].doc_hash for other in others for key in keys):
-        numbered = {side: _number_by_content(b.samples) for side, b in sides.items()}
-        keys = _find_common_keys(numbered)
+        # The same number stands for different questions.
+        by_key = {side: _number_by_content(b.samples) for side, b in sides.items()}
+        keys = _find_common_keys(by_key)
     if not keys:
         raise DataError(
             f"{name}: no question is in common ({_count_questions(sides)}); ask both models the "
             "same questions, or leave it out with --only"
         )
-    first = next(iter(numbered.values()))
+    first_samples = next(iter(by_key.values()))
     cut = {}
-    for side, samples in numbered.items():
+    for side, samples in by_key.items():
         # The first side's numbers count for all.
-        common = tuple(replace(samples[key], doc_id=first[key].doc_id) for key in keys)
+        common = tuple(replace(samples[key], doc_id=first_samples[key].doc_id) for key in keys)
         cut[side] = replace(sides[side], samples=common)
     return cut
 

@@ -207,7 +207,7 @@ class Findings:
             check_format(plain.get("format"))
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
-                _ = benchmark.primary.difference.observations  # weights fit the changes
+                _ = benchmark.primary.difference.observations  # raises if weights do not fit
                 if (benchmark.verdict is None) is not (benchmark.role is Role.watched):
                     raise ValueError(f"verdict {benchmark.verdict} of a {benchmark.role} benchmark")
             if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
@@ -217,9 +217,10 @@ class Findings:
             raise
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"[:200]
-            advice = "the version that made them does (environment.json beside them names it)"
-            problem = f"this version cannot read the findings ({problem}); {advice}"
-            raise DataError(problem) from None
+            raise DataError(
+                f"this version cannot read the findings ({problem}); the version that made them "
+                "does (environment.json beside them names it)"
+            ) from None
 
 
 def judge(
@@ -229,7 +230,7 @@ def judge(
     n_reports: int = 1,
     same_prompts: bool = True,
 ) -> Findings:
-    """Judge what changed from one evaluation to the other, and sort the lost answers.
+    """Judge what changed from one evaluation to the other, and sort the lost answers by cause.
 
     p-values are corrected over the benchmarks (Holm), separately for claims of change and for the
     verdict `retained`. The chance of any false claim of change is at most 5 %, and so is that of
@@ -251,16 +252,15 @@ def judge(
     pairs = pair_evaluations(base, tuned, same_prompts)
     changes = {name: _compare_metrics(name, pair) for name, pair in pairs.items()}
     decisions = _decide_verdicts(pairs, changes, n_reports)
-    benchmarks = {n: _judge_benchmark(p, changes[n], decisions[n]) for n, p in pairs.items()}
+    benchmarks, lost_answers = {}, {}
+    for name, pair in pairs.items():
+        benchmarks[name] = _judge_benchmark(pair, changes[name], decisions[name])
+        is_loss_shown = benchmarks[name].verdict is Verdict.forgotten
+        lost_answers[name] = break_down_losses(pair.with_first_answers, is_loss_shown)
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
     return Findings(
         benchmarks=benchmarks,
-        lost_answers={
-            name: break_down_losses(
-                pairs[name].with_first_answers, change.verdict is Verdict.forgotten
-            )
-            for name, change in benchmarks.items()
-        },
+        lost_answers=lost_answers,
         training=training,
         costs=_list_costs(base, tuned, training),
         part=base.part,
@@ -277,16 +277,17 @@ def _decide_verdicts(
     pairs: Mapping[str, Pair], changes: Mapping[str, dict[str, MetricChange]], n_reports: int
 ) -> dict[str, Decision]:
     """Decide all verdicts; benchmarks whose metrics are comparable are corrected together."""
-    decisions, claimed = dict[str, Decision](), dict[str, str]()
+    decisions = dict[str, Decision]()
+    claimed_metrics = dict[str, str]()  # the primary metric of each benchmark that gets a verdict
     for name, pair in pairs.items():
         config = pair.base.benchmark
         if config.role is Role.watched:
             difference = changes[name][config.metric].difference
             decisions[name] = watch_change(difference, config.margin)
         else:
-            claimed[name] = config.metric
-    for family in group_comparable(claimed):
-        differences = [changes[name][claimed[name]].difference for name in family]
+            claimed_metrics[name] = config.metric
+    for family in group_comparable(claimed_metrics):
+        differences = [changes[name][claimed_metrics[name]].difference for name in family]
         margins = [pairs[name].base.benchmark.margin for name in family]
         decided = decide_verdicts(differences, margins, n_reports)
         decisions |= dict(zip(family, decided, strict=True))
@@ -296,21 +297,26 @@ def _decide_verdicts(
 def _judge_benchmark(
     pair: Pair, changes: dict[str, MetricChange], decision: Decision
 ) -> BenchmarkChange:
-    """Gather what is known of the change on one benchmark; nothing is claimed if it is unclear."""
-    config = pair.base.benchmark
-    primary, d = changes[config.metric], changes[config.metric].difference
+    """Gather what is known of the change on one benchmark.
+
+    If too many answers never ended their thinking, nothing is claimed: the verdict is undecided,
+    and the shown change has no interval.
+    """
+    config, primary = pair.base.benchmark, changes[pair.base.benchmark.metric]
+    difference = primary.difference
     has_right_answer = bool(primary.base.value or primary.tuned.value)
     has_nothing_to_lose = not has_right_answer and config.role is not Role.target
     if decision.verdict is Verdict.retained and has_nothing_to_lose:
         # What the base model cannot do cannot be lost, so "retained" would say nothing.
         decision = replace(decision, verdict=Verdict.undecided)
     alpha = decision.first_level
-    is_open = decision.verdict is Verdict.undecided and not has_nothing_to_lose
+    # More questions help an undecided benchmark only if there is something to lose.
+    needs_more = decision.verdict is Verdict.undecided and not has_nothing_to_lose
     rate = forgetting_rate(pair.base_scores, pair.tuned_scores, pair.sampling)
     change = BenchmarkChange(
         role=config.role,
         metric=config.metric,
-        n=d.n,
+        n=difference.n,
         n_available=pair.sampling.n_available,
         chance=config.chance or 0.0,
         margin=config.margin,
@@ -320,12 +326,12 @@ def _judge_benchmark(
         paper_value=_estimate_paper_metric(config.paper_metric, primary, rate),
         forgetting_rate=rate,
         verdict=decision.verdict,
-        shown_change=decision.form_interval(d, config.margin),
+        shown_change=decision.form_interval(difference, config.margin),
         shown_level=decision.level,
         p_value=decision.p_value,
         equivalence_p_value=decision.equivalence_p_value,
-        minimum_detectable_change=minimum_detectable_change(d, alpha),
-        n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
+        minimum_detectable_change=minimum_detectable_change(difference, alpha),
+        n_to_decide=n_to_decide(difference, config.margin, alpha) if needs_more else None,
         subjects=compare_subjects(pair),
         traits=compare_behaviour(pair),
         question_hash=pair.question_hash,
@@ -334,9 +340,9 @@ def _judge_benchmark(
     )
     if change.is_measured:
         return change
-    unclear = Estimate(d.value, nan, nan, nan)
-    verdict = change.verdict and Verdict.undecided
-    return replace(change, verdict=verdict, shown_change=unclear)
+    without_interval = Estimate(difference.value, standard_error=nan, low=nan, high=nan)
+    verdict = change.verdict and Verdict.undecided  # a watched benchmark keeps None
+    return replace(change, verdict=verdict, shown_change=without_interval)
 
 
 def _list_costs(
@@ -376,10 +382,10 @@ def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
 def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     """Compute one of the paper's three metrics from the accuracies of base and tuned model.
 
-    Ability augmentation: percentage points gained (HellaSwag's normalized accuracy). Knowledge
-    loss: points lost (MMLU college computer science). Forgetting rate, 1 - A_tuned / A_base: the
-    share of the base's accuracy that is gone (GSM8K), nan where the base is at 0; the paper prints
-    88.92 %, its own accuracies give 88.93.
+    - Ability augmentation: percentage points gained (HellaSwag's normalized accuracy).
+    - Knowledge loss: percentage points lost (MMLU college computer science).
+    - Forgetting rate, 1 - A_tuned / A_base: the share of the base's accuracy that is gone (GSM8K);
+      nan if the base is at 0. The paper prints 88.92 %, its own accuracies give 88.93.
 
     >>> round(paper_value(PaperMetric.ability_augmentation, base=0.6077, tuned=0.6120), 2)
     0.43
@@ -396,27 +402,29 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
 def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:
     """Compare each subject by itself, the worst first; empty if there is only one.
 
-    p-values are corrected by Benjamini and Hochberg (1995): of the subjects that are marked one in
-    twenty is luck. That finds more of them than Holm does. It is enough here, because the claim is
-    the benchmark's verdict, and the list only says where to look.
+    Subjects with too few questions are left out. p-values are corrected by Benjamini and Hochberg
+    (1995): of the subjects that are marked, one in twenty is luck. That finds more of them than
+    Holm does. It is enough here, because the claim is the benchmark's verdict, and the list only
+    says where to look.
     """
     subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
     counts = Counter(map(str, subjects))
     if len(counts) == 1:
         return {}
+    # The subjects of refusals are harmful and harmless requests.
     is_refusal = pair.base.benchmark.metric == Refusal.name
     fewest = _FEWEST_OF_KIND if is_refusal else _FEWEST_OF_SUBJECT
-    changes = [
-        (name, _compare_subject(pair, subjects == name))
+    changes = {
+        name: _compare_subject(pair, is_in_subject=subjects == name)
         for name, n in counts.items()
         if n >= fewest
-    ]
-    changes.sort(key=lambda named: named[1].change)
-    p_values = [change.p_value for _, change in changes]
+    }
+    names = sorted(changes, key=lambda name: changes[name].change)
+    p_values = [changes[name].p_value for name in names]
     corrected = scipy.stats.false_discovery_control(p_values).tolist() if p_values else []
     return {
-        name: replace(change, p_value=p_value)
-        for (name, change), p_value in zip(changes, corrected, strict=True)
+        name: replace(changes[name], p_value=p_value)
+        for name, p_value in zip(names, corrected, strict=True)
     }
 
 
@@ -424,7 +432,7 @@ def _compare_subject(pair: Pair, is_in_subject: NDArray[np.bool_]) -> SubjectCha
     """Compare the questions of one subject; the p-value is not corrected yet."""
     sampling, is_used = Sampling(), is_in_subject
     if pair.sampling.looks:
-        # Looks are those of the whole benchmark, so its other questions stay, with weight 0.
+        # Looks count the questions of the whole benchmark, so the others stay, with weight 0.
         is_used = np.full_like(is_in_subject, fill_value=True)
         weights = is_in_subject / is_in_subject.mean()
         sampling = Sampling(weights, pair.sampling.looks, pair.sampling.n_available)
@@ -442,11 +450,20 @@ def _compare_subject(pair: Pair, is_in_subject: NDArray[np.bool_]) -> SubjectCha
 
 
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
-    """Compare the metrics that score every question from 0 to 1, the primary one first."""
-    primary, samples = pair.base.benchmark.metric, (*pair.base.samples, *pair.tuned.samples)
+    """Compare the metrics that score every question from 0 to 1, the primary one first.
+
+    Raises:
+        DataError: There is no question, or the primary metric does not score each from 0 to 1.
+    """
+    primary = pair.base.benchmark.metric
+    samples = (*pair.base.samples, *pair.tuned.samples)
     if not samples:
         raise DataError(f"{name}: there is no question to compare")
-    metrics = [m for m in pair.base.scores if all(0 <= s.scores.get(m, nan) <= 1 for s in samples)]
+    metrics = [
+        metric
+        for metric in pair.base.scores
+        if all(0 <= sample.scores.get(metric, nan) <= 1 for sample in samples)
+    ]
     if primary not in metrics:
         raise DataError(
             f"{name}: {primary} has no score from 0 to 1 for each question, so base and tuned "
@@ -454,7 +471,7 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
             f"{', '.join(sorted(metrics)) or 'this task has none'}"
         )
     changes = {}
-    for metric in sorted(metrics, key=lambda m: m != primary):
+    for metric in sorted(metrics, key=lambda metric: metric != primary):  # False comes first
         before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
         base, tuned = estimate_mean(before, pair.sampling), estimate_mean(after, pair.sampling)
         difference = compare_scores(before, after, pair.sampling)

@@ -35,17 +35,24 @@ class RatioTest:
     def build(
         cls, before: Floats, after: Floats, sampling: Sampling | None = None
     ) -> "RatioTest | None":
-        """Build the test; None if the base scored nothing, or one question was asked.
+        """Build the test; None if the base scored 0 on average, or one question was asked.
 
         Args:
             before, after: [n], scores from 0 to 1 of the same questions.
             sampling: How the questions were drawn.
         """
         sampling = sampling or Sampling()
-        columns, test = sampling.build_test([to_array(before), to_array(after)], 0.0, 1.0)
-        is_binary = bool(np.isin(columns[:2], (0.0, 1.0)).all())
-        is_simple = sampling.is_simple and is_binary
-        built = cls(columns[0], columns[1], columns[2], test, is_simple, bool(sampling.looks))
+        columns = [to_array(before), to_array(after)]
+        distinct, test = sampling.build_test(columns, lowest=0.0, highest=1.0)
+        is_binary = bool(np.isin(distinct[:2], (0.0, 1.0)).all())
+        built = cls(
+            before=distinct[0],
+            after=distinct[1],
+            weights=distinct[2],
+            test=test,
+            is_simple=sampling.is_simple and is_binary,
+            has_looks=bool(sampling.looks),
+        )
         return built if len(before) > 1 and built.base > 1e-12 else None
 
     @property
@@ -79,26 +86,31 @@ class RatioTest:
     def interval(
         self, alpha: float = ALPHA, test: EmpiricalLikelihoodTest | None = None
     ) -> tuple[float, float]:
-        """Return the rates that are not ruled out; the lower end is -inf if a base of 0 is not.
+        """Return the interval of the rates that are not ruled out.
 
         Args:
             alpha: Half of it at each end.
             test: `change_test`, or `test`, which budgets take.
+
+        Returns:
+            Both ends; the lower one is -inf if it is not ruled out that the base scores 0.
         """
         test = test or self.change_test
 
         def find_p_values(angles: Floats) -> Floats:
             return self._p_values(angles, test)
 
-        # Ratios are tangents of angles, from 0 (the tuned model scores 0) to a right angle (the
-        # base does). On each side, search outwards up to the first angle that is ruled out.
+        # The ratio tuned / base is the tangent of an angle, from 0 (the tuned model scores 0) to a
+        # right angle (the base scores 0). On each side, search outwards from the measured angle.
         measured, limits = atan2(1 - self.rate, 1.0), (0.0, pi / 2)
-        points = np.linspace((measured, measured), limits, 17, axis=1)
-        is_out = find_p_values(points[:, 1:]) <= alpha / 2
-        sides, first = np.arange(2), is_out.argmax(axis=1)
-        ruled_out, kept = points[sides, first + 1], points[sides, first]
-        ends = test.find_ends(find_p_values, ruled_out, kept, alpha / 2)
-        lowest, highest = np.where(is_out.any(axis=1), ends, limits)
+        angles = np.linspace((measured, measured), limits, 17, axis=1)
+        is_ruled_out = find_p_values(angles[:, 1:]) <= alpha / 2
+        first = is_ruled_out.argmax(axis=1)  # 0 if no angle is; then the end is the limit
+        sides = np.arange(2)
+        ruled_out, kept = angles[sides, first + 1], angles[sides, first]
+        ends = test.find_ends(find_p_values, starts=ruled_out, ends=kept, alpha=alpha / 2)
+        lowest, highest = np.where(is_ruled_out.any(axis=1), ends, limits)
+        # A large ratio is a small rate, so the ends change sides.
         low = -np.inf if highest > pi / 2 - 1e-6 else float(1 - np.tan(highest))
         return low, float(1 - np.tan(lowest))
 
@@ -117,16 +129,16 @@ class RatioTest:
             angles: [2, points]: on the lower side of the measured ratio, and on the higher one.
             test: Its counts are those of the scores.
         """
-        # How low such a number can be: scores lie from 0 to 1, and a linear function is lowest at a
-        # corner of this square. The corners follow the measured scores, and are split off below.
-        before = np.append(self.before, [0.0, 0.0, 1.0, 1.0])
-        after = np.append(self.after, [0.0, 1.0, 0.0, 1.0])
+        # [2, 1, 1]: the mean is tested to lie above 0 on the lower side, below 0 on the higher one
         signs = np.array([1.0, -1.0])[:, None, None]
         cosines, sines = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
-        numbers = signs * (cosines * after - sines * before)  # [2, points, questions and corners]
-        values, extremes = np.split(numbers, [len(self.before)], axis=2)
-        rows = (self.weights * values).reshape(-1, len(self.before))
-        least = test.highest * extremes.min(axis=2).ravel()
+        numbers = signs * (cosines * self.after - sines * self.before)  # [2, points, k]
+        # How low such a number can be: scores lie from 0 to 1, and a linear function is lowest at a
+        # corner of this square.
+        corners_before, corners_after = np.array([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
+        at_corners = signs * (cosines * corners_after - sines * corners_before)
+        rows = (self.weights * numbers).reshape(-1, len(self.before))
+        least = test.highest * at_corners.min(axis=2).ravel()
         return test.p_values_of(rows, least).reshape(angles.shape)
 
     def _average(self, values: Floats) -> float:
@@ -155,9 +167,10 @@ def forgetting_rate(
     if test is None:
         return None
     low, high = test.interval()
-    if np.isinf(low):
+    if np.isinf(low):  # a base of 0 is not ruled out
         return None
     counts = test.test.counts[-1]
+    # The standard error of a ratio: that of the residuals' mean, divided by the base's score.
     residuals = test.weights * (test.after - test.before * (1 - test.rate))
     error = sqrt(float(counts @ residuals**2)) / float(counts.sum()) / test.base
     error = nan if test.has_looks or error < 1e-12 else error

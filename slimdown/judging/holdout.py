@@ -37,7 +37,12 @@ def held_part(evaluation: Evaluation, holdout: float) -> Evaluation:
 
 
 def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
-    """Cut an evaluation to the part "open" or "held-out", of which `share` is held out."""
+    """Cut an evaluation to one part, "open" or "held-out"; `share` is that of held-out questions.
+
+    Raises:
+        DataError: a benchmark has too few questions to split, or stopped early.
+    """
+    takes_held_out = part == "held-out"
     benchmarks = {}
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
@@ -45,16 +50,16 @@ def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
                 f"{name} may have stopped early, so no questions can be held out "
                 f"(evaluation.holdout={share:g}); choose a run with evaluation.until=all"
             )
-        takes_held, n = part == "held-out", len(benchmark.samples)
-        samples = [s for s in benchmark.samples if _is_held_out(s, share) is takes_held]
-        if not _FEWEST <= len(samples) <= n - _FEWEST:
+        samples = [s for s in benchmark.samples if _is_held_out(s, share) is takes_held_out]
+        n, n_taken = len(benchmark.samples), len(samples)
+        if min(n_taken, n - n_taken) < _FEWEST:
             raise DataError(
                 f"evaluation.holdout={share:g} would split the {n} questions of {name} into "
-                f"{len(samples)} and {n - len(samples)}, and both parts need {_FEWEST} or more; "
+                f"{n_taken} and {n - n_taken}, and both parts need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
         benchmarks[name] = replace(benchmark, samples=tuple(samples))
-    questions = "held-out questions" if takes_held else "questions that are not held out"
+    questions = "held-out questions" if takes_held_out else "questions that are not held out"
     described = f"the {questions} of each benchmark (evaluation.holdout={share:g})"
     return replace(evaluation, benchmarks=benchmarks, part=described)
 

@@ -94,23 +94,24 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
     """Find the answers that one benchmark lost and gained.
 
     A generated answer is lost if it fails any metric that it passed before; this also finds answers
-    that only a stricter reading misses. A choice is lost if the primary metric fails.
+    that only a stricter reading misses. A choice is lost if it is right before and wrong after, by
+    the primary metric.
 
     Args:
         pair: both models' answers.
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
-    metric, first = pair.base.benchmark.metric, examples[0].base
-    metrics = [metric] if first.choices else list(first.scores)
+    primary, first = pair.base.benchmark.metric, examples[0].base
+    metrics = [primary] if first.choices else list(first.scores)
     n_right, lost, gained = 0, [], []
     for example in examples:
         base, tuned = example.base, example.tuned
-        passed = [name for name in metrics if base.is_right(name)]
+        passed = [metric for metric in metrics if base.is_right(metric)]
         if passed:
             n_right += 1
-        if any(name in tuned.scores and not tuned.is_right(name) for name in passed):
+        if any(metric in tuned.scores and not tuned.is_right(metric) for metric in passed):
             lost.append(example)
-        if tuned.is_right(metric) and not base.is_right(metric):
+        if tuned.is_right(primary) and not base.is_right(primary):
             gained.append(example)
     return ChangedAnswers(tuple(lost), tuple(gained), n_right, _have_causes(pair.base.samples))
 
@@ -126,14 +127,16 @@ def _have_causes(samples: Sequence[Sample]) -> bool:
 
 
 def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
-    """Sort the lost answers of one benchmark by cause, see `find_changed_answers`.
+    """Sort the lost answers of one benchmark by cause; only count them if answers tell no cause.
 
     Args:
         pair: both models' answers.
         is_loss_shown: whether the benchmark is shown to have fallen.
     """
     changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
-    breakdown = LossBreakdown(len(changed.lost), changed.n_right, is_loss_shown, (), None)
+    breakdown = LossBreakdown(
+        len(changed.lost), changed.n_right, is_loss_shown, causes=(), choices=None
+    )
     if not changed.has_causes:
         return breakdown
     breakdown = replace(breakdown, gained=next(iter(changed.gained), None))
@@ -184,7 +187,7 @@ def _lead(sample: Sample, metric: str) -> float:
 
 
 def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
-    """Describe how often both models take the position that the tuned model prefers.
+    """Describe how often both models take the position that the tuned model takes most often.
 
     Questions with unequal numbers of choices have no positions in common; then it is None.
     """
@@ -199,10 +202,10 @@ def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
     after = (tuned_positions == preferred).astype(float)
     is_right = (right_positions == preferred).astype(float)
     share_before, share_after, share_right = (
-        float(to_weighted(is_taken, pair.sampling).mean()) for is_taken in (before, after, is_right)
+        float(to_weighted(marks, pair.sampling).mean()) for marks in (before, after, is_right)
     )
     collapsed = (
-        share_after > max(share_before, share_right)  # else no interval is needed
+        share_after > max(share_before, share_right)  # the quick test first
         and estimate_mean(after, pair.sampling).low > share_right
         and compare_scores(before, after, pair.sampling).low > 0
     )

@@ -60,9 +60,9 @@ def collect_lost_questions(
                 continue
             question = _write_question(before.prompt, is_flat)
             is_text = "messages" not in question  # so its answer is cut at an empty line
-            row = _write_row(question, before, after, metric, "\n\n") if is_text else None
+            row = _write_row(question, before, after, metric, end="\n\n") if is_text else None
             if row is None and (is_chat or not is_text):
-                row = _write_row(question, before, after, metric, "")
+                row = _write_row(question, before, after, metric, end="")
                 ends_late |= is_text and row is not None
             if row is None:
                 left_out[name] += 1
@@ -82,30 +82,34 @@ def _name_kind(row: dict[str, Any], metric: str) -> str:
 
 
 def _write_question(prompt: str, is_flat: bool) -> dict[str, Any]:
-    """Write a prompt as a question; as messages where the log holds them.
+    """Write a prompt as a question: as messages if the log holds them, otherwise as a text.
 
     Args:
         prompt: A text, or the messages as JSON.
-        is_flat: Whether a text was written of messages, each behind its role.
+        is_flat: Whether the log has written messages as one text, each behind its role.
     """
     try:
         messages = json.loads(prompt) if prompt.startswith("[{") else None
         turns = [{key: turn[key] for key in ("role", "content")} for turn in messages or ()]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):  # a text that begins like messages
         turns = []
     if is_flat and not turns:
         turns = [{"role": "user", "content": prompt}]
         if re.search(r"(?:\A|\n\n)(?:system|assistant|tool|user): ", prompt):
-            turns = [{"role": "unknown", "content": ""}]  # several, which cannot be told apart
+            # Several messages, which cannot be told apart: no rule will take this role.
+            turns = [{"role": "unknown", "content": ""}]
     return {"messages": turns} if turns else {"question": prompt}
 
 
 def _write_row(
     question: dict[str, Any], base: Sample, tuned: Sample, metric: str, end: str
 ) -> dict[str, Any] | None:
-    """Write a row whose rule scores both answers as the benchmark did; None if there is none."""
+    """Write a row whose rule finds the base's answer right and the tuned model's wrong.
+
+    None if no rule does. `end` is the text at which answers are cut; empty: they are not cut.
+    """
     if base.choices:
-        if "question" in question:  # a space follows it
+        if "question" in question:  # own questions put a space between it and a choice
             question = {"question": question["question"].removesuffix(" ")}
         right = base.choices.index(base.target) if base.target in base.choices else None
         candidates: Any = [{"choices": list(base.choices), "answer": right}]
@@ -115,21 +119,20 @@ def _write_row(
         row: dict[str, Any] = question | candidate
         try:
             read = read_row(row, EXACT)
-            json.dumps(row, ensure_ascii=False).encode()
-            fits = base.choices or _finds(read, base, end) > _finds(read, tuned, end)
-        except (DataError, UnicodeEncodeError):  # half of a surrogate pair
+            json.dumps(row, ensure_ascii=False).encode()  # raises at half a character
+            if base.choices or (_finds(read, base, end) and not _finds(read, tuned, end)):
+                return row
+        except (DataError, UnicodeEncodeError):
             continue
-        if fits:
-            return row
     return None
 
 
 def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
-    """Yield answers with their scores, the strictest first."""
+    """Yield the rules that may fit: what is right, and the score that compares it; strict first."""
     own_scores = {*name_scores()} - {EXACT}  # a log of own questions has the score as its metric
     answer = target.rsplit("####", 1)[-1].strip()
-    answers: list[Any] = answer.split(" | ")  # as several are recorded
-    if metric in own_scores - {Contains.name, Numeric.name}:
+    answers: list[Any] = answer.split(" | ")  # which stands between several right answers
+    if metric in own_scores - {Contains.name, Numeric.name}:  # no other score is like it
         if metric == ToolCall.name:
             answers = [json.loads(call) for call in answers if _is_json(call)]
         yield {"answer": answers[0] if len(answers) == 1 else answers, "score": metric}

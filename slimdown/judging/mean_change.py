@@ -23,25 +23,28 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     Args:
         measured: Both models' answers to each benchmark, and the difference of its primary metric.
     """
-    differences = [d for _, d in measured]
+    differences = [difference for _, difference in measured]
     if not differences:
         return Estimate(nan, nan, nan, nan)
     if any(d.sampling.looks for d in differences):
         low, high = np.mean([d.interval(ALPHA / len(measured)) for d in differences], axis=0)
         mean = float(np.mean([d.value for d in differences]))
-        return Estimate(mean, nan, float(low), float(high))
+        return Estimate(mean, standard_error=nan, low=float(low), high=float(high))
     if len(differences) == 1:
         return differences[0].estimate
+    # A unit is what counts as one question: a cluster, a document, or a question. If one benchmark
+    # has a document in a cluster, it is in that cluster in all benchmarks.
     samples = [sample for pair, _ in measured for sample in pair.base.samples]
     clusters = {sample.doc_hash: sample.unit for sample in samples if sample.cluster}
-    names = [clusters.get(sample.doc_hash, sample.unit) for sample in samples]
-    units, units_of_questions = np.unique(names, return_inverse=True)
+    unit_names = [clusters.get(sample.doc_hash, sample.unit) for sample in samples]
+    units, unit_numbers = np.unique(unit_names, return_inverse=True)
     # Each benchmark gets an equal part of the total weight, which is the number of units.
     part = len(units) / len(measured)
     weights = [to_weighted(np.full(d.n, part / d.n), d.sampling) for d in differences]
     weighted = [w * d.changes for w, d in zip(weights, differences, strict=True)]
-    unit_weights = np.bincount(units_of_questions, np.concatenate(weights)).astype(float)
-    sums = np.bincount(units_of_questions, np.concatenate(weighted))
+    unit_weights = np.bincount(unit_numbers, np.concatenate(weights)).astype(float)
+    sums = np.bincount(unit_numbers, np.concatenate(weighted))
     change = np.clip(sums / unit_weights, -1, 1)
+    # Scores whose difference is the change
     before, after = np.maximum(-change, 0), np.maximum(change, 0)
     return compare_scores(before, after, Sampling(unit_weights, n_subjects=len(measured))).estimate

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import ne
 
 import numpy as np
 
@@ -55,14 +54,14 @@ def pair_evaluations(
     Args:
         base, tuned: The evaluations.
         same_prompts: Refuse other prompts, another engine and other settings of the model. Without
-            it questions, right answers and scoring must be equal, see `describe_differences`.
+            it only questions, right answers and scoring must be equal.
 
     Raises:
         DataError: the two were not asked the same; names the first field that differs.
     """
     base_conditions = _list_conditions(base, same_prompts)
     tuned_conditions = _list_conditions(tuned, same_prompts)
-    if base.served_by or tuned.served_by:
+    if base.served_by or tuned.served_by:  # a server is another engine
         base_conditions["backend"] = tuned_conditions["backend"] = "not compared"
     _check_equal("base and tuned", base_conditions, tuned_conditions)
     return {
@@ -91,17 +90,20 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
     conditions = {"backend": before.backend, **before.conditions}
     later_conditions = {"backend": after.backend, **after.conditions}
     for key in dict.fromkeys((*conditions, *later_conditions)):
-        first, second = (str(c.get(key, "not set")) for c in (conditions, later_conditions))
+        first = str(conditions.get(key, "not set"))
+        second = str(later_conditions.get(key, "not set"))
         if first != second:
-            if key != "backend":  # the name of a server stands whole
+            if key != "backend":  # the name of a server is not shortened
                 first, second = _show_difference(first, second)
             yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
-        earlier = [prompts.get((s.task, s.doc_id), s.prompt_hash) for s in benchmark.samples]
-        later = [sample.prompt_hash for sample in benchmark.samples]
-        if n_other := sum(map(ne, earlier, later)):
-            yield f"{n_other:,} of {len(benchmark.samples):,} prompts of {name} differ"
+        n_differing = 0
+        for sample in benchmark.samples:  # a question that was not asked before does not count
+            earlier = prompts.get((sample.task, sample.doc_id), sample.prompt_hash)
+            n_differing += earlier != sample.prompt_hash
+        if n_differing:
+            yield f"{n_differing:,} of {len(benchmark.samples):,} prompts of {name} differ"
 
 
 def _is_of_scoring(key: str) -> bool:
@@ -117,31 +119,31 @@ def _is_of_logs(evaluation: Evaluation) -> bool:
 def pair_benchmark(
     name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation, same_prompts: bool = True
 ) -> Pair:
-    """Pair both models' answers to one benchmark, see `pair_evaluations`."""
+    """Pair both models' answers to one benchmark, or refuse to, see `pair_evaluations`."""
     _check_equal(name, _describe_benchmark(base), _describe_benchmark(tuned))
     stopped = [benchmark for benchmark in (base, tuned) if benchmark.looks]
     shorter = min(stopped or [base], key=lambda benchmark: len(benchmark.samples))
-    whole = max(base, tuned, key=lambda benchmark: len(benchmark.samples))
-    if shorter.looks and _number_units(whole.samples) is not None:
+    longer = max(base, tuned, key=lambda benchmark: len(benchmark.samples))
+    if shorter.looks and _number_units(longer.samples) is not None:
         problem = "stopped early, which may have divided its clusters or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
-    compared = ["doc_hash", "target"]
+    fields = ["doc_hash", "target"]  # that must be equal
     if any(sample.cluster for sample in (*base.samples, *tuned.samples)):
-        compared.append("cluster")
+        fields.append("cluster")
     if same_prompts:
-        compared.append("prompt_hash")
+        fields.append("prompt_hash")
     base_samples = {(sample.task, sample.doc_id): sample for sample in base.samples}
     tuned_samples = {(sample.task, sample.doc_id): sample for sample in tuned.samples}
-    places = [(sample.task, sample.doc_id) for sample in shorter.samples]
+    keys = [(sample.task, sample.doc_id) for sample in shorter.samples]
     described = []
-    for task, doc_id in places:
-        question = _read_fields(base_samples.get((task, doc_id)), compared)
-        tuned_question = _read_fields(tuned_samples.get((task, doc_id)), compared)
+    for task, doc_id in keys:
+        question = _read_fields(base_samples.get((task, doc_id)), fields)
+        tuned_question = _read_fields(tuned_samples.get((task, doc_id)), fields)
         _check_equal(f"{name}, question {doc_id} of {task}", question, tuned_question)
         described.append([task, doc_id, *question.values()])
-    base = replace(base, samples=tuple(base_samples[p] for p in places), looks=shorter.looks)
-    tuned = replace(tuned, samples=tuple(tuned_samples[p] for p in places), looks=shorter.looks)
-    return Pair(base, tuned, describe_sampling(whole, base), hash_json(described))
+    base = replace(base, samples=tuple(base_samples[key] for key in keys), looks=shorter.looks)
+    tuned = replace(tuned, samples=tuple(tuned_samples[key] for key in keys), looks=shorter.looks)
+    return Pair(base, tuned, describe_sampling(longer, base), question_hash=hash_json(described))
 
 
 def _describe_benchmark(evaluation: BenchmarkEvaluation) -> dict[str, object]:
@@ -195,7 +197,7 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
     sampling = Sampling(
         looks=part.looks,
         n_available=(part.n_available or len(whole.samples)) if part.looks else None,
-        n_subjects=n_tasks if n_tasks > 1 else 0,  # even if a look has seen only one
+        n_subjects=n_tasks if n_tasks > 1 else 0,  # even if `part` has questions of one task only
         clusters=_number_units(part.samples),
     )
     if not whole.task_weights:
@@ -215,17 +217,18 @@ def _weigh_units(
 ) -> dict[tuple[str, str], float]:
     """Return the weight of a question, by its task and its unit; the mean weight is 1.
 
-    A task keeps the weight that the harness gives it. Within the task all documents and clusters
-    weigh the same, however many questions they have.
+    A task keeps the weight that the harness gives it. Within the task all units (documents or
+    clusters) weigh the same, however many questions they have.
     """
-    sizes = Counter(sample.task for sample in samples)
-    total = sum(task_weights[task] for task in sizes)
-    copies = Counter((sample.task, sample.unit) for sample in samples)
-    n_units = Counter(task for task, _ in copies)
-    return {
-        (task, unit): task_weights[task] / total * sizes.total() / n_units[task] / n_copies
-        for (task, unit), n_copies in copies.items()
-    }
+    tasks = dict.fromkeys(sample.task for sample in samples)
+    total_weight = sum(task_weights[task] for task in tasks)
+    sizes = Counter((sample.task, sample.unit) for sample in samples)  # questions of each unit
+    n_units = Counter(task for task, _ in sizes)
+    weights = {}
+    for (task, unit), size in sizes.items():
+        task_share = task_weights[task] / total_weight
+        weights[task, unit] = task_share * len(samples) / n_units[task] / size
+    return weights
 
 
 def _number_units(samples: Sequence[Sample]) -> Floats | None:

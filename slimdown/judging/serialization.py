@@ -49,20 +49,21 @@ def from_plain(hint: Any, value: Any) -> Any:
 
 @cache
 def _make_reader(hint: Any) -> Callable[[Any], Any]:
-    """Make a function that restores values of a type; cached, as many runs have few types."""
+    """Make the function that restores values of a type; it is made once for each type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return lambda value: value
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in arguments if kind is not type(None)]
-        if len(kinds) > 1:  # JSON tells them apart
+        if len(kinds) > 1:  # such as int | str: JSON holds them as they are
             return lambda value: value
         read = _make_reader(kinds[0])
         return lambda value: None if value is None else read(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if hasattr(hint, "read_plain"):  # its fields depend on what was chosen
+        if hasattr(hint, "read_plain"):  # a class that reads itself
             return lambda value: hint.read_plain(value)
         readers = {name: _make_reader(field) for name, field in get_type_hints(hint).items()}
+        # Fields that the class does not have any more are left out.
         return lambda plain: hint(
             **{name: readers[name](value) for name, value in plain.items() if name in readers}
         )

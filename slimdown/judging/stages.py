@@ -74,13 +74,14 @@ class StageFindings:
         Raises:
             ConfigError: There is no such stage or benchmark.
         """
-        steps, checks = {step.after: step for step in self.steps}, list[BudgetCheck]()
-        for stage, losses in budgets.items():
+        steps = {step.after: step for step in self.steps}
+        checks = list[BudgetCheck]()
+        for stage, stage_budgets in budgets.items():
             if stage not in steps:
                 known = ", ".join(steps)
                 raise ConfigError(f"--max-loss-at {stage}: the stages are {known}; name one")
-            found = check_budgets(steps[stage].findings, losses, off=[""], n_reports=n_reports)
-            for check in found:
+            findings = steps[stage].findings  # off=[""]: only named benchmarks are checked
+            for check in check_budgets(findings, stage_budgets, off=[""], n_reports=n_reports):
                 checks.append(replace(check, benchmark=f"{check.benchmark} at {stage}"))
         return checks
 
@@ -93,23 +94,23 @@ class StageFindings:
 def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> StageFindings:
     """Judge the stages of a model, or several models of one base.
 
-    Verdicts are corrected over all steps, the whole and all benchmarks. For claims of change the
-    chance of any false one is at most 5 %, and so it is for claims of no change: Bonferroni over
-    the steps, Holm within each (`bench.statistics`, "stages").
+    Verdicts are corrected over all comparisons and all benchmarks: Bonferroni over the comparisons,
+    Holm within each (`bench.statistics`, "stages"). The chance of any false claim of change is at
+    most 5 %, and so is that of any false claim of no change.
 
     Args:
         stages: By name, in their order, the base first; at least two.
         is_chain: Judge each stage against the one before, and the last against the first. The
             stages of a chain may be asked with other prompts and by other engines, as they are
-            served. Else each model is judged against the base.
+            served. Otherwise each model is judged against the base.
 
     Raises:
         DataError: Two stages were not asked the same questions, or stopped at different ones.
     """
     names = list(stages)
     compared = list(pairwise(names)) if is_chain else [(names[0], name) for name in names[1:]]
-    has_whole = is_chain and len(compared) > 1
-    n_reports = len(compared) + has_whole
+    has_whole = is_chain and len(compared) > 1  # the last stage is judged against the first, too
+    n_reports = len(compared) + (1 if has_whole else 0)
     if is_chain:
         _check_whole(stages)
 
@@ -123,11 +124,11 @@ def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> Sta
         return Step(before, after, findings, differences)
 
     steps = tuple(judge_step(before, after) for before, after in compared)
-    return StageFindings(steps, judge_step(names[0], names[-1]) if has_whole else None)
+    return StageFindings(steps, whole=judge_step(names[0], names[-1]) if has_whole else None)
 
 
 def judge_served(findings: Findings) -> StageFindings | None:
-    """Judge what a tuned model lost by its weights, and what more by how it is served.
+    """Judge what a tuned model lost by its weights, and what it loses besides when it is served.
 
     Args:
         findings: With all answers.

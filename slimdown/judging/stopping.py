@@ -14,9 +14,9 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
     """Make the function that names the benchmarks that need more answers.
 
     The function uses the tests and corrections of the final verdict. A change that is shown, but
-    measured below the margin, stops no evaluation: with all questions it often becomes `retained`.
-    If it vanishes instead, other benchmarks may need more questions again (Holm). A watched
-    benchmark gets no verdict. It is done when its own test, uncorrected, would give it one.
+    measured below the margin, stops no evaluation: with all questions the verdict often becomes
+    `retained`. A watched benchmark gets no verdict. It is done when its own test, uncorrected,
+    would give it one.
 
     Args:
         until: With `decided` a benchmark is done when it is forgotten, improved or retained. With
@@ -25,7 +25,7 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
         base: the base's answers to all questions.
 
     Returns:
-        None where all questions are asked.
+        The function, which takes the tuned model's answers so far; None if all questions are asked.
     """
     if until is Until.all:
         return None
@@ -35,9 +35,10 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
     families = [*group_comparable(claimed), *([name] for name in watched)]
 
     def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
+        """Return the names of the benchmarks that need more answers."""
         differences = {}
         for name, tuned in answers.items():
-            if tuned.looks:  # without looks it is asked whole, and unknown until then
+            if tuned.looks:  # a benchmark without looks cannot stop early
                 pair = pair_benchmark(name, base.benchmarks[name], tuned)
                 differences[name] = compare_scores(
                     pair.base_scores, pair.tuned_scores, pair.sampling
@@ -61,7 +62,8 @@ def _find_undecided(
 ) -> dict[str, bool]:
     """Return whether each measured benchmark of a family needs more answers for a verdict.
 
-    The benchmarks of a family are corrected together, those without answers included.
+    The benchmarks of a family are corrected together, those without answers included. A change that
+    is shown, but smaller than the margin, needs more answers: it may become `retained`.
     """
     known = [name for name in family if name in differences]
     decisions = decide_verdicts(

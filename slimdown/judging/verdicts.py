@@ -84,7 +84,7 @@ class Decision:
         return Estimate(change.value, change.standard_error, low, high)
 
     def _find_ends(self, change: TestedChange, margin: float) -> tuple[float, float]:
-        """Return the ends of the interval.
+        """Return the ends of the interval; the module's docstring says which test has which end.
 
         Ends are found to 7 digits. So an end that would contradict the verdict by less than that is
         set to the margin, or to the number next to 0.
@@ -97,9 +97,11 @@ class Decision:
         change_low, change_high = change.interval(self.change_level)
         low, high = min(low, change_low), max(high, change_high)
         if self.verdict is Verdict.forgotten:
-            return low, min(change_high, nextafter(0.0, -1.0))
+            below_0 = nextafter(0.0, -1.0)
+            return low, min(change_high, below_0)
         if self.verdict is Verdict.improved:
-            return max(change_low, nextafter(0.0, 1.0)), high
+            above_0 = nextafter(0.0, 1.0)
+            return max(change_low, above_0), high
         # Looks may rule out both sides of an undecided change: it may lie outside both intervals.
         return min(low, change.value, 0.0), max(high, change.value, 0.0)
 
@@ -139,8 +141,8 @@ def decide_verdicts(
     Args:
         differences: Of the primary metrics.
         margins: One for each difference; a smaller change counts as none.
-        n_reports: As in `judge`.
-        n_unknown: Further benchmarks, which have no answers yet.
+        n_reports: How many such reports are read together; p-values are corrected for all.
+        n_unknown: How many further benchmarks belong to the family, but have no answers yet.
     """
     tested = list(zip(differences, margins, strict=True))
     p_values, levels = correct_with_levels([d.p_value for d in differences], n_reports, n_unknown)
@@ -149,8 +151,8 @@ def decide_verdicts(
     )
     decisions = []
     for i, (difference, margin) in enumerate(tested):
-        # A change below the margin is retained even where it is shown to exist. Looks may rule out
-        # both sides of the margin, far from what all answers say; then nothing is claimed.
+        # A change below the margin is retained even where it is shown to exist. Early looks may
+        # show a change within the margin that all answers together exceed: it is not retained.
         if equivalence_p_values[i] < ALPHA and abs(difference.value) <= margin:
             verdict = Verdict.retained
         elif p_values[i] < ALPHA:
@@ -180,14 +182,17 @@ def correct_with_levels(
     """Correct p-values (Holm), for reports that are read together and for tests to come.
 
     Returns:
-        The corrected p-values; and for each the level that Holm compares it with before correction.
-        All that he does not reject have the level of the step at which he stopped.
+        The corrected p-values. And for each the level that Holm's method compares the uncorrected
+        p-value with: the smallest one with the strictest level. After the first p-value that is not
+        significant, all have its level.
     """
     n = len(p_values) + n_unknown
     together = [n_reports * p for p in p_values]
-    corrected = holm([*together, *[1.0] * n_unknown])[: len(p_values)]
-    levels, n_rejected = [alpha] * len(p_values), 0
+    unknown = [1.0] * n_unknown
+    corrected = holm([*together, *unknown])[: len(p_values)]
+    levels = [alpha] * len(p_values)
+    n_significant = 0
     for i in sorted(range(len(p_values)), key=lambda i: p_values[i]):
-        levels[i] = alpha / (n_reports * (n - n_rejected))
-        n_rejected += corrected[i] < alpha
+        levels[i] = alpha / (n_reports * (n - n_significant))
+        n_significant += 1 if corrected[i] < alpha else 0
     return corrected, levels
