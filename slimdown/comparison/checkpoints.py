@@ -58,7 +58,7 @@ def choose_checkpoint(comparison: Comparison) -> ChosenCheckpoint | None:
     if not within:
         return None
     last = max(within, key=lambda checkpoint: checkpoint.step)
-    if isnan(last.learned):
+    if isnan(last.learned):  # there is no target
         return last
     within.sort(key=lambda checkpoint: checkpoint.step)  # of equals, the earliest is chosen
     return max(within, key=lambda checkpoint: checkpoint.learned)

@@ -68,12 +68,12 @@ class Differences:
 def find_differences(comparison: Comparison, *settings: str) -> Differences:
     """Find the values of settings that differ, and on which benchmark.
 
-    The p-values are corrected for the pairs of all settings, benchmarks and places together (Holm).
+    The p-values of all settings and benchmarks are corrected together (Holm).
 
     Args:
         comparison: The compared runs, grouped by seed.
-        settings: Dotted keys. If other settings vary within a value of one, only runs with equal
-            values of those are compared.
+        settings: Dotted keys. If runs with the same value of such a setting differ in other
+            settings, only runs that are equal in these others are compared.
 
     Raises:
         ConfigError: No run has the comparison's reference.
@@ -87,9 +87,12 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
         for difference, p_value in zip(uncorrected, p_values, strict=True)
     ]
     tested.sort(key=lambda difference: difference.p_value)
-    fewest = min((len(row.runs) for row in comparison.rows if len(row.runs) > 1), default=0)
-    reason = "" if tested else _explain_no_test(comparison, settings)
-    return Differences(tuple(tested), bool(tested) and fewest < ENOUGH_SEEDS, reason)
+    fewest_seeds = min((len(row.runs) for row in comparison.rows if len(row.runs) > 1), default=0)
+    return Differences(
+        tuple(tested),
+        has_few_seeds=bool(tested) and fewest_seeds < ENOUGH_SEEDS,
+        reason="" if tested else _explain_no_test(comparison, settings),
+    )
 
 
 def _explain_no_test(comparison: Comparison, settings: Sequence[str]) -> str:
@@ -125,24 +128,26 @@ def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
     the same place are compared. A row that lacks such a setting, as keep=none lacks a share, is in
     a place of its own, and also stands in every place that has no row of its value.
     """
-    rows, crossed = comparison.rows, _find_crossed(comparison, setting)
-    values, reference = {_read_value(row, setting) for row in rows}, comparison.reference
+    rows, reference = comparison.rows, comparison.reference
+    values = {_read_value(row, setting) for row in rows}
     if reference is not None and reference not in values:
         advice = nearest(reference, sorted(values))
         raise ConfigError(f"--against {reference}: no run has this value of {setting}{advice}")
+    crossed = _find_crossed(comparison, setting)  # the other settings
     tested = []
     for place in dict.fromkeys(_read_place(row, crossed) for row in rows):
         named = zip(crossed, place, strict=True)
         where = "".join(f", {key}={'null' if text is None else text}" for key, text in named)
         row_by_value = _find_rows(rows, setting, crossed, place)
         for heading, names in _list_claimed_columns(row_by_value.values()).items():
+            # Only runs that were asked the same questions are tested against each other.
             for groups in _group_by_questions(row_by_value, names).values():
                 pairs = _pair_values(list(groups), reference)
                 for (other, value), test in build_difference_tests(groups, pairs).items():
-                    found = ValueDifference(
-                        setting, heading, where, value, other, test.value, test.p_value
+                    change, p_value = test.value, test.p_value
+                    tested.append(
+                        ValueDifference(setting, heading, where, value, other, change, p_value)
                     )
-                    tested.append(found)
     return tested
 
 
@@ -157,15 +162,15 @@ def _find_rows(
     crossed: Sequence[str],
     place: Sequence[str | None],
 ) -> dict[str, Configuration]:
-    """Find the row of each value that stands in a place."""
-    own_rows, fitting = dict[str, Configuration](), dict[str, Configuration]()
+    """Find the rows that stand in a place, by their value of the setting, see `_test_values`."""
+    own_rows, fitting_rows = dict[str, Configuration](), dict[str, Configuration]()
     for row in rows:
         own_place = _read_place(row, crossed)
         if own_place == place:
             own_rows[_read_value(row, setting)] = row
         elif all(own in (None, wanted) for own, wanted in zip(own_place, place, strict=True)):
-            fitting[_read_value(row, setting)] = row  # it lacks a setting
-    return fitting | own_rows
+            fitting_rows[_read_value(row, setting)] = row  # it lacks a setting of the place
+    return fitting_rows | own_rows  # of two rows with the same value, the place's own one
 
 
 def _pair_values(values: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
@@ -188,7 +193,7 @@ def _list_claimed_columns(rows: Iterable[Configuration]) -> dict[str, list[str]]
 def _group_by_questions(
     row_by_value: Mapping[str, Configuration], names: Sequence[str]
 ) -> dict[tuple[str, ...], dict[str, SeedAnswers]]:
-    """Collect each value's answers, by the questions that were asked.
+    """Collect the answers to some benchmarks, by the questions asked, and then by value.
 
     A run is left out if it lacks a benchmark, may have stopped early, or is unclear.
     """
@@ -197,6 +202,7 @@ def _group_by_questions(
         runs = [run for run in row.runs if all(_is_usable(run, name) for name in names)]
         changes = [[run.changes[name] for run in runs] for name in names]
         if runs and can_average(changes):
+            # All runs were asked the same, so the first one tells what.
             questions = tuple(f"{by_run[0].question_hash} {by_run[0].metric}" for by_run in changes)
             seeds = [run.params.get("seed", "") for run in runs]
             groups.setdefault(questions, {})[value] = collect_answers(changes, seeds)

@@ -137,16 +137,17 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
         The mean; without an interval if a benchmark's questions differ between the runs, or its
         evaluation may have stopped early.
     """
-    differences = [[change.primary.difference for change in changes] for changes in benchmarks]
-    if [len(changes) for changes in benchmarks] == [1]:
-        return SeedMean(**vars(differences[0][0].estimate))
-    values = [[d.value for d in by_run] for by_run in differences]
+    if [len(changes) for changes in benchmarks] == [1]:  # one run of one benchmark
+        return SeedMean(**vars(benchmarks[0][0].primary.difference.estimate))
+    values = [[change.primary.difference.value for change in changes] for changes in benchmarks]
     if len(set(map(len, values))) != 1:  # some runs lack a benchmark, or there is none
-        return SeedMean(fmean(map(fmean, values)) if values else nan, nan, nan, nan)
+        mean = fmean(map(fmean, values)) if values else nan
+        return SeedMean(mean, standard_error=nan, low=nan, high=nan)
     hashes = [{change.question_hash for change in changes} for changes in benchmarks]
     if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
         by_seed = np.mean(values, axis=0)
-        return SeedMean(float(by_seed.mean()), nan, nan, nan, float(by_seed.std(ddof=1)))
+        mean, deviation = float(by_seed.mean()), float(by_seed.std(ddof=1))
+        return SeedMean(mean, standard_error=nan, low=nan, high=nan, sd_over_seeds=deviation)
     parts, steps = stack_answers(*benchmarks)
     return split_noise(*parts, steps=steps)
 
@@ -168,7 +169,7 @@ def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats],
         is_binary = all(d.has_independent_answers for d in differences)
         n = answers.shape[1]
         parts[n] = parts.get(n, np.zeros_like(answers)) + answers
-        steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
+        steps[n] = steps.get(n, 0.0) + (1 / len(benchmarks) if is_binary else 0.0)
     return list(parts.values()), list(steps.values())
 
 
@@ -197,7 +198,7 @@ def collect_answers(
         seeds: The runs' seeds; empty: it does not matter which they are.
     """
     parts, _ = stack_answers(*benchmarks)
-    bounds: dict[int, float] = {}
+    bounds: dict[int, float] = {}  # by number of questions, as the parts are stacked
     for changes in benchmarks:
         differences = [change.primary.difference for change in changes]
         n = len(differences[0].observations)
@@ -238,11 +239,11 @@ def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
 
 
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
-    """Return the settings in which rows differ, sorted, without benchmarks and pooled seeds.
+    """Return the settings in which rows differ, sorted; without the seed if rows average seeds.
 
-    A setting of a dataset, a benchmark or a training is compared only among the runs that have it:
-    keep=none lacks a share. A run that lacks it differs where nothing else tells it from another:
-    keep.weight=null is not recorded.
+    A setting of a dataset, a benchmark or a training is compared only among the rows that have it:
+    keep=none lacks a share. Rows that have it differ from rows that lack it only if nothing else
+    tells them apart: keep.weight=null is not recorded.
     """
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
     if any(len(row.runs) > 1 for row in rows):
@@ -253,6 +254,7 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
         if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
             differing.append(key)
+    # The rows that these settings do not tell apart
     alike: dict[tuple[str | None, ...], list[Configuration]] = {}
     for row in rows:
         alike.setdefault(tuple(row.settings.get(key) for key in differing), []).append(row)
@@ -264,7 +266,8 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
 
 def _make_row(runs: Sequence[RunRecord]) -> Configuration:
     """Make the row of runs that differ at most in their seed."""
-    settings, name = _read_settings(runs[0]), runs[0].name
+    settings = _read_settings(runs[0])
+    name = runs[0].name
     if len(runs) > 1:
         settings.pop("seed", None)
         name = re.sub(r" seed=\S+", "", name)
@@ -360,20 +363,18 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
         settings = frozenset(pair for pair in _read_settings(run).items() if pair[0] != "seed")
         by_settings.setdefault(settings, []).append(run)
     groups: list[list[RunRecord]] = []
-    n_repeated = 0
-    for group in by_settings.values():
-        newest: dict[str, RunRecord] = {}
-        for run in sorted(group, key=lambda run: run.started, reverse=True):
-            newest.setdefault(run.params.get("seed", ""), run)
-        if len(newest) > 1:
-            n_repeated += len(group) - len(newest)
-            groups.append(list(newest.values()))
-        else:
-            groups += [[run] for run in group]
-    note = (
-        f"The means over seeds leave out {n_repeated:,} older runs with the same settings and seed."
-    )
-    return groups, [note] if n_repeated else []
+    n_older = 0
+    for alike in by_settings.values():
+        newest_by_seed: dict[str, RunRecord] = {}
+        for run in sorted(alike, key=lambda run: run.started, reverse=True):
+            newest_by_seed.setdefault(run.params.get("seed", ""), run)
+        if len(newest_by_seed) > 1:
+            n_older += len(alike) - len(newest_by_seed)
+            groups.append(list(newest_by_seed.values()))
+        else:  # all have the same seed, so each run stays alone
+            groups += [[run] for run in alike]
+    note = f"The means over seeds leave out {n_older:,} older runs with the same settings and seed."
+    return groups, [note] if n_older else []
 
 
 def check_prompts(runs: Sequence[RunRecord]) -> None:
@@ -383,13 +384,14 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
         ConfigError: Names the setting that differs, and how many runs have each value.
     """
     measured = [run.findings for run in runs if run.findings]
+    # Conditions of a benchmark begin with its name: "gsm8k.num_fewshot".
     for key in sorted({key for findings in measured for key in findings.conditions if "." in key}):
         name = key.partition(".")[0]
         conditions = [f.conditions for f in measured if name in f.benchmarks]
-        values = _describe_differing(shared.get(key, "not set") for shared in conditions)
-        if values:
+        differing = _describe_differing(by_key.get(key, "not set") for by_key in conditions)
+        if differing:
             raise ConfigError(
-                f"{name} was not asked in the same way in all runs ({key} is {values}); choose "
+                f"{name} was not asked in the same way in all runs ({key} is {differing}); choose "
                 "runs that were asked in the same way, by their names, --sweep or --filter"
             )
 
@@ -403,10 +405,10 @@ def _describe_differing(values: Iterable[str]) -> str:
 def _describe_caveats(
     runs: Sequence[RunRecord], rows: Sequence[Configuration], benchmarks: Sequence[str]
 ) -> Iterator[str]:
-    """Say what differs in how runs were measured."""
-    cells = [cell for row in rows for cell in row.changes.values()]
+    """Say what differs in how runs were measured, and what to know of their numbers."""
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
+        # Runs that may have stopped early have fewer of the same questions.
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield (
@@ -415,16 +417,18 @@ def _describe_caveats(
             )
         elif changes[0].metric == CHOICE_PROBABILITY:
             yield f"{name} is judged by {CHOICE_PROBABILITY}, the probability of the right choice."
-    complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
-    conditions = [shared | {"holdout": f"{holdout:g}"} for shared, holdout in complete]
+    conditions = [
+        run.findings.conditions | {"holdout": f"{run.holdout:g}"} for run in runs if run.findings
+    ]
+    # Those with a dot belong to one benchmark; `check_prompts` compares them.
     for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
-        values = _describe_differing(shared.get(key, "not recorded") for shared in conditions)
-        if values:
+        differing = _describe_differing(by_key.get(key, "not recorded") for by_key in conditions)
+        if differing:
             yield (
-                f"The runs were not measured alike: {key} is {values}. Small differences between "
-                "them may come from this alone."
+                f"The runs were not measured alike: {key} is {differing}. Small differences "
+                "between them may come from this alone."
             )
-    if any(cell.is_stopped for cell in cells):
+    if any(cell.is_stopped for row in rows for cell in row.changes.values()):
         yield (
             "Some evaluations stopped early. Their verdicts and intervals are valid, but the "
             "measured changes are too large on average."

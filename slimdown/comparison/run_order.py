@@ -33,15 +33,17 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
         )
 
     def read_value(row: Configuration) -> SortValue:
+        """Return what a row is sorted by; None if it has no such value."""
         means = {benchmark: cell.change for benchmark, cell in row.changes.items()}
         means |= {KEPT: row.retained, LEARNED: row.target}
         if name in means and isfinite(means[name].value):
             return means[name].value
         return parse_setting(row.settings.get(name, ""))
 
-    is_down = key.startswith("-")
-    rows = sorted(comparison.rows, key=lambda row: _order(read_value(row)), reverse=is_down)
-    rows.sort(key=lambda row: read_value(row) is None)  # it is stable
+    is_descending = key.startswith("-")
+    rows = sorted(comparison.rows, key=lambda row: _order(read_value(row)), reverse=is_descending)
+    # Rows without a value go to the end. Sorting is stable, so the others keep their order.
+    rows.sort(key=lambda row: read_value(row) is None)
     if all(row is old for row, old in zip(rows, comparison.rows, strict=True)):
         return comparison
     return replace(comparison, rows=tuple(rows))

@@ -30,7 +30,7 @@ def build_simultaneous_curves(
     any of a benchmark's intervals misses its true change is at most 5 %.
 
     Args:
-        points: Of scales above 0, which is the base.
+        points: The findings at each scale; none at scale 0, which is the base.
     """
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for point in points:
@@ -61,13 +61,13 @@ def choose_scale(
     """Choose the largest scale up to which every loss is shown to be within its budget.
 
     The search goes up from the smallest scale and ends before the first one whose losses are not
-    shown to be within. The tests have a fixed order, so none needs a correction, and the same
-    questions may choose and judge. A scale beyond the budgets is chosen in at most 5 % of cases,
-    however many scales there are, because the first such scale would have to pass a test at 5 %
-    (`python -m bench.statistics`, "scale").
+    shown to be within; the smallest is chosen in any case, and its gate says the outcome. The tests
+    have a fixed order, so none needs a correction, and the same questions may choose and judge. A
+    scale beyond the budgets passes in at most 5 % of cases, however many scales there are, because
+    the first such scale would have to pass a test at 5 % (`python -m bench.statistics`, "scale").
 
     Args:
-        points: Of scales above 0.
+        points: The findings at each scale, at least one; all scales are above 0.
         budgets: As `check_budgets` takes them.
         off: The benchmarks that decide nothing.
 
@@ -78,7 +78,7 @@ def choose_scale(
     for point in sorted(points, key=lambda point: point.scale):
         gate = Gate(tuple(check_budgets(point.findings, budgets, off=off)), tuple(off))
         if gate.outcome is not Outcome.within:
-            return chosen or ChosenScale(point, gate)
+            return chosen or ChosenScale(point, gate)  # the scale before, or the smallest
         chosen = ChosenScale(point, gate)
     assert chosen is not None
     return chosen

@@ -28,7 +28,7 @@ class TrialOutcome:
 
 
 def summarize_trial(findings: Findings, budget: float | None) -> TrialOutcome:
-    """Summarize a trial.
+    """Summarize a trial: what it learned, and by how much each loss exceeds its budget.
 
     Args:
         findings: The trial's findings.

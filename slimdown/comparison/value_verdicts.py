@@ -69,8 +69,8 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
         comparison: Its rows are judged together.
 
     Returns:
-        For each row what is known, by column: `learned` where a target was measured, benchmarks,
-        and `kept`. A mean of one benchmark alone is left out.
+        For each row, what may be claimed, by column. The columns are the benchmarks that a run
+        measured, and `learned` and `kept` if they are means of several benchmarks.
     """
     columns = _list_cells(comparison)
     cells = [cell for column in columns for cell in column]
@@ -162,15 +162,16 @@ def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
 def _decide_cells(
     cells: Sequence[_Cell], tests: Mapping[_Cell, TestedChange]
 ) -> dict[_Cell, Decision]:
-    """Decide the verdicts of all cells that have a test; all but the watched ones as one family.
+    """Decide the verdicts of all cells that have a test.
 
-    A cell without a test counts in the family all the same.
+    They are corrected together, without the watched cells. Cells that have no test count, too.
     """
     claimed = [cell for cell in tests if not cell.is_watched]
+    n_claims = len([cell for cell in cells if not cell.is_watched])
     decided = decide_verdicts(
         [tests[cell] for cell in claimed],
         [cell.margin for cell in claimed],
-        n_unknown=sum(not cell.is_watched for cell in cells) - len(claimed),
+        n_unknown=n_claims - len(claimed),
     )
     decisions = dict(zip(claimed, decided, strict=True))
     for cell, test in tests.items():
@@ -182,23 +183,27 @@ def _decide_cells(
 def _judge_cell(cell: _Cell, decision: Decision | None, test: TestedChange | None) -> JudgedMean:
     """Say what may be claimed about a cell.
 
-    A single run has the verdict of its own report, unless the table does not bear it out.
+    A single run keeps the verdict of its own report if this decision agrees; otherwise the cell is
+    undecided.
     """
     runs = cell.row.runs
-    own = runs[0].changes.get(cell.heading) if len(runs) == 1 else None
+    own_change = runs[0].changes.get(cell.heading) if len(runs) == 1 else None
     if decision and decision.verdict is Verdict.retained and cell.has_nothing_to_lose:
         decision = replace(decision, verdict=Verdict.undecided)
     verdict = decision.verdict if decision else Verdict.undecided
     if cell.is_watched:
         verdict = None
-    elif own and own.verdict is not verdict:
+    elif own_change and own_change.verdict is not verdict:
         verdict = Verdict.undecided
-    means = {LEARNED: cell.row.target, KEPT: cell.row.retained}
+    if cell.heading in (LEARNED, KEPT):
+        mean = cell.row.target if cell.heading == LEARNED else cell.row.retained
+    else:
+        mean = cell.row.changes[cell.heading].change
     return JudgedMean(
-        (means.get(cell.heading) or cell.row.changes[cell.heading].change).value,
+        mean.value,
         verdict,
         decision,
         test,
-        cell.margin,
-        own.shown_change if own else None,
+        margin=cell.margin,
+        own=own_change.shown_change if own_change else None,
     )

@@ -8,12 +8,13 @@ FOLLOWERS = frozenset({"lora.lora_alpha"})  # twice the rank, unless it is set
 def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Find the settings in which runs were made to differ, without the seed.
 
-    A run is named by what its command line set. Another setting counts only if those before do not
-    tell its value, as the rank tells `lora.lora_alpha` and `keep=replay` what its file holds.
+    A run's name holds what its command line set: these settings count if they differ. Other
+    settings often follow from them: `lora.lora_alpha` from the rank, and all that a file holds from
+    `keep=replay`. So another one counts only if its value does not follow from those found before.
 
     Args:
         names: The runs' names.
-        settings: Their settings by dotted keys.
+        settings: Their settings by dotted keys, in the same order.
 
     >>> ranks = [{"lora.r": "4", "lora.lora_alpha": "8"}, {"lora.r": "8", "lora.lora_alpha": "16"}]
     >>> find_varied(["pocket lora.r=4", "pocket lora.r=8"], ranks)
@@ -22,7 +23,7 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
     keys = {key for run_settings in settings for key in run_settings} - {"seed", "verdict"}
 
     def rank(key: str) -> tuple[bool, bool, bool, bool, int, str]:
-        """Put those that names hold first, in their order, then those of a file that names hold."""
+        """Return the sort key: False comes first, so names' settings do, then those of a file."""
         section, _, field = key.partition(".")
         places = [name.find(f" {key}=") for name in names if f" {key}=" in name]
         has_chosen_file = any(f" {section}=" in name for name in names)
@@ -34,9 +35,10 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
     varied: list[str] = []
     for key in sorted(keys, key=rank):
         values = [run_settings.get(key) for run_settings in settings]
-        known = [tuple(map(run_settings.get, varied)) for run_settings in settings]
+        found_values = [tuple(map(run_settings.get, varied)) for run_settings in settings]
         is_named = any(f" {key}=" in name for name in names)
-        tells_more = len(set(zip(known, values, strict=True))) > len(set(known))
+        # It does not follow from those found if it tells more runs apart together with them.
+        tells_more = len(set(zip(found_values, values, strict=True))) > len(set(found_values))
         if len(set(values)) > 1 and (is_named or tells_more):
             varied.append(key)
     return varied
