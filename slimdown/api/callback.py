@@ -89,7 +89,7 @@ class ForgettingCallback(WatchingCallback):
         numbers = {"every": every, "questions": questions, "limit": limit or 1}
         for name, n in numbers.items():
             least = 0 if name == "every" else 1
-            if type(n) is not int or n < least:
+            if type(n) is not int or n < least:  # True is an int, too
                 raise ConfigError(f"{name}={n!r} must be a whole number of at least {least}")
         if stop_on_forgetting not in (True, False):
             raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")

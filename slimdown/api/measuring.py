@@ -153,6 +153,7 @@ def build_evaluator(
         raise ConfigError(f"{name} is no argument{nearest(name, list(Prompts.__annotations__))}")
     if stock not in (None, True, False):
         raise ConfigError(f"stock={stock!r} must be True, False or None")
+    # These two are settings of benchmarks, the other prompts are settings of the evaluation.
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
     values: dict[str, Any] = {
         "batch_size": batch_size,
@@ -163,7 +164,7 @@ def build_evaluator(
     }
     values |= {name: value for name, value in prompts.items() if value is not None}
     config = build_settings(EvaluationConfig, values)
-    # These two are settings of benchmarks, and are checked as those of any.
+    # A benchmark that is made only to check the two.
     answers = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
     limits = build_settings(BenchmarkConfig, answers)
     if problems := [*find_problems(config), *find_problems(limits)]:
@@ -198,6 +199,7 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
             raise DataError(f"{name} holds no benchmark, so there is nothing to judge")
     try:
         findings = judge_evaluations(before, after)
+        # The same findings, as an object of the class that a notebook shows
         return NotebookFindings(**{f.name: getattr(findings, f.name) for f in fields(Findings)})
     except DataError as error:
         raise DataError(
@@ -268,7 +270,7 @@ class NotebookFindings(Findings):
         Raises:
             ConfigError: A budget is no share, or its benchmark was not measured.
         """
-        # "": all that have no budget of their own
+        # The name "" stands for all retained benchmarks without a budget of their own.
         all_budgets: dict[str, Any] = budgets if others is None else {"": others, **budgets}
         off = [name for name, budget in all_budgets.items() if budget == "off"]
         shares = {name: budget for name, budget in all_budgets.items() if name not in off}

@@ -64,10 +64,13 @@ def run_experiment(
             base is measured.
     """
     began = time.perf_counter()
-    progress = console.RunProgress(4 if config.address else 5 if config.tuned else 6)
+    n_stages = 4  # reading, loading the base, measuring it, measuring the tuned model
+    if not config.address:
+        n_stages += 1 if config.tuned else 2  # loading it; or preparing a training, and training
+    progress = console.RunProgress(n_stages)
     with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
-        inputs = read_inputs(config, on_progress)  # before the run is opened: a mistake leaves none
-    config, outline = inputs.config, inputs.outline
+        inputs = read_inputs(config, on_progress)  # a mistake raises before a run is opened
+    config = inputs.config
     progress.n_stages += 1 if inputs.served else 0
     console.show_notes(inputs.notes)
     progress.expected = _expect_seconds(inputs)
@@ -76,7 +79,7 @@ def run_experiment(
         source = open_source(inputs, run, progress)
         source.begin()
         with progress.show(f"loading {config.model.id}"):
-            base = shared_base.load(config, inputs.tokenizer, outline)
+            base = shared_base.load(config, inputs.tokenizer, inputs.outline)
         run.log_model(base)
         broadcast_from_main(run.run_id)  # now the processes in `assist_run` go on
         source.check(base)
@@ -85,9 +88,9 @@ def run_experiment(
         with progress.show("measuring the base", "questions", "base") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
-        n_shown = len(evaluator.notes)
+        n_notes_shown = len(evaluator.notes)
         progress.expect_as(base_evaluation, inputs.served)
-        # Too few questions end the run here, before it trains.
+        # If there are too few questions to hold some out, this raises, before the run trains.
         open_base = open_part(base_evaluation, config.evaluation.holdout)
         if config.rerun:
             console.show_notes(describe_changed_base(config, info.run_key, open_base))
@@ -98,7 +101,7 @@ def run_experiment(
         with progress.show("measuring the tuned model", "questions", "tuned") as on_progress:
             stop_when = stopping_rule(config.evaluation.until, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
-        console.show_notes(evaluator.notes[n_shown:])
+        console.show_notes(evaluator.notes[n_notes_shown:])
         served_evaluation = source.ask_as_served(tuned, evaluator, tuned_evaluation)
         source.release(tuned, shared_base)
 
@@ -153,10 +156,10 @@ def _show_end(
 
 
 def _expect_seconds(inputs: RunInputs) -> dict[str, float]:
-    """Return how long each part of a run takes, where runs like it are recorded; warn of hours."""
+    """Return how many seconds each part of a run takes, and warn if the run takes over an hour."""
     base = describe_base(inputs)
     rates = find_rates(inputs.config, base.device)
-    if not rates.costs:
+    if not rates.costs:  # no run like it is recorded
         return {}
     expected = estimate_run(inputs, base, rates)
     seconds = sum(expected.values())
@@ -176,17 +179,19 @@ def _judge_open(
     """Judge by the questions that are not held out.
 
     Returns:
-        The findings that are shown, and those that the gate judges: of what will be served.
+        The findings that are shown: of the tuned model, asked as the base is. And those that decide
+        about budgets: of the tuned model, asked as it will be served.
     """
     holdout = inputs.config.evaluation.holdout
     findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
     findings = replace(findings, not_run=inputs.not_run)
-    if served_evaluation is None:
+    if served_evaluation is None:  # it is served as the base is asked
         return findings, findings
     open_served = open_part(served_evaluation, holdout)
     gated_findings = judge(open_base, open_served, same_prompts=False)
     asked_again = {name: open_served.benchmarks[name] for name in inputs.served}
-    return replace(findings, served=replace(open_served, benchmarks=asked_again)), gated_findings
+    findings = replace(findings, served=replace(open_served, benchmarks=asked_again))
+    return findings, gated_findings
 
 
 def list_costs(
@@ -201,12 +206,12 @@ def list_costs(
     """
     parts = [cost for evaluation in evaluations if evaluation for cost in evaluation.costs]
     if training and training.runtime_seconds > 0:
-        n_tokens = round(training.tokens_per_second * training.runtime_seconds)
-        n_steps, seconds = len(training.history), training.runtime_seconds
+        seconds = training.runtime_seconds
+        n_steps, n_tokens = len(training.history), round(training.tokens_per_second * seconds)
         parts.append(Cost("", Work.steps, n_steps, n_tokens, new_tokens=0, seconds=seconds))
     rest = time.perf_counter() - began - sum(cost.seconds for cost in parts)
     yield from parts
-    yield Cost("", Work.other, 1, 0, 0, max(0.0, rest))
+    yield Cost("", Work.other, n=1, prompt_tokens=0, new_tokens=0, seconds=max(0.0, rest))
 
 
 def measure_base(config: RunConfig) -> None:
@@ -245,11 +250,12 @@ def assist_run(config: RunConfig) -> None:
 
 def _train_and_answer_along(config: RunConfig) -> None:
     """Take the same steps as the first process in `run_experiment`, without record or screen."""
-    outline, tokenizer = check_base(config), load_base_tokenizer(config.model)
+    outline = check_base(config)
+    tokenizer = load_base_tokenizer(config.model)
     silent: Any = lambda *_: None  # noqa: E731
-    if config.tuned:
-        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
-        external = open_tuned_model(config, base)
+    if config.tuned:  # its files are checked before weights are loaded
+        unloaded = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+        external = open_tuned_model(config, unloaded)
     base = load_base_model(config.model, config.quantization, tokenizer, outline)
     if not config.tuned:
         prepared = prepare_training(base, read_rows(config, tokenizer), config)

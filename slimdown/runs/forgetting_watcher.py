@@ -82,7 +82,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         if not self._every or state.global_step % self._every:
             return
         if is_last_step(state, control) and not self._budgets:
-            return
+            return  # all questions are asked now, so a look would tell nothing more
         loaded = wrap_trained(kwargs)
         findings = judge(self._base, self._ask(loaded))
         self.report_look(findings, state)
@@ -124,7 +124,7 @@ def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
 
 
 def build_watcher(config: RunConfig) -> WatchingCallback:
-    """Build the callback of a run with `train.stop_on_forgetting`; its base is to be measured."""
+    """Build the callback for `train.stop_on_forgetting`; `measure_base` must be called first."""
     budgets, most_questions = default_budgets(config.benchmark), config.train.look_questions
     shortened = {}
     for name in budgets:

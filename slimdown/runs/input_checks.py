@@ -23,23 +23,23 @@ def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
         problems += check_row_files(datasets)
     for keep in {repr(config.keep): config.keep for config in configs}.values():
         problems += keep.find_file_problems()
-    for config in {repr(config.benchmark): config for config in configs}.values():
+    for config in {repr(c.benchmark): c for c in configs}.values():
         problems += check_task_names(config.benchmark, config.evaluation.include_path)
     backend = configs[0].evaluation.backend
     if BACKENDS[backend].needs_gpu and not count_gpus():
         needs = f"evaluation.backend={backend} needs a GPU of NVIDIA's"
         problems.append(f"{needs}; set evaluation.backend={Backend.hf}")
-    unusable = [problem for config in configs for problem in find_wrong_base(config)]
+    model_problems = [problem for config in configs for problem in find_wrong_base(config)]
     for config in {(c.address, repr(c.served)): c for c in configs if c.address}.values():
         try:
-            find_server(config)
+            find_server(config)  # raises if it does not answer
         except ModelError as error:
-            unusable.append(str(error))
+            model_problems.append(str(error))
     sources = (source for config in configs for source in _list_sources(config))
-    problems += unusable or check_repositories(sources)
+    problems += model_problems or check_repositories(sources)
     with_options = {repr((c.lora, c.train)): c for c in configs if needs_libraries(c)}
-    if with_options and not problems:
-        from slimdown.training.options import check_options  # imports torch
+    if with_options and not problems:  # the check is slow: it imports torch
+        from slimdown.training.options import check_options
 
         for config in with_options.values():
             problems += check_options(config)

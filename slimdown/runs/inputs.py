@@ -86,11 +86,12 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     outline = check_base(config)
     backend = BACKENDS[config.evaluation.backend]
     if backend.module:
-        backend.find_function("check_tuned")(config)
+        backend.find_function("check_tuned")(config)  # raises if it cannot answer with the adapter
     config = fix_dtypes(config)
     server = find_server(config) if config.address else None
     tasks, not_run = load_benchmarks(config, on_progress)
-    tokenizer, train_data = load_tokenizer(config, server), None
+    tokenizer = load_tokenizer(config, server)
+    train_data = None
     tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer, server)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
@@ -102,7 +103,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     ]
     if config.tuned_model:
         notes += [_describe_weights(config, config.tuned_model)]
-    elif server is None:
+    elif server is None:  # this run trains
         on_progress(0, 0, ", ".join(config.dataset))
         config, train_data, row_notes = _prepare_rows(config, tokenizer)
         notes += row_notes
@@ -110,7 +111,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     config = replace(config, evaluation=evaluation)
     notes = prompt_notes + notes
     base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
-    check_room(tasks, evaluation, base)
+    check_room(tasks, evaluation, base)  # raises if prompts do not fit into the model's window
     server_differences = list[str]()
     if server:
         server_differences += _compare_template(server, tokenizer)
@@ -171,14 +172,14 @@ def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, Trainin
         config = complete_config(replace(config, keep=keep))
     n_rows = sum(len(part.train) for part in train_data.parts)
     for problem in check_rows(config, n_rows, not train_data.holds_conversations):
-        raise DataError(problem)
+        raise DataError(problem)  # the first one
     return config, train_data, [*notes, *train_data.notes]
 
 
 def _find_served(
     external: ExternalModel, evaluation: EvaluationConfig, tasks: dict[str, BenchmarkTask]
 ) -> tuple[dict[str, BenchmarkTask], list[str]]:
-    """Find what the tuned model is asked once more, and say how it is served otherwise."""
+    """Find the benchmarks that the tuned model is asked once more as it is served, and say how."""
     assert external.serving
     assert external.base_serving
     notes = [f"The tuned model is served differently: {line}." for line in external.differences]
@@ -193,7 +194,7 @@ def _find_served(
         if served and is_other_backend:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
         check_room(served, evaluation, model)
-    except SlimdownError as error:  # its template fails, or ignores a setting
+    except SlimdownError as error:  # its template fails or ignores a setting, or prompts do not fit
         return {}, [*notes, f"It cannot be measured as it is served: {error}"]
     if served:
         names = ", ".join(served)
@@ -241,7 +242,7 @@ def leave_out_unaskable(
     tokenizer: Any,
     server: Server | None = None,
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Leave out the benchmarks of a suite that the base's chat template or a server does not take.
+    """Leave out a suite's benchmarks that the base's chat template or the server cannot be asked.
 
     Args:
         config: The settings; without a suite, a benchmark that cannot be asked is an error.
@@ -255,7 +256,7 @@ def leave_out_unaskable(
     Raises:
         ModelError: The model has no chat template, and a benchmark asks messages; or the server
             does not answer.
-        DataError: They take no benchmark, or not the one that you chose.
+        DataError: No benchmark can be asked, or, without a suite, one cannot.
     """
     reasons = dict(_find_unservable(server, tasks, tokenizer)) if server else dict[str, str]()
     for name, task in tasks.items():
@@ -273,7 +274,7 @@ def leave_out_unaskable(
 def _find_unservable(
     server: Server, tasks: dict[str, BenchmarkTask], tokenizer: Any
 ) -> Iterator[tuple[str, str]]:
-    """Yield the benchmarks that a server cannot be asked, and why, after a question or two to it.
+    """Send a server a question or two; yield the benchmarks that it cannot be asked, and why.
 
     Raises:
         ModelError: It does not answer messages.
@@ -316,16 +317,18 @@ def decide_prompts(
     Returns:
         The settings of the evaluation with nothing left to choose, and lines for the user.
     """
-    is_chat = train_data is not None and train_data.holds_conversations
+    is_chat_model = train_data is not None and train_data.holds_conversations
     if config.tuned_model and not train_data:
-        is_chat = read_chat_template(config.tuned_model) is not None
+        is_chat_model = read_chat_template(config.tuned_model) is not None
     if config.address:
-        is_chat = True  # a server takes messages
-    has_reason = is_chat and any(task.generates for task in tasks.values())
+        is_chat_model = True  # a server takes messages
+    # With "auto", a chat model that generates answers gets its prompts through the template.
+    needs_template = is_chat_model and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template
-    is_plain = setting is False or (setting == "auto" and not has_reason)
+    is_plain = setting is False or (setting == "auto" and not needs_template)
     if is_plain and any(task.has_messages for task in tasks.values()):
-        read_template_args(tokenizer, replace(config.evaluation, apply_chat_template=True))
+        with_template = replace(config.evaluation, apply_chat_template=True)
+        read_template_args(tokenizer, with_template)  # raises if the template is missing or fails
         note = "Messages are asked through the chat template, and other prompts are plain."
         return replace(config.evaluation, apply_chat_template=False), [note]
-    return choose_prompts(config.evaluation, tokenizer, has_reason)
+    return choose_prompts(config.evaluation, tokenizer, needs_template)

@@ -58,14 +58,14 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
         config: The checked settings.
         title: What stands above the plan.
         tries: Load the weights, and try one batch of each kind of work.
-        n_equal: How many jobs of a sweep do the same.
+        n_equal: How many jobs of a sweep have this same plan.
 
     Raises:
         SlimdownError: Something that you can mend, as the run itself would say it.
     """
     with console.progress_bar("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)
-        inputs.find_contamination().check(config.contamination.max_share)
+        inputs.find_contamination().check(config.contamination.max_share)  # raises if too large
         base = describe_base(inputs)
         counted = _count_costs(inputs, base)
         rows = _tokenize(inputs, base)
@@ -103,18 +103,19 @@ def _count_costs(inputs: RunInputs, base: LoadedModel) -> list[tuple[Cost, bool]
 
 
 def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str, float]:
-    """Estimate the seconds of base, train and tuned by what equal work took; nan: not known.
+    """Estimate the seconds of each part of a run by what such work took before; nan: not known.
 
-    Rows are not tokenized for it: a step is taken to cost what one did.
+    Rows are not tokenized for it: each step of the training is taken to cost what one did before.
     """
     seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
-    for part in _list_parts(inputs, _count_costs(inputs, base), None, rates):
+    for part in _list_parts(inputs, _count_costs(inputs, base), rows=None, rates=rates):
         if part.part in seconds and not part.is_recorded:
             seconds[part.part] += part.cost.seconds
     if inputs.train_data:
         n_rows = sum(len(part.train) for part in inputs.train_data.parts)
-        known = rates.find(Cost("", Work.steps, 1, 0, 0))
-        n_steps = _count_steps(inputs.config, n_rows)[1]
+        _, n_steps = _count_steps(inputs.config, n_rows)
+        a_step = Cost("", Work.steps, n=1, prompt_tokens=0, new_tokens=0)
+        known = rates.find(a_step)
         seconds["train"] = known.seconds / known.n * n_steps if known else nan
     return seconds
 
@@ -222,7 +223,7 @@ def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
 
 
 def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> Iterator[str]:
-    """Say how benchmarks are asked, what is cut, and what memory and disk it takes."""
+    """Yield sentences on how benchmarks are asked, on the rows, and on memory and disk."""
     config = inputs.config
     yield f"Base model: {describe_model(config)}."
     if config.evaluation.apply_chat_template != "auto":  # else the first note says it
@@ -230,10 +231,10 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     yield from inputs.notes
     if inputs.train_data:
         is_chat = inputs.train_data.holds_conversations
-        prompts = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
-        if is_chat not in [prompt.apply_chat_template for prompt in prompts]:
-            kinds = {True: "go through the chat template", False: "are plain"}
-            yield f"The rows {kinds[is_chat]}, and all prompts {kinds[not is_chat]}."
+        evaluations = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
+        if is_chat not in [evaluation.apply_chat_template for evaluation in evaluations]:
+            forms = {True: "go through the chat template", False: "are plain"}
+            yield f"The rows {forms[is_chat]}, and all prompts {forms[not is_chat]}."
     if rows:
         labels = [label for row_labels in rows.train["labels"] for label in row_labels]
         share = sum(label != IGNORED for label in labels) / max(1, len(labels))
@@ -270,7 +271,7 @@ def _estimate_memory(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows |
 
 
 def _measure_download(config: RunConfig) -> int:
-    """Return the bytes of the models' files that are not here yet; 0 where the hub does not say."""
+    """Return the bytes of the models' files that are not here yet; 0 if the hub does not answer."""
     n_bytes = 0
     for model in filter(None, (config.model, config.tuned_model)):
         if not model.folder:
@@ -280,7 +281,7 @@ def _measure_download(config: RunConfig) -> int:
                     revision=model.revision,
                     allow_patterns=[*MODEL_FILES, "*.safetensors"],
                     ignore_patterns="*/*",
-                    dry_run=True,
+                    dry_run=True,  # lists the files, and downloads none
                 )
                 n_bytes += sum(file.file_size or 0 for file in files if file.will_download)
     return n_bytes
@@ -298,20 +299,23 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
     with console.progress_bar("trying one batch of each kind of work"):
         began = time.perf_counter()
         base = load_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
-        seconds = time.perf_counter() - began
-        shares = not inputs.learns_prompt
-        costs = list(try_costs(inputs.tasks, config.evaluation, base, _TRIED_SECONDS, shares))
+        rest_seconds = time.perf_counter() - began  # of all that is no question and no step
+        share_prefixes = not inputs.learns_prompt
+        tried = try_costs(inputs.tasks, config.evaluation, base, _TRIED_SECONDS, share_prefixes)
+        costs = list(tried)
+        # Unsloth trains in a process of its own, so its steps are not tried.
         if rows and inputs.train_data and not ENGINES[config.train.engine].module:
             began = time.perf_counter()
             prepared = prepare_training(base, inputs.train_data, config)
-            seconds += time.perf_counter() - began
+            rest_seconds += time.perf_counter() - began
             whole = count_steps(config, prepared)
             step_seconds = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
             costs.append(replace(whole, seconds=step_seconds * whole.n))
             # The held-out loss, before and after. A forward takes a third of a step.
             step_tokens = whole.prompt_tokens / whole.n
             n_steps = sum(map(len, prepared.validation["input_ids"])) / step_tokens
-            seconds += 2 * n_steps * step_seconds / 3
+            rest_seconds += 2 * n_steps * step_seconds / 3
     rest = [cost for cost in rates.costs if cost.work is Work.other]
-    costs += rest or [Cost("", Work.other, 1, 0, 0, seconds)]
+    tried_rest = Cost("", Work.other, n=1, prompt_tokens=0, new_tokens=0, seconds=rest_seconds)
+    costs += rest or [tried_rest]
     return Rates(tuple(costs), "tried here")

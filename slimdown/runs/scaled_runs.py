@@ -75,6 +75,7 @@ def measure_scales(
     folder = local_dir(config.tracking) / "scales"
     cache = RecordedEvaluations(config, "tuned", folder, is_shared=True)
     recorded_base, recorded_tuned = recorded
+    # An evaluation that may have stopped early is not reused: here all questions are asked.
     can_reuse = _has_same_answers(base_evaluation, recorded_base) and not any(
         benchmark.looks for benchmark in recorded_tuned.benchmarks.values()
     )
@@ -104,7 +105,7 @@ class _ScalableModel:
 
 
 def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableModel:
-    """Load base and tuned model. What their files show cannot be scaled is refused before.
+    """Load base and tuned model; refuse before that what cannot be scaled, as far as files show it.
 
     Raises:
         ModelError: The tuned model is not the one that was measured, or cannot be scaled.
@@ -117,7 +118,7 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
         raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
     load_base = partial(load_base_model, config.model, config.quantization, tokenizer, outline)
     if external.folder is None:  # a whole model: its weights are mixed with the base's
-        interpolation = pair_models(config.model, external)
+        interpolation = pair_models(config.model, external)  # raises if their tensors differ
         base = load_base()
         interpolation = replace(interpolation, external=replace(external, base=base))
         return _ScalableModel(
@@ -127,7 +128,7 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
     tuned = replace(external, base=base).load()
     check_scalable(tuned)
     return _ScalableModel(
-        base=replace(base, model=tuned.model),
+        base=replace(base, model=tuned.model),  # the base when its adapter is disabled
         is_adapter=True,
         open=partial(scale_adapter, tuned),
         save=partial(save_scaled_adapter, external.folder),

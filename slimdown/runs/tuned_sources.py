@@ -123,12 +123,13 @@ class TrainingSource(TunedSource):
 
     def make(self, base: LoadedModel) -> LoadedModel:
         """Train, with looks at the benchmarks where they may end the training."""
-        config, run, watcher = self._inputs.config, self._run, None
+        config, watcher = self._inputs.config, None
         assert self._rows  # `check` came before
         if config.train.stop_on_forgetting:
             watcher = build_watcher(config)
             with progress_bar("asking what each look asks"):
                 watcher.measure_base(base)
+        # Divide each step into forward passes that fit into the card's memory.
         dtype, card_bytes = getattr(torch, base.dtype), card_memory(torch.device(base.device))
         forwards = choose_forwards(config, self._inputs.outline, dtype, self._rows, card_bytes)
         if forwards.differ_from(config.train):
@@ -138,8 +139,8 @@ class TrainingSource(TunedSource):
                 base,
                 self._rows,
                 config,
-                run.checkpoint_dir,
-                on_log=run.log_step,
+                self._run.checkpoint_dir,
+                on_log=self._run.log_step,
                 on_progress=on_progress,
                 forwards=forwards,
                 watcher=watcher,
