@@ -98,7 +98,7 @@ class Sampling:
         observations, weights = self.to_observations(columns)
         n = len(weights)
         distinct, numbers = np.unique([*observations, weights], axis=1, return_inverse=True)
-        ends = self.looks or (n,)
+        ends = self.looks or (n,)  # how many observations each look has seen
         counts = [np.bincount(numbers.ravel()[:end], minlength=distinct.shape[1]) for end in ends]
         plan: tuple[int, ...] = ()
         if self.looks:

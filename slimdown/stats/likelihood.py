@@ -279,10 +279,11 @@ class EmpiricalLikelihoodTest:
         n_points = n_points // 2 * 2 + 1  # odd, so that the middle, no change, is one of them
         rows = np.arange(len(starts))
         for _ in range(ceil(_BITS / log2(n_points + 1))):
-            # The search goes on between the last point that is ruled out and the next one.
+            # The search goes on between the last point that is ruled out and the next one. The end
+            # counts as kept, so `argmax` finds a kept point in each row.
             points = np.linspace(starts, ends, n_points + 2, axis=1)
             is_kept = p_values(points[:, 1:-1]) > alpha
-            is_kept = np.append(is_kept, np.ones((len(rows), 1), dtype=bool), axis=1)  # the end
+            is_kept = np.append(is_kept, np.ones((len(rows), 1), dtype=bool), axis=1)
             n_ruled_out = is_kept.argmax(axis=1)
             starts, ends = points[rows, n_ruled_out], points[rows, n_ruled_out + 1]
         return np.asarray(starts)
