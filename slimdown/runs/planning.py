@@ -65,7 +65,7 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
     """
     with console.progress_bar("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)
-        inputs.find_contamination().check(config.contamination.max_share)  # raises if too many
+        inputs.find_contamination().check(config.contamination.max_share)  # raises above it
         base = describe_base(inputs)
         counted = _count_costs(inputs, base)
         rows = _tokenize(inputs, base)
