@@ -157,13 +157,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.register:
         registry.check_in_record(run)
     rules.resolve(findings)  # raises if the budgets do not fit the benchmarks
-    case = _Case(
-        run,
-        findings,
-        read=cache(partial(run_reader.read_evaluations, store, run)),
-        base_name=run.params.get("model.id", "base"),
-        holdout=run.holdout,
-    )
+    read = cache(partial(run_reader.read_evaluations, store, run))
+    base_name = run.params.get("model.id", "base")
+    case = _Case(run, findings, read, base_name, holdout=run.holdout)
     if options.against:
         case = case.judge_against(store, options.against)
     lost_lines = list[str]()

@@ -112,11 +112,7 @@ def _show_help(arguments: list[str]) -> int:
 
 
 def _ask_hydra(arguments: list[str]) -> int:
-    """Have Hydra answer `--cfg`, `--hydra-help` and the like, and return the exit code.
-
-    Raises:
-        ConfigError: Hydra does not know the flags, or would start a run or read a pickle.
-    """
+    """Have Hydra answer `--cfg`, `--hydra-help` and the like, and return the exit code."""
 
     def refuse_run(_: DictConfig) -> None:
         raise ConfigError(

@@ -42,10 +42,6 @@ def main(argv: list[str]) -> int:
 def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
     """Print a link to each experiment, and start MLflow's server unless the store is one.
 
-    Args:
-        options: Of the command line.
-        server_options: More options, which MLflow's server gets.
-
     Raises:
         TrackingError: The port is taken, or the store cannot be read.
     """
@@ -80,11 +76,7 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
 def _serve_pages(
     options: argparse.Namespace, server_options: list[str], place: str, lines: list[str]
 ) -> int:
-    """Start MLflow's server, print lines when it answers, and return its exit code at its end.
-
-    Raises:
-        TrackingError: The port is taken.
-    """
+    """Start MLflow's server, print lines when it answers, and return its exit code at its end."""
     from slimdown.report.console import show_line
 
     try:  # MLflow would say it in a traceback

@@ -143,12 +143,9 @@ def _fit_answers(
 
 
 def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
-    """Yield the lost answers of a benchmark, then the gained ones, each with the clearest first.
+    """Yield a benchmark's lost answers, then its gained ones, each with the clearest first.
 
-    Args:
-        number: The benchmark's place among the benchmarks of the page.
-        name: The benchmark's name.
-        pair: The answers of both models.
+    `number` is the place of the benchmark `name` among those of the page.
     """
     changed = find_changed_answers(pair)
     metric = pair.base.benchmark.metric

@@ -101,12 +101,8 @@ def _make_table(
 ) -> Table:
     """Make a table with a row for each judged configuration.
 
-    The scores of a base model are a row above the first configuration that has this base model.
-
-    Args:
-        comparison: The compared runs.
-        judged: The means of the first configurations, by column; only these are shown.
-        by: The setting whose column comes first, or None.
+    These are the first ones. The scores of a base model are a row above the first configuration
+    that has this base model.
     """
     headings = head_columns(comparison)
     ranks = _rank_benchmarks(comparison)

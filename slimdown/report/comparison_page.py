@@ -92,8 +92,7 @@ def _describe_corrections(
 def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
     """Show which runs a row stands for, and where their adapters are.
 
-    If the settings of each row are unique, they name it. Then the cell of the runs shows only their
-    ids and the name that a user gave.
+    The name of the runs is short if the row's settings are unique, which then name the row.
     """
     runs = row.runs
     identity: dict[str, Any] = {
@@ -106,12 +105,8 @@ def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
         "seeds": " ".join(row.seeds),
     }
     ids = row.ids if len(runs) > _MOST_SEEDS else ", ".join(run.run_id[:8] for run in runs)
-    if not are_unique:
-        name = f"{row.name} ({row.ids})"
-    elif row.given_name:
-        name = f"{row.given_name} ({ids})"
-    else:
-        name = ids
+    short_name = f"{row.given_name} ({ids})" if row.given_name else ids
+    name = short_name if are_unique else f"{row.name} ({row.ids})"
     trained = [run for run in runs if run.model_files]
     places = [describe_model_place(run.model_files, run.run_id) for run in trained]
     adapters = " ".join(run.model_files for run in trained)
@@ -182,13 +177,9 @@ def _describe_seeds(seeds: Sequence[str]) -> str:
 def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Cell:
     """Show the mean change in one column over a row's seeds, with its interval and verdict.
 
-    The verdict of a single run is that of its own report. If it does not hold once it is corrected
-    for the whole table, the cell says so.
-
-    Args:
-        row: The runs.
-        name: A benchmark, or the mean of several: `learned` or `kept`.
-        judged: The mean and its verdict; None if nothing was measured.
+    The column is a benchmark's, or holds the mean of several: `learned` or `kept`. The verdict of a
+    single run is that of its own report. If it does not hold once it is corrected for the whole
+    table, the cell says so.
     """
     if judged is None:
         return Cell(EMPTY)

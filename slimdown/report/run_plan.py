@@ -6,7 +6,7 @@ from math import isfinite
 from operator import itemgetter
 
 from slimdown.evaluation.results import Cost, Work
-from slimdown.report.formatting import format_duration
+from slimdown.report.formatting import format_duration, pluralize
 from slimdown.report.tables import Cell, Column, Row, Table
 
 _LONG = 3600.0  # seconds, above which ways to shorten a run are named
@@ -84,11 +84,9 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
         plans: The plans of the runs that are left to do.
         n_finished: How many runs of the command are finished already.
     """
-    done = ""
-    if n_finished == 1:
-        done = " 1 run is in the record already."
-    if n_finished > 1:
-        done = f" {n_finished:,} runs are in the record already."
+    verb = "is" if n_finished == 1 else "are"
+    finished = f" {pluralize(n_finished, 'run')} {verb} in the record already."
+    done = finished if n_finished else ""
     if not plans:
         return f"Nothing is left to do.{done}"
     seconds = sum(plan.seconds for plan in plans)

@@ -335,11 +335,7 @@ def _lay_out(table: Table, separators: str) -> RichTable:
     """Lay out a table for the console.
 
     A column with a `max_width` may break its text between words. Other columns, such as those of
-    names, numbers and verdicts, never break theirs.
-
-    Args:
-        table: The table.
-        separators: What joins the parts of a cell, see `_style_cell`.
+    names, numbers and verdicts, never break theirs. `separators` join the parts of a cell.
     """
     plain: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
     rich_table = RichTable(**plain, padding=(0, 1, 0, 0))

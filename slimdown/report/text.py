@@ -90,10 +90,7 @@ def is_rate_shown(benchmark: BenchmarkChange) -> bool:
 
 
 def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
-    """Format the paper's metric with its standard error, and its paired interval.
-
-    Both are empty if there is no such metric, or if the base had too few answers right for it.
-    """
+    """Format the paper's metric with its standard error, and its interval; "" for no metric."""
     estimate: Estimate | None = benchmark.paper_value
     if benchmark.paper_metric is None or estimate is None:
         return "", ""
@@ -258,7 +255,7 @@ def advise(
         can_scale: Whether `slimdown scale` can shrink the effect of what was trained.
         trains: Whether the run trained the model, and did not only measure it.
         keeps: Whether the run had a mitigation.
-        gate: The budgets, of which the smallest is kept; None: 2 points are.
+        gate: The budgets, of which the smallest counts; if there are none, 2 points do.
     """
     budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
     budgets = [budget]
@@ -279,10 +276,7 @@ def advise(
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
-    """Say in a line which answers the benchmark with the largest significant loss has lost.
-
-    No line is returned if no loss is significant, or if no cause is known.
-    """
+    """Count the lost answers of the largest significant loss by cause; nothing without a loss."""
     falls = {
         name: findings.benchmarks[name].primary.difference.value
         for name, losses in findings.lost_answers.items()

@@ -117,10 +117,7 @@ class RecordedEvaluations(EvaluationCache):
     def _find_in_store(
         self, key: str, name: str, benchmark: ResolvedBenchmark
     ) -> BenchmarkEvaluation | None:
-        """Return the first evaluation of a key in the store that can be read, with its origin.
-
-        None if no baseline run has one.
-        """
+        """Return the first evaluation of a key in the store that can be read, or None."""
         for run in self._find_baselines(key):
             client = store.open_store(self._config.tracking)
             run_id = run.info.run_id
@@ -141,11 +138,6 @@ class RecordedEvaluations(EvaluationCache):
 
         If the store does not answer, a warning says so, and the file stays in the folder. A run
         delivers its own copy of the samples at its end.
-
-        Args:
-            key: From `evaluation_key`.
-            name: The benchmark's name.
-            evaluation: What is kept.
         """
         file = self._write(key, name, evaluation)
         if self.model != "base":
@@ -160,9 +152,7 @@ class RecordedEvaluations(EvaluationCache):
             if not self._keeps_files:
                 file.unlink()
         except Exception as error:  # of MLflow, a database driver or an artifact store
-            # What is saved later goes to another run.
-            self._baseline_id = ""
-            self._recorded = []
+            self._baseline_id, self._recorded = "", []  # later evaluations go to another run
             problem = f"the store takes no answers of the base ({store.first_line(error)})"
             _log.warning("%s; they are in %s", problem, file)
 
@@ -185,12 +175,9 @@ class RecordedEvaluations(EvaluationCache):
             model_id = log_base(client, self._config.tracking, self._experiment_id, self.base)
             link_models(client, run_id, model_id)
         scores = {f"base/{name}": round(100 * evaluation.score.value, 2)}
+        now = int(time.time() * 1000)
         metrics = assign_metrics(
-            scores,
-            questions={name: questions},
-            base_id=model_id,
-            made_id="",
-            timestamp=int(time.time() * 1000),
+            scores, {name: questions}, base_id=model_id, made_id="", timestamp=now
         )
         client.log_batch(run_id, metrics)
         # This tag comes last: a run that has it also has the samples.

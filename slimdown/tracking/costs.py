@@ -40,10 +40,9 @@ def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
 
 
 def find_rates(config: RunConfig, device: str) -> Rates:
-    """Find what runs of this model cost on this machine, from the newest runs that are finished.
+    """Find what each part of a run of this model cost here, in the newest run that has the part.
 
-    Returns:
-        For each part of a run, what it cost in the newest run that has it; empty if there is none.
+    The result is empty if no run of this model is finished on this machine.
     """
     made_here = f"tags.`{Tag.host}` = '{provenance.name_machine()}'"
     finished_here = f"{made_here} and attributes.status = 'FINISHED'"

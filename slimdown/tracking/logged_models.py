@@ -96,13 +96,9 @@ def find_or_create_model(
     name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
     params = {key: redact_leaf(value) for key, value in record.params.items() if value}
     tags = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
+    model_type = record.kind.value
     return client.create_logged_model(
-        experiment_id,
-        name,
-        source_run_id=run_id,
-        tags=tags,
-        params=params,
-        model_type=record.kind.value,
+        experiment_id, name, source_run_id=run_id, tags=tags, params=params, model_type=model_type
     )
 
 
@@ -113,9 +109,7 @@ def log_model(
     run_id: str | None = None,
     folder: Path | None = None,
 ) -> str:
-    """Find a model in an experiment, or add it.
-
-    An entry that is not marked as ready is completed; a process that was killed may have left it.
+    """Find a model in an experiment, or add it; an entry that a kill left unready is completed.
 
     Args:
         client, experiment_id, record, run_id: As for `find_or_create_model`.
@@ -182,14 +176,15 @@ def assign_metrics(
         model_id = ""
         if dataset or key in _MEAN_METRICS:
             model_id = base_id if kind.endswith("base") else made_id
+        name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
         metric = Metric(
             key,
             value,
             timestamp,
             step=0,
             model_id=model_id or None,
-            dataset_name=dataset.name if dataset else None,
-            dataset_digest=dataset.digest if dataset else None,
+            dataset_name=name,
+            dataset_digest=digest,
         )
         metrics.append(metric)
     return metrics

@@ -29,10 +29,7 @@ PACKAGES = (
 
 
 def collect_environment() -> dict[str, Any]:
-    """Return versions, machine and git commit, as an object for JSON.
-
-    The commit is None outside a git repository, and the version of a missing package is None.
-    """
+    """Return versions, machine and git commit for JSON, None for each that is not known."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     commit = None
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit

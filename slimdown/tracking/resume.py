@@ -178,9 +178,7 @@ def find_finished_or_lock(
 
 
 def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list[str]:
-    """Name the benchmarks on which a base scores differently from an earlier run of the same key.
-
-    The earlier run is the newest finished one.
+    """Say where a base scores differently than in the newest finished run with the same key.
 
     Args:
         config: The settings of the run that goes on now.

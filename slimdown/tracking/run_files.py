@@ -192,7 +192,8 @@ def render_model_card(
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     method = "tuned" if config.tuned else config.method.name
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
-    license_id, license_name, license_link = _split_license(base.license or "")
+    license_words = (base.license or "").split(maxsplit=2)  # such as "mit", or "other NAME LINK"
+    license_id, license_name, license_link = [*license_words, None, None, None][:3]
     has_scores = is_of_hub and is_adapter and not note
     relation = "adapter" if is_adapter else "finetune"
     head = ModelCardData(
@@ -224,13 +225,6 @@ def render_model_card(
         findings=findings,
         version=OWN_VERSION,
     )
-
-
-def _split_license(license_text: str) -> tuple[str | None, str | None, str | None]:
-    """Return the id of a license, its name and its link, each None if the text has no such word."""
-    words = license_text.split(maxsplit=2)
-    license_id, name, link, *_ = [*words, None, None, None]
-    return license_id, name, link
 
 
 def _write_settings(config: RunConfig) -> str:

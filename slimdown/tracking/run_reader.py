@@ -124,12 +124,9 @@ def _make_record(run: Any, experiment_names: Mapping[str, str]) -> RunRecord:
 
 
 def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
-    """Return one fine-tuning run, with its findings if they can be read.
+    """Return the fine-tuning run that has this id, this name, or an id that begins like this.
 
-    Args:
-        tracking: The store.
-        text: The run's id, its name, or the beginning of its id. The first of these that fits any
-            run decides.
+    These are tried in this order. The run has its findings if they can be read.
 
     Raises:
         TrackingError: No run fits, or several do.
@@ -203,10 +200,9 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
 
 
 def _add_findings(client: Any, run: RunRecord) -> RunRecord:
-    """Return a run with its findings and settings.
+    """Return a run with its findings and settings, or unchanged if it has none.
 
-    A run that is not finished is returned unchanged; so is one whose files cannot be read, after a
-    warning that says why.
+    If they are there but cannot be read, a warning says why.
     """
     if run.status != "FINISHED":
         return run
@@ -272,16 +268,9 @@ def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> 
 def _read_samples(
     tracking: TrackingConfig, run: RunRecord, model: str, names: Sequence[str]
 ) -> Evaluation:
-    """Read a model's answers to some of a run's benchmarks.
+    """Read the answers to some benchmarks: of the `base`, or of the `tuned` model.
 
-    Args:
-        tracking: The store.
-        run: A finished run.
-        model: `base`, `tuned`, or `served` for the tuned model as it is served.
-        names: The names of the benchmarks.
-
-    Raises:
-        TrackingError: The run is not finished, or a file of answers is gone or damaged.
+    `served` stands for the tuned model when it was asked in the way in which it is served.
     """
     from slimdown.evaluation.samples import read_samples  # imports pyarrow
 

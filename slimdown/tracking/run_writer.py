@@ -130,11 +130,7 @@ class TrackedRun:
         self._try_to_send()  # now, so that system metrics come after the changes
 
     def _open(self, info: RunInfo, settings_text: str) -> Any:
-        """Open the store, and create or resume the run in it, which is then locked.
-
-        Returns:
-            MLflow's entry of the run.
-        """
+        """Open the store, create or resume the run in it, lock it, and return MLflow's entry."""
         self.client = store.open_store(self._tracking)
         tags = {
             Tag.run_key: info.run_key,
@@ -178,11 +174,7 @@ class TrackedRun:
         return run
 
     def _resume(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
-        """Lock an unfinished run, and mark in the store that it goes on.
-
-        Raises:
-            TrackingError: Another process has locked the run.
-        """
+        """Lock an unfinished run, mark in the store that it goes on, and return its entry."""
         run = self.client.get_run(store.check_run_id(info.resume_run_id))
         run_id = run.info.run_id
         try:
@@ -318,10 +310,7 @@ class TrackedRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED, or KILLED if somebody stopped it before its end.
-
-        A note that is added to the error says how to go on.
-        """
+        """Mark the run FAILED or KILLED, and add a note to the error that says how to go on."""
         if self._is_delivered:  # it stays FINISHED, whatever failed later
             self._lock.close()
             return

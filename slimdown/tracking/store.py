@@ -60,12 +60,7 @@ def check_store(config: TrackingConfig) -> None:
 
 
 def _check_file(file: Path) -> None:
-    """Check that a SQLite file is a store of MLflow, or that it can be created.
-
-    Raises:
-        TrackingError: It is no such store, or its name cannot be part of an address.
-        OSError: It cannot be read or created.
-    """
+    """Raise an error if a SQLite file is no store of MLflow, or cannot be read or created."""
     # MLflow takes a ? and a % in an address for something else, and would open another file.
     if "?" in str(file) or unquote(str(file)) != str(file):
         raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
@@ -84,10 +79,7 @@ def _check_file(file: Path) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Check that a server answers.
-
-    A server that wants a password or a certificate passes: MLflow has settings for both, which are
-    not known here.
+    """Check that a server answers, if only that it wants a password or a certificate.
 
     Raises:
         OSError: The server cannot be reached, does not answer in time, or answers with a status
@@ -98,7 +90,7 @@ def _check_server(uri: str) -> None:
     request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
         call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
-    except ssl.SSLError:
+    except ssl.SSLError:  # MLflow has settings for certificates
         return
     except urllib.error.HTTPError as error:
         if error.code >= 429:

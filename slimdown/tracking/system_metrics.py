@@ -44,10 +44,7 @@ def record_system_metrics(tracking: TrackingConfig, run_id: str) -> Iterator[Non
 
 
 def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> None:
-    """Write points until the event is set, and one more after that.
-
-    The waits between the points grow, so that a short run has some points and a long one not many.
-    """
+    """Write points until the event is set, and one more after that; the waits grow."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     try:
