@@ -155,14 +155,14 @@ def render_stages_page(table: Table, stages: StageFindings, command: str) -> str
     """Render the table and a waterfall of each benchmark as a page.
 
     Args:
-        table: Of `stages_table`.
+        table: The table from `stages_table`.
         stages: What the waterfalls show.
         command: What made the page, such as "verdict --chain".
     """
     from slimdown.report.figures import PHONE_WIDTH, draw_waterfalls  # matplotlib
 
     figures: Sequence[Any] = ()
-    if stages.whole:
+    if stages.whole:  # only steps of a chain add up
         caption = (
             "Each bar shows how much one stage changed the score, with its confidence interval. "
             "The steps add up to the whole change."

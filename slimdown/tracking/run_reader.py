@@ -107,7 +107,8 @@ def _find_experiments(
 
 def _make_record(run: Any, experiment_names: Mapping[str, str]) -> RunRecord:
     """Return what MLflow itself says of a run; its findings are in a file."""
-    info, tags = run.info, dict(run.data.tags)
+    info = run.info
+    tags = dict(run.data.tags)
     return RunRecord(
         run_id=store.check_run_id(info.run_id),
         name=info.run_name or info.run_id,

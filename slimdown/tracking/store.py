@@ -152,10 +152,13 @@ def _create_file(file: Path) -> None:
 def explain_store_errors(config: TrackingConfig, filter_string: str = "") -> Iterator[None]:
     """Turn whatever a store or its driver raises into one line that says how to go on.
 
+    `filter_string` is that of a search; a message then shows how to write one.
+
     Raises:
-        TrackingError: Instead of any other exception.
+        TrackingError: Instead of any exception but slimdown's own, or if `config` is not valid.
     """
-    for problem in find_problems(config):
+    problem = next(iter(find_problems(config)), None)
+    if problem is not None:
         raise TrackingError(f"tracking.{problem}")
     try:
         yield
