@@ -129,7 +129,7 @@ def put_table(
         table: A `report.tables.Table`.
         options: With `format`, `output` and `all`.
         render_page: Makes the page that the format html shows.
-        show_brief: Shows what stands on the console without --all; None: the table.
+        show_brief: Shows something else than the table on the console without --all; or None.
 
     Returns:
         0, the exit code.
@@ -137,13 +137,17 @@ def put_table(
     from slimdown.report.console import show_table
     from slimdown.report.tables import write_table
 
-    chosen = options.format or "table"
-    if show_brief and not options.all and (chosen == "table" or options.output):
-        show_brief()
-    elif chosen == "table" or options.output:
-        show_table(table if options.all else replace(table, legend=""), options.all)
-    if chosen != "table" or options.output:
-        put_text(render_page() if chosen == "html" else write_table(table, chosen), options.output)
+    format_ = options.format or "table"
+    if format_ == "table" or options.output:  # otherwise stdout is for the other format alone
+        if options.all:
+            show_table(table, with_details=True)
+        elif show_brief:
+            show_brief()
+        else:
+            show_table(replace(table, legend=""))
+    if format_ != "table" or options.output:
+        text = render_page() if format_ == "html" else write_table(table, format_)
+        put_text(text, options.output)
     return 0
 
 
@@ -154,16 +158,17 @@ def put_report(
     options: argparse.Namespace,
     run_id: str = "",
 ) -> None:
-    """Write findings in the format that is asked for, which `show_findings` has shown.
+    """Write findings in the format of --format. `show_findings` has printed them as a table.
 
-    A page in a file gets one of all changed answers beside it, where the findings hold the answers.
+    If a page is written to a file, and the findings hold the answers, another page beside it shows
+    all changed answers.
 
     Args:
         findings: What is written.
         title: The two models.
-        gate: Of a gate.
+        gate: The budgets; None if there are none.
         options: With `format` and `output`.
-        run_id: The record's id, where there is one.
+        run_id: The record's id; empty if there is none.
     """
     from slimdown.report import findings_report, run_page, tables, text
 
@@ -228,10 +233,10 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
     from slimdown.tracking.store import wait_for_lock
 
     draft = folder.with_name(f".{folder.name}.draft")
-    wait = partial(
+    say_wait = partial(
         show_line, f"Another process is writing to {folder}; this one waits until it has ended."
     )
-    with wait_for_lock(tracking, f"folder-{hashing.hash_json(str(folder))}", wait):
+    with wait_for_lock(tracking, f"folder-{hashing.hash_json(str(folder))}", say_wait):
         check_new_folder(option, folder)
         shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
         try:
@@ -293,7 +298,8 @@ def run_command(
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # Python's advice (library/signal, "Note on SIGPIPE"): or it fails again at its end.
+        # Otherwise Python would flush stdout at its end and fail again. See "Note on SIGPIPE" in
+        # https://docs.python.org/3/library/signal.html.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             code = _complain(f"{refusal}\n  the output cannot be written: {error}", error_code)

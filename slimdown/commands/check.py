@@ -101,19 +101,20 @@ class _Case:
         run_reader.check_finished(champion.run)
         _, champion_evaluation = run_reader.read_evaluations(store, champion.run)
         read = cache(lambda: (champion_evaluation, self.read()[1]))
-        findings = judge(*read())  # runs that were asked otherwise end here, and count as no look
+        # This raises if the runs were asked differently. No look at held-out questions counts then.
+        findings = judge(*read())
         name = f"{champion.name} version {champion.version}"
         return replace(
             self,
             findings=findings,
             read=read,
             base_name=name,
-            holdout=max(self.holdout, champion.run.holdout),  # the larger one holds both out
+            holdout=max(self.holdout, champion.run.holdout),  # it includes the smaller one
             notes=(*self.notes, f"The base is {name} (run {champion.run.run_id[:8]})."),
         )
 
     def judge_served(self, store: TrackingConfig) -> "_Case":
-        """Take the tuned model's answers as it is served, where it is served otherwise."""
+        """Judge the tuned model as it is served, if it was asked in that way, too."""
         if not self.findings.serving:
             return self
         base, tuned = self.read()
@@ -143,20 +144,26 @@ class _Case:
 
 
 def _check(options: argparse.Namespace) -> int:
-    rules, store = read_rules(options), options.tracking
+    """Judge the run, show and record the outcome, and return it as the exit code.
+
+    Mistakes of the user are found before a look at the held-out questions is counted.
+    """
+    rules = read_rules(options)
+    store = options.tracking
     if options.register:
         registry.check_names(options.register, options.alias)
     run = run_reader.find_run(store, options.run)
     findings = run_reader.check_finished(run)
     if options.register:
         registry.check_in_record(run)
-    rules.resolve(findings)  # a mistake ends here, and counts as no look
+    rules.resolve(findings)  # raises if the budgets do not fit the benchmarks
     read = cache(partial(run_reader.read_evaluations, store, run))
-    case = _Case(run, findings, read, run.params.get("model.id", "base"), run.holdout)
+    base_name = run.params.get("model.id", "base")
+    case = _Case(run, findings, read, base_name, holdout=run.holdout)
     if options.against:
         case = case.judge_against(store, options.against)
     lost_lines = list[str]()
-    if options.lost:  # before any look counts: too few questions end here
+    if options.lost:  # raises if there are too few questions
         base, tuned = (open_part(evaluation, case.holdout) for evaluation in case.read())
         lost_lines = write_lost_questions(
             options.lost,
@@ -173,7 +180,7 @@ def _check(options: argparse.Namespace) -> int:
     def read_pairs() -> Mapping[str, Pair]:
         if case.findings.pairs:
             return case.findings.pairs
-        base, tuned = case.read()  # of a record, which holds no pairs
+        base, tuned = case.read()  # the findings of a record hold no pairs
         return pair_evaluations(base, tuned)
 
     gate = rules.decide(case.findings, read_pairs=read_pairs)

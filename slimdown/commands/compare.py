@@ -127,23 +127,10 @@ def _check_options(parser: CommandParser, options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    """Compare the runs that the options choose, and return the exit code."""
     runs, title, notes = _select_runs(options)
-    findings, name = runs[0].findings, runs[0].name
-    if findings and len(options.runs) == 1 and not (options.mode or options.by or options.sort):
-        if options.format in (None, "table") or options.output:
-            show_findings(findings, name, with_details=options.all)
-        if options.format:
-            put_report(findings, name, None, options, runs[0].run_id)
-        return 0
     if options.mode == "chain":
-        read = _read_stages(runs, options.tracking)
-        evaluations, notes = take_common(read, options.only)
-        stages = judge_stages(evaluations)
-        served = [run.findings for run in runs if run.findings and run.findings.served_by]
-        write_notes([*notes, *(line for findings in served for line in describe_serving(findings))])
-        table = stages_table(stages, " → ".join(evaluations))
-        page_of = partial(render_stages_page, table, stages, "compare --chain")
-        return put_table(table, options, page_of)
+        return _compare_stages(runs, options)
     if options.mode:
         judge_runs = _confirm if options.mode == "confirm" else _judge_two_models
         pairs, notes = judge_runs(runs, options)
@@ -151,34 +138,52 @@ def _compare(options: argparse.Namespace) -> int:
         table = replace(table, notes=(*notes, *table.notes))
         command = f"compare --{options.mode}"
         return put_table(table, options, lambda: render_table_page(table, command))
+    run = runs[0]
+    if run.findings and len(options.runs) == 1 and not (options.by or options.sort):
+        if options.format in (None, "table") or options.output:
+            show_findings(run.findings, run.name, with_details=options.all)
+        if options.format:
+            put_report(run.findings, run.name, None, options, run.run_id)
+        return 0
     try:
         check_prompts(runs)
     except ConfigError as error:
         error.add_note(_describe_sweeps(_count_by_sweep(runs)))
         raise
-    is_brief = not options.all and options.format in (None, "table")
-    by = options.by
-    is_whole = not is_brief or bool(options.output)
     comparison = compare_runs(runs, options.group_seeds)
+    by = options.by
     if by is not None:
-        comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
+        comparison = run_order.sort_by_setting(comparison, by)
+        title = f"By {by}: {title}"
     if options.sort is not None:
         comparison = run_order.sort_rows(comparison, options.sort)
     else:
         comparison = order_by_settings(comparison, by)
-    tested = list_tested(comparison, by)
-    _check_reference(options.against, tested)
+    _check_reference(options.against, list_tested(comparison, by))
     comparison = replace(comparison, reference=options.against)
     show_brief = partial(show_comparison, comparison, title, notes, options.rows, by)
-    if not is_whole:
-        show_brief()
+    is_text = options.format in (None, "table")
+    if is_text and not options.all and not options.output:
+        show_brief()  # without the table of all columns, which takes longer
         return 0
-    n_rows = options.rows if options.format in (None, "table") else 0
-    table = page.comparison_table(comparison, title, notes, n_rows)
+    table = page.comparison_table(comparison, title, notes, options.rows if is_text else 0)
     claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
-    render_page = partial(page.render_comparison_page, table, comparison, by)
-    whole = replace(table, notes=(*claims, *table.notes))
-    return put_table(whole, options, render_page, show_brief)
+    render_page = partial(page.render_comparison_page, table, comparison, by)  # it has the claims
+    table_with_claims = replace(table, notes=(*claims, *table.notes))
+    return put_table(table_with_claims, options, render_page, show_brief)
+
+
+def _compare_stages(runs: list[RunRecord], options: argparse.Namespace) -> int:
+    """Compare the stages of one model, and return the exit code."""
+    evaluations, notes = take_common(_read_stages(runs, options.tracking), options.only)
+    stages = judge_stages(evaluations)
+    for run in runs:
+        if run.findings and run.findings.served_by:
+            notes = [*notes, *describe_serving(run.findings)]
+    write_notes(notes)
+    table = stages_table(stages, " → ".join(evaluations))
+    render_page = partial(render_stages_page, table, stages, "compare --chain")
+    return put_table(table, options, render_page)
 
 
 def _check_reference(value: str | None, tested: Sequence[str]) -> None:
@@ -195,15 +200,17 @@ def _judge_two_models(
     """Judge two tuned models against each other, on held-out questions where there are any.
 
     Returns:
-        The pair, and notes: how the two differ, what is left out, how often these questions judged.
+        The pair, and notes: how the two models differ, what is left out, and how many models these
+        questions have judged.
     """
     first_run, second_run = runs
     first_name = _name_beside(first_run, partner=second_run)
     second_name = _name_beside(second_run, partner=first_run)
     notes = describe_model_differences(runs)
     evaluations = [run_reader.read_evaluations(options.tracking, run) for run in runs]
-    tuned, looks = [after for _, after in evaluations], list[str]()
-    share = max(run.holdout for run in runs)
+    tuned = [tuned_evaluation for _, tuned_evaluation in evaluations]
+    looks = list[str]()
+    share = max(run.holdout for run in runs)  # the larger share includes the smaller one
     if share:
         halves = [
             take_held_out(options.tracking, run, answers, share)
@@ -221,7 +228,7 @@ def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[S
     """Judge chosen runs, each against its base, on questions that did not choose them.
 
     Returns:
-        The pairs, and notes: what is left out, and how often these questions judged a model.
+        The pairs, and notes: what is left out, and how many models these questions have judged.
     """
     for run in runs:
         if not run.holdout:
@@ -239,25 +246,29 @@ def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[S
         base, tuned = taken.values()
         pairs.append(Step("base", name, judge(base, tuned, n_reports=len(runs))))
         notes += left_out
-        looks = held.explain_looks(len(runs))
+        looks = held.explain_looks(len(runs))  # the last one knows of all models
     return pairs, [*notes, *looks]
 
 
 def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, Evaluation]:
-    """Return the answers of the first run's base, and of each run's tuned model, by name."""
+    """Return the answers of the first run's base, and of each run's tuned model, by name.
+
+    The last run's model may also have answers as it is served. Held-out questions are left out.
+    """
     stages = dict[str, Evaluation]()
     for run in runs:
         base, tuned = run_reader.read_evaluations(tracking, run)
         stages.setdefault("base", open_part(base, run.holdout))
         tuned_setting = run.params.get("tuned", "")
-        made_elsewhere = tuned_setting.rstrip("/").rpartition("/")[2]
+        origin = tuned_setting.rstrip("/").rpartition("/")[2]  # empty if the run trained the model
         if tuned.served_by:
-            made_elsewhere = f"served by {urlsplit(tuned_setting).netloc}"
-        named = run.given_name or made_elsewhere or "trained"
-        named = f"{named} {run.run_id[:8]}" if named in stages else named
-        stages[named] = open_part(tuned, run.holdout)
+            origin = f"served by {urlsplit(tuned_setting).netloc}"
+        name = run.given_name or origin or "trained"
+        if name in stages:
+            name = f"{name} {run.run_id[:8]}"
+        stages[name] = open_part(tuned, run.holdout)
         if run is runs[-1] and (served := run_reader.read_served(tracking, run, tuned)):
-            stages[f"{named}, as served"] = open_part(served, run.holdout)
+            stages[f"{name}, as served"] = open_part(served, run.holdout)
     return stages
 
 
@@ -274,7 +285,9 @@ def _name_beside(run: RunRecord, partner: RunRecord) -> str:
 
 
 def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, list[str]]:
-    """Return the finished runs that a command line asks for, a title, and what was left out.
+    """Return the finished runs that a command line asks for, a title, and notes.
+
+    If the options name neither runs nor a sweep, these may be the runs of the newest sweep alone.
 
     Raises:
         ConfigError: The same run was named twice.
@@ -282,19 +295,22 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     """
     if options.runs:
         named = [run_reader.find_run(options.tracking, text) for text in options.runs]
-        chosen = {run.run_id: run for run in named if run_reader.check_finished(run)}
+        for run in named:
+            run_reader.check_finished(run)
+        chosen = {run.run_id: run for run in named}
         if len(chosen) < 2 <= len(options.runs) and options.mode != "confirm":
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} chosen runs", []
     runs, source, notes = _find_finished(options)
     sweeps = _count_by_sweep(runs)
-    newest = next((name for name in sweeps if sweeps[name] > 1 and name != _NO_SWEEP), "")
-    is_newest = bool(newest) and runs[0].tags.get(Tag.sweep) == newest
-    is_plain = is_newest and not (options.experiment or options.sort)
-    if newest and (options.by or is_plain) and not (options.sweep or options.filter):
+    newest_sweep = next((name for name in sweeps if sweeps[name] > 1 and name != _NO_SWEEP), "")
+    has_newest_run = bool(newest_sweep) and runs[0].tags.get(Tag.sweep) == newest_sweep
+    is_unlimited = has_newest_run and not (options.experiment or options.sort)
+    takes_sweep = (options.by or is_unlimited) and not (options.sweep or options.filter)
+    if newest_sweep and takes_sweep:
         # Runs of other sweeps may differ in more than the varied settings.
-        runs = [run for run in runs if run.tags.get(Tag.sweep) == newest]
-        source = f"the newest sweep, {newest}"
+        runs = [run for run in runs if run.tags.get(Tag.sweep) == newest_sweep]
+        source = f"the newest sweep, {newest_sweep}"
     if not options.sweep and (len(sweeps) > 1 or _NO_SWEEP not in sweeps):
         notes.append(_describe_sweeps(sweeps))
     return runs, f"{pluralize(len(runs), 'finished run')} of {source}", notes

@@ -34,8 +34,9 @@ def main(argv: list[str]) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
+    """Show what would be deleted; with --yes, delete it."""
     named = [run_reader.find_run(options.tracking, text) for text in options.runs]
-    runs = {run.run_id: run for run in named}.values()
+    runs = {run.run_id: run for run in named}.values()  # each one once
     plans = [plan_deletion(options.tracking, run) for run in runs]
     for plan in plans:
         made = pluralize(len(plan.model_ids), "model")

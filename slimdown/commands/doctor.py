@@ -42,16 +42,19 @@ def main(argv: list[str]) -> int:
 
 
 def _examine(options: argparse.Namespace) -> int:
+    """Show what is found, and return 1 if the record or an extension is broken."""
     from slimdown.report.console import show_facts
     from slimdown.tracking.store import check_store
     from slimdown.utils.errors import ConfigError, TrackingError
 
     show_facts(describe_machine())
-    state, code = f"{options.tracking.uri} can be opened", 0
+    code = 0
+    state = f"{options.tracking.uri} can be opened"
     try:
         check_store(options.tracking)
     except TrackingError as error:
-        state, code = str(error), 1
+        code = 1
+        state = str(error)
     show_facts(chain([("record", state)], _describe_hub(), _describe_extras()))
     show_facts([("extension", f"{package}: {added}") for package, added in describe_extensions()])
     try:
@@ -63,7 +66,7 @@ def _examine(options: argparse.Namespace) -> int:
 
 
 def describe_machine() -> Iterator[tuple[str, str]]:
-    """Yield a heading and a line about each of: versions, processors, memory, what auto means."""
+    """Yield headings and lines for versions, processors with their memory, and what auto means."""
     import psutil
     import torch
 
@@ -78,7 +81,7 @@ def describe_machine() -> Iterator[tuple[str, str]]:
     for number in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(number)
         processors.append(("GPU", name, torch.cuda.mem_get_info(number)))
-    for kind, name, (free, total) in processors:
+    for kind, name, (free, total) in processors:  # in bytes
         yield kind, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     device = pick_device(Device.auto)
     dtype = str(pick_dtype(Dtype.auto, device)).removeprefix("torch.")
@@ -86,6 +89,7 @@ def describe_machine() -> Iterator[tuple[str, str]]:
 
 
 def _describe_hub() -> Iterator[tuple[str, str]]:
+    """Yield a heading and a line for the hub, and for each preset model whether it can be read."""
     from huggingface_hub import constants, get_token
 
     from slimdown.config.paths import read_group

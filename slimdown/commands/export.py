@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    """Copy what the run trained, with a tokenizer, and return the exit code."""
     from slimdown.report.console import show_places
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 

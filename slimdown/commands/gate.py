@@ -50,7 +50,7 @@ class GateRules:
         Args:
             findings: What changed.
             n_reports: See `check_budgets`.
-            read_pairs: See `check_budgets`; `--overall` takes the mean of these answers, too.
+            read_pairs: See `check_budgets`. With `--overall`, the mean may also need these answers.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
@@ -65,11 +65,12 @@ class GateRules:
         )
         checked = [check.benchmark for check in checks]
         unchecked = [name for name in findings.benchmarks if name not in checked]
-        off = tuple(name for name in unchecked if "" in self.off or name in self.off)
+        is_rest_off = "" in self.off  # by `--max-loss off`, which names no benchmark
+        off = tuple(name for name in unchecked if is_rest_off or name in self.off)
         if not self.overall:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
-        if off:
+        if off:  # the mean of the findings holds benchmarks that are off
             used = {name: b for name, b in findings.benchmarks.items() if name not in off}
             pairs = read_pairs() if read_pairs else findings.pairs
             mean = average_role(used, pairs, Role.retained)

@@ -36,10 +36,10 @@ def write_lost_questions(
     is_chat: bool,
     model_settings: Sequence[str],
 ) -> list[str]:
-    """Write the lost questions.
+    """Write the questions whose answers were lost; each kind of question needs a file of its own.
 
     Args:
-        file: For the first kind of questions; other kinds get files beside it.
+        file: The file of the first kind; the files of other kinds lie beside it.
         pairs, conditions, is_chat: See `collect_lost_questions`.
         model_settings: The settings of `slimdown run` that name the model whose answers these are.
 
@@ -59,7 +59,7 @@ def write_lost_questions(
     line = f"lost: {', '.join(counts) or f'no question, so {file} was not written'}"
     if left_out:
         line += f"; left out, because a file of questions cannot score them alike: {left_out}"
-    return [line, *([_write_command(lost, files, model_settings)] if files else [])]
+    return [line, _write_command(lost, files, model_settings)] if files else [line]
 
 
 def _write_command(lost: LostQuestions, files: dict[str, Path], settings: Sequence[str]) -> str:

@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    """Write the merged model and its card, note it in the record, and return the exit code."""
     from slimdown.config.schema import Device, Dtype
     from slimdown.tracking.derived_models import record_merged
     from slimdown.tracking.metrics_and_tags import Tag
@@ -78,8 +79,9 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.tracking.run_files import MergedModel, render_model_card
 
     is_original = options.onto == "original"
-    model, quantization = replace(config.model, device=Device(options.device)), config.quantization
-    if is_original:  # rounds only the sum
+    model = replace(config.model, device=Device(options.device))
+    quantization = config.quantization
+    if is_original:  # in float32, so that only the sum of weights and adapter is rounded
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     with (
@@ -89,17 +91,17 @@ def _merge(options: argparse.Namespace) -> int:
         trained = download_tuned(options.tracking, run, Path(scratch))
         with console.progress_bar(f"merging into {model.id}"):
             base = load_base_model(model, quantization)
-            if method.facts.trains_weights:
+            if method.facts.trains_weights:  # there is no adapter, only a whole model
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
             else:
                 dtype = merge_adapter(base, trained, draft, options.dtype)
-        merged = MergedModel(out.name, dtype, is_original)
+        merged = MergedModel(out.name, dtype, onto_original=is_original)
         card = render_model_card(findings, config, base, merged=merged)
         write_atomically(draft / "README.md", card)
-    how = {"dtype": str(dtype), "onto": options.onto}
+    params = {"dtype": str(dtype), "onto": options.onto}
     try:
-        record_merged(options.tracking, run, out, how)
+        record_merged(options.tracking, run, out, params)
     except TrackingError as error:
         arguments.write_notes([f"The model could not be written to the record: {error}"])
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6

@@ -9,13 +9,13 @@ from slimdown.utils.hub import explain_hub_errors
 
 
 def set_up_process() -> None:
-    """Set what holds for the whole process of a command; the library leaves it alone.
+    """Set environment variables and logs for the whole process; `import slimdown` sets none.
 
     Raises:
         ModelError: HF_ENDPOINT is no address.
     """
     with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
-        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # libraries read it at import
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # raises if it is no address
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
     for name, value in (
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
@@ -32,8 +32,8 @@ def set_up_process() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-    # They log a missing package that nobody needs, the tables that they make, the traceback of
-    # every exception, and that there is no GPU.
+    # These libraries log a missing package that nobody needs, the tables that they create, the
+    # traceback of every exception, and that there is no GPU.
     for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if logging.lastResort:  # it shows warnings if nobody set up a log

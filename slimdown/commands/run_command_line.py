@@ -44,10 +44,12 @@ def start(arguments: list[str]) -> int:
     if not line.is_run:
         return _ask_hydra(arguments)
     check_launcher()
-    # Accelerate or torchrun started this process; only the first one says what is wrong.
-    if process_rank() > 0 and line.plan:
+    # Accelerate or torchrun may have started several processes. All but the first only assist it,
+    # and leave the messages to it.
+    is_assistant = process_rank() > 0
+    if is_assistant and line.plan:
         return 0
-    if process_rank() > 0 and line.is_run:
+    if is_assistant:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
             broadcast_from_main(None)
@@ -66,7 +68,7 @@ def start(arguments: list[str]) -> int:
         from slimdown.sweep.sweeper import Sweep
 
         return Sweep(line, plan).run()
-    broadcast_from_main(None)  # all are there before the long work begins
+    broadcast_from_main(None)  # wait for all processes before the long work begins
     from slimdown.sweep.jobs import run_job
     from slimdown.sweep.launching import run_here
     from slimdown.tracking.provenance import RunInfo
@@ -110,7 +112,7 @@ def _show_help(arguments: list[str]) -> int:
 
 
 def _ask_hydra(arguments: list[str]) -> int:
-    """Have Hydra answer `--cfg`, `--hydra-help` and the like."""
+    """Have Hydra answer `--cfg`, `--hydra-help` and the like, and return the exit code."""
 
     def refuse_run(_: DictConfig) -> None:
         raise ConfigError(
@@ -124,12 +126,12 @@ def _ask_hydra(arguments: list[str]) -> int:
     register_schema()
     # Python 3.14 checks a help text before it is shown, and one of Hydra's is no text until then.
     # To be deleted when https://github.com/facebookresearch/hydra/issues/3121 is released.
-    allow = patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True)
+    no_check = patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True)
+    make_main = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+    answer = make_main(refuse_run)  # Hydra calls `refuse_run` unless a flag asks for something else
     try:
-        with allow:
-            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
-                refuse_run
-            )()
+        with no_check:
+            answer()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
     except BrokenPipeError:  # a reader of what Hydra prints has seen enough

@@ -88,12 +88,15 @@ def main(argv: list[str]) -> int:
 
 
 def _scale(options: argparse.Namespace) -> int:
-    scales, rules = read_scales(options.scales), read_rules(options)
+    """Measure the scales, show and record what was found, and return the exit code."""
+    scales = read_scales(options.scales)
+    rules = read_rules(options)
     if options.save:
         options.save = options.save.expanduser().absolute()
         arguments.check_new_folder("--save", options.save)
     run = run_reader.find_run(options.tracking, options.run)
-    findings, config = run_reader.check_finished(run), run_reader.read_config(options.tracking, run)
+    findings = run_reader.check_finished(run)
+    config = run_reader.read_config(options.tracking, run)
     if config.address:
         raise ModelError(
             f"run {run.run_id} ({run.name}) asked a server, whose weights are not here; scale the "
@@ -112,7 +115,8 @@ def _scale(options: argparse.Namespace) -> int:
         )
     recorded = run_reader.read_evaluations(options.tracking, run)
     finished_runs.begin_scaling(options.tracking, run)
-    if rules.are_set:  # tell what cannot work before anything is measured
+    # These checks raise before anything is measured.
+    if rules.are_set:
         rules.resolve(findings)
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +125,7 @@ def _scale(options: argparse.Namespace) -> int:
         if config.tuned is None:
             adapter = run_reader.download_tuned(options.tracking, run, Path(scratch))
             scaled_config = replace(config, tuned=str(adapter))
-        else:
+        else:  # the run only measured a model, so no rows are read for a validation loss
             config = scaled_config = replace(config, dataset={})
         from slimdown.runs.scaled_runs import measure_scales  # torch
 
@@ -166,7 +170,8 @@ def _choose(
     Returns:
         The exit code.
     """
-    points, notes = curve, list[str]()
+    points = curve
+    notes = list[str]()
     if run.holdout:
         points, notes = _judge_held_out(options, run, measured)
     chosen = choose_scale(points, rules.budgets, rules.off)
@@ -226,14 +231,14 @@ def _judge_held_out(
     """Judge all scales on the questions that the run held out, which counts as one look at them.
 
     Returns:
-        The scales, and how often these questions judged a model.
+        The findings at each scale, and a note if the questions have judged several models.
     """
     points, notes = [], list[str]()
     label = "+".join(f"{scale:g}" for scale in measured.tuned)
     for scale, tuned in measured.tuned.items():
         half = take_held_out(options.tracking, run, (measured.base, tuned), run.holdout, label)
         points.append(ScaledFindings(scale, judge(half.base, half.tuned)))
-        notes = half.explain_looks()
+        notes = half.explain_looks()  # the same for all scales, which share a label
     return points, notes
 
 

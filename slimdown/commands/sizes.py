@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def _show_sizes(argv: list[str]) -> int:
+    """Show the estimated memory of the runs that some settings describe."""
     from slimdown.report.console import progress_bar, show_table
     from slimdown.report.tables import make_table
     from slimdown.sweep.command_line import compose_runs, read_command_line
@@ -44,7 +45,8 @@ def _show_sizes(argv: list[str]) -> int:
     if not line.is_run:
         raise ConfigError(f"{' '.join(argv)}: of Hydra's flags only --config-dir goes here")
     runs = compose_runs(line).runs
-    if tuned := next((run.config.tuned for run in runs if run.config.tuned), None):
+    tuned = next((run.config.tuned for run in runs if run.config.tuned), None)
+    if tuned:
         raise ConfigError(f"tuned={tuned}: such a run trains nothing, so leave tuned out")
     models = ", ".join(dict.fromkeys(run.config.model.id for run in runs))
     with progress_bar(f"reading the config.json of {models}"):
@@ -54,7 +56,7 @@ def _show_sizes(argv: list[str]) -> int:
 
 
 def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
-    """Compute one row for each composed run."""
+    """Estimate the sizes of each run: the weights by quantization, and the memory of a training."""
     import torch  # only now: a wrong setting is told without it
 
     from slimdown.models.adapters import check_base
@@ -65,13 +67,14 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for run in runs:
         check_base(run.config)
-        config, outline = run.config, load_outline(run.config.model)
+        config = run.config
+        outline = load_outline(config.model)  # the model without its weights
         dtype = pick_dtype(config.model.dtype, device)
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
         name = " ".join(run.overrides) or "as composed"
         sizes: dict[str, Any] = {"run": name, "parameters": n_parameters}
-        by_name = estimate_quantized_bytes(config, outline, dtype)
-        sizes |= {name: Cell(format_bytes(n), sort_key=n) for name, n in by_name.items()}
+        for quantization, n in estimate_quantized_bytes(config, outline, dtype).items():
+            sizes[quantization] = Cell(format_bytes(n), sort_key=n)
         training = estimate_training(config, outline, dtype)
         sizes["trained"] = training and training.n_trained
         n_bytes = training.n_bytes if training else nan

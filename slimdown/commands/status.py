@@ -7,6 +7,7 @@ Examples:
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, put_table, run_command
@@ -74,15 +75,16 @@ def _describe_state(tracking: TrackingConfig, run: RunRecord) -> str:
 
 
 def _list_runs(options: argparse.Namespace) -> int:
-    n_rows = options.rows if options.format in (None, "table") else 0
-    is_running, choice = "attributes.status = 'RUNNING'", (options.experiment, options.sweep)
-    runs = run_reader.find_runs(options.tracking, *choice, is_running)
-    has_ended, n_read = is_running.replace("=", "!="), n_rows and n_rows + 1
-    ended = run_reader.find_runs(options.tracking, *choice, has_ended, n_newest=n_read)
+    """List the running runs, and below them the newest ones that have ended."""
+    n_rows = options.rows if options.format in (None, "table") else 0  # 0: all
+    find = partial(run_reader.find_runs, options.tracking, options.experiment, options.sweep)
+    running = find(filter_string="attributes.status = 'RUNNING'")
+    n_read = n_rows + 1 if n_rows else 0  # one more, to see whether there are more
+    ended = find(filter_string="attributes.status != 'RUNNING'", n_newest=n_read)
     is_cut = 0 < n_rows < len(ended)
     more = f"Only the newest {n_rows:,} runs that have ended. Add --rows 0 to see all."
     rows = []
-    for run in [*runs, *ended[: n_rows or None]]:
+    for run in [*running, *ended[: n_rows or None]]:
         state = _describe_state(options.tracking, run)
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"

@@ -50,15 +50,17 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
     from slimdown.tracking.runs_page import VIEW, share_view
 
     lines: list[str] = []
-    uri, experiments = options.tracking.uri, store.list_experiments(options.tracking)
-    is_server, place = uri.startswith("http"), f"http://{options.host}:{options.port}"
+    uri = options.tracking.uri
+    experiments = store.list_experiments(options.tracking)
+    is_server = uri.startswith("http")
+    place = f"http://{options.host}:{options.port}"
     if is_server:
-        place = redact_uri(uri).replace("***@", "")  # without the password's place, too
+        place = redact_uri(uri).replace("***@", "")  # without user and password
     client = store.open_store(options.tracking)
     for number, name in reversed(experiments.items()):  # what changed last comes last
         with store.explain_store_errors(options.tracking):
             if not client.search_runs([number], f"tags.`{Tag.kind}` LIKE '%'", max_results=1):
-                continue  # another tool's
+                continue  # the experiment belongs to another tool
         with suppress(Exception):  # users who may only read see the view of the last run
             share_view(client, number)
         # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.
@@ -68,17 +70,30 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
         for line in lines:
             show_line(line)
         return 0
-    try:
+    return _serve_pages(options, server_options, place, lines)
+
+
+def _serve_pages(
+    options: argparse.Namespace, server_options: list[str], place: str, lines: list[str]
+) -> int:
+    """Start MLflow's server, print lines when it answers, and return its exit code at its end."""
+    from slimdown.report.console import show_line
+
+    try:  # MLflow would say it in a traceback
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
         reason = " (on a Mac, AirPlay uses 5000)" if sys.platform == "darwin" else ""
         advice = f"give another one{reason}"
         raise TrackingError(f"--port {options.port}: {error.strerror}; {advice}") from None
     # The store's address goes through the environment: all users can read a command line.
-    stores = dict.fromkeys(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI"), uri)
-    # The server's jobs score LLM traces, of which a record of slimdown has none.
-    settings = stores | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    settings |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": options.tracking.uri,
+        "MLFLOW_REGISTRY_STORE_URI": options.tracking.uri,
+        # The server's jobs score LLM traces, of which a record of slimdown has none.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
+    }
     has_own_options = any("-opts" in option for option in server_options)  # such as --gunicorn-opts
     quiet = [] if has_own_options else ["--uvicorn-opts", "--log-level warning"]
     address = ["--host", options.host, "--port", str(options.port)]

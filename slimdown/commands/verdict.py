@@ -108,25 +108,31 @@ def _read_sides(
 
     Args:
         options: Of the command line.
-        has_gate: Whether budgets are checked. Then questions may be left out by --only alone, or a
-            model of which some answers are missing would pass.
+        has_gate: Whether budgets are checked. Then only --only may leave questions out. Otherwise a
+            model could pass because some of its answers are missing.
 
     Returns:
-        The evaluations by place, the tool that made them, and what is to be said about the logs.
+        The evaluations by the place of their logs, the tool that made them, and notes for the user.
+
+    Raises:
+        ConfigError: Logs are given twice, come from several tools, or seem to be swapped.
+        DataError: Logs cannot be read, or lack questions that a budget needs.
     """
     metrics = _read_by_task("metric", options.metric, "gsm8k=exact_match.strict-match")
     clusters = _read_by_task("cluster", options.cluster, "drop=passage")
-    sides, notes = [options.base, *options.tuned], list[str]()
-    kinds, places = dict[str, Path](), dict[tuple[str, ...], Path]()
+    sides = [options.base, *options.tuned]
+    notes = list[str]()
+    sides_by_tool = dict[str, Path]()  # the first one of each tool
+    sides_by_files = dict[tuple[str, ...], Path]()
     for side in sides:
-        kind, files = find_logs(side)
-        place = tuple(map(os.path.realpath, files))
-        if other := places.get(place):
+        tool, files = find_logs(side)
+        real_files = tuple(map(os.path.realpath, files))
+        if other := sides_by_files.get(real_files):
             raise ConfigError(f"{other} and {side} are the same logs; give the logs of two models")
-        kinds.setdefault(kind, side)
-        places[place] = side
-    if len(kinds) > 1:
-        problem = ", ".join(f"{side} holds logs of {kind}" for kind, side in kinds.items())
+        sides_by_tool.setdefault(tool, side)
+        sides_by_files[real_files] = side
+    if len(sides_by_tool) > 1:
+        problem = ", ".join(f"{side} holds logs of {tool}" for tool, side in sides_by_tool.items())
         raise ConfigError(f"{problem}; tools score differently, so give logs of one tool")
     evaluations = {
         side: read_logs(side, metrics, options.target, notes.append, clusters) for side in sides
@@ -140,19 +146,20 @@ def _read_sides(
         if has_gate and not options.chain:  # a loss would pass as a gain
             raise ConfigError(f"{swapped} If this order is right, add --chain")
         notes.append(swapped)
-    sides_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
-    taken, left_out = take_common(sides_by_name, options.only)
+    evaluations_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
+    taken, left_out = take_common(evaluations_by_name, options.only)
     if left_out and has_gate and not options.only:
         names = " ".join(f"--only {name}" for name in taken[str(options.base)].benchmarks)
         raise DataError(
             "\n".join(left_out) + "\nA budget needs all questions of both models. To check it only "
             f"on what both models were asked, add {names}"
         )
-    return {side: taken[str(side)] for side in sides}, next(iter(kinds)), [*notes, *left_out]
+    [tool] = sides_by_tool
+    return {side: taken[str(side)] for side in sides}, tool, [*notes, *left_out]
 
 
 def _judge_stages(options: argparse.Namespace) -> int:
-    """Judge several models: in a chain each against the one before, else each against the base."""
+    """Judge several models: with --chain each against the one before, otherwise against BASE."""
     rules = read_rules(options)
     is_junit = options.format == "junit"
     has_gate = rules.are_set or is_junit
@@ -171,10 +178,10 @@ def _judge_stages(options: argparse.Namespace) -> int:
     stages = dict(zip(names, evaluations.values(), strict=True))
     judged = judge_stages(stages, options.chain)
     arguments.write_notes(dict.fromkeys(notes))
-    last, gate = judged.reported[-1].findings, None
-    n_reports = int(has_gate) + len(budgets_by_stage)
-    if has_gate:
-        gate = rules.decide(last, n_reports)
+    gate = None
+    n_reports = int(has_gate) + len(budgets_by_stage)  # findings whose budgets are checked
+    if has_gate:  # the last findings compare the last model with BASE
+        gate = rules.decide(judged.reported[-1].findings, n_reports)
     if budgets_by_stage:
         checks = judged.check_stages(budgets_by_stage, n_reports)
         gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
@@ -198,10 +205,11 @@ def _read_stage_budgets(texts: Sequence[Sequence[str]]) -> dict[str, dict[str, f
 
 
 def _judge(options: argparse.Namespace) -> int:
-    rules, gate = read_rules(options), None
+    """Judge one tuned model against its base, and return the gate's outcome as the exit code."""
+    rules = read_rules(options)
     has_gate = rules.are_set or options.format == "junit"
-    evaluations, kind, notes = _read_sides(options, has_gate)
-    is_lm_eval = kind == "lm_eval"
+    evaluations, tool, notes = _read_sides(options, has_gate)
+    is_lm_eval = tool == "lm_eval"
     base, tuned = evaluations.values()
     try:
         findings = judge(base, tuned)
@@ -212,11 +220,10 @@ def _judge(options: argparse.Namespace) -> int:
             )
         raise
     notes += _describe_logs(base, tuned, is_lm_eval)
-    if has_gate:
-        gate = rules.decide(findings)
-    arguments.write_notes(dict.fromkeys(notes))
-    named = base.model != tuned.model and base.model and tuned.model
-    sides = (base.model, tuned.model) if named else (options.base, options.tuned[0])
+    gate = rules.decide(findings) if has_gate else None
+    arguments.write_notes(dict.fromkeys(notes))  # each note once
+    names_differ = base.model != tuned.model and base.model and tuned.model
+    sides = (base.model, tuned.model) if names_differ else (options.base, options.tuned[0])
     title = " → ".join(map(str, sides))
     if options.format in (None, "table") or options.output:
         noise = [] if options.all else [*text.describe_noise(findings)]

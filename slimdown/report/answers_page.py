@@ -61,33 +61,34 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
     """Render the answers that a fine-tuning lost and gained.
 
     Args:
-        findings: With the answers that were judged; what was held out is not among them.
+        findings: With the answers that were judged; answers to held-out questions are not shown.
         name: What the run is called.
         report: The file name of the report, which lies beside the page.
-        place: Where whole texts are.
+        place: Where whole texts are, such as a folder's name.
 
     Returns:
-        The page, below 5 MB: it shows the clearest changes of each benchmark, long texts cut, and
-        says what it leaves out.
+        The page, smaller than 5 MB. It shows the clearest changes of each benchmark, cuts long
+        texts, and says what it leaves out.
     """
     pairs = findings.pairs
     changes = {
         benchmark: list(_list_changes(i, benchmark, pair.with_first_answers))
         for i, (benchmark, pair) in enumerate(pairs.items())
     }
-    shown = _fit_answers(changes, findings.benchmarks)
+    answers_by_benchmark = _fit_answers(changes, findings.benchmarks)
     counts: list[dict[str, Any]] = []
     for benchmark, benchmark_changes in changes.items():
-        answers = shown[benchmark]
+        answers = answers_by_benchmark[benchmark]
         n_lost = sum(change.is_lost for change in benchmark_changes)
-        n_shown = sum(answer["lost"] for answer in answers)
-        gained = len(benchmark_changes) - n_lost, len(answers) - n_shown
-        counts.append({"name": benchmark, "lost": (n_lost, n_shown), "gained": gained})
-    shown_answers = [answer for benchmark in pairs for answer in shown[benchmark]]
+        n_lost_shown = sum(answer["lost"] for answer in answers)
+        lost = (n_lost, n_lost_shown)
+        gained = (len(benchmark_changes) - n_lost, len(answers) - n_lost_shown)
+        counts.append({"name": benchmark, "lost": lost, "gained": gained})
+    all_answers = [answer for benchmark in pairs for answer in answers_by_benchmark[benchmark]]
     data: dict[str, Any] = {
         "benchmarks": [visible(benchmark) for benchmark in pairs],
         "causes": {cause: heading for cause, (heading, _) in text.CAUSES.items()},
-        "answers": sorted(shown_answers, key=lambda answer: not answer["lost"]),
+        "answers": sorted(all_answers, key=lambda answer: not answer["lost"]),  # the losses first
     }
     return pages.render(
         "answers.html.j2",
@@ -121,14 +122,15 @@ def _write_json(value: Any) -> str:
 def _fit_answers(
     changes: Mapping[str, Sequence[_Change]], benchmarks: Mapping[str, BenchmarkChange]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write the first answers of each benchmark, as many as there is room for.
+    """Write the first answers of each benchmark, as many as there is room for on the page.
 
-    Every benchmark has the same room. One with few changes leaves its rest to the others.
+    Every benchmark has the same room. What one with few changes does not need is for the others.
     """
-    shown, room = dict[str, list[dict[str, Any]]](), _MOST_BYTES
+    written = dict[str, list[dict[str, Any]]]()
+    room = _MOST_BYTES
     for name in sorted(changes, key=lambda name: len(changes[name])):
-        share = room // (len(changes) - len(shown))
-        shown[name] = []
+        share = room // (len(changes) - len(written))
+        written[name] = []
         for change in changes[name][:MOST_SHOWN]:
             answer = _write_answer(change, benchmarks[name])
             n_bytes = len(_write_json(answer).encode())
@@ -136,17 +138,26 @@ def _fit_answers(
             if share < 0:
                 break
             room -= n_bytes
-            shown[name].append(answer)
-    return shown
+            written[name].append(answer)
+    return written
 
 
 def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
-    """Yield the changes of a benchmark, the losses first, and of either the clearest first."""
-    changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
+    """Yield a benchmark's lost answers, then its gained ones, each with the clearest first.
+
+    `number` is the place of the benchmark `name` among those of the page.
+    """
+    changed = find_changed_answers(pair)
+    metric = pair.base.benchmark.metric
     subjects = {sample.category or sample.task for sample in pair.base.samples}
     has_tasks = len({sample.task for sample in pair.base.samples}) > 1
 
     def describe(example: Example, is_lost: bool) -> _Change:
+        """Describe one lost or gained answer.
+
+        It is the clearer, the more the right choice's probability changed, or the mean score if
+        there are no choices.
+        """
         base, tuned = example.base, example.tuned
         falls = {m: score - tuned.scores.get(m, 0.0) for m, score in base.scores.items()}
         p_loss = falls.get(CHOICE_PROBABILITY)
@@ -165,15 +176,19 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
             clarity=clarity if is_lost else -clarity,
         )
 
+    # An answer can be lost by a further metric and gained by the primary one. Then it is gained.
     gained_ids = {id(example.base) for example in changed.gained}
-    lost = [describe(e, True) for e in changed.lost if id(e.base) not in gained_ids]
-    gained = [describe(e, False) for e in changed.gained]
+    lost = [describe(e, is_lost=True) for e in changed.lost if id(e.base) not in gained_ids]
+    gained = [describe(e, is_lost=False) for e in changed.gained]
     for changes in (lost, gained):
         yield from sorted(changes, key=lambda change: -change.clarity)
 
 
 def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]:
-    """Write what the script shows of one answer."""
+    """Write one answer of both models as JSON for the page's script.
+
+    A text that may be cut comes with the number of characters that are missing.
+    """
     base, tuned = change.example.base, change.example.tuned
     answer: dict[str, Any] = {
         "key": change.key,
@@ -182,6 +197,7 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]
         "cause": change.cause,
         "subject": change.subject,
         "fall": change.p_loss,
+        # A prompt is cut at its beginning, because the question is at its end.
         "prompt": [visible(base.prompt[-_LENGTH:], multiline=True), len(base.prompt) - _LENGTH],
         "target": _cut(base.target),
         "scores": [_describe_scores(sample, benchmark) for sample in (base, tuned)],
@@ -189,19 +205,16 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]
     }
     if base.choices:
         shares = [_weigh_choices(sample, benchmark.metric) for sample in (base, tuned)]
-        answer["choices"] = [
-            [
-                *_cut(choice),
-                *(round(100 * share[i], 1) if share else None for share in shares),
-            ]
-            for i, choice in enumerate(base.choices)
-        ]
+        answer["choices"] = []
+        for i, choice in enumerate(base.choices):
+            percentages = [round(100 * share[i], 1) if share else None for share in shares]
+            answer["choices"].append([*_cut(choice), *percentages])
         answer["right_choice"] = _find_choice(base, base.target)
         answer["taken"] = [_find_choice(s, s.answers.get(benchmark.metric)) for s in (base, tuned)]
         return answer
     responses = [_cut(sample.response) for sample in (base, tuned)]
     answer["texts"] = mark_difference(responses[0][0], responses[1][0])
-    answer["more"] = [n for _, n in responses]
+    answer["more"] = [n_missing for _, n_missing in responses]
     answer["words"] = [len(sample.response.split()) for sample in (base, tuned)]
     return answer
 
@@ -246,8 +259,8 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     """Split two texts by words into parts that are equal and parts that are not, in turn.
 
     Returns:
-        The parts of each text; the first is equal, and may be empty. There is only one where the
-        texts have next to nothing in common.
+        The parts of each text. The first one is equal in both texts, and may be empty. If the texts
+        have next to nothing in common, each text is one part.
 
     >>> mark_difference("there are 9 pens", "there are 18 pens")
     (['there are ', '9', ' pens'], ['there are ', '18', ' pens'])
@@ -261,9 +274,11 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     n_shared = sum(len(word) for begin, _, n in blocks for word in before[begin : begin + n])
     if n_shared <= _LEAST_SHARED * max(len(base), len(tuned)):
         return [base], [tuned]
-    changes = matcher.get_opcodes()
-    parts: tuple[list[str], list[str]] = ([], []) if changes[0][0] == "equal" else ([""], [""])
+    changes = matcher.get_opcodes()  # equal and unequal parts, in turn
+    begins_equal = changes[0][0] == "equal"
+    base_parts = [] if begins_equal else [""]
+    tuned_parts = [] if begins_equal else [""]
     for _, base_begin, base_end, tuned_begin, tuned_end in changes:
-        parts[0].append("".join(before[base_begin:base_end]))
-        parts[1].append("".join(after[tuned_begin:tuned_end]))
-    return parts
+        base_parts.append("".join(before[base_begin:base_end]))
+        tuned_parts.append("".join(after[tuned_begin:tuned_end]))
+    return base_parts, tuned_parts

@@ -46,10 +46,10 @@ def describe_briefly(
     Args:
         comparison: The compared runs, in the order of the lines.
         max_rows: The most configurations to show; 0 shows all.
-        by: The setting whose values are tested against each other; None: the one that was varied.
+        by: The setting whose values are tested against each other; None: all that were varied.
 
     Returns:
-        Headings, and the table with what is said below it.
+        The lines above the table, and the table with its notes.
     """
     judged = judge_configurations(comparison)
     n_shown = min(max_rows or len(judged), len(judged))
@@ -58,11 +58,11 @@ def describe_briefly(
     notes += comparison.notes
     notes += describe_choice(comparison)
     runs = [run for row in comparison.rows for run in row.runs]
-    varied, seeds = head_comparison(comparison, by)
-    is_varied = bool(find_settings(comparison, by))
-    headings = [f"Varied: {varied}. {seeds}." if is_varied else f"{seeds}."]
-    if is_varied:
-        headings += _describe_other_differences(comparison, find_settings(comparison, by))
+    varied, numbers = head_comparison(comparison, by)
+    varied_settings = find_settings(comparison, by)
+    headings = [f"Varied: {varied}. {numbers}." if varied_settings else f"{numbers}."]
+    if varied_settings:
+        headings += _describe_other_differences(comparison, varied_settings)
     headings += _describe_base(comparison)
     headings += describe_model_differences(runs)
     table = _make_table(comparison, judged[:n_shown], by)
@@ -99,25 +99,34 @@ def _name_model(row: Configuration) -> str:
 def _make_table(
     comparison: Comparison, judged: Sequence[Mapping[str, JudgedMean]], by: str | None
 ) -> Table:
-    """Make the table of some configurations, the first ones; bases have lines of their own."""
+    """Make a table with a row for each judged configuration.
+
+    These are the first ones. The scores of a base model are a row above the first configuration
+    that has this base model.
+    """
     headings = head_columns(comparison)
     ranks = _rank_benchmarks(comparison)
-    numbers = {
+    number_columns = {
         name: Column(heading, is_number=True, leave_out_rank=ranks.get(name, 0))
         for name, heading in headings.items()
     }
     labels = _label_rows(comparison, find_settings(comparison, by))
-    rows, bases = list[Row](), list[tuple[str, dict[str, float]]]()
+    rows = list[Row]()
+    bases = list[tuple[str, dict[str, float]]]()
+    # `judged` may be shorter than the others.
     for configuration, label, means in zip(comparison.rows, labels, judged, strict=False):
         scores = _average_base_scores(configuration)
         rounded = {name: round(score, 4) for name, score in scores.items()}
         base = _name_model(configuration), rounded
         if base not in bases:
             bases.append(base)
-            cells = {column: Cell() for column in label}
-            cells |= {numbers[n]: _show_score(scores.get(n)) for n in numbers}
-            rows.append(Row({**cells, next(iter(label)): Cell("base")}, is_secondary=True))
-        cells = {numbers[name]: _show_change(means.get(name)) for name in numbers}
+            base_cells = {column: Cell() for column in label}
+            first_column = next(iter(label))
+            base_cells[first_column] = Cell("base")
+            for name, column in number_columns.items():
+                base_cells[column] = _show_score(scores.get(name))
+            rows.append(Row(base_cells, is_secondary=True))
+        cells = {column: _show_change(means.get(name)) for name, column in number_columns.items()}
         rows.append(Row({**label, **cells}))
     return Table("", rows)
 
@@ -155,25 +164,30 @@ def _show_change(mean: JudgedMean | None) -> Cell:
 
 
 def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Column, Cell]]:
-    """Return the cells that name each row: the run's id, its name, and the settings that differ."""
+    """Return the cells that name each row: the run's id, its name, and the settings that differ.
+
+    Without names that a user gave, the rows get the names of their runs, but only if their settings
+    are not enough to tell them apart.
+    """
     rows = comparison.rows
     for key in _MODEL:
         if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
             settings = [*settings, key]
     values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
-    shown = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
-    tells_apart = len({*zip(*shown.values(), strict=True)}) == len(rows) if shown else False
+    short_values = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
+    combinations = {*zip(*short_values.values(), strict=True)}
+    settings_are_enough = len(combinations) == len(rows)
     names = [row.given_name or EMPTY for row in rows]
     is_named = len({*names}) > 1
-    if not is_named:  # take what the command line changed
-        names = [] if tells_apart else [row.name for row in rows]
+    if not is_named:
+        names = [] if settings_are_enough else [row.name for row in rows]
     labels = []
     for i, row in enumerate(rows):
         cells = {Column("run"): Cell(row.ids)}
         if names:
             column = Column("name", is_name=True, leave_out_rank=0 if is_named else _FIRST_OUT)
             cells[column] = Cell(names[i])
-        for key, texts in shown.items():
+        for key, texts in short_values.items():
             cells[Column(key, is_name=True)] = Cell(texts[i])
         labels.append(cells)
     return labels
@@ -275,7 +289,9 @@ def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
 def describe_claims(
     comparison: Comparison, by: str | None = None, most: int = _MOST_SHOWN
 ) -> Iterator[str]:
-    """Say what is shown to differ between values, and what is not.
+    """Name the significant differences between values of a setting, or say that there are none.
+
+    Nothing is yielded if no setting was varied.
 
     Args:
         comparison: The compared runs.
@@ -283,11 +299,12 @@ def describe_claims(
         most: The most differences to name, the clearest first.
     """
     headings = head_columns(comparison)
-    if not (tested := list_tested(comparison, by)):
+    tested_settings = list_tested(comparison, by)
+    if not tested_settings:
         return
     if "seed" in find_settings(comparison):  # values are tested over their seeds
-        comparison = sort_by_setting(group_rows(comparison), tested[0])
-    found = find_differences(comparison, *tested)
+        comparison = sort_by_setting(group_rows(comparison), tested_settings[0])
+    found = find_differences(comparison, *tested_settings)
     if not found.tested and all(row.settings.get("tuned") for row in comparison.rows):
         yield (
             "These runs measured finished models, so there are no seeds over which values could be "
@@ -298,23 +315,27 @@ def describe_claims(
     if not found.tested:
         yield found.reason
         return
-    n_shown = len(found.shown)
+    n_significant = len(found.shown)
     claims = list[str]()
     for difference in found.shown[:most]:
-        value = difference.value if len(tested) == 1 else f"{difference.setting}={difference.value}"
+        value = difference.value
+        if len(tested_settings) > 1:
+            value = f"{difference.setting}={value}"
         benchmark = headings.get(difference.benchmark, difference.benchmark)
         p_value = "p" if claims else "corrected p"  # said once
         claims.append(
             f"{value} is {difference.points} points {difference.side} {difference.other} on "
             f"{benchmark}{difference.where} ({p_value} {_show_p_value(difference.p_value)})"
         )
-    if n_shown > most:
-        claims.append(f"{pluralize(n_shown - most, 'more difference')} (--all)")
-    if n_shown:
-        rest = " No other difference is significant." if n_shown < len(found.tested) else ""
+    if n_significant > most:
+        claims.append(f"{pluralize(n_significant - most, 'more difference')} (--all)")
+    if n_significant:
+        has_others = n_significant < len(found.tested)
+        rest = " No other difference is significant." if has_others else ""
         yield f"Significant differences: {'; '.join(claims)}.{rest}"
     else:
-        names, clearest = " or ".join(tested), found.tested[0]
+        names = " or ".join(tested_settings)
+        clearest = found.tested[0]
         benchmark = headings.get(clearest.benchmark, clearest.benchmark)
         p_value = _show_p_value(clearest.p_value)
         yield (

@@ -36,11 +36,14 @@ PageFigure = tuple[Figure, Figure, str]  # for a page, for a phone, and what it 
 
 
 def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageFigure]:
-    """Draw a comparison by what was varied; nothing where nothing was, or too much.
+    """Draw a comparison by what was varied.
 
     Args:
         comparison: The compared runs.
         by: The setting along the axes; None: the first that was varied.
+
+    Returns:
+        The figures; none if nothing was varied, nothing was measured, or there are too many values.
     """
     grouped = group_rows(comparison)
     settings = find_settings(grouped, by)
@@ -48,41 +51,40 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
         return []
     grouped = order_by_settings(grouped, by)
     names = head_columns(grouped)
+    axis_setting, *other_settings = settings
+    steps = [f"{step:,}" for step in read_steps(grouped)]  # if the rows are checkpoints
+    values = [row.settings.get(axis_setting, EMPTY) for row in grouped.rows]
+    labels = steps or drop_shared_beginning(values, "/")
     columns: dict[str, list[DrawnMean]] = {name: [] for name in names}
-    for row, judged in zip(grouped.rows, judge_configurations(grouped), strict=True):
-        value, *others = (row.settings.get(key, EMPTY) for key in settings)
-        shared = " ".join(f"{k}={v}" for k, v in zip(settings[1:], others, strict=True))
+    judged_rows = judge_configurations(grouped)
+    for row, label, judged in zip(grouped.rows, labels, judged_rows, strict=True):
+        others = " ".join(f"{key}={row.settings.get(key, EMPTY)}" for key in other_settings)
         for name in names:
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
-            columns[name].append(DrawnMean(value, shared, _list_seeds(row, name), mean))
-    steps = [f"{step:,}" for step in read_steps(grouped)]
-    values = [row.settings.get(settings[0], EMPTY) for row in grouped.rows]
-    labels = steps or drop_shared_beginning(values, "/")
+            columns[name].append(DrawnMean(label, others, _list_seeds(row, name), mean))
     panels: dict[str, list[DrawnMean]] = {}
     for name, means in columns.items():
-        columns[name] = [
-            replace(drawn, value=label) for drawn, label in zip(means, labels, strict=True)
-        ]
-        if measured := [drawn for drawn in columns[name] if isfinite(drawn.mean.value)]:
+        if measured := [drawn for drawn in means if isfinite(drawn.mean.value)]:
             panels[names[name]] = measured
     if not panels:
         return []
-    figure = draw_seeds(settings[0], panels)
-    phone_figure = draw_seeds(settings[0], panels, PHONE_WIDTH)
+    figure = draw_seeds(axis_setting, panels)
+    phone_figure = draw_seeds(axis_setting, panels, PHONE_WIDTH)
     seeds_figure = (figure, phone_figure, _SEEDS_CAPTION)
-    return [seeds_figure, *_draw_learned(grouped, settings[0], columns)]
+    return [seeds_figure, *_draw_learned(grouped, axis_setting, columns)]
 
 
 def _draw_learned(
     comparison: Comparison, setting: str, columns: dict[str, list[DrawnMean]]
 ) -> list[PageFigure]:
-    """Draw what was learned against what was kept, where both were measured.
+    """Draw what was learned against what was kept; nothing if fewer than two rows have both.
 
-    Without a target, what was learned is how far the loss on held-out rows fell.
+    Without a target benchmark, what was learned is how far the loss on held-out rows fell.
     """
     roles = {name: change.role for row in comparison.rows for name, change in row.changes.items()}
     kept = columns.get(KEPT) or _find_only(columns, roles, Role.retained)
-    learned, unit = columns.get(LEARNED) or _find_only(columns, roles, Role.target), "points"
+    learned = columns.get(LEARNED) or _find_only(columns, roles, Role.target)
+    unit = "points"
     if not learned and kept:
         unit = "held-out loss, 0.01 nats per token"
         learned = [

@@ -45,22 +45,26 @@ def comparison_table(
     Args:
         comparison: The compared runs.
         title: Which runs these are.
-        notes: What stands below the table besides the comparison's own notes.
+        notes: Notes below the table, above the comparison's own.
         max_rows: The most rows to show; 0 shows all.
 
     Returns:
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
     """
     judged = judge_configurations(comparison)
-    settings, headings = find_settings(comparison), head_columns(comparison)
+    settings = find_settings(comparison)
+    headings = head_columns(comparison)
     values = [tuple(row.settings.get(key) for key in settings) for row in comparison.rows]
     are_unique = bool(settings) and len(set(values)) == len(values)
     rows = []
     for row, means in list(zip(comparison.rows, judged, strict=True))[: max_rows or None]:
-        run, varied = _show_run(row, are_unique), _show_settings(comparison, row, settings)
-        cells = varied if are_unique else run | varied
-        cells |= _show_changes(row, means, headings)
-        rows.append(Row(cells | (run if are_unique else {})))
+        run_cells = _show_run(row, are_unique)
+        setting_cells = _show_settings(comparison, row, settings)
+        change_cells = _show_changes(row, means, headings)
+        if are_unique:  # the settings name the rows, and the runs come last
+            rows.append(Row(setting_cells | change_cells | run_cells))
+        else:
+            rows.append(Row(run_cells | setting_cells | change_cells))
     if len(rows) < len(comparison.rows):
         notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
     notes = (*notes, *comparison.notes, *_describe_corrections(comparison, judged))
@@ -70,8 +74,8 @@ def comparison_table(
 def _describe_corrections(
     comparison: Comparison, judged: Sequence[Mapping[str, JudgedMean]]
 ) -> Iterator[str]:
-    """Say how many verdicts of single runs become undecided in the table."""
-    holds = [
+    """Say how many verdicts of single runs become undecided in the table; nothing if none does."""
+    holds = [  # for each verdict of a single run, whether it is the same in the table
         means[name].verdict is change.verdict
         for row, means in zip(comparison.rows, judged, strict=True)
         for name, change in row.runs[0].changes.items()
@@ -86,21 +90,30 @@ def _describe_corrections(
 
 
 def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
-    """Show which runs these are: by their ids alone if the settings of each row are unique."""
-    runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs[:_MOST_SEEDS])
-    identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
-    identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
-    identity["note"] = " ".join(dict.fromkeys(run.note for run in runs if run.note))
-    identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
-    shown = row.ids if len(runs) > _MOST_SEEDS else ids
-    name = f"{row.given_name} ({shown})" if row.given_name else shown
-    name = name if are_unique else f"{row.name} ({row.ids})"
-    trained = [run.model_files for run in runs if run.model_files]
-    places = [describe_model_place(run.model_files, run.run_id) for run in runs if run.model_files]
+    """Show which runs a row stands for, and where their adapters are.
+
+    The name of the runs is short if the row's settings are unique, which then name the row.
+    """
+    runs = row.runs
+    identity: dict[str, Any] = {
+        "run_ids": " ".join(run.run_id for run in runs),
+        "name": row.name,
+        "experiment": runs[0].experiment,
+        "started": runs[0].started.isoformat(),
+        "note": " ".join(dict.fromkeys(run.note for run in runs if run.note)),
+        "n_seeds": len(runs),
+        "seeds": " ".join(row.seeds),
+    }
+    ids = row.ids if len(runs) > _MOST_SEEDS else ", ".join(run.run_id[:8] for run in runs)
+    short_name = f"{row.given_name} ({ids})" if row.given_name else ids
+    name = short_name if are_unique else f"{row.name} ({row.ids})"
+    trained = [run for run in runs if run.model_files]
+    places = [describe_model_place(run.model_files, run.run_id) for run in trained]
+    adapters = " ".join(run.model_files for run in trained)
     return {
         Column("run", max_width=36): Cell(name, detail=identity["note"], values=identity),
-        Column("adapter", max_width=36, places=NOT_BRIEF - {Place.page}): Cell(
-            ", ".join(places[:_MOST_SEEDS]), values={"adapters": " ".join(trained)}
+        Column("adapter", max_width=36, places=_NOT_ON_PAGES): Cell(
+            ", ".join(places[:_MOST_SEEDS]), values={"adapters": adapters}
         ),
     }
 
@@ -108,17 +121,19 @@ def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
 def _show_settings(
     comparison: Comparison, row: Configuration, settings: Sequence[str]
 ) -> dict[Column, Cell]:
-    """Show what was varied, the seeds, and for details what follows from what was varied."""
+    """Show the varied settings and the seeds; files also have the other settings that differ."""
     cells = {}
-    followers = [key for key in comparison.params if key not in settings]
-    for key in (*settings, *followers):
+    others = [key for key in comparison.params if key not in settings]
+    for key in (*settings, *others):
         value = row.settings.get(key, "")
-        places = _NOT_ON_PAGES if key in followers else EVERYWHERE
-        style: dict[str, Any] = {
-            "is_filter": key in settings,
-            "leave_out_rank": 3 if key in followers else 0,
-        }
-        column = Column(key, max_width=30, places=places, **style)
+        is_varied = key in settings
+        column = Column(
+            key,
+            max_width=30,
+            is_filter=is_varied,
+            leave_out_rank=0 if is_varied else 3,
+            places=EVERYWHERE if is_varied else _NOT_ON_PAGES,
+        )
         cells[column] = Cell(value, sort_key=value or None, values={key: value})
     if comparison.grouped:
         cells[Column("seeds", leave_out_rank=2)] = Cell(_describe_seeds(row.seeds))
@@ -128,7 +143,10 @@ def _show_settings(
 def _show_changes(
     row: Configuration, judged: Mapping[str, JudgedMean], headings: Mapping[str, str]
 ) -> dict[Column, Cell]:
-    """Show the changes of a row, `learned` and `kept` among them, and their noise."""
+    """Show the changes of a row by column, and for files the noise of each change.
+
+    Without a target benchmark, the loss on held-out rows shows what was learned.
+    """
     cells: dict[Column, Cell] = {}
     n_benchmarks = len(set(headings) - {LEARNED, KEPT})
     for name, heading in headings.items():
@@ -138,13 +156,13 @@ def _show_changes(
     if isnan(row.target.value):
         loss = row.learned_loss
         column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)
-        shown = "" if isnan(loss) else format_number(loss, ".3f")
-        cells[column] = Cell(shown, sort_key=loss, values={"learned_loss": loss})
-    for source, key in (("questions", "question_error"), ("training", "training_error")):
-        errors = {name: getattr(change.change, key) for name, change in row.changes.items()}
-        known = {headings[n]: error for n, error in errors.items() if isfinite(error)}
+        loss_text = "" if isnan(loss) else format_number(loss, ".3f")
+        cells[column] = Cell(loss_text, sort_key=loss, values={"learned_loss": loss})
+    for source, attribute in (("questions", "question_error"), ("training", "training_error")):
+        errors = {name: getattr(change.change, attribute) for name, change in row.changes.items()}
+        known = {headings[name]: error for name, error in errors.items() if isfinite(error)}
         parts = [f"{heading} {format_number(100 * error)}" for heading, error in known.items()]
-        values = {f"{name}.{key}": error for name, error in errors.items()}
+        values = {f"{name}.{attribute}": error for name, error in errors.items()}
         column = Column(f"noise of {source}", "points", max_width=30, places=_NOT_ON_PAGES)
         cells[column] = Cell(", ".join(parts), values=values)
     return cells
@@ -157,14 +175,22 @@ def _describe_seeds(seeds: Sequence[str]) -> str:
 
 
 def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Cell:
-    """Show a mean with its interval and verdict over the seeds; of one run, as its own report."""
+    """Show the mean change in one column over a row's seeds, with its interval and verdict.
+
+    The column is a benchmark's, or holds the mean of several: `learned` or `kept`. The verdict of a
+    single run is that of its own report. If it does not hold once it is corrected for the whole
+    table, the cell says so.
+    """
     if judged is None:
         return Cell(EMPTY)
-    change = row.changes.get(name)
-    plain = change.change if change else (row.target if name == LEARNED else row.retained)
-    values: dict[str, Any] = {f"{name}.change": plain.value}
-    values |= {f"{name}.change_{key}": getattr(plain, key) for key in _OF_MEAN[1:]}
-    shown, verdict, correction, stopped = judged.shown, judged.verdict, "", ""
+    change = row.changes.get(name)  # None for `learned` and `kept`
+    role_mean = row.target if name == LEARNED else row.retained
+    uncorrected = change.change if change else role_mean
+    values: dict[str, Any] = {f"{name}.change": uncorrected.value}
+    values |= {f"{name}.change_{key}": getattr(uncorrected, key) for key in _OF_MEAN[1:]}
+    shown = judged.shown
+    verdict = judged.verdict
+    correction = stopped = ""
     if change:
         keys = ("n", "p_value", "verdict", "forgetting_rate")
         values |= {f"{name}.{key}": getattr(change, key) for key in keys}
@@ -202,10 +228,10 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
     rows = []
     for row, outcome in zip(table.rows, ordered, strict=True):
         excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
-        verdict = f"exceeded: {', '.join(excess)} points" if excess else "within"
+        budget_text = f"exceeded: {', '.join(excess)} points" if excess else "within"
         if outcome.unmeasured:
-            verdict = f"not measured: {', '.join(outcome.unmeasured)}"
-        cell = Cell(verdict, values={"is_within_budget": outcome.is_within})
+            budget_text = f"not measured: {', '.join(outcome.unmeasured)}"
+        cell = Cell(budget_text, values={"is_within_budget": outcome.is_within})
         rows.append(Row({**row.cells, Column("budget", max_width=30): cell}))
     n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"
     summary = f"{n_within} are within the budget as measured. The best trial comes first."
@@ -218,30 +244,33 @@ def scales_table(
     """Show one row for each scale, the base first.
 
     Args:
-        points: Of scales above 0, all judged on the same questions.
+        points: The findings at scales above 0, all judged on the same questions.
         title: What stands above the table.
-        chosen: The scale that is marked.
+        chosen: The scale that is marked with an arrow; None marks none.
 
     Returns:
         The table. Its records hold the scale, the validation loss, and each benchmark's change with
         its interval as shares of 1.
     """
-    first, curves = points[0].findings, build_simultaneous_curves(points)
+    first = points[0].findings
+    curves = build_simultaneous_curves(points)
     rows: list[dict[Column, Cell]] = []
     for i, scale in enumerate((0.0, *(point.scale for point in points))):
         is_chosen = scale == chosen
         values: dict[str, Any] = {"scale": scale, "is_chosen": is_chosen}
         cell = Cell(f"{scale:g}{' ←' if is_chosen else ''}", sort_key=scale, values=values)
         rows.append({Column("scale", is_number=True): cell})
+        # The row of scale 0 shows the loss before the training, which all points have.
         if training := points[max(0, i - 1)].findings.training:
             loss = training.validation_loss_after if i else training.validation_loss_before
             cell = Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
             rows[i][Column("validation loss", "nats per token", is_number=True)] = cell
     for name, curve in curves.items():
-        benchmark, share = first.benchmarks[name], first.benchmarks[name].primary.base.value
+        benchmark = first.benchmarks[name]
+        base_score = benchmark.primary.base.value
         heading = text.mark_target(name, benchmark.role)
         column = Column(heading, "points [95 %]", is_number=True)
-        rows[0][column] = Cell(f"{100 * share:.1f} %", values={f"{name}.change": 0.0})
+        rows[0][column] = Cell(f"{100 * base_score:.1f} %", values={f"{name}.change": 0.0})
         for row, (_, change) in zip(rows[1:], curve, strict=True):
             row[column] = make_change_cell(change, f"{name}.change")
     part = [f"Questions: {first.part}."] if first.part else []

@@ -103,7 +103,7 @@ def show_comparison(
     Args:
         comparison: The compared runs.
         title: Which runs these are.
-        notes: What stands below the table.
+        notes: More lines below the table.
         max_rows, by: As for `describe_briefly`.
     """
     console = _open_console()
@@ -214,17 +214,19 @@ class RunProgress:
 
 @contextmanager
 def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnProgress]:
-    """Show how far something is: a bar in a terminal, a line every 30 seconds in a log.
+    """Show how far a stage is: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
-        label: What runs.
+        label: The stage's name.
         unit: What is counted, such as steps.
-        later: Seconds that the stages after it take.
+        later: How many seconds the later stages take, for the time left of the whole run.
 
     Yields:
         A function of the number done, the total, and a short text such as the loss.
     """
-    pace, console, label = _Pace(unit, later), _open_console(), redact(label)
+    pace = _Pace(unit, later)
+    console = _open_console()
+    label = redact(label)
     if console.is_terminal:
         name = TextColumn("{task.description}", markup=False)
         how_far = TextColumn("{task.fields[pace]}", markup=False, table_column=Column())  # may wrap
@@ -240,14 +242,16 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 
             yield update_bar
         return
-    is_over, is_long = Event(), False
+    is_over = Event()
+    has_written = False
 
     def write_lines() -> None:  # in a thread: a model may be silent for minutes
-        nonlocal is_long
-        seconds = LOG_SECONDS / 4  # the first comes early: whoever waits for a hub sees it
+        nonlocal has_written
+        seconds = LOG_SECONDS / 4  # the first line comes early, for users who wait for a hub
         while not is_over.wait(seconds):
             show_line(f"{label}: {pace}")
-            seconds, is_long = LOG_SECONDS, True
+            seconds = LOG_SECONDS
+            has_written = True
 
     show_line(f"{label} ...")
     writer = Thread(target=write_lines, daemon=True)
@@ -257,7 +261,7 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     finally:
         is_over.set()
         writer.join()
-    if is_long:  # else the next line says it
+    if has_written:  # a short stage needs no line for its end: the next stage's line follows
         show_line(f"{label}: done in {format_duration(monotonic() - pace.began)}")
 
 
@@ -275,9 +279,9 @@ def show_findings(
     Args:
         findings: What is shown.
         title: The two models, with an arrow between them.
-        gate: Of a gate.
-        advice: The step that lessens a loss.
-        notes: What else must be known of these findings.
+        gate: The budgets and their outcomes; None if there are no budgets.
+        advice: The step that lessens a loss, for the line that begins with "Next:".
+        notes: Sentences above all others.
         with_details: Show every metric and column, and every sentence.
     """
     table = findings_table(findings, title, gate=gate)
@@ -287,7 +291,7 @@ def show_findings(
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)
         sentences += ["How to read this:", table.legend, *everything]
     else:
-        sentences += text.summarize_briefly(findings, gate, advice, 4 - len(notes))
+        sentences += text.summarize_briefly(findings, gate, advice, most=4 - len(notes))
     for sentence in sentences:
         _open_console().print(Text(visible(sentence)))
     if served := served_table(findings):

@@ -50,17 +50,19 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     figure = _new_figure("Change of each benchmark", 1.0 + 0.36 * len(findings.benchmarks), width)
     axes = figure.add_subplot()
     for row, benchmark in enumerate(findings.benchmarks.values()):
-        d, margin = benchmark.shown_change, 100 * benchmark.margin
-        shown = find_style(benchmark.verdict)
+        change = benchmark.shown_change
+        verdict_style = find_style(benchmark.verdict)
+        color = verdict_style.color
         if benchmark.verdict:  # a watched one has no margin
+            margin = 100 * benchmark.margin
             band = Rectangle((-margin, row - 0.5), 2 * margin, 1)
             band.set(color=INK, alpha=0.08, linewidth=0)
             axes.add_patch(band)
-        axes.plot([100 * d.low, 100 * d.high], [row, row], color=shown.color, linewidth=2)
-        axes.plot([100 * d.value], [row], marker=shown.marker, color=shown.color, markersize=7)
-        style: dict[str, Any] = {"color": shown.color, "weight": "bold", "va": "center"}
+        axes.plot([100 * change.low, 100 * change.high], [row, row], color=color, linewidth=2)
+        axes.plot([100 * change.value], [row], marker=verdict_style.marker, color=color, ms=7)
         if width == WIDTH and benchmark.verdict:  # on a phone it stands below the name
-            axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
+            place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            axes.text(1.02, row, benchmark.verdict, color=color, weight="bold", **place)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(findings.benchmarks) - 0.5, -0.5)
     longest = 30 if width == WIDTH else 18
@@ -97,8 +99,8 @@ def draw_seeds(
     The dots set the axes, so that one wide interval does not press them together.
 
     Args:
-        setting: What was varied.
-        panels: By heading, the configurations in order; shares of 1.
+        setting: The setting along the horizontal axis.
+        panels: By heading, the configurations in order; all numbers are shares of 1.
         width: In inches.
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
@@ -112,7 +114,8 @@ def draw_seeds(
         _draw_seeds_and_means(axes, means, values, others)
         axes.set_ylim(*_find_limits([seed for drawn in means for seed in drawn.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
-        room = max(6, (26 if n_across > 1 else 48) // len(values))
+        letters_of_panel = 26 if n_across > 1 else 48
+        room = max(6, letters_of_panel // len(values))  # letters of one label
         axes.set_xticks(range(len(values)), [cut_name(visible(v), room) for v in values])
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
@@ -127,28 +130,32 @@ def _draw_seeds_and_means(
 ) -> None:
     """Draw the dots of one panel, and beside them the means.
 
-    A line joins means of the same other settings, where the values have an order.
+    If the values are numbers, a line joins the means that differ in nothing else.
 
     Args:
         axes: The panel.
-        means: What is drawn.
-        values: Those of the setting, from left to right.
-        others: The other settings; those of one value stand side by side, each with its color.
+        means: The configurations of the panel.
+        values: All values of the setting, from left to right.
+        others: All combinations of the other settings. Each has a color and a place beside the
+            others at the same value.
     """
     is_ordered = all(re.search(r"\d/?$", value) for value in values)  # numbers, or checkpoints
     curves: dict[str, list[tuple[float, float]]] = {}
     for drawn in means:
         group = others.index(drawn.others)
+        color = _COLORS[group % 6]
+        # The groups share the middle 70 % of the room between two values.
         place = values.index(drawn.value) + 0.7 * ((group + 0.5) / len(others) - 0.5)
-        apart = 0.12 / len(others) if len(drawn.seeds) > 1 else 0.0
-        color, dots = _COLORS[group % 6], [100 * seed for seed in drawn.seeds]
-        if apart:
-            axes.plot([place - apart] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
-        style: dict[str, Any] = {"marker": "D" if apart else "o", "markersize": 4.5}
+        has_seeds = len(drawn.seeds) > 1
+        shift = 0.12 / len(others) if has_seeds else 0.0  # dots to the left, the mean to the right
+        if has_seeds:
+            dots = [100 * seed for seed in drawn.seeds]
+            axes.plot([place - shift] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
+        style: dict[str, Any] = {"marker": "D" if has_seeds else "o", "markersize": 4.5}
         style |= {"color": color, "capsize": 2.5, "elinewidth": 1}
-        middle, arms = 100 * drawn.mean.value, _measure_arms([drawn.mean])
-        curves.setdefault(drawn.others, []).append((place + apart, middle))
-        axes.errorbar([place + apart], [middle], arms, **style)
+        mean = 100 * drawn.mean.value
+        curves.setdefault(drawn.others, []).append((place + shift, mean))
+        axes.errorbar([place + shift], [mean], _measure_arms([drawn.mean]), **style)
     for group, points in enumerate(curves.values() if is_ordered else ()):
         across, up = zip(*points, strict=True)
         axes.plot(across, up, color=_COLORS[group % 6], lw=1, alpha=0.6)
@@ -165,10 +172,10 @@ def draw_learned_and_kept(
     """Draw what each configuration learned against what it kept; a line joins values in order.
 
     Args:
-        setting: What was varied.
-        learned: One for each configuration, in the unit.
+        setting: The setting whose values the dots are named by.
+        learned: What each configuration learned; 0.01 is one `unit`.
         kept: The same configurations in the same order; shares of 1.
-        unit: Of what was learned.
+        unit: The unit of what was learned, such as "points".
         width: In inches.
     """
     height = 4.2 if width == WIDTH else 3.4
@@ -251,9 +258,10 @@ def draw_scales(
 
 @matplotlib.rc_context(_STYLE)
 def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
-    """Draw how each benchmark's score came about: a bar for each step, from score to score.
+    """Draw a panel for each benchmark: its score at the first stage, and a bar for each change.
 
-    An arm is the interval of the change, drawn from the score before. A panel for each benchmark.
+    A bar leads from the score before a step to the score after it. Its error bar is the confidence
+    interval of the change.
     """
     n_across = max(1, min(len(stages.benchmarks), 2 if width == WIDTH else 1))
     n_down = ceil(len(stages.benchmarks) / n_across)
@@ -261,17 +269,18 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     figure = _new_figure("Score after each stage", 0.4 + 2.4 * n_down, width)
     for panel, name in enumerate(stages.benchmarks, 1):
         axes = figure.add_subplot(n_down, n_across, panel)
-        changes = stages.list_changes(name)[: len(stages.steps)]
+        changes = stages.list_changes(name)[: len(stages.steps)]  # without the change in total
         score = 100 * changes[0][1].primary.base.value
         axes.plot([-0.35, 0.35], [score, score], color=INK, linewidth=2.5)
         for place, (_, change) in enumerate(changes, 1):
-            style, shown = find_style(change.verdict), change.shown_change
-            step = 100 * change.primary.difference.value
+            color = find_style(change.verdict).color
+            rise = 100 * change.primary.difference.value
+            arms = _measure_arms([change.shown_change])
             axes.plot([place - 0.65, place + 0.35], [score, score], ":", color=INK, linewidth=0.8)
-            bar = Rectangle((place - 0.35, score), 0.7, step, color=style.color, alpha=0.75)
+            bar = Rectangle((place - 0.35, score), 0.7, rise, color=color, alpha=0.75)
             axes.add_patch(bar)
-            axes.errorbar([place], [score + step], _measure_arms([shown]), ecolor=INK, capsize=2.5)
-            score += step
+            axes.errorbar([place], [score + rise], arms, ecolor=INK, capsize=2.5)
+            score += rise
             axes.plot([place - 0.35, place + 0.35], [score, score], color=INK, linewidth=1.5)
         axes.set_xlim(-0.6, len(names) - 0.4)
         axes.set_xticks(

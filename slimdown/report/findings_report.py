@@ -20,13 +20,13 @@ def findings_table(
     notes: Sequence[str] = (),
     gate: Gate | None = None,
 ) -> Table:
-    """Show a run's findings, one row for each benchmark; further metrics of a benchmark follow it.
+    """Show a run's findings, one row for each benchmark, followed by rows of its further metrics.
 
     Args:
         findings: What is shown.
         title: What stands above it.
         notes: What stands below it.
-        gate: Of a gate: its outcome comes first, and each budget is in its row.
+        gate: The budgets. Their outcome comes first, and each budget is in its benchmark's row.
 
     Returns:
         The table. Its records hold benchmark, role, metric, n, base, tuned, change and related
@@ -72,15 +72,15 @@ def pairs_table(pairs: Sequence[Step]) -> Table:
     has_many = len(pairs) > 1
     pair_column = Column("pair", max_width=30, places=EVERYWHERE if has_many else NOT_BRIEF)
     rows, notes = [], list[str]()
-    for pair in pairs:
-        name = f"{pair.before} → {pair.after}"
+    names = [f"{pair.before} → {pair.after}" for pair in pairs]
+    for pair, name in zip(pairs, names, strict=True):
         caveats = text.list_caveats(pair.findings)
         notes += [f"{name}: {caveat}" if has_many else caveat for caveat in caveats]
         pair_cell = {pair_column: Cell(name, values={"pair": name})}
         for row in make_rows(pair.findings, None, sides):
             if not row.is_secondary:
                 rows.append(Row(pair_cell | row.cells))
-    title = f"{len(pairs)} runs on the held-out questions" if has_many else name
+    title = f"{len(pairs)} runs on the held-out questions" if has_many else names[0]
     legend = f"Each change is {direction}. {text.explain_table(pairs[0].findings)}"
     return Table(title, name_levels(rows), legend, tuple(notes))
 
@@ -89,7 +89,7 @@ def write_junit(gate: Gate, title: str) -> str:
     """Write a gate as JUnit's XML, each budget a test: FAILED is a failure, CANNOT TELL an error.
 
     Args:
-        gate: Its budgets; if their mean is worse, a failing test is added.
+        gate: The budgets. If the retained benchmarks are worse on average, a failing test is added.
         title: The suite's title.
     """
     kinds = {Outcome.beyond: "failure", Outcome.undecided: "error"}

@@ -69,7 +69,7 @@ def encodable(text: str, encoding: str) -> str:
 def format_number(value: float, spec: str = ".1f") -> str:
     """Format a number with a true minus sign.
 
-    A small number gets more digits, three at most, until one is not zero: its sign may decide.
+    A number that would be rounded to zero gets two or three decimals, so that its sign is seen.
 
     >>> format_number(-3.14), format_number(2.0, "+.1f"), format_number(float("nan"))
     ('−3.1', '+2.0', 'undefined')
@@ -78,9 +78,11 @@ def format_number(value: float, spec: str = ".1f") -> str:
     """
     if not isfinite(value):
         return UNDEFINED
-    texts = [f"{value:{spec}}", *(f"{value:{spec[:-2]}{digits}f}" for digits in (2, 3))]
+    more_decimals = [f"{spec[:-2]}{digits}f" for digits in (2, 3)]  # "+.1f" becomes "+.2f"
+    texts = [f"{value:{longer_spec}}" for longer_spec in (spec, *more_decimals)]
     zero = f"{0.0:{spec}}".lstrip("+")
-    return next((t for t in texts if float(t.replace(",", ""))), zero).replace("-", "−")
+    first_not_zero = next((text for text in texts if float(text.replace(",", ""))), zero)
+    return first_not_zero.replace("-", "−")
 
 
 def format_interval(low: float, high: float, spec: str = ".1f") -> str:

@@ -47,10 +47,10 @@ def render_page(
     Args:
         findings: What is shown.
         name: What the run is called.
-        description: How the run was made, where there was one.
-        run_id: The record's id, where there is one.
-        gate: Of a gate: its outcome stands at the top.
-        answers: The file beside the page that shows every changed answer.
+        description: How the run was made; None if there was no run.
+        run_id: The record's id; empty if there is none.
+        gate: The budgets, whose outcome stands at the top; None if there are none.
+        answers: The file beside the page that shows every changed answer; empty if there is none.
 
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
@@ -58,7 +58,8 @@ def render_page(
     from slimdown.report.figures import PHONE_WIDTH, draw_changes  # matplotlib takes half a second
 
     description = description or RunDescription()
-    shown, _ = redact_leaves(dict(description.settings))
+    settings, _ = redact_leaves(dict(description.settings))
+    served = served_table(findings)
     facts = {key: redact_leaf(value) for key, value in description.facts.items()}
     return pages.render(
         "report.html.j2",
@@ -76,8 +77,8 @@ def render_page(
         results=findings_report.findings_table(findings, gate=gate).at(tables.Place.page),
         figure=draw_changes(findings),
         phone_figure=draw_changes(findings, PHONE_WIDTH),
-        served=served.at(tables.Place.page) if (served := served_table(findings)) else None,
-        settings=format_all({k: v for k, v in shown.items() if v is not None}),
+        served=served.at(tables.Place.page) if served else None,
+        settings=format_all({k: v for k, v in settings.items() if v is not None}),
         environment=format_all(description.environment),
         costs=format_all(findings.costs),
         trait_notes=_TRAIT_NOTES,

@@ -78,21 +78,21 @@ class RunPlan:
 
 
 def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
-    """Say in a line how long everything takes.
+    """Say how long all runs of a command take together.
 
     Args:
-        plans: Of what is left to do.
-        n_finished: How many jobs are finished before.
+        plans: The plans of the runs that are left to do.
+        n_finished: How many runs of the command are finished already.
     """
-    done = f" {pluralize(n_finished, 'run')} is in the record already." if n_finished else ""
-    if n_finished > 1:
-        done = f" {n_finished:,} runs are in the record already."
+    verb = "is" if n_finished == 1 else "are"
+    finished = f" {pluralize(n_finished, 'run')} {verb} in the record already."
+    done = finished if n_finished else ""
     if not plans:
         return f"Nothing is left to do.{done}"
     seconds = sum(plan.seconds for plan in plans)
     bases = [planned for plan in plans for planned in plan.parts if planned.part == "base"]
-    is_known = bases and all(planned.is_recorded for planned in bases)
-    base = ". The base model's answers are in the record already" if is_known else ""
+    has_all_answers = bases and all(planned.is_recorded for planned in bases)
+    base = ". The base model's answers are in the record already" if has_all_answers else ""
     if isfinite(seconds):
         return f"About {format_duration(seconds)} in total{base}.{done}"
     if known := sum(plan.known_seconds for plan in plans):
@@ -109,15 +109,16 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
 
 
 def plan_table(plan: RunPlan) -> Table:
-    """Show the parts of a plan: what, how many tokens, how long."""
+    """Show the parts of a plan: what is done, how many tokens it takes, and how long."""
     rows = []
     for planned in plan.parts:
-        cost, written = planned.cost, ""
-        if cost.new_tokens:
-            written = f" + {_format_tokens(cost.new_tokens)}"
-        time = "as above" if planned.is_shared else _format_seconds(cost.seconds)
-        time = "recorded" if planned.is_recorded else time
+        cost = planned.cost
+        written = f" + {_format_tokens(cost.new_tokens)}" if cost.new_tokens else ""
         tokens = f"{_format_tokens(cost.prompt_tokens)}{written}" if cost.prompt_tokens else ""
+        if planned.is_recorded:
+            time = "recorded"
+        else:
+            time = "as above" if planned.is_shared else _format_seconds(cost.seconds)
         cells = {
             Column("part"): Cell(planned.part),
             Column("what", is_name=True): Cell(cost.name),
@@ -143,21 +144,26 @@ def describe_plan(plan: RunPlan) -> Iterator[str]:
 
 
 def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:
-    """Yield settings that ask fewer questions or take fewer steps, and the seconds they save."""
-    alike: dict[tuple[str, Work], list[PlannedPart]] = {}
+    """Yield settings that ask fewer questions or take fewer steps, and the seconds they save.
+
+    Parts of equal work, such as a benchmark that both models are asked, have the same setting.
+    """
+    equal_parts: dict[tuple[str, Work], list[PlannedPart]] = {}
     for planned in plan.parts:
-        alike.setdefault((planned.cost.name, planned.cost.work), []).append(planned)
-    for (name, _), parts in alike.items():
-        cost, seconds = parts[0].cost, sum(planned.seconds for planned in parts)
+        equal_parts.setdefault((planned.cost.name, planned.cost.work), []).append(planned)
+    for (name, _), parts in equal_parts.items():
+        cost = parts[0].cost
+        seconds = sum(planned.seconds for planned in parts)
         if not isfinite(seconds) or seconds < 1 or cost.work is Work.other:
             continue
         if cost.work is Work.steps:
             fewer = max(1, cost.n // 2)
             yield f"train.max_steps={fewer}", seconds * (1 - fewer / cost.n)
         elif cost.n > _ENOUGH:
-            limit = max(1, _ENOUGH // parts[0].n_tasks)
-            saved = 1 - limit * parts[0].n_tasks / cost.n
-            yield f"benchmark.{name}.limit={limit}", seconds * saved
+            n_tasks = parts[0].n_tasks
+            limit = max(1, _ENOUGH // n_tasks)  # it holds for each task
+            saved_share = 1 - limit * n_tasks / cost.n
+            yield f"benchmark.{name}.limit={limit}", seconds * saved_share
 
 
 def _format_seconds(seconds: float) -> str:

@@ -26,12 +26,12 @@ _VERDICT = Column("verdict")
 
 
 def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = None) -> Table:
-    """Show each benchmark's stages, a line each: the score there, and the change that led to it.
+    """Show the stages of each benchmark, a row each: the score, and the change that led to it.
 
     Args:
         stages: What is shown.
         title: What stands above the table.
-        gate: Of the whole chain, where it has budgets.
+        gate: The budgets of the whole chain; None if it has none.
 
     Returns:
         The table. Its records name the two stages of each change; they hold shares of 1.
@@ -51,13 +51,15 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
         "least 95 % (90 % for retained). Verdicts are corrected for all changes of the table "
         f"({pluralize(n_steps, 'step')}, {pluralize(n_benchmarks, 'benchmark')})."
     )
-    losses, notes = list(describe_losses(stages)), list(_describe_asking(stages))
+    losses = list(describe_losses(stages))
+    notes = list(_describe_asking(stages))
     if unchanged:
         notes.insert(0, f"{pluralize(len(unchanged), 'more benchmark')}: no change is significant.")
     if gate:
         return add_outcome(Table(title, rows, legend, (*losses, *notes)), gate)
     summary = " ".join(losses)
-    return Table(title, rows, legend, tuple(notes), summary, {"summary": summary})
+    facts = {"summary": summary}
+    return Table(title, rows, legend, tuple(notes), outcome=summary, facts=facts)
 
 
 def _find_unchanged(stages: StageFindings) -> list[str]:
@@ -71,6 +73,7 @@ def _find_unchanged(stages: StageFindings) -> list[str]:
 
 
 def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
+    """Yield a benchmark's row of the first stage, a row for each step, and one for the whole."""
     changes = stages.list_changes(name)
     first_step, first = changes[0]
     identity = {"benchmark": name, "role": first.role.value}
@@ -79,12 +82,14 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
     start |= {_COUNT: Cell(f"{first.n:,}", sort_key=first.n, values={"n": first.n})}
     yield Row({**shared, **start, _SCORE: _show_score(first.primary.base.value)})
     for step, change in changes:
-        is_whole, shown = step is stages.whole, change.shown_change
+        is_whole = step is stages.whole
+        shown = change.shown_change
         values: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
         values |= {"is_whole": is_whole, "change": shown.value}
         values |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
         cells = {_STAGE: Cell("in total" if is_whole else redact_leaf(step.after), values=values)}
-        cells |= {_COUNT: Cell(), _SCORE: _show_score(change.primary.tuned.value, not is_whole)}
+        cells[_COUNT] = Cell()
+        cells[_SCORE] = _show_score(change.primary.tuned.value, is_shown=not is_whole)
         cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
         verdict = change.verdict and change.verdict.value  # None: it is watched
         cells[_VERDICT] = Cell(verdict=verdict or "", values={"verdict": verdict})
@@ -98,11 +103,11 @@ def _show_score(score: float, is_shown: bool = True) -> Cell:
 def _describe_asking(stages: StageFindings) -> Iterator[str]:
     """Give the bits per byte of texts, and say which stages were asked differently."""
     for name in stages.benchmarks:
-        steps = stages.list_changes(name)[: len(stages.steps)]
-        bits = [trait for _, change in steps if (trait := change.find_trait(BITS))]
-        if len(bits) == len(steps):
-            parts = [f"{steps[0][0].before} {format_number(bits[0].base, '.3f')}"]
-            for (step, _), trait in zip(steps, bits, strict=True):
+        changes = stages.list_changes(name)[: len(stages.steps)]  # without the change in total
+        bits = [trait for _, change in changes if (trait := change.find_trait(BITS))]
+        if len(bits) == len(changes):  # only benchmarks of texts have them
+            parts = [f"{stages.steps[0].before} {format_number(bits[0].base, '.3f')}"]
+            for step, trait in zip(stages.steps, bits, strict=True):
                 parts.append(f"{step.after} {format_number(trait.tuned, '.3f')}")
             yield f"Bits per byte of {name}: {redact_leaf(', '.join(parts))}."
     if part := stages.steps[0].findings.part:
@@ -150,14 +155,14 @@ def render_stages_page(table: Table, stages: StageFindings, command: str) -> str
     """Render the table and a waterfall of each benchmark as a page.
 
     Args:
-        table: Of `stages_table`.
+        table: The table from `stages_table`.
         stages: What the waterfalls show.
         command: What made the page, such as "verdict --chain".
     """
     from slimdown.report.figures import PHONE_WIDTH, draw_waterfalls  # matplotlib
 
     figures: Sequence[Any] = ()
-    if stages.whole:
+    if stages.whole:  # only steps of a chain add up
         caption = (
             "Each bar shows how much one stage changed the score, with its confidence interval. "
             "The steps add up to the whole change."

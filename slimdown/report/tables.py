@@ -167,7 +167,8 @@ def make_table(
 
     Args:
         title: What stands above it.
-        records: One for each row, with the same names; None is unknown. A value may be a `Cell`.
+        records: One for each row, all with the same names. None and nan are unknown. A value may
+            be a `Cell`.
         formats: By name, the function that formats a value.
         legend: What stands below it.
     """
@@ -175,8 +176,9 @@ def make_table(
     def make_cell(name: str, value: Any) -> Cell:
         if isinstance(value, Cell):
             return value
-        is_unknown = value is None or value != value
-        shown = EMPTY if is_unknown else (formats or {}).get(name, formatting.format_value)(value)
+        is_unknown = value is None or value != value  # nan equals nothing, not even itself
+        format_value = (formats or {}).get(name, formatting.format_value)
+        shown = EMPTY if is_unknown else format_value(value)
         return Cell(shown, sort_key=value, values={name: value})
 
     rows: list[dict[Column, Cell]] = [{} for _ in records]
@@ -184,7 +186,8 @@ def make_table(
         cells = [make_cell(name, record[name]) for record in records]
         is_number = any(isinstance(cell.sort_key, int | float) for cell in cells)
         is_long = any(len(f"{cell.text}{cell.detail}") > 40 for cell in cells)
-        column = Column(name.replace("_", " "), "", is_number, 40 if is_long else None)
+        heading = name.replace("_", " ")
+        column = Column(heading, is_number=is_number, max_width=40 if is_long else None)
         for row, cell in zip(rows, cells, strict=True):
             row[column] = cell
     return Table(title, list(map(Row, rows)), legend)
@@ -240,18 +243,21 @@ def write_table(table: Table, format: str) -> str:
 
 
 def print_table(table: Table, console: Console, fits: bool = False) -> None:
-    """Print a table. A narrow console gets cut names, taller cells, then fewer columns.
+    """Print a table, and below it its notes and its legend.
+
+    If the console is too narrow, cells get several lines, then names are cut, then columns are left
+    out. If even that is not enough, each cell gets a line of its own.
 
     Args:
         table: The table.
         console: Where it is printed. A pipe or a file is as wide as the table needs.
-        fits: Make the table fit into a pipe or a file, too.
+        fits: Whether a pipe or a file is no wider than `console` says.
     """
     for heading in filter(None, (table.outcome, table.title)):
         console.print(Text(visible(heading)), style="bold", soft_wrap=not console.is_terminal)
     if not (console.is_terminal or fits):
-        width = _measure(_lay_out(table, _SEPARATORS[0]), console)
-        console.width = max(console.width, width.maximum)
+        measured = _measure(_lay_out(table, _SEPARATORS[0]), console)
+        console.width = max(console.width, measured.maximum)
     rich_table, left_out = _fit(table, console)
     if rich_table:
         console.print("", rich_table, "", sep="\n")
@@ -272,10 +278,12 @@ def print_table(table: Table, console: Console, fits: bool = False) -> None:
 
 
 def _fit(table: Table, console: Console) -> tuple[RichTable | None, list[Column]]:
-    """Lay out a table so that it fits the console, if it can be.
+    """Lay out a table so that it fits the console: in higher cells, with cut names, or both.
+
+    While it does not fit, the column with the highest `leave_out_rank` is left out.
 
     Returns:
-        The table, or None; and the columns that had to be left out.
+        The table and the columns that were left out; None and no columns if it cannot fit.
     """
     left_out = list[Column]()
     while True:
@@ -300,7 +308,10 @@ def _measure(rich_table: RichTable, console: Console) -> Measurement:
 
 
 def _cut_names(table: Table, surplus: int) -> Table:
-    """Cut names, the longest first, until their column is by so much narrower, if they can be."""
+    """Cut the names of each column of names, so that it is narrower by `surplus` characters.
+
+    A column stays wider if its names would be shorter than `SHORTEST_NAME`.
+    """
     longest = {
         column: max(cell_len(column.heading), *(cell_len(str(row[column])) for row in table.rows))
         for column in table.columns
@@ -311,27 +322,31 @@ def _cut_names(table: Table, surplus: int) -> Table:
     for row in table.rows:
         cells = {}
         for column, cell in row.cells.items():
-            if column in room:
-                column, cell = (
-                    replace(column, heading=cut_name(column.heading, room[column])),
-                    replace(cell, text=cut_name(cell.text, room[column])),
-                )
-            cells[column] = cell
+            if column not in room:
+                cells[column] = cell
+                continue
+            cut_column = replace(column, heading=cut_name(column.heading, room[column]))
+            cells[cut_column] = replace(cell, text=cut_name(cell.text, room[column]))
         rows.append(replace(row, cells=cells))
     return replace(table, rows=rows)
 
 
 def _lay_out(table: Table, separators: str) -> RichTable:
-    """Lay out a table. Text may break between words, names, numbers and verdicts never."""
+    """Lay out a table for the console.
+
+    A column with a `max_width` may break its text between words. Other columns, such as those of
+    names, numbers and verdicts, never break theirs. `separators` join the parts of a cell.
+    """
     plain: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
     rich_table = RichTable(**plain, padding=(0, 1, 0, 0))
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]
     for i, column in enumerate(table.columns):
-        heading, may_break = Text(visible(column.heading)), column.max_width is not None
-        texts = [heading.plain, *(row[i].plain for row in rows)]
-        parts = [content.split() if may_break else content.splitlines() for content in texts]
+        heading = Text(visible(column.heading))
+        may_break = column.max_width is not None
+        contents = [heading.plain, *(row[i].plain for row in rows)]
+        parts = [content.split() if may_break else content.splitlines() for content in contents]
         longest = max(map(cell_len, chain.from_iterable(parts)), default=0)
         rich_table.add_column(
             heading,
@@ -346,12 +361,13 @@ def _lay_out(table: Table, separators: str) -> RichTable:
 
 
 def _style_cell(cell: Cell, separators: str) -> Text:
-    """Style a cell, with a space or a line feed before its interval and before its verdict."""
+    """Style a cell; the two separators stand before its interval and before its verdict."""
+    interval_separator, verdict_separator = separators[0], separators[1]
     parts = (visible(cell.text), visible(cell.interval))
-    text = Text(separators[0].join(filter(None, parts)))
+    text = Text(interval_separator.join(filter(None, parts)))
     if cell.verdict:
         style = find_style(cell.verdict)
-        text.append(separators[1] if text else "")
+        text.append(verdict_separator if text else "")
         text.append(f"{style.sign} {visible(cell.verdict)}", style.console_style)
         text.append(cell.correction, "yellow")
     if cell.sign:

@@ -90,7 +90,7 @@ def is_rate_shown(benchmark: BenchmarkChange) -> bool:
 
 
 def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
-    """Format the paper's metric with its standard error, and the paired interval."""
+    """Format the paper's metric with its standard error, and its interval; "" for no metric."""
     estimate: Estimate | None = benchmark.paper_value
     if benchmark.paper_metric is None or estimate is None:
         return "", ""
@@ -99,9 +99,10 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
         return (f"FR {value}", interval) if is_rate_shown(benchmark) else ("", "")
-    spec, sign, unit = "+.1f", "ΔA", ""
     if benchmark.paper_metric is PaperMetric.knowledge_loss:
         spec, sign, unit = ".1f", "ΔK", " lost"
+    else:
+        spec, sign, unit = "+.1f", "ΔA", ""
     error = estimate.standard_error
     plus_minus = "" if isnan(error) else f" ±{format_number(error)}"
     interval = formatting.format_interval(estimate.low, estimate.high, spec)
@@ -109,7 +110,7 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
 
 
 def summarize(findings: Findings) -> Iterator[str]:
-    """Write one sentence for each verdict; undecided benchmarks get one each."""
+    """Write one sentence for each verdict, and one for each undecided benchmark."""
     for verdict in ("improved", "forgotten", "retained"):
         chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
         changes = ", ".join(f"{name} ({_describe_change(b)})" for name, b in chosen.items())
@@ -129,16 +130,17 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
     """For each undecided benchmark, say what its questions show and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
         if benchmark.verdict == "undecided" and benchmark.is_measured:
-            n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
+            questions = pluralize(benchmark.n, "question")
+            smallest = benchmark.minimum_detectable_change
             points = f"{100 * smallest:.1f} points"
-            reason = f"{n} detect a change of {points} in 80 % of cases (power)."
+            reason = f"{questions} detect a change of {points} in 80 % of cases (power)."
             if benchmark.has_nothing_to_lose:
                 reason = (
                     "Neither model answered a question correctly, so nothing could be lost. More "
                     "questions would not help."
                 )
             elif benchmark.n < FEWEST_TO_TELL or isnan(smallest):
-                reason = f"{n} are too few for a verdict. Ask at least {FEWEST_TO_TELL}."
+                reason = f"{questions} are too few for a verdict. Ask at least {FEWEST_TO_TELL}."
             elif needed := benchmark.n_to_decide:
                 reason += (
                     f" About {needed:,} would be enough for a verdict if the change stays as large "
@@ -163,13 +165,16 @@ def describe_outcome(gate: Gate) -> str:
 
 
 def _describe_loss(check: BudgetCheck) -> str:
-    name, budget = check.benchmark, f"{100 * check.budget:.3g}"
+    """Say how much a benchmark lost at most, or at least, and what its budget is."""
+    name = check.benchmark
+    budget = f"{100 * check.budget:.3g}"
     loss = -check.bound
     change = check.change
     is_within = check.outcome is Outcome.undecided and loss <= check.budget
     if is_within or change.has_no_right_answer or not change.is_measured:
-        # something else than the bound leaves it open
+        # The bound does not explain the outcome, but the reason does.
         return f"{name}: {check.reason}"
+    # Take as many decimals as tell the loss from its budget.
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
     lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
     verbs = {
@@ -188,9 +193,9 @@ def summarize_briefly(
 
     Args:
         findings: What the table shows.
-        gate: Of a gate; then the undecided benchmarks are those whose budget is open.
-        advice: The step that lessens a loss; it is given where a loss is shown.
-        most: The number of sentences.
+        gate: The budgets. With them, undecided are the benchmarks whose budget is undecided.
+        advice: The step that lessens a loss; it is left out if no loss is significant.
+        most: The number of sentences; only the least important ones are left out for it.
     """
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
@@ -247,19 +252,20 @@ def advise(
     Args:
         run_id: The record's id.
         findings: What the run lost.
-        can_scale: Whether `slimdown scale` can take less of what was trained.
+        can_scale: Whether `slimdown scale` can shrink the effect of what was trained.
         trains: Whether the run trained the model, and did not only measure it.
         keeps: Whether the run had a mitigation.
-        gate: Of a gate: the smallest budget is repeated.
+        gate: The budgets, of which the smallest counts; if there are none, 2 points do.
     """
     budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
-    # Few questions can prove a small budget. Whoever has the training can also prevent the loss.
-    budgets = [budget] if trains else [budget, *(b for b in (0.05, 0.1, 0.2) if b > budget)]
-    shown = [allowed for allowed in budgets if can_show_budget(findings, allowed)]
-    if can_scale and shown:
-        is_raised = shown[0] > budget
+    budgets = [budget]
+    if not trains:  # scaling is the only way to lose less, and a small budget may be unprovable
+        budgets += [larger for larger in (0.05, 0.1, 0.2) if larger > budget]
+    provable = [allowed for allowed in budgets if can_show_budget(findings, allowed)]
+    if can_scale and provable:
+        is_raised = provable[0] > budget
         reason = "  # the smallest budget that these questions can prove" if is_raised else ""
-        return f"slimdown scale {run_id[:8]} --max-loss {shown[0]:g}{reason}"
+        return f"slimdown scale {run_id[:8]} --max-loss {provable[0]:g}{reason}"
     if not trains:
         return (
             "ask more questions. These are too few to prove that a loss is at most "
@@ -270,15 +276,15 @@ def advise(
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
-    """Say what was lost where most was, in a line; none where no loss is shown."""
-    shown = {
+    """Count the lost answers of the largest significant loss by cause; nothing without a loss."""
+    falls = {
         name: findings.benchmarks[name].primary.difference.value
         for name, losses in findings.lost_answers.items()
         if losses.is_loss_shown and losses.n_lost
     }
-    if not shown:
+    if not falls:
         return []
-    name = min(shown, key=shown.__getitem__)
+    name = min(falls, key=falls.__getitem__)
     losses = findings.lost_answers[name]
     causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
     if not causes:
@@ -288,14 +294,15 @@ def describe_largest_loss(findings: Findings) -> list[str]:
 
 
 def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str]:
-    """Name what is undecided, and how many questions each would need: a sentence or two.
+    """Name the undecided benchmarks, and how many questions each would need: a sentence or two.
 
     Args:
         findings: What was found.
-        gate: Of a gate; then the undecided benchmarks are those whose budget is open.
+        gate: The budgets. With them, undecided are the benchmarks whose budget is undecided.
     """
     benchmarks = findings.benchmarks
-    needed, expected = dict[str, int | None](), dict[str, str]()
+    needed = dict[str, int | None]()
+    expected = dict[str, str]()  # the outcomes of budgets
     if gate:
         for check in gate.checks:
             if check.outcome is Outcome.undecided and not check.change.has_no_right_answer:
@@ -311,7 +318,8 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
         }
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
-    if many := {name: n for name, n in needed.items() if name not in few}:
+    many = {name: n for name, n in needed.items() if name not in few}
+    if many:
         has_changed = any(benchmarks[name].primary.difference.value for name in many)
         n_asked = {name: benchmarks[name].n for name in many}
         yield _say_what_would_decide(many, n_asked, expected, has_changed)
@@ -332,24 +340,24 @@ def _say_what_would_decide(
     """Say how many questions each undecided benchmark needs.
 
     Args:
-        needed: By benchmark; None or 0: no number of questions would decide.
-        n_asked: How many were asked, by benchmark.
-        expected: By benchmark, the outcome of its budget if the change stays as measured; empty if
-            verdicts are undecided, and not budgets.
-        has_changed: Whether any of their scores changed.
+        needed: How many questions would decide, by benchmark; None or 0 if no number would.
+        n_asked: How many questions were asked, by benchmark.
+        expected: The outcome of each benchmark's budget if its change stays as large as measured.
+            Empty if no budgets but verdicts are undecided.
+        has_changed: Whether the score of any of these benchmarks changed.
     """
     condition = "if nothing is lost" if expected else "if nothing changes"
     if has_changed:
         stays = "change stays" if len(needed) == 1 else "changes stay"
         condition = f"if the {stays} as large as measured"
-    opening, limit = ("Budget not decided", "budget") if expected else ("Undecided", "margin")
-    opening = f"{opening}: {_list_names([*needed])}."
+    subject, limit = ("Budget not decided", "budget") if expected else ("Undecided", "margin")
+    opening = f"{subject}: {_list_names([*needed])}."
     known = [(name, n) for name, n in needed.items() if n]
     if not known:
         return f"{opening} No number of questions can be named so near to the {limit}."
     if len(needed) == 1:
-        goal = f"for {expected[known[0][0]]}" if expected else "for a verdict"
         [(name, n)] = known
+        goal = f"for {expected[name]}" if expected else "for a verdict"
         number = f"{n:,} questions instead of {n_asked[name]:,}"
         return f"{opening} About {number} would be enough {goal} {condition}."
     known.sort(key=lambda pair: pair[1])
@@ -427,7 +435,7 @@ def describe_texts(findings: Findings) -> Iterator[str]:
 
 
 def list_doubts(findings: Findings) -> Iterator[str]:
-    """List what makes the findings say less than it seems, one sentence each."""
+    """List reasons to trust the findings less or to measure again, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
         if shares := benchmark.never_ended:
             base, tuned = (f"{100 * share:.0f} %" for share in shares)
@@ -435,20 +443,21 @@ def list_doubts(findings: Findings) -> Iterator[str]:
                 f"{name}: the thinking did not end within the token limit in {base} of the answers "
                 f"before and {tuned} after. Raise benchmark.{name}.max_gen_toks."
             )
-    idle = {
+    never_right = {
         name: benchmark.metric
         for name, benchmark in findings.benchmarks.items()
         if benchmark.role is Role.retained and not benchmark.primary.base.value
     }
-    if idle:
-        reasons = [
+    if never_right:
+        hints = [
             f" If they are sentences, set benchmark.{name}.score=contains."
-            for name, metric in idle.items()
+            for name, metric in never_right.items()
             if metric == "exact_match.strip"  # of question files
         ]
+        names = _list_names([*never_right])
         yield (
-            f"No question of {_list_names([*idle])} was answered correctly before, so a loss there "
-            f"cannot be measured. Read the answers to see why.{''.join(reasons[:1])}"
+            f"No question of {names} was answered correctly before, so a loss there cannot be "
+            f"measured. Read the answers to see why.{hints[0] if hints else ''}"
         )
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
@@ -465,18 +474,22 @@ def list_doubts(findings: Findings) -> Iterator[str]:
 
 
 def describe_noise(findings: Findings) -> Iterator[str]:
-    """Say how many answers flip where one model was asked twice, and what that means."""
+    """If both logs are from the same model, say how many answers flip, and what that means."""
     base, tuned = findings.base, findings.tuned
     if not (base and tuned and base.model and base.model == tuned.model):
         return
-    flips, shown, hidden, has_flips = list[str](), list[str](), list[str](), False
+    flips = list[str]()
+    significant = list[str]()  # how large the changes of some benchmarks may be
+    hidden = list[str]()  # below what size a true change may go unnoticed on others
+    has_flips = False
     for name, benchmark in findings.benchmarks.items():
         n_flips = sum(benchmark.primary.difference.changes != 0)
         flips.append(f"{int(n_flips):,} of {benchmark.n:,} in {name}")
         has_flips |= n_flips > 0
-        change, least = benchmark.shown_change, benchmark.minimum_detectable_change
+        change = benchmark.shown_change
+        least = benchmark.minimum_detectable_change
         if benchmark.verdict in ("forgotten", "improved"):
-            shown.append(f"{100 * max(-change.low, change.high):.1f} points in {name}")
+            significant.append(f"{100 * max(-change.low, change.high):.1f} points in {name}")
         elif n_flips and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
             hidden.append(f"{100 * least:.1f} points in {name}")
     same = f"Both logs are from the same model, {base.model}"
@@ -487,11 +500,11 @@ def describe_noise(findings: Findings) -> Iterator[str]:
         )
         return
     yield f"{same}, but answers flip: {', '.join(flips)}."
-    if shown:
+    if significant:
         yield (
             "More answers flip in one direction than chance explains. So the engine alone may "
-            f"change a tuned model's score by up to {', '.join(shown)}. Make both logs with the "
-            "same versions, precision and batch size."
+            f"change a tuned model's score by up to {', '.join(significant)}. Make both logs "
+            "with the same versions, precision and batch size."
         )
     elif hidden:
         yield (
@@ -613,7 +626,7 @@ def describe_findings(
     Args:
         findings: What is described.
         with_verdicts: False leaves out what a table above the sentences shows.
-        gate: Of a gate.
+        gate: The budgets; None if there are none.
     """
     budgets = describe_budgets(gate) if gate else ()
     verdicts = summarize(findings) if with_verdicts else explain_undecided(findings)

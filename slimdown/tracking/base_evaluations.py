@@ -56,18 +56,20 @@ class RecordedEvaluations(EvaluationCache):
         keeps_files: bool = True,
         is_shared: bool = False,
     ):
-        """Open nothing yet.
+        """Say where the evaluations are kept. Nothing is opened yet.
 
         Args:
             config: The settings of the run.
-            model: `base`; or `tuned` or `served`, whose evaluations stay in the folder.
-            folder: A folder of this run, or of this machine.
+            model: `base`, `tuned` or `served`. Only evaluations of `base` also go to the store.
+            folder: The folder of this run, or a folder that all runs of this machine share.
             keeps_files: Whether files stay in the folder once the store has them.
             is_shared: Whether the folder holds evaluations of many models.
         """
         self.model = model
         self.files: dict[str, Path] = {}  # the samples that were found or saved, by benchmark
-        self._config, self._folder, self._keeps_files = config, folder, keeps_files
+        self._config = config
+        self._folder = folder
+        self._keeps_files = keeps_files
         self._is_shared = is_shared
         self._baseline_id = ""  # the run of kind baseline that takes what is measured here
         self._experiment_id = ""  # the experiment of that run
@@ -115,16 +117,18 @@ class RecordedEvaluations(EvaluationCache):
     def _find_in_store(
         self, key: str, name: str, benchmark: ResolvedBenchmark
     ) -> BenchmarkEvaluation | None:
-        """Return the first evaluation of a key in the store that can be read, with its origin."""
+        """Return the first evaluation of a key in the store that can be read, or None."""
         for run in self._find_baselines(key):
             client = store.open_store(self._config.tracking)
-            user, run_id = run.data.tags.get(USER, "unknown"), run.info.run_id
+            run_id = run.info.run_id
+            user = run.data.tags.get(USER, "unknown")
             evaluation = None
-            with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
-                path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
+            # The file may be gone, or the store may not answer. Then the next run is tried.
+            with tempfile.TemporaryDirectory() as folder, suppress(Exception):
+                file = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
                 date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
-                evaluation = self._read(path, name, benchmark, f"run {run_id}")
+                evaluation = self._read(file, name, benchmark, place=f"run {run_id}")
             if evaluation:
                 return replace(evaluation, origin=origin)
         return None
@@ -132,7 +136,8 @@ class RecordedEvaluations(EvaluationCache):
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
         """Keep a finished evaluation in the folder, and a base's also in the store.
 
-        A store that does not answer is no error here: the run delivers its own copy at its end.
+        If the store does not answer, a warning says so, and the file stays in the folder. A run
+        delivers its own copy of the samples at its end.
         """
         file = self._write(key, name, evaluation)
         if self.model != "base":
@@ -142,12 +147,12 @@ class RecordedEvaluations(EvaluationCache):
             if self._baseline_id:
                 self._send(client, key, name, evaluation, file)
             else:
-                with self._open_baseline(client):
+                with self._open_baseline(client):  # it sets `_baseline_id`
                     self._send(client, key, name, evaluation, file)
             if not self._keeps_files:
                 file.unlink()
         except Exception as error:  # of MLflow, a database driver or an artifact store
-            self._baseline_id, self._recorded = "", []
+            self._baseline_id, self._recorded = "", []  # later evaluations go to another run
             problem = f"the store takes no answers of the base ({store.first_line(error)})"
             _log.warning("%s; they are in %s", problem, file)
 
@@ -163,25 +168,32 @@ class RecordedEvaluations(EvaluationCache):
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copy(file, f"{folder}/{key}.parquet")
             client.log_artifact(run_id, copy, "samples")
-        questions, model_id = describe_questions(name, evaluation), ""
+        questions = describe_questions(name, evaluation)
         client.log_inputs(run_id, [questions])
+        model_id = ""
         if self.base:
             model_id = log_base(client, self._config.tracking, self._experiment_id, self.base)
             link_models(client, run_id, model_id)
         scores = {f"base/{name}": round(100 * evaluation.score.value, 2)}
         now = int(time.time() * 1000)
-        client.log_batch(run_id, assign_metrics(scores, {name: questions}, model_id, "", now))
+        metrics = assign_metrics(
+            scores, {name: questions}, base_id=model_id, made_id="", timestamp=now
+        )
+        client.log_batch(run_id, metrics)
+        # This tag comes last: a run that has it also has the samples.
         client.set_tag(run_id, f"{Tag.evaluation}{key}", name)
 
     @contextmanager
     def _open_baseline(self, client: Any) -> Iterator[None]:
-        """Make the run that takes the evaluations, and end those that a kill left unfinished.
+        """Create a baseline run in the store, whose id is then in `_baseline_id`.
 
-        Inside, its first evaluation is sent, while the run is RUNNING and locked. At the end it is
-        FINISHED, but takes what comes later, too.
+        Inside the context, the run is RUNNING and locked, and its first evaluation is sent. At the
+        end it is marked FINISHED; later evaluations are added to it all the same. Baseline runs
+        that a killed process left RUNNING are ended as well.
         """
         tracking = self._config.tracking
         with ExitStack() as run_lock:
+            # Another process must not see the new run without its lock: it would delete the run.
             with store.lock(tracking, "baselines"):
                 self._experiment_id = store.find_experiment(client, tracking)
                 created = store.create_run(client, self._experiment_id, "base", "baseline")

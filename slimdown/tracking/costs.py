@@ -40,36 +40,44 @@ def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
 
 
 def find_rates(config: RunConfig, device: str) -> Rates:
-    """Find what the newest run of this model on this machine cost; empty where there is none."""
-    where = f"tags.`{Tag.host}` = '{provenance.name_machine()}' and attributes.status = 'FINISHED'"
+    """Find what each part of a run of this model cost here, in the newest run that has the part.
+
+    The result is empty if no run of this model is finished on this machine.
+    """
+    made_here = f"tags.`{Tag.host}` = '{provenance.name_machine()}'"
+    finished_here = f"{made_here} and attributes.status = 'FINISHED'"
     costs: dict[tuple[str, Work], Cost] = {}
     source = ""
     with suppress(TrackingError):  # there is no record yet
         client = store.open_store(config.tracking, must_exist=True)
-        for run in find_runs(config.tracking, filter_string=where, n_newest=_MOST_RUNS):
-            with suppress(Exception):  # older runs have no such file; the store may be silent
+        for run in find_runs(config.tracking, filter_string=finished_here, n_newest=_MOST_RUNS):
+            # A run of an earlier version has no such file, and the store may not answer.
+            with suppress(Exception):
                 file = Path(client.download_artifacts(run.run_id, COSTS_FILE))
-                if not (slowest := _read_costs(file, config, device)):
+                costs_in_run = _read_costs(file, config, device)
+                if not costs_in_run:
                     continue
                 source = source or f"run {run.run_id[:8]}"
-                costs = slowest | costs  # the newest counts
+                costs = costs_in_run | costs  # what a newer run cost is kept
     return Rates(tuple(costs.values()), source)
 
 
 def _read_costs(file: Path, config: RunConfig, device: str) -> dict[tuple[str, Work], Cost]:
-    """Read a run's costs by part; of base and tuned model, the slower one counts.
+    """Read a run's costs, by the name of a benchmark and the kind of work.
 
-    Nothing is returned for a run of another speed, see `_describe_speed`.
+    The base and the tuned model have the same names; the slower one's costs are returned. Nothing
+    is returned if the run's speed cannot be compared, see `_describe_speed`.
     """
     recorded = json.loads(file.read_bytes())
-    records, keep = recorded.pop("costs"), recorded.pop("keep", "")
-    if recorded != _describe_speed(config, device):
+    records = recorded.pop("costs")
+    keep = recorded.pop("keep", "")
+    if recorded != _describe_speed(config, device):  # what is left describes the speed
         return {}
     costs = [Cost(**(record | {"work": Work(record["work"])})) for record in records]
     if keep != config.keep.name:
         # `other` holds what a mitigation prepares, such as rows that the base writes.
         costs = [cost for cost in costs if cost.work is not Work.other]
-    costs.sort(key=lambda cost: cost.seconds)
+    costs.sort(key=lambda cost: cost.seconds)  # the slowest is last, and stays in the dictionary
     return {(cost.name, cost.work): cost for cost in costs}
 
 

@@ -26,9 +26,9 @@ def describe_rows(
     """Yield each dataset of the training rows, with the context `train`.
 
     Args:
-        rows: The rows.
-        configs: The settings of datasets; rows that the base wrote itself have none.
-        contamination: The questions that stand in the rows.
+        rows: The training rows of all datasets.
+        configs: The settings by dataset; rows that the base wrote itself have none.
+        contamination: Which questions of benchmarks are found in the rows.
     """
     texts_by_dataset: dict[str, list[str]] = {part.name: [] for part in rows.parts}
     for row in rows.iter_texts():
@@ -80,28 +80,28 @@ def _make_input(
     source: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> "DatasetInput":
-    """Make the dataset of some rows, whose digest and number it shows.
+    """Describe some rows as a dataset of MLflow: by their digest and their number.
 
     Args:
-        name: The dataset's or the benchmark's.
-        rows: What it consists of, as JSON can hold it.
+        name: The name of the dataset or of the benchmark.
+        rows: The rows or questions, in a form that JSON can hold.
         context: MLflow's word for what the rows are used for: `train` or `eval`.
         source: Where the rows come from: a `path` or a harness's `task`; none if the base wrote
             them. Empty values are left out.
-        tags: More tags.
+        tags: More tags; long ones are cut.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    shown = {key: redact_leaf(str(value)) for key, value in source.items() if value}
+    source_texts = {key: redact_leaf(str(value)) for key, value in source.items() if value}
     dataset = Dataset(
         name=redact_leaf(name),
         digest=hash_json(rows)[:_DIGEST_LENGTH],
         source_type=_name_source_type(source),
-        source=json.dumps(shown),
+        source=json.dumps(source_texts),
         profile=json.dumps({"num_rows": len(rows)}),
     )
-    texts = {"mlflow.data.context": context, **tags}
-    return DatasetInput(dataset, [InputTag(key, texts[key][:_MAX_TAG]) for key in texts])
+    all_tags = {"mlflow.data.context": context, **tags}
+    return DatasetInput(dataset, [InputTag(key, all_tags[key][:_MAX_TAG]) for key in all_tags])
 
 
 def _name_source_type(source: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ class DeletionPlan:
 
 
 def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
-    """Find what belongs to a run.
+    """Find what belongs to a run: its models, and the local folders of both. Nothing is deleted.
 
     Raises:
         TrackingError: A process works on the run, or a registered model is made from it.
@@ -45,23 +45,26 @@ def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         _check_free(tracking, run)
-        if versions := client.search_model_versions(f"run_id = '{run.run_id}'"):
+        versions = client.search_model_versions(f"run_id = '{run.run_id}'")
+        if versions:
             names = ", ".join(f"models:/{v.name}/{v.version}" for v in versions)
             raise TrackingError(
                 f"run {run.run_id} ({run.name}) is registered as {names}; delete that version "
                 "first, in MLflow's pages"
             )
         experiment_id = client.get_run(run.run_id).info.experiment_id
-        search = partial(
+        search_models_of_run = partial(
             client.search_logged_models,
             experiment_ids=[experiment_id],
             filter_string=f"source_run_id = '{run.run_id}'",
         )
-        models = store.search_all(search)
-    addresses = {run.run_id: run.artifact_uri}
-    addresses |= {str(model.model_id): model.artifact_location for model in models}
-    recorded = [_find_folder(tracking, owner_id, uri) for owner_id, uri in addresses.items()]
-    folders = [*filter(None, recorded), store.local_dir(tracking) / "runs" / run.run_id]
+        models = store.search_all(search_models_of_run)
+    uris_by_id = {run.run_id: run.artifact_uri}
+    uris_by_id |= {str(model.model_id): model.artifact_location for model in models}
+    # None where the files lie on a server.
+    recorded = [_find_folder(tracking, owner_id, uri) for owner_id, uri in uris_by_id.items()]
+    unfinished = store.local_dir(tracking) / "runs" / run.run_id  # there until a run is finished
+    folders = [*filter(None, recorded), unfinished]
     present = tuple(folder for folder in folders if folder.is_dir())
     return DeletionPlan(
         run=run,

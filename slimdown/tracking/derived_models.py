@@ -23,31 +23,36 @@ from slimdown.tracking.metrics_and_tags import Tag, collect_finding_metrics, des
 def record_scaled(
     tracking: TrackingConfig, run: RunRecord, scale: float, folder: Path, findings: Findings
 ) -> None:
-    """Record a scaled model with its files, and what it changed, in a run of kind `scaled`.
+    """Record a scaled model with its files and its findings, in a new run of kind `scaled`.
 
     Args:
         tracking: The store.
         run: The run whose model was scaled.
-        scale: How much of what was trained the model has.
-        folder: Its files.
-        findings: What changed on the questions that did not choose the scale.
+        scale: The factor by which the trained change was scaled, from 0 to 1.
+        folder: The files of the scaled model.
+        findings: Its changes against the base, on the questions that did not choose the scale.
 
     Raises:
         TrackingError: The store does not take it.
     """
     client = store.open_store(tracking, must_exist=True)
-    title, params = f"{run.name} × {scale:g}", {"scale": f"{scale:g}", "run": run.run_id}
+    params = {"scale": f"{scale:g}", "run": run.run_id}
     with store.explain_store_errors(tracking):
-        trained = client.get_run(run.run_id)
-        experiment_id, base_id = trained.info.experiment_id, _find_base_id(trained)
+        training_run = client.get_run(run.run_id)
+        experiment_id = training_run.info.experiment_id
+        base_id = _find_base_id(training_run)
+        title = f"{run.name} × {scale:g}"
         run_id = store.create_run(client, experiment_id, title, ModelKind.scaled).info.run_id
+        # The name of a model has an x, because MLflow takes no × there.
         record = describe_made(ModelKind.scaled, run_id, f"{run.name} x {scale:g}", params)
         model_id = log_model(client, experiment_id, record, run_id, folder)
         link_models(client, run_id, base_id, model_id)
         questions = describe_all_questions(findings.tuned)
         client.log_inputs(run_id, list(questions.values()))
-        values, now = collect_finding_metrics(findings), int(time.time() * 1000)
-        client.log_batch(run_id, assign_metrics(values, questions, base_id, model_id, now))
+        values = collect_finding_metrics(findings)
+        now = int(time.time() * 1000)
+        metrics = assign_metrics(values, questions, base_id, model_id, timestamp=now)
+        client.log_batch(run_id, metrics)
         store.log_settings(client, run_id, params)
         client.set_tag(run_id, Tag.verdict, describe_verdicts(findings))
         client.set_terminated(run_id, "FINISHED")
@@ -56,7 +61,7 @@ def record_scaled(
 def record_merged(
     tracking: TrackingConfig, run: RunRecord, out: Path, params: Mapping[str, str]
 ) -> None:
-    """Record a merged model by its place: its weights stay where the user wanted them.
+    """Record a merged model and the folder where its files stay; they are not copied.
 
     Args:
         tracking: The store.
@@ -73,7 +78,7 @@ def record_merged(
         run.run_id,
         name=f"{run.name} merged",
         params={"folder": str(out), "run": run.run_id, **params},
-        detail=str(out),
+        detail=str(out),  # a run's model may be merged into several folders
     )
     with store.explain_store_errors(tracking):
         experiment_id = client.get_run(run.run_id).info.experiment_id

@@ -40,7 +40,7 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
     Args:
         tracking: The store.
         run: The run.
-        files: Contents by path.
+        files: Texts, by path among the run's artifacts.
 
     Raises:
         TrackingError: The store does not take them.
@@ -52,15 +52,16 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
 
 
 def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budgets: str) -> None:
-    """Put the outcome of a gate into a run's description, above what stands there.
+    """Put the outcome of a gate at the top of a run's description.
 
-    Gates with other budgets have lines of their own, in the order in which they were first decided.
+    There is a line for each set of budgets, in the order in which they were first decided. The text
+    below these lines stays.
 
     Args:
         tracking: The store.
         run: The run.
         outcome: The outcome in words.
-        budgets: Which budgets these are; the line with the same ones is replaced.
+        budgets: The budgets in words; a line with the same budgets is replaced.
 
     Raises:
         TrackingError: The store does not take it.
@@ -69,6 +70,7 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budge
     with store.explain_store_errors(tracking):
         rest = client.get_run(run.run_id).data.tags.get(DESCRIPTION, "")
         lines_by_budgets = dict[str, str]()
+        # Take the lines of earlier gates from the description's beginning.
         while found := _OUTCOME.match(rest):
             lines_by_budgets[found["budgets"]] = found[0]
             rest = rest[found.end() :]
@@ -79,13 +81,15 @@ def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budge
 
 
 def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunConfig) -> None:
-    """Give a finished run the name and the note of settings; its pages keep those they have.
+    """Give a finished run a new name and a new note, if a repeated command sets them.
+
+    They change in MLflow. The run's pages were written earlier and keep the old ones.
 
     Args:
         tracking: The store.
-        run: The run, with its findings.
-        name: The run's new name; it counts only if the settings have a name, from which it is made.
-        config: The settings; what they leave open stays as it is.
+        run: The run. One without findings is left as it is.
+        name: The new name in MLflow; it is used only if `config.name` is set.
+        config: The settings of the repeated command. A name or a note that it does not set stays.
 
     Raises:
         TrackingError: The store does not take them.

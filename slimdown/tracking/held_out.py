@@ -53,17 +53,17 @@ def take_held_out(
     share: float,
     label: str = "1",
 ) -> HeldOutAnswers:
-    """Return the answers to a run's held-out questions, and count that a model is judged on it.
+    """Return the answers to a run's held-out questions, and count the model that is judged on them.
 
-    A record that is read-only is not marked.
+    The count is kept in a tag of the run. If the store is read-only, it is not kept.
 
     Args:
         tracking: The store.
         run: The run.
-        evaluations: All answers of the base, and of the model that is judged.
-        share: What was held out.
+        evaluations: All answers of the base, and all of the model that is judged.
+        share: The share of the questions that was held out.
         label: Names what is judged: a scale of the run's model, or scales that are judged in one
-            sequence. Under the same label it counts once.
+            sequence. What is judged again under the same label is counted once.
 
     Raises:
         DataError: There are too few questions, see `held_part`.
@@ -71,14 +71,14 @@ def take_held_out(
     base, tuned = (held_part(evaluation, share) for evaluation in evaluations)
     checked_runs = [run]
     if sweep := run.tags.get(Tag.sweep):
-        is_checked = f"tags.`{Tag.checked}` LIKE '%'"
-        checked_runs += find_runs(tracking, sweep=sweep, filter_string=is_checked)
-    labels = {checked.run_id: _read_labels(checked) for checked in checked_runs}
-    labels[run.run_id].add(label)
-    with suppress(Exception):
+        has_tag = f"tags.`{Tag.checked}` LIKE '%'"
+        checked_runs += find_runs(tracking, sweep=sweep, filter_string=has_tag)
+    labels_by_run = {checked.run_id: _read_labels(checked) for checked in checked_runs}
+    labels_by_run[run.run_id].add(label)
+    with suppress(Exception):  # the store may be read-only
         client = store.open_store(tracking, must_exist=True)
-        client.set_tag(run.run_id, Tag.checked, ",".join(sorted(labels[run.run_id])))
-    return HeldOutAnswers(base, tuned, sum(map(len, labels.values())))
+        client.set_tag(run.run_id, Tag.checked, ",".join(sorted(labels_by_run[run.run_id])))
+    return HeldOutAnswers(base, tuned, n_models=sum(map(len, labels_by_run.values())))
 
 
 def _read_labels(run: RunRecord) -> set[str]:

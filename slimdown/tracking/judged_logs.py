@@ -17,14 +17,17 @@ def record_judged_logs(
     tuned: str,
     render_files: Callable[[str], dict[str, str]],
 ) -> TrackedRun:
-    """Record findings that logs gave.
+    """Record the findings from other tools' logs as a run.
 
     Args:
-        tracking: Where the record goes.
-        findings: What was found, with the answers of both models.
-        base: The logs of the base, which the record shows as its id.
-        tuned: The logs of the tuned model.
-        render_files: Makes what people read, by path, from the record's id.
+        tracking: The store.
+        findings: The findings, with the answers of both models.
+        base: The place of the base's logs; the record shows it as the base's id.
+        tuned: The place of the tuned model's logs.
+        render_files: Takes the run's id, and returns the pages of the run by path.
+
+    Returns:
+        The run, which is finished.
 
     Raises:
         TrackingError: The store takes no record.

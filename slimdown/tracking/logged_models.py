@@ -81,22 +81,25 @@ def describe_made(
 def find_or_create_model(
     client: Any, experiment_id: str, record: ModelRecord, run_id: str | None = None
 ) -> Any:
-    """Return MLflow's entry of a model; a new one is not ready yet and has no files.
+    """Return MLflow's entry of a model; a new one is not marked as ready and has no files.
 
     Args:
         client: A client of the store.
         experiment_id: The experiment.
-        record: What is said about the model.
+        record: Describes the model. An entry with the same key is the same model.
         run_id: The run that made it.
     """
-    where = f"tags.`{Tag.model_key}` = '{record.key}'"
-    if models := client.search_logged_models([experiment_id], where, max_results=1):
+    has_key = f"tags.`{Tag.model_key}` = '{record.key}'"
+    if models := client.search_logged_models([experiment_id], has_key, max_results=1):
         return models[0]
     # MLflow forbids some characters, and others break the address `runs:/RUN_ID/NAME`.
     name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
     params = {key: redact_leaf(value) for key, value in record.params.items() if value}
     tags = {Tag.model_key.value: record.key, Tag.kind.value: record.kind.value}
-    return client.create_logged_model(experiment_id, name, run_id, tags, params, record.kind.value)
+    model_type = record.kind.value
+    return client.create_logged_model(
+        experiment_id, name, source_run_id=run_id, tags=tags, params=params, model_type=model_type
+    )
 
 
 def log_model(
@@ -106,7 +109,7 @@ def log_model(
     run_id: str | None = None,
     folder: Path | None = None,
 ) -> str:
-    """Find a model in an experiment, or add it; one that a kill left half made is completed.
+    """Find a model in an experiment, or add it; an entry that a kill left unready is completed.
 
     Args:
         client, experiment_id, record, run_id: As for `find_or_create_model`.
@@ -158,9 +161,10 @@ def assign_metrics(
     """Return the metrics of a run, each with the model and the questions that it belongs to.
 
     Args:
-        values: What `collect_finding_metrics` returned.
+        values: Metrics by name; what follows a slash is the benchmark.
         questions: By benchmark, what `describe_questions` returned.
-        base_id, made_id: MLflow's ids of the models.
+        base_id: MLflow's id of the base model; empty if MLflow has no entry of it.
+        made_id: MLflow's id of the model that the run made; empty if there is none.
         timestamp: When they were measured, in milliseconds.
     """
     from mlflow.entities import Metric
@@ -169,11 +173,20 @@ def assign_metrics(
     for key, value in values.items():
         kind, _, benchmark = key.partition("/")  # base, change, bits_per_byte_base, ...
         dataset = questions[benchmark].dataset if benchmark in questions else None
-        model_id = None
+        model_id = ""
         if dataset or key in _MEAN_METRICS:
-            model_id = (base_id if kind.endswith("base") else made_id) or None
+            model_id = base_id if kind.endswith("base") else made_id
         name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
-        metrics.append(Metric(key, value, timestamp, 0, model_id, name, digest))
+        metric = Metric(
+            key,
+            value,
+            timestamp,
+            step=0,
+            model_id=model_id or None,
+            dataset_name=name,
+            dataset_digest=digest,
+        )
+        metrics.append(metric)
     return metrics
 
 
@@ -192,10 +205,13 @@ def find_made_model(client: Any, run_id: str) -> Any:
 
 
 def download_model(client: Any, model: Any, folder: Path) -> Path:
-    """Download the files of a logged model into a folder of their own.
+    """Download the files of a logged model into a new folder `model` within `folder`.
+
+    Returns:
+        The folder that holds the model's or the adapter's configuration.
 
     Raises:
-        TrackingError: They are gone.
+        TrackingError: The store has no files of the model any more.
     """
     from mlflow.artifacts import download_artifacts
 
@@ -209,5 +225,5 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
         dst_path=str(target),
         tracking_uri=client.tracking_uri,
     )
-    # MLflow adds a folder that is named after the address.
+    # MLflow puts the files into a folder within `target`, which it names after the address.
     return next(file.parent for file in target.rglob("*config.json"))

@@ -43,14 +43,18 @@ class Tag(StrEnum):
 
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
-    """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash.
+    """Return scores, changes and costs of a run; those that are not finite are left out.
 
-    `learned` is the mean change of the targets in points, `kept` that of the retained, both
-    without what may not be claimed about; `kept_low` and `kept_high` are the ends of its interval.
-    `learned_loss` is how far the loss on held-out rows fell, in nats per token.
+    MLflow groups the metrics by the part of the name before the slash.
+
+    - `learned` is the mean change of the target benchmarks, in percentage points.
+    - `kept` is the mean change of the retained benchmarks; `kept_low` and `kept_high` are the ends
+      of its confidence interval. Neither mean holds benchmarks that were not measured.
+    - `learned_loss` is how far the loss on held-out rows fell, in nats per token.
     """
     metrics = collect_metrics(findings)
-    learned, kept = findings.mean_change(Role.target), findings.mean_change(Role.retained)
+    learned = findings.mean_change(Role.target)
+    kept = findings.mean_change(Role.retained)
     shares = {
         "learned": learned.value,
         "kept": kept.value,

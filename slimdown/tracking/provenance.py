@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def collect_environment() -> dict[str, Any]:
-    """Return versions, machine and git commit, as an object for JSON."""
+    """Return versions, machine and git commit for JSON, None for each that is not known."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     commit = None
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
@@ -37,14 +37,15 @@ def collect_environment() -> dict[str, Any]:
     names = ["slimdown", "mlflow", "hydra-core", *PACKAGES]
     for _, engine in list_engines():
         names += engine.packages
-    extensions = dict.fromkeys(package for package, _ in describe_extensions())
+    # A package may add several things; it is named once.
+    extensions = ", ".join(dict.fromkeys(package for package, _ in describe_extensions()))
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "git_commit": commit,
-        **({"extensions": ", ".join(extensions)} if extensions else {}),
+        **({"extensions": extensions} if extensions else {}),
         **{name: find_version(name) for name in names},
     }
 

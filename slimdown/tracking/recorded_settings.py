@@ -63,12 +63,12 @@ def digest_settings(text: str) -> str:
 
 
 def read_settings(text: str, digest: str, place: str) -> RecordedSettings:
-    """Restore what `write_settings` wrote.
+    """Restore the settings that `write_settings` wrote.
 
     Args:
         text: The content of the file.
-        digest: The one in the run's tag.
-        place: The file's name in a message.
+        digest: The digest that was recorded for the text, in the run's tag.
+        place: What a message calls the file.
 
     Raises:
         ConfigError: The file is of another format, was changed, or holds values that this version
@@ -80,9 +80,10 @@ def read_settings(text: str, digest: str, place: str) -> RecordedSettings:
         if digest_settings(text) != digest:
             raise ConfigError("it is not what the run wrote; make the run again with rerun=true")
         config: RunConfig = from_plain(RunConfig, recorded["settings"])
-        share = config.evaluation.holdout
-        if not isinstance(share, float) or not 0 <= share < 1:
-            raise ConfigError(f"evaluation.holdout is {share!r:.40}, and a share below 1 is right")
+        holdout = config.evaluation.holdout
+        if not isinstance(holdout, float) or not 0 <= holdout < 1:
+            problem = f"evaluation.holdout is {holdout!r:.40}, and a share below 1 is right"
+            raise ConfigError(problem)
         return RecordedSettings(config, tuple(recorded["hidden"]))
     except Exception as error:  # the file may hold anything
         reason = str(error) if isinstance(error, SlimdownError) else describe_error(error)

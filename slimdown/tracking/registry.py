@@ -56,13 +56,15 @@ def check_in_record(run: RunRecord) -> None:
 def register_model(
     tracking: TrackingConfig, run: RunRecord, name: str, alias: str, outcome: str
 ) -> str:
-    """Register the model that a run trained, once.
+    """Register the model that a run trained as a version of a registered model.
+
+    If the run already has a version of this registered model, that version is used.
 
     Args:
         tracking: The store.
         run: The run.
-        name: The registered model's name; it is made where it does not exist.
-        alias: Points to this version from now on; "": none does.
+        name: The name of the registered model; it is created if the store has none.
+        alias: An alias that is set to the version; none is set if this is empty.
         outcome: The outcome of the gate, for the version's tags.
 
     Returns:
@@ -85,9 +87,10 @@ def register_model(
         made_by_run = client.search_model_versions(f"run_id = '{run.run_id}'")
         versions = [version for version in made_by_run if version.name == name]
         if not versions:
-            # By its files' address: MLflow would look for a models:/ address in its global store.
-            place = model.artifact_location
-            versions = [client.create_model_version(name, place, run.run_id)]
+            # The address of its files: MLflow would look for a models:/ address in its global
+            # store, which may be another one.
+            created = client.create_model_version(name, model.artifact_location, run.run_id)
+            versions = [created]
         version = str(versions[0].version)
         _show_version(client, model, name, version)
         client.set_model_version_tag(name, version, "slimdown.outcome", outcome)
@@ -137,6 +140,7 @@ def find_registered(tracking: TrackingConfig, uri: str) -> RegisteredModel:
             else:
                 version = client.get_model_version(name, number)
         except MlflowException as error:
+            # The second code is MLflow's for an alias that no version has.
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             problem = f"--against {uri}: the record has no such model"

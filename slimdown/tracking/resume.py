@@ -58,11 +58,11 @@ from slimdown.utils.versions import find_version
 def run_key(config: RunConfig) -> str:
     """Return a digest of everything that a run's result depends on.
 
-    Models and rows count by their content or by their commit on the hub, not by their place. The
-    processor is not in the key: whoever shares a store shares its finished runs.
+    Models and rows are in it by their content or by their commit on the hub, not by their place.
+    The processor is not in it, so that people with other machines can share finished runs.
 
     Returns:
-        32 hex digits, or "" where a file or a commit cannot be read: such a run is never skipped.
+        32 hex digits; empty if a file or a commit cannot be read. Such a run is never skipped.
     """
     try:
         settings = _identify_settings(config)
@@ -73,7 +73,7 @@ def run_key(config: RunConfig) -> str:
         "order of datasets": list(config.dataset),
         "packages": _find_versions(config),
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
-        "processes": 1 if config.tuned else process_count(),
+        "processes": 1 if config.tuned else process_count(),  # they change only the training
     }
     if extensions := _find_extensions(config):
         parts["extensions"] = extensions
@@ -88,14 +88,15 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
     """
     settings = flatten(config, without_defaults=True)
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
+    # Without conversations, `auto` comes to False. So both give the same key.
     for name in ("evaluation.apply_chat_template", "train.assistant_only_loss"):
         if not config.may_hold_conversations and settings.get(name) == "auto":
-            settings[name] = False  # what auto comes to without conversations
+            settings[name] = False
     settings |= _identify_model("model.", config.model)
     if config.address:
         settings["tuned"] = config.address
     if config.tuned_model:
-        settings["tuned"] = ""  # `tuned.id` below identifies the model
+        settings["tuned"] = ""  # `tuned.id`, set below, identifies the model by its content
         settings |= _identify_model("tuned.", config.tuned_model)
     for name, dataset in config.dataset.items():
         if rows_file := dataset.file:
@@ -109,9 +110,9 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
         if benchmark.path:
             settings[f"benchmark.{name}.path"] = hash_file(find_question_file(benchmark.path))
     if folder := config.evaluation.include_path:
-        # The harness includes files such as _default_template_yaml, too.
-        own = sorted(f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name))
-        settings["evaluation.include_path"] = [hash_file(f) for f in own if f.is_file()]
+        # A task may include files such as _default_template_yaml, whose name has no ending.
+        paths = sorted(p for p in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", p.name))
+        settings["evaluation.include_path"] = [hash_file(p) for p in paths if p.is_file()]
     return settings
 
 
@@ -152,27 +153,32 @@ def find_finished(config: RunConfig, key: str) -> RunRecord | None:
 def find_finished_or_lock(
     config: RunConfig, key: str, on_wait: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[RunRecord | None, str]]:
-    """Yield the finished run of this key, or hold its lock so that nobody else makes it meanwhile.
+    """Find an equal run, and hold the key's lock meanwhile, so that no other process makes one.
 
     Args:
         config: With `rerun`, or if the base shall be measured again, no run is looked for.
-        key: From `run_key`; "": nothing is looked for or locked.
-        on_wait: Called once where another process of this machine makes an equal run.
+        key: From `run_key`. If it is empty, no run is looked for, and nobody has to wait.
+        on_wait: Called once if another process of this machine makes an equal run, before this
+            process waits for it.
 
     Yields:
-        The finished run or None, and the id of an unfinished run that can go on here, or "".
+        The finished run, or None; and the id of an unfinished run that can go on here. The id is
+        empty if there is none, or if there is a finished run.
     """
     # Without a key, the lock has a name that nobody else asks for.
     name = hash_json([config.tracking.experiment, key or id(config)])
     with store.wait_for_lock(config.tracking, f"key-{name}", on_wait):
         runs = _find_equal_runs(config, key)
         finished = _take_finished(config, runs)
-        unfinished = (run.run_id for run in runs if is_abandoned(config.tracking, run))
-        yield finished, "" if finished else next(unfinished, "")
+        unfinished_id = ""
+        if not finished:
+            abandoned_ids = (run.run_id for run in runs if is_abandoned(config.tracking, run))
+            unfinished_id = next(abandoned_ids, "")
+        yield finished, unfinished_id
 
 
 def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list[str]:
-    """Say where a base scores otherwise than in the newest finished run of the same settings.
+    """Say where a base scores differently than in the newest finished run with the same key.
 
     Args:
         config: The settings of the run that goes on now.
@@ -180,7 +186,7 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
         base: The base's answers to the questions that are not held out.
 
     Returns:
-        A line for each benchmark whose score differs; none if there is no such run.
+        A sentence for each benchmark whose score differs; none if there is no earlier run.
     """
     finished = [run for run in _search_runs(config, key) if run.status == "FINISHED"]
     earlier = next((run for run in finished if run.findings), None)
@@ -192,29 +198,35 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
         reason = f"that run computed in {dtype}, and this one in {config.model.dtype}"
     lines = []
     for name, evaluation in base.benchmarks.items():
-        change = earlier.changes.get(name)
-        if change is None or change.n != len(evaluation.samples):
-            continue
-        before = round(100 * change.primary.base.value, 1)
-        now = round(100 * evaluation.score.value, 1)
-        if before != now:
+        earlier_change = earlier.changes.get(name)
+        if earlier_change is None or earlier_change.n != len(evaluation.samples):
+            continue  # sequential testing may have stopped at another number of questions
+        score_before = round(100 * earlier_change.primary.base.value, 1)
+        score_now = round(100 * evaluation.score.value, 1)
+        if score_before != score_now:
             lines.append(
-                f"The base now scores {now} on {name}; in run {earlier.run_id[:8]}, with the same "
-                f"settings, it scored {before}: {reason}."
+                f"The base now scores {score_now} on {name}; in run {earlier.run_id[:8]}, with the "
+                f"same settings, it scored {score_before}: {reason}."
             )
     return lines
 
 
 def describe_kept(config: RunConfig, run_id: str) -> str:
-    """Say what the repeated command reuses of a stopped run; it computes the rest again."""
+    """Say what the repeated command reuses of a stopped run; it computes the rest again.
+
+    Whole answers of the base, checkpoints and the trained weights are found by their files.
+    """
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
         return f"its folder {folder} is not on this machine: everything is computed again"
     parts = []
-    if names := {f.stem.partition(".base-")[2] for f in folder.glob("evaluations/*.base-*")}:
-        parts.append(f"the base model's answers to {', '.join(sorted(names))}")
-    states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
-    steps = [int(state.parent.name.partition("-")[2]) for state in states]
+    base_files = folder.glob("evaluations/*.base-*")  # KEY.base-BENCHMARK.parquet
+    benchmarks = {file.stem.partition(".base-")[2] for file in base_files}
+    if benchmarks:
+        parts.append(f"the base model's answers to {', '.join(sorted(benchmarks))}")
+    # The Trainer writes its state last, so a checkpoint that has it is whole.
+    state_files = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+    steps = [int(file.parent.name.partition("-")[2]) for file in state_files]
     is_trained = (folder / "checkpoints" / "trained.pt").is_file()
     if is_trained:
         parts.append("the whole training")
@@ -236,10 +248,11 @@ def find_abandoned(
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
-    """Whether a run is unfinished, of this user, and known to have no process that works on it.
+    """Whether a run is unfinished, belongs to this user, and no process works on it.
 
-    That is known of runs of this machine, and of those that ended, by a signal or an error, in a
-    folder that is here: Slurm may queue a job again for another machine.
+    That no process works on it is known in two cases: the run was made on this machine, or it is
+    marked as ended by a signal or an error and its folder is here. The second case lets a run go
+    on when Slurm queues its job again for another machine.
     """
     if run.status == "FINISHED":
         return False
@@ -253,7 +266,7 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     try:
         with store.lock_run(tracking, run.run_id):
             return True
-    except Timeout:
+    except Timeout:  # a process holds the run
         return False
 
 

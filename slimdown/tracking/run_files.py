@@ -41,17 +41,17 @@ def render_run_files(
         config: Its settings.
         info: Its `name` and `environment` (versions and machine).
         run_id: The record's id.
-        gate: Of the budgets that the settings name.
-        model_uri: The folder of what the run trained; empty where it trained nothing.
+        gate: The outcome of the budgets that the settings name; None if they name none.
+        model_uri: The folder of what the run trained; empty if it trained nothing.
 
     Returns:
-        The contents by path: report.html, report.md, and answers.html where the findings hold the
-        answers; findings that were read from a record do not.
+        The contents by path: report.html and report.md; also answers.html if the findings hold the
+        answers. Findings that were read from a record hold none.
     """
     table = findings_report.findings_table(findings, gate=gate)
     title = config.name or info.name
     facts = describe_run(config)
-    if len(title) > _LONGEST_TITLE:  # a whole command becomes one of the facts
+    if len(title) > _LONGEST_TITLE:  # it names many settings, and goes among the facts
         facts = {"run": title} | facts
         title = f"{config.model.id} → {config.tuned or 'tuned'}"
     if model_uri:
@@ -63,9 +63,10 @@ def render_run_files(
         "report.md.j2",
         brief=tables.write_table(table.brief, "markdown"),
         note=redact_leaf(config.note or ""),
+        # The brief table above has the legend and the outcome already.
         table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
         served=tables.write_table(served, "markdown") if served else "",
-        sentences=text.describe_findings(findings, False, gate),
+        sentences=text.describe_findings(findings, with_verdicts=False, gate=gate),
         costs=format_all(findings.costs),
     )
     page = render_page(
@@ -174,23 +175,25 @@ def render_model_card(
         findings: What the model learned and lost.
         config: The run's settings.
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
-        merged: The merged model; None for what the run left itself.
-        is_adapter: Whether the model is an adapter; None: as the run trained it.
-        note: How the model was made from what was trained; only a part of the questions judged it.
+        merged: The merged model; None if the card is that of the run's own model.
+        is_adapter: Whether the model is an adapter; if None, the method and `merged` decide.
+        note: How the model was made from the run's model, such as by scaling it. The card then has
+            no scores for the hub's leaderboards, because only part of the questions judged it.
 
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
     """
     from huggingface_hub import ModelCardData  # the import takes half a second
 
+    # A folder's revision is a digest, and the model that comes with slimdown is `pocket:model`.
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
     if is_adapter is None:
         is_adapter = not merged and not config.method.facts.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     method = "tuned" if config.tuned else config.method.name
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
-    license_words = (base.license or "").split(maxsplit=2)
-    license_id, license_name, license_link = license_words + [None] * (3 - len(license_words))
+    license_words = (base.license or "").split(maxsplit=2)  # such as "mit", or "other NAME LINK"
+    license_id, license_name, license_link = [*license_words, None, None, None][:3]
     has_scores = is_of_hub and is_adapter and not note
     relation = "adapter" if is_adapter else "finetune"
     head = ModelCardData(
@@ -235,14 +238,18 @@ def _write_settings(config: RunConfig) -> str:
 
 
 def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
-    """List scores for the hub's `model-index`: only those of the harness's whole benchmarks."""
+    """List scores for the hub's `model-index`; None if there is none.
+
+    The hub compares scores, so it gets only those of whole benchmarks of the harness.
+    """
     from huggingface_hub import EvalResult
 
     results = []
     for name, benchmark in findings.benchmarks.items():
         settings = config.benchmark[name]
         is_part = settings.limit or benchmark.is_stopped or config.evaluation.holdout
-        if is_part or settings.path or config.evaluation.include_path:
+        is_own_benchmark = settings.path or config.evaluation.include_path
+        if is_part or is_own_benchmark:
             continue
         n_shots = settings.num_fewshot
         shots = "" if n_shots is None else f", {n_shots}-shot"

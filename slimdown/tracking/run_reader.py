@@ -55,19 +55,20 @@ def find_runs(
 
     Args:
         tracking: The store.
-        experiments: Names; none: all of them.
-        sweep: Only runs of this one, see `Tag.sweep`.
-        filter_string: MLflow's filter language.
+        experiments: The names of experiments; if there are none, all are searched.
+        sweep: The name of a sweep, see `Tag.sweep`, to return only its runs.
+        filter_string: A condition in MLflow's filter language.
         with_findings: Also read findings.json of each finished run.
-        kind: See `Tag.kind`; sweeps have another one.
+        kind: The kind of run, see `Tag.kind`; a run of a whole sweep has another one.
         n_newest: The most runs to return; 0: all.
 
     Raises:
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
     client = store.open_store(tracking, must_exist=True)
-    in_sweep = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
-    conditions = [f"tags.`{Tag.kind}` = '{kind}'", in_sweep, filter_string]
+    # Empty for a name with both kinds of quotes, which no condition of MLflow can hold.
+    sweep_condition = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
+    conditions = [f"tags.`{Tag.kind}` = '{kind}'", sweep_condition, filter_string]
     with store.explain_store_errors(tracking, filter_string):
         names_by_id = _find_experiments(client, tracking, experiments)
         search = partial(
@@ -75,12 +76,12 @@ def find_runs(
             experiment_ids=list(names_by_id),
             filter_string=" and ".join(filter(None, conditions)),
         )
-        # Where MLflow cannot choose the sweep's runs, they are chosen below, from all.
-        most = n_newest if in_sweep or not sweep else 0
+        # Without that condition, the sweep's runs are picked out below. So all are needed.
+        most = 0 if sweep and not sweep_condition else n_newest
         runs = store.search_all(search, most)
     records = []
     for run in runs:
-        if sweep not in ("", run.data.tags.get(Tag.sweep)):
+        if sweep and run.data.tags.get(Tag.sweep) != sweep:
             continue
         try:
             records.append(_make_record(run, names_by_id))
@@ -106,7 +107,8 @@ def _find_experiments(
 
 def _make_record(run: Any, experiment_names: Mapping[str, str]) -> RunRecord:
     """Return what MLflow itself says of a run; its findings are in a file."""
-    info, tags = run.info, dict(run.data.tags)
+    info = run.info
+    tags = dict(run.data.tags)
     return RunRecord(
         run_id=store.check_run_id(info.run_id),
         name=info.run_name or info.run_id,
@@ -123,34 +125,39 @@ def _make_record(run: Any, experiment_names: Mapping[str, str]) -> RunRecord:
 
 
 def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
-    """Return one fine-tuning run by its id, the beginning of its id, or its name; with findings.
+    """Return the fine-tuning run that has this id, this name, or an id that begins like this.
+
+    These are tried in this order. The run has its findings if they can be read.
 
     Raises:
-        TrackingError: No such run, or several.
+        TrackingError: No run fits, or several do.
     """
     if not text.strip():
         raise TrackingError("RUN is empty; give a run's id, the beginning of it, or its name")
-    by_id = _find_by_id(tracking, text, "tuned")
-    matches = [run for run in by_id if run.run_id == text]
+    by_beginning = _find_by_id(tracking, text, "tuned")
+    matches = [run for run in by_beginning if run.run_id == text]
     if not matches:
         runs = find_runs(tracking, filter_string=_compare_text("attributes.run_name", text))
-        matches = [run for run in runs if run.name == text] or by_id
+        matches = [run for run in runs if run.name == text] or by_beginning
     if not matches:
-        problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
-        for kind in ("baseline", "sweep"):
-            if runs := _find_by_id(tracking, text, kind):
-                problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
-        names = sorted({run.name for run in find_runs(tracking)})
-        close = get_close_matches(text, names, n=2)
-        advice = (
-            f"did you mean {' or '.join(close)}?" if close else "slimdown status lists the runs"
-        )
-        raise TrackingError(f"{problem}; {advice}")
+        raise TrackingError(_explain_no_run(tracking, text))
     if len(matches) > 1:
         ids = ", ".join(f"{run.run_id[:8]} ({run.status.lower()})" for run in matches[:3])
         advice = "give an id, or delete the others with slimdown delete"
         raise TrackingError(f"{len(matches)} runs are called {text}: {ids}; {advice}")
     return read_findings(tracking, matches)[0]
+
+
+def _explain_no_run(tracking: TrackingConfig, text: str) -> str:
+    """Say that no fine-tuning run has this id or name, and what the user may have meant."""
+    problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
+    for kind in ("baseline", "sweep"):
+        if runs := _find_by_id(tracking, text, kind):
+            problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
+    names = sorted({run.name for run in find_runs(tracking)})
+    close = get_close_matches(text, names, n=2)
+    advice = f"did you mean {' or '.join(close)}?" if close else "slimdown status lists the runs"
+    return f"{problem}; {advice}"
 
 
 def _find_by_id(tracking: TrackingConfig, beginning: str, kind: str) -> list[RunRecord]:
@@ -194,7 +201,10 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
 
 
 def _add_findings(client: Any, run: RunRecord) -> RunRecord:
-    """Return a run with its findings and settings; unchanged if it has none that can be read."""
+    """Return a run with its findings and settings, or unchanged if it has none.
+
+    If they are there but cannot be read, a warning says why.
+    """
     if run.status != "FINISHED":
         return run
     try:
@@ -232,13 +242,15 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
 
 
 def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> Evaluation | None:
-    """Return the tuned model's answers as it is served, or None where it is served as the base.
+    """Return the tuned model's answers when it was asked in the way in which it is served.
+
+    None if that is, for every benchmark, also the way in which the base was asked.
 
     Args:
         tracking: The store.
         run: The run.
-        tuned: From `read_evaluations`, the tuned model's answers when it was asked as the base was.
-            They hold for the benchmarks that are served in the same way.
+        tuned: The tuned model's answers when it was asked as the base was, from
+            `read_evaluations`. They also stand for the benchmarks that were not asked again.
 
     Raises:
         TrackingError: As for `read_evaluations`.
@@ -246,33 +258,38 @@ def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> 
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         files = client.list_artifacts(run.run_id, "samples")
-    found = {Path(file.path).stem for file in files}
-    names = [name for name in tuned.benchmarks if f"served-{name}" in found]
-    if not names:
+    file_names = {Path(file.path).stem for file in files}
+    asked_again = [name for name in tuned.benchmarks if f"served-{name}" in file_names]
+    if not asked_again:
         return None
-    served = _read_samples(tracking, run, "served", names)
+    served = _read_samples(tracking, run, "served", asked_again)
     return replace(served, benchmarks=tuned.benchmarks | served.benchmarks)
 
 
 def _read_samples(
     tracking: TrackingConfig, run: RunRecord, model: str, names: Sequence[str]
 ) -> Evaluation:
-    """Read the answers of `base`, `tuned` or `served` to the benchmarks of these names."""
+    """Read the answers to some benchmarks: of the `base`, or of the `tuned` model.
+
+    `served` stands for the tuned model when it was asked in the way in which it is served.
+    """
     from slimdown.evaluation.samples import read_samples  # imports pyarrow
 
     findings = check_finished(run)
+    # The findings have two facts among the conditions that an evaluation has as attributes.
     conditions = dict(findings.conditions)
-    harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
-    served_by = findings.served_by if model == "tuned" else ""
+    harness_version = conditions.pop("harness_version")
+    backend = conditions.pop("backend")
+    served_by = findings.served_by if model == "tuned" else ""  # a server, if `tuned` was one
     client = store.open_store(tracking, must_exist=True)
-    recorded = _read_settings(client, run).config.benchmark
+    benchmark_configs = _read_settings(client, run).config.benchmark
     samples = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             path = f"samples/{model}-{name}.parquet"
             try:
                 file = client.download_artifacts(run.run_id, path, folder)
-                benchmark = ResolvedBenchmark.of(recorded[name])
+                benchmark = ResolvedBenchmark.of(benchmark_configs[name])
                 samples[name] = read_samples(Path(file), benchmark)
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
@@ -348,23 +365,24 @@ def find_model_uri(tracking: TrackingConfig, run: RunRecord) -> str:
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:
     """Read the settings of a run, with the dtype that was used.
 
-    Older runs recorded `auto`; only their tag says what that was.
+    Older runs recorded the dtype `auto`. For these, the tag of the base model says what it came to.
     """
     text = _read_artifact(client, run, SETTINGS)
     place = f"{SETTINGS} of run {run.run_id} ({run.name})"
     recorded = read_settings(text, run.tags.get(Tag.settings, ""), place)
-    config, used = recorded.config, run.tags.get(Tag.model, "").rpartition(" ")[2]
-    if config.model.dtype is not Dtype.auto or used not in set(Dtype):
+    config = recorded.config
+    used_dtype = run.tags.get(Tag.model, "").rpartition(" ")[2]  # the tag's last word
+    if config.model.dtype is not Dtype.auto or used_dtype not in set(Dtype):
         return recorded
     quantization = config.quantization
     if quantization.bnb_4bit_compute_dtype is Dtype.auto:
-        quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(used))
-    model = replace(config.model, dtype=Dtype(used))
+        quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(used_dtype))
+    model = replace(config.model, dtype=Dtype(used_dtype))
     return replace(recorded, config=replace(config, model=model, quantization=quantization))
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
-    """Return the text of an artifact."""
+    """Return the text of an artifact of a run: from its file, or from a server."""
     place = urlsplit(run.artifact_uri)
     if place.scheme in ("", "file"):
         return read_limited(Path(unquote(place.path)) / path)
@@ -372,12 +390,14 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
-        # One request; MLflow's `download_artifacts` makes four for a file.
+        # This makes one request; MLflow's `download_artifacts` makes four for a file.
         host = get_default_host_creds(client.tracking_uri)
-        where = {"run_uuid": run.run_id, "path": path}
-        with http_request(host, "/get-artifact", "GET", params=where, stream=True) as answer:
-            if answer.ok:  # otherwise, a gateway may let only /api pass
-                chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)
+        query = {"run_uuid": run.run_id, "path": path}
+        with http_request(host, "/get-artifact", "GET", params=query, stream=True) as answer:
+            if answer.ok:
+                chunk_size = 2**16
+                chunks = islice(answer.iter_content(chunk_size), MOST_BYTES // chunk_size)
                 return b"".join(chunks).decode()
+        # A gateway may let only paths below /api pass, which MLflow uses.
     with tempfile.TemporaryDirectory() as folder:
         return read_limited(Path(client.download_artifacts(run.run_id, path, folder)))

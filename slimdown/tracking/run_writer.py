@@ -83,12 +83,13 @@ class TrackedRun:
     """
 
     def __init__(self, config: RunConfig, info: RunInfo) -> None:
-        """Create the run in the store, or resume an unfinished one.
+        """Create the run in the store, or resume the unfinished one that `info` names.
 
         Raises:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
         """
-        self._config, self._tracking = config, config.tracking
+        self._config = config
+        self._tracking = config.tracking
         self._lock = ExitStack()
         settings_text = recorded_settings.write_settings(config)
         run = self._open(info, settings_text)
@@ -103,8 +104,8 @@ class TrackedRun:
         self.served_cache = RecordedEvaluations(config, "served", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._model_files = self.folder / "model"  # what was trained
-        # What is recorded once has the time of the start, so that nothing is there twice if it is
-        # delivered again.
+        # Metrics without steps are recorded with this time. If they are delivered again, MLflow
+        # takes them for the same ones.
         self._started: int = run.info.start_time
         self._recorded_steps: set[int] = set()
         self._metrics: list[Metric] = []
@@ -112,22 +113,24 @@ class TrackedRun:
             history = self.client.get_metric_history(self.run_id, "train/loss")
             self._recorded_steps = {metric.step for metric in history}
         else:
-            # MLflow's page Compare begins with what was recorded first: the changes, not the loss.
+            # MLflow's page Compare shows first what was recorded first. That shall be the changes,
+            # not the loss, so they are recorded now without values.
             names = ["kept", *(f"{Tag.change}{name}" for name in config.benchmark)]
-            self._metrics = [Metric(name, nan, self._started, 0) for name in names]
+            self._metrics = [Metric(name, nan, self._started, step=0) for name in names]
         self._tags: list[RunTag] = []
         self._datasets: list[DatasetInput] = []
         self._base: ModelRecord | None = None
         self._base_id = ""
-        shown = self._list_shown_settings(info)
-        self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, shown)
+        settings = self._list_shown_settings(info)
+        self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, settings)
         self._results: Results | None = None
-        self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
+        self._next_flush = time.monotonic() + _FLUSH_SECONDS
+        self._is_delivered = False
         self._write_origin(info, settings_text)
         self._try_to_send()  # now, so that system metrics come after the changes
 
     def _open(self, info: RunInfo, settings_text: str) -> Any:
-        """Open the store, and in it the run, which is locked; return MLflow's entry of it."""
+        """Open the store, create or resume the run in it, lock it, and return MLflow's entry."""
         self.client = store.open_store(self._tracking)
         tags = {
             Tag.run_key: info.run_key,
@@ -137,10 +140,10 @@ class TrackedRun:
         }
         with store.explain_store_errors(self._tracking):
             self._experiment_id = store.find_experiment(self.client, self._tracking)
-            # An old server keeps no models; this call finds that out before anything is computed.
+            # This raises before anything is computed if an old server keeps no models.
             self.client.search_logged_models([self._experiment_id], max_results=1)
             run = self._resume(info, tags) if info.resume_run_id else self._create(info, tags)
-            if not run.data.params:  # a new one, or one that was killed before it had them
+            if not run.data.params:  # the run is new, or was killed before it had them
                 store.log_settings(self.client, run.info.run_id, self._list_shown_settings(info))
         return run
 
@@ -171,14 +174,14 @@ class TrackedRun:
         return run
 
     def _resume(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
-        """Hold an unfinished run, and mark that it goes on."""
+        """Lock an unfinished run, mark in the store that it goes on, and return its entry."""
         run = self.client.get_run(store.check_run_id(info.resume_run_id))
         run_id = run.info.run_id
         try:
             self._lock.enter_context(store.lock_run(self._tracking, run_id))
         except Timeout:
-            problem = f"another process continues run {run_id}; repeat the"
-            raise TrackingError(f"{problem} command when it has ended") from None
+            problem = f"another process continues run {run_id}"
+            raise TrackingError(f"{problem}; repeat the command when it has ended") from None
         self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
         self.client.set_tag(run_id, Tag.host, redact_leaf(name_machine()))
         for tag in (Tag.settings, Tag.name, Tag.note):  # the command may have changed them
@@ -254,8 +257,9 @@ class TrackedRun:
 
         Args:
             findings: The findings that `judge` returns.
-            files: Contents by path among the artifacts; the run's description shows `report.md`.
-            model_files: More files of what was trained.
+            files: Contents by path among the artifacts. MLflow shows `report.md` as the run's
+                description.
+            model_files: Texts by path among the files of the trained model, such as its card.
         """
         for path, content in files.items():
             write_atomically(self._artifacts / path, content)
@@ -300,14 +304,14 @@ class TrackedRun:
                 "answers, and it takes every answer from there"
             ) from None
         self._is_delivered = True
-        with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
+        with suppress(Exception):  # the run is complete without; `slimdown ui` shares it again
             runs_page.share_view(self.client, self._experiment_id)
         self._lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED, or KILLED if somebody stopped it before its end."""
-        if self._is_delivered:  # the store has all of it as FINISHED, whatever failed later
+        """Mark the run FAILED or KILLED, and add a note to the error that says how to go on."""
+        if self._is_delivered:  # it stays FINISHED, whatever failed later
             self._lock.close()
             return
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"

@@ -20,11 +20,13 @@ _NAME, _CREATED, _DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "dur
 def share_view(client: Any, experiment_id: str) -> None:
     """Share a view of an experiment, as the button "Share" of MLflow's page does.
 
-    It lists the tuned runs: what the newest sweep varied, what was kept with its interval, verdicts
-    and changes. The columns of changes begin with the largest loss. Seeds are not grouped: MLflow
-    would average the ends of their intervals, which is no interval of the group. The page opens for
-    model training, unless somebody chose otherwise.
-    The view is a tag of the experiment, see `useSharedExperimentViewState.tsx` in
+    The view lists the tuned runs. Its columns are the settings that the newest sweep varied, what
+    was kept with its confidence interval, the verdicts, and the changes, the largest loss first.
+    Seeds are not grouped: MLflow would average the ends of their intervals, and these averages are
+    no interval of the group. MLflow's page is also set to open for model training, unless somebody
+    chose another kind.
+
+    MLflow keeps the view as a tag of the experiment, see `useSharedExperimentViewState.tsx` in
     https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
 
     Args:
@@ -34,41 +36,45 @@ def share_view(client: Any, experiment_id: str) -> None:
     kind = client.get_experiment(experiment_id).tags.get(_KIND, "")
     if kind in ("", "no_inferred_type") or kind.endswith("_inferred"):
         client.set_experiment_tag(experiment_id, _KIND, "custom_model_development")
-    tuned = f"tags.`{Tag.kind}` = 'tuned'"
-    finished = f"{tuned} and attributes.status = 'FINISHED'"
-    runs = client.search_runs([experiment_id], finished, max_results=_N_RUNS)
-    text = json.dumps(build_view(runs, tuned))
+    is_tuned = f"tags.`{Tag.kind}` = 'tuned'"
+    is_finished = f"{is_tuned} and attributes.status = 'FINISHED'"
+    runs = client.search_runs([experiment_id], is_finished, max_results=_N_RUNS)
+    text = json.dumps(build_view(runs, filter_string=is_tuned))
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", text)
 
 
-def build_view(runs: Sequence[Any], shown: str) -> dict[str, Any]:
+def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
     """Build the view, in the form in which MLflow's page keeps it.
 
     Args:
         runs: Finished tuned runs as MLflow gives them, newest first.
-        shown: The filter of those that the page lists.
+        filter_string: MLflow's filter for the runs that the page lists.
     """
-    sweep = runs[0].data.tags.get(Tag.sweep) if runs else None
-    newest = [run for run in runs if run.data.tags.get(Tag.sweep) == sweep]
-    names = [run.info.run_name or "" for run in newest]
-    varied = find_varied(names, [run.data.params for run in newest])
+    newest_sweep = runs[0].data.tags.get(Tag.sweep) if runs else None
+    sweep_runs = [run for run in runs if run.data.tags.get(Tag.sweep) == newest_sweep]
+    names = [run.info.run_name or "" for run in sweep_runs]
+    varied = find_varied(names, [run.data.params for run in sweep_runs])
     means = _average_metrics(runs)
+    # Without target benchmarks, the loss on held-out rows says how much was learned.
     learned = "learned_loss" if "learned_loss" in means and "learned" not in means else "learned"
     outcome = [name for name in ("kept", "kept_low", "kept_high", learned) if name in means]
     changes = [name for name in means if name.startswith(Tag.change)]
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
     verdicts = [str(run.data.tags.get(Tag.verdict, "")) for run in runs]
     columns = _choose_widths(varied, outcome, verdicts, changes)
+    charts = _arrange_charts(
+        settings=varied or ["seed"],
+        outcome=[name for name in (learned, "kept") if name in means],
+        changes=changes,
+    )
     return {
-        "searchFilter": shown,
+        "searchFilter": filter_string,
         "selectedColumns": list(columns),
         "columnOrder": [_NAME, _CREATED, *columns, _DURATION],
         "columnWidths": {_NAME: 150, _CREATED: 38, **columns, _DURATION: 80},
         "groupBy": None,
         "useGroupedValuesInCharts": False,
-        **_arrange_charts(
-            varied or ["seed"], [name for name in (learned, "kept") if name in means], changes
-        ),
+        **charts,
         "isAccordionReordered": True,  # the sections that MLflow adds come after these
     }
 

@@ -47,7 +47,8 @@ def check_store(config: TrackingConfig) -> None:
         TrackingError: It does not answer within 8 seconds, the file is no store or cannot be made,
             or the address is wrong.
     """
-    with explain_store_errors(config):  # MLflow's own client retries for minutes
+    # Without this check, MLflow's own client would retry for minutes.
+    with explain_store_errors(config):
         if file := sqlite_file(config.uri):
             _check_file(file)
         elif config.uri.startswith("http"):
@@ -59,12 +60,14 @@ def check_store(config: TrackingConfig) -> None:
 
 
 def _check_file(file: Path) -> None:
-    """Check that a SQLite file is a store of MLflow, or can be made where there is none."""
-    if "?" in str(file) or unquote(str(file)) != str(file):  # MLflow would open another file
+    """Raise an error if a SQLite file is no store of MLflow, or cannot be read or created."""
+    # MLflow takes a ? and a % in an address for something else, and would open another file.
+    if "?" in str(file) or unquote(str(file)) != str(file):
         raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
     if file.exists() and not file.is_file():
         raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
     if not _is_there(file):
+        # A trial: it raises if no file can be written there.
         TemporaryFile(dir=next(filter(Path.is_dir, file.parents))).close()
         return
     with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
@@ -76,17 +79,18 @@ def _check_file(file: Path) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Check that a server answers; one that wants a password or a certificate counts as there.
+    """Check that a server answers, if only that it wants a password or a certificate.
 
-    MLflow has settings for both. From status 429 on, a server is overloaded or broken, and MLflow
-    would retry for long.
+    Raises:
+        OSError: The server cannot be reached, does not answer in time, or answers with a status
+            from 429 on. Then it is overloaded or broken, and MLflow would retry for long.
     """
     server = redact_uri(uri).replace("***@", "").rstrip("/")
     # A server may say that it is healthy, and answer nothing that needs its database.
     request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
         call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
-    except ssl.SSLError:
+    except ssl.SSLError:  # MLflow has settings for certificates
         return
     except urllib.error.HTTPError as error:
         if error.code >= 429:
@@ -122,9 +126,10 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
         if not must_exist:
             with lock(config, "creation"):
                 _create_file(file)
-        # MLflow keeps one store for each address: a relative one is wrong in another folder.
-        place = config.uri.partition(":///")[2].partition("?")[0]
-        return MlflowClient(config.uri.replace(f":///{place}", f":///{file}", 1))
+        # MLflow keeps an open store for each address. If the address were relative, it would still
+        # lead to the first folder after the process has changed into another one.
+        path = config.uri.partition(":///")[2].partition("?")[0]
+        return MlflowClient(config.uri.replace(f":///{path}", f":///{file}", 1))
 
 
 def _create_file(file: Path) -> None:
@@ -147,10 +152,13 @@ def _create_file(file: Path) -> None:
 def explain_store_errors(config: TrackingConfig, filter_string: str = "") -> Iterator[None]:
     """Turn whatever a store or its driver raises into one line that says how to go on.
 
+    `filter_string` is that of a search; a message then shows how to write one.
+
     Raises:
-        TrackingError: Instead of any other exception.
+        TrackingError: Instead of any exception but slimdown's own, or if `config` is not valid.
     """
-    for problem in find_problems(config):
+    problem = next(iter(find_problems(config)), None)
+    if problem is not None:
         raise TrackingError(f"tracking.{problem}")
     try:
         yield
@@ -234,13 +242,13 @@ def create_run(
         client: A client of the store.
         experiment_id: The experiment.
         name: The run's name.
-        kind: What the tag `Tag.kind` says.
-        tags: More tags; empty ones are left out.
+        kind: The kind of run, for the tag `Tag.kind`.
+        tags: More tags; empty ones are left out, and long ones are cut.
     """
     all_tags: dict[str, str] = {Tag.kind: kind, Tag.host: name_machine(), USER: read_user()}
     all_tags |= tags or {}
     texts = {key: redact_leaf(text)[:MAX_TAG] for key, text in all_tags.items() if text}
-    run = client.create_run(experiment_id, None, texts, redact_leaf(name))
+    run = client.create_run(experiment_id, tags=texts, run_name=redact_leaf(name))
     check_run_id(run.info.run_id)
     return run
 

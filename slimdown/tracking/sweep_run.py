@@ -39,7 +39,8 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         experiment_id = store.find_experiment(client, tracking)
         run = store.create_run(client, experiment_id, title, "sweep", {Tag.sweep: name})
     run_id: str = run.info.run_id
-    sweep, status = SweepRun(run_id), "KILLED"
+    sweep = SweepRun(run_id)
+    status = "KILLED"  # unless the block below ends or fails
 
     with store.lock(tracking, f"run-{run_id}"):
         try:
@@ -49,7 +50,8 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
             status = "FAILED"
             raise
         finally:
-            with suppress(Exception):  # the runs of its jobs hold all results
+            # A store that falls silent is no error: the runs of the sweep hold all results.
+            with suppress(Exception):
                 store.check_store(tracking)
                 for path, text in sweep.files.items():
                     client.log_text(run_id, redact(text), path)

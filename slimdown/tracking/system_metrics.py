@@ -19,20 +19,21 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def record_system_metrics(tracking: TrackingConfig, run_id: str) -> Iterator[None]:
-    """Record inside how busy the machine is, if the settings ask for it; a resumed run goes on.
+    """Record how busy the machine is while the context is open, if the settings ask for it.
 
-    A store that does not take them ends them in silence: the run's own record has the warnings.
+    If the store does not take the metrics, their recording ends without a warning: the run's own
+    recording warns of such a store.
 
     Args:
         tracking: The store.
-        run_id: A run that is there. Each process of a launcher has names of its own in it.
+        run_id: An existing run. If it is resumed, its metrics go on after those that it has.
     """
     if not tracking.system_metrics:
         yield
         return
     has_ended = Event()
-    # Not by the monitor's `start`: its thread drops what it has at the end, and its `finish` waits
-    # for MLflow's retries.
+    # The monitor's own `start` is not used: its thread drops the last points, and its `finish`
+    # waits for MLflow's retries.
     recording = Thread(target=_record_until, args=(has_ended, tracking, run_id), daemon=True)
     recording.start()
     try:
@@ -43,7 +44,7 @@ def record_system_metrics(tracking: TrackingConfig, run_id: str) -> Iterator[Non
 
 
 def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> None:
-    """Write points until the event is set, and a last one then."""
+    """Write points until the event is set, and one more after that; the waits grow."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     try:
@@ -52,11 +53,13 @@ def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> No
             run_id,
             sampling_interval=_LONGEST_SECONDS,
             resume_logging=True,
+            # The processes of one run have names of their own for their metrics.
             node_id=f"rank-{process_rank()}" if process_count() > 1 else None,
             tracking_uri=uri,
         )
         psutil.cpu_percent()  # later calls in this thread measure from this one on
-        seconds, is_over = _FIRST_SECONDS, False
+        seconds = _FIRST_SECONDS
+        is_over = False
         while not is_over:
             is_over = has_ended.wait(min(seconds, monitor.sampling_interval))
             seconds *= _GROWTH

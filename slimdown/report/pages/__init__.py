@@ -60,7 +60,7 @@ def render_table_page(
     Args:
         table: What is shown; you can sort and filter it.
         command: What made the page, such as "verdict --chain".
-        figures: Each for a page and for a phone, with what it shows.
+        figures: For each one, its drawing for a page, its drawing for a phone, and its caption.
         headings: What was varied, and what the numbers are; empty: the table's title.
         answer: Sentences above the table.
         closing: Sentences below the figures.
