@@ -97,9 +97,8 @@ class BenchmarkRun:
         task_sizes = {len(by_number) for by_number in texts.values()}
         if self.task.weighs_tasks_alike and len(task_sizes) > 1:
             self._task_weights = dict.fromkeys(texts, 1 / len(texts))
-        # Asking may stop between two blocks, with two exceptions. A group that weighs unequal tasks
-        # alike needs all its questions. Copies of a question count once, so they belong together,
-        # but they may lie in different blocks.
+        # A group that weighs unequal tasks alike needs all its questions. Copies of a question
+        # count once, but they may lie in different blocks.
         n_different = len({text for by_number in texts.values() for text in by_number.values()})
         has_copies = n_different < self.ends[-1]
         self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
@@ -151,8 +150,7 @@ class BenchmarkRun:
         """Ask the next block, or take its answers from the evaluation that the cache had.
 
         Args:
-            is_look: Whether the answers are looked at after this block, to decide if more are
-                needed.
+            is_look: Whether the caller then decides by the answers if more are needed.
         """
         started = time.perf_counter()
         begin = self.n_asked
@@ -287,12 +285,7 @@ class BenchmarkRun:
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
     def _cut(self, begin: int, end: int) -> list[Chunk]:
-        """Cut a block into chunks of one task each, because a task's prompts begin alike.
-
-        Args:
-            begin: The block's first question, by its place in the order.
-            end: The place behind its last one.
-        """
+        """Cut a block into chunks of one task each, because a task's prompts begin alike."""
         chunks = []
         for name, task in self.task.tasks.items():
             questions = [question for question in self._order[begin:end] if question[0] == name]
@@ -330,14 +323,13 @@ class BenchmarkRun:
     def _find_or_answer(
         self, chunks: Sequence[Chunk], n_done: int
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
-        """Yield chunks and their responses as the answers file holds them.
+        """Yield chunks and their responses as the answers file holds them; answer what it lacks.
 
-        Chunks that the file does not hold yet are answered, and saved in it. If there are several
-        processes, each answers one or two chunks at a time.
+        If there are several processes, each answers one or two chunks at a time.
 
         Args:
             chunks: The chunks to answer.
-            n_done: How many questions were answered before them; the progress counts from here.
+            n_done: How many questions were answered before them.
         """
         n_processes = self.n_processes
         n_together = 2 * n_processes if n_processes > 1 else 1

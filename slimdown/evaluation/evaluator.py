@@ -66,13 +66,10 @@ class Evaluator:
             n_processes: How many processes answer. All but this one run `assist_measuring` with an
                 equal model.
         """
-        self.tasks = tasks
-        self.backend = backend
+        self.tasks, self.backend = tasks, backend
         self.notes: list[str] = []
-        self._config = config
-        self._share_prefixes = share_prefixes
-        self._counts_memory = counts_memory
-        self._n_processes = n_processes
+        self._config, self._share_prefixes = config, share_prefixes
+        self._counts_memory, self._n_processes = counts_memory, n_processes
 
     def evaluate(
         self,
@@ -199,16 +196,9 @@ class Evaluator:
     def _open(
         self, model: LoadedModel, backend: BackendOptions, on_progress: OnProgress, stack: ExitStack
     ) -> tuple[dict[str, BenchmarkRun], str]:
-        """Build the questions of every benchmark; nothing is asked yet.
+        """Build the questions of every benchmark, and name the backend; nothing is asked yet.
 
-        Args:
-            model: Will be asked.
-            backend: How its answers are computed, unless a server gives them.
-            on_progress: As for `evaluate`.
-            stack: Closes the engine that generates answers, if the model itself does not.
-
-        Returns:
-            A run for each benchmark, and the name of the backend.
+        If another engine generates the answers, `stack` closes it.
         """
         if model.server:
             n_together = model.server.settings.concurrency
