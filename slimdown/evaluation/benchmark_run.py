@@ -338,8 +338,7 @@ class BenchmarkRun:
             self._report_tokens(n_done, together[0].requests)
             missing = [chunk for chunk in together if chunk.name not in self._answers.responses]
             parts = [[chunk] for chunk in missing[:n_processes]]  # what each process answers
-            # `_share_blocks` puts the longest chunks first. So the process with the shortest one
-            # takes the longest of the rest.
+            # The longest come first. The process with the shortest takes the longest of the rest.
             for part, chunk in zip(reversed(parts), missing[n_processes:], strict=False):
                 part.append(chunk)
             answer = partial(answer_chunks, self.lm, generate=self.generate)
@@ -366,10 +365,9 @@ class BenchmarkRun:
     def _score_repeats(
         self, task: Any, requests: list[Any], responses: list[list[Any]]
     ) -> list[Sample]:
-        """Score the responses to some requests; return a sample for each question.
+        """Score responses. With `repeats`, a question gets the mean score of its answers.
 
-        If the user set `repeats`, each answer to a question is scored by itself, and the question
-        gets the mean of these scores. The harness's usual filter would keep only its first answer.
+        The harness's usual filter would keep only the first answer.
         """
         if not self.task.config.repeats or task.OUTPUT_TYPE != "generate_until":
             return self._score(task, requests, responses)
@@ -508,8 +506,7 @@ def answer_chunk(
     repeated = [(request, number) for request in requests for number in range(request.repeats)]
     if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # All answers to a question are drawn in one batch if the user set `repeats`. If the task
-        # itself asks for several answers, they are drawn one by one.
+        # The `repeats` that the user sets are drawn in one batch, those of a task one by one.
         n_together = chunk.benchmark.repeats or 1
         for request, number in repeated[::n_together]:
             # The seed depends on the question alone, so both models and a repeated run draw alike.

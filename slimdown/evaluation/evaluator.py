@@ -63,8 +63,7 @@ class Evaluator:
             share_prefixes: False takes HFLM's own code, as trained prompts and prefixes need it.
             backend: How all answers are computed; None: it is chosen by the first model.
             counts_memory: Whether to measure the peak of memory; this resets torch's counter.
-            n_processes: How many processes answer. All but this one run `assist_measuring` with an
-                equal model.
+            n_processes: How many answer; the others run `assist_measuring` with an equal model.
         """
         self.tasks, self.backend = tasks, backend
         self.notes: list[str] = []
@@ -150,10 +149,10 @@ class Evaluator:
         """Measure a model with this backend; arguments are those of `evaluate`."""
         started = time.perf_counter()
         with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
-            memory_counter: AbstractContextManager[Any] = nullcontext(lambda: nan)
+            counter: AbstractContextManager[Any] = nullcontext(lambda: nan)
             if self._counts_memory:
-                memory_counter = measure_peak_memory(model.device)
-            measure_peak = stack.enter_context(memory_counter)
+                counter = measure_peak_memory(model.device)
+            measure_peak = stack.enter_context(counter)
             runs, backend_name = self._open(model, backend, on_progress, stack)
             for run in runs.values():
                 # One lock at a time: processes that hold several may wait for each other for ever.
@@ -165,8 +164,8 @@ class Evaluator:
             if stop_when:
                 self._ask_with_looks(runs, cache, stop_when)
             if model.server:
-                first_run = next(iter(runs.values()))  # all share one lm, which counts its answers
-                self.notes += first_run.lm.describe_answers()
+                any_run = next(iter(runs.values()))  # all share one lm
+                self.notes += any_run.lm.describe_answers()
             return Evaluation(
                 benchmarks={name: run.summarize() for name, run in runs.items()},
                 harness_version=version("lm-eval"),
@@ -202,12 +201,8 @@ class Evaluator:
         """
         if model.server:
             n_together = model.server.settings.concurrency
-            backend = BackendOptions(
-                shares_prefixes=False,
-                batch_size=n_together,
-                generation_batch_size=n_together,
-                server=str(model.server),
-            )
+            server = str(model.server)
+            backend = BackendOptions(False, n_together, n_together, server=server)
         lm = open_lm(model, self._config, backend)
         generating_backend = backend
         generate = None
@@ -263,7 +258,7 @@ def assist_measuring(model: LoadedModel) -> None:
     lms: dict[tuple[BackendOptions, str | None], Any] = {}  # by all that `open_lm` depends on
 
     def answer(chunks: list[Chunk]) -> list[list[list[Any]]]:
-        first = chunks[0]  # the others are of the same benchmark
+        first = chunks[0]  # all are of one benchmark
         key = first.backend, first.config.think_end_token
         if key not in lms:
             lms[key] = open_lm(model, first.config, first.backend)
@@ -283,7 +278,7 @@ def check_room(
     """Refuse generated benchmarks whose prompts do not fit, before weights are loaded.
 
     Args:
-        tasks: All benchmarks; those without generated answers are not checked.
+        tasks: All benchmarks.
         config: How they are asked.
         model: The tokenizer, and the model without weights.
 

@@ -176,15 +176,12 @@ def find_category(document: Mapping[str, Any]) -> str:
 
 
 def read_cluster(document: Mapping[str, Any], field: str | None, question: str) -> str:
-    """Read which cluster a question belongs to.
+    """Read which cluster a question belongs to; empty if no field is named.
 
     Args:
         document: The question's row.
-        field: The name of the field that all questions of a cluster have in common.
+        field: The name of the field whose value all questions of a cluster share.
         question: What a message calls the question.
-
-    Returns:
-        A hash of the field's value, which may be a whole passage; empty if no field is named.
 
     Raises:
         DataError: The document has no such field, or nothing in it.
@@ -199,7 +196,7 @@ def read_cluster(document: Mapping[str, Any], field: str | None, question: str) 
         fields = ", ".join(map(str, document)) or "none"
         problem = f"has nothing in {field!r}, by which clusters are told apart"
         raise DataError(f"question {question} {problem}; its fields are {fields}"[:300])
-    return hash_json(text)[:16]
+    return hash_json(text)[:16]  # the text may be a whole passage
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:
@@ -244,7 +241,7 @@ def summarize_samples(
 
     def drop_others(sample: Sample) -> Sample:
         if [*sample.scores] == [*sample.answers] == metrics:
-            return sample  # saves time: most samples have no others, and there may be 100,000
+            return sample  # saves time: most have no others, and there may be 100,000
         answers = {metric: sample.answers[metric] for metric in metrics}
         scores = {metric: sample.scores[metric] for metric in metrics}
         return replace(sample, answers=answers, scores=scores)

@@ -23,9 +23,8 @@ def forbid_hub_metrics(context: str = "") -> Iterator[None]:
     """Inside, `evaluate.load` raises an error that says why.
 
     If the package is imported already, the function `_LOAD` is replaced, which `load`, `combine`
-    and suites call. Replacing `load` would not do, because another module may hold it under a name
-    of its own. If the package is not imported yet, which would take seconds, a stand-in takes its
-    place, and refuses every attribute.
+    and suites call: another module may hold `load` itself. Otherwise, because importing takes
+    seconds, a stand-in takes the package's place, and refuses every attribute.
 
     Args:
         context: What a message begins with, such as `benchmark.NAME: `.
@@ -40,8 +39,7 @@ def forbid_hub_metrics(context: str = "") -> Iterator[None]:
         raise refusals[-1]
 
     def refuse_attribute(name: str) -> NoReturn:
-        # Libraries look at the special names of all modules, so those are only missing.
-        if name.startswith("__") and name != "__path__":
+        if name.startswith("__") and name != "__path__":  # libraries look at all modules
             raise AttributeError(name)
         refuse()
 

@@ -73,8 +73,7 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
 
     A token sees the prefix, its context, and the earlier tokens of its own segment. The last token
     of the context predicts the first one of each answer. The last token of an answer is only
-    predicted. No padding lies between a token and what it sees, because some layers look back over
-    a fixed number of columns.
+    predicted. No padding lies in between, because some layers look back over a number of columns.
     """
     n_context = max(len(row.context) for row in rows) - n_prefix
     n_answers = max(row.answer_width for row in rows)
@@ -150,8 +149,8 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate an answer to each request.
 
-        `HFLM` returns texts in the end, but calls its cache hook as soon as one is written. There
-        the answer is read, while the tokens that it was decoded from are known.
+        `HFLM` calls its cache hook as soon as a text is written. There the answer is read, while
+        the text's tokens are known.
         """
         answers: dict[str, deque[Answer]] = defaultdict(deque)  # to equal requests, in their order
         hook: Any = self.cache_hook
@@ -297,11 +296,7 @@ class PrefixLM(GeneratingLM):
         return [scores[i] for i in range(len(requests))]
 
     def _score(self, rows: Sequence[_Row], prefix: Tokens) -> dict[int, tuple[float, bool]]:
-        """Score the answers of one batch.
-
-        Returns:
-            By request, the answer's log-probability, and whether greedy decoding gives it.
-        """
+        """Return by request the log-probability, and whether greedy decoding gives the answer."""
         batch = _lay_out(rows, len(prefix))
         options: dict[str, Any] = {"use_cache": False}
         if prefix:
@@ -317,7 +312,7 @@ class PrefixLM(GeneratingLM):
         ).logits
         row, column, token = torch.tensor(batch.scored, device=logits.device).T
         normalizer = torch.logsumexp(logits.float(), dim=-1)[row, column]
-        # First to the CPU, then to 64 bits, which Apple's MPS does not have.
+        # Apple's MPS has no 64 bits.
         logprobs = (logits[row, column, token].float() - normalizer).cpu().double()
         greedy = (logits.argmax(dim=-1)[row, column] == token).cpu()
         sizes = [n_tokens for n_tokens, _ in batch.answers]
@@ -342,15 +337,9 @@ class PrefixLM(GeneratingLM):
     def _build_masks(
         self, positions: torch.Tensor, segments: torch.Tensor, n_prefix: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Build the attention masks, [rows, 1, width, n_prefix + width].
+        """Build the masks, [rows, 1, width, n_prefix + width]; by kind of layer if it has several.
 
-        Args:
-            positions: [rows, width].
-            segments: [rows, width]; segment 1 is the context, which every answer sees.
-            n_prefix: Tokens of the prefix, which every token sees.
-
-        Returns:
-            A mask for each kind of layer, by its name; the mask itself if there is one kind.
+        positions, segments: [rows, width]; segment 1 is the context, which every answer sees.
         """
         n_rows, width = positions.shape
         is_own = segments[:, None, :] == segments[:, :, None]
@@ -394,8 +383,7 @@ class VirtualTokensLM(GeneratingLM):
         if not learns_prompt(wrapped) or wrapped._adapters_disabled:
             texts: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
             return texts
-        inner = get_inner_model(wrapped)
-        name = name_cache_argument(wrapped)
+        inner, name = get_inner_model(wrapped), name_cache_argument(wrapped)
         n_virtual = wrapped.active_peft_config.num_virtual_tokens
         prompt = wrapped.get_prompt(batch_size=len(context))
         if isinstance(prompt, torch.Tensor):  # embeddings of a trained prompt
@@ -405,8 +393,7 @@ class VirtualTokensLM(GeneratingLM):
             prompt = cache
         mask = torch.nn.functional.pad(settings["attention_mask"], (n_virtual, 0), value=1)
         settings |= {"attention_mask": mask, name: prompt}
-        # The cache stands for the first columns, so their ids are never read.
-        padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)
+        padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)  # never looked at
         try:
             self._model = inner
             texts = super()._model_generate(padded, max_length + n_virtual, stop, **settings)

@@ -33,19 +33,15 @@ def find_served_otherwise(
         templates: The chat template with which both models are asked, and the tuned model's own.
         serving: How the tuned model is served.
         base: How the base model is served.
-
-    Returns:
-        The benchmarks by name.
     """
     compared_template, served_template = templates
     found = {}
     for name, task in tasks.items():
         has_other_prompts = serving.start != base.start
         if task.narrow(config).apply_chat_template:
-            has_other_template = compared_template != served_template
-            has_other_prompts |= has_other_template or serving.doubles_bos(base)
-        # Only stops that the tuned model lacks matter. Those that it has in addition also end its
-        # answers when it is asked as the base.
+            has_other_prompts |= compared_template != served_template or serving.doubles_bos(base)
+        # Stops that only the tuned model has change nothing: they also end its answers when it is
+        # asked as the base.
         lacks_stops = not set(base.stops) <= set(serving.stops)
         answers_otherwise = lacks_stops or serving.generation != base.generation
         if has_other_prompts or (task.generates and answers_otherwise):
@@ -82,12 +78,11 @@ def evaluate_as_served(
     measured = {name: evaluation.benchmarks[name] for name in tasks}
 
     def find_shorter(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
-        """Find the benchmarks that were asked fewer questions than before."""
+        """Find the benchmarks that need more questions to have as many as before."""
         return {
             name for name in answers if len(answers[name].samples) < len(measured[name].samples)
         }
 
-    # If the first evaluation could stop early, this one stops after as many questions.
     has_looks = any(benchmark.looks for benchmark in measured.values())
     stop_when = find_shorter if has_looks else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)

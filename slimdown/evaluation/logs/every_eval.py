@@ -87,7 +87,6 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         library = summary["eval_library"]
         engine = (model.get("inference_engine") or {}).get("name")
         arguments = _read_arguments(model.get("additional_details") or {})
-        # lm_eval's classes for transformers and for vLLM call it differently.
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
             "model": name_model(str(adapter or model["id"]), arguments),

@@ -86,7 +86,6 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         results = json.loads(file.read_bytes())
         titles = [only_title] if only_title else list(_list_benchmarks(results))
         arguments = _read_arguments(results)
-        # lm_eval's classes for transformers and for vLLM call it differently.
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
             "model": name_model(str(adapter or results["model_name"]), arguments),
@@ -95,7 +94,6 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             "adapter": str(adapter or ""),
         }
         conditions = dict(_list_conditions(results))
-        # The file has the time of all benchmarks together; each gets an equal share.
         seconds = float(results.get("total_evaluation_time_seconds") or 0) / max(len(titles), 1)
     for title in titles:
         yield _HarnessTask(
@@ -125,7 +123,7 @@ class _HarnessTask(LoggedTask):
             samples = list[Sample]()
             versions = set[str]()
             limits = list[int]()  # of tokens of an answer, by subtask; 0: not known
-            has_own_code = False  # which may score other than right or wrong
+            has_own_code = False
             for subtask in subtasks:
                 task_config = configs[subtask]
                 lines = self._read_lines(subtask)
@@ -141,11 +139,10 @@ class _HarnessTask(LoggedTask):
             """Find the metrics whose means, weighted like this, are those of the results file."""
             scores = summarize_samples(config, samples, task_weights).scores
             usable = _list_usable(scores, reported, better)
-            # The file has no p_right, so this metric alone proves nothing about the weights.
+            # p_right alone proves nothing, because the file does not have it.
             return usable if set(usable) - {CHOICE_PROBABILITY} else []
 
-        # The harness weighs a group's tasks by their numbers of questions, or equally. Only with
-        # its own weights do the means of the samples equal the scores that it reports.
+        # The harness weighs a group's tasks by their questions, or equally; its score tells which.
         equal_weights = dict.fromkeys(subtasks, 1 / len(subtasks))
         task_weights: dict[str, float] | None = None
         metrics = find_metrics(task_weights)

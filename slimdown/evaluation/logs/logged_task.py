@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import fsum, isclose, nan
@@ -192,7 +192,7 @@ class LoggedTask:
         for question in counts:
             if counts[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
-        numbers = _number_questions(counts)
+        numbers = _number_questions(counts.keys())
         read: list[tuple[Sample, str, float]] = []
         for question, chance, fields in answers:
             document = fields.pop("document", {})
@@ -227,13 +227,8 @@ class LoggedTask:
         return isclose(self.reported.get(metric, mean), mean, abs_tol=1e-9)
 
 
-def _number_questions(ids: Iterable[str]) -> dict[str, int]:
-    """Return a number for each id of a question.
-
-    If all ids are numbers, they stay, so that messages name them. Otherwise the ids are numbered
-    in their sorted order.
-    """
-    ids = list(ids)
+def _number_questions(ids: Collection[str]) -> dict[str, int]:
+    """Number questions by their ids if these are numbers, else in the order of the ids."""
     if all(re.fullmatch("0|-?[1-9][0-9]{0,17}", question) for question in ids):
         return {question: int(question) for question in ids}
     return {question: number for number, question in enumerate(sorted(ids))}
