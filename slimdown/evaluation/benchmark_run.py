@@ -268,7 +268,7 @@ class BenchmarkRun:
         seconds = (time.perf_counter() - began) / len(numbers) * cost.n
         if not self.task.generates or not longest:
             return replace(cost, seconds=seconds)
-        is_cut = longest >= n_tried - 1  # tokens are counted before each token that is written
+        is_cut = longest >= n_tried - 1  # the count is reported before the next token is written
         factor = most / longest if is_cut else 1.0
         expected_length = min(longest * factor, most)
         new_tokens = cost.new_tokens * expected_length / most  # `cost` has answers of full length

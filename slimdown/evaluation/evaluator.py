@@ -200,9 +200,11 @@ class Evaluator:
         If another engine generates the answers, `stack` closes it.
         """
         if model.server:
-            n_together = model.server.settings.concurrency
+            size = model.server.settings.concurrency
             server = str(model.server)
-            backend = BackendOptions(False, n_together, n_together, server=server)
+            backend = BackendOptions(
+                shares_prefixes=False, batch_size=size, generation_batch_size=size, server=server
+            )
         lm = open_lm(model, self._config, backend)
         generating_backend = backend
         generate = None

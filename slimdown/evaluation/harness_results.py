@@ -102,10 +102,9 @@ class _Exchange:
 
 
 def _add_flexible_accuracy(exchange: _Exchange, scores: dict[str, float], tolerance: float) -> None:
-    """Add whether the answer's number is right to `scores`, and this answer to the exchange.
+    """Add the metric `FLEXIBLE`, which compares numbers, to the scores and answers of a question.
 
-    The harness's flexible-extract compares strings ("18.00" is not "18"). This metric of the paper
-    compares numbers.
+    The harness's flexible-extract compares strings: "18.00" is not "18".
     """
     read = exchange.answers
     extracted = (read[metric] for metric in read if metric.endswith("flexible-extract"))

@@ -73,7 +73,7 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
 
     A token sees the prefix, its context, and the earlier tokens of its own segment. The last token
     of the context predicts the first one of each answer. The last token of an answer is only
-    predicted. No padding lies in between, because some layers look back over a number of columns.
+    predicted. No padding lies in between, because some layers see a fixed number of columns.
     """
     n_context = max(len(row.context) for row in rows) - n_prefix
     n_answers = max(row.answer_width for row in rows)
@@ -344,7 +344,7 @@ class PrefixLM(GeneratingLM):
         n_rows, width = positions.shape
         is_own = segments[:, None, :] == segments[:, :, None]
         is_visible = (segments[:, None, :] == 1) | is_own
-        allowed = torch.ones(width, width, dtype=torch.bool).tril() & is_visible  # none behind it
+        allowed = torch.ones(width, width, dtype=torch.bool).tril() & is_visible  # no later token
         allowed = torch.nn.functional.pad(allowed, (n_prefix, 0), value=True)
         seen_positions = torch.cat([torch.arange(n_prefix).expand(n_rows, -1), positions], dim=1)
         distance = positions[:, :, None] - seen_positions[:, None, :]

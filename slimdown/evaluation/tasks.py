@@ -362,8 +362,8 @@ def _check_task(
     shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
-    is_weighted_by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
-    weighs_tasks_alike = not is_weighted_by_size.get(Metric(config.metric).name, True)
+    weights_by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
+    weighs_tasks_alike = not weights_by_size.get(Metric(config.metric).name, True)
     if benchmark.chance is None:
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
     own_metrics: list[str] = []  # that slimdown computes itself

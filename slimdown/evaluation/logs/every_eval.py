@@ -83,8 +83,7 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         if not summary.get("detailed_evaluation_results"):
             problem = "has no results of single questions (detailed_evaluation_results)"
             raise DataError(f"{file} {problem}; convert the log with --include_samples")
-        model = summary["model_info"]
-        library = summary["eval_library"]
+        model, library = summary["model_info"], summary["eval_library"]
         engine = (model.get("inference_engine") or {}).get("name")
         arguments = _read_arguments(model.get("additional_details") or {})
         adapter = arguments.get("peft") or arguments.get("lora_local_path")

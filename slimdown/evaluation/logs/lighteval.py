@@ -35,11 +35,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
-    """Yield the one task of a details file, with what the results file beside it says.
-
-    Raises:
-        DataError: There is no such results file, or it is damaged.
-    """
+    """Yield the one task of a details file, with what the results file beside it says."""
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
     name = f"results_{date}.json"
     folders = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
@@ -51,8 +47,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         f"{results_files[0]} is no results file of lighteval, or was cut short"
     ):
         results = json.loads(results_files[0].read_bytes())
-        general = results["config_general"]
-        task = results["config_tasks"][title]
+        general, task = results["config_general"], results["config_tasks"][title]
         settings = logged_task.drop_free_arguments(general["model_config"])
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # Only a git checkout of lighteval logs its commit; an installed package logs "?".

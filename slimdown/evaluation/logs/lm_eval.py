@@ -45,11 +45,7 @@ FILES = "results as lm_eval names them, results_DATE.json, with samples_TASK_DAT
 
 
 def find_files(path: Path) -> list[Path]:
-    """Find the harness's results files that a path stands for, oldest first.
-
-    Args:
-        path: One file of results or samples, a folder, or what `--output_path` named.
-    """
+    """Find the results files of a path, or of what `--output_path` named, oldest first."""
 
     def list_dated(folder: Path) -> list[Path]:
         return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]

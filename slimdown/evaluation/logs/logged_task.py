@@ -192,7 +192,7 @@ class LoggedTask:
         for question in counts:
             if counts[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
-        numbers = _number_questions(counts.keys())
+        numbers = _number_questions(counts)
         read: list[tuple[Sample, str, float]] = []
         for question, chance, fields in answers:
             document = fields.pop("document", {})
