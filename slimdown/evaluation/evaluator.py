@@ -60,7 +60,7 @@ class Evaluator:
         Args:
             tasks: What `load_tasks` returned.
             config: Batch size and prompt format.
-            share_prefixes: False takes HFLM's own code, as trained prompts and prefixes need it.
+            share_prefixes: False: HFLM's own code scores, which trained prompts and prefixes need.
             backend: How all answers are computed; None: it is chosen by the first model.
             counts_memory: Whether to measure the peak of memory; this resets torch's counter.
             n_processes: How many answer; the others run `assist_measuring` with an equal model.

@@ -21,7 +21,7 @@ _CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and othe
 
 
 def choose_metric(metrics: Sequence[str]) -> str:
-    """Choose the primary metric if none is set: for `run`, `measure`, `verdict` and callback.
+    """Choose the primary metric, if the user sets none.
 
     It is the first of acc_norm, acc and exact_match that the task has, because tasks are mostly
     reported by these. If it has none of them, it is the metric that the task lists first. Of this

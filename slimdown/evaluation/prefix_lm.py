@@ -233,10 +233,10 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return ends
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
-        """Generate with the model's own rules of ending; count tokens, for the progress."""
+        """Generate with the model's own rules of ending, and report each token."""
         self._n_most = max_length - context.shape[1]
 
-        def count(ids: Any, scores: Any) -> Any:
+        def count(ids: Any, scores: Any) -> Any:  # called before each token
             self._on_token(ids.shape[1] - context.shape[1], self._n_most)
             return scores
 
@@ -337,7 +337,7 @@ class PrefixLM(GeneratingLM):
     def _build_masks(
         self, positions: torch.Tensor, segments: torch.Tensor, n_prefix: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Build the masks, [rows, 1, width, n_prefix + width]; by kind of layer if it has several.
+        """Build the mask, [rows, 1, width, n_prefix + width], or one for each kind of layer.
 
         positions, segments: [rows, width]; segment 1 is the context, which every answer sees.
         """

@@ -173,7 +173,7 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         Args:
             tokenizer: Has the template.
             template_args: The template's variables.
-            system: What a system turn says where the question has none of its own.
+            system: What a system turn says if the question has none of its own.
             limit: How many of the questions are asked; None: all.
 
         Raises:

@@ -83,8 +83,8 @@ def evaluate_as_served(
             name for name in answers if len(answers[name].samples) < len(measured[name].samples)
         }
 
-    has_looks = any(benchmark.looks for benchmark in measured.values())
-    stop_when = find_shorter if has_looks else None
+    may_have_stopped = any(benchmark.looks for benchmark in measured.values())
+    stop_when = find_shorter if may_have_stopped else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)
     benchmarks = evaluation.benchmarks | served.benchmarks
     return replace(evaluation, benchmarks=benchmarks, seconds=served.seconds, costs=served.costs)

@@ -132,7 +132,7 @@ class ServedLM(VirtualTokensLM):
             "timeout": server.settings.timeout,
             "header": server.headers,
             "max_retries": _TRIES,
-            # lm-eval's clients subtract 1.
+            # lm-eval's clients keep one token free.
             "max_length": min(self.max_length, server.n_context or self.max_length) + 1,
         }
         chat_url = f"{server.address}/chat/completions"

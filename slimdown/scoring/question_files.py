@@ -28,7 +28,7 @@ def find_question_file(path: str) -> Path:
     """Return the file that a benchmark's `path` names.
 
     Args:
-        path: Of a file of yours, or `assistant:NAME`, which names a file that comes with slimdown.
+        path: A file of yours, or `assistant:NAME`, which names a file that comes with slimdown.
 
     Raises:
         DataError: No file of that name comes with slimdown.
@@ -159,7 +159,7 @@ def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
-    """Read a row's question, or its messages and tools."""
+    """Read a row's question, or its messages and tools, which become `conversation`."""
     question, messages, tools = map(record.get, ("question", "messages", "tools"))
     if messages is None and tools is None:
         if not isinstance(question, str) or not to_text(question):

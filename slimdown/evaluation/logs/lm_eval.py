@@ -55,7 +55,7 @@ def find_files(path: Path) -> list[Path]:
     elif path.is_dir():
         places = [path, *sorted(path.iterdir())]
         folders = [place for place in places if place.is_dir() and list_dated(place)]
-        is_of_one_model = path in folders or len(folders) == 1  # see `find_logs`
+        is_of_one_model = path in folders or len(folders) == 1  # `find_logs` refuses several
         files = list_dated(folders[0]) if is_of_one_model else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         dated = list_dated(path.parent)
