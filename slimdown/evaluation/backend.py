@@ -47,37 +47,41 @@ class BackendOptions:
 def choose_backend(
     model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
 ) -> BackendOptions:
-    """Choose how a model is scored, by model and device alone: so all runs choose alike.
+    """Choose how a model is scored. Every run chooses alike for the same model and device.
 
     Args:
         model: The first model that is measured.
-        config: If `batch_size` is set, it is taken as it is.
+        config: Its `batch_size`, if set, is taken as it is.
         share_prefixes: Whether `PrefixLM` may score the model at all.
 
     Returns:
-        The language model's class and its batch sizes, in questions.
+        Whether `PrefixLM` scores the model, and the batch sizes, in questions.
     """
-    shares = share_prefixes and not explain_no_sharing(model.model)
+    shares_prefixes = share_prefixes and not explain_no_sharing(model.model)
     device = model.model.device
-    if device.type == "meta":  # before the weights are loaded
+    if device.type == "meta":  # the weights are not loaded yet
         device = torch.device(model.device)
     if config.batch_size or device.type != "cuda":
         size = config.batch_size or 4
-        return BackendOptions(shares, size, size)
+        return BackendOptions(shares_prefixes, batch_size=size, generation_batch_size=size)
     shape = model.model.config.get_text_config()
     total_bytes = torch.cuda.get_device_properties(device).total_memory
-    free_bytes = (total_bytes - model.memory_bytes) / 2
+    free_bytes = (total_bytes - model.memory_bytes) / 2  # the other half is a reserve
 
     def choose_size(row_bytes: int) -> int:
-        """Choose a power of two, from 1 to 64."""
+        """Choose how many rows fit: the largest power of two, from 1 to 64."""
         n_rows = max(1, min(64, int(free_bytes // row_bytes)))
         return 1 << (n_rows.bit_length() - 1)
 
-    # A row has 1,024 tokens. It takes logits in two precisions, or keys and values; and some
-    # activations.
+    # A row is taken to have 1,024 tokens. Scored choices need logits in 16 and in 32 bits;
+    # generated answers need keys and values. Both need activations: 64 bytes per hidden unit.
     choices_bytes = 1024 * (6 * shape.vocab_size + 64 * shape.hidden_size)
     generation_bytes = 1024 * (4 * shape.num_hidden_layers + 64) * shape.hidden_size
-    return BackendOptions(shares, choose_size(choices_bytes), choose_size(generation_bytes))
+    return BackendOptions(
+        shares_prefixes,
+        batch_size=choose_size(choices_bytes),
+        generation_batch_size=choose_size(generation_bytes),
+    )
 
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:

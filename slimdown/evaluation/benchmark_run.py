@@ -82,28 +82,31 @@ class BenchmarkRun:
     n_answered = 0  # of the new ones, those that were answered by the model here and now
 
     def __post_init__(self) -> None:
-        """Build the requests, and decide their order and blocks."""
+        """Build the requests, decide in which order and blocks they are asked, and check them."""
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
             self.lm.set_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
-        texts: dict[str, dict[int, str]] = {}
+        texts: dict[str, dict[int, str]] = {}  # the rows of the questions, by task and number
         for (name, number), requests in self.requests.items():
+            # All requests of a question have the same row.
             texts.setdefault(name, {})[number] = json.dumps(requests[0].doc, default=str)
         self._order = order_questions(texts)
-        self.ends = block_ends(len(self._order))
+        self.ends = block_ends(len(self._order))  # how many questions are asked after each block
         self._task_weights: dict[str, float] | None = None  # None: every question weighs the same
-        if self.task.weighs_tasks_alike and len(set(map(len, texts.values()))) > 1:
+        task_sizes = {len(by_number) for by_number in texts.values()}
+        if self.task.weighs_tasks_alike and len(task_sizes) > 1:
             self._task_weights = dict.fromkeys(texts, 1 / len(texts))
-        # A group that weighs unequal tasks alike needs all its questions. Copies of a question may
-        # lie in different blocks, and count once.
+        # A group that weighs unequal tasks alike needs all its questions. Copies of a question
+        # count once, but they may lie in different blocks.
         n_different = len({text for by_number in texts.values() for text in by_number.values()})
         has_copies = n_different < self.ends[-1]
         self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
         self._samples: list[Sample] = []
-        self._looks: list[int] = []
-        self._found: BenchmarkEvaluation | None = None
-        self._answers, self._had_answers = AnswersFile(None), False
+        self._looks: list[int] = []  # how many questions were asked before each look
+        self._found: BenchmarkEvaluation | None = None  # in the cache
+        self._answers = AnswersFile(None)
+        self._had_answers = False  # whether the answers file held some at the start
         self._seconds = 0.0
         self._check_room()
 
@@ -144,13 +147,18 @@ class BenchmarkRun:
             self._answers.remove()
 
     def ask_block(self, is_look: bool = False) -> None:
-        """Ask the next block, or take its answers from what was found."""
-        begin, started = self.n_asked, time.perf_counter()
+        """Ask the next block, or take its answers from the evaluation that the cache had.
+
+        Args:
+            is_look: Whether the caller then decides by the answers if more are needed.
+        """
+        started = time.perf_counter()
+        begin = self.n_asked
         end = next(end for end in self.ends if end > begin)
         if self._found and end <= self.n_found:
             self._samples += self._found.samples[begin:end]
         else:
-            if begin not in self._blocks:
+            if begin not in self._blocks:  # no benchmark with the same questions has asked it
                 self._blocks[begin] = self._ask(begin, end)
                 self.n_answered += end - begin
             check_primary_metric(self.task.name, self.task.config, self._blocks[begin])
@@ -197,22 +205,29 @@ class BenchmarkRun:
 
     def count_cost(self) -> Cost:
         """Count what all questions cost: tokens that are read, and the most that are written."""
-        texts, new_tokens = list[str](), 0
+        texts = list[str]()  # all that the model reads
+        new_tokens = 0
         for (name, _doc_id), requests in self.requests.items():
             task = self.task.tasks[name]
             # The choices of a question share its prompt, which is read once.
             texts += dict.fromkeys(str(request.args[0]) for request in requests)
             if task.OUTPUT_TYPE == "generate_until":
-                repeats = sum(request.repeats for request in requests)
-                new_tokens += repeats * self._max_new_tokens(task)
+                n_answers = sum(request.repeats for request in requests)
+                new_tokens += n_answers * self._max_new_tokens(task)
             elif not self.task.reads_texts:
-                texts += [str(request.args[1]) for request in requests]
+                texts += [str(request.args[1]) for request in requests]  # the choices
         work = Work.answers if self.task.generates else Work.choices
         if self.task.reads_texts:
             work = Work.documents
         if self.model.server:
             work = Work.server
-        return Cost(self.task.name, work, len(self.requests), self._count_tokens(texts), new_tokens)
+        return Cost(
+            name=self.task.name,
+            work=work,
+            n=len(self.requests),
+            prompt_tokens=self._count_tokens(texts),
+            new_tokens=new_tokens,
+        )
 
     def measure_cost(self) -> Cost | None:
         """Return what all questions cost; None if some of the answers were there before."""
@@ -228,19 +243,20 @@ class BenchmarkRun:
     def try_batch(self) -> Cost:
         """Answer one batch, and return what all questions would cost at this speed.
 
-        Few tokens of each answer are generated. An answer that is longer is taken to be as long as
-        it may be.
+        Only the first tokens of each answer are generated. If the longest answer does not end
+        within them, all answers are taken to be as long as they may be.
         """
-        cost, chunk = self.count_cost(), self._cut(0, self.ends[-1])[0]
-        numbers = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
-        requests = [copy.copy(request) for request in chunk.requests if request.doc_id in numbers]
+        cost = self.count_cost()
+        chunk = self._cut(0, self.ends[-1])[0]
         most = self._max_new_tokens(self.task.tasks[chunk.task])
         n_tried = min(_TRIED_TOKENS, most)
+        numbers = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
+        requests = [copy.copy(request) for request in chunk.requests if request.doc_id in numbers]
         if self.task.generates:
             for request in requests:
                 settings = {**request.args[1], "max_gen_toks": n_tried}
                 request.arguments = (request.args[0], settings)
-        longest = 0
+        longest = 0  # tokens of the longest answer so far
 
         def count(n_tokens: int, _: int) -> None:
             nonlocal longest
@@ -252,9 +268,10 @@ class BenchmarkRun:
         seconds = (time.perf_counter() - began) / len(numbers) * cost.n
         if not self.task.generates or not longest:
             return replace(cost, seconds=seconds)
-        is_cut = longest >= n_tried - 1
+        is_cut = longest >= n_tried - 1  # the count is reported before the next token is written
         factor = most / longest if is_cut else 1.0
-        new_tokens = cost.new_tokens * min(longest * factor, most) / most
+        expected_length = min(longest * factor, most)
+        new_tokens = cost.new_tokens * expected_length / most  # `cost` has answers of full length
         return replace(cost, new_tokens=round(new_tokens), seconds=seconds * factor)
 
     def _count_tokens(self, texts: list[str]) -> int:
@@ -268,19 +285,20 @@ class BenchmarkRun:
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
     def _cut(self, begin: int, end: int) -> list[Chunk]:
-        """Cut a block into chunks, each of one task, whose questions share a beginning."""
+        """Cut a block into chunks of one task each, because a task's prompts begin alike."""
         chunks = []
         for name, task in self.task.tasks.items():
             questions = [question for question in self._order[begin:end] if question[0] == name]
             size = self.backend.batch_size
             if task.OUTPUT_TYPE == "generate_until":
                 size = self.backend.generation_batch_size
-            step = _BATCHES_PER_CHUNK * size
-            for i in range(0, len(questions), step):
-                own_requests = (self.requests[question] for question in questions[i : i + step])
+            n_per_chunk = _BATCHES_PER_CHUNK * size
+            for first in range(0, len(questions), n_per_chunk):
+                own_questions = questions[first : first + n_per_chunk]
+                own_requests = (self.requests[question] for question in own_questions)
                 chunk = Chunk(
                     task=name,
-                    name=f"{begin} {name} {i}",
+                    name=f"{begin} {name} {first}",
                     backend=self.backend,
                     size=size,
                     config=self.config,
@@ -305,9 +323,9 @@ class BenchmarkRun:
     def _find_or_answer(
         self, chunks: Sequence[Chunk], n_done: int
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
-        """Yield chunks and their responses as the answers file holds them.
+        """Yield chunks and their responses as the answers file holds them; answer what it lacks.
 
-        If there are several processes, each does one or two at a time.
+        If there are several processes, each answers one or two chunks at a time.
 
         Args:
             chunks: The chunks to answer.
@@ -319,7 +337,7 @@ class BenchmarkRun:
             together = chunks[i : i + n_together]
             self._report_tokens(n_done, together[0].requests)
             missing = [chunk for chunk in together if chunk.name not in self._answers.responses]
-            parts = [[chunk] for chunk in missing[:n_processes]]
+            parts = [[chunk] for chunk in missing[:n_processes]]  # what each process answers
             # The longest come first. The process with the shortest takes the longest of the rest.
             for part, chunk in zip(reversed(parts), missing[n_processes:], strict=False):
                 part.append(chunk)
@@ -347,31 +365,38 @@ class BenchmarkRun:
     def _score_repeats(
         self, task: Any, requests: list[Any], responses: list[list[Any]]
     ) -> list[Sample]:
-        """Score responses; with `repeats`, score each by itself and give a question their mean.
+        """Score responses. With `repeats`, a question gets the mean score of its answers.
 
-        The harness's usual filter would keep only the first of them.
+        The harness's usual filter would keep only the first answer.
         """
         if not self.task.config.repeats or task.OUTPUT_TYPE != "generate_until":
             return self._score(task, requests, responses)
-        single = [copy.copy(request) for request in requests]
-        for request in single:
+        single_requests = [copy.copy(request) for request in requests]
+        for request in single_requests:
             request.repeats = 1
-        by_turn = []
-        for turn in zip(*responses, strict=True):  # one answer to each question
-            by_turn.append(self._score(task, single, [[answer] for answer in turn]))
-        return [average_repeats(answers) for answers in zip(*by_turn, strict=True)]
+        samples_by_repeat = []
+        for answers in zip(*responses, strict=True):  # all first answers, then all second ones
+            samples = self._score(task, single_requests, [[answer] for answer in answers])
+            samples_by_repeat.append(samples)
+        return [average_repeats(samples) for samples in zip(*samples_by_repeat, strict=True)]
 
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
-        """Have the harness filter and score responses."""
+        """Have the harness filter and score responses; return a sample for each question.
+
+        Raises:
+            DataError: The harness cannot score them.
+            ModelError: A log-likelihood or a score is not a number.
+        """
         name = task.config.task
         docs = {request.doc_id: request.doc for request in requests}
-        for request in requests:  # drops the previous model's answers
+        for request in requests:  # they still hold the previous model's answers
             request.resps, request.filtered_resps = [], {}
         task_copy = copy.copy(task)  # in it the harness finds only these questions
         task_copy._instances = requests
         task_copy.build_all_requests = lambda **_: None
         task_copy.doc_iterator = lambda **_: iter(docs.items())
-        lm, tasks = _AnsweredLM(requests, responses), {"tasks": {name: task_copy}, "groups": {}}
+        lm = _AnsweredLM(requests, responses)
+        tasks = {"tasks": {name: task_copy}, "groups": {}}
         try:
             results: Any = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
         except ValueError as error:
@@ -379,6 +404,7 @@ class BenchmarkRun:
         lines, task_config = results["samples"][name], results["configs"][name]
         samples = read_task_samples(name, lines, task_config, self.task.config)
         if task.OUTPUT_TYPE == "generate_until":
+            # The harness keeps the text alone; an `Answer` also has its thinking and how it ended.
             pairs = zip(requests, responses, strict=True)
             answers = {request.doc_id: repeated[0] for request, repeated in pairs}
             samples = [replace(sample, **vars(answers[sample.doc_id])) for sample in samples]
@@ -463,12 +489,16 @@ def answer_chunks(
 def answer_chunk(
     lm: Any, chunk: Chunk, generate: Callable[[list[Any]], list[str]] | None = None
 ) -> list[list[Any]]:
-    """Get `repeats` responses to each request, as the answers file holds them.
+    """Get the responses to each request, as many as its `repeats`.
 
     Args:
-        lm: Scores, and generates answers that are drawn.
+        lm: Scores choices, and generates the answers whose tokens are drawn at random.
         chunk: The requests.
-        generate: Generates answers that are not drawn; None: `lm` does.
+        generate: Generates all other answers; None: `lm` does.
+
+    Returns:
+        By request, its responses as the answers file holds them: `Answer.parts` of what was
+        generated, and otherwise what `lm` returns.
     """
     lm.set_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
     requests = chunk.requests
@@ -476,10 +506,10 @@ def answer_chunk(
     repeated = [(request, number) for request in requests for number in range(request.repeats)]
     if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # The user's own `repeats` go into one batch, a task's own one by one.
+        # The `repeats` that the user sets are drawn in one batch, those of a task one by one.
         n_together = chunk.benchmark.repeats or 1
         for request, number in repeated[::n_together]:
-            # A seed for each question: base, tuned model and a repeated run draw alike.
+            # The seed depends on the question alone, so both models and a repeated run draw alike.
             seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
             torch.manual_seed(int.from_bytes(seed[:7]))
             responses += lm.generate_until([request] * n_together, disable_tqdm=True)
@@ -487,8 +517,8 @@ def answer_chunk(
         responses = [Answer(text) for text in generate([request for request, _ in repeated])]
     else:
         responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
-    plain = iter(getattr(response, "parts", response) for response in responses)
-    return [[next(plain) for _ in range(request.repeats)] for request in requests]
+    plain_responses = iter(getattr(response, "parts", response) for response in responses)
+    return [[next(plain_responses) for _ in range(request.repeats)] for request in requests]
 
 
 class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped

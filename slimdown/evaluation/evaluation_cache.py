@@ -56,17 +56,17 @@ def evaluation_key(
     benchmark: ResolvedBenchmark,
     config: EvaluationConfig,
 ) -> str:
-    """Hash everything that an answer depends on: two evaluations of one key give the same answers.
+    """Hash everything that an answer depends on. Evaluations with one key have the same answers.
 
     Args:
         model: Its identity is in the key.
-        backend: The code that answers and its batch size: both decide how sums are rounded.
-        questions_hash: Of prompts, rows and task settings.
+        backend: The code that answers and its batch size. Both decide how sums are rounded.
+        questions_hash: The hash of prompts, rows and task settings.
         benchmark: Its settings except `READ_ONLY`; if `scale` is set, the metric counts, too.
         config: Its settings except `READ_ONLY`.
 
     Returns:
-        32 hex digits. The run's seed is not in it: it never touches the questions.
+        32 hex digits. The run's seed is not in the key, because no question depends on it.
     """
     # `drop_defaults` takes the tree of a run, in which benchmarks have names.
     tree = drop_defaults({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})

@@ -60,9 +60,9 @@ class Evaluator:
         Args:
             tasks: What `load_tasks` returned.
             config: Batch size and prompt format.
-            share_prefixes: False takes HFLM's own code, as trained prompts and prefixes need it.
-            backend: How the first model's answers are computed; None chooses by this model.
-            counts_memory: Whether to measure the memory's peak; this resets torch's only counter.
+            share_prefixes: False: HFLM's own code scores, which trained prompts and prefixes need.
+            backend: How all answers are computed; None: it is chosen by the first model.
+            counts_memory: Whether to measure the peak of memory; this resets torch's counter.
             n_processes: How many answer; the others run `assist_measuring` with an equal model.
         """
         self.tasks, self.backend = tasks, backend
@@ -87,7 +87,7 @@ class Evaluator:
             cache: Where evaluations are found and kept; None measures everything.
             stop_when: Looks at the answers after each block of questions; None asks all questions.
             on_progress: Called with questions done, questions in all, and the benchmark's name;
-                also for each token of an answer that is generated here.
+                also for each token of an answer that this process generates.
 
         Returns:
             What the model answered.
@@ -111,7 +111,7 @@ class Evaluator:
                 evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
                 self.backend = backend
                 if self._n_processes > 1:
-                    end_shared_work()
+                    end_shared_work()  # ends `assist_measuring` in the other processes
                 return evaluation
             except (RuntimeError, MemoryError, IndexError) as error:
                 if "index out of range in self" in str(error):  # torch's, of an embedding
@@ -146,6 +146,7 @@ class Evaluator:
         stop_when: StopRule | None,
         on_progress: OnProgress,
     ) -> Evaluation:
+        """Measure a model with this backend; arguments are those of `evaluate`."""
         started = time.perf_counter()
         with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
             counter: AbstractContextManager[Any] = nullcontext(lambda: nan)
@@ -163,7 +164,8 @@ class Evaluator:
             if stop_when:
                 self._ask_with_looks(runs, cache, stop_when)
             if model.server:
-                self.notes += next(iter(runs.values())).lm.describe_answers()
+                any_run = next(iter(runs.values()))  # all share one lm
+                self.notes += any_run.lm.describe_answers()
             return Evaluation(
                 benchmarks={name: run.summarize() for name, run in runs.items()},
                 harness_version=version("lm-eval"),
@@ -193,16 +195,25 @@ class Evaluator:
     def _open(
         self, model: LoadedModel, backend: BackendOptions, on_progress: OnProgress, stack: ExitStack
     ) -> tuple[dict[str, BenchmarkRun], str]:
-        """Build the questions of every benchmark, and name the backend; nothing is asked yet."""
+        """Build the questions of every benchmark, and name the backend; nothing is asked yet.
+
+        If another engine generates the answers, `stack` closes it.
+        """
         if model.server:
-            n_together = model.server.settings.concurrency
-            backend = BackendOptions(False, n_together, n_together, server=str(model.server))
+            size = model.server.settings.concurrency
+            server = str(model.server)
+            backend = BackendOptions(
+                shares_prefixes=False, batch_size=size, generation_batch_size=size, server=server
+            )
         lm = open_lm(model, self._config, backend)
-        generating_backend, generate = backend, None
+        generating_backend = backend
+        generate = None
         runs: dict[str, BenchmarkRun] = {}
-        if (facts := BACKENDS[self._config.backend]).module:
-            generating_backend = backend.generate_by(facts.packages)
-            open_generator = facts.find_function("open_generator")
+        engine_facts = BACKENDS[self._config.backend]
+        if engine_facts.module:  # another engine generates, such as vLLM
+            generating_backend = backend.generate_by(engine_facts.packages)
+            open_generator = engine_facts.find_function("open_generator")
+            # The engine starts at the first question, when `runs` is filled.
             generator = open_generator(model, lambda: choose_window(lm, runs.values()))
             generate = stack.enter_context(generator)
         asked_blocks: AskedBlocks = {}
@@ -223,7 +234,10 @@ class Evaluator:
     def _ask_with_looks(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
     ) -> None:
-        """Ask the remaining benchmarks block by block, until a look needs no more answers."""
+        """Ask the benchmarks of which nothing was asked yet, block by block.
+
+        After each block, `stop_when` looks at all answers and names the benchmarks that need more.
+        """
         stoppable = {name: run for name, run in runs.items() if not run.n_asked}
         needed = set(stoppable)
         while needed:
@@ -238,12 +252,12 @@ class Evaluator:
 
 
 def assist_measuring(model: LoadedModel) -> None:
-    """Answer what the first process's evaluator shares out, until it has measured the model.
+    """Answer chunks for the evaluator of the first process, until it has measured the model.
 
     Args:
         model: One equal to the first process's.
     """
-    lms: dict[tuple[BackendOptions, str | None], Any] = {}
+    lms: dict[tuple[BackendOptions, str | None], Any] = {}  # by all that `open_lm` depends on
 
     def answer(chunks: list[Chunk]) -> list[list[list[Any]]]:
         first = chunks[0]  # all are of one benchmark
@@ -252,8 +266,8 @@ def assist_measuring(model: LoadedModel) -> None:
             lms[key] = open_lm(model, first.config, first.backend)
         try:
             return answer_chunks(lms[key], chunks)
-        except (RuntimeError, MemoryError):  # the first process may halve the batch
-            release_memory()
+        except (RuntimeError, MemoryError):
+            release_memory()  # the first process may try again with smaller batches
             raise
 
     with keep_random_states(), quiet_libraries(), eval_mode(model.model):
@@ -274,10 +288,12 @@ def check_room(
         ConfigError: A prompt and its new tokens are longer than the model's window.
     """
     generating = {name: task for name, task in tasks.items() if task.generates}
-    evaluator = Evaluator(generating, replace(config, backend=Backend.hf))
+    evaluator = Evaluator(generating, replace(config, backend=Backend.hf))  # vLLM need not start
+    backend = BackendOptions(shares_prefixes=False, batch_size=1, generation_batch_size=1)
     with _undisturbed(), ExitStack() as stack:
         if generating:
-            evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
+            # Raises the error: building the questions checks their length.
+            evaluator._open(model, backend, on_progress=lambda *_: None, stack=stack)
 
 
 def count_costs(
@@ -321,20 +337,23 @@ def try_costs(
         tasks: All benchmarks.
         config: How they are asked.
         model: The base.
-        most_seconds: No further benchmark is tried after so long, but one of each kind is.
+        most_seconds: After so long, no further benchmark is tried, except the first that generates
+            answers and the first that does not.
         share_prefixes: As for `Evaluator`.
 
     Yields:
-        What each benchmark would cost, as far as one batch tells it.
+        What each benchmark would cost, estimated from the batch.
     """
-    evaluator, began = Evaluator(tasks, config, share_prefixes), time.perf_counter()
+    evaluator = Evaluator(tasks, config, share_prefixes)
+    began = time.perf_counter()
     with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
         backend = choose_backend(model, config, share_prefixes)
-        runs, _ = evaluator._open(model, backend, lambda *_: None, stack)
-        tried = set[bool]()  # kinds of work: generates or not
+        runs, _ = evaluator._open(model, backend, on_progress=lambda *_: None, stack=stack)
+        tried_kinds = set[bool]()  # whether they generate answers
         for run in sorted(runs.values(), key=lambda run: run.task.generates):
-            if run.task.generates not in tried or time.perf_counter() - began < most_seconds:
-                tried.add(run.task.generates)
+            kind = run.task.generates
+            if kind not in tried_kinds or time.perf_counter() - began < most_seconds:
+                tried_kinds.add(kind)
                 yield run.try_batch()
 
 

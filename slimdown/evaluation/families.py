@@ -61,19 +61,22 @@ def _explain_adapters(model: Any) -> str:
 
 
 def _explain_class(inner: Any) -> str:
-    """Say why a model's code is not that of a family that was tested."""
+    """Say why the code of a model is not that of a family that was tested; empty if it is.
+
+    Patches of other libraries, int8 layers and other attention code count as untested, too.
+    """
     config: Any = inner.config
-    kind: Any = type(inner)
+    model_class: Any = type(inner)
     if (
         config.model_type not in EXACT_FAMILIES
-        or kind.__name__ != MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-        or not kind.__module__.startswith("transformers.models.")
+        or model_class.__name__ != MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        or not model_class.__module__.startswith("transformers.models.")
     ):
-        return f"{kind.__name__} is not among the families that were tested"
+        return f"{model_class.__name__} is not among the families that were tested"
     if any(map(_is_patched, {type(module) for module in inner.modules()})):
         return "another library has replaced a forward of transformers"
-    if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
-        return f"{kind.__name__} has no logits_to_keep"
+    if "logits_to_keep" not in inspect.signature(model_class.forward).parameters:
+        return f"{model_class.__name__} has no logits_to_keep"
     if getattr(inner, "is_loaded_in_8bit", False):
         return "int8 layers look for outliers in the whole batch"
     if config._attn_implementation not in ("sdpa", "eager"):
@@ -82,22 +85,23 @@ def _explain_class(inner: Any) -> str:
 
 
 def _explain_settings(inner: Any) -> str:
-    """Say which setting of a tested family changes what a token may see."""
+    """Say which setting of a tested family changes what a token may see; empty if none does."""
     config = inner.config
     odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
-    for setting, value in odd_settings.items():
-        if getattr(config, setting, None) is value:
+    for setting, odd_value in odd_settings.items():
+        if getattr(config, setting, None) is odd_value:
             return setting
     for setting in ("sliding_window", "layer_types"):
-        # The family ignores a setting that it does not know, but masks would follow it.
+        # A family ignores a setting that its class does not know, but our masks would follow it.
         is_known = hasattr(inner.config_class, setting)
         if getattr(config, setting, None) is not None and not is_known:
             return f"{setting} in the config of {config.model_type}"
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    by_layer = [value for value in rope.values() if isinstance(value, dict)]
-    types = {str(value["rope_type"]) for value in (rope, *by_layer) if value.get("rope_type")}
-    if odd := types - _FIXED_ROPE:
-        return f"rotary embedding {', '.join(sorted(odd))} depends on a row's length"
+    # Some families have rotary parameters for each kind of layer.
+    layer_ropes = [value for value in rope.values() if isinstance(value, dict)]
+    types = {str(value["rope_type"]) for value in (rope, *layer_ropes) if value.get("rope_type")}
+    if odd_types := types - _FIXED_ROPE:
+        return f"rotary embedding {', '.join(sorted(odd_types))} depends on a row's length"
     return ""
 
 

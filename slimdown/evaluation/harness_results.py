@@ -21,14 +21,15 @@ _CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and othe
 
 
 def choose_metric(metrics: Sequence[str]) -> str:
-    """Choose the primary metric if none is set: for `run`, `measure`, `verdict` and callback.
+    """Choose the primary metric, if the user sets none.
 
-    It is the first of acc_norm, acc and exact_match, as tasks are mostly reported, else the metric
-    that the task lists first. A flexible filter is preferred, because strict ones take another
-    format for a loss; else it is the first filter.
+    It is the first of acc_norm, acc and exact_match that the task has, because tasks are mostly
+    reported by these. If it has none of them, it is the metric that the task lists first. Of this
+    metric's filters, a flexible one is taken, because strict filters count an answer in another
+    format as wrong. If none is flexible, it is the first.
 
     Args:
-        metrics: Those that can be compared, filters after a dot, in the task's order.
+        metrics: The metrics that can be compared, with filters after a dot, in the task's order.
 
     >>> choose_metric(["acc", "acc_norm"]), choose_metric(["f1", "em.flexible-extract"])
     ('acc_norm', 'f1')
@@ -36,10 +37,10 @@ def choose_metric(metrics: Sequence[str]) -> str:
     'exact_match.flexible-extract'
     """
     names = [Metric(metric).name for metric in metrics]
-    name = next((name for name in _PREFERRED if name in names), names[0])
-    filtered = [metric for metric in metrics if Metric(metric).name == name]
-    flexible = (metric for metric in filtered if Metric(metric).filter.startswith("flexible"))
-    return next(flexible, filtered[0])
+    chosen = next((name for name in _PREFERRED if name in names), names[0])
+    with_filters = [metric for metric in metrics if Metric(metric).name == chosen]
+    flexible = (metric for metric in with_filters if Metric(metric).filter.startswith("flexible"))
+    return next(flexible, with_filters[0])
 
 
 def read_task_samples(
@@ -59,7 +60,8 @@ def read_task_samples(
     by_question: dict[int, list[Any]] = {}
     for line in lines:
         by_question.setdefault(line["doc_id"], []).append(line)
-    output_type, delimiter = task_config["output_type"], task_config.get("target_delimiter", " ")
+    output_type = task_config["output_type"]
+    delimiter = task_config.get("target_delimiter", " ")  # between a prompt and a choice
     samples = []
     for doc_id, own_lines in by_question.items():
         first = own_lines[0]
@@ -71,13 +73,7 @@ def read_task_samples(
         else:
             exchange = _read_generating(own_lines, scores)
         if benchmark.numeric_tolerance is not None:
-            # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's
-            # flexible accuracy compares numbers.
-            read = exchange.answers
-            extracted = (read[metric] for metric in read if metric.endswith("flexible-extract"))
-            answer = next(extracted, exchange.response)  # the whole response if none is extracted
-            is_equal = numbers_agree(answer, exchange.target, benchmark.numeric_tolerance)
-            exchange.answers[FLEXIBLE], scores[FLEXIBLE] = answer, float(is_equal)
+            _add_flexible_accuracy(exchange, scores, benchmark.numeric_tolerance)
         document = first.get("doc") or {}
         sample = Sample(
             task=task,
@@ -103,6 +99,18 @@ class _Exchange:
     response: str = ""
     choices: tuple[str, ...] = ()
     log_likelihoods: tuple[float, ...] = ()
+
+
+def _add_flexible_accuracy(exchange: _Exchange, scores: dict[str, float], tolerance: float) -> None:
+    """Add the metric `FLEXIBLE`, which compares numbers, to the scores and answers of a question.
+
+    The harness's flexible-extract compares strings: "18.00" is not "18".
+    """
+    read = exchange.answers
+    extracted = (read[metric] for metric in read if metric.endswith("flexible-extract"))
+    answer = next(extracted, exchange.response)  # the whole response if none is extracted
+    exchange.answers[FLEXIBLE] = answer
+    scores[FLEXIBLE] = float(numbers_agree(answer, exchange.target, tolerance))
 
 
 def _read_prompt(line: Any) -> str:
@@ -135,17 +143,20 @@ def _read_generating(lines: Sequence[Any], metrics: Container[str]) -> _Exchange
 def _read_choosing(line: Any, scores: dict[str, float], delimiter: str) -> _Exchange:
     """Read the choices of a question, which of them each metric takes, and which one is right.
 
-    If one is right, its probability is added to the scores.
+    If one is right, its probability is added to `scores`.
     """
     prompt, choices = _read_choices(line["arguments"], delimiter)
-    log_likelihoods = tuple(float(r[0]) for r in line["filtered_resps"])[: len(choices)]
+    all_log_likelihoods = tuple(float(response[0]) for response in line["filtered_resps"])
+    log_likelihoods = all_log_likelihoods[: len(choices)]  # those behind are without the prompt
     target = str(line["target"])
+    contexts = {arguments[0] for arguments in line["arguments"]}
     if target.isdigit() and int(target) < len(choices):
         target = choices[int(target)]
-    elif len({arguments[0] for arguments in line["arguments"]}) > 1 and len(choices) == 2:
-        # The choices are in the contexts, and the log does not say which one is right.
-        best = log_likelihoods.index(max(log_likelihoods))
-        target = choices[best if scores.get("acc") == 1 else 1 - best]
+    elif len(contexts) > 1 and len(choices) == 2:
+        # The choices are in the contexts, and the log does not say which one is right. But `acc`
+        # says whether the likeliest one is.
+        likeliest = log_likelihoods.index(max(log_likelihoods))
+        target = choices[likeliest if scores.get("acc") == 1 else 1 - likeliest]
     answers = add_right_choice(scores, choices, log_likelihoods, target)
     return _Exchange(prompt, target, answers, choices=choices, log_likelihoods=log_likelihoods)
 
@@ -164,12 +175,12 @@ def find_category(document: Mapping[str, Any]) -> str:
 
 
 def read_cluster(document: Mapping[str, Any], field: str | None, question: str) -> str:
-    """Read the value that a question shares with its cluster; empty if no field is named.
+    """Read which cluster a question belongs to; empty if no field is named.
 
     Args:
         document: The question's row.
-        field: The name of one of its fields.
-        question: What a message calls it.
+        field: The name of the field whose value all questions of a cluster share.
+        question: What a message calls the question.
 
     Raises:
         DataError: The document has no such field, or nothing in it.
@@ -177,12 +188,14 @@ def read_cluster(document: Mapping[str, Any], field: str | None, question: str) 
     if field is None:
         return ""
     value = document.get(field)
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a table may hold 3 as 3.0
+    text = str(value).strip()
     if text in ("", "None", "nan", "[]", "{}"):
         fields = ", ".join(map(str, document)) or "none"
         problem = f"has nothing in {field!r}, by which clusters are told apart"
         raise DataError(f"question {question} {problem}; its fields are {fields}"[:300])
-    return hash_json(text)[:16]  # it may be a passage
+    return hash_json(text)[:16]  # the text may be a whole passage
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:
@@ -209,14 +222,14 @@ def summarize_samples(
 
     Args:
         benchmark: Its settings.
-        samples: Of the questions that were asked.
+        samples: The questions that were asked.
         task_weights: How the harness weighs tasks; None weighs every question alike.
-        usable: Metrics whose score is a mean where more is better, with or without their filters;
+        usable: The metrics whose score is a mean where more is better, with or without filters;
             None: all.
 
     Returns:
-        The evaluation, without metrics that are not usable, lack a question or leave [0, 1]. The
-        caller adds the task's version and the seconds.
+        The evaluation, without the task's version and the seconds, which the caller adds. A metric
+        is left out if it is not usable, or if a question has no score on it between 0 and 1.
     """
     metrics = [
         metric
@@ -227,9 +240,10 @@ def summarize_samples(
 
     def drop_others(sample: Sample) -> Sample:
         if [*sample.scores] == [*sample.answers] == metrics:
-            return sample  # as most do, and there may be 100,000
+            return sample  # saves time: most have no others, and there may be 100,000
         answers = {metric: sample.answers[metric] for metric in metrics}
-        return replace(sample, answers=answers, scores={m: sample.scores[m] for m in metrics})
+        scores = {metric: sample.scores[metric] for metric in metrics}
+        return replace(sample, answers=answers, scores=scores)
 
     return BenchmarkEvaluation(
         benchmark=benchmark,

@@ -22,43 +22,44 @@ _RUNS = "which runs Python from the hub or from the working folder; choose anoth
 def forbid_hub_metrics(context: str = "") -> Iterator[None]:
     """Inside, `evaluate.load` raises an error that says why.
 
-    If the package is imported already, the function is replaced that `load`, `combine` and suites
-    call: a module may have taken `load` itself by name. Otherwise a module takes the package's
-    place that refuses everything, because importing the package takes seconds.
+    If the package is imported already, the function `_LOAD` is replaced, which `load`, `combine`
+    and suites call: another module may hold `load` itself. Otherwise, because importing takes
+    seconds, a stand-in takes the package's place, and refuses every attribute.
 
     Args:
         context: What a message begins with, such as `benchmark.NAME: `.
 
     Raises:
-        ConfigError: It was called, even if the caller caught that, as the harness does.
+        ConfigError: The code inside called it, even if it caught the error, as the harness does.
     """
-    calls: list[ConfigError] = []
+    refusals: list[ConfigError] = []
 
     def refuse(*_: object, **__: object) -> NoReturn:
-        calls.append(ConfigError(f"{context}a task takes a metric from evaluate.load, {_RUNS}"))
-        raise calls[-1]
+        refusals.append(ConfigError(f"{context}a task takes a metric from evaluate.load, {_RUNS}"))
+        raise refusals[-1]
 
-    def refuse_part(name: str) -> NoReturn:
+    def refuse_attribute(name: str) -> NoReturn:
         if name.startswith("__") and name != "__path__":  # libraries look at all modules
             raise AttributeError(name)
         refuse()
 
-    closed: Any = ModuleType("evaluate")
-    closed.__spec__, closed.__getattr__ = ModuleSpec("evaluate", None), refuse_part
+    stand_in: Any = ModuleType("evaluate")
+    stand_in.__spec__ = ModuleSpec("evaluate", None)
+    stand_in.__getattr__ = refuse_attribute
     names = [name for name in ("evaluate.loading", "evaluate.evaluation_suite") if name in modules]
     with ExitStack() as undo:
         for name in names:
-            place: Any = modules[name]
-            undo.callback(setattr, place, _LOAD, getattr(place, _LOAD))
-            setattr(place, _LOAD, refuse)
+            module: Any = modules[name]
+            undo.callback(setattr, module, _LOAD, getattr(module, _LOAD))
+            setattr(module, _LOAD, refuse)
         if "evaluate" not in modules:
             undo.callback(modules.pop, "evaluate")
-            modules["evaluate"] = closed
+            modules["evaluate"] = stand_in
         try:
             yield
         except Exception:
-            if calls:
-                raise calls[0] from None
+            if refusals:
+                raise refusals[0] from None
             raise
-    if calls:
-        raise calls[0]
+    if refusals:
+        raise refusals[0]

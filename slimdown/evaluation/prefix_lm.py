@@ -10,7 +10,7 @@ import copy
 import inspect
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -71,28 +71,29 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
         predicts                      a,d b   c   e
         kept column                   0   1   2   3    4    5
 
-    A token sees the prefix, its context, and what stands before it in its own segment. The last
-    token of the context predicts the first one of each answer; the last token of an answer is only
-    predicted. Padding is never in between, not even for a layer that looks back over a window.
+    A token sees the prefix, its context, and the earlier tokens of its own segment. The last token
+    of the context predicts the first one of each answer. The last token of an answer is only
+    predicted. No padding lies in between, because some layers see a fixed number of columns.
     """
     n_context = max(len(row.context) for row in rows) - n_prefix
     n_answers = max(row.answer_width for row in rows)
     shape = len(rows), n_context + n_answers
     ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-    batch = _Batch(ids, positions, segments, 1 + n_answers, [], [])
+    batch = _Batch(ids, positions, segments, n_kept=1 + n_answers, scored=[], answers=[])
     for r, row in enumerate(rows):
-        own = slice(n_context - len(row.context) + n_prefix, n_context)
-        ids[r, own] = torch.tensor(row.context[n_prefix:])
-        segments[r, own] = 1
-        positions[r, own] = torch.arange(n_prefix, len(row.context))
+        context_columns = slice(n_context - len(row.context) + n_prefix, n_context)
+        ids[r, context_columns] = torch.tensor(row.context[n_prefix:])
+        segments[r, context_columns] = 1
+        positions[r, context_columns] = torch.arange(n_prefix, len(row.context))
         begin = n_context
         for segment, (answer, requests) in enumerate(row.answers.items(), start=2):
             end = begin + len(answer) - 1
             ids[r, begin:end] = torch.tensor(answer)[:-1]
             segments[r, begin:end] = segment
             positions[r, begin:end] = len(row.context) + torch.arange(len(answer) - 1)
-            kept = (0, *range(1 + begin - n_context, 1 + end - n_context))
-            batch.scored.extend((r, *pair) for pair in zip(kept, answer, strict=True))
+            kept_columns = (0, *range(1 + begin - n_context, 1 + end - n_context))
+            for column, token in zip(kept_columns, answer, strict=True):
+                batch.scored.append((r, column, token))
             batch.answers.append((len(answer), requests))
             begin = end
     return batch
@@ -146,7 +147,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._on_token = on_token
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """Generate an answer to each request."""
+        """Generate an answer to each request.
+
+        `HFLM` calls its cache hook as soon as a text is written. There the answer is read, while
+        the text's tokens are known.
+        """
         answers: dict[str, deque[Answer]] = defaultdict(deque)  # to equal requests, in their order
         hook: Any = self.cache_hook
 
@@ -228,9 +233,10 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return ends
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
+        """Generate with the model's own rules of ending, and report each token."""
         self._n_most = max_length - context.shape[1]
 
-        def count(ids: Any, scores: Any) -> Any:
+        def count(ids: Any, scores: Any) -> Any:  # called before each token
             self._on_token(ids.shape[1] - context.shape[1], self._n_most)
             return scores
 
@@ -242,8 +248,9 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             special = {str(token) for token in added if token.special}
             stop = [text for text in stop if text not in special]
         if self._rules.stops or self._rules.stops_alone:
-            no_token = self.model.get_input_embeddings().num_embeddings  # ids end before it
-            settings["eos_token_id"] = list(self._rules.stops) or [no_token]
+            # Without stops, no token may end the answer, so this is an id that no token has.
+            unused_id = self.model.get_input_embeddings().num_embeddings
+            settings["eos_token_id"] = list(self._rules.stops) or [unused_id]
         settings |= self._rules.generation
         return super()._model_generate(context, max_length, stop, **settings)
 
@@ -262,26 +269,26 @@ class PrefixLM(GeneratingLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        """Return each answer's log-probability, and whether greedy decoding gives it.
+
+        `HFLM` sets `override_bs` for windows of documents, which share nothing.
+        """
         if override_bs:
             return list(super()._loglikelihood_tokens(requests, override_bs=override_bs))
-        rows: dict[Tokens, _Row] = {}
+        rows: dict[Tokens, _Row] = {}  # by context
         for i, (_, context, answer) in enumerate(requests):
             assert 0 < len(answer) <= self.max_length  # as HFLM has it
             # HFLM keeps the last max_length + 1 tokens, of which the very last is only predicted.
             cut = tuple(context[-(self.max_length + 1 - len(answer)) :])
             rows.setdefault(cut, _Row(cut)).answers.setdefault(tuple(answer), []).append(i)
-        groups: dict[Tokens, list[_Row]] = {}
-        for row in rows.values():
-            start = row.context[:SHORTEST_PREFIX] if len(row.context) > SHORTEST_PREFIX else ()
-            groups.setdefault(start, []).append(row)
-        for start in [start for start, group in groups.items() if start and len(group) == 1]:
-            groups.setdefault((), []).extend(groups.pop(start))
         scores: dict[int, tuple[float, bool]] = {}
         with torch.no_grad():
-            for start, group in groups.items():
+            for start, group in _group_by_start(rows.values()).items():
                 contexts = [row.context for row in group]
                 prefix = tuple(os.path.commonprefix(contexts)) if start else ()  # noqa: RUF071
+                # At least one token of each context stays, which predicts the answers.
                 prefix = prefix[: min(map(len, contexts), default=1) - 1]
+                # Rows of one batch get a like width, so that little of it is padding.
                 group.sort(key=lambda row: (-row.answer_width, -len(row.context), row.context))
                 size = int(self.batch_size)
                 for begin in range(0, len(group), size):
@@ -330,16 +337,17 @@ class PrefixLM(GeneratingLM):
     def _build_masks(
         self, positions: torch.Tensor, segments: torch.Tensor, n_prefix: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Build the masks, [rows, 1, width, n_prefix + width]; one for each kind of layer.
+        """Build the mask, [rows, 1, width, n_prefix + width], or one for each kind of layer.
 
         positions, segments: [rows, width]; segment 1 is the context, which every answer sees.
         """
         n_rows, width = positions.shape
-        is_visible = (segments[:, None, :] == 1) | (segments[:, None, :] == segments[:, :, None])
-        allowed = torch.ones(width, width, dtype=torch.bool).tril() & is_visible
+        is_own = segments[:, None, :] == segments[:, :, None]
+        is_visible = (segments[:, None, :] == 1) | is_own
+        allowed = torch.ones(width, width, dtype=torch.bool).tril() & is_visible  # no later token
         allowed = torch.nn.functional.pad(allowed, (n_prefix, 0), value=True)
-        columns = torch.cat([torch.arange(n_prefix).expand(n_rows, -1), positions], dim=1)
-        distance = positions[:, :, None] - columns[:, None, :]
+        seen_positions = torch.cat([torch.arange(n_prefix).expand(n_rows, -1), positions], dim=1)
+        distance = positions[:, :, None] - seen_positions[:, None, :]
         masks: dict[str, torch.Tensor] = {}
         for kind, window in get_windows(self.model).items():
             mask = (allowed if window is None else allowed & (distance < window))[:, None]
@@ -370,6 +378,7 @@ class VirtualTokensLM(GeneratingLM):
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
     ) -> torch.Tensor:
+        """Generate behind the virtual tokens, which the inner model gets as a filled cache."""
         wrapped = self.model
         if not learns_prompt(wrapped) or wrapped._adapters_disabled:
             texts: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
@@ -391,6 +400,20 @@ class VirtualTokensLM(GeneratingLM):
         finally:
             self._model = wrapped
         return texts[:, n_virtual:]
+
+
+def _group_by_start(rows: Iterable[_Row]) -> dict[Tokens, list[_Row]]:
+    """Group rows by the first tokens of their contexts.
+
+    Rows that share them with no other row, or have a short context, are the group of ().
+    """
+    groups: dict[Tokens, list[_Row]] = {}
+    for row in rows:
+        start = row.context[:SHORTEST_PREFIX] if len(row.context) > SHORTEST_PREFIX else ()
+        groups.setdefault(start, []).append(row)
+    for start in [start for start, group in groups.items() if start and len(group) == 1]:
+        groups.setdefault((), []).extend(groups.pop(start))
+    return groups
 
 
 def _sees_everything(model: Any) -> bool:

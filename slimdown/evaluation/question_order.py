@@ -7,9 +7,10 @@ from collections.abc import Mapping
 def order_questions(questions: Mapping[str, Mapping[int, str]]) -> list[tuple[str, int]]:
     """Put questions in the order in which they are asked.
 
-    Each task is shuffled by its content, and the tasks are dealt out so that the first questions,
-    however many, hold each task in proportion to its size. Where a task begins in its turn depends
-    on its name: if all began halfway, the first questions would come from large tasks only.
+    Each task is shuffled by its content. Then the questions of each task are spread evenly from 0
+    to 1, so that the first questions, however many, hold each task in proportion to its size. The
+    place of a task's first question depends on its name. If all tasks began halfway through their
+    first step, the first questions would come from large tasks only.
 
     Args:
         questions: By task and number, the text of each question.
@@ -20,12 +21,11 @@ def order_questions(questions: Mapping[str, Mapping[int, str]]) -> list[tuple[st
     placed = []
     for task, texts in questions.items():
         shuffled = sorted((_hash(task, text), number) for number, text in texts.items())
-        begin = int(_hash(task, "")[:13], 16) / 16**13
-        placed += [
-            ((rank + begin) / len(texts), digest, task, number)
-            for rank, (digest, number) in enumerate(shuffled)
-        ]
-    return [(task, number) for _, _, task, number in sorted(placed)]
+        offset = int(_hash(task, "")[:13], 16) / 16**13  # from 0 to 1
+        for rank, (digest, number) in enumerate(shuffled):
+            place = (rank + offset) / len(texts)
+            placed.append((place, digest, task, number))
+    return [(task, number) for _place, _digest, task, number in sorted(placed)]
 
 
 def _hash(task: str, text: str) -> str:

@@ -103,7 +103,9 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
                 have several lines, and it ends at an empty one.
             phrases: The phrases of refusals that the user adds.
         """
-        self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
+        self._rows = rows
+        self._phrases = phrases
+        self.has_messages = "conversation" in rows[0]
         is_exact = "choices" not in rows[0] and EXACT in list_used_scores(rows)
         self.compares_whole_messages = self.has_messages and is_exact
         chats = [json.loads(row["conversation"]) for row in rows if self.has_messages]
@@ -119,23 +121,30 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
             config["metric_list"] = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
         else:
-            ends = ["\n\n"] if takes_numbers else ["\n", "\n\n"]
-            ends = [end for end in ends if not any(end in row["answer"] for row in rows)]
+            score = name_score(rows)
+            metric = "exact_match" if score == EXACT else score
+            strip = {"name": "strip", "filter": [{"function": "take_first"}]}
+            ends = self._choose_ends(takes_numbers)
             config |= {
                 "output_type": "generate_until",
-                "generation_kwargs": {"until": ends[:1], "do_sample": False},
-                "filter_list": [{"name": "strip", "filter": [{"function": "take_first"}]}],
-                "metric_list": [{"metric": "exact_match", **mean}],
+                "generation_kwargs": {"until": ends, "do_sample": False},
+                "filter_list": [strip] if score == EXACT else None,
+                "metric_list": [{"metric": metric, **mean}],
+                "process_results": self._score_answer,
             }
-            config["process_results"] = self._score_answer
             if packages := find_packages("score", list_used_scores(rows)):
                 config["metadata"]["scores"] = packages
-            if (score := name_score(rows)) != EXACT:
-                config |= {"metric_list": [{"metric": score, **mean}], "filter_list": None}
-                config["generation_kwargs"]["until"] = ["\n\n"]
-            if self.has_messages:
-                config["generation_kwargs"]["until"] = []
         super().__init__(config=config)
+
+    def _choose_ends(self, takes_numbers: bool) -> list[str]:
+        """Return the text at which an answer ends, in a list; empty: where the model ends it."""
+        if self.has_messages:
+            return []
+        if name_score(self._rows) != EXACT:
+            return ["\n\n"]
+        ends = ["\n\n"] if takes_numbers else ["\n", "\n\n"]
+        # A right answer may contain the text, and must not be cut there.
+        return [end for end in ends if not any(end in row["answer"] for row in self._rows)][:1]
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Take the rows; the harness calls this."""
@@ -164,14 +173,14 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         Args:
             tokenizer: Has the template.
             template_args: The template's variables.
-            system: What a system turn says where the question has none of its own.
+            system: What a system turn says if the question has none of its own.
             limit: How many of the questions are asked; None: all.
 
         Raises:
             DataError: The template fails, or drops a turn or a tool.
         """
         for row in self._rows[:limit] if self.has_messages else ():
-            self._write_prompt(row, tokenizer, template_args, system)
+            self._write_prompt(row, tokenizer, template_args, system)  # raises the error
 
     def _write_prompt(
         self,
@@ -180,15 +189,16 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         template_args: Mapping[str, Any],
         system: str | None,
     ) -> ChatPrompt:
-        messages, tools = json.loads(doc["conversation"]).values()
+        """Render a question's messages; the error is that of `check_prompts`."""
+        messages, tools = json.loads(doc["conversation"]).values()  # its two keys, in this order
         if messages[0]["role"] != "system" and system:
             messages.insert(0, {"role": "system", "content": system})
-        more = {"tools": tools, "add_generation_prompt": True, **template_args}
-        prompt = render_chat(tokenizer, messages, **more)
+        options = {"tools": tools, "add_generation_prompt": True, **template_args}
+        prompt = render_chat(tokenizer, messages, **options)
         texts = [turn["content"].strip() for turn in messages if turn["role"] != "assistant"]
-        names = [tool.get("function", tool)["name"] for tool in tools or ()]
-        if dropped := next((text for text in (*texts, *names) if text not in prompt), ""):
-            kind = "tools" if dropped in names else "a turn"
+        tool_names = [tool.get("function", tool)["name"] for tool in tools or ()]
+        if dropped := next((text for text in (*texts, *tool_names) if text not in prompt), ""):
+            kind = "tools" if dropped in tool_names else "a turn"
             raise DataError(
                 f"benchmark.{self.config.task}: the model's chat template leaves out {kind} of a "
                 f"question ({dropped[:60]!r}), so this model cannot be asked it"

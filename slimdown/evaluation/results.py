@@ -156,16 +156,18 @@ class BenchmarkEvaluation:
     def average(self, values: Sequence[float]) -> MeanScore:
         """Average one value for each sample, weighted as the harness does.
 
-        The variance is the sample variance over n; with weighted tasks, that of the weighted sum.
+        The standard error is that of the mean, or of the weighted mean of the tasks. It is nan if
+        a task has one sample.
         """
-        groups: dict[str, list[float]] = {}
+        values_by_task: dict[str, list[float]] = {}  # "": all, if tasks have no weights
         for sample, value in zip(self.samples, values, strict=True):
-            groups.setdefault(sample.task if self.task_weights else "", []).append(value)
+            values_by_task.setdefault(sample.task if self.task_weights else "", []).append(value)
         weights = self.task_weights or {"": 1.0}
-        total = fsum(weights[task] for task in groups)
+        total_weight = fsum(weights[task] for task in values_by_task)
         mean = variance = 0.0
-        for task, task_values in groups.items():
-            n, share = len(task_values), weights[task] / total
+        for task, task_values in values_by_task.items():
+            n = len(task_values)
+            share = weights[task] / total_weight
             task_mean = fsum(task_values) / n
             squares = fsum((value - task_mean) ** 2 for value in task_values)
             mean += share * task_mean

@@ -45,17 +45,17 @@ def score_right_choice(
         scores: What the question scored on other metrics.
 
     Returns:
-        None where there is no one right choice: it is not among them, all read alike, or the
-        accuracy is a share, as where several are right.
+        The probability. None if exactly one right choice cannot be found: the target is not among
+        the choices, all read alike, or an accuracy is neither 0 nor 1, as if several are right.
     """
     likelihoods = dict(zip(choices, log_likelihoods, strict=False))
     has_right = len(likelihoods) > 1 and target in likelihoods
     accuracies = [score for metric, score in scores.items() if "acc" in metric]
-    is_one = bool(accuracies) and all(score in (0, 1) for score in accuracies)
-    if not has_right or not is_one or not all(map(isfinite, likelihoods.values())):
+    is_right_or_wrong = bool(accuracies) and all(score in (0, 1) for score in accuracies)
+    if not has_right or not is_right_or_wrong or not all(map(isfinite, likelihoods.values())):
         return None
-    shares = compute_probabilities(list(likelihoods.values()))
-    return shares[list(likelihoods).index(target)]
+    probabilities = compute_probabilities(list(likelihoods.values()))
+    return probabilities[list(likelihoods).index(target)]
 
 
 def add_right_choice(
@@ -73,13 +73,13 @@ def add_right_choice(
         target: The right choice's text.
 
     Returns:
-        The likeliest choice, by metric; of acc_norm and the like, the likeliest per character.
+        By metric, the likeliest choice; for acc_norm and the like, the likeliest per character.
     """
     p_right = score_right_choice(choices, log_likelihoods, target, scores)
     if p_right is not None:
         scores[CHOICE_PROBABILITY] = p_right
     pairs = zip(log_likelihoods, choices, strict=True)
-    by_length = [value / max(len(choice), 1) for value, choice in pairs]
-    normalized = [metric for metric in scores if "norm" in metric]
-    answers = dict.fromkeys(scores, choices[log_likelihoods.index(max(log_likelihoods))])
-    return answers | dict.fromkeys(normalized, choices[by_length.index(max(by_length))])
+    per_character = [value / max(len(choice), 1) for value, choice in pairs]
+    likeliest = choices[log_likelihoods.index(max(log_likelihoods))]
+    likeliest_per_character = choices[per_character.index(max(per_character))]
+    return {metric: likeliest_per_character if "norm" in metric else likeliest for metric in scores}

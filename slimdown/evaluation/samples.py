@@ -56,7 +56,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
         name: The benchmark's name.
         evaluation: What was answered.
     """
-    rows = [
+    rows = [  # the table takes from them what its schema names
         {
             **vars(sample),
             **{"model": model, "benchmark": name, "metric": metric},
@@ -77,7 +77,7 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
 
     Args:
         file: As `write_samples` writes it.
-        benchmark: Primary metric, role and chance as they count now.
+        benchmark: The benchmark's settings of today, such as its primary metric and role.
 
     Returns:
         What was answered; `origin` is empty.
@@ -86,7 +86,7 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         DamagedSamples: The file is cut short, changed, or not one of samples.
         DataError: Another version of slimdown wrote it, and this one cannot read it.
     """
-    is_whole = False
+    is_whole = False  # whether the file's content is what was written
     try:
         table = pq.read_table(file)
         metadata = table.schema.metadata
@@ -98,13 +98,14 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
-        facts = {name: facts[name] for name in _EVALUATION_FACTS}
-        facts["looks"] = tuple(facts["looks"])
+        fields_of_evaluation = {name: facts[name] for name in _EVALUATION_FACTS}
+        fields_of_evaluation["looks"] = tuple(facts["looks"])
         samples = tuple(map(_build_sample, by_question.values()))
-        evaluation = BenchmarkEvaluation(benchmark, samples=samples, **facts)
+        evaluation = BenchmarkEvaluation(benchmark, samples=samples, **fields_of_evaluation)
         problem = check_evaluation(evaluation)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, DataError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
+        # A file that is as it was written is not damaged; `check_format` raises the DataError.
         if is_whole or isinstance(error, DataError):
             raise DataError(f"another version of slimdown wrote it: {problem}") from None
     if problem:

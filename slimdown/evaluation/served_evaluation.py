@@ -30,16 +30,18 @@ def find_served_otherwise(
     Args:
         tasks: All benchmarks.
         config: How they are asked.
-        templates: The chat template of both models as they are compared, and the served one.
-        serving: The tuned model's.
-        base: The base's.
+        templates: The chat template with which both models are asked, and the tuned model's own.
+        serving: How the tuned model is served.
+        base: How the base model is served.
     """
+    compared_template, served_template = templates
     found = {}
     for name, task in tasks.items():
         has_other_prompts = serving.start != base.start
         if task.narrow(config).apply_chat_template:
-            has_other_prompts |= templates[0] != templates[1] or serving.doubles_bos(base)
-        # Stops of its own change nothing: they also end answers when it is asked as the base.
+            has_other_prompts |= compared_template != served_template or serving.doubles_bos(base)
+        # Stops that only the tuned model has change nothing: they also end its answers when it is
+        # asked as the base.
         lacks_stops = not set(base.stops) <= set(serving.stops)
         answers_otherwise = lacks_stops or serving.generation != base.generation
         if has_other_prompts or (task.generates and answers_otherwise):
@@ -63,26 +65,26 @@ def evaluate_as_served(
         tasks: What `find_served_otherwise` found.
         config: How the base was asked.
         backend: How both models were scored.
-        model: See `ExternalModel.serve`.
-        evaluation: The model's answers when it is asked as the base was.
+        model: The tuned model as `ExternalModel.serve` returns it.
+        evaluation: The tuned model's answers when it was asked as the base.
         cache: Where evaluations are found and kept.
         on_progress: As for `Evaluator.evaluate`.
 
     Returns:
-        All benchmarks; those that are served alike are those of `evaluation`. Questions, their
-        order and their targets are the same, and prompts differ.
+        All benchmarks: those of `tasks` as the served model answered them, and all others from
+        `evaluation`. Questions, their order and their targets are the same; prompts differ.
     """
     evaluator = Evaluator(dict(tasks), config, backend=backend)
     measured = {name: evaluation.benchmarks[name] for name in tasks}
 
     def find_shorter(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
-        """Find the benchmarks that were asked fewer questions than before."""
+        """Find the benchmarks that need more questions to have as many as before."""
         return {
             name for name in answers if len(answers[name].samples) < len(measured[name].samples)
         }
 
-    has_looks = any(benchmark.looks for benchmark in measured.values())
-    stop_when = find_shorter if has_looks else None
+    may_have_stopped = any(benchmark.looks for benchmark in measured.values())
+    stop_when = find_shorter if may_have_stopped else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)
     benchmarks = evaluation.benchmarks | served.benchmarks
     return replace(evaluation, benchmarks=benchmarks, seconds=served.seconds, costs=served.costs)

@@ -82,15 +82,15 @@ class _ChatClient(_Client, LocalChatCompletion):  # type: ignore[misc]  # lm_eva
         return payload | messages["more"]
 
     def parse_generations(self, outputs: Any, **settings: Any) -> list[_CountedAnswer]:
-        """Read the answer of a response."""
+        """Read the answer and the thinking of a server's response."""
         choice = outputs["choices"][0]
         message = choice["message"]
         ran_out = choice.get("finish_reason") == "length"
         text = str(message.get("content") or "")
         thinking = str(message.get("reasoning_content") or message.get("reasoning") or "")
         if end := self.think_end_token:
-            begin = end.replace("/", "", 1)  # <think> of </think>
-            if end in text:
+            begin = end.replace("/", "", 1)  # <think> for </think>
+            if end in text:  # the server has not taken the thinking apart
                 thinking, _, text = text.rpartition(end)
             elif text.lstrip().startswith(begin):  # it was cut while it thought
                 thinking, text = text, ""
@@ -132,13 +132,13 @@ class ServedLM(VirtualTokensLM):
             "timeout": server.settings.timeout,
             "header": server.headers,
             "max_retries": _TRIES,
+            # lm-eval's clients keep one token free.
             "max_length": min(self.max_length, server.n_context or self.max_length) + 1,
         }
-        chat, prompts = (
-            f"{server.address}{path}" for path in ("/chat/completions", "/completions")
-        )
-        self._chat = _ChatClient(self.think_end_token, base_url=chat, **options)
-        self._prompts = _PromptClient(self.tokenizer, base_url=prompts, **options)
+        chat_url = f"{server.address}/chat/completions"
+        prompts_url = f"{server.address}/completions"
+        self._chat = _ChatClient(self.think_end_token, base_url=chat_url, **options)
+        self._prompts = _PromptClient(self.tokenizer, base_url=prompts_url, **options)
         self._n_cut = self._n_empty = self._n_answered = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
@@ -194,8 +194,8 @@ class ServedLM(VirtualTokensLM):
     def _ask(self) -> Iterator[None]:
         """Inside, lm-eval's clients draw no bars and log nothing; their errors are explained.
 
-        Their bars cannot be turned off, so standard error is hidden. slimdown's own bar writes to
-        the file that rich finds behind it.
+        Their bars cannot be turned off, so standard error is hidden. slimdown's own bar is drawn by
+        rich, which finds the true file by `rich_proxied_file`.
         """
         log = logging.getLogger("lm_eval.models.api_models")
         level = log.level
@@ -227,7 +227,7 @@ def check_answers(server: Server, tokenizer: Any, needs_scores: bool) -> bool:
     Args:
         server: The server.
         tokenizer: The base model's.
-        needs_scores: Whether it is asked for the log-probabilities of a prompt at all.
+        needs_scores: Whether to find out if it scores a prompt; otherwise False is returned.
 
     Raises:
         ModelError: It does not answer messages.
@@ -236,7 +236,7 @@ def check_answers(server: Server, tokenizer: Any, needs_scores: bool) -> bool:
     body = {"model": server.model, "messages": question, "max_tokens": 1, "temperature": 0}
     answer = server.request("/chat/completions", body)
     with server.explain_errors():
-        _ = answer["choices"][0]["message"]
+        _ = answer["choices"][0]["message"]  # raises if there is none
     return needs_scores and _scores_prompt(server, tokenizer)
 
 

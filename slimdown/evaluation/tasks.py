@@ -126,7 +126,7 @@ class BenchmarkTask:
             return self._built[prompt_format]
         requests: Requests = {}
         for name, task in self.tasks.items():
-            task.set_fewshot_seed(FEWSHOT_SEED)  # it draws from a generator that moves on
+            task.set_fewshot_seed(FEWSHOT_SEED)  # else a second call would draw other examples
             if template and self.config.path:
                 task.tokenizer, task.template_args = lm.tokenizer, lm.chat_template_args
             try:
@@ -166,7 +166,7 @@ class BenchmarkTask:
         """
         if self.has_messages:
             args = read_template_args(tokenizer, replace(evaluation, apply_chat_template=True))
-            for task in self.tasks.values():
+            for task in self.tasks.values():  # each raises the error
                 task.check_prompts(
                     tokenizer, args, evaluation.system_instruction, limit=self.config.limit
                 )
@@ -210,11 +210,11 @@ def load_tasks(
     Args:
         benchmarks: By name; a metric, num_fewshot or chance of None becomes the task's own.
         include_path: A folder with task files of your own.
-        max_gen_toks: The most tokens of each generated answer; a benchmark's own counts first.
-        stop: Texts at which each generated answer ends; a benchmark's own count first.
-        lacking: Is filled with the reason, by benchmark, why there are no questions; None: such a
+        max_gen_toks: The most tokens of each generated answer, if the benchmark does not set it.
+        stop: Texts at which each generated answer ends, if the benchmark does not set them.
+        lacking: Gets, by benchmark, the reason why its questions cannot be loaded. None: such a
             benchmark is an error.
-        on_progress: Receives how many benchmarks are read, and the name of the next.
+        on_progress: Receives how many benchmarks are read, how many there are, and the next name.
 
     Returns:
         The tasks by name.
@@ -226,19 +226,19 @@ def load_tasks(
     """
     from slimdown.evaluation.question_task import make_file_task
 
-    own = [str(TASKS_DIR), *([include_path] if include_path else [])]
+    own_folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
     in_harness = {benchmark.task for benchmark in benchmarks.values() if benchmark.path is None}
     if problems := list(check_task_names(benchmarks, include_path)):
         raise ConfigError("\n".join(problems))
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
-        manager = _index_task_files(in_harness, own)
+        manager = _index_task_files(in_harness, own_folders)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
             if benchmark.path is not None:
                 rows = read_questions(benchmark.path, benchmark.score)
-                task = make_file_task(benchmark, rows)
-                loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
+                found = {"tasks": {benchmark.task: make_file_task(benchmark, rows)}}
+                loaded[name] = _check_task(name, benchmark, found, files_hash="")
                 continue
             try:
                 with forbid_hub_metrics(f"benchmark.{name}: "):
@@ -247,7 +247,8 @@ def load_tasks(
             except DataError as error:
                 if lacking is None:
                     raise
-                if is_silence(error) and not loaded:  # the others would wait as long, each
+                if is_silence(error) and not loaded:
+                    # The hub does not answer, and each other benchmark would wait as long.
                     raise DataError(f"{error}. {_MEASURE_CACHED}") from None
                 lacking[name] = str(error)
                 continue
@@ -273,14 +274,14 @@ def _join_problems(problems: Iterable[str]) -> str:
 
 
 def _index_task_files(names: set[str], own: list[str]) -> Any:
-    """Return the harness's manager of tasks, which has read the files that define these.
+    """Return the harness's manager of tasks, which has read the files that define `names`.
 
     The harness takes half a minute to parse all of its 14,000 files. That is only done for groups
     and tags.
 
     Args:
         names: The tasks, groups and tags that are asked for.
-        own: Folders with other task files, which stand before the harness's.
+        own: Folders with other task files, which count before the harness's.
     """
     from lm_eval.tasks import TaskManager
 
@@ -289,7 +290,7 @@ def _index_task_files(names: set[str], own: list[str]) -> Any:
         folders = _find_task_folders(lacking)
         manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
     if names.difference(manager.all_tasks):
-        manager = TaskManager(include_path=own)
+        manager = TaskManager(include_path=own)  # parses all files
     return manager
 
 
@@ -310,9 +311,9 @@ def _try_scoring(tasks: dict[str, Any]) -> None:
     """Score a made-up answer of each task, so that what scoring loads is refused before a run."""
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
-            continue  # it would run the answer; see `_set_shots`
+            continue  # it would run the answer as code; `_set_shots` refuses such tasks
         for _, doc in task.doc_iterator(limit=1):
-            with suppress(Exception):  # a made-up answer may be none
+            with suppress(Exception):  # scoring may fail, because the answer is made up
                 task.doc_to_text(doc)
                 choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ()
                 answers: list[Any] = [(-1.0, False) for _ in choices]
@@ -342,27 +343,27 @@ def _find_task_folders(names: set[str]) -> list[str]:
 def _check_task(
     name: str, benchmark: BenchmarkConfig, found: Any, files_hash: str
 ) -> BenchmarkTask:
-    """Check that a benchmark's tasks can be asked as it says; return it with every value set."""
+    """Check that a benchmark's tasks can be asked as it says; return it with every setting."""
     tasks: dict[str, Any] = found["tasks"]
-    first = tasks[min(tasks)]
+    first = tasks[min(tasks)]  # stands for all tasks of a group
     config = ResolvedBenchmark.of(benchmark)
     usable = _find_usable_metrics(tasks)
     group = found.get("groups", {}).get(benchmark.task)
     group_metrics = getattr(group, "aggregate_metric_list", None) or ()
-    better = first.higher_is_better()
+    metric_names = list(first.higher_is_better())
     filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
-    choices = [Metric(name, kept) for name in better if name in usable for kept in filters]
-    if benchmark.metric is None:  # a group's own score comes first
-        reported = {
+    choices = [Metric(name, kept) for name in metric_names if name in usable for kept in filters]
+    if benchmark.metric is None:
+        reported = {  # as the score of the group
             Metric(m.metric, kept) for m in group_metrics for kept in m.filter_list or filters
         }
-        comparable = [metric for metric in choices if metric in reported] or choices
-        config.metric = str(choose_metric(comparable or [*better, "none"]))
+        preferred = [metric for metric in choices if metric in reported]
+        config.metric = str(choose_metric(preferred or choices or [*metric_names, "none"]))
     shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
-    by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
-    weighs_tasks_alike = not by_size.get(Metric(config.metric).name, True)
+    weights_by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
+    weighs_tasks_alike = not weights_by_size.get(Metric(config.metric).name, True)
     if benchmark.chance is None:
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
     own_metrics: list[str] = []  # that slimdown computes itself
@@ -460,7 +461,7 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
         config.max_gen_toks = config.max_gen_toks or max_gen_toks
         config.stop = config.stop or stop
     chosen: dict[str, Any] = {"max_gen_toks": config.max_gen_toks, "until": config.stop}
-    if config.temperature:  # a model's own generation_config.json would cut the choice of tokens
+    if config.temperature:  # a model's generation_config.json could set another top_p or top_k
         chosen |= {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if chosen and not task.generates:
@@ -522,19 +523,20 @@ def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
-    """Return the right answers; a choice's letter becomes its text from a list of the row.
+    """Return the right answers to a question as training rows may have them.
 
-    A letter that is to be generated is left out: it also names a choice, and most texts hold it.
+    If choices are letters, the text of the right one is taken from a list of the row. A letter that
+    is to be generated is left out, because most texts hold it.
     """
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return ()
-    if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
+    if "rule" in doc:  # a row of a file; its answer may be a pattern, a call or "refuse", no words
         rule = json.loads(doc["rule"])
         targets = rule["accepted"] if find_score(rule["score"]).names_answers else []
     else:
         targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
-    if choices and all(len(choice) == 1 for choice in choices):
+    if choices and all(len(choice) == 1 for choice in choices):  # letters
         lists = (value for value in doc.values() if isinstance(value, list))
         no_texts = [""] * len(choices)
         choices = next((texts for texts in lists if len(texts) == len(choices)), no_texts)
@@ -542,7 +544,7 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
     for target in targets if isinstance(targets, list) else [targets]:
         if isinstance(target, int) and choices:
             answers.append(str(choices[target]))
-        elif not re.fullmatch(r"\W*[^\W\d]\W*", str(target)):
+        elif not re.fullmatch(r"\W*[^\W\d]\W*", str(target)):  # a single letter
             answers.append(str(target))
     return tuple(answers)
 
@@ -554,12 +556,12 @@ def keep_random_states() -> Iterator[None]:
     # CUDA would take memory if it were asked before it is in use.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_in_use else ()
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     with torch.random.fork_rng(devices, device_type="cuda"):
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-            if mps is not None:
-                torch.mps.set_rng_state(mps)
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)

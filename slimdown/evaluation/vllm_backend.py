@@ -47,10 +47,11 @@ def find_problems(config: RunConfig) -> Iterator[str]:
     if config.tuned_model and config.tuned_model.gguf:
         yield f"{named} reads no GGUF file, got tuned={config.tuned}; {_KEEP_HF}"
     # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
-    double, compute = quantization.bnb_4bit_use_double_quant, quantization.bnb_4bit_compute_dtype
+    double = quantization.bnb_4bit_use_double_quant
+    compute = quantization.bnb_4bit_compute_dtype
     other_dtypes = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
-    is_that_of_vllm = quantization.name == "nf4" and double and not other_dtypes
-    if quantization.name != "none" and not is_that_of_vllm:
+    is_as_vllm_does = quantization.name == "nf4" and double and not other_dtypes
+    if quantization.name != "none" and not is_as_vllm_does:
         dtypes = f"{compute}, model.dtype={config.model.dtype}"
         settings = f"{quantization.name}, double={double}, {dtypes}"
         yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
@@ -72,7 +73,7 @@ def check_tuned(config: RunConfig) -> None:
     """Check, before anything is measured, that vLLM can answer with the adapter of `tuned`.
 
     Raises:
-        ModelError: It cannot, or it is not known whether it does what PEFT does.
+        ModelError: vLLM cannot, or may compute the adapter otherwise than PEFT.
     """
     from slimdown.models.external import fetch_tuned_model
 
@@ -80,6 +81,7 @@ def check_tuned(config: RunConfig) -> None:
         file = fetch_tuned_model(tuned) / "adapter_config.json"
         settings = read_adapter_config(file.parent).items() if file.is_file() else ()
         used = {f"{name}={value}" for name, value in settings if value and name not in _HARMLESS}
+        # The message names the kind of adapter, if that is what vLLM does not take.
         if odd := sorted(used - _PLAIN, key=lambda text: ("peft_type" not in text, text)):
             raise ModelError(
                 f"{tuned.named}: evaluation.backend=vllm takes a plain LoRA of rank "
@@ -96,9 +98,9 @@ def open_generator(
     Every model gets the same engine with room for a LoRA, so an adapter of zeros changes nothing.
 
     Args:
-        model: Its files are read anew; the model itself stays where it is.
-        count_longest: Returns the most tokens of a prompt and its answer, or 0: the model's window.
-            It is called when the first question is asked.
+        model: vLLM reads its files; the model itself stays where it is.
+        count_longest: Returns the most tokens of a prompt and its answer, or 0 for the model's
+            window. It is called when the first question is asked.
 
     Raises:
         ModelError: vLLM would quantize the weights in another way, or cannot answer.
@@ -125,12 +127,12 @@ def open_generator(
                 pipe = stack.enter_context(_run_engine(model, count_longest()))
             try:
                 pipe.send([request.args for request in requests])
-                answer = pipe.recv()
+                answers = pipe.recv()  # or a text that says what went wrong
             except (OSError, EOFError):
-                answer = "its process ended"
-            if not isinstance(answer, list):
-                raise ModelError(f"vLLM fails on {model.id} ({answer}); set evaluation.backend=hf")
-            return answer
+                answers = "its process ended"
+            if not isinstance(answers, list):
+                raise ModelError(f"vLLM fails on {model.id} ({answers}); set evaluation.backend=hf")
+            return answers
 
         yield generate
 
@@ -162,10 +164,10 @@ def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
         }
         if model.quantization != "none":
             settings |= dict.fromkeys(("quantization", "load_format"), "bitsandbytes")
-        pipe, theirs = Pipe()
-        process = get_context("spawn").Process(target=_serve, args=(theirs, settings))
+        pipe, process_end = Pipe()
+        process = get_context("spawn").Process(target=_serve, args=(process_end, settings))
         process.start()
-        theirs.close()
+        process_end.close()  # else `recv` would wait for ever after the process ended
         stack.callback(process.kill)
         stack.callback(process.join, 10)
         stack.callback(pipe.close)

@@ -46,30 +46,31 @@ _CHOICE = re.compile(
 def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str] = ()) -> bool:
     """Return whether a text names an accepted answer in whole words, and no forbidden one.
 
-    A name does not count where it is denied ("not Paris", "Paris is wrong"), nor in a choice
-    ("Paris or Rome") whose other side is no accepted answer.
+    A name does not count if it is denied ("not Paris", "Paris is wrong"), or stands in a choice
+    ("Paris or Rome") of which the other side is not accepted. A forbidden name counts in a choice.
 
     >>> [contains_answer(text, ["Paris"]) for text in ("It's paris.", "Parisian", "not Paris")]
     [True, False, False]
     >>> contains_answer("Paris or Rome", ["Paris"]), contains_answer("8.5 or so", ["8"])
     (False, False)
     """
-    words, any_accepted = _write_words(text), "|".join(map(_write_pattern, accepted))
+    words = _write_words(text)
+    any_accepted = "|".join(map(_write_pattern, accepted))
 
     def is_named(answer: str, may_be_choice: bool) -> bool:
         if not (pattern := _write_pattern(answer)):  # signs alone, such as "+"
             return fold(answer) in fold(text)
         for match in re.finditer(rf"(?<= ){pattern}(?= )", words):
             before = words[max(0, match.start() - _NEAR) : match.start()]
-            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "
-            has_accepted = re.search(rf" (?:{any_accepted}) ", near)
-            is_choice = not may_be_choice and not has_accepted and _CHOICE.search(near)
-            if not is_choice and not _DENIED.search(near):
+            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "  # <> is the answer
+            has_other_accepted = re.search(rf" (?:{any_accepted}) ", near)
+            is_open = not has_other_accepted and _CHOICE.search(near)
+            if (may_be_choice or not is_open) and not _DENIED.search(near):
                 return True
         return False
 
-    is_right = any(is_named(answer, False) for answer in accepted)
-    return is_right and not any(is_named(answer, True) for answer in forbidden)
+    is_right = any(is_named(answer, may_be_choice=False) for answer in accepted)
+    return is_right and not any(is_named(answer, may_be_choice=True) for answer in forbidden)
 
 
 def _write_words(text: str) -> str:

@@ -17,10 +17,11 @@ _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | 
 
 
 def read_json(text: str) -> str:
-    r"""Read the JSON of an answer: the whole answer, or its one fence, whatever stands around it.
+    r"""Read the JSON of an answer: its one fenced block, or else the whole answer.
 
     Returns:
-        The value as JSON; empty if there is none, or if a key stands in an object twice.
+        The value as JSON; empty if there is none, if it is too long, or if a key stands in an
+        object twice.
 
     >>> read_json('Here it is:\n```json\n{"a": 1}\n```'), read_json('Here it is: {"a": 1}')
     ('{"a": 1}', '')
@@ -39,8 +40,8 @@ def check_schema(schema: Any) -> None:
     """Check a JSON schema (draft 2020-12) before a model is asked.
 
     Raises:
-        DataError: It is no schema, is too large, takes something from elsewhere, or has a pattern
-            that takes too long.
+        DataError: It is no schema, is too large, refers to another place, or has a pattern that
+            takes too long.
     """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError

@@ -18,8 +18,8 @@ _SHORTEST, _SHORTEST_OF_HAN = 25, 12
 def find_languages(text: str) -> list[str]:
     """Find the languages of a text's sentences, as ISO 639-1 codes in the order in which they come.
 
-    A sentence of fewer than 25 characters (12 of Chinese or Japanese) does not count, unless there
-    is no longer one: then the whole text is taken as one sentence.
+    A sentence of fewer than 25 characters (12 of Chinese or Japanese) does not count. If all are
+    shorter, the whole text is taken as one sentence. Nothing is found in a text without letters.
 
     >>> find_languages("Der Topf ist heiß. It keeps the heat inside the pot, so you save energy.")
     ['en']
@@ -29,8 +29,8 @@ def find_languages(text: str) -> list[str]:
     []
     """
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if _is_long(sentence)]
-    parts = [part for part in sentences or [text] if re.search(r"[^\W\d_]", part)]
-    return list(dict.fromkeys(map(_identify, parts)))
+    with_letters = [part for part in sentences or [text] if re.search(r"[^\W\d_]", part)]
+    return list(dict.fromkeys(map(_identify, with_letters)))
 
 
 def _is_long(sentence: str) -> bool:

@@ -36,12 +36,12 @@ _OTHER_END = re.compile(
 
 
 def read_number(text: str) -> float | None:
-    r"""Read the last number of a text, first of the sentence after "####" or "the answer is".
+    r"""Read the last number of a text, with these exceptions; None if there is none.
 
-    If that sentence begins with a number, it is this one, unless "=" or "is" follows. Otherwise
-    what stands behind "=" comes first. Digits win over words ("8 is the right
-    one"). Words are known up to twenty. "18 out of 20" is 18. A range and a choice are no number,
-    nor is "12,5", which countries read differently.
+    The sentence behind "####" or "the answer is" comes first. If it begins with a number, this one
+    counts, unless "=" or "is" follows. Otherwise a result behind "=" comes before later numbers.
+    Digits come before words ("8 is the right one"). Words are known up to twenty. "18 out of 20" is
+    18. A range and a choice are no number, nor is "12,5", which countries read differently.
 
     >>> read_number("It has eight legs."), read_number("So $1,000.50 in all"), read_number("-50%")
     (8.0, 1000.5, -50.0)
@@ -51,11 +51,11 @@ def read_number(text: str) -> float | None:
     (None, None, 9.0)
     """
     text = _write_plainly(text)
-    *before, behind = _ANSWER_IS.split(text)
-    behind = behind.strip() if before else ""
+    *before, last = _ANSWER_IS.split(text)
+    behind = last.strip() if before else ""  # what stands behind "the answer is"
     sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
-    if answer := _BEGINS_WITH_NUMBER.match(sentence):
-        sentence = answer[0]
+    if beginning := _BEGINS_WITH_NUMBER.match(sentence):
+        sentence = beginning[0]
     parts = [part for part in (sentence, behind, text) if _has_number(part)]
     return _read_last(_cut_behind_result(parts[0])) if parts else None
 
@@ -73,24 +73,29 @@ def is_number(text: str) -> bool:
 
 
 def _write_plainly(text: str) -> str:
-    """Write numbers plainly: 1/2 and 3e8, and without emphasis, currency and "out of 20"."""
+    """Write the numbers of a text plainly: 1/2 and 3e8, without currency and "out of 20"."""
+    # "3½" gets a space, and "10⁸" becomes "10^8".
     text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
     raised = "[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
     text = re.sub(rf"(?<=\d)\u207b?{raised}", lambda sign: f"^{fold(sign[0])}", text)
+    # "3 × 10^8" becomes "3e8", and "2^3" becomes "8".
     text = re.sub(r"(?<=\d) ?(?:[x*×·]|\\times|\\cdot) ?(?=10 ?(?:\^|\*\*))", "*", fold(text))
     text = re.sub(r"(?<=\d)\*10 ?(?:\^|\*\*) ?[{(]?(-?\d+)[})]?", r"e\1", text)
-    text = _POWER.sub(_write_power, re.sub(r"[a-z]*[$€£¥]", "", text))
-    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)
+    text = re.sub(r"[a-z]*[$€£¥]", "", text)
+    text = _POWER.sub(_write_power, text)
+    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)  # emphasis: "**8**"
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    # Numbers that are no answer: "not 8", "as of 2024", and the total of "18/20 points".
     number = rf"-?(?:[\d.,]*\d|{_WORDS.replace(' ', '|')})\b"
     text = re.sub(rf"\b(?:not|instead of|rather than) {number}", "", text)
     text = re.sub(r"(\d+)/\d+(?= (?:correct|right|points?|marks?|questions?)\b)", r"\1", text)
+    text = re.sub(r"\bas of \d{4}\b", "", text)
     text = re.sub(
         rf"((?<![\w.,])(?:{_DECIMAL})) (thousand|million|billion|trillion)\b",
         lambda match: f"{float(match[1].replace(',', '')) * _SCALES[match[2]]:.15g}",
-        re.sub(r"\bas of \d{4}\b", "", text),
+        text,
     )
-    total = r"%? \(?(?:out )?of (?:the |a total of )?\d[\d,]*\b\)?"
+    total = r"%? \(?(?:out )?of (?:the |a total of )?\d[\d,]*\b\)?"  # of "18 out of 20"
     return re.sub(rf"(?<![\d/.,])(\d[\d,]*)(?:{total})+", r"\1", text)
 
 
@@ -116,19 +121,21 @@ def _has_number(text: str) -> bool:
 
 
 def _read_last(text: str) -> float | None:
+    """Read the last number in digits, or else in words; None: it is part of something else."""
     if not (in_digits := list(_IN_DIGITS.finditer(text))):
         minus, word = _IN_WORDS.findall(text)[-1]
         return (-1 if minus else 1) * float(_WORDS.split().index(word))
     last = in_digits[-1]
     before, after = text[: last.start()], text[last.end() :]
+    # "12'500" and "x^2"; then "12 500", which some countries write for 12,500
     is_part = re.search(r"\d[.,'_٫٬]$|\^[{(]?-?$", before) or re.match(r"[.,'_٫٬]\d", after)
     is_group = re.search(r"(?<!\d)\d{1,3} $", before) and re.fullmatch(r"\d{3}", last[0])
     if is_part or is_group or _OTHER_END.search(before):
         return None
-    minus, whole, above, below, decimal = last.groups("")
+    minus, whole, numerator, denominator, decimal = last.groups("")
     number = float((decimal or whole or "0").replace(",", ""))
-    if below:
-        number += float(above) / float(below) if float(below) else inf
+    if denominator:
+        number += float(numerator) / float(denominator) if float(denominator) else inf
     return (-number if minus else number) if isfinite(number) else None
 
 

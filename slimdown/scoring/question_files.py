@@ -28,7 +28,7 @@ def find_question_file(path: str) -> Path:
     """Return the file that a benchmark's `path` names.
 
     Args:
-        path: Of a file of yours, or `assistant:NAME`, which names a file that comes with slimdown.
+        path: A file of yours, or `assistant:NAME`, which names a file that comes with slimdown.
 
     Raises:
         DataError: No file of that name comes with slimdown.
@@ -79,16 +79,17 @@ def list_used_scores(rows: QuestionRows) -> list[str]:
 
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
 def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows:
+    """Read a file's rows, see `read_questions`; `changed_at` makes the cache read it again."""
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:
             row = read_row(record, score) | _read_cluster(record)
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(row, ensure_ascii=False).encode()  # raises at half of a surrogate pair
             if rows and row.keys() != rows[0].keys():
                 key = next(key for key in _KINDS if key in row.keys() ^ rows[0].keys())
                 has = f"it has {'' if key in row else 'no '}{_KINDS[key]}"
                 raise DataError(f"{has}, unlike the rows before; give each kind a file")
-        except (DataError, UnicodeEncodeError) as error:  # half of a surrogate pair
+        except (DataError, UnicodeEncodeError) as error:
             raise DataError(f"row {number}: {error}") from None
         rows.append(row)
     if not rows:
@@ -107,18 +108,22 @@ def read_row(record: Any, score: str) -> dict[str, Any]:
         raise record
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
-    asks = any(record.get(key) is not None for key in _KEYS_OF_QUESTIONS)
-    if "text" in record and not asks:
+    has_question = any(record.get(key) is not None for key in _KEYS_OF_QUESTIONS)
+    if "text" in record and not has_question:
         return _read_document(record["text"], score)
-    answer, choices = record.get("answer"), record.get("choices")
     if isinstance(own_score := record.get("score"), str) and own_score.strip():
         score = own_score
-    own = find_score(score)
+    found_score = find_score(score)
     prompt = _read_prompt(record)
-    if choices is None:
-        return prompt | _read_answers(record, own)
+    if record.get("choices") is None:
+        return prompt | _read_answers(record, found_score)
     if score != EXACT or record.get("forbidden"):
         raise DataError(f"choices are not written, so leave out score={score} and forbidden")
+    return prompt | _read_choices(record.get("answer"), record["choices"])
+
+
+def _read_choices(answer: Any, choices: Any) -> dict[str, Any]:
+    """Read a row's choices, and which of them is right: the answer is its number from 0."""
     if not (text := to_text(answer)):
         raise DataError(f"answer is {answer!r}, and must be a text or a number"[:200])
     texts = [to_text(choice) for choice in choices] if isinstance(choices, list) else []
@@ -127,12 +132,12 @@ def read_row(record: Any, score: str) -> dict[str, Any]:
         raise DataError(f"choices {wanted}, got {choices!r}"[:200])
     meant = [i for i, t in enumerate(texts) if text in (t, str(i), ascii_uppercase[i : i + 1])]
     if isinstance(answer, str) and text in texts:
-        meant = [texts.index(text)]
+        meant = [texts.index(text)]  # the text of a choice comes before numbers and letters
     if len(meant) != 1:
         problem = "may mean two of the choices" if meant else "is none of the choices"
         advice = "give the number (from 0), the letter or the text of the right one"
         raise DataError(f"answer {text[:60]!r} {problem}; {advice}")
-    return prompt | {"choices": texts, "answer": meant[0]}
+    return {"choices": texts, "answer": meant[0]}
 
 
 def _read_document(text: Any, score: str) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
-    """Read a row's question, or its messages and tools."""
+    """Read a row's question, or its messages and tools, which become `conversation`."""
     question, messages, tools = map(record.get, ("question", "messages", "tools"))
     if messages is None and tools is None:
         if not isinstance(question, str) or not to_text(question):
@@ -169,7 +174,7 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
         if role not in allowed or not isinstance(content, str) or not to_text(content):
             wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
             raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])
-    if role != "user":
+    if messages[-1]["role"] != "user":
         raise DataError("the last message must be the user's; what the model says is the answer")
     if tools is not None and not (isinstance(tools, list) and 0 < len(tools) <= _MOST_TOOLS):
         raise DataError(f"tools must be a list of 1 to {_MOST_TOOLS:,}, got {tools!r}"[:200])

@@ -42,10 +42,10 @@ def list_scores() -> dict[str, Score]:
     own = {kind.name: kind for kind in OWN}
     demand = "a subclass of slimdown.scoring.score.Score"
 
-    def is_right(added: Any) -> bool:
+    def is_score_class(added: Any) -> bool:
         return isinstance(added, type) and issubclass(added, Score)
 
-    table = add_extensions("slimdown.scores", own, is_right, demand)
+    table = add_extensions("slimdown.scores", own, is_score_class, demand)
     for name, kind in table.items():
         if kind.name != name:
             problem = f"the score {kind.__module__}.{kind.__name__} has the name {kind.name!r}"

@@ -36,25 +36,25 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
 
     Args:
         text: The answer, with or without special tokens. Thinking at its start does not count.
-        tokenizer: Its response template comes first, where it has one. A call counts, too, if the
-            template passes it over and another family would write it so.
+        tokenizer: If it has a response template, calls are read by this first. Calls that the
+            template passes over count, too, if another family of models writes them so.
         tools: Schemas, which tell a text from a number where the form does not.
 
     Returns:
         The calls; none if there are none, or if one of them cannot be read.
     """
-    parsed = list[str]()
+    parsed = list[str]()  # by the response template
     with suppress(Exception):  # there is no template, or the publisher's fails on what is written
         message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
         parsed = [write_call(call) for call in message["tool_calls"]]
-    calls = _read_marked(text, tools, bool(parsed))
+    marked = _read_marked(text, tools, is_parsed=bool(parsed))
     if parsed:
         names = [json.loads(call)["name"] for call in parsed]
-        is_same = all(call is None or json.loads(call)["name"] in names for call in calls)
-        if is_same and len(calls) <= len(parsed):
-            return parsed
-        calls = calls if len(calls) > len(parsed) else [*parsed, *calls]
-    return [] if None in calls else [call for call in calls if call]
+        are_known = all(call is None or json.loads(call)["name"] in names for call in marked)
+        if are_known and len(marked) <= len(parsed):
+            return parsed  # both ways read the same calls
+        marked = marked if len(marked) > len(parsed) else [*parsed, *marked]
+    return [] if None in marked else [call for call in marked if call]
 
 
 def attempts_call(text: str, tools: Any = None) -> bool:
@@ -88,19 +88,23 @@ def write_call(call: Any) -> str:
     """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
 
     Raises:
-        DataError: It has no name or two, or its arguments are no object.
+        DataError: It has no name or two, or its arguments are no object or stand there twice.
     """
     function = call.get("function", call) if isinstance(call, dict) else None
-    is_double = isinstance(call, dict) and {"function", "name"} <= call.keys()
+    has_two_names = isinstance(call, dict) and {"function", "name"} <= call.keys()
     call = function if isinstance(function, dict) else {}
-    is_double = is_double or {"arguments", "parameters"} <= call.keys()
-    name, values = call.get("name"), call.get("arguments", call.get("parameters", {}))
-    with suppress(ValueError, RecursionError):  # as OpenAI writes them
-        values = STRICT_DECODER.decode(values) if isinstance(values, str) else values
+    has_two_arguments = {"arguments", "parameters"} <= call.keys()
+    name = call.get("name")
+    values = call.get("arguments", call.get("parameters", {}))
+    with suppress(ValueError, RecursionError):
+        if isinstance(values, str):  # JSON in a text, as OpenAI writes arguments
+            values = STRICT_DECODER.decode(values)
+    is_double = has_two_names or has_two_arguments
     if is_double or not isinstance(name, str) or not name or not isinstance(values, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
     text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
     text.encode()  # raises ValueError at half of a surrogate pair, which no file can hold
+    # Texts are matched first, and stay; numbers lose their ".0".
     return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
 
 
@@ -134,15 +138,17 @@ def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
     Args:
         text: The answer.
         tools: Schemas.
-        is_parsed: Whether the response template has found calls, in a form of its own perhaps.
+        is_parsed: Whether the response template has found calls, perhaps in another form.
 
     Returns:
-        The calls. None is one that cannot be read; it is the last, unless some are parsed.
+        The calls, with None in place of a call that cannot be read. It is the last, unless some are
+        parsed.
     """
     calls, n_passed = list[str | None](), 0
     start = at = len(text) - len(drop_thinking(text))
     while (opening := _OPENINGS.search(text, at)) and n_passed < _MOST_PASSED:
         kind, at = str(opening.lastgroup), opening.end()
+        # A bracket without a marker counts at the start of the answer, or if there are calls.
         if kind == "bare" and not (calls or is_parsed or opening.start() == start):
             continue
         try:
@@ -151,7 +157,8 @@ def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
             at = end
         except (ValueError, DataError, RecursionError):
             n_passed += 1
-            calls += [] if kind in ("fenced", "bare") else [None]
+            if kind not in ("fenced", "bare"):  # those may be ordinary code or text
+                calls.append(None)
             if None in calls and not is_parsed:
                 break
     return calls if n_passed < _MOST_PASSED else [*calls, None]
@@ -264,9 +271,9 @@ def _read_expression(text: str, begin: int) -> Read:
 def _write_token(token: re.Match[str]) -> str:
     """Write a token of Python as JSON has it; what JSON lacks stays, and JSON refuses it."""
     if token["string"]:
-        signs = {"\\'": "'", '"': '\\"'}
+        quotes = {"\\'": "'", '"': '\\"'}  # JSON escapes only the double one
         text = re.sub(
-            r'\\.|"', lambda sign: signs.get(sign[0], sign[0]), token[0][1:-1], flags=re.S
+            r'\\.|"', lambda sign: quotes.get(sign[0], sign[0]), token[0][1:-1], flags=re.S
         )
         return f'"{text}"'
     if token["torn"]:
@@ -276,7 +283,7 @@ def _write_token(token: re.Match[str]) -> str:
         return f'{{"name": "{name}", "arguments": {{'
     if token["key"]:
         return f'"{token["key"]}": '
-    if token["comma"]:
+    if token["comma"]:  # one before a closing bracket, which JSON does not allow
         return ""
     return "}}" if token[0] == ")" else _CONSTANTS.get(token[0], token[0])
 

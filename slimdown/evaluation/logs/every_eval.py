@@ -65,7 +65,7 @@ def _read_date(file: Path) -> float:
 
 
 def open_logs(file: Path) -> Iterator[LoggedTask]:
-    """Read an entry: a task for each benchmark that its lines name.
+    """Yield a task for each benchmark that the samples of an entry name.
 
     Raises:
         DataError: It has another schema version, no results of single questions, or is damaged.
@@ -97,12 +97,11 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             generation = results[0].get("generation_config") or {}
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
             settings = {"generation": generation, "model_args": drop_free_arguments(arguments)}
-            conditions = write_conditions("Every Eval Ever", title, settings)
             task = LoggedTask(
                 file,
                 title,
                 made_by,
-                conditions,
+                conditions=write_conditions("Every Eval Ever", title, settings),
                 answers=_read_answers(file, lines, results),
                 max_new_tokens=limit,
             )
@@ -137,14 +136,21 @@ def _read_arguments(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_lines(file: Path, summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Read the lines of an entry by benchmark, and check that they are those that it names."""
+    """Read the lines of an entry's samples file, by benchmark.
+
+    Raises:
+        DataError: The file is missing, was changed or cut short, or holds an error of a question.
+    """
     details = summary["detailed_evaluation_results"]
     samples = file.with_name(f"{file.stem}_samples.jsonl")
     if not samples.is_file():
         raise DataError(f"there is no file {samples}, which {file.name} names")
-    digest = {"sha256": sha256, "md5": md5}.get(str(details.get("hash_algorithm")))
-    if digest and details.get("checksum") not in (None, digest(samples.read_bytes()).hexdigest()):
-        raise DataError(f"{samples} is not what {file.name} was written with: its checksum differs")
+    hash_function = {"sha256": sha256, "md5": md5}.get(str(details.get("hash_algorithm")))
+    if hash_function:
+        checksum = hash_function(samples.read_bytes()).hexdigest()
+        if details.get("checksum") not in (None, checksum):
+            problem = f"is not what {file.name} was written with: its checksum differs"
+            raise DataError(f"{samples} {problem}")
     by_title: dict[str, list[dict[str, Any]]] = {}
     for number, line in read_table_rows(samples):
         with explain_malformed(f"{samples}, line {number}, is no line of Every Eval Ever"):
@@ -200,12 +206,16 @@ def _name_metric(result: Mapping[str, Any]) -> str:
 def _read_answers(
     file: Path, lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
 ) -> Iterator[LoggedAnswer]:
-    """Read a benchmark's questions, each with the scores of all its lines."""
+    """Yield a benchmark's questions, each with its mean score on every metric.
+
+    A question has several lines if it has several metrics, or was asked several times. Metrics of
+    which less is better are left out.
+    """
     has_harness_metrics = _is_of_harness(lines)
     name_result = _name_harness_metric if has_harness_metrics else _name_metric
     lower_is_better = [result for result in results if result["metric_config"]["lower_is_better"]]
-    worse = set(map(name_result, lower_is_better))
-    by_id = {result.get("evaluation_result_id"): result for result in results}
+    left_out = set(map(name_result, lower_is_better))
+    results_by_id = {result.get("evaluation_result_id"): result for result in results}
     by_question: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         by_question.setdefault(str(line["sample_id"]), []).append(line)
@@ -213,16 +223,16 @@ def _read_answers(
         with explain_malformed(f"{file}: question {question!r:.80} is not as schema 0.3 has it"):
             scores: dict[str, list[float]] = {}
             answers: dict[str, str] = {}
-            for line in own_lines:  # a question that was asked several times has its mean score
+            for line in own_lines:
                 if has_harness_metrics:
-                    found = _read_harness_scores(line)
+                    line_scores = _read_harness_scores(line)
                 else:
-                    result = by_id.get(line.get("evaluation_result_id"), results[0])
-                    found = {_name_metric(result): float(line["evaluation"]["score"])}
-                for metric, score in found.items():
+                    result = results_by_id.get(line.get("evaluation_result_id"), results[0])
+                    line_scores = {_name_metric(result): float(line["evaluation"]["score"])}
+                for metric, score in line_scores.items():
                     scores.setdefault(metric, []).append(score)
                     answers.setdefault(metric, _read_extracted(line))
-            means = {metric: fmean(scores[metric]) for metric in scores if metric not in worse}
+            means = {metric: fmean(scores[metric]) for metric in scores if metric not in left_out}
             yield _read_question(own_lines[0], means, answers)
 
 
@@ -237,19 +247,21 @@ def _read_harness_scores(line: Mapping[str, Any]) -> dict[str, float]:
 def _read_question(
     line: Mapping[str, Any], scores: dict[str, float], answers: dict[str, str]
 ) -> LoggedAnswer:
-    """Read what was asked and answered."""
-    question, metadata = line["input"], dict(line.get("metadata") or {})
+    """Read what was asked and answered; `scores` and `answers` are by metric."""
+    question = line["input"]
+    metadata = dict(line.get("metadata") or {})
     choices = [str(choice) for choice in question.get("choices") or ()]
     references = [str(reference) for reference in question["reference"]]
     if choices:  # lm_eval names the right choice by its place
-        places = {str(place): choice for place, choice in enumerate(choices)}
-        references = [places.get(reference, reference) for reference in references]
+        by_place = {str(place): choice for place, choice in enumerate(choices)}
+        references = [by_place.get(reference, reference) for reference in references]
     digest = hash_json([question["raw"], references, choices])
-    is_pick = bool(choices) and "lm_eval_metrics" in metadata  # by likelihood; nothing was written
+    # lm_eval takes the likeliest choice, so the model wrote nothing.
+    is_likeliest_choice = bool(choices) and "lm_eval_metrics" in metadata
     fields: dict[str, Any] = {
         "prompt": str(question.get("formatted") or question["raw"]),
         "target": " | ".join(references),
-        "response": "" if is_pick else _read_response(line),
+        "response": "" if is_likeliest_choice else _read_response(line),
         "answers": {metric: answers[metric] for metric in scores},
         "scores": scores,
         "doc_hash": str(metadata.get("doc_hash") or digest),

@@ -35,11 +35,11 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
-    """Read the results that belong to details, but not the answers."""
+    """Yield the one task of a details file, with what the results file beside it says."""
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
     name = f"results_{date}.json"
-    inside = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
-    results_files = [place for output in inside for place in (output / "results").rglob(name)]
+    folders = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
+    results_files = [found for folder in folders for found in (folder / "results").rglob(name)]
     if not results_files:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
@@ -50,18 +50,19 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         general, task = results["config_general"], results["config_tasks"][title]
         settings = logged_task.drop_free_arguments(general["model_config"])
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
-        # An installed lighteval logs "?".
+        # Only a git checkout of lighteval logs its commit; an installed package logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")
         model = logged_task.name_model(str(general["model_name"]), general["model_config"])
         made_by = {"model": model, "tool": tool, "backend": "lighteval"}
         conditions = logged_task.write_conditions("lighteval", title, settings | {"task": task})
         described = [metric for metric in task["metrics"] if isinstance(metric, dict)]  # else names
         lower_is_better = [metric for metric in described if metric["higher_is_better"] is False]
-        worse = [str(metric["metric_name"]) for metric in lower_is_better]
-        reported = results["results"][title] | dict.fromkeys(worse, nan)
-        scores = ((name_metric(key), parse_score(value)) for key, value in reported.items())
+        left_out = [str(metric["metric_name"]) for metric in lower_is_better]
+        # No mean of scores equals nan, so these metrics cannot be compared.
+        logged_scores = results["results"][title] | dict.fromkeys(left_out, nan)
+        scores = ((name_metric(key), parse_score(value)) for key, value in logged_scores.items())
         reported = {key: nan if score is None else score for key, score in scores}
-        limit = logged_task.read_limit(limit)
+        max_new_tokens = logged_task.read_limit(limit)
     yield logged_task.LoggedTask(
         file,
         title,
@@ -69,7 +70,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         conditions,
         answers=_read_answers(file),
         task_version=str(task.get("version")),
-        max_new_tokens=limit,
+        max_new_tokens=max_new_tokens,
         reported=reported,
     )
 
@@ -82,23 +83,28 @@ def _read_answers(file: Path) -> Iterator[logged_task.LoggedAnswer]:
 
 
 def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
-    """Read one question; with likelihoods of choices, also which choice each metric takes."""
+    """Read one question; if its choices have likelihoods, also which choice each metric takes."""
     doc, model_response = row["doc"], row["model_response"]
-    prompt, right = model_response.get("input") or doc["query"], doc["gold_index"]
-    choices, likelihoods = doc["choices"], model_response.get("logprobs") or ()
-    text = "".join(list(model_response.get("text") or ())[:1])
+    prompt = model_response.get("input") or doc["query"]
+    right = doc["gold_index"]
+    choices = doc["choices"]
+    right_places = right if isinstance(right, list) else [right]
+    text = "".join(list(model_response.get("text") or ())[:1])  # the first of several responses
     numbers = ((name_metric(key), parse_score(value)) for key, value in row["metric"].items())
     scores = {key: score for key, score in numbers if score is not None}
     fields: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
-        "target": " | ".join(choices[i] for i in (right if isinstance(right, list) else [right])),
+        "target": " | ".join(choices[place] for place in right_places),
         "response": text,
         "scores": scores,
         "doc_hash": hash_json([doc["query"], choices]),
         "document": dict(doc.get("specific") or {}),
     }
-    if text or not 1 < len(choices) == len(likelihoods):
+    log_likelihoods = model_response.get("logprobs") or ()
+    is_choosing = not text and 1 < len(choices) == len(log_likelihoods)
+    if not is_choosing:
         return str(doc["id"]), 0.0, fields
-    fields |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
-    fields["answers"] = add_right_choice(scores, choices, likelihoods, str(fields["target"]))
-    return str(doc["id"]), 1 / len(set(choices)), fields
+    fields |= {"choices": tuple(choices), "log_likelihoods": tuple(log_likelihoods)}
+    fields["answers"] = add_right_choice(scores, choices, log_likelihoods, str(fields["target"]))
+    chance = 1 / len(set(choices))
+    return str(doc["id"]), chance, fields

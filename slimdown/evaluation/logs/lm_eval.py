@@ -45,7 +45,7 @@ FILES = "results as lm_eval names them, results_DATE.json, with samples_TASK_DAT
 
 
 def find_files(path: Path) -> list[Path]:
-    """Find the harness's results files that a path stands for, oldest first."""
+    """Find the results files of a path, or of what `--output_path` named, oldest first."""
 
     def list_dated(folder: Path) -> list[Path]:
         return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]
@@ -55,7 +55,7 @@ def find_files(path: Path) -> list[Path]:
     elif path.is_dir():
         places = [path, *sorted(path.iterdir())]
         folders = [place for place in places if place.is_dir() and list_dated(place)]
-        is_of_one_model = path in folders or len(folders) == 1  # see `find_logs`
+        is_of_one_model = path in folders or len(folders) == 1  # `find_logs` refuses several
         files = list_dated(folders[0]) if is_of_one_model else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         dated = list_dated(path.parent)
@@ -64,24 +64,23 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[LoggedTask]:
-    """Read a results file, but not the samples; of a file of samples, its task alone.
+    """Yield the benchmarks of a results file, or the task of a samples file, without the samples.
 
     Raises:
         DataError: A file is damaged, or the results are not beside the samples.
     """
-    only = ""
-    if samples := _SAMPLES.fullmatch(file.name):
-        only, date = samples.groups()
-        beside = file.with_name(f"results_{date}.json")
-        if not beside.is_file():
-            problem = (
-                f"{file} needs {beside.name} beside it, which says how lm_eval asked and scored"
-            )
-            raise DataError(f"{problem}; copy it there, or give the folder of both")
-        file = beside
+    only_title = ""
+    if match := _SAMPLES.fullmatch(file.name):
+        only_title, date = match.groups()
+        results_file = file.with_name(f"results_{date}.json")
+        if not results_file.is_file():
+            needed = f"{results_file.name} beside it, which says how lm_eval asked and scored"
+            advice = "copy it there, or give the folder of both"
+            raise DataError(f"{file} needs {needed}; {advice}")
+        file = results_file
     with explain_malformed(f"{file} is no results file of lm_eval, or was cut short"):
         results = json.loads(file.read_bytes())
-        titles = [only] if only else list(_list_benchmarks(results))
+        titles = [only_title] if only_title else list(_list_benchmarks(results))
         arguments = _read_arguments(results)
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
@@ -109,14 +108,18 @@ class _HarnessTask(LoggedTask):
     results: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
-        """Read the samples of one benchmark, and which scores of the results file are theirs."""
+        """Read the samples of the benchmark, and find the metrics that can be compared."""
         task, results = self.title, self.results
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
             reported = dict(_list_metrics(task, results))
-            subtasks, configs = _list_tasks(task, results), results["configs"]
+            subtasks = _list_tasks(task, results)
+            configs = results["configs"]
             settings = self._read_settings(subtasks, cluster)
-            config, samples = ResolvedBenchmark.of(settings), list[Sample]()
-            versions, limits, has_own_code = set[str](), list[int](), False
+            config = ResolvedBenchmark.of(settings)
+            samples = list[Sample]()
+            versions = set[str]()
+            limits = list[int]()  # of tokens of an answer, by subtask; 0: not known
+            has_own_code = False
             for subtask in subtasks:
                 task_config = configs[subtask]
                 lines = self._read_lines(subtask)
@@ -127,23 +130,30 @@ class _HarnessTask(LoggedTask):
                 limits.append(max(int(generation.get(name) or 0) for name in _LIMITS))
             version = ", ".join(sorted(versions))
             better = dict(results["higher_is_better"].get(task) or {})
-        # The harness weighs a group's tasks by their questions, or equally; its score tells which.
-        for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
-            scores = summarize_samples(config, samples, weights).scores
+
+        def find_metrics(task_weights: dict[str, float] | None) -> list[str]:
+            """Find the metrics whose means, weighted like this, are those of the results file."""
+            scores = summarize_samples(config, samples, task_weights).scores
             usable = _list_usable(scores, reported, better)
-            if set(usable) - {CHOICE_PROBABILITY}:
-                break
-        else:
-            usable = []
+            # p_right alone proves nothing, because the file does not have it.
+            return usable if set(usable) - {CHOICE_PROBABILITY} else []
+
+        # The harness weighs a group's tasks by their questions, or equally; its score tells which.
+        equal_weights = dict.fromkeys(subtasks, 1 / len(subtasks))
+        task_weights: dict[str, float] | None = None
+        metrics = find_metrics(task_weights)
+        if not metrics:
+            task_weights = equal_weights
+            metrics = find_metrics(task_weights)
         return LoggedAnswers(
             samples=samples,
             questions=[str(sample.doc_id) for sample in samples],
-            metrics=usable,
+            metrics=metrics,
             chances=[0 if has_own_code else _find_chance(sample) for sample in samples],
             settings=settings,
-            n_reported=sum(key in reported for key in usable) or None,
+            n_reported=sum(key in reported for key in metrics) or None,
             task_version=version,
-            task_weights=weights,
+            task_weights=task_weights,
             max_new_tokens=max(limits) if all(limits) else 0,
         )
 
@@ -231,14 +241,15 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
 def _list_usable(
     scores: Mapping[str, MeanScore], reported: Mapping[str, float], better: Mapping[str, Any]
 ) -> list[str]:
-    """List the metrics that are means as the harness reports them, where more is better.
+    """List the metrics of which more is better, and whose mean is the score that lm_eval reports.
 
-    Those that it reports come first, each kind in the task's order.
+    A metric that lm_eval does not report is taken, too. The reported metrics come first. Within
+    both kinds, metrics are in the task's order.
 
     Args:
         scores: The means of the questions' scores, by metric.
-        reported: The harness's scores; one that it does not report is taken as it is.
-        better: By metric without its filter, whether more is better; the task's order.
+        reported: The scores that lm_eval reports.
+        better: By metric without its filter, whether more is better; in the task's order.
     """
     usable = [
         key
@@ -249,7 +260,8 @@ def _list_usable(
 
     def rank(key: str) -> tuple[bool, int]:
         name = Metric(key).name
-        return key not in reported, [*better, name].index(name)
+        place = [*better, name].index(name)  # the last one if the task does not list it
+        return key not in reported, place
 
     return sorted(usable, key=rank)
 
@@ -284,7 +296,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "system_instruction", str(results.get("system_instruction"))
     for task, settings in results["configs"].items():
         sampler = (settings.get("fewshot_config") or {}).get("sampler")
-        if settings.get("num_fewshot") and sampler != "first_n":
+        if settings.get("num_fewshot") and sampler != "first_n":  # examples are drawn at random
             yield f"{task}.{FEWSHOT_SEED}", str(config.get("fewshot_seed"))
         for key in _SCORED_BY.split():
             text = json.dumps(settings.get(key), sort_keys=True)

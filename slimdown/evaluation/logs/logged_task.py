@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import fsum, isclose, nan
@@ -97,12 +97,13 @@ class LoggedAnswers:
     def summarize(self, metric: str, role: Role | None, seconds: float) -> BenchmarkEvaluation:
         """Make the evaluation by one of the metrics."""
         settings = self.settings
-        chance = settings.chance if settings.metric == metric else None
+        # The chance that the settings name belongs to the metric that they name.
+        known_chance = settings.chance if settings.metric == metric else None
         benchmark = ResolvedBenchmark.of(
-            settings, metric=metric, chance=chance or 0.0, role=role or settings.role
+            settings, metric=metric, chance=known_chance or 0.0, role=role or settings.role
         )
         evaluation = summarize_samples(benchmark, self.samples, self.task_weights, self.metrics)
-        if chance is None:
+        if known_chance is None:
             benchmark = replace(benchmark, chance=self._guess_chance(evaluation, metric))
         return replace(
             evaluation,
@@ -142,8 +143,10 @@ class LoggedTask:
     ) -> BenchmarkEvaluation | None:
         """Read the answers, and check that each has a score on the primary metric.
 
+        The primary metric is `metric`, or the usual one if that is None.
+
         Returns:
-            None where no metric can be compared; the benchmark is left out.
+            None if no metric can be compared; the benchmark is then left out.
 
         Raises:
             ConfigError: There is no such metric.
@@ -180,7 +183,8 @@ class LoggedTask:
         Raises:
             DataError: A question stands there twice, or nothing is scored.
         """
-        place, answers = f"{self.file}: {self.title}", list(self.answers)
+        place = f"{self.file}: {self.title}"
+        answers = list(self.answers)
         metrics = list(dict.fromkeys(key for _, _, fields in answers for key in fields["scores"]))
         if not metrics:
             raise DataError(f"{place} has no metric that is a mean of scores, the more the better")
@@ -188,16 +192,14 @@ class LoggedTask:
         for question in counts:
             if counts[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
-        # Ids that are numbers stay, so that messages name them; others are numbered in their order.
-        if all(re.fullmatch("0|-?[1-9][0-9]{0,17}", question) for question in counts):
-            numbers = {question: int(question) for question in counts}
-        else:
-            numbers = {question: number for number, question in enumerate(sorted(counts))}
+        numbers = _number_questions(counts)
         read: list[tuple[Sample, str, float]] = []
         for question, chance, fields in answers:
-            document, digest = fields.pop("document", {}), hash_json(fields["prompt"])
+            document = fields.pop("document", {})
+            prompt_hash = hash_json(fields["prompt"])
+            # What a log may leave out; its own fields replace it.
             defaults: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
-            defaults |= {"doc_hash": digest, "prompt_hash": digest}
+            defaults |= {"doc_hash": prompt_hash, "prompt_hash": prompt_hash}
             defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
             facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
             facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
@@ -206,7 +208,7 @@ class LoggedTask:
         samples, questions, chances = zip(*read, strict=True)
         if self.reported:
             metrics = [metric for metric in metrics if self._is_mean(metric, samples)]
-            metrics.sort(key=lambda metric: metric not in self.reported)
+            metrics.sort(key=lambda metric: metric not in self.reported)  # the reported ones first
         settings = self.settings or BenchmarkConfig(task=self.title)
         return LoggedAnswers(
             samples=samples,
@@ -223,6 +225,13 @@ class LoggedTask:
         """Whether each question has a score on a metric, and their mean is the reported one."""
         mean = fsum(sample.scores.get(metric, nan) for sample in samples) / len(samples)
         return isclose(self.reported.get(metric, mean), mean, abs_tol=1e-9)
+
+
+def _number_questions(ids: Collection[str]) -> dict[str, int]:
+    """Number questions by their ids if these are numbers, else in the order of the ids."""
+    if all(re.fullmatch("0|-?[1-9][0-9]{0,17}", question) for question in ids):
+        return {question: int(question) for question in ids}
+    return {question: number for number, question in enumerate(sorted(ids))}
 
 
 def name_benchmark(name: str) -> str:
@@ -296,13 +305,13 @@ def read_table_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @contextmanager
 def explain_malformed(problem: str) -> Iterator[None]:
-    """Explain in one line any error from a file that is not what its name says.
+    """Turn any error that a malformed file causes inside into an error of one line.
 
     Args:
-        problem: The file, and what it is not.
+        problem: What the message begins with: the file, and what it is not.
 
     Raises:
-        DataError: An error was raised inside.
+        DataError: Something else than an error of slimdown was raised inside.
     """
     try:
         yield

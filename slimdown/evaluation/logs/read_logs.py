@@ -55,13 +55,14 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     Raises:
         DataError: There are none, or they are of several tools or models.
     """
-    found = {kind: reader.find_files(path) for kind, reader in list_readers().items()}
-    kinds = [kind for kind in found if found[kind]]
+    files_by_kind = {kind: reader.find_files(path) for kind, reader in list_readers().items()}
+    kinds = [kind for kind, files in files_by_kind.items() if files]
     tools = [kind for kind in kinds if kind != "tables"]
     if path.is_dir() and len(tools) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
-    if kinds:  # a file may look like a log of several tools
-        return kinds[0], found[kinds[0]]
+    if kinds:
+        first = kinds[0]  # one file may look like a log of several tools: the first reader has it
+        return first, files_by_kind[first]
     if len(folders := _list_models(path)) > 1:
         raise DataError(f"{path} holds {name_models(folders)}")
     if not path.exists():
@@ -87,7 +88,7 @@ def read_logs(
     on_note: Callable[[str], object] = warnings.warn,
     clusters: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Read what one model answered from the logs of a tool, or a table.
+    """Read what one model answered, from the logs of a tool or from a table.
 
     In logs of lm_eval, a group that has its own score is one benchmark; any other task is one by
     itself. If a benchmark was asked several times, its newest answers are read.
@@ -95,20 +96,20 @@ def read_logs(
     Args:
         folder: The one that the tool was told to write to, the model's folder in it, or one file.
         metrics: The primary metric by benchmark: for lm_eval with filters after a dot, for Inspect
-            the scorer. The default for lm_eval is that of `conf/benchmark/`, else the one that
-            `choose_metric` chooses.
+            the scorer. The default is the metric of `conf/benchmark/` for benchmarks of lm_eval,
+            and otherwise the one that `choose_metric` chooses.
         targets: The benchmarks that the fine-tuning was meant to teach.
         on_note: Called with a line about what is left out.
         clusters: By benchmark, a field of its documents, or a column. Questions that share its
             value, such as those of a passage, count as one.
 
     Returns:
-        The evaluation; its `conditions` hold what else must be equal for two to be compared.
+        The evaluation. Two evaluations can only be compared if their `conditions` are equal.
 
     Raises:
         ConfigError: `metrics`, `targets` or `clusters` name what was not asked, or the tool that
             reads the logs is not installed.
-        DataError: There are no logs, or none of questions, or not as the tool writes them.
+        DataError: There are no logs, or they hold no questions, or are not as the tool writes them.
         OSError: A file cannot be read.
     """
     metrics, clusters = metrics or {}, clusters or {}
@@ -128,7 +129,7 @@ def read_logs(
             on_note(f"{name} is left out: {problem}")
     if not benchmarks:
         raise DataError(f"{folder}: no benchmark has scores of its questions that can be compared")
-    made_by = used[-1].made_by
+    made_by = used[-1].made_by  # of the newest log; the others were made alike
     return Evaluation(
         benchmarks=benchmarks,
         harness_version=made_by["tool"],
@@ -146,20 +147,21 @@ def _open_newest(
     """Open the newest log of each benchmark in a folder.
 
     Returns:
-        The logs by the benchmark's name; and the same in the order in which they were made.
+        The logs by the benchmark's name; and the same logs in the order in which they were made.
     """
     kind, files = find_logs(folder)
     open_logs = list_readers()[kind].open_logs
     if kind == "tables" and not folder.is_dir():
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]
-    newest = {name_benchmark(log.title): log for log in logs}
+    newest = {name_benchmark(log.title): log for log in logs}  # the oldest come first in `logs`
     used = [log for log in logs if newest[name_benchmark(log.title)] is log]
     if kind == "tables" and len(logs) > len(newest):
         names = ", ".join(newest)
         problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
         raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
-    _check_made_alike(folder, used if kind == "lm_eval" else logs)  # its folders are of one model
+    # lm_eval has a folder for each model, so its older logs may have had other settings.
+    _check_made_alike(folder, used if kind == "lm_eval" else logs)
     if len(logs) > len(used):
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
         on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")

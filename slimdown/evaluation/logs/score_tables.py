@@ -32,7 +32,12 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
-    """Read a table of one or several benchmarks; `title` names one without a `benchmark` column."""
+    """Yield the benchmarks of a table.
+
+    Args:
+        file: The table.
+        title: The benchmark's name if there is no column `benchmark`; empty: the name of the file.
+    """
     tasks: dict[str, list[LoggedAnswer]] = {}
     for number, row in read_table_rows(file):
         if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
@@ -42,18 +47,20 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
             raise DataError(f"{file}: row {number} has {problem}")
         score = parse_score(row["score"])
         if score is None or not 0 <= score <= 1:
-            shown = f"score {row['score']!r:.40} is no number from 0 to 1"
-            raise DataError(f"{file}: row {number}: {shown}")
+            problem = f"score {row['score']!r:.40} is no number from 0 to 1"
+            raise DataError(f"{file}: row {number}: {problem}")
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
         benchmark = str(row.get("benchmark") or "")
-        if not fields["prompt"]:  # then only the name of a question is known, in its benchmark
-            place = f"question {row['id']} of {name_benchmark(benchmark or title or file.stem)}"
-            fields |= dict.fromkeys(("doc_hash", "prompt_hash"), place)
+        if not fields["prompt"]:  # questions with the same id and benchmark count as equal
+            question = f"question {row['id']} of {name_benchmark(benchmark or title or file.stem)}"
+            fields |= dict.fromkeys(("doc_hash", "prompt_hash"), question)
         fields |= {"scores": {"score": score}, "document": row}
-        tasks.setdefault(benchmark, []).append((str(row["id"]), 0.0, fields))
-    if tasks.keys() == {""}:
+        chance = 0.0  # what guessing scores is not known
+        tasks.setdefault(benchmark, []).append((str(row["id"]), chance, fields))
+    if tasks.keys() == {""}:  # there is no column `benchmark`
         tasks = {title or file.stem: tasks[""]}
-    if not all(map(str.strip, tasks or [""])):
+    has_unnamed = any(not name.strip() for name in tasks)
+    if not tasks or has_unnamed:
         problem = "a row names no benchmark" if tasks else "it is empty"
         raise DataError(f"{file}: {problem}; a table has columns, at least id and score, and rows")
     for name, answers in tasks.items():
