@@ -1,6 +1,6 @@
 """Loading: whole, safe, canonical models in the dtype that pays, identified by their content."""
 
-import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,16 +12,17 @@ from typing import Any
 import peft
 import pytest
 import torch
-from builders import Compose, Patch
-from safetensors.torch import load_file, save_file
+from builders import Patch
+from model_files import edit_json, edit_tensors, load_base
+from record_builders import compose_config
+from safetensors.torch import load_file
 from tiny_models import build_tiny_model
 from torch.torch_version import TorchVersion
 
 from slimdown import pocket
-from slimdown.config.schema import Device, Dtype, ModelConfig
+from slimdown.config.schema import Device, Dtype
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (
-    LoadedModel,
     fix_dtypes,
     load_base_model,
     load_outline,
@@ -33,25 +34,15 @@ from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weigh
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.hashing import hash_json
 
+WEIGHTS, NORM = "model.safetensors", "model.norm.weight"
+
 
 def copy_pocket(folder: Path) -> Path:
     return Path(shutil.copytree(pocket.MODEL_DIR, folder))
 
 
-def load(composed: Compose, *settings: str) -> LoadedModel:
-    config = composed(*settings)
-    return load_base_model(config.model, config.quantization)
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    edit(weights)
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-def test_a_quantized_model_keeps_its_canonical_layout_and_its_facts(composed: Compose) -> None:
-    base = load(composed)
+def test_a_quantized_model_keeps_its_canonical_layout_and_its_facts() -> None:
+    base = load_base()
     layers: list[Any] = [m for m in base.model.modules() if hasattr(m, "quant_state")]
     assert len(layers) == 4 * 7
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
@@ -63,8 +54,8 @@ def test_a_quantized_model_keeps_its_canonical_layout_and_its_facts(composed: Co
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed: Compose) -> None:
-    config = composed(f"quantization={quantization}", f"model.dtype={dtype}")
+def test_estimated_bytes_are_those_held(quantization: str, dtype: str) -> None:
+    config = compose_config(f"quantization={quantization}", f"model.dtype={dtype}")
     model = load_base_model(config.model, config.quantization).model
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     for parameter in model.parameters():
@@ -79,7 +70,7 @@ def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed:
     )
 
 
-def test_estimated_activations_are_those_kept(composed: Compose) -> None:
+def test_estimated_activations_are_those_kept() -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 64, "head_dim": 64}
     model = build_tiny_model("llama", **sizes).to(torch.bfloat16).train()
     lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"])
@@ -95,19 +86,19 @@ def test_estimated_activations_are_those_kept(composed: Compose) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         adapted(input_ids=torch.zeros(1, 128, dtype=torch.int64), use_cache=False)
     held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    train = composed("train.per_device_train_batch_size=1", "train.max_length=128").train
+    train = compose_config("train.per_device_train_batch_size=1", "train.max_length=128").train
     estimated = estimate_step_bytes(adapted, train, torch.bfloat16)
     estimated -= 128 * (8 + 2) * 64  # all but the logits, of two layers and one layer's gradients
     assert estimated == pytest.approx(1.5 * held, rel=0.1)
 
 
-def test_a_quantized_base_is_loaded_as_it_is(composed: Compose, tmp_path: Path) -> None:
-    base = load(composed)
+def test_a_quantized_base_is_loaded_as_it_is(tmp_path: Path) -> None:
+    base = load_base()
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"already.*quantization=none"):
-        check_base(composed(f"model.id={tmp_path}"))
-    again = load(composed, f"model.id={tmp_path}", "quantization=none")
+        check_base(compose_config(f"model.id={tmp_path}"))
+    again = load_base(f"model.id={tmp_path}", "quantization=none")
     assert again.quantization == "bitsandbytes"
     tokens = torch.arange(20)[None]
     with torch.no_grad():
@@ -115,53 +106,56 @@ def test_a_quantized_base_is_loaded_as_it_is(composed: Compose, tmp_path: Path) 
         assert torch.equal(again.model(input_ids=tokens).logits, expected)
 
 
-def test_an_identity_is_of_content_and_not_of_place(composed: Compose, tmp_path: Path) -> None:
-    base = load(composed)
-    same = load(composed, f"model.id={copy_pocket(tmp_path / 'copy')}")
+def test_an_identity_is_of_content_and_not_of_place(tmp_path: Path) -> None:
+    base = load_base()
+    same = load_base(f"model.id={copy_pocket(tmp_path / 'copy')}")
     assert same.identity == base.identity
     edited = copy_pocket(tmp_path / "edited")
-    edit_weights(edited, lambda weights: weights["model.norm.weight"].mul_(1.5))
+    edit_tensors(edited / WEIGHTS, lambda tensors: tensors[NORM].mul_(1.5))
     templated = copy_pocket(tmp_path / "templated")
     (templated / "chat_template.jinja").write_text("{{ messages[0].content }}")
     others = [f"model.id={edited}", f"model.id={templated}", "model.dtype=bfloat16"]
     others += ["quantization=none", "model.args.attn_implementation=eager"]
-    digests = {hash_json(load(composed, setting).identity) for setting in others}
+    digests = {hash_json(load_base(setting).identity) for setting in others}
     assert len(digests - {hash_json(base.identity)}) == len(others)
+
+
+def spoil_norm(folder: Path) -> None:
+    edit_tensors(folder / WEIGHTS, lambda tensors: tensors[NORM].fill_(float("nan")))
+
+
+def leave_out_norm(folder: Path) -> None:
+    edit_tensors(folder / WEIGHTS, lambda tensors: tensors.pop(NORM))
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def bring_code(folder: Path) -> None:
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    edit_json(folder / "config.json", **own)
 
 
 @pytest.mark.parametrize(
     ("damage", "answer"),
     [
-        ("nan", r"computes no numbers in torch.float32: its weights hold NaN"),
-        ("missing", r"1 of the weights that its config.json describes are not in its files"),
-        ("cut", r"has a .safetensors file that is damaged"),
-        ("pickled", r"has no safetensors weights, and pickled ones can run code"),
-        ("code", r"needs code of its own, which slimdown does not run"),
-        ("metadata", r"cannot be loaded: config.json is damaged; get it again"),
+        (spoil_norm, "computes no numbers in torch.float32: its weights hold NaN"),
+        (leave_out_norm, "1 of the weights that its config.json describes are not in its files"),
+        (lambda folder: os.truncate(folder / WEIGHTS, 1000), "file that is damaged"),
+        (pickle_weights, "has no safetensors weights, and pickled ones can run code"),
+        (bring_code, "needs code of its own, which slimdown does not run"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged; get it"),
     ],
 )
 def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
-    damage: str, answer: str, composed: Compose, tmp_path: Path
+    damage: Callable[[Path], object], answer: str, tmp_path: Path
 ) -> None:
     folder = copy_pocket(tmp_path / "requests-safetensors")  # no reason to blame the hub
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    if damage == "nan":
-        edit_weights(folder, lambda w: w["model.norm.weight"].fill_(float("nan")))
-    elif damage == "missing":
-        edit_weights(folder, lambda w: w.__delitem__("model.norm.weight"))
-    elif damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:1000])
-    elif damage == "pickled":
-        torch.save(load_file(weights), folder / "pytorch_model.bin")
-        weights.unlink()
-    elif damage == "metadata":
-        config.write_text("{")
-    else:
-        settings = json.loads(config.read_text()) | {"model_type": "mine"}
-        settings["auto_map"] = {"AutoConfig": "mine.Config"}
-        config.write_text(json.dumps(settings))
+    damage(folder)
     with pytest.raises(ModelError, match=answer) as refused:
-        load(composed, f"model.id={folder}", "quantization=none")
+        load_base(f"model.id={folder}", "quantization=none")
     assert "\n" not in str(refused.value)
 
 
@@ -180,26 +174,25 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
     ],
 )
 def test_a_config_asks_for_no_code_and_no_endless_model(
-    changes: dict[str, Any], answer: str, composed: Compose, tmp_path: Path
+    changes: dict[str, Any], answer: str, tmp_path: Path
 ) -> None:
-    file = copy_pocket(tmp_path / "model") / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    model = composed(f"model.id={tmp_path / 'model'}").model
+    edit_json(copy_pocket(tmp_path / "model") / "config.json", **changes)
+    model = compose_config(f"model.id={tmp_path / 'model'}").model
     with pytest.raises(ModelError, match=answer):
         load_outline(model)
     if isinstance(changes.get("attn_implementation"), str):
         load_outline(replace(model, args={"attn_implementation": "eager"}))
 
 
-def test_what_cannot_fit_or_is_not_there_is_refused(composed: Compose, monkeypatch: Patch) -> None:
+def test_what_cannot_fit_or_is_not_there_is_refused(monkeypatch: Patch) -> None:
     with pytest.raises(ModelError, match="hub does not answer"):
-        load(composed, "model.id=nobody/nothing")
+        load_base("model.id=nobody/nothing")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"model\.device=cuda: .*cpu"):
-        load(composed, "model.device=cuda")
+        load_base("model.device=cuda")
     monkeypatch.setattr("slimdown.models.base_model.free_memory", lambda device: 2**20)
     with pytest.raises(ModelError, match=r"0\.0 GiB .*quantization=nf4"):
-        load(composed)
+        load_base()
 
 
 def test_auto_takes_bfloat16_by_the_processors_instructions(monkeypatch: Patch) -> None:
@@ -216,12 +209,12 @@ def test_auto_takes_bfloat16_by_the_processors_instructions(monkeypatch: Patch) 
     assert pick_dtype(Dtype.auto, torch.device("mps")) == torch.float32
 
 
-def test_fixed_dtypes_leave_nothing_to_choose(composed: Compose) -> None:
-    config = composed("model.dtype=auto", "quantization.bnb_4bit_compute_dtype=auto")
+def test_fixed_dtypes_leave_nothing_to_choose() -> None:
+    config = compose_config("model.dtype=auto", "quantization.bnb_4bit_compute_dtype=auto")
     fixed = fix_dtypes(config)
     assert Dtype.auto not in (fixed.model.dtype, fixed.quantization.bnb_4bit_compute_dtype)
     assert fix_dtypes(fixed) == fixed
-    chosen = composed("model.dtype=float16", "quantization.bnb_4bit_compute_dtype=bfloat16")
+    chosen = compose_config("model.dtype=float16", "quantization.bnb_4bit_compute_dtype=bfloat16")
     assert fix_dtypes(chosen) == chosen
 
 
@@ -263,24 +256,15 @@ def test_a_system_without_unix_is_told_what_runs_there(tmp_path: Path) -> None:
 
 
 def test_errors_of_every_device_count_as_out_of_memory() -> None:
-    full = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()]
-    full.append(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"))
-    full.append(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
-    full.append(RuntimeError("Invalid buffer size: 9.27 GiB"))
+    texts = ["CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size: 9.27 GiB"]
+    texts.append("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+    full = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), *map(RuntimeError, texts)]
     assert all(map(is_out_of_memory, full))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
 @pytest.mark.hub
-def test_a_hub_model_is_named_by_its_commit_and_a_gated_one_is_told(composed: Compose) -> None:
-    base = load(composed, "model=smollm2")
+def test_a_hub_model_is_named_by_its_commit_and_brings_its_license() -> None:
+    base = load_base("model=smollm2")
     assert len(base.revision) == 40
     assert base.license == "apache-2.0"
-    quantization = composed().quantization
-    model = ModelConfig(id=base.id, revision="nowhere", dtype=Dtype.auto, device=Device.auto)
-    with pytest.raises(ModelError, match="no such branch"):
-        load_base_model(model, quantization)
-    with pytest.raises(ModelError, match="not on the hub"):
-        load_base_model(replace(model, id="nobody/nothing", revision="main"), quantization)
-    with pytest.raises(ModelError, match="is gated"):
-        load_base_model(replace(model, id="meta-llama/Llama-3.2-1B", revision="main"), quantization)

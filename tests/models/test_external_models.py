@@ -10,19 +10,30 @@ from typing import Any
 import peft
 import pytest
 import torch
-from builders import Compose, Patch, make_evaluation
+from builders import Patch, make_evaluation
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from model_files import edit_json, edit_tensors, load_base, open_tuned
+from record_builders import compose_config
+from safetensors.torch import load_file
 from tiny_models import logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from slimdown import pocket
 from slimdown.judging.findings import judge
-from slimdown.models.base_model import LoadedModel, load_base_model
-from slimdown.models.external import open_tuned_model
+from slimdown.models.base_model import LoadedModel
 from slimdown.tracking.run_files import render_model_card
 from slimdown.utils.errors import ConfigError, DataError, ModelError
+
+ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], object]:
+    return lambda folder: edit_json(folder / name, **changes)
+
+
+def overwrite(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
 
 
 def save_adapter(folder: Path, **settings: Any) -> Path:
@@ -35,48 +46,26 @@ def save_adapter(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def edit_json(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def edit_config(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edit_json(folder / "adapter_config.json", **changes)
-
-
-def break_config(text: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / "adapter_config.json").write_text(text)
-
-
-def open_it(composed: Compose, tuned: Path, *settings: str) -> tuple[LoadedModel, Any]:
-    config = composed(f"tuned={tuned}", *settings)
-    base = load_base_model(config.model, config.quantization)
-    return base, open_tuned_model(config, base)
-
-
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_adapters_answer_as_in_peft(quantization: str, composed: Compose, tmp_path: Path) -> None:
+def test_adapters_answer_as_in_peft(quantization: str, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter")
-    base, external = open_it(composed, folder, f"quantization={quantization}")
+    base, external = open_tuned(folder, f"quantization={quantization}")
     assert not external.learns_prompt
     before = logits_of(base.model)
     tuned = external.load()
-    config = composed(f"quantization={quantization}")
-    plain = load_base_model(config.model, config.quantization).model
+    plain = load_base(f"quantization={quantization}").model
     expected = logits_of(peft.PeftModel.from_pretrained(plain, str(folder)).eval())
     assert torch.equal(logits_of(tuned.model), expected)
     assert not torch.equal(expected, before)
     assert tuned.identity != base.identity
     assert tuned.id == str(folder)
     copied = Path(shutil.copytree(folder, tmp_path / "copy"))
-    assert open_it(composed, copied, f"quantization={quantization}")[1].load().identity == (
-        tuned.identity
-    )
+    _, external = open_tuned(copied, f"quantization={quantization}")
+    assert external.load().identity == tuned.identity
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
-def test_whole_models_replace_the_base(
-    quantization: str, composed: Compose, tmp_path: Path
-) -> None:
+def test_whole_models_replace_the_base(quantization: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
     model.lm_head.weight.data.mul_(1.5)
     model.save_pretrained(tmp_path)
@@ -84,23 +73,23 @@ def test_whole_models_replace_the_base(
     tokenizer.add_tokens(["<new>"])
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(tmp_path)
-    base, external = open_it(composed, tmp_path, f"quantization={quantization}")
+    base, external = open_tuned(tmp_path, f"quantization={quantization}")
     tuned = external.load()
     assert tuned.quantization == quantization
     if quantization == "none":
         assert torch.equal(logits_of(tuned.model), logits_of(model))
         for file in tmp_path.glob("tokenizer*"):  # only the model was saved: the base's is taken
             file.unlink()
-        base, external = open_it(composed, tmp_path, "quantization=none")
+        base, external = open_tuned(tmp_path, "quantization=none")
         assert external.load().tokenizer is base.tokenizer
     assert tuned.tokenizer.chat_template == base.tokenizer.chat_template
 
 
-def test_a_prompt_adapter_is_known_as_one(composed: Compose, tmp_path: Path) -> None:
+def test_a_prompt_adapter_is_known_as_one(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
     config = peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
     peft.get_peft_model(model, config).save_pretrained(tmp_path)
-    assert open_it(composed, tmp_path)[1].learns_prompt
+    assert open_tuned(tmp_path)[1].learns_prompt
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +125,13 @@ def trainers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("part", ["", "checkpoint-2"])
 def test_a_trainers_folder_is_read_with_all_that_lies_beside(
-    part: str, trainers_folder: Path, composed: Compose
+    part: str, trainers_folder: Path
 ) -> None:
     folder = trainers_folder / part
     names = {file.name for file in folder.iterdir()}
     assert {"trainer_state.json", "training_args.bin", "chat_template.jinja"} <= names
     assert ("optimizer.pt" in names) == bool(part)
-    base, external = open_it(composed, folder, "quantization=none")
+    base, external = open_tuned(folder, "quantization=none")
     before = logits_of(base.model)
     plain = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
     expected = logits_of(peft.PeftModel.from_pretrained(plain, str(folder)).eval())
@@ -151,14 +140,14 @@ def test_a_trainers_folder_is_read_with_all_that_lies_beside(
 
 
 def resize(folder: Path) -> None:
-    weights = load_file(folder / "adapter_model.safetensors")
-    grown = {name: torch.ones(w.shape[0], w.shape[1] + 8) for name, w in weights.items()}
-    save_file(grown, folder / "adapter_model.safetensors")
+    shapes = {name: tensor.shape for name, tensor in load_file(folder / WEIGHTS).items()}
+    grown = {name: torch.ones(rows, columns + 8) for name, (rows, columns) in shapes.items()}
+    edit_tensors(folder / WEIGHTS, lambda tensors: tensors.update(grown))
 
 
 def pickle_weights(folder: Path) -> None:
-    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
-    (folder / "adapter_model.safetensors").unlink()
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
 
 
 def break_tokenizer(folder: Path) -> None:
@@ -173,36 +162,35 @@ def break_tokenizer(folder: Path) -> None:
 
 
 def write_nan(folder: Path) -> None:
-    weights = load_file(folder / "adapter_model.safetensors")
-    next(iter(weights.values()))[0, 0] = float("nan")
-    save_file(weights, folder / "adapter_model.safetensors")
+    first = min(load_file(folder / WEIGHTS))
+    edit_tensors(folder / WEIGHTS, lambda tensors: tensors[first][0, 0].fill_(float("nan")))
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_pipe_instead_of_a_file_is_refused(name: str, composed: Compose, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [ADAPTER, WEIGHTS])
+def test_a_pipe_instead_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter")
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(ConfigError, match=f"tuned=.*{name}"):
-        composed(f"tuned={folder}")
+        compose_config(f"tuned={folder}")
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix"])
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
 def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
-    quantization: str, method: str, composed: Compose, tmp_path: Path
+    quantization: str, method: str, tmp_path: Path
 ) -> None:
     folder = save_adapter(tmp_path / "adapter")
-    assert composed(f"tuned={folder}").quantization.name == "none"
-    config = composed(f"quantization={quantization}", f"method={method}")
+    assert compose_config(f"tuned={folder}").quantization.name == "none"
+    config = compose_config(f"quantization={quantization}", f"method={method}")
     findings = judge(*(make_evaluation(pocket_math=scores) for scores in ([1, 0], [1, 1])))
     base = LoadedModel(None, None, "pocket:model", "float32")
     card = render_model_card(findings, config, base)
     (folder / "README.md").write_text(card)
-    assert composed(f"tuned={folder}").quantization.name == quantization
-    assert composed(f"tuned={folder}", "quantization=fp4").quantization.name == "fp4"
-    (folder / "adapter_config.json").rename(folder / "config.json")  # a merged model
-    assert composed(f"tuned={folder}").quantization.name == "none"
+    assert compose_config(f"tuned={folder}").quantization.name == quantization
+    assert compose_config(f"tuned={folder}", "quantization=fp4").quantization.name == "fp4"
+    (folder / ADAPTER).rename(folder / "config.json")  # a merged model
+    assert compose_config(f"tuned={folder}").quantization.name == "none"
 
 
 @pytest.mark.parametrize(
@@ -211,47 +199,44 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
         (resize, r"made on another base \(.* is \[4, \d+\] and should be \[4, \d+\]\)"),
         (pickle_weights, "has no safetensors weights, and pickled ones can run code"),
         (break_tokenizer, "has another tokenizer than pocket:model"),
-        (edit_config(peft_type="NOTHING"), "tuned=.* cannot be loaded"),
-        (break_config("{"), "adapter_config.json is damaged"),
-        (break_config("[]"), "adapter_config.json is damaged"),
-        (break_config("[" * 10**5), "adapter_config.json is damaged"),
+        (edit(ADAPTER, peft_type="NOTHING"), "tuned=.* cannot be loaded"),
+        (overwrite(ADAPTER, "{"), "adapter_config.json is damaged"),
+        (overwrite(ADAPTER, "[]"), "adapter_config.json is damaged"),
+        (overwrite(ADAPTER, "[" * 10**5), "adapter_config.json is damaged"),
         (write_nan, "its weights hold NaN or infinity"),
-        (edit_config(modules_to_save=["evil"]), "names 'evil'"),
-        (edit_config(task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
-        (edit_config(modules_to_save=["lm_head"]), "lm_head.weight is None and should be"),
-        (edit_config(rank_pattern={"q_proj": 0}), "tuned=.* cannot be loaded"),
-        (edit_config(alpha_pattern={"q_proj": "x"}), "tuned=.* cannot be loaded"),
+        (edit(ADAPTER, modules_to_save=["evil"]), "names 'evil'"),
+        (edit(ADAPTER, task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
+        (edit(ADAPTER, modules_to_save=["lm_head"]), "lm_head.weight is None and should be"),
+        (edit(ADAPTER, rank_pattern={"q_proj": 0}), "tuned=.* cannot be loaded"),
+        (edit(ADAPTER, alpha_pattern={"q_proj": "x"}), "tuned=.* cannot be loaded"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(
-    spoil: Callable[[Path], Any], answer: str, composed: Compose, tmp_path: Path
+    spoil: Callable[[Path], Any], answer: str, tmp_path: Path
 ) -> None:
     spoil(folder := save_adapter(tmp_path / "adapter"))
     with pytest.raises(ModelError, match=answer):
-        open_it(composed, folder)
+        open_tuned(folder)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"target_modules": "(([a-z._0-9]*)*)*!"},
-        {"rank_pattern": {"(.|.)*!": 4}},
-        {"exclude_modules": ".*" * 9 + "!"},
-    ],
-)
-def test_an_adapter_whose_patterns_do_not_end_is_refused_before_anything_is_measured(
-    settings: dict[str, Any], composed: Compose, tmp_path: Path, monkeypatch: Patch
+ENDLESS = [{"target_modules": "(([a-z._0-9]*)*)*!"}, {"rank_pattern": {"(.|.)*!": 4}}]
+ENDLESS.append({"exclude_modules": ".*" * 9 + "!"})
+
+
+@pytest.mark.parametrize("settings", ENDLESS)
+def test_patterns_of_an_adapter_that_do_not_end_are_refused_before_anything_is_measured(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("slimdown.utils.time_limit._MOST_SECONDS", 1.0)
-    edit_config(**settings)(folder := save_adapter(tmp_path / "adapter"))
+    edit(ADAPTER, **settings)(folder := save_adapter(tmp_path / "adapter"))
     with pytest.raises(DataError, match="matching its patterns does not end within 1 s"):
-        open_it(composed, folder)
+        open_tuned(folder)
 
 
-def test_a_dora_on_int8_is_refused_before_measuring(composed: Compose, tmp_path: Path) -> None:
-    edit_config(use_dora=True)(folder := save_adapter(tmp_path / "adapter"))
+def test_a_dora_on_int8_is_refused_before_measuring(tmp_path: Path) -> None:
+    edit(ADAPTER, use_dora=True)(folder := save_adapter(tmp_path / "adapter"))
     with pytest.raises(ModelError, match=r"DoRA.* int8 .*quantization"):
-        open_it(composed, folder, "quantization=int8")
+        open_tuned(folder, "quantization=int8")
 
 
 def save_whole(folder: Path) -> Path:
@@ -260,22 +245,13 @@ def save_whole(folder: Path) -> Path:
     return folder
 
 
-def change_whole(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edit_json(folder / "config.json", **changes)
-
-
 def edit_file(edit: Callable[[Path], object], number: int = 0) -> Callable[[Path], object]:
     return lambda folder: edit(sorted(folder.glob("*.safetensors"))[number])
 
 
-def overwrite(name: str, text: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(text)
-
-
 def resize_norm(file: Path) -> None:
-    tensors = load_file(file)
-    name = next(name for name in tensors if "layernorm" in name)
-    save_file(tensors | {name: torch.ones(7)}, file, {"format": "pt"})
+    name = next(name for name in load_file(file) if "layernorm" in name)
+    edit_tensors(file, lambda tensors: tensors.update({name: torch.ones(7)}))
 
 
 @pytest.mark.parametrize(
@@ -287,19 +263,22 @@ def resize_norm(file: Path) -> None:
         (edit_file(lambda file: os.truncate(file, 0)), "is damaged"),
         (edit_file(resize_norm), "has weights of other shapes than its"),
         (edit_file(lambda file: file.write_bytes(b"\xff" * 100)), "is damaged"),
-        (change_whole(model_type="gpt2"), "of the weights that its config"),
-        (change_whole(num_hidden_layers=9), "of the weights that its conf"),
-        (change_whole(quantization_config={"quant_method": "magic"}), "type, got magic"),
-        (change_whole(quantization_config=[1]), "cannot be loaded"),
-        (change_whole(quantization_config={"load_in_4bit": True}), "take quantization_config out"),
+        (edit("config.json", model_type="gpt2"), "of the weights that its config"),
+        (edit("config.json", num_hidden_layers=9), "of the weights that its conf"),
+        (edit("config.json", quantization_config={"quant_method": "magic"}), "type, got magic"),
+        (edit("config.json", quantization_config=[1]), "cannot be loaded"),
+        (
+            edit("config.json", quantization_config={"load_in_4bit": True}),
+            "take quantization_config out",
+        ),
         (overwrite("generation_config.json", "null"), r"generation_config\.json is damaged"),
         (overwrite("tokenizer.json", "[" * 10**5), r"tokenizer\.json is damaged"),
     ],
 )
 def test_a_damaged_whole_model_is_refused_before_anything_is_measured(
-    spoil: Callable[[Path], Any], answer: str, composed: Compose, tmp_path: Path
+    spoil: Callable[[Path], Any], answer: str, tmp_path: Path
 ) -> None:
     spoil(folder := save_whole(tmp_path / "whole"))
     with pytest.raises(ModelError, match=answer) as refused:
-        open_it(composed, folder, "quantization=none")
+        open_tuned(folder, "quantization=none")
     assert "\n" not in str(refused.value)

@@ -9,26 +9,27 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from builders import Compose, Patch
+from builders import Patch
+from model_files import open_tuned
+from record_builders import compose_config
 from tiny_models import logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
 from slimdown import pocket
-from slimdown.models.base_model import LoadedModel, load_base_model
-from slimdown.models.external import ExternalModel, open_tuned_model
 from slimdown.models.tuned_base import find_base
 from slimdown.tracking.resume import run_key
 from slimdown.utils.errors import ConfigError, ModelError
+
+FLOAT = "model.dtype=float32"
 
 
 def write_pocket(file: Path, kind: str = "F32", change: float = 1.0, **settings: Any) -> Path:
     """Write the embedded model, its last norm multiplied by `change`, as a GGUF file."""
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
     model.model.norm.weight.data.mul_(change)
-    return write_gguf(
-        model, AutoTokenizer.from_pretrained(pocket.MODEL_DIR), file, kind, **settings
-    )
+    tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    return write_gguf(model, tokenizer, file, kind, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pocket(tmp_path_factory.mktemp("gguf") / "pocket.gguf")
 
 
-def open_it(composed: Compose, file: Path, *settings: str) -> tuple[LoadedModel, ExternalModel]:
-    config = composed(f"tuned={file}", "model.dtype=float32", *settings)
-    base = load_base_model(config.model, config.quantization)
-    return base, open_tuned_model(config, base)
-
-
-def test_unrounded_weights_compute_the_folders_logits(composed: Compose, file: Path) -> None:
-    base, external = open_it(composed, file)
+def test_unrounded_weights_compute_the_folders_logits(file: Path) -> None:
+    base, external = open_tuned(file, FLOAT)
     expected = logits_of(base.model)
     tuned = external.load()
     assert tuned.id == str(file)
@@ -66,8 +61,8 @@ def round_blocks(weight: torch.Tensor, levels: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_rounded_weights_compute_as_by_hand(kind: str, composed: Compose, tmp_path: Path) -> None:
-    base, external = open_it(composed, write_pocket(tmp_path / "pocket.gguf", kind))
+def test_rounded_weights_compute_as_by_hand(kind: str, tmp_path: Path) -> None:
+    base, external = open_tuned(write_pocket(tmp_path / "pocket.gguf", kind), FLOAT)
     unrounded = logits_of(base.model)
     by_hand = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
     for name, weight in by_hand.named_parameters():
@@ -78,54 +73,42 @@ def test_rounded_weights_compute_as_by_hand(kind: str, composed: Compose, tmp_pa
     assert (logits - expected).abs().max() < 0.1 * (logits - unrounded).abs().max()
 
 
-def test_a_file_counts_by_its_content(composed: Compose, file: Path, tmp_path: Path) -> None:
+def test_a_file_counts_by_its_content(file: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(file, tmp_path / "other name.gguf"))
     other = write_pocket(tmp_path / "other.gguf", change=2.0)
     places = (file, copied, other)
-    identities = [open_it(composed, place)[1].load().identity for place in places]
+    identities = [open_tuned(place)[1].load().identity for place in places]
     assert identities[0] == identities[1] != identities[2]
-    keys = [run_key(composed(f"tuned={place}", "model=pocket")) for place in places]
+    keys = [run_key(compose_config(f"tuned={place}", "model=pocket")) for place in places]
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_base_in_a_gguf_file_counts_by_its_content(composed: Compose, tmp_path: Path) -> None:
+def test_a_base_in_a_gguf_file_counts_by_its_content(tmp_path: Path) -> None:
     settings = [f"model.id={tmp_path}", "model.args.gguf_file=base.gguf", "quantization=none"]
     shutil.copy(pocket.MODEL_DIR / "config.json", tmp_path)
     keys = []
     for change in (1.0, 2.0):
         write_pocket(tmp_path / "base.gguf", change=change)
-        keys.append(run_key(composed(*settings)))
+        keys.append(run_key(compose_config(*settings)))
     assert keys[0] != keys[1]
 
 
-def test_a_file_names_no_base(composed: Compose, file: Path) -> None:
-    tuned = composed(f"tuned={file}", "model=pocket").tuned_model
+def test_a_file_names_no_base(file: Path) -> None:
+    tuned = compose_config(f"tuned={file}", "model=pocket").tuned_model
     with pytest.raises(ModelError, match=r"tuned=.* base; .*model=OWNER/NAME"):
         find_base(tuned)
 
 
-def rewrite(file: Path, change: Callable[[Any], None]) -> None:
-    """Change a field of a file in place."""
-    reader = gguf.GGUFReader(file, "r+")
-    change(reader)
-
-
 def rename_architecture(file: Path) -> None:
-    def change(reader: Any) -> None:
-        field = reader.fields["general.architecture"]
-        field.parts[field.data[0]][:] = list(b"lIama")
-
-    rewrite(file, change)
+    field = gguf.GGUFReader(file, "r+").fields["general.architecture"]
+    field.parts[field.data[0]][:] = list(b"lIama")
 
 
 def swap_tokens(file: Path) -> None:
-    def change(reader: Any) -> None:
-        field = reader.fields["tokenizer.ggml.tokens"]
-        parts = [field.parts[i] for i in field.data]
-        first = next(i for i, p in enumerate(parts[300:], 300) if len(p) == len(parts[i + 1]))
-        parts[first][:] = parts[first + 1]
-
-    rewrite(file, change)
+    field = gguf.GGUFReader(file, "r+").fields["tokenizer.ggml.tokens"]
+    parts = [field.parts[i] for i in field.data]
+    first = next(i for i, p in enumerate(parts[300:], 300) if len(p) == len(parts[i + 1]))
+    parts[first][:] = parts[first + 1]
 
 
 @pytest.mark.parametrize(
@@ -139,17 +122,11 @@ def swap_tokens(file: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused_before_anything_is_measured(
-    spoil: Callable[[Path], None],
-    settings: list[str],
-    answer: str,
-    *,
-    composed: Compose,
-    file: Path,
-    tmp_path: Path,
+    spoil: Callable[[Path], None], settings: list[str], answer: str, *, file: Path, tmp_path: Path
 ) -> None:
     spoil(copied := Path(shutil.copy(file, tmp_path)))
     with pytest.raises(ModelError, match=answer) as refused:
-        open_it(composed, copied, *settings)
+        open_tuned(copied, *settings)
     assert "\n" not in str(refused.value)
 
 
@@ -190,20 +167,20 @@ NUMBERS, TEXT = (KINDS.ARRAY, KINDS.INT32), (KINDS.STRING, None)
     ],
 )
 def test_metadata_of_another_type_is_refused_in_one_line(
-    key: str, value: Any, kinds: Any, *, file: Path, tmp_path: Path, composed: Compose
+    key: str, value: Any, kinds: Any, *, file: Path, tmp_path: Path
 ) -> None:
     spoiled = retype(file, tmp_path / "model.gguf", key, value, kinds)
     with pytest.raises(
         ModelError, match=r"tuned=.* (damaged|cannot be loaded|vocabulary)"
     ) as refused:
-        open_it(composed, spoiled)
+        open_tuned(spoiled)
     assert "\n" not in str(refused.value)
 
 
-def test_a_part_of_a_model_is_always_refused(composed: Compose, file: Path, tmp_path: Path) -> None:
+def test_a_part_of_a_model_is_always_refused(file: Path, tmp_path: Path) -> None:
     part = shutil.copy(file, tmp_path / "model-00001-of-00002.gguf")
     with pytest.raises(ConfigError, match="one of 2 parts"):
-        composed(f"tuned={part}")
+        compose_config(f"tuned={part}")
     writer = gguf.GGUFWriter(renamed := tmp_path / "model.gguf", "llama")
     writer.add_uint16("split.count", 2)
     writer.add_token_list(["a"])
@@ -211,22 +188,22 @@ def test_a_part_of_a_model_is_always_refused(composed: Compose, file: Path, tmp_
     writer.write_kv_data_to_file()
     writer.close()
     with pytest.raises(ModelError, match="one of 2 parts"):
-        open_it(composed, renamed)
+        open_tuned(renamed)
 
 
 def test_what_is_no_gguf_file_is_refused_at_once(
-    composed: Compose, file: Path, tmp_path: Path, monkeypatch: Patch
+    file: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     other = tmp_path / "model.gguf"
     with pytest.raises(ConfigError, match=r"tuned=.*model.gguf: .*no such"):
-        composed(f"tuned={other}")
+        compose_config(f"tuned={other}")
     other.write_bytes(b"PK\3\4" * 9)
     with pytest.raises(ConfigError, match="is no GGUF file"):
-        composed(f"tuned={other}")
+        compose_config(f"tuned={other}")
     shutil.copy(file, other)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"lies beside adapter_config.json"):
-        composed(f"tuned={other}")
+        compose_config(f"tuned={other}")
     monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"package gguf; .*'.\[gguf\]'"):
-        composed(f"tuned={file}")
+        compose_config(f"tuned={file}")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Compose, Patch, slow
-from safetensors.torch import load_file, save_file
+from builders import Patch, slow
+from model_files import edit_json, edit_tensors
+from record_builders import compose_config
 from tiny_models import build_byte_tokenizer, build_tiny_model, logits_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -53,7 +54,7 @@ def pair(config: RunConfig) -> Interpolation:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_them(
-    dtype: torch.dtype, composed: Compose, tmp_path: Path
+    dtype: torch.dtype, tmp_path: Path
 ) -> None:
     folder = save_changed(tmp_path / "tuned", lambda model: model.to(dtype))
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -62,7 +63,7 @@ def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_t
     for name in ("trainer_state.json", "notes.txt", "training_args.bin"):  # stay where they are
         (folder / name).write_text("{}")
     base, tuned = load_plain(pocket.MODEL_DIR), load_plain(folder)
-    interpolation, step = pair(composed(f"tuned={folder}")), torch.finfo(dtype).eps
+    interpolation, step = pair(compose_config(f"tuned={folder}")), torch.finfo(dtype).eps
     for scale in (0.0, 0.5, 1.0, 1.5):
         (out := tmp_path / str(scale)).mkdir()
         interpolation.save(scale, out)
@@ -81,12 +82,13 @@ def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_t
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
-    quantization: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
+    quantization: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder = save_changed(tmp_path / "tuned")
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    config = composed(f"tuned={folder}", f"quantization={quantization}", "model.dtype=bfloat16")
+    settings = [f"tuned={folder}", f"quantization={quantization}", "model.dtype=bfloat16"]
+    config = compose_config(*settings)
     interpolation, base = pair(config), load_base_model(config.model, config.quantization)
     external = replace(interpolation.external, base=base)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
@@ -136,10 +138,10 @@ def untie(model: Any) -> None:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1.5)
 
 
-def test_tied_embeddings_meet_untied_ones(composed: Compose, tmp_path: Path) -> None:
+def test_tied_embeddings_meet_untied_ones(tmp_path: Path) -> None:
     folder = save_changed(tmp_path / "untied", untie)
     (out := tmp_path / "half").mkdir()
-    pair(composed(f"tuned={folder}")).save(0.5, out)
+    pair(compose_config(f"tuned={folder}")).save(0.5, out)
     shared = load_plain(pocket.MODEL_DIR).lm_head.weight.float()
     pairs = zip(load_plain(out).parameters(), load_plain(folder).parameters(), strict=True)
     tables = [(weight, after) for weight, after in pairs if weight.shape == shared.shape]
@@ -148,7 +150,7 @@ def test_tied_embeddings_meet_untied_ones(composed: Compose, tmp_path: Path) -> 
         assert torch.equal(weight, torch.lerp(shared, after.float(), 0.5).bfloat16())
     tied = save_changed(tmp_path / "tied")
     with pytest.raises(ModelError, match=r"the base .*lm_head\.weight"):
-        pair(composed(f"tuned={tied}", f"model.id={folder}", "quantization=none"))
+        pair(compose_config(f"tuned={tied}", f"model.id={folder}", "quantization=none"))
 
 
 def cut(model: Any) -> None:
@@ -176,25 +178,24 @@ QUANTIZED = {"quantization_config": {"quant_method": "fp8"}}
     ],
 )
 def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
-    change: Any, settings: dict[str, Any], answer: str, composed: Compose, tmp_path: Path
+    change: Any, settings: dict[str, Any], answer: str, tmp_path: Path
 ) -> None:
-    file = save_changed(tmp_path, change) / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    edit_json(save_changed(tmp_path, change) / "config.json", **settings)
     with pytest.raises(ModelError, match=answer):
-        pair(composed(f"tuned={tmp_path}", "quantization=none"))
+        pair(compose_config(f"tuned={tmp_path}", "quantization=none"))
 
 
 @pytest.mark.parametrize("owner", ["base", "tuned", "both"])
-def test_buffers_of_older_versions_stay(owner: str, composed: Compose, tmp_path: Path) -> None:
+def test_buffers_of_older_versions_stay(owner: str, tmp_path: Path) -> None:
     folders = [save_changed(tmp_path / "base"), save_changed(tmp_path / "tuned")]
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     for folder in folders if owner == "both" else [tmp_path / owner]:
         file = next(folder.glob("*.safetensors"))
-        save_file(load_file(file) | {name: torch.ones(4)}, file, {"format": "pt"})
+        edit_tensors(file, lambda tensors: tensors.update({name: torch.ones(4)}))
         if (index := folder / "model.safetensors.index.json").is_file():
             listed = json.loads(index.read_text())
             listed["weight_map"][name] = file.name
             index.write_text(json.dumps(listed))
     (out := tmp_path / "out").mkdir()
-    pair(composed(f"model.id={folders[0]}", f"tuned={folders[1]}")).save(0.5, out)
+    pair(compose_config(f"model.id={folders[0]}", f"tuned={folders[1]}")).save(0.5, out)
     assert torch.isfinite(logits_of(load_plain(out))).all()

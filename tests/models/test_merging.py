@@ -7,7 +7,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from builders import Compose, Patch, slow
+from builders import Patch, slow
+from model_files import load_base
+from record_builders import compose_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
@@ -38,13 +40,12 @@ def make_adapter(config: RunConfig, folder: Path) -> LoadedModel:
 
 @pytest.mark.parametrize(("method", "quantization"), [*QUICK, *slow(*SLOW)])
 def test_merged_logits_are_those_of_the_adapter_on_its_base(
-    method: str, quantization: str, composed: Compose, tmp_path: Path
+    method: str, quantization: str, tmp_path: Path
 ) -> None:
-    config = composed(f"method={method}", f"quantization={quantization}", "model.dtype=float32")
-    base = make_adapter(config, tmp_path / "adapter")
+    settings = [f"method={method}", f"quantization={quantization}", "model.dtype=float32"]
+    base = make_adapter(compose_config(*settings), tmp_path / "adapter")
     assert merge_adapter(base, tmp_path / "adapter", tmp_path / "merged") == "float32"
-    fresh = load_base_model(config.model, config.quantization)
-    adapted = load_adapter(fresh, tmp_path / "adapter")
+    adapted = load_adapter(load_base(*settings), tmp_path / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not getattr(merged.config, "quantization_config", None)
     with torch.no_grad():
@@ -52,9 +53,8 @@ def test_merged_logits_are_those_of_the_adapter_on_its_base(
     # int8 rounds what it multiplies, too
     tolerance = 1.0 if quantization == "int8" else 2e-3
     assert (logits - expected).abs().max() < tolerance
-    assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == (
-        base.tokenizer.get_vocab()
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.get_vocab() == base.tokenizer.get_vocab()
 
 
 # Where the LM head and the embeddings of the base are one tensor.
@@ -81,8 +81,8 @@ def make_plain_adapter(folder: Path, source: Any, **settings: Any) -> None:
     adapted.save_pretrained(folder)
 
 
-def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float, float]:
-    """Merge; return how far the adapter moved logits, and how far plain libraries then differ."""
+def check_merged(base: LoadedModel, folder: Path, source: Any) -> None:
+    """Merge an adapter that moves the logits far, and compare with plain libraries."""
     assert merge_adapter(base, folder / "adapter", folder / "merged", "float32") == "float32"
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -90,8 +90,8 @@ def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float,
         before = plain(input_ids=IDS).logits
         adapted = peft.PeftModel.from_pretrained(plain, str(folder / "adapter")).eval()
         expected, logits = adapted(input_ids=IDS).logits, merged(input_ids=IDS).logits
-    moved, distance = (float((expected - other).abs().max()) for other in (before, logits))
-    return moved, distance
+    assert (expected - before).abs().max() > 1
+    assert (expected - logits).abs().max() < 1e-3
 
 
 SLOW_TIED = {"head", "both alike", "dora"}
@@ -99,60 +99,46 @@ SLOW_TIED = {"head", "both alike", "dora"}
 
 @pytest.mark.parametrize("case", [*sorted(TIED.keys() - SLOW_TIED), *slow(*sorted(SLOW_TIED))])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_tied_weights_are_merged_right(case: str, composed: Compose, tmp_path: Path) -> None:
+def test_tied_weights_are_merged_right(case: str, tmp_path: Path) -> None:
     make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
-    config = composed("quantization=none")
-    base = load_base_model(config.model, config.quantization)
-    moved, distance = compare_merged(base, tmp_path, pocket.MODEL_DIR)
-    assert moved > 1
-    assert distance < 1e-3
+    check_merged(load_base("quantization=none"), tmp_path, pocket.MODEL_DIR)
 
 
 @pytest.mark.hub
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_real_tied_weights_are_merged(target: str, composed: Compose, tmp_path: Path) -> None:
-    config = composed("model=smollm2", "model.dtype=float32", "quantization=none")
-    base = load_base_model(config.model, config.quantization)
+def test_real_tied_weights_are_merged(target: str, tmp_path: Path) -> None:
+    base = load_base("model=smollm2", "model.dtype=float32", "quantization=none")
     make_plain_adapter(tmp_path / "adapter", base.files, target_modules=["q_proj", target])
-    moved, distance = compare_merged(base, tmp_path, base.files)
-    assert moved > 1
-    assert distance < 1e-3
+    check_merged(base, tmp_path, base.files)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
-    dtype: str, composed: Compose, tmp_path: Path
+    dtype: str, tmp_path: Path
 ) -> None:
     rows = {"lm_head": [5, 16, 47]}  # PEFT writes them into the embeddings, too
     make_plain_adapter(
         tmp_path, pocket.MODEL_DIR, target_modules=["q_proj"], trainable_token_indices=rows
     )
-    config = composed("quantization=none")
-    base = load_base_model(config.model, config.quantization)
+    base = load_base("quantization=none")
     with pytest.raises(ModelError, match=r"logits .*[\d.]+ away"):
         merge_adapter(base, tmp_path, tmp_path / "merged", dtype)
     assert not (tmp_path / "merged").exists()
 
 
-def test_what_no_weights_can_hold_is_not_merged(composed: Compose, tmp_path: Path) -> None:
-    config = composed("method=prefix")
-    base = load_base_model(config.model, config.quantization)
-    model = attach_adapter(base, config.method, config.lora, 0)
-    assert isinstance(model, peft.PeftModel)
-    save_adapter(model, base, tmp_path / "adapter")
-    fresh = load_base_model(config.model, config.quantization)
+def test_what_no_weights_can_hold_is_not_merged(tmp_path: Path) -> None:
+    base = make_adapter(compose_config("method=prefix"), tmp_path / "adapter")
     with pytest.raises(ModelError, match="cannot be merged"):
-        merge_adapter(fresh, tmp_path / "adapter", tmp_path / "merged")
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_memory_that_runs_out_while_merging_names_the_way_out(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """A GPU that holds four bits a parameter may not hold 32."""
-    config = composed()
-    base = make_adapter(config, tmp_path / "adapter")
+    base = make_adapter(compose_config(), tmp_path / "adapter")
 
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -162,10 +148,10 @@ def test_memory_that_runs_out_while_merging_names_the_way_out(
         merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
 
 
-def test_each_process_saves_an_adapter_alike(composed: Compose, tmp_path: Path) -> None:
+def test_each_process_saves_an_adapter_alike(tmp_path: Path) -> None:
     """PEFT holds modules as a set; a repeated run would not find its own adapter's answers."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-    config = composed(f"lora.target_modules=[{','.join(names)}]")
+    config = compose_config(f"lora.target_modules=[{','.join(names)}]")
     base = load_base_model(config.model, config.quantization)
     save_adapter(attach_adapter(base, config.method, config.lora, 0), base, tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())

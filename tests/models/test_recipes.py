@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Compose, slow
+from builders import slow
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from record_builders import compose_config
 from stock_harness import ask_harness
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM
@@ -61,6 +62,7 @@ ATTENTION = {
     "shared_intermediate_size": 48,
     "mamba_n_heads": 8,
 }
+CONVOLUTION = {"layer_types": ["conv", "full_attention"]}
 # The family, what makes it the recipe's architecture, and why prefixes are not shared, if not.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3_0.6b": ("qwen3", {}, ""),
@@ -68,16 +70,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3_1b": ("gemma3_text", {}, ""),
     "gemma3_4b": ("gemma3", {}, "Gemma3ForConditionalGeneration is not among the families"),
     "smollm3": ("smollm3", {}, ""),
-    "granite4_micro": (
-        "granitemoehybrid",
-        ATTENTION,
-        "GraniteMoeHybridForCausalLM is not among the families",
-    ),
-    "lfm2_1.2b": (
-        "lfm2",
-        {"layer_types": ["conv", "full_attention"]},
-        "Lfm2ForCausalLM is not among the families",
-    ),
+    "granite4_micro": ("granitemoehybrid", ATTENTION, "GraniteMoeHybridForCausalLM is not among"),
+    "lfm2_1.2b": ("lfm2", CONVOLUTION, "Lfm2ForCausalLM is not among the families"),
 }
 # One that shares prefixes, one that does not, and one of pictures.
 QUICK = ["smollm3", "lfm2_1.2b", "gemma3_4b"]
@@ -111,7 +105,7 @@ def save_model(recipe: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def compose_recipe(recipe: str, composed: Compose, folder: Path) -> RunConfig:
+def compose_recipe(recipe: str, folder: Path) -> RunConfig:
     """The recipe's settings on a tiny model of its architecture, and a few rows of one's own."""
     save_model(recipe, folder / "model")
     rows = [
@@ -119,20 +113,13 @@ def compose_recipe(recipe: str, composed: Compose, folder: Path) -> RunConfig:
         for i in range(1, 12)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows_settings = [f"path={folder}/rows.jsonl", "template=chat", "validation_examples=1"]
-    rows_settings += ["max_examples=8"]
-    return composed(
-        f"model={recipe}",
-        f"model.id={folder}/model",
-        "model.dtype=float32",
-        "model.device=cpu",
-        "quantization=none",
-        "dataset=[file]",
-        *(f"dataset.file.{setting}" for setting in rows_settings),
-        "train.max_steps=2",
-        "train.per_device_train_batch_size=8",
-        "evaluation.apply_chat_template=true",
-    )
+    settings = [f"model={recipe}", f"model.id={folder}/model", "model.dtype=float32"]
+    settings += ["model.device=cpu", "quantization=none", "evaluation.apply_chat_template=true"]
+    settings += ["dataset=[file]", f"dataset.file.path={folder}/rows.jsonl"]
+    settings += ["dataset.file.template=chat", "dataset.file.validation_examples=1"]
+    settings += ["dataset.file.max_examples=8"]
+    settings += ["train.max_steps=2", "train.per_device_train_batch_size=8"]
+    return compose_config(*settings)
 
 
 def ask(model: LoadedModel, config: RunConfig) -> dict[tuple[str, int], Any]:
@@ -148,9 +135,7 @@ def ask_stock(model: LoadedModel, config: RunConfig) -> dict[tuple[str, int], An
     switch, mark = config.evaluation.enable_thinking, config.evaluation.think_end_token
     variables: dict[str, Any] = {} if switch is None else {"enable_thinking": switch}
     template = str(model.tokenizer.chat_template)
-    if "strftime_now" in template:
-        day = {"chat_template": template.replace("strftime_now('%d %B %Y')", "'26 Jul 2024'")}
-        variables |= day
+    variables["chat_template"] = template.replace("strftime_now('%d %B %Y')", "'26 Jul 2024'")
     lm = HFLM(
         pretrained=model.model,
         tokenizer=model.tokenizer,
@@ -195,8 +180,8 @@ def train_by_trl(run: TrainingRun, folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("recipe", [*QUICK, *slow(*sorted(ARCHITECTURES.keys() - set(QUICK)))])
-def test_a_model_is_asked_before_and_after(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    config = compose_recipe(recipe, composed, tmp_path)
+def test_a_model_is_asked_before_and_after(recipe: str, tmp_path: Path) -> None:
+    config = compose_recipe(recipe, tmp_path)
     run = TrainingRun(config)
     reason = explain_no_sharing(run.base.model)
     assert reason.startswith(ARCHITECTURES[recipe][2])
@@ -216,8 +201,8 @@ def test_a_model_is_asked_before_and_after(recipe: str, composed: Compose, tmp_p
 
 
 @pytest.mark.parametrize("recipe", sorted(THINKING - set(SAME_AS)))
-def test_rows_are_written_as_questions(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    config = compose_recipe(recipe, composed, tmp_path)
+def test_rows_are_written_as_questions(recipe: str, tmp_path: Path) -> None:
+    config = compose_recipe(recipe, tmp_path)
     run = TrainingRun(config)
     row = run.data.parts[0].train[0]
     tokenizer = run.base.tokenizer
@@ -234,36 +219,30 @@ def test_rows_are_written_as_questions(recipe: str, composed: Compose, tmp_path:
 
 
 @pytest.mark.parametrize("recipe", [*ARCHITECTURES, *SAME_AS])
-def test_a_recipe_leaves_choices_open(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    plain = composed(f"model={recipe}")
-    assert list(plain.dataset) == ["alpaca_chat"]
+def test_a_recipe_leaves_choices_open(recipe: str, tmp_path: Path) -> None:
+    plain = compose_config(f"model={recipe}")
     assert plain.dataset["alpaca_chat"].template == "chat"
     assert plain.evaluation.apply_chat_template == "auto"
     off = (False, "</think>") if recipe in THINKING else (None, None)
     assert (plain.evaluation.enable_thinking, plain.evaluation.think_end_token) == off
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    chosen = composed(
-        f"model={recipe}",
-        "dataset=[file]",
-        f"dataset.file.path={tmp_path}/rows.jsonl",
-        "benchmark=[arc_easy]",
-        "lora=mlp",
-        "lora.r=4",
-        "evaluation.apply_chat_template=false",
-    )
+    choices = ["dataset=[file]", f"dataset.file.path={tmp_path}/rows.jsonl", "benchmark=[arc_easy]"]
+    choices += ["lora=mlp", "lora.r=4", "evaluation.apply_chat_template=false"]
+    chosen = compose_config(f"model={recipe}", *choices)
     assert (list(chosen.dataset), list(chosen.benchmark)) == (["file"], ["arc_easy"])
     assert (chosen.lora.r, chosen.lora.target_modules[0]) == (4, "gate_proj")
     assert chosen.evaluation.apply_chat_template is False
-    settings, chat = flatten(plain), flatten(composed(f"model={recipe}", "suite=chat"))
     same = ("dataset.", "lora.", "train.", "evaluation.enable", "evaluation.think")
-    assert {k: v for k, v in chat.items() if k.startswith(same)} == {
-        k: v for k, v in settings.items() if k.startswith(same)
-    }
+    kept = [
+        {key: value for key, value in flatten(config).items() if key.startswith(same)}
+        for config in (plain, compose_config(f"model={recipe}", "suite=chat"))
+    ]
+    assert kept[0] == kept[1]
 
 
-def test_plain_prompts_switch_no_thinking_off(composed: Compose, tmp_path: Path) -> None:
+def test_plain_prompts_switch_no_thinking_off(tmp_path: Path) -> None:
     """Where no answer is generated, or rows are texts, nothing goes through the template."""
-    config = compose_recipe("qwen3_0.6b", composed, tmp_path)
+    config = compose_recipe("qwen3_0.6b", tmp_path)
     evaluation = replace(config.evaluation, apply_chat_template="auto")
     tokenizer = TrainingRun(config).base.tokenizer
     plain, _ = choose_prompts(evaluation, tokenizer, uses_template=False)

@@ -1,6 +1,5 @@
 """What a model's files have it served by is read, and every difference is named."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -10,13 +9,11 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from builders import Compose
+from model_files import edit_json, open_tuned
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
 from slimdown.config.schema import TunedModelConfig
-from slimdown.models.base_model import load_base_model
-from slimdown.models.external import open_tuned_model
 from slimdown.models.serving_settings import Serving, compare_serving, read_serving
 from slimdown.pocket import MODEL_DIR
 
@@ -27,9 +24,9 @@ OTHER = TEMPLATE.replace("role }}:", "role }} says:")
 @pytest.fixture
 def chatty(tmp_path: Path) -> Path:
     """The embedded model with a chat template, in a folder of its own."""
-    shutil.copytree(MODEL_DIR, tmp_path / "chatty")
-    (tmp_path / "chatty" / "chat_template.jinja").write_text(TEMPLATE)
-    return tmp_path / "chatty"
+    folder = Path(shutil.copytree(MODEL_DIR, tmp_path / "chatty"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
 
 
 def write(folder: Path, file: Path, template: str = TEMPLATE, **settings: Any) -> Path:
@@ -45,10 +42,6 @@ def read(place: Path) -> Serving:
     serving = read_serving(config, config.folder or place)
     assert serving
     return serving
-
-
-def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_a_folder_and_its_gguf_file_are_served_alike(chatty: Path, tmp_path: Path) -> None:
@@ -76,9 +69,9 @@ def test_what_a_gguf_file_says_otherwise_is_named(
 
 
 def test_a_folder_without_its_stop_token_is_named(chatty: Path, tmp_path: Path) -> None:
-    edit(chatty / "generation_config.json", eos_token_id=[2, 5])
+    edit_json(chatty / "generation_config.json", eos_token_id=[2, 5])
     folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
-    edit(folder / "generation_config.json", eos_token_id=2)
+    edit_json(folder / "generation_config.json", eos_token_id=2)
     other = AutoTokenizer.from_pretrained(chatty).convert_ids_to_tokens(5)
     [line] = compare_serving(read(folder), read(chatty), "the base")
     ends = ", ".join(sorted([other, "<|eos|>"]))
@@ -86,8 +79,8 @@ def test_a_folder_without_its_stop_token_is_named(chatty: Path, tmp_path: Path) 
     [line] = compare_serving(read(chatty), read(folder), "the base")
     assert line == f"ends an answer at {ends}; the base at <|eos|>"
     (folder / "generation_config.json").unlink()
-    edit(folder / "config.json", eos_token_id=None)
-    edit(folder / "tokenizer_config.json", eos_token=None)
+    edit_json(folder / "config.json", eos_token_id=None)
+    edit_json(folder / "tokenizer_config.json", eos_token=None)
     [line] = compare_serving(read(folder), read(chatty), "the base")
     assert line.endswith(f" {other}, <|eos|>")
 
@@ -107,49 +100,43 @@ def test_other_rules_of_bos_are_named() -> None:
 
 
 def test_settings_of_generation_that_change_a_greedy_answer_are_named_and_asked_for_alone(
-    composed: Compose, chatty: Path, tmp_path: Path
+    chatty: Path, tmp_path: Path
 ) -> None:
     """They take no part where the model is asked as the base; what draws answers never does."""
     folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
-    edit(folder / "generation_config.json", repetition_penalty=1.0, temperature=0.6, top_p=0.9)
+    file = folder / "generation_config.json"
+    edit_json(file, repetition_penalty=1.0, temperature=0.6, top_p=0.9)
     assert compare_serving(read(folder), read(chatty), "the base") == []
-    edit(folder / "generation_config.json", repetition_penalty=3.0, suppress_tokens=[*range(20)])
+    changed = {"repetition_penalty": 3.0, "suppress_tokens": [*range(20)]}
+    edit_json(file, **changed)
     penalty, suppressed = compare_serving(read(folder), read(chatty), "the base")
     assert "repetition_penalty=3.0;" in penalty
     assert "suppress_tokens=[0, 1," in suppressed
     assert "19" not in suppressed  # a long list is cut
-    config = composed(f"tuned={folder}", f"model.id={chatty}", "quantization=none")
-    base = load_base_model(config.model, config.quantization)
+    base, external = open_tuned(folder, f"model.id={chatty}", "quantization=none")
     settings = base.model.generation_config.to_dict()
-    external = open_tuned_model(config, base)
     tuned = external.load()
     assert tuned.model.generation_config.to_dict() == settings
     assert tuned.rules.generation == {}
     served = external.serve(tuned)
-    assert served.rules.generation == {
-        "repetition_penalty": 3.0,
-        "suppress_tokens": [*range(20)],
-    }
+    assert served.rules.generation == changed
     assert served.identity != tuned.identity
 
 
-def test_files_without_a_tokenizer_say_nothing(composed: Compose, tmp_path: Path) -> None:
+def test_files_without_a_tokenizer_say_nothing(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(MODEL_DIR).save_pretrained(tmp_path)
-    config = composed(f"tuned={tmp_path}", "quantization=none")
-    base = load_base_model(config.model, config.quantization)
-    external = open_tuned_model(config, base)
+    _, external = open_tuned(tmp_path, "quantization=none")
     assert external.serving is None
     assert external.differences == []
 
 
 def test_a_model_that_is_compared_ends_at_its_stops_and_the_bases(
-    composed: Compose, chatty: Path, tmp_path: Path
+    chatty: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(chatty, tmp_path / "tuned"))
-    edit(folder / "generation_config.json", eos_token_id=5)
-    edit(folder / "tokenizer_config.json", eos_token="<|pad|>")
-    config = composed(f"tuned={folder}", f"model.id={chatty}", "quantization=none")
-    external = open_tuned_model(config, load_base_model(config.model, config.quantization))
+    edit_json(folder / "generation_config.json", eos_token_id=5)
+    edit_json(folder / "tokenizer_config.json", eos_token="<|pad|>")
+    _, external = open_tuned(folder, f"model.id={chatty}", "quantization=none")
     tuned = external.load()
     assert tuned.rules.stops == (0, 2, 5)
     assert tuned.tokenizer.eos_token == "<|eos|>"

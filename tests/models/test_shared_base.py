@@ -7,21 +7,18 @@ import peft
 import pytest
 import torch
 import transformers
-from builders import Compose, Patch
+from builders import Patch
 from commands_and_runs import find_runs, succeed
 from mlflow import MlflowClient
+from model_files import load_base
+from record_builders import compose_config
 from tiny_models import logits_of
 
 from slimdown import pocket
 from slimdown.config.schema import RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.models.adapters import attach_adapter, save_adapter
-from slimdown.models.base_model import (
-    LoadedModel,
-    load_base_model,
-    load_base_tokenizer,
-    load_outline,
-)
+from slimdown.models.base_model import LoadedModel, load_base_tokenizer, load_outline
 from slimdown.models.external import open_tuned_model
 from slimdown.models.shared_base import SharedBase
 from slimdown.tracking.run_reader import find_run, read_evaluations
@@ -80,9 +77,9 @@ def loads(monkeypatch: Patch) -> list[str]:
     [*((kind, "none") for kind in KINDS), ("lora", "nf4"), ("ia3", "nf4"), ("prompt", "nf4")],
 )
 def test_a_base_that_is_kept_answers_as_a_fresh_one(
-    kind: str, quantization: str, composed: Compose, tmp_path: Path, loads: list[str]
+    kind: str, quantization: str, tmp_path: Path, loads: list[str]
 ) -> None:
-    config = composed(f"tuned={save_kind(kind, tmp_path)}", f"quantization={quantization}")
+    config = compose_config(f"tuned={save_kind(kind, tmp_path)}", f"quantization={quantization}")
     loads.clear()
     shared = SharedBase()
     base = load_shared(shared, config)
@@ -98,21 +95,19 @@ def test_a_base_that_is_kept_answers_as_a_fresh_one(
 
 
 def test_other_settings_and_methods_of_our_own_load_a_base_anew(
-    composed: Compose, tmp_path: Path, loads: list[str]
+    tmp_path: Path, loads: list[str]
 ) -> None:
-    config = composed(f"tuned={save_kind('lora', tmp_path / 'lora')}")
+    save_kind("lora", tmp_path / "lora")
     shared = SharedBase()
     for settings in (["quantization=none"], ["quantization=nf4"], ["model.dtype=bfloat16"]):
         loads.clear()
-        config = composed(f"tuned={tmp_path / 'lora'}", *settings)
+        config = compose_config(f"tuned={tmp_path / 'lora'}", *settings)
         base = load_shared(shared, config)
         assert len(loads) == 1
         shared.keep_base_of(open_tuned_model(config, base).load())
-    method = composed("method=bottleneck").method
-    own = load_base_model(config.model, config.quantization)
-    model = attach_adapter(own, method, config.lora, 0)
-    save_adapter(model, own, tmp_path / "own")
-    config = composed(f"tuned={tmp_path / 'own'}", "model.dtype=bfloat16")
+    own, method = load_base(), compose_config("method=bottleneck").method
+    save_adapter(attach_adapter(own, method, config.lora, 0), own, tmp_path / "own")
+    config = compose_config(f"tuned={tmp_path / 'own'}", "model.dtype=bfloat16")
     base = load_shared(shared, config)
     shared.keep_base_of(open_tuned_model(config, base).load())
     loads.clear()

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import peft
@@ -13,13 +14,15 @@ import pytest
 import torch
 import transformers
 import trl
-from builders import Compose, Patch, slow
+from builders import Patch, slow
 from commands_and_runs import SMALL
+from record_builders import compose_config
 from tiny_models import build_byte_tokenizer, build_tiny_model
-from training_run import TrainingRun
+from training_run import prepare_run
 
 import slimdown
 from slimdown.config.engines import ENGINES, Engine
+from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
@@ -39,10 +42,10 @@ from slimdown.utils.errors import ModelError
     reason="where Triton is installed, TRL's own loss needs a GPU",
 )
 @pytest.mark.parametrize("completion_only", [True, False])
-def test_steps_are_those_of_trl(completion_only: bool, composed: Compose, tmp_path: Path) -> None:
+def test_steps_are_those_of_trl(completion_only: bool, tmp_path: Path) -> None:
     settings = ["train.max_steps=4", "quantization=none", "train.gradient_accumulation_steps=2"]
     only = f"train.completion_only_loss={str(completion_only).lower()}"
-    run = TrainingRun(composed(*SMALL, *settings, only))
+    run = prepare_run(*SMALL, *settings, only)
     assert run.rows.is_padding_free
     _, result = run.train(tmp_path / "ours")
     trainer = run.build_trl_trainer(tmp_path / "trl")
@@ -66,9 +69,8 @@ def test_steps_are_those_of_trl(completion_only: bool, composed: Compose, tmp_pa
     assert result.train_loss == pytest.approx(sum(run.losses) / 4)
 
 
-def test_measuring_before_leaves_training_as_it_is(composed: Compose, tmp_path: Path) -> None:
-    config = composed(*SMALL, "train.max_steps=3", "lora.lora_dropout=0.1")
-    quiet = TrainingRun(config)
+def test_measuring_before_leaves_training_as_it_is(tmp_path: Path) -> None:
+    quiet = prepare_run(*SMALL, "train.max_steps=3", "lora.lora_dropout=0.1")
     measured = quiet.repeat()
     ids = torch.arange(40)[None]
     with eval_mode(measured.base.model):
@@ -85,10 +87,9 @@ def test_measuring_before_leaves_training_as_it_is(composed: Compose, tmp_path: 
 
 
 @pytest.mark.parametrize("method", ["lora", "last_layer quantization=none", *slow("prefix")])
-def test_a_killed_training_goes_on(method: str, composed: Compose, tmp_path: Path) -> None:
-    settings = [f"method={method}".split()[0], *method.split()[1:], "lora.lora_dropout=0.1"]
-    config = composed(*SMALL, *settings, "train.max_steps=4", "train.checkpoint_minutes=1e-6")
-    whole = TrainingRun(config)
+def test_a_killed_training_goes_on(method: str, tmp_path: Path) -> None:
+    settings = [*f"method={method}".split(), "lora.lora_dropout=0.1"]
+    whole = prepare_run(*SMALL, *settings, "train.max_steps=4", "train.checkpoint_minutes=1e-6")
     killed, resumed = whole.repeat(), whole.repeat()
     _, result = whole.train(tmp_path / "whole")
     killed.train_until(tmp_path / "b", 3)
@@ -99,19 +100,16 @@ def test_a_killed_training_goes_on(method: str, composed: Compose, tmp_path: Pat
     assert again.tokens == result.tokens
 
 
-def test_a_loss_that_is_no_number_ends_a_training(composed: Compose, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_a_training(tmp_path: Path) -> None:
     settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.max_grad_norm=1e30"]
-    run = TrainingRun(composed(*SMALL, "train.max_steps=9", *settings))
+    run = prepare_run(*SMALL, "train.max_steps=9", *settings)
     with pytest.raises(ModelError, match=r"(nan|inf) in float32.*train\.learning_rate"):
         run.train(tmp_path)
 
 
-def test_launchers_turn_no_autocast_on(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_launchers_turn_no_autocast_on(tmp_path: Path, monkeypatch: Patch) -> None:
     """`accelerate launch` passes the precision of its config on in the environment."""
-    config = composed(*SMALL, "train.max_steps=3", "quantization=none")
-    plain = TrainingRun(config)
+    plain = prepare_run(*SMALL, "train.max_steps=3", "quantization=none")
     launched = plain.repeat()
     plain.train(tmp_path / "a")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -119,8 +117,8 @@ def test_launchers_turn_no_autocast_on(
     assert launched.losses == plain.losses
 
 
-def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base(composed: Compose) -> None:
-    base = TrainingRun(composed(*SMALL, "quantization=int8")).base  # is prepared
+def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base() -> None:
+    base = prepare_run(*SMALL, "quantization=int8").base  # is prepared
     layers = [m for m in base.model.modules() if getattr(m, "state", None) is not None]
     held = [layer.state.CB for layer in layers if layer.state.CB is not None]
     weights = {layer.weight.data_ptr() for layer in layers}
@@ -131,9 +129,9 @@ def test_a_copy_for_the_trial_shares_the_weights_of_an_8_bit_base(composed: Comp
 
 
 @pytest.mark.parametrize("engine", Engine)
-def test_a_scaler_may_skip_a_step(engine: Engine, composed: Compose) -> None:
+def test_a_scaler_may_skip_a_step(engine: Engine) -> None:
     """Unsloth's trainer has one in float16; a gradient beyond it is none to end a training for."""
-    config = replace(composed(*SMALL).train, engine=engine)
+    config = replace(compose_config(*SMALL).train, engine=engine)
     callback = sft.TrainingCallback(config, "float16", lambda log: None, lambda *done: None)
     ends = pytest.raises(ModelError, match="grad_norm is inf")
     with nullcontext() if ENGINES[engine].skips_steps else ends:
@@ -142,11 +140,12 @@ def test_a_scaler_may_skip_a_step(engine: Engine, composed: Compose) -> None:
         callback.log_step(2, 9, {"loss": float("nan"), "grad_norm": 1.0})
 
 
-def test_float16_holds_gradients(composed: Compose, tmp_path: Path, monkeypatch: Patch) -> None:
-    run = TrainingRun(composed(*SMALL, "model.dtype=float16", "quantization=none"))
+def test_float16_holds_gradients(tmp_path: Path, monkeypatch: Patch) -> None:
+    run = prepare_run(*SMALL, "model.dtype=float16", "quantization=none")
     rows = replace(run.rows, is_padding_free=False)
 
-    def gradients(model: Any) -> torch.Tensor:
+    def compute_gradients(dtype: torch.dtype) -> torch.Tensor:
+        model = run.repeat().base.model.to(dtype)
         torch.manual_seed(0)
         shape = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
         adapted = peft.get_peft_model(model, shape).train()
@@ -156,12 +155,10 @@ def test_float16_holds_gradients(composed: Compose, tmp_path: Path, monkeypatch:
         loss.backward()
         return torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])
 
-    config = run.config
-    exact = gradients(load_base_model(config.model, config.quantization).model.float())
-    half = gradients(load_base_model(config.model, config.quantization).model)
+    exact, half = compute_gradients(torch.float32), compute_gradients(torch.float16)
     assert (half - exact).norm() < 0.01 * exact.norm()
     monkeypatch.setattr(sft, "_GRADIENT_SCALE", 1.0)
-    lost = gradients(load_base_model(config.model, config.quantization).model)
+    lost = compute_gradients(torch.float16)
     assert (lost - exact).norm() > 0.1 * exact.norm()
 
 
@@ -170,12 +167,14 @@ def make_base(model: Any, dtype: str = "float32") -> LoadedModel:
     return LoadedModel(model, build_byte_tokenizer(), "tiny", dtype, n_parameters=1)
 
 
-def prepare_tiny(model: Any, composed: Compose, dtype: str = "float32") -> TokenizedRows:
-    settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
-    config = composed(*SMALL, *settings)
-    base = make_base(model, dtype)
+def prepare_rows(base: LoadedModel, config: RunConfig) -> TokenizedRows:
     data = load_training_data(config.dataset, base.tokenizer, config.seed)
     return prepare_training(base, data, config)
+
+
+def prepare_tiny(model: Any, dtype: str = "float32") -> TokenizedRows:
+    settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
+    return prepare_rows(make_base(model, dtype), compose_config(*SMALL, *settings))
 
 
 DOGE_WORKS = pytest.mark.skipif(
@@ -185,11 +184,11 @@ DOGE_WORKS = pytest.mark.skipif(
 
 
 @DOGE_WORKS
-def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Compose) -> None:
+def test_a_mask_that_is_more_than_causal_keeps_its_padding() -> None:
     model = build_tiny_model("doge", keep_window_size=4, router_aux_loss_coef=0.0)
     for layer in model.model.layers:  # what decides which keys its dynamic mask drops
         torch.nn.init.normal_(layer.self_attn.A, std=2.0)
-    prepared = prepare_tiny(model, composed)
+    prepared = prepare_tiny(model)
     assert not prepared.is_padding_free
     assert any("pads its rows" in note for note in prepared.notes)
 
@@ -204,18 +203,18 @@ def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Compose) ->
     ],
 )
 def test_rounding_in_half_precision_hides_no_row_that_another_changes(
-    family: str, changes: dict[str, Any], composed: Compose
+    family: str, changes: dict[str, Any]
 ) -> None:
     model = build_tiny_model(family, **changes)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if name.endswith("self_attn.A"):
             torch.nn.init.normal_(parameter, std=0.5)
-    assert not prepare_tiny(model.bfloat16(), composed, "bfloat16").is_padding_free
-    assert prepare_tiny(build_tiny_model("llama").bfloat16(), composed, "bfloat16").is_padding_free
+    assert not prepare_tiny(model.bfloat16(), "bfloat16").is_padding_free
+    assert prepare_tiny(build_tiny_model("llama").bfloat16(), "bfloat16").is_padding_free
 
 
-def test_a_head_that_changes_logits_trains_on_them(composed: Compose, tmp_path: Path) -> None:
+def test_a_head_that_changes_logits_trains_on_them(tmp_path: Path) -> None:
     class Scaled(transformers.LlamaForCausalLM):
         def forward(self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
             outputs = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
@@ -224,10 +223,10 @@ def test_a_head_that_changes_logits_trains_on_them(composed: Compose, tmp_path: 
 
     model = build_tiny_model("llama")
     model.__class__ = Scaled
-    prepared = prepare_tiny(model, composed)
+    prepared = prepare_tiny(model)
     two = prepared.train.select(range(2))
     rows = replace(prepared, train=two, is_padding_free=False)
-    config = composed(*SMALL, "train.max_length=128")
+    config = compose_config(*SMALL, "train.max_length=128")
     shape = peft.LoraConfig(r=4, target_modules="all-linear")
     adapted = peft.get_peft_model(model, shape).eval()
     trainer = sft.build_trainer(adapted, build_byte_tokenizer(), rows, config, tmp_path)
@@ -241,22 +240,12 @@ def test_a_head_that_changes_logits_trains_on_them(composed: Compose, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma3_text", *slow("qwen3", "gpt2", "granite", "cohere")]
-)
-def test_families_train_with_their_own_loss(family: str, composed: Compose) -> None:
-    settings = {"sliding_window": 16} if family == "gemma3_text" else {}
-    model = build_tiny_model(family, **settings)
-    assert prepare_tiny(model, composed).train
-
-
-@pytest.mark.parametrize(
     "method", ["last_layer quantization=none", *slow("lora", "bottleneck", "prefix")]
 )
 def test_a_training_that_has_ended_is_not_made_again(
-    method: str, composed: Compose, tmp_path: Path, monkeypatch: Patch
+    method: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    config = composed(*SMALL, *f"method={method}".split(), "train.max_steps=3")
-    whole = TrainingRun(config)
+    whole = prepare_run(*SMALL, *f"method={method}".split(), "train.max_steps=3")
     killed, again = whole.repeat(), whole.repeat()
     tuned, result = whole.train(tmp_path / "whole")
 
@@ -274,12 +263,11 @@ def test_a_training_that_has_ended_is_not_made_again(
     assert taken.identity == tuned.identity
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
+@pytest.mark.parametrize("number", [SIGTERM, *slow(SIGINT)])
 def test_a_signal_ends_a_training_when_its_step_is_kept(
-    number: signal.Signals, composed: Compose, tmp_path: Path
+    number: signal.Signals, tmp_path: Path
 ) -> None:
-    config = composed(*SMALL, "train.max_steps=4", "train.checkpoint_minutes=10")
-    whole = TrainingRun(config)
+    whole = prepare_run(*SMALL, "train.max_steps=4", "train.checkpoint_minutes=10")
     killed, again = whole.repeat(), whole.repeat()
     whole.train(tmp_path / "whole")
 
@@ -287,9 +275,8 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
         if log.step == 2:
             os.kill(os.getpid(), number)
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for handled in before:  # as `slimdown run` has them
-        signal.signal(handled, signal.default_int_handler)
+    # as `slimdown run` has them
+    before = {n: signal.signal(n, signal.default_int_handler) for n in (SIGINT, SIGTERM)}
     try:
         with pytest.raises(KeyboardInterrupt):
             killed.train(tmp_path / "b", stop)
@@ -305,13 +292,12 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
 
 
 @pytest.mark.parametrize("family", ["mixtral", *slow("qwen3_moe")])
-def test_experts_are_trained_and_judged(family: str, composed: Compose, tmp_path: Path) -> None:
+def test_experts_are_trained_and_judged(family: str, tmp_path: Path) -> None:
     settings = ["quantization=none", "lora.target_modules=[q_proj,v_proj]", "train.max_length=128"]
     settings += ["model.dtype=float32", "evaluation.apply_chat_template=false"]
-    config = composed(*SMALL, *settings, "train.max_steps=2")
+    config = compose_config(*SMALL, *settings, "train.max_steps=2")
     base = make_base(build_tiny_model(family, router_aux_loss_coef=0.02))
-    data = load_training_data(config.dataset, base.tokenizer, config.seed)
-    rows = prepare_training(base, data, config)
+    rows = prepare_rows(base, config)
     evaluator = Evaluator(load_tasks({"cs": config.benchmark["pocket_cs"]}), config.evaluation)
     before = evaluator.evaluate(base)
     progress: Any = lambda *done: None  # noqa: E731

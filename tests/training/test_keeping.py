@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from builders import Compose, Patch
+from builders import Patch
 from commands_and_runs import SMALL_IN_FLOAT as SMALL
 from peft import LoraConfig, get_peft_model
+from record_builders import compose_config
 from tiny_models import TEMPLATE, save_chatty_pocket
-from training_run import TrainingRun
+from training_run import TrainingRun, prepare_run
 
 from slimdown.config.mitigation import Mitigation
 from slimdown.judging.findings import Findings
@@ -29,7 +30,8 @@ from slimdown.training.padding_free import attention_within_rows
 from slimdown.training.sft import build_trainer
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
-WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
+WRITES = ["keep=self_replay", "keep.max_tokens=24"]
+WRITTEN = [*WRITES, "keep.share=0.1"]
 GENERAL = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.1"]
 GENERAL += ["keep.dataset=pocket_replay"]
 DIALOGUES = ["model.id=chatty", "keep=dialogues", "keep.share=0.2", "keep.max_tokens=24"]
@@ -51,17 +53,26 @@ def read_labels(rows: Any) -> list[list[int]]:
     return [list(labels) for labels in rows["labels"]]
 
 
-def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed: Compose) -> None:
-    alone = TrainingRun(composed(*SMALL))
-    mixed = TrainingRun(composed(*SMALL, *GENERAL, "keep.share=0.2"))
+def list_added(run: TrainingRun) -> list[Any]:
+    """The general rows, which are the last of those that are trained on."""
+    return list(run.rows.train)[64:]
+
+
+def read_dialogues(run: TrainingRun) -> list[Any]:
+    return [json.loads(line) for line in run.rows.written.splitlines()]
+
+
+def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation() -> None:
+    alone = prepare_run(*SMALL)
+    mixed = prepare_run(*SMALL, *GENERAL, "keep.share=0.2")
     assert (len(alone.rows.train), len(mixed.rows.train)) == (64, 64 + 16)
     assert read_labels(mixed.rows.train)[:64] == read_labels(alone.rows.train)
     assert read_labels(mixed.rows.validation) == read_labels(alone.rows.validation)
 
 
-def test_a_distance_on_general_rows_leaves_the_rows_as_they_are(composed: Compose) -> None:
-    plain = TrainingRun(composed(*SMALL, *GENERAL))
-    near = TrainingRun(composed(*SMALL, *GENERAL, "keep.weight=1"))
+def test_a_distance_on_general_rows_leaves_the_rows_as_they_are() -> None:
+    plain = prepare_run(*SMALL, *GENERAL)
+    near = prepare_run(*SMALL, *GENERAL, "keep.weight=1")
     assert list(near.rows.train["input_ids"]) == list(plain.rows.train["input_ids"])
     n_replayed = near.rows.n_added
     assert n_replayed == 7
@@ -72,8 +83,8 @@ def test_a_distance_on_general_rows_leaves_the_rows_as_they_are(composed: Compos
     assert read_labels(near.rows.validation) == read_labels(plain.rows.validation)
 
 
-def test_the_base_writes_rows_once_and_alike(composed: Compose, cache: Path) -> None:
-    config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
+def test_the_base_writes_rows_once_and_alike(cache: Path) -> None:
+    config = compose_config(*SMALL, *WRITES, "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
     written = json.loads(file.read_text())
@@ -86,19 +97,17 @@ def test_the_base_writes_rows_once_and_alike(composed: Compose, cache: Path) -> 
     assert len({tuple(row["input_ids"]) for row in written}) > 12
     file.unlink()
     assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
-    seed = TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=1"))
+    seed = prepare_run(*SMALL, *WRITES, "seed=1")
     rows = [row["input_ids"] for row in written]
-    assert [row["input_ids"] for row in seed.rows.train][64:] == rows  # whatever the seed
+    assert [row["input_ids"] for row in list_added(seed)] == rows  # whatever the seed
     assert list(cache.iterdir()) == [file]
-    TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=23"))
+    prepare_run(*SMALL, "keep=self_replay", "keep.max_tokens=23")
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b'[{"input_ids": [1, 2', b"\0\0"])
-def test_a_damaged_file_of_rows_is_written_anew(
-    content: bytes, composed: Compose, cache: Path
-) -> None:
-    config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
+def test_a_damaged_file_of_rows_is_written_anew(content: bytes, cache: Path) -> None:
+    config = compose_config(*SMALL, *WRITES, "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
     written = file.read_bytes()
@@ -107,13 +116,11 @@ def test_a_damaged_file_of_rows_is_written_anew(
     assert file.read_bytes() == written
 
 
-def test_the_base_continues_prompts_and_they_are_rows(composed: Compose, tmp_path: Path) -> None:
+def test_the_base_continues_prompts_and_they_are_rows(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Question: How"}\n{"prompt": "A list"}\n')
-    settings = [f"keep.prompts={prompts}", "keep.share=0.1"]
-    settings += ["keep.max_tokens=9", "keep.weight=null"]
-    run = TrainingRun(composed(*SMALL, "keep=self_replay", *settings))
-    rows = list(run.rows.train)[64:]
+    run = prepare_run(*SMALL, *WRITTEN, f"keep.prompts={prompts}", "keep.weight=null")
+    rows = list_added(run)
     assert len(rows) == 7
     texts = [run.base.tokenizer.decode(row["input_ids"]) for row in rows]
     assert texts[0].startswith("Question: How")
@@ -123,20 +130,20 @@ def test_the_base_continues_prompts_and_they_are_rows(composed: Compose, tmp_pat
         assert row["labels"][n_prompt:] == row["input_ids"][n_prompt:] != []
 
 
-def test_no_row_is_the_end_alone(composed: Compose) -> None:
-    run = TrainingRun(composed(*SMALL))
+def test_no_row_is_the_end_alone() -> None:
+    run = prepare_run(*SMALL)
     ends = list(range(2, 2 + run.base.model.config.vocab_size // 2))  # every other text begins so
     run.base.model.generation_config.eos_token_id = ends
-    rows = run.prepare(composed(*SMALL, "keep=self_replay", "keep.max_tokens=25"))
+    rows = run.prepare(compose_config(*SMALL, "keep=self_replay", "keep.max_tokens=25"))
     assert len(rows.train) == 64 + 16
     assert "16 of 16" in rows.notes[-1]
     assert not {mark_labels(row["labels"])[1] for row in list(rows.train)[64:]} & set(ends)
 
 
-def test_a_base_that_writes_nothing_is_one_line(composed: Compose, tmp_path: Path) -> None:
+def test_a_base_that_writes_nothing_is_one_line(tmp_path: Path) -> None:
     (file := tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "longer than a row " * 500}))
-    run = TrainingRun(composed(*SMALL))
-    config = composed(*SMALL, "keep=self_replay", f"keep.prompts={file}")
+    run = prepare_run(*SMALL)
+    config = compose_config(*SMALL, "keep=self_replay", f"keep.prompts={file}")
     with pytest.raises(DataError, match=r"train\.max_length=.*keep\.prompts"):
         run.prepare(config)
 
@@ -164,19 +171,19 @@ CHATTY = ["model.id=chatty", "dataset.pocket_instructions.template=chat"]
 @pytest.mark.parametrize("whole", [[], ["method=full", "quantization=none"]], ids=str)
 @pytest.mark.usefixtures("chatty")
 def test_keep_auto_is_answers_among_conversations_or_the_named_rows(
-    auto: list[str], becomes: list[str], whole: list[str], composed: Compose
+    auto: list[str], becomes: list[str], whole: list[str]
 ) -> None:
     """Where no base is beside what is trained, there is no distance from it."""
     Path("p.jsonl").write_text('{"prompt": "How many?"}')
     weight = ["keep.weight=null"] if whole else []
-    inputs = read_inputs(composed(*SMALL, *whole, "keep=auto", *auto))
-    assert inputs.config.keep == composed(*SMALL, *whole, *becomes, *weight).keep
+    inputs = read_inputs(compose_config(*SMALL, *whole, "keep=auto", *auto))
+    assert inputs.config.keep == compose_config(*SMALL, *whole, *becomes, *weight).keep
     assert any("keep=auto" in note for note in inputs.notes)
 
 
 @pytest.mark.usefixtures("chatty")
-def test_what_keep_auto_becomes_goes_with_the_other_settings(composed: Compose) -> None:
-    config = composed(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
+def test_what_keep_auto_becomes_goes_with_the_other_settings() -> None:
+    config = compose_config(*SMALL, "keep=auto", "train.args.neftune_noise_alpha=5")
     with pytest.raises(ConfigError, match="keep=self_replay, its noise"):
         read_inputs(config)
 
@@ -190,11 +197,10 @@ def test_slimdowns_messages_are_of_all_kinds_from_the_first_on() -> None:
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_messages_once_and_they_are_rows(composed: Compose, cache: Path) -> None:
-    run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
+def test_the_base_answers_messages_once_and_they_are_rows(cache: Path) -> None:
+    run = prepare_run(*SMALL, *DIALOGUES, "keep.weight=null")
     tokenizer, [file] = run.base.tokenizer, cache.iterdir()
-    written, rows = json.loads(file.read_text()), list(run.rows.train)[64:]
-    shown = [json.loads(line) for line in run.rows.written.splitlines()]
+    written, rows, shown = json.loads(file.read_text()), list_added(run), read_dialogues(run)
     assert 8 < len(rows) == len(shown) == len(written) <= 16
     messages = [json.loads(line)["prompt"] for line in MESSAGES.read_text().splitlines()]
     answered = [dialogue["messages"][0]["content"] for dialogue in shown]
@@ -211,52 +217,38 @@ def test_the_base_answers_messages_once_and_they_are_rows(composed: Compose, cac
         assert tokenizer.decode(answer, skip_special_tokens=True).strip() == assistant["content"]
         assert dialogue["is_cut"] or answer[-1] == tokenizer.eos_token_id
     assert f"dialogues: {len(rows)} of 16" in run.rows.notes[-1]
-    seed = TrainingRun(composed(*SMALL, *DIALOGUES, "seed=1")).rows
-    assert [row["input_ids"] for row in seed.train][64:] == [row["input_ids"] for row in rows]
-    assert list(cache.iterdir()) == [file]
     file.unlink()
-    again = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null")).rows
-    assert list(again.train)[64:] == rows
-    short = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.max_tokens=2")).rows
-    assert len(list(cache.iterdir())) == 2
-    shown = [json.loads(line) for line in short.written.splitlines()]
-    n_cut = sum(dialogue["is_cut"] for dialogue in shown)
-    assert n_cut > 0
-    assert f"; {n_cut} ({n_cut / len(shown):.0%}) are" in short.notes[-1]
+    assert list_added(prepare_run(*SMALL, *DIALOGUES, "keep.weight=null")) == rows
+    short = prepare_run(*SMALL, *DIALOGUES, "keep.max_tokens=2")
+    is_cut = [dialogue["is_cut"] for dialogue in read_dialogues(short)]
+    assert any(is_cut)
+    assert f"; {sum(is_cut)} ({sum(is_cut) / len(is_cut):.0%}) are" in short.rows.notes[-1]
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_your_messages_in_turn(composed: Compose, cache: Path) -> None:
+def test_the_base_answers_your_messages_in_turn(cache: Path) -> None:
     messages = ["How many cups are there?", "Name a colour."]
     lines = [json.dumps({"prompt": message}) for message in messages]
     Path("p.jsonl").write_text("\n".join(lines))
     settings = ["keep.prompts=p.jsonl", "keep.temperature=1", "keep.weight=null"]
-    config = composed(*SMALL, *DIALOGUES, *settings)
-    run = TrainingRun(config)
-    shown = [json.loads(line)["messages"] for line in run.rows.written.splitlines()]
+    run = prepare_run(*SMALL, *DIALOGUES, *settings)
+    shown = [dialogue["messages"] for dialogue in read_dialogues(run)]
     assert [user["content"] for user, _ in shown] == (messages * 8)[: len(shown)]
     assert len({assistant["content"] for _, assistant in shown}) > 8  # drawn anew
-    for row, (user, assistant) in zip(list(run.rows.train)[64:], shown, strict=True):
-        n_prompt = row["labels"].count(IGNORED)
-        prompt = run.base.tokenizer.decode(row["input_ids"][:n_prompt])
-        assert prompt.endswith(f"user: {user['content']}\nassistant:")
-        answer = run.base.tokenizer.decode(row["labels"][n_prompt:], skip_special_tokens=True)
-        assert answer.strip() == assistant["content"]
-    TrainingRun(composed(*SMALL, *DIALOGUES, "keep.weight=null"))
+    prepare_run(*SMALL, *DIALOGUES, "keep.weight=null")
     assert len(list(cache.iterdir())) == 2
     Path("p.jsonl").write_text('{"text": "no prompt"}')
-    [problem] = config.keep.find_file_problems()
+    [problem] = run.config.keep.find_file_problems()
     assert problem.startswith("keep.prompts=p.jsonl: row 1:")
 
 
 @pytest.mark.usefixtures("chatty")
-def test_the_base_answers_as_it_answers_a_user(composed: Compose) -> None:
+def test_the_base_answers_as_it_answers_a_user() -> None:
     """So cold that nothing is drawn, an answer is transformers' own."""
     cold = ["keep.temperature=1e-4", "keep.max_tokens=12"]
-    run = TrainingRun(composed(*SMALL, *DIALOGUES, *cold, "model.dtype=float32"))
+    run = prepare_run(*SMALL, *DIALOGUES, *cold, "model.dtype=float32")
     model, tokenizer = run.base.model.eval(), run.base.tokenizer
-    [row, *_] = list(run.rows.train)[64:]
-    _, answer = json.loads(run.rows.written.splitlines()[0])["messages"]
+    row, (_, answer) = list_added(run)[0], read_dialogues(run)[0]["messages"]
     prompt = torch.tensor([row["input_ids"][: row["labels"].count(IGNORED)]])
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
     out = model.generate(prompt, do_sample=False, max_new_tokens=12, min_new_tokens=1, **ends)
@@ -265,40 +257,23 @@ def test_the_base_answers_as_it_answers_a_user(composed: Compose) -> None:
 
 
 @pytest.mark.usefixtures("chatty")
-def test_dialogues_think_where_the_model_is_asked_to(composed: Compose) -> None:
+def test_dialogues_think_where_the_model_is_asked_to() -> None:
     switched = TEMPLATE + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
     Path("chatty/chat_template.jinja").write_text(switched)
     for thinks in (True, False):
         switch = [f"evaluation.enable_thinking={str(thinks).lower()}"]
         switch.append("evaluation.think_end_token='</think>'")
-        run = TrainingRun(composed(*SMALL, *DIALOGUES, "keep.max_tokens=4", *switch))
-        for row in list(run.rows.train)[64:]:
+        run = prepare_run(*SMALL, *DIALOGUES, "keep.max_tokens=4", *switch)
+        for row in list_added(run):
             prompt = row["input_ids"][: row["labels"].count(IGNORED)]
             ending = "assistant:<think>" if thinks else "assistant:"
             assert run.base.tokenizer.decode(prompt).endswith(ending)
 
 
 @pytest.mark.usefixtures("chatty")
-def test_dialogues_need_a_template(composed: Compose) -> None:
+def test_dialogues_need_a_template() -> None:
     with pytest.raises(ModelError, match=r"keep=dialogues: .*template.*keep=self_replay"):
-        read_inputs(composed(*SMALL, "keep=dialogues"))
-
-
-@pytest.mark.usefixtures("chatty")
-def test_a_killed_training_goes_on_with_the_dialogues_that_it_had(
-    composed: Compose, cache: Path, tmp_path: Path
-) -> None:
-    steps = ["train.max_steps=4", "train.checkpoint_minutes=1e-6"]
-    config = composed(*SMALL, *DIALOGUES, *steps)
-    whole = TrainingRun(config)
-    _, result = whole.train(tmp_path / "whole")
-    TrainingRun(config).train_until(tmp_path / "b", 3)
-    for file in cache.iterdir():  # on another machine
-        file.unlink()
-    resumed = TrainingRun(config)
-    _, again = resumed.train(tmp_path / "b")
-    assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
-    assert again.validation_loss_after == pytest.approx(result.validation_loss_after, rel=1e-5)
+        read_inputs(compose_config(*SMALL, "keep=dialogues"))
 
 
 def test_the_distance_leaves_the_target_out() -> None:
@@ -341,10 +316,10 @@ def test_the_distance_keeps_no_probabilities_for_its_gradient() -> None:
 )
 @pytest.mark.usefixtures("chatty")
 def test_replayed_rows_can_keep_the_model_near_its_base(
-    rows_of: list[str], is_padding_free: bool, composed: Compose, tmp_path: Path
+    rows_of: list[str], is_padding_free: bool, tmp_path: Path
 ) -> None:
     keep = [*rows_of, "keep.weight=2"]
-    config = composed(*SMALL, *keep, "lora.lora_dropout=0")
+    config = compose_config(*SMALL, *keep, "lora.lora_dropout=0")
     run = TrainingRun(config)
     model = attach_adapter(run.base, config.method, config.lora, config.seed)
     for name, parameter in model.named_parameters():
@@ -383,8 +358,8 @@ def test_replayed_rows_can_keep_the_model_near_its_base(
     assert n_tokens[0] < n_tokens[1]
 
 
-def test_a_base_is_compared_without_its_dropout(composed: Compose, tmp_path: Path) -> None:
-    config = composed(*SMALL, *GENERAL, "keep.weight=1e-12")
+def test_a_base_is_compared_without_its_dropout(tmp_path: Path) -> None:
+    config = compose_config(*SMALL, *GENERAL, "keep.weight=1e-12")
     run = TrainingRun(config)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
     shape = transformers.GPT2Config(vocab_size=len(run.base.tokenizer), **sizes, resid_pdrop=0.5)
@@ -403,8 +378,7 @@ def test_a_base_is_compared_without_its_dropout(composed: Compose, tmp_path: Pat
 
 def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
     """Watch a training as a run does; after one step, spoil its weights."""
-    config = run.config
-    watcher = build_watcher(config)
+    watcher = build_watcher(run.config)
     watcher.measure_base(run.base)
     look = watcher.on_step_end
 
@@ -419,20 +393,20 @@ def watch(run: TrainingRun, wrecked: int = 0) -> WatchingCallback:
     return watcher
 
 
-def test_a_training_ends_at_its_last_good_look(composed: Compose, tmp_path: Path) -> None:
+def test_a_training_ends_at_its_last_good_look(tmp_path: Path) -> None:
     """The training that ends by itself at the step that is kept has the same weights."""
-    settings = ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
+    settings = [setting for setting in SMALL if not setting.startswith("benchmark.")]
+    settings += ["train.stop_on_forgetting=true", "train.look_steps=2", "train.look_questions=24"]
     settings += ["train.learning_rate=1e-5", "train.lr_scheduler_type=constant"]
     settings.append("evaluation.apply_chat_template=false")
     settings.append("benchmark=[pocket_cs,pocket_commonsense]")
     for name in ("pocket_cs", "pocket_commonsense"):
         settings += [f"benchmark.{name}.max_loss=0.1", f"benchmark.{name}.limit=24"]
-    few = [setting for setting in SMALL if not setting.startswith("benchmark.")]
-    run = TrainingRun(composed(*few, *settings, "train.max_steps=6"))
+    run = prepare_run(*settings, "train.max_steps=6")
     tuned, result = run.train(tmp_path / "a", watcher=watch(run, wrecked=3))
     assert re.search(r"\b10\b.* step 2\b", result.stopped)
     assert (result.steps, len(result.history)) == (2, 4)
-    short = TrainingRun(composed(*few, *settings, "train.max_steps=2"), run)
+    short = TrainingRun(compose_config(*settings, "train.max_steps=2"), run)
     expected = short.train(tmp_path / "b")[0].model.state_dict()
     for name, weight in tuned.model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
@@ -447,19 +421,18 @@ def test_a_training_ends_at_its_last_good_look(composed: Compose, tmp_path: Path
 
 @pytest.mark.parametrize("is_by_p_right", [False, True])
 def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
-    is_by_p_right: bool, composed: Compose, tmp_path: Path
+    is_by_p_right: bool, tmp_path: Path
 ) -> None:
     settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
+    settings += ["train.max_steps=2", "lora.lora_dropout=0.1"]
     settings.append("evaluation.apply_chat_template=false")
-    if is_by_p_right:
-        settings.append("benchmark.pocket_cs.metric=p_right")
-    config = composed(*SMALL, *settings, "train.max_steps=2", "lora.lora_dropout=0.1")
-    plain = TrainingRun(config)
+    settings += ["benchmark.pocket_cs.metric=p_right"] if is_by_p_right else []
+    plain = prepare_run(*SMALL, *settings)
     watched = plain.repeat()
     plain.train(tmp_path / "plain")
     seen: list[Findings] = []
 
-    watcher = build_watcher(config)
+    watcher = build_watcher(plain.config)
     watcher.report_look = lambda findings, state: seen.append(findings)
     base = watcher.measure_base(watched.base)
     watched.train(tmp_path / "b", watcher=watcher)

@@ -3,21 +3,21 @@
 from pathlib import Path
 
 import pytest
-from builders import Compose
 from commands_and_runs import SMALL
-from training_run import TrainingRun
+from record_builders import compose_config
+from training_run import prepare_run
 
 from slimdown.config.refused_options import needs_libraries
 from slimdown.training.options import check_options
 from slimdown.utils.errors import ModelError
 
 
-def test_packed_rows_are_the_same_rows_in_fewer_places(composed: Compose, tmp_path: Path) -> None:
+def test_packed_rows_are_the_same_rows_in_fewer_places(tmp_path: Path) -> None:
     few = ["dataset.pocket_instructions.max_examples=24", *SMALL[1:]]
     settings = [*few, "train.max_steps=1", "train.per_device_train_batch_size=24"]
     runs = {}
     for option in ("packing=false", "packing=true", "neftune_noise_alpha=5"):
-        runs[option] = run = TrainingRun(composed(*settings, f"train.args.{option}"))
+        runs[option] = run = prepare_run(*settings, f"train.args.{option}")
         _, result = run.train(tmp_path / option)
         runs[option] = (len(run.rows.train), run.losses, result)
     n_rows, losses, plain = runs["packing=false"]
@@ -31,9 +31,9 @@ def test_packed_rows_are_the_same_rows_in_fewer_places(composed: Compose, tmp_pa
     assert noisy.validation_loss_before == pytest.approx(plain.validation_loss_before, rel=1e-5)
 
 
-def test_lora_options_reach_the_adapter(composed: Compose, tmp_path: Path) -> None:
+def test_lora_options_reach_the_adapter(tmp_path: Path) -> None:
     chosen = ["lora.args.layers_to_transform=[1]", "lora.args.use_rslora=true"]
-    run = TrainingRun(composed(*SMALL, *chosen, "train.max_steps=1"))
+    run = prepare_run(*SMALL, *chosen, "train.max_steps=1")
     tuned, _ = run.train(tmp_path)
     adapted = [name for name, p in tuned.model.named_parameters() if p.requires_grad]
     assert adapted
@@ -50,13 +50,15 @@ def test_lora_options_reach_the_adapter(composed: Compose, tmp_path: Path) -> No
         ("train.args.lr_scheduler_kwargs.foo=1", "unexpected keyword argument 'foo'"),
         ("train.args.dataloader_persistent_workers=true", "num_workers"),
         ("train.args.activation_offloading=true", "cannot train"),
+        ("lora.target_modules=[lm_head]", "cannot train pocket:model here: .*lm_head"),
+        ("train.optim=grokadamw", "cannot train pocket:model here: .*grokadamw"),
     ],
 )
-def test_options_that_cannot_be_honoured_are_named(
-    settings: str, answer: str, composed: Compose, tmp_path: Path
+def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
+    settings: str, answer: str
 ) -> None:
     with pytest.raises(ModelError, match=answer):
-        TrainingRun(composed(*SMALL, *settings.split())).train(tmp_path)
+        prepare_run(*SMALL, *settings.split())
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,8 @@ def test_options_that_cannot_be_honoured_are_named(
         ("lora.args.rank_patern={q_proj:2}", "did you mean lora.args.rank_pattern?"),
     ],
 )
-def test_a_wrong_name_or_type_is_told(setting: str, answer: str, composed: Compose) -> None:
-    config = composed(setting)
+def test_a_wrong_name_or_type_is_told(setting: str, answer: str) -> None:
+    config = compose_config(setting)
     assert needs_libraries(config)
     [problem] = check_options(config)
     assert answer in problem
@@ -96,10 +98,10 @@ def test_a_wrong_name_or_type_is_told(setting: str, answer: str, composed: Compo
         "train.lr_scheduler_type=cosine_with_restarts train.args.lr_scheduler_kwargs.num_cycles=2",
     ],
 )
-def test_right_options_are_handed_on(settings: str, composed: Compose) -> None:
-    assert not list(check_options(composed(*settings.split())))
+def test_right_options_are_handed_on(settings: str) -> None:
+    assert not list(check_options(compose_config(*settings.split())))
 
 
-def test_a_run_without_options_imports_no_library_to_check_them(composed: Compose) -> None:
-    assert not needs_libraries(composed())
-    assert not needs_libraries(composed("tuned=pocket:model"))
+def test_a_run_without_options_imports_no_library_to_check_them() -> None:
+    assert not needs_libraries(compose_config())
+    assert not needs_libraries(compose_config("tuned=pocket:model"))

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import torch
 import trl
-from builders import Compose
 from commands_and_runs import find_runs, run_command
 from mlflow import MlflowClient
 from peft import PeftModel
+from record_builders import compose_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.scripts.sft import main, make_parser
@@ -109,13 +109,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     ids=["fsdp2-whole", "fsdp2-lora", "fsdp2-4bit", "zero3-whole", "zero3-lora"],
 )
 def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
-    sharding: str,
-    settings: list[str],
-    quantization: str,
-    *,
-    composed: Compose,
-    store: MlflowClient,
-    tmp_path: Path,
+    sharding: str, settings: list[str], quantization: str, *, store: MlflowClient, tmp_path: Path
 ) -> None:
     tuned = train_in_shards(tmp_path / "sharded", sharding, *settings)
     alone = train_alone(tmp_path / "alone", *settings)
@@ -134,7 +128,7 @@ def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
         for model in ("base", "tuned")
     )
 
-    config = composed(f"quantization={quantization}")
+    config = compose_config(f"quantization={quantization}")
     if settings:
         plain = load_base_model(config.model, config.quantization).model
         plain = PeftModel.from_pretrained(plain, str(tuned)).eval()

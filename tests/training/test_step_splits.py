@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from record_builders import Compose
-from training_run import TrainingRun
+from record_builders import compose_config
+from training_run import prepare_run
 
 from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import load_outline
@@ -30,8 +30,8 @@ def choose(config: RunConfig, card_bytes: float | None) -> Forwards:
     return choose_forwards(config, outline, torch.float32, ROWS, most)
 
 
-def test_less_memory_makes_smaller_forwards_and_the_same_step(composed: Compose) -> None:
-    config = composed("train.gradient_accumulation_steps=2")
+def test_less_memory_makes_smaller_forwards_and_the_same_step() -> None:
+    config = compose_config("train.gradient_accumulation_steps=2")
     assert choose(config, None) == Forwards(8, 2, checkpoints=False)
     most = estimate(config, Forwards(8, 2, checkpoints=False), 179)
     assert estimate(config, Forwards(1, 16, checkpoints=True), 179) < most
@@ -46,8 +46,8 @@ def test_less_memory_makes_smaller_forwards_and_the_same_step(composed: Compose)
         assert forwards == smallest or estimate(config, forwards, 179) <= share * most
 
 
-def test_a_step_as_it_was_set_leaves_all_settings(composed: Compose) -> None:
-    config = composed("train.per_device_eval_batch_size=64")
+def test_a_step_as_it_was_set_leaves_all_settings() -> None:
+    config = compose_config("train.per_device_eval_batch_size=64")
     set_ = choose(config, None)
     assert not set_.differ_from(config.train)
     assert apply_forwards(config, set_) == (config, "")
@@ -61,20 +61,20 @@ def test_a_step_as_it_was_set_leaves_all_settings(composed: Compose) -> None:
 
 
 @pytest.mark.parametrize("is_set", [True, False])
-def test_what_was_set_about_checkpointing_stays(is_set: bool, composed: Compose) -> None:
-    config = composed(f"train.gradient_checkpointing={str(is_set).lower()}")
+def test_what_was_set_about_checkpointing_stays(is_set: bool) -> None:
+    config = compose_config(f"train.gradient_checkpointing={str(is_set).lower()}")
     assert {choose(config, card).checkpoints for card in (None, 10**12, 1)} == {is_set}
 
 
-def test_a_method_without_checkpointing_gets_none(composed: Compose) -> None:
-    assert choose(composed("method=prefix"), 1) == Forwards(1, 8, checkpoints=False)
+def test_a_method_without_checkpointing_gets_none() -> None:
+    assert choose(compose_config("method=prefix"), 1) == Forwards(1, 8, checkpoints=False)
 
 
 @pytest.mark.parametrize(
     "keep", [[], ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]], ids=str
 )
-def test_split_steps_are_the_same_step(keep: list[str], composed: Compose, tmp_path: Path) -> None:
-    whole = TrainingRun(composed(*SMALL, *keep))
+def test_split_steps_are_the_same_step(keep: list[str], tmp_path: Path) -> None:
+    whole = prepare_run(*SMALL, *keep)
     split = whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
     _, result = split.train(tmp_path / "split", forwards=Forwards(2, 4, checkpoints=True))
@@ -85,10 +85,8 @@ def test_split_steps_are_the_same_step(keep: list[str], composed: Compose, tmp_p
     assert result.forwards.startswith("4 forwards of 2 ")
 
 
-def test_a_run_that_goes_on_with_other_forwards_takes_the_same_steps(
-    composed: Compose, tmp_path: Path
-) -> None:
-    whole = TrainingRun(composed(*SMALL, "train.checkpoint_minutes=1e-9"))
+def test_a_run_that_goes_on_with_other_forwards_takes_the_same_steps(tmp_path: Path) -> None:
+    whole = prepare_run(*SMALL, "train.checkpoint_minutes=1e-9")
     begun, resumed = whole.repeat(), whole.repeat()
     whole.train(tmp_path / "whole")
     begun.train_until(tmp_path / "split", 2, forwards=Forwards(2, 4, checkpoints=False))

@@ -3,12 +3,12 @@
 import json
 from dataclasses import replace
 from importlib.resources import files
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Compose, Patch
+from builders import Patch
+from record_builders import compose_config
 from tiny_models import build_tiny_model
 from trl import SFTConfig, SFTTrainer
 
@@ -16,7 +16,7 @@ from slimdown.config.schema import DatasetConfig, RunConfig
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.models.base_model import load_tokenizer
 from slimdown.training.tokenizing import tokenize_rows
-from slimdown.utils.errors import SlimdownError
+from slimdown.utils.errors import DataError
 
 CHAT = (
     "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}"
@@ -38,16 +38,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def prepare(
-    composed: Compose, folder: Path, kinds: list[str], *settings: str
-) -> tuple[RunConfig, Any, TrainingData]:
+def prepare(folder: Path, kinds: list[str], *settings: str) -> tuple[RunConfig, Any, TrainingData]:
     datasets = {}
     for kind in kinds:
         file = folder / f"{kind}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[kind]))
         datasets[kind] = DatasetConfig(path=str(file), validation_examples=4)
     path = f"dataset.file.path={file}"  # which may hold conversations
-    config = composed("dataset=[file]", path, *settings)
+    config = compose_config("dataset=[file]", path, *settings)
     tokenizer = load_tokenizer(str(config.model.folder))
     tokenizer.chat_template = CHAT
     return config, tokenizer, load_training_data(datasets, tokenizer, config.seed)
@@ -67,22 +65,6 @@ def tokenize_by_trl(
     return trainer.train_dataset
 
 
-@pytest.mark.parametrize(
-    ("kind", "loss"),
-    [
-        *product(sorted(ROWS), ["completion_only_loss", "neither"]),
-        *product(["messages", "turns"], ["assistant_only_loss"]),  # others have no assistant
-    ],
-)
-def test_labels_are_those_of_trl(kind: str, loss: str, composed: Compose, tmp_path: Path) -> None:
-    losses = {name: name == loss for name in ("completion_only_loss", "assistant_only_loss")}
-    settings = [f"train.{name}={str(value).lower()}" for name, value in losses.items()]
-    config, tokenizer, data = prepare(composed, tmp_path, [kind], *settings)
-    rows = tokenize_rows(data, tokenizer, config.train, True, 0)
-    stock = tokenize_by_trl(config, tokenizer, data, tmp_path, **losses)
-    assert read_columns(rows.train) == read_columns(stock)
-
-
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -90,64 +72,65 @@ CHATML = (
 QWEN = files("trl").joinpath("chat_templates/qwen2_5.jinja").read_text()
 OPEN_END = CHAT.replace("{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
 ANSWERS, COMPLETIONS = {"assistant_only_loss": True}, {"completion_only_loss": True}
-BOTH = ANSWERS | COMPLETIONS
+BOTH, NEITHER = ANSWERS | COMPLETIONS, dict[str, bool]()
+AUTO = {"assistant_only_loss": "auto"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "template", "losses"),
+    ("kind", "template", "chosen", "losses"),
     [
-        ("messages", CHAT, ANSWERS),
-        ("turns", CHAT, BOTH),
-        ("messages", QWEN, ANSWERS),  # TRL has a marked one of its family
-        ("turns", QWEN, BOTH),
-        ("messages", CHATML, {}),
-        ("turns", CHATML, COMPLETIONS),
-        ("messages", OPEN_END, {}),  # it would not learn to stop
-        ("turns", OPEN_END, COMPLETIONS),
-        ("text", CHAT, {}),
-        ("pairs", CHAT, {}),
+        *((kind, CHAT, losses, losses) for kind in ROWS for losses in (COMPLETIONS, NEITHER)),
+        ("messages", CHAT, ANSWERS, ANSWERS),
+        ("turns", CHAT, ANSWERS, ANSWERS),
+        ("messages", CHAT, AUTO, ANSWERS),
+        ("turns", CHAT, AUTO, BOTH),
+        ("messages", QWEN, AUTO, ANSWERS),  # TRL has a marked one of its family
+        ("turns", QWEN, AUTO, BOTH),
+        ("messages", CHATML, AUTO, NEITHER),
+        ("turns", CHATML, AUTO, COMPLETIONS),
+        ("messages", OPEN_END, AUTO, NEITHER),  # it would not learn to stop
+        ("turns", OPEN_END, AUTO, COMPLETIONS),
+        ("text", CHAT, AUTO, NEITHER),
+        ("pairs", CHAT, AUTO, NEITHER),
     ],
 )
-def test_the_loss_is_of_the_answers_where_they_can_be_told(
-    kind: str, template: str, losses: dict[str, bool], composed: Compose, tmp_path: Path
+def test_the_loss_is_trls_of_what_was_chosen_or_of_the_answers_where_they_can_be_told(
+    kind: str, template: str, chosen: dict[str, Any], losses: dict[str, bool], tmp_path: Path
 ) -> None:
-    config, tokenizer, data = prepare(composed, tmp_path, [kind])
+    config, tokenizer, data = prepare(tmp_path, [kind])
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.chat_template = template
-    rows = tokenize_rows(
-        data, tokenizer, replace(config.train, completion_only_loss=False), True, 0
-    )
+    plain = replace(config.train, assistant_only_loss=False, completion_only_loss=False)
+    rows = tokenize_rows(data, tokenizer, replace(plain, **chosen), True, 0)
     stock = tokenize_by_trl(config, tokenizer, data, tmp_path, **losses)
     assert read_columns(rows.train) == read_columns(stock)
-    is_whole = kind == "messages" and not losses
+    is_whole = chosen is AUTO and kind == "messages" and not losses
     assert any("whole conversations" in note for note in rows.notes) is is_whole
 
 
-def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Compose, tmp_path: Path) -> None:
-    config, tokenizer, data = prepare(composed, tmp_path, ["text", "messages", "pairs"])
+def test_datasets_of_unlike_formats_are_tokenized_apart(tmp_path: Path) -> None:
+    config, tokenizer, data = prepare(tmp_path, ["text", "messages", "pairs"])
     mixed = tokenize_rows(data, tokenizer, config.train, True, 0)
     alone = []
     for kind in ("text", "messages", "pairs"):
-        config, tokenizer, data = prepare(composed, tmp_path, [kind])
+        config, tokenizer, data = prepare(tmp_path, [kind])
         alone += list(tokenize_rows(data, tokenizer, config.train, True, 0).train)
     assert sorted(map(str, mixed.train)) == sorted(map(str, alone))
     assert len(mixed.validation) == sum(part.validation.num_rows for part in data.parts) * 3
 
 
-def test_what_trl_cannot_mask_names_the_dataset(composed: Compose, tmp_path: Path) -> None:
-    only = "train.assistant_only_loss=true"
-    with pytest.raises(SlimdownError, match=r"dataset\.text"):
-        config, tokenizer, data = prepare(composed, tmp_path, ["text"], only)
+def test_what_trl_cannot_mask_names_the_dataset(tmp_path: Path) -> None:
+    config, tokenizer, data = prepare(tmp_path, ["text"])
+    config.train.assistant_only_loss = True
+    with pytest.raises(DataError, match=r"dataset\.text"):
         tokenize_rows(data, tokenizer, config.train, True, 0)
 
 
-def test_long_rows_are_cut_and_counted_as_trl_cuts_them(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_long_rows_are_cut_and_counted_as_trl_cuts_them(tmp_path: Path, monkeypatch: Patch) -> None:
     prompts = [f"{i} " + "a b c " * (1 + i) for i in range(12)]
     rows = [{"prompt": prompt, "completion": " h i j k l m"} for prompt in prompts]
     monkeypatch.setitem(ROWS, "long", rows)
-    config, tokenizer, data = prepare(composed, tmp_path, ["long"], "train.max_length=40")
+    config, tokenizer, data = prepare(tmp_path, ["long"], "train.max_length=40")
     tokenized = tokenize_rows(data, tokenizer, config.train, True, 0)
     stock = tokenize_by_trl(config, tokenizer, data, tmp_path, completion_only_loss=True)
     assert read_columns(tokenized.train) == read_columns(stock)

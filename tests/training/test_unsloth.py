@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Compose, Patch
+from builders import Patch
 from commands_and_runs import SMALL
-from training_run import TrainingRun
+from record_builders import compose_config
+from training_run import TrainingRun, prepare_run
 
 from slimdown.config.engines import Engine
 from slimdown.utils.errors import ModelError
@@ -16,12 +17,10 @@ from slimdown.utils.errors import ModelError
 QUICK = [*SMALL, "train.max_steps=8"]
 
 
-def test_an_installation_that_does_not_load_is_one_line(
-    composed: Compose, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_an_installation_that_does_not_load_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "unsloth.py").write_text("raise ImportError('it wants\\nanother torch')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
-    config = composed(*QUICK)
+    config = compose_config(*QUICK)
     config.train.engine = Engine.unsloth
     reason = r"Unsloth cannot train this model \(ImportError: it wants another torch\)"
     with pytest.raises(ModelError, match=reason):
@@ -31,16 +30,14 @@ def test_an_installation_that_does_not_load_is_one_line(
 @pytest.mark.unsloth
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_it_trains_what_trl_trains_and_leaves_this_process_alone(
-    quantization: str, composed: Compose, tmp_path: Path
+    quantization: str, tmp_path: Path
 ) -> None:
     settings = [*QUICK, f"quantization={quantization}"]
     before = dict(vars(torch.nn.functional))
-    tuned, result = TrainingRun(composed(*settings, "train.engine=unsloth")).train(
-        tmp_path / "unsloth"
-    )
+    tuned, result = prepare_run(*settings, "train.engine=unsloth").train(tmp_path / "unsloth")
     assert "unsloth" not in sys.modules
     assert dict(vars(torch.nn.functional)) == before
-    _, stock = TrainingRun(composed(*settings)).train(tmp_path / "trl")
+    _, stock = prepare_run(*settings).train(tmp_path / "trl")
     assert result.n_trainable == stock.n_trainable
     assert [log.step for log in result.history] == list(range(1, 9))
     losses = [log.values["loss"] for log in result.history]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_builders import compose_config
 from trl import SFTConfig, SFTTrainer
 
 from slimdown.config.schema import RunConfig
@@ -93,3 +94,8 @@ class TrainingRun:
             eval_dataset=self.data.parts[0].validation,
             processing_class=base.tokenizer,
         )
+
+
+def prepare_run(*settings: str) -> TrainingRun:
+    """Prepare the training that these settings describe."""
+    return TrainingRun(compose_config(*settings))
