@@ -79,10 +79,7 @@ def test_a_table_takes_what_spreadsheets_write(tmp_path: Path) -> None:
     assert (second.prompt, second.doc_id) == ("x", 1)
 
 
-def test_two_tables_of_other_names_are_of_one_benchmark(tmp_path: Path, capsys: Capture) -> None:
-    base, tuned = (str(write_table(tmp_path / f"{side}.csv", ROWS)) for side in ("base", "tuned"))
-    assert verdict.main([base, tuned]) == 0
-    assert "scores" in capsys.readouterr().out
+def test_a_table_by_itself_is_one_benchmark_where_its_rows_name_none(tmp_path: Path) -> None:
     nameless = write_table(tmp_path / "s.jsonl", [row | {"benchmark": None} for row in ROWS])
     assert list(read_logs(nameless).benchmarks) == ["scores"]
 

@@ -276,7 +276,6 @@ def test_a_schema_may_refer_to_itself_and_to_nothing_else(tmp_path: Path) -> Non
         ("नमक बर्फ़ को पिघला देता है, इसलिए सड़कें सुरक्षित रहती हैं।", "hi"),
         ("Wolle kommt vom Schwein, und man strickt Pullover daraus.", "de without Schaf | Schafe"),
         ("Wolle kommt vom Schaf, und man strickt Pullover daraus.", "de"),
-        ("12 + 3", ""),
         ("", ""),
     ],
 )
@@ -527,7 +526,6 @@ def test_messages_and_tools_go_through_the_chat_template(tmp_path: Path) -> None
     ("template", "row", "kind", "message"),
     [
         (None, {}, ModelError, "has no chat template; use an instruct model"),
-        ("{{ raise_exception('no') }}", {}, ModelError, "the chat template of the tokenizer fails"),
         (CHAT, {"tools": [TOOL]}, DataError, r"mine: .* leaves out tools of a question \('add'\)"),
         (NO_SYSTEM, {"messages": [SYSTEM, USER]}, DataError, r"out a turn .*\('You are terse"),
     ],
