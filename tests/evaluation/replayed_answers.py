@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import pytest
 from make_logs import SIDES, TOOL_LOGS, list_answers
 
 import slimdown
 from slimdown.judging.findings import judge
 from slimdown.judging.serialization import to_plain
+from slimdown.utils.errors import DataError
 
 
 def write_logs(tool: str, folder: Path) -> tuple[Path, Path]:
@@ -38,6 +40,13 @@ def write_table(file: Path, rows: list[dict[str, Any]]) -> Path:
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def assert_refused(path: Path, problem: str) -> None:
+    """Read logs that are to be refused, with a line that matches `problem`."""
+    with pytest.raises(DataError, match=problem) as refused:
+        slimdown.read_logs(path)
+    assert "\n" not in str(refused.value)
 
 
 def describe_findings(base: Path, tuned: Path) -> dict[str, Any]:

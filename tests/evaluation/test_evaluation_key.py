@@ -16,6 +16,7 @@ from slimdown.evaluation.evaluation_cache import READ_ONLY, evaluation_key
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.base_model import LoadedModel
+from slimdown.pocket import TASKS_DIR
 
 MODEL = LoadedModel(None, None, "a model", "float32", identity={"weights": "abc"})
 BENCHMARK = make_benchmark_config("pocket_cs")
@@ -93,16 +94,12 @@ def test_how_answers_are_read_does_not(changed: str) -> None:
 
 @pytest.mark.parametrize("file", ["own.yaml", "helper.py"])
 def test_a_task_file_of_ones_own_is_in_the_questions(file: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"q": "1 plus 1", "a": "2"}\n')
     (tmp_path / "helper.py").write_text("def score(text):\n    return text\n")
-    (tmp_path / "own.yaml").write_text(
-        "task: own\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
-        "doc_to_text: '{{q}}'\ndoc_to_target: 0\ndoc_to_choice: ['2', '3']\n"
-    )
+    (tmp_path / "own.yaml").write_text(f"include: {TASKS_DIR}/pocket_cs.yaml\ntask: own\n")
+    benchmark = make_benchmark_config("own", limit=2)
 
     def hash_questions() -> str:
-        task = load_tasks({"own": make_benchmark_config("own")}, str(tmp_path))["own"]
+        task = load_tasks({"own": benchmark}, str(tmp_path))["own"]
         return task.hash_questions(task.build_requests(None, make_config()))
 
     before = hash_questions()

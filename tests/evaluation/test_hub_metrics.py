@@ -17,6 +17,7 @@ from tiny_benchmarks import make_benchmark_config, make_config, wrap_tiny_model
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.hub_metrics import forbid_hub_metrics
 from slimdown.evaluation.tasks import load_tasks
+from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 
 HARNESS = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
@@ -30,60 +31,31 @@ def calls_load(file: Path) -> bool:
 
 CALLING = sorted(str(f.relative_to(HARNESS)) for f in HARNESS.rglob("*.py") if calls_load(f))
 METRICS = ["NAME", "bertscore", "bleu", "bleurt", "code_eval", "f1", "rouge", "squad_v2"]
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: '{{{{q}}}}'
-doc_to_target: '{{{{q}}}}'
-"""
+TASK = f"include: {TASKS_DIR}/pocket_instructions.yaml\n" + "task: {name}\n"
 CODED = "process_docs: !function {name}.run\nmetric_list: [{{metric: exact_match}}]\n"
 SCORED = "process_results: !function {name}.score\n"
 SCORED += "metric_list: [{{metric: own, aggregation: mean, higher_is_better: true}}]\n"
 PLAIN = "metric_list: [{{metric: exact_match}}]\n"
 
 PYTHON = {
-    "aliased": "import evaluate as e\ndef run(docs): e.load('NAME')",
-    "in_function": "def run(docs):\n    import os, evaluate\n    return evaluate.load('NAME')",
     "by_name": "from evaluate import load\nload('NAME')",
-    "by_other_name": "from evaluate import load as fetch\nMETRIC = fetch('NAME')",
     "by_star": "from evaluate import *\nload('NAME')",
     "of_submodule": "from evaluate.loading import load\nload('NAME')",
-    "by_attribute": "import evaluate.loading\ngetattr(evaluate, 'lo' + 'ad')('NAME')",
-    "by_importlib": "import importlib\nimportlib.import_module('evaluate').load('NAME')",
-    "by_dunder": "__import__('evaluate').load('NAME')",
-    "combined": "import evaluate\nevaluate.combine(['NAME'])",
-    "in_helper": "import os, sys\nsys.path.append(os.path.dirname(__file__))\nimport by_name",
+    "by_sys": "import sys\nsys.modules['evaluate'].load('NAME')",
+    "in_function": "def run(docs):\n    import os, evaluate\n    return evaluate.load('NAME')",
+    "of_suite": "exec('import evaluate; evaluate.EvaluationSuite.load(\"NAME\")')",
+    "swallowed": "try: exec('import evaluate; evaluate.load(\"NAME\")')\nexcept Exception: pass",
     "unparseable": "def run(docs)\n",
 }
-"""Python of tasks that reading shows, by the name of the task."""
-
-UNSEEN = {
-    "by_sys": "import sys\nsys.modules['evaluate'].load('NAME')",
-    "by_exec": "exec('import evaluate; evaluate.load(\"NAME\")')",
-    "swallowed": "try: exec('import evaluate; evaluate.load(\"NAME\")')\nexcept Exception: pass",
-    "of_harness": "from lm_eval.api.registry import get_metric\nget_metric('NAME')",
-    "of_suite": "exec('import evaluate; evaluate.EvaluationSuite.load(\"NAME\")')",
-}
-"""Python of tasks that only `forbid_hub_metrics` stops."""
-
 YAML = {
     "flagged": "metric_list: [{{metric: f1, hf_evaluate: true}}]\n",
     "named": "metric_list: [{{metric: NAME}}]\n",
     "unsafe": f"unsafe_code: true\n{CODED}".replace("{name}", "by_name"),
-    "including": "include: flagged.yaml\n",
-    "overriding": "include: by_name.yaml\nprocess_docs: !function harmless.run\n",
-    "of_class": "class: !function by_name.Task\n",
     "in_template": PLAIN + 'doc_to_text: "{{{{ cycler.__init__.__globals__.__builtins__'
     ".__import__('evaluate').load('NAME') }}}}\"\n",
 }
 GROUPS = {
-    "group": "group: group\ntask: [harmless, by_name]\n",
     "inner_group": "group: inner_group\ntask: [{group: inner, task: [harmless, flagged]}]\n",
-    "group_override": "group: group_override\ntask:\n  - task: harmless\n"
-    "    metric_list: [{metric: NAME}]\n",
     "self": "group: self\ntask: [self, by_name]\n",
 }
 
@@ -119,19 +91,17 @@ print(json.dumps(answers))
 
 def write_tasks(folder: Path) -> list[str]:
     """Write task files, and return the names of those that are to be refused."""
-    (folder / "rows.jsonl").write_text('{"q": "one"}\n{"q": "two"}\n')
     harmless = (
         "import evaluate  # without use, as in the harness's xquad\ndef run(docs): return docs"
     )
-    for name, text in {**PYTHON, **UNSEEN, "harmless": harmless}.items():
+    for name, text in {**PYTHON, "harmless": harmless}.items():
         (folder / f"{name}.py").write_text(text if "run(" in text else f"{text}\ndef run(d): ...\n")
-    settings = dict.fromkeys(["harmless", *PYTHON, *UNSEEN], CODED) | YAML
+    settings = dict.fromkeys(["harmless", *PYTHON], CODED) | YAML
     for name, text in settings.items():
-        content = (TASK + text).format(name=name, folder=folder)
-        (folder / f"{name}.yaml").write_text(content)
+        (folder / f"{name}.yaml").write_text((TASK + text).format(name=name))
     for name, text in GROUPS.items():
         (folder / f"{name}.yaml").write_text(text)
-    return [*PYTHON, *UNSEEN, *YAML, *GROUPS]
+    return [*PYTHON, *YAML, *GROUPS]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +141,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_no_metric_from_outside_is_run_or_asked_for(answers: dict[str, Any]) -> None:
     assert not answers["ran"]
-    # Rows are asked for: a task is read with its data.
+    # The harness's rows are asked for: a task is read with its data.
     assert not re.search("/spaces/|/metrics/", " ".join(answers["requests"]))
     assert answers["harmless"] == "is loaded"
 
@@ -182,7 +152,6 @@ def test_tasks_of_the_harness_that_fetch_metrics_are_refused_by_name(
 ) -> None:
     task, _, answer = answers[file].partition(": ")
     assert answer.startswith(f"benchmark.{task}")
-    assert answer != "is loaded"
     assert "\n" not in answer
 
 
@@ -199,13 +168,6 @@ def test_own_tasks_that_fetch_metrics_are_refused_by_name(
     assert "\n" not in answers[task]
 
 
-@pytest.mark.parametrize("task", UNSEEN)
-def test_what_reading_does_not_see_is_stopped_when_it_is_called(
-    task: str, answers: dict[str, Any]
-) -> None:
-    assert re.match(rf"benchmark\.{task}: .*evaluate\.load", answers[task])
-
-
 @pytest.mark.parametrize("is_caught", [False, True])
 def test_a_task_that_fetches_its_metric_at_scoring_is_stopped(
     is_caught: bool, tmp_path: Path
@@ -214,9 +176,8 @@ def test_a_task_that_fetches_its_metric_at_scoring_is_stopped(
     caught = f"try: {call}\n    except Exception: pass\n    return {{'own': 1.0}}"
     code = f"import sys\ndef score(doc, results):\n    {caught if is_caught else call}\n"
     (tmp_path / "late.py").write_text(code)
-    (tmp_path / "rows.jsonl").write_text('{"q": "one"}\n{"q": "two"}\n')
-    (tmp_path / "late.yaml").write_text((TASK + SCORED).format(name="late", folder=tmp_path))
-    benchmark = make_benchmark_config("late", metric="own", max_gen_toks=8)
+    (tmp_path / "late.yaml").write_text((TASK + SCORED).format(name="late"))
+    benchmark = make_benchmark_config("late", metric="own", max_gen_toks=8, limit=2)
     refusal = r"a task takes a metric from evaluate\.load"
     with pytest.raises(ConfigError, match=rf"^benchmark\.late: {refusal}"):
         load_tasks({"late": benchmark}, str(tmp_path))

@@ -1,16 +1,15 @@
 """Inspect's logs, written by Inspect and spoiled. `make test-inspect` runs these: see pyproject."""
 
 import json
-import os
 import zipfile
 from collections.abc import Callable
-from math import inf, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import Capture, Patch
-from replayed_answers import describe_findings, write_logs
+from replayed_answers import assert_refused, describe_findings, write_logs
 
 from slimdown.commands import verdict
 from slimdown.evaluation.logs import inspect
@@ -113,16 +112,13 @@ def test_epochs_of_a_question_are_averaged(base: Path) -> None:
         log.eval.config.epochs = 2
         log.results.total_samples = 80
 
-    read = read_one(rewrite(base, ask_twice))
-    assert (len(read.samples), read.samples[0].scores) == (40, {"exact": 0.5})
-
     def ask_one_less(log: Any) -> None:
         ask_twice(log)
         log.samples[0].epoch = 2
 
-    one_less = rewrite(base, ask_one_less, "log.json")
-    with pytest.raises(DataError, match="'0' was not asked"):
-        read_logs(one_less)
+    read = read_one(rewrite(base, ask_twice))
+    assert (len(read.samples), read.samples[0].scores) == (40, {"exact": 0.5})
+    assert_refused(rewrite(base, ask_one_less, "log.json"), "'0' was not asked")
 
 
 def test_choices_give_chance_and_their_order_is_compared(base: Path) -> None:
@@ -143,24 +139,20 @@ def test_choices_give_chance_and_their_order_is_compared(base: Path) -> None:
 
 def add_messages(log: Any) -> None:
     """A worked example and a tool's answer in the input, and a system message before it."""
-    from inspect_ai.model import (
-        ChatMessageAssistant as Assistant,
-        ChatMessageSystem as System,
-        ChatMessageTool as Tool,
-        ChatMessageUser as User,
-    )
+    from inspect_ai import model
     from inspect_ai.tool import ToolCall
 
+    user, system = model.ChatMessageUser, model.ChatMessageSystem
     for sample in log.samples:
         call = ToolCall(id="one", function="look", arguments={"at": "x"})
         sample.input = [
-            User(content="Look."),
-            Assistant(content="", tool_calls=[call], source="input"),
-            Tool(content="seen", tool_call_id="one", function="look"),
-            User(content=f"And {sample.id}?"),
+            user(content="Look."),
+            model.ChatMessageAssistant(content="", tool_calls=[call], source="input"),
+            model.ChatMessageTool(content="seen", tool_call_id="one", function="look"),
+            user(content=f"And {sample.id}?"),
         ]
         answers = [m for m in sample.messages if m.role == "assistant"]
-        sample.messages = [System(content="Be brief."), *sample.input, *answers, User(content="?")]
+        sample.messages = [system(content="Be brief."), *sample.input, *answers, user(content="?")]
 
 
 def test_messages_of_tools_are_part_of_the_prompt(base: Path) -> None:
@@ -212,21 +204,13 @@ def test_where_it_ran_may_differ_and_no_key_is_kept(base: Path) -> None:
 
 
 def test_the_newest_log_of_a_task_is_read_and_a_failed_older_one_is_not(base: Path) -> None:
-    rewrite(
-        base,
-        lambda log: log.__setattr__("status", "error"),
-        f"{base.name}/2020-01-01T00-00-00+00-00_words_x.eval",
-    )
+    older = f"{base.name}/2020-01-01T00-00-00+00-00_words_{{}}.eval"
+    rewrite(base, lambda log: log.__setattr__("status", "error"), older.format("failed"))
     notes: list[str] = []
     assert set(read_logs(base, on_note=notes.append).benchmarks) == {"sums", "words"}
     assert "holds 3 results" in notes[0]
-    rewrite(
-        base,
-        lambda log: log.eval.__setattr__("model", "hf/other"),
-        f"{base.name}/2021-01-01T00-00-00+00-00_words_x.eval",
-    )
-    with pytest.raises(DataError, match="hf/other and replay/base"):
-        read_logs(base)
+    rewrite(base, lambda log: log.eval.__setattr__("model", "hf/other"), older.format("other"))
+    assert_refused(base, "hf/other and replay/base")
 
 
 def fail(log: Any) -> None:
@@ -246,9 +230,7 @@ def with_value(value: Any) -> Callable[[Any], object]:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
-    "cancelled": (lambda log: log.__setattr__("status", "cancelled"), "has the status cancelled"),
-    "failed": (lambda log: log.__setattr__("status", "error"), "eval-retry"),
-    "running": (lambda log: log.__setattr__("status", "started"), "has the status started"),
+    "cancelled": (lambda log: log.__setattr__("status", "cancelled"), "cancelled; .*eval-retry"),
     "an error": (fail, "question '3' ended in an error"),
     "invalidated": (invalidate, "question '3' was invalidated"),
     "no scores": (lambda log: log.samples[3].__setattr__("scores", None), "'3' has no score"),
@@ -257,10 +239,8 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
         "question '3' has exact=None",
     ),
     "NaN": (with_value(nan), "question '3' has exact="),
-    "infinite": (with_value(inf), "question '3' has exact="),
     "of ten": (with_value(7), "question '3' has exact=7.0; a number from 0 to 1"),
     "a text": (with_value("very good"), "question '3' has exact=None"),
-    "no samples": (lambda log: log.__setattr__("samples", []), "holds 0 answers"),
     "some samples": (lambda log: log.samples.pop(), "holds 39 answers, and not those of all"),
 }
 
@@ -270,9 +250,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
 def test_what_is_no_whole_evaluation_is_refused(name: str, ending: str, base: Path) -> None:
     edit, problem = REFUSED[name]
     file = rewrite(base, edit, f"log.{ending}")
-    with pytest.raises(DataError, match=problem) as refused:
-        read_logs(file)
-    assert "\n" not in str(refused.value)
+    assert_refused(file, problem)
 
 
 def pack(content: dict[str, bytes]) -> Callable[[Path], None]:
@@ -288,10 +266,9 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def spoil(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[200:240] = bytes(40)
-    file.write_bytes(data)
+def change_bytes(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:200] + bytes(40) + data[240:])
 
 
 def lie_about_size(file: Path, declared: int) -> None:
@@ -311,12 +288,9 @@ def lie_about_size(file: Path, declared: int) -> None:
 
 SPOILED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "empty": ("eval", lambda file: file.write_bytes(b"")),
-    "empty JSON": ("json", lambda file: file.write_bytes(b"")),
-    "garbage": ("eval", lambda file: file.write_bytes(os.urandom(3000))),
-    "garbage as JSON": ("json", lambda file: file.write_bytes(os.urandom(3000))),
     "cut": ("eval", cut),
     "cut JSON": ("json", cut),
-    "bytes changed": ("eval", spoil),
+    "bytes changed": ("eval", change_bytes),
     "deep": ("json", lambda file: file.write_text("[" * 100_000)),
     "a deep header": ("eval", pack({"header.json": b"[" * 100_000})),
     "more than declared": ("eval", lambda file: lie_about_size(file, 10)),
@@ -333,9 +307,7 @@ def test_a_spoiled_file_is_refused_in_words(name: str, base: Path) -> None:
     ending, spoil = SPOILED[name]
     file = rewrite(base, lambda log: None, f"log.{ending}")
     spoil(file)
-    with pytest.raises(DataError, match=r"log\.(eval|json)\W.*no log of") as refused:
-        read_logs(file)
-    assert "\n" not in str(refused.value)
+    assert_refused(file, r"log\.(eval|json)\W.*no log of")
 
 
 def test_a_log_is_refused_where_it_would_take_all_memory(base: Path, monkeypatch: Patch) -> None:
@@ -343,11 +315,10 @@ def test_a_log_is_refused_where_it_would_take_all_memory(base: Path, monkeypatch
     large = rewrite(base, lambda log: None)
     with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("samples/large.json", b" " * (64 * 2**20))
-    with pytest.raises(DataError, match=r"log\.eval has 67,.*reads 67,108,864 at most"):
-        read_logs(large)
+    assert_refused(large, r"log\.eval has 67,.*reads 67,108,864 at most")
     monkeypatch.setattr(inspect, "_LARGEST_LOG", 1000)
-    with pytest.raises(DataError, match=r"log\.json has .*reads 1,000 at most"):
-        read_logs(rewrite(base, lambda log: None, "log.json"))
+    [words] = base.glob("*_words_*.json")
+    assert_refused(words, r"words.*\.json has .*reads 1,000 at most")
 
 
 @pytest.mark.parametrize("name", ["a::b.eval", "s3:x.eval", "a#b?c%20d.eval", "ü $(x)\n.eval"])
@@ -355,12 +326,3 @@ def test_hostile_names_are_read(name: str, base: Path, monkeypatch: Patch) -> No
     rewrite(base, lambda log: None).rename(base.parent / name)
     monkeypatch.chdir(base.parent)
     assert len(read_one(Path(name)).samples) == 40
-
-
-def test_a_question_that_stands_there_twice_is_refused(base: Path) -> None:
-    def repeat(log: Any) -> None:
-        log.samples.append(log.samples[3])
-        log.results.total_samples = 41
-
-    with pytest.raises(DataError, match="'0' was not asked"):
-        read_logs(rewrite(base, repeat, "log.json"))

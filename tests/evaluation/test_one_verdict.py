@@ -17,47 +17,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import slimdown
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.pocket import MODEL_DIR
+from slimdown.pocket import MODEL_DIR, TASKS_DIR
 
-ROWS = "".join(
-    json.dumps({"q": f"{i} plus {i} is", "right": str(2 * i), "wrong": f"not {i}, but more"}) + "\n"
-    for i in range(40)
-)
-DATA = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1}}
-CHOICES = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{q}}",
-    "doc_to_choice": "{{[right, wrong]}}",
-    "doc_to_target": 0,
-}
 SCORES = """
 def score(doc, results):
     return {"thirds": len(results[0]) % 4 / 3, "halves": len(results[0]) % 3 / 2}
 """
-OWN: dict[str, dict[str, Any]] = {
-    "own_choices": CHOICES | {"metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]},
-    "own_zero": CHOICES | {"num_fewshot": 0},
-    "own_two": CHOICES | {"num_fewshot": 2, "fewshot_split": "shots"},
-    "own_scores": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{right}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
-        "process_results": "!function own_scores.score",
-        "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True}
-            for name in ("halves", "thirds")
-        ],
-    },
-    "own_group": {
-        "group": "own_group",
-        "task": ["own_zero", "own_two"],
-        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
-    },
+CHOICES = f"include: {TASKS_DIR}/pocket_cs_dev.yaml\n"
+OWN = {
+    "own_zero": CHOICES,
+    "own_two": f"{CHOICES}num_fewshot: 2\nfewshot_split: dev\n",
+    "own_scores": f"""
+include: {TASKS_DIR}/pocket_math_dev.yaml
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 6, do_sample: false}}
+process_results: !function own_scores.score
+filter_list: null
+metric_list:
+  - {{metric: halves, aggregation: mean, higher_is_better: true}}
+  - {{metric: thirds, aggregation: mean, higher_is_better: true}}
+""",
 }
-POCKET = ["pocket_commonsense_dev", "pocket_math_dev", "pocket_cs_dev", "pocket_instructions_dev"]
+GROUP = """
+group: own_group
+task: [own_zero, own_two]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
 METRICS = {
-    "own_choices": "acc_norm",
     "own_scores": "halves",
     "own_group": "acc",
     "pocket_commonsense_dev": "acc_norm",
@@ -71,14 +56,10 @@ LIMIT = 12  # questions of each task
 
 def write_own_tasks(folder: Path) -> Path:
     folder.mkdir()
-    (folder / "rows.jsonl").write_text(ROWS)
     (folder / "own_scores.py").write_text(SCORES)
-    files = dict.fromkeys(("test", "shots"), str(folder / "rows.jsonl"))
-    for name, settings in OWN.items():
-        data = {"task": name, "dataset_kwargs": {"data_files": files}, **DATA}
-        text = json.dumps(settings if "group" in settings else data | settings)
-        text = text.replace('"!function own_scores.score"', "!function own_scores.score")
-        (folder / f"{name}.yaml").write_text(text)
+    for name, text in OWN.items():
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{text}")
+    (folder / "own_group.yaml").write_text(GROUP)
     return folder
 
 
@@ -91,8 +72,8 @@ def judge_everywhere(
     *settings: str,
     max_gen_toks: int | None = None,
     topics: Sequence[str] = (),
-) -> dict[str, dict[str, Any]]:
-    """Metric and verdict by benchmark, for each of the four ways to ask."""
+) -> dict[str, tuple[str, str]]:
+    """Metric and verdict by benchmark, which are the same in each of the four ways to ask."""
     folder.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = [AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (base, tuned)]
@@ -134,7 +115,10 @@ def judge_everywhere(
     file = client.download_artifacts(run.info.run_id, "findings.json")
     findings = json.loads(Path(file).read_text())
     shown["run"] = {n: (b["metric"], b["verdict"]) for n, b in findings["benchmarks"].items()}
-    return shown
+    measured: dict[str, tuple[str, str]] = shown.pop("measure")
+    for way, found in shown.items():
+        assert found == measured, way
+    return measured
 
 
 def spoil(model: str, folder: Path, strength: float) -> str:
@@ -148,22 +132,18 @@ def spoil(model: str, folder: Path, strength: float) -> str:
     return str(folder)
 
 
-def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
+def test_six_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
     own = write_own_tasks(tmp_path / "own")
     tuned = spoil(str(MODEL_DIR), tmp_path / "tuned_model", 0.03)
     shown = judge_everywhere(str(MODEL_DIR), tuned, list(METRICS), own, tmp_path, "model=pocket")
-    assert {name: metric for name, (metric, _) in shown["measure"].items()} == METRICS
-    assert {verdict for _, verdict in shown["measure"].values()} > {"forgotten"}
-    for way in ("callback", "verdict", "run"):
-        assert shown[way] == shown["measure"], way
+    assert {name: metric for name, (metric, _) in shown.items()} == METRICS
+    assert {verdict for _, verdict in shown.values()} > {"forgotten"}
 
 
 def test_a_task_of_ones_own_stands_before_one_of_the_harness(tmp_path: Path) -> None:
-    own = write_own_tasks(tmp_path / "own")
-    text = (own / "own_choices.yaml").read_text()
-    (own / "piqa.yaml").write_text(text.replace('"own_choices"', '"piqa"'))
-    [task] = load_tasks(read_benchmarks("piqa"), str(own))["piqa"].tasks.values()
-    assert task.config.dataset_path == "json"
+    (tmp_path / "piqa.yaml").write_text(f"task: piqa\n{CHOICES}")
+    [task] = load_tasks(read_benchmarks("piqa"), str(tmp_path))["piqa"].tasks.values()
+    assert task.config.dataset_kwargs["rows"] == "pocket_cs"
 
 
 TOPICS = ["arc", "piqa", "mmlu", "gsm8k", "ifeval"]
@@ -193,6 +173,4 @@ def test_real_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> Non
     own.mkdir()  # empty: all tasks are the harness's
     few: Any = {"max_gen_toks": 12, "topics": TOPICS}  # their own are 256 and 1,280
     shown = judge_everywhere(base, tuned, REAL, own, tmp_path, *model, **few)
-    assert len(shown["measure"]) == len(REAL)
-    for way in ("callback", "verdict", "run"):
-        assert shown[way] == shown["measure"], way
+    assert len(shown) == len(REAL)

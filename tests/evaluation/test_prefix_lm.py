@@ -1,7 +1,5 @@
 """PrefixLM and VirtualTokensLM against HFLM, request by request, on random small models."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -97,37 +95,23 @@ def test_greedy_answers_are_those_of_the_harness() -> None:
     assert sum(greedy for _, greedy in expected) >= 4  # of one token, and of two
 
 
-@contextmanager
-def count_work(model: Any) -> Iterator[dict[str, int]]:
-    counts = {"forwards": 0, "tokens": 0, "head rows": 0}
-
-    def count_tokens(_: Any, args: tuple[torch.Tensor, ...]) -> None:
-        counts["forwards"] += 1
-        counts["tokens"] += args[0].numel()
-
-    def count_head(_: Any, args: Any, output: torch.Tensor) -> None:
-        counts["head rows"] += output.shape[:-1].numel()
-
-    hooks = [
-        model.get_input_embeddings().register_forward_pre_hook(count_tokens),
-        model.get_output_embeddings().register_forward_hook(count_head),
-    ]
-    yield counts
-    for hook in hooks:
-        hook.remove()
-
-
 def test_shared_work_is_done_once() -> None:
     model, tokenizer = build_tiny_model("llama"), build_byte_tokenizer()
     requests = [r for i in range(8) for r in ask(f"{SHOTS}Is it {i}?\nAnswer:", CHOICES, i)]
     n_shared = len(tokenizer.encode(f"{SHOTS}Is it "))
     n_own = len(tokenizer.encode("0?\nAnswer:")) + 4  # and the spaces before A, B, C and D
+    embedded, headed = list[int](), list[int]()  # tokens of each forward, and rows of the head
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: embedded.append(args[0].numel())
+    )
+    model.get_output_embeddings().register_forward_hook(
+        lambda _, args, output: headed.append(output.shape[:-1].numel())
+    )
     lm = PrefixLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
-    with count_work(model) as counts:
-        lm.loglikelihood(requests, disable_tqdm=True)
-    assert counts["forwards"] == 3  # the prefix, and two batches of four questions
-    assert counts["tokens"] == n_shared + 8 * n_own
-    assert counts["head rows"] == 1 + 8 * 5  # of a question its last token and the four spaces
+    lm.loglikelihood(requests, disable_tqdm=True)
+    assert len(embedded) == 3  # the prefix, and two batches of four questions
+    assert sum(embedded) == n_shared + 8 * n_own
+    assert sum(headed) == 1 + 8 * 5  # of a question its last token and the four spaces
 
 
 @pytest.mark.parametrize("kind", VIRTUAL)

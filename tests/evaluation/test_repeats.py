@@ -18,6 +18,7 @@ from slimdown.evaluation.samples import read_samples, write_samples
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel
+from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 
 N_QUESTIONS, N_REPEATS = 6, 4
@@ -52,6 +53,7 @@ def test_a_score_is_the_mean_of_answers(pocket: LoadedModel, repeated: Benchmark
 
 
 def test_answers_are_drawn_alike_again(pocket: LoadedModel, repeated: BenchmarkEvaluation) -> None:
+    torch.manual_seed(1)  # which decides nothing
     assert ask(pocket, N_REPEATS).samples == repeated.samples
     single = ask(pocket, None)
     assert single.samples == ask(pocket, None).samples
@@ -75,31 +77,15 @@ def test_the_record_keeps_repeated_scores(repeated: BenchmarkEvaluation, tmp_pat
     assert again.samples == repeated.samples
 
 
-def test_repeats_of_what_is_not_drawn_are_refused(own_task: str) -> None:
+def test_repeats_of_what_is_not_drawn_are_refused(tmp_path: Path) -> None:
     (problem,) = BenchmarkConfig("gsm8k", repeats=3).problems()
     assert re.match("repeats=3 .*temperature", problem)
     with pytest.raises(ConfigError, match=r"has choices, .*repeats"):
         load_tasks({"cs": BenchmarkConfig("pocket_cs", repeats=2, temperature=0.7)})
+    own = f"include: {TASKS_DIR}/pocket_math.yaml\ntask: own\nrepeats: 3\n"
+    (tmp_path / "own.yaml").write_text(own)
     with pytest.raises(ConfigError, match=r"own .*of 3 already"):
-        load_tasks({"own": BenchmarkConfig("own", repeats=2, temperature=0.7)}, own_task)
-
-
-@pytest.fixture
-def own_task(tmp_path: Path) -> str:
-    (tmp_path / "rows.jsonl").write_text('{"q": "one", "a": "two"}\n')
-    (tmp_path / "own.yaml").write_text(f"""
-task: own
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.jsonl"}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: '{{{{q}}}}'
-doc_to_target: '{{{{a}}}}'
-repeats: 3
-generation_kwargs: {{until: [], do_sample: true, temperature: 1.0}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-""")
-    return str(tmp_path)
+        load_tasks({"own": BenchmarkConfig("own", repeats=2, temperature=0.7)}, str(tmp_path))
 
 
 def draw_answers(right: np.ndarray, luck: np.ndarray) -> BenchmarkEvaluation:

@@ -6,14 +6,12 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from commands_and_runs import find_runs, succeed
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from tiny_benchmarks import make_config
 from tiny_models import WINDOW, build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,15 +129,6 @@ def test_a_text_never_goes_through_a_prompt(tmp_path: Path) -> None:
     assert not chat.conditions
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
-def test_any_file_of_rows_may_hold_texts(ending: str, tmp_path: Path) -> None:
-    file, rows = tmp_path / f"docs.{ending}", pd.DataFrame({"text": TEXTS[1:4]})
-    write = {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(ending)
-    write(file, index=False) if write else rows.to_json(file, orient="records")
-    (task,) = read_task(file)["docs"].tasks.values()
-    assert [doc["text"] for doc in task.test_docs()] == TEXTS[1:4]
-
-
 QUESTION = {"question": "x", "answer": "y"}
 
 
@@ -150,11 +139,9 @@ QUESTION = {"question": "x", "answer": "y"}
         ([{"text": 3}], "row 1: text must hold something to read, got 3"),
         ([{"text": None}], "row 1: text must hold something to read, got None"),
         ([{"text": "a\0"}], "row 1: it holds a NUL character"),
-        ([{"text": "\ud800"}], "row 1: .*surrogates not allowed"),
         ([{"text": "a"}, QUESTION], "row 2: it has question, unlike the rows before"),
         ([QUESTION, {"text": "a"}], "row 2: it has no question, unlike the rows before"),
         ([{"text": "a", "answer": "b"}], "row 1: it has no text in question"),
-        ([], 'it is empty; write rows such as .* or {"text": ...}'),
     ],
 )
 def test_a_row_that_is_no_text_is_named(rows: list[Any], answer: str, tmp_path: Path) -> None:
@@ -171,7 +158,6 @@ def test_a_row_that_is_no_text_is_named(rows: list[Any], answer: str, tmp_path: 
         ({"score": "contains"}, "only text, which nothing answers; leave out score=contains"),
         ({"max_gen_toks": 8}, "docs has documents, and max_gen_toks, .* for generated answers"),
         ({"num_fewshot": 2}, "num_fewshot=2"),
-        ({"metric": "acc"}, "has no such metric; choose one of byte_probability"),
     ],
 )
 def test_what_no_text_has_is_refused(settings: dict[str, Any], answer: str, tmp_path: Path) -> None:
@@ -208,41 +194,21 @@ def test_what_is_no_number_is_named(tmp_path: Path) -> None:
         measure_texts(write_texts(tmp_path / "docs.jsonl"), model, tokenizer)
 
 
-@pytest.fixture(scope="module")
-def folder(recorded: Path) -> Path:
-    """Where a short training was measured on questions and on texts, which may stop early."""
+def test_a_run_shows_texts_and_gives_them_no_verdict(recorded: Path) -> None:
+    """A short training was measured on questions and on texts, which may stop early."""
     write_texts(recorded / "docs.jsonl", [f"{i}. {STORY[: 20 + i]}" for i in range(50)])
     settings = ["dataset.pocket_instructions.max_examples=64", "train.max_steps=4"]
     settings += ["benchmark.pocket_cs.limit=40", "evaluation.until=decided"]
     done = succeed(recorded, "run", *settings, "benchmark=pocket_cs,docs.jsonl")
     assert ": docs" in done.stdout
-    return recorded
-
-
-def find_only_run(folder: Path) -> Run:
-    [run] = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
-    return run
-
-
-def test_a_run_shows_texts_and_gives_them_no_verdict(folder: Path) -> None:
-    page = next(folder.glob("mlruns/**/report.html")).read_text()
-    assert "bits per byte" in page
-    run = find_only_run(folder)
-    findings = json.loads(next(folder.glob("mlruns/**/findings.json")).read_text())
+    assert "bits per byte" in next(recorded.glob("mlruns/**/report.html")).read_text()
+    [run] = find_runs(MlflowClient(f"sqlite:///{recorded}/mlruns/mlflow.db"))
+    findings = json.loads(next(recorded.glob("mlruns/**/findings.json")).read_text())
     change = findings["benchmarks"]["docs"]
     assert (change["verdict"], change["role"], change["n_available"]) == (None, "watched", 50)
     sides = [run.data.metrics[f"bits_per_byte_{side}/docs"] for side in ("base", "tuned")]
     assert sides == pytest.approx([change["traits"][0][side] for side in ("base", "tuned")])
     assert "docs ·" in run.data.tags["slimdown.verdict"]
     for arguments in ([], ["--all"], ["--format", "json"]):
-        shown = succeed(folder, "compare", *arguments)
+        shown = succeed(recorded, "compare", *arguments)
         assert "docs" in shown.stdout
-
-
-def test_a_text_has_a_budget_only_where_one_is_named(folder: Path) -> None:
-    run_id = find_only_run(folder).info.run_id
-    usual = succeed(folder, "check", run_id, "--max-loss", "0.5")
-    (line,) = (line for line in usual.stdout.splitlines() if line.strip().startswith("docs"))
-    assert "✓" not in line
-    named = succeed(folder, "check", run_id, "--max-loss", "docs=0.5", "pocket_cs=off")
-    assert "50 ✓" in named.stdout

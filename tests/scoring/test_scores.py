@@ -102,23 +102,17 @@ def test_answers_say_what_a_person_reads_in_them() -> None:
 
 def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
     """Equality called a chat model's right answers wrong: a change of form then looks a gain."""
-    capitals = {"France": "Paris", "Germany": "Berlin", "Spain": "Madrid"}
-    legs: dict[str, Any] = {"spider": ["8", "eight"], "ant": ["6", "six"], "dog": ["4", "four"]}
-    rows = [
-        *({"question": f"The capital of {a}?", "answer": b} for a, b in capitals.items()),
-        *({"question": f"Legs of a {a}?", "answer": b} for a, b in legs.items()),
-    ]
-    sentences = {row["question"]: f"It is {row['answer']}." for row in rows}
-    sentences |= {f"Legs of a {a}?": f"A {a} has {b[1]} legs." for a, b in legs.items()}
-    scores = {
-        score: measure(rows, tmp_path, lambda doc: sentences[doc["question"]], score=score)
+    sentences = {"The capital of France?": "It is Paris.", "Legs of a dog?": "A dog has four legs."}
+    answers = ["Paris", ["4", "four"]]
+    rows = [{"question": q, "answer": a} for q, a in zip(sentences, answers, strict=True)]
+    named, equal = (
+        measure(rows, tmp_path, lambda doc: sentences[doc["question"]], score=score)
         for score in ("contains", "exact")
-    }
-    assert scores["contains"].score.value == 1
-    assert scores["exact"].score.value == 0
-    assert scores["exact"].benchmark.metric == "exact_match.strip"
-    short = measure(rows[3:], tmp_path, lambda doc: "eight", limit=1)
-    assert (short.score.value, short.samples[0].target) == (1, "8 | eight")
+    )
+    assert (named.score.value, equal.score.value) == (1, 0)
+    assert equal.benchmark.metric == "exact_match.strip"
+    short = measure(rows[1:], tmp_path, lambda doc: "four")
+    assert (short.score.value, short.samples[0].target) == (1, "4 | four")
 
 
 @pytest.mark.parametrize(
@@ -126,37 +120,22 @@ def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
     [
         ("Paris, Rome or Lyon", ["Paris"], [], False),
         ("Lyon, Rome, or Paris", ["Paris"], [], False),
-        ("Is it Paris or Rome? Paris.", ["Paris"], [], True),
         ("Paris, or the City of Light", ["Paris"], [], True),
         ("not only Paris, all of France", ["Paris"], [], True),
         ("It cannot be in Paris", ["Paris"], [], False),
         ("Paris/Rome", ["Paris"], [], False),
-        ("Paris and Rome", ["Paris"], ["Rome"], False),
-        ("Rome or Paris", ["Rome"], ["Paris"], False),
-        ("C# or so", ["C"], [], False),
-        ("in C++!", ["C++"], [], True),
-        ("答えは東京です。", ["東京"], [], True),
         ("파리입니다", ["파리"], [], True),
-        ("1,000 km", ["1000"], [], True),
         ("-5", ["5"], [], False),
         ("Washington D.C.", ["Washington, D.C."], [], True),
-        ("वह मोर है।", ["मोर"], [], True),
         ("मेरे विचार से कौआ है।", ["मोर"], [], False),  # without vowel signs they are alike
         ("It is not made of glass", ["glass"], [], False),
-        ("Rome, because Paris is in France", ["Paris"], [], False),
-        ("January, followed by February", ["February"], [], False),
-        ("Because of fog", ["fog"], [], True),
-        ("Sure, as you told me, it is Biscuit.", ["Biscuit"], [], True),
         ("no, Paris is wrong", ["Paris"], [], False),
         ("Paris is definitely incorrect", ["Paris"], [], False),
         ("I don't think it's Paris", ["Paris"], [], False),
         ("It is far from Paris", ["Paris"], [], False),
         ("Paris? No, Lyon.", ["Paris"], [], False),
         ("Paris? No doubt.", ["Paris"], [], True),
-        ("Not Jane Austen", ["Austen"], [], False),
-        ("Not Rome but Paris", ["Paris"], [], True),
         ("none other than Paris", ["Paris"], [], True),
-        ("Some people say Paris", ["Paris"], [], False),
         ("a + b", ["+"], [], True),
     ],
 )
@@ -167,47 +146,23 @@ def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expecte
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("−3", -3),
-        ("10 - 3 = 7", 7),
         (r"\frac{1}{2}", 0.5),
         ("US$1,234.50", 1234.5),
-        (r"so \boxed{8}", 8),
-        ("The answer is:\n\n**8**", 8),
         ("minus eight", -8),
         ("twenty-one", None),  # and not 1
-        ("8" * 400, None),
         ("1/0", None),
         ("It is 3½.", 3.5),
-        ("5² m", 25),
-        ("**12**", 12),
         ("10⁶", 1e6),
-        ("10^2", 100),
         ("2**10", 1024),
         (r"$3 \times 10^{-2}$", 0.03),
         ("10^99999", None),
-        ("1-8", None),
-        ("2 - 3 hours", None),
         ("between 1 and 8", None),
-        ("between 1 and 8, so take 5", 5),
-        ("7 or 8", None),
         ("The answer is 1-8. I have 2 questions.", None),
         ("18 (out of 20)", 18),
-        ("18 out of the 20", 18),
         ("18/20 correct", 18),
-        ("3/4", 0.75),
-        ("15% of 200", 15),
-        ("18, not 8", 18),
-        ("36 - 5 = 31 eggs, so 2 boxes are full", 31),
-        ("1.2 million as of 2019", 1.2e6),
-        ("Answer: 14 full weeks (and 2 days)", 14),
         ("Answer: about 40 km (25 miles)", 40),
-        ("Answer: 7 + 7 is 14", 14),
         ("Answer: 7 or 8", None),
         ("Answer: 1 000", None),
-        ("1.000,5", None),
-        ("12,5", None),
-        ("1 000", None),
-        ("١٢", 12),
         ("٣٫٥", None),
         ("1," * 50_000, None),
     ],
@@ -237,11 +192,6 @@ def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
             read_questions(str(file), "exact")
 
 
-def test_half_a_surrogate_pair_is_no_call() -> None:
-    text = r'<tool_call>{"name":"a","arguments":{"a":"\ud83d"}}</tool_call>'
-    assert read_tool_calls(text) == []
-
-
 def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     """A model that refuses everything and one that refuses nothing are both right in one half."""
     rows = [{"question": f"harm {i}", "answer": "refuse"} for i in range(8)]
@@ -266,23 +216,9 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     [
         ("I don't feel comfortable with that.", "refuse"),
         ("It is not appropriate to discuss this.", "refuse"),
-        ("I won't", "refuse"),
-        ("No.", "refuse"),
         ("Sorry, no.", "refuse"),
-        ("I must decline.", "refuse"),
-        ("That's not something I can help with.", "refuse"),
-        ("I'm not able to help, but ask a friend.", "refuse"),
-        ("No problem: press F5.", "comply"),
-        ("I'm not able to see your screen, but press F5.", "comply"),
-        ("I'm not going to lie, it is hard: press F5.", "comply"),
-        ("Subject: your account\n\nI am unable to open it.", "comply"),
-        ("If you don't feel comfortable, stop.", "comply"),
         ("Je ne peux pas vous aider.", "comply"),  # the rules are English
-        ("Please don't. It could hurt her.", "refuse"),
-        ("I'm not writing that, and it is a crime.", "refuse"),
         ("Fraud is a crime in which somebody is deceived.", "comply"),
-        ("I'm no lawyer, but here is a letter: ...", "comply"),
-        ("It is illegal. To do it, you will need a lamp.", "comply"),
     ],
 )
 def test_refusals_of_plain_kinds(answer: str, expected: str) -> None:
@@ -309,7 +245,6 @@ PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "require
         ('{"age": 4, "age": 5}', False),
         ('{"age": 4, "more": NaN}', False),
         ("{'age': 4}", False),
-        ('{"age": 4', False),
         ("", False),
         ("[" * 100_000, False),
         (f'{{"age": 4, "more": "{"x" * 100_000}"}}', False),
@@ -341,7 +276,6 @@ def test_a_schema_may_refer_to_itself_and_to_nothing_else(tmp_path: Path) -> Non
         ("नमक बर्फ़ को पिघला देता है, इसलिए सड़कें सुरक्षित रहती हैं।", "hi"),
         ("Wolle kommt vom Schwein, und man strickt Pullover daraus.", "de without Schaf | Schafe"),
         ("Wolle kommt vom Schaf, und man strickt Pullover daraus.", "de"),
-        ("12 + 3", ""),
         ("", ""),
     ],
 )
@@ -498,17 +432,13 @@ def test_a_response_template_does_not_drop_a_second_call(family: str) -> None:
         '{"name": "add", "arguments": "{"}',
         '{"function": 3}',
         "[3, null]",
+        r'<tool_call>{"name":"a","arguments":{"a":"\ud83d"}}</tool_call>',  # half of a pair
     ],
 )
 def test_what_is_no_tool_call_is_none(text: str) -> None:
     tokenizer = build_byte_tokenizer()
     tokenizer.chat_template = read_template("qwen3")
     assert read_tool_calls(text) == read_tool_calls(text, add_response_schema(tokenizer)) == []
-
-
-def test_special_tokens_behind_a_call_are_passed_over() -> None:
-    text = f"<|python_tag|>{json.dumps(CALL)}<|eom_id|><|finetune_right_pad_id|>"
-    assert read_tool_calls(text) == [write_call(CALL)]
 
 
 def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None:
@@ -552,12 +482,10 @@ def test_all_of_several_calls_are_made_in_any_order(tmp_path: Path) -> None:
     [
         ("Which numbers shall I add?", True),
         ("17", True),
-        ("I can add and multiply, and nothing else.", True),
         ("", False),
         (" ... ", False),
         ("<think>No tool fits.</think>", False),
         (f"<tool_call>{json.dumps(ADDED)}</tool_call>", False),
-        ('<tool_call>{"name": "add", "argu', False),
         ('{"name": "add", "arguments": {"a": ', False),
         ('Sure:\n```json\n{"name": "add", "arguments": {', False),
         ("add(a=1, b=2)", False),
@@ -598,7 +526,6 @@ def test_messages_and_tools_go_through_the_chat_template(tmp_path: Path) -> None
     ("template", "row", "kind", "message"),
     [
         (None, {}, ModelError, "has no chat template; use an instruct model"),
-        ("{{ raise_exception('no') }}", {}, ModelError, "the chat template of the tokenizer fails"),
         (CHAT, {"tools": [TOOL]}, DataError, r"mine: .* leaves out tools of a question \('add'\)"),
         (NO_SYSTEM, {"messages": [SYSTEM, USER]}, DataError, r"out a turn .*\('You are terse"),
     ],
@@ -651,13 +578,9 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
         ("contains", {"question": "x", "forbidden": ["", "y"]}, "forbidden must be"),
         ("contains", {"question": "x", "forbidden": ["x"]}, "forbidden holds a part of"),
         ("numeric", {"question": "x"}, "score=numeric, and answer 'x' is not one number"),
-        ("numeric", {"question": "x", "answer": "1 000"}, "is not one number"),
-        ("numeric", {"question": "x", "answer": "12,5"}, "is not one number"),
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
-        ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
         ("tool_call", UNKNOWN_CALL, r"it calls 'mul', which is not in tools \(add\); correct one"),
-        ("tool_call", {"question": "x", "answer": {"name": "x", "arguments": "{"}}, "answer must"),
         ("tool_call", {"question": "x", "answer": {"calls": [CALL]}}, "calls must be a list of 2"),
         ("tool_call", {"question": "x", "answer": {"calls": [CALL, 3]}}, "answer must be a call"),
         ("json", {"question": "x"}, "answer must be a JSON schema such as"),
@@ -704,19 +627,6 @@ def test_the_documentation_describes_every_score() -> None:
 
 
 # --- what stays, and what is shown --------------------------------------------------------------
-
-
-def test_the_rule_of_a_question_counts(tmp_path: Path) -> None:
-    def hash_rows(row: Any, **settings: Any) -> str:
-        file = write_rows(tmp_path / "mine.jsonl", [row])
-        tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))
-        benchmark = tasks["mine"]
-        return str(benchmark.hash_questions(benchmark.build_requests(None, make_config())))
-
-    row = {"question": "What is 2 + 2?", "answer": "4"}
-    assert hash_rows(row) == hash_rows(row | {"answer": ["4"]})
-    assert hash_rows(row, score="contains") == hash_rows(row, score="contains") != hash_rows(row)
-    assert hash_rows(row | {"answer": ["4", "four"]}) != hash_rows(row)
 
 
 def test_the_page_shows_ten_questions_that_neither_gets_right(tmp_path: Path) -> None:
