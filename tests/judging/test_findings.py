@@ -40,16 +40,6 @@ def test_a_change_is_tuned_minus_base_and_counts_the_answers() -> None:
     assert change.counts == Counts(still_right=1, lost=2, gained=0, missed=1)
 
 
-def test_the_mean_is_over_one_role_and_a_model_compared_with_itself_forgets_nothing() -> None:
-    target = make_benchmark([0, 0, 0, 0], role=Role.target)
-    base = make_evaluation(a=[1, 1, 0, 0], t=target)
-    risen = make_benchmark([1, 1, 1, 1], role=Role.target)
-    tuned = make_evaluation(a=[1, 0, 0, 0], t=risen)
-    assert judge(base, tuned).mean_change(Role.retained).value == -0.25
-    assert judge(base, tuned).mean_change(Role.target).value == 1
-    assert judge(base, base).mean_change(Role.retained).value == 0
-
-
 def test_what_neither_model_got_right_is_not_retained() -> None:
     """Nothing can be lost there, so the verdict would say nothing; one right answer is enough."""
     for n_right, verdict in ((0, Verdict.undecided), (1, Verdict.retained)):
