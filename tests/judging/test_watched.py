@@ -10,7 +10,7 @@ from builders import (
     judge_pairs,
     make_benchmark,
     make_evaluation,
-    make_run,
+    make_ranks,
     make_texts,
     stop_early,
 )
@@ -105,16 +105,16 @@ def test_looks_end_where_its_own_test_would_decide() -> None:
 
 
 def test_a_table_of_runs_claims_nothing_of_it() -> None:
-    runs = []
-    for i, (seed, fall) in enumerate([(0, 0.01), (1, 0.011), (0, 0.1), (1, 0.11)]):
-        findings = judge_pairs(docs=draw_texts(fall, seed=i), a=draw_questions(0.02, 9 + i // 2))
-        rank = "8" if i < 2 else "64"
-        runs.append(make_run(findings, i, seed=str(seed), lora__r=rank))
+    judged = [
+        judge_pairs(docs=draw_texts(fall, seed=i), a=draw_questions(0.02, 9 + i // 2))
+        for i, fall in enumerate((0.01, 0.011, 0.1, 0.11))
+    ]
+    runs = make_ranks({8: judged[:2], 64: judged[2:]})
     for group_seeds in (True, False):
         comparison = compare_runs(runs, group_seeds)
         assert comparison.benchmarks == ("a", "docs")
-        for row, judged in zip(comparison.rows, judge_configurations(comparison), strict=True):
-            mean = judged["docs"]
+        for row, means in zip(comparison.rows, judge_configurations(comparison), strict=True):
+            mean = means["docs"]
             assert mean.verdict is None
             assert mean.shown.low < mean.value < mean.shown.high
             assert row.changes["docs"].verdict == ""

@@ -10,16 +10,11 @@ from mlflow import MlflowClient
 from slimdown.tracking.runs_page import share_view
 
 CHANGES = {"math": -4.0, "cs": -9.5, "common": 1.0}
+Values = Mapping[str, Any]
 
 
 def make_run(
-    store: MlflowClient,
-    experiment: str,
-    name: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    *,
-    sweep: str = "ranks",
+    store: MlflowClient, experiment: str, name: str, params: Values, metrics: Values, *, sweep: str
 ) -> None:
     tags = {"slimdown.kind": "tuned", "slimdown.sweep": sweep, "slimdown.verdict": "math ↓ cs ?"}
     run_id = store.create_run(experiment, run_name=name, tags=tags).info.run_id
@@ -47,7 +42,8 @@ def ranks(store: MlflowClient) -> str:
             metrics = {f"change/{name}": value * r for name, value in CHANGES.items()}
             metrics |= {"kept": -2.0, "kept_low": -4.0, "kept_high": 0.5, "learned_loss": 0.5}
             metrics["change/odd"] = float("nan")
-            make_run(store, experiment, f"pocket lora.r={r} seed={seed}", params, metrics)
+            name = f"pocket lora.r={r} seed={seed}"
+            make_run(store, experiment, name, params, metrics, sweep="ranks")
     return experiment
 
 
