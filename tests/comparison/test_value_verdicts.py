@@ -78,10 +78,6 @@ def test_more_values_make_a_loss_of_two_seeds_surer() -> None:
     assert set(judge_ranks(many)) == {Verdict.forgotten}
 
 
-def test_a_single_run_has_its_own_verdict() -> None:
-    assert judge_ranks({2: [LOST], 4: [SAME]}) == [Verdict.forgotten, Verdict.retained]
-
-
 def test_seeds_whose_test_cannot_hold_have_no_verdict() -> None:
     base, tuned = make_scores(300, 60, 10, 230)
     other = judge_scores(base[1:], tuned[1:])

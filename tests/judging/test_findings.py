@@ -107,18 +107,6 @@ def test_a_verdict_needs_evidence(counts: tuple[int, int, int, int], verdict: Ve
     assert (found.n_to_decide is not None) == (verdict is Verdict.undecided)
 
 
-def test_benchmarks_and_reports_judged_together_are_corrected() -> None:
-    before, after = make_scores(kept=60, lost=10, gained=2, missed=28)
-    quiet = [[1.0, 0.0] * 50] * 2
-    together = judge_pairs(a=(before, after), b=quiet, c=quiet, d=quiet)
-    alone = judge_scores(before, after)
-    reports = judge(make_evaluation(a=before), make_evaluation(a=after), n_reports=4)
-    assert alone.benchmarks["a"].verdict is Verdict.forgotten
-    for corrected in (together, reports):
-        assert corrected.benchmarks["a"].p_value == pytest.approx(4 * alone.benchmarks["a"].p_value)
-        assert corrected.benchmarks["a"].verdict is Verdict.undecided
-
-
 @pytest.mark.parametrize("bad", [nan, 55.0, -1.0])
 def test_a_primary_metric_that_is_no_share_is_refused(bad: float) -> None:
     with pytest.raises(DataError, match=r"^a: acc .*benchmark\.a\.scale"):

@@ -216,7 +216,7 @@ def test_an_answer_is_lost_by_it_where_the_likeliest_choice_is_another() -> None
 
 
 def test_a_look_ends_a_training_by_it_where_it_is_the_metric() -> None:
-    findings = judge_temperature(0.2, metric="p_right")
+    findings = judge_temperature(0.2, 200, metric="p_right")
     is_within, beyond = judge_look(findings, {"a": 0.05}, 4)
     assert not is_within
     assert beyond.startswith("a lost ")

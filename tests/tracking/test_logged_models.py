@@ -25,7 +25,8 @@ NAMES = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"
 def test_metrics_belong_to_models_and_questions(store: MlflowClient, config: RunConfig) -> None:
     first, second = record_run(config, "one"), record_run(config, "two", KEPT)
     run = store.get_run(first)
-    datasets = {asked.dataset.name: asked.dataset for asked in run.inputs.dataset_inputs}
+    inputs = [questions.dataset for questions in run.inputs.dataset_inputs]
+    datasets = {dataset.name: dataset for dataset in inputs}
     assert list(datasets) == NAMES
     for questions in run.inputs.dataset_inputs:
         assert {tag.key: tag.value for tag in questions.tags} == {"mlflow.data.context": "eval"}
