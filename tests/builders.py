@@ -173,3 +173,12 @@ def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:
     held_out = float(settings.get("evaluation.holdout", 0))
     made = RunRecord(run_id, name, "test", "FINISHED", started, settings, findings=findings)
     return replace(made, held_out=held_out)
+
+
+def make_ranks(by_rank: dict[int, Sequence[Findings]]) -> list[RunRecord]:
+    """Finished runs of values of lora.r, and of each a seed for each of its findings."""
+    runs = list[RunRecord]()
+    for rank, by_seed in by_rank.items():
+        for seed, findings in enumerate(by_seed):
+            runs.append(make_run(findings, len(runs), lora__r=str(rank), seed=str(seed)))
+    return runs

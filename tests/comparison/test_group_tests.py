@@ -11,6 +11,7 @@ from builders import (
     judge_pairs,
     judge_scores,
     make_benchmark,
+    make_ranks,
     make_run,
     make_scores,
     stop_early,
@@ -22,37 +23,39 @@ from bench.statistics import draw_values
 from slimdown.comparison.group_tests import find_differences
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.comparison.run_records import RunRecord
+from slimdown.judging.findings import Findings
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.seeds import MeanTest, SeedAnswers, add_seed_noise, build_difference_tests
 from slimdown.utils.errors import ConfigError
 
 
+def lose(*losts: int) -> list[Findings]:
+    """Findings of which each lost so many of 400 answers."""
+    return [judge_scores(*make_scores(300 - lost, lost, 0, 100)) for lost in losts]
+
+
 def make_runs(*rows: tuple[dict[str, str], Sequence[int]]) -> list[RunRecord]:
-    """Runs with these settings, one for each seed, which lost so many of 400 answers."""
+    """Runs with these settings, one for each seed, which lost so many answers."""
     runs = list[RunRecord]()
     for settings, losts in rows:
-        for seed, lost in enumerate(losts):
-            findings = judge_scores(*make_scores(300 - lost, lost, 0, 100))
+        for seed, findings in enumerate(lose(*losts)):
             runs.append(make_run(findings, len(runs), seed=str(seed), **settings))
     return runs
 
 
-def make_ranks(losts: dict[int, list[int]]) -> list[RunRecord]:
-    return make_runs(*(({"lora__r": str(rank)}, by_seed) for rank, by_seed in losts.items()))
-
-
-THREE_RANKS = {2: [4, 6, 5], 8: [8, 7, 10], 32: [60, 66, 57]}
+THREE_RANKS = make_ranks({2: lose(4, 6, 5), 8: lose(8, 7, 10), 32: lose(60, 66, 57)})
 
 
 def test_a_difference_is_shown_or_said_to_be_open() -> None:
-    found = find_differences(compare_runs(make_ranks(THREE_RANKS)), "lora.r")
+    found = find_differences(compare_runs(THREE_RANKS), "lora.r")
     shown = [(d.benchmark, d.value, d.side, d.other, d.points) for d in found.shown]
     assert shown == [("a", "32", "below", "2", "14.0"), ("a", "32", "below", "8", "13.2")]
     assert max(difference.p_value for difference in found.shown) < 0.001
     assert (len(found.tested), found.has_few_seeds, found.reason) == (3, True, "")
-    still_open = find_differences(compare_runs(make_ranks({2: [4, 8], 8: [20, 9]})), "lora.r")
+    two_seeds = make_ranks({2: lose(4, 8), 8: lose(20, 9)})
+    still_open = find_differences(compare_runs(two_seeds), "lora.r")
     assert (still_open.shown, len(still_open.tested), still_open.reason) == ((), 1, "")
-    untested = find_differences(compare_runs(make_ranks({2: [4], 8: [5]})), "lora.r")
+    untested = find_differences(compare_runs(make_ranks({2: lose(4), 8: lose(5)})), "lora.r")
     assert (len(untested.tested), untested.has_few_seeds) == (0, False)
     assert "lora.r" in untested.reason
 
@@ -74,8 +77,7 @@ def test_the_mean_of_several_benchmarks_is_tested_beside_them() -> None:
 
 def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
     early = judge_scores([1.0, 0.0] * 100, stop_early(make_benchmark([1.0, 0.0] * 100), 63))
-    places = [(rank, seed) for rank in "28" for seed in "01"]
-    runs = [make_run(early, i, lora__r=r, seed=s) for i, (r, s) in enumerate(places)]
+    runs = make_ranks({2: [early] * 2, 8: [early] * 2})
     found = find_differences(compare_runs(runs), "lora.r")
     assert not found.tested
     assert "stop early" in found.reason
@@ -84,16 +86,15 @@ def test_what_stopped_early_is_not_tested_and_that_is_said() -> None:
 def test_copies_make_seeds_that_agree_by_chance_no_surer() -> None:
     found = []
     for n_copies in (1, 3):
-        runs = []
-        for rank, lost in ((2, 4), (2, 4), (8, 5), (8, 5)):
-            names = [str(i % 60) for i in range(60 * n_copies)]
+        names = [str(i % 60) for i in range(60 * n_copies)]
+        by_rank = {}
+        for rank, lost in ((2, 4), (8, 5)):
             sides = [
                 change_samples(make_benchmark(np.tile(scores, n_copies)), doc_hash=names)
                 for scores in make_scores(60 - lost, lost, 0, 0)
             ]
-            settings = {"lora__r": str(rank), "seed": str(len(runs) % 2)}
-            runs.append(make_run(judge_scores(*sides), len(runs), **settings))
-        found.append(find_differences(compare_runs(runs), "lora.r"))
+            by_rank[rank] = [judge_scores(*sides)] * 2
+        found.append(find_differences(compare_runs(make_ranks(by_rank)), "lora.r"))
     assert found[0].shown == ()
     assert found[0] == found[1]
 
@@ -204,7 +205,7 @@ def test_equally_good_values_seldom_differ(n_seeds: int, shared: float) -> None:
 
 
 def test_a_reference_is_compared_with_each_other_value_and_no_others_are() -> None:
-    comparison = compare_runs(make_ranks(THREE_RANKS))
+    comparison = compare_runs(THREE_RANKS)
     against = replace(comparison, reference="8")
     [shown] = find_differences(against, "lora.r").shown
     assert (shown.value, shown.other) == ("32", "8")

@@ -11,6 +11,7 @@ from builders import (
     judge_pairs,
     judge_scores,
     make_benchmark,
+    make_ranks,
     make_run,
     make_scores,
     stop_early,
@@ -34,10 +35,7 @@ SAME = judge_scores(*make_scores(330, 8, 8, 254))
 @pytest.fixture(scope="module")
 def sweep() -> Comparison:
     """Two ranks of three seeds each, and another model."""
-    runs = [
-        make_run(findings, i, seed=str(i % 3), lora__r=str(8 if i < 3 else 16))
-        for i, findings in enumerate([SAME, SLIGHT, SAME, LOST, LOST, LOST])
-    ]
+    runs = make_ranks({8: [SAME, SLIGHT, SAME], 16: [LOST] * 3})
     return compare_runs([*runs, make_run(SAME, 9, model__id="other")])
 
 
@@ -68,8 +66,7 @@ def test_what_does_not_hold_in_a_table_becomes_undecided_and_never_worse() -> No
     assert barely.benchmarks["a"].primary.difference.p_value < 1e-6
 
     def judge_alike(findings: Findings, n_runs: int = 30) -> tuple[Comparison, set[str]]:
-        runs = [make_run(findings, i, lora__r=str(i)) for i in range(n_runs)]
-        comparison = compare_runs(runs)
+        comparison = compare_runs(make_ranks({rank: [findings] for rank in range(n_runs)}))
         return comparison, {str(row["a"].verdict) for row in judge_configurations(comparison)}
 
     assert judge_alike(barely)[1] <= {"undecided", "retained"}
@@ -101,7 +98,7 @@ def test_what_was_not_measured_alike_is_said() -> None:
 def test_runs_that_stopped_early_have_no_interval_of_their_mean_and_say_why() -> None:
     before, after = draw_scores(1000, 0.6, 0.2, 0.02, 1)
     early = judge_scores(before, stop_early(make_benchmark(after), 89))
-    comparison = compare_runs([make_run(early, 0), make_run(early, 1, seed="1")])
+    comparison = compare_runs(make_ranks({8: [early] * 2}))
     cell = comparison.rows[0].changes["a"]
     assert (cell.n, cell.n_available, cell.is_stopped) == (89, 1000, True)
     assert isnan(cell.change.low)

@@ -79,18 +79,6 @@ def test_the_mean_of_benchmarks_is_taken_seed_by_seed() -> None:
     assert mean.training_error > 3 * mean.question_error
 
 
-@pytest.mark.parametrize("n_seeds", [2, 3, 5])
-def test_the_mean_of_benchmarks_covers_the_truth_if_a_seed_is_bad_on_all(n_seeds: int) -> None:
-    draw, covered = np.random.default_rng(n_seeds), []
-    for _ in range(150):
-        shift = draw.normal(0, 0.1, (n_seeds, 1)).clip(-0.3, 0.3) / 2
-        drawn = draw.random((3, n_seeds, 60))
-        changes = (drawn > 0.8 - shift).astype(float) - (drawn < 0.2 - shift)
-        mean = split_noise(changes.mean(axis=0), steps=[1.0])
-        covered.append(mean.low <= 0 <= mean.high)
-    assert np.mean(covered) >= 0.9
-
-
 def test_the_same_questions_in_two_benchmarks_count_once() -> None:
     draw = np.random.default_rng(3)
     seeds = [judge_scores(np.ones(300), (draw.random(300) < 0.8) * 1.0) for _ in range(3)]

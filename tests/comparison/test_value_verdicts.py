@@ -9,7 +9,7 @@ from builders import (
     judge_pairs,
     judge_scores,
     make_benchmark,
-    make_run,
+    make_ranks,
     make_scores,
     stop_early,
 )
@@ -17,7 +17,6 @@ from scipy.stats import ttest_1samp
 
 from bench.statistics import build_table, contradicts, draw_table
 from slimdown.comparison.run_comparison import compare_runs
-from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.value_verdicts import SeedAnswers, build_tests, judge_configurations
 from slimdown.judging.answer_traits import NEVER_ENDED, Trait
 from slimdown.judging.findings import Findings
@@ -34,16 +33,8 @@ def collect(answers: Floats) -> SeedAnswers:
     return SeedAnswers([answers], [1.0])
 
 
-def make_runs(by_rank: dict[int, list[Findings]]) -> list[RunRecord]:
-    runs = list[RunRecord]()
-    for rank, by_seed in by_rank.items():
-        for seed, findings in enumerate(by_seed):
-            runs.append(make_run(findings, len(runs), lora__r=str(rank), seed=str(seed)))
-    return runs
-
-
 def judge_ranks(by_rank: dict[int, list[Findings]]) -> list[Verdict]:
-    return [row["a"].verdict for row in judge_configurations(compare_runs(make_runs(by_rank)))]
+    return [row["a"].verdict for row in judge_configurations(compare_runs(make_ranks(by_rank)))]
 
 
 def test_one_seed_is_the_test_of_its_questions() -> None:
@@ -87,10 +78,6 @@ def test_more_values_make_a_loss_of_two_seeds_surer() -> None:
     assert set(judge_ranks(many)) == {Verdict.forgotten}
 
 
-def test_a_single_run_has_its_own_verdict() -> None:
-    assert judge_ranks({2: [LOST], 4: [SAME]}) == [Verdict.forgotten, Verdict.retained]
-
-
 def test_seeds_whose_test_cannot_hold_have_no_verdict() -> None:
     base, tuned = make_scores(300, 60, 10, 230)
     other = judge_scores(base[1:], tuned[1:])
@@ -115,12 +102,12 @@ def test_what_no_run_got_right_is_not_retained() -> None:
 def test_means_are_judged_beside_their_benchmarks_and_corrected_with_them() -> None:
     before, after = make_scores(300, 60, 10, 230)
     findings = judge_pairs(a=(before, after), b=(before[::-1], after[::-1]))
-    runs = make_runs({rank: [findings, findings] for rank in (2, 4, 8, 16, 32, 64)})
+    runs = make_ranks({rank: [findings, findings] for rank in (2, 4, 8, 16, 32, 64)})
     rows = judge_configurations(compare_runs(runs))
     assert list(rows[0]) == ["a", "b", "kept"]
     assert rows[0]["kept"].value == pytest.approx(-50 / 600)
     assert {mean.verdict for row in rows for mean in row.values()} == {Verdict.forgotten}
-    assert "kept" not in judge_configurations(compare_runs(make_runs({2: [LOST]})))[0]
+    assert "kept" not in judge_configurations(compare_runs(make_ranks({2: [LOST]})))[0]
 
 
 @pytest.mark.parametrize("has_spread", [True, False])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,17 +32,15 @@ ONCE = [1.0] * 20, [0.0] * 4 + [1.0] * 16  # of 20 passages, of which 4 are lost
 
 
 def ask_in_clusters(
-    scores: Sequence[float], clusters: Sequence[object], subjects: Sequence[str] | None = None
+    scores: Sequence[float],
+    names: Sequence[object],
+    subjects: Sequence[str] | None = None,
+    field: str = "cluster",
 ) -> BenchmarkEvaluation:
-    return change_samples(make_benchmark(scores, subjects), cluster=[str(c) for c in clusters])
+    return change_samples(make_benchmark(scores, subjects), **{field: [f"n{n}" for n in names]})
 
 
-def ask_documents(
-    scores: Sequence[float], documents: Sequence[object], subjects: Sequence[str] | None = None
-) -> BenchmarkEvaluation:
-    return change_samples(
-        make_benchmark(scores, subjects), doc_hash=[f"doc {d}" for d in documents]
-    )
+ask_documents = partial(ask_in_clusters, field="doc_hash")
 
 
 def test_a_cluster_runs_across_the_tasks_of_a_group() -> None:
@@ -143,6 +142,12 @@ def test_copies_show_what_one_of_each_shows(n_copies: int) -> None:
     d, expected_d = found.primary.difference, alone.primary.difference
     ends = (expected_d.p_value, expected_d.low, expected_d.high)
     assert (d.p_value, d.low, d.high) == pytest.approx(ends)
+    for margin in (0.05, 0.2):
+        assert d.equivalence_p_value(margin) == pytest.approx(
+            expected_d.equivalence_p_value(margin)
+        )
+    base, expected_base = found.primary.base, alone.primary.base
+    assert (base.low, base.high) == pytest.approx((expected_base.low, expected_base.high))
     assert copies.mean_change(Role.retained) == found.primary.difference.estimate
     rate, expected = found.forgetting_rate, alone.forgetting_rate
     assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)

@@ -27,33 +27,35 @@ def ask(numbers: list[int], start: int = 0, name: str = "doc") -> BenchmarkEvalu
     return make_benchmark(samples)
 
 
-def take(**evaluations: Evaluation) -> tuple[dict[str, Evaluation], list[str]]:
-    return take_common(evaluations)
+FORTY = ask([*range(40)])
+
+
+def take(
+    base: BenchmarkEvaluation, tuned: BenchmarkEvaluation
+) -> tuple[dict[str, Evaluation], list[str]]:
+    return take_common({"base": make_evaluation(a=base), "tuned": make_evaluation(a=tuned)})
 
 
 def test_equal_questions_are_taken_as_they_are() -> None:
-    base, tuned = (make_evaluation(a=ask([*range(40)])) for _ in range(2))
-    taken, notes = take(base=base, tuned=tuned)
-    assert notes == []
-    assert taken == {"base": base, "tuned": tuned}
+    evaluations = {side: make_evaluation(a=FORTY) for side in ("base", "tuned")}
+    assert take_common(evaluations) == (evaluations, [])
 
 
 def test_benchmarks_that_one_side_lacks_are_left_out_and_named() -> None:
-    base = make_evaluation(a=ask([*range(40)]), b=ask([*range(30)]))
+    base = make_evaluation(a=FORTY, b=ask([*range(30)]))
     base = replace(base, conditions={"a.stop": "x", "b.stop": "y", "kind": "table"})
-    tuned = replace(make_evaluation(a=ask([*range(40)])), conditions={"a.stop": "x"})
-    tuned = replace(tuned, conditions={**tuned.conditions, "kind": "table"})
+    tuned = make_evaluation(a=FORTY)
+    tuned = replace(tuned, conditions={"a.stop": "x", "kind": "table"})
     with pytest.raises(DataError, match="benchmarks differs"):
         judge(base, tuned)
-    taken, [note] = take(base=base, tuned=tuned)
+    taken, [note] = take_common({"base": base, "tuned": tuned})
     assert "b" in note
     assert "base" in note
     assert list(judge(*taken.values()).benchmarks) == ["a"]
 
 
 def test_questions_are_matched_by_content_where_numbers_mean_others() -> None:
-    base, tuned = ask([*range(40)]), ask([*range(39, 9, -1)])  # numbered in another order
-    taken, [note] = take(base=make_evaluation(a=base), tuned=make_evaluation(a=tuned))
+    taken, [note] = take(FORTY, ask([*range(39, 9, -1)]))  # numbered in another order
     assert "30" in note
     pair = pair_evaluations(*taken.values())["a"]
     hashes = [[sample.doc_hash for sample in side.samples] for side in (pair.base, pair.tuned)]
@@ -67,8 +69,7 @@ def test_questions_are_matched_by_content_where_numbers_mean_others() -> None:
 
 
 def test_copies_of_a_question_are_matched_one_by_one() -> None:
-    base, tuned = ask([7, 7, 7, 1, 2]), ask([1, 7, 7, 3])
-    taken, _ = take(base=make_evaluation(a=base), tuned=make_evaluation(a=tuned))
+    taken, _ = take(ask([7, 7, 7, 1, 2]), ask([1, 7, 7, 3]))
     for evaluation in taken.values():
         hashes = sorted(sample.doc_hash for sample in evaluation.benchmarks["a"].samples)
         assert hashes == ["doc1", "doc7", "doc7"]
@@ -82,11 +83,10 @@ def test_three_evaluations_have_in_common_what_all_have() -> None:
 
 
 def test_other_prompts_and_other_versions_of_a_task_are_refused_and_not_left_out() -> None:
-    base = ask([*range(40)])
-    first, *others = base.samples
-    other_prompt = replace(base, samples=(replace(first, prompt_hash="another"), *others))
-    for tuned in (other_prompt, replace(base, task_version="2.0")):
-        taken, notes = take(base=make_evaluation(a=base), tuned=make_evaluation(a=tuned))
+    first, *others = FORTY.samples
+    other_prompt = replace(FORTY, samples=(replace(first, prompt_hash="another"), *others))
+    for tuned in (other_prompt, replace(FORTY, task_version="2.0")):
+        taken, notes = take(FORTY, tuned)
         assert notes == []
         with pytest.raises(DataError, match="cannot be compared"):
             judge(*taken.values())
@@ -95,25 +95,22 @@ def test_other_prompts_and_other_versions_of_a_task_are_refused_and_not_left_out
 def test_an_evaluation_that_stopped_early_keeps_its_looks() -> None:
     whole = ask([*range(100)])
     stopped = stop_early(whole, 32)
-    taken, notes = take(base=make_evaluation(a=whole), tuned=make_evaluation(a=stopped))
+    taken, notes = take(whole, stopped)
     assert notes == []
     assert taken["tuned"].benchmarks["a"].looks == stopped.looks
 
 
 def test_nothing_in_common_is_refused() -> None:
-    base = make_evaluation(a=ask([*range(9)]), b=ask([*range(9)]))
     with pytest.raises(DataError, match="no benchmark"):
-        take(base=base, tuned=make_evaluation(c=ask([*range(9)])))
-    others = make_evaluation(a=ask([*range(9)], name="other"))
+        take_common({"base": make_evaluation(a=FORTY), "tuned": make_evaluation(c=FORTY)})
     with pytest.raises(DataError, match="no question"):
-        take(base=base, tuned=others)
+        take(FORTY, ask([*range(9)], name="other"))
 
 
 def test_only_chooses_and_names_what_is_missing() -> None:
-    base = make_evaluation(a=ask([*range(9)]), b=ask([*range(9)]))
-    tuned = make_evaluation(a=ask([*range(9)]), b=ask([*range(9)]))
-    taken, notes = take_common({"base": base, "tuned": tuned}, ["b"])
+    evaluations = {side: make_evaluation(a=FORTY, b=FORTY) for side in ("base", "tuned")}
+    taken, notes = take_common(evaluations, ["b"])
     assert notes == []
     assert list(taken["base"].benchmarks) == ["b"]
     with pytest.raises(ConfigError, match="--only c"):
-        take_common({"base": base, "tuned": tuned}, ["c"])
+        take_common(evaluations, ["c"])

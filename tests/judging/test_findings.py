@@ -40,16 +40,6 @@ def test_a_change_is_tuned_minus_base_and_counts_the_answers() -> None:
     assert change.counts == Counts(still_right=1, lost=2, gained=0, missed=1)
 
 
-def test_the_mean_is_over_one_role_and_a_model_compared_with_itself_forgets_nothing() -> None:
-    target = make_benchmark([0, 0, 0, 0], role=Role.target)
-    base = make_evaluation(a=[1, 1, 0, 0], t=target)
-    risen = make_benchmark([1, 1, 1, 1], role=Role.target)
-    tuned = make_evaluation(a=[1, 0, 0, 0], t=risen)
-    assert judge(base, tuned).mean_change(Role.retained).value == -0.25
-    assert judge(base, tuned).mean_change(Role.target).value == 1
-    assert judge(base, base).mean_change(Role.retained).value == 0
-
-
 def test_what_neither_model_got_right_is_not_retained() -> None:
     """Nothing can be lost there, so the verdict would say nothing; one right answer is enough."""
     for n_right, verdict in ((0, Verdict.undecided), (1, Verdict.retained)):
@@ -115,18 +105,6 @@ def test_a_verdict_needs_evidence(counts: tuple[int, int, int, int], verdict: Ve
     found = judge_scores(*make_scores(*counts)).benchmarks["a"]
     assert found.verdict is verdict
     assert (found.n_to_decide is not None) == (verdict is Verdict.undecided)
-
-
-def test_benchmarks_and_reports_judged_together_are_corrected() -> None:
-    before, after = make_scores(kept=60, lost=10, gained=2, missed=28)
-    quiet = [[1.0, 0.0] * 50] * 2
-    together = judge_pairs(a=(before, after), b=quiet, c=quiet, d=quiet)
-    alone = judge_scores(before, after)
-    reports = judge(make_evaluation(a=before), make_evaluation(a=after), n_reports=4)
-    assert alone.benchmarks["a"].verdict is Verdict.forgotten
-    for corrected in (together, reports):
-        assert corrected.benchmarks["a"].p_value == pytest.approx(4 * alone.benchmarks["a"].p_value)
-        assert corrected.benchmarks["a"].verdict is Verdict.undecided
 
 
 @pytest.mark.parametrize("bad", [nan, 55.0, -1.0])
@@ -216,13 +194,8 @@ def test_findings_come_back_from_json_with_all_their_tests() -> None:
     stopped = stop_early(make_benchmark(after), 89)
     found = judge_pairs(a=(before, after), g=weighted, s=(before, stopped))
     text = json.dumps(found.to_dict(), allow_nan=False)  # the errors of what stopped are nan
-    plain = json.loads(text)
-    again = Findings.from_dict(plain)
-    del plain["benchmarks"]["g"]["changes"]["acc"]["difference"]["equivalence"]  # as in older ones
-    older = Findings.from_dict(plain).benchmarks["g"].primary.difference
-    assert older.equivalence == {}
-    computed = again.benchmarks["g"].primary.difference.equivalence
-    assert computed == {0.02: older.equivalence_p_value(0.02)}
+    again = Findings.from_dict(json.loads(text))
+    assert list(again.benchmarks["g"].primary.difference.equivalence) == [0.02]
     assert len(text) < 30_000
     assert json.dumps(again.to_dict()) == text
     assert (again.base, again.tuned) == (None, None)

@@ -1,10 +1,7 @@
 """Which cause is found for which lost answer."""
 
-from collections.abc import Sequence
-
 import pytest
 from builders import (
-    COLOURS,
     change_samples,
     make_benchmark,
     make_choice,
@@ -36,21 +33,6 @@ def written(*answers: tuple[str, float, float], metric: str = "strict") -> Bench
         for i, (response, strict, flexible) in enumerate(answers)
     ]
     return make_benchmark(samples, metric=metric)
-
-
-def chosen(
-    *questions: tuple[int, Sequence[float]], metric: str = "acc", choices: tuple[str, ...] = COLOURS
-) -> BenchmarkEvaluation:
-    """Questions as (right choice, log-likelihoods)."""
-    samples = []
-    for i, (right, likely) in enumerate(questions):
-        lengths = [len(c) if metric == "acc_norm" else 1 for c in choices]
-        ranked = [value / n for value, n in zip(likely, lengths, strict=True)]
-        taken = ranked.index(max(ranked))
-        fields = {"choices": choices, "log_likelihoods": tuple(likely), "target": choices[right]}
-        fields["answers"] = {metric: choices[taken]}
-        samples.append(make_sample({metric: float(taken == right)}, i, **fields))
-    return make_benchmark(samples)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +76,13 @@ def test_shares_are_of_the_lost_answers_and_a_cause_is_named_where_a_loss_is_sho
 
 
 def test_a_length_normalized_choice_is_ranked_by_length() -> None:
-    choices = ("yes", "certainly", "no", "maybe")  # -1.0 and -0.5, then -2.0 a character
-    pair = ((1, (-3.0, -4.5, -9.0, -9.0)), (1, (-3.0, -18.0, -9.0, -9.0)))
-    sides = [chosen(question, metric="acc_norm", choices=choices) for question in pair]
+    question = {"choices": ("yes", "certainly", "no", "maybe"), "target": "certainly"}
+    sides = []
+    # "yes" has -1.0 a character, and "certainly" -0.5, then -2.0
+    for certainly, answer in ((-4.5, "certainly"), (-18.0, "yes")):
+        fields = {"log_likelihoods": (-3.0, certainly, -9.0, -9.0), "answers": {"acc_norm": answer}}
+        score = float(answer == "certainly")
+        sides.append(make_benchmark([make_sample({"acc_norm": score}, **question, **fields)]))
     losses = break_down(sides[0], sides[1])
     assert {c.name: c.count for c in losses.causes} == {"nearly_level": 0, "clearly_behind": 1}
 
@@ -116,6 +102,6 @@ def test_a_model_that_takes_one_letter_has_collapsed_onto_it() -> None:
     "fields", [{"target": "[0, 2]"}, {"choices": ("red",) * 4, "target": "red"}]
 )
 def test_several_right_choices_or_such_as_read_alike_have_no_lead(fields: dict[str, str]) -> None:
-    odd = change_samples(chosen((0, (-1.0, -2.0, -5.0, -5.0))), **fields)
+    odd = change_samples(make_benchmark([make_choice(0)]), **fields)
     losses = break_down(odd, odd)
     assert (losses.causes, losses.choices) == ((), None)

@@ -215,18 +215,13 @@ def test_an_answer_is_lost_by_it_where_the_likeliest_choice_is_another() -> None
     assert lost["acc"] == lost["p_right"]
 
 
-def judge_cooled(scale: float, metric: str) -> Findings:
-    nats = draw_likelihoods(200)
-    return judge_scores(choose(nats, metric=metric), choose(scale * nats, metric=metric))
-
-
 def test_a_look_ends_a_training_by_it_where_it_is_the_metric() -> None:
-    assert judge_look(judge_cooled(0.2, "acc"), {"a": 0.05}, 4) == (True, "")
-    findings = judge_cooled(0.2, "p_right")
+    findings = judge_temperature(0.2, 200, metric="p_right")
     is_within, beyond = judge_look(findings, {"a": 0.05}, 4)
     assert not is_within
     assert beyond.startswith("a lost ")
-    assert judge_look(judge_cooled(1.0, "p_right"), {"a": 0.05}, 4) == (True, "")
+    for within in (judge_temperature(0.2), judge_temperature(1.0, metric="p_right")):
+        assert judge_look(within, {"a": 0.05}, 4) == (True, "")
     # 5 % is shared among the looks
     p_value = findings.benchmarks["a"].primary.difference.p_value_below(-0.05)
     n_looks = int(0.05 / p_value)

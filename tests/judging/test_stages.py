@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from builders import Capture, Patch, change_samples, make_benchmark, make_evalua
 
 from slimdown.commands import verdict
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging import pairing
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.stages import StageFindings, judge_served, judge_stages
 from slimdown.judging.verdicts import Verdict
@@ -181,16 +179,6 @@ def test_a_chain_of_logs_has_one_outcome(logs: list[str], capsys: Capture, tmp_p
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2
     assert "http" not in page.replace("http://www.w3.org", "")
-
-
-def test_a_verdict_pairs_once_for_its_gate_its_pages_and_the_lost_questions(
-    logs: list[str], monkeypatch: Patch
-) -> None:
-    pair = Mock(wraps=pairing.pair_benchmark)
-    monkeypatch.setattr(pairing, "pair_benchmark", pair)
-    gate = ["--max-loss", "0.5", "words=off", "--max-relative-loss", "math=0.5", "--overall"]
-    assert verdict.main([*logs[:2], *gate, "--lost", "lost.jsonl", "-o", "page.html"]) == 0
-    assert [call.args[0] for call in pair.call_args_list] == ["math", "words"]
 
 
 def test_a_stage_has_a_budget_of_its_own(logs: list[str], capsys: Capture) -> None:

@@ -38,14 +38,13 @@ def test_it_is_the_same_each_time_and_for_texts_in_another_unit() -> None:
     assert find_ratio_interval(2 * after, before) == pytest.approx((2 * low, 2 * high))
 
 
-@pytest.mark.parametrize("case", ["few", "infinite", "alike", "nothing"])
-def test_it_is_not_given_where_nothing_can_be_said(case: str) -> None:
-    n = FEWEST - (case == "few")
-    after, before = draw_texts(n, np.random.default_rng(2))
-    if case == "infinite":
-        after[3] = inf
-    elif case == "alike":
-        after = 2 * before
-    elif case == "nothing":
-        after = before = np.zeros(n)
-    assert all(map(isnan, find_ratio_interval(after, before)))
+AFTER, BEFORE = draw_texts(FEWEST, np.random.default_rng(2))
+
+
+@pytest.mark.parametrize(
+    ("after", "before"),
+    [(AFTER[1:], BEFORE[1:]), ([*AFTER[1:], inf], BEFORE), (2 * BEFORE, BEFORE), (0 * BEFORE,) * 2],
+    ids=["few", "infinite", "alike", "nothing"],
+)
+def test_it_is_not_given_where_nothing_can_be_said(after: np.ndarray, before: np.ndarray) -> None:
+    assert all(map(isnan, find_ratio_interval(np.array(after), before)))

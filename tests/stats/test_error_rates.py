@@ -7,37 +7,29 @@ from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
 from bench.gates import Tables, judge_suites
-from bench.statistics import MARGIN, SIMULATIONS, Kind, Simulation, draw_pairs, end_trainings
+from bench.statistics import (
+    MARGIN,
+    SIMULATIONS,
+    Kind,
+    Simulation,
+    check_arrays,
+    draw_pairs,
+    end_trainings,
+    list_tables,
+    multinomial_chances,
+    p_values,
+)
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.stats.estimates import Sampling, compare_scores
-from slimdown.stats.likelihood import added_to_change, added_to_margin, likelihood_p_values
+from slimdown.stats.likelihood import likelihood_p_values
 from slimdown.stats.power import change_power
 from slimdown.stats.sequential import block_ends, combine_looks
 
-VALUES = np.array([-1.0, 0.0, 1.0])
-
-
-def tables_of(n: int) -> np.ndarray:
-    """All counts of lost, unchanged and gained answers of n questions, [tables, 3]."""
-    lost, gained = (table.ravel() for table in np.indices((n + 1, n + 1)))
-    counts = np.stack([lost, n - lost - gained, gained], axis=1)
-    return counts[counts[:, 1] >= 0]
-
-
-def p_above(counts: np.ndarray, change: float) -> np.ndarray:
-    added = added_to_margin(change, counts[:, 2], counts[:, 0], counts.sum(axis=1))
-    return likelihood_p_values(VALUES - change, counts, -1 - change, added)
-
-
-def p_below(counts: np.ndarray, change: float) -> np.ndarray:
-    return p_above(counts[:, ::-1], -change)  # lost and gained answers exchanged
-
 
 def changes_p(counts: np.ndarray, change: float) -> np.ndarray:
-    """The smaller of the two one-sided p-values of the 95 % interval, without `Difference`."""
-    added = added_to_change(counts[:, 0] + counts[:, 2], counts.sum(axis=1))
-    above = likelihood_p_values(VALUES - change, counts, -1 - change, added)
-    return np.minimum(above, likelihood_p_values(change - VALUES, counts, change - 1, added))
+    """The smaller of the two one-sided p-values of the 95 % interval."""
+    sides = [p_values(counts, change, above, Kind.change) for above in (True, False)]
+    return np.min(sides, axis=0)
 
 
 def worst(counts: np.ndarray, is_wrong: np.ndarray, change: float) -> float:
@@ -55,13 +47,13 @@ def worst(counts: np.ndarray, is_wrong: np.ndarray, change: float) -> float:
 
 @pytest.mark.parametrize("n", [20, 35, 60, 100, *slow(300)])
 def test_no_claim_is_wrong_in_more_than_five_percent_and_no_interval_misses_more(n: int) -> None:
-    counts = tables_of(n)
-    p_values = changes_p(counts, 0.0)
+    counts = list_tables(n)
+    changed = changes_p(counts, 0.0)
     for level in (0.05, 0.0125, 0.00042):
-        assert worst(counts, p_values < level / 2, 0.0) <= level
+        assert worst(counts, changed < level / 2, 0.0) <= level
     # among them those budgets at which a loss that was never seen is as likely as one in 16
     for budget in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1 - 0.065 ** (1 / n), 1 - 0.055 ** (1 / n)):
-        above, below = p_above(counts, -budget), p_below(counts, -budget)
+        above, below = (p_values(counts, -budget, above=side) for side in (True, False))
         # benchmarks, each of which is a step of Holm's
         for k in (1, 2, 4, 20, 119) if budget <= 0.1 else (1,):
             level = 0.05 / k
@@ -72,7 +64,7 @@ def test_no_claim_is_wrong_in_more_than_five_percent_and_no_interval_misses_more
 
 @pytest.mark.parametrize("n", [20, 27, 45])
 def test_the_interval_misses_large_changes_in_five_percent_at_most_whatever_flips(n: int) -> None:
-    counts = tables_of(n)
+    counts = list_tables(n)
     for change in np.linspace(0.03, 0.96, 32):
         assert worst(counts, changes_p(counts, change) < 0.025, change) <= 0.05
 
@@ -86,41 +78,27 @@ def test_a_change_that_is_not_there_is_claimed_below_the_level_at_every_size(lev
 
 def test_a_change_that_is_not_there_is_claimed_below_the_level_at_any_look() -> None:
     """All tables of 32 answers, then of 13 more."""
-    plan, first, more = block_ends(45), tables_of(32), tables_of(13)
-    pairs = first[:, None] + more
-    looks = np.stack(np.broadcast_arrays(first[:, None], pairs), axis=2).reshape(-1, 3)
-    added = added_to_change(looks[:, 0] + looks[:, 2], looks.sum(axis=1))
-    sides = [likelihood_p_values(side * VALUES, looks, -1.0, added) for side in (1, -1)]
-    sides = [p.reshape(len(first), len(more), 2) for p in sides]
-    p_values = np.min([combine_looks(p, plan) for p in sides], axis=0)
+    plan, first, more = block_ends(45), list_tables(32), list_tables(13)
+    looks = np.stack(np.broadcast_arrays(first[:, None], first[:, None] + more), axis=2)
+    sides = [p_values(looks, 0.0, above, Kind.change) for above in (True, False)]
     # the claim may come at the first look alone
-    early = [combine_looks(p[..., :1], plan) for p in sides]
-    is_shown = np.minimum(p_values, np.min(early, axis=0)) < 0.025
+    claims = [combine_looks(p[..., :n_looks], plan) for p in sides for n_looks in (1, 2)]
+    is_shown = np.min(claims, axis=0) < 0.025
     for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0):
         cell = [share / 2, 1 - share, share / 2]
-        chances = [
-            np.exp(
-                gammaln(counts[0].sum() + 1)
-                - gammaln(counts + 1).sum(axis=1)
-                + xlogy(counts, cell).sum(axis=1)
-            )
-            for counts in (first, more)
-        ]
+        chances = [multinomial_chances(counts, cell) for counts in (first, more)]
         assert np.outer(*chances)[is_shown].sum() <= 0.05
-    # and `compare_scores` says the same of one of them
-    before, after = np.repeat([1.0, 0.0], [9, 36]), np.repeat([0.0, 1.0, 0.0], [9, 1, 35])
-    d = compare_scores(before, after, Sampling(looks=(32, 45), n_available=45))
-    table = np.array([[9, 22, 1], [9, 35, 1]])
-    added = added_to_change(np.array([10, 10]), np.array([32, 45]))
-    p = combine_looks(likelihood_p_values(-VALUES, table, -1.0, added), plan)
-    assert d.p_value == pytest.approx(2 * float(p))
+
+
+def test_tables_have_the_p_values_of_compared_scores_at_each_look() -> None:
+    check_arrays(np.random.default_rng(0))
 
 
 def test_tasks_of_a_group_and_graded_scores_keep_one_added_answer() -> None:
     """All of 8 questions flip, beside 24 others: half an answer would claim a change in 7.0 %."""
     before, after = np.repeat([1.0, 0.0], [7, 25]), np.repeat([0.0, 1.0, 0.0], [7, 1, 24])
     counts = np.array([[7, 24, 1]])
-    whole, half = 2 * likelihood_p_values(-VALUES, counts, -1.0)[0], 2 * changes_p(counts, 0.0)[0]
+    whole, half = (2 * p_values(counts, 0.0, False, kind)[0] for kind in (Kind.whole, Kind.change))
     assert compare_scores(before, after).p_value == pytest.approx(half)
     assert half < 0.05 < whole
     assert 2 * binom.cdf(1, 8, 0.5) > 0.07
@@ -155,8 +133,8 @@ def test_rare_large_losses_are_ruled_out_wrongly_in_six_percent(n: int, loss: fl
     for rare in (*np.linspace(0.01, 0.5, 30), 1 - 0.065 ** (1 / n), 1 - 0.055 ** (1 / n)):
         gain = rare * loss / (1 - rare)
         if gain <= 1:
-            p_values = likelihood_p_values(np.array([-loss, gain]), counts, -1.0)
-            assert binom.pmf(seen, n, rare)[p_values < 0.05].sum() <= 0.06
+            is_ruled_out = likelihood_p_values(np.array([-loss, gain]), counts, -1.0) < 0.05
+            assert binom.pmf(seen, n, rare)[is_ruled_out].sum() <= 0.06
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.999])

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from builders import make_scores
 
+from bench.statistics import Kind, p_values
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
-from slimdown.stats.likelihood import added_to_change, likelihood_p_values
 from slimdown.stats.power import change_power, minimum_detectable_change, n_to_decide
-
-VALUES = np.array([-1.0, 0.0, 1.0])
 
 
 def compare_counts(lost: int, gained: int, n: int) -> Difference:
@@ -21,10 +19,8 @@ def draw_p_values(n: int, lost: float, gained: float, threshold: float = 0.0) ->
     """The two one-sided p-values of 2,000 draws against a threshold, [2, draws]; 0: of a change."""
     draw = np.random.default_rng(0)
     counts = draw.multinomial(n, [lost, 1 - lost - gained, gained], size=2000)
-    added = 1.0 if threshold else added_to_change(counts[:, 0] + counts[:, 2], n)
-    above = likelihood_p_values(VALUES - threshold, counts, -1 - threshold, added)
-    below = likelihood_p_values(threshold - VALUES, counts, threshold - 1, added)
-    return np.stack([above, below])
+    kind = Kind.whole if threshold else Kind.change
+    return np.stack([p_values(counts, threshold, above, kind) for above in (True, False)])
 
 
 @pytest.mark.parametrize(("lost", "gained", "n"), [(60, 60, 1000), (5, 5, 60), (0, 0, 100)])
@@ -42,23 +38,22 @@ def test_too_few_questions_can_show_no_change_at_all() -> None:
     assert minimum_detectable_change(compare_scores([0.5] * 9, [0.4, 0.5, 0.6] * 3)) > 0.2
 
 
-def test_looks_see_less_than_all_at_once() -> None:
-    before, after = make_scores(20, 5, 5, 33)
-    early = compare_scores(before, after, Sampling(looks=(32, 45, 63), n_available=1000))
-    whole = compare_scores(before, after)
-    assert minimum_detectable_change(early) > minimum_detectable_change(whole)
-    needed = n_to_decide(early, 0.02), n_to_decide(whole, 0.02)
+@pytest.mark.parametrize(
+    ("counts", "sampling"),
+    [
+        ((20, 5, 5, 33), Sampling(looks=(32, 45, 63), n_available=1000)),
+        ((0, 12, 2, 86), Sampling(n_subjects=2)),  # for their whole added answer
+    ],
+    ids=["looks", "tasks of a group"],
+)
+def test_it_needs_more_than_plain_questions(
+    counts: tuple[int, int, int, int], sampling: Sampling
+) -> None:
+    scores = make_scores(*counts)
+    harder, plain = compare_scores(*scores, sampling), compare_scores(*scores)
+    assert minimum_detectable_change(harder) > minimum_detectable_change(plain)
+    needed = n_to_decide(harder, 0.02), n_to_decide(plain, 0.02)
     assert needed[0] > needed[1]  # type: ignore[operator]
-
-
-def test_tasks_of_a_group_need_more_for_their_whole_added_answer() -> None:
-    scores = make_scores(0, 12, 2, 86)
-    plain, group = compare_scores(*scores), compare_scores(*scores, Sampling(n_subjects=2))
-    assert minimum_detectable_change(group) > minimum_detectable_change(plain)
-    needed = n_to_decide(group, 0.02), n_to_decide(plain, 0.02)
-    assert needed[0] > needed[1]  # type: ignore[operator]
-    power = [change_power(100, 0.1, 0.14, 0.05, is_simple) for is_simple in (True, False)]
-    assert power[0] > power[1]
 
 
 @pytest.mark.parametrize(
@@ -87,5 +82,5 @@ def test_so_many_questions_tell_which_side_of_a_budget_it_is(
 ) -> None:
     budget = 0.02 if n > 1000 else 0.05
     needed = n_to_decide(compare_counts(lost, gained, n), 0.02, budget=budget)
-    p_values = draw_p_values(needed, lost / n, gained / n, -budget)
-    assert 0.74 <= (p_values.min(axis=0) < 0.05).mean() <= 0.88
+    smaller = draw_p_values(needed, lost / n, gained / n, -budget).min(axis=0)
+    assert 0.74 <= (smaller < 0.05).mean() <= 0.88

@@ -97,9 +97,8 @@ def test_what_is_not_wanted_is_not_found(
 
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_answers_of_another_model_are_odd_in_a_run_and_not_where_many_models_lie(
-    is_shared: bool, store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
+    is_shared: bool, config: RunConfig, tmp_path: Path, caplog: Logs
 ) -> None:
-    config = set_metric(composed())
     cache = RecordedEvaluations(config, "tuned", tmp_path / "folder", is_shared=is_shared)
     cache.save("d" * 32, NAME, make_answers(config)[1].benchmarks[NAME])
     assert cache.find(KEY, NAME, config.benchmark[NAME]) is None
@@ -107,7 +106,7 @@ def test_answers_of_another_model_are_odd_in_a_run_and_not_where_many_models_lie
 
 
 def test_a_base_that_the_store_has_is_not_said_to_be_measured_again(
-    store: MlflowClient, config: RunConfig, tmp_path: Path, caplog: Logs
+    config: RunConfig, tmp_path: Path, caplog: Logs
 ) -> None:
     """A killed run of another machine leaves its own answers in the folder."""
     evaluation = measure(config)

@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from commands_and_runs import succeed
 from mlflow import MlflowClient
 from record_builders import Capture, make_info, record_run, save_answers
 
-from slimdown.commands import compare, status
 from slimdown.config.schema import RunConfig
 from slimdown.sweep.command_line import ComposedRun, compose_runs, read_command_line
 from slimdown.sweep.jobs import JobState, name_run, run_job
@@ -53,17 +54,14 @@ def test_a_repeat_with_another_name_renames_the_run(
 
 
 def test_a_name_and_a_note_stand_in_status_and_compare(
-    repeat: Callable[..., str], config: RunConfig, capsys: Capture
+    repeat: Callable[..., str], config: RunConfig
 ) -> None:
     repeat(name=MARKUP, note="warmer")
     record_run(replace(config, lora=replace(config.lora, r=2)), "pocket lora.r=2")
-    for command in (status, compare):
-        capsys.readouterr()
-        assert command.main(["--format", "json"]) == 0
-        rows = json.loads(capsys.readouterr().out)["rows"]
+    for verb in ("status", "compare"):
+        rows = json.loads(succeed(Path.cwd(), verb, "--format=json").stdout)["rows"]
         assert {(row["name"], row["note"]) for row in rows} >= {(MARKUP, "warmer")}
-        assert command.main([]) == 0
-        assert MARKUP[:6] in capsys.readouterr().out
+        assert MARKUP[:6] in succeed(Path.cwd(), verb).stdout
 
 
 def test_what_a_repeat_leaves_open_stays(

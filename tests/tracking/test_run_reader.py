@@ -3,19 +3,15 @@
 import base64
 import json
 import os
-import shutil
 import sqlite3
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands_and_runs import find_trained, succeed
 from mlflow import MlflowClient
-from mlflow.entities import Param
-from record_builders import Compose, Logs, Patch, record_run, serve_mlflow, set_metric
+from record_builders import Compose, Logs, Patch, record_run, set_metric
 
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.recorded_settings import digest_settings, read_settings
@@ -50,26 +46,6 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, config: Run
         with pytest.raises(TrackingError, match=message):
             find_run(config.tracking, text)
     assert find_run(config.tracking, second).findings is not None
-
-
-def test_one_run_is_looked_for_and_no_other_is_read(
-    store: MlflowClient, composed: Compose, monkeypatch: Patch
-) -> None:
-    config, n_read = composed(), []
-    first, second = (record_run(config, name) for name in ("one", "two"))
-    search = MlflowClient.search_runs
-
-    def count(*arguments: Any, **options: Any) -> Any:
-        runs = search(*arguments, **options)
-        n_read.append(len(runs))
-        return runs
-
-    monkeypatch.setattr(MlflowClient, "search_runs", count)
-    for text in (first, second[:12], "two"):
-        n_read.clear()
-        assert find_run(config.tracking, text).findings
-        assert sum(n_read) == 1
-    assert len(find_runs(config.tracking, n_newest=1)) == 1
 
 
 def test_all_pages_are_read(store: MlflowClient, composed: Compose, monkeypatch: Patch) -> None:
@@ -173,53 +149,44 @@ def test_samples_that_are_damaged_or_gone_are_named(config: RunConfig) -> None:
             read_evaluations(config.tracking, run)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text.replace('"seed": 0', '"seed": 1'), "not what the run wrote"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "it has format 2, and this"),
-        (lambda text: "[" * 10_000, "cannot be read"),
-        (lambda text: "- a", "cannot be read"),
-        (lambda text: "[]", "cannot be read"),
-    ],
-)
-def test_settings_that_were_changed_are_refused(
-    change: Callable[[str], str], message: str, store: MlflowClient, config: RunConfig
-) -> None:
+def test_settings_that_were_changed_are_refused(store: MlflowClient, config: RunConfig) -> None:
     run = find_run(config.tracking, record_run(config, "one"))
     text = Path(store.download_artifacts(run.run_id, "settings.json")).read_text()
-    assert change(text) != text
-    store.log_text(run.run_id, change(text), "settings.json")
+    changed = text.replace('"seed": 0', '"seed": 1')
+    assert changed != text
+    store.log_text(run.run_id, changed, "settings.json")
     for read in (read_config, read_evaluations):
-        with pytest.raises(ConfigError, match=message) as caught:
+        with pytest.raises(ConfigError, match=f"{run.run_id}.*not what the run wrote"):
             read(config.tracking, run)
-        assert run.run_id in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("text", "message"),
     [
-        ({"evaluation": {"holdout": None}}, "cannot be read"),
-        ({"evaluation": {}}, "holdout"),
-        ({"train": 3}, "cannot be read"),
+        ('{"format": 1, "hidden": [], "settings": {"evaluation": {"holdout": null}}}', "it cannot"),
+        ('{"format": 1, "hidden": [], "settings": {"evaluation": {}}}', "holdout"),
+        ('{"format": 1, "hidden": [], "settings": {"train": 3}}', "it cannot be read"),
+        ('{"format": 2, "hidden": [], "settings": {}}', "it has format 2, and this"),
+        ("[" * 10_000, "it cannot be read"),
+        ("- a", "it cannot be read"),
+        ("[]", "it cannot be read"),
     ],
+    ids=["null", "missing", "a number", "format 2", "deep", "YAML", "a list"],
 )
-def test_settings_that_no_run_records_are_refused(change: Any, message: str) -> None:
-    recorded = {"format": 1, "settings": change, "hidden": []}
-    text = json.dumps(recorded)
+def test_settings_that_no_run_records_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_settings(text, digest_settings(text), "it")
 
 
-PROMPTS = [
-    "Reply with one token: yes/no",
-    'Answer as JSON, {"token": "A", "password": "B", "api_key": 3}; one token: A, B, C or D.',
-    "token: yes/no " * 500,  # 7,000 characters
-    "password: yes\nsecret: no\ncredentials: perhaps\n\t- pwd: 'quoted'",
-]
-
-
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Reply with one token: yes/no",
+        'Answer as JSON, {"token": "A", "password": "B", "api_key": 3}; one token: A, B, C or D.',
+        "token: yes/no " * 500,  # 7,000 characters
+        "password: yes\nsecret: no\ncredentials: perhaps\n\t- pwd: 'quoted'",
+    ],
+)
 def test_the_held_out_half_is_found_whatever_the_prompt_says(
     prompt: str, store: MlflowClient, composed: Compose
 ) -> None:
@@ -243,57 +210,26 @@ def test_a_setting_with_a_secret_is_not_repeated(store: MlflowClient, config: Ru
     read_evaluations(config.tracking, run)
 
 
-DEEP = '{"a":' * 1180
-# Nothing is read from what MLflow shows.
-READABLE = [
-    f"UPDATE params SET value = '{text}' WHERE run_uuid = :id AND key = 'lora.r'"
-    for text in ("1" * 5000, DEEP)
-]
+ODD_PARAM = "UPDATE params SET value = '{}' WHERE run_uuid = :id AND key = 'lora.r'"
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "is_named"),
     [
-        "UPDATE runs SET start_time = 1000000000000000000 WHERE run_uuid = :id",
-        "UPDATE tags SET value = 'another' WHERE run_uuid = :id AND key = 'slimdown.settings'",
-        *READABLE,
+        ("UPDATE runs SET start_time = 1000000000000000000 WHERE run_uuid = :id", True),
+        ("UPDATE tags SET value = 'x' WHERE run_uuid = :id AND key = 'slimdown.settings'", True),
+        # Nothing is read from what MLflow shows.
+        (ODD_PARAM.format("1" * 5000), False),
+        (ODD_PARAM.format('{"a":' * 1180), False),
     ],
 )
 def test_an_odd_record_harms_no_other(
-    change: str, store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
+    change: str, is_named: bool, composed: Compose, store: MlflowClient, caplog: Logs
 ) -> None:
     odd, sound = (record_run(composed(f"lora.r={r}"), f"run {r}") for r in (2, 4))
-    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
+    with sqlite3.connect("mlruns/mlflow.db") as database:
         database.execute(change, {"id": odd})
-    for verb, *arguments in (
-        ["status"],
-        ["compare", "--by=lora.r", "--all"],
-        ["check", "run 4", "--max-loss=0.9"],
-    ):
-        done = succeed(tmp_path, verb, *arguments)
+    for command in ("status", "compare --by=lora.r --all", f"check {sound} --max-loss=0.9"):
+        done = succeed(Path.cwd(), *command.split())
         assert "run 4" in done.stdout or sound[:8] in done.stdout
-    assert (odd in caplog.text) is (change not in READABLE)
-
-
-@pytest.mark.slow
-def test_a_thousand_runs_are_read(composed: Compose, tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with serve_mlflow(tmp_path) as (uri, _):
-        config = replace(composed(), tracking=replace(composed().tracking, uri=uri))
-        first = record_run(config, "one")
-        run = MlflowClient(uri).get_run(first)
-        files = tmp_path / "files" / run.info.experiment_id / first / "artifacts"
-        copies = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-        tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.runName"}
-        params = [Param(key, value) for key, value in run.data.params.items()]
-        for number in range(999):
-            copy = copies.create_run(run.info.experiment_id, None, tags, f"run {number}").info
-            copies.log_batch(copy.run_id, params=params)
-            copies.set_terminated(copy.run_id, "FINISHED")
-            target = files.parents[1] / copy.run_id / "artifacts"
-            target.mkdir(parents=True)
-            for name in ("findings.json", "settings.json"):
-                shutil.copy(files / name, target)
-        found = find_runs(config.tracking, with_findings=True)
-    assert sum(run.findings is not None for run in found) == 1000
+    assert (odd in caplog.text) is is_named

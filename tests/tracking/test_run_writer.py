@@ -28,7 +28,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
-from slimdown.tracking.store import create_run, find_experiment, open_store
+from slimdown.tracking.store import create_run, find_experiment
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
 from slimdown.utils.errors import DataError, ModelError, SlimdownError, TrackingError
@@ -57,11 +57,10 @@ def test_what_is_written_is_read(store: MlflowClient, composed: Compose) -> None
     assert run.params["lora.r"] == "4"
     assert run.params["benchmark.pocket_cs.task"] == "pocket_cs"
     assert run.holdout == 0.5
-    base, tuned = make_answers(config, KEPT)
-    stored_base, stored_tuned = read_evaluations(config.tracking, run)
-    assert stored_base.benchmarks == base.benchmarks
-    assert stored_tuned.benchmarks == tuned.benchmarks
-    assert len(base.benchmarks["pocket_cs"].samples) > run.findings.benchmarks["pocket_cs"].n
+    answers = make_answers(config, KEPT)
+    for stored, made in zip(read_evaluations(config.tracking, run), answers, strict=True):
+        assert stored.benchmarks == made.benchmarks
+    assert len(KEPT[0]) > run.findings.benchmarks["pocket_cs"].n
     assert read_config(config.tracking, run).lora == config.lora
 
 
@@ -82,7 +81,6 @@ def test_a_run_that_ends_early_says_how_and_keeps_its_steps(
     assert recorded.info.status == status
     assert recorded.data.metrics["train/loss"] == 2.0
     assert not tag or str(error) in recorded.data.tags[tag]
-    assert f"is marked {status}" in error.__notes__[0]
     assert run.folder.is_dir()  # for the same command
 
 
@@ -107,15 +105,11 @@ def test_a_run_goes_on_and_keeps_each_step_once(store: MlflowClient, config: Run
     assert store.get_run(run.run_id).info.status == "FINISHED"
 
 
-def raise_from(cause: BaseException) -> ModelError:
+def make_error_of(cause: BaseException) -> ModelError:
     """Make the error that a command shows where another library raised one."""
-    try:
-        try:
-            raise cause
-        except type(cause):
-            raise ModelError("it cannot be had") from None
-    except ModelError as error:
-        return error
+    error = ModelError("it cannot be had")
+    error.__context__ = cause  # as `raise ... from None` does
+    return error
 
 
 @pytest.mark.parametrize(
@@ -123,17 +117,16 @@ def raise_from(cause: BaseException) -> ModelError:
     [
         (ModelError("made on another base"), "fails again until that is mended"),
         (DataError("rows hold what is asked"), "fails again until that is mended"),
-        (raise_from(ValueError("no JSON")), "fails again until that is mended"),
-        (raise_from(ConnectionError("silent")), "goes on in it"),
-        (raise_from(MemoryError()), "goes on in it"),
+        (make_error_of(ValueError("no JSON")), "fails again until that is mended"),
+        (make_error_of(ConnectionError("silent")), "goes on in it"),
+        (make_error_of(MemoryError()), "goes on in it"),
         (TrackingError("no store answers"), "goes on in it"),
         (KeyboardInterrupt(), "goes on in it"),
     ],
 )
 def test_the_same_command_is_advised_where_it_can_succeed(
-    error: BaseException, advice: str, store: MlflowClient, composed: Compose
+    error: BaseException, advice: str, store: MlflowClient, config: RunConfig
 ) -> None:
-    config = composed()
     with pytest.raises(type(error)), open_run(config, make_info(config, "one")) as run:
         raise error
     status = store.get_run(run.run_id).info.status
@@ -183,13 +176,10 @@ def test_no_id_is_a_path(config: RunConfig, tmp_path: Path, monkeypatch: Patch) 
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "thesis").write_text("years")
     monkeypatch.setattr(MlflowClient, "create_run", create_elsewhere)
-    with pytest.raises(TrackingError, match=r"'\.\./\.\./victim'"):
-        record_run(config, "one")
-    with (
-        pytest.raises(TrackingError, match=r"'\.\./\.\./victim'"),
-        open_sweep_run(config.tracking, "s", "t"),
-    ):
-        pass
+    run = open_run(config, make_info(config, "one"))
+    for opened in (run, open_sweep_run(config.tracking, "s", "t")):
+        with pytest.raises(TrackingError, match=r"'\.\./\.\./victim'"), opened:
+            pass
     assert (tmp_path / "victim" / "thesis").read_text() == "years"
     assert not list(tmp_path.rglob("*victim.lock"))
 
@@ -202,12 +192,9 @@ def test_stores_get_no_secret(store: MlflowClient, composed: Compose, monkeypatc
         raise ValueError("postgresql://me:hunter2@db/x")
     recorded = store.get_run(run.run_id)
     written = json.dumps([recorded.data.tags, recorded.info.run_name])
-    files = [
-        Path(store.download_artifacts(run.run_id, file.path))
-        for file in store.list_artifacts(run.run_id)
-    ]
-    written += "".join(file.read_text() for file in files if file.is_file())
-    assert "traceback.txt" in {file.name for file in files}
+    folder = Path(recorded.info.artifact_uri.removeprefix("file://"))
+    written += "".join(file.read_text() for file in folder.iterdir() if file.is_file())
+    assert (folder / "traceback.txt").is_file()
     assert not any(secret in written for secret in ("hunter2", "x" * 30, "y" * 30))
 
 
@@ -222,9 +209,7 @@ def test_a_full_disk_is_one_line(config: RunConfig) -> None:
 
 def test_a_run_killed_before_its_settings_gets_them(store: MlflowClient, composed: Compose) -> None:
     config = composed("seed=3")
-    client = open_store(config.tracking)
-    experiment_id = find_experiment(client, config.tracking)
-    killed = create_run(client, experiment_id, "one", {}).info.run_id
+    killed = create_run(store, find_experiment(store, config.tracking), "one", {}).info.run_id
     assert record_run(config, "one", resume_run_id=killed) == killed
     assert store.get_run(killed).data.params["seed"] == "3"
 
