@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -79,6 +81,19 @@ def find_trained(client: MlflowClient, run_id: str) -> Path:
     [output] = client.get_run(run_id).outputs.model_outputs
     place = client.get_logged_model(output.model_id).artifact_location
     return Path(download_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri))
+
+
+def find_page(folder: Path, done: Result) -> Path:
+    """Find the page of the run that a command made; its other artifacts lie beside it."""
+    return folder / done.stdout.rpartition("\npage ")[2].splitlines()[0].strip()
+
+
+def find_run_id(folder: Path, done: Result) -> str:
+    return find_page(folder, done).parts[-3]
+
+
+def read_findings(folder: Path, done: Result) -> dict[str, Any]:
+    return dict(json.loads(find_page(folder, done).with_name("findings.json").read_text()))
 
 
 def kill_at_first_checkpoint(folder: Path, *arguments: str, **environment: str) -> None:
