@@ -1,11 +1,10 @@
 """The real loading code on real models and data: `make test-hub`, against the hub or a mirror."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import pandas as pd
 import pytest
 import torch
@@ -19,11 +18,14 @@ from commands_and_runs import (
     run_command,
     succeed,
 )
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from peft import LoraConfig, get_peft_model
 from record_builders import Capture, compose_config, copy_store
-from stock_harness import run_lm_eval
+from stock_harness import ask_harness, run_lm_eval
+from tiny_models import load_in_4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
@@ -84,63 +86,40 @@ def test_a_real_model_is_trained_and_measured(smollm2: tuple[Path, dict[str, Any
     assert training["n_trainable"] == 30 * 8 * ((576 + 576) + 2 * (576 + 192))
 
 
-STOCK = """
-import lm_eval, os, torch, transformers
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, DTYPE))
-model = transformers.AutoModelForCausalLM.from_pretrained(NAME, quantization_config=quantization,
-    dtype=getattr(torch, DTYPE), device_map="cpu")
-for module in model.modules():
-    if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
-lm = HFLM(pretrained=model, tokenizer=NAME, batch_size=16, softmax_dtype="float32")
-harness = os.path.dirname(lm_eval.tasks.__file__)
-folders = [f"{harness}/{topic}" for topic in ("hellaswag", "mmlu/default")]
-manager = TaskManager(include_path=folders, include_defaults=False)
-tasks = [("hellaswag", 0, "acc_norm"), ("mmlu_college_computer_science", 5, "acc")]
-for task, shots, metric in tasks:
-    results = lm_eval.simple_evaluate(
-        model=lm, tasks=[task], num_fewshot=shots, limit=8, task_manager=manager)
-    print("SCORE", task, results["results"][task][metric + ",none"])
-    for sample in results["samples"][task]:
-        print("LOGS", task, sample["doc_id"], *(answer[0][0] for answer in sample["resps"]))
-"""
-
-
 @pytest.mark.xdist_group("smollm2")
 def test_base_answers_are_those_of_the_stock_harness(
-    smollm2: tuple[Path, dict[str, Any]], smollm2_run: Run, tmp_path: Path
+    smollm2: tuple[Path, dict[str, Any]], smollm2_run: Run
 ) -> None:
-    """The same weights and questions, asked by lm_eval itself in a process of its own.
+    """The same weights and questions, asked by lm_eval itself.
 
     Where a processor computes in bfloat16, a near tie can fall either way: the likelihoods of the
     answers are compared within its rounding there, and the scores only in float32.
     """
     dtype = smollm2_run.data.tags["slimdown.model"].split()[-1]
-    script = STOCK.replace("DTYPE", repr(dtype)).replace("NAME", repr(SMOLLM2))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    lines = [line.split() for line in done.stdout.splitlines()]
-    stock_scores = {line[1]: float(line[2]) for line in lines if line[:1] == ["SCORE"]}
+    model = load_in_4bit(SMOLLM2, getattr(torch, dtype), device_map="cpu")
+    lm = HFLM(pretrained=model, tokenizer=SMOLLM2, batch_size=16, softmax_dtype="float32")
+    harness = Path(lm_eval.tasks.__file__).parent
+    include: list[str | Path] = [harness / "hellaswag", harness / "mmlu" / "default"]
+    manager = TaskManager(include_path=include, include_defaults=False)
     samples = Path(smollm2_run.info.artifact_uri.removeprefix("file://")) / "samples"
     relative, absolute = (0.02, 0.25) if dtype == "bfloat16" else (1e-4, 0)
-    for benchmark, task, metric in [
-        ("hellaswag", "hellaswag", "acc_norm"),
-        ("mmlu_cs", "mmlu_college_computer_science", "acc"),
+    for benchmark, task, n_shots, metric in [
+        ("hellaswag", "hellaswag", 0, "acc_norm"),
+        ("mmlu_cs", "mmlu_college_computer_science", 5, "acc"),
     ]:
+        stock = ask_harness(
+            model=lm, tasks=[task], num_fewshot=n_shots, limit=8, task_manager=manager
+        )
         table = pd.read_parquet(samples / f"base-{benchmark}.parquet")
-        table = table.query("metric == @metric").set_index("doc_id")
-        stock = {int(line[2]): line[3:] for line in lines if line[:2] == ["LOGS", task]}
-        assert sorted(stock) == sorted(table.index) == list(range(8))
-        for question, answers in stock.items():
-            ours = list(table.log_likelihoods[question])
-            assert [float(answer) for answer in answers] == pytest.approx(ours, relative, absolute)
+        ours = table.query("metric == @metric").set_index("doc_id").log_likelihoods
+        assert sorted(ours.index) == list(range(8))
+        for sample in stock["samples"][task]:
+            answers = [answer[0][0] for answer in sample["resps"]]
+            assert answers == pytest.approx(list(ours[sample["doc_id"]]), relative, absolute)
         if dtype == "float32":
             changes = smollm2[1]["benchmarks"][benchmark]["changes"]
             base = changes[metric]["base"]["value"]
-            assert stock_scores[task] == pytest.approx(base)
+            assert stock["results"][task][f"{metric},none"] == pytest.approx(base)
 
 
 @pytest.mark.xdist_group("smollm2")

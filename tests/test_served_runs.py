@@ -19,6 +19,7 @@ from commands_and_runs import (
 )
 from mlflow import MlflowClient
 from record_builders import Compose, copy_store
+from tiny_models import load_in_4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
@@ -235,14 +236,7 @@ def answer(model: LoadedModel, tokens: list[int], stop: str, **settings: Any) ->
 
 
 def test_a_folder_that_is_quantized_already_is_measured(folder: Path) -> None:
-    from transformers import BitsAndBytesConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        MODEL_DIR,
-        dtype=torch.float32,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    )
-    model.save_pretrained(folder / "nf4")
+    load_in_4bit(MODEL_DIR).save_pretrained(folder / "nf4")
     succeed(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=nf4")
     runs = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
     [run] = [run for run in runs if run.data.tags["slimdown.origin"].startswith("nf4@")]

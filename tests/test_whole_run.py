@@ -14,7 +14,8 @@ from mlflow.entities import Run
 from peft import PeftModel
 from record_builders import Patch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from tiny_models import load_in_4bit
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
 from slimdown.tracking.recorded_settings import digest_settings
@@ -100,19 +101,7 @@ def test_plain_mlflow_finds_and_loads_the_champion_with_the_runs_answers(
     assert kept == sorted(kept, reverse=True)
     version = client.get_model_version_by_alias("support", "champion")
     folder = download_artifacts("models:/support@champion")
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    base = AutoModelForCausalLM.from_pretrained(
-        pocket.MODEL_DIR, quantization_config=nf4, dtype=torch.float32
-    )
-    for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    model = PeftModel.from_pretrained(base, folder).eval()
+    model = PeftModel.from_pretrained(load_in_4bit(pocket.MODEL_DIR), folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
     file = client.download_artifacts(version.run_id, "samples/tuned-pocket_cs.parquet")
     for row in pd.read_parquet(file).query("metric == 'acc'").itertuples():

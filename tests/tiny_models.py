@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slimdown.pocket import MODEL_DIR
@@ -92,6 +92,23 @@ def build_tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
     }
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(type(config)(**chosen)).eval()
+
+
+def load_in_4bit(name: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A model in NF4 as transformers loads it, which every CPU computes alike."""
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, quantization_config=nf4, dtype=dtype, **options
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def logits_of(model: Any) -> torch.Tensor:
