@@ -67,7 +67,6 @@ class FaultyServer:
     port: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
-    n_probes: int = 0
 
     @property
     def address(self) -> str:
@@ -92,7 +91,6 @@ class FaultyServer:
                 outer.keys.add(self.headers.get("Authorization", ""))
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if body["max_tokens"] == 1:
-                    outer.n_probes += 1
                     self.reply(write_answer("4"))
                     return
                 outer.bodies.append(body)
