@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_sample
-from commands_and_runs import (
-    call_verb,
-    find_page,
-    find_run_id,
-    read_findings,
-    run_command,
-    succeed,
-)
+from commands_and_runs import call_verb, find_page, read_findings, succeed
 from mlflow import MlflowClient
 from record_builders import Compose, Patch
 from tiny_models import TEMPLATE, save_chatty_pocket
@@ -219,33 +212,3 @@ def test_a_model_that_stops_to_think_is_told() -> None:
     findings = judge(base, make_evaluation(math=make_benchmark(samples)))
     [line] = (line for line in describe_findings(findings) if "think" in line)
     assert re.findall(r"(\d+) %", line) == ["100", "0"]
-
-
-@pytest.mark.slow
-def test_a_thinking_model_that_is_trained_without_thinking_stops_to_think(tmp_path: Path) -> None:
-    rows = read_instructions(1500)
-    for row in rows[:1000]:
-        words = row["prompt"].partition("Input: ")[2].partition("\n")[0]
-        row["completion"] = f" <think> {words} </think>{row['completion']}"
-    think, plain = (
-        write_rows(tmp_path / f"{name}.jsonl", part)
-        for name, part in (("think", rows[:1000]), ("plain", rows[1000:]))
-    )
-    settings = ["dataset=[file]", "dataset.file.validation_examples=50", "quantization=none"]
-    settings += ["benchmark=[pocket_instructions]", "benchmark.pocket_instructions.limit=100"]
-    settings += ["benchmark.pocket_instructions.max_gen_toks=64"]
-    settings += ['evaluation.think_end_token="</think>"', "lora=all_linear"]
-    taught = run_command(tmp_path, "slimdown.run", *settings, think, "train.num_train_epochs=4")
-    assert taught.returncode == 0, taught.stderr
-    run_id = find_run_id(tmp_path, taught)
-    merged = run_command(tmp_path, "slimdown", "merge", run_id, "--out", "thinker")
-    assert merged.returncode == 0, merged.stderr
-    done = run_command(
-        tmp_path, "slimdown.run", "model.id=thinker", *settings, plain, "train.num_train_epochs=1"
-    )
-    assert done.returncode == 0, done.stderr
-    change = read_findings(tmp_path, done)["benchmarks"]["pocket_instructions"]
-    traits = {trait["name"]: trait for trait in change["behaviour"]}
-    assert traits["thinks"]["base"] > 0.9
-    assert traits["thinks"]["high"] < -0.5
-    assert change["changes"]["exact_match.strip"]["base"]["value"] > 0.5  # scored without thinking
