@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -28,6 +26,7 @@ from commands_and_runs import (
     find_page,
     find_run_id,
     read_findings,
+    serve,
     succeed,
 )
 from record_builders import copy_store
@@ -64,13 +63,13 @@ class FaultyServer:
 
     answer: Answer = answer_alike
     models: tuple[str, ...] = ("tuned-model",)
-    port: int = 0
+    host: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{self.host}/v1"
 
     @property
     def questions(self) -> list[str]:
@@ -103,19 +102,11 @@ class FaultyServer:
                 status = content if isinstance(content, int) else 200
                 text = json.dumps({"error": "out of order"} if status > 200 else content).encode()
                 with suppress(BrokenPipeError):
-                    self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(text)))
-                    self.end_headers()
-                    self.wfile.write(text)
+                    self.answer(status, text, {"Content-Type": "application/json"})
 
-        with ThreadingHTTPServer(("127.0.0.1", self.port), Handler) as http:
-            self.port = http.server_port
-            Thread(target=http.serve_forever).start()
-            try:
-                yield self
-            finally:
-                http.shutdown()
+        with serve(Handler) as address:
+            self.host = address.removeprefix("http://")
+            yield self
 
 
 @pytest.fixture
@@ -144,7 +135,7 @@ def test_a_served_model_is_planned_asked_and_judged(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with FaultyServer().listen() as server:
         planned = ask(folder, server, "--plan")
-        assert f"127.0.0.1:{server.port} will receive 20 requests" in show(planned)
+        assert f"{server.host} will receive 20 requests" in show(planned)
         assert not server.bodies
         done = ask(folder, server)
         assert len(server.bodies) == len(set(server.questions)) == 20
@@ -166,7 +157,7 @@ def test_a_served_model_is_planned_asked_and_judged(
     run_id = find_run_id(folder, done)
     other = succeed(folder, "run", *ASKED, TWENTY, "tuned=base")
     chain = succeed(folder, "compare", find_run_id(folder, other), run_id, "--chain")
-    assert f"served by 127.0.0.1:{server.port}" in chain.stdout
+    assert f"served by {server.host}" in chain.stdout
     assert named in show(chain)
     checked = call_verb(folder, "check", run_id, "--max-loss", "0.1")
     assert checked.returncode == 1, checked.stdout + checked.stderr
