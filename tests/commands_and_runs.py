@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -81,6 +83,19 @@ def find_trained(client: MlflowClient, run_id: str) -> Path:
     return Path(download_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri))
 
 
+def find_page(folder: Path, done: Result) -> Path:
+    """Find the page of the run that a command made; its other artifacts lie beside it."""
+    return folder / done.stdout.rpartition("\npage ")[2].splitlines()[0].strip()
+
+
+def find_run_id(folder: Path, done: Result) -> str:
+    return find_page(folder, done).parts[-3]
+
+
+def read_findings(folder: Path, done: Result) -> dict[str, Any]:
+    return dict(json.loads(find_page(folder, done).with_name("findings.json").read_text()))
+
+
 def kill_at_first_checkpoint(folder: Path, *arguments: str, **environment: str) -> None:
     """Start a command in a process of its own, and kill it once a training has kept a step."""
     with (folder / "log.txt").open("w") as log:
@@ -111,7 +126,7 @@ class QuietHandler(BaseHTTPRequestHandler):
         for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
 

@@ -169,28 +169,23 @@ def test_no_question_stands_in_the_rows_that_slimdown_ships() -> None:
     assert len(find_overlaps(iter([*rows, pasted]))) == 1
 
 
+WELL_KNOWN = (
+    "openai/gsm8k main, Rowan/hellaswag, cais/mmlu all, tatsu-lab/alpaca, google/IFEval, "
+    "databricks/databricks-dolly-15k, sahil2801/CodeAlpaca-20k, allenai/ai2_arc ARC-Challenge, "
+    "allenai/ai2_arc ARC-Easy, local/xstest, baber/piqa"
+)
+
+
 @pytest.mark.hub
 def test_no_question_stands_in_well_known_data_sets() -> None:
     from datasets import load_dataset
 
     def iter_rows() -> Iterator[TrainedText]:
-        for source in (
-            ("openai/gsm8k", "main"),
-            ("Rowan/hellaswag",),
-            ("cais/mmlu", "all"),
-            ("tatsu-lab/alpaca",),
-            ("databricks/databricks-dolly-15k",),
-            ("sahil2801/CodeAlpaca-20k",),
-            ("allenai/ai2_arc", "ARC-Challenge"),
-            ("allenai/ai2_arc", "ARC-Easy"),
-            ("google/IFEval",),
-            ("local/xstest",),
-            ("baber/piqa",),
-        ):
-            for split, table in load_dataset(*source).items():
+        for source in WELL_KNOWN.split(", "):
+            for split, table in load_dataset(*source.split()).items():
                 for number, row in enumerate(table, start=1):
                     for text in list_strings(row):
-                        yield TrainedText(f"{source[0]} {split}", number, text)
+                        yield TrainedText(f"{source} {split}", number, text)
 
     assert find_overlaps(iter_rows()) == []
 

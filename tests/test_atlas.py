@@ -158,8 +158,8 @@ def test_the_last_letter_is_that_of_the_repositorys_patterns(text: str) -> None:
     assert find_last_letter(text) == (expected[1] if expected else None)
 
 
-def make_clone(folder: Path, files: dict[str, str | bytes]) -> tuple[Clone, str]:
-    """Make a repository with one commit, and nothing checked out."""
+def make_clone(folder: Path, files: dict[str, Any]) -> tuple[Clone, str]:
+    """Make a repository of one commit, with nothing checked out; what is no text becomes JSON."""
     folder.mkdir(parents=True)
 
     def run_git(*arguments: str) -> str:
@@ -170,7 +170,8 @@ def make_clone(folder: Path, files: dict[str, str | bytes]) -> tuple[Clone, str]
     run_git("init", "-q")
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        text = json.dumps(content) if isinstance(content, list | dict) else content
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     run_git("add", "-A")
     run_git("commit", "-qm", "answers")
     for name in files:
@@ -178,7 +179,7 @@ def make_clone(folder: Path, files: dict[str, str | bytes]) -> tuple[Clone, str]
     return Clone(folder, "owner/name"), run_git("rev-parse", "HEAD")
 
 
-def write_solutions() -> dict[str, str | bytes]:
+def write_solutions() -> dict[str, str]:
     """Write 40 questions, of which the fine-tuned model solves 10 and the verified one 30."""
     lines = []
     for number in range(40):
@@ -191,7 +192,7 @@ def write_solutions() -> dict[str, str | bytes]:
 
 
 def read_made(
-    tmp_path: Path, name: str, files: dict[str, str | bytes], *models: str
+    tmp_path: Path, name: str, files: dict[str, Any], *models: str
 ) -> dict[str, list[Answer]]:
     clone, commit = make_clone(tmp_path / "clone", files)
     return read_answers(name, clone, (commit, commit), models)
@@ -203,24 +204,16 @@ def list_scores(answers: list[Answer]) -> dict[str, float]:
 
 def test_letters_of_mmlu_pro_are_read_from_the_text(tmp_path: Path) -> None:
     texts = ["The answer is (B).", "So A, or rather B", "It is B. No, A", "none", "Answer: B"]
+    alike = {"options": ["x", "y"], "answer": "B", "category": "law", "pred": "B"}
+    questions = ["q 0", "same", "q 2", "same", "q 4"]
     entries = [
-        {
-            "question_id": 70 + i,
-            "question": "same" if i in (1, 3) else f"q {i}",
-            "options": ["x", "y"],
-            "answer": "B",
-            "category": "law",
-            "pred": "B",
-            "generated_text": text,
-        }
+        {"question_id": 70 + i, "question": questions[i], "generated_text": text, **alike}
         for i, text in enumerate(texts)
     ]
     packed = BytesIO()
     with ZipFile(packed, "w") as archive:
         archive.writestr("model_outputs_Yi-6B_5shots.json", json.dumps(entries))
-    files: dict[str, str | bytes] = {
-        "eval_results/model_outputs_Yi-6B_5shots.zip": packed.getvalue()
-    }
+    files = {"eval_results/model_outputs_Yi-6B_5shots.zip": packed.getvalue()}
     answers = read_made(tmp_path, "MMLU-Pro", files, "Yi-6B")["Yi-6B"]
     assert [answer.value for answer in answers] == [1, 0, 0, 0, 0]
     assert [answer.is_readable for answer in answers] == [True, False, False, False, False]
@@ -231,57 +224,45 @@ def test_letters_of_mmlu_pro_are_read_from_the_text(tmp_path: Path) -> None:
 
 
 def test_answers_of_zero_eval_are_read_from_json(tmp_path: Path) -> None:
-    outputs = [
-        '{"answer": "$1,200"}',
-        '{"reasoning": "a "b"", "answer": "7"}',
-        "1200",
-        '{"answer": "8"}',
-    ]
+    outputs = ['{"answer": "$1,200"}', '{"reasoning": "a "b"", "answer": "7"}', "1200"]
+    outputs.append('{"answer": "8"}')
+    targets = ["# 1200", "7", "# 1200", "7"]
     entries = [
-        {
-            "id": i,
-            "output": [text],
-            "answer": "# 1200" if i % 2 == 0 else "7",
-            "chat_history": ["q"],
-        }
-        for i, text in enumerate(outputs)
+        {"id": i, "output": [text], "answer": target, "chat_history": ["q"]}
+        for i, (text, target) in enumerate(zip(outputs, targets, strict=True))
     ]
-    files: dict[str, str | bytes] = {
-        "result_dirs/gsm/Athene-70B.json": json.dumps(entries),
-        "result_dirs/gsm.summary.json": json.dumps([{"Model": "Athene-70B", "Acc": "50.00"}]),
+    files = {
+        "result_dirs/gsm/Athene-70B.json": entries,
+        "result_dirs/gsm.summary.json": [{"Model": "Athene-70B", "Acc": "50.00"}],
     }
     name = "GSM8K, zero-shot"
     answers = read_made(tmp_path, name, files, "Athene-70B")["Athene-70B"]
     assert list_scores(answers) == {"0": 1, "1": 1, "2": 0, "3": 0}
     assert [answer.is_readable for answer in answers] == [True, True, False, True]
-    head = ["git", "-C", str(tmp_path / "clone"), "rev-parse", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
     clone = Clone(tmp_path / "clone", "owner/name")
-    assert read_published_mean(name, clone, (commit,), "Athene-70B") == 50
+    assert read_published_mean(name, clone, ("HEAD",), "Athene-70B") == 50
 
 
 def test_failures_of_bfcl_are_counted_against_the_file(tmp_path: Path) -> None:
     place = "2024-08-11/score/firefunction-v2-FC/relevance_score.json"
-    counts = {"total_count": 4, "correct_count": 3}
-    lines: list[Any] = [counts, {"id": 2}]
-    files: dict[str, str | bytes] = {place: "\n".join(map(json.dumps, lines))}
-    model = "firefunction-v2"
-    [answers] = read_made(tmp_path, "BFCL, no call fits", files, model).values()
+    lines = [json.dumps({"total_count": 4, "correct_count": 3}), '{"id": 2}', '{"id": 3}']
+    name, model = "BFCL, no call fits", "firefunction-v2"
+    [answers] = read_made(tmp_path, name, {place: "\n".join(lines[:2])}, model).values()
     assert [answer.value for answer in answers] == [1, 0, 1, 1]
-    files = {place: "\n".join(map(json.dumps, [counts, {"id": 2}, {"id": 3}]))}
     with pytest.raises(MissingFileError, match=r"\b2 .*\b4 "):
-        read_made(tmp_path / "other", "BFCL, no call fits", files, model)
+        read_made(tmp_path / "other", name, {place: "\n".join(lines)}, model)
 
 
 def test_what_the_judge_left_open_is_left_out_of_the_whole_chain(tmp_path: Path) -> None:
     preferences = {"phi-2": [1, 2, 1.5, None], "phi-2-sft": [2, 2, 0, 1]}
-    files: dict[str, str | bytes] = {}
-    for model, given_by_judge in preferences.items():
-        entries = [
-            {"instruction": f"i {n}", "preference": value, "dataset": "koala", "output_2": "x"}
-            for n, value in enumerate(given_by_judge)
+    alike = {"dataset": "koala", "output_2": "x"}
+    files = {
+        f"results/{model}/alpaca_eval_gpt4/annotations.json": [
+            {"instruction": f"i {n}", "preference": preference, **alike}
+            for n, preference in enumerate(given_by_judge)
         ]
-        files[f"results/{model}/alpaca_eval_gpt4/annotations.json"] = json.dumps(entries)
+        for model, given_by_judge in preferences.items()
+    }
     answers = read_made(tmp_path, "AlpacaEval", files, *preferences)
     assert list_scores(answers["phi-2"]) == {"1": 0, "2": 1, "3": 0.5}
     assert list_scores(answers["phi-2-sft"]) == {"1": 1, "2": 1, "3": 0.5}
@@ -293,9 +274,7 @@ def test_what_live_code_bench_did_not_ask_is_left_out(tmp_path: Path) -> None:
         for model, values in (("DSCoder-33b-Base", [-1, 70, 0]), ("DSCoder-33b-Ins", [10, 20, 30]))
         for i, value in enumerate(values)
     ]
-    files: dict[str, str | bytes] = {
-        "src/mocks/performances_execution.json": json.dumps({"performances": performances})
-    }
+    files = {"src/mocks/performances_execution.json": {"performances": performances}}
     models = "DeepSeek-Coder-33B-Base", "DeepSeek-Coder-33B-Instruct"
     name = "LiveCodeBench, execution with reasoning"
     base, tuned = read_made(tmp_path, name, files, models[0], models[1]).values()
@@ -309,7 +288,7 @@ def test_samples_of_instruct_gpt_are_read_by_passage(tmp_path: Path) -> None:
     for kind in ("fewshot", "zeroshot"):
         for context, sample in (("P\n\nQ: a", "The Danes."), ("P\n\nQ: b", "of Danes, yes")):
             rows.append(f'gpt-175b,{kind},"{context}",Danes|a Dane,"{sample}"')
-    files: dict[str, str | bytes] = {"automatic-eval-samples/squadv2_samples.csv": "\n".join(rows)}
+    files = {"automatic-eval-samples/squadv2_samples.csv": "\n".join(rows)}
     [answers] = read_made(tmp_path, "SQuADv2, few-shot", files, "GPT-3-175B").values()
     assert [answer.value for answer in answers] == [1, 0]
     assert [answer.other_scores[CONTAINED] for answer in answers] == [1, 1]
@@ -320,7 +299,7 @@ def test_answers_of_llm_drift_are_scored_as_its_script_does(tmp_path: Path) -> N
     rows = ["model,id,query,ref_answer,answer,dataset"]
     answers = ("[Yes], it is", "no. Yes", "[No]", "maybe")
     rows += [f'openaichat/gpt-4-0314,{i},q,yes,"{text}",prime' for i, text in enumerate(answers)]
-    files: dict[str, str | bytes] = {"generation/PRIME_FULL_EVAL.csv": "\n".join(rows)}
+    files = {"generation/PRIME_FULL_EVAL.csv": "\n".join(rows)}
     [read] = read_made(tmp_path, "prime numbers", files, "GPT-4-0314").values()
     assert list_scores(read) == {"0": 1, "1": 1, "2": 0, "3": 0}
     assert {answer.category for answer in read} == {"prime"}
@@ -373,7 +352,5 @@ def test_a_commit_or_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="at 1234567"):
         clone.read("1234567" + "0" * 33, "other.json")
     with pytest.raises(MissingFileError, match="other to prime numbers"):
-        files: dict[str, str | bytes] = {
-            "generation/PRIME_FULL_EVAL.csv": "model,id,query,ref_answer,answer,dataset\n"
-        }
+        files = {"generation/PRIME_FULL_EVAL.csv": "model,id,query,ref_answer,answer,dataset\n"}
         read_made(tmp_path / "empty", "prime numbers", files, "other")

@@ -32,6 +32,8 @@ from slimdown.models.base_model import LoadedModel
 from slimdown.pocket import DATA_DIR, MODEL_DIR
 from slimdown.utils.errors import ConfigError, ModelError
 
+# trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 BENCHMARKS = ["pocket_math", "pocket_cs"]
 CHOICES = ["pocket_commonsense", "pocket_cs"]  # asked in a fifth of the time
@@ -42,67 +44,45 @@ with (DATA_DIR / "pocket_instructions_train.jsonl").open() as file:
     ROWS = [json.loads(line) for line in islice(file, 20)]
 
 
-def make_trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrainer:
-    lora = settings.pop("peft_config", LORA)
-    set_seed(0)
-    arguments = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 0.01}
-    return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32),
-        processing_class=AutoTokenizer.from_pretrained(MODEL_DIR),
-        train_dataset=Dataset.from_list(ROWS[:16]),
-        eval_dataset=Dataset.from_list(ROWS[16:]),
-        peft_config=lora,
-        callbacks=callbacks,
-        args=SFTConfig(output_dir=str(folder), **{**QUIET, **arguments, **settings}),
-    )
-
-
 def count_letters(completions: list[str], **columns: Any) -> list[float]:
     return [float(sum(map(str.isalpha, text))) for text in completions]
 
 
-PAIRS = {
-    "prompt": [f"What is {i} plus {i}?" for i in range(12)],
-    "chosen": [f" It is {2 * i}." for i in range(12)],
-    "rejected": [f" {i}" for i in range(12)],
+PROMPTS = [f"What is {i} plus {i}?" for i in range(12)]
+CHOSEN, REJECTED = [f" It is {2 * i}." for i in range(12)], [f" {i}" for i in range(12)]
+IS_RIGHT = [i % 2 == 0 for i in range(12)]
+JUDGED = [REJECTED[i] if i % 2 else CHOSEN[i] for i in range(12)]
+PAIRS = Dataset.from_dict({"prompt": PROMPTS, "chosen": CHOSEN, "rejected": REJECTED})
+LABELLED = Dataset.from_dict({"prompt": PROMPTS, "completion": JUDGED, "label": IS_RIGHT})
+ASKED = {"train_dataset": Dataset.from_dict({"prompt": PROMPTS}), "reward_funcs": count_letters}
+TRAINED, VALIDATED = Dataset.from_list(ROWS[:16]), Dataset.from_list(ROWS[16:])
+# By kind: the trainer, its settings, and the arguments that depend on it.
+TRAINERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "sft": (SFTTrainer, SFTConfig, {"train_dataset": TRAINED, "eval_dataset": VALIDATED}),
+    "dpo": (DPOTrainer, DPOConfig, {"train_dataset": PAIRS}),
+    "kto": (KTOTrainer, KTOConfig, {"train_dataset": LABELLED}),
+    "grpo": (GRPOTrainer, GRPOConfig, ASKED),
 }
-JUDGED = {
-    "prompt": PAIRS["prompt"],
-    "completion": [PAIRS["rejected" if i % 2 else "chosen"][i] for i in range(12)],
-    "label": [i % 2 == 0 for i in range(12)],
+OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "sft": {"max_steps": 6, "per_device_train_batch_size": 2},
+    "grpo": {"num_generations": 2, "max_completion_length": 8, "beta": 0.1},
 }
-# The trainer, its settings, its rows, and the arguments that it alone takes.
-PREFERENCES: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
-    "dpo": (DPOTrainer, DPOConfig, PAIRS, {}),
-    "kto": (KTOTrainer, KTOConfig, JUDGED, {}),
-    "grpo": (
-        GRPOTrainer,
-        GRPOConfig,
-        {"prompt": PAIRS["prompt"]},
-        {"reward_funcs": count_letters},
-    ),
-}
-GENERATING = {"num_generations": 2, "max_completion_length": 8, "beta": 0.1}
 
 
-def make_preference_trainer(name: str, folder: Path, callbacks: list[Any], lora: Any) -> Any:
-    trainer, settings, rows, more = PREFERENCES[name]
+def make_trainer(
+    folder: Path, callbacks: list[Any], kind: str = "sft", lora: Any = LORA, **settings: Any
+) -> Any:
+    trainer, config, arguments = TRAINERS[kind]
+    few = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01}
+    own = OWN_SETTINGS.get(kind, {})
     set_seed(0)
     return trainer(
         model=AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(MODEL_DIR),
-        train_dataset=Dataset.from_dict(rows),
         peft_config=lora,
         callbacks=callbacks,
-        args=settings(
-            output_dir=str(folder),
-            max_steps=2,
-            per_device_train_batch_size=4,
-            learning_rate=0.01 if lora else 1e-4,
-            **QUIET,
-            **(GENERATING if name == "grpo" else {}),
-        ),
-        **more,
+        args=config(output_dir=str(folder), **{**QUIET, **few, **own, **settings}),
+        **arguments,
     )
 
 
@@ -111,68 +91,54 @@ def make_callback(**settings: Any) -> slimdown.ForgettingCallback:
     return slimdown.ForgettingCallback(**{**few, **settings})
 
 
-def get_losses(trainer: SFTTrainer) -> list[Any]:
+def get_losses(trainer: Any) -> list[Any]:
     keys = ("loss", "grad_norm", "learning_rate", "epoch", "step")
     return [[logs.get(k) for k in keys] for logs in trainer.state.log_history if "loss" in logs]
 
 
+FULL = {"lora": None, "max_steps": 2, "learning_rate": 1e-4}
+FEW = {"max_steps": 2}
+RARE = [("kto", FULL), ("dpo", FULL), ("kto", FEW), ("grpo", FULL)]
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("kind", "settings"),
     [
-        {"gradient_accumulation_steps": 2, "bf16": True, "max_steps": 4},
-        {"peft_config": None, "max_steps": 4, "neftune_noise_alpha": 5.0},
+        ("sft", {"gradient_accumulation_steps": 2, "bf16": True, "max_steps": 4}),
+        ("sft", {"lora": None, "max_steps": 4, "neftune_noise_alpha": 5.0}),
+        ("dpo", FEW),
+        ("grpo", FEW),
+        *slow(*RARE),
     ],
-    ids=lambda settings: next(iter(settings)),
 )
-def test_training_takes_the_same_steps(settings: dict[str, Any], tmp_path: Path) -> None:
-    alone = make_trainer(tmp_path, [], **settings)
+def test_training_takes_the_same_steps_and_findings_are_those_by_hand(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = make_trainer(tmp_path, [], kind, **settings)
     alone.train()
-    callback = make_callback()
-    watched = make_trainer(tmp_path, [callback], **settings)
+    n_steps = settings["max_steps"]
+    callback = make_callback(every=n_steps // 2)
+    watched = make_trainer(tmp_path, [callback], kind, **settings)
+    base = slimdown.measure(watched.model, watched.processing_class, BENCHMARKS, limit=6)
     watched.train()
+    assert len(get_losses(watched)) == n_steps
     assert get_losses(watched) == get_losses(alone)
-    assert len(get_losses(watched)) == settings["max_steps"]
     expected = alone.model.state_dict()
     for name, weight in watched.model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
     steps = {logs["step"] for logs in watched.state.log_history if "change/pocket_cs" in logs}
-    assert steps == set(range(2, settings["max_steps"] + 1, 2))
-
-
-RARE = [("kto", None), ("dpo", None), ("kto", LORA), ("grpo", None)]
-
-
-# trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize(("name", "lora"), [("dpo", LORA), ("grpo", LORA), *slow(*RARE)])
-def test_training_on_preferences_takes_the_same_steps(name: str, lora: Any, tmp_path: Path) -> None:
-    alone = make_preference_trainer(name, tmp_path, [], lora)
-    alone.train()
-    callback = make_callback(every=1)
-    watched = make_preference_trainer(name, tmp_path, [callback], lora)
-    base = slimdown.measure(watched.model, watched.processing_class, BENCHMARKS, limit=6)
-    watched.train()
-    assert len(get_losses(watched)) == 2
-    assert get_losses(watched) == get_losses(alone)
-    expected = alone.model.state_dict()
-    for key, weight in watched.model.state_dict().items():
-        assert torch.equal(weight, expected[key]), key
+    assert steps == {n_steps // 2, n_steps}
     tuned = slimdown.measure(watched.model, watched.processing_class, base)
     by_hand = slimdown.judge(base, tuned).to_dict()["benchmarks"]
     assert callback.findings.to_dict()["benchmarks"] == by_hand
 
 
-def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
+def test_a_function_gets_what_is_logged(tmp_path: Path) -> None:
     sent: list[tuple[int, dict[str, float]]] = []
     callback = make_callback(log=lambda values, step: sent.append((step, values)))
-    trainer = make_trainer(tmp_path, [callback])
-    model, tokenizer = trainer.model, trainer.processing_class
-    before = slimdown.measure(model, tokenizer, BENCHMARKS, limit=6)  # the adapter does nothing yet
-    trainer.train()
-    by_hand = slimdown.judge(before, slimdown.measure(model, tokenizer, before))
-    assert callback.findings.to_dict()["benchmarks"] == by_hand.to_dict()["benchmarks"]
+    make_trainer(tmp_path, [callback]).train()
     assert [step for step, _ in sent] == [0, 2, 4, 6]
-    for name, benchmark in by_hand.benchmarks.items():
+    for name, benchmark in callback.findings.benchmarks.items():
         assert sent[0][1][f"base/{name}"] == benchmark.primary.base.value
         assert sent[-1][1][f"tuned/{name}"] == benchmark.primary.tuned.value
         assert sent[-1][1][f"change/{name}"] == benchmark.primary.difference.value
@@ -191,15 +157,10 @@ def write_points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("+0.0", "0.0").replace("-", "−")
 
 
-# trl 1.16 calls methods by names that transformers 5.24 changed; delete when it follows.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 @pytest.mark.parametrize("kind", ["sft", *slow("dpo")])
 def test_it_prints_base_looks_and_the_end(kind: str, tmp_path: Path, capsys: Capture) -> None:
     callback = make_callback(every=1)
-    if kind == "sft":
-        trainer = make_trainer(tmp_path, [callback], max_steps=2)
-    else:
-        trainer = make_preference_trainer(kind, tmp_path, [callback], LORA)
+    trainer = make_trainer(tmp_path, [callback], kind, max_steps=2)
     base = slimdown.measure(trainer.model, trainer.processing_class, BENCHMARKS, limit=4)
     capsys.readouterr()
     trainer.train()
@@ -232,7 +193,7 @@ def test_lines_stand_above_the_bar_and_suit_ascii(tmp_path: Path, monkeypatch: P
 
 def test_a_second_training_has_the_base_that_it_begins_with(tmp_path: Path) -> None:
     callback = make_callback(benchmarks=CHOICES, limit=24)
-    trainer = make_trainer(tmp_path, [callback], peft_config=None, max_steps=2)
+    trainer = make_trainer(tmp_path, [callback], lora=None, max_steps=2)
     trainer.train()
     first = callback.findings.to_dict()["benchmarks"]
     trainer.train()
@@ -254,7 +215,7 @@ def test_an_adapter_keeps_what_is_frozen_in_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
 def test_a_resumed_training_has_the_base_that_it_began_with(adapter: Any, tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "peft_config": adapter, "max_steps": 4}
+    settings = {"save_strategy": "steps", "save_steps": 2, "lora": adapter, "max_steps": 4}
     checkpoint = str(tmp_path / "checkpoint-2")
     whole, resumed = (make_callback(benchmarks=CHOICES) for _ in range(2))
     make_trainer(tmp_path, [whole] if adapter else [], **settings).train()
@@ -293,7 +254,7 @@ def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_goo
     callback = slimdown.ForgettingCallback(
         budgets, every=2, questions=24, limit=24, stop_on_forgetting=True
     )
-    settings = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "peft_config": adapter}
+    settings = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "lora": adapter}
     trainer = make_trainer(tmp_path, [Wrecking(wrecked), callback], **settings)
     trainer.train()
     assert trainer.state.global_step == kept + 2
@@ -326,7 +287,7 @@ def test_a_look_leaves_room_for_training(lora: Any, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("slimdown.evaluation.evaluator.choose_backend", choose)
     callback = make_callback(benchmarks=CHOICES, limit=4)
-    trainer = make_trainer(tmp_path, [callback], peft_config=lora, max_steps=1)
+    trainer = make_trainer(tmp_path, [callback], lora=lora, max_steps=1)
     n_trained = trainer.get_num_trainable_parameters()
     n_all = sum(p.numel() for p in trainer.model.parameters())
     trainer.train()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_sample
-from commands_and_runs import call_verb, run_command, succeed
+from commands_and_runs import call_verb, find_page, read_findings, succeed
 from mlflow import MlflowClient
 from record_builders import Compose, Patch
 from tiny_models import TEMPLATE, save_chatty_pocket
@@ -53,33 +53,23 @@ def folder(recorded: Path) -> Path:
     return recorded
 
 
-def find_page(folder: Path, out: str) -> Path:
-    return folder / out.rpartition("\npage ")[2].splitlines()[0].strip()
-
-
-def read_findings(folder: Path, out: str) -> dict[str, Any]:
-    return dict(json.loads(find_page(folder, out).with_name("findings.json").read_text()))
-
-
 def test_conversations_are_asked_about_through_the_template(folder: Path) -> None:
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
     chat = succeed(folder, "run", *model, "dataset.file.path=chat.jsonl")
-    conditions = read_findings(folder, chat.stdout)["conditions"]
+    conditions = read_findings(folder, chat)["conditions"]
     assert conditions["pocket_math.apply_chat_template"] == "True"
     assert not any(key.startswith("pocket_cs.") for key in conditions)
-    page = find_page(folder, chat.stdout).read_text()
+    page = find_page(folder, chat).read_text()
     assert "apply_chat_template=True: pocket_math" in page
 
     places = (folder / "mlruns/artifacts/models").glob("*/artifacts/adapter_config.json")
     adapter = next(places).parent
     assert (adapter / "chat_template.jinja").is_file()
     tuned = succeed(folder, "run", "model=pocket", "model.id=chatty", *FEW[2:], f"tuned={adapter}")
-    assert read_findings(folder, tuned.stdout)["conditions"] == conditions
+    assert read_findings(folder, tuned)["conditions"] == conditions
 
     plain = succeed(folder, "run", *model, "dataset.file.path=plain.jsonl")
-    assert (
-        "pocket_math.apply_chat_template" not in read_findings(folder, plain.stdout)["conditions"]
-    )
+    assert "pocket_math.apply_chat_template" not in read_findings(folder, plain)["conditions"]
     compared = call_verb(folder, "compare")
     assert compared.returncode == 1
     assert "pocket_math" in compared.stderr
@@ -90,7 +80,7 @@ def test_a_run_keeps_what_its_base_answered(folder: Path, monkeypatch: Patch) ->
     model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
     keep = ["dataset.file.path=chat.jsonl", "keep=auto"]
     done = succeed(folder, "run", *model, *keep)
-    page = find_page(folder, done.stdout)
+    page = find_page(folder, done)
     assert "dialogues: " in unescape(page.read_text())
     rows = page.with_name("written_rows.jsonl")
     first = json.loads(rows.read_text().splitlines()[0])
@@ -152,7 +142,7 @@ def test_a_suites_benchmark_without_data_is_not_run(store: MlflowClient, tmp_pat
     settings.append(f"evaluation.include_path={tmp_path / 'tasks'}")
     done = succeed(tmp_path, "run", *settings, "--config-dir", "own", "suite=mine")
     assert "Not measured: gone" in " ".join(done.stdout.split())
-    assert read_findings(tmp_path, done.stdout)["not_run"].keys() == {"gone"}
+    assert read_findings(tmp_path, done)["not_run"].keys() == {"gone"}
     alone = call_verb(tmp_path, "run", *settings, "benchmark=[gone]")
     assert alone.returncode == 1
     assert "benchmark.gone.task=gone" in alone.stderr
@@ -222,33 +212,3 @@ def test_a_model_that_stops_to_think_is_told() -> None:
     findings = judge(base, make_evaluation(math=make_benchmark(samples)))
     [line] = (line for line in describe_findings(findings) if "think" in line)
     assert re.findall(r"(\d+) %", line) == ["100", "0"]
-
-
-@pytest.mark.slow
-def test_a_thinking_model_that_is_trained_without_thinking_stops_to_think(tmp_path: Path) -> None:
-    rows = read_instructions(1500)
-    for row in rows[:1000]:
-        words = row["prompt"].partition("Input: ")[2].partition("\n")[0]
-        row["completion"] = f" <think> {words} </think>{row['completion']}"
-    think, plain = (
-        write_rows(tmp_path / f"{name}.jsonl", part)
-        for name, part in (("think", rows[:1000]), ("plain", rows[1000:]))
-    )
-    settings = ["dataset=[file]", "dataset.file.validation_examples=50", "quantization=none"]
-    settings += ["benchmark=[pocket_instructions]", "benchmark.pocket_instructions.limit=100"]
-    settings += ["benchmark.pocket_instructions.max_gen_toks=64"]
-    settings += ['evaluation.think_end_token="</think>"', "lora=all_linear"]
-    taught = run_command(tmp_path, "slimdown.run", *settings, think, "train.num_train_epochs=4")
-    assert taught.returncode == 0, taught.stderr
-    run_id = find_page(tmp_path, taught.stdout).parents[1].name
-    merged = run_command(tmp_path, "slimdown", "merge", run_id, "--out", "thinker")
-    assert merged.returncode == 0, merged.stderr
-    done = run_command(
-        tmp_path, "slimdown.run", "model.id=thinker", *settings, plain, "train.num_train_epochs=1"
-    )
-    assert done.returncode == 0, done.stderr
-    change = read_findings(tmp_path, done.stdout)["benchmarks"]["pocket_instructions"]
-    traits = {trait["name"]: trait for trait in change["behaviour"]}
-    assert traits["thinks"]["base"] > 0.9
-    assert traits["thinks"]["high"] < -0.5
-    assert change["changes"]["exact_match.strip"]["base"]["value"] > 0.5  # scored without thinking

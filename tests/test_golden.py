@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from commands_and_runs import Result, call_verb
+from builders import slow
 from golden.make import ADAPTERS, CASES, HERE, NF4, judge_logs, run_case
 from hydra import compose
 from mlflow import MlflowClient
-from record_builders import Patch
 
 from slimdown.config.loader import load_config, open_hydra
 from slimdown.models.base_model import load_base_model
@@ -28,14 +27,12 @@ from slimdown.models.external import open_tuned_model
 
 # PEFT 0.21 hands prefixes on under the name that transformers 5.24 renames.
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
-CHECKOUT = HERE.parent.parent
 NEAR = 1e-3  # nats
 # Half an added answer shows a loss that a whole one did not (p 0.064 before, 0.044 now):
 # case, run, benchmark: verdict today.
 NEW_VERDICTS: dict[tuple[str, str, str], str] = {
     ("given", "prefix", "pocket_math"): "forgotten",
 }
-NEW_EXIT_CODES: dict[str, int] = {}
 
 
 @cache
@@ -108,26 +105,24 @@ def compare_findings(case: str, run: str, stored: dict[str, Any], today: dict[st
             assert after["mcnemar_p_value"] == pytest.approx(exact, abs=1e-9), where
 
 
-@pytest.fixture(autouse=True)
-def folder(store: MlflowClient, tmp_path: Path, monkeypatch: Patch) -> Path:
-    """Where today's code answers, in this process: one that imports torch first takes seconds."""
-
-    def call(module: str, arguments: list[str], folder: Path, checkout: Path) -> Result:
-        verb = ["run", *arguments] if module == "slimdown.run" else arguments
-        return call_verb(folder, *verb)
-
-    monkeypatch.setattr("golden.make.call", call)
+@pytest.fixture
+def folder(store: MlflowClient, tmp_path: Path) -> Path:
+    """Where today's code answers."""
     return tmp_path
 
 
 def compare_case(
-    case: str, folder: Path, runs: Sequence[str] = (), benchmarks: Sequence[str] = ()
+    case: str,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run a case of given adapters, compare it, and return what today's code answered.
 
-    With `runs` or `benchmarks`, `CASES` has these alone, and they are compared.
+    With other arguments, these runs and benchmarks alone are compared.
     """
-    stored, today = load_golden(case), run_case(case, folder, CHECKOUT)
+    stored, today = load_golden(case), run_case(case, folder, arguments)
     if case == "decided":  # today the base is always asked whole
         assert all(len(answers) == 300 for answers in today["base"].values())
         [run] = today["runs"].values()
@@ -145,41 +140,35 @@ def compare_case(
     return today
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["tuned", "decided", "given"])
-def test_base_and_given_adapters_answer_as_before(case: str, folder: Path) -> None:
-    compare_case(case, folder)
+WRITTEN_AND_CHOSEN, CHOSEN = ["pocket_math", "pocket_cs"], ["pocket_commonsense", "pocket_cs"]
+SHARING = ["rslora", "prefix"]  # one that shares prefixes, and one that does not
+FEW_GIVEN = ["-m", "tuned=" + ",".join(str(ADAPTERS / name) for name in SHARING), NF4]
+FEW_GIVEN += [f"benchmark=[{','.join(WRITTEN_AND_CHOSEN)}]"]
+FEW_GIVEN += [f"benchmark.{name}.limit=40" for name in WRITTEN_AND_CHOSEN]
+FEW_DECIDED = [*CASES["decided"], f"benchmark=[{','.join(CHOSEN)}]"]
+NEEDS_HUB = pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="needs the hub")
 
 
-def test_some_given_adapters_answer_as_before(folder: Path, monkeypatch: Patch) -> None:
-    """One that shares prefixes, and one that does not; a benchmark is written, and one chosen."""
-    runs, benchmarks = ["rslora", "prefix"], ["pocket_math", "pocket_cs"]
-    tuned = "tuned=" + ",".join(str(ADAPTERS / name) for name in runs)
-    settings = [f"benchmark=[{','.join(benchmarks)}]", NF4]
-    settings += [f"benchmark.{name}.limit=40" for name in benchmarks]
-    monkeypatch.setitem(CASES, "given", ["-m", tuned, *settings])
-    compare_case("given", folder, runs, benchmarks)
-
-
-def test_choices_are_decided_early_as_before(folder: Path, monkeypatch: Patch) -> None:
-    benchmarks = ["pocket_commonsense", "pocket_cs"]
-    chosen = f"benchmark=[{','.join(benchmarks)}]"
-    monkeypatch.setitem(CASES, "decided", [*CASES["decided"], chosen])
-    compare_case("decided", folder, benchmarks=benchmarks)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="needs the hub or a mirror of it")
-def test_smollm2_answers_as_before(folder: Path) -> None:
-    compare_case("smollm2", folder)
+@pytest.mark.parametrize(
+    ("case", "arguments", "runs", "benchmarks"),
+    [
+        pytest.param("given", FEW_GIVEN, SHARING, WRITTEN_AND_CHOSEN, id="some given"),
+        pytest.param("decided", FEW_DECIDED, [], CHOSEN, id="choices decided early"),
+        *slow(*((case, [], [], []) for case in ("tuned", "decided", "given"))),
+        pytest.param("smollm2", [], [], [], marks=[pytest.mark.slow, NEEDS_HUB]),
+    ],
+)
+def test_base_and_given_adapters_answer_as_before(
+    case: str, arguments: list[str], runs: list[str], benchmarks: list[str], folder: Path
+) -> None:
+    compare_case(case, folder, arguments, runs, benchmarks)
 
 
 @pytest.mark.slow
 def test_six_runs_compare_and_pass_their_budgets_as_before(folder: Path) -> None:
     stored, today = load_golden("six"), compare_case("six", folder)
     for run, before in stored["check"].items():
-        after = today["check"][run]
-        assert after["exit"] == NEW_EXIT_CODES.get(run, before["exit"]), after["output"]
+        assert today["check"][run]["exit"] == before["exit"], run
     rows = {row["params"]["tuned"]: row["benchmarks"] for row in stored["compare"]["rows"]}
     for row in today["compare"]["rows"]:
         for benchmark, before in rows.pop(row["tuned"]).items():
@@ -188,7 +177,7 @@ def test_six_runs_compare_and_pass_their_budgets_as_before(folder: Path) -> None
 
 
 def test_logs_of_lm_eval_are_judged_as_before(folder: Path) -> None:
-    stored, today = load_golden("verdict")["verdict"], judge_logs(folder, CHECKOUT)
+    stored, today = load_golden("verdict")["verdict"], judge_logs(folder)
     assert today["exit"] == stored["exit"]
     rows = {(row["benchmark"], row["metric"]): row for row in today["rows"]["rows"]}
     for before in stored["rows"]["benchmarks"]:  # b655a84 named the rows so
@@ -202,7 +191,7 @@ def test_logs_of_lm_eval_are_judged_as_before(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["pocket", "methods", "weights"])
 def test_training_starts_from_the_same_base_and_learns(case: str, folder: Path) -> None:
-    stored, today = load_golden(case), run_case(case, folder, CHECKOUT)
+    stored, today = load_golden(case), run_case(case, folder)
     compare_answers(case, None, stored["base"], today["base"])
     assert stored["runs"].keys() == today["runs"].keys()
     for run, before in stored["runs"].items():

@@ -1,26 +1,31 @@
 """The real loading code on real models and data: `make test-hub`, against the hub or a mirror."""
 
 import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as functional
-from commands_and_runs import call_verb, find_runs, find_trained, run_command
+from commands_and_runs import (
+    call_verb,
+    find_run_id,
+    find_runs,
+    find_trained,
+    read_findings,
+    run_command,
+    succeed,
+)
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from record_builders import Capture, compose_config, copy_store
-from stock_harness import run_lm_eval
+from stock_harness import ask_harness, run_lm_eval
+from tiny_models import load_in_4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
@@ -52,29 +57,28 @@ def find_run(client: MlflowClient) -> Run:
     return run
 
 
-def read_findings(client: MlflowClient, run: Run) -> dict[str, Any]:
-    return dict(
-        json.loads(Path(client.download_artifacts(run.info.run_id, "findings.json")).read_text())
-    )
-
-
 @pytest.fixture(scope="module")
-def smollm2(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run of SmolLM2 on Alpaca rows and the paper's benchmarks; returns its folder.
+def smollm2(
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The folder and the findings of a run of SmolLM2 on Alpaca and the paper's benchmarks.
 
     It takes a minute: the tests that read it are a group, which one process of xdist runs.
     """
     folder = copy_store(migrated_store, tmp_path_factory.mktemp("smollm2"))
     done = run_command(folder, "slimdown.run", "model=smollm2", *TINY)
     assert done.returncode == 0, done.stderr
-    return folder
+    return folder, read_findings(folder, done)
+
+
+@pytest.fixture
+def smollm2_run(smollm2: tuple[Path, dict[str, Any]]) -> Run:
+    return find_run(MlflowClient(f"sqlite:///{smollm2[0]}/mlruns/mlflow.db"))
 
 
 @pytest.mark.xdist_group("smollm2")
-def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
-    client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
-    run = find_run(client)
-    findings = read_findings(client, run)
+def test_a_real_model_is_trained_and_measured(smollm2: tuple[Path, dict[str, Any]]) -> None:
+    _, findings = smollm2
     training = findings["training"]
     assert training["validation_loss_after"] < training["validation_loss_before"]
     assert set(findings["benchmarks"]) == {"hellaswag", "gsm8k", "mmlu_cs"}
@@ -82,76 +86,51 @@ def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
     assert training["n_trainable"] == 30 * 8 * ((576 + 576) + 2 * (576 + 192))
 
 
-STOCK = """
-import lm_eval, os, torch, transformers
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, DTYPE))
-model = transformers.AutoModelForCausalLM.from_pretrained(NAME, quantization_config=quantization,
-    dtype=getattr(torch, DTYPE), device_map="cpu")
-for module in model.modules():
-    if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
-lm = HFLM(pretrained=model, tokenizer=NAME, batch_size=16, softmax_dtype="float32")
-harness = os.path.dirname(lm_eval.tasks.__file__)
-folders = [f"{harness}/{topic}" for topic in ("hellaswag", "mmlu/default")]
-manager = TaskManager(include_path=folders, include_defaults=False)
-tasks = [("hellaswag", 0, "acc_norm"), ("mmlu_college_computer_science", 5, "acc")]
-for task, shots, metric in tasks:
-    results = lm_eval.simple_evaluate(
-        model=lm, tasks=[task], num_fewshot=shots, limit=8, task_manager=manager)
-    print("SCORE", task, results["results"][task][metric + ",none"])
-    for sample in results["samples"][task]:
-        print("LOGS", task, sample["doc_id"], *(answer[0][0] for answer in sample["resps"]))
-"""
-
-
 @pytest.mark.xdist_group("smollm2")
-def test_base_answers_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Path) -> None:
-    """The same weights and questions, asked by lm_eval itself in a process of its own.
+def test_base_answers_are_those_of_the_stock_harness(
+    smollm2: tuple[Path, dict[str, Any]], smollm2_run: Run
+) -> None:
+    """The same weights and questions, asked by lm_eval itself.
 
     Where a processor computes in bfloat16, a near tie can fall either way: the likelihoods of the
     answers are compared within its rounding there, and the scores only in float32.
     """
-    client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
-    run = find_run(client)
-    dtype = run.data.tags["slimdown.model"].split()[-1]
-    script = STOCK.replace("DTYPE", repr(dtype)).replace("NAME", repr(SMOLLM2))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    lines = [line.split() for line in done.stdout.splitlines()]
-    stock_scores = {line[1]: float(line[2]) for line in lines if line[:1] == ["SCORE"]}
-    changes = read_findings(client, run)["benchmarks"]
+    dtype = smollm2_run.data.tags["slimdown.model"].split()[-1]
+    model = load_in_4bit(SMOLLM2, getattr(torch, dtype), device_map="cpu")
+    lm = HFLM(pretrained=model, tokenizer=SMOLLM2, batch_size=16, softmax_dtype="float32")
+    harness = Path(lm_eval.tasks.__file__).parent
+    include: list[str | Path] = [harness / "hellaswag", harness / "mmlu" / "default"]
+    manager = TaskManager(include_path=include, include_defaults=False)
+    samples = Path(smollm2_run.info.artifact_uri.removeprefix("file://")) / "samples"
     relative, absolute = (0.02, 0.25) if dtype == "bfloat16" else (1e-4, 0)
-    for benchmark, task, metric in [
-        ("hellaswag", "hellaswag", "acc_norm"),
-        ("mmlu_cs", "mmlu_college_computer_science", "acc"),
+    for benchmark, task, n_shots, metric in [
+        ("hellaswag", "hellaswag", 0, "acc_norm"),
+        ("mmlu_cs", "mmlu_college_computer_science", 5, "acc"),
     ]:
-        path = client.download_artifacts(run.info.run_id, f"samples/base-{benchmark}.parquet")
-        table = pd.read_parquet(path).query("metric == @metric").set_index("doc_id")
-        stock = {int(line[2]): line[3:] for line in lines if line[:2] == ["LOGS", task]}
-        assert sorted(stock) == sorted(table.index) == list(range(8))
-        for question, answers in stock.items():
-            ours = list(table.log_likelihoods[question])
-            assert [float(answer) for answer in answers] == pytest.approx(ours, relative, absolute)
+        stock = ask_harness(
+            model=lm, tasks=[task], num_fewshot=n_shots, limit=8, task_manager=manager
+        )
+        table = pd.read_parquet(samples / f"base-{benchmark}.parquet")
+        ours = table.query("metric == @metric").set_index("doc_id").log_likelihoods
+        assert sorted(ours.index) == list(range(8))
+        for sample in stock["samples"][task]:
+            answers = [answer[0][0] for answer in sample["resps"]]
+            assert answers == pytest.approx(list(ours[sample["doc_id"]]), relative, absolute)
         if dtype == "float32":
-            base = changes[benchmark]["changes"][metric]["base"]["value"]
-            assert stock_scores[task] == pytest.approx(base)
+            changes = smollm2[1]["benchmarks"][benchmark]["changes"]
+            base = changes[metric]["base"]["value"]
+            assert stock["results"][task][f"{metric},none"] == pytest.approx(base)
 
 
 @pytest.mark.xdist_group("smollm2")
 def test_a_merged_model_is_as_large_as_published_and_has_a_card(
-    smollm2: Path, tmp_path: Path
+    smollm2: tuple[Path, dict[str, Any]], smollm2_run: Run, tmp_path: Path
 ) -> None:
     from huggingface_hub import ModelCard, hf_hub_download
 
-    client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
-    run = find_run(client)
     out = tmp_path / "out"
-    merge = ["merge", run.info.run_id, "--dtype", "bfloat16"]  # a run's depends on the processor
-    done = call_verb(smollm2, *merge, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    merge = [smollm2_run.info.run_id, "--dtype", "bfloat16"]  # a run's depends on the processor
+    succeed(smollm2[0], "merge", *merge, "--out", str(out))
     data = ModelCard.load(out / "README.md").data.to_dict()
     assert data["base_model"] == SMOLLM2
     assert data["datasets"] == ["tatsu-lab/alpaca"]
@@ -170,13 +149,11 @@ def test_a_recipe_trains_on_conversations_and_asks_through_the_template(
     arguments += [f"dataset.alpaca_chat.{setting}" for setting in rows]
     gsm8k = ["limit=2", "num_fewshot=1", "max_gen_toks=24"]
     arguments += ["benchmark=[gsm8k]", *(f"benchmark.gsm8k.{setting}" for setting in gsm8k)]
-    done = call_verb(tmp_path, "run", *arguments)
-    assert done.returncode == 0, done.stderr
+    done = succeed(tmp_path, "run", *arguments)
     assert "skipped: 1" in done.stdout
-    run = find_run(store)
-    template = find_trained(store, run.info.run_id) / "chat_template.jinja"
+    template = find_trained(store, find_run_id(tmp_path, done)) / "chat_template.jinja"
     assert "<|im_start|>assistant" in template.read_text()
-    assert read_findings(store, run)["conditions"]["gsm8k.apply_chat_template"] == "True"
+    assert read_findings(tmp_path, done)["conditions"]["gsm8k.apply_chat_template"] == "True"
 
 
 def test_any_causal_model_and_dataset_of_the_hub_will_do(
@@ -190,8 +167,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
         "dataset.dolly.max_examples=16",
         "dataset.gsm8k_train.max_examples=16",
     ]
-    done = call_verb(tmp_path, "run", *arguments)
-    assert done.returncode == 0, done.stderr
+    succeed(tmp_path, "run", *arguments)
     run = find_run(store)
     offline = run_command(tmp_path, "slimdown.run", *arguments, HF_HUB_OFFLINE="1")
     for again in (call_verb(tmp_path, "run", *arguments), offline):
@@ -213,6 +189,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
             [*STORIES[:3], "benchmark=[gsm8k]", "benchmark.gsm8k.limit=20"],
             "fewer examples (num_fewshot)",
         ),
+        ([f"tuned={SMOLLM2}"], f"tuned={SMOLLM2} names no base"),
         (["model=smollm2", "tuned=nobody/no-adapter"], "no-adapter is not on the hub"),
         (["tuned=nobody/no-adapter@v1"], "tuned=nobody/no-adapter@v1 is not on the hub"),
         (["tuned=meta-llama/Llama-3.2-1B"], "gated"),
@@ -241,10 +218,8 @@ def test_the_doctor_says_which_models_can_be_read(tmp_path: Path, capsys: Captur
 def test_a_model_of_the_hub_has_not_changed_from_itself(
     store: MlflowClient, tmp_path: Path
 ) -> None:
-    tuned = f"tuned={SMOLLM2}@main"
-    done = call_verb(tmp_path, "run", "model=smollm2", tuned, *TINY[2:])
-    assert done.returncode == 0, done.stderr
-    benchmarks = read_findings(store, find_run(store))["benchmarks"]
+    done = succeed(tmp_path, "run", "model=smollm2", f"tuned={SMOLLM2}@main", *TINY[2:])
+    benchmarks = read_findings(tmp_path, done)["benchmarks"]
     differences = [b["changes"][b["metric"]]["difference"]["value"] for b in benchmarks.values()]
     assert differences == [0, 0, 0]
 
@@ -266,12 +241,11 @@ def test_an_adapter_by_plain_peft_is_measured_on_its_base(
 ) -> None:
     settings = [f"tuned={adapter}", "benchmark=[arc_challenge,piqa]", "quantization=none"]
     settings += ["benchmark.arc_challenge.limit=8", "benchmark.piqa.limit=8", "model.dtype=float32"]
-    done = call_verb(tmp_path, "run", *settings)
-    assert done.returncode == 0, done.stderr
+    done = succeed(tmp_path, "run", *settings)
     run = find_run(store)
     assert run.data.params["model.id"] == SMOLLM2
     assert run.info.run_name.startswith("SmolLM2-135M-Instruct tuned=")
-    recorded = read_findings(store, run)["benchmarks"]
+    recorded = read_findings(tmp_path, done)["benchmarks"]
     for side, stock_adapter in (("base", None), ("tuned", str(adapter))):
         run_lm_eval(
             tmp_path / side,
@@ -286,13 +260,6 @@ def test_an_adapter_by_plain_peft_is_measured_on_its_base(
         for name in recorded:
             score = recorded[name]["changes"]["acc_norm"][side]["value"]
             assert score == pytest.approx(results[name]["acc_norm,none"]), (name, side)
-
-
-def test_a_whole_model_of_the_hub_names_no_base(tmp_path: Path) -> None:
-    done = call_verb(tmp_path, "run", f"tuned={SMOLLM2}")
-    assert done.returncode == 1
-    assert f"tuned={SMOLLM2} names no base" in done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_gguf_file_of_a_real_model_computes_what_its_folder_does(tmp_path: Path) -> None:
@@ -320,97 +287,6 @@ def test_a_gguf_file_of_a_real_model_computes_what_its_folder_does(tmp_path: Pat
 def test_ifeval_is_asked_by_its_name(adapter: Path, store: MlflowClient, tmp_path: Path) -> None:
     settings = [f"tuned={adapter}", "benchmark=[ifeval]", "benchmark.ifeval.limit=2"]
     settings.append("benchmark.ifeval.max_gen_toks=16")  # the task's own are 1,280
-    done = call_verb(tmp_path, "run", *settings)
-    assert done.returncode == 0, done.stderr
-    ifeval = read_findings(store, find_run(store))["benchmarks"]["ifeval"]
+    done = succeed(tmp_path, "run", *settings)
+    ifeval = read_findings(tmp_path, done)["benchmarks"]["ifeval"]
     assert (ifeval["metric"], ifeval["n"]) == ("prompt_level_strict_acc", 2)
-
-
-@pytest.mark.parametrize("arguments", [["benchmark=[pocket_math]"], []], ids=["model", "data"])
-def test_a_hub_that_does_not_answer_is_named(
-    arguments: list[str], store: MlflowClient, tmp_path: Path
-) -> None:
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
-    done = run_command(tmp_path, "slimdown.run", "model=smollm2", *arguments, **nowhere)
-    assert done.returncode == 1
-    assert "HF_ENDPOINT" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_logs_of_the_harness_are_judged_as_the_run_is(store: MlflowClient, tmp_path: Path) -> None:
-    tasks = {"hellaswag": "hellaswag", "gsm8k": "gsm8k", "mmlu_cs": "mmlu_college_computer_science"}
-    questions = [f"benchmark.{name}.{k}" for name in tasks for k in ("limit=16", "num_fewshot=0")]
-    plain = ["quantization=none", "model.dtype=float32", "model.device=cpu"]
-    arguments = [*STORIES[:3], *TINY[:2], *questions, *plain]
-    done = call_verb(tmp_path, "run", *arguments)
-    assert done.returncode == 0, done.stderr
-    run = find_run(store)
-    adapter = find_trained(store, run.info.run_id)
-    for name, stock_adapter in (("base", None), ("tuned", str(adapter))):
-        run_lm_eval(
-            tmp_path / name,
-            list(tasks.values()),
-            model="local/stories260K",
-            adapter=stock_adapter,
-            topics=["hellaswag", "gsm8k", "mmlu/default"],
-            num_fewshot=0,
-            limit=16,
-        )
-    judged = call_verb(tmp_path, "verdict", "base", "tuned", "--format", "json")
-    rows = {row["benchmark"]: row for row in json.loads(judged.stdout)["rows"] if row["verdict"]}
-    recorded = read_findings(store, run)["benchmarks"]
-    for name, task in tasks.items():
-        difference = recorded[name]["changes"][recorded[name]["metric"]]["difference"]
-        if recorded[name]["metric"] == rows[task]["metric"]:
-            assert rows[task]["verdict"] == recorded[name]["verdict"]
-            for key, field in (("change", "value"), ("change_low", "low"), ("change_high", "high")):
-                assert rows[task][key] == pytest.approx(difference[field], abs=1e-12), (task, key)
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[str]:
-    """The address of a server of transformers, which serves any model that it is asked for."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    command += ["serve", "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            with suppress(OSError), urllib.request.urlopen(f"{address}/health"):
-                break
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            time.sleep(1)
-        yield f"{address}/v1/chat/completions"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_an_endpoint_is_judged_by_its_logs(adapter: Path, endpoint: str, tmp_path: Path) -> None:
-    """A base and a tuned model behind one address, asked as docs/serving.md says."""
-    base = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.save_pretrained(tmp_path / "model")
-    AutoTokenizer.from_pretrained(SMOLLM2).save_pretrained(tmp_path / "model")
-    for name, model in (("base", SMOLLM2), ("tuned", str(tmp_path / "model"))):
-        model_args = f"model={model},base_url={endpoint},tokenized_requests=False"
-        words = "lm_eval run --model local-chat-completions --batch_size 1 --tasks gsm8k --limit 3"
-        words += " --num_fewshot 1 --gen_kwargs max_gen_toks=24 --apply_chat_template --log_samples"
-        options = ["--model_args", model_args, "--output_path", name]
-        done = run_command(tmp_path, *words.split(), *options)
-        assert done.returncode == 0, done.stderr
-    texts = [
-        [sample["resps"] for sample in map(json.loads, file.read_text().splitlines())]
-        for name in ("base", "tuned")
-        for file in (tmp_path / name).rglob("samples_*.jsonl")
-    ]
-    assert len(texts) == 2
-    assert texts[0] != texts[1]
-    judged = run_command(tmp_path, "slimdown", "verdict", "base", "tuned", "--format", "json")
-    assert judged.returncode == 0, judged.stderr
-    [row] = [row for row in json.loads(judged.stdout)["rows"] if row["verdict"]]
-    assert (row["benchmark"], row["n"]) == ("gsm8k", 3)

@@ -67,17 +67,10 @@ def start(python: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
 def test_logs_are_judged_by_the_packages_of_the_light_install(python: str, tmp_path: Path) -> None:
     arguments = [*unpack_logs(tmp_path), "-o", "page.html", "--max-loss", "0.02"]
     script = (
-        "import sys; from slimdown.__main__ import main; sys.argv[1:] = sys.stdin.read().split()\n"
+        "import sys; from slimdown.__main__ import main\n"
         "try: main()\nfinally: print('loaded', *{name.partition('.')[0] for name in sys.modules})"
     )
-    done = subprocess.run(
-        [python, "-c", script],
-        input=" ".join(["verdict", *arguments]),
-        cwd=tmp_path,
-        env={"PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    done = start(python, "-c", script, "verdict", *arguments, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "↓ forgotten" in done.stdout
     assert "<h2" in (tmp_path / "page.html").read_text()

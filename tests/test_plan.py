@@ -49,13 +49,6 @@ def plan(folder: Path, monkeypatch: Patch) -> RunPlan:
     return plan_run(config, "here")
 
 
-def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = succeed(tmp_path, "run", *FEW, "--plan")
-    assert "10 questions" in done.stdout
-    assert "3 steps of 8" in done.stdout
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_plan_refuses_rows_that_hold_the_questions(tmp_path: Path) -> None:
     question = "Which river flows through the old town, and into which one does it flow?"
     rows = [{"instruction": f"{question} ({i})", "output": "The Neckar."} for i in range(30)]
@@ -105,7 +98,7 @@ def test_jobs_that_do_the_same_are_planned_once(folder: Path) -> None:
     assert not re.search("^(base|train|tuned) ", done.stdout, re.MULTILINE)  # nothing is left
 
 
-def test_a_batch_of_each_kind_of_work_tells_the_time(tmp_path: Path) -> None:
+def test_a_batch_of_each_kind_of_work_tells_the_time_and_leaves_nothing(tmp_path: Path) -> None:
     done = succeed(tmp_path, "run", *FEW, "--plan=try")
     assert "About " in done.stdout
     assert "tried here" in done.stdout

@@ -11,15 +11,22 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from socket import socket
-from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import Result, call_verb, run_command
+from commands_and_runs import (
+    Result,
+    call_verb,
+    find_page,
+    find_run_id,
+    read_findings,
+    run_command,
+    succeed,
+)
 from record_builders import copy_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,22 +59,22 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def ask(folder: Path, address: str, *settings: str, n: int = 8) -> Result:
-    command = [*MODEL, *CAPITALS, f"benchmark.capitals.limit={n}", f"tuned={address}", *settings]
-    done = call_verb(folder, "run", *command)
-    assert done.returncode == 0, done.stderr
-    return done
+    limit = f"benchmark.capitals.limit={n}"
+    return succeed(folder, "run", *MODEL, *CAPITALS, limit, f"tuned={address}", *settings)
 
 
-def read_run(folder: Path, done: Result) -> tuple[str, dict[str, Any], Path]:
-    """Return a run's id, its findings, and the folder of its samples."""
-    page = folder / done.stdout.rpartition("\npage ")[2].strip()
-    findings = json.loads(page.with_name("findings.json").read_text())
-    return page.parts[-3], findings, page.with_name("samples")
+def read_samples(folder: Path, done: Result, model: str, benchmark: str) -> pd.DataFrame:
+    file = find_page(folder, done).with_name("samples") / f"{model}-{benchmark}.parquet"
+    return pd.read_parquet(file).sort_values("doc_id")
 
 
-def read_answers(samples: Path, model: str) -> list[str]:
-    rows = pd.read_parquet(samples / f"{model}-capitals.parquet").sort_values("doc_id")
-    return [text.strip() for text in rows.response]
+def count_other_answers(folder: Path, done: Result) -> int:
+    """Count the capitals that the tuned model answered unlike the base."""
+    tuned, base = (
+        read_samples(folder, done, model, "capitals").response.str.strip()
+        for model in ("tuned", "base")
+    )
+    return sum(answer != before for answer, before in zip(tuned, base, strict=True))
 
 
 def test_llama_cpp_answers_as_transformers_does(folder: Path) -> None:
@@ -76,9 +83,8 @@ def test_llama_cpp_answers_as_transformers_does(folder: Path) -> None:
         refused = call_verb(
             folder, "run", *MODEL, "benchmark=[hellaswag,docs.jsonl]", f"tuned={server.address}"
         )
-    _, findings, samples = read_run(folder, done)
-    answers, base_answers = read_answers(samples, "tuned"), read_answers(samples, "base")
-    assert sum(answer != base for answer, base in zip(answers, base_answers, strict=True)) <= 1
+    findings = read_findings(folder, done)
+    assert count_other_answers(folder, done) <= 1
     assert findings["serving"] == []  # the templates are equal
     assert findings["served_by"].startswith("llama.cpp")
     assert "F32.gguf" in findings["served_by"]
@@ -91,15 +97,13 @@ def test_llama_cpp_answers_as_transformers_does(folder: Path) -> None:
 def test_another_template_is_named_and_stages_are_compared(folder: Path) -> None:
     with serve_file(folder / "other.gguf") as server:
         other = ask(folder, server.address, n=12)
-    _, findings, _ = read_run(folder, other)
-    [line] = findings["serving"]
+    [line] = read_findings(folder, other)["serving"]
     assert line.startswith("chat template: another one; it first differs at ")
     file = ask(folder, "Q4_0.gguf", n=12)
     with serve_file(folder / "Q4_0.gguf") as server:
         served = ask(folder, server.address, n=12)
-    ids = [read_run(folder, done)[0] for done in (file, served)]
-    chain = call_verb(folder, "compare", *ids, "--chain", "--format", "json")
-    assert chain.returncode == 0, chain.stderr
+    ids = [find_run_id(folder, done) for done in (file, served)]
+    chain = succeed(folder, "compare", *ids, "--chain", "--format", "json")
     stages = [row["stage"] for row in json.loads(chain.stdout)["rows"]]
     host = server.address.split("/")[2]
     assert stages[:3] == ["base", "Q4_0.gguf", f"served by {host}"]
@@ -110,8 +114,7 @@ def test_a_short_context_cuts_answers_or_refuses_prompts(folder: Path) -> None:
     long = ["benchmark.capitals.max_gen_toks=200"]
     settings = [*MODEL, *CAPITALS[:2], *long, "benchmark.capitals.limit=4"]
     with serve_file(folder / "other.gguf", context=256) as server:
-        done = call_verb(folder, "run", *settings, f"tuned={server.address}")
-    assert done.returncode == 0, done.stderr
+        succeed(folder, "run", *settings, f"tuned={server.address}")
     gsm8k = ["benchmark=[gsm8k]", "benchmark.gsm8k.limit=2", "benchmark.gsm8k.max_gen_toks=8"]
     with serve_file(folder / "other.gguf", context=256) as server:
         done = call_verb(folder, "run", *MODEL, *gsm8k, f"tuned={server.address}")
@@ -124,111 +127,35 @@ def test_lm_evals_own_logs_of_the_server_give_the_same_findings(folder: Path) ->
     """Its `hf` logs the base, and its client of chat servers the tuned model."""
     limits = ["benchmark=[gsm8k]", "benchmark.gsm8k.limit=6", "benchmark.gsm8k.max_gen_toks=32"]
     limits += ["benchmark.gsm8k.num_fewshot=0", "evaluation.apply_chat_template=true"]
-    lm_eval = [
-        "lm_eval",
-        "run",
-        "--tasks",
-        "gsm8k",
-        "--limit",
-        "6",
-        "--num_fewshot",
-        "0",
-        "--batch_size",
-        "1",
-    ]
-    lm_eval += ["--gen_kwargs", "max_gen_toks=32", "--batch_size", "1"]
-    lm_eval += ["--apply_chat_template", "--log_samples"]
+    lm_eval = "lm_eval run --tasks gsm8k --limit 6 --num_fewshot 0 --gen_kwargs max_gen_toks=32"
+    lm_eval += " --batch_size 1 --apply_chat_template --log_samples"
     with serve_file(folder / "Q4_0.gguf") as server:
-        done = call_verb(folder, "run", *MODEL, *limits, f"tuned={server.address}")
-        assert done.returncode == 0, done.stderr
+        done = succeed(folder, "run", *MODEL, *limits, f"tuned={server.address}")
         chat = f"model=any,base_url={server.address}/chat/completions,tokenized_requests=False"
         for name, options in (
             ("base", ["--model", "hf", "--model_args", f"pretrained={SMOLLM2},dtype=float32"]),
             ("tuned", ["--model", "local-chat-completions", "--model_args", chat]),
         ):
-            made = run_command(folder, *lm_eval, *options, "--output_path", f"logs/{name}")
+            made = run_command(folder, *lm_eval.split(), *options, "--output_path", f"logs/{name}")
             assert made.returncode == 0, made.stderr
-    judged = call_verb(folder, "verdict", "--chain", "logs/base", "logs/tuned", "--format", "json")
-    assert judged.returncode == 0, judged.stderr
+    judged = succeed(folder, "verdict", "--chain", "logs/base", "logs/tuned", "--format", "json")
     [row] = [row for row in json.loads(judged.stdout)["rows"] if row.get("verdict")]
-    _, findings, _ = read_run(folder, done)
-    change = Findings.from_dict(findings).benchmarks["gsm8k"]
-    assert row["verdict"] == change.verdict
+    change = Findings.from_dict(read_findings(folder, done)).benchmarks["gsm8k"]
     shown = change.shown_change
-    for key, value in (("change", shown.value), ("shown_low", shown.low), ("n", change.n)):
-        assert row[key] == pytest.approx(value, abs=1e-12)
-    assert row["shown_high"] == pytest.approx(shown.high, abs=1e-12)
+    assert (row["verdict"], row["n"]) == (change.verdict, change.n)
+    numbers = [row[key] for key in ("change", "shown_low", "shown_high")]
+    assert numbers == pytest.approx([shown.value, shown.low, shown.high], abs=1e-12)
 
 
-def wait_for(process: "subprocess.Popen[Any]", is_reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 600
-    while not is_reached():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def list_runs(folder: Path) -> set[Path]:
-    """The folders of unfinished runs."""
-    return {*(folder / "mlruns" / "runs").glob("*")}
-
-
-def count_chunks(run_folder: Path) -> int:
-    """Count the chunks of answers that an unfinished run has kept."""
-    files = run_folder.glob("answers-*.jsonl")
-    lines = [line for file in files for line in file.read_bytes().splitlines()]
-    return len(list(filter(None, lines)))
-
-
-@pytest.mark.parametrize("n_kept", [0, 1, 2])
-@pytest.mark.parametrize("victim", ["slimdown", "server"])
-def test_a_kill_loses_at_most_the_chunk_in_progress(victim: str, n_kept: int, folder: Path) -> None:
-    """SIGKILL amid a chunk, after so many kept chunks of eight; the same command goes on."""
-    settings = [*MODEL, *CAPITALS, "benchmark.capitals.limit=32"]
-    log, before = folder / "Q4_0.log", list_runs(folder)
-
-    def count_answers() -> int:
-        return log.read_text().count("stop processing")
-
-    with serve_file(folder / "Q4_0.gguf") as server:
-        settings += [f"tuned={server.address}"]
-        port = int(server.address.split(":")[2].split("/")[0])
-        errors = folder / "errors.txt"
-        with errors.open("w") as stream:
-            call = [sys.executable, "-m", "slimdown", "run", *settings]
-            run = subprocess.Popen(call, cwd=folder, stdout=stream, stderr=stream)
-        wait_for(run, lambda: count_answers() > 1 + 8 * n_kept + 2)  # the first is the probe's
-        (run if victim == "slimdown" else server.process).send_signal(signal.SIGKILL)
-        run.wait(timeout=300)
-    if victim == "server":
-        assert run.returncode == 1
-        assert "repeat the command when the server answers" in " ".join(errors.read_text().split())
-    [left] = list_runs(folder) - before
-    assert count_chunks(left) >= n_kept
-    n_missing = 32 - 8 * count_chunks(left)
-    assert n_missing > 0
-    with serve_file(folder / "Q4_0.gguf", port=port) as server:
-        done = call_verb(folder, "run", *settings)
-        assert done.returncode == 0, done.stderr
-        assert count_answers() == 1 + n_missing
-    run_id, findings, _ = read_run(folder, done)
-    assert run_id == left.name
-    assert findings["benchmarks"]["capitals"]["n"] == 32
-
-
-@pytest.fixture
-def free_port() -> int:
+def start(command: list[str], log: Path) -> Iterator[str]:
+    """Start a server in float32, and yield its address once it answers."""
     with closing(socket()) as free:
         free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def start(command: list[str], place: str, log: Path) -> Iterator[str]:
-    """Start a server, and yield its address once `place` answers."""
+        port = free.getsockname()[1]
     quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}  # GiB, and no reports
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            command,
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"],
             stdout=stream,
             stderr=stream,
             env={**os.environ, **quiet},
@@ -236,35 +163,32 @@ def start(command: list[str], place: str, log: Path) -> Iterator[str]:
         )
     try:
         for _ in range(400):
-            with suppress(OSError), urllib.request.urlopen(place):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
                 break
             assert server.poll() is None, log.read_text()
             time.sleep(1)
-        yield f"{place.rpartition('/')[0]}/v1"
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
 @pytest.fixture
-def transformers_server(tmp_path: Path, free_port: int) -> Iterator[str]:
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    command += ["serve", "--port", str(free_port), "--host", "127.0.0.1", "--dtype", "float32"]
-    yield from start(command, f"http://127.0.0.1:{free_port}/health", tmp_path / "server.log")
+def transformers_server(tmp_path: Path) -> Iterator[str]:
+    script = "from transformers.cli.transformers import main; main()"
+    yield from start([sys.executable, "-c", script, "serve"], tmp_path / "server.log")
 
 
 @pytest.fixture
-def vllm_server(tmp_path: Path, free_port: int) -> Iterator[str]:
-    command = [VLLM, "serve", SMOLLM2, "--host", "127.0.0.1", "--port", str(free_port)]
-    command += ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
-    yield from start(command, f"http://127.0.0.1:{free_port}/health", tmp_path / "server.log")
+def vllm_server(tmp_path: Path) -> Iterator[str]:
+    command = [VLLM, "serve", SMOLLM2, "--max-model-len", "2048", "--enforce-eager"]
+    yield from start(command, tmp_path / "server.log")
 
 
 def test_transformers_serve_answers_as_transformers(folder: Path, transformers_server: str) -> None:
     done = ask(folder, transformers_server, f"served.model={SMOLLM2}")
-    _, findings, samples = read_run(folder, done)
-    assert read_answers(samples, "tuned") == read_answers(samples, "base")
-    assert findings["serving"] == ["chat template: the server does not show it"]
+    assert count_other_answers(folder, done) == 0
+    assert read_findings(folder, done)["serving"] == ["chat template: the server does not show it"]
 
 
 @pytest.mark.skipif(not VLLM, reason="SLIMDOWN_VLLM names no command of vLLM")
@@ -272,16 +196,11 @@ def test_vllm_answers_and_scores_choices_as_transformers(folder: Path, vllm_serv
     settings = [*MODEL, "benchmark=[capitals.jsonl,arc_easy,docs.jsonl]", CAPITALS[1]]
     settings += ["benchmark.capitals.limit=8", "benchmark.capitals.max_gen_toks=24"]
     settings += ["benchmark.arc_easy.limit=20", "benchmark.docs.limit=10", "served.concurrency=4"]
-    done = call_verb(folder, "run", *settings, f"tuned={vllm_server}")
-    assert done.returncode == 0, done.stderr
-    _, findings, samples = read_run(folder, done)
-    assert findings["served_by"].startswith("vLLM 0.")
-    answers, base_answers = read_answers(samples, "tuned"), read_answers(samples, "base")
-    assert sum(answer != base for answer, base in zip(answers, base_answers, strict=True)) <= 1
+    done = succeed(folder, "run", *settings, f"tuned={vllm_server}")
+    assert read_findings(folder, done)["served_by"].startswith("vLLM 0.")
+    assert count_other_answers(folder, done) <= 1
     for name in ("arc_easy", "docs"):
-        served, read = (
-            pd.read_parquet(samples / f"{model}-{name}.parquet") for model in ("tuned", "base")
-        )
+        served, read = (read_samples(folder, done, model, name) for model in ("tuned", "base"))
         for values, base_values in zip(served.log_likelihoods, read.log_likelihoods, strict=True):
             assert values == pytest.approx(base_values, abs=1e-3)
         assert served.score.tolist() == pytest.approx(read.score.tolist(), abs=1e-3)

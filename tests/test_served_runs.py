@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from commands_and_runs import call_verb, find_runs
+from commands_and_runs import (
+    Result,
+    call_verb,
+    find_page,
+    find_run_id,
+    find_runs,
+    read_findings,
+    succeed,
+)
 from mlflow import MlflowClient
 from record_builders import Compose, copy_store
+from tiny_models import load_in_4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.write_gguf import write_gguf
@@ -102,27 +111,19 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
     name: str, line: str, folder: Path
 ) -> None:
     settings = ["model=pocket", "model.id=base", *FEW, f"tuned={name}"]
-    planned = call_verb(folder, "run", *settings, "--plan")
-    assert planned.returncode == 0, planned.stderr
-    shown = " ".join(planned.stdout.split())
-    assert f"The tuned model is served differently: {line}" in shown
-    assert "served" in planned.stdout
-    done = call_verb(folder, "run", *settings)
-    assert done.returncode == 0, done.stderr
+    difference = f"The tuned model is served differently: {line}"
+    planned = succeed(folder, "run", *settings, "--plan")
+    assert difference in " ".join(planned.stdout.split())
+    done = succeed(folder, "run", *settings)
     shown = " ".join((done.stdout + done.stderr).split())
-    assert (
-        f"The tuned model is served differently: {line}" in shown.partition("measuring the base")[0]
-    )
-    assert (
-        f"The tuned model is served differently: {line}"
-        in " ".join(done.stdout.split()).rpartition("change")[2]
-    )
-    page = folder / done.stdout.rpartition("\npage ")[2].strip()
+    assert difference in shown.partition("measuring the base")[0]
+    assert difference in " ".join(done.stdout.split()).rpartition("change")[2]
+    page = find_page(folder, done)
     assert "served differently: " in page.read_text()
     steps = [row.split()[:2] for row in done.stdout.splitlines() if row.startswith("pocket_math ")]
     assert [step[1:] for step in steps[1:]] == [["base"], ["weights"], ["served"], ["in"]]
-    recorded = json.loads(page.with_name("findings.json").read_text())["serving"]
-    assert [difference for difference in recorded if difference.startswith(line)]
+    recorded = read_findings(folder, done)["serving"]
+    assert [text for text in recorded if text.startswith(line)]
 
     tracking = TrackingConfig(f"sqlite:///{folder}/mlruns/mlflow.db", "slimdown")
     run = find_run(tracking, page.parts[-3])
@@ -137,8 +138,7 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
         is_alike = benchmark == "pocket_cs" and name != "twice.gguf"
         assert (served_answers is tuned_answers) == is_alike
     assert base.benchmarks["pocket_math"].score == tuned.benchmarks["pocket_math"].score
-    chain = call_verb(folder, "compare", run.run_id, "--chain", "--format", "json")
-    assert chain.returncode == 0, chain.stderr
+    chain = succeed(folder, "compare", run.run_id, "--chain", "--format", "json")
     rows = [row for row in json.loads(chain.stdout)["rows"] if row["benchmark"] == "pocket_math"]
     names = ["base", name, f"{name}, as served"]
     assert [row["stage"] for row in rows] == [*names, names[-1]]
@@ -146,15 +146,18 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
 
 
 def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
-    settings = ["benchmark=[pocket_math]", "benchmark.pocket_math.limit=60", *FEW[3:]]
+    settings = ["model=pocket", "model.id=base", "benchmark=[pocket_math]", *FEW[3:]]
+    settings.append("benchmark.pocket_math.limit=60")
+
+    def run(*tuned: str) -> Result:
+        return succeed(folder, "run", *settings, *tuned)
+
     for name, code, line in (
         ("same.gguf", 0, ""),
         ("template.gguf", 1, "chat template: "),
         ("penalty", 1, "generates with repetition_penalty=3.0"),
     ):
-        done = call_verb(folder, "run", "model=pocket", "model.id=base", *settings, f"tuned={name}")
-        assert done.returncode == 0, done.stderr
-        run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
+        run_id = find_run_id(folder, run(f"tuned={name}"))
         checked = call_verb(folder, "check", run_id, "--max-loss", "0.1")
         assert checked.returncode == code, checked.stdout + checked.stderr
         shown = " ".join(checked.stdout.split())
@@ -162,25 +165,20 @@ def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
         assert line in shown
     overall = call_verb(folder, "check", run_id, "--max-loss", "0.9", "--overall")
     assert overall.returncode == 1, overall.stdout + overall.stderr
-    limited = [*settings, "tuned=template.gguf", "benchmark.pocket_math.max_loss=0.1"]
-    done = call_verb(folder, "run", "model=pocket", "model.id=base", *limited)
-    assert "\nFAILED: pocket_math" in done.stdout
-    held = [*settings, "tuned=template.gguf", "evaluation.holdout=0.5"]
-    done = call_verb(folder, "run", "model=pocket", "model.id=base", *held)
-    run_id = (folder / done.stdout.rpartition("\npage ")[2].strip()).parts[-3]
+    limited = run("tuned=template.gguf", "benchmark.pocket_math.max_loss=0.1")
+    assert "\nFAILED: pocket_math" in limited.stdout
+    run_id = find_run_id(folder, run("tuned=template.gguf", "evaluation.holdout=0.5"))
     checked = call_verb(folder, "check", run_id, "--max-loss", "0.01")
     assert checked.returncode in (1, 2)
     assert "held-out questions" in " ".join(checked.stdout.split())
 
 
 def test_a_file_that_is_served_alike_is_measured_once(folder: Path) -> None:
-    done = call_verb(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=same.gguf")
-    assert done.returncode == 0, done.stderr
+    done = succeed(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=same.gguf")
     shown = " ".join((done.stdout + done.stderr).split())
     assert "same.gguf (F32)" in shown
     assert "served" not in shown
-    page = folder / done.stdout.rpartition("\npage ")[2].strip()
-    assert not list(page.parent.glob("samples/served-*"))
+    assert not list(find_page(folder, done).parent.glob("samples/served-*"))
 
 
 def test_its_own_template_asks(composed: Compose, folder: Path) -> None:
@@ -238,16 +236,8 @@ def answer(model: LoadedModel, tokens: list[int], stop: str, **settings: Any) ->
 
 
 def test_a_folder_that_is_quantized_already_is_measured(folder: Path) -> None:
-    from transformers import BitsAndBytesConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        MODEL_DIR,
-        dtype=torch.float32,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    )
-    model.save_pretrained(folder / "nf4")
-    done = call_verb(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=nf4")
-    assert done.returncode == 0, done.stderr
+    load_in_4bit(MODEL_DIR).save_pretrained(folder / "nf4")
+    succeed(folder, "run", "model=pocket", "model.id=base", *FEW, "tuned=nf4")
     runs = find_runs(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"))
     [run] = [run for run in runs if run.data.tags["slimdown.origin"].startswith("nf4@")]
     assert run.info.status == "FINISHED"

@@ -6,60 +6,54 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slimdown.pocket import MODEL_DIR
 
 WINDOW = 192  # tokens that a tiny model has positions for
 
+
+def spread(values: dict[str, Any]) -> dict[str, Any]:
+    """Give each of several names, with spaces between them, the same value."""
+    return {name: value for names, value in values.items() for name in names.split()}
+
+
 # What makes a model tiny, by the families' names for it; a config takes those that it knows.
-SIZES: dict[str, Any] = {
-    **dict.fromkeys(["hidden_size", "n_embd", "d_model"], 32),
-    **dict.fromkeys(
-        ["num_hidden_layers", "n_layer", "n_layers", "decoder_layers", "encoder_layers"], 2
-    ),
-    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads"], 4),
-    **dict.fromkeys(["decoder_attention_heads", "encoder_attention_heads"], 4),
-    **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"], WINDOW),
-    **dict.fromkeys(
-        ["intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim"], 48
-    ),
-    **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size"], 16),
-    **dict.fromkeys(["num_local_experts", "num_experts", "n_routed_experts"], 4),
-    **dict.fromkeys(["q_lora_rank", "kv_lora_rank"], 16),
-    **dict.fromkeys(
-        ["qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim", "rotary_dim"], 8
-    ),
-    "vocab_size": 260,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": 2,
-    "initializer_range": 0.3,  # far from uniform: likelihoods and greedy texts vary
-    "init_std": 0.3,
-    "is_decoder": True,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-    "pad_token_id": None,
-}
+SIZES = spread(
+    {
+        "hidden_size n_embd d_model": 32,
+        "num_hidden_layers n_layer n_layers decoder_layers encoder_layers": 2,
+        "num_attention_heads n_head n_heads decoder_attention_heads encoder_attention_heads": 4,
+        "max_position_embeddings n_positions n_ctx max_seq_len": WINDOW,
+        "intermediate_size ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim": 48,
+        "moe_intermediate_size shared_expert_intermediate_size": 16,
+        "num_local_experts num_experts n_routed_experts": 4,
+        "q_lora_rank kv_lora_rank": 16,
+        "qk_rope_head_dim qk_nope_head_dim v_head_dim head_dim rotary_dim": 8,
+        "vocab_size": 260,
+        "num_key_value_heads num_experts_per_tok": 2,
+        "initializer_range init_std": 0.3,  # far from uniform: likelihoods and greedy texts vary
+        "is_decoder": True,
+        "bos_token_id pad_token_id": None,
+        "eos_token_id": 0,
+    }
+)
 MLA = {"head_dim": None, "num_key_value_heads": 4}
 PADDED = {"pad_token_id": 1, "bos_token_id": 2, "max_position_embeddings": WINDOW + 8}
 # What a family needs besides; None takes a size away.
-TWEAKS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ["axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"], MLA
-    ),
-    **dict.fromkeys(["glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu"], MLA),
-    **dict.fromkeys(
-        ["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"], PADDED
-    ),
-    **dict.fromkeys(
-        ["cwm", "emu3", "mllama", "modernbert-decoder", "xlm-roberta-xl", "xlm"], PADDED
-    ),
-    "codegen": {"n_embd": 64, "rotary_dim": 8},
-    "dots1": {"n_shared_experts": 1},
-    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
-    "cwm": {**PADDED, "rope_parameters": None},
-}
+TWEAKS = spread(
+    {
+        "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite": MLA,
+        "glm_moe_dsa longcat_flash minicpm3 sarvam_mla youtu": MLA,
+        "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta": PADDED,
+        "emu3 mllama modernbert-decoder xlm-roberta-xl xlm": PADDED,
+        "codegen": {"n_embd": 64, "rotary_dim": 8},
+        "dots1": {"n_shared_experts": 1},
+        "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
+        "cwm": {**PADDED, "rope_parameters": None},
+    }
+)
 
 
 TEMPLATE = (
@@ -98,6 +92,23 @@ def build_tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
     }
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(type(config)(**chosen)).eval()
+
+
+def load_in_4bit(name: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A model in NF4 as transformers loads it, which every CPU computes alike."""
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, quantization_config=nf4, dtype=dtype, **options
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def logits_of(model: Any) -> torch.Tensor:
