@@ -51,7 +51,7 @@ def runs(folder: Path, monkeypatch: Patch) -> None:
     ("arguments", "code"),
     [
         *(([name], code) for name, code in {"kept": 0, "lost": 1, "few": 2, "held": 0}.items()),
-        *(([name], 3) for name in ("nobody", "")),
+        ([""], 3),
         (["lost", "--max-loss", "pocket_cs=0.9"], 1),  # the others keep their budgets
         (["lost", "--max-loss", "off", "--max-loss", "pocket_cs=0.9"], 0),
         (["lost", "--max-loss", "off", "pocket_cs=90%"], 0),
@@ -66,7 +66,6 @@ def runs(folder: Path, monkeypatch: Patch) -> None:
         (["kept", "--max-relative-loss", "off"], 3),
         (["kept", "--max-loss", "nobody=off"], 3),
         (["kept", "--max-loss", "pocket_cs=2"], 3),
-        (["kept", "--max-loss", "pocket=0.1"], 3),
         (["--max-loss", "90%", "lost"], 0),
         (["kept", "--max-loss", "pocket_cs=0.1", "--max-loss", "pocket_cs=0.9"], 3),
         (["kept", "--tracking-uri", ""], 3),

@@ -206,12 +206,6 @@ def test_suites_are_beaten_by_the_command_line_and_beat_presets_and_models() -> 
     assert {name: b.limit for name, b in run.config.benchmark.items()} == {"gsm8k": 160}
 
 
-def test_a_single_text_is_a_list_of_one() -> None:
-    (run,) = compose_line("benchmark.pocket_math.stop=END", "lora.target_modules=q_proj").runs
-    assert run.config.benchmark["pocket_math"].stop == ["END"]
-    assert run.config.lora.target_modules == ["q_proj"]
-
-
 def test_files_of_questions_have_names_of_their_own() -> None:
     for name in ("capitals", "legs"):
         Path(f"{name}.jsonl").write_text('{"question": "q", "answer": "4"}\n')

@@ -42,6 +42,8 @@ SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
     [
         ("benchmark=pocket_math,pocket_cs", "benchmark=[pocket_math,pocket_cs]"),
         ("lora.target_modules=q_proj,v_proj", "lora.target_modules=[q_proj,v_proj]"),
+        ("lora.target_modules=q_proj", "lora.target_modules=[q_proj]"),
+        ("benchmark.pocket_math.stop=END", "benchmark.pocket_math.stop=[END]"),
         (f"model={SMALL}", f"model=any model.id={SMALL}"),
         (f"model={SMALL} model.revision=v1", f"model=any model.id={SMALL} model.revision=v1"),
         (f"model={MODEL_DIR}", f"model=any model.id={MODEL_DIR}"),
