@@ -13,15 +13,7 @@ from pathlib import Path
 import pytest
 from builders import make_scores
 from mlflow import MlflowClient
-from record_builders import (
-    KEPT,
-    LOST,
-    Capture,
-    Patch,
-    compose_config,
-    make_info,
-    record_run,
-)
+from record_builders import KEPT, LOST, Capture, Patch, compose_config, make_info, record_run
 
 from slimdown.commands import compare
 from slimdown.tracking.held_out import take_held_out
@@ -68,15 +60,11 @@ def show(runs: dict[str, str], capsys: Capture) -> Show:
 
 def test_finished_runs_stand_side_by_side(show: Show) -> None:
     text = show()
-    assert text.startswith("3 finished runs ")
-    for fact in ("1 failed", "no sweep (2), s (1)", "Varied: lora.r", "1 to 2 seeds"):
-        assert fact in text
+    assert "1 failed" in text
+    assert "1 to 2 seeds" in text
     kept, lost = (re.search(rf"^(\w{{8}}|2 runs) +{rank} .*", text, re.M)[0] for rank in (2, 4))
     assert set(re.findall("[=?↓↑]", kept)) == {"="}
     assert set(re.findall("[=?↓↑]", lost)) <= {"?", "↓"}
-    assert re.search(r"^base( +\d+\.\d)+ *$", text, re.M)  # the base's scores
-    assert {"seed=0,1,2", "--confirm"} <= set(text.split())
-    assert max(map(len, text.splitlines())) <= 80
     assert "seed" in show("--no-group-seeds")
     text = show("--all")
     kept, lost = (re.search(rf"^{rank} .*", text, re.M)[0] for rank in (2, 4))
@@ -95,8 +83,6 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         assert heading.startswith("1 ")
         assert option in heading
     assert show(runs["kept"][:8], "other").startswith("2 chosen runs")
-    assert "metric" in show("kept", "--all")
-    assert "metric" not in show("kept")
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
     ranks = [re.findall(r"^\w{8} +(\d)  |^2 runs +(\d)", text, re.M) for text in (down, up)]
     assert [["".join(rank) for rank in found] for found in ranks] == [["2", "4"], ["4", "2"]]
@@ -117,7 +103,6 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         (["--sort", "nothing"], "nothing"),
         (["--by", ""], "--by : no run has this setting"),
         (["--by", "lora.r", "--against", "16"], "--against 16: no run has this value of lora.r"),
-        (["kept", "kept", "--against", "2"], "comparison needs two different runs"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show) -> None:
@@ -158,9 +143,7 @@ def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> Non
         assert is_said is (len(arguments) == 2)  # 2 runs are named, and so are corrected for
 
 
-def test_pairs_and_confirmation_have_tables_of_their_own(show: Show) -> None:
-    sides = show("lost", "lost seed=1", "--paired").splitlines()[0].split(" → ")
-    assert [side.split()[0] for side in sides] == ["seed=0", "seed=1"]  # what differs
+def test_a_confirmation_has_a_table_of_its_own(show: Show) -> None:
     confirmed = show("kept", "lost", "--confirm")
     assert "held-out questions" in confirmed
     assert "forgotten" in confirmed
@@ -176,16 +159,10 @@ def test_runs_are_the_stages_of_one_model(show: Show, runs: dict[str, str]) -> N
     assert [row["stage"] for row in rows] == [*names, names[-1]]
     *steps, whole = [row["change"] for row in rows[1:]]
     assert sum(steps) == pytest.approx(whole, abs=1e-12)
-    open_half = compare_alone(show, "lost", "pocket_cs")
-    assert [rows[1]["score"], rows[0]["score"]] == pytest.approx(open_half, abs=1e-12)
+    alone = json.loads(show("lost", "--format", "json"))["rows"]  # of the open half, too
+    [own] = [row for row in alone if row["benchmark"] == "pocket_cs"]
+    assert [row["score"] for row in rows[:2]] == pytest.approx([own["base"], own["tuned"]])
     assert "part differs" in show("lost", "other", "--chain", code=1)
-
-
-def compare_alone(show: Show, run: str, benchmark: str) -> list[float]:
-    """The scores of tuned model and base that a run's own report has."""
-    rows = json.loads(show(run, "--format", "json"))["rows"]
-    row = next(row for row in rows if row["benchmark"] == benchmark)
-    return [row["tuned"], row["base"]]
 
 
 def test_a_page_replaces_the_old_one_only_when_it_is_whole(show: Show, tmp_path: Path) -> None:
@@ -199,9 +176,7 @@ def test_a_page_replaces_the_old_one_only_when_it_is_whole(show: Show, tmp_path:
     assert f"<title>{title}</title>" in page.read_text()
     with pytest.raises(SystemExit):
         show("-o", str(tmp_path))
-    html = show("--format", "html")
-    assert "kept" in html
-    assert "--confirm" in html
+    assert "--confirm" in show("--format", "html")
 
 
 def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Capture) -> None:
@@ -229,18 +204,6 @@ def test_a_reference_must_be_a_value_of_one_setting(store: MlflowClient, capsys:
     assert "--against 2" in problem
     assert "--by" in problem
     assert compare.main(["--against", "2", "--by", "lora.r"]) == 0
-
-
-def test_a_name_is_shown_and_never_obeyed(store: MlflowClient, capsys: Capture) -> None:
-    record_run(compose_config("lora.r=8"), "\x1b[31mred\r\nsecond\u202e line [bold]")
-    for arguments in ((), ("--format", "markdown")):
-        assert compare.main(list(arguments)) == 0
-        text = capsys.readouterr().out
-        assert "\r" not in text
-        assert "\u202e" not in text or arguments
-        if not arguments:
-            assert "\x1b" not in text
-            assert "[bold]" in text
 
 
 def test_it_imports_neither_torch_nor_transformers(runs: dict[str, str]) -> None:

@@ -4,10 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
+from commands_and_runs import call_verb, succeed
 from mlflow import MlflowClient
 from record_builders import (
-    Capture,
     Compose,
     Patch,
     list_models,
@@ -19,112 +18,89 @@ from record_builders import (
 )
 from transformers import AutoTokenizer
 
-from slimdown.commands import delete, export, status
 from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.run_writer import open_run
 
 
 def test_an_adapter_is_copied_whole_and_nothing_is_overwritten(
-    store: MlflowClient, composed: Compose, tmp_path: Path, capsys: Capture
+    store: MlflowClient, composed: Compose, tmp_path: Path
 ) -> None:
     run_id = record_run(composed(), "trained")
     folder = tmp_path / "mine"
-    assert export.main([run_id[:8], str(folder)]) == 0
-    assert str(folder) in capsys.readouterr().out
+    succeed(tmp_path, "export", run_id[:8], "mine")
     written = {file.name for file in folder.iterdir()}
     assert written > {"adapter_config.json", "tokenizer_config.json"}
     assert AutoTokenizer.from_pretrained(folder)("2 + 2").input_ids
     (folder / "adapter_config.json").write_text("changed")
-    assert export.main([run_id[:8], str(folder)]) == 1
-    assert f"{folder} is not empty" in capsys.readouterr().err
+    done = call_verb(tmp_path, "export", run_id[:8], "mine")
+    assert done.returncode == 1
+    assert "mine is not empty" in done.stderr
     assert (folder / "adapter_config.json").read_text() == "changed"
-    assert export.main(["nobody", str(tmp_path / "other")]) == 1
+    assert call_verb(tmp_path, "export", "nobody", "other").returncode == 1
     assert not (tmp_path / "other").exists()
 
 
 def test_an_adapter_is_copied_without_a_tokenizer_that_cannot_be_loaded(
-    store: MlflowClient, composed: Compose, tmp_path: Path, capsys: Capture
+    store: MlflowClient, composed: Compose, tmp_path: Path
 ) -> None:
     config = composed()
     record_run(replace(config, model=replace(config.model, id="nobody/none")), "trained")
-    assert export.main(["trained", str(tmp_path / "mine")]) == 0
-    assert "model.id=nobody/none" in capsys.readouterr().err
+    assert "model.id=nobody/none" in succeed(tmp_path, "export", "trained", "mine").stderr
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["adapter_config.json"]
 
 
 def test_a_run_that_trained_nothing_has_nothing_to_copy(
-    store: MlflowClient, composed: Compose, tmp_path: Path, capsys: Capture
+    store: MlflowClient, composed: Compose, tmp_path: Path
 ) -> None:
     record_run(composed(), "measured", tags={Tag.origin: "me/adapter@main"})
-    assert export.main(["measured", str(tmp_path / "mine")]) == 1
-    assert "me/adapter@main" in capsys.readouterr().err
+    done = call_verb(tmp_path, "export", "measured", "mine")
+    assert done.returncode == 1
+    assert "me/adapter@main" in done.stderr
     assert not (tmp_path / "mine").exists()
 
 
-def test_status_names_the_files(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
-    run_id = record_run(composed(), "trained")
-    assert status.main([run_id[:8]]) == 0
-    facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert facts["run"].startswith(run_id)
-    assert Path(facts["page"]).is_file()
-    assert (Path(facts["adapter"]) / "adapter_config.json").is_file()
-    assert facts["status"] == "finished"
-    with pytest.raises(SystemExit):
-        status.main([run_id[:8], "--sweep", "s"])
-
-
-def test_a_server_hands_an_adapter_out(composed: Compose, tmp_path: Path, capsys: Capture) -> None:
+def test_a_server_hands_an_adapter_out(composed: Compose, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with serve_mlflow(tmp_path / "server") as (uri, _):
         record_run(composed(f"tracking.uri={uri}"), "trained")
         place = ["--tracking-uri", uri]
-        assert status.main(["trained", *place]) == 0
-        assert "slimdown export" in capsys.readouterr().out
-        assert export.main(["trained", str(tmp_path / "mine"), *place]) == 0
+        assert "slimdown export" in succeed(tmp_path, "status", "trained", *place).stdout
+        succeed(tmp_path, "export", "trained", "mine", *place)
         assert (tmp_path / "mine" / "adapter_config.json").is_file()
-        assert delete.main(["trained", "--yes", *place]) == 0
-        assert "mlflow gc" in capsys.readouterr().out
-        assert status.main(["trained", *place]) == 1
+        assert "mlflow gc" in succeed(tmp_path, "delete", "trained", "--yes", *place).stdout
+        assert call_verb(tmp_path, "status", "trained", *place).returncode == 1
 
 
 def test_nothing_is_deleted_before_yes_and_then_all_but_the_base(
-    store: MlflowClient, composed: Compose, tmp_path: Path, capsys: Capture
+    store: MlflowClient, composed: Compose, tmp_path: Path
 ) -> None:
     kept, gone = (record_run(composed(f"lora.r={r}"), f"rank {r}") for r in (2, 4))
-    [places] = [
-        [
-            model.artifact_location
-            for model in list_models(store, "tuned")
-            if model.source_run_id == id_
-        ]
-        for id_ in (gone,)
-    ]
-    folders = [Path(store.get_run(gone).info.artifact_uri.removeprefix("file://")).parent]
-    folders += [Path(place.removeprefix("file://")).parent for place in places]
+    models = [model for model in list_models(store, "tuned") if model.source_run_id == gone]
+    places = [store.get_run(gone).info.artifact_uri, *(m.artifact_location for m in models)]
+    folders = [Path(place.removeprefix("file://")).parent for place in places]
+    assert len(folders) == 2
     n_bases = len(list_models(store, "base"))
-    assert delete.main([gone]) == 0
+    succeed(tmp_path, "delete", gone)
     assert all(folder.is_dir() for folder in folders)
-    assert "--yes" in capsys.readouterr().out
-    assert delete.main([gone, "--yes"]) == 0
+    succeed(tmp_path, "delete", gone, "--yes")
     assert not any(folder.exists() for folder in folders)
-    capsys.readouterr()
-    assert status.main(["--format", "json"]) == 0
-    assert [row["run_id"] for row in json.loads(capsys.readouterr().out)["rows"]] == [kept]
+    listed = json.loads(succeed(tmp_path, "status", "--format", "json").stdout)
+    assert [row["run_id"] for row in listed["rows"]] == [kept]
     assert len(list_models(store, "tuned")) == 1
     assert len(list_models(store, "base")) == n_bases
-    assert delete.main([gone, "--yes"]) == 1  # it is not there any more
+    assert call_verb(tmp_path, "delete", gone, "--yes").returncode == 1  # it is gone
 
 
-def test_a_run_in_use_is_kept(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
+def test_a_run_in_use_is_kept(store: MlflowClient, composed: Compose) -> None:
     config = set_metric(composed())
     with open_run(config, make_info(config, "busy")) as run:
-        assert delete.main(["busy", "--yes"]) == 1
-        assert "works on" in capsys.readouterr().err
+        assert "works on" in call_verb(Path(), "delete", "busy", "--yes").stderr
         save_answers(run, config)
     store.create_registered_model("support")
     store.create_model_version("support", run.artifact_uri, run.run_id)
-    assert delete.main(["busy", "--yes"]) == 1
-    assert "models:/support/1" in capsys.readouterr().err
+    done = call_verb(Path(), "delete", "busy", "--yes")
+    assert done.returncode == 1
+    assert "models:/support/1" in done.stderr
     assert store.get_run(run.run_id).info.lifecycle_stage == "active"
 
 
@@ -133,8 +109,7 @@ def test_a_folder_elsewhere_is_left_alone(
 ) -> None:
     """Whoever writes the store names the folders; one of yours must not go with a run."""
     run_id = record_run(composed(), "trained")
-    yours = tmp_path.parent / f"{tmp_path.name}-yours"
-    precious = yours / run_id / "artifacts"
+    precious = tmp_path.parent / f"{tmp_path.name}-yours" / run_id / "artifacts"
     precious.mkdir(parents=True)
     real = MlflowClient.search_runs
 
@@ -145,5 +120,5 @@ def test_a_folder_elsewhere_is_left_alone(
         return found
 
     monkeypatch.setattr(MlflowClient, "search_runs", lie)
-    delete.main([run_id, "--yes"])
+    call_verb(Path(), "delete", run_id, "--yes")
     assert precious.is_dir()

@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,45 +11,35 @@ import pytest
 from builders import slow
 from commands_and_runs import SMALL, call_verb, find_runs, succeed
 from mlflow import MlflowClient
-from record_builders import Capture, Compose, Patch, record_run
+from record_builders import Compose, Patch, record_run
 
-from slimdown.commands import scale
-from slimdown.commands.arguments import put_table
 from slimdown.config.schema import RunConfig
-from slimdown.report.tables import make_table
 
 ASKED = ["benchmark=[pocket_instructions,pocket_cs]"]
 ASKED += [f"benchmark.pocket_{name}.limit=8" for name in ("instructions", "cs")]
 
 
 def test_no_task_files_that_a_record_names_are_run(
-    store: MlflowClient,
-    composed: Compose,
-    tmp_path: Path,
-    capsys: Capture,
+    store: MlflowClient, composed: Compose, tmp_path: Path
 ) -> None:
     run_id = record_run(composed(f"evaluation.include_path={tmp_path}"), "one")
-    assert scale.main([run_id]) == 3
-    assert f"type --include-path {tmp_path}" in " ".join(capsys.readouterr().err.split())
+    done = call_verb(tmp_path, "scale", run_id)
+    assert done.returncode == 3
+    assert f"type --include-path {tmp_path}" in " ".join(done.stderr.split())
 
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("read_only", ["store", "folder"])
 def test_a_record_that_takes_nothing_is_refused_before_anything_is_measured(
-    read_only: str,
-    tmp_path: Path,
-    config: RunConfig,
-    capsys: Capture,
-    monkeypatch: Patch,
+    read_only: str, tmp_path: Path, config: RunConfig, monkeypatch: Patch
 ) -> None:
     run_id = record_run(config, "one")
     if read_only == "store":
         with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
+            refuse = "SELECT RAISE(ABORT, 'attempt to write a readonly database'); END"
             for change in ("UPDATE", "INSERT"):
-                refuse = "SELECT RAISE(ABORT, 'attempt to write a readonly database'); END"
-                database.execute(
-                    f"CREATE TRIGGER no{change} BEFORE {change} ON tags BEGIN {refuse}"
-                )
+                trigger = f"CREATE TRIGGER no{change} BEFORE {change} ON tags BEGIN {refuse}"
+                database.execute(trigger)
     else:  # root writes where it likes
 
         def refuse_file(dir: str) -> None:
@@ -58,18 +47,11 @@ def test_a_record_that_takes_nothing_is_refused_before_anything_is_measured(
 
         monkeypatch.setattr("slimdown.tracking.run_reader.tempfile.TemporaryFile", refuse_file)
     monkeypatch.setattr("slimdown.runs.scaled_runs.measure_scales", None)
-    assert scale.main([run_id]) == 3
-    message = " ".join(capsys.readouterr().err.split())
+    done = call_verb(tmp_path, "scale", run_id)
+    assert done.returncode == 3
+    message = " ".join(done.stderr.split())
     assert "cannot be used" in message
     assert "readonly" in message or "Permission denied" in message
-
-
-def test_how_to_read_a_table_is_said_with_all_alone(capsys: Capture) -> None:
-    table = make_table("scales", [{"scale": 0.5}], legend="how to read it")
-    for shows_all in (False, True):
-        options = Namespace(format=None, output=None, all=shows_all)
-        put_table(table, options, str)
-        assert ("how to read it" in capsys.readouterr().out) is shows_all
 
 
 def read_changes(client: MlflowClient, run_id: str, path: str = "findings.json") -> Any:

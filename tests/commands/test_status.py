@@ -14,50 +14,41 @@ from socket import socket
 from typing import Any, NamedTuple
 
 import pytest
+from commands_and_runs import call_verb, succeed
 from mlflow import MlflowClient
 from mlflow.utils import rest_utils
-from record_builders import (
-    Capture,
-    Compose,
-    Patch,
-    compose_config,
-    make_info,
-    record_run,
-)
+from record_builders import Capture, Compose, Patch, compose_config, make_info, record_run
 
-from slimdown.commands import compare, status, ui
+from slimdown.commands import ui
 from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
 
 
-def test_each_run_has_its_state(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
+def test_each_run_has_its_state(store: MlflowClient, composed: Compose) -> None:
     config = composed()
     record_run(config, "done", sweep="s")
     with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as bad:
         raise ValueError("no such layer x")
     assert isnan(store.get_run(bad.run_id).data.metrics["change/pocket_cs"])  # it was not measured
     with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "busy")) as run:
-        assert status.main([]) == 0
-        shown = capsys.readouterr().out
+        shown = succeed(Path(), "status").stdout
         parts = ("running", "busy", "bad ", "ValueError: no ", "done ", "-44.0")
         assert sorted(parts, key=shown.index) == [*parts]
         raise KeyboardInterrupt
     store.update_run(run.run_id, "RUNNING")  # as a process that was killed outright leaves it
-    assert status.main([]) == 0
-    assert "died" in capsys.readouterr().out
-    assert status.main(["--rows", "1"]) == 0
-    shown = capsys.readouterr().out
+    assert "died" in succeed(Path(), "status").stdout
+    shown = succeed(Path(), "status", "--rows", "1").stdout
     assert [name in shown for name in ("busy", "bad", "done")] == [True, True, False]
     assert "--rows" in shown
-    assert status.main(["--rows", "0"]) == 0
-    shown = capsys.readouterr().out
+    shown = succeed(Path(), "status", "--rows", "0").stdout
     assert "done" in shown
     assert "--rows" not in shown
     for choice, n_lines in ((["--rows", "1"], 4), (["--sweep", "s"], 2)):  # programs get all rows
-        assert status.main([*choice, "--format", "csv"]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == n_lines
-    assert status.main(["--tracking-uri", "sqlite:///gone.db"]) == 1
-    assert "there is no record" in capsys.readouterr().err
+        shown = succeed(Path(), "status", *choice, "--format", "csv").stdout
+        assert len(shown.splitlines()) == n_lines
+    done = call_verb(Path(), "status", "--tracking-uri", "sqlite:///gone.db")
+    assert done.returncode == 1
+    assert "there is no record" in done.stderr
 
 
 def test_an_experiments_page_lists_its_tuned_runs(store: MlflowClient, composed: Compose) -> None:
@@ -69,26 +60,15 @@ def test_an_experiments_page_lists_its_tuned_runs(store: MlflowClient, composed:
     tags = store.get_experiment(run.info.experiment_id).tags
     view = json.loads(tags["mlflow.sharedViewState.slimdown"])
     listed = store.search_runs([run.info.experiment_id], view["searchFilter"])
-    assert {listed_run.info.run_name for listed_run in listed} == {
-        "rank 2",
-        "rank 8",
-    }  # and not their base
+    names = {listed_run.info.run_name for listed_run in listed}
+    assert names == {"rank 2", "rank 8"}  # and not their base
     assert find_run(config.tracking, run_id).params["lora.r"] == "8"
 
 
-def test_old_sweeps_are_read(store: MlflowClient, composed: Compose, capsys: Capture) -> None:
-    for seed in (0, 1):
-        parent = {"mlflow.parentRunId": "a" * 32}
-        record_run(composed(f"seed={seed}"), f"seed {seed}", sweep="s", tags=parent)
-    assert status.main(["--sweep", "s", "--format", "csv"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    assert compare.main(["--sweep", "s"]) == 0
-    assert capsys.readouterr().out.startswith("2 ")
-
-
 class Pages(NamedTuple):
-    """A command that shows the pages of a record."""
+    """A command that shows the pages of a record, and the folder that it runs in."""
 
+    folder: Path
     process: int
     port: int
     line: str  # which says where they are
@@ -100,8 +80,8 @@ class Pages(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pages(recorded: Path) -> Iterator[tuple[Path, Pages]]:
-    """A folder and the command in it; SIGTERM ends it without a word."""
+def pages(recorded: Path) -> Iterator[Pages]:
+    """SIGTERM ends the command without a word."""
     with chdir(recorded):
         run_id = record_run(compose_config(), "one")
         with closing(socket()) as free:
@@ -112,7 +92,7 @@ def pages(recorded: Path) -> Iterator[tuple[Path, Pages]]:
         process = subprocess.Popen(command, **pipes)
     try:
         line = next(line for line in process.stdout if line.startswith("ready"))
-        yield recorded, Pages(process.pid, port, line, run_id)
+        yield Pages(recorded, process.pid, port, line, run_id)
     finally:
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=60)
@@ -121,10 +101,9 @@ def pages(recorded: Path) -> Iterator[tuple[Path, Pages]]:
 
 
 @pytest.fixture
-def shown(pages: tuple[Path, Pages], monkeypatch: Patch) -> Pages:
-    folder, shown = pages
-    monkeypatch.chdir(folder)
-    return shown
+def shown(pages: Pages, monkeypatch: Patch) -> Pages:
+    monkeypatch.chdir(pages.folder)
+    return pages
 
 
 def test_ui_says_where_the_pages_are_once_the_server_answers(shown: Pages, capsys: Capture) -> None:
@@ -173,8 +152,12 @@ def test_a_server_that_does_not_start_is_no_success(store: MlflowClient, compose
     assert ui.main(["-p", "59123", "--workers", "none"]) != 0
 
 
-@pytest.mark.parametrize("options", ["-p=-1", "-p=0", "-p=65536", "-p=x", "--host="])
-def test_a_port_that_is_none_is_refused(options: str, capsys: Capture) -> None:
-    with pytest.raises(SystemExit):
-        ui.main([options])
-    assert len(capsys.readouterr().err.splitlines()) == 1
+@pytest.mark.parametrize("option", ["-p=-1", "-p=0", "-p=65536", "-p=x", "--host="])
+def test_a_port_that_is_none_is_refused(option: str) -> None:
+    done = call_verb(Path(), "ui", option)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_one_run_is_no_sweep() -> None:
+    assert call_verb(Path(), "status", "done", "--sweep", "s").returncode == 2

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,9 +64,7 @@ def test_the_github_action_fails_as_the_command_does(
 ) -> None:
     ended, summary = run_action(tmp_path, f"{' '.join(logs)} {more}")
     assert ended == code
-    assert ("| benchmark |" in summary) is (code != 3)
-    if code != 3:
-        assert summary.startswith("**FAILED (")
+    assert ("| benchmark |" in summary) is summary.startswith("**FAILED (") is (code == 1)
 
 
 def test_the_github_action_takes_paths_with_spaces_and_leaves_a_format_that_was_given(
@@ -76,19 +73,16 @@ def test_the_github_action_takes_paths_with_spaces_and_leaves_a_format_that_was_
     for side, place in zip(logs, ("the base", "the tuned"), strict=True):
         Path(side).rename(tmp_path / place)
     sides = "'the base' \"the tuned\""
-    for output, start in (
-        ("-o 'the page.html'", "<!doctype html>"),
-        ("--output=budgets.xml", "<?xml"),
-        ("--format junit -o budgets.txt", "<?xml"),
+    for output, file, start in (
+        ("-o 'the page.html'", "the page.html", "<!doctype html>"),
+        ("--output=budgets.xml", "budgets.xml", "<?xml"),
+        ("--format junit -o budgets.txt", "budgets.txt", "<?xml"),
     ):
         code, summary = run_action(tmp_path, f"{sides} --max-loss 0.9999\n{output}")
         assert code == 0
-        name = output.rpartition(" ")[2].rpartition("=")[2].strip("'")
-        [file] = tmp_path.glob(f"*{name}")
-        assert file.read_text().startswith(start)
+        assert (tmp_path / file).read_text().startswith(start)
         assert summary.startswith("```\nPASSED (")
         assert summary.endswith("\n```\n")
-        file.unlink()
     code, summary = run_action(tmp_path, f"{sides} --format json --max-loss 0.9999")
     assert json.loads(summary)["exit_code"] == code == 0
 
@@ -96,10 +90,7 @@ def test_the_github_action_takes_paths_with_spaces_and_leaves_a_format_that_was_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("base base", "the same logs"),
-        ("base /nowhere", "/nowhere"),
         ("base tuned --metric x", "give one metric per task"),
-        ("base tuned --max-loss nothing=0.1", "nothing"),
         pytest.param("base tuned --track --tracking-uri x", "uri must be", marks=pytest.mark.heavy),
     ],
 )
@@ -127,9 +118,7 @@ def test_a_page_of_changed_answers_lies_beside_it(logs: tuple[str, str], tmp_pat
 def test_two_logs_of_one_model_show_the_engines_own_noise(
     logs: tuple[str, str], tmp_path: Path, capsys: Capture
 ) -> None:
-    again, page = shutil.copytree(logs[0], tmp_path / "again"), tmp_path / "page.html"
-    assert verdict.main([logs[0], str(again)]) == 0
-    assert "no answer flips" in " ".join(capsys.readouterr().out.split())
+    page = tmp_path / "page.html"
     [first], [second] = (list(Path(log).glob("*/results*.json")) for log in logs)
     results, base = (json.loads(file.read_text()) for file in (second, first))
     results["model_name"] = base["model_name"]
@@ -183,11 +172,8 @@ def test_what_both_logs_have_is_judged_the_rest_is_named(tmp_path: Path, capsys:
     content = json.loads(page.read_text())
     assert [(row["benchmark"], row["n"]) for row in content["rows"]] == [("arc", 30)]
     assert any("30 of 40 of arc" in note for note in content["notes"])
-    for chain in ([base, tuned, "--chain"], [base, tuned, base.replace("base", "other")]):
-        if "--chain" not in chain:
-            write_table_of(tmp_path / "other.jsonl", {"arc": range(40)})
-        assert verdict.main(chain) == 0
-        assert "30" in capsys.readouterr().out
+    assert verdict.main([base, tuned, "--chain"]) == 0
+    assert "30" in capsys.readouterr().out
 
 
 def test_a_gate_leaves_nothing_out_that_is_not_named(tmp_path: Path, capsys: Capture) -> None:
@@ -202,11 +188,9 @@ def test_a_gate_leaves_nothing_out_that_is_not_named(tmp_path: Path, capsys: Cap
 
 
 def test_logs_that_seem_to_be_swapped_are_a_warning(logs: tuple[str, str], capsys: Capture) -> None:
-    base, tuned = logs
-    assert verdict.main([base, tuned]) == 0
-    assert "swapped" not in capsys.readouterr().err
-    assert verdict.main([tuned, base]) == 0
-    assert "seem to be swapped" in capsys.readouterr().err
+    for sides, is_warned in ((logs, False), (logs[::-1], True)):
+        assert verdict.main([*sides]) == 0
+        assert ("seem to be swapped" in capsys.readouterr().err) is is_warned
 
 
 def test_the_command_that_asks_lost_questions_again_names_the_model(
@@ -215,15 +199,12 @@ def test_the_command_that_asks_lost_questions_again_names_the_model(
     assert verdict.main([*logs, "--lost", str(tmp_path / "lost.jsonl")]) == 0
     again = next(line for line in capsys.readouterr().err.splitlines() if "again:" in line)
     assert "tuned=tests/golden/adapters/pocket" in again
-    tables = [
-        write_table_of(tmp_path / "base.jsonl", {"arc": range(40)}),
-        write_table_of(tmp_path / "tuned.jsonl", {"arc": range(40)}),
-    ]
-    rows = [json.loads(line) | {"score": 0} for line in Path(tables[1]).read_text().splitlines()]
-    Path(tables[1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    verdict.main([*tables, "--lost", str(tmp_path / "more.jsonl")])
+    base, tuned = (tmp_path / f"{side}.jsonl" for side in ("base", "tuned"))
+    write_table_of(base, {"arc": range(40)})
+    tuned.write_text(base.read_text().replace('"score": 1', '"score": 0'))
+    verdict.main([str(base), str(tuned), "--lost", str(tmp_path / "more.jsonl")])
     shown = capsys.readouterr().err
-    assert "again:" not in shown or "tuned=MODEL" in shown
+    assert "again:" not in shown or "tuned=MODEL" in shown  # a table names no model
 
 
 def test_the_action_hands_on_the_exit_code_and_warns_where_it_may(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -96,20 +95,13 @@ def test_choices_have_probabilities_and_the_clearest_losses_come_first() -> None
 def test_the_longest_bar_is_the_choice_that_the_metric_takes() -> None:
     """By length the long choice wins, though the short one is likelier."""
     choices = ("ab", "a much longer text")
-
-    def make(log_likelihoods: tuple[float, float], taken: str) -> BenchmarkEvaluation:
-        sample = make_sample(
-            {"acc_norm": float(taken == "ab")},
-            choices=choices,
-            target="ab",
-            response="",
-            log_likelihoods=log_likelihoods,
-            answers={"acc_norm": taken},
-        )
-        return make_benchmark([sample])
-
-    base, tuned = make((-1.0, -60.0), "ab"), make((-4.0, -9.0), "a much longer text")
-    [answer] = Page({"a": (base, tuned)}).answers
+    sides = []
+    for taken, likelihoods in zip(choices, ((-1.0, -60.0), (-4.0, -9.0)), strict=True):
+        fields = {"choices": choices, "target": "ab", "answers": {"acc_norm": taken}}
+        score = {"acc_norm": float(taken == "ab")}
+        sample = make_sample(score, response="", log_likelihoods=likelihoods, **fields)
+        sides.append(make_benchmark([sample]))
+    [answer] = Page({"a": tuple(sides)}).answers
     before, after = ([choice[side] for choice in answer["choices"]] for side in (2, 3))
     assert answer["taken"] == [before.index(max(before)), after.index(max(after))] == [0, 1]
 
@@ -120,29 +112,22 @@ def test_a_link_tells_tasks_apart_and_subjects_can_be_chosen() -> None:
     assert {answer["subject"] for answer in page.answers} == {"subject0", "subject1", "subject2"}
 
 
-def make_hostile(n: int) -> Pair:
-    sides: tuple[list[Any], list[Any]] = ([], [])
+def make_hostile(score: float, n: int) -> BenchmarkEvaluation:
+    """Answers that are all right or all wrong; the first wrong one is long."""
+    samples = []
     for i in range(n):
         prompt, target, answer = (EVIL[(i * step) % len(EVIL)] for step in (1, 5, 7))
-        fields = {"prompt": prompt * 3, "target": target, "category": EVIL[i % 7]}
-        for side, score in zip(sides, (1.0, 0.0), strict=True):
-            response = f"{answer if score else prompt} {i}"
-            answers = {"match": response}
-            side.append(
-                make_sample(
-                    {"match": score}, i, EVIL[0], response=response, answers=answers, **fields
-                )
-            )
-    long = "y" * 1_000_000
-    sides[1][0] = replace(sides[1][0], response=long, answers={"match": long})
-    return make_benchmark(sides[0], chance=0.0), make_benchmark(sides[1], chance=0.0)
+        fields: dict[str, Any] = {"prompt": prompt * 3, "target": target, "category": EVIL[i % 7]}
+        response = f"{answer if score else prompt} {i}" if score or i else "y" * 1_000_000
+        fields |= {"response": response, "answers": {"match": response}}
+        samples.append(make_sample({"match": score}, i, EVIL[0], **fields))
+    return make_benchmark(samples, chance=0.0)
 
 
 def test_what_a_model_writes_is_text_and_never_markup() -> None:
-    n = 1000
-    page = Page(
-        {f"a{EVIL[0]}": make_hostile(n), EVIL[1]: (written([1.0] * 6), written([0.0] * 6))}, EVIL[0]
-    )
+    n, plain = 1000, (written([1.0] * 6), written([0.0] * 6))
+    hostile = make_hostile(1.0, n), make_hostile(0.0, n)
+    page = Page({f"a{EVIL[0]}": hostile, EVIL[1]: plain}, EVIL[0])
     tags = {tag for tag, _ in page.read.tags}
     assert not tags & {"img", "svg", "b", "iframe", "link", "object", "form", "base"}
     assert [tag for tag, _ in page.read.tags].count("script") == 2
@@ -193,10 +178,6 @@ def test_held_out_questions_are_not_on_it() -> None:
     assert "not held out" in html
 
 
-def _join(parts: Sequence[str]) -> str:
-    return "".join(parts)
-
-
 def test_marked_texts_are_the_texts_and_differ_only_where_they_are_marked() -> None:
     draw = np.random.default_rng(0)
     words = ["the", "pens", "18", "24", "=", "+", ".", "\n", "boxes", "  ", "東京", "é"]
@@ -209,7 +190,7 @@ def test_marked_texts_are_the_texts_and_differ_only_where_they_are_marked() -> N
     n_marked = 0
     for base, tuned in pairs:
         before, after = mark_difference(base, tuned)
-        assert (_join(before), _join(after)) == (base, tuned)
+        assert ("".join(before), "".join(after)) == (base, tuned)
         assert len(before) == len(after)
         if len(before) > 1:
             assert before[::2] == after[::2]

@@ -105,15 +105,6 @@ def test_a_line_is_a_value_with_its_mean_its_verdict_and_what_was_learned_and_ke
     assert kept == pytest.approx(100 * compare(1, 2, 4).rows[0].retained.value, abs=0.051)
 
 
-def test_the_scores_of_each_base_stand_above_its_runs() -> None:
-    headings, table = describe_briefly(compare(2, 1, 2))
-    first, *_ = table.columns
-    names = [str(row[first]) for row in table.rows]
-    assert names.count("base") == 2  # of two models
-    assert names[0] == "base"
-    assert any("base model" in line for line in headings)
-
-
 def test_learned_and_kept_stand_only_where_they_say_more_than_a_benchmark() -> None:
     headings = {1: ["run", "lora.r", "pocket_math"], 2: ["run", "lora.r", "cs", "math", "kept"]}
     for n_benchmarks, expected in headings.items():

@@ -11,11 +11,10 @@ from report_builders import Findings, judge_pairs, make_usual, written
 from slimdown.judging.budgets import Gate, check_budgets
 from slimdown.report import columns, console, text
 from slimdown.report.findings_report import findings_table, write_junit
+from slimdown.report.formatting import FORMATS
 from slimdown.report.run_page import render_page
 from slimdown.report.tables import Cell, Place, write_table
 from slimdown.tracking.metrics_and_tags import collect_finding_metrics
-
-FORMATS = ("table", "markdown", "html", "json", "csv")
 
 
 @pytest.fixture(scope="module")

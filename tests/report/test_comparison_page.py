@@ -1,19 +1,15 @@
 """Many runs side by side: verdicts that fall become undecided, and the page holds all it needs."""
 
-from collections import Counter
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
 from builders import make_run
 from report_builders import Role, judge_pairs, written
 
-from slimdown.comparison import group_tests, value_verdicts
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import TrialOutcome
-from slimdown.report.brief_comparison import describe_briefly, order_by_settings
 from slimdown.report.comparison_page import comparison_table, render_comparison_page, search_table
 from slimdown.report.tables import write_table
 
@@ -68,30 +64,6 @@ def test_many_seeds_are_told_as_a_range(n_seeds: int, shown: str) -> None:
     row = replace(compare_runs([run]).rows[0], runs=runs)
     table = comparison_table(replace(compare_runs([run]), rows=(row,)))
     assert shown in [cell.text for cell in table.rows[0].cells.values()]
-
-
-def test_console_table_and_page_judge_a_comparison_once(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = Counter[str]()
-
-    def count(module: ModuleType, name: str) -> None:
-        compute = getattr(module, name)
-
-        def counted(*args: Any, **settings: Any) -> Any:
-            calls[name] += 1
-            return compute(*args, **settings)
-
-        monkeypatch.setattr(module, name, counted)
-
-    count(value_verdicts, "decide_verdicts")
-    count(group_tests, "build_difference_tests")
-    ordered = order_by_settings(replace(comparison), "lora.r")
-    describe_briefly(ordered, by="lora.r")
-    n_tests = calls["build_difference_tests"]
-    assert n_tests
-    render_comparison_page(comparison_table(ordered), ordered, "lora.r")
-    assert calls == {"decide_verdicts": 1, "build_difference_tests": n_tests}
 
 
 def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:

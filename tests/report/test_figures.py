@@ -27,26 +27,22 @@ KEPT = [make_mean("4", "", -0.01, -0.02), make_mean("8", "", -0.05, 0), make_mea
 PANELS = {"learned": LEARNED, "kept": KEPT}
 
 
-def draw_all() -> list[Figure]:
-    curves = {"a": [(0.5, estimate(0.1)), (0.25, estimate(0.0)), (1.0, estimate(-0.2))]}
-    return [
-        figures.draw_changes(judge_pairs(make_usual())),
-        figures.draw_changes(judge_pairs(make_usual()), figures.PHONE_WIDTH),
-        figures.draw_seeds("lora.r", PANELS),
-        figures.draw_seeds("lora.r", PANELS, figures.PHONE_WIDTH),
-        figures.draw_learned_and_kept("lora.r", LEARNED, KEPT, "points"),
-        figures.draw_scales(curves),
-    ]
-
-
 def read_texts(figure: Figure) -> list[str]:
     elements = ElementTree.fromstring(write_svg(figure)).iter("{http://www.w3.org/2000/svg}text")
     return ["".join(text.itertext()) for text in elements]
 
 
 def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> None:
+    curves = {"a": [(0.5, estimate(0.1)), (0.25, estimate(0.0)), (1.0, estimate(-0.2))]}
     ids: list[str] = []
-    for figure in draw_all():
+    for figure in (
+        figures.draw_changes(judge_pairs(make_usual())),
+        figures.draw_changes(judge_pairs(make_usual()), figures.PHONE_WIDTH),
+        figures.draw_seeds("lora.r", PANELS),
+        figures.draw_seeds("lora.r", PANELS, figures.PHONE_WIDTH),
+        figures.draw_learned_and_kept("lora.r", LEARNED, KEPT, "points"),
+        figures.draw_scales(curves),
+    ):
         svg = write_svg(figure)
         root = ElementTree.fromstring(svg)
         assert (root.get("role"), root[0].tag[-5:]) == ("img", "title")

@@ -1,19 +1,17 @@
 """Jobs of a sweep for a launcher's workers whose experiment is made up, so that none loads torch.
 
-A worker imports this by name, as it does what it runs in earnest. One that dies imports little.
+A worker imports this by name, as it does what it runs in earnest.
 """
 
 import os
 import signal
 import sys
 from types import ModuleType
-from typing import Any
 from unittest.mock import patch
 
 from slimdown.config.schema import RunConfig
 from slimdown.judging.findings import Findings, judge
-from slimdown.sweep.command_line import ComposedRun
-from slimdown.sweep.jobs import JobOutcome, SweepInfo, run_job, run_sweep_job
+from slimdown.sweep.jobs import SweepInfo, run_sweep_job
 from slimdown.tracking.provenance import RunInfo
 
 DEADLY = 1
@@ -21,7 +19,9 @@ DEADLY = 1
 
 
 def run_experiment(config: RunConfig, info: RunInfo, _: object) -> Findings:
-    """Record a finished run."""
+    """Record a finished run, or end the process."""
+    if config.seed == DEADLY:
+        os.kill(os.getpid(), signal.SIGKILL)
     from record_builders import LOST, make_answers, set_metric
 
     from slimdown.tracking.run_writer import open_run
@@ -33,21 +33,12 @@ def run_experiment(config: RunConfig, info: RunInfo, _: object) -> Findings:
     return findings
 
 
-def run_or_end(
-    run: ComposedRun, info: RunInfo, swept: tuple[str, ...], *, is_planned: bool, shared_base: Any
-) -> JobOutcome:
-    """Make a run, or end the process."""
-    if run.config.seed == DEADLY:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return run_job(run, info, swept, is_planned=is_planned, shared_base=shared_base)
-
-
 def run_quick_job(sweep: SweepInfo, setting: object, shared_base: object) -> None:
-    """Do what `run_sweep_job` does, with the experiment above."""
+    """Do what `run_sweep_job` does, with the experiment above and the dtypes as they are set."""
     experiment = ModuleType("slimdown.runs.experiment")
     vars(experiment)["run_experiment"] = run_experiment
-    with (
-        patch.dict(sys.modules, {experiment.__name__: experiment}),
-        patch("slimdown.sweep.jobs.run_job", run_or_end),
-    ):
+    base_model = ModuleType("slimdown.models.base_model")  # imports torch in earnest
+    vars(base_model)["fix_dtypes"] = lambda config: config
+    modules = {module.__name__: module for module in (experiment, base_model)}
+    with patch.dict(sys.modules, modules):
         run_sweep_job(sweep, setting)

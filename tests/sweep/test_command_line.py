@@ -131,10 +131,6 @@ GROUP_FILES = [
     ("dataset/mine.yaml", b"# @package dataset.mine\npth: r.jsonl\n", "did you mean path?"),
     ("experiment/mine.yaml", b"# @package _global_\ntrain: {lr: 1}\n",
      "did you mean train.learning_rate?"),
-    ("experiment/mine.yaml", b"# @package _global_\nlora: {r: 0}\n", "lora.r must be at least 1"),
-    ("experiment/mine.yaml", b"# @package _global_\nlora: null\n", "'lora' is not Optional"),
-    ("experiment/mine.yaml", b"# @package _global_\ndataset: {alpaca: {weight: 1}}\n",
-     "dataset.alpaca.path must be set, or chosen by dataset=..."),
     ("benchmark/mine.yaml", b"# @package benchmark\n'b(1)': {task: a, metric: acc, num_fewshot: 0,"
      b" chance: 0}\n", "benchmark.b(1): a name may hold only letters, digits, _ and -"),
 ]  # fmt: skip
@@ -157,8 +153,6 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     write_file(tmp_path / "mine/experiment/mine.yaml", b"# @package _global_\nlora: {r: 2}\n")
     [run] = compose_line("experiment=mine", "--config-dir", "mine").runs
     assert run.config.lora.r == 2
-    [answer] = refuse("--config-dir", "/nowhere")
-    assert "/nowhere" in answer
 
 
 def test_a_task_of_the_harness_is_a_benchmark_by_its_name() -> None:
@@ -212,12 +206,6 @@ def test_suites_are_beaten_by_the_command_line_and_beat_presets_and_models() -> 
     assert {name: b.limit for name, b in run.config.benchmark.items()} == {"gsm8k": 160}
 
 
-def test_a_single_text_is_a_list_of_one() -> None:
-    (run,) = compose_line("benchmark.pocket_math.stop=END", "lora.target_modules=q_proj").runs
-    assert run.config.benchmark["pocket_math"].stop == ["END"]
-    assert run.config.lora.target_modules == ["q_proj"]
-
-
 def test_files_of_questions_have_names_of_their_own() -> None:
     for name in ("capitals", "legs"):
         Path(f"{name}.jsonl").write_text('{"question": "q", "answer": "4"}\n')
@@ -237,7 +225,6 @@ def test_files_of_questions_have_names_of_their_own() -> None:
         ("slimdown run benchmark=[hellaswa]", 1, "did you mean hellaswag"),
         ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
         ("slimdown.run --resolve", 1, "can only be used in conjunction with --cfg"),
-        ("slimdown.run --nope", 1, "--nope is neither a flag nor a setting"),
         ("slimdown compar", 2, "did you mean compare?"),
     ],
 )
@@ -257,9 +244,11 @@ def test_a_mistake_is_answered_before_a_large_library_is_imported(
 
 def test_the_version_and_the_composed_settings_are_shown(tmp_path: Path) -> None:
     assert run_command(tmp_path, "slimdown", "--version").stdout.startswith("slimdown ")
-    shown = run_command(tmp_path, "slimdown", "--cfg", "job", "benchmark=[piqa]").stdout
-    settings = yaml.safe_load(shown)
+    words = ["--model", "you/yours", "dataset=rows.jsonl", "benchmark=[piqa]"]
+    settings = yaml.safe_load(run_command(tmp_path, "slimdown", "--cfg", "job", *words).stdout)
     assert settings["lora"]["lora_dropout"] == 0.0
+    assert settings["model"]["id"] == "you/yours"
+    assert settings["dataset"]["rows"]["path"] == "rows.jsonl"
     assert settings["benchmark"]["piqa"]["task"] == "piqa"
 
 
@@ -305,22 +294,18 @@ QUICK = {"suite": "quick"} | {f"benchmark.{name}.limit": n for name, n in LIMITS
     ],
 )
 def test_what_was_set_or_brought_is_shown(settings: list[str], shown: dict[str, str]) -> None:
-    [run] = compose_runs(read_command_line(settings)).runs
-    assert run.shown == shown
+    assert compose_line(*settings).runs[0].shown == shown
 
 
 def test_a_preset_may_hold_a_dataset_of_its_own_and_choose_a_launcher(tmp_path: Path) -> None:
-    (tmp_path / "experiment").mkdir()
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "a", "completion": "b"}\n')
-    (tmp_path / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\n"
-        "defaults:\n  - override /hydra/launcher: joblib\n"
-        f"dataset: {{mine: {{path: {rows}, validation_examples: 1}}}}\n"
-        "lora: {r: 3}\n"
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    preset = (
+        b"# @package _global_\n"
+        b"defaults:\n  - override /hydra/launcher: joblib\n"
+        b"dataset: {mine: {path: rows.jsonl, validation_examples: 1}}\n"
     )
-    line = ["-m", "--config-dir", str(tmp_path), "experiment=mine", "seed=0,1"]
-    plan = compose_runs(read_command_line(line))
+    write_file(tmp_path / "experiment/mine.yaml", preset)
+    plan = compose_line("-m", "--config-dir", str(tmp_path), "experiment=mine", "seed=0,1")
     assert "joblib" in plan.hydra.hydra.launcher["_target_"].lower()
     assert {run.shown["experiment"] for run in plan.runs} == {"mine"}
     assert [run.shown["seed"] for run in plan.runs] == ["0", "1"]

@@ -18,16 +18,12 @@ def sweep(tmp_path: Path) -> SweepInfo:
     return SweepInfo(tmp_path, "ranks", ("lora.r",), n_jobs=1, numbers=(1,))
 
 
-def compose(composed: Compose, uri: str) -> ComposedRun:
-    return ComposedRun([], composed(f"tracking.uri={uri}"))
-
-
 def test_a_worker_in_another_folder_writes_into_the_same_record(
     sweep: SweepInfo, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "driver").mkdir()
     monkeypatch.chdir(tmp_path / "driver")
-    sweep.write_settings(1, compose(composed, "sqlite:///mlruns/mlflow.db"))
+    sweep.write_settings(1, ComposedRun([], composed("tracking.uri=sqlite:///mlruns/mlflow.db")))
     monkeypatch.chdir("/")
     uri = sweep.read_settings(1).config.tracking.uri
     assert uri == f"sqlite:///{tmp_path}/driver/mlruns/mlflow.db"
@@ -37,9 +33,9 @@ def test_a_worker_without_the_address_makes_no_record_of_its_own(
     sweep: SweepInfo, composed: Compose, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is restored
-    run = compose(composed, "http://me:secret@server:5000")
-    sweep.write_settings(1, run)
-    assert sweep.read_settings(1).config.tracking.uri == run.config.tracking.uri
+    config = composed("tracking.uri=http://me:secret@server:5000")
+    sweep.write_settings(1, ComposedRun([], config))
+    assert sweep.read_settings(1).config.tracking.uri == config.tracking.uri
     assert "secret" not in (sweep.folder / "1.settings.json").read_text()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI"):
