@@ -160,22 +160,14 @@ class _Trial:
         return is_order_free and is_row_equal and is_pair_equal
 
     def take_step(self, numbers: list[int], is_padding_free: bool) -> float:
-        """Compute the loss of some rows and its gradients, as the training will.
-
-        Args:
-            numbers: Which rows of the training rows.
-            is_padding_free: Whether they lie end to end in the batch.
+        """Compute the loss of some training rows and its gradients, as the training will.
 
         Raises:
             ValueError: No gradient arrives at what is trained.
         """
         model = self.model.model
-        rows = replace(
-            self.rows,
-            train=self.rows.train.select(numbers),
-            validation=None,
-            is_padding_free=is_padding_free,
-        )
+        chosen = self.rows.train.select(numbers)
+        rows = replace(self.rows, train=chosen, validation=None, is_padding_free=is_padding_free)
         trainer = build_trainer(model, self.model.tokenizer, rows, self.config, self.folder)
         # The next two calls are made because they raise: the first if the optimizer's package is
         # missing (any number of steps does), the second if options do not fit together.
@@ -230,12 +222,8 @@ def fine_tune(
     # Weights that are trained themselves become float32; they are saved in these dtypes.
     dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
-    if facts.start:  # this method starts from the text of the rows
-        start_adapter = facts.find_function(facts.start)
-        start_adapter(model, (row["input_ids"] for row in rows.train))
-    # A training with a watcher writes no checkpoints: they would lack the earlier weights that the
-    # watcher keeps. If it is killed, it begins anew.
-    resumes = not ENGINES[train.engine].module and facts.resumes and not watcher
+    _start_from_text(model, rows, config)
+    resumes = _can_resume(config, watcher)
     checkpoint_seconds = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, checkpoint_seconds)
     attention = attention_within_rows(model, rows.is_padding_free)
@@ -285,6 +273,21 @@ def _attach(base: LoadedModel, config: RunConfig) -> Any:
     if config.method.facts.trains_weights:
         model.float()  # half precision would round Adam's small steps away
     return model
+
+
+def _start_from_text(model: Any, rows: TokenizedRows, config: RunConfig) -> None:
+    """Set an adapter's first values by the text of the rows, if its method starts from that."""
+    facts = config.method.facts
+    if facts.start:
+        start_adapter = facts.find_function(facts.start)
+        start_adapter(model, (row["input_ids"] for row in rows.train))
+
+
+def _can_resume(config: RunConfig, watcher: Any) -> bool:
+    """Return whether a training can write checkpoints and go on from them."""
+    if watcher:  # no checkpoint would hold the earlier weights that it keeps
+        return False
+    return not ENGINES[config.train.engine].module and config.method.facts.resumes
 
 
 @contextmanager

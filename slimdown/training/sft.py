@@ -223,11 +223,9 @@ def build_trainer(
         config: The checked settings.
         folder: Where checkpoints go.
     """
+    use_cpu = model.device.type == "cpu"
     arguments = _build_arguments(
-        config,
-        folder,
-        is_padding_free=rows.is_padding_free,
-        use_cpu=model.device.type == "cpu",
+        config, folder, is_padding_free=rows.is_padding_free, use_cpu=use_cpu
     )
     has_own_adapter = get_own_adapter(model) is not None
     if has_own_adapter:
@@ -351,11 +349,6 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
         """Pass on what the trainer logged after a step.
-
-        Args:
-            step: The number of the step.
-            n_steps: How many steps the training has.
-            logs: By the trainer's names; logs without a loss are left out.
 
         Raises:
             ModelError: The loss or the gradient is not finite.

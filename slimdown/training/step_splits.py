@@ -72,8 +72,7 @@ def choose_forwards(
     Returns:
         The first of these that fits: all rows of the step at once; fewer rows at once; all or
         fewer rows with activations computed again, which takes a third more time. If nothing fits,
-        one row at once with activations computed again. A memory that cannot be estimated counts
-        as one that fits.
+        one row at once. If the memory cannot be estimated, nothing is split.
     """
     train, candidates = config.train, _list_candidates(config)
     if card_bytes is None or len(candidates) == 1:

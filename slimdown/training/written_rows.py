@@ -111,15 +111,10 @@ class WrittenRows(GeneralRows):
         )
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
-        """Mix in rows that the base writes now, or wrote for an earlier run.
-
-        Args:
-            base: The `LoadedModel`.
-            rows: The `TokenizedRows` without them.
-            config: The checked settings.
+        """Add rows that the base writes now, or wrote for an earlier run.
 
         Returns:
-            The `TokenizedRows` with the written rows behind the others, and a line for the user.
+            The `TokenizedRows` with these rows at their end, and a line for the user.
         """
         from datasets import Dataset, concatenate_datasets
 
