@@ -109,7 +109,7 @@ class Server:
             yield
         except Exception as error:
             reason = self._explain(error)
-            text = f"tuned={self.address}: {reason}. {advice}".removesuffix(". ")  # without advice
+            text = f"tuned={self.address}: {reason}. {advice}".removesuffix(". ")  # no advice
             # A run that fails by an OSError may succeed when repeated. aiohttp's errors are none.
             cause = error if isinstance(error, OSError) else ConnectionError(describe_error(error))
             raise ModelError(redact(text)) from cause
