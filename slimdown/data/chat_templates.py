@@ -53,15 +53,15 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
         The text, with the fixed date where the template writes one.
 
     Raises:
-        DataError: The template fails on these messages.
+        DataError: The template fails on these messages, or takes too long.
     """
     try:
-        settings = {**FIXED_DATE, **settings}
+        settings = {**FIXED_DATE, **settings}  # a date in the settings wins
         with limit_time(RENDERING):
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
         return ChatPrompt(text, messages)
     except DataError:
-        raise
+        raise  # that of `limit_time`
     except Exception as error:  # the publisher's program may raise anything
         reason = f"the chat template of the tokenizer fails ({describe_error(error)})"
         raise DataError(reason) from None
@@ -70,12 +70,12 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
 def check_chat_template(
     tokenizer: Any, setting: str, system: str = "", args: dict[str, Any] | None = None
 ) -> None:
-    """Check that the chat template takes a question.
+    """Check that the chat template can render a question.
 
     Args:
         tokenizer: A tokenizer of transformers.
         setting: The setting that needs the template, as `key=value`, for the message.
-        system: What a system turn says; empty: there is none.
+        system: The text of a system turn, which must be in the prompt; empty: there is none.
         args: Variables of the template.
 
     Raises:
@@ -101,11 +101,16 @@ def read_template_args(tokenizer: Any, evaluation: EvaluationConfig) -> dict[str
         tokenizer: A tokenizer of transformers.
         evaluation: How benchmarks are asked.
 
+    Returns:
+        The variables that are set, the switch for thinking, and the fixed date. For a template that
+        asks the clock, they also hold the template itself, with a clock that stands still.
+
     Raises:
-        ModelError: There is no template, it fails, or it drops what is set.
+        ModelError: There is no template, it fails, or it ignores something that is set.
     """
-    args, system = dict(evaluation.chat_template_args), evaluation.system_instruction or ""
-    setting = "evaluation.system_instruction"
+    args = dict(evaluation.chat_template_args)
+    system = evaluation.system_instruction or ""
+    setting = "evaluation.system_instruction"  # for a message
     if not system:
         setting = f"evaluation.apply_chat_template={str(evaluation.apply_chat_template).lower()}"
     check_chat_template(tokenizer, setting, system, args)
@@ -142,12 +147,15 @@ def split_user_turn(tokenizer: Any, **settings: Any) -> tuple[str, str]:
         tokenizer: A tokenizer of transformers.
         settings: Arguments of `apply_chat_template`.
 
+    Returns:
+        The text before the message; and the text after it, up to where the answer begins.
+
     Raises:
         DataError: There is no template, it fails, or it drops what a user says.
     """
     if not tokenizer.chat_template:
         raise DataError("the tokenizer of this model has no chat template")
-    message = "MESSAGE-OF-THE-USER"
+    message = "MESSAGE-OF-THE-USER"  # stands in no template
     turns = [{"role": "user", "content": message}]
     text = render_chat(tokenizer, turns, add_generation_prompt=True, **settings)
     if message not in text:
@@ -168,14 +176,14 @@ def choose_prompts(
     """Decide whether questions go through the chat template, and check that they can.
 
     Args:
-        evaluation: How benchmarks are asked; `auto` is decided here.
+        evaluation: How benchmarks are asked; `apply_chat_template=auto` is decided here.
         tokenizer: A tokenizer of transformers.
-        uses_template: What `auto` means for generated answers. It is right if the tuned model
-            knows the template: from its rows, or because it brings one.
+        uses_template: Whether `auto` means the template for questions with generated answers. Say
+            True if the tuned model knows the template: from its rows, or because it brings one.
 
     Returns:
-        The settings, in which `auto` means that generated answers go through the template; and
-        lines for the user.
+        The settings, and lines for the user. In these settings, `auto` is left only if questions
+        with generated answers use the template.
 
     Raises:
         ModelError: The template is needed, and it is missing, fails or drops what is set.
@@ -190,7 +198,7 @@ def choose_prompts(
     if evaluation.apply_chat_template is False:
         note = "Prompts do not use the chat template; evaluation.apply_chat_template=true does."
         return evaluation, [note] if tokenizer.chat_template else []
-    read_template_args(tokenizer, evaluation)
+    read_template_args(tokenizer, evaluation)  # a check: it raises
     notes = []
     if evaluation.apply_chat_template == "auto":
         notes = ["Prompts for generated answers use the chat template; prompts for choices do not."]

@@ -111,7 +111,7 @@ class Contamination:
             max_share: The share of a benchmark's questions that may stand in the rows, from 0 to 1.
 
         Raises:
-            DataError: More of them do.
+            DataError: More questions of a benchmark stand in the rows.
         """
         for benchmark, n_questions in self.n_questions.items():
             limit = max_share * n_questions
@@ -133,14 +133,16 @@ def find_contamination(
     Args:
         train_data: The rows; `iter_texts` gives their texts.
         questions: The questions of each benchmark.
-        prompts: What the base answers for the training, in the order of `keep.prompts`.
+        prompts: Messages of `keep.prompts`, in their order. They are searched like rows, as the
+            base's answers to them are trained on.
 
     Returns:
-        One overlap for each question that shares enough with a row.
+        The number of questions of each benchmark, and one overlap for each question that shares
+        enough with a row: first those that stand in a row, then by the number of shared words.
     """
     search = _Search([(name, question) for name in questions for question in questions[name]])
-    texts = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
-    for row in chain(train_data.iter_texts(), texts):
+    messages = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
+    for row in chain(train_data.iter_texts(), messages):
         search.add_row(row)
     overlaps = sorted(search.list_overlaps(), key=_rank_overlap, reverse=True)
     return Contamination({name: len(questions[name]) for name in questions}, tuple(overlaps))
@@ -202,8 +204,9 @@ class _Search:
                 for phrase in set(_digest_phrases(words)):
                     owners[phrase].append(number)
         self._owners = {phrase: numbers for phrase, numbers in owners.items() if _is_rare(numbers)}
+        # How many words phrases have: a text of fewer than 13 words is one phrase.
         lengths = {min(len(words), PHRASE_WORDS) for texts in self._words for words in texts}
-        self._lengths = sorted(lengths)  # lengths of phrases in words
+        self._lengths = sorted(lengths)
         # For each phrase: one row of each different text that holds it, until the phrase is common.
         self._holders: dict[int, dict[int, _Place]] = defaultdict(dict)
         # For each question: likewise the rows that it stands in, and one row that leaves no doubt.
@@ -211,21 +214,25 @@ class _Search:
         self._certain: dict[int, _Place] = {}
 
     def add_row(self, row: "TrainedText") -> None:
-        """Note which phrases a row holds, and which questions stand in it."""
-        words, place = split_words(row.text[:_MOST_CHARACTERS]), (row.dataset, row.row)
-        runs = list(_digest_runs(words))
+        """Note which phrases of questions a row holds, and which questions stand in it."""
+        words = split_words(row.text[:_MOST_CHARACTERS])
+        place = (row.dataset, row.row)
+        runs = list(_digest_runs(words))  # by their length, from 1 word on
         digests = chain.from_iterable(runs[length - 1].tolist() for length in self._lengths)
         hits = self._owners.keys() & set(digests)
         if not hits:
             return
-        text, phrases = join_words(words), set(_digest_phrases(words))
+        text, row_phrases = join_words(words), set(_digest_phrases(words))
         for phrase in hits:
             _add(self._holders[phrase], text, place)
         for number in {owner for phrase in hits for owner in self._owners[phrase]}:
             texts = self._words[number]
-            if number in self._certain or not all(_holds(text, phrases, part) for part in texts):
+            if number in self._certain:
+                continue
+            if not all(_holds(text, row_phrases, question_text) for question_text in texts):
                 continue
             _add(self._standing[number], text, place)
+            # A short question may stand in a row by chance, unless its answer follows it.
             is_long = sum(map(len, texts)) >= PHRASE_WORDS
             if is_long or self._is_answered(number, text):
                 self._certain[number] = place

@@ -20,15 +20,15 @@ def mix_rows(
         weights: For each dataset, the chance that the next row is drawn from it, in any unit.
             If all are None, the datasets follow one another.
         seed: The seed of the draws.
-        stopping_strategy: As in `datasets.interleave_datasets`. The parts of `TrainingData` end
-            where the first dataset was exhausted, so all of their rows are used.
+        stopping_strategy: As in `datasets.interleave_datasets`: which datasets must be exhausted
+            to stop. The default uses all rows.
 
     Returns:
         The rows in the order in which the trainer gets them; it shuffles them anew.
     """
     from datasets import concatenate_datasets, interleave_datasets
 
-    if None in weights:
+    if None in weights:  # then all are None
         return concatenate_datasets(list(parts))
     pairs = zip(parts, weights, strict=True)
     drawn = [(part, weight) for part, weight in pairs if weight and len(part)]

@@ -30,11 +30,12 @@ def check_row_files(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:
             format_ = detect_format(config, records)
             for number, record in records:
                 try:
-                    format_row(record, config, format_)
+                    format_row(record, config, format_)  # raises if the row is wrong
                     n_sound += 1
                 except DataError as error:
                     if not config.skip_bad_rows:
                         raise DataError(explain_row(name, number, error)) from None
+            # One row is held out, and one is trained on. A longer file may have sound rows later.
             if n_sound < 2 and len(records) < _FIRST_ROWS:
                 raise DataError(f"it has {n_sound} row(s) to train on; at least 2 are needed")
         except DataError as error:

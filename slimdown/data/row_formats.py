@@ -55,10 +55,10 @@ def explain_row(dataset: str, number: int, error: DataError) -> str:
 
 
 def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> RowFormat:
-    """Find the format of rows by the columns of the first readable row.
+    """Find the format of rows by the columns of the first readable row, unless the config sets it.
 
-    A template or a column that is set in the config means instructions, whatever else is there,
-    and so do the columns `instruction` and `output`.
+    Rows are instructions if the config sets a template or a column, or if there are the columns
+    `instruction` and `output`, whatever other columns there are.
 
     >>> detect_format(DatasetConfig("a.jsonl"), [(1, {"conversations": [], "id": 7})])
     <RowFormat.messages: 'messages'>
@@ -67,8 +67,9 @@ def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> 
     """
     if config.format != RowFormat.auto:
         return config.format
-    columns = next((record for _, record in records if isinstance(record, dict)), {})
-    present = {"messages" if column == "conversations" else column for column in columns}
+    first_row = next((record for _, record in records if isinstance(record, dict)), {})
+    # ShareGPT calls its messages conversations.
+    present = {"messages" if column == "conversations" else column for column in first_row}
     if not config.has_own_columns and not {"instruction", "output"} <= present:
         for format_, needed in _COLUMNS.items():
             if present.issuperset(needed):
@@ -110,14 +111,14 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         record = {**record, "messages": record["conversations"]}
     values = _read_values(record, config, format_)
     row = _fill_template(values, config) if format_ == RowFormat.instruction else values
-    if len({type(value) for value in row.values()}) > 1:
+    if len({type(value) for value in row.values()}) > 1:  # texts and lists of messages
         raise DataError("one of prompt and completion is a text, and one a list; make them alike")
     if messages := get_messages(row):
         row |= _read_template_columns(record)
         _check_answers(messages, row.get("tools"))
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-        text.encode()
+        text.encode()  # raises on half of a surrogate pair, which is no text
     except (ValueError, TypeError) as error:
         raise DataError(f"it holds something that is no text: {error}") from None
     if "\\u0000" in text:
@@ -128,7 +129,7 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
 def _read_values(
     record: dict[str, Any], config: DatasetConfig, format_: RowFormat
 ) -> dict[str, Any]:
-    """Return the checked values of the columns that the format needs."""
+    """Return the checked values of the columns that the format needs; see `format_row`."""
     values: dict[str, Any] = {}
     for column in list_columns(config, format_, required=True):
         if column not in record:
@@ -144,6 +145,7 @@ def _read_values(
             is_needed = config.file is not None and column != config.input  # hub rows may be empty
             if is_needed and not is_visible(values[column]):
                 raise DataError(f"{column} is empty; fill it or remove the row")
+    # A template has slots for `instruction` and `input` alone.
     for column in set(record) - {"instruction", "input"}:
         if format_ == RowFormat.instruction and f"{{{column}}}" in config.template:
             advice = f"set input={column}, and write {{input}} in the template"
@@ -168,7 +170,10 @@ def get_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str, Any]:
-    """Return prompt and completion of an instruction, by the template that is set."""
+    """Return prompt and completion of an instruction, by the template that is set.
+
+    With `template=chat` they are lists of messages, with any other template texts.
+    """
     instruction, answer = values[config.instruction], values[config.output]
     context = values[config.input] if config.input is not None else ""
     if config.template == "chat":
@@ -189,7 +194,7 @@ def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str
 
 
 def _to_text(value: Any, name: str) -> str:
-    """Return a value as text.
+    """Return a value as text; empty for None. `name` says in a message whose value it is.
 
     Raises:
         DataError: It is neither text, date, truth value nor finite number.
@@ -198,7 +203,7 @@ def _to_text(value: Any, name: str) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
-    # A whole number may be too large for a float.
+    # Whole numbers are not asked whether they are finite: `isfinite` fails on very large ones.
     is_finite = isinstance(value, float | Decimal) and isfinite(value)
     if is_finite or isinstance(value, int | str | date):
         return str(value)
@@ -207,7 +212,11 @@ def _to_text(value: Any, name: str) -> str:
 
 
 def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
-    """Return the checked messages of a conversation, with ShareGPT's keys and roles renamed."""
+    """Return the checked messages of a conversation, with ShareGPT's keys and roles renamed.
+
+    Raises:
+        DataError: The value is no list of messages, or a message has no role or no content.
+    """
     if not isinstance(value, list) or not value:
         raise DataError(f"{column} is no list of messages, each with role and content")
     messages = []
@@ -226,7 +235,14 @@ def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def _read_template_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row has for the chat template beside its messages."""
+    """Return what a row has for the chat template beside its messages.
+
+    Returns:
+        Tools and variables of the template by column; a column without a value is left out.
+
+    Raises:
+        DataError: A value is neither of the type that its column needs nor JSON text of it.
+    """
     columns = {}
     for name, expected in _TEMPLATE_COLUMNS.items():
         value = record.get(name)

@@ -98,12 +98,12 @@ def load_training_data(
         datasets: The settings by name; all have a weight, or none has.
         tokenizer: The base's; only its chat template is used, and only where rows are messages.
         seed: Decides which rows are taken, their order, and how datasets are mixed.
-        keep: What is done against forgetting; it may take some datasets otherwise.
+        keep: The mitigation; it may cut datasets or move them.
         enable_thinking: False: conversations are rendered without thinking, like the questions.
 
     Returns:
-        The rows of each dataset. A mixture takes only those that it draws until its first dataset
-        is exhausted.
+        The rows of each dataset. If datasets have weights, only the rows that are drawn until the
+        first dataset is exhausted.
 
     Raises:
         DataError: A dataset cannot be read, lacks a column, has too few rows, or has a row that
@@ -115,11 +115,11 @@ def load_training_data(
     notes: list[str] = []
     for name, config in datasets.items():
         try:
-            part, note = _load_part(name, config, tokenizer, seed, enable_thinking)
+            part, part_notes = _load_part(name, config, tokenizer, seed, enable_thinking)
         except DataError as error:
             raise DataError(f"dataset.{name}: {config.path}: {error}") from None
         parts.append(part)
-        notes += note
+        notes += part_notes
     weights = [part.weight for part in parts]
     is_mixed = None not in weights
     if is_mixed:
@@ -150,14 +150,18 @@ def _hash_rows(rows: "Dataset") -> str:
 def _load_part(
     name: str, config: DatasetConfig, tokenizer: Any, seed: int, enable_thinking: bool | None
 ) -> tuple[DatasetPart, list[str]]:
-    """Load one dataset's rows, and lines for the user; its weight is not applied yet."""
+    """Load one dataset's rows, and lines for the user; its weight is not applied yet.
+
+    The first sound rows of the shuffled order are held out, and the next ones are trained on. It
+    raises what `load_training_data` says.
+    """
     records, format_, n_rows = _open_shuffled(config, seed)
     n_held_out = min(config.validation_examples, max(1, n_rows // _HELD_OUT_SHARE))
     check = _RowCheck(name, config, format_, tokenizer, enable_thinking)
     validation: list[dict[str, Any]] = []
     train: list[dict[str, Any]] = []
-    held_out: set[str] = set()
-    skipped: list[str] = []
+    held_out_contents: set[str] = set()  # rows with equal content are not trained on
+    skipped: list[str] = []  # why each skipped row cannot be trained on
     for number, record in records:
         try:
             row = check.read_row(record)
@@ -167,11 +171,11 @@ def _load_part(
             skipped.append(f"row {number}: {' '.join(str(error).split())}")
             continue
         content = json.dumps(row, sort_keys=True)
-        row["row"] = number
+        row["row"] = number  # after `content`, which must not depend on it
         if len(validation) < n_held_out:
             validation.append(row)
-            held_out.add(content)
-        elif content not in held_out:
+            held_out_contents.add(content)
+        elif content not in held_out_contents:
             train.append(row)
         if len(train) == config.max_examples:
             break
@@ -190,8 +194,10 @@ def _load_part(
             f"dataset.{name}: {n_held_out:,} of {n_rows:,} rows are held out for validation, "
             f"not validation_examples={config.validation_examples}, because at most a tenth may be"
         )
+    # Both get all columns that any row has, so that they can be mixed.
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
-    train_rows, held_out_rows = _build_dataset(train, columns), _build_dataset(validation, columns)
+    train_rows = _build_dataset(train, columns)
+    held_out_rows = _build_dataset(validation, columns)
     return DatasetPart(name, train_rows, held_out_rows, config.weight), notes
 
 

@@ -65,7 +65,7 @@ def check_base(config: RunConfig) -> Any:
         if target == "all-linear" or any(f".{name}".endswith(f".{target}") for name in modules):
             continue
         linear = (name for name, module in modules.items() if isinstance(module, nn.Linear))
-        layers = {name.rpartition(".")[2] for name in linear}
+        layers = {name.rpartition(".")[2] for name in linear}  # their names within a block
         raise ModelError(
             f"target_modules: {config.model.id} has no {target}; its linear layers are "
             f"{', '.join(sorted(layers))}"
@@ -74,7 +74,7 @@ def check_base(config: RunConfig) -> Any:
 
 
 def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> None:
-    """Check an adapter's settings that PEFT takes as they are.
+    """Check that the base has the modules which an adapter trains as a whole.
 
     Args:
         setting: The setting that names the adapter, for a message.
@@ -143,13 +143,13 @@ def _explain_unscalable(model: Any) -> str:
     """Return why a model at scale 0 is not its base; empty: it is its base."""
     from peft.helpers import rescale_adapter_scale
 
-    # The logits of a few tokens may not show that these were trained.
-    trained = [
+    # What was trained beside a LoRA may change the logits of other tokens than those below.
+    trained_beside = [
         getattr(adapter, name, None)
         for adapter in getattr(model, "peft_config", {}).values()
         for name in ("modules_to_save", "trainable_token_indices")
     ]
-    if any(trained) or not has_untouched_base(model):
+    if any(trained_beside) or not has_untouched_base(model):
         return "something beside its LoRA was trained"
     n_tokens = min(64, model.get_input_embeddings().weight.shape[0])
     tokens = torch.arange(n_tokens, device=model.device)[None]

@@ -172,7 +172,7 @@ def describe_base_model(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    files = find_files(config)
+    files = find_files(config)  # in the hub's cache, the folder has the name of the commit
     revision = f"sha256:{config.hash_files()}" if config.folder else files.name
     quantized = _describe_quantization(config, quantization, device)
     own = getattr(outline.config, "quantization_config", None) or {}
@@ -180,7 +180,7 @@ def describe_base_model(
     args = {k: v for k, v in config.args.items() if not (config.folder and k == "gguf_file")}
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
-        "quantization": str(quantized and quantized.to_dict()),
+        "quantization": str(quantized.to_dict() if quantized else None),
         "dtype": str(dtype),
         "attention": outline.config._attn_implementation,
         "tokenizer": hash_tokenizer(tokenizer),
@@ -245,13 +245,15 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
             source, revision=config.revision, trust_remote_code=False, **config.file
         )
         _check_architecture(config, architecture)
+        # What its publisher quantized; a GGUF file (`config.file`) counts as quantized, too.
         own = getattr(architecture, "quantization_config", None) or config.file
         if own and quantization != "none":
             raise ModelError(
                 f"{config.named} is quantized already, and quantization={quantization} would "
                 "round its weights a second time; set quantization=none"
             )
-        if own and not config.file:  # transformers ignores an unknown one
+        if own and not config.file:
+            # A check: it raises for an unknown quantization, which `from_config` would ignore.
             AutoQuantizationConfig.from_dict(own)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
@@ -263,7 +265,7 @@ def _check_architecture(config: ModelConfig, architecture: Any) -> None:
     """Refuse a config.json that asks for compiled code from the hub, or for too many layers."""
     for kind in ("attn_implementation", "experts_implementation"):
         name = config.args.get(kind) or getattr(architecture, f"_{kind}")
-        # Where flash_attn is not installed, transformers takes a kernel of the hub.
+        # If flash_attn is not installed, transformers takes a kernel of the hub instead.
         is_flash = str(name).startswith("flash_attention")
         is_installed = is_flash and any(map(find_spec, ("flash_attn", "flash_attn_interface")))
         if not (name in _BUILT_IN or is_installed or config.allow_kernels):
@@ -278,7 +280,7 @@ def _check_architecture(config: ModelConfig, architecture: Any) -> None:
                 f"{config.named}: its config.json has {name}={value:,}, and slimdown builds "
                 f"{_MOST_LAYERS:,} at most; get it again, or choose another model"
             )
-    for name in architecture.sub_configs:
+    for name in architecture.sub_configs:  # such as those of text and vision
         if (part := getattr(architecture, name, None)) is not None:
             _check_architecture(config, part)
 
@@ -321,10 +323,10 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
 
 
 def check_numbers(setting: str, model: Any) -> None:
-    """Refuse weights that compute NaN, by one forward of a few tokens.
+    """Refuse a model that computes NaN: try one forward of a few tokens.
 
     Raises:
-        ModelError: They do.
+        ModelError: A logit is NaN, or becomes NaN in a softmax.
     """
     n_tokens = min(16, model.get_input_embeddings().weight.shape[0])
     with torch.no_grad():
@@ -400,10 +402,14 @@ def _read_processor() -> str:
 
 
 def pick_device(wanted: Device) -> torch.device:
-    """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU."""
-    present = ["cpu"]
-    # Before 2.13, padded rows attend to padding: https://github.com/pytorch/pytorch/pull/184180
-    # torch compares versions, not texts.
+    """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ModelError: This machine does not have the wanted device.
+    """
+    present = ["cpu"]  # the best first
+    # Before torch 2.13, padded rows attend to padding on Apple's MPS:
+    # https://github.com/pytorch/pytorch/pull/184180. `__version__` compares as a version.
     if torch.backends.mps.is_available() and torch.__version__ >= "2.13":
         present.insert(0, "mps")
     if torch.cuda.is_available():

@@ -70,6 +70,7 @@ def attach_behind(model: Any, targets: Sequence[str], dim: int) -> Any:
     model.requires_grad_(False)
     model.own_adapter = adapter = BottleneckAdapter(widths, dim).to(model.device)
     for i, layer in enumerate(layers.values()):
+        # `i=i` keeps the number of this layer; without it, all hooks would have the last one.
         layer.register_forward_hook(
             lambda layer, inputs, output, i=i: adapter(i, output)  # type: ignore[misc]
         )

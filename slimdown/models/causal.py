@@ -15,7 +15,9 @@ _TAKING_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
-    """Take the model out of what DDP, DataParallel or torch.compile put around it.
+    """Check a model that is in memory, and describe it as a `LoadedModel`.
+
+    It is taken out of what DDP, DataParallel or torch.compile put around it.
 
     Args:
         model: A causal language model of transformers, with PEFT's adapters or without.
@@ -39,11 +41,12 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
             f"the model is a {type(inner).__name__} and no causal language model; give a loaded "
             "one, such as AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
         )
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's, or the tokenizer itself
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"the tokenizer is a {type(tokenizer).__name__}; give the model's own")
-    loaded = (part for part in model.modules() if not hasattr(part, "_hf_hook"))  # not offloaded
-    if any(numbers.is_meta for part in loaded for numbers in part.parameters(recurse=False)):
+    # accelerate offloads parts by a hook: they are on the meta device until they are used.
+    loaded = (part for part in model.modules() if not hasattr(part, "_hf_hook"))
+    if any(weight.is_meta for part in loaded for weight in part.parameters(recurse=False)):
         raise ModelError("weights are on the meta device and have no numbers; load the whole model")
     name = inner.config._name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
@@ -115,7 +118,7 @@ def eval_mode(model: Any) -> Iterator[None]:
     """Inside, the model computes with a cache, without gradients, dropout and a trainer's autocast.
 
     It returns no router logits of experts, though TRL asks for them in the config. On leaving,
-    every module's mode and 4-bit layout, the config and the forward are as before.
+    everything that is changed here is as before.
     """
     with ExitStack() as undo:
         for module in model.modules():
@@ -125,7 +128,8 @@ def eval_mode(model: Any) -> Iterator[None]:
                 module.support_avx512bf16_for_cpu = False
         config = get_inner_model(model).config.get_text_config()
         settings = {"use_cache": True}
-        settings |= {name: False for name in vars(config) if name == "output_router_logits"}
+        if "output_router_logits" in vars(config):
+            settings["output_router_logits"] = False
         for setting, value in settings.items():
             undo.callback(setattr, config, setting, getattr(config, setting, None))
             setattr(config, setting, value)

@@ -76,7 +76,8 @@ class ExternalModel:
             ModelError: It does not fit on the base or in memory, or computes NaN.
         """
         tuned = self._load_whole() if self.folder is None else self._load_adapter(self.folder)
-        stops = tuple[int, ...]()
+        stops = tuple[int, ...]()  # empty: the settings of generation decide
+        # If base and tuned model end answers at other tokens, the stops of both end an answer.
         if self.serving and self.base_serving and self.serving.stops != self.base_serving.stops:
             texts = {*self.serving.stops, *self.base_serving.stops}
             stops = _list_ids(self.tokenizer, texts)
@@ -108,9 +109,9 @@ class ExternalModel:
         return compare_serving(self.serving, self.base_serving, "the base")
 
     def serve(self, tuned: LoadedModel) -> LoadedModel:
-        """Return the model as its own files have it asked.
+        """Return the model, set up to be asked as its own files say.
 
-        That is by its template, BOS rule, stop tokens and settings of generation.
+        They decide on its chat template, BOS, stop tokens and settings of generation.
 
         Args:
             tuned: What `load` returned, or the model without its weights.
@@ -120,12 +121,12 @@ class ExternalModel:
         place = fetch_tuned_model(self.config)
         tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
         stops = _list_ids(tokenizer, self.serving.stops)
-        other = find_other_generation(self.serving, self.base_serving)
+        differing = find_other_generation(self.serving, self.base_serving)
         rules = AskingRules(
             stops,
             stops_alone=True,
             doubles_bos=self.serving.doubles_bos(self.base_serving),
-            generation={key: value for key, (value, _) in other.items()},
+            generation={key: tuned_value for key, (tuned_value, _) in differing.items()},
         )
         return tuned.with_rules(rules, tokenizer)
 
@@ -137,9 +138,9 @@ def _list_ids(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
 
 
 def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
-    """Return the folder of an adapter or of a whole model's settings, or the GGUF file.
+    """Return where a tuned model's files are: a folder, or the GGUF file.
 
-    The hub's are downloaded where needed.
+    Of a model on the hub, the adapter or all files but the weights are downloaded if needed.
 
     Raises:
         ModelError: There is no such model, or it is gated, or the hub does not answer.
@@ -188,12 +189,13 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
     tuned = config.tuned_model
     assert tuned is not None
     external = _open_files(tuned, config, base)
-    before = read_serving(config.model, find_files(config.model))
-    after = read_serving(tuned, fetch_tuned_model(tuned), before)
-    return replace(external, serving=after, base_serving=before)
+    base_serving = read_serving(config.model, find_files(config.model))
+    serving = read_serving(tuned, fetch_tuned_model(tuned), before=base_serving)
+    return replace(external, serving=serving, base_serving=base_serving)
 
 
 def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -> ExternalModel:
+    """Check a tuned model's files; how it is served is not read yet. See `open_tuned_model`."""
     if tuned.gguf:
         return _open_gguf(tuned, tuned.gguf, config.quantization, base)
     folder = fetch_tuned_model(tuned)
@@ -248,7 +250,7 @@ def _open_gguf(
         with quiet_libraries():
             outline = load_outline(tuned, quantization.name)
     except ModelError as error:
-        if "not supported" not in str(error):
+        if "not supported" not in str(error):  # transformers' words for the architecture
             raise
         raise ModelError(
             f"{tuned.named} is of the architecture {header.architecture!r}, which transformers "
@@ -280,13 +282,15 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
+    # PEFT matches names with the file's regular expressions, and these may take forever.
     task = f"{named}: its adapter_config.json should hold plain names; matching its patterns"
-    with torch.device("meta"), limit_time(task):  # which PEFT does by `re`
+    with torch.device("meta"), limit_time(task):
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
     saved = {name: list(tensor.shape) for name, tensor in weights.items()}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):
-        # Tables may differ: tokens may have been added, and PEFT may leave out the base's own.
+        # Tables of tokens may differ: they may have got more tokens, and PEFT may not have saved
+        # the base's own.
         is_table = ".embed" in name or "lm_head" in name
         may_differ = is_table and (name in saved or ".base_" in name)
         if saved.get(name) != expected.get(name) and not may_differ:

@@ -58,15 +58,17 @@ def read_gguf_header(file: Path, setting: str) -> GgufHeader:
 
 @cache  # a vocabulary takes a second to read
 def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufHeader:
+    """See `read_gguf_header`; a file of another size or time is read again."""
     import gguf
 
     try:
-        fields = gguf.GGUFReader(file).fields  # maps every tensor: one beyond the end fails
+        # The reader maps every tensor. So it raises if one lies beyond the end of the file.
+        fields = gguf.GGUFReader(file).fields
         found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
         file_type = found.get("general.file_type")
         weights = gguf.LlamaFileType(file_type).name if file_type is not None else ""
         is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
-        puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS
+        puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS  # by default
         header = GgufHeader(
             architecture=str(found["general.architecture"]),
             weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
@@ -95,20 +97,21 @@ def _find_token(found: Mapping[str, Any], name: str) -> str | None:
 
 
 def find_differing_token(header: GgufHeader, vocabulary: dict[str, int]) -> str | None:
-    """Return a token of the base that the file numbers otherwise, or None.
+    """Return a token of the base that has another number in the file, or None.
 
-    A file may have more tokens than the base. In some tokens, llama.cpp's converter writes spaces
-    where SentencePiece has its mark of them.
+    A file may have more tokens than the base. In some tokens, llama.cpp's converter writes a space
+    instead of the mark that SentencePiece has for it.
 
     Args:
         header: The file's.
         vocabulary: The base's.
     """
 
-    def read(token: str) -> str:
+    def write_spaces(token: str) -> str:
         return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
 
     for token, number in vocabulary.items():
-        if number >= len(header.tokens) or read(header.tokens[number]) != read(token):
+        is_missing = number >= len(header.tokens)
+        if is_missing or write_spaces(header.tokens[number]) != write_spaces(token):
             return token
     return None

@@ -51,16 +51,18 @@ class Checkpoint:
         self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
         if getattr(outline.config, "quantization_config", None) or config.file:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
-        self.files, self.places = find_weight_files(config), dict[str, tuple[Path, str]]()
+        self.files = find_weight_files(config)
+        # By a tensor's name without the base model's prefix: its file, and its name in the file.
+        self.places = dict[str, tuple[Path, str]]()
         with explain_hub_errors(self.named):
             for file in self.files:
                 with safe_open(file, "pt") as opened:
                     names = opened.keys()
                 self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
-        # transformers also ignores the last one.
+        # Patterns of tensors that transformers ignores: the architecture's own, and one for all.
         self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
         self._weights = {name.removeprefix(self._prefix) for name in outline.state_dict()}
-        self.ties: dict[str, str] = {}
+        self.ties: dict[str, str] = {}  # two names of one tensor, in both directions
         for pair in outline.all_tied_weights_keys.items():
             name, source = (full_name.removeprefix(self._prefix) for full_name in pair)
             self.ties |= {name: source, source: name}
@@ -117,9 +119,10 @@ class Interpolation:
             with safe_open(file, "pt") as opened:
                 names = opened.offset_keys()  # in the order of their bytes
             with file.open("rb") as source, (out / file.name).open("wb") as target:
-                size = 8 + int.from_bytes(source.read(8), "little")
+                # The first 8 bytes say how long the header is: names, shapes, dtypes, places.
+                n_header_bytes = 8 + int.from_bytes(source.read(8), "little")
                 source.seek(0)
-                target.write(source.read(size))  # the header: names, shapes, dtypes, places
+                target.write(source.read(n_header_bytes))
                 for name in names:
                     tensor = self.compute(name, scale).reshape(-1)
                     target.write(tensor.view(torch.uint8).numpy().data)
@@ -169,6 +172,7 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
     for name in sorted(base.places.keys() | tuned.places.keys()):
         if base.ignores(name) and not (name in base and name in tuned):
             continue
+        # Whether the tuned model ties this tensor to another one, and the base does not.
         is_untied = name not in tuned.places and name not in base.ties
         if name not in base or name not in tuned or is_untied:
             owner = "the base" if name in base else "the tuned model"
@@ -182,10 +186,10 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
                 f"{problem} {name} is {kinds[0]} in the base and {kinds[1]} in the tuned model, "
                 f"and only floats of one shape have a scale; {advice}"
             )
-    settings = external.base.outline.config.get_text_config().to_dict()
+    base_settings = external.base.outline.config.get_text_config().to_dict()
     tuned_settings = external.outline.config.get_text_config().to_dict()
-    for key in sorted(settings.keys() & tuned_settings.keys()):
-        value, tuned_value = settings[key], tuned_settings[key]
+    for key in sorted(base_settings.keys() & tuned_settings.keys()):
+        value, tuned_value = base_settings[key], tuned_settings[key]
         if value != tuned_value and not _HARMLESS.fullmatch(key):
             raise ModelError(f"{problem} {key} is {value} there and {tuned_value} here; {advice}")
     return Interpolation(external, base, tuned)

@@ -16,9 +16,10 @@ def estimate_weight_bytes(
 ) -> int:
     """Estimate what weights take: parameters times bits (the paper's eq. 1.1), and scales.
 
+    bitsandbytes quantizes all linear layers but the head.
+
     Args:
-        outline: The model, with or without its weights in memory. bitsandbytes quantizes its linear
-            layers but the head.
+        outline: The model, with or without its weights in memory.
         quantization: How the weights are stored.
         dtype: The dtype of what is not quantized.
 
@@ -34,8 +35,9 @@ def estimate_weight_bytes(
                 n_rows += layer.weight.shape[0]
     total = sum(parameter.numel() for parameter in outline.parameters())
     held = (total - n_quantized) * dtype.itemsize
-    if quantization.load_in_8bit:
+    if quantization.load_in_8bit:  # a byte for each weight, and a float32 scale for each row
         return int(held + n_quantized + 4 * n_rows)
+    # A block has a float32 scale; if scales are quantized, a byte, and a share of their own scale.
     scale_bytes = 1 + 4 / _SCALES_BLOCK if quantization.bnb_4bit_use_double_quant else 4
     return int(held + n_quantized / 2 + scale_bytes * n_quantized / _BLOCK)
 
@@ -51,7 +53,8 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     Returns:
         Bytes: within 15 % of what a process takes on a CPU (`python -m bench.memory`).
     """
-    config, size = model.config.get_text_config(), dtype.itemsize
+    config = model.config.get_text_config()
+    size = dtype.itemsize
     width, n_layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
     # Norms and LoRA compute in float32: each adapted layer keeps its input in float32. DoRA scales
@@ -63,6 +66,7 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     adapted += (4 + size) * results
     if all(parameter.requires_grad for parameter in model.parameters()):
         adapted += size * (inner + 2 * width) * n_layers  # the inputs of what is trained itself
+    # Bytes of one layer per token: two norms' float32 inputs, then what its products keep.
     layer = 8 * width + size * (3 * inner + 4 * width) + adapted // n_layers
     # Checkpointing keeps the input of each layer, and one layer that is computed again. The
     # backward pass holds the gradients of a layer besides.

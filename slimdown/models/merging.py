@@ -48,13 +48,14 @@ def merge_adapter(
             model.float()
             adapted = load_adapter(base, adapter_dir)
             tokens = _choose_tokens(adapted, adapter_dir)
-            expected = _compute_logits(adapted, tokens)
+            expected = _compute_logits(adapted, tokens)  # in float32, before merging
             _part_embeddings(model)
             merged = adapted.merge_and_unload(safe_merge=True)
             if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
                 merged.config.tie_word_embeddings = False
                 merged.config.get_text_config().tie_word_embeddings = False
             _compare_logits(base, expected, _compute_logits(merged, tokens))
+            # Rounded to the dtype that is written, so that the written model must give the same.
             for tensor in merged.parameters():
                 tensor.data = tensor.data.to(getattr(torch, dtype)).float()
             expected = _compute_logits(merged, tokens)

@@ -109,8 +109,8 @@ class Server:
             yield
         except Exception as error:
             reason = self._explain(error)
-            text = f"tuned={self.address}: {reason}. {advice}".removesuffix(". ")
-            # aiohttp's errors are no OSError, by which a run knows that a repetition may succeed.
+            text = f"tuned={self.address}: {reason}. {advice}".removesuffix(". ")  # no advice
+            # A run that fails by an OSError may succeed when repeated. aiohttp's errors are none.
             cause = error if isinstance(error, OSError) else ConnectionError(describe_error(error))
             raise ModelError(redact(text)) from cause
 
@@ -121,11 +121,11 @@ class Server:
         response = getattr(error, "response", None)
         status = getattr(error, "status", None) or getattr(response, "status_code", None)
         if status in (401, 403):
-            sent = "refuses the key of OPENAI_API_KEY"
+            problem = "refuses the key of OPENAI_API_KEY"
             if "Authorization" not in self.headers:
-                sent = "needs a key; slimdown reads OPENAI_API_KEY, and sends it over https or to "
-                sent += "this machine only"
-            return f"the server {sent} (HTTP {status})"
+                problem = "needs a key; slimdown reads OPENAI_API_KEY, and sends it over https or "
+                problem += "to this machine only"
+            return f"the server {problem} (HTTP {status})"
         if status:
             detail = f": {' '.join(response.text.split())[:200]}" if response is not None else ""
             return f"the server answers with HTTP {status}{detail}"

@@ -75,9 +75,9 @@ def read_serving(
     Args:
         config: Which model, for its GGUF file and for messages.
         folder: Where its files are.
-        before: The stage that it is compared with. If the folder lists no stop tokens, as that of
-            an adapter, those of `before` are added to the tokenizer's EOS. To those of a GGUF file,
-            only the ones that llama.cpp recognizes by their text are added.
+        before: The stage that it is compared with. If a folder lists no stop tokens, as that of an
+            adapter, the stop tokens of `before` are added to the tokenizer's EOS. If the model is
+            a GGUF file, only those are added that llama.cpp recognizes by their text.
 
     Returns:
         None if the folder has no tokenizer: then the base's files decide.
@@ -94,18 +94,17 @@ def read_serving(
         return None
     with explain_hub_errors(config.named), quiet_libraries():
         tokenizer = load_tokenizer(folder)
-        stops = [tokenizer.eos_token]
+        bos, eos = tokenizer.bos_token, tokenizer.eos_token
+        stops = [eos]
         stop_ids = _read_stop_ids(folder)
-        if stop_ids is None:
+        if stop_ids is None:  # the folder holds no model
             stops += before.stops if before else ()
         stops += tokenizer.convert_ids_to_tokens(stop_ids or [])
-        template, bos = tokenizer.chat_template, tokenizer.bos_token
+        template = tokenizer.chat_template
         if isinstance(template, dict):  # several, by name
             template = template.get("default")
-        eos = tokenizer.eos_token
-        tokenizer_puts_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [
-            tokenizer.bos_token_id
-        ]
+        first_ids = tokenizer("a")["input_ids"][:1] if bos is not None else []  # of any text
+        tokenizer_puts_bos = bos is not None and first_ids == [tokenizer.bos_token_id]
         generation = _read_generation(folder, before)
     template_writes_bos = _begins_with_bos(template, bos, eos)
     return Serving(
@@ -174,8 +173,8 @@ def build_served_tokenizer(place: Path, serving: Serving, asked_by: Any) -> Any:
     Args:
         place: The folder or the file.
         serving: What `read_serving` read from it.
-        asked_by: The tokenizer that it shares with its base. Its chat template is taken where the
-            model has none.
+        asked_by: The tokenizer with which tuned model and base are asked the same prompts. It
+            gives what the model's own files lack: chat template, BOS or EOS.
     """
     from tokenizers.processors import TemplateProcessing
 

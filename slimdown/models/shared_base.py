@@ -37,12 +37,14 @@ class SharedBase:
         from slimdown.models.base_model import describe_base_model, load_base_model
         from slimdown.models.device_memory import release_weights
 
-        kept, self._kept, self._in_use = self._kept, None, None
+        kept = self._kept
+        self._kept = self._in_use = None  # if loading fails, nothing is kept
         settings = repr((config.model, config.quantization))
         if kept is not None:
             described = describe_base_model(config.model, config.quantization, tokenizer, outline)
             is_same = settings == self._settings and described.files == kept.files
-            if config.tuned and is_same and described.revision == kept.revision:
+            is_same = is_same and described.revision == kept.revision
+            if config.tuned and is_same:
                 self._in_use = replace(
                     described,
                     model=kept.model,

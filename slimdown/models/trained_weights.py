@@ -13,6 +13,7 @@ def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
     model.requires_grad_(method.name == "full")
     if method.name == "last_layer":
         n_layers = model.config.get_text_config().num_hidden_layers
+        # The first list of as many modules as the config has layers holds the blocks.
         name, blocks = next(
             (name, module)
             for name, module in model.named_modules()

@@ -53,6 +53,7 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
     """
     weights = estimate_weight_bytes(outline, config.quantization, dtype)
     base = LoadedModel(deepcopy(outline), None, config.model.id, str(dtype))
+    # Methods that read weights raise here, because the outline has none.
     with suppress(NotImplementedError, RuntimeError, OSError, ValueError):
         adapted = attach_adapter(base, config.method, config.lora, config.seed)
         n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)

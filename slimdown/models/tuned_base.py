@@ -62,6 +62,7 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
     if tuned.gguf:
         return None
     if folder is None:
+        # One repository has one problem at most.
         for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
             raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
         with explain_hub_errors(tuned.named):
@@ -72,8 +73,9 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
             try:
                 folder = Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
             except EntryNotFoundError as error:
-                is_held = try_to_load_from_cache(tuned.id, "config.json", revision=commit)
-                if isinstance(error, LocalEntryNotFoundError) and not is_held:
+                # Offline, a missing file tells nothing, unless the cache holds a whole model.
+                is_whole = try_to_load_from_cache(tuned.id, "config.json", revision=commit)
+                if isinstance(error, LocalEntryNotFoundError) and not is_whole:
                     raise
                 return None
     return read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None

@@ -21,7 +21,7 @@ def find_weight_files(config: ModelConfig) -> list[Path]:
     find: Any = partial(cached_file, source, revision=config.revision)
     with explain_hub_errors(config.named):
         files = [find("model.safetensors", _raise_exceptions_for_missing_entries=False)]
-        if files == [None]:
+        if files == [None]:  # the weights are in several files, which an index lists
             index = find("model.safetensors.index.json")
             files, _ = get_checkpoint_shard_files(source, index, revision=config.revision)
     for file in map(Path, files):
@@ -46,7 +46,8 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
     """
     from transformers.modeling_utils import load_state_dict
 
-    files, headers = find_weight_files(config), dict[str, Any]()
+    files = find_weight_files(config)
+    headers: dict[str, Any] = {}  # tensors on the meta device, by name
     with explain_hub_errors(config.named):
         for file in files:
             headers |= load_state_dict(str(file), map_location="meta")

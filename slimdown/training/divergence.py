@@ -17,23 +17,26 @@ def measure_divergence(
 ) -> torch.Tensor:
     """Compute how far a model is from its base, in nats, for each token.
 
-    It is the Kullback-Leibler divergence of the tuned from the base's distribution. `target` leaves
-    the right tokens out (after arXiv 2605.29498), so that their own likelihood is free to grow.
+    It is the Kullback-Leibler divergence of the tuned model's distribution from the base's.
 
     Args:
         base_logits: The logits of the base, [tokens, vocabulary].
-        logits: The same of the tuned model.
-        target: [tokens], the right token of each; None leaves nothing out.
+        logits: The logits of the tuned model, [tokens, vocabulary].
+        target: The right token at each place, [tokens]. It is left out of both distributions, so
+            that its own likelihood is free to grow (after arXiv 2605.29498). None: no token is
+            left out.
 
     Returns:
-        [tokens]
+        The divergence at each place, [tokens].
     """
     if len(logits) > _TOKENS:
-        # The softmaxes of each part are not kept: they are computed again for its gradient.
+        # This function computes a few tokens at a time. `checkpoint` keeps no softmax of a part: it
+        # computes the part again for its gradient.
         compute = partial(
             checkpoint, measure_divergence, use_reentrant=False, preserve_rng_state=False
         )
         targets = repeat(None) if target is None else target.split(_TOKENS)
+        # Not strict, because `repeat` has no end.
         parts = zip(base_logits.split(_TOKENS), logits.split(_TOKENS), targets, strict=False)
         return torch.cat([compute(base, tuned, right) for base, tuned, right in parts])
     base_logits, logits = base_logits.float(), logits.float()

@@ -55,15 +55,17 @@ def prepare_training(
         config: The checked settings.
 
     Returns:
-        What `fine_tune` needs.
+        The rows for `fine_tune`, those that a mitigation adds among them. They say whether the
+        training needs no padding.
 
     Raises:
         ModelError: This model cannot be trained with these settings.
         DataError: No row is left to train on.
     """
-    on_cpu = base.device == "cpu"
-    plain = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
-    rows: TokenizedRows = config.keep.prepare_rows(base, plain, config)
+    tokenized = tokenize_rows(
+        train_data, base.tokenizer, config.train, use_cpu=base.device == "cpu", seed=config.seed
+    )
+    rows: TokenizedRows = config.keep.prepare_rows(base, tokenized, config)
     is_padding_free = _try_training(base, rows, config)
     if config.train.args.get("packing"):
         if not is_padding_free:
@@ -82,16 +84,16 @@ def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> 
     """Try the training on a few rows, and return whether it can go without padding.
 
     Raises:
-        ModelError: It fails.
+        ModelError: The training fails even with padding.
     """
-    trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
+    trained_before = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(_make_twin(base), config.method, config.lora, config.seed)
             trial = _Trial(replace(base, model=model), rows, config, Path(folder))
             return trial.keeps_rows_apart()
     except SlimdownError:
-        raise
+        raise  # it already says how to go on
     except Exception as error:  # models, adapters and optimizers are other people's code
         has_options = config.train.args or config.lora.args
         advice = "change train.args and lora.args, or " if has_options else ""
@@ -100,8 +102,9 @@ def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> 
             f"{advice}choose another method, quantization=none, or another model"
         ) from error
     finally:  # the twin has the base's own parameters, and its adapter has frozen them
-        for parameter, was_trained in trained:
-            parameter.requires_grad_(was_trained).grad = None
+        for parameter, was_trained in trained_before:
+            parameter.requires_grad_(was_trained)
+            parameter.grad = None
 
 
 def _make_twin(base: LoadedModel) -> LoadedModel:
@@ -125,14 +128,17 @@ class _Trial:
     def keeps_rows_apart(self) -> bool:
         """Take a step with padded rows, and return whether it is the same without padding.
 
-        Without padding, rows lie end to end. If the model does not mix them, the loss of two rows
-        is the same in either order, and that of one row is the same with padding: these pairs have
-        the same shape, so that half precision rounds them alike. Two rows with and without padding
-        differ in shape, so that their losses may differ more.
+        Without padding, rows lie end to end. A model that does not mix them passes three checks:
+
+        - Two rows have the same loss in either order.
+        - A single row has the same loss with padding and without.
+        - Two rows have nearly the same loss with padding and without. These batches differ in
+          shape, so half precision rounds them differently.
         """
         numbers = range(min(32, len(self.rows.train)))
         by_length = sorted(numbers, key=lambda number: len(self.rows.train[number]["labels"]))
-        pair = by_length[(len(by_length) - 1) // 2 :][:2]  # of middle length
+        middle = (len(by_length) - 1) // 2
+        pair = by_length[middle : middle + 2]  # one row if there is only one
         padded_loss = self.take_step(pair, is_padding_free=False)
         # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
         if self.config.train.args.get("neftune_noise_alpha"):
@@ -147,20 +153,26 @@ class _Trial:
             shape_rounding = _ROUNDING_OF_SHAPES[self.model.dtype]
         except Exception:  # it cannot train without padding
             return False
-        size = max(abs(padded_loss), 1e-2)
+        size = max(abs(padded_loss), 1e-2)  # a loss near 0 would allow no rounding at all
         is_order_free = abs(loss - swapped_loss) <= _ROUNDING * size
         is_row_equal = abs(row_loss - padded_row_loss) <= _ROUNDING * size
         is_pair_equal = abs(loss - padded_loss) <= shape_rounding * size
         return is_order_free and is_row_equal and is_pair_equal
 
     def take_step(self, numbers: list[int], is_padding_free: bool) -> float:
-        """Compute the loss of some rows and its gradients, as the training will."""
-        model, rows = self.model.model, self.rows
-        rows = replace(rows, train=rows.train.select(numbers), validation=None)
-        rows = replace(rows, is_padding_free=is_padding_free)
+        """Compute the loss of some training rows and its gradients, as the training will.
+
+        Raises:
+            ValueError: No gradient arrives at what is trained.
+        """
+        model = self.model.model
+        chosen = self.rows.train.select(numbers)
+        rows = replace(self.rows, train=chosen, validation=None, is_padding_free=is_padding_free)
         trainer = build_trainer(model, self.model.tokenizer, rows, self.config, self.folder)
-        trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
-        trainer.get_train_dataloader()  # fails where its options do not fit together
+        # The next two calls are made because they raise: the first if the optimizer's package is
+        # missing (any number of steps does), the second if options do not fit together.
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)
+        trainer.get_train_dataloader()
         batch = trainer._prepare_inputs(trainer.data_collator(list(rows.train)))
         model.eval()  # without dropout
         with attention_within_rows(model, is_padding_free):
@@ -207,14 +219,13 @@ def fine_tune(
     folder = broadcast_from_main(checkpoint_dir)
     config, split = apply_forwards(config, broadcast_from_main(forwards))
     facts, train = config.method.facts, config.train
+    # Weights that are trained themselves become float32; they are saved in these dtypes.
     dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
-    if facts.start:
-        facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
-    # No checkpoint holds the weights that a watcher kept: if killed, its training begins anew.
-    resumes = not ENGINES[train.engine].module and facts.resumes and not watcher
-    interval = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
+    _start_from_text(model, rows, config)
+    resumes = _can_resume(config, watcher)
+    checkpoint_seconds = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, checkpoint_seconds)
     attention = attention_within_rows(model, rows.is_padding_free)
     with quiet_libraries(), _keep_generation(base.model), attention:
         trainer = build_trainer(model, base.tokenizer, rows, config, folder)
@@ -222,8 +233,9 @@ def fine_tune(
             on_progress(0, 0, "validating")
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
-            for added in filter(None, (callback, watcher)):
-                trainer.add_callback(added)
+            trainer.add_callback(callback)
+            if watcher:
+                trainer.add_callback(watcher)
             training = _Training(trainer, model, callback, watcher, folder, resumes)
             seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
@@ -231,7 +243,8 @@ def fine_tune(
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output_dir = folder / ("model" if facts.trains_weights else "adapter")
     tuned = _save_tuned(replace(base, model=model.eval()), output_dir, dtypes)
-    history, n_tokens = callback.history, callback.history[-1].values.get("num_tokens", 0.0)
+    history = callback.history
+    n_tokens = history[-1].values.get("num_tokens", 0.0)  # counted from the first step on
     result = TrainingResult(
         output_dir=output_dir,
         steps=len(history) if callback.kept_step is None else callback.kept_step,
@@ -260,6 +273,21 @@ def _attach(base: LoadedModel, config: RunConfig) -> Any:
     if config.method.facts.trains_weights:
         model.float()  # half precision would round Adam's small steps away
     return model
+
+
+def _start_from_text(model: Any, rows: TokenizedRows, config: RunConfig) -> None:
+    """Set an adapter's first values by the text of the rows, if its method starts from that."""
+    facts = config.method.facts
+    if facts.start:
+        start_adapter = facts.find_function(facts.start)
+        start_adapter(model, (row["input_ids"] for row in rows.train))
+
+
+def _can_resume(config: RunConfig, watcher: Any) -> bool:
+    """Return whether a training can write checkpoints and go on from them."""
+    if watcher:  # no checkpoint would hold the earlier weights that it keeps
+        return False
+    return not ENGINES[config.train.engine].module and config.method.facts.resumes
 
 
 @contextmanager
@@ -307,7 +335,8 @@ class _Training:
             KeyboardInterrupt: A signal came. The next process goes on: from a checkpoint, or if the
             signal came in the last step, from the trained weights.
         """
-        file, callback = self.folder / "trained.pt", self.callback
+        callback = self.callback
+        file = self.folder / "trained.pt"  # written below, once all steps are taken
         is_trained = broadcast_from_main(file.is_file())
         engine = ENGINES[config.train.engine]
         transformers.set_seed(config.seed)
@@ -346,10 +375,10 @@ class _Training:
 
 
 def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps: int) -> float:
-    """Return the seconds that a few steps of training take; the base is not usable any more.
+    """Train a few steps, and return how many seconds they take.
 
     Args:
-        base: The model.
+        base: The model; it is not usable any more.
         rows: What `prepare_training` returned.
         config: The checked settings.
         n_steps: How many steps are trained.

@@ -38,7 +38,14 @@ class GeneralRows(Mitigation):
         return bool(self.weight)
 
     def choose_compared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose the marked rows."""
+        """Return a batch of the marked rows alone, which get the KL penalty.
+
+        Args:
+            inputs: A batch, with padding or laid end to end.
+
+        Returns:
+            The marked rows in the form of the batch; empty if there is no penalty or no such row.
+        """
         import torch
         from torch.nn import functional
 
@@ -47,7 +54,8 @@ class GeneralRows(Mitigation):
             return {}
         if "position_ids" not in inputs:  # padded: a row of the batch is a row of the data
             return {name: values[is_marked.any(1)] for name, values in inputs.items()}
-        # Rows lie end to end in one row of the batch, and each begins at position 0.
+        # Rows lie end to end in one row of the batch, and each begins at position 0. All tokens of
+        # a row with a marked label are chosen, also those that carry no label.
         row_number = (inputs["position_ids"] == 0).cumsum(1)
         is_chosen = torch.isin(row_number, row_number[is_marked])[0]
         names = ("input_ids", "labels", "position_ids")
@@ -55,7 +63,7 @@ class GeneralRows(Mitigation):
         starts = (chosen["position_ids"][0] == 0).nonzero().flatten()
         bounds = functional.pad(starts, (0, 1), value=int(is_chosen.sum())).int()
         longest = int(bounds.diff().max())
-        # What flash attention reads, where TRL's collator gives it.
+        # Flash attention reads where rows begin and end. TRL's collator gives this only for it.
         lengths: dict[str, Any] = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         lengths |= {"max_length_q": longest, "max_length_k": longest}
         return chosen | {name: lengths[name] for name in lengths.keys() & inputs.keys()}

@@ -76,11 +76,12 @@ def _attend_within_rows(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention with the signature and shapes that transformers asks for.
+    """Compute attention within each row of a batch in which rows lie end to end.
 
-    The states are [1, heads, tokens, dim], and the result is [1, tokens, heads, dim]. A row begins
-    where a position is 0. A mask for torch's SDPA would do the same, but SDPA also computes what a
-    mask hides, which is most.
+    transformers sets the signature and the shapes. `query`, `key` and `value` are
+    [1, heads, tokens, dim], and the result is [1, tokens, heads, dim]. A row begins where a
+    position is 0. A mask would do the same, but SDPA also computes what a mask hides, which is
+    most of it.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

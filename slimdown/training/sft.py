@@ -77,8 +77,11 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         Args:
             model: The model, possibly inside DDP's wrapper.
             inputs: The batch.
-            n_tokens: How many tokens a step trains, in the batches of all processes; None: those
-                of this batch count.
+            n_tokens: How many tokens a step trains, in the batches of all processes; None: only
+                the tokens of this batch are counted.
+
+        Returns:
+            The loss in nats per trained token.
         """
         compared = self.mitigation.choose_compared(inputs) if model.training else {}
         if compared:
@@ -100,23 +103,26 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
     def validate(self, compares: bool = False) -> tuple[float, float]:
         """Compute the loss on the held-out rows; several processes share the batches.
 
-        `evaluate` takes the mean over batches. Before `train` it also marks the model as prepared,
-        and accelerate then does not wrap it in DDP: each process would train a model of its own
+        The Trainer's own `evaluate` does not serve. It takes the mean over batches. Before `train`
+        it also marks the model as prepared, and accelerate then does not wrap it in DDP: each
+        process would train a model of its own
         (https://github.com/huggingface/accelerate/blob/v1.10.0/src/accelerate/accelerator.py).
 
         Args:
-            compares: Whether to compare with the base, which is available beside an adapter.
+            compares: Whether to compare with the base, by switching the adapter off.
 
         Returns:
-            The loss in nats per trained token, and the mean divergence of the model's distribution
-            from the base's on the first rows, which is said to foretell forgetting (Shenfeld et al.
-            2025, RL's Razor, arXiv 2509.04259); nan where they are not compared.
+            The loss in nats per trained token. And the mean divergence of the model's distribution
+            from the base's on the first rows; nan if they are not compared. This divergence is
+            said to foretell forgetting (Shenfeld et al. 2025, RL's Razor, arXiv 2509.04259).
         """
-        rows, size = list(cast(Any, self.eval_dataset)), self.args.per_device_eval_batch_size
+        rows = list(cast(Any, self.eval_dataset))
+        size = self.args.per_device_eval_batch_size
         model = cast(Any, self.model).eval()
         loss_sums = torch.zeros(2, device=self.args.device)  # nats, tokens
-        divergence_sums = torch.zeros(2, device=self.args.device)
-        for start in range(0, len(rows), size)[self.args.process_index :: self.args.world_size]:
+        divergence_sums = torch.zeros(2, device=self.args.device)  # likewise
+        starts = range(0, len(rows), size)
+        for start in starts[self.args.process_index :: self.args.world_size]:
             inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
             with torch.no_grad():
                 tuned = self._predict(model, inputs)
@@ -127,11 +133,12 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                     with disabled_adapters(model):
                         base = self._predict(model, inputs)
                     base_logits, logits = base.logits[is_trained], tuned.logits[is_trained]
-                    nats = measure_divergence(base_logits, logits).sum()
-                    divergence_sums += torch.stack([nats, is_trained.sum()])
+                    divergence = measure_divergence(base_logits, logits).sum()
+                    divergence_sums += torch.stack([divergence, is_trained.sum()])
         sums = self.accelerator.reduce(torch.cat([loss_sums, divergence_sums])).tolist()
-        nats, n_tokens, divergence, n_compared = sums
-        return nats / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
+        total_nats, n_tokens, total_divergence, n_compared = sums
+        mean_divergence = total_divergence / n_compared if n_compared else math.nan
+        return total_nats / max(1, n_tokens), mean_divergence
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any) -> Any:
         """Return the batches of a step, in which repeated rows carry no loss."""
@@ -171,7 +178,7 @@ def _build_arguments(
 ) -> SFTConfig:
     """Build TRL's arguments from the settings, and from what slimdown sets itself."""
     settings = asdict(config.train)
-    settings |= settings.pop("args")
+    settings |= settings.pop("args")  # further options of TRL's, which win over the settings
     settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
     settings["gradient_checkpointing"] = bool(settings["gradient_checkpointing"])
     if any(name.startswith("torch_compile") for name in settings):
@@ -204,7 +211,10 @@ def _build_arguments(
 def build_trainer(
     model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig, folder: Path
 ) -> Any:
-    """Build a trainer on tokenized rows; an adapter's trained weights become float32.
+    """Build a trainer on tokenized rows.
+
+    The trained weights of an adapter become float32. On a model that computes in float16, their
+    gradients are enlarged on the way back and divided again, see `_GRADIENT_SCALE`.
 
     Args:
         model: A model with weights to train.
@@ -213,8 +223,10 @@ def build_trainer(
         config: The checked settings.
         folder: Where checkpoints go.
     """
-    use_cpu, is_padding_free = model.device.type == "cpu", rows.is_padding_free
-    arguments = _build_arguments(config, folder, is_padding_free=is_padding_free, use_cpu=use_cpu)
+    use_cpu = model.device.type == "cpu"
+    arguments = _build_arguments(
+        config, folder, is_padding_free=rows.is_padding_free, use_cpu=use_cpu
+    )
     has_own_adapter = get_own_adapter(model) is not None
     if has_own_adapter:
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
@@ -226,8 +238,9 @@ def build_trainer(
     trainer.mitigation = config.keep
     trainer.remove_callback(transformers.PrinterCallback)
     if has_own_adapter or hasattr(model, "peft_config"):
-        layers = [getattr(module, "compute_dtype", None) for module in model.modules()]
-        is_half = torch.float16 in (model.dtype, *layers)
+        # Quantized layers have a dtype of their own in which they compute.
+        layer_dtypes = [getattr(module, "compute_dtype", None) for module in model.modules()]
+        is_half = torch.float16 in (model.dtype, *layer_dtypes)
         # Unsloth's trainer has a scaler of its own.
         trainer.enlarges_gradients = is_half and trainer.accelerator.scaler is None
         for parameter in [p for p in model.parameters() if p.requires_grad]:
@@ -305,9 +318,10 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Inside, Ctrl-C and SIGTERM end a training with checkpoints once the next one is written.
+        """Inside, after Ctrl-C or SIGTERM a training writes a checkpoint and ends.
 
-        A second signal ends it at once. A launcher's handlers and ignored signals stay as they are.
+        A second signal ends it at once. A training without checkpoints ends at the first. Handlers
+        of a launcher, and signals that are ignored, stay as they are.
         """
 
         def stop(*_: Any) -> None:
@@ -318,24 +332,26 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
                 "Stopping after this step, which is kept. Press Ctrl-C again to stop at once."
             )
 
-        may_handle = threading.current_thread() is threading.main_thread()  # Python's demand
-        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Python lets only the main thread set handlers.
+        may_handle = threading.current_thread() is threading.main_thread()
+        signals = [signal.SIGINT, signal.SIGTERM]
         if not may_handle or self.checkpoint_seconds == math.inf:
-            numbers = []
-        ours = [n for n in numbers if signal.getsignal(n) is signal.default_int_handler]
+            signals = []
+        # The command line gives SIGTERM the handler of Ctrl-C. Others are somebody else's.
+        handled = [n for n in signals if signal.getsignal(n) is signal.default_int_handler]
         try:
-            for number in ours:
+            for number in handled:
                 signal.signal(number, stop)
             yield
         finally:
-            for number in ours:
+            for number in handled:
                 signal.signal(number, signal.default_int_handler)
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
-        """Pass on one step.
+        """Pass on what the trainer logged after a step.
 
         Raises:
-            ModelError: Its loss or gradient is not finite.
+            ModelError: The loss or the gradient is not finite.
         """
         if "loss" not in logs:  # a validation, or the closing summary
             return
@@ -344,6 +360,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         log = StepLog(step, values)
         self.history.append(log)
         self.on_step(log)
+        # In float16, some engines skip a step whose gradient overflows, and go on.
         skips_steps = ENGINES[self.config.engine].skips_steps and self.dtype == "float16"
         for name, value in values.items():
             is_skipped_step = skips_steps and name == "grad_norm"

@@ -67,21 +67,25 @@ def choose_forwards(
         outline: The base without its weights.
         dtype: Of what is not quantized.
         rows: The longest of them decide.
-        card_bytes: The whole memory of the card; None: there is none, and nothing is split.
+        card_bytes: The whole memory of the card; None: there is no card, and nothing is split.
 
     Returns:
-        The first that fits of: the whole step; fewer rows at once; the same with activations
-        computed again, which takes a third more time. If nothing fits, the smallest.
+        The first of these that fits: all rows of the step at once; fewer rows at once; all or
+        fewer rows with activations computed again, which takes a third more time. If nothing fits,
+        one row at once. If the memory cannot be estimated, nothing is split.
     """
     train, candidates = config.train, _list_candidates(config)
     if card_bytes is None or len(candidates) == 1:
         return candidates[0]
     lengths = sorted(map(len, rows.train["input_ids"]), reverse=True)
     for forwards in candidates:
+        # The estimate multiplies rows by a length: here that of the longest rows, on average.
         longest = lengths[: forwards.rows]
-        mean = train.max_length if train.args.get("packing") else ceil(sum(longest) / len(longest))
-        shaped = replace(config, train=replace(forwards.apply(train), max_length=mean))
-        needed = estimate_training(shaped, outline, dtype)
+        row_length = ceil(sum(longest) / len(longest))
+        if train.args.get("packing"):
+            row_length = train.max_length
+        split_train = replace(forwards.apply(train), max_length=row_length)
+        needed = estimate_training(replace(config, train=split_train), outline, dtype)
         if needed is None or needed.n_bytes <= _USABLE * card_bytes:
             return forwards
     return candidates[-1]
@@ -97,8 +101,9 @@ def _list_candidates(config: RunConfig) -> list[Forwards]:
         n_steps = train.gradient_accumulation_steps
         return [Forwards(rows, n_steps * size // rows, checkpoints) for rows in sizes]
 
-    is_free = train.gradient_checkpointing is None and config.method.facts.takes_checkpointing
-    if not is_free:
+    # If the user has decided, or if the method does not allow it, nothing is to be chosen.
+    may_choose = train.gradient_checkpointing is None and config.method.facts.takes_checkpointing
+    if not may_choose:
         return split(bool(train.gradient_checkpointing))
     # Computing activations again takes a third more time. Forwards of one row take more, too.
     return [forwards for forwards in split(False) if forwards.rows > 1] + split(True)

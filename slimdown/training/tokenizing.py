@@ -54,18 +54,19 @@ def tokenize_rows(
         seed: The seed of the mixture's order.
 
     Returns:
-        The rows that have a label left.
+        The rows that have a token to train on, with lines for the user on rows that were cut or
+        left out, and on conversations that are trained on as a whole.
 
     Raises:
-        DataError: TRL cannot tell what to train on, or nothing is left.
+        DataError: TRL cannot tell what to train on, or no row is left.
     """
-    trains: list[Dataset] = []  # of each dataset
-    validations: list[Dataset] = []
-    unmasked: list[str] = []
-    n_added = 0
+    trains: list[Dataset] = []  # the training rows of each dataset
+    validations: list[Dataset] = []  # the held-out rows of each dataset
+    unmasked: list[str] = []  # datasets whose conversations are trained on as a whole
+    n_added = 0  # rows of a mitigation
     with quiet_libraries():
         for part in train_data.parts:
-            first_row = _get_rows(part)[0]
+            first_row = _get_rows(part)[0]  # TRL decides by it, too
             losses = _choose_loss(first_row, tokenizer, config)
             is_masked = losses["assistant_only_loss"] or "completion" in first_row
             if get_messages(first_row) and not is_masked:
@@ -84,6 +85,7 @@ def tokenize_rows(
             "train on; set a larger one"
         )
     n_rows = sum(len(part.train) for part in train_data.parts)
+    # TRL has cut the rows already: a row that was exactly as long cannot be told from a cut one.
     n_truncated = sum(len(tokens) >= config.max_length for tokens in train["input_ids"])
     n_untrained = n_rows - sum(map(len, trains))
     notes = []
@@ -118,9 +120,9 @@ def _tokenize_part(
     Raises:
         DataError: TRL cannot tokenize them.
     """
-    small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
-    small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
     rows = _get_rows(part)  # TRL takes no empty dataset
     held_out = part.validation if len(part.validation) else None  # a mitigation's rows have none
     data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": held_out}

@@ -60,7 +60,9 @@ class WrittenRows(GeneralRows):
     def continue_texts(
         self, base: Any, texts: Sequence[Sequence[int]], ends: set[int]
     ) -> list[list[int]]:
-        """Let a base continue texts of tokens by its own distribution, whatever its publisher set.
+        """Let a base continue texts of tokens, by draws from its own distribution.
+
+        Settings of generation that its publisher set have no effect.
 
         Args:
             base: The `LoadedModel`.
@@ -72,7 +74,8 @@ class WrittenRows(GeneralRows):
         """
         import torch
 
-        model, start = base.model, find_start(base.tokenizer)
+        model = base.model
+        start = find_start(base.tokenizer)  # also fills the shorter texts up, on their left
         width = max(map(len, texts))
         padded = [[start] * (width - len(ids)) + list(ids) for ids in texts]
         mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in texts]
@@ -108,7 +111,11 @@ class WrittenRows(GeneralRows):
         )
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
-        """Mix in rows that the base writes now, or wrote for an earlier run."""
+        """Add rows that the base writes now, or wrote for an earlier run.
+
+        Returns:
+            The `TokenizedRows` with these rows at their end, and a line for the user.
+        """
         from datasets import Dataset, concatenate_datasets
 
         from slimdown.utils.distributed import broadcast_from_main, process_rank
@@ -117,29 +124,33 @@ class WrittenRows(GeneralRows):
         is_main = process_rank() == 0
         written = self._find_or_write_rows(base, n_rows, config) if is_main else []
         written = broadcast_from_main(written)
-        shown = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
+        record = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
-        if self.weight:
+        if self.weight:  # marked rows get the KL penalty
             columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
         added = Dataset.from_dict(columns, rows.train.features)
         train = concatenate_datasets([rows.train, added])
         note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
         note += f" have a token to train on and are mixed in{self.describe_written(written)}"
-        return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
+        return replace(rows, train=train, notes=[*rows.notes, note], written=record)
 
     def _find_or_write_rows(
         self, base: Any, n_rows: int, config: "RunConfig"
     ) -> list[dict[str, Any]]:
-        """Return the base's rows: from the cache if it wrote them before with these settings."""
+        """Return the base's rows: from the cache if it wrote them before with these settings.
+
+        Raises:
+            DataError: The base writes no row that can be trained on.
+        """
         from slimdown.utils.files import cache_dir, write_atomically
         from slimdown.utils.hashing import hash_json
 
         longest = config.train.max_length
-        settings = [type(self).__name__, self.max_tokens, self.temperature, n_rows, longest]
-        settings.append(self.list_key(base, config))
+        key = [type(self).__name__, self.max_tokens, self.temperature, n_rows, longest]
+        key.append(self.list_key(base, config))
         if prompts := self.read_prompts():
-            settings.append(prompts)
-        file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
+            key.append(prompts)
+        file = cache_dir() / "replay" / f"{hash_json([base.identity, key])}.json"
         if base.identity and file.is_file():  # without an identity, no cache knows the base
             with suppress(ValueError):  # a damaged file is written anew
                 return list(json.loads(file.read_bytes()))
@@ -195,7 +206,7 @@ def read_prompts(path: str) -> list[str]:
         path: A file whose rows have a `prompt`.
 
     Raises:
-        DataError: Names the first row that has none.
+        DataError: The file cannot be read or is empty, or a row has no text in `prompt`.
     """
     prompts = []
     try:

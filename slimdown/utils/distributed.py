@@ -59,6 +59,8 @@ def local_rank() -> int:
 def broadcast_from_main(value: _T) -> _T:
     """Return the first process's `value` in every process; it waits until all have called.
 
+    The values that the other processes pass are ignored.
+
     Raises:
         ConnectionError: The processes do not find each other, or one of them has ended.
     """
@@ -81,21 +83,23 @@ def broadcast_from_main(value: _T) -> _T:
 
 
 def share_work(parts: Sequence[_T], work: Callable[[_T], _R]) -> list[_R]:
-    """Let each process do a part; the other processes are in `assist`.
+    """Let each process do a part of some work, and return the results; for the first process.
+
+    The other processes must be in `assist`, which takes their parts from here.
 
     Args:
         parts: At most one for each process; the first process does the first part.
         work: Does a part.
 
     Returns:
-        The result of each part.
+        The result of each part, in their order; none for no parts.
 
     Raises:
         Exception: The error of the first part that failed, in whatever process.
     """
     if not parts:
         return []
-    broadcast_from_main(parts)
+    broadcast_from_main(parts)  # to `assist` in the other processes
     results: list[Any] = _gather_on_main(_try(work, parts[0]))
     for result in results:
         if isinstance(result, Exception):
@@ -132,7 +136,10 @@ def _gather_on_main(value: object) -> list[Any]:
 
 @cache
 def _open_group() -> Any:
-    """Wait until all processes have started; return their torch group, with a long timeout."""
+    """Wait until all processes have started; return their torch group, with a long timeout.
+
+    Processes that do not start within `MEETING` are not waited for: torch then raises.
+    """
     from torch import cuda, distributed
 
     if not distributed.is_initialized():
@@ -141,7 +148,8 @@ def _open_group() -> Any:
         store.set(f"started/{rank}", "")
         store.wait([f"started/{i}" for i in range(n)], MEETING)
         backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
-        # From here on, a process may write a checkpoint or look, while the others wait in a step.
+        # The long timeout: while the others wait in a step, a process may write a checkpoint, or
+        # ask the questions of a look.
         group: Any = {"store": store, "rank": rank, "world_size": n, "timeout": _LONGEST_WAIT}
         distributed.init_process_group(backend, **group)
     return distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo")

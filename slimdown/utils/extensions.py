@@ -57,12 +57,13 @@ def add_extensions(
 
     Args:
         group: One of `GROUPS`.
-        own: What slimdown has.
-        is_right: Whether something can be in the group.
-        demand: What is right, for a message.
+        own: What slimdown itself has in the group, by name.
+        is_right: Says whether what an extension adds is of the kind that the group needs.
+        demand: The kind that the group needs, for a message.
 
     Raises:
-        ConfigError: An extension cannot be imported, or is not what its group wants.
+        ConfigError: An extension cannot be imported, has a name that is taken, or is not of the
+            kind that its group needs.
     """
     table = dict(own)
     for point in list_extensions(group):

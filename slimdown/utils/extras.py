@@ -36,13 +36,13 @@ def explain_missing_packages() -> Iterator[None]:
     """Inside, if the light install lacks a package, an error names the line that installs it.
 
     Raises:
-        ConfigError: The package is not installed.
+        ConfigError: A package of the extra `train` is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _TRAIN:
+        if package not in _TRAIN:  # installing the extra would not help
             raise
         text = f"this needs {package}, which is not installed; {name_install('train')}"
         raise ConfigError(text) from error

@@ -17,26 +17,28 @@ def cache_dir() -> Path:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file beside its place, then rename it: an older file stays until then.
+    """Write a draft beside a file, then rename it: the file is never half written.
 
     Args:
-        path: The file; its folder is made if it is missing. A link stays, and its target is
-            written. A pipe or a device takes the content as it comes.
+        path: The file; its folder is made if it is missing. If it is a link, the link stays, and
+            the file that it leads to is written. A pipe or a device is written directly.
         content: Text is encoded as UTF-8.
     """
     data = content.encode() if isinstance(content, str) else content
-    if os.path.exists(path) and not os.path.isfile(path):
+    is_pipe_or_device = os.path.exists(path) and not os.path.isfile(path)
+    if is_pipe_or_device:
         Path(path).write_bytes(data)
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A short name, as the file's own may have the greatest length. No pid: containers share them.
+    # The draft's name is short, as the file's own may be as long as names can be. It is random, as
+    # processes in two containers may have the same pid.
     draft = path.with_name(f".{secrets.token_hex(6)}.draft")
     try:
         draft.write_bytes(data)
         draft.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)  # there is one only if writing failed
 
 
 def read_limited(file: Path) -> str:

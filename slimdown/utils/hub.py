@@ -44,23 +44,24 @@ _BY_TEXT = {  # transformers has no class for these errors
 def explain_hub_errors(
     setting: str, error_class: type[SlimdownError] = ModelError
 ) -> Iterator[None]:
-    """Turn whatever fetching and reading raises into one line that says how to go on.
+    """Inside, turn whatever fetching and reading raises into one line that says how to go on.
 
     Args:
         setting: The setting that names the repository or folder, as `model.id=OWNER/NAME`.
-        error_class: ModelError or DataError.
+        error_class: The class of the error that is raised: ModelError or DataError.
 
     Raises:
-        SlimdownError: An error of that class.
+        SlimdownError: An error of `error_class`; or one that was raised inside, as it is.
     """
     try:
         yield
     except SlimdownError:
-        raise
+        raise  # it already says how to go on
     except Exception as error:
         named = setting.partition("=")[2]
         reason = _find_reason(error, Path(named).expanduser())
-        reason = reason.replace("{repo}", re.split("[ @]", named)[0])
+        repo = re.split("[ @]", named)[0]  # without the revision that may follow
+        reason = reason.replace("{repo}", repo)
         raise error_class(f"{setting} {reason}") from error
 
 
@@ -79,14 +80,15 @@ def _find_reason(error: Exception, folder: Path) -> str:
         folder: Where the model is, if it is a local one.
     """
     causes = list_causes(error)
-    classes = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    signs = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(map(str, causes))
-    codes = re.findall(r"error '(\d+)", text)  # of servers that send no error codes of the hub
-    failures = [code for code in codes if code.startswith("5")]
-    classes |= {*codes, "5xx"} if failures else {*codes}
+    # Other servers than the hub send only HTTP's status codes, which are signs as well.
+    statuses = re.findall(r"error '(\d+)", text)
+    failures = [status for status in statuses if status.startswith("5")]
+    signs |= {*statuses, "5xx"} if failures else {*statuses}
     for names, reason in _BY_CLASS.items():
-        if classes & {*names.split()}:
-            return reason.replace("{status}", "".join(failures[:1]))
+        if signs & {*names.split()}:
+            return reason.replace("{status}", failures[0] if failures else "")
     for words, reason in _BY_TEXT.items():
         if re.search(words, text):
             return reason
@@ -113,15 +115,18 @@ def find_damaged(folder: Path) -> str:
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
-    """Ask the hub for a repository and its commit; its errors say what is wrong.
+    """Check that the hub has a repository and its revision, and gives access to it.
 
-    An overloaded hub is asked for the file three times; a hub that is silent or cannot be found is
-    asked once.
+    Nothing is returned. An overloaded hub is asked for the file three times; a hub that is silent
+    or cannot be found is asked once.
+
+    Raises:
+        Exception: An error of huggingface_hub, see `explain_hub_errors`.
     """
     from huggingface_hub import constants, hf_hub_url, utils
 
     http: Any = utils  # mypy does not see the names that it exports
-    # Most models have this file; whether it is there does not matter.
+    # Only access is asked for. Most models have this file, and one without it is no error.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "headers": http.build_hf_headers()}
     options["timeout"] = constants.HF_HUB_ETAG_TIMEOUT
@@ -139,7 +144,8 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
     Yields:
         One line for each problem; if the hub does not answer, one line for all.
     """
-    silence, unreachable = "", []
+    silence = ""  # the end of the line on a hub that does not answer; then nothing more is asked
+    unreachable = []  # the settings that were not answered
     settings = {tuple(repository): setting for setting, *repository in repositories}
     for (repo, revision, kind), setting in settings.items():
         if _find_cached_commit(repo, revision, kind):
@@ -174,12 +180,12 @@ def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
 
 @cache
 def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
-    """Return the commit of a branch or tag, from the cache where the hub does not answer.
+    """Return the commit of a branch or tag, from the local cache if the hub gives none.
 
-    A process asks only once for each.
+    A process asks only once for each. A commit is returned as it is, without asking.
 
     Raises:
-        OSError: Neither of the two knows it.
+        OSError: Neither the hub nor the cache knows the branch or tag.
     """
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
@@ -188,6 +194,7 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     options: Any = {"repo_type": repo_type, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
         found = HfApi().repo_info(repo, revision=revision, **options).sha
+        # Raises, as the list is empty, if a server that is no hub answers with something else.
         return str(re.findall(r"\A[0-9a-f]{40}\Z", str(found))[0])
     except Exception as error:  # loading will say what is wrong
         if commit := _find_cached_commit(repo, revision, repo_type):

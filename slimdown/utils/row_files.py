@@ -40,7 +40,7 @@ def iter_records(file: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"there is no such file; a relative path starts at {Path.cwd()}")
     kind = file.suffix.lower()
     read = {".parquet": _read_parquet, ".csv": _read_csv}.get(kind, _read_json)
-    number = 0
+    number = 0  # of the last row that was read
     try:
         for number, record in read(file):
             yield number, record
@@ -64,13 +64,14 @@ def drop_missing(value: Any) -> Any:
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the values of each row, or its error; see `iter_records`."""
     with file.open("rb") as content:
         start = content.read(100).removeprefix(_BYTE_ORDER_MARK).lstrip()
         content.seek(0)
         if file.suffix.lower() == ".json" and start.startswith(b"["):
             yield from enumerate(json.loads(content.read()), start=1)
             return
-        for number, line in enumerate(content, start=1):
+        for number, line in enumerate(content, start=1):  # one object per line
             if line.strip():
                 try:
                     yield number, json.loads(line.decode("utf-8-sig").strip())

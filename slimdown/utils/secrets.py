@@ -62,6 +62,7 @@ def redact_leaf(text: str) -> str:
         elif address := re.match(r"[\w+.-]+://[^:@/]*:([^@]+)@", value):
             secret = address[1]  # the password in it
         if len(secret) >= _SHORTEST:
+            # Addresses spell some characters as % and two digits.
             for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
                 text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", HIDDEN, text)
     return _TOKEN.sub(r"\1***", _ASSIGNED.sub(r"\1***", redact_uri(text)))
@@ -71,7 +72,8 @@ def redact_leaves(tree: Any) -> tuple[Any, list[str]]:
     """Hide the secrets in a tree of plain values before it is written.
 
     Args:
-        tree: Mappings, lists and values. A text under a secret's name, such as `api_key`, is one.
+        tree: Mappings, lists and values. A text under a name such as `api_key` is a secret; in
+            other texts, secrets are hidden as by `redact_leaf`.
 
     Returns:
         The tree, and the dotted keys at which something was hidden.
@@ -79,6 +81,7 @@ def redact_leaves(tree: Any) -> tuple[Any, list[str]]:
     hidden: list[str] = []
 
     def hide(node: Any, key: str) -> Any:
+        """Return a part of the tree without secrets; its `key` begins with a dot."""
         if isinstance(node, dict):
             return {name: hide(value, f"{key}.{name}") for name, value in node.items()}
         if isinstance(node, list):

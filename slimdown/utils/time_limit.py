@@ -12,7 +12,10 @@ _MOST_SECONDS = 10.0  # for one prompt or one adapter, which take milliseconds
 
 @contextmanager
 def limit_time(task: str) -> Iterator[None]:
-    """End a task that does not end by itself; in the main thread, and not on Windows.
+    """Inside, end a task that takes too long.
+
+    An alarm of the system interrupts it. So in other threads than the main one, and on Windows,
+    the task goes on for as long as it takes.
 
     Args:
         task: What is done inside, for the beginning of a message.
@@ -25,7 +28,7 @@ def limit_time(task: str) -> Iterator[None]:
         raise DataError(f"{task} does not end within {_MOST_SECONDS:g} s")
 
     can_stop = current_thread() is main_thread() and hasattr(signal, "setitimer")
-    before = signal.signal(signal.SIGALRM, stop) if can_stop else None
+    handler_before = signal.signal(signal.SIGALRM, stop) if can_stop else None
     try:
         if can_stop:
             signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
@@ -34,5 +37,5 @@ def limit_time(task: str) -> Iterator[None]:
         raise DataError(f"{task} takes more memory than there is") from None
     finally:
         if can_stop:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, 0)  # no alarm any more
+            signal.signal(signal.SIGALRM, handler_before)

@@ -77,13 +77,19 @@ class Dialogues(WrittenRows):
         return f"{counts}, so most of these rows comply" if is_few else counts
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
-        """Let the base answer the messages in turn."""
-        tokenizer, longest, messages = base.tokenizer, config.train.max_length, self.read_prompts()
+        """Let the base answer the messages in turn, and yield the rows that can be trained on.
+
+        Messages that are too long for `train.max_length`, and empty answers, give no row.
+        """
+        tokenizer = base.tokenizer
+        longest = config.train.max_length
+        messages = self.read_prompts()
         template_args, _, after = _open_turn(tokenizer, config)
-        ends = find_ends(base)
-        # A mark such as <|im_end|> ends a turn, where it is a token of its own.
+        # What the template writes after a message begins with a mark such as <|im_end|>. If it is a
+        # token of its own, it ends an answer as well.
         mark = _encode(tokenizer, after)[:1]
-        ends |= {*mark} & {*tokenizer.get_added_vocab().values()}
+        special_tokens = {*tokenizer.get_added_vocab().values()}
+        ends = find_ends(base) | ({*mark} & special_tokens)
         with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
                 chosen, prompts = [], []

@@ -37,6 +37,9 @@ class Replay(GeneralRows):
         """Cut the general dataset to its share of all rows, and put it last.
 
         None of it is held out, so the validation loss covers only the other datasets.
+
+        Returns:
+            The datasets; and lines for the user, if the general dataset has too few rows.
         """
         chosen = [part for part in parts if part.name != self.dataset]
         general = next(part for part in parts if part.name == self.dataset)

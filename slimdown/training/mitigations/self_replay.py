@@ -18,9 +18,16 @@ class SelfReplay(WrittenRows):
     description: ClassVar[str] = "texts that the base model writes are mixed into the training"
 
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
-        """Continue the start token or the texts, in turn."""
-        tokenizer, longest, ends = base.tokenizer, config.train.max_length, find_ends(base)
-        prompts = self.read_prompts() or [""]
+        """Let the base continue the texts in turn, or its start token if no texts are given.
+
+        Yields:
+            The rows that can be trained on: those in which the base wrote more than an end, and
+            whose text leaves room for it in `train.max_length`.
+        """
+        tokenizer = base.tokenizer
+        longest = config.train.max_length
+        ends = find_ends(base)
+        prompts = self.read_prompts() or [""]  # an empty text becomes the start token
         start = find_start(tokenizer)
         with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
