@@ -75,7 +75,7 @@ def tokenize_rows(
             rows, held_out = _tokenize_part(part, tokenizer, settings)
             trains.append(rows)
             n_added += len(rows) if part.is_added else 0
-            if held_out:
+            if held_out is not None:
                 validations.append(held_out)
     train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
     validation = concatenate_datasets(validations)

@@ -137,3 +137,18 @@ def test_long_rows_are_cut_and_counted_as_trl_cuts_them(tmp_path: Path, monkeypa
     assert tokenized.n_truncated == sum(len(row["input_ids"]) == 40 for row in stock) > 0
     assert tokenized.n_untrained == len(data.parts[0].train) - len(stock)
     assert any("train.max_length=40 cuts" in note for note in tokenized.notes)
+
+
+@pytest.mark.parametrize("n_long", [8, 12])  # the rows that are trained on; all rows
+def test_rows_whose_prompts_fill_the_length_are_refused(
+    n_long: int, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    rows = [{"prompt": f"{i} " + "a b c " * 20, "completion": " d"} for i in range(12)]
+    monkeypatch.setitem(ROWS, "long", rows)
+    config, tokenizer, data = prepare(tmp_path, ["long"], "train.max_length=10")
+    if n_long < 12:
+        [part] = data.parts
+        short = part.validation.map(lambda _: {"prompt": "a"})
+        data = replace(data, parts=(replace(part, validation=short),))
+    with pytest.raises(DataError, match="leaves no row"):
+        tokenize_rows(data, tokenizer, config.train, True, 0)
