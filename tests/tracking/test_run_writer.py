@@ -168,8 +168,8 @@ def test_a_server_that_goes_away_costs_no_result(
 def test_no_id_is_a_path(config: RunConfig, tmp_path: Path, monkeypatch: Patch) -> None:
     create = MlflowClient.create_run
 
-    def create_elsewhere(*arguments: Any) -> Any:
-        run = create(*arguments)
+    def create_elsewhere(client: MlflowClient, experiment_id: str, **settings: Any) -> Any:
+        run = create(client, experiment_id, **settings)
         run.info._run_id = "../../victim"
         return run
 
