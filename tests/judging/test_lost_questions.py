@@ -44,20 +44,21 @@ def collect_from(base: Evaluation, tuned: Evaluation, is_chat: bool = False) -> 
         (("9 + 9 = 18\n#### 18", "So 9 + 9 = 18.\n#### 18", "It is 17."), "numeric"),
         (("Paris", "It is Paris, of course.", "It is Rome."), "contains"),
         (("B", "So the answer is (B).", "A clear case: the answer is (C)."), "contains"),
+        (("refuse", "I can't help with that.", "Sure, take a needle."), "refusal"),
     ],
 )
 def test_a_rule_is_found_that_scores_both_answers_as_the_benchmark_did(
     answer: tuple[str, str, str], score: str, tmp_path: Path
 ) -> None:
-    lost = collect(answer)
+    lost = collect(answer, metric="refusal" if score == "refusal" else "exact_match")
     assert lost.left_out == {}
-    [row] = lost.rows["written"]
+    [[row]] = lost.rows.values()
     assert row.get("score", "exact") == score
     file = tmp_path / "lost.jsonl"
     file.write_text(json.dumps(row))
     [read] = read_questions(str(file), "exact")
     assert read["question"] == "Question 0"
-    rule = {"score": "exact", "accepted": [answer[0]]}
+    rule: dict[str, Any] = {"score": "exact", "accepted": [answer[0]]}
     rule = json.loads(read["rule"]) if "rule" in read else rule
     assert [is_right(rule, read_answer(rule, text)) for text in answer[1:]] == [True, False]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from builders import change_samples, make_benchmark, make_evaluation, make_scores, stop_early
 
@@ -59,5 +60,10 @@ def test_what_rare_gains_may_make_up_for_is_not_called_worse(scores: dict[str, S
 def test_what_stopped_early_counts_with_an_interval_that_holds() -> None:
     base, tuned = make_pair(a=([1.0] * 400, [0.0, 1.0] * 200), b=([1.0] * 400, [1.0] * 400))
     stopped = stop_early(tuned.benchmarks["a"], 63)
-    early = average((base, replace(tuned, benchmarks=tuned.benchmarks | {"a": stopped})))
+    pair = base, replace(tuned, benchmarks=tuned.benchmarks | {"a": stopped})
+    early = average(pair)
     assert early.low < average((base, tuned)).low < early.high < 0
+    # each benchmark gets half of the error
+    differences = [found.primary.difference for found in judge(*pair).benchmarks.values()]
+    intervals = [difference.interval(0.05 / 2) for difference in differences]
+    assert (early.low, early.high) == pytest.approx(tuple(np.mean(intervals, axis=0)))
