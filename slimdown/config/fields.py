@@ -107,12 +107,7 @@ class Setting:
 
 @cache
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
-    """Return sections and settings by dotted key; `<name>` is any dataset or benchmark.
-
-    Args:
-        schema: A dataclass of settings and sections.
-        prefix: The key of the section that it describes, with a dot at the end.
-    """
+    """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
     settings: dict[str, Setting] = {}
     hints = get_type_hints(schema)
     for declared in fields(schema):
@@ -135,7 +130,7 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
 def _list_section(key: str, section: type) -> dict[str, Setting]:
     """Return the settings of a section by dotted key.
 
-    The sections `method` and `keep` have a class for each choice. The settings of all are returned.
+    `method` and `keep` have a class for each choice; the settings of all of them are returned.
     """
     classes: dict[str, type] = section.list_kinds() if hasattr(section, "list_kinds") else {}
     settings: dict[str, Setting] = {}
@@ -162,8 +157,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
         return None  # an option that is handed on to a library
     settings = list(list_settings(schema))
     name = key.rpartition(".")[2]  # without its sections
-    # First the name in another tool and keys that lack only their section, then a typo in the
-    # whole key, then a typo in the name alone.
+    # First a name of another tool or a key without its section, then typos in key or name.
     close = [_ALIASES[name]] if name in _ALIASES else []
     close += [known for known in settings if known.endswith(f".{key}") and known not in close]
     if not close:  # `experiment` is a group, and no setting
@@ -328,10 +322,6 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
 
     A value may have the wrong type, be out of its range, or not be finite. `problems()` of a class
     says which values do not fit together. Values that are null or missing are skipped.
-
-    Args:
-        node: A dataclass of settings, or a mapping.
-        key: The dotted key of this part of the tree; empty for all of it.
     """
     declared = _list_fields(node) if is_dataclass(node) else {}
     values = vars(node) if declared else node

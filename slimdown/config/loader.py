@@ -38,8 +38,7 @@ from slimdown.utils.secrets import redact
 def register_schema() -> None:
     """Tell Hydra what the files of `conf/` refer to: the schema, choices without files, resolvers.
 
-    Call it only to compose. The names are global, and a program that imports slimdown may have
-    registered its own under the same names.
+    Call it only to compose: the names are global, and a program may use the same ones itself.
     """
     config_store = ConfigStore.instance()
     config_store.repo.pop("schema.yaml", None)  # Hydra 1.4 warns of a name that is stored twice
@@ -91,8 +90,8 @@ def load_config(composed: DictConfig) -> RunConfig:
     """Turn the config that Hydra composed into a checked `RunConfig`.
 
     Args:
-        composed: All sections of the config, without Hydra's own. What is filled in or converted
-            here is changed in it, too.
+        composed: All sections of the config, without Hydra's own. It is changed where values are
+            filled in.
 
     Returns:
         The settings, each of its type and in its range.
@@ -181,8 +180,7 @@ def read_trained_quantization(folder: str | Path) -> str:
 def reword(error: Exception) -> str:
     """Reword an error of Hydra or OmegaConf in one line that says what would be right.
 
-    For an unknown setting it adds the nearest one. For an error in a group's file it asks about the
-    file's first line, which is the usual cause.
+    Unknown settings get the nearest one, and errors in a group's file a hint at its first line.
     """
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)

@@ -127,8 +127,7 @@ def run_name(
 ) -> str:
     """Name a run by its model and by what the command line changed in its training.
 
-    A given name replaces all of these, except what a sweep varies. Otherwise all runs of a sweep
-    would have the same name.
+    A given name replaces all of these but what a sweep varies, so that its runs differ in name.
 
     Args:
         model: The choice of the group `model`.

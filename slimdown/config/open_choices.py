@@ -50,11 +50,7 @@ class OpenChoices(ConfigSource):
         return "slimdown-choices"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return the settings of a choice, and in the header the section that they belong to.
-
-        Args:
-            config_path: GROUP/CHOICE.
-        """
+        """Return the settings of GROUP/CHOICE, and in the header the section they belong to."""
         group, _, choice = config_path.partition("/")
         package = group  # the section
         settings: dict[str, Any]

@@ -90,13 +90,7 @@ def _find_refusal(section: str, name: str, option: str) -> str:
 
 
 def _find_clash(root: RunConfig, section: str, option: str) -> str:
-    """Say why an option does not go together with a setting; empty where it does.
-
-    Args:
-        root: All settings.
-        section: The section of the option: model, lora or train.
-        option: NAME=VALUE.
-    """
+    """Say why an option, NAME=VALUE, does not go together with a setting; empty where it does."""
     engine = ENGINES[root.train.engine]
     backend = BACKENDS[root.evaluation.backend]
     if engine.refuses_options and root.tuned is None:

@@ -155,8 +155,7 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
     """Yield why the rows are too few, or of the wrong kind, for what is asked.
 
-    Other settings may be invalid at this point, as all problems are listed together. So nothing
-    here may raise an error because of a value such as 0, nan or inf.
+    Other settings may be invalid at this point, so values such as 0 or nan must not raise here.
 
     Args:
         config: The settings of a training.
