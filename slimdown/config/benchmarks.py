@@ -53,6 +53,7 @@ def read_benchmarks(
             raise ConfigError(f"{name} is named twice; name it once")
         values |= {key: value for key, value in settings.items() if value is not None}
         if name in group:
+            # A `task` of the spec is only the benchmark's name. Its file names the harness's task.
             values = {**group[name], **values, "task": group[name].get("task", MISSING)}
         try:
             benchmark = build_settings(BenchmarkConfig, values)
@@ -86,7 +87,10 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
 
     Args:
         name: The benchmark's name.
-        benchmark: Its settings; without a file they are returned as they are.
+        benchmark: Its settings.
+
+    Returns:
+        The settings with what the file decides; without a file, the settings as they are.
 
     Raises:
         ConfigError: The file holds no such questions.
@@ -99,7 +103,8 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
         raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
     score = name_score(rows)
     metric = "exact_match.strip" if score == EXACT else score
-    own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
+    filled: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0, "num_fewshot": 0}
+    filled["cluster"] = "cluster" if "cluster" in rows[0] else None
     if "text" in rows[0]:
         if benchmark.role is Role.target:
             advice = (
@@ -107,20 +112,23 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
                 "watched; leave the role out"
             )
             raise ConfigError(f"benchmark.{name}.role=target: {advice}")
-        own["metric"], benchmark = BYTE_PROBABILITY, replace(benchmark, role=Role.watched)
+        benchmark = replace(benchmark, role=Role.watched)
+        filled["metric"] = BYTE_PROBABILITY
     if "choices" in rows[0]:
-        first_rows = rows[: max(1, benchmark.limit or len(rows))]
-        own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
-    own |= {"num_fewshot": 0, "cluster": "cluster" if "cluster" in rows[0] else None}
-    return replace(
-        benchmark, **{k: v for k, v in own.items() if getattr(benchmark, k) in (None, "")}
-    )
+        # A limit below 1 is refused by a later check; here it must not leave an empty list.
+        asked_rows = rows[: max(1, benchmark.limit or len(rows))]
+        filled["metric"] = "acc"
+        filled["chance"] = fmean(1 / len(row["choices"]) for row in asked_rows)
+    open_settings = [name for name in filled if getattr(benchmark, name) in (None, "")]
+    return replace(benchmark, **{name: filled[name] for name in open_settings})
 
 
 def check_task_names(
     benchmarks: Mapping[str, BenchmarkConfig], include_path: str | None, names: Collection[str] = ()
 ) -> Iterator[str]:
-    """Report tasks that no task file names. The harness is not imported, as that takes seconds.
+    """Yield a problem for each task that no task file of the harness names.
+
+    The harness is not imported, because that takes seconds.
 
     All files are searched, not only those that end in .yaml: tags and groups also stand in files
     without an ending, which others include.
@@ -136,13 +144,15 @@ def check_task_names(
     tasks = {name: b.task for name, b in benchmarks.items() if b.path is None}
     for name, task in tasks.items():
         files.sort(key=lambda file: task not in file)  # most tasks are in a file of their name
-        if not any(_names(file, task) for file in files):
-            stems = {splitext(os.path.basename(file))[0] for file in files}
-            candidates = sorted(n for n in {*stems, *names} - {task} if n[:1] == task[:1])
-            advice = nearest(task, candidates).partition("; known:")[0]  # there are thousands
-            own = "for tasks of your own, set evaluation.include_path to their folder"
-            setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
-            yield f"{setting}: the harness has no task of this name{advice} ({own})"
+        if any(_names_task(file, task) for file in files):
+            continue
+        known = {*names, *(splitext(os.path.basename(file))[0] for file in files)}
+        candidates = sorted(n for n in known - {task} if n[:1] == task[:1])
+        # If no name is near, `nearest` lists all: thousands, which are cut off here.
+        advice = nearest(task, candidates).partition("; known:")[0]
+        own = "for tasks of your own, set evaluation.include_path to their folder"
+        setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
+        yield f"{setting}: the harness has no task of this name{advice} ({own})"
 
 
 @cache
@@ -157,7 +167,7 @@ def _list_task_files(folder: Path) -> Iterator[str]:
         yield from (os.path.join(top, n) for n in names if splitext(n)[1] in ("", ".yaml", ".yml"))
 
 
-def _names(file: str, task: str) -> bool:
+def _names_task(file: str, task: str) -> bool:
     """Whether a file names a task, a group or a tag."""
     with open(file, "rb", buffering=0) as stream:  # unbuffered: twice as fast
         content, name = stream.read(), task.encode()

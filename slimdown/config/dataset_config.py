@@ -70,15 +70,18 @@ class DatasetConfig:
     skip_bad_rows: bool = setting("skip rows that cannot be read, and count them", default=False)
 
     def problems(self) -> Iterator[str]:
+        """Say which settings do not fit together, and whether the rows can be found."""
         if self.template not in ("alpaca", "chat"):
             if "{instruction}" not in self.template:
                 yield f"template={self.template!r} is not alpaca, chat or text with {{instruction}}"
             elif ("{input}" in self.template) != (self.input is not None):
                 yield f"input={self.input} does not fit the template {self.template!r}"
         if file := self.file:
-            for setting, unset in (("name", None), ("split", "train"), ("revision", "main")):
-                if (value := getattr(self, setting)) != unset:
-                    yield f"{setting}={value}: {self.path} is a file and has no {setting}"
+            hub_defaults = {"name": None, "split": "train", "revision": "main"}
+            for name, default in hub_defaults.items():
+                value = getattr(self, name)
+                if value != default:
+                    yield f"{name}={value}: {self.path} is a file and has no {name}"
             if not os.path.isfile(file):
                 yield f"path: there is no file {file}"
         elif self.path.startswith("pocket:"):

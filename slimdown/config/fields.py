@@ -111,23 +111,35 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
     settings: dict[str, Setting] = {}
     hints = get_type_hints(schema)
     for declared in fields(schema):
+        key = prefix + declared.name
         kind: Any = hints[declared.name]
-        key, texts, default = prefix + declared.name, declared.metadata, declared.default
+        default = declared.default
         if declared.default_factory is not dataclasses.MISSING:
             default = declared.default_factory()
-        settings[key] = Setting(kind, texts.get("help", ""), texts.get("range"), default)
+        help_text = declared.metadata.get("help", "")
+        settings[key] = Setting(kind, help_text, declared.metadata.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
             settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
-            kinds: dict[str, type] = kind.list_kinds() if hasattr(kind, "list_kinds") else {}
-            for section in kinds.values() or [kind]:
-                for inner_key, inner in list_settings(section, f"{key}.").items():
-                    settings.setdefault(inner_key, inner)  # kinds may share a setting
-            if kinds:
-                names = Range(f"must be one of {', '.join(kinds)}", kinds.__contains__)
-                settings[f"{key}.name"] = replace(settings[f"{key}.name"], allowed=names)
+            settings |= _list_section(key, kind)
+    return settings
+
+
+def _list_section(key: str, section: type) -> dict[str, Setting]:
+    """Return the settings of a section by dotted key.
+
+    `method` and `keep` have a class for each choice; the settings of all of them are returned.
+    """
+    classes: dict[str, type] = section.list_kinds() if hasattr(section, "list_kinds") else {}
+    settings: dict[str, Setting] = {}
+    for schema in classes.values() or [section]:
+        for inner_key, inner in list_settings(schema, f"{key}.").items():
+            settings.setdefault(inner_key, inner)  # several classes may have the same setting
+    if classes:
+        names = Range(f"must be one of {', '.join(classes)}", classes.__contains__)
+        settings[f"{key}.name"] = replace(settings[f"{key}.name"], allowed=names)
     return settings
 
 
@@ -143,17 +155,22 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say that a key is not a setting, and name the nearest one; None where it is a setting."""
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
         return None  # an option that is handed on to a library
-    settings, name = list(list_settings(schema)), key.rpartition(".")[2]
+    settings = list(list_settings(schema))
+    name = key.rpartition(".")[2]  # without its sections
+    # First a name of another tool or a key without its section, then typos in key or name.
     close = [_ALIASES[name]] if name in _ALIASES else []
     close += [known for known in settings if known.endswith(f".{key}") and known not in close]
-    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # experiment is a group
-    by_name = {setting.rpartition(".")[2]: setting for setting in settings}
-    close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
+    if not close:  # `experiment` is a group, and no setting
+        close = get_close_matches(key, [*settings, "experiment"], n=1)
+    if not close:
+        keys_by_name = {setting.rpartition(".")[2]: setting for setting in settings}
+        close = [keys_by_name[near] for near in get_close_matches(name, keys_by_name, n=1)]
     if close:
         return f"{key} is not a setting; did you mean {' or '.join(close)}?"
     section = f"{key.partition('.')[0]}."
     names = [setting for setting in settings if setting.startswith(section)]
-    names = names or [setting for setting in settings if "." not in setting]
+    if not names:  # there is no such section
+        names = [setting for setting in settings if "." not in setting]
     advice = ""
     if "train" in names:
         advice = "; options of TRL and PEFT are train.args.NAME and lora.args.NAME"
@@ -170,29 +187,43 @@ def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
     Raises:
         ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
     """
-    kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
+    kinds = get_type_hints(schema)
+    built: dict[str, Any] = {}
+    problems: list[str] = []
     types = {name: str(declared.type) for name, declared in _list_fields(schema).items()}
     for name, value in values.items():
         if name not in kinds:
             problems.append(str(explain_unknown_key(name, schema)))  # type: ignore[arg-type]
         elif value is None or isinstance(value, dict):
-            built[name], demand = value, explain_type(types[name], value)
-            problems += [f"{name} {demand}, got {value!r}"[:200]] if demand else []
+            built[name] = value
+            if demand := explain_type(types[name], value):
+                problems.append(f"{name} {demand}, got {value!r}"[:200])
         elif value != MISSING:
-            kind, *_ = (*get_args(kinds[name]), kinds[name])
-            value = str(value) if isinstance(value, Path) else value
-            value = value.item() if hasattr(value, "item") else value  # a NumPy number
-            built[name] = float(value) if kind is float and type(value) is int else value
-            if kind == list[str] and isinstance(value, str | tuple):
-                built[name] = [value] if isinstance(value, str) else list(value)
+            alternatives = get_args(kinds[name]) or (kinds[name],)  # of a type such as `int | None`
+            kind = alternatives[0]
+            value = _convert(value, kind)
             if isinstance(kind, EnumMeta) and value is not None:
-                if value not in list(kind):
-                    problems.append(f"{name}={value!r} must be one of {', '.join(kind)}"[:200])
+                if value in list(kind):
+                    value = kind(value)
                 else:
-                    built[name] = kind(value)
+                    problems.append(f"{name}={value!r} must be one of {', '.join(kind)}"[:200])
+            built[name] = value
     if problems:
         raise ConfigError("\n".join(problems))
     return schema(**built)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Convert what stands for a value of a type, such as a path for a text or 1 for 1.0."""
+    if isinstance(value, Path):
+        value = str(value)
+    if hasattr(value, "item"):  # a NumPy number
+        value = value.item()
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind == list[str] and isinstance(value, str | tuple):
+        return [value] if isinstance(value, str) else list(value)
+    return value
 
 
 def _list_fields(schema: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -205,23 +236,28 @@ def build_choice(
     """Build the settings of a group's choice, where each choice has settings of its own.
 
     Args:
-        group: Its name.
+        group: The name of the group.
         kinds: The dataclass of each choice. A field that takes no null must be set.
         values: The `name` of the choice and its settings, as they were composed.
 
     Raises:
-        ConfigError: Lists what is wrong, one a line, but for ranges: `find_problems` checks them.
+        ConfigError: Lists what is wrong, one problem per line. Ranges are not checked here:
+            `find_problems` does that.
     """
-    if (name := values["name"]) not in kinds:
+    name = values["name"]
+    if name not in kinds:
         raise ConfigError(f"{group}.name={name}: there is no such {group}{nearest(name, [*kinds])}")
-    own, given, problems = _list_fields(kinds[name]), dict[str, Any](), list[str]()
+    own = _list_fields(kinds[name])
+    given: dict[str, Any] = {}
+    problems: list[str] = []
     for key, value in values.items():
-        having = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
+        owners = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
-            is_text = type(value) in (int, float) and explain_type(str(own[key].type), "") is None
-            given[key] = str(value) if is_text else value  # YAML reads a name such as 1 as a number
-        elif value is not None and having:
-            problems.append(f"{key}={value}: only {group}={having} has it, and not {name}")
+            takes_text = explain_type(str(own[key].type), "") is None
+            # YAML reads a name such as 1 as a number.
+            given[key] = str(value) if takes_text and type(value) in (int, float) else value
+        elif value is not None and owners:
+            problems.append(f"{key}={value}: only {group}={owners} has it, and not {name}")
         elif value is not None:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
     for key, declared in own.items():  # `build_settings` checks the names of enumerations
@@ -244,10 +280,13 @@ def read_choice(
     Args:
         base: The class that the others are subclasses of.
         kinds: The dataclass of each choice.
-        values: The recorded settings; all are kept of a choice that is not installed here.
+        values: The recorded settings, with the `name` of the choice.
+
+    Returns:
+        The settings that the choice has here; all of them if it is not installed here.
     """
     kind = kinds.get(str(values.get("name")))
-    if kind is None:
+    if kind is None:  # not installed here: a class is made with a field for each value
         inherited = _list_fields(base)
         added = [(name, Any, field(default=None)) for name in values if name not in inherited]
         kind = make_dataclass("NotInstalled", added, bases=(base,))
@@ -263,24 +302,30 @@ def explain_type(kind: str, value: Any) -> str | None:
     """
     outer = kind.replace("Optional[", "None|").replace("NoneType", "None")
     outer = outer.replace("Config", "|dict")  # a config class may be given as a dict
+    # What stands in brackets is removed, from the inside out: list[dict[str, int]] becomes list.
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
-    words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")
-    inner = "|".join(re.findall(r"list\[([^][]*)\]", kind))
-    is_right = {"Any", own} & {*words} or {"int": "float", "str": "Literal"}.get(own) in words
-    if is_right and not (own == "list" and inner and any(explain_type(inner, v) for v in value)):
+    allowed = {*re.findall(r"\w+", outer)}
+    actual = type(value).__name__.replace("NoneType", "None")
+    wider = {"int": "float", "str": "Literal"}.get(actual)  # takes values of this type, too
+    is_right = not allowed.isdisjoint({"Any", actual, wider})
+    if is_right and actual == "list":
+        inner = "|".join(re.findall(r"list\[([^][]*)\]", kind))
+        is_right = not (inner and any(explain_type(inner, v) for v in value))
+    if is_right:
         return None
-    return f"must be {', '.join(text for word, text in _KINDS.items() if word in words)}"
+    return f"must be {', '.join(text for word, text in _KINDS.items() if word in allowed)}"
 
 
 def find_problems(node: Any, key: str = "") -> Iterator[str]:
     """Find what is wrong with the values of a tree of settings, and name their dotted keys.
 
-    A value may be out of its range or not finite. `problems()` of a class says what does not fit
-    together. Missing values are skipped.
+    A value may have the wrong type, be out of its range, or not be finite. `problems()` of a class
+    says which values do not fit together. Values that are null or missing are skipped.
     """
     declared = _list_fields(node) if is_dataclass(node) else {}
-    for name, value in (vars(node) if declared else node).items():
+    values = vars(node) if declared else node
+    for name, value in values.items():
         path = f"{key}.{name}".lstrip(".")
         if is_dataclass(value) or isinstance(value, dict):
             yield from find_problems(value, path)

@@ -115,27 +115,29 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
     """Write what `--help` shows.
 
     Args:
-        is_whole: Whether all choices and settings are asked for; else it fits one screen.
+        is_whole: Whether to write all choices and settings. Otherwise the text fits one screen.
         folders: Where group files are looked for.
     """
     lines = [_TITLE, "Groups and their choices"]
     for group, text in _GROUPS.items():
         names = {*list_group_choices(group, folders), *list_added_choices(group)}
-        choices = sorted(names - {"any"})
+        choices = sorted(names - {"any"})  # model=any stands for a model that has no file
         n_lines = 2 if group == "model" else 1
         if is_whole:
             n_lines = _MOST_LINES
-        lines += _write_entry(group, f"{text} {', '.join(choices)}", 14, n_lines)
+        text_and_choices = f"{text} {', '.join(choices)}"
+        lines += _write_entry(group, text_and_choices, width=14, n_lines=n_lines)
     lines += ["", "Settings" if is_whole else "Settings that people change most often"]
     for setting in describe_settings():
         name = f"{setting.key}={setting.default}"
         if is_whole:
-            lines += _write_entry(name, setting.whole_text, 36, _MOST_LINES)
+            lines += _write_entry(name, setting.whole_text, width=36, n_lines=_MOST_LINES)
         elif setting.key in _MOST_CHANGED:
-            is_short = len(setting.text) <= _WIDTH - 39
-            text = setting.text if is_short else setting.text.partition(";")[0]
-            lines += _write_entry(name, text, 36, 1)
-    return "\n".join([*lines, _FLAGS if is_whole else f"\n{_EXAMPLES}\n{_MORE}"])
+            fits = len(setting.text) <= _WIDTH - 39  # 36 for the name, 3 for the spaces around it
+            text = setting.text if fits else setting.text.partition(";")[0]
+            lines += _write_entry(name, text, width=36, n_lines=1)
+    end = _FLAGS if is_whole else f"\n{_EXAMPLES}\n{_MORE}"
+    return "\n".join([*lines, end])
 
 
 def write_table() -> str:

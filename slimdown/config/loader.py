@@ -36,9 +36,9 @@ from slimdown.utils.secrets import redact
 
 
 def register_schema() -> None:
-    """Tell Hydra what `conf/` names: the schema, the tasks and the resolvers.
+    """Tell Hydra what the files of `conf/` refer to: the schema, choices without files, resolvers.
 
-    Call it only to compose: the names are global, and a program may have its own with these names.
+    Call it only to compose: the names are global, and a program may use the same ones itself.
     """
     config_store = ConfigStore.instance()
     config_store.repo.pop("schema.yaml", None)  # Hydra 1.4 warns of a name that is stored twice
@@ -47,7 +47,8 @@ def register_schema() -> None:
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
         "n_gpus": count_gpus,  # conf/hydra/launcher/
-        "twice": lambda n: max(1, 2 * n),  # conf/lora/; a rank of 0 is one mistake, not two
+        # conf/lora/: lora_alpha is twice the rank. For a rank of 0, only the rank is refused.
+        "twice": lambda n: max(1, 2 * n),
         "by_method": _choose_by_method,  # conf/train/
     }
     for name, resolve in resolvers.items():
@@ -89,7 +90,8 @@ def load_config(composed: DictConfig) -> RunConfig:
     """Turn the config that Hydra composed into a checked `RunConfig`.
 
     Args:
-        composed: All sections of the config, without Hydra's own.
+        composed: All sections of the config, without Hydra's own. It is changed where values are
+            filled in.
 
     Returns:
         The settings, each of its type and in its range.
@@ -100,19 +102,20 @@ def load_config(composed: DictConfig) -> RunConfig:
     try:
         if composed.tuned is not None:  # the model's file chose rows, but nothing is trained
             composed.dataset = {}
-        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):
+        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
             _set_quantization(composed)
         try:
             config = OmegaConf.to_object(composed)
-        except MissingMandatoryValue:  # a group's file would set them
+        except MissingMandatoryValue:  # no file of their group was chosen, which would set them
             missing = sorted(OmegaConf.missing_keys(composed))
             problems = [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]
             raise ConfigError("\n".join(problems)) from None
     except OmegaConfBaseException as error:
         raise ConfigError(reword(error)) from None
     assert isinstance(config, RunConfig)
-    method, keep = build_method(vars(config.method)), build_mitigation(vars(config.keep))
-    # Values such as 1 became 1.0, and are shown so.
+    method = build_method(vars(config.method))
+    keep = build_mitigation(vars(config.keep))
+    # A value such as 1 became 1.0. MLflow shows the composed settings, so they get it as well.
     OmegaConf.update(composed, "keep", vars(keep), merge=True)
     return complete_config(replace(config, method=method, keep=keep))
 
@@ -128,9 +131,11 @@ def _set_quantization(composed: DictConfig) -> None:
 
 
 def complete_config(config: RunConfig) -> RunConfig:
-    """Fill in what benchmarks of a file leave open, and check all settings.
+    """Fill in what benchmarks with a file of questions leave open, and check all settings.
 
-    `evaluation.limit` becomes the limit of each benchmark, so that equal questions have equal keys.
+    Returns:
+        The complete settings. `evaluation.limit` has become the limit of each benchmark, so that
+        equal questions have equal keys.
 
     Raises:
         ConfigError: Lists every problem, one a line.
@@ -151,16 +156,19 @@ def complete_config(config: RunConfig) -> RunConfig:
 
 
 def read_trained_quantization(folder: str | Path) -> str:
-    """Return the quantization that an adapter was trained with, from the card beside it.
+    """Return the quantization that an adapter was trained with, as the card beside it says.
 
     Args:
         folder: Where slimdown saved an adapter; other tools write no such card.
 
     Returns:
-        nf4, fp4, int8 or none.
+        nf4, fp4 or int8; "none" also if there is no card.
     """
-    card, config = (Path(folder).expanduser() / f for f in ("README.md", "adapter_config.json"))
-    is_card = card.is_file() and config.is_file() and card.stat().st_size < 1_000_000
+    folder = Path(folder).expanduser()
+    card = folder / "README.md"
+    is_adapter = (folder / "adapter_config.json").is_file()
+    # A larger file is no card of slimdown's.
+    is_card = card.is_file() and is_adapter and card.stat().st_size < 1_000_000
     text = card.read_text(errors="replace") if is_card else ""
     settings = dict(re.findall(r"^quantization\.(\w+): (\w+)$", text, re.MULTILINE))
     kind = settings.get("bnb_4bit_quant_type")
@@ -170,18 +178,23 @@ def read_trained_quantization(folder: str | Path) -> str:
 
 
 def reword(error: Exception) -> str:
-    """Reword an error of Hydra or OmegaConf in one line that says what would be right."""
+    """Reword an error of Hydra or OmegaConf in one line that says what would be right.
+
+    Unknown settings get the nearest one, and errors in a group's file a hint at its first line.
+    """
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
-    text = " ".join((str(reason) if is_clear else describe_error(reason)).split())
-    text = text.partition(" full_key:")[0]
+    message = str(reason) if is_clear else describe_error(reason)
+    text = " ".join(message.split()).partition(" full_key:")[0]
     file = re.match("In '((dataset|benchmark|experiment)?[^']*)'", text)
+    file_name, group = file.groups() if file else ("", None)
+    # Hydra puts the name of the file before OmegaConf's error, which is then the context.
     detail: Any = error.__context__ if file else reason
     schema: Any = getattr(detail, "object_type", None)
     is_unknown = isinstance(detail, ConfigKeyError | ConfigAttributeError) and is_dataclass(schema)
     if is_unknown and detail.key != "experiment":
         text += f"; {explain_unknown_key(str(detail.key), schema)}"
-    elif file and file[2] and (file[2] != "experiment" or detail.key == "experiment"):
-        package = "_global_" if file[2] == "experiment" else file[1].replace("/", ".")
-        text += f"; does {file[1]}.yaml begin with `# @package {package}`?"
+    elif group and (group != "experiment" or detail.key == "experiment"):
+        package = "_global_" if group == "experiment" else file_name.replace("/", ".")
+        text += f"; does {file_name}.yaml begin with `# @package {package}`?"
     return redact(text)

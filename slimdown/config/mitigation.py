@@ -178,9 +178,9 @@ def list_mitigations() -> dict[str, type[Mitigation]]:
     for module in iter_modules([str(_FOLDER)]):
         if module.name.startswith("_"):
             continue  # code that several mitigations share
-        named = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
-        found = import_module(f"slimdown.training.mitigations.{module.name}")
-        own[module.name] = getattr(found, named)
+        class_name = module.name.title().replace("_", "")  # self_replay has the class SelfReplay
+        imported = import_module(f"slimdown.training.mitigations.{module.name}")
+        own[module.name] = getattr(imported, class_name)
     demand = "a subclass of slimdown.config.mitigation.Mitigation"
     return add_extensions(GROUP, own, _is_mitigation, demand)
 

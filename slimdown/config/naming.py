@@ -20,11 +20,15 @@ _NOT_NAMED = (
 
 
 def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, object]:
-    """Return every setting that counts, by its dotted key, as a command line would set it.
+    """Return the settings of a run by their dotted keys, as a command line would set them.
 
     Args:
         config: The settings.
-        without_defaults: See `drop_defaults`.
+        without_defaults: Whether to leave out settings that have their default value.
+
+    Returns:
+        The settings without those that the run does not read or that change nothing in it, such as
+        its name.
     """
     tree = _read_tree(config)
     flat: dict[str, object] = {}
@@ -58,8 +62,9 @@ def _read_tree(node: object) -> Any:
 def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that differ from their default, and those that have none.
 
-    Keys of runs and evaluations hold these, so a new setting changes no key. A default that changes
-    has to raise a version in the keys (`tests/config/test_key_defaults.py`).
+    The keys of runs and evaluations are made from these settings only, so that a new setting
+    changes no key. If you change a default, raise the version in the keys
+    (`tests/config/test_key_defaults.py`).
 
     Args:
         settings: A tree of sections, each of them whole.
@@ -69,14 +74,19 @@ def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """
 
     def drop(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-        differing = {key: node[key] for key in node if node[key] != defaults.get(key, ...)}
-        return {
-            key: drop(value, defaults[key]) if defaults.get(key) and type(value) is dict else value
-            for key, value in differing.items()
-        }
+        kept = {}
+        for key, value in node.items():
+            has_default = key in defaults
+            if has_default and value == defaults[key]:
+                continue
+            # A dictionary that is empty by default is one setting. Any other is a section.
+            is_section = type(value) is dict and has_default and bool(defaults[key])
+            kept[key] = drop(value, defaults[key]) if is_section else value
+        return kept
 
     defaults = read_defaults()
     for group in settings.keys() & {"dataset", "benchmark"}:
+        # All datasets have the same defaults, and so have all benchmarks.
         defaults = defaults | {group: dict.fromkeys(settings[group], defaults[group]["<name>"])}
     return drop(settings, defaults)
 
@@ -117,13 +127,13 @@ def run_name(
 ) -> str:
     """Name a run by its model and by what the command line changed in its training.
 
-    A given name stands for all of these but what a sweep varies: else its runs were named alike.
+    A given name replaces all of these but what a sweep varies, so that its runs differ in name.
 
     Args:
         model: The choice of the group `model`.
         overrides: The settings of the command line.
         swept: The keys that a sweep varies; they come first.
-        given: The setting `name`.
+        given: The value of the setting `name`.
 
     >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
     'pocket lora.r=4'
@@ -139,8 +149,8 @@ def run_name(
         changes = [change for change in changes if change.partition("=")[0] in swept]
     else:
         changes = [change for change in changes if not change.startswith(_NOT_NAMED)]
-    changes.sort(key=lambda change: change.partition("=")[0] not in swept)
+    changes.sort(key=lambda change: change.partition("=")[0] not in swept)  # False comes first
     # Long values keep their end, because paths differ there.
     short = [c if len(c) <= 60 else f"{c.partition('=')[0]}=…{c[-50:]}" for c in changes]
-    width = 120 + len(given or "")
+    width = 120 + len(given or "")  # so a given name is never cut
     return shorten(" ".join([given or model, *short]), width, placeholder=" …")

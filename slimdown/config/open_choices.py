@@ -50,23 +50,25 @@ class OpenChoices(ConfigSource):
         return "slimdown-choices"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return the settings of a choice."""
+        """Return the settings of GROUP/CHOICE, and in the header the section they belong to."""
         group, _, choice = config_path.partition("/")
+        package = group  # the section
         settings: dict[str, Any]
         if group == "model":
-            settings, package = {"id": choice}, group
+            settings = {"id": choice}
         elif group == "keep":
-            settings, package = vars(list_mitigations()[choice]()) | {"name": choice}, group
+            settings = vars(list_mitigations()[choice]()) | {"name": choice}
         elif group == "method":
-            kind = MethodConfig.list_kinds()[choice]
-            settings, package = {**vars(kind()), "name": choice}, group
-        else:
-            settings, package = {"path": choice}, f"{group}.{name_choice(group, choice)}"
+            settings = vars(MethodConfig.list_kinds()[choice]()) | {"name": choice}
+        else:  # a dataset or a benchmark
+            package = f"{group}.{name_choice(group, choice)}"
+            settings = {"path": choice}
             if group == "dataset":
                 settings = read_group("dataset")["file"] | settings
             elif not is_row_file(choice):
                 settings = {"task": choice}
-        return ConfigResult(self.provider, "", OmegaConf.create(settings), {"package": package})
+        content = OmegaConf.create(settings)
+        return ConfigResult(self.provider, path="", config=content, header={"package": package})
 
     def is_config(self, config_path: str) -> bool:
         """Whether a path names a choice; the files of `conf/` and your own are asked first."""

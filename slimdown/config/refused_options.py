@@ -56,22 +56,25 @@ _REFUSED = {  # by section: a regular expression for NAME or NAME=VALUE, and why
 
 
 def find_option_problems(root: RunConfig) -> Iterator[str]:
-    """Find the options that are not handed on, and say why.
+    """Find the options of libraries that slimdown does not pass on, and say why.
 
     Args:
         root: All settings.
     """
     for section in SECTIONS:
-        node = getattr(root, section)
-        for name, value in node.args.items() if section not in root.idle_sections else ():
-            key, option = f"{section}.args.{name}", f"{name}={redact_uri(str(value))[:80]}"
-            if name in vars(node):
+        if section in root.idle_sections:
+            continue
+        settings = getattr(root, section)
+        for name, value in settings.args.items():
+            key = f"{section}.args.{name}"
+            option = f"{name}={redact_uri(str(value))[:80]}"
+            if name in vars(settings):
                 yield f"{key} is a setting of slimdown; leave out `args.`"
             elif section == "model" and name not in _MODEL_OPTIONS:
                 owner = "from_pretrained that slimdown passes on"
                 yield f"{key} is no option of {owner}{nearest(name, list(_MODEL_OPTIONS))}"
-            elif section == "model" and (fault := explain_type(_MODEL_OPTIONS[name], value)):
-                yield f"{key} {fault}, got {redact_uri(repr(value))[:80]}"
+            elif section == "model" and (demand := explain_type(_MODEL_OPTIONS[name], value)):
+                yield f"{key} {demand}, got {redact_uri(repr(value))[:80]}"
             elif reason := _find_refusal(section, name, option):
                 yield f"{section}.args.{option} is not passed on: {reason}"
             elif clash := _find_clash(root, section, option):
@@ -87,8 +90,9 @@ def _find_refusal(section: str, name: str, option: str) -> str:
 
 
 def _find_clash(root: RunConfig, section: str, option: str) -> str:
-    """Say why an option does not go together with a setting; empty where it does."""
-    engine, backend = ENGINES[root.train.engine], BACKENDS[root.evaluation.backend]
+    """Say why an option, NAME=VALUE, does not go together with a setting; empty where it does."""
+    engine = ENGINES[root.train.engine]
+    backend = BACKENDS[root.evaluation.backend]
     if engine.refuses_options and root.tuned is None:
         return f"{engine.refuses_options}; set train.engine=trl"
     if backend.refuses_options and section != "train":
@@ -98,7 +102,8 @@ def _find_clash(root: RunConfig, section: str, option: str) -> str:
         return "it is compiled code from the hub; read it, and set model.allow_kernels=true"
     if section == "lora" and option.partition("=")[0] in root.method.facts.peft_options:
         return f"method={root.method.name} sets it already; leave out one of the two"
-    if re.fullmatch("neftune_noise_alpha=[^N].*", option) and root.keep.compares_with_base:
+    adds_noise = re.fullmatch("neftune_noise_alpha=[^N].*", option)  # with a value, not None
+    if adds_noise and root.keep.compares_with_base:
         return f"with keep={root.keep.name}, its noise would differ for both models; set only one"
     return ""
 

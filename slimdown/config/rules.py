@@ -82,13 +82,14 @@ def check_sources(config: RunConfig) -> Iterator[str]:
 
 
 def check_served(config: RunConfig) -> Iterator[str]:
-    """The address of a server holds no secret, and the server can answer what is asked."""
-    if not config.address:
+    """Say what is wrong with the address of a server, and what a server cannot be asked."""
+    if not config.address:  # `tuned` names no server, so its settings must keep their defaults
         for name, value in vars(config.served).items():
             if value != getattr(ServedConfig(), name):
                 yield f"served.{name} is for tuned=http://HOST:PORT/v1; leave it out"
         return
-    named, parts = f"tuned={redact_uri(config.address)}", urlsplit(config.address)
+    named = f"tuned={redact_uri(config.address)}"
+    parts = urlsplit(config.address)
     if parts.username or parts.password or parts.query or parts.fragment:
         problem = "an address may hold no user, password, ? or #, because it is recorded"
         yield f"{named}: {problem}; a server's key is read from the variable OPENAI_API_KEY"
@@ -103,8 +104,8 @@ def check_served(config: RunConfig) -> Iterator[str]:
         yield f"{named}: {problem}; leave out evaluation.apply_chat_template=false"
     for name, benchmark in config.benchmark.items():
         if benchmark.temperature:
-            drawn = f"benchmark.{name}.temperature"
-            yield f"{named} is asked for its likeliest answers only; leave out {drawn}"
+            temperature = f"benchmark.{name}.temperature"
+            yield f"{named} is asked for its likeliest answers only; leave out {temperature}"
 
 
 def check_backend(config: RunConfig) -> Iterator[str]:
@@ -154,19 +155,21 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
     """Yield why the rows are too few, or of the wrong kind, for what is asked.
 
-    Other settings may be invalid at this point; here they only must not raise.
+    Other settings may be invalid at this point, so values such as 0 or nan must not raise here.
 
     Args:
         config: The settings of a training.
-        n_rows: The most rows there can be; 0: an estimate before they are read.
-        are_plain: Whether they were read and none is a conversation.
+        n_rows: The most rows there can be; 0 if the rows are not read yet.
+        are_plain: Whether the rows were read and none is a conversation.
     """
-    train, share = config.train, config.keep.added_share
+    train = config.train
+    # Before the rows are read, only `max_examples` limits their number.
     n_rows = n_rows or sum(d.max_examples or 10**12 for d in config.dataset.values())
     step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
-    own_share = max(1e-9, 1 - share)  # 1e-9 also if the share is nan: max returns its first value
-    n_all = n_rows / own_share
-    n_steps = ceil(min(1e15, ceil(n_all / step_rows) * train.num_train_epochs))
+    # The mitigation adds rows. 1e-9 also if the share is nan: max returns its first value.
+    own_share = max(1e-9, 1 - config.keep.added_share)
+    n_rows_with_added = n_rows / own_share
+    n_steps = ceil(min(1e15, ceil(n_rows_with_added / step_rows) * train.num_train_epochs))
     if train.max_steps > 0:
         n_steps = train.max_steps
     if train.stop_on_forgetting and train.look_steps > n_steps:

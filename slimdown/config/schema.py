@@ -120,15 +120,18 @@ class ModelConfig:
             yield f"{self.named} is an address; {advice} (docs/serving.md)"
         elif self.folder and self.revision != "main":
             yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
-        elif not self.folder and (
-            os.path.exists(self.id) or not (HUB_ID.fullmatch(self.id) and self.revision.strip())
-        ):
-            forms = "OWNER/NAME, and behind tuned= OWNER/NAME@REVISION, too"
-            yield f"{self.named}: there is no such folder, and a hub id is {forms}"
-        folder = self.folder or Path()
-        _, _, names = next(os.walk(self.folder or ""), ("", [], []))
+        elif not self.folder:
+            is_hub_id = HUB_ID.fullmatch(self.id) and self.revision.strip()
+            if os.path.exists(self.id) or not is_hub_id:
+                forms = "OWNER/NAME, and behind tuned= OWNER/NAME@REVISION, too"
+                yield f"{self.named}: there is no such folder, and a hub id is {forms}"
+        if not self.folder:
+            return
+        # All that is no folder; nothing if the folder cannot be listed.
+        _, _, names = next(os.walk(self.folder), ("", [], []))
         for name in names:
-            if (folder / name).exists() and not (folder / name).is_file():
+            file = self.folder / name
+            if file.exists() and not file.is_file():  # such as a pipe, which waits for a writer
                 yield f"{self.named} contains {name}, which is no readable file; remove it"
 
 
@@ -155,6 +158,7 @@ class TunedModelConfig(ModelConfig):
         return hash_file(self.gguf)[:16] if self.gguf else super().hash_files()
 
     def source_problems(self) -> Iterator[str]:
+        """Say why `tuned` names no adapter, no model and no GGUF file."""
         if self.gguf or self.id.endswith(".gguf"):
             yield from self._file_problems()
             return
@@ -162,8 +166,9 @@ class TunedModelConfig(ModelConfig):
         kinds = {"adapter_config.json": "adapter", "config.json": "model"}
         if not self.folder or any((self.folder / name).is_file() for name in kinds):
             return
-        inside = {file.parent for name in kinds for file in self.folder.glob(f"*/{name}")}
-        newest = max(inside, default=None, key=lambda folder: (len(folder.name), folder.name))
+        checkpoints = {file.parent for name in kinds for file in self.folder.glob(f"*/{name}")}
+        # checkpoint-50 is older than checkpoint-100, which has the longer name.
+        newest = max(checkpoints, default=None, key=lambda path: (len(path.name), path.name))
         advice = f"your trainer writes one by trainer.save_model({self.id!r})"
         if (self.folder / "adapter_model.safetensors").is_file():
             advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
@@ -339,15 +344,15 @@ class EvaluationConfig:
         Args:
             generates: Whether its answers are generated.
         """
-        by_template = self.apply_chat_template is True or (
+        uses_template = self.apply_chat_template is True or (
             self.apply_chat_template == "auto" and generates
         )
-        thinking = self.enable_thinking if by_template else None
+        thinking = self.enable_thinking if uses_template else None
         return replace(
             self,
-            apply_chat_template=by_template,
-            chat_template_args=self.chat_template_args if by_template else {},
-            # a choice is scored directly after the prompt
+            apply_chat_template=uses_template,
+            chat_template_args=self.chat_template_args if uses_template else {},
+            # A choice is scored directly after the prompt, without any thinking.
             enable_thinking=thinking and generates,
             think_end_token=self.think_end_token if generates else None,
         )

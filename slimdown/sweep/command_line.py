@@ -123,7 +123,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
-        return CommandLine([], is_run=False)
+        return CommandLine([], is_run=False)  # Hydra answers it
     if options.plan not in (None, "count", "try"):
         raise ConfigError(f"--plan={options.plan}: write --plan, or --plan=try")
     folders = [CONF_DIR]
@@ -131,7 +131,8 @@ def read_command_line(arguments: list[str]) -> CommandLine:
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
-    return CommandLine(options.overrides, tuple(folders), options.multirun, plan=options.plan or "")
+    plan = options.plan or ""
+    return CommandLine(options.overrides, tuple(folders), is_sweep=options.multirun, plan=plan)
 
 
 def compose_runs(line: CommandLine) -> CommandPlan:
@@ -148,26 +149,17 @@ def compose_runs(line: CommandLine) -> CommandPlan:
     """
     with open_hydra():
         composer = _Composer(line)
-        problems = composer.problems
-        values: dict[str, list[Override]] = {}  # by key, each with one value
-        for text in line.overrides:
-            overrides = composer.parse(text)
-            if not overrides:
-                continue
-            key = overrides[0].key_or_group
-            if key in values:
-                problems.append(f"{key} is given 2 times; keep one of them")
-            values[key] = overrides
-        if prod(map(len, values.values())) > _MOST_RUNS:
-            problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
-            values = {}
+        problems = composer.problems  # the composer adds what it finds
+        values = composer.parse_all()
         runs: list[ComposedRun] = []
-        for chosen in product(*values.values()):
+        for chosen in product(*values.values()):  # one run if nothing is set
             runs.append(composer.compose(chosen))
-            if len(problems) > min(_MOST_PROBLEMS, len({*problems}) + _MOST_REPEATS):
+            n_repeats = len(problems) - len({*problems})
+            if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
                 break
-        search, space = runs[0].config.search, {}
-        if not problems and search.space and search.trial is None:
+        search = runs[0].config.search
+        space: dict[str, DimensionConfig] = {}
+        if not problems and search.space and search.trial is None:  # a search, not its trial
             space = {key: search.space[key] for key in search.space if key not in values}
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
@@ -200,8 +192,27 @@ class _Composer:
         self._files: dict[str, ComposedFiles] = {}  # composing takes most of the time
         self._checked: set[str] = set()  # tasks
 
+    def parse_all(self) -> dict[str, list[Override]]:
+        """Parse all arguments: by key, an override for each value; none if they are too many."""
+        values: dict[str, list[Override]] = {}
+        for text in self.line.overrides:
+            overrides = self.parse(text)
+            if not overrides:
+                continue
+            key = overrides[0].key_or_group
+            if key in values:
+                self.problems.append(f"{key} is given 2 times; keep one of them")
+            values[key] = overrides
+        if prod(map(len, values.values())) > _MOST_RUNS:
+            self.problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
+            return {}
+        return values
+
     def parse(self, text: str) -> list[Override]:
-        """Return an override for each value of an argument; none where it is wrong by itself."""
+        """Return an override for each value of an argument.
+
+        What is wrong with the argument is added to `problems`; then the list is empty.
+        """
         try:
             override = parse_override(self._parser, text, self.line.is_sweep)
             override.config_loader = self._loader  # glob(...) needs it
@@ -209,6 +220,7 @@ class _Composer:
                 raise ValueError("there is no name before the =")
             values = [override]
             if override.is_sweep_override():
+                # One more than is allowed shows that there are too many.
                 values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
         except ConfigError as error:
             self.problems.append(str(error))
@@ -216,14 +228,14 @@ class _Composer:
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             self.problems.append(_explain_syntax(redact(text)[:80], error))
             return []
-        problems = list(filter(None, self._find_problems(text, override, values)))
+        problems = list(self._find_problems(text, override, values))
         self.problems += problems
         return [] if problems else values
 
     def _find_problems(
         self, text: str, override: Override, values: Sequence[Override]
-    ) -> Iterator[str | None]:
-        """Find what is wrong with an argument and its values, whatever the others are."""
+    ) -> Iterator[str]:
+        """Find what is wrong with an argument and its values, whatever the other arguments are."""
         key = override.key_or_group
         if not values:
             yield f"{text}: no value is left to try"
@@ -234,7 +246,7 @@ class _Composer:
             if key == "tuned":
                 advice = "leave it out; a server's key is read from the variable OPENAI_API_KEY"
             yield f"{redact(text)}: others can read a password here; {advice}"
-        group = key.replace(".", "/")
+        group = key.replace(".", "/")  # hydra.launcher=joblib must be hydra/launcher=joblib
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
             for value in values:
@@ -242,21 +254,20 @@ class _Composer:
                 if type(choice) is str:
                     yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
         if not self.line.is_choice(key):
-            yield explain_unknown_key(key, RunConfig)
+            if problem := explain_unknown_key(key, RunConfig):
+                yield problem
         elif names := self._loader.get_group_options(key):
             own = list_group_choices(key, self.line.folders)
             known = sorted({*names, *own, *list_added_choices(key)})
-            for value in values:
-                choice = value.value()
-                if isinstance(choice, list) and (twice := _find_alike(key, choice)):
-                    yield f"{text}: two are called {twice}; rename one"
-                yield from _find_unknown_choices(key, choice, known)
+            yield from _find_choice_problems(text, key, values, known)
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
-        """Check every choice, and both ends of every range, that a search may propose.
+        """Compose a run with every choice, and both ends of every range, that a search may propose.
+
+        What is wrong with one of them is added to `problems`.
 
         Args:
-            space: The settings that it proposes values for.
+            space: The settings that the search proposes values for.
             given: The other settings of the command line.
         """
         if find_spec("optuna") is None:
@@ -275,29 +286,28 @@ class _Composer:
             overrides: Each with one value.
 
         Returns:
-            The run; its settings are missing if something is wrong with it.
+            The run. It has no settings if something is wrong, which is added to `problems`.
         """
         texts = [str(override.input_line) for override in overrides]
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
         try:
             files = self._compose_files(choices)
-            composed, model = deepcopy(files.settings), files.model
+            composed = deepcopy(files.settings)
+            model = files.model
             self.hydra = files.hydra
             base = self._find_base(composed, overrides)
-            if base and base.id != POCKET:
+            if base and base.id != POCKET:  # compose again, with the adapter's base as the model
                 choices.append("model=any")
                 composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id, composed.model.revision = base.id, base.revision
                 model = Path(base.id).name
         except Exception as error:  # a user's own file may raise anything
-            place = [] if isinstance(error, ModelError) else choices
-            self.problems.append(f"{' '.join(place)}: {reword(error)}".removeprefix(": "))
+            # An error about a model has nothing to do with the chosen files.
+            place = "" if isinstance(error, ModelError) else " ".join(choices)
+            self.problems.append(f"{place}: {reword(error)}".removeprefix(": "))
             return ComposedRun(texts, RunConfig())
-        set_keys = []
-        for override in overrides:
-            if self.line.is_choice(override.key_or_group):
-                continue
-            set_keys.append(override.key_or_group)
+        settings = [o for o in overrides if not self.line.is_choice(o.key_or_group)]
+        for override in settings:
             if problem := _lay_over(composed, override):
                 self.problems.append(f"{override.input_line}: {problem}")
         with suppress(OmegaConfBaseException):  # `load_config` reports these
@@ -310,8 +320,10 @@ class _Composer:
             return ComposedRun(texts, RunConfig())
         reader = f"tuned={config.tuned} trains nothing and" if config.tuned else "this method"
         for text in texts:
-            if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
+            section = re.split("[.=]", text.lstrip("+"))[0]
+            if section in config.idle_sections:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
+        set_keys = [override.key_or_group for override in settings]
         shown = self._choose_shown(composed, values, choices, set_keys)
         return ComposedRun(texts, config, model, shown)
 
@@ -334,25 +346,32 @@ class _Composer:
     ) -> dict[str, str]:
         """Choose the settings that MLflow shows: what was set, and what differs from the files.
 
-        What a preset changes in the files of other groups is shown; what its interpolations make
-        of other settings is not.
+        What a preset (an experiment or a suite) changes in other groups' files is shown, too.
+
+        Args:
+            composed: All settings of the run.
+            values: The same by dotted key, before interpolations such as ${lora.r} are resolved. So
+                a setting that only follows another one does not differ from the files.
+            choices: GROUP=CHOICE of each group that was chosen.
+            set_keys: The keys of the settings that were set.
         """
         groups = {}
         for choice in choices:
             group, _, name = choice.lstrip("+").partition("=")
             groups[group] = name
         files = list(choices)
-        if groups.keys() & {*_PRESETS}:  # presets may choose other files
+        if groups.keys() & {*_PRESETS}:  # what the files would set without the preset
             files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
-            before = self._compose_files(files).values
+            file_values = self._compose_files(files).values
         except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
-            before = values
+            file_values = values
         shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
+        set_prefixes = tuple(f"{key}." for key in set_keys)
         for key, value in values.items():
-            was_set = f"{key}.".startswith(tuple(f"{set_key}." for set_key in set_keys))
-            if (was_set or value != before.get(key)) and not key.startswith(_NOT_SHOWN):
+            was_set = f"{key}.".startswith(set_prefixes)  # the setting, or the section around it
+            if (was_set or value != file_values.get(key)) and not key.startswith(_NOT_SHOWN):
                 resolved = OmegaConf.select(composed, key)
                 is_list = isinstance(resolved, ListConfig)
                 shown[key] = ",".join(map(str, resolved)) if is_list else str(resolved)
@@ -372,10 +391,10 @@ class _Composer:
         return find_base(model) if model and not any(model.source_problems()) else None
 
     def _compose_files(self, choices: list[str]) -> ComposedFiles:
-        """Compose the chosen files of groups."""
+        """Compose the chosen files of groups, or return what an earlier call made of the same."""
         key = " ".join(choices)
         if key not in self._files:
-            own = [f"file://{folder}" for folder in self.line.folders[1:]]
+            own = [f"file://{folder}" for folder in self.line.folders[1:]]  # of --config-dir
             path = [f"hydra.searchpath=[{','.join(own)},slimdown-choices://]"] if own else []
             with warnings.catch_warnings():  # our launchers are named as their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
@@ -383,7 +402,8 @@ class _Composer:
             hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
                 del composed["hydra"]
-                for name in list(composed.benchmark) if composed.suite else ():
+                suite_benchmarks = list(composed.benchmark) if composed.suite else []
+                for name in suite_benchmarks:
                     # A suite has settings of all its benchmarks, also of those not chosen.
                     benchmark = composed.benchmark[name]
                     if not (benchmark.task or benchmark.path):
@@ -409,6 +429,17 @@ def _find_alike(key: str, names: Sequence[Any]) -> str | None:
     return min((name for name, n in counts.items() if n > 1), default=None)
 
 
+def _find_choice_problems(
+    text: str, key: str, values: Sequence[Override], known: list[str]
+) -> Iterator[str]:
+    """Find what is wrong with the choices of a group that an argument makes."""
+    for value in values:
+        choice = value.value()
+        if isinstance(choice, list) and (name := _find_alike(key, choice)):
+            yield f"{text}: two are called {name}; rename one"
+        yield from _find_unknown_choices(key, choice, known)
+
+
 def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[str]:
     """Find the choices of a group that it does not have."""
     for name in value if isinstance(value, list) and key in _LISTS else [value]:
@@ -419,26 +450,32 @@ def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[st
 
 
 def _lay_over(composed: DictConfig, override: Override) -> str:
-    """Lay the value of an override over composed settings, or say why it cannot be."""
+    """Set the value of an override in composed settings.
+
+    Returns:
+        Why it cannot be set; empty if it was set.
+    """
     key = override.key_or_group
-    section, name = (*key.split("."), "")[:2]
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
     if section in _LISTS and name not in composed[section]:
         chosen = " or ".join(map(str, composed[section]))
         advice = f", or name {chosen}" if chosen else ""
         return f"{name} is not chosen; add it to {section}=[...]{advice}"
     is_new = override.is_add() or override.is_force_add()
-    try:  # Hydra does the same when it has composed
-        value, setting = override.value(), find_setting(key, RunConfig)
+    try:
+        value = override.value()
+        setting = find_setting(key, RunConfig)
         if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
             value = read_number(value)
         if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
-            name, part = dimension.groups()  # the name of a setting, which contains dots
+            searched_key, part = dimension.groups()  # such as lora.r, and .low or nothing
             if not (part or isinstance(value, dict)):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
-            key = "search.space"
-            value = {name: {part.removeprefix("."): value} if part else value}
+            key = "search.space"  # `update` would take the dots of the searched key for sections
+            value = {searched_key: {part.removeprefix("."): value} if part else value}
         OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
     except (OmegaConfBaseException, HydraException, RecursionError, ConfigError) as error:
         return reword(error)

@@ -139,9 +139,11 @@ def _write_log(file: Path) -> Iterator[None]:
 def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = None) -> None:
     """Run a job of a sweep and write its outcome; a job that fails stops no other.
 
+    Hydra's launcher calls it for each job, with the job's config, which is not needed here.
+
     Args:
         sweep: What the sweep tells its jobs.
-        shared_base: Keeps a base for the jobs that follow in this process.
+        shared_base: Keeps a base model for the jobs that follow in this process.
 
     Raises:
         KeyboardInterrupt: A signal came.
@@ -153,12 +155,13 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
     outcome = JobOutcome(JobState.running)
     sweep.write_outcome(number, outcome)
 
-    def keep_run_id(run_id: str) -> None:
+    def keep_run_id(run_id: str) -> None:  # once the run is open, so that a failed job has it
         nonlocal outcome
         outcome = replace(outcome, run_id=run_id)
         sweep.write_outcome(number, outcome)
 
-    job, began = f"job {number} of {sweep.n_jobs}", time.monotonic()
+    began = time.monotonic()
+    job = f"job {number} of {sweep.n_jobs}"
     time_left = "" if sweep.in_worker else _tell_time_left(sweep)
     console.show_line(f"{job}{time_left}")
     with _write_log(sweep.folder / f"{number}.log") if sweep.in_worker else nullcontext():
@@ -167,7 +170,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
                 sweep.read_settings(number),
                 RunInfo("", sweep=sweep.name, on_open=keep_run_id),
                 sweep.swept,
-                # Jobs of one process are alike, and the first one has shown the plan.
+                # Jobs of one process are alike, so only the first one shows the plan.
                 is_planned=number != sweep.numbers[0] and not sweep.in_worker,
                 shared_base=shared_base,
             )
@@ -180,6 +183,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
             reason = _report_failure(job, error)
             outcome = replace(outcome, state=JobState.failed, reason=reason)
     sweep.write_outcome(number, replace(outcome, seconds=time.monotonic() - began))
+    # A failure in this process is printed already; one in a worker stands only in its log.
     if outcome.state is not JobState.failed or sweep.in_worker:
         run_id = f"run {outcome.run_id[:8]}" if outcome.run_id else ""
         parts = filter(None, (outcome.state, run_id, outcome.headline))
@@ -219,17 +223,17 @@ def run_job(
     is_planned: bool = False,
     shared_base: SharedBase | None = None,
 ) -> JobOutcome:
-    """Make a run, or find that an equal one is finished.
+    """Make a run, unless an equal one is finished.
 
     Args:
         run: Its settings.
         info: The sweep, tags and `on_open`; the rest is filled in here.
         swept: The keys that a sweep varies; they come first in the run's name.
-        is_planned: Whether the plan was shown for a job before; then only the name is.
-        shared_base: See `run_experiment`.
+        is_planned: Whether an earlier job showed the plan; then only the run's name is shown.
+        shared_base: Keeps a base model for later runs of this process.
 
     Returns:
-        A finished job, or a skipped one with its run.
+        The outcome: finished, or skipped with the id of the equal run.
 
     Raises:
         SlimdownError: Something that you can mend.

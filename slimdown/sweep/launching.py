@@ -52,11 +52,11 @@ def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
     def run_task(_: Any) -> None:
         try:
             task()
-        except Exception as error:  # Hydra would print its own message
+        except Exception as error:  # Hydra would print its own message; it is raised below
             failures.append(error)
 
     setup_globals()
-    run_job(run_task, hydra, "hydra.run.dir", None, _make_context())
+    run_job(run_task, hydra, "hydra.run.dir", job_subdir_key=None, hydra_context=_make_context())
     if failures:
         raise failures[0]
 

@@ -25,9 +25,9 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> Planne
     """Plan all runs of a command; jobs that do the same are planned once.
 
     Args:
-        runs: In order.
-        n_trials: Of a search, whose one run stands for all; else 1.
-        tries: Try one batch of each kind of work.
+        runs: The runs in order; for a search, one run that stands for all its trials.
+        n_trials: The number of trials of a search; without a search, 1.
+        tries: Whether to try one batch of each kind of work, to measure its time.
     """
     groups: dict[str, list[ComposedRun]] = {}  # jobs that do the same work are together
     n_finished = 0
@@ -38,13 +38,15 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, tries: bool) -> Planne
         groups.setdefault(repr(_find_work(run.config)), []).append(run)
     from slimdown.runs.planning import plan_run  # imports torch
 
-    plans, bases = [], set[str]()
+    plans: list[RunPlan] = []
+    bases: set[str] = set()  # the base models of earlier plans, with what they are asked
     for group in groups.values():
-        config, title = group[0].config, run_name(group[0].model, group[0].overrides, ())
+        config = group[0].config
+        title = run_name(group[0].model, group[0].overrides)
         n_equal = n_trials if n_trials > 1 else len(group)
         plan = plan_run(config, title, tries, n_equal)
         base = repr((config.model, config.quantization, config.benchmark, config.evaluation))
-        if base in bases:
+        if base in bases:  # its measurement is reused
             parts = [replace(part, is_shared=part.part == "base") for part in plan.parts]
             plan = replace(plan, parts=parts)
         bases.add(base)

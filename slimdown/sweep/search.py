@@ -49,21 +49,24 @@ class Search:
 
         Args:
             line: The command line.
-            plan: One of its trials, and what is searched.
-            at_once: How many jobs the launcher runs at once.
+            plan: One run, which stands for all trials, and what is searched.
+            at_once: How many trials to propose together.
         """
         [run] = plan.runs
-        self.config, self.space, self._line = run.config, plan.space, line
-        self._settings = settings = run.config.search
+        settings = run.config.search
+        self.config = run.config
+        self.space = plan.space
+        self._line = line
+        self._settings = settings
         self._at_once = at_once
-        identity: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
+        proposed_by: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
         space = {key: asdict(dimension) for key, dimension in plan.space.items()}
-        digest = hash_json([*identity, space, run_key(run.config)])[:8]
+        digest = hash_json([*proposed_by, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
         # A study whose space has changed begins anew: old values may lie outside of it.
-        file = f"{hash_json([self.name, space])}.json"
-        self._file = local_dir(self.config.tracking) / "searches" / file
+        file_name = f"{hash_json([self.name, space])}.json"
+        self._file = local_dir(self.config.tracking) / "searches" / file_name
         self._values_by_trial: list[dict[str, Any]] = []
         # Without the file, or where it is damaged, values are proposed anew.
         with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
@@ -97,7 +100,7 @@ class Search:
         n_startup = self._settings.n_startup_trials
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
         proposed = [f"{key}={suggest_value(trial, key, self.space[key])}" for key in self.space]
-        if trial.number == len(self._values_by_trial):
+        if trial.number == len(self._values_by_trial):  # the file does not hold it yet
             self._values_by_trial.append(trial.params)
         overrides = [*self._line.overrides, *proposed, f"search.trial={trial.number}"]
         try:
@@ -110,7 +113,7 @@ class Search:
             return None
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
-        """Tell the study the results of the last batch; failed trials are left out."""
+        """Tell the study the results of the last batch, in its order; failed jobs are left out."""
         for trial, outcome in zip(self._proposed, outcomes, strict=True):
             if outcome.state not in (JobState.finished, JobState.skipped):
                 continue
@@ -128,9 +131,10 @@ class Search:
             self.study.tell(trial, result.learned)
 
     def show(self) -> dict[str, str]:
-        """Print all trials and the one to take; returns their page, by its name.
+        """Print all trials, the best within the budget first, and its losses on held-out questions.
 
-        The best within the budget stands first. Its losses are checked on the held-out questions.
+        Returns:
+            The HTML page of the trials under its file name; empty if no trial has a result.
 
         Raises:
             ConfigError: Every trial is refused.

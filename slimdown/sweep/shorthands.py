@@ -23,7 +23,7 @@ _PLAIN_TEXTS = ("name", "note")
 
 
 def read_flags(arguments: Sequence[str]) -> list[str]:
-    """Write `--SETTING VALUE` as `SETTING=VALUE`. Flags of Hydra stay, which can be abbreviated.
+    """Write `--SETTING VALUE` as `SETTING=VALUE`. Hydra's flags stay, also if they are abbreviated.
 
     Raises:
         ConfigError: A setting has no value.
@@ -31,16 +31,18 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
     >>> read_flags(["-m", "--model", "smollm2", "--rerun", "--lora.r=4,8", "--multi"])
     ['-m', 'model=smollm2', 'rerun=true', 'lora.r=4,8', '--multi']
     """
-    settings, rest = list[str](), list(arguments)
+    settings: list[str] = []
+    rest = list(arguments)
     while rest:
         text = rest.pop(0)
-        key, is_whole, value = text.removeprefix("--").partition("=")
+        key, equals_sign, value = text.removeprefix("--").partition("=")
         if not text.startswith("--") or not key or any(f.startswith(key) for f in _FLAGS):
             settings.append(text)
             continue
-        if not is_whole:
+        if not equals_sign:
             setting = find_setting(key, RunConfig)
             is_switch = setting is not None and setting.type is bool
+            # The next argument is the value, if it is no flag; -1 and -.5 are numbers.
             has_value = bool(rest) and not re.match(r"-(?!\.?\d)", rest[0])
             if is_switch and not (has_value and rest[0] in ("true", "false")):
                 value = "true"
@@ -56,11 +58,11 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Override:
-    """Parse an argument by Hydra's grammar, but three habits.
+    """Parse an argument by Hydra's grammar, except for three kinds of arguments.
 
-    `tuned=outputs/checkpoint-*` names all such folders, in the order of their numbers. Where no
-    sweep is asked for, several values of a list are the list: `benchmark=gsm8k,piqa`. A name or a
-    note is any text, which the grammar would want in quotes of its own.
+    A name or a note may be any text, which the grammar would want in quotes.
+    `tuned=outputs/checkpoint-*` names all such folders, in the order of their numbers. Without a
+    sweep, `benchmark=gsm8k,piqa` is a list of two, not two values.
 
     Args:
         parser: Hydra's.
@@ -73,7 +75,7 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
     """
     key, sign, content = text.partition("=")
     if sign and key.lstrip("+") in _PLAIN_TEXTS:
-        override = parser.parse_override(f"{key}=text")
+        override = parser.parse_override(f"{key}=text")  # `text` is replaced by the value
         value = None if content == "null" else content
         if quoted := re.fullmatch(r"""(["'])(.*)\1""", content, re.DOTALL):
             value = quoted[2]
@@ -85,12 +87,12 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
     is_list = key in ("benchmark", "dataset") or (setting and setting.type in TEXT_LISTS)
     if not is_sweep and is_list and override.value_type is ValueType.SIMPLE_CHOICE_SWEEP:
         try:
-            whole = parser.parse_override(f"{key}=[{content}]")
+            as_list = parser.parse_override(f"{key}=[{content}]")
         except HydraException:
             return override
-        values = whole.value()
+        values = as_list.value()
         if isinstance(values, list) and all(isinstance(value, str) for value in values):
-            return whole
+            return as_list
     return override
 
 

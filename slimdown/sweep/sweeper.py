@@ -63,7 +63,7 @@ class Sweep:
         tracking = self.plan.runs[0].config.tracking
         check_store(tracking)
         holds_out = any(run.config.evaluation.holdout for run in self.plan.runs)
-        if not holds_out and {*self.info.swept} - {"seed"}:
+        if not holds_out and {*self.info.swept} - {"seed"}:  # nobody chooses the best seed
             console.show_notes(
                 [
                     "No questions are held out, so the best of these runs will look better than it "
@@ -99,7 +99,7 @@ class Sweep:
 
     @contextmanager
     def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:
-        """Open the run of the whole sweep; show and keep the table of its jobs at the end."""
+        """Open the run of the whole sweep; at the end, show and keep the table of its jobs."""
         title = f"{kind} of {', '.join(self.info.swept) or 'one job'}"
         if name := self.plan.runs[0].config.name:
             title = f"{name}: {title}"
@@ -109,6 +109,7 @@ class Sweep:
             finally:
                 if rows := [self._make_row(number) for number in self.outcomes]:
                     table = sweep_table(rows, f"{title}. {self._advise()}")
+                    # A comparison of the runs says more, if one can be made.
                     if kind == "search" or not self._show_comparison(tracking, title):
                         console.show_table(table)
                     sweep_run.files["sweep.md"] = write_table(table, "markdown")
@@ -163,7 +164,7 @@ class Sweep:
         return True
 
     def _run(self, jobs: list[ComposedRun]) -> list[JobOutcome]:
-        """Run the jobs that are not finished; keep each job and its outcome, and return outcomes.
+        """Run the jobs that are not finished, and return the outcome of every job, in order.
 
         Raises:
             ConfigError: The launcher cannot start a job.
@@ -177,7 +178,7 @@ class Sweep:
             error = self._launch(pending)
             waiting = [n for n in pending if self.outcomes[n].state is JobState.waiting]
             died = [n for n in pending if not self.outcomes[n].is_over and n not in waiting]
-            if error and waiting == pending:
+            if error and waiting == pending:  # no job was started
                 raise self._explain_launcher(error)
             for number in died:  # joblib also ends jobs that ran beside the one that died
                 self._run_alone(number)
@@ -185,13 +186,14 @@ class Sweep:
         return [self.outcomes[number] for number in numbered]
 
     def _take_jobs(self, jobs: dict[int, ComposedRun]) -> list[int]:
-        """Take jobs into the sweep; return the numbers of those that are not finished."""
+        """Take jobs into the sweep; return the numbers of those that have to run."""
         self.jobs |= jobs
         self.outcomes |= dict.fromkeys(jobs, JobOutcome(JobState.waiting))
         self.info = replace(self.info, n_jobs=len(self.jobs))
         pending = []
         for number, job in jobs.items():
-            (self.info.folder / f"{number}.json").unlink(missing_ok=True)
+            earlier_outcome = self.info.folder / f"{number}.json"  # of a sweep in the same folder
+            earlier_outcome.unlink(missing_ok=True)
             finished = find_finished(job.config, run_key(job.config))
             if finished and finished.findings:
                 self.outcomes[number] = skip_finished(job, finished, self.info.swept)
