@@ -40,9 +40,7 @@ def find_problems(config: RunConfig) -> Iterator[str]:
 def train(
     base: "LoadedModel", model: Any, rows: "TokenizedRows", config: RunConfig, callback: Any
 ) -> float:
-    """Train the LoRA on a base in a process of its own; on return, it has the trained values.
-
-    Unsloth changes transformers and TRL when it is imported, so it is kept out of this process.
+    """Train the LoRA on a base; on return, it has the trained values.
 
     Args:
         base: The model as it was loaded.
@@ -61,13 +59,12 @@ def train(
     from safetensors.torch import load_file
     from transformers.utils.hub import cached_file
 
-    config_file = cached_file(
+    downloaded = cached_file(
         str(config.model.folder or base.id), "config.json", revision=base.revision
     )
-    source = Path(str(config_file)).parent  # the folder of the base's files
+    source = Path(str(downloaded)).parent
     with tempfile.TemporaryDirectory(prefix="slimdown-unsloth-") as folder:
         padded = replace(rows, is_padding_free=False)
-        # `unsloth_process.main` reads these in the same order.
         job = (str(source.absolute()), base.dtype, base.tokenizer, padded, config)
         Path(folder, "job").write_bytes(pickle.dumps(job))
         variables = {
@@ -78,7 +75,7 @@ def train(
         if base.device == "cpu":
             variables["UNSLOTH_FORCE_CPU"] = "1"
         command = [sys.executable, "-m", "slimdown.training.unsloth_process", folder]
-        answer: dict[str, Any] = {}  # the newest line of the process; the last has the outcome
+        answer: dict[str, Any] = {}
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | variables
         ) as process:

@@ -11,13 +11,9 @@ from slimdown.utils.errors import describe_error
 
 
 def main() -> None:
-    """Load the base with Unsloth, train, and save the adapter.
-
-    It writes one line for each step, and a last one with the seconds or the error.
-    """
-    # The answers go to stdout (1), and what Unsloth prints there goes to stderr (2) instead.
+    """Load the base with Unsloth, train, and save the adapter."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # what Unsloth prints goes to stderr
 
     def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -31,8 +27,7 @@ def main() -> None:
 
         folder = sys.argv[1]
         source, dtype, tokenizer, rows, config = pickle.loads(Path(folder, "job").read_bytes())
-        train, lora = config.train, config.lora
-        in_4bit = config.quantization.load_in_4bit
+        train, lora, in_4bit = config.train, config.lora, config.quantization.load_in_4bit
         checkpointing = "unsloth" if train.gradient_checkpointing else False
         model, _ = FastLanguageModel.from_pretrained(
             source,
@@ -62,9 +57,7 @@ def main() -> None:
             logs = log.values | {"num_input_tokens_seen": log.values["num_tokens"]}
             send(step=log.step, of=trainer.state.max_steps, logs=logs)
 
-        # The process that started this one shows the progress.
-        callback = TrainingCallback(train, dtype, on_step=send_step, on_progress=lambda *_: None)
-        trainer.add_callback(callback)
+        trainer.add_callback(TrainingCallback(train, dtype, send_step, lambda *done: None))
         seconds = trainer.train().metrics["train_runtime"]
         trainer.model.save_pretrained(f"{folder}/adapter")
         send(seconds=seconds)

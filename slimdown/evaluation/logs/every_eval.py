@@ -26,7 +26,7 @@ from slimdown.evaluation.logs.lm_eval import known_benchmarks
 from slimdown.evaluation.logs.logged_task import (
     LoggedAnswer,
     LoggedTask,
-    drop_free_arguments,
+    drop_free,
     explain_malformed,
     name_metric,
     name_model,
@@ -96,7 +96,7 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             results = _find_results(summary["evaluation_results"], lines)
             generation = results[0].get("generation_config") or {}
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
-            settings = {"generation": generation, "model_args": drop_free_arguments(arguments)}
+            settings = {"generation": generation, "model_args": drop_free(arguments)}
             task = LoggedTask(
                 file,
                 title,

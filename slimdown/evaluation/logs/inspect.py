@@ -36,35 +36,29 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
-    """Yield the one task of a log; its answers are read from the file when they are needed."""
+    """Read a log, but not the answers."""
     header = _read(file, header_only=True)
-    spec = header.eval  # what was evaluated, and how
-    generation = dict[str, Any]()
-    for config in (spec.model_generate_config, header.plan.config):
+    made, generation = header.eval, dict[str, Any]()
+    for config in (made.model_generate_config, header.plan.config):
         generation |= config.model_dump(exclude_none=True, mode="json")
     settings = {
-        "model_args": logged_task.drop_free_arguments(spec.model_args),
-        "generation": logged_task.drop_free_arguments(generation),
-        "epochs": spec.config.epochs or 1,
-        "task_args": spec.task_args,
+        "model_args": logged_task.drop_free(made.model_args),
+        "generation": logged_task.drop_free(generation),
+        "epochs": made.config.epochs or 1,
+        "task_args": made.task_args,
         "solvers": [[step.solver, step.params] for step in header.plan.steps],
-        "scorers": [[scorer.name, scorer.options] for scorer in spec.scorers or ()],
-        "model_roles": spec.model_roles,
+        "scorers": [[scorer.name, scorer.options] for scorer in made.scorers or ()],
+        "model_roles": made.model_roles,
     }
-    conditions = logged_task.write_conditions("Inspect", spec.task, settings)
+    conditions = logged_task.write_conditions("Inspect", made.task, settings)
     conditions |= {FLAT_MESSAGES: "true"}
-    tool = f"inspect_ai {spec.packages.get('inspect_ai', 'of unknown version')}"
-    provider = f"Inspect, {spec.model.partition('/')[0]}"
-    model = logged_task.name_model(spec.model, spec.model_args)
-    yield logged_task.LoggedTask(
-        file,
-        title=spec.task,
-        made_by={"model": model, "tool": tool, "backend": provider},
-        conditions=conditions,
-        answers=_read_answers(file, header.status),
-        task_version=str(spec.task_version),
-        max_new_tokens=generation.get("max_tokens"),
-    )
+    tool = f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}"
+    provider = f"Inspect, {made.model.partition('/')[0]}"
+    model = logged_task.name_model(made.model, made.model_args)
+    made_by = {"model": model, "tool": tool, "backend": provider}
+    answers, limit = _read_answers(file, header.status), generation.get("max_tokens")
+    version = str(made.task_version)
+    yield logged_task.LoggedTask(file, made.task, made_by, conditions, answers, version, limit)
 
 
 def _read(file: Path, header_only: bool = False) -> Any:
@@ -82,7 +76,7 @@ def _read(file: Path, header_only: bool = False) -> Any:
 
 
 def _check_content(file: Path) -> None:
-    """Refuse a log that is too large or damaged, because Inspect's own reader might not.
+    """Refuse what Inspect's reader does not: large content, wrong checksums, deep brackets.
 
     Raises:
         DataError: The log is too large.
@@ -90,7 +84,6 @@ def _check_content(file: Path) -> None:
         RecursionError: Brackets are so deep that Inspect's reader would not end.
         ValueError: It is no JSON.
     """
-    # `json.loads` is called for its errors alone; Inspect's reader reads the content.
     if file.suffix != ".eval":
         _check_size(file, file.stat().st_size)
         json.loads(file.read_bytes())
@@ -112,11 +105,7 @@ def _check_size(file: Path, n_bytes: int) -> None:
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]:
-    """Yield the answers to each question.
-
-    Raises:
-        DataError: The evaluation did not end well, or answers or scores are missing.
-    """
+    """Read the answers, and refuse a log in which some are missing."""
     if status != "success":
         advice = "finish it with `inspect eval-retry`"
         raise DataError(f"{file}: the log has the status {status}; {advice}")
@@ -128,9 +117,8 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]
     if n_logged != (log.results and log.results.total_samples):
         raise DataError(f"{file} holds {n_logged} answers, and not those of all that was asked")
     for question, samples in by_id.items():
-        n_epochs = len({sample.epoch for sample in samples})  # how often it was asked
+        n_epochs = len({sample.epoch for sample in samples})
         checks = {
-            # If all questions were asked equally often, this gives the number of all answers.
             "was not asked as often as others": n_epochs * len(by_id) == n_logged,
             "ended in an error": not any(sample.error for sample in samples),
             "was invalidated": not any(sample.invalidation for sample in samples),
@@ -144,36 +132,30 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.LoggedAnswer]
 
 def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.LoggedAnswer:
     """Read one question: its mean scores, and the texts of the first time that it was asked."""
-    first = samples[0]
-    scores_by_epoch = [dict(_list_scores(sample)) for sample in samples]
-    first_scores = scores_by_epoch[0]
-    metrics = [key for key in first_scores if all(key in scores for scores in scores_by_epoch)]
+    first, by_epoch = samples[0], [dict(_list_scores(sample)) for sample in samples]
+    metrics = [key for key in by_epoch[0] if all(key in scores for scores in by_epoch)]
     inputs = first.input if isinstance(first.input, list) else [first.input]
     sent = []
     for message in first.messages:
-        # An assistant's message in the input is a worked example. The first that is not in the
-        # input is an answer of the model.
+        # An assistant's message in the input is a worked example; the first other is an answer.
         if message.role == "assistant" and message.source != "input":
             break
         sent.append(message)
-    prompt_messages = sent or inputs
-    texts = list(map(_write_message, prompt_messages))
-    answer_by_scorer = {name_metric(key): score.answer for key, score in first.scores.items()}
+    texts = list(map(_write_message, sent or inputs))
+    read_as = {name_metric(key): score.answer for key, score in first.scores.items()}
     response = first.output.completion
-    answers = {key: answer_by_scorer.get(key.partition(".")[0]) or response for key in metrics}
     fields = {
         "prompt": texts[0].removeprefix("user: ") if len(texts) == 1 else "\n\n".join(texts),
         "target": first.target if isinstance(first.target, str) else " | ".join(first.target),
         "response": response,
-        "answers": answers,
-        "scores": {key: fmean(scores[key] for scores in scores_by_epoch) for key in metrics},
+        "answers": {key: read_as.get(key.partition(".")[0]) or response for key in metrics},
+        "scores": {key: fmean(scores[key] for scores in by_epoch) for key in metrics},
         "doc_hash": hash_json([*map(_describe_message, inputs), first.choices]),
-        "prompt_hash": hash_json([*map(_describe_message, prompt_messages)]),
+        "prompt_hash": hash_json([*map(_describe_message, sent or inputs)]),
         "document": first.metadata,
         "ran_out": first.output.stop_reason == "max_tokens",
     }
-    chance = 1 / len(set(first.choices)) if first.choices else 0.0
-    return question, chance, fields
+    return question, 1 / len(set(first.choices)) if first.choices else 0.0, fields
 
 
 def _write_message(message: Any) -> str:

@@ -48,7 +48,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     ):
         results = json.loads(results_files[0].read_bytes())
         general, task = results["config_general"], results["config_tasks"][title]
-        settings = logged_task.drop_free_arguments(general["model_config"])
+        settings = logged_task.drop_free(general["model_config"])
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # Only a git checkout of lighteval logs its commit; an installed package logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")

@@ -25,7 +25,7 @@ from slimdown.evaluation.harness_results import read_task_samples, summarize_sam
 from slimdown.evaluation.logs.logged_task import (
     LoggedAnswers,
     LoggedTask,
-    drop_free_arguments,
+    drop_free,
     explain_malformed,
     name_model,
 )
@@ -285,7 +285,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what must be equal, besides the questions, so that two models can be compared."""
     config = results["config"]
     has_template = results.get("chat_template") is not None
-    arguments = drop_free_arguments(_read_arguments(results))
+    arguments = drop_free(_read_arguments(results))
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")

@@ -272,7 +272,7 @@ def read_limit(value: Any) -> int | None:
     return limit or None
 
 
-def drop_free_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the arguments in which two logs may differ."""
     names = [name for name in arguments if not _FREE_ARGUMENTS.fullmatch(name)]
     return {name: arguments[name] for name in names}
