@@ -31,14 +31,20 @@ def test_the_interval_covers_the_truth(n: int, base: float, lost: float, gained:
     assert len(covered) == 300 or base < 0.05
 
 
-def test_where_the_base_is_far_above_nothing_it_is_near_fiellers() -> None:
+def find_fiellers_t(n: int) -> list[float]:
+    """The t of after - (1 - rate) before at both ends of the interval; Fieller's has 1.96 there."""
     draw = np.random.default_rng(1)
-    before, after = draw.beta(8, 2, 2000), draw.beta(4, 2, 2000)
+    before, after = draw.beta(8, 2, n), draw.beta(4, 2, n)
     rate = forgetting_rate(before, after)
-    for end in (rate.low, rate.high):  # there the t of after - (1 - rate) before is at its quantile
-        rest = after - (1 - end) * before
-        t = abs(rest.mean()) / (rest.std(ddof=1) / np.sqrt(2000))
-        assert t == pytest.approx(1.96, abs=0.2)
+    rests = [after - (1 - end) * before for end in (rate.low, rate.high)]
+    return [abs(rest.mean()) / (rest.std(ddof=1) / np.sqrt(n)) for rest in rests]
+
+
+def test_where_the_base_is_far_above_nothing_it_is_near_fiellers() -> None:
+    few, some, many = (find_fiellers_t(n) for n in (50, 200, 2000))
+    assert many == pytest.approx([1.96, 1.96], abs=0.2)
+    assert few > some > many  # the answers that are added weigh more among few
+    assert few[1] > some[1] > many[1]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
