@@ -256,7 +256,13 @@ def _refuse_conflict(
     relative: Mapping[str, float],
     off: Collection[str],
 ) -> None:
-    """Refuse a name that was not measured ("": all retained ones), or has two kinds of budget."""
+    """Refuse a benchmark that was not measured, or that has two kinds of budget.
+
+    The empty name stands for all retained benchmarks.
+
+    Raises:
+        ConfigError: It says what to leave out, or which name was meant.
+    """
     if name and name not in measured:
         raise ConfigError(f"{name} was not measured{nearest(name, measured)}")
     benchmark = name or "every retained benchmark"

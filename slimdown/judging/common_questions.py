@@ -16,7 +16,8 @@ def take_common(
 
     Questions are the same if they have the same number and the same content. If the same number
     stands for different questions (tables whose ids are words are numbered in their order), the
-    content alone decides. A benchmark that stopped early is taken as it is: its end is a look.
+    content alone decides. A benchmark that stopped early is not cut, because its test holds only
+    for the questions asked up to a look.
 
     Args:
         evaluations: By the name that a message uses, such as a path.

@@ -49,6 +49,7 @@ class Checkpoint:
             ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
         self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
+        # `config.file` is a GGUF file, whose weights are quantized, too.
         if getattr(outline.config, "quantization_config", None) or config.file:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
         self.files = find_weight_files(config)

@@ -94,7 +94,9 @@ class DrawnMean:
 def draw_seeds(
     setting: str, panels: Mapping[str, Sequence[DrawnMean]], width: float = WIDTH
 ) -> Figure:
-    """Draw each seed as a dot and the mean with its interval beside it, a panel for each column.
+    """Draw each seed as a dot and the mean with its interval beside it, a panel per heading.
+
+    Each combination of the other settings has a color.
 
     The dots set the axes, so that one wide interval does not press them together.
 

@@ -54,7 +54,7 @@ def read_questions(path: str, score: str) -> QuestionRows:
             `messages` and `tools` may stand for `question`; `forbidden` and `score` may be added.
             A row with `text` and neither question nor answer is a document.
             Rows with the same `cluster`, such as those of one passage, count as one.
-        score: The name of the score of answers without choices, where a row has none of its own.
+        score: The name of the score for rows that have neither choices nor a `score`.
 
     Returns:
         The rows, without other columns and without spaces around answers.

@@ -276,7 +276,7 @@ class EmpiricalLikelihoodTest:
         # With few numbers, NumPy takes as long for 63 points as for 15, so fewer calls are made.
         most = 63 if self.counts.size <= _FEW_NUMBERS else 15
         n_points = max(1, min(most, _MOST_NUMBERS // self.counts.size))
-        n_points = n_points // 2 * 2 + 1  # odd, so that the middle, no change, is one of them
+        n_points = n_points // 2 * 2 + 1  # odd: from -1 to 1, one of them is 0
         rows = np.arange(len(starts))
         for _ in range(ceil(_BITS / log2(n_points + 1))):
             # The search goes on between the last point that is ruled out and the next one. The end
