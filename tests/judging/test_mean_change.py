@@ -64,6 +64,7 @@ def test_what_stopped_early_counts_with_an_interval_that_holds() -> None:
     early = average(pair)
     assert early.low < average((base, tuned)).low < early.high < 0
     # each benchmark gets half of the error
-    differences = [found.primary.difference for found in judge(*pair).benchmarks.values()]
+    found = judge(base, pair[1])
+    differences = [benchmark.primary.difference for benchmark in found.benchmarks.values()]
     intervals = [difference.interval(0.05 / 2) for difference in differences]
     assert (early.low, early.high) == pytest.approx(tuple(np.mean(intervals, axis=0)))
