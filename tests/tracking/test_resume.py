@@ -182,6 +182,7 @@ def test_a_killed_sweep_is_ended_by_the_next(store: MlflowClient, composed: Comp
         assert store.get_run(sweep.run_id).info.status == "KILLED"
 
 
+@pytest.mark.usefixtures("store")
 def test_another_score_of_the_base_is_said_with_its_reason(composed: Compose) -> None:
     """The newest finished run of the same key is compared, question numbers being equal."""
     config = set_metric(fix_dtypes(composed("model.dtype=float32")))
