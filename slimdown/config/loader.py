@@ -100,13 +100,14 @@ def load_config(composed: DictConfig) -> RunConfig:
         ConfigError: Lists every problem, one a line.
     """
     try:
-        if composed.tuned is not None:  # the model's file chose rows, but nothing is trained
+        # The file of a model also chooses a dataset. With `tuned`, nothing is trained on it.
+        if composed.tuned is not None:
             composed.dataset = {}
         if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
             _set_quantization(composed)
         try:
             config = OmegaConf.to_object(composed)
-        except MissingMandatoryValue:  # no file of their group was chosen, which would set them
+        except MissingMandatoryValue:  # a choice of their group would have set them
             missing = sorted(OmegaConf.missing_keys(composed))
             problems = [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]
             raise ConfigError("\n".join(problems)) from None
@@ -115,7 +116,8 @@ def load_config(composed: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     method = build_method(vars(config.method))
     keep = build_mitigation(vars(config.keep))
-    # A value such as 1 became 1.0. MLflow shows the composed settings, so they get it as well.
+    # `build_mitigation` gave the values their types: 1 became 1.0. MLflow shows the composed
+    # settings, so they get the converted values as well.
     OmegaConf.update(composed, "keep", vars(keep), merge=True)
     return complete_config(replace(config, method=method, keep=keep))
 
@@ -131,11 +133,15 @@ def _set_quantization(composed: DictConfig) -> None:
 
 
 def complete_config(config: RunConfig) -> RunConfig:
-    """Fill in what benchmarks with a file of questions leave open, and check all settings.
+    """Return the settings with what files of questions decide filled in, after checking them all.
+
+    Args:
+        config: Settings of the right classes, as Hydra or a record gave them.
 
     Returns:
-        The complete settings. `evaluation.limit` has become the limit of each benchmark, so that
-        equal questions have equal keys.
+        The complete settings. `evaluation.limit` has become the limit of each benchmark. The key
+        by which a finished evaluation is found again is made from a benchmark's settings, so it
+        does not depend on which of the two settings limited the questions.
 
     Raises:
         ConfigError: Lists every problem, one a line.
@@ -156,7 +162,7 @@ def complete_config(config: RunConfig) -> RunConfig:
 
 
 def read_trained_quantization(folder: str | Path) -> str:
-    """Return the quantization that an adapter was trained with, as the card beside it says.
+    """Return the quantization that an adapter was trained with, as the model card beside it says.
 
     Args:
         folder: Where slimdown saved an adapter; other tools write no such card.
@@ -180,7 +186,9 @@ def read_trained_quantization(folder: str | Path) -> str:
 def reword(error: Exception) -> str:
     """Reword an error of Hydra or OmegaConf in one line that says what would be right.
 
-    Unknown settings get the nearest one, and errors in a group's file a hint at its first line.
+    For an unknown setting, the text names the nearest known one. For an error in a file of a
+    dataset, a benchmark or an experiment, it asks about the file's first line, `# @package ...`:
+    without it, Hydra puts the settings into another section, where they are unknown.
     """
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
@@ -194,7 +202,8 @@ def reword(error: Exception) -> str:
     is_unknown = isinstance(detail, ConfigKeyError | ConfigAttributeError) and is_dataclass(schema)
     if is_unknown and detail.key != "experiment":
         text += f"; {explain_unknown_key(str(detail.key), schema)}"
-    elif group and (group != "experiment" or detail.key == "experiment"):
+    # An experiment's file without its first line sets keys below a section `experiment`.
+    elif group and (group != "experiment" or getattr(detail, "key", None) == "experiment"):
         package = "_global_" if group == "experiment" else file_name.replace("/", ".")
         text += f"; does {file_name}.yaml begin with `# @package {package}`?"
     return redact(text)

@@ -131,6 +131,8 @@ GROUP_FILES = [
     ("dataset/mine.yaml", b"# @package dataset.mine\npth: r.jsonl\n", "did you mean path?"),
     ("experiment/mine.yaml", b"# @package _global_\ntrain: {lr: 1}\n",
      "did you mean train.learning_rate?"),
+    ("experiment/mine.yaml", b"# @package _global_\ndefaults: [{override /mdl: pocket}]\n",
+     "Could not override 'mdl'"),
     ("benchmark/mine.yaml", b"# @package benchmark\n'b(1)': {task: a, metric: acc, num_fewshot: 0,"
      b" chance: 0}\n", "benchmark.b(1): a name may hold only letters, digits, _ and -"),
 ]  # fmt: skip
