@@ -31,14 +31,15 @@ The `task` of settings is the name, and the others override its own. Settings wi
 def read_benchmarks(
     names: BenchmarkSpec | Iterable[BenchmarkSpec], **settings: Any
 ) -> dict[str, BenchmarkConfig]:
-    """Read the settings of benchmarks.
+    """Return the checked settings of benchmarks, by the benchmark's name.
 
     Args:
-        names: One or several benchmarks.
-        settings: Values for all of them, such as `limit`; None keeps each one's own.
+        names: One or several benchmarks, each by its name or with settings: see `BenchmarkSpec`.
+        settings: Values for all of them, such as `limit`. None keeps the value that a benchmark
+            has.
 
     Returns:
-        The settings by benchmark. A task of the harness decides what is not set.
+        The settings by benchmark. Settings that are null are left to the harness's task file.
 
     Raises:
         ConfigError: There is no such setting or value, or no benchmark is named, or one twice.
@@ -53,7 +54,9 @@ def read_benchmarks(
             raise ConfigError(f"{name} is named twice; name it once")
         values |= {key: value for key, value in settings.items() if value is not None}
         if name in group:
-            # A `task` of the spec is only the benchmark's name. Its file names the harness's task.
+            # The benchmark has a file in `conf/benchmark/`. The caller's values override those of
+            # the file, but not its `task`, which names the harness's task: the caller's `task` is
+            # only the benchmark's name.
             values = {**group[name], **values, "task": group[name].get("task", MISSING)}
         try:
             benchmark = build_settings(BenchmarkConfig, values)
@@ -83,17 +86,19 @@ def _read_spec(spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
-    """Fill in what a benchmark with a file of questions leaves open.
+    """Return a benchmark's settings, in which its file of questions decides what is not set.
 
     Args:
         name: The benchmark's name.
-        benchmark: Its settings.
+        benchmark: Its settings; those with a `path` are of a file of your own questions.
 
     Returns:
-        The settings with what the file decides; without a file, the settings as they are.
+        The settings with a metric, a chance level and so on that fit the file's rows. Values that
+        you set stay. Without a file, the settings are returned as they are.
 
     Raises:
-        ConfigError: The file holds no such questions.
+        ConfigError: The file cannot be read as questions for the benchmark's score, or its rows
+            are texts and the benchmark is a target.
     """
     if benchmark.path is None:
         return benchmark
@@ -102,9 +107,13 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     except DataError as error:
         raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
     score = name_score(rows)
+    # Exact match is a metric of the harness, which names its filter as well. Other scores are
+    # metrics by their own name.
     metric = "exact_match.strip" if score == EXACT else score
     filled: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0, "num_fewshot": 0}
     filled["cluster"] = "cluster" if "cluster" in rows[0] else None
+    # All rows of a file are of one kind: texts (scored by bits per byte), questions with choices,
+    # or questions whose answers are generated.
     if "text" in rows[0]:
         if benchmark.role is Role.target:
             advice = (
@@ -119,8 +128,8 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
         asked_rows = rows[: max(1, benchmark.limit or len(rows))]
         filled["metric"] = "acc"
         filled["chance"] = fmean(1 / len(row["choices"]) for row in asked_rows)
-    open_settings = [name for name in filled if getattr(benchmark, name) in (None, "")]
-    return replace(benchmark, **{name: filled[name] for name in open_settings})
+    unset = [setting for setting in filled if getattr(benchmark, setting) in (None, "")]
+    return replace(benchmark, **{setting: filled[setting] for setting in unset})
 
 
 def check_task_names(
@@ -136,23 +145,25 @@ def check_task_names(
     Args:
         benchmarks: The settings by name.
         include_path: A folder with task files of your own.
-        names: The benchmarks that slimdown has settings for; a typo may be close to one of them.
+        names: Further names to suggest for a typo: the benchmarks that slimdown has settings for.
     """
     files = [*_list_task_files(TASKS_DIR), *_list_harness_files()]
     if include_path:
         files += _list_task_files(Path(include_path))
     tasks = {name: b.task for name, b in benchmarks.items() if b.path is None}
     for name, task in tasks.items():
-        files.sort(key=lambda file: task not in file)  # most tasks are in a file of their name
+        # Most tasks are in a file of their name, so such files are searched first.
+        files.sort(key=lambda file: task not in file)
         if any(_names_task(file, task) for file in files):
             continue
         known = {*names, *(splitext(os.path.basename(file))[0] for file in files)}
-        candidates = sorted(n for n in known - {task} if n[:1] == task[:1])
+        # There are thousands of names: only those with the same first letter are compared.
+        candidates = sorted(name for name in known - {task} if name[:1] == task[:1])
         # If no name is near, `nearest` lists all: thousands, which are cut off here.
         advice = nearest(task, candidates).partition("; known:")[0]
-        own = "for tasks of your own, set evaluation.include_path to their folder"
+        own_tasks = "for tasks of your own, set evaluation.include_path to their folder"
         setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
-        yield f"{setting}: the harness has no task of this name{advice} ({own})"
+        yield f"{setting}: the harness has no task of this name{advice} ({own_tasks})"
 
 
 @cache

@@ -84,7 +84,7 @@ class DatasetConfig:
                     yield f"{name}={value}: {self.path} is a file and has no {name}"
             if not os.path.isfile(file):
                 yield f"path: there is no file {file}"
-        elif self.path.startswith("pocket:"):
+        elif self.path.startswith("pocket:"):  # slimdown ships no rows of this name: no `file`
             paths = [f"pocket:{name}" for name in pocket.data_names()]
             yield f"path={self.path}: there is no such pocket data{nearest(self.path, paths)}"
         elif os.path.exists(self.path) or not HUB_ID.fullmatch(self.path):

@@ -107,7 +107,16 @@ class Setting:
 
 @cache
 def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
-    """Return sections and settings by dotted key; `<name>` is any dataset or benchmark."""
+    """Return the sections and settings of a dataclass by dotted key, those inside it included.
+
+    Args:
+        schema: The dataclass.
+        prefix: What stands before each key: the section and a dot; empty for the whole config.
+
+    Returns:
+        Sections (such as `train`) and settings (such as `train.optim`). Datasets and benchmarks
+        have names that the user chooses, so their keys contain `<name>`: `dataset.<name>.path`.
+    """
     settings: dict[str, Setting] = {}
     hints = get_type_hints(schema)
     for declared in fields(schema):
@@ -119,8 +128,10 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
         help_text = declared.metadata.get("help", "")
         settings[key] = Setting(kind, help_text, declared.metadata.get("range"), default)
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
-            # dataset.<name>, benchmark.<name>: any name
-            key, kind = f"{key}.<name>", get_args(kind)[1]
+            # `dataset` and `benchmark` hold a section for each name. A dictionary of any values,
+            # such as `train.args`, is a single setting.
+            key = f"{key}.<name>"
+            kind = get_args(kind)[1]
             settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
             settings |= _list_section(key, kind)
@@ -152,7 +163,12 @@ def find_setting(key: str, schema: type) -> Setting | None:
 
 @cache
 def explain_unknown_key(key: str, schema: type) -> str | None:
-    """Say that a key is not a setting, and name the nearest one; None where it is a setting."""
+    """Say that a key is not a setting, and name the nearest one; None if it is a setting.
+
+    Args:
+        key: A dotted key, as it is typed on the command line.
+        schema: The dataclass of all settings.
+    """
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
         return None  # an option that is handed on to a library
     settings = list(list_settings(schema))
@@ -178,14 +194,19 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
 
 
 def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
-    """Build a dataclass of settings, and give each value its type.
+    """Return an instance of a dataclass of settings, with each value converted to its type.
+
+    Types of numbers and texts, and ranges, are not checked here: `find_problems` does that.
 
     Args:
-        schema: A dataclass. Its fields are numbers, texts, enumerations, or null.
-        values: The values by field. `find_problems` checks the types of numbers and texts.
+        schema: A dataclass. Its fields are numbers, texts, lists, dictionaries, enumerations, or
+            null.
+        values: The values by field. Those that are `MISSING` are left out: the field's default
+            holds.
 
     Raises:
-        ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
+        ConfigError: Lists every unknown field, every name that an enumeration lacks, and every
+            null or dictionary where the field takes none, one problem per line.
     """
     kinds = get_type_hints(schema)
     built: dict[str, Any] = {}
@@ -195,6 +216,7 @@ def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
         if name not in kinds:
             problems.append(str(explain_unknown_key(name, schema)))  # type: ignore[arg-type]
         elif value is None or isinstance(value, dict):
+            # `find_problems` skips null and looks inside dictionaries: their type is checked here.
             built[name] = value
             if demand := explain_type(types[name], value):
                 problems.append(f"{name} {demand}, got {value!r}"[:200])
@@ -237,7 +259,8 @@ def build_choice(
 
     Args:
         group: The name of the group.
-        kinds: The dataclass of each choice. A field that takes no null must be set.
+        kinds: The dataclass of each choice. A field whose type allows no null must have a value,
+            from its default or from `values`.
         values: The `name` of the choice and its settings, as they were composed.
 
     Raises:
@@ -256,7 +279,7 @@ def build_choice(
             takes_text = explain_type(str(own[key].type), "") is None
             # YAML reads a name such as 1 as a number.
             given[key] = str(value) if takes_text and type(value) in (int, float) else value
-        elif value is not None and owners:
+        elif value is not None and owners:  # null sets nothing: no mistake
             problems.append(f"{key}={value}: only {group}={owners} has it, and not {name}")
         elif value is not None:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
@@ -279,11 +302,12 @@ def read_choice(
 
     Args:
         base: The class that the others are subclasses of.
-        kinds: The dataclass of each choice.
+        kinds: The dataclass of each choice that is installed here.
         values: The recorded settings, with the `name` of the choice.
 
     Returns:
-        The settings that the choice has here; all of them if it is not installed here.
+        The settings that the choice has here; recorded settings that it no longer has are left
+        out. If an extension's choice is not installed here, all recorded settings are returned.
     """
     kind = kinds.get(str(values.get("name")))
     if kind is None:  # not installed here: a class is made with a field for each value
@@ -295,7 +319,11 @@ def read_choice(
 
 
 def explain_type(kind: str, value: Any) -> str | None:
-    """Say which type an option must have, as the end of a sentence; None where the value has it.
+    """Say which type an option must have, as the end of a sentence; None if the value has it.
+
+    Args:
+        kind: The type as an annotation spells it, such as `int | None`.
+        value: The value to check.
 
     >>> explain_type("int | list[int] | None", ["a"])
     'must be a whole number, a list, null'
@@ -307,7 +335,8 @@ def explain_type(kind: str, value: Any) -> str | None:
         outer = shorter
     allowed = {*re.findall(r"\w+", outer)}
     actual = type(value).__name__.replace("NoneType", "None")
-    wider = {"int": "float", "str": "Literal"}.get(actual)  # takes values of this type, too
+    # A whole number may also stand for a float, and a text may be a name of a Literal.
+    wider = {"int": "float", "str": "Literal"}.get(actual)
     is_right = not allowed.isdisjoint({"Any", actual, wider})
     if is_right and actual == "list":
         inner = "|".join(re.findall(r"list\[([^][]*)\]", kind))
@@ -322,6 +351,13 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
 
     A value may have the wrong type, be out of its range, or not be finite. `problems()` of a class
     says which values do not fit together. Values that are null or missing are skipped.
+
+    Args:
+        node: A dataclass of settings or a dictionary; those inside it are searched as well.
+        key: The dotted key of `node`; empty for the whole config.
+
+    Yields:
+        One line per problem, which begins with the dotted key.
     """
     declared = _list_fields(node) if is_dataclass(node) else {}
     values = vars(node) if declared else node

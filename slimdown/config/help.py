@@ -116,7 +116,7 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
 
     Args:
         is_whole: Whether to write all choices and settings. Otherwise the text fits one screen.
-        folders: Where group files are looked for.
+        folders: Folders such as `conf/`, whose subfolders hold a file for each choice of a group.
     """
     lines = [_TITLE, "Groups and their choices"]
     for group, text in _GROUPS.items():
