@@ -44,11 +44,13 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
             flat[prefix[:-1]] = node.value if isinstance(node, Enum) else node
 
     walk(drop_defaults(tree) if without_defaults else tree, "")
-    idle = {"rerun", "search", "name", "note", *config.idle_sections}
-    counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
-    # Of these, null means that there is no such setting, or that no tuned model was given.
+    # What a run measures does not depend on these sections and settings.
+    without_effect = {"rerun", "search", "name", "note", *config.idle_sections}
+    used = {key: flat[key] for key in flat if key.partition(".")[0] not in without_effect}
+    # Each method and mitigation has settings of its own, and null stands for those that the chosen
+    # one has not. `tuned` is null if no tuned model was given.
     optional = ("method.", "keep.", "tuned")
-    return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
+    return {k: v for k, v in used.items() if v is not None or not k.startswith(optional)}
 
 
 def _read_tree(node: object) -> Any:
@@ -67,7 +69,7 @@ def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     (`tests/config/test_key_defaults.py`).
 
     Args:
-        settings: A tree of sections, each of them whole.
+        settings: A tree of sections, each with all of its settings.
 
     >>> drop_defaults({"seed": 0, "tuned": None, "contamination": {"max_share": 0.01}})
     {'seed': 0, 'contamination': {'max_share': 0.01}}
@@ -127,7 +129,8 @@ def run_name(
 ) -> str:
     """Name a run by its model and by what the command line changed in its training.
 
-    A given name replaces all of these but what a sweep varies, so that its runs differ in name.
+    If the user gives a name, it stands instead of the model and the changes. Only what a sweep
+    varies still follows, so that the sweep's runs differ in name.
 
     Args:
         model: The choice of the group `model`.

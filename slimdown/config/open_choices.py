@@ -50,9 +50,14 @@ class OpenChoices(ConfigSource):
         return "slimdown-choices"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return the settings of GROUP/CHOICE, and in the header the section they belong to."""
+        """Return the settings of a choice, and in the header the section they belong to.
+
+        Args:
+            config_path: GROUP/CHOICE, as Hydra asks for a file: `dataset/rows.jsonl` or
+                `model/OWNER/NAME`. The choice itself may contain slashes.
+        """
         group, _, choice = config_path.partition("/")
-        package = group  # the section
+        package = group  # Hydra's word for the section that the settings are put into
         settings: dict[str, Any]
         if group == "model":
             settings = {"id": choice}
@@ -63,10 +68,10 @@ class OpenChoices(ConfigSource):
         else:  # a dataset or a benchmark
             package = f"{group}.{name_choice(group, choice)}"
             settings = {"path": choice}
-            if group == "dataset":
+            if group == "dataset":  # conf/dataset/file.yaml has the settings of any own rows
                 settings = read_group("dataset")["file"] | settings
             elif not is_row_file(choice):
-                settings = {"task": choice}
+                settings = {"task": choice}  # of the harness
         content = OmegaConf.create(settings)
         return ConfigResult(self.provider, path="", config=content, header={"package": package})
 

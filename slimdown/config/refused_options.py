@@ -56,10 +56,15 @@ _REFUSED = {  # by section: a regular expression for NAME or NAME=VALUE, and why
 
 
 def find_option_problems(root: RunConfig) -> Iterator[str]:
-    """Find the options of libraries that slimdown does not pass on, and say why.
+    """Find the options in `model.args`, `lora.args` and `train.args` that are not passed on.
+
+    These options are for the libraries: transformers, PEFT and TRL.
 
     Args:
         root: All settings.
+
+    Yields:
+        One line per option, with the reason.
     """
     for section in SECTIONS:
         if section in root.idle_sections:
@@ -71,8 +76,8 @@ def find_option_problems(root: RunConfig) -> Iterator[str]:
             if name in vars(settings):
                 yield f"{key} is a setting of slimdown; leave out `args.`"
             elif section == "model" and name not in _MODEL_OPTIONS:
-                owner = "from_pretrained that slimdown passes on"
-                yield f"{key} is no option of {owner}{nearest(name, list(_MODEL_OPTIONS))}"
+                receiver = "from_pretrained that slimdown passes on"
+                yield f"{key} is no option of {receiver}{nearest(name, list(_MODEL_OPTIONS))}"
             elif section == "model" and (demand := explain_type(_MODEL_OPTIONS[name], value)):
                 yield f"{key} {demand}, got {redact_uri(repr(value))[:80]}"
             elif reason := _find_refusal(section, name, option):
@@ -90,7 +95,13 @@ def _find_refusal(section: str, name: str, option: str) -> str:
 
 
 def _find_clash(root: RunConfig, section: str, option: str) -> str:
-    """Say why an option, NAME=VALUE, does not go together with a setting; empty where it does."""
+    """Say why an option does not go together with a setting; empty if it does.
+
+    Args:
+        root: All settings.
+        section: The section whose `args` hold the option: model, lora or train.
+        option: The option as NAME=VALUE.
+    """
     engine = ENGINES[root.train.engine]
     backend = BACKENDS[root.evaluation.backend]
     if engine.refuses_options and root.tuned is None:
@@ -102,6 +113,8 @@ def _find_clash(root: RunConfig, section: str, option: str) -> str:
         return "it is compiled code from the hub; read it, and set model.allow_kernels=true"
     if section == "lora" and option.partition("=")[0] in root.method.facts.peft_options:
         return f"method={root.method.name} sets it already; leave out one of the two"
+    # NEFTune adds random noise to a row's embeddings. A KL penalty would compare a base and a tuned
+    # model that saw different noise.
     adds_noise = re.fullmatch("neftune_noise_alpha=[^N].*", option)  # with a value, not None
     if adds_noise and root.keep.compares_with_base:
         return f"with keep={root.keep.name}, its noise would differ for both models; set only one"

@@ -82,7 +82,10 @@ def check_sources(config: RunConfig) -> Iterator[str]:
 
 
 def check_served(config: RunConfig) -> Iterator[str]:
-    """Say what is wrong with the address of a server, and what a server cannot be asked."""
+    """Yield what is wrong if `tuned` is the address of a server, which has loaded the tuned model.
+
+    These are mistakes in the address, and settings that a server cannot be asked to follow.
+    """
     if not config.address:  # `tuned` names no server, so its settings must keep their defaults
         for name, value in vars(config.served).items():
             if value != getattr(ServedConfig(), name):
@@ -153,7 +156,10 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
 
 
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
-    """Yield why the rows are too few, or of the wrong kind, for what is asked.
+    """Yield why there are too few rows to stop on forgetting, or none with an assistant's answers.
+
+    A training that stops on forgetting looks at the model every `train.look_steps` steps: it tests
+    for forgetting with a few questions. It must be long enough for one look.
 
     Other settings may be invalid at this point, so values such as 0 or nan must not raise here.
 
@@ -163,12 +169,13 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
         are_plain: Whether the rows were read and none is a conversation.
     """
     train = config.train
-    # Before the rows are read, only `max_examples` limits their number.
-    n_rows = n_rows or sum(d.max_examples or 10**12 for d in config.dataset.values())
+    # Before the rows are read, only `max_examples` limits their number. 10**12 stands for no limit.
+    n_rows = n_rows or sum(part.max_examples or 10**12 for part in config.dataset.values())
     step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
     # The mitigation adds rows. 1e-9 also if the share is nan: max returns its first value.
     own_share = max(1e-9, 1 - config.keep.added_share)
     n_rows_with_added = n_rows / own_share
+    # `ceil` raises at infinite epochs, hence 1e15. Nan is not below it, so `min` returns 1e15.
     n_steps = ceil(min(1e15, ceil(n_rows_with_added / step_rows) * train.num_train_epochs))
     if train.max_steps > 0:
         n_steps = train.max_steps

@@ -127,7 +127,7 @@ class ModelConfig:
                 yield f"{self.named}: there is no such folder, and a hub id is {forms}"
         if not self.folder:
             return
-        # All that is no folder; nothing if the folder cannot be listed.
+        # The names of all that is not a folder; none if the folder cannot be listed.
         _, _, names = next(os.walk(self.folder), ("", [], []))
         for name in names:
             file = self.folder / name
@@ -342,7 +342,8 @@ class EvaluationConfig:
         """Return the settings for one benchmark: `auto` is decided, and idle settings are unset.
 
         Args:
-            generates: Whether its answers are generated.
+            generates: Whether the benchmark's answers are generated. If not, the likelihoods of
+                given answers are compared.
         """
         uses_template = self.apply_chat_template is True or (
             self.apply_chat_template == "auto" and generates
@@ -352,7 +353,8 @@ class EvaluationConfig:
             self,
             apply_chat_template=uses_template,
             chat_template_args=self.chat_template_args if uses_template else {},
-            # A choice is scored directly after the prompt, without any thinking.
+            # A given answer is scored directly after the prompt, without any thinking: true becomes
+            # false. None stays None, which leaves the switch to the template.
             enable_thinking=thinking and generates,
             think_end_token=self.think_end_token if generates else None,
         )
