@@ -30,18 +30,20 @@ def measure_divergence(
         The divergence at each place, [tokens].
     """
     if len(logits) > _TOKENS:
-        # This function computes a few tokens at a time. `checkpoint` keeps no softmax of a part: it
-        # computes the part again for its gradient.
-        compute = partial(
+        # The function calls itself for a few tokens at a time, to save memory. `checkpoint` keeps
+        # no softmax of such a part: it computes the part again for its gradient.
+        measure_part = partial(
             checkpoint, measure_divergence, use_reentrant=False, preserve_rng_state=False
         )
         targets = repeat(None) if target is None else target.split(_TOKENS)
         # Not strict, because `repeat` has no end.
         parts = zip(base_logits.split(_TOKENS), logits.split(_TOKENS), targets, strict=False)
-        return torch.cat([compute(base, tuned, right) for base, tuned, right in parts])
-    base_logits, logits = base_logits.float(), logits.float()
+        return torch.cat([measure_part(base, tuned, tokens) for base, tuned, tokens in parts])
+    base_logits = base_logits.float()
+    logits = logits.float()
     if target is not None:
         base_logits = base_logits.scatter(-1, target[:, None], _IMPOSSIBLE)
         logits = logits.scatter(-1, target[:, None], _IMPOSSIBLE)
-    base_log_p, tuned_log_p = base_logits.log_softmax(-1), logits.log_softmax(-1)
+    base_log_p = base_logits.log_softmax(-1)
+    tuned_log_p = logits.log_softmax(-1)
     return functional.kl_div(tuned_log_p, base_log_p, reduction="none", log_target=True).sum(-1)

@@ -44,10 +44,12 @@ _ROUNDING_OF_SHAPES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 def prepare_training(
     base: LoadedModel, train_data: TrainingData, config: RunConfig
 ) -> TokenizedRows:
-    """Check settings, tokenize, and try one small batch, before hours go into measuring the base.
+    """Return tokenized rows to train on, after a trial of the training on one small batch.
 
-    The trial makes the optimizer, checks that gradients arrive, and compares the loss without
-    padding with that of padded rows. Several processes must call this together.
+    Mistakes so show before hours go into measuring the base. The trial makes the optimizer, checks
+    that gradients arrive, and finds out whether rows may lie end to end without padding, which is
+    faster: the loss must then be the same as with padding. Several processes must call this
+    together.
 
     Args:
         base: The model; it is left as it is.
@@ -82,6 +84,8 @@ def prepare_training(
 
 def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> bool:
     """Try the training on a few rows, and return whether it can go without padding.
+
+    The trial trains a twin of the base: a copy of its modules, which shares its weights.
 
     Raises:
         ModelError: The training fails even with padding.
@@ -126,7 +130,7 @@ class _Trial:
     folder: Path
 
     def keeps_rows_apart(self) -> bool:
-        """Take a step with padded rows, and return whether it is the same without padding.
+        """Try a batch of padded rows, and return whether its loss is the same without padding.
 
         Without padding, rows lie end to end. A model that does not mix them passes three checks:
 
@@ -135,23 +139,25 @@ class _Trial:
         - Two rows have nearly the same loss with padding and without. These batches differ in
           shape, so half precision rounds them differently.
         """
+        # The batch is two rows of middle length among the first 32.
         numbers = range(min(32, len(self.rows.train)))
         by_length = sorted(numbers, key=lambda number: len(self.rows.train[number]["labels"]))
         middle = (len(by_length) - 1) // 2
         pair = by_length[middle : middle + 2]  # one row if there is only one
-        padded_loss = self.take_step(pair, is_padding_free=False)
-        # NEFTune's noise depends on a row's length, and rows laid end to end are one row.
+        padded_loss = self.try_batch(pair, is_padding_free=False)
+        # NEFTune adds noise to a row's embeddings. The noise depends on a row's length,
+        # and rows laid end to end are one row.
         if self.config.train.args.get("neftune_noise_alpha"):
             return False
         if not supports_padding_free(self.model.model):
             return False
         try:
-            loss = self.take_step(pair, is_padding_free=True)
-            swapped_loss = self.take_step(pair[::-1], is_padding_free=True)
-            row_loss = self.take_step(pair[:1], is_padding_free=True)
-            padded_row_loss = self.take_step(pair[:1], is_padding_free=False)
+            loss = self.try_batch(pair, is_padding_free=True)
+            swapped_loss = self.try_batch(pair[::-1], is_padding_free=True)
+            row_loss = self.try_batch(pair[:1], is_padding_free=True)
+            padded_row_loss = self.try_batch(pair[:1], is_padding_free=False)
             shape_rounding = _ROUNDING_OF_SHAPES[self.model.dtype]
-        except Exception:  # it cannot train without padding
+        except Exception:  # it cannot train without padding, or its dtype has no known rounding
             return False
         size = max(abs(padded_loss), 1e-2)  # a loss near 0 would allow no rounding at all
         is_order_free = abs(loss - swapped_loss) <= _ROUNDING * size
@@ -159,10 +165,15 @@ class _Trial:
         is_pair_equal = abs(loss - padded_loss) <= shape_rounding * size
         return is_order_free and is_row_equal and is_pair_equal
 
-    def take_step(self, numbers: list[int], is_padding_free: bool) -> float:
-        """Compute the loss of some training rows and its gradients, as the training will.
+    def try_batch(self, numbers: list[int], is_padding_free: bool) -> float:
+        """Return the loss of some training rows, after computing its gradients; no weight changes.
+
+        Args:
+            numbers: Which training rows make the batch, counted from 0.
+            is_padding_free: Whether the rows lie end to end, instead of being padded.
 
         Raises:
+            Exception: The trainer, the optimizer or the model does not work with the settings.
             ValueError: No gradient arrives at what is trained.
         """
         model = self.model.model
@@ -206,7 +217,8 @@ def fine_tune(
         checkpoint_dir: The first process's folder for checkpoints and for the tuned model.
         on_log: Receives what each step logged; after a resume, first the steps of the checkpoint.
         on_progress: Receives how many steps are done.
-        forwards: The first process's, in which all take each step; None: as the settings say.
+        forwards: How a step is split into forward passes that fit the card's memory: see
+            `step_splits`. All processes use those of the first. None: as the settings say.
         watcher: The trainer's callback that may end the training and put earlier weights back. Its
             `stopped` says why; `kept_step` is the step of these weights, None if there are none.
 
@@ -214,11 +226,14 @@ def fine_tune(
         The tuned model in evaluation mode, and what the training did.
 
     Raises:
-        ModelError: It does not fit in memory, or its loss is not finite any more.
+        ModelError: It does not fit in memory, its loss is not finite any more, or the watcher
+            ended it and has no weights to put back.
+        KeyboardInterrupt: A signal came; see `_Training.run`.
     """
     folder = broadcast_from_main(checkpoint_dir)
     config, split = apply_forwards(config, broadcast_from_main(forwards))
-    facts, train = config.method.facts, config.train
+    facts = config.method.facts
+    train = config.train
     # Weights that are trained themselves become float32; they are saved in these dtypes.
     dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
@@ -231,6 +246,7 @@ def fine_tune(
         trainer = build_trainer(model, base.tokenizer, rows, config, folder)
         with _explain_memory(base.device, train):
             on_progress(0, 0, "validating")
+            # The loss before is that of the base, so its adapter is switched off.
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
             trainer.add_callback(callback)
@@ -239,6 +255,7 @@ def fine_tune(
             training = _Training(trainer, model, callback, watcher, folder, resumes)
             seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
+        # Only an adapter can be switched off, to compare the tuned model with the base.
         loss_after, divergence = trainer.validate(compares=not facts.trains_weights)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output_dir = folder / ("model" if facts.trains_weights else "adapter")
@@ -375,7 +392,7 @@ class _Training:
 
 
 def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps: int) -> float:
-    """Train a few steps, and return how many seconds they take.
+    """Train a few steps, and return how many seconds they take together, for an estimate of time.
 
     Args:
         base: The model; it is not usable any more.

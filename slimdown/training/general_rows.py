@@ -40,6 +40,8 @@ class GeneralRows(Mitigation):
     def choose_compared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch of the marked rows alone, which get the KL penalty.
 
+        The labels of these rows are marked by `mark_labels`: each is moved below `IGNORED`.
+
         Args:
             inputs: A batch, with padding or laid end to end.
 

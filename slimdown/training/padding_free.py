@@ -14,9 +14,11 @@ _NAME = "slimdown_within_rows"
 
 
 def supports_padding_free(model: Any) -> bool:
-    """Return whether a model may keep rows apart that lie end to end: plain causal attention can.
+    """Return whether a model may be able to keep rows apart that lie end to end in a batch.
 
-    The trial before training finds out what a model's config does not say.
+    Plain causal attention can. Attention in a window, layers that carry a state from token to
+    token, and prompts that are learned cannot. A model's config does not say everything: the trial
+    before the training finds out the rest.
 
     Args:
         model: A causal language model, with PEFT's adapters or without.

@@ -120,7 +120,7 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         size = self.args.per_device_eval_batch_size
         model = cast(Any, self.model).eval()
         loss_sums = torch.zeros(2, device=self.args.device)  # nats, tokens
-        divergence_sums = torch.zeros(2, device=self.args.device)  # likewise
+        divergence_sums = torch.zeros(2, device=self.args.device)  # nats, tokens
         starts = range(0, len(rows), size)
         for start in starts[self.args.process_index :: self.args.world_size]:
             inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))

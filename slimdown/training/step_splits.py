@@ -60,12 +60,13 @@ class Forwards:
 def choose_forwards(
     config: RunConfig, outline: Any, dtype: torch.dtype, rows: TokenizedRows, card_bytes: int | None
 ) -> Forwards:
-    """Choose the forwards of a step: as few as fit.
+    """Choose how a step is split into forward passes: as few as fit in the card's memory.
 
     Args:
-        config: The settings; those of `train` name a step as it is meant.
-        outline: The base without its weights.
-        dtype: Of what is not quantized.
+        config: The settings. Batch size times accumulation steps in `train` are the rows of a step,
+            which stay the same.
+        outline: The base without its weights, see `load_outline`.
+        dtype: The dtype of the weights that are not quantized.
         rows: The longest of them decide.
         card_bytes: The whole memory of the card; None: there is no card, and nothing is split.
 
@@ -74,7 +75,8 @@ def choose_forwards(
         fewer rows with activations computed again, which takes a third more time. If nothing fits,
         one row at once. If the memory cannot be estimated, nothing is split.
     """
-    train, candidates = config.train, _list_candidates(config)
+    train = config.train
+    candidates = _list_candidates(config)
     if card_bytes is None or len(candidates) == 1:
         return candidates[0]
     lengths = sorted(map(len, rows.train["input_ids"]), reverse=True)
@@ -105,7 +107,8 @@ def _list_candidates(config: RunConfig) -> list[Forwards]:
     may_choose = train.gradient_checkpointing is None and config.method.facts.takes_checkpointing
     if not may_choose:
         return split(bool(train.gradient_checkpointing))
-    # Computing activations again takes a third more time. Forwards of one row take more, too.
+    # Computing activations again takes a third more time. Forwards of one row take even longer, so
+    # activations are computed again before rows go one by one.
     return [forwards for forwards in split(False) if forwards.rows > 1] + split(True)
 
 

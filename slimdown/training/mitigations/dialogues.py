@@ -80,6 +80,15 @@ class Dialogues(WrittenRows):
         """Let the base answer the messages in turn, and yield the rows that can be trained on.
 
         Messages that are too long for `train.max_length`, and empty answers, give no row.
+
+        Args:
+            base: The `LoadedModel`.
+            n_rows: How many messages to answer; they are repeated if there are fewer.
+            config: The settings.
+
+        Yields:
+            The tokens of a row and their labels, as `input_ids` and `labels`; and `shown`: what the
+            user may read of it, and whether the answer was cut.
         """
         tokenizer = base.tokenizer
         longest = config.train.max_length
@@ -92,7 +101,8 @@ class Dialogues(WrittenRows):
         ends = find_ends(base) | ({*mark} & special_tokens)
         with fixed_draws(base.model):
             for begin in range(0, n_rows, BATCH):
-                chosen, prompts = [], []
+                chosen: list[str] = []  # the messages that fit, in the order of `prompts`
+                prompts: list[list[int]] = []
                 for number in range(begin, min(begin + BATCH, n_rows)):
                     message = messages[number % len(messages)]
                     prompt = _encode_message(tokenizer, message, template_args)

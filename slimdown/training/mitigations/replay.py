@@ -34,9 +34,12 @@ class Replay(GeneralRows):
             yield f"keep.share={self.share} and weights of datasets: set only one of the two"
 
     def choose_parts(self, parts: Sequence["DatasetPart"]) -> tuple[list["DatasetPart"], list[str]]:
-        """Cut the general dataset to its share of all rows, and put it last.
+        """Cut the general dataset, whose rows are replayed, to its share of all rows; put it last.
 
         None of it is held out, so the validation loss covers only the other datasets.
+
+        Args:
+            parts: The rows of each dataset, the general one among them.
 
         Returns:
             The datasets; and lines for the user, if the general dataset has too few rows.

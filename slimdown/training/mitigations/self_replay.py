@@ -20,9 +20,15 @@ class SelfReplay(WrittenRows):
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Let the base continue the texts in turn, or its start token if no texts are given.
 
+        Args:
+            base: The `LoadedModel`.
+            n_rows: How many texts to continue; they are repeated if there are fewer.
+            config: The settings.
+
         Yields:
-            The rows that can be trained on: those in which the base wrote more than an end, and
-            whose text leaves room for it in `train.max_length`.
+            The rows that can be trained on: those in which the base wrote more than one token, and
+            whose text leaves room for it in `train.max_length`. A row has its tokens and their
+            labels, as `input_ids` and `labels`, and its text in `shown`.
         """
         tokenizer = base.tokenizer
         longest = config.train.max_length
