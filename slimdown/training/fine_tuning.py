@@ -233,18 +233,17 @@ def fine_tune(
     folder = broadcast_from_main(checkpoint_dir)
     config, split = apply_forwards(config, broadcast_from_main(forwards))
     facts = config.method.facts
-    train = config.train
     # Weights that are trained themselves become float32; they are saved in these dtypes.
     dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
     _start_from_text(model, rows, config)
     resumes = _can_resume(config, watcher)
-    checkpoint_seconds = 60 * (train.checkpoint_minutes or math.inf) if resumes else math.inf
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, checkpoint_seconds)
+    checkpoint_seconds = 60 * (config.train.checkpoint_minutes or math.inf) if resumes else math.inf
+    callback = TrainingCallback(config.train, base.dtype, on_log, on_progress, checkpoint_seconds)
     attention = attention_within_rows(model, rows.is_padding_free)
     with quiet_libraries(), _keep_generation(base.model), attention:
         trainer = build_trainer(model, base.tokenizer, rows, config, folder)
-        with _explain_memory(base.device, train):
+        with _explain_memory(base.device, config.train):
             on_progress(0, 0, "validating")
             # The loss before is that of the base, so its adapter is switched off.
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
