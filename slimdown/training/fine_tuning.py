@@ -207,6 +207,9 @@ def fine_tune(
 ) -> tuple[LoadedModel, TrainingResult]:
     """Train, or resume from the last checkpoint, and validate before and after.
 
+    The loss before training is that of the base: an adapter is switched off for it. The tuned model
+    is compared with the base in the same way, unless the weights themselves are trained.
+
     Seeds are set before the adapter is made and before the first step, so nothing that was measured
     before changes what training does. Several processes must call this together.
 
@@ -245,7 +248,6 @@ def fine_tune(
         trainer = build_trainer(model, base.tokenizer, rows, config, folder)
         with _explain_memory(base.device, config.train):
             on_progress(0, 0, "validating")
-            # The loss before is that of the base, so its adapter is switched off.
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
             trainer.add_callback(callback)
@@ -254,7 +256,6 @@ def fine_tune(
             training = _Training(trainer, model, callback, watcher, folder, resumes)
             seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
-        # Only an adapter can be switched off, to compare the tuned model with the base.
         loss_after, divergence = trainer.validate(compares=not facts.trains_weights)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output_dir = folder / ("model" if facts.trains_weights else "adapter")
