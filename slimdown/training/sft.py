@@ -211,7 +211,7 @@ def _build_arguments(
 def build_trainer(
     model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig, folder: Path
 ) -> Any:
-    """Build a trainer on tokenized rows.
+    """Return a trainer for a model: TRL's `SFTTrainer` with slimdown's loss and mitigation.
 
     The trained weights of an adapter become float32. On a model that computes in float16, their
     gradients are enlarged on the way back and divided again, see `_GRADIENT_SCALE`.
@@ -219,9 +219,13 @@ def build_trainer(
     Args:
         model: A model with weights to train.
         tokenizer: The base's.
-        rows: Tokenized and cut; if they are padding-free, call it in `attention_within_rows`.
+        rows: Tokenized and cut. If they are padding-free, make and use the trainer inside
+            `attention_within_rows`.
         config: The checked settings.
         folder: Where checkpoints go.
+
+    Raises:
+        ValueError: TRL or the Trainer refuses a setting; others of their errors are possible.
     """
     use_cpu = model.device.type == "cpu"
     arguments = _build_arguments(
@@ -229,12 +233,21 @@ def build_trainer(
     )
     has_own_adapter = get_own_adapter(model) is not None
     if has_own_adapter:
-        model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
+        # The Trainer refuses a 4-bit model without an adapter. It does not know an adapter of
+        # slimdown's own, but it asks this attribute.
+        model._hf_peft_config_loaded = True
+    # TRL changes the settings of a router (which chooses among experts) in the model's config. They
+    # are put back, because the config is saved with the model.
     model_settings = vars(get_inner_model(model).config.get_text_config())
-    router = {name: value for name, value in model_settings.items() if "router" in name}
-    data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
-    trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
-    model_settings.update(router)  # TRL changed them in the config, which is saved with the model
+    router_settings = {name: value for name, value in model_settings.items() if "router" in name}
+    trainer = PlainLossTrainer(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=rows.train,
+        eval_dataset=rows.validation,
+    )
+    model_settings.update(router_settings)
     trainer.mitigation = config.keep
     trainer.remove_callback(transformers.PrinterCallback)
     if has_own_adapter or hasattr(model, "peft_config"):
@@ -318,10 +331,11 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Inside, after Ctrl-C or SIGTERM a training writes a checkpoint and ends.
+        """Make Ctrl-C and SIGTERM end a training after its current step, within this context.
 
-        A second signal ends it at once. A training without checkpoints ends at the first. Handlers
-        of a launcher, and signals that are ignored, stay as they are.
+        The training then writes a checkpoint before it ends. A second signal ends it at once. So
+        does the first if the training writes no checkpoints. Handlers of a launcher stay as they
+        are, and so do signals that are ignored.
         """
 
         def stop(*_: Any) -> None:

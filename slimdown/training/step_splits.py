@@ -1,4 +1,4 @@
-"""Fit the forwards of a step to a card: rows at once, and whether activations are kept.
+"""Fit the forward passes of a step to a card: rows at once, and whether activations are kept.
 
 A step takes the same rows however they are split, so results change by rounding alone, and no key
 depends on the card.
@@ -19,32 +19,33 @@ _USABLE = 0.85  # of a card's memory; the driver, the allocator and the estimate
 
 @dataclass(frozen=True)
 class Forwards:
-    """The forwards of one step.
+    """How one training step is split into forward passes.
 
     Attributes:
-        rows: Rows at once.
-        number: Forwards of a step.
-        checkpoints: Whether activations are computed again instead of being kept.
+        rows: The rows that go through the model at once.
+        number: How many forward passes make the step.
+        recomputes: Whether activations are computed again instead of being kept in memory (gradient
+            checkpointing).
     """
 
     rows: int
     number: int
-    checkpoints: bool
+    recomputes: bool
 
     def describe(self) -> str:
         """Describe them in a few words."""
         forwards = "1 forward" if self.number == 1 else f"{self.number} forwards"
         rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
-        again = ", activations computed again" if self.checkpoints else ""
+        again = ", activations computed again" if self.recomputes else ""
         return f"{forwards} of {rows}{again}"
 
     def differ_from(self, train: TrainConfig) -> bool:
-        """Return whether a step is not taken as the settings name it."""
+        """Return whether a step is split in another way than the settings say."""
         is_split = self.rows < train.per_device_train_batch_size
-        return is_split or self.checkpoints is not bool(train.gradient_checkpointing)
+        return is_split or self.recomputes is not bool(train.gradient_checkpointing)
 
     def apply(self, train: TrainConfig) -> TrainConfig:
-        """Return the settings with which TRL takes such steps."""
+        """Return the settings with which TRL splits its steps like this."""
         eval_batch_size = train.per_device_eval_batch_size
         if self.rows < train.per_device_train_batch_size:  # the card has no room for more
             eval_batch_size = min(eval_batch_size, self.rows)
@@ -53,7 +54,7 @@ class Forwards:
             per_device_train_batch_size=self.rows,
             gradient_accumulation_steps=self.number,
             per_device_eval_batch_size=eval_batch_size,
-            gradient_checkpointing=self.checkpoints,
+            gradient_checkpointing=self.recomputes,
         )
 
 
@@ -98,22 +99,25 @@ def _list_candidates(config: RunConfig) -> list[Forwards]:
     train = config.train
     size = train.per_device_train_batch_size
 
-    def split(checkpoints: bool) -> list[Forwards]:
+    def split(recomputes: bool) -> list[Forwards]:
         sizes = [rows for rows in range(size, 0, -1) if size % rows == 0]
-        n_steps = train.gradient_accumulation_steps
-        return [Forwards(rows, n_steps * size // rows, checkpoints) for rows in sizes]
+        n_rows = size * train.gradient_accumulation_steps
+        return [Forwards(rows, n_rows // rows, recomputes) for rows in sizes]
 
-    # If the user has decided, or if the method does not allow it, nothing is to be chosen.
     may_choose = train.gradient_checkpointing is None and config.method.facts.takes_checkpointing
-    if not may_choose:
+    if not may_choose:  # the user has decided, or the method cannot recompute activations
         return split(bool(train.gradient_checkpointing))
-    # Computing activations again takes a third more time. Forwards of one row take even longer, so
-    # activations are computed again before rows go one by one.
-    return [forwards for forwards in split(False) if forwards.rows > 1] + split(True)
+    # Computing activations again takes a third more time. Forwards of one row take even longer. So
+    # one row at once with its activations kept is no candidate: recomputing comes before it.
+    keeping = [forwards for forwards in split(recomputes=False) if forwards.rows > 1]
+    return keeping + split(recomputes=True)
 
 
 def apply_forwards(config: RunConfig, forwards: Forwards | None) -> tuple[RunConfig, str]:
-    """Return the settings with which TRL takes such steps, and a few words on them."""
+    """Return the settings with which TRL splits steps like this, and how, in a few words.
+
+    The words are empty where the settings are unchanged.
+    """
     if forwards is None or not forwards.differ_from(config.train):
         return config, ""
     return replace(config, train=forwards.apply(config.train)), forwards.describe()

@@ -60,25 +60,25 @@ def tokenize_rows(
     Raises:
         DataError: TRL cannot tell what to train on, or no row is left.
     """
-    trains: list[Dataset] = []  # the training rows of each dataset
-    validations: list[Dataset] = []  # the held-out rows of each dataset
+    train_parts: list[Dataset] = []  # the training rows of each dataset
+    held_out_parts: list[Dataset] = []  # the held-out rows of each dataset
     unmasked: list[str] = []  # datasets whose conversations are trained on as a whole
     n_added = 0  # rows of a mitigation
     with quiet_libraries():
         for part in train_data.parts:
             first_row = _get_rows(part)[0]  # TRL decides by it, too
-            losses = _choose_loss(first_row, tokenizer, config)
-            is_masked = losses["assistant_only_loss"] or "completion" in first_row
+            loss_settings = _choose_loss(first_row, tokenizer, config)
+            is_masked = loss_settings["assistant_only_loss"] or "completion" in first_row
             if get_messages(first_row) and not is_masked:
                 unmasked.append(part.name)
-            settings = losses | {"max_length": config.max_length, "use_cpu": use_cpu}
+            settings = loss_settings | {"max_length": config.max_length, "use_cpu": use_cpu}
             rows, held_out = _tokenize_part(part, tokenizer, settings)
-            trains.append(rows)
+            train_parts.append(rows)
             n_added += len(rows) if part.is_added else 0
             if held_out is not None:
-                validations.append(held_out)
-    train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
-    validation = concatenate_datasets(validations)
+                held_out_parts.append(held_out)
+    train = mix_rows(train_parts, [part.weight for part in train_data.parts], seed)
+    validation = concatenate_datasets(held_out_parts)
     if not len(train) or not len(validation):
         raise DataError(
             f"train.max_length={config.max_length} leaves no row, or no held-out row, a token to "
@@ -87,7 +87,7 @@ def tokenize_rows(
     n_rows = sum(len(part.train) for part in train_data.parts)
     # TRL has cut the rows already: a row that was exactly as long cannot be told from a cut one.
     n_truncated = sum(len(tokens) >= config.max_length for tokens in train["input_ids"])
-    n_untrained = n_rows - sum(map(len, trains))
+    n_untrained = n_rows - sum(map(len, train_parts))
     notes = []
     if n_truncated or n_untrained:
         note = f"train.max_length={config.max_length} cuts {n_truncated:,} of {n_rows:,} rows"
@@ -105,7 +105,10 @@ def tokenize_rows(
 
 
 def _get_rows(part: DatasetPart) -> Dataset:
-    """Return the training rows; a dataset of weight 0 has none: return its held-out rows."""
+    """Return the training rows, or the held-out rows of a dataset that has no training rows.
+
+    A dataset of weight 0 has none: it is only measured.
+    """
     return part.train if len(part.train) else part.validation
 
 
@@ -120,17 +123,23 @@ def _tokenize_part(
     Raises:
         DataError: TRL cannot tokenize them.
     """
+    # TRL's trainer must have a model: this one is as small as possible.
     sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
     sizes |= {"num_hidden_layers": 1, "num_attention_heads": 1}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
-    rows = _get_rows(part)  # TRL takes no empty dataset
+    rows = _get_rows(part)  # TRL takes no empty dataset, so held-out rows may stand in
     held_out = part.validation if len(part.validation) else None  # a mitigation's rows have none
-    data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": held_out}
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(folder, **settings, report_to="none", bf16=False)
         arguments._n_gpu = min(arguments.n_gpu, 1)  # see `_build_arguments`
         try:
-            trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **data)
+            trainer: Any = SFTTrainer(
+                model,
+                arguments,
+                train_dataset=rows,
+                eval_dataset=held_out,
+                processing_class=tokenizer,
+            )
         except (ValueError, RuntimeError, TypeError, KeyError) as error:
             raise DataError(
                 f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
@@ -138,7 +147,9 @@ def _tokenize_part(
     columns = ["input_ids", "labels"]
     train = trainer.train_dataset.select_columns(columns)
     validation = trainer.eval_dataset.select_columns(columns) if held_out else None
-    return train if len(part.train) else train.select([]), validation
+    if not len(part.train):  # what was tokenized are the held-out rows
+        train = train.select([])
+    return train, validation
 
 
 def _choose_loss(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> dict[str, Any]:

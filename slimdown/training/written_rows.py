@@ -23,9 +23,9 @@ _LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, 
 
 @dataclass
 class WrittenRows(GeneralRows):
-    """The base writes the general rows.
+    """Base class of the mitigations whose general rows the base model writes.
 
-    A row has `input_ids`, `labels`, and `shown`: what the record shows of it.
+    A written row has `input_ids`, `labels`, and `shown`: the text that MLflow's record shows of it.
     """
 
     max_tokens: int = setting("most tokens of a text that the base model writes", _LENGTH)
@@ -60,14 +60,14 @@ class WrittenRows(GeneralRows):
     def continue_texts(
         self, base: Any, texts: Sequence[Sequence[int]], ends: set[int]
     ) -> list[list[int]]:
-        """Let a base continue texts of tokens, by draws from its own distribution.
+        """Return what the base writes after each text, drawn from its own distribution.
 
-        Settings of generation that its publisher set have no effect.
+        The generation settings of the model's publisher (such as `top_p`) have no effect.
 
         Args:
             base: The `LoadedModel`.
             texts: At least one, each of at least one token.
-            ends: The tokens that end a text; the first written token is none of them.
+            ends: The tokens that end a text. The first token that is written is none of them.
 
         Returns:
             The tokens written after each text, up to the end token and with it.
@@ -75,7 +75,7 @@ class WrittenRows(GeneralRows):
         import torch
 
         model = base.model
-        start = find_start(base.tokenizer)  # also fills the shorter texts up, on their left
+        start = find_start(base.tokenizer)  # it also pads the shorter texts, on their left
         width = max(map(len, texts))
         padded = [[start] * (width - len(ids)) + list(ids) for ids in texts]
         mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in texts]
@@ -88,22 +88,26 @@ class WrittenRows(GeneralRows):
             top_p=1.0,
             repetition_penalty=1.0,
             max_new_tokens=self.max_tokens,
-            min_new_tokens=1,  # a row of the end alone teaches to say nothing
+            min_new_tokens=1,  # a row that only ends would teach the model to say nothing
             eos_token_id=sorted(ends) or None,
             pad_token_id=start,
         )
         return [_cut_behind_end(written, ends) for written in tokens[:, width:].tolist()]
 
     def list_key(self, base: Any, config: "RunConfig") -> list[Any]:
-        """List what else its rows depend on than the base, their number and the shared settings."""
+        """List what the rows of a mitigation depend on beside what all of them depend on.
+
+        Rows are cached by a key. The base, the number of rows and the settings of `WrittenRows` are
+        in it already. A mitigation with more settings adds their values here.
+        """
         return []
 
     def describe_written(self, rows: Sequence[dict[str, Any]]) -> str:
-        """Say more about the usable rows; empty: there is nothing to say."""
+        """Return an addition to the user's line about the written rows, or an empty text."""
         return ""
 
     def explain_plan(self, n_rows: int) -> Iterator[str]:
-        """Say how many rows the base will write."""
+        """Yield a line for `--plan`, which says how many rows the base will write."""
         n_written = count_added(n_rows, self.share)
         yield (
             f"Time and tokens above do not include that {self.preparation} ({n_written:,} rows of "
@@ -111,10 +115,20 @@ class WrittenRows(GeneralRows):
         )
 
     def prepare_rows(self, base: Any, rows: Any, config: "RunConfig") -> Any:
-        """Add rows that the base writes now, or wrote for an earlier run.
+        """Return training rows with the base's rows added, which are cached from run to run.
+
+        The first process writes them or reads them from the cache, and sends them to the others.
+
+        Args:
+            base: The `LoadedModel`.
+            rows: The `TokenizedRows` to train on.
+            config: The checked settings.
 
         Returns:
-            The `TokenizedRows` with these rows at their end, and a line for the user.
+            The `TokenizedRows` with the base's rows at the end and a note for the user.
+
+        Raises:
+            DataError: The base writes no row that can be trained on.
         """
         from datasets import Dataset, concatenate_datasets
 
@@ -124,7 +138,7 @@ class WrittenRows(GeneralRows):
         is_main = process_rank() == 0
         written = self._find_or_write_rows(base, n_rows, config) if is_main else []
         written = broadcast_from_main(written)
-        record = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
+        shown = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
         if self.weight:  # marked rows get the KL penalty
             columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
@@ -132,7 +146,7 @@ class WrittenRows(GeneralRows):
         train = concatenate_datasets([rows.train, added])
         note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
         note += f" have a token to train on and are mixed in{self.describe_written(written)}"
-        return replace(rows, train=train, notes=[*rows.notes, note], written=record)
+        return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
 
     def _find_or_write_rows(
         self, base: Any, n_rows: int, config: "RunConfig"
@@ -151,7 +165,9 @@ class WrittenRows(GeneralRows):
         if prompts := self.read_prompts():
             key.append(prompts)
         file = cache_dir() / "replay" / f"{hash_json([base.identity, key])}.json"
-        if base.identity and file.is_file():  # without an identity, no cache knows the base
+        # A base without an identity (a model in memory) may have changed since: its rows are not
+        # read from the cache.
+        if base.identity and file.is_file():
             with suppress(ValueError):  # a damaged file is written anew
                 return list(json.loads(file.read_bytes()))
         rows = list(self.write_rows(base, n_rows, config))
@@ -166,7 +182,10 @@ class WrittenRows(GeneralRows):
 
 @contextmanager
 def fixed_draws(model: Any) -> Iterator[None]:
-    """Inside, a model draws the same tokens each time, whatever seed the training has."""
+    """Make a model draw the same tokens each time, whatever seed the training has.
+
+    Inside this context, the model is in evaluation mode. Outside, random states are as before.
+    """
     import torch
 
     from slimdown.models.causal import eval_mode
@@ -178,21 +197,21 @@ def fixed_draws(model: Any) -> Iterator[None]:
 
 
 def find_ends(base: Any) -> set[int]:
-    """Return the tokens that end a text of the base's."""
+    """Return the tokens at which the base stops writing: its tokenizer's and its own settings'."""
     ends = base.model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return {base.tokenizer.eos_token_id, *ends} - {None}
 
 
 def find_start(tokenizer: Any) -> int:
-    """Return the token that a text begins with."""
+    """Return the token that a text begins with: BOS, or EOS or padding if there is no BOS."""
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     start: int = next(token for token in marks if token is not None)
     return start
 
 
 def _cut_behind_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """Return tokens up to the first that ends a text, and with it."""
+    """Return tokens up to and with the first that ends a text; all of them if none does."""
     for i, token in enumerate(tokens):
         if token in ends:
             return tokens[: i + 1]

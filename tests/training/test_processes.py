@@ -79,7 +79,7 @@ for name, settings in cases.items():
     with open_hydra():
         config = load_config(compose("config", overrides=settings))
     is_split = name == "split" and process_rank() == 0
-    forwards = Forwards(2, 2, checkpoints=True) if is_split else None
+    forwards = Forwards(2, 2, recomputes=True) if is_split else None
     for _ in range(2 if name == "plain" else 1):  # the second takes what the first one kept
         run = TrainingRun(config)
         place = folder / name if process_rank() == 0 else Path("/nowhere")

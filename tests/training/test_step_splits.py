@@ -32,11 +32,11 @@ def choose(config: RunConfig, card_bytes: float | None) -> Forwards:
 
 def test_less_memory_makes_smaller_forwards_and_the_same_step() -> None:
     config = compose_config("train.gradient_accumulation_steps=2")
-    assert choose(config, None) == Forwards(8, 2, checkpoints=False)
-    most = estimate(config, Forwards(8, 2, checkpoints=False), 179)
-    assert estimate(config, Forwards(1, 16, checkpoints=True), 179) < most
+    assert choose(config, None) == Forwards(8, 2, recomputes=False)
+    most = estimate(config, Forwards(8, 2, recomputes=False), 179)
+    assert estimate(config, Forwards(1, 16, recomputes=True), 179) < most
     chosen = {share: choose(config, share * most / 0.85) for share in (1, 0.8, 0.5, 0.3, 0)}
-    smallest = Forwards(1, 16, checkpoints=True)
+    smallest = Forwards(1, 16, recomputes=True)
     assert (chosen[1], chosen[0]) == (choose(config, None), smallest)
     rows = [forwards.rows for forwards in chosen.values() if not forwards.checkpoints]
     assert rows == sorted(rows, reverse=True)
@@ -57,7 +57,7 @@ def test_a_step_as_it_was_set_leaves_all_settings() -> None:
     assert (taken.train.per_device_eval_batch_size, words[:10]) == (2, "4 forwards")
     again = replace(config, train=replace(config.train, gradient_checkpointing=True))
     assert set_.differ_from(again.train)
-    assert not replace(set_, checkpoints=True).differ_from(again.train)
+    assert not replace(set_, recomputes=True).differ_from(again.train)
 
 
 @pytest.mark.parametrize("is_set", [True, False])
@@ -67,7 +67,7 @@ def test_what_was_set_about_checkpointing_stays(is_set: bool) -> None:
 
 
 def test_a_method_without_checkpointing_gets_none() -> None:
-    assert choose(compose_config("method=prefix"), 1) == Forwards(1, 8, checkpoints=False)
+    assert choose(compose_config("method=prefix"), 1) == Forwards(1, 8, recomputes=False)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_split_steps_are_the_same_step(keep: list[str], tmp_path: Path) -> None:
     whole = prepare_run(*SMALL, *keep)
     split = whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
-    _, result = split.train(tmp_path / "split", forwards=Forwards(2, 4, checkpoints=True))
+    _, result = split.train(tmp_path / "split", forwards=Forwards(2, 4, recomputes=True))
     assert split.losses == pytest.approx(whole.losses, rel=1e-4)
     assert result.steps == plain.steps == 3
     assert result.validation_loss_after == pytest.approx(plain.validation_loss_after, rel=1e-4)
@@ -89,6 +89,6 @@ def test_a_run_that_goes_on_with_other_forwards_takes_the_same_steps(tmp_path: P
     whole = prepare_run(*SMALL, "train.checkpoint_minutes=1e-9")
     begun, resumed = whole.repeat(), whole.repeat()
     whole.train(tmp_path / "whole")
-    begun.train_until(tmp_path / "split", 2, forwards=Forwards(2, 4, checkpoints=False))
-    resumed.train(tmp_path / "split", forwards=Forwards(4, 2, checkpoints=False))
+    begun.train_until(tmp_path / "split", 2, forwards=Forwards(2, 4, recomputes=False))
+    resumed.train(tmp_path / "split", forwards=Forwards(4, 2, recomputes=False))
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)
