@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -13,11 +14,18 @@ VAGUE |= {"item", "element", "entry", "obj", "thing"}
 """Names that do not say what they hold; neither do those that begin with `of_`."""
 
 
+@cache
+def list_nodes(folder: str) -> list[tuple[str, ast.AST]]:
+    return [
+        (file.relative_to(ROOT).as_posix(), node)
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+    ]
+
+
 def walk_files(*folders: str) -> Iterator[tuple[str, ast.AST]]:
     for folder in folders:
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
-                yield file.relative_to(ROOT).as_posix(), node
+        yield from list_nodes(folder)
 
 
 def count_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
