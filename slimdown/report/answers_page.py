@@ -97,10 +97,11 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         place=place,
         part=findings.part,
         counts=counts,
-        longest=_LENGTH if any(map(_is_cut, data["answers"])) else 0,
+        longest=_LENGTH if any(map(_is_cut, data["answers"])) else 0,  # 0: no text is cut
         n_changed=sum(map(len, changes.values())),
         n_shown=len(data["answers"]),
         has_choices=any("choices" in answer for answer in data["answers"]),
+        # `acc_norm` takes the choice that is likeliest per character, and the page says so.
         by_length=[
             n for n, b in findings.benchmarks.items() if Metric(b.metric).name == "acc_norm"
         ],
@@ -153,20 +154,20 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
     has_tasks = len({sample.task for sample in pair.base.samples}) > 1
 
     def describe(example: Example, is_lost: bool) -> _Change:
-        """Describe one lost or gained answer.
+        """Describe one lost or gained answer, and how clear the change is.
 
-        It is the clearer, the more the right choice's probability changed, or the mean score if
-        there are no choices.
+        The clarity is the change of the right choice's probability. Without choices, it is the
+        change of the mean of the answer's scores.
         """
         base, tuned = example.base, example.tuned
-        falls = {m: score - tuned.scores.get(m, 0.0) for m, score in base.scores.items()}
+        falls = {key: score - tuned.scores.get(key, 0.0) for key, score in base.scores.items()}
         p_loss = falls.get(CHOICE_PROBABILITY)
         clarity = fsum(falls.values()) / max(1, len(falls)) if p_loss is None else p_loss
         cause = find_cause(example, metric) if is_lost and changed.has_causes else ""
         subject = (base.category or base.task) if len(subjects) > 1 else ""
-        key = "-".join([name, *([base.task] if has_tasks else []), str(base.doc_id)])
+        place = "-".join([name, *([base.task] if has_tasks else []), str(base.doc_id)])
         return _Change(
-            key=visible(key),
+            key=visible(place),
             benchmark=number,
             is_lost=is_lost,
             cause=cause,

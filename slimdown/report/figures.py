@@ -85,7 +85,7 @@ class DrawnMean:
     """What one configuration measured in one column: a dot for each seed, and their mean."""
 
     value: str  # of the setting that is drawn
-    others: str  # its other settings, which share a color; empty where nothing else was varied
+    other_settings: str  # as one text; it decides the color; empty if nothing else was varied
     seeds: Sequence[float]  # one number for each
     mean: Estimate
 
@@ -96,9 +96,8 @@ def draw_seeds(
 ) -> Figure:
     """Draw each seed as a dot and the mean with its interval beside it, a panel per heading.
 
-    Each combination of the other settings has a color.
-
-    The dots set the axes, so that one wide interval does not press them together.
+    Each combination of the other settings has a color. The dots set the limits of the axes. Else
+    one wide interval would press the dots together.
 
     Args:
         setting: The setting along the horizontal axis.
@@ -110,10 +109,10 @@ def draw_seeds(
     figure = _new_figure(f"Change by {setting}", 0.7 + 2.1 * n_down, width)
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
-    others = list(dict.fromkeys(drawn.others for drawn in all_means))
+    combinations = list(dict.fromkeys(drawn.other_settings for drawn in all_means))
     for i, (heading, means) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(n_down, n_across, i)
-        _draw_seeds_and_means(axes, means, values, others)
+        _draw_seeds_and_means(axes, means, values, combinations)
         axes.set_ylim(*_find_limits([seed for drawn in means for seed in drawn.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
         letters_of_panel = 26 if n_across > 1 else 48
@@ -123,12 +122,12 @@ def draw_seeds(
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.yaxis.set_major_formatter(_format_signed)
         axes.set_title(_cut(heading, 30), fontsize=9)
-    _show_colors(figure, others)
+    _show_colors(figure, combinations)
     return figure
 
 
 def _draw_seeds_and_means(
-    axes: Axes, means: Sequence[DrawnMean], values: Sequence[str], others: Sequence[str]
+    axes: Axes, means: Sequence[DrawnMean], values: Sequence[str], combinations: Sequence[str]
 ) -> None:
     """Draw the dots of one panel, and beside them the means.
 
@@ -138,25 +137,27 @@ def _draw_seeds_and_means(
         axes: The panel.
         means: The configurations of the panel.
         values: All values of the setting, from left to right.
-        others: All combinations of the other settings. Each has a color and a place beside the
-            others at the same value.
+        combinations: All combinations of the other settings. Each has a color, and a place of its
+            own at every value.
     """
     is_ordered = all(re.search(r"\d/?$", value) for value in values)  # numbers, or checkpoints
     curves: dict[str, list[tuple[float, float]]] = {}
     for drawn in means:
-        group = others.index(drawn.others)
+        group = combinations.index(drawn.other_settings)
         color = _COLORS[group % 6]
         # The groups share the middle 70 % of the room between two values.
-        place = values.index(drawn.value) + 0.7 * ((group + 0.5) / len(others) - 0.5)
+        place = values.index(drawn.value) + 0.7 * ((group + 0.5) / len(combinations) - 0.5)
         has_seeds = len(drawn.seeds) > 1
-        shift = 0.12 / len(others) if has_seeds else 0.0  # dots to the left, the mean to the right
+        shift = (
+            0.12 / len(combinations) if has_seeds else 0.0
+        )  # dots to the left, the mean to the right
         if has_seeds:
             dots = [100 * seed for seed in drawn.seeds]
             axes.plot([place - shift] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
         style: dict[str, Any] = {"marker": "D" if has_seeds else "o", "markersize": 4.5}
         style |= {"color": color, "capsize": 2.5, "elinewidth": 1}
         mean = 100 * drawn.mean.value
-        curves.setdefault(drawn.others, []).append((place + shift, mean))
+        curves.setdefault(drawn.other_settings, []).append((place + shift, mean))
         axes.errorbar([place + shift], [mean], _measure_arms([drawn.mean]), **style)
     for group, points in enumerate(curves.values() if is_ordered else ()):
         across, up = zip(*points, strict=True)
@@ -183,11 +184,11 @@ def draw_learned_and_kept(
     height = 4.2 if width == WIDTH else 3.4
     figure = _new_figure(f"Learned against kept, by {setting}", height, width)
     axes = figure.add_subplot()
-    others = list(dict.fromkeys(drawn.others for drawn in learned))
+    combinations = list(dict.fromkeys(drawn.other_settings for drawn in learned))
     pairs = list(zip(learned, kept, strict=True))
-    for group, name in enumerate(others):
+    for group, name in enumerate(combinations):
         color = _COLORS[group % 6]
-        group_pairs = [pair for pair in pairs if pair[0].others == name]
+        group_pairs = [pair for pair in pairs if pair[0].other_settings == name]
         learned_means = [drawn.mean for drawn, _ in group_pairs]
         kept_means = [drawn.mean for _, drawn in group_pairs]
         across = [100 * mean.value for mean in kept_means]
@@ -209,7 +210,7 @@ def draw_learned_and_kept(
     axes.yaxis.set_major_formatter(_format_signed)
     axes.set_xlabel("kept, points")
     axes.set_ylabel(f"learned, {unit}")
-    _show_colors(figure, others)
+    _show_colors(figure, combinations)
     return figure
 
 
@@ -220,12 +221,12 @@ def _find_limits(shares: Sequence[float]) -> tuple[float, float]:
     return 100 * (low - room), 100 * (high + room)
 
 
-def _show_colors(figure: Figure, others: Sequence[str]) -> None:
+def _show_colors(figure: Figure, combinations: Sequence[str]) -> None:
     """Say which color has which of the other settings, where there are several."""
-    if len(others) > 1:
-        styles: list[dict[str, Any]] = [{"color": _COLORS[i % 6]} for i in range(len(others))]
+    if len(combinations) > 1:
+        styles: list[dict[str, Any]] = [{"color": _COLORS[i % 6]} for i in range(len(combinations))]
         lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
-        names = [_cut(name, 60) for name in others]
+        names = [_cut(name, 60) for name in combinations]
         figure.legend(lines, names, loc="outside lower center", ncols=2)
 
 
