@@ -149,17 +149,18 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate an answer to each request.
 
-        `HFLM` calls its cache hook as soon as a text is written. There the answer is read, while
-        the text's tokens are known.
+        `HFLM` returns texts, but an answer also has its number of tokens and its thinking. So the
+        answers are read in its cache hook, which it calls as soon as a text is written.
         """
-        answers: dict[str, deque[Answer]] = defaultdict(deque)  # to equal requests, in their order
+        # By request; equal requests have several answers, in their order.
+        answers: dict[str, deque[Answer]] = defaultdict(deque)
         hook: Any = self.cache_hook
 
-        def take(kind: str, request: tuple[str, Any], text: str) -> None:
+        def add_answer(kind: str, request: tuple[str, Any], text: str) -> None:
             answers[str(request)].append(self._read_answer(request[0], text))
             hook.add_partial(kind, request, text)
 
-        self.cache_hook = SimpleNamespace(add_partial=take)
+        self.cache_hook = SimpleNamespace(add_partial=add_answer)
         try:
             super().generate_until(requests, disable_tqdm)
         finally:
@@ -233,14 +234,14 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return ends
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
-        """Generate with the model's own rules of ending, and report each token."""
+        """Generate as the model's own rules say when an answer ends, and report each token."""
         self._n_most = max_length - context.shape[1]
 
-        def count(ids: Any, scores: Any) -> Any:  # called before each token
+        def report_progress(ids: Any, scores: Any) -> Any:  # called before each token
             self._on_token(ids.shape[1] - context.shape[1], self._n_most)
             return scores
 
-        settings["logits_processor"] = LogitsProcessorList([count])
+        settings["logits_processor"] = LogitsProcessorList([report_progress])
         if self.think_end_token:  # thinking may contain a text that ends the answer
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
         if self._rules.stops_alone:

@@ -343,10 +343,20 @@ def _find_task_folders(names: set[str]) -> list[str]:
 def _check_task(
     name: str, benchmark: BenchmarkConfig, found: Any, files_hash: str
 ) -> BenchmarkTask:
-    """Check that a benchmark's tasks can be asked as it says; return it with every setting."""
+    """Return a benchmark with its harness tasks, after every setting is checked or filled in.
+
+    Args:
+        name: The benchmark's name.
+        benchmark: Its settings. The harness's tasks decide what is not set.
+        found: The harness's `tasks` by name, and its `groups`.
+        files_hash: A hash of task files of your own; empty if there are none.
+
+    Raises:
+        ConfigError: The tasks cannot be asked or scored as the settings say.
+    """
     tasks: dict[str, Any] = found["tasks"]
     first = tasks[min(tasks)]  # stands for all tasks of a group
-    config = ResolvedBenchmark.of(benchmark)
+    config = ResolvedBenchmark.of(benchmark)  # what is not set is filled in below
     usable = _find_usable_metrics(tasks)
     group = found.get("groups", {}).get(benchmark.task)
     group_metrics = getattr(group, "aggregate_metric_list", None) or ()

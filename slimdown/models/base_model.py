@@ -68,6 +68,17 @@ class LoadedModel:
     rules: AskingRules = AskingRules()
     server: Server | None = None  # answers in the place of `model`, which is the base's outline
 
+    @classmethod
+    def without_loading(cls, outline: Any, tokenizer: Any, model_id: str) -> "LoadedModel":
+        """Return a model whose weights are not loaded, for checks that need only its modules.
+
+        Args:
+            outline: Its modules without their weights, see `load_outline`.
+            tokenizer: Its tokenizer.
+            model_id: Its name.
+        """
+        return cls(outline, tokenizer, model_id, dtype="", outline=outline)
+
     def without_weights(self) -> "LoadedModel":
         """Return what is known of the model, with its outline alone."""
         return replace(self, model=self.outline)

@@ -254,7 +254,7 @@ def _train_and_answer_along(config: RunConfig) -> None:
     tokenizer = load_base_tokenizer(config.model)
     silent: Any = lambda *_: None  # noqa: E731
     if config.tuned:  # its files are checked before weights are loaded
-        unloaded = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+        unloaded = LoadedModel.without_loading(outline, tokenizer, config.model.id)
         external = open_tuned_model(config, unloaded)
     base = load_base_model(config.model, config.quantization, tokenizer, outline)
     if not config.tuned:

@@ -110,7 +110,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     evaluation, prompt_notes = decide_prompts(config, tasks, tokenizer, train_data)
     config = replace(config, evaluation=evaluation)
     notes = prompt_notes + notes
-    base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    base = LoadedModel.without_loading(outline, tokenizer, config.model.id)
     check_room(tasks, evaluation, base)  # raises if prompts do not fit into the model's window
     server_differences = list[str]()
     if server:
@@ -118,6 +118,8 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         notes.append(f"The tuned model is asked through {server}.")
         notes += [f"Compared with the base model: {line}." for line in server_differences]
     external = open_tuned_model(config, base) if config.tuned_model else None
+    # The benchmarks that the tuned model is asked once more, as it will be served: with its own
+    # chat template and settings instead of the base's.
     served = dict[str, BenchmarkTask]()
     if external and external.differences:
         served, served_notes = _find_served(external, evaluation, tasks)

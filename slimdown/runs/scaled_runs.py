@@ -111,7 +111,7 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
         ModelError: The tuned model is not the one that was measured, or cannot be scaled.
     """
     outline = check_base(config)
-    unloaded = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+    unloaded = LoadedModel.without_loading(outline, tokenizer, config.model.id)
     external = open_tuned_model(config, unloaded)
     present = f"{external.config.id}@{external.revision}"
     if origin and origin != present:

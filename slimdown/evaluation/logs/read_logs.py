@@ -57,6 +57,7 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     """
     files_by_kind = {kind: reader.find_files(path) for kind, reader in list_readers().items()}
     kinds = [kind for kind, files in files_by_kind.items() if files]
+    # Files of a tool's logs may look like tables, so tables are no further tool.
     tools = [kind for kind in kinds if kind != "tables"]
     if path.is_dir() and len(tools) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
@@ -152,6 +153,7 @@ def _open_newest(
     kind, files = find_logs(folder)
     open_logs = list_readers()[kind].open_logs
     if kind == "tables" and not folder.is_dir():
+        # The tables of both models get the same name, however their files are called.
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]
     newest = {name_benchmark(log.title): log for log in logs}  # the oldest come first in `logs`
