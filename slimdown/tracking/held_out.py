@@ -66,8 +66,8 @@ def take_held_out(
         share: The share of the questions that was held out.
         label: Names what is judged. "1" is the run's own model, at its full scale. "0.5" is that
             model scaled by 0.5. "0.8+0.5" are two scales that are tested one after the other in a
-            fixed order, so that together they pass by chance no more often than one model does.
-            What is judged again under the same label is counted once.
+            fixed order, so that together they pass by chance no more often than one model does, see
+            `choose_scale`. What is judged again under the same label is counted once.
 
     Raises:
         DataError: There are too few questions, or a benchmark stopped early; see `held_part`.
