@@ -184,8 +184,8 @@ class RecordedEvaluations(EvaluationCache):
         """Send a base's evaluation to the run of kind baseline, whose id is `_baseline_id`.
 
         The run gets the samples, the questions as a dataset, the base as a model, the score as a
-        metric, and at last the tag by which the evaluation is found. Its title then names the
-        benchmarks that were sent so far.
+        metric, and at last the tag by which the evaluation is found. Its title names all benchmarks
+        that it has, this one among them.
 
         Args:
             client: A client of the store.
@@ -234,9 +234,7 @@ class RecordedEvaluations(EvaluationCache):
             # Another process must not see the new run without its lock: it would delete the run.
             with store.lock(tracking, "baselines"):
                 self._experiment_id = store.find_experiment(client, tracking)
-                created = store.create_run(
-                    client, self._experiment_id, name="base", kind="baseline"
-                )
+                created = store.create_run(client, self._experiment_id, "base", kind="baseline")
                 run_id = created.info.run_id
                 # The new run has no lock of its own yet, so it looks abandoned, too.
                 self._end_abandoned(client, own_run_id=run_id)

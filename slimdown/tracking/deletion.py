@@ -66,9 +66,7 @@ def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
     uris_by_id = {run.run_id: run.artifact_uri}
     uris_by_id |= {str(model.model_id): model.artifact_location for model in models}
     # One folder for the run and for each model. It is None if the files lie on a server.
-    artifact_folders = [
-        _find_folder(tracking, owner_id, uri) for owner_id, uri in uris_by_id.items()
-    ]
+    artifact_folders = [_find_folder(tracking, owner, uri) for owner, uri in uris_by_id.items()]
     unfinished = store.local_dir(tracking) / "runs" / run.run_id  # there until a run is finished
     folders = [*filter(None, artifact_folders), unfinished]
     present = tuple(folder for folder in folders if folder.is_dir())

@@ -52,13 +52,9 @@ def record_scaled(
         link_models(client, run_id, base_id, model_id)
         questions = describe_all_questions(findings.tuned)
         client.log_inputs(run_id, list(questions.values()))
-        metrics = assign_metrics(
-            collect_finding_metrics(findings),
-            questions,
-            base_id=base_id,
-            made_id=model_id,
-            timestamp=int(time.time() * 1000),
-        )
+        values = collect_finding_metrics(findings)
+        now = int(time.time() * 1000)
+        metrics = assign_metrics(values, questions, base_id, made_id=model_id, timestamp=now)
         client.log_batch(run_id, metrics)
         store.log_settings(client, run_id, params)
         client.set_tag(run_id, Tag.verdict, describe_verdicts(findings))

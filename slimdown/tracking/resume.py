@@ -116,9 +116,8 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
             settings[f"benchmark.{name}.path"] = hash_file(find_question_file(benchmark.path))
     if folder := config.evaluation.include_path:
         # A task may include files such as _default_template_yaml, whose name has no ending.
-        is_read = re.compile(r"ya?ml$|\.py$").search
-        files = sorted(file for file in Path(folder).rglob("*") if is_read(file.name))
-        hashes = [hash_file(file) for file in files if file.is_file()]
+        files = filter(Path.is_file, sorted(Path(folder).rglob("*")))
+        hashes = [hash_file(file) for file in files if re.search(r"ya?ml$|\.py$", file.name)]
         settings["evaluation.include_path"] = hashes
     return settings
 

@@ -92,11 +92,8 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     if config.tuned is not None:
         facts["tuned"] = config.tuned
     else:
-        # Such as "200 rows of dolly", or "all rows of dolly".
-        facts["rows"] = " + ".join(
-            f"{dataset.max_examples or 'all'} rows of {name}"
-            for name, dataset in config.dataset.items()
-        )
+        sizes = {name: dataset.max_examples or "all" for name, dataset in config.dataset.items()}
+        facts["rows"] = " + ".join(f"{size} rows of {name}" for name, size in sizes.items())
         method = [config.method.name]
         if config.method.facts.reads_lora:
             lora = config.lora

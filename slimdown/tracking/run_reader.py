@@ -80,8 +80,8 @@ def find_runs(
             experiment_ids=list(names_by_id),
             filter_string=" and ".join(filter(None, conditions)),
         )
-        is_picked_below = sweep and not sweep_condition
-        most = 0 if is_picked_below else n_newest  # 0: all
+        # To pick out the sweep's runs below, all runs are needed.
+        most = 0 if sweep and not sweep_condition else n_newest
         runs = store.search_all(search, most)
     records = []
     for run in runs:
@@ -163,8 +163,7 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
         ids = ", ".join(f"{run.run_id[:8]} ({run.status.lower()})" for run in matches[:3])
         advice = "give an id, or delete the others with slimdown delete"
         raise TrackingError(f"{len(matches)} runs are called {text}: {ids}; {advice}")
-    [run] = read_findings(tracking, matches)
-    return run
+    return read_findings(tracking, matches)[0]
 
 
 def _explain_no_run(tracking: TrackingConfig, text: str) -> str:

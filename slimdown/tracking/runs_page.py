@@ -65,8 +65,8 @@ def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
         learned = "learned_loss"  # without target benchmarks, the loss on held-out rows tells it
     outcome = [name for name in ("kept", "kept_low", "kept_high", learned) if name in means]
     changes = [name for name in means if name.startswith(Tag.change)]
-    changes.sort(key=lambda name: means[name])  # the largest loss first
-    changes = changes[:_N_BENCHMARKS]
+    # The largest loss comes first.
+    changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
     verdicts = [str(run.data.tags.get(Tag.verdict, "")) for run in runs]
     columns = _choose_widths(varied, outcome, verdicts, changes)
     charts = _arrange_charts(
