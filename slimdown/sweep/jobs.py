@@ -31,7 +31,7 @@ from slimdown.sweep.launchers import is_queued_again
 from slimdown.tracking.finished_runs import rename_run
 from slimdown.tracking.metrics_and_tags import Tag, describe_verdicts
 from slimdown.tracking.provenance import RunInfo
-from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
+from slimdown.tracking.resume import describe_kept, find_equal_run_and_lock, run_key
 from slimdown.tracking.run_files import describe_run
 from slimdown.tracking.store import check_store, sqlite_file
 from slimdown.utils.distributed import broadcast_from_main
@@ -244,7 +244,7 @@ def run_job(
     wait = partial(
         console.show_line, "Another process is computing the same run; this one waits for it."
     )
-    with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
+    with find_equal_run_and_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
             broadcast_from_main(None)  # releases accelerate's processes, which wait to assist
             outcome = skip_finished(run, finished, swept)

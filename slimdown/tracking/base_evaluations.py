@@ -2,6 +2,10 @@
 
 The store has them in runs of kind `baseline`. Such a run holds the samples of each benchmark, and a
 tag for each key, which is set last: whoever finds the tag finds the samples.
+
+Three words recur in the arguments. `key` is a digest of everything that the answers depend on, see
+`evaluation_key`. `name` is the benchmark as the run's settings call it. `samples` are its questions
+with their answers, as a Parquet file.
 """
 
 import logging
@@ -46,6 +50,11 @@ class RecordedEvaluations(EvaluationCache):
 
     Each is written to a folder first. Those of a base also go to a run of kind `baseline`, where
     every later run finds them.
+
+    Attributes:
+        files: By benchmark, the file of the samples that were found or saved.
+        base: What MLflow shows the base as. The caller sets it as soon as the base is loaded;
+            without it, a recorded score belongs to no model on MLflow's pages.
     """
 
     def __init__(
@@ -60,21 +69,23 @@ class RecordedEvaluations(EvaluationCache):
 
         Args:
             config: The settings of the run.
-            model: `base`, `tuned` or `served`. Only evaluations of `base` also go to the store.
+            model: `base`, `tuned`, or `served`, which is the tuned model when it is asked in the
+                way in which it is served. Only evaluations of `base` also go to the store.
             folder: The folder of this run, or a folder that all runs of this machine share.
-            keeps_files: Whether files stay in the folder once the store has them.
-            is_shared: Whether the folder holds evaluations of many models.
+            keeps_files: Whether a base's files stay in the folder once the store has them.
+            is_shared: Whether the folder holds evaluations of many models. In a folder of one
+                run, evaluations under other keys are odd, and `find` warns of them.
         """
         self.model = model
-        self.files: dict[str, Path] = {}  # the samples that were found or saved, by benchmark
+        self.files: dict[str, Path] = {}
+        self.base: ModelRecord | None = None
         self._config = config
         self._folder = folder
         self._keeps_files = keeps_files
         self._is_shared = is_shared
         self._baseline_id = ""  # the run of kind baseline that takes what is measured here
         self._experiment_id = ""  # the experiment of that run
-        self._recorded: list[str] = []  # the benchmarks in that run
-        self.base: ModelRecord | None = None  # what MLflow shows the base as, once it is loaded
+        self._recorded: list[str] = []  # the names of the benchmarks in that run, for its title
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Return a lock, so that one process of this machine at a time finds or measures a base."""
@@ -117,16 +128,20 @@ class RecordedEvaluations(EvaluationCache):
     def _find_in_store(
         self, key: str, name: str, benchmark: ResolvedBenchmark
     ) -> BenchmarkEvaluation | None:
-        """Return the first evaluation of a key in the store that can be read, or None."""
+        """Return the first evaluation of a key in the store that can be read, or None.
+
+        Several baseline runs have the same key if two machines measured the base independently.
+        The `origin` of the result says which run it is from, for the user.
+        """
         for run in self._find_baselines(key):
-            client = store.open_store(self._config.tracking)
             run_id = run.info.run_id
             user = run.data.tags.get(USER, "unknown")
             evaluation = None
             # The file may be gone, or the store may not answer. Then the next run is tried.
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):
+                client = store.open_store(self._config.tracking)
                 file = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
-                date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+                date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)  # milliseconds
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
                 evaluation = self._read(file, name, benchmark, place=f"run {run_id}")
             if evaluation:
@@ -134,10 +149,15 @@ class RecordedEvaluations(EvaluationCache):
         return None
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
-        """Keep a finished evaluation in the folder, and a base's also in the store.
+        """Keep a finished evaluation: in the folder, and that of a base also in the store.
 
-        If the store does not answer, a warning says so, and the file stays in the folder. A run
-        delivers its own copy of the samples at its end.
+        The first evaluation of a base creates the baseline run in the store; later ones are added
+        to it. If the store does not answer, a warning says so, and the file stays in the folder.
+
+        Args:
+            key: The key under which later runs find the evaluation.
+            name: The name of the benchmark.
+            evaluation: The evaluation.
         """
         file = self._write(key, name, evaluation)
         if self.model != "base":
@@ -147,37 +167,52 @@ class RecordedEvaluations(EvaluationCache):
             if self._baseline_id:
                 self._send(client, key, name, evaluation, file)
             else:
-                with self._open_baseline(client):  # it sets `_baseline_id`
+                with self._open_baseline(client):  # it sets `_baseline_id`, which `_send` needs
                     self._send(client, key, name, evaluation, file)
             if not self._keeps_files:
                 file.unlink()
         except Exception as error:  # of MLflow, a database driver or an artifact store
-            self._baseline_id, self._recorded = "", []  # later evaluations go to another run
+            # What the run holds by now is not certain, so later evaluations go to another run.
+            self._baseline_id = ""
+            self._recorded = []
             problem = f"the store takes no answers of the base ({store.first_line(error)})"
             _log.warning("%s; they are in %s", problem, file)
 
     def _send(
         self, client: Any, key: str, name: str, evaluation: BenchmarkEvaluation, file: Path
     ) -> None:
-        """Send a base's evaluation to the run of kind baseline; `file` holds its samples."""
+        """Send a base's evaluation to the run of kind baseline, whose id is `_baseline_id`.
+
+        The run gets the samples, the questions as a dataset, the base as a model, the score as a
+        metric, and at last the tag by which the evaluation is found. Its title names all benchmarks
+        that it has, this one among them.
+
+        Args:
+            client: A client of the store.
+            key: The key of the evaluation.
+            name: The name of the benchmark.
+            evaluation: The evaluation.
+            file: The file of its samples in the folder.
+        """
         run_id = self._baseline_id
         self._recorded.append(name)
         model = self._config.model.id.rpartition("/")[2]
         title = f"base {model} {self._config.quantization.name}: {', '.join(self._recorded)}"
         client.update_run(run_id, name=redact_leaf(title))
         with tempfile.TemporaryDirectory() as folder:
+            # MLflow keeps the name of the file, and `_find_in_store` looks for the key alone.
             copy = shutil.copy(file, f"{folder}/{key}.parquet")
             client.log_artifact(run_id, copy, "samples")
-        questions = describe_questions(name, evaluation)
-        client.log_inputs(run_id, [questions])
-        model_id = ""
+        dataset_input = describe_questions(name, evaluation)
+        client.log_inputs(run_id, [dataset_input])
+        model_id = ""  # MLflow's id of the base; it stays empty if nobody described the base
         if self.base:
             model_id = log_base(client, self._config.tracking, self._experiment_id, self.base)
             link_models(client, run_id, model_id)
         scores = {f"base/{name}": round(100 * evaluation.score.value, 2)}
         now = int(time.time() * 1000)
         metrics = assign_metrics(
-            scores, {name: questions}, base_id=model_id, made_id="", timestamp=now
+            scores, {name: dataset_input}, base_id=model_id, made_id="", timestamp=now
         )
         client.log_batch(run_id, metrics)
         # This tag comes last: a run that has it also has the samples.
@@ -188,17 +223,21 @@ class RecordedEvaluations(EvaluationCache):
         """Create a baseline run in the store, whose id is then in `_baseline_id`.
 
         Inside the context, the run is RUNNING and locked, and its first evaluation is sent. At the
-        end it is marked FINISHED; later evaluations are added to it all the same. Baseline runs
-        that a killed process left RUNNING are ended as well.
+        end it is marked FINISHED; later evaluations are added to it all the same.
+
+        If the block fails, the run stays RUNNING and its lock is freed, as after a kill: the store
+        that just failed would not take another status either. Therefore, whoever creates the next
+        baseline run first ends those that were left in this way.
         """
         tracking = self._config.tracking
         with ExitStack() as run_lock:
             # Another process must not see the new run without its lock: it would delete the run.
             with store.lock(tracking, "baselines"):
                 self._experiment_id = store.find_experiment(client, tracking)
-                created = store.create_run(client, self._experiment_id, "base", "baseline")
+                created = store.create_run(client, self._experiment_id, "base", kind="baseline")
                 run_id = created.info.run_id
-                self._end_abandoned(client, run_id)
+                # The new run has no lock of its own yet, so it looks abandoned, too.
+                self._end_abandoned(client, own_run_id=run_id)
                 run_lock.enter_context(store.lock_run(tracking, run_id))
             self._baseline_id = run_id
             identity = describe_identity(self._config)

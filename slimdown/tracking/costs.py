@@ -1,4 +1,8 @@
-"""What runs cost on this machine, by which a plan tells the time: `costs.json` of each run."""
+"""What runs cost on this machine, by which a plan tells the time: `costs.json` of each run.
+
+A cost belongs to one part of a run: a benchmark of the base or of the tuned model, the training, or
+the rest. See `Cost` and `Work`.
+"""
 
 import json
 from collections.abc import Iterable
@@ -42,23 +46,28 @@ def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
 def find_rates(config: RunConfig, device: str) -> Rates:
     """Find what each part of a run of this model cost here, in the newest run that has the part.
 
-    The result is empty if no run of this model is finished on this machine.
+    Args:
+        config: The settings of the run that is planned.
+        device: The device that it computes on, such as `cuda`; another device has other speeds.
+
+    Returns:
+        The costs, in seconds and tokens; empty if no comparable run is finished on this machine.
     """
     made_here = f"tags.`{Tag.host}` = '{provenance.name_machine()}'"
     finished_here = f"{made_here} and attributes.status = 'FINISHED'"
     costs: dict[tuple[str, Work], Cost] = {}
     source = ""
-    with suppress(TrackingError):  # there is no record yet
+    with suppress(TrackingError):  # if there is no record yet, nothing is known
         client = store.open_store(config.tracking, must_exist=True)
         for run in find_runs(config.tracking, filter_string=finished_here, n_newest=_MOST_RUNS):
             # A run of an earlier version has no such file, and the store may not answer.
             with suppress(Exception):
                 file = Path(client.download_artifacts(run.run_id, COSTS_FILE))
                 costs_in_run = _read_costs(file, config, device)
-                if not costs_in_run:
-                    continue
-                source = source or f"run {run.run_id[:8]}"
-                costs = costs_in_run | costs  # what a newer run cost is kept
+                if costs_in_run:
+                    source = source or f"run {run.run_id[:8]}"  # the newest comparable run
+                    # On the right, the costs of newer runs win over those of this run.
+                    costs = costs_in_run | costs
     return Rates(tuple(costs.values()), source)
 
 
@@ -66,18 +75,26 @@ def _read_costs(file: Path, config: RunConfig, device: str) -> dict[tuple[str, W
     """Read a run's costs, by the name of a benchmark and the kind of work.
 
     The base and the tuned model have the same names; the slower one's costs are returned. Nothing
-    is returned if the run's speed cannot be compared, see `_describe_speed`.
+    is returned if the run's speed cannot be compared, see `_describe_speed`. If the run had another
+    mitigation (`keep`), its work of the kind `other` is left out: that includes what a mitigation
+    prepares, such as rows that the base writes.
+
+    Args:
+        file: The run's `costs.json`, which `write_costs` wrote.
+        config: The settings of the run that is planned.
+        device: The device that it computes on.
     """
     recorded = json.loads(file.read_bytes())
     records = recorded.pop("costs")
-    keep = recorded.pop("keep", "")
-    if recorded != _describe_speed(config, device):  # what is left describes the speed
+    mitigation = recorded.pop("keep", "")
+    # Without these two, `recorded` holds only what `_describe_speed` returned for that run.
+    if recorded != _describe_speed(config, device):
         return {}
     costs = [Cost(**(record | {"work": Work(record["work"])})) for record in records]
-    if keep != config.keep.name:
-        # `other` holds what a mitigation prepares, such as rows that the base writes.
+    if mitigation != config.keep.name:
         costs = [cost for cost in costs if cost.work is not Work.other]
-    costs.sort(key=lambda cost: cost.seconds)  # the slowest is last, and stays in the dictionary
+    # Of equal keys a dictionary keeps the last value, which is the slowest after sorting.
+    costs.sort(key=lambda cost: cost.seconds)
     return {(cost.name, cost.work): cost for cost in costs}
 
 

@@ -26,12 +26,12 @@ def describe_rows(
     """Yield each dataset of the training rows, with the context `train`.
 
     Args:
-        rows: The training rows of all datasets.
+        rows: The training rows of all datasets; each of its `parts` is one dataset.
         configs: The settings by dataset; rows that the base wrote itself have none.
         contamination: Which questions of benchmarks are found in the rows.
     """
     texts_by_dataset: dict[str, list[str]] = {part.name: [] for part in rows.parts}
-    for row in rows.iter_texts():
+    for row in rows.iter_texts():  # it reads the same `parts`
         texts_by_dataset[row.dataset].append(row.text)
     for name, texts in texts_by_dataset.items():
         if not texts:
@@ -82,13 +82,15 @@ def _make_input(
 ) -> "DatasetInput":
     """Describe some rows as a dataset of MLflow: by their digest and their number.
 
+    Secrets in the name and in the source, such as a token in an address, are replaced by `***`.
+
     Args:
         name: The name of the dataset or of the benchmark.
         rows: The rows or questions, in a form that JSON can hold.
         context: MLflow's word for what the rows are used for: `train` or `eval`.
-        source: Where the rows come from: a `path` or a harness's `task`; none if the base wrote
-            them. Empty values are left out.
-        tags: More tags; long ones are cut.
+        source: Where the rows come from: a `path` or a harness's `task`. It is empty if the base
+            wrote the rows; the type of the source is `local` then. Empty values are left out.
+        tags: More tags beside the context; long ones are cut.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 

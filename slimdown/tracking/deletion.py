@@ -37,17 +37,21 @@ class DeletionPlan:
 
 
 def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
-    """Find what belongs to a run: its models, and the local folders of both. Nothing is deleted.
+    """Find what a deletion of a run would remove: its models, and the local folders of both.
+
+    Nothing is deleted yet.
 
     Raises:
-        TrackingError: A process works on the run, or a registered model is made from it.
+        TrackingError: A process works on the run, a registered model is made from it, or the store
+            does not answer.
     """
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         _check_free(tracking, run)
+        # A registered model without its files would be useless, so its user decides first.
         versions = client.search_model_versions(f"run_id = '{run.run_id}'")
         if versions:
-            names = ", ".join(f"models:/{v.name}/{v.version}" for v in versions)
+            names = ", ".join(f"models:/{found.name}/{found.version}" for found in versions)
             raise TrackingError(
                 f"run {run.run_id} ({run.name}) is registered as {names}; delete that version "
                 "first, in MLflow's pages"
@@ -61,17 +65,17 @@ def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
         models = store.search_all(search_models_of_run)
     uris_by_id = {run.run_id: run.artifact_uri}
     uris_by_id |= {str(model.model_id): model.artifact_location for model in models}
-    # None where the files lie on a server.
-    recorded = [_find_folder(tracking, owner_id, uri) for owner_id, uri in uris_by_id.items()]
+    # One folder for the run and for each model. It is None if the files lie on a server.
+    artifact_folders = [_find_folder(tracking, owner, uri) for owner, uri in uris_by_id.items()]
     unfinished = store.local_dir(tracking) / "runs" / run.run_id  # there until a run is finished
-    folders = [*filter(None, recorded), unfinished]
+    folders = [*filter(None, artifact_folders), unfinished]
     present = tuple(folder for folder in folders if folder.is_dir())
     return DeletionPlan(
         run=run,
         model_ids=tuple(str(model.model_id) for model in models),
         folders=present,
         n_bytes=sum(map(_count_bytes, present)),
-        is_remote=not all(recorded),
+        is_remote=not all(artifact_folders),
     )
 
 
@@ -105,7 +109,11 @@ def _find_folder(tracking: TrackingConfig, owner_id: str, uri: str) -> Path | No
 
 
 def _check_free(tracking: TrackingConfig, run: RunRecord) -> None:
-    """Check that no process works on a run, as far as is known here."""
+    """Check that no process works on a run, as far as is known here.
+
+    Raises:
+        TrackingError: A process of this machine, or of one that sees the run's folder, works on it.
+    """
     try:
         with store.lock_run(tracking, run.run_id):
             return

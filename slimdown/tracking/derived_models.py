@@ -25,6 +25,9 @@ def record_scaled(
 ) -> None:
     """Record a scaled model with its files and its findings, in a new run of kind `scaled`.
 
+    If the store fails meanwhile, the new run stays RUNNING, because the store would not take
+    another status either. No command reads runs of this kind: they are for MLflow's pages.
+
     Args:
         tracking: The store.
         run: The run whose model was scaled.
@@ -51,7 +54,7 @@ def record_scaled(
         client.log_inputs(run_id, list(questions.values()))
         values = collect_finding_metrics(findings)
         now = int(time.time() * 1000)
-        metrics = assign_metrics(values, questions, base_id, model_id, timestamp=now)
+        metrics = assign_metrics(values, questions, base_id, made_id=model_id, timestamp=now)
         client.log_batch(run_id, metrics)
         store.log_settings(client, run_id, params)
         client.set_tag(run_id, Tag.verdict, describe_verdicts(findings))
@@ -63,11 +66,13 @@ def record_merged(
 ) -> None:
     """Record a merged model and the folder where its files stay; they are not copied.
 
+    A second merge into the same folder finds the entry of the first one.
+
     Args:
         tracking: The store.
         run: The run whose adapter was merged.
         out: The folder of the merged model.
-        params: How it was merged.
+        params: How it was merged, for MLflow's page of the model.
 
     Raises:
         TrackingError: The store does not take it.
@@ -78,7 +83,7 @@ def record_merged(
         run.run_id,
         name=f"{run.name} merged",
         params={"folder": str(out), "run": run.run_id, **params},
-        detail=str(out),  # a run's model may be merged into several folders
+        detail=str(out),  # part of the key: each folder of a run's model has an entry of its own
     )
     with store.explain_store_errors(tracking):
         experiment_id = client.get_run(run.run_id).info.experiment_id

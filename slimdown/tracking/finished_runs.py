@@ -14,6 +14,7 @@ from slimdown.tracking import store
 from slimdown.tracking.metrics_and_tags import DESCRIPTION, Tag
 from slimdown.utils.secrets import redact_leaf
 
+# A line that `record_outcome` wrote, such as "**PASSED: ...** (budgets)", and the empty line below.
 _OUTCOME = re.compile(
     r"\A\*\*(PASSED|FAILED|CANNOT TELL)\b.*?\*\*(?: \((?P<budgets>[^\n]*)\))?\n\n"
 )
@@ -54,8 +55,9 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
 def record_outcome(tracking: TrackingConfig, run: RunRecord, outcome: str, budgets: str) -> None:
     """Put the outcome of a gate at the top of a run's description.
 
-    There is a line for each set of budgets, in the order in which they were first decided. The text
-    below these lines stays.
+    There is a line for each set of budgets, in the order in which each set was first decided: a new
+    outcome of the same budgets replaces the old one in its place. Only the last `_MOST_OUTCOMES`
+    lines are kept. The text below these lines stays, as far as MLflow's limit for a tag allows.
 
     Args:
         tracking: The store.
@@ -88,14 +90,15 @@ def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunC
     Args:
         tracking: The store.
         run: The run. One without findings is left as it is.
-        name: The new name in MLflow; it is used only if `config.name` is set.
+        name: The new name in MLflow, without secrets. For a sweep's run it is `config.name` with
+            the varied settings. It is used only if `config.name` is set.
         config: The settings of the repeated command. A name or a note that it does not set stays.
 
     Raises:
         TrackingError: The store does not take them.
     """
-    given_name = config.name or run.given_name
-    note = run.note if config.note is None else config.note
+    given_name = config.name or run.given_name  # the setting alone, for the tag `Tag.name`
+    note = run.note if config.note is None else config.note  # an empty note removes the old one
     name = name if config.name else run.name
     is_new = (name, given_name, note) != (run.name, run.given_name, run.note)
     if not is_new or not run.findings:

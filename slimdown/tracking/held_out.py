@@ -55,25 +55,31 @@ def take_held_out(
 ) -> HeldOutAnswers:
     """Return the answers to a run's held-out questions, and count the model that is judged on them.
 
-    The count is kept in a tag of the run. If the store is read-only, it is not kept.
+    The count covers all runs of the run's sweep, because the best of them is chosen. A tag of each
+    run holds the labels of what was judged, and a label counts as one model. If the store is
+    read-only, the new label is counted now but not kept.
 
     Args:
         tracking: The store.
         run: The run.
         evaluations: All answers of the base, and all of the model that is judged.
         share: The share of the questions that was held out.
-        label: Names what is judged: a scale of the run's model, or scales that are judged in one
-            sequence. What is judged again under the same label is counted once.
+        label: Names what is judged. "1" is the run's own model, at its full scale. "0.5" is that
+            model scaled by 0.5. "0.8+0.5" are two scales that are tested one after the other in a
+            fixed order, so that together they pass by chance no more often than one model does, see
+            `choose_scale`. What is judged again under the same label is counted once.
 
     Raises:
-        DataError: There are too few questions, see `held_part`.
+        DataError: There are too few questions, or a benchmark stopped early; see `held_part`.
+        TrackingError: The runs of the sweep cannot be read.
     """
     base, tuned = (held_part(evaluation, share) for evaluation in evaluations)
-    checked_runs = [run]
+    judged_runs = [run]
     if sweep := run.tags.get(Tag.sweep):
-        has_tag = f"tags.`{Tag.checked}` LIKE '%'"
-        checked_runs += find_runs(tracking, sweep=sweep, filter_string=has_tag)
-    labels_by_run = {checked.run_id: _read_labels(checked) for checked in checked_runs}
+        has_labels = f"tags.`{Tag.checked}` LIKE '%'"
+        # If `run` is among them, its newer tags replace those above.
+        judged_runs += find_runs(tracking, sweep=sweep, filter_string=has_labels)
+    labels_by_run = {judged.run_id: _read_labels(judged) for judged in judged_runs}
     labels_by_run[run.run_id].add(label)
     with suppress(Exception):  # the store may be read-only
         client = store.open_store(tracking, must_exist=True)

@@ -19,6 +19,9 @@ def record_judged_logs(
 ) -> TrackedRun:
     """Record the findings from other tools' logs as a run.
 
+    The run's settings are made up from the logs, as far as slimdown's pages and commands need them:
+    nothing was held out, and the benchmarks are those of the findings.
+
     Args:
         tracking: The store.
         findings: The findings, with the answers of both models.
@@ -32,7 +35,8 @@ def record_judged_logs(
     Raises:
         TrackingError: The store takes no record.
     """
-    assert findings.tuned is not None
+    assert findings.tuned is not None  # only findings that were read from a record lack it
+    # Both models have the same benchmarks here: `judge` compares no others.
     evaluations = findings.tuned.benchmarks
     config = RunConfig(
         ModelConfig(id=base),

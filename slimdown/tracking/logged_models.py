@@ -44,7 +44,7 @@ class ModelRecord:
         kind: How it came about.
         name: Shown in MLflow.
         params: Its settings.
-        key: Models of one key are one model.
+        key: Identifies the model: two records with the same key describe the same model.
     """
 
     kind: ModelKind
@@ -89,8 +89,8 @@ def find_or_create_model(
         record: Describes the model. An entry with the same key is the same model.
         run_id: The run that made it.
     """
-    has_key = f"tags.`{Tag.model_key}` = '{record.key}'"
-    if models := client.search_logged_models([experiment_id], has_key, max_results=1):
+    with_key = f"tags.`{Tag.model_key}` = '{record.key}'"
+    if models := client.search_logged_models([experiment_id], with_key, max_results=1):
         return models[0]
     # MLflow forbids some characters, and others break the address `runs:/RUN_ID/NAME`.
     name = re.sub(r"[^\w=,+ -]", "_", redact_leaf(record.name), flags=re.ASCII)[:_MAX_NAME]
@@ -112,7 +112,10 @@ def log_model(
     """Find a model in an experiment, or add it; an entry that a kill left unready is completed.
 
     Args:
-        client, experiment_id, record, run_id: As for `find_or_create_model`.
+        client: A client of the store.
+        experiment_id: The experiment.
+        record: Describes the model. An entry with the same key is the same model.
+        run_id: The run that made it; None for a base.
         folder: The model's files; they are in the record before the model is marked as ready.
 
     Returns:
@@ -160,8 +163,12 @@ def assign_metrics(
 ) -> "list[Metric]":
     """Return the metrics of a run, each with the model and the questions that it belongs to.
 
+    A score of the base belongs to the base. Every other number about a benchmark, such as a change,
+    belongs to the model that was made, and so do the means over benchmarks. A metric of the run as
+    a whole, such as a cost, belongs to no model.
+
     Args:
-        values: Metrics by name; what follows a slash is the benchmark.
+        values: Metrics by name, such as `base/gsm8k`; what follows the slash is the benchmark.
         questions: By benchmark, what `describe_questions` returned.
         base_id: MLflow's id of the base model; empty if MLflow has no entry of it.
         made_id: MLflow's id of the model that the run made; empty if there is none.
@@ -176,15 +183,14 @@ def assign_metrics(
         model_id = ""
         if dataset or key in _MEAN_METRICS:
             model_id = base_id if kind.endswith("base") else made_id
-        name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
         metric = Metric(
             key,
             value,
             timestamp,
             step=0,
             model_id=model_id or None,
-            dataset_name=name,
-            dataset_digest=digest,
+            dataset_name=dataset.name if dataset else None,
+            dataset_digest=dataset.digest if dataset else None,
         )
         metrics.append(metric)
     return metrics
@@ -208,15 +214,16 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
     """Download the files of a logged model into a new folder `model` within `folder`.
 
     Returns:
-        The folder that holds the model's or the adapter's configuration.
+        The folder that holds `config.json` of a whole model, or `adapter_config.json` of an
+        adapter. A model's record has one such folder.
 
     Raises:
-        TrackingError: The store has no files of the model any more.
+        TrackingError: The store has no files of the model any more, or no configuration.
     """
     from mlflow.artifacts import download_artifacts
 
+    problem = f"the record has lost what run {model.source_run_id} trained"
     if not client.list_logged_model_artifacts(model.model_id):
-        problem = f"the record has lost what run {model.source_run_id} trained"
         raise TrackingError(f"{problem}; train it again")
     target = folder / "model"
     target.mkdir()
@@ -226,4 +233,7 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
         tracking_uri=client.tracking_uri,
     )
     # MLflow puts the files into a folder within `target`, which it names after the address.
-    return next(file.parent for file in target.rglob("*config.json"))
+    config_file = next(target.rglob("*config.json"), None)
+    if config_file is None:
+        raise TrackingError(f"{problem}; train it again")
+    return config_file.parent

@@ -47,21 +47,24 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
 
     MLflow groups the metrics by the part of the name before the slash.
 
+    - `change/NAME` and the like are the numbers of one benchmark, see `collect_metrics`.
     - `learned` is the mean change of the target benchmarks, in percentage points.
     - `kept` is the mean change of the retained benchmarks; `kept_low` and `kept_high` are the ends
-      of its confidence interval. Neither mean holds benchmarks that were not measured.
+      of its confidence interval. A mean is left out if the run has no benchmark of its role.
     - `learned_loss` is how far the loss on held-out rows fell, in nats per token.
+    - `cost/evaluation_seconds` is the time that both models took to answer, together.
+    - `cost/peak_memory_bytes` is the most memory that the evaluations or the training held.
     """
     metrics = collect_metrics(findings)
     learned = findings.mean_change(Role.target)
     kept = findings.mean_change(Role.retained)
-    shares = {
+    mean_changes = {  # from -1 to 1
         "learned": learned.value,
         "kept": kept.value,
         "kept_low": kept.low,
         "kept_high": kept.high,
     }
-    metrics |= {name: round(100 * share, 2) for name, share in shares.items()}
+    metrics |= {name: round(100 * change, 2) for name, change in mean_changes.items()}
     if training := findings.training:
         fall = training.validation_loss_before - training.validation_loss_after
         metrics["learned_loss"] = round(fall, 4)

@@ -29,16 +29,19 @@ PACKAGES = (
 
 
 def collect_environment() -> dict[str, Any]:
-    """Return versions, machine and git commit for JSON, None for each that is not known."""
+    """Return versions, machine and git commit for JSON, None for each that is not known.
+
+    The commit is that of the working folder: the user's project, not slimdown's own code.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     commit = None
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
         commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
     names = ["slimdown", "mlflow", "hydra-core", *PACKAGES]
-    for _, engine in list_engines():
+    for _setting, engine in list_engines():
         names += engine.packages
-    # A package may add several things; it is named once.
-    extensions = ", ".join(dict.fromkeys(package for package, _ in describe_extensions()))
+    # A package may add several methods or scores. The dictionary keeps its name once, in order.
+    extensions = ", ".join(dict.fromkeys(package for package, _kind in describe_extensions()))
     return {
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -23,7 +23,8 @@ class RecordedSettings:
 
     Attributes:
         config: The settings.
-        hidden: The dotted keys of those in which a secret was hidden.
+        hidden: The dotted keys of the settings that held a secret, which the record shows as `***`.
+            A run with such settings cannot be repeated from its record.
     """
 
     config: RunConfig
@@ -70,6 +71,9 @@ def read_settings(text: str, digest: str, place: str) -> RecordedSettings:
         digest: The digest that was recorded for the text, in the run's tag.
         place: What a message calls the file.
 
+    Returns:
+        The settings, and the keys of those whose value the record left out as a secret.
+
     Raises:
         ConfigError: The file is of another format, was changed, or holds values that this version
             does not know.
@@ -80,11 +84,12 @@ def read_settings(text: str, digest: str, place: str) -> RecordedSettings:
         if digest_settings(text) != digest:
             raise ConfigError("it is not what the run wrote; make the run again with rerun=true")
         config: RunConfig = from_plain(RunConfig, recorded["settings"])
+        # Commands use this share without completing the settings, which would check every value.
         holdout = config.evaluation.holdout
         if not isinstance(holdout, float) or not 0 <= holdout < 1:
             problem = f"evaluation.holdout is {holdout!r:.40}, and a share below 1 is right"
             raise ConfigError(problem)
         return RecordedSettings(config, tuple(recorded["hidden"]))
-    except Exception as error:  # the file may hold anything
+    except Exception as error:  # the file may hold anything; the errors above get the place, too
         reason = str(error) if isinstance(error, SlimdownError) else describe_error(error)
         raise ConfigError(f"{place} cannot be read: {reason}") from None

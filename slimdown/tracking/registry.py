@@ -87,12 +87,12 @@ def register_model(
         made_by_run = client.search_model_versions(f"run_id = '{run.run_id}'")
         versions = [version for version in made_by_run if version.name == name]
         if not versions:
-            # The address of its files: MLflow would look for a models:/ address in its global
-            # store, which may be another one.
+            # The version gets the address of the model's files. MLflow would look for a models:/
+            # address in its global store, which may be another one.
             created = client.create_model_version(name, model.artifact_location, run.run_id)
             versions = [created]
         version = str(versions[0].version)
-        _show_version(client, model, name, version)
+        _show_version(client, model, name, version)  # on the page of the run's logged model
         client.set_model_version_tag(name, version, "slimdown.outcome", outcome)
         if alias:
             client.set_registered_model_alias(name, alias, version)
@@ -120,18 +120,18 @@ def find_registered(tracking: TrackingConfig, uri: str) -> RegisteredModel:
 
     Args:
         tracking: The store.
-        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`; the user gives it by `--against`.
 
     Raises:
         ConfigError: It is no such address.
-        TrackingError: There is no such model, it was registered without a run, or its run is not
-            in this record.
+        TrackingError: The record has no such model, alias or version; the version was registered
+            without a run; or its run is not in this record.
     """
     from mlflow.exceptions import MlflowException
 
     if not (parts := _URI.fullmatch(uri)):
         raise ConfigError(f"--against {uri}: give models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = parts.groups()
+    name, alias, number = parts.groups()  # either the alias or the number is None
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         try:

@@ -72,10 +72,11 @@ def run_key(config: RunConfig) -> str:
         "settings": settings,
         "order of datasets": list(config.dataset),
         "packages": _find_versions(config),
+        # slimdown raises these if its own code trains or measures otherwise than before.
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
         "processes": 1 if config.tuned else process_count(),  # they change only the training
     }
-    if extensions := _find_extensions(config):
+    if extensions := _find_extensions(config):  # most runs use none
         parts["extensions"] = extensions
     return hash_json(parts)
 
@@ -83,16 +84,20 @@ def run_key(config: RunConfig) -> str:
 def _identify_settings(config: RunConfig) -> dict[str, object]:
     """Return the settings by dotted key, with models, rows and files replaced by their digests.
 
+    Settings that no result depends on, and those that have their default value, are left out. What
+    lies on the hub is identified by its commit instead of a digest.
+
     Raises:
         OSError: A file or a commit cannot be read.
     """
     settings = flatten(config, without_defaults=True)
-    settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
+    settings = {key: value for key, value in settings.items() if not key.startswith(NOT_IN_KEY)}
     # Without conversations, `auto` comes to False. So both give the same key.
     for name in ("evaluation.apply_chat_template", "train.assistant_only_loss"):
         if not config.may_hold_conversations and settings.get(name) == "auto":
             settings[name] = False
     settings |= _identify_model("model.", config.model)
+    # `tuned` is the address of a server, or names a model or an adapter, or is not set.
     if config.address:
         settings["tuned"] = config.address
     if config.tuned_model:
@@ -104,19 +109,25 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
         else:
             commit = resolve_commit(dataset.path, dataset.revision, "dataset")
             settings[f"dataset.{name}.revision"] = commit
-    for key, file in config.keep.list_files().items():
+    for key, file in config.keep.list_files().items():  # files that the mitigation reads
         settings[key] = hash_file(file.expanduser())
     for name, benchmark in config.benchmark.items():
         if benchmark.path:
             settings[f"benchmark.{name}.path"] = hash_file(find_question_file(benchmark.path))
     if folder := config.evaluation.include_path:
         # A task may include files such as _default_template_yaml, whose name has no ending.
-        paths = sorted(p for p in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", p.name))
-        settings["evaluation.include_path"] = [hash_file(p) for p in paths if p.is_file()]
+        files = filter(Path.is_file, sorted(Path(folder).rglob("*")))
+        hashes = [hash_file(file) for file in files if re.search(r"ya?ml$|\.py$", file.name)]
+        settings["evaluation.include_path"] = hashes
     return settings
 
 
 def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
+    """Return the settings that identify a model: its files' digest, or its id and commit.
+
+    Raises:
+        OSError: A file or the commit cannot be read.
+    """
     if model.folder:
         return {f"{prefix}id": model.hash_files()}
     return {f"{prefix}id": model.id, f"{prefix}revision": resolve_commit(model.id, model.revision)}
@@ -150,13 +161,17 @@ def find_finished(config: RunConfig, key: str) -> RunRecord | None:
 
 
 @contextmanager
-def find_finished_or_lock(
+def find_equal_run_and_lock(
     config: RunConfig, key: str, on_wait: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[RunRecord | None, str]]:
-    """Find an equal run, and hold the key's lock meanwhile, so that no other process makes one.
+    """Lock a run's key, and find the run in the record that has it: a finished or a stopped one.
+
+    The lock is held until the context ends. The caller makes the run inside the context, so another
+    process with an equal command waits and then finds the finished run.
 
     Args:
-        config: With `rerun`, or if the base shall be measured again, no run is looked for.
+        config: The settings of the run. With `rerun`, or if the base shall be measured again, no
+            run is looked for.
         key: From `run_key`. If it is empty, no run is looked for, and nobody has to wait.
         on_wait: Called once if another process of this machine makes an equal run, before this
             process waits for it.
@@ -165,9 +180,9 @@ def find_finished_or_lock(
         The finished run, or None; and the id of an unfinished run that can go on here. The id is
         empty if there is none, or if there is a finished run.
     """
-    # Without a key, the lock has a name that nobody else asks for.
-    name = hash_json([config.tracking.experiment, key or id(config)])
-    with store.wait_for_lock(config.tracking, f"key-{name}", on_wait):
+    # Without a key, the lock has a name that nobody else asks for: this object's place in memory.
+    lock_name = hash_json([config.tracking.experiment, key or id(config)])
+    with store.wait_for_lock(config.tracking, f"key-{lock_name}", on_wait):
         runs = _find_equal_runs(config, key)
         finished = _take_finished(config, runs)
         unfinished_id = ""
@@ -181,12 +196,13 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
     """Say where a base scores differently than in the newest finished run with the same key.
 
     Args:
-        config: The settings of the run that goes on now.
+        config: The settings of the run that is being made, which has measured its base.
         key: From `run_key`.
         base: The base's answers to the questions that are not held out.
 
     Returns:
-        A sentence for each benchmark whose score differs; none if there is no earlier run.
+        A sentence for each benchmark whose score differs; none if there is no earlier run. It gives
+        the scores in percent and the likely reason.
     """
     finished = [run for run in _search_runs(config, key) if run.status == "FINISHED"]
     earlier = next((run for run in finished if run.findings), None)
@@ -214,7 +230,13 @@ def describe_changed_base(config: RunConfig, key: str, base: Evaluation) -> list
 def describe_kept(config: RunConfig, run_id: str) -> str:
     """Say what the repeated command reuses of a stopped run; it computes the rest again.
 
-    Whole answers of the base, checkpoints and the trained weights are found by their files.
+    The run's own folder shows it: there are files of the base's finished benchmarks, of checkpoints
+    and of the trained weights. The single answers to a benchmark that was not finished are reused,
+    too; they are named only if there is nothing else.
+
+    Args:
+        config: The settings of the run.
+        run_id: The id of the stopped run.
     """
     folder = store.local_dir(config.tracking) / "runs" / run_id
     if not folder.is_dir():
@@ -233,7 +255,7 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
     elif steps:
         parts.append(f"the training up to step {max(steps)}")
     reused = f"reused: {' and '.join(parts) or 'single answers'}; the rest is computed again"
-    if config.tuned or is_trained or steps:
+    if config.tuned or is_trained or steps:  # nothing is trained, or some of it is reused
         return reused
     return f"{reused}, the training too, because it had written no checkpoint"
 
@@ -248,7 +270,7 @@ def find_abandoned(
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
-    """Whether a run is unfinished, belongs to this user, and no process works on it.
+    """Return whether a run is unfinished, belongs to this user, and no process works on it.
 
     That no process works on it is known in two cases: the run was made on this machine, or it is
     marked as ended by a signal or an error and its folder is here. The second case lets a run go
@@ -280,7 +302,8 @@ def _take_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | None
         return None
     finished = next((run for run in runs if run.status == "FINISHED"), None)
     if finished and finished.findings:
-        shutil.rmtree(store.local_dir(config.tracking) / "runs" / finished.run_id, True)
+        folder = store.local_dir(config.tracking) / "runs" / finished.run_id
+        shutil.rmtree(folder, ignore_errors=True)  # most runs have none any more
     return finished
 
 
@@ -298,6 +321,6 @@ def _search_runs(config: RunConfig, key: str) -> list[RunRecord]:
     condition = f"tags.`{Tag.run_key}` = '{key}'"
     experiments = [config.tracking.experiment]
     try:
-        return find_runs(config.tracking, experiments, "", condition, with_findings=True)
+        return find_runs(config.tracking, experiments, filter_string=condition, with_findings=True)
     except TrackingError:  # no store or experiment yet; opening the run explains errors
         return []

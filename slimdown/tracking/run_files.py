@@ -34,13 +34,13 @@ def render_run_files(
     *,
     model_uri: str = "",
 ) -> dict[str, str]:
-    """Render what a run leaves for people to read.
+    """Render the pages that a run leaves for people to read.
 
     Args:
         findings: What the run found.
         config: Its settings.
-        info: Its `name` and `environment` (versions and machine).
-        run_id: The record's id.
+        info: The `RunInfo`; its `name` and `environment` (versions and machine) are shown.
+        run_id: MLflow's id of the run.
         gate: The outcome of the budgets that the settings name; None if they name none.
         model_uri: The folder of what the run trained; empty if it trained nothing.
 
@@ -58,14 +58,16 @@ def render_run_files(
         trained = "model" if config.method.facts.trains_weights else "adapter"
         facts[f"trained {trained}"] = describe_model_place(model_uri, run_id)
     description = RunDescription(facts, flatten(config), info.environment)
+    # The model's own files may ask for other prompts than the base had. This table compares both.
     served = served_table(findings)
     markdown = pages.render(
         "report.md.j2",
         brief=tables.write_table(table.brief, "markdown"),
         note=redact_leaf(config.note or ""),
-        # The brief table above has the legend and the outcome already.
+        # The brief table, which has fewer columns, shows the legend and the outcome above this one.
         table=tables.write_table(replace(table, legend="", outcome=""), "markdown"),
         served=tables.write_table(served, "markdown") if served else "",
+        # The table shows the verdicts already.
         sentences=text.describe_findings(findings, with_verdicts=False, gate=gate),
         costs=format_all(findings.costs),
     )
@@ -74,19 +76,24 @@ def render_run_files(
     )
     files = {"report.html": page, "report.md": markdown}
     if findings.base and findings.tuned:
+        # Both are links on the page: to the report, and to the folder of the Parquet files.
         answers_page = render_answers_page(findings, title, "report.html", "samples/")
         files["answers.html"] = answers_page
     return files
 
 
 def describe_run(config: RunConfig) -> dict[str, str]:
-    """Describe a run: its model, rows or tuned model, method, benchmarks."""
+    """Describe a run in a few facts, each under a heading such as `model` or `benchmarks`.
+
+    A run that trains has its rows, method and mitigation (`keep`) among them. One that measures a
+    model or an adapter has the place of that instead.
+    """
     facts = {"model": describe_model(config)}
     if config.tuned is not None:
         facts["tuned"] = config.tuned
     else:
-        sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
-        facts["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
+        sizes = {name: dataset.max_examples or "all" for name, dataset in config.dataset.items()}
+        facts["rows"] = " + ".join(f"{size} rows of {name}" for name, size in sizes.items())
         method = [config.method.name]
         if config.method.facts.reads_lora:
             lora = config.lora
@@ -146,7 +153,7 @@ def describe_prompts(evaluation: EvaluationConfig) -> str:
     parts += [f"{name}={value}" for name, value in evaluation.chat_template_args.items()]
     if (thinking := evaluation.enable_thinking) is not None:
         parts.append("thinking" if thinking else "no thinking")
-    if evaluation.think_end_token:
+    if evaluation.think_end_token:  # only what an answer says after this token is scored
         parts.append(f"cut after {evaluation.think_end_token}")
     return ", ".join(parts)
 
@@ -171,14 +178,19 @@ def render_model_card(
 ) -> str:
     """Render the card of what a run tuned, or of the model that it was merged into.
 
+    The card has scores for the hub's leaderboards only if it is that of an adapter for a base on
+    the hub, as a run trained it. A merged model was not measured itself, and only a part of the
+    questions judged a scaled one.
+
     Args:
         findings: What the model learned and lost.
         config: The run's settings.
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
         merged: The merged model; None if the card is that of the run's own model.
-        is_adapter: Whether the model is an adapter; if None, the method and `merged` decide.
-        note: How the model was made from the run's model, such as by scaling it. The card then has
-            no scores for the hub's leaderboards, because only part of the questions judged it.
+        is_adapter: Whether the model is an adapter. If it is None, a merged model is none, and
+            neither is one whose method trains all weights.
+        note: A sentence on how the model was made from the run's model, such as by scaling it;
+            empty for the run's own model.
 
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
@@ -189,10 +201,13 @@ def render_model_card(
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
     if is_adapter is None:
         is_adapter = not merged and not config.method.facts.trains_weights
+    # The place of a local folder is private, so the card shows only the folder's own name.
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     method = "tuned" if config.tuned else config.method.name
+    # The name has no organisation, as in Qwen/Qwen2.5-0.5B, and no prefix, as in pocket:model.
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
     license_words = (base.license or "").split(maxsplit=2)  # such as "mit", or "other NAME LINK"
+    # A part of the license that is not given is None.
     license_id, license_name, license_link = [*license_words, None, None, None][:3]
     has_scores = is_of_hub and is_adapter and not note
     relation = "adapter" if is_adapter else "finetune"
@@ -238,9 +253,10 @@ def _write_settings(config: RunConfig) -> str:
 
 
 def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
-    """List scores for the hub's `model-index`; None if there is none.
+    """List scores for the card's `model-index`, which the hub reads; None if there is none.
 
-    The hub compares scores, so it gets only those of whole benchmarks of the harness.
+    The hub compares scores of many models, so it gets only those of whole benchmarks that the
+    harness defines: not of a part of the questions, and not of your own questions or task files.
     """
     from huggingface_hub import EvalResult
 
@@ -253,11 +269,12 @@ def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
             continue
         n_shots = settings.num_fewshot
         shots = "" if n_shots is None else f", {n_shots}-shot"
+        metric, _, _filter = benchmark.metric.partition(".")  # such as exact_match.strict-match
         result = EvalResult(
             task_type="text-generation",
             dataset_type=settings.task,
             dataset_name=name,
-            metric_type=benchmark.metric.partition(".")[0],
+            metric_type=metric,
             metric_value=round(benchmark.primary.tuned.value, 4),
             metric_name=f"{benchmark.metric}{shots}",
         )

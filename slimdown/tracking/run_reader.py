@@ -51,7 +51,9 @@ def find_runs(
     kind: str = "tuned",
     n_newest: int = 0,
 ) -> list[RunRecord]:
-    """Return the fine-tuning runs, newest first.
+    """Return the fine-tuning runs, or the runs of another kind, newest first.
+
+    A run whose record is odd is left out, after a warning.
 
     Args:
         tracking: The store.
@@ -59,14 +61,16 @@ def find_runs(
         sweep: The name of a sweep, see `Tag.sweep`, to return only its runs.
         filter_string: A condition in MLflow's filter language.
         with_findings: Also read findings.json of each finished run.
-        kind: The kind of run, see `Tag.kind`; a run of a whole sweep has another one.
+        kind: The kind of run, the value of `Tag.kind`: `tuned` for fine-tuning runs, `baseline` for
+            answers of a base, `sweep` for the run of a whole sweep, `scaled` for scaled models.
         n_newest: The most runs to return; 0: all.
 
     Raises:
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
     client = store.open_store(tracking, must_exist=True)
-    # Empty for a name with both kinds of quotes, which no condition of MLflow can hold.
+    # MLflow picks out the sweep's runs, unless its name has both kinds of quotes, which no
+    # condition of MLflow can hold. Then the condition is empty, and the loop below picks them out.
     sweep_condition = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
     conditions = [f"tags.`{Tag.kind}` = '{kind}'", sweep_condition, filter_string]
     with store.explain_store_errors(tracking, filter_string):
@@ -76,7 +80,7 @@ def find_runs(
             experiment_ids=list(names_by_id),
             filter_string=" and ".join(filter(None, conditions)),
         )
-        # Without that condition, the sweep's runs are picked out below. So all are needed.
+        # To pick out the sweep's runs below, all runs are needed.
         most = 0 if sweep and not sweep_condition else n_newest
         runs = store.search_all(search, most)
     records = []
@@ -106,7 +110,15 @@ def _find_experiments(
 
 
 def _make_record(run: Any, experiment_names: Mapping[str, str]) -> RunRecord:
-    """Return what MLflow itself says of a run; its findings are in a file."""
+    """Return what MLflow itself says of a run; its findings are in a file.
+
+    Args:
+        run: MLflow's `Run`.
+        experiment_names: The names of the experiments, by id.
+
+    Raises:
+        TrackingError: As for `store.check_run_id`.
+    """
     info = run.info
     tags = dict(run.data.tags)
     return RunRecord(
@@ -129,16 +141,22 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
 
     These are tried in this order. The run has its findings if they can be read.
 
+    Args:
+        tracking: The store.
+        text: What the user typed as RUN.
+
     Raises:
         TrackingError: No run fits, or several do.
     """
     if not text.strip():
         raise TrackingError("RUN is empty; give a run's id, the beginning of it, or its name")
-    by_beginning = _find_by_id(tracking, text, "tuned")
+    by_beginning = _find_by_id(tracking, text, kind="tuned")
     matches = [run for run in by_beginning if run.run_id == text]
     if not matches:
         runs = find_runs(tracking, filter_string=_compare_text("attributes.run_name", text))
-        matches = [run for run in runs if run.name == text] or by_beginning
+        # MLflow may ignore the case of letters, or have no condition for a name with odd quotes.
+        runs_of_name = [run for run in runs if run.name == text]
+        matches = runs_of_name or by_beginning
     if not matches:
         raise TrackingError(_explain_no_run(tracking, text))
     if len(matches) > 1:
@@ -203,7 +221,8 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
 def _add_findings(client: Any, run: RunRecord) -> RunRecord:
     """Return a run with its findings and settings, or unchanged if it has none.
 
-    If they are there but cannot be read, a warning says why.
+    Only a finished run has findings. If they cannot be read, a warning says why, and the run is
+    returned unchanged, too.
     """
     if run.status != "FINISHED":
         return run
@@ -244,13 +263,18 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
 def read_served(tracking: TrackingConfig, run: RunRecord, tuned: Evaluation) -> Evaluation | None:
     """Return the tuned model's answers when it was asked in the way in which it is served.
 
-    None if that is, for every benchmark, also the way in which the base was asked.
+    A model's own files say how it is served, for example with another chat template than its base.
+    A run asks such a model twice: like the base, and as it is served. Some benchmarks need only the
+    first, because both ways give the same prompts.
 
     Args:
         tracking: The store.
         run: The run.
-        tuned: The tuned model's answers when it was asked as the base was, from
-            `read_evaluations`. They also stand for the benchmarks that were not asked again.
+        tuned: The tuned model's answers when it was asked like the base, from `read_evaluations`.
+
+    Returns:
+        The answers as served, completed by those of `tuned` for the benchmarks that were not asked
+        again; None if no benchmark was asked again.
 
     Raises:
         TrackingError: As for `read_evaluations`.
@@ -271,26 +295,38 @@ def _read_samples(
 ) -> Evaluation:
     """Read the answers to some benchmarks: of the `base`, or of the `tuned` model.
 
-    `served` stands for the tuned model when it was asked in the way in which it is served.
+    Args:
+        tracking: The store.
+        run: The run.
+        model: `base`, `tuned`, or `served`, which stands for the tuned model when it was asked in
+            the way in which it is served.
+        names: The names of the benchmarks.
+
+    Returns:
+        The answers. The time that they took is not in the record, so it is 0.
+
+    Raises:
+        TrackingError: The run is not finished, or its samples are gone or damaged.
     """
     from slimdown.evaluation.samples import read_samples  # imports pyarrow
 
     findings = check_finished(run)
-    # The findings have two facts among the conditions that an evaluation has as attributes.
+    # Findings hold these two facts among the conditions; an evaluation has an attribute for each.
     conditions = dict(findings.conditions)
     harness_version = conditions.pop("harness_version")
     backend = conditions.pop("backend")
-    served_by = findings.served_by if model == "tuned" else ""  # a server, if `tuned` was one
+    # If the setting `tuned` was the address of a server, that server answered instead.
+    served_by = findings.served_by if model == "tuned" else ""
     client = store.open_store(tracking, must_exist=True)
     benchmark_configs = _read_settings(client, run).config.benchmark
-    samples = {}
+    evaluations = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             path = f"samples/{model}-{name}.parquet"
             try:
                 file = client.download_artifacts(run.run_id, path, folder)
                 benchmark = ResolvedBenchmark.of(benchmark_configs[name])
-                samples[name] = read_samples(Path(file), benchmark)
+                evaluations[name] = read_samples(Path(file), benchmark)
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
             except Exception as error:  # the file is damaged or gone
@@ -299,9 +335,9 @@ def _read_samples(
                     "the same settings with rerun=true measure it again"
                 ) from None
     return Evaluation(
-        samples,
+        evaluations,
         harness_version,
-        served_by or backend,
+        backend=served_by or backend,
         seconds=0.0,
         conditions=conditions,
         served_by=served_by,
@@ -310,6 +346,8 @@ def _read_samples(
 
 def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
     """Return the settings of a run, to measure or merge its model again in this store.
+
+    They are complete and checked, as if a command line had just set them.
 
     Raises:
         TrackingError: Its settings.json is gone.
@@ -334,7 +372,15 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
 
 
 def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
-    """Download what a finished run trained: an adapter's folder, or that of a whole model.
+    """Download what a finished run trained: an adapter, or a whole model.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        folder: The files come into a new folder within this one.
+
+    Returns:
+        The folder of the adapter or of the model.
 
     Raises:
         TrackingError: The run trained nothing, or its files are gone.
@@ -365,13 +411,17 @@ def find_model_uri(tracking: TrackingConfig, run: RunRecord) -> str:
 def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:
     """Read the settings of a run, with the dtype that was used.
 
-    Older runs recorded the dtype `auto`. For these, the tag of the base model says what it came to.
+    Older runs recorded the dtype `auto`. For these, the tag of the base model says what it came to:
+    `TrackedRun.log_model` writes the used dtype as its last word.
+
+    Raises:
+        ConfigError: As for `read_settings`.
     """
     text = _read_artifact(client, run, SETTINGS)
     place = f"{SETTINGS} of run {run.run_id} ({run.name})"
     recorded = read_settings(text, run.tags.get(Tag.settings, ""), place)
     config = recorded.config
-    used_dtype = run.tags.get(Tag.model, "").rpartition(" ")[2]  # the tag's last word
+    _, _, used_dtype = run.tags.get(Tag.model, "").rpartition(" ")
     if config.model.dtype is not Dtype.auto or used_dtype not in set(Dtype):
         return recorded
     quantization = config.quantization
@@ -382,9 +432,20 @@ def _read_settings(client: Any, run: RunRecord) -> RecordedSettings:
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
-    """Return the text of an artifact of a run: from its file, or from a server."""
+    """Return the text of an artifact of a run: from its file, or from a server.
+
+    Args:
+        client: A client of the store.
+        run: The run.
+        path: The file's path among the run's artifacts.
+
+    Raises:
+        DataError: The file is larger than any that a run writes.
+        FileNotFoundError: There is no such file on this machine.
+        MlflowException: The store does not give the file.
+    """
     place = urlsplit(run.artifact_uri)
-    if place.scheme in ("", "file"):
+    if place.scheme in ("", "file"):  # a local store
         return read_limited(Path(unquote(place.path)) / path)
     if client.tracking_uri.startswith("http"):
         from mlflow.utils.credentials import get_default_host_creds
@@ -396,6 +457,7 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         with http_request(host, "/get-artifact", "GET", params=query, stream=True) as answer:
             if answer.ok:
                 chunk_size = 2**16
+                # A text beyond the limit is cut here. It is no JSON any more, so its reader tells.
                 chunks = islice(answer.iter_content(chunk_size), MOST_BYTES // chunk_size)
                 return b"".join(chunks).decode()
         # A gateway may let only paths below /api pass, which MLflow uses.

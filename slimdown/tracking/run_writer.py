@@ -85,12 +85,19 @@ class TrackedRun:
     def __init__(self, config: RunConfig, info: RunInfo) -> None:
         """Create the run in the store, or resume the unfinished one that `info` names.
 
+        The settings and the origin of the run are written to its folder, and the first metrics and
+        tags are sent.
+
+        Args:
+            config: The checked settings.
+            info: The run's name and how it came about.
+
         Raises:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
         """
         self._config = config
         self._tracking = config.tracking
-        self._lock = ExitStack()
+        self._lock = ExitStack()  # holds the run until it has ended
         settings_text = recorded_settings.write_settings(config)
         run = self._open(info, settings_text)
         self.run_id: str = run.info.run_id
@@ -104,11 +111,11 @@ class TrackedRun:
         self.served_cache = RecordedEvaluations(config, "served", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._model_files = self.folder / "model"  # what was trained
-        # Metrics without steps are recorded with this time. If they are delivered again, MLflow
-        # takes them for the same ones.
+        # Metrics that belong to no training step are recorded with this time, in milliseconds. If
+        # a resumed run delivers them again, MLflow takes them for the same ones.
         self._started: int = run.info.start_time
-        self._recorded_steps: set[int] = set()
-        self._metrics: list[Metric] = []
+        self._recorded_steps: set[int] = set()  # the training steps that the store has already
+        self._metrics: list[Metric] = []  # not sent yet, like `_tags` and `_datasets` below
         if info.resume_run_id:
             history = self.client.get_metric_history(self.run_id, "train/loss")
             self._recorded_steps = {metric.step for metric in history}
@@ -119,18 +126,29 @@ class TrackedRun:
             self._metrics = [Metric(name, nan, self._started, step=0) for name in names]
         self._tags: list[RunTag] = []
         self._datasets: list[DatasetInput] = []
-        self._base: ModelRecord | None = None
-        self._base_id = ""
+        self._base: ModelRecord | None = None  # until the base is loaded
+        self._base_id = ""  # MLflow's id of the base, once the store has it
         settings = self._list_shown_settings(info)
         self._tuned = describe_made(ModelKind.tuned, self.run_id, info.name, settings)
-        self._results: Results | None = None
+        self._results: Results | None = None  # until `save`
+        # When to send again, by the monotonic clock; inf: the store fell silent.
         self._next_flush = time.monotonic() + _FLUSH_SECONDS
-        self._is_delivered = False
+        self._is_delivered = False  # whether the store has everything, and the run is FINISHED
         self._write_origin(info, settings_text)
         self._try_to_send()  # now, so that system metrics come after the changes
 
     def _open(self, info: RunInfo, settings_text: str) -> Any:
-        """Open the store, create or resume the run in it, lock it, and return MLflow's entry."""
+        """Open the store, create or resume the run in it, lock it, and return MLflow's entry.
+
+        This also sets `client` and `_experiment_id`.
+
+        Args:
+            info: The run's name and how it came about.
+            settings_text: The content of settings.json. Its digest becomes a tag of the run.
+
+        Raises:
+            TrackingError: The store does not answer or refuses.
+        """
         self.client = store.open_store(self._tracking)
         tags = {
             Tag.run_key: info.run_key,
@@ -174,7 +192,16 @@ class TrackedRun:
         return run
 
     def _resume(self, info: RunInfo, tags: Mapping[str, str]) -> Any:
-        """Lock an unfinished run, mark in the store that it goes on, and return its entry."""
+        """Lock an unfinished run, mark in the store that it goes on, and return its entry.
+
+        Args:
+            info: The run's name, and the id of the unfinished run.
+            tags: The tags of a new run. Of these, only those are set that another command with the
+                same key may have changed.
+
+        Raises:
+            TrackingError: Another process continues the run.
+        """
         run = self.client.get_run(store.check_run_id(info.resume_run_id))
         run_id = run.info.run_id
         try:
@@ -184,7 +211,7 @@ class TrackedRun:
             raise TrackingError(f"{problem}; repeat the command when it has ended") from None
         self.client.update_run(run_id, "RUNNING", redact_leaf(info.name))
         self.client.set_tag(run_id, Tag.host, redact_leaf(name_machine()))
-        for tag in (Tag.settings, Tag.name, Tag.note):  # the command may have changed them
+        for tag in (Tag.settings, Tag.name, Tag.note):
             if text := tags.get(tag, ""):
                 self.client.set_tag(run_id, tag, redact_leaf(text))
         if Tag.error in run.data.tags:
@@ -253,7 +280,9 @@ class TrackedRun:
         files: Mapping[str, str | bytes],
         model_files: Mapping[str, str] | None = None,
     ) -> None:
-        """Record the findings and the pages that show them.
+        """Take the findings and the pages that show them, to be recorded when the run ends.
+
+        They are written to the run's folder now. `finish` sends them to the store.
 
         Args:
             findings: The findings that `judge` returns.
@@ -310,7 +339,11 @@ class TrackedRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED or KILLED, and add a note to the error that says how to go on."""
+        """Mark the run FAILED or KILLED, and add a note to the error that says how to go on.
+
+        Args:
+            error: What ended the run. An interrupt or an exit means KILLED, anything else FAILED.
+        """
         if self._is_delivered:  # it stays FINISHED, whatever failed later
             self._lock.close()
             return
@@ -322,9 +355,10 @@ class TrackedRun:
                 write_atomically(self._artifacts / "traceback.txt", text)
         try:
             self._deliver(status)
+            # A wrong setting, for example, fails in the same way again.
             advice = "goes on in it" if _may_succeed(error) else "fails again until that is mended"
             error.add_note(f"Run {self.run_id} is marked {status}; the same command {advice}.")
-        except TrackingError as problem:
+        except TrackingError as problem:  # the store does not answer; the folder has everything
             error.add_note(f"{problem}. The same command goes on from {self.folder}.")
         self._lock.close()
 
@@ -410,6 +444,7 @@ def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
 
     Raises:
         TrackingError: The store does not answer, before anything is computed or at the end.
+        SlimdownError: The disk is full.
     """
     run = TrackedRun(config, info)
     try:

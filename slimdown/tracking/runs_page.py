@@ -20,11 +20,15 @@ _NAME, _CREATED, _DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "dur
 def share_view(client: Any, experiment_id: str) -> None:
     """Share a view of an experiment, as the button "Share" of MLflow's page does.
 
-    The view lists the tuned runs. Its columns are the settings that the newest sweep varied, what
-    was kept with its confidence interval, the verdicts, and the changes, the largest loss first.
+    The view lists the fine-tuning runs. Its columns are the settings that the newest sweep varied,
+    the metric `kept` with its confidence interval, what was learned, the verdicts, and the changes,
+    the largest loss first.
+
     Seeds are not grouped: MLflow would average the ends of their intervals, and these averages are
-    no interval of the group. MLflow's page is also set to open for model training, unless somebody
-    chose another kind.
+    no interval of the group.
+
+    The experiment's page is also set to the kind for model training, unless somebody chose another
+    kind. MLflow marks a kind that it inferred itself as `..._inferred`.
 
     MLflow keeps the view as a tag of the experiment, see `useSharedExperimentViewState.tsx` in
     https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
@@ -47,18 +51,21 @@ def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
     """Build the view, in the form in which MLflow's page keeps it.
 
     Args:
-        runs: Finished tuned runs as MLflow gives them, newest first.
+        runs: Finished fine-tuning runs as MLflow gives them, newest first.
         filter_string: MLflow's filter for the runs that the page lists.
     """
+    # None if the newest run belongs to no sweep. Then those count that belong to none either.
     newest_sweep = runs[0].data.tags.get(Tag.sweep) if runs else None
     sweep_runs = [run for run in runs if run.data.tags.get(Tag.sweep) == newest_sweep]
     names = [run.info.run_name or "" for run in sweep_runs]
     varied = find_varied(names, [run.data.params for run in sweep_runs])
     means = _average_metrics(runs)
-    # Without target benchmarks, the loss on held-out rows says how much was learned.
-    learned = "learned_loss" if "learned_loss" in means and "learned" not in means else "learned"
+    learned = "learned"
+    if "learned" not in means and "learned_loss" in means:
+        learned = "learned_loss"  # without target benchmarks, the loss on held-out rows tells it
     outcome = [name for name in ("kept", "kept_low", "kept_high", learned) if name in means]
     changes = [name for name in means if name.startswith(Tag.change)]
+    # The largest loss comes first.
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
     verdicts = [str(run.data.tags.get(Tag.verdict, "")) for run in runs]
     columns = _choose_widths(varied, outcome, verdicts, changes)
@@ -84,10 +91,11 @@ def _choose_widths(
 ) -> dict[str, int]:
     """Return the columns in their order, each with its width in pixels.
 
-    A column is as wide as its name or its text: about 7 pixels per letter, and a border.
+    A column is as wide as its heading, about 7 pixels per letter and a border, within limits. That
+    of the verdicts is as wide as the longest text in it.
 
     Args:
-        varied: The names of the settings that the newest sweep varied.
+        varied: The names of the settings that the newest sweep varied, without the seed.
         outcome: The names of the metrics that say how much was kept and learned.
         verdicts: The verdicts of each run, as one text.
         changes: The names of the metrics that hold the change of one benchmark.

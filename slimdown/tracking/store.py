@@ -43,9 +43,11 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 def check_store(config: TrackingConfig) -> None:
     """Ask a server once whether it is there, or look into a SQLite file, without importing MLflow.
 
+    A `databricks` address is not checked: MLflow itself reads where it leads to.
+
     Raises:
-        TrackingError: It does not answer within 8 seconds, the file is no store or cannot be made,
-            or the address is wrong.
+        TrackingError: A tracking server does not answer within 8 seconds, a database refuses the
+            connection, the file is no store or cannot be made, or the address is wrong.
     """
     # Without this check, MLflow's own client would retry for minutes.
     with explain_store_errors(config):
@@ -56,19 +58,27 @@ def check_store(config: TrackingConfig) -> None:
         elif not config.uri.startswith("databricks"):
             from sqlalchemy import NullPool, create_engine
 
+            # It connects once and hangs up; the time limit is the database driver's.
             create_engine(config.uri, poolclass=NullPool).connect().close()
 
 
 def _check_file(file: Path) -> None:
-    """Raise an error if a SQLite file is no store of MLflow, or cannot be read or created."""
+    """Raise an error if a SQLite file is no store of MLflow, or cannot be read or created.
+
+    Raises:
+        TrackingError: The address cannot name this file, it is a folder, or it is another file.
+        OSError: The file cannot be read, or no file can be created in its folder.
+    """
     # MLflow takes a ? and a % in an address for something else, and would open another file.
     if "?" in str(file) or unquote(str(file)) != str(file):
         raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
     if file.exists() and not file.is_file():
         raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
     if not _is_there(file):
-        # A trial: it raises if no file can be written there.
-        TemporaryFile(dir=next(filter(Path.is_dir, file.parents))).close()
+        # MLflow will create the file and its folders. This trial raises if nothing can be written
+        # into the nearest folder that exists.
+        nearest_folder = next(filter(Path.is_dir, file.parents))
+        TemporaryFile(dir=nearest_folder).close()
         return
     with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
         is_sqlite = pages[:16] == b"SQLite format 3\0"
@@ -85,18 +95,19 @@ def _check_server(uri: str) -> None:
         OSError: The server cannot be reached, does not answer in time, or answers with a status
             from 429 on. Then it is overloaded or broken, and MLflow would retry for long.
     """
+    # The request carries no user and no password. A server that wants them answers 401, and is up.
     server = redact_uri(uri).replace("***@", "").rstrip("/")
     # A server may say that it is healthy, and answer nothing that needs its database.
     request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
         call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
-    except ssl.SSLError:  # MLflow has settings for certificates
+    except ssl.SSLError:  # while reading. MLflow has settings for certificates, which this lacks
         return
     except urllib.error.HTTPError as error:
-        if error.code >= 429:
+        if error.code >= 429:  # a lower status, such as 401, shows that the server is up
             raise
     except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):
+        if not isinstance(error.reason, ssl.SSLError):  # while connecting
             raise
 
 
@@ -104,8 +115,8 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
     """Return a client of the store; a SQLite file that is not there is created.
 
     Args:
-        config: Address and experiment.
-        must_exist: For reading: nothing is created.
+        config: The address of the store. The experiment is not looked for here.
+        must_exist: Whether a SQLite file that is not there is an error; set it for reading.
 
     Raises:
         TrackingError: The store does not answer, refuses, or does not exist.
@@ -120,14 +131,15 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
             )
         from mlflow import MlflowClient
 
-        if file is None:
+        if file is None:  # a server or another database, whose tables MLflow may create now
             with lock(config, "creation"):  # processes that create tables together break them
                 return MlflowClient(config.uri)
         if not must_exist:
             with lock(config, "creation"):
                 _create_file(file)
         # MLflow keeps an open store for each address. If the address were relative, it would still
-        # lead to the first folder after the process has changed into another one.
+        # lead to the first folder after the process has changed into another one. What follows a ?
+        # in the address stays.
         path = config.uri.partition(":///")[2].partition("?")[0]
         return MlflowClient(config.uri.replace(f":///{path}", f":///{file}", 1))
 
@@ -156,7 +168,9 @@ def explain_store_errors(config: TrackingConfig, filter_string: str = "") -> Ite
 
     Raises:
         TrackingError: Instead of any exception but slimdown's own, or if `config` is not valid.
+        SlimdownError: The disk is full.
     """
+    # Each problem begins with the name of a setting, such as "uri".
     problem = next(iter(find_problems(config)), None)
     if problem is not None:
         raise TrackingError(f"tracking.{problem}")
@@ -244,6 +258,12 @@ def create_run(
         name: The run's name.
         kind: The kind of run, for the tag `Tag.kind`.
         tags: More tags; empty ones are left out, and long ones are cut.
+
+    Returns:
+        MLflow's `Run`.
+
+    Raises:
+        TrackingError: As for `check_run_id`.
     """
     all_tags: dict[str, str] = {Tag.kind: kind, Tag.host: name_machine(), USER: read_user()}
     all_tags |= tags or {}
@@ -269,11 +289,12 @@ def search_all(search: Callable[..., Any], most: int = 0) -> list[Any]:
     """Return all that a search of MLflow finds, page by page.
 
     Args:
-        search: A method of MLflow's client with its conditions; `partial` holds them.
+        search: A method of MLflow's client, such as `client.search_runs`. Give its conditions with
+            `functools.partial`; the size and the token of each page are added here.
         most: The most results to return; 0: all.
     """
     found: list[Any] = []
-    token = None
+    token = None  # MLflow's mark for where the next page begins; empty after the last page
     while True:
         size = min(_PAGE, most - len(found)) if most else _PAGE
         page = search(max_results=size, page_token=token)
@@ -314,6 +335,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _is_there(file: Path) -> bool:
+    """Return whether a file is there and not empty; MLflow fills an empty one like a new one."""
     return file.exists() and file.stat().st_size > 0
 
 

@@ -29,6 +29,9 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         name: The name that all runs of the sweep share, see `Tag.sweep`.
         title: The run's name.
 
+    Yields:
+        The run. The caller fills its `files` and sets `failed`; both are read when the sweep ends.
+
     Raises:
         TrackingError: The store does not answer when the sweep begins.
     """
@@ -40,7 +43,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         run = store.create_run(client, experiment_id, title, "sweep", {Tag.sweep: name})
     run_id: str = run.info.run_id
     sweep = SweepRun(run_id)
-    status = "KILLED"  # unless the block below ends or fails
+    status = "KILLED"  # it stays so if an interrupt or an exit ends the block
 
     with store.lock(tracking, f"run-{run_id}"):
         try:

@@ -44,7 +44,13 @@ def record_system_metrics(tracking: TrackingConfig, run_id: str) -> Iterator[Non
 
 
 def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> None:
-    """Write points until the event is set, and one more after that; the waits grow."""
+    """Write points until the event is set, and one more after that; the waits grow.
+
+    Args:
+        has_ended: Set when the run ends.
+        tracking: The store.
+        run_id: The run.
+    """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     try:
@@ -61,6 +67,8 @@ def _record_until(has_ended: Event, tracking: TrackingConfig, run_id: str) -> No
         seconds = _FIRST_SECONDS
         is_over = False
         while not is_over:
+            # It is True if the run ended during this wait. Then the point below is the last one.
+            # The interval is the longest wait, which a variable of MLflow's may change.
             is_over = has_ended.wait(min(seconds, monitor.sampling_interval))
             seconds *= _GROWTH
             monitor.collect_metrics()

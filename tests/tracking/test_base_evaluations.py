@@ -20,6 +20,8 @@ from slimdown.config.schema import RunConfig
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.run_reader import find_runs
 from slimdown.tracking.run_writer import open_run
+from slimdown.tracking.store import open_store
+from slimdown.utils.errors import TrackingError
 
 NAME, KEY = "pocket_cs", "c" * 32
 
@@ -137,6 +139,22 @@ def test_an_odd_baseline_is_no_error(config: RunConfig, tmp_path: Path) -> None:
     measure(config)
     with sqlite3.connect("mlruns/mlflow.db") as database:
         database.execute("UPDATE runs SET start_time = 1000000000000000000")
+    assert find(config, tmp_path / "a") is None
+
+
+def test_a_store_that_falls_silent_is_no_error(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers the search, and does not answer any more when the samples are to be read."""
+    measure(config)
+    answering = iter([open_store(config.tracking)])
+
+    def open_once(*_: object) -> MlflowClient:
+        if client := next(answering, None):
+            return client
+        raise TrackingError("the store does not answer")
+
+    monkeypatch.setattr("slimdown.tracking.store.open_store", open_once)
     assert find(config, tmp_path / "a") is None
 
 

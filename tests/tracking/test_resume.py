@@ -28,8 +28,8 @@ from slimdown.pocket import DATA_DIR
 from slimdown.tracking.provenance import name_machine
 from slimdown.tracking.resume import (
     describe_changed_base,
+    find_equal_run_and_lock,
     find_finished,
-    find_finished_or_lock,
     is_abandoned,
     run_key,
 )
@@ -43,14 +43,14 @@ KEY = "d" * 32
 
 def look_up(config: RunConfig, key: str) -> tuple[RunRecord | None, str]:
     """Return the finished run of a key, and the unfinished one that can go on here."""
-    with find_finished_or_lock(config, key) as found:
+    with find_equal_run_and_lock(config, key) as found:
         return found
 
 
 def test_a_finished_run_is_found_unless_asked_anew(config: RunConfig, composed: Compose) -> None:
     assert find_finished(config, KEY) is None
     run_id = record_run(config, "one", run_key=KEY)
-    with find_finished_or_lock(config, KEY) as (finished, resume_run_id):
+    with find_equal_run_and_lock(config, KEY) as (finished, resume_run_id):
         assert (finished.run_id, resume_run_id) == (run_id, "")
         assert finished.findings is not None
     for override in ("rerun=true", "baseline.reuse=false"):
@@ -127,12 +127,12 @@ def test_equal_runs_wait_for_each_other(config: RunConfig, composed: Compose) ->
     def put_off() -> None:
         raise InterruptedError
 
-    with find_finished_or_lock(config, KEY):
-        with pytest.raises(InterruptedError), find_finished_or_lock(config, KEY, put_off):
+    with find_equal_run_and_lock(config, KEY):
+        with pytest.raises(InterruptedError), find_equal_run_and_lock(config, KEY, put_off):
             pass
-        with find_finished_or_lock(composed("tracking.experiment=other"), KEY, put_off):
+        with find_equal_run_and_lock(composed("tracking.experiment=other"), KEY, put_off):
             pass
-    with find_finished_or_lock(config, KEY, put_off):
+    with find_equal_run_and_lock(config, KEY, put_off):
         pass
 
 

@@ -71,6 +71,9 @@ def test_what_a_store_cannot_give_now_is_not_called_lost(
     (find_trained(store, run.run_id) / "adapter_config.json").unlink()
     with pytest.raises(TrackingError, match="train it again"):
         download_tuned(config.tracking, run, tmp_path)
+    (find_trained(store, run.run_id) / "adapter_model.safetensors").touch()
+    with pytest.raises(TrackingError, match=r"has lost what run \w+ trained; train it again"):
+        download_tuned(config.tracking, run, tmp_path)
     monkeypatch.setattr(MlflowClient, "list_logged_model_artifacts", fail)
     server = replace(config.tracking, uri="http://127.0.0.1:9")
     monkeypatch.setattr("slimdown.tracking.store.open_store", lambda *_, **__: store)

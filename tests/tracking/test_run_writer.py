@@ -25,7 +25,7 @@ from record_builders import (
 )
 
 from slimdown.config.schema import RunConfig
-from slimdown.tracking.resume import find_finished_or_lock
+from slimdown.tracking.resume import find_equal_run_and_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import create_run, find_experiment
@@ -152,7 +152,7 @@ def test_a_server_that_goes_away_costs_no_result(
     assert time.monotonic() - began < 60  # MLflow's own retries take four minutes
     assert "they are in" in caplog.text or "see " in caplog.text
     with serve_mlflow(tmp_path, int(uri.rpartition(":")[2])):
-        with find_finished_or_lock(config, key) as (finished, resume_run_id):
+        with find_equal_run_and_lock(config, key) as (finished, resume_run_id):
             assert finished is None
             assert resume_run_id == run.run_id
             info = make_info(config, "one", run_key=key, resume_run_id=resume_run_id)
