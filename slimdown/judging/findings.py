@@ -256,8 +256,7 @@ def judge(
     benchmarks, lost_answers = {}, {}
     for name, pair in pairs.items():
         benchmarks[name] = _judge_benchmark(pair, changes[name], decisions[name])
-        # The benchmark may have drawn several answers to each question. Causes are those of the
-        # first answers, because a cause compares one answer with one.
+        # If several answers were drawn to a question, only the first one's text is recorded.
         lost_answers[name] = break_down_losses(
             pair.with_first_answers,
             is_loss_shown=benchmarks[name].verdict is Verdict.forgotten,
