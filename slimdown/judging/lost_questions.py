@@ -4,8 +4,8 @@ What a log says of a question is its prompt, what is right, and both answers. So
 answers is taken only if it finds the base's answer right and the tuned model's wrong, as the
 benchmark did. A question that no rule of own questions fits is left out.
 
-Own questions are those that a user writes into a file, see docs/benchmarks.md. The rule of a row says
-what is right (`answer`) and how an answer is compared with it (`score`).
+Own questions are those that a user writes into a file, see docs/benchmarks.md. The rule of a row
+says what is right (`answer`) and how an answer is compared with it (`score`).
 """
 
 import json

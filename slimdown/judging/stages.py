@@ -80,7 +80,8 @@ class StageFindings:
             if stage not in steps:
                 known = ", ".join(steps)
                 raise ConfigError(f"--max-loss-at {stage}: the stages are {known}; name one")
-            findings = steps[stage].findings  # off=[""]: only named benchmarks are checked
+            findings = steps[stage].findings
+            # off=[""]: only benchmarks that the budgets name are checked.
             for check in check_budgets(findings, stage_budgets, off=[""], n_reports=n_reports):
                 checks.append(replace(check, benchmark=f"{check.benchmark} at {stage}"))
         return checks
