@@ -173,6 +173,12 @@ def decide_outcomes(
 ) -> dict[str, BudgetDecision]:
     """Decide for each benchmark on which side of its budget the loss is shown to be.
 
+    The tests are one-sided at `alpha`. A gate passes only if every loss is shown to be within its
+    budget, so the tests of "within" need no correction (an intersection-union test). A gate fails
+    if a single loss is shown to be beyond its budget. So the p-values of "beyond" are corrected for
+    all benchmarks (Holm), those without a difference included, and for the gates that are read
+    together.
+
     Args:
         differences: The measured changes by benchmark.
         budgets: By benchmark, the largest loss allowed, a share.
@@ -181,12 +187,6 @@ def decide_outcomes(
 
     Returns:
         A decision for each budget. A benchmark without a difference is undecided.
-
-    The tests are one-sided at `alpha`. A gate passes only if every loss is shown to be within its
-    budget, so the tests of "within" need no correction (an intersection-union test). A gate fails
-    if a single loss is shown to be beyond its budget. So the p-values of "beyond" are corrected for
-    all benchmarks (Holm), those without a difference included, and for the gates that are read
-    together.
     """
     decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
