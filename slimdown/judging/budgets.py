@@ -109,8 +109,7 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
     for text in arguments:
         name, sign, value = text.rpartition("=")
         budget = nan  # which `_check_budget` refuses
-        lacks_name = sign and not name  # "=0.02"
-        if not lacks_name:
+        if name or not sign:  # "=0.02" lacks the name
             with suppress(ValueError):
                 budget = float(read_number(value))  # "2%" is 0.02
         _check_budget(name, budget, f"{option} {text}")

@@ -208,8 +208,8 @@ class Findings:
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.observations  # raises if weights do not fit
-                has_verdict = benchmark.verdict is not None
-                if has_verdict is (benchmark.role is Role.watched):  # only these have none
+                # Watched benchmarks have no verdict, and all others have one.
+                if (benchmark.verdict is None) is not (benchmark.role is Role.watched):
                     raise ValueError(f"verdict {benchmark.verdict} of a {benchmark.role} benchmark")
             if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
                 raise ValueError(f"lost answers of {min(unknown)}, which was not measured")
@@ -257,10 +257,8 @@ def judge(
     for name, pair in pairs.items():
         benchmarks[name] = _judge_benchmark(pair, changes[name], decisions[name])
         # If several answers were drawn to a question, only the first one's text is recorded.
-        lost_answers[name] = break_down_losses(
-            pair.with_first_answers,
-            is_loss_shown=benchmarks[name].verdict is Verdict.forgotten,
-        )
+        is_loss_shown = benchmarks[name].verdict is Verdict.forgotten
+        lost_answers[name] = break_down_losses(pair.with_first_answers, is_loss_shown)
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
     return Findings(
         benchmarks=benchmarks,
@@ -495,16 +493,13 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
     changes = {}
     for metric in sorted(metrics, key=lambda metric: metric != primary):  # False comes first
         before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
-        base = estimate_mean(before, pair.sampling)
-        tuned = estimate_mean(after, pair.sampling)
+        base, tuned = estimate_mean(before, pair.sampling), estimate_mean(after, pair.sampling)
         difference = compare_scores(before, after, pair.sampling)
         # The paper's "±". It is too wide, because both answer the same questions. The paper
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
-        error = hypot(base.standard_error, tuned.standard_error)
+        unpaired_error = hypot(base.standard_error, tuned.standard_error)
         counts = _count_answers(before, after) if difference.is_binary else None
-        changes[metric] = MetricChange(
-            base, tuned, difference, unpaired_standard_error=error, counts=counts
-        )
+        changes[metric] = MetricChange(base, tuned, difference, unpaired_error, counts)
     return changes
 
 

@@ -49,18 +49,16 @@ class RatioTest:
         sampling = sampling or Sampling()
         columns = [to_array(before), to_array(after)]
         distinct, test = sampling.build_test(columns, lowest=0.0, highest=1.0)
-        distinct_before, distinct_after, weights = distinct
-        is_binary = bool(np.isin([distinct_before, distinct_after], (0.0, 1.0)).all())
+        is_binary = bool(np.isin(distinct[:2], (0.0, 1.0)).all())  # without the row of weights
         built = cls(
-            before=distinct_before,
-            after=distinct_after,
-            weights=weights,
+            before=distinct[0],
+            after=distinct[1],
+            weights=distinct[2],
             test=test,
             is_simple=sampling.is_simple and is_binary,
             has_looks=bool(sampling.looks),
         )
-        is_defined = len(before) > 1 and built.base > 1e-12
-        return built if is_defined else None
+        return built if len(before) > 1 and built.base > 1e-12 else None
 
     @property
     def base(self) -> float:
@@ -116,8 +114,7 @@ class RatioTest:
         is_ruled_out = find_p_values(angles[:, 1:]) <= alpha / 2  # [2, 16], at the end of each step
         first = is_ruled_out.argmax(axis=1)  # 0 if no angle is; then the limit is taken below
         sides = np.arange(2)
-        kept = angles[sides, first]  # where the step begins
-        ruled_out = angles[sides, first + 1]  # and where it ends
+        kept, ruled_out = angles[sides, first], angles[sides, first + 1]  # the ends of the step
         ends = test.find_ends(find_p_values, starts=ruled_out, ends=kept, alpha=alpha / 2)
         lowest, highest = np.where(is_ruled_out.any(axis=1), ends, limits)
         # A large ratio is a small rate, so the ends change sides.
@@ -141,8 +138,7 @@ class RatioTest:
         """
         # [2, 1, 1]: the mean is tested to lie above 0 on the lower side, below 0 on the higher one
         signs = np.array([1.0, -1.0])[:, None, None]
-        cosines = np.cos(angles)[:, :, None]
-        sines = np.sin(angles)[:, :, None]
+        cosines, sines = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
         numbers = signs * (cosines * self.after - sines * self.before)  # [2, points, k]
         # How low such a number can be: scores lie from 0 to 1, and a linear function is lowest at a
         # corner of this square.

@@ -56,8 +56,7 @@ def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
                 f"(evaluation.holdout={share:g}); choose a run with evaluation.until=all"
             )
         samples = [s for s in benchmark.samples if _is_held_out(s, share) is takes_held_out]
-        n = len(benchmark.samples)
-        n_taken = len(samples)
+        n, n_taken = len(benchmark.samples), len(samples)
         if min(n_taken, n - n_taken) < _FEWEST:
             raise DataError(
                 f"evaluation.holdout={share:g} would split the {n} questions of {name} into "

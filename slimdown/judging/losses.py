@@ -64,8 +64,8 @@ class LossBreakdown:
     n_lost: int  # on any metric
     n_right: int  # of the base, on any metric
     is_loss_shown: bool  # whether the benchmark is forgotten: else its causes say nothing of a loss
-    causes: tuple[Cause, ...]  # in a fixed order; empty where they are unknown
-    choices: ChoiceShift | None  # of a multiple-choice benchmark
+    causes: tuple[Cause, ...] = ()  # in a fixed order; empty where they are unknown
+    choices: ChoiceShift | None = None  # of a multiple-choice benchmark
     # an answer that was wrong on the primary metric and is right now
     gained: Example | None = field(default=None, metadata=NOT_RECORDED)
     # the first generated answers that were never right: the score may be too strict
@@ -102,8 +102,8 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
     primary = pair.base.benchmark.metric
-    first = examples[0].base  # all questions of a benchmark have the same metrics
-    metrics = [primary] if first.choices else list(first.scores)
+    # All questions of a benchmark have the same metrics.
+    metrics = [primary] if examples[0].base.choices else list(examples[0].base.scores)
     n_right, lost, gained = 0, [], []
     for example in examples:
         base, tuned = example.base, example.tuned
@@ -114,8 +114,7 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
             lost.append(example)
         if tuned.is_right(primary) and not base.is_right(primary):
             gained.append(example)
-    has_causes = _have_causes(pair.base.samples)
-    return ChangedAnswers(tuple(lost), tuple(gained), n_right, has_causes)
+    return ChangedAnswers(tuple(lost), tuple(gained), n_right, _have_causes(pair.base.samples))
 
 
 def _have_causes(samples: Sequence[Sample]) -> bool:
@@ -141,9 +140,7 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     """
     changed = find_changed_answers(pair)
     metric = pair.base.benchmark.metric
-    breakdown = LossBreakdown(
-        len(changed.lost), changed.n_right, is_loss_shown, causes=(), choices=None
-    )
+    breakdown = LossBreakdown(len(changed.lost), changed.n_right, is_loss_shown)
     if not changed.has_causes:
         return breakdown
     breakdown = replace(breakdown, gained=next(iter(changed.gained), None))
@@ -226,10 +223,4 @@ def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
         and estimate_mean(after, pair.sampling).low > share_right
         and compare_scores(before, after, pair.sampling).low > 0
     )
-    return ChoiceShift(
-        position=preferred,
-        share_before=share_before,
-        share_after=share_after,
-        share_right=share_right,
-        collapsed=collapsed,
-    )
+    return ChoiceShift(preferred, share_before, share_after, share_right, collapsed)

@@ -56,17 +56,15 @@ def collect_lost_questions(
     Returns:
         The rows of files of own questions, and what is left out of them.
     """
-    rows = dict[str, list[dict[str, Any]]]()
-    left_out = Counter[str]()
+    rows, left_out = dict[str, list[dict[str, Any]]](), Counter[str]()
     ends_late = False
     has_clusters = any(sample.cluster for pair in pairs.values() for sample in pair.base.samples)
     is_flat = conditions.get(FLAT_MESSAGES) == "true"
     for name, pair in pairs.items():
         # If several answers were drawn to a question, only the first one's text is recorded.
-        first_answers = pair.with_first_answers
-        base_samples, tuned_samples = first_answers.base.samples, first_answers.tuned.samples
+        first = pair.with_first_answers
         metric = pair.base.benchmark.metric
-        for before, after in zip(base_samples, tuned_samples, strict=True):
+        for before, after in zip(first.base.samples, first.tuned.samples, strict=True):
             if not before.is_right(metric) or after.is_right(metric):
                 continue
             question = _write_question(before.prompt, is_flat)

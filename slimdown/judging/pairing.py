@@ -76,8 +76,8 @@ def pair_evaluations(
 
 def _list_conditions(evaluation: Evaluation, same_prompts: bool) -> dict[str, object]:
     """List what two evaluations must have in common, by the name that a message uses."""
-    listed: dict[str, object] = {"benchmarks": sorted(evaluation.benchmarks)}
-    listed["part"] = evaluation.part
+    benchmarks = sorted(evaluation.benchmarks)
+    listed: dict[str, object] = {"benchmarks": benchmarks, "part": evaluation.part}
     if same_prompts:
         listed |= {"backend": evaluation.backend, **evaluation.conditions}
     else:
@@ -108,8 +108,7 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
         n_differing = 0
         for sample in benchmark.samples:  # a question that was not asked before does not count
             earlier = prompts.get((sample.task, sample.doc_id), sample.prompt_hash)
-            if earlier != sample.prompt_hash:
-                n_differing += 1
+            n_differing += earlier != sample.prompt_hash
         if n_differing:
             yield f"{n_differing:,} of {len(benchmark.samples):,} prompts of {name} differ"
 
@@ -247,9 +246,9 @@ def _weigh_units(
     n_units = Counter(task for task, _ in sizes)
     weights = {}
     for (task, unit), size in sizes.items():
-        task_weight = len(samples) * task_weights[task] / total_weight  # of its questions together
-        unit_weight = task_weight / n_units[task]
-        weights[task, unit] = unit_weight / size
+        # The task's questions together. Its units share this alike, and so do a unit's questions.
+        task_weight = task_weights[task] / total_weight * len(samples)
+        weights[task, unit] = task_weight / n_units[task] / size
     return weights
 
 

@@ -46,11 +46,10 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
         """
         differences = {}
         for name, tuned in answers.items():
-            if tuned.looks:  # a benchmark without looks cannot stop early
-                pair = pair_benchmark(name, base.benchmarks[name], tuned)
-                differences[name] = compare_scores(
-                    pair.base_scores, pair.tuned_scores, pair.sampling
-                )
+            if not tuned.looks:  # a benchmark without looks cannot stop early
+                continue
+            pair = pair_benchmark(name, base.benchmarks[name], tuned)
+            differences[name] = compare_scores(pair.base_scores, pair.tuned_scores, pair.sampling)
         is_open = dict[str, bool]()
         for family in families:
             is_open |= _find_undecided(family, differences, settings)
@@ -83,6 +82,6 @@ def _find_undecided(
     for name, decision in zip(known, decisions, strict=True):
         is_large = abs(differences[name].value) >= settings[name].margin
         is_changed = decision.verdict in (Verdict.forgotten, Verdict.improved)
-        is_done = decision.verdict is Verdict.retained or (is_changed and is_large)
-        is_open[name] = not is_done
+        is_retained = decision.verdict is Verdict.retained
+        is_open[name] = not (is_retained or (is_changed and is_large))
     return is_open

@@ -30,8 +30,7 @@ def find_ratio_interval(numerators: Floats, denominators: Floats) -> tuple[float
         The lower and the upper end. Both are nan if there are fewer than `FEWEST` documents, if a
         number is not finite, or if all documents have the same ratio.
     """
-    n = len(numerators)
-    total = denominators.sum()
+    n, total = len(numerators), denominators.sum()
     is_finite = bool(np.isfinite([numerators, denominators]).all())
     if n < FEWEST or not is_finite or not total > 0:
         return np.nan, np.nan

@@ -258,8 +258,7 @@ def compare_scores(
     n_counted = len(untested.observations) + n_added
     # After an evaluation that may have stopped early, no standard error is right.
     standard_error = nan if sampling.looks else untested.spread / sqrt(n_counted)
-    test = untested.change_test
-    zero = np.zeros(1)
+    test, zero = untested.change_test, np.zeros(1)
     smaller_tail = min(float(test.p_values_above(zero)[0]), float(test.p_values_below(zero)[0]))
     p_value = min(1.0, 2 * smaller_tail)
     low, high = untested.interval()

@@ -185,16 +185,14 @@ def _find_tilt(x: Floats, counts: Floats, has_both_signs: NDArray[np.bool_]) -> 
     high_end = -1 / np.where(has_both_signs, x.min(axis=1), 1.0)
     # No weight exceeds the sum of all, which keeps the tilt away from the ends.
     inner_share = 1 - 1 / counts.sum(axis=1)
-    low = low_end * inner_share  # the bracket is from here
-    high = high_end * inner_share  # to here
+    low, high = low_end * inner_share, high_end * inner_share  # the bracket
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
         terms = x / (1 + tilt[:, None] * x)
         slope = np.einsum("rk,rk->r", counts, terms)  # g
         curve = np.einsum("rk,rk,rk->r", counts, terms, terms)  # -g'
         is_up = slope > 0
-        low = np.where(is_up, tilt, low)
-        high = np.where(is_up, high, tilt)
+        low, high = np.where(is_up, tilt, low), np.where(is_up, high, tilt)
         next_tilt = tilt + slope / np.maximum(curve, 1e-300)  # Newton's step
         is_inside = (low <= next_tilt) & (next_tilt <= high)
         if not is_inside.all():
@@ -228,15 +226,13 @@ class EmpiricalLikelihoodTest:
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        excess = self.values - thresholds[:, None]
         added = self.count_added(thresholds, side=1)
-        return self.p_values_of(excess, self.lowest - thresholds, added)
+        return self.p_values_of(self.values - thresholds[:, None], self.lowest - thresholds, added)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        excess = thresholds[:, None] - self.values
         added = self.count_added(thresholds, side=-1)
-        return self.p_values_of(excess, thresholds - self.highest, added)
+        return self.p_values_of(thresholds[:, None] - self.values, thresholds - self.highest, added)
 
     def count_added(self, thresholds: Floats, side: int) -> Floats:
         """Return the pseudo-answers, [thresholds, looks].
@@ -311,8 +307,7 @@ class EmpiricalLikelihoodTest:
             is_kept = p_values(points[:, 1:-1]) > alpha
             is_kept = np.append(is_kept, np.ones((len(rows), 1), dtype=bool), axis=1)
             n_ruled_out = is_kept.argmax(axis=1)
-            starts = points[rows, n_ruled_out]
-            ends = points[rows, n_ruled_out + 1]
+            starts, ends = points[rows, n_ruled_out], points[rows, n_ruled_out + 1]
         return np.asarray(starts)
 
     def p_values_of(self, excess: Floats, least: Floats, added: Floats | None = None) -> Floats:

@@ -160,8 +160,7 @@ def _find_critical_counts(
         alpha: The level of the two-sided test.
     """
     # By halving: `critical` shows a change, and `beyond` shows none.
-    critical = np.full(len(flips), -1)
-    beyond = flips // 2 + 1
+    critical, beyond = np.full(len(flips), -1), flips // 2 + 1
     while (beyond - critical > 1).any():
         middle = (critical + beyond) // 2
         small = middle + added  # what is added counts against the change
@@ -270,8 +269,7 @@ def _make_reach_of_counts(difference: Difference) -> tuple[float, FindReach]:
     def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
         n_added = n_added_by_change_test
         if test.is_margin and threshold:
-            favorable = round(shares[side] * n)
-            adverse = round(shares[-side] * n)
+            favorable, adverse = round(shares[side] * n), round(shares[-side] * n)
             n_added = float(added_to_margin(side * threshold, favorable, adverse, n))
         z = -float(scipy.special.ndtri(alpha))
         # Each answer that is added moves the mean of n answers back by about 1 / n.

@@ -44,7 +44,7 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     question, or if neither seeds nor questions differ.
 
     The residual is what neither the seed nor the question explains alone: a seed does better on one
-    question than its mean and the mean of the question let expect.
+    question than its own mean and the mean of this question suggest.
 
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
@@ -52,11 +52,9 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
         steps: For each part, how much one 0/1 answer counts in it. One lost and one gained question
             are then added. 0: its scores are graded; empty: all scores are graded.
     """
-    n_seeds = len(parts[0])
-    fewest_questions = min(part.shape[1] for part in parts)
+    n_seeds, fewest_questions = len(parts[0]), min(part.shape[1] for part in parts)
     by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
-    mean = float(by_seed.mean())
-    sd_over_seeds = float(by_seed.std(ddof=1))
+    mean, sd_over_seeds = float(by_seed.mean()), float(by_seed.std(ddof=1))
     unknown = SeedMean(mean, standard_error=nan, low=nan, high=nan, sd_over_seeds=sd_over_seeds)
     if fewest_questions == 1:
         return unknown
@@ -207,10 +205,8 @@ def add_seed_noise(
     # On the other side of the threshold nothing is claimed, so the p-value stays. There, 1 stands
     # for numbers that are computed in vain.
     is_claimed = (distances > 0) & (roots > 0)
-    distances = np.where(is_claimed, distances, 1.0)
-    roots = np.where(is_claimed, roots, 1.0)
-    seed_variance = spread.variance / n_seeds
-    residual = spread.residual / n_seeds
+    distances, roots = np.where(is_claimed, distances, 1.0), np.where(is_claimed, roots, 1.0)
+    seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
     # distance / root is the standard error of the questions. Its square holds the residual, which
     # is counted with the seeds.
     question_variances = np.maximum(0.0, (distances / roots) ** 2 - residual)
@@ -222,8 +218,7 @@ def add_seed_noise(
         student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
         normal = scipy.special.ndtri(np.exp(middle))
         needs_more = student**2 * seed_variance + normal**2 * question_variances > distances**2
-        low = np.where(needs_more, middle, low)
-        high = np.where(needs_more, high, middle)
+        low, high = np.where(needs_more, middle, low), np.where(needs_more, high, middle)
     return np.where(is_claimed, np.maximum(question_p_values, np.exp(high)), question_p_values)
 
 
@@ -267,9 +262,7 @@ class SeedAnswers:
         bounds_and_scales = zip(self.bounds, scales, strict=True)
         bound = max(bound * scale for bound, scale in bounds_and_scales)
         values, counts = np.unique(numbers.round(12), return_counts=True)
-        test = EmpiricalLikelihoodTest(
-            values, counts[None].astype(float), lowest=-bound, highest=bound
-        )
+        test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
             # How much the numbers move at a time: 1 where all S seeds flip the same answers, 1/S
             # where each flips others.
@@ -290,22 +283,19 @@ class SeedAnswers:
         if self.is_paired_with(other):
             seeds = self.seeds
             order = [other.seeds.index(seed) for seed in seeds]
-            parts = [own - subtracted[order] for own, subtracted in part_pairs]
+            parts = [own - theirs[order] for own, theirs in part_pairs]
         else:
-            parts = [
-                own.mean(axis=0)[None] - subtracted.mean(axis=0) for own, subtracted in part_pairs
-            ]
+            parts = [own.mean(axis=0)[None] - theirs.mean(axis=0) for own, theirs in part_pairs]
         # Both sides are changes, tuned - base, and mostly against the same base answers. These
         # cancel out, so a difference lies within the bound of a single change, unless a number
         # shows that the base answers differ: then it lies within the sum of both bounds.
         largest = [float(np.abs(part).max()) for part in parts]
         bounds = []
-        for own, subtracted, most in zip(self.bounds, other.bounds, largest, strict=True):
-            single = max(own, subtracted)
-            bounds.append(single if most <= single else own + subtracted)
+        for own, theirs, most in zip(self.bounds, other.bounds, largest, strict=True):
+            single = max(own, theirs)
+            bounds.append(single if most <= single else own + theirs)
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
-        step = max(self.step, other.step)
-        return SeedAnswers(parts, bounds, step=step, is_binary=is_binary, seeds=seeds)
+        return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
     def is_paired_with(self, other: "SeedAnswers") -> bool:
         """Whether both have the same seeds. Runs of one seed are trained on the same rows."""
@@ -400,11 +390,8 @@ def _join_spreads(
     if is_pooled:
         # The average over all groups takes the place of each of the two variances.
         all_freedom = sum(spread.freedom for spread in spreads.values())
-        sum_of_factors = sum(pair_factors.values())
-        factors = {
-            value: sum_of_factors * spread.freedom / all_freedom
-            for value, spread in spreads.items()
-        }
+        total = sum(pair_factors.values())
+        factors = {v: total * spread.freedom / all_freedom for v, spread in spreads.items()}
     terms = {value: factor * spreads[value].variance for value, factor in factors.items()}
     variance = sum(terms.values())
     freedom = variance**2 / sum(term**2 / spreads[v].freedom for v, term in terms.items())
