@@ -64,8 +64,8 @@ class LossBreakdown:
     n_lost: int  # on any metric
     n_right: int  # of the base, on any metric
     is_loss_shown: bool  # whether the benchmark is forgotten: else its causes say nothing of a loss
-    causes: tuple[Cause, ...] = ()  # in a fixed order; empty where they are unknown
-    choices: ChoiceShift | None = None  # of a multiple-choice benchmark
+    causes: tuple[Cause, ...]  # in a fixed order; empty where they are unknown
+    choices: ChoiceShift | None  # of a multiple-choice benchmark
     # an answer that was wrong on the primary metric and is right now
     gained: Example | None = field(default=None, metadata=NOT_RECORDED)
     # the first generated answers that were never right: the score may be too strict
@@ -138,9 +138,9 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         The numbers of lost answers. The causes and the examples stay empty where answers tell no
         cause, such as those of a table that holds only scores.
     """
-    changed = find_changed_answers(pair)
-    metric = pair.base.benchmark.metric
-    breakdown = LossBreakdown(len(changed.lost), changed.n_right, is_loss_shown)
+    changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
+    n_lost = len(changed.lost)
+    breakdown = LossBreakdown(n_lost, changed.n_right, is_loss_shown, causes=(), choices=None)
     if not changed.has_causes:
         return breakdown
     breakdown = replace(breakdown, gained=next(iter(changed.gained), None))

@@ -88,8 +88,8 @@ class Sampling:
     ) -> tuple[Floats, EmpiricalLikelihoodTest]:
         """Build the test of the weighted mean of the first column, and list what it tests.
 
-        Equal observations are counted, not repeated: the test of a thousand 0/1 answers has two
-        numbers.
+        Equal observations are counted, not repeated. So the test of the changes of 0/1 answers has
+        three numbers, however many answers there are.
 
         Args:
             columns: [n] each, a number for each question.
