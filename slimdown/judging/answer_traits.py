@@ -56,16 +56,20 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         pair: Both models' answers.
 
     Returns:
-        Of texts that are scored, the bits per byte. Of written answers, the mean number of words
-        without thinking, and those traits that are not 0 for both models: the mean number of words
-        of thinking, and the shares of answers that think, never end thinking, ran out of tokens,
-        are empty, are unreadable, refuse, or are in another script than the base's. Nothing for
-        choices, or if no answers are recorded.
+        The traits, by the kind of benchmark.
+
+        - The models read texts and write nothing: the bits per byte.
+        - The models write answers: the mean number of words without thinking, and those of the
+          following that are not 0 for both models: the mean number of words of thinking, and the
+          shares of answers that think, never end thinking, ran out of tokens, are empty, are
+          unreadable, refuse, or are in another script than the base's.
+        - The models choose among given answers, or no answers are recorded: none.
     """
-    benchmark, base, tuned = pair.base.benchmark, pair.base.samples, pair.tuned.samples
+    benchmark = pair.base.benchmark
+    base, tuned = pair.base.samples, pair.tuned.samples  # one sample per question: its answer
     if benchmark.metric == BYTE_PROBABILITY:
         return (_compare_bits(pair),)
-    if not base or base[0].choices or base[0].log_likelihoods:
+    if not base or base[0].choices or base[0].log_likelihoods:  # nothing was written
         return ()
     if not any(sample.response for sample in (*base, *tuned)):  # a table may hold no answers
         return ()
@@ -94,7 +98,17 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
 def _measure_answers(
     samples: Sequence[Sample], metric: str, phrases: Sequence[str]
 ) -> dict[str, Floats]:
-    """Measure the traits of answers, by name: each answer's number of words, or 1 for a trait."""
+    """Return each trait of all answers of one model, by the trait's name.
+
+    Args:
+        samples: The model's answers, one per question.
+        metric: The primary metric, by which the benchmark's reading of an answer is recorded.
+        phrases: What marks a refusal, besides the phrases that `read_refusal` knows.
+
+    Returns:
+        An array for each trait, [questions]. It holds numbers of words for those in `LENGTHS`; for
+        the others 1 where an answer has the trait, and else 0.
+    """
     measures: dict[str, Callable[[Sample], float]] = {
         "words": lambda sample: len(sample.response.split()),
         "words thought": lambda sample: len(sample.thinking.split()),
@@ -103,7 +117,7 @@ def _measure_answers(
         RAN_OUT: lambda sample: sample.ran_out,
         "empty": lambda sample: not sample.response.strip(),
         # No answer was found in the text by the benchmark; "[invalid]" is the harness's word.
-        "unreadable": lambda s: s.answers.get(metric, "").strip() in ("", "[invalid]"),
+        "unreadable": lambda sample: sample.answers.get(metric, "").strip() in ("", "[invalid]"),
         "refusal": lambda sample: read_refusal(sample.response, phrases) == "refuse",
     }
     return {

@@ -95,6 +95,13 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
 
     A share without a name is for every retained benchmark; it gets the name "".
 
+    Args:
+        arguments: What the user wrote after the option, each NAME=SHARE or SHARE.
+        option: The option's name, for messages.
+
+    Returns:
+        The largest loss allowed, a share of 1, by benchmark.
+
     Raises:
         ConfigError: a budget is no share, or a benchmark has two.
     """
@@ -102,8 +109,7 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
     for text in arguments:
         name, sign, value = text.rpartition("=")
         budget = nan  # which `_check_budget` refuses
-        lacks_name = sign and not name  # "=0.02"
-        if not lacks_name:
+        if name or not sign:  # "=0.02" lacks the name
             with suppress(ValueError):
                 budget = float(read_number(value))  # "2%" is 0.02
         _check_budget(name, budget, f"{option} {text}")
@@ -169,15 +175,24 @@ def decide_outcomes(
     The tests are one-sided at `alpha`. A gate passes only if every loss is shown to be within its
     budget, so the tests of "within" need no correction (an intersection-union test). A gate fails
     if a single loss is shown to be beyond its budget. So the p-values of "beyond" are corrected for
-    all benchmarks (Holm), and for the `n_reports` gates that are read together. A benchmark without
-    a difference is undecided.
+    all benchmarks (Holm), those without a difference included, and for the gates that are read
+    together.
+
+    Args:
+        differences: The measured changes by benchmark.
+        budgets: By benchmark, the largest loss allowed, a share.
+        alpha: The level of each test before the correction.
+        n_reports: How many gates are read together.
+
+    Returns:
+        A decision for each budget. A benchmark without a difference is undecided.
     """
     decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
     p_values = [differences[name].p_value_below(-budget) for name, budget in measured.items()]
     n_unknown = len(budgets) - len(measured)
-    beyond, levels = correct_with_levels(p_values, n_reports, n_unknown, alpha)
-    for (name, budget), p_beyond, level in zip(measured.items(), beyond, levels, strict=True):
+    corrected, levels = correct_with_levels(p_values, n_reports, n_unknown, alpha)
+    for (name, budget), p_beyond, level in zip(measured.items(), corrected, levels, strict=True):
         p_within = differences[name].p_value_above(-budget)
         if p_within < alpha:
             decisions[name] = BudgetDecision(Outcome.within, alpha)
@@ -187,7 +202,7 @@ def decide_outcomes(
 
 
 def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -> tuple[bool, str]:
-    """Judge one look at a model in training.
+    """Judge one look: a test of the model while it is in training.
 
     Each look tests another model, so the level of each test is 5 % divided by the number of looks.
     The chance that any look ends a training that keeps its budgets is then at most 5 %.
@@ -198,8 +213,9 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
         n_looks: how many looks the training has in all.
 
     Returns:
-        Whether each loss was measured, and is within its budget as measured. And a few words on the
-        losses that are shown to be beyond; empty if there are none.
+        Whether these weights are worth keeping: each loss was measured, and is not above its budget
+        (the plain score, untested). And a few words on the losses that tests show to be beyond
+        their budgets, which end the training; empty if there are none.
     """
     measured = {n: b for n, b in findings.benchmarks.items() if n in budgets and b.is_measured}
     differences = {name: benchmark.primary.difference for name, benchmark in measured.items()}
@@ -221,9 +237,11 @@ def resolve_budgets(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Find out what each benchmark may lose; the arguments are those of `check_budgets`.
 
+    A budget that names its benchmark goes before one for all, and both go before the settings.
+
     Returns:
-        All budgets by benchmark, in shares of 1. And again those that are relative, in shares of
-        what the base scored.
+        All budgets by benchmark, in shares of 1 (100 points). And by benchmark, those of them that
+        were given as a share of what the base scored, as that share.
 
     Raises:
         ConfigError: a budget is no share, its benchmark was not measured or is off, or there is no
@@ -233,7 +251,8 @@ def resolve_budgets(
     for name in (*budgets, *relative, *off):
         _refuse_conflict(name, list(benchmarks), budgets, relative, off)
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
-    # A budget of one kind that names a benchmark goes before one of the other kind for all.
+    # `_expand` gives a budget for all to each benchmark that has none of its own. So it must not
+    # see a benchmark that is named in the other kind of budget.
     relative = _expand(relative, [name for name in retained if name not in budgets])
     absolute = _expand(budgets, [name for name in retained if name not in relative])
     resolved = {} if "" in off else default_budgets(benchmarks)
@@ -282,10 +301,11 @@ def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, 
 
 
 def can_show_budget(findings: Findings, budget: float) -> bool:
-    """Whether the questions can show that `slimdown scale` finds a model that keeps a budget.
+    """Whether there are enough questions for `slimdown scale` to prove this budget.
 
-    It begins with a tenth of what was trained (`_SMALLEST_SCALE`). So this is whether the questions
-    would show that a tenth of each measured loss is within its budget.
+    `slimdown scale` shrinks what was trained, at most to a tenth (`_SMALLEST_SCALE`), and asks the
+    same questions. So this is whether a tenth of each measured loss, on as many questions, would be
+    shown to be within its budget.
 
     Args:
         findings: Of all that was trained.
@@ -325,6 +345,9 @@ def check_budgets(
         read_pairs: returns both models' answers, which `relative` needs. None: the findings hold
             them.
 
+    Returns:
+        A check for each benchmark with a budget, with the reason of its outcome.
+
     Raises:
         ConfigError: see `resolve_budgets`.
     """
@@ -345,7 +368,7 @@ def check_budgets(
             change=benchmarks[name],
             budget=budgets[name],
             outcome=decision.outcome,
-            reason="",
+            reason="",  # `_give_reason` fills it in
             bound=decision.find_bound(tests[name], budgets[name]) if name in tests else nan,
             level=decision.level,
         )
@@ -359,7 +382,7 @@ def _give_reason(check: BudgetCheck, is_relative: bool) -> BudgetCheck:
     `is_relative`: the budget is a share of what the base scored.
     """
     name, change = check.benchmark, check.change
-    if is_relative and change.forgetting_rate is None:
+    if is_relative and change.forgetting_rate is None:  # a share of 0 has no meaning
         reason = (
             "the base model does not score significantly above 0; give this benchmark a "
             "budget in points (--max-loss)"
@@ -400,21 +423,24 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 
 def _explain(check: BudgetCheck) -> str:
     """Say of a measured loss which bound decided about its budget, and at which level."""
-    benchmark, budget = check.change, check.budget
+    benchmark = check.change
     n_asked = benchmark.primary.difference.n
-    loss_bound = -100 * check.bound  # in points
+    # In points: the least loss if the outcome is beyond, else the largest one; below 0 for a gain.
+    loss_bound = -100 * check.bound
     level = f"one-sided, {100 - 100 * check.level:.4g} % confidence"
     at_most = f"it lost at most {loss_bound:.1f} points" if loss_bound > 0 else "it lost nothing"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if check.outcome is Outcome.within:
-        risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
-        return f"{at_most}{after} ({level}){risk if budget > 0.5 else ''}"
+        risk = ""
+        if check.budget > 0.5:  # see "exit 0" in docs/studies/statistics.md
+            risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
+        return f"{at_most}{after} ({level}){risk}"
     if check.outcome is Outcome.beyond:
         return f"it lost at least {loss_bound:.1f} points{after} ({level})"
     up_to = f"it may have lost up to {loss_bound:.1f} points" if loss_bound > 0 else at_most
     reason = f"{n_asked:,} questions are too few: {up_to}{after} ({level})"
     if benchmark.is_stopped:
-        setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={budget:g}"
+        setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={check.budget:g}"
         return f"{reason}; a run with {setting} asks until the budget is decided"
     if needed := check.n_to_decide:
         condition = f"for {check.expected} if the change stays as large as measured"

@@ -16,16 +16,16 @@ def take_common(
 
     Questions are the same if they have the same number and the same content. If the same number
     stands for different questions (tables whose ids are words are numbered in their order), the
-    content alone decides. A benchmark that stopped early is not cut, because its test holds only
-    for the questions asked up to a look.
+    content alone decides. A benchmark that stopped early is not cut. Its test holds only for the
+    questions that were asked up to one of its looks (the times at which the rule could stop).
 
     Args:
         evaluations: By the name that a message uses, such as a path.
         only: The benchmarks to take; empty: all that are in common.
 
     Returns:
-        The evaluations, cut to what is in common; their `part` says so. And sentences for the user
-        on what is left out; none if nothing is.
+        The evaluations, cut to what is in common; their `part`, which names the questions in
+        reports, says so. And sentences for the user on what is left out; none if nothing is.
 
     Raises:
         ConfigError: `only` names a benchmark that an evaluation lacks.
@@ -33,6 +33,7 @@ def take_common(
     """
     chosen = _choose_benchmarks(evaluations, only)
     notes = [] if only else list(_describe_left_out(evaluations, chosen))
+    # By side, which is the name of an evaluation, and by benchmark.
     benchmarks: dict[str, dict[str, BenchmarkEvaluation]] = {side: {} for side in evaluations}
     cut_benchmarks = list[str]()
     for name in chosen:
@@ -41,30 +42,35 @@ def take_common(
         for side, benchmark in (cut or whole).items():
             benchmarks[side][name] = benchmark
         if cut:
-            n = len(next(iter(cut.values())).samples)
-            most = max(len(benchmark.samples) for benchmark in whole.values())
-            cut_benchmarks.append(f"{n:,} of {most:,} of {name}")
-            counts = _count_questions(whole)
-            notes.append(f"{name}: {n:,} questions are in common ({counts}); these are judged.")
+            n_common = len(next(iter(cut.values())).samples)
+            n_most = max(len(benchmark.samples) for benchmark in whole.values())
+            cut_benchmarks.append(f"{n_common:,} of {n_most:,} of {name}")
+            in_common = f"{n_common:,} questions are in common ({_count_questions(whole)})"
+            notes.append(f"{name}: {in_common}; these are judged.")
     most_benchmarks = max(len(evaluation.benchmarks) for evaluation in evaluations.values())
-    in_common = ""
+    part = ""
     if cut_benchmarks:
-        in_common = f"those in common ({', '.join(cut_benchmarks)})"
+        part = f"those in common ({', '.join(cut_benchmarks)})"
     elif len(chosen) < most_benchmarks:
-        in_common = f"those in common (those of {', '.join(chosen)})"
+        part = f"those in common (those of {', '.join(chosen)})"
     taken = {}
     for side, evaluation in evaluations.items():
         taken[side] = replace(
             evaluation,
             benchmarks=benchmarks[side],
             conditions=_keep_conditions(evaluation, chosen),
-            part="; ".join(filter(None, (evaluation.part, in_common))),
+            part="; ".join(filter(None, (evaluation.part, part))),
         )
     return taken, notes
 
 
 def _choose_benchmarks(evaluations: Mapping[str, Evaluation], only: Sequence[str]) -> list[str]:
-    """Choose the benchmarks that all evaluations have, or those of them that `only` names."""
+    """Choose the benchmarks that all evaluations have, or those of them that `only` names.
+
+    Raises:
+        ConfigError: `only` names a benchmark that an evaluation lacks.
+        DataError: No benchmark is in common.
+    """
     known = dict.fromkeys(n for evaluation in evaluations.values() for n in evaluation.benchmarks)
     sides_without = {
         name: [side for side, e in evaluations.items() if name not in e.benchmarks]
@@ -114,9 +120,18 @@ def _keep_conditions(evaluation: Evaluation, chosen: Sequence[str]) -> dict[str,
 def _take_common_questions(
     name: str, sides: Mapping[str, BenchmarkEvaluation]
 ) -> dict[str, BenchmarkEvaluation] | None:
-    """Cut one benchmark to the questions that all sides have; None if nothing is to be cut."""
-    if any(benchmark.looks for benchmark in sides.values()):
+    """Cut one benchmark to the questions that all sides have; None if nothing is to be cut.
+
+    Args:
+        name: The benchmark's name, for messages.
+        sides: What each evaluation asked of it, by the evaluation's name.
+
+    Raises:
+        DataError: No question is in common.
+    """
+    if any(benchmark.looks for benchmark in sides.values()):  # it stopped early, see `take_common`
         return None
+    # For each side, its samples by what identifies a question: first its number, then its content.
     by_key = {side: _number_as_asked(b.samples) for side, b in sides.items()}
     first, *others = by_key.values()
     if all(_list_contents(other) == _list_contents(first) for other in others):
@@ -131,11 +146,11 @@ def _take_common_questions(
             f"{name}: no question is in common ({_count_questions(sides)}); ask both models the "
             "same questions, or leave it out with --only"
         )
-    first_samples = next(iter(by_key.values()))
+    first = next(iter(by_key.values()))
     cut = {}
     for side, samples in by_key.items():
-        # The first side's numbers count for all.
-        common = tuple(replace(samples[key], doc_id=first_samples[key].doc_id) for key in keys)
+        # The first side's numbers count for all, so that answers can be paired by number.
+        common = tuple(replace(samples[key], doc_id=first[key].doc_id) for key in keys)
         cut[side] = replace(sides[side], samples=common)
     return cut
 

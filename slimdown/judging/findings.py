@@ -201,13 +201,14 @@ class Findings:
             plain: What was returned.
 
         Raises:
-            DataError: this is something else, or of another format.
+            DataError: this is something else, of another format, or contradicts itself.
         """
         try:
             check_format(plain.get("format"))
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.observations  # raises if weights do not fit
+                # Watched benchmarks have no verdict, and all others have one.
                 if (benchmark.verdict is None) is not (benchmark.role is Role.watched):
                     raise ValueError(f"verdict {benchmark.verdict} of a {benchmark.role} benchmark")
             if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
@@ -235,8 +236,8 @@ def judge(
     p-values are corrected over the benchmarks (Holm), separately for claims of change and for the
     verdict `retained`. The chance of any false claim of change is at most 5 %, and so is that of
     any false verdict `retained`. Watched benchmarks have no verdict, and are not counted in the
-    correction. Benchmarks whose metric is p_right, the probability of the right choice, form a
-    family of their own with the same levels.
+    correction. Benchmarks whose metric is p_right, the probability of the right choice, are
+    corrected apart from the others, so both chances are at most 5 % for them and 5 % for the rest.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.
@@ -255,6 +256,7 @@ def judge(
     benchmarks, lost_answers = {}, {}
     for name, pair in pairs.items():
         benchmarks[name] = _judge_benchmark(pair, changes[name], decisions[name])
+        # If several answers were drawn to a question, only the first one's text is recorded.
         is_loss_shown = benchmarks[name].verdict is Verdict.forgotten
         lost_answers[name] = break_down_losses(pair.with_first_answers, is_loss_shown)
     asked_by = {"harness_version": base.harness_version, "backend": base.backend}
@@ -301,14 +303,22 @@ def _judge_benchmark(
 
     If too many answers never ended their thinking, nothing is claimed: the verdict is undecided,
     and the shown change has no interval.
+
+    Args:
+        pair: Both models' answers.
+        changes: The change of each metric.
+        decision: The verdict by the test of the primary metric.
     """
-    config, primary = pair.base.benchmark, changes[pair.base.benchmark.metric]
+    config = pair.base.benchmark
+    primary = changes[config.metric]
     difference = primary.difference
     has_right_answer = bool(primary.base.value or primary.tuned.value)
     has_nothing_to_lose = not has_right_answer and config.role is not Role.target
     if decision.verdict is Verdict.retained and has_nothing_to_lose:
         # What the base model cannot do cannot be lost, so "retained" would say nothing.
         decision = replace(decision, verdict=Verdict.undecided)
+    # What more questions would show is planned at the strictest of Holm's levels, the first one.
+    # The interval beside the verdict has `decision.level`, at which the verdict was decided.
     alpha = decision.first_level
     # More questions help an undecided benchmark only if there is something to lose.
     needs_more = decision.verdict is Verdict.undecided and not has_nothing_to_lose
@@ -341,7 +351,7 @@ def _judge_benchmark(
     if change.is_measured:
         return change
     without_interval = Estimate(difference.value, standard_error=nan, low=nan, high=nan)
-    verdict = change.verdict and Verdict.undecided  # a watched benchmark keeps None
+    verdict = None if config.role is Role.watched else Verdict.undecided
     return replace(change, verdict=verdict, shown_change=without_interval)
 
 
@@ -382,6 +392,8 @@ def judge_pair(first: Evaluation, second: Evaluation) -> Findings:
 def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     """Compute one of the paper's three metrics from the accuracies of base and tuned model.
 
+    The paper is the one that the module's docstring names.
+
     - Ability augmentation: percentage points gained (HellaSwag's normalized accuracy).
     - Knowledge loss: percentage points lost (MMLU college computer science).
     - Forgetting rate, 1 - A_tuned / A_base: the share of the base's accuracy that is gone (GSM8K);
@@ -403,15 +415,16 @@ def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:
     """Compare each subject by itself, the worst first; empty if there is only one.
 
     Subjects with too few questions are left out. p-values are corrected by Benjamini and Hochberg
-    (1995): of the subjects that are marked, one in twenty is luck. That finds more of them than
-    Holm does. It is enough here, because the claim is the benchmark's verdict, and the list only
-    says where to look.
+    (1995): of the subjects that the report marks as changed, on average at most one in twenty has
+    not changed. That finds more of them than Holm does. It is enough here, because the claim is the
+    benchmark's verdict, and the list only says where to look.
     """
     subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
     counts = Counter(map(str, subjects))
     if len(counts) == 1:
         return {}
-    # The subjects of refusals are harmful and harmless requests.
+    # The subjects of a refusal benchmark are harmful and harmless requests. They are only two, and
+    # both are of interest, so fewer questions are enough to list them.
     is_refusal = pair.base.benchmark.metric == Refusal.name
     fewest = _FEWEST_OF_KIND if is_refusal else _FEWEST_OF_SUBJECT
     changes = {
@@ -429,12 +442,19 @@ def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:
 
 
 def _compare_subject(pair: Pair, is_in_subject: NDArray[np.bool_]) -> SubjectChange:
-    """Compare the questions of one subject; the p-value is not corrected yet."""
-    sampling, is_used = Sampling(), is_in_subject
+    """Compare the questions of one subject; the p-value is not corrected yet.
+
+    Args:
+        pair: Both models' answers to the whole benchmark.
+        is_in_subject: [questions], whether a question belongs to the subject.
+    """
+    sampling = Sampling()
+    is_used = is_in_subject
     if pair.sampling.looks:
-        # Looks count the questions of the whole benchmark, so the others stay, with weight 0.
+        # The evaluation could stop at a look, which counts the questions of the whole benchmark. So
+        # the other questions stay, with weight 0.
         is_used = np.full_like(is_in_subject, fill_value=True)
-        weights = is_in_subject / is_in_subject.mean()
+        weights = is_in_subject / is_in_subject.mean()  # with a mean of 1
         sampling = Sampling(weights, pair.sampling.looks, pair.sampling.n_available)
     if pair.sampling.clusters is not None:
         sampling = replace(sampling, clusters=pair.sampling.clusters[is_used])
@@ -477,9 +497,9 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         difference = compare_scores(before, after, pair.sampling)
         # The paper's "±". It is too wide, because both answer the same questions. The paper
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
-        error = hypot(base.standard_error, tuned.standard_error)
+        unpaired_error = hypot(base.standard_error, tuned.standard_error)
         counts = _count_answers(before, after) if difference.is_binary else None
-        changes[metric] = MetricChange(base, tuned, difference, error, counts)
+        changes[metric] = MetricChange(base, tuned, difference, unpaired_error, counts)
     return changes
 
 

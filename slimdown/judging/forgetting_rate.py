@@ -37,14 +37,19 @@ class RatioTest:
     ) -> "RatioTest | None":
         """Build the test; None if the base scored 0 on average, or one question was asked.
 
+        A base of 0 has no ratio, and one question has no spread.
+
         Args:
             before, after: [n], scores from 0 to 1 of the same questions.
-            sampling: How the questions were drawn.
+            sampling: How the questions were drawn; None: equal weights, one look.
+
+        Raises:
+            ValueError: There is no score, or one is not a number from 0 to 1.
         """
         sampling = sampling or Sampling()
         columns = [to_array(before), to_array(after)]
         distinct, test = sampling.build_test(columns, lowest=0.0, highest=1.0)
-        is_binary = bool(np.isin(distinct[:2], (0.0, 1.0)).all())
+        is_binary = bool(np.isin(distinct[:2], (0.0, 1.0)).all())  # without the row of weights
         built = cls(
             before=distinct[0],
             after=distinct[1],
@@ -89,8 +94,8 @@ class RatioTest:
         """Return the interval of the rates that are not ruled out.
 
         Args:
-            alpha: Half of it at each end.
-            test: `change_test`, or `test`, which budgets take.
+            alpha: The level; a rate is ruled out if its one-sided p-value is at most half of it.
+            test: The test to invert; None: `change_test`. Budgets need the interval of `test`.
 
         Returns:
             Both ends; the lower one is -inf if it is not ruled out that the base scores 0.
@@ -101,13 +106,15 @@ class RatioTest:
             return self._p_values(angles, test)
 
         # The ratio tuned / base is the tangent of an angle, from 0 (the tuned model scores 0) to a
-        # right angle (the base scores 0). On each side, search outwards from the measured angle.
-        measured, limits = atan2(1 - self.rate, 1.0), (0.0, pi / 2)
+        # right angle (the base scores 0). On each side, 16 steps lead outwards from the measured
+        # angle to the limit. The end lies in the first step that ends at a ratio that is ruled out.
+        measured = atan2(1 - self.rate, 1.0)
+        limits = (0.0, pi / 2)
         angles = np.linspace((measured, measured), limits, 17, axis=1)
-        is_ruled_out = find_p_values(angles[:, 1:]) <= alpha / 2
-        first = is_ruled_out.argmax(axis=1)  # 0 if no angle is; then the end is the limit
+        is_ruled_out = find_p_values(angles[:, 1:]) <= alpha / 2  # [2, 16], at the end of each step
+        first = is_ruled_out.argmax(axis=1)  # 0 if no angle is; then the limit is taken below
         sides = np.arange(2)
-        ruled_out, kept = angles[sides, first + 1], angles[sides, first]
+        kept, ruled_out = angles[sides, first], angles[sides, first + 1]  # the ends of the step
         ends = test.find_ends(find_p_values, starts=ruled_out, ends=kept, alpha=alpha / 2)
         lowest, highest = np.where(is_ruled_out.any(axis=1), ends, limits)
         # A large ratio is a small rate, so the ends change sides.
@@ -120,14 +127,14 @@ class RatioTest:
         return float(self._p_values(angles, self.test)[side, 0])
 
     def _p_values(self, angles: Floats, test: EmpiricalLikelihoodTest) -> Floats:
-        """Compute p-values of true ratios at or beyond the tangents of angles.
+        """Compute one-sided p-values, [2, points], of true ratios at or beyond tangents of angles.
 
         The ratio of the means is tan(angle) if the mean of cos(angle) * after - sin(angle) * before
         is 0. So each question gets that number, and the mean of the numbers is tested.
 
         Args:
             angles: [2, points]: on the lower side of the measured ratio, and on the higher one.
-            test: Its counts are those of the scores.
+            test: `change_test` or `test`. Its counts say how often each pair of scores was seen.
         """
         # [2, 1, 1]: the mean is tested to lie above 0 on the lower side, below 0 on the higher one
         signs = np.array([1.0, -1.0])[:, None, None]
@@ -138,6 +145,7 @@ class RatioTest:
         corners_before, corners_after = np.array([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
         at_corners = signs * (cosines * corners_after - sines * corners_before)
         rows = (self.weights * numbers).reshape(-1, len(self.before))
+        # The test was built for weighted scores up to 1, so `highest` is the largest weight.
         least = test.highest * at_corners.min(axis=2).ravel()
         return test.p_values_of(rows, least).reshape(angles.shape)
 

@@ -37,7 +37,12 @@ def held_part(evaluation: Evaluation, holdout: float) -> Evaluation:
 
 
 def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
-    """Cut an evaluation to one part, "open" or "held-out"; `share` is that of held-out questions.
+    """Cut an evaluation to one part of its questions.
+
+    Args:
+        evaluation: The answers to all questions.
+        share: The share of the questions that are held out.
+        part: "open" for the questions that may choose a run, "held-out" for the others.
 
     Raises:
         DataError: a benchmark has too few questions to split, or stopped early.

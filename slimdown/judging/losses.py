@@ -98,11 +98,12 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
     the primary metric.
 
     Args:
-        pair: both models' answers.
+        pair: both models' answers, to at least one question.
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
-    primary, first = pair.base.benchmark.metric, examples[0].base
-    metrics = [primary] if first.choices else list(first.scores)
+    primary = pair.base.benchmark.metric
+    # All questions of a benchmark have the same metrics.
+    metrics = [primary] if examples[0].base.choices else list(examples[0].base.scores)
     n_right, lost, gained = 0, [], []
     for example in examples:
         base, tuned = example.base, example.tuned
@@ -127,16 +128,19 @@ def _have_causes(samples: Sequence[Sample]) -> bool:
 
 
 def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
-    """Sort the lost answers of one benchmark by cause; only count them if answers tell no cause.
+    """Sort the lost answers of one benchmark by cause.
 
     Args:
-        pair: both models' answers.
+        pair: both models' answers, one to each question.
         is_loss_shown: whether the benchmark is shown to have fallen.
+
+    Returns:
+        The numbers of lost answers. The causes and the examples stay empty where answers tell no
+        cause, such as those of a table that holds only scores.
     """
     changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
-    breakdown = LossBreakdown(
-        len(changed.lost), changed.n_right, is_loss_shown, causes=(), choices=None
-    )
+    n_lost = len(changed.lost)
+    breakdown = LossBreakdown(n_lost, changed.n_right, is_loss_shown, causes=(), choices=None)
     if not changed.has_causes:
         return breakdown
     breakdown = replace(breakdown, gained=next(iter(changed.gained), None))
@@ -144,6 +148,7 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     if examples[0].base.choices:
         causes = _count_causes(changed.lost, metric, _CHOICE_CAUSES)
         return replace(breakdown, causes=causes, choices=_describe_shift(pair, examples))
+    # Answers that neither model got right are shown, too: perhaps the score is too strict.
     never_right = (e for e in examples if e.base.scores[metric] == e.tuned.scores[metric] == 0)
     causes = _count_causes(changed.lost, metric, _TEXT_CAUSES)
     return replace(breakdown, causes=causes, missed=tuple(islice(never_right, _MOST_MISSED)))
@@ -187,9 +192,18 @@ def _lead(sample: Sample, metric: str) -> float:
 
 
 def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
-    """Describe how often both models take the position that the tuned model takes most often.
+    """Describe how often each model takes the position that the tuned model takes most often.
 
-    Questions with unequal numbers of choices have no positions in common; then it is None.
+    A position is the place of a choice in its list, from 0. The tuned model has collapsed to it if
+    tests show that it takes it more often than the position is right, and than the base did.
+
+    Args:
+        pair: Both models' answers to a multiple-choice benchmark.
+        examples: The same answers, question by question.
+
+    Returns:
+        The shares; None if questions have unequal numbers of choices, since they then have no
+        positions in common.
     """
     if len({len(example.base.choices) for example in examples}) > 1:
         return None

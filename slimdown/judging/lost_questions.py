@@ -3,6 +3,9 @@
 What a log says of a question is its prompt, what is right, and both answers. So a rule for its
 answers is taken only if it finds the base's answer right and the tuned model's wrong, as the
 benchmark did. A question that no rule of own questions fits is left out.
+
+Own questions are those that a user writes into a file, see docs/benchmarks.md. The rule of a row
+says what is right (`answer`) and how an answer is compared with it (`score`).
 """
 
 import json
@@ -49,17 +52,26 @@ def collect_lost_questions(
         conditions: Those under which the base was asked.
         is_chat: Whether prompts went through a chat template: an answer then ends where the model
             ends it, and may hold empty lines.
+
+    Returns:
+        The rows of files of own questions, and what is left out of them.
     """
-    rows, left_out, ends_late = dict[str, list[dict[str, Any]]](), Counter[str](), False
+    rows, left_out = dict[str, list[dict[str, Any]]](), Counter[str]()
+    ends_late = False
     has_clusters = any(sample.cluster for pair in pairs.values() for sample in pair.base.samples)
     is_flat = conditions.get(FLAT_MESSAGES) == "true"
     for name, pair in pairs.items():
-        firsts, metric = pair.with_first_answers, pair.base.benchmark.metric
-        for before, after in zip(firsts.base.samples, firsts.tuned.samples, strict=True):
+        # If several answers were drawn to a question, only the first one's text is recorded.
+        first = pair.with_first_answers
+        metric = pair.base.benchmark.metric
+        for before, after in zip(first.base.samples, first.tuned.samples, strict=True):
             if not before.is_right(metric) or after.is_right(metric):
                 continue
             question = _write_question(before.prompt, is_flat)
-            is_text = "messages" not in question  # so its answer is cut at an empty line
+            # Own questions cut an answer at an empty line if the question is a text. If no rule
+            # fits the cut answer, one may fit the whole answer of a chat. These questions must then
+            # be asked without the cut, and `ends_late` says so.
+            is_text = "messages" not in question
             row = _write_row(question, before, after, metric, end="\n\n") if is_text else None
             if row is None and (is_chat or not is_text):
                 row = _write_row(question, before, after, metric, end="")
@@ -67,7 +79,7 @@ def collect_lost_questions(
             if row is None:
                 left_out[name] += 1
                 continue
-            if has_clusters:
+            if has_clusters:  # then every row needs one
                 row["cluster"] = before.unit
             rows.setdefault(_name_kind(row, metric), []).append(row)
     return LostQuestions(rows, dict(left_out), ends_late)
@@ -96,7 +108,8 @@ def _write_question(prompt: str, is_flat: bool) -> dict[str, Any]:
     if is_flat and not turns:
         turns = [{"role": "user", "content": prompt}]
         if re.search(r"(?:\A|\n\n)(?:system|assistant|tool|user): ", prompt):
-            # Several messages, which cannot be told apart: no rule will take this role.
+            # Several messages, which cannot be told apart. `read_row` refuses this role, so the
+            # question will be left out.
             turns = [{"role": "unknown", "content": ""}]
     return {"messages": turns} if turns else {"question": prompt}
 
@@ -104,12 +117,21 @@ def _write_question(prompt: str, is_flat: bool) -> dict[str, Any]:
 def _write_row(
     question: dict[str, Any], base: Sample, tuned: Sample, metric: str, end: str
 ) -> dict[str, Any] | None:
-    """Write a row whose rule finds the base's answer right and the tuned model's wrong.
+    """Write a row of own questions whose rule judges both answers as the benchmark did.
 
-    None if no rule does. `end` is the text at which answers are cut; empty: they are not cut.
+    Args:
+        question: What is asked, under the key "question" or "messages".
+        base: The base's answer, which the rule must find right.
+        tuned: The tuned model's answer, which it must find wrong.
+        metric: The metric by which the benchmark judged them.
+        end: The text at which answers are cut; empty: they are not cut.
+
+    Returns:
+        The question with its rule; None if no rule fits. A choice needs no check of both answers,
+        because own questions rank choices as the benchmark did.
     """
     if base.choices:
-        if "question" in question:  # own questions put a space between it and a choice
+        if "question" in question:  # own questions put a space between a question and a choice
             question = {"question": question["question"].removesuffix(" ")}
         right = base.choices.index(base.target) if base.target in base.choices else None
         candidates: Any = [{"choices": list(base.choices), "answer": right}]
@@ -119,7 +141,7 @@ def _write_row(
         row: dict[str, Any] = question | candidate
         try:
             read = read_row(row, EXACT)
-            json.dumps(row, ensure_ascii=False).encode()  # raises at half a character
+            json.dumps(row, ensure_ascii=False).encode()  # raises at half of a surrogate pair
             if base.choices or (_finds(read, base, end) and not _finds(read, tuned, end)):
                 return row
         except (DataError, UnicodeEncodeError):
@@ -128,11 +150,19 @@ def _write_row(
 
 
 def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
-    """Yield the rules that may fit: what is right, and the score that compares it; strict first."""
+    """Yield the rules that may fit a written answer, the strictest first.
+
+    A rule without a score compares exactly. It is followed by the score that compares numbers, and
+    by the one that finds what is right anywhere in the answer.
+
+    Args:
+        target: What is right, as the log holds it.
+        metric: The metric of the log. A metric that compares no answer with a target gets no rule.
+    """
     own_scores = {*name_scores()} - {EXACT}  # a log of own questions has the score as its metric
-    answer = target.rsplit("####", 1)[-1].strip()
+    answer = target.rsplit("####", 1)[-1].strip()  # GSM8K writes its solution before this mark
     answers: list[Any] = answer.split(" | ")  # which stands between several right answers
-    if metric in own_scores - {Contains.name, Numeric.name}:  # no other score is like it
+    if metric in own_scores - {Contains.name, Numeric.name}:  # only itself judges in this way
         if metric == ToolCall.name:
             answers = [json.loads(call) for call in answers if _is_json(call)]
         yield {"answer": answers[0] if len(answers) == 1 else answers, "score": metric}
@@ -145,7 +175,7 @@ def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
     if metric != Contains.name and all(map(is_number, answers)):
         yield {"answer": accepted, "score": Numeric.name}
     if metric != Numeric.name:
-        if re.fullmatch("[A-Z]", answer):  # a single letter stands in every text
+        if re.fullmatch("[A-Z]", answer):  # nearly every text contains a given letter
             accepted = f"answer is {answer}"
         yield {"answer": accepted, "score": Contains.name}
 

@@ -17,8 +17,9 @@ from slimdown.stats.likelihood import ALPHA
 def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     """Estimate the mean change of benchmarks, each with the same weight; nan for none.
 
-    If an evaluation may have stopped early, the ends of the intervals are averaged. Each interval
-    then gets an equal part of the error (Bonferroni).
+    If an evaluation may have stopped early, the ends of the benchmarks' intervals are averaged, and
+    each interval gets an equal part of the error (Bonferroni). The looks of several benchmarks
+    cannot be tested as one.
 
     Args:
         measured: Both models' answers to each benchmark, and the difference of its primary metric.
@@ -39,12 +40,12 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     unit_names = [clusters.get(sample.doc_hash, sample.unit) for sample in samples]
     units, unit_numbers = np.unique(unit_names, return_inverse=True)
     # Each benchmark gets an equal part of the total weight, which is the number of units.
-    part = len(units) / len(measured)
-    weights = [to_weighted(np.full(d.n, part / d.n), d.sampling) for d in differences]
+    benchmark_weight = len(units) / len(measured)
+    weights = [to_weighted(np.full(d.n, benchmark_weight / d.n), d.sampling) for d in differences]
     weighted = [w * d.changes for w, d in zip(weights, differences, strict=True)]
     unit_weights = np.bincount(unit_numbers, np.concatenate(weights)).astype(float)
     sums = np.bincount(unit_numbers, np.concatenate(weighted))
     change = np.clip(sums / unit_weights, -1, 1)
-    # Scores whose difference is the change
+    # The test takes scores from 0 to 1, so each unit gets two whose difference is its change.
     before, after = np.maximum(-change, 0), np.maximum(change, 0)
     return compare_scores(before, after, Sampling(unit_weights, n_subjects=len(measured))).estimate

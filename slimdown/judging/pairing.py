@@ -48,13 +48,17 @@ def pair_evaluations(
     Prompts are compared as the base's chat template writes them. A server gets the messages instead
     and has a template of its own: then equal prompts mean equal messages, and engines may differ.
 
-    If an evaluation stopped early, only the questions that both answered are paired. The earlier
-    end counts as a look of both, so everything that holds at any look holds there.
+    If an evaluation stopped early, only the questions that both answered are paired. Both are then
+    treated as stopped after these questions. The tests of a stopped evaluation hold wherever it
+    stops, so they hold there.
 
     Args:
         base, tuned: The evaluations.
         same_prompts: Refuse other prompts, another engine and other settings of the model. Without
             it only questions, right answers and scoring must be equal.
+
+    Returns:
+        The pair of each benchmark, by its name.
 
     Raises:
         DataError: the two were not asked the same; names the first field that differs.
@@ -72,8 +76,8 @@ def pair_evaluations(
 
 def _list_conditions(evaluation: Evaluation, same_prompts: bool) -> dict[str, object]:
     """List what two evaluations must have in common, by the name that a message uses."""
-    listed: dict[str, object] = {"benchmarks": sorted(evaluation.benchmarks)}
-    listed["part"] = evaluation.part
+    benchmarks = sorted(evaluation.benchmarks)
+    listed: dict[str, object] = {"benchmarks": benchmarks, "part": evaluation.part}
     if same_prompts:
         listed |= {"backend": evaluation.backend, **evaluation.conditions}
     else:
@@ -86,7 +90,10 @@ def _list_conditions(evaluation: Evaluation, same_prompts: bool) -> dict[str, ob
 
 
 def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]:
-    """Say how two models were asked differently, where `same_prompts` is not demanded."""
+    """Say how two models were asked differently, a line for each difference.
+
+    For pairs that `pair_evaluations` makes without `same_prompts`: prompts and engines may differ.
+    """
     conditions = {"backend": before.backend, **before.conditions}
     later_conditions = {"backend": after.backend, **after.conditions}
     for key in dict.fromkeys((*conditions, *later_conditions)):
@@ -119,8 +126,18 @@ def _is_of_logs(evaluation: Evaluation) -> bool:
 def pair_benchmark(
     name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation, same_prompts: bool = True
 ) -> Pair:
-    """Pair both models' answers to one benchmark, or refuse to, see `pair_evaluations`."""
+    """Pair both models' answers to one benchmark.
+
+    Args:
+        name: The benchmark's name, for messages.
+        base, tuned: The answers; either evaluation may have stopped early.
+        same_prompts: See `pair_evaluations`.
+
+    Raises:
+        DataError: The two were not asked the same, or a stopped evaluation has clusters.
+    """
     _check_equal(name, _describe_benchmark(base), _describe_benchmark(tuned))
+    # An evaluation with looks may have stopped early. The shorter one says which are paired.
     stopped = [benchmark for benchmark in (base, tuned) if benchmark.looks]
     shorter = min(stopped or [base], key=lambda benchmark: len(benchmark.samples))
     longer = max(base, tuned, key=lambda benchmark: len(benchmark.samples))
@@ -135,7 +152,7 @@ def pair_benchmark(
     base_samples = {(sample.task, sample.doc_id): sample for sample in base.samples}
     tuned_samples = {(sample.task, sample.doc_id): sample for sample in tuned.samples}
     keys = [(sample.task, sample.doc_id) for sample in shorter.samples]
-    described = []
+    described = []  # what `question_hash` is made of
     for task, doc_id in keys:
         question = _read_fields(base_samples.get((task, doc_id)), fields)
         tuned_question = _read_fields(tuned_samples.get((task, doc_id)), fields)
@@ -187,11 +204,11 @@ def _show_difference(first: str, second: str) -> tuple[str, str]:
 
 
 def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
-    """Describe the sampling of some questions, with the weights of the harness's groups.
+    """Describe how the questions of a pair were drawn, with the weights of the harness's groups.
 
     Args:
-        whole: All questions that one of the models was asked.
-        part: Those that both were asked.
+        whole: The evaluation that asked more questions; weights are those among its questions.
+        part: The questions that both were asked, and the looks at their answers.
     """
     n_tasks = len({sample.task for sample in whole.samples})
     sampling = Sampling(
@@ -204,11 +221,14 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         return sampling
     weights = _weigh_units(whole.samples, whole.task_weights)
     tasks = [sample.task for sample in part.samples]
+    # A weighted mean needs an answer of each task. Looks that come before one claim nothing.
+    skipped_looks = [look for look in part.looks if len(set(tasks[:look])) < n_tasks]
     return replace(
         sampling,
         weights=np.array([weights[sample.task, sample.unit] for sample in part.samples]),
+        # Questions to come may weigh more than those asked. Without looks none is to come.
         largest_weight=max(weights.values()) if part.looks else 1.0,
-        n_skipped_looks=sum(len(set(tasks[:look])) < n_tasks for look in part.looks),
+        n_skipped_looks=len(skipped_looks),
     )
 
 
@@ -226,8 +246,9 @@ def _weigh_units(
     n_units = Counter(task for task, _ in sizes)
     weights = {}
     for (task, unit), size in sizes.items():
-        task_share = task_weights[task] / total_weight
-        weights[task, unit] = task_share * len(samples) / n_units[task] / size
+        # The task's questions together. Its units share this alike, and so do a unit's questions.
+        task_weight = task_weights[task] / total_weight * len(samples)
+        weights[task, unit] = task_weight / n_units[task] / size
     return weights
 
 

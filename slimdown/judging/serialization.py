@@ -49,7 +49,13 @@ def from_plain(hint: Any, value: Any) -> Any:
 
 @cache
 def _make_reader(hint: Any) -> Callable[[Any], Any]:
-    """Make the function that restores values of a type; it is made once for each type."""
+    """Make the function that restores values of a type from what `to_plain` returned.
+
+    It is made once for each type.
+
+    Args:
+        hint: The type, as a class annotates its field with it.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return lambda value: value

@@ -80,7 +80,8 @@ class StageFindings:
             if stage not in steps:
                 known = ", ".join(steps)
                 raise ConfigError(f"--max-loss-at {stage}: the stages are {known}; name one")
-            findings = steps[stage].findings  # off=[""]: only named benchmarks are checked
+            findings = steps[stage].findings
+            # off=[""]: only benchmarks that the budgets name are checked.
             for check in check_budgets(findings, stage_budgets, off=[""], n_reports=n_reports):
                 checks.append(replace(check, benchmark=f"{check.benchmark} at {stage}"))
         return checks
@@ -92,7 +93,7 @@ class StageFindings:
 
 
 def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> StageFindings:
-    """Judge the stages of a model, or several models of one base.
+    """Judge the stages of a model (such as merged, quantized, served), or models of one base.
 
     Verdicts are corrected over all comparisons and all benchmarks: Bonferroni over the comparisons,
     Holm within each (`bench.statistics`, "stages"). The chance of any false claim of change is at
@@ -130,8 +131,11 @@ def judge_stages(stages: Mapping[str, Evaluation], is_chain: bool = True) -> Sta
 def judge_served(findings: Findings) -> StageFindings | None:
     """Judge what a tuned model lost by its weights, and what it loses besides when it is served.
 
+    A served model is asked with the chat template, BOS, stops and settings of generation of its own
+    files. Otherwise it is asked as the base is.
+
     Args:
-        findings: With all answers.
+        findings: With all answers. `served` holds those of the tuned model as it is served.
 
     Returns:
         The steps "weights" (asked with the base's prompts) and "served" (asked as its own files
@@ -142,8 +146,9 @@ def judge_served(findings: Findings) -> StageFindings | None:
         return None
     stages = {}
     for name, evaluation in {"base": base, "weights": tuned, "served": served}.items():
-        in_common = {n: evaluation.benchmarks[n] for n in served.benchmarks}
-        stages[name] = replace(evaluation, benchmarks=in_common)
+        # A benchmark whose prompts and ends of answers are the same was not asked again.
+        asked_again = {n: evaluation.benchmarks[n] for n in served.benchmarks}
+        stages[name] = replace(evaluation, benchmarks=asked_again)
     return judge_stages(stages)
 
 

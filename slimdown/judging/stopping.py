@@ -11,7 +11,10 @@ from slimdown.stats.estimates import Difference, compare_scores
 
 
 def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
-    """Make the function that names the benchmarks that need more answers.
+    """Make the function that names the benchmarks that need more answers of the tuned model.
+
+    An evaluation calls the function at each look (after each block of questions), and asks no more
+    questions of the benchmarks that it leaves out.
 
     The function uses the tests and corrections of the final verdict. A change that is shown, but
     measured below the margin, stops no evaluation: with all questions the verdict often becomes
@@ -31,18 +34,22 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
         return None
     settings = {name: evaluation.benchmark for name, evaluation in base.benchmarks.items()}
     claimed = {n: b.metric for n, b in settings.items() if b.role is not Role.watched}
-    watched = [name for name in settings if name not in claimed]
-    families = [*group_comparable(claimed), *([name] for name in watched)]
+    # Tests are corrected within a family. A watched benchmark is one by itself: no correction.
+    watched = [[name] for name in settings if name not in claimed]
+    families = [*group_comparable(claimed), *watched]
 
     def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
-        """Return the names of the benchmarks that need more answers."""
+        """Return the names of the benchmarks that need more answers.
+
+        Raises:
+            DataError: base and tuned model were not asked the same.
+        """
         differences = {}
         for name, tuned in answers.items():
-            if tuned.looks:  # a benchmark without looks cannot stop early
-                pair = pair_benchmark(name, base.benchmarks[name], tuned)
-                differences[name] = compare_scores(
-                    pair.base_scores, pair.tuned_scores, pair.sampling
-                )
+            if not tuned.looks:  # a benchmark without looks cannot stop early
+                continue
+            pair = pair_benchmark(name, base.benchmarks[name], tuned)
+            differences[name] = compare_scores(pair.base_scores, pair.tuned_scores, pair.sampling)
         is_open = dict[str, bool]()
         for family in families:
             is_open |= _find_undecided(family, differences, settings)
@@ -75,5 +82,6 @@ def _find_undecided(
     for name, decision in zip(known, decisions, strict=True):
         is_large = abs(differences[name].value) >= settings[name].margin
         is_changed = decision.verdict in (Verdict.forgotten, Verdict.improved)
-        is_open[name] = decision.verdict is not Verdict.retained and not (is_changed and is_large)
+        is_retained = decision.verdict is Verdict.retained
+        is_open[name] = not (is_retained or (is_changed and is_large))
     return is_open

@@ -89,8 +89,9 @@ class Decision:
         Ends are found to 7 digits. So an end that would contradict the verdict by less than that is
         set to the margin, or to the number next to 0.
         """
-        if self.verdict is None:
+        if self.verdict is None:  # a watched change, which nothing is claimed about
             return change.interval(self.change_level)
+        # The test against the margin is one-sided at each end, so its level counts twice.
         low, high = change.margin_interval(2 * self.equivalence_level)
         if self.verdict is Verdict.retained:
             return max(low, -margin), min(high, margin)
@@ -102,7 +103,8 @@ class Decision:
         if self.verdict is Verdict.improved:
             above_0 = nextafter(0.0, 1.0)
             return max(change_low, above_0), high
-        # Looks may rule out both sides of an undecided change: it may lie outside both intervals.
+        # Looks may contradict each other: one rules out a rise, another a fall. Then the measured
+        # change, or 0, may lie outside both intervals, and the ends are moved to hold it.
         return min(low, change.value, 0.0), max(high, change.value, 0.0)
 
 
@@ -143,6 +145,9 @@ def decide_verdicts(
         margins: One for each difference; a smaller change counts as none.
         n_reports: How many such reports are read together; p-values are corrected for all.
         n_unknown: How many further benchmarks belong to the family, but have no answers yet.
+
+    Returns:
+        A decision for each difference, in their order.
     """
     tested = list(zip(differences, margins, strict=True))
     p_values, levels = correct_with_levels([d.p_value for d in differences], n_reports, n_unknown)
@@ -151,8 +156,9 @@ def decide_verdicts(
     )
     decisions = []
     for i, (difference, margin) in enumerate(tested):
-        # A change below the margin is retained even where it is shown to exist. Early looks may
-        # show a change within the margin that all answers together exceed: it is not retained.
+        # A change below the margin is retained even where it is shown to exist. The p-value holds
+        # at any look, so an early look may rule out the margin although the change that all answers
+        # together measure exceeds it. Such a change is not retained.
         if equivalence_p_values[i] < ALPHA and abs(difference.value) <= margin:
             verdict = Verdict.retained
         elif p_values[i] < ALPHA:
@@ -180,6 +186,12 @@ def correct_with_levels(
     p_values: Sequence[float], n_reports: int = 1, n_unknown: int = 0, alpha: float = ALPHA
 ) -> tuple[list[float], list[float]]:
     """Correct p-values (Holm), for reports that are read together and for tests to come.
+
+    Args:
+        p_values: Those of one family of tests.
+        n_reports: How many reports are read together; each is corrected by Bonferroni besides.
+        n_unknown: How many tests of the family have no p-value yet. They count as not significant.
+        alpha: The level of the family.
 
     Returns:
         The corrected p-values. And for each the level that Holm's method compares the uncorrected

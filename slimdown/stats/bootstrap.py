@@ -18,8 +18,9 @@ _TAIL = 0.01  # at each end: with 2.5 %, unequal lengths and skew would let 5 to
 def find_ratio_interval(numerators: Floats, denominators: Floats) -> tuple[float, float]:
     """Return an interval of at least 95 % for the ratio of two sums (bootstrap-t, Hall 1988).
 
-    The documents are drawn with replacement, 2,000 times. Each draw has a ratio, whose error is
-    divided by its standard error. The extremes of these quotients give the interval.
+    The documents are drawn with replacement, 2,000 times. The error of a draw is its ratio minus
+    the ratio of all documents. It is divided by the draw's standard error. The extremes of these
+    quotients give the interval.
 
     Args:
         numerators: [n], one for each document.
@@ -46,7 +47,7 @@ def find_ratio_interval(numerators: Floats, denominators: Floats) -> tuple[float
 def _draw_quotients(numerators: Floats, denominators: Floats, ratio: float) -> Floats:
     """Return the error of each draw's ratio, divided by the standard error of that draw."""
     n = len(numerators)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(0)  # always the same, so a report can be repeated
     most_draws = max(1, _MOST_NUMBERS // n)  # at once
     quotients = list[Floats]()
     for begin in range(0, _RESAMPLES, most_draws):

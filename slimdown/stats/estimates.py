@@ -67,10 +67,11 @@ class Sampling:
         if self.clusters is None:
             return list(columns), weights
         numbers = np.unique(self.clusters, return_inverse=True)[1]  # of each question's cluster
-        cluster_weights = np.bincount(numbers, weights).astype(float)
+        cluster_weights = np.bincount(numbers, weights).astype(float)  # sums of question weights
         means = [np.bincount(numbers, weights * column) / cluster_weights for column in columns]
         if self.weights is None:
             return means, np.ones(len(cluster_weights))
+        # Question weights have a sum of n. Scaled in this way, cluster weights have a mean of 1.
         return means, cluster_weights * (len(cluster_weights) / n)
 
     def weigh_questions(self, n: int) -> Floats:
@@ -85,29 +86,32 @@ class Sampling:
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
     ) -> tuple[Floats, EmpiricalLikelihoodTest]:
-        """Build the test of the weighted mean of the first column.
+        """Build the test of the weighted mean of the first column, and list what it tests.
+
+        Equal observations are counted, not repeated. So the test of the changes of 0/1 answers has
+        three numbers, however many answers there are.
 
         Args:
             columns: [n] each, a number for each question.
             lowest, highest: The bounds of the first column's numbers.
 
         Returns:
-            The distinct observations, [columns + 1, k]: the values of each column, and the weights
-            as the last row. And the test.
+            The k distinct observations, [columns + 1, k]: the values of each column, and the
+            weights as the last row. And the test, whose counts are those of the k observations.
         """
         observations, weights = self.to_observations(columns)
         n = len(weights)
         distinct, numbers = np.unique([*observations, weights], axis=1, return_inverse=True)
         ends = self.looks or (n,)  # how many observations each look has seen
         counts = [np.bincount(numbers.ravel()[:end], minlength=distinct.shape[1]) for end in ends]
-        plan: tuple[int, ...] = ()
+        plan: tuple[int, ...] = ()  # all looks, past and to come: they share the error
         if self.looks:
             looks_to_come = (look for look in block_ends(self.n_available or n) if look > n)
             plan = tuple(sorted({*self.looks, *looks_to_come}))
-        # A weighted number can lie as far out as the largest weight times a bound.
+        # The test is of weight times value, which can be the largest weight times a bound.
         largest_weight = max(self.largest_weight, float(weights.max()))
         test = EmpiricalLikelihoodTest(
-            values=distinct[0] * distinct[-1],
+            values=distinct[0] * distinct[-1],  # the first column times the weights
             counts=np.array(counts, dtype=float),
             lowest=largest_weight * lowest,
             highest=largest_weight * highest,
@@ -236,6 +240,7 @@ def compare_scores(
     changes = y - x
     is_binary = bool(np.isin([x, y], (0.0, 1.0)).all())
     has_mcnemar = is_binary and not sampling.looks and sampling.clusters is None
+    # A `Difference` builds its own test, so it is made first, and gets the results below.
     untested = Difference(
         value=float(to_weighted(changes, sampling).mean()),
         standard_error=nan,
@@ -250,8 +255,9 @@ def compare_scores(
     )
     # The spread of single 0/1 answers counts two answers that are added, see `_find_spread`.
     n_added = 2 if untested.has_independent_answers else 0
-    n = len(untested.observations) + n_added
-    standard_error = nan if sampling.looks else untested.spread / sqrt(n)
+    n_counted = len(untested.observations) + n_added
+    # After an evaluation that may have stopped early, no standard error is right.
+    standard_error = nan if sampling.looks else untested.spread / sqrt(n_counted)
     test, zero = untested.change_test, np.zeros(1)
     smaller_tail = min(float(test.p_values_above(zero)[0]), float(test.p_values_below(zero)[0]))
     p_value = min(1.0, 2 * smaller_tail)
@@ -260,7 +266,11 @@ def compare_scores(
 
 
 def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = None) -> Estimate:
-    """Estimate the mean score with its standard error and interval.
+    """Estimate the mean score with its standard error and 95 % interval.
+
+    Args:
+        scores: One score per question.
+        sampling: How the questions were drawn and looked at; None: equal weights, one look.
 
     Raises:
         ValueError: there is no score, or one is not a number from 0 to 1.

@@ -58,6 +58,8 @@ def added_to_margin(
 ) -> Floats:
     """Return how many 0/1 answers the one-sided test against a margin or a budget adds.
 
+    A test adds answers in favor of the null hypothesis, so that few answers claim less.
+
     These are about the least that keep the error at most as large as the level, by exact
     enumeration (`python -m bench.statistics`, "smaller additions"). What is added makes up for the
     coarse steps of counts. So a table with one kind of flips takes the most, and one with many of
@@ -71,6 +73,7 @@ def added_to_margin(
         adverse: answers that flipped to the other side.
         n: all answers.
     """
+    # For the claim that a change is smaller than the threshold.
     flips_both_ways = np.minimum(favorable, adverse)
     within = _ADDED_WITHIN / (1 + np.divide(flips_both_ways, _MANY_FLIPS))
     within = np.maximum(_LEAST_ADDED_WITHIN, within)
@@ -79,7 +82,8 @@ def added_to_margin(
     share_of_growth = np.clip(np.abs(thresholds) / _LARGEST_MARGIN - 1, 0.0, 1.0)
     within = within + (PSEUDO_ANSWERS - within) * share_of_growth
     added = np.where(np.less(thresholds, 0), within, _ADDED_BEYOND)
-    # Where more than this share of the answers flips, the test is coarser, as that of a change.
+    # If so many answers flip that their share exceeds this number, that share is added: the test is
+    # coarser there, as that of a change is (`added_to_change`).
     return np.asarray(np.maximum(added, np.divide(favorable + adverse, n)))
 
 
@@ -102,17 +106,17 @@ def likelihood_p_values(
     Returns:
         [rows], a p-value each.
     """
-    root, _, _ = _solve(excess, counts, least, added)
+    root, _, _ = _fit_mean_0(excess, counts, least, added)
     return np.asarray(scipy.special.ndtr(-root), dtype=float)
 
 
 def null_spread(excess: Floats, counts: Floats, least: float) -> float:
     """Compute the standard deviation of one number in the likeliest distribution of mean 0."""
-    _, x, weights = _solve(excess, counts, least, PSEUDO_ANSWERS)
+    _, x, weights = _fit_mean_0(excess, counts, least, PSEUDO_ANSWERS)
     return float(np.sqrt((weights * x**2).sum() / weights.sum()))
 
 
-def _solve(
+def _fit_mean_0(
     excess: Floats, counts: Floats, least: Floats | float, added: Floats | float
 ) -> tuple[Floats, Floats, Floats]:
     """Find the likeliest distribution of mean 0 on each row's numbers, the added one with them.
@@ -133,8 +137,12 @@ def _solve(
         added: How often it is added.
 
     Returns:
-        By row: the signed root, -inf if no number lies above 0, +inf if none can lie below 0; its
-        numbers, the added one as the last; and their weights N w_k.
+        Three arrays with a row for each row of numbers:
+
+        - The signed root of twice the log likelihood ratio. It is -inf if no number lies above 0,
+          and +inf if none can lie below 0.
+        - The numbers x_k, the added one as the last.
+        - Their weights N w_k.
     """
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
     least = np.broadcast_to(least, len(counts))[:, None]
@@ -146,9 +154,9 @@ def _solve(
     is_likeliest = x.max(axis=1) <= 0
     # If not even the added number lies below 0, such a mean is impossible.
     is_impossible = least[:, 0] >= 0
-    is_open = ~(is_likeliest | is_impossible)
-    x = np.where(is_open[:, None], x, 0.0)
-    tilt = _find_tilt(x, counts, is_open)
+    has_both_signs = ~(is_likeliest | is_impossible)
+    x = np.where(has_both_signs[:, None], x, 0.0)
+    tilt = _find_tilt(x, counts, has_both_signs)
     divisors = 1 + tilt[:, None] * x
     log_ratio = (counts * np.log(divisors)).sum(axis=1)
     root = np.copysign(np.sqrt(2 * np.maximum(log_ratio, 0.0)), tilt)
@@ -156,8 +164,8 @@ def _solve(
     return root, x, counts / divisors
 
 
-def _find_tilt(x: Floats, counts: Floats, is_open: NDArray[np.bool_]) -> Floats:
-    """Solve g(t) = sum n_k x_k / (1 + t x_k) = 0 for the tilt t of each row, see `_solve`.
+def _find_tilt(x: Floats, counts: Floats, has_both_signs: NDArray[np.bool_]) -> Floats:
+    """Solve g(t) = sum n_k x_k / (1 + t x_k) = 0 for the tilt t of each row, see `_fit_mean_0`.
 
     All shares are positive only between the ends t = -1 / max x and t = -1 / min x; at each end one
     share is infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2. So the sign of g
@@ -167,10 +175,14 @@ def _find_tilt(x: Floats, counts: Floats, is_open: NDArray[np.bool_]) -> Floats:
     new distance from the end is the geometric mean of its old one and that of the bracket's bound,
     because near an end t must come nearer by orders of magnitude.
 
-    `is_open` marks the rows that have numbers on both sides of 0. For the others, t is 0.
+    Args:
+        x: The numbers, [rows, k].
+        counts: How often each was seen, [rows, k].
+        has_both_signs: [rows], marks the rows with numbers on both sides of 0. For the others, t is
+            0.
     """
-    low_end = -1 / np.where(is_open, x.max(axis=1), 1.0)
-    high_end = -1 / np.where(is_open, x.min(axis=1), 1.0)
+    low_end = -1 / np.where(has_both_signs, x.max(axis=1), 1.0)
+    high_end = -1 / np.where(has_both_signs, x.min(axis=1), 1.0)
     # No weight exceeds the sum of all, which keeps the tilt away from the ends.
     inner_share = 1 - 1 / counts.sum(axis=1)
     low, high = low_end * inner_share, high_end * inner_share  # the bracket
@@ -181,15 +193,15 @@ def _find_tilt(x: Floats, counts: Floats, is_open: NDArray[np.bool_]) -> Floats:
         curve = np.einsum("rk,rk,rk->r", counts, terms, terms)  # -g'
         is_up = slope > 0
         low, high = np.where(is_up, tilt, low), np.where(is_up, high, tilt)
-        step = tilt + slope / np.maximum(curve, 1e-300)  # Newton's
-        is_inside = (low <= step) & (step <= high)
+        next_tilt = tilt + slope / np.maximum(curve, 1e-300)  # Newton's step
+        is_inside = (low <= next_tilt) & (next_tilt <= high)
         if not is_inside.all():
             end = np.where(is_up, high_end, low_end)
             bound = np.where(is_up, high, low)
             halfway = end - np.where(is_up, 1, -1) * np.sqrt((end - tilt) * (end - bound))
-            step = np.where(is_inside, step, halfway)
-        is_done = np.abs(step - tilt) <= 1e-9 * np.abs(step)
-        tilt = step
+            next_tilt = np.where(is_inside, next_tilt, halfway)
+        is_done = np.abs(next_tilt - tilt) <= 1e-9 * np.abs(next_tilt)
+        tilt = next_tilt
         if is_done.all():
             break
     return tilt
@@ -214,13 +226,13 @@ class EmpiricalLikelihoodTest:
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        excess, added = self.values - thresholds[:, None], self.count_added(thresholds, 1)
-        return self.p_values_of(excess, self.lowest - thresholds, added)
+        added = self.count_added(thresholds, side=1)
+        return self.p_values_of(self.values - thresholds[:, None], self.lowest - thresholds, added)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        excess, added = thresholds[:, None] - self.values, self.count_added(thresholds, -1)
-        return self.p_values_of(excess, thresholds - self.highest, added)
+        added = self.count_added(thresholds, side=-1)
+        return self.p_values_of(thresholds[:, None] - self.values, thresholds - self.highest, added)
 
     def count_added(self, thresholds: Floats, side: int) -> Floats:
         """Return the pseudo-answers, [thresholds, looks].
@@ -242,10 +254,17 @@ class EmpiricalLikelihoodTest:
 
         Each end is the first mean, from `lowest` or from `highest`, that is not ruled out. If looks
         contradict each other the ends may cross; they are then swapped.
+
+        Args:
+            lowest, highest: Where the search begins at each end; the mean cannot lie beyond.
+            alpha: The two-sided level.
         """
 
         def find_p_values(points: Floats) -> Floats:
-            """Test that the mean lies above points[0], and that it lies below points[1]."""
+            """Test that the mean lies above points[0], and that it lies below points[1].
+
+            Both sides are tested in one call, which takes less time than two.
+            """
             above, below = points
             excess = np.append(self.values - above[:, None], below[:, None] - self.values, axis=0)
             least = np.append(self.lowest - above, below - self.highest)
@@ -271,12 +290,15 @@ class EmpiricalLikelihoodTest:
             p_values: Computes them for thresholds, [rows, points].
             starts: Where each search begins, and its result where nothing is ruled out.
             ends: Where it ends.
-            alpha: A threshold with a smaller p-value is ruled out.
+            alpha: A threshold is ruled out if its p-value is at most this.
+
+        Returns:
+            [rows], that threshold. It is exact to about 7 digits of the distance to the end.
         """
         # With few numbers, NumPy takes as long for 63 points as for 15, so fewer calls are made.
         most = 63 if self.counts.size <= _FEW_NUMBERS else 15
         n_points = max(1, min(most, _MOST_NUMBERS // self.counts.size))
-        n_points = n_points // 2 * 2 + 1  # odd: from -1 to 1, one of them is 0
+        n_points = n_points // 2 * 2 + 1  # odd: 0 is one of those from -1 to 1, and is tested
         rows = np.arange(len(starts))
         for _ in range(ceil(_BITS / log2(n_points + 1))):
             # The search goes on between the last point that is ruled out and the next one. The end
@@ -295,6 +317,9 @@ class EmpiricalLikelihoodTest:
             excess: [rows, k], the numbers in place of `values`; they were seen as often.
             least: [rows], the lowest that each row's numbers can be.
             added: [rows, looks], the pseudo-answers; None: those of the test.
+
+        Returns:
+            [rows]; after several looks each p-value holds at whichever look you stop.
         """
         n_looks = len(self.counts)
         pseudo_answers: Floats | float = self.added if added is None else added

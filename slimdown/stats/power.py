@@ -46,8 +46,9 @@ class FindReach(Protocol):
 def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> float:
     """Compute the smallest true change that this many questions show; nan if they show none.
 
-    The share of answers that change is the measured one, or more if the change itself needs more.
-    After looks, only the last look counts.
+    "Show" means with 80 % power. The share of answers that change is the measured one, or more if
+    the change itself needs more. After several looks, the change is one that the last look so far
+    shows. The earlier looks, which might have shown it, are left out.
 
     Args:
         difference: of the questions.
@@ -56,7 +57,7 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
     plan = difference.test.plan
     if isnan(difference.spread):
         return nan
-    if plan:
+    if plan:  # the last look so far has only its share of the error
         alpha *= float(share_error(plan)[len(difference.sampling.looks) - 1])
     if _has_single_answers(difference):
         return _find_least_change(difference, alpha)
@@ -111,22 +112,22 @@ def _find_reach(difference: Difference, n: int, threshold: float, alpha: float) 
         return float(distances[0])
     # Interpolate between the last distance that is not shown and the first that is. A p-value is
     # the normal probability of a root, and the root grows almost in a straight line.
-    around = slice(first_shown - 1, first_shown + 1)
-    roots = -scipy.special.ndtri(np.maximum(p_values[around], 1e-300))
-    return float(np.interp(-scipy.special.ndtri(alpha), roots, distances[around]))
+    neighbours = slice(first_shown - 1, first_shown + 1)
+    roots = -scipy.special.ndtri(np.maximum(p_values[neighbours], 1e-300))
+    return float(np.interp(-scipy.special.ndtri(alpha), roots, distances[neighbours]))
 
 
 def change_power(
     n: int, change: float, discordant: float, alpha: float, is_simple: bool = True
 ) -> float:
-    """Compute how often n 0/1 answers show a change.
+    """Compute the power: the chance that n 0/1 answers show a change.
 
     Args:
         n: How many answers there are.
         change: The true change, a share of them.
-        discordant: The share of answers that flip, lost and gained ones together.
+        discordant: The share of answers that flip, lost and gained ones together; above 0.
         alpha: The level of the two-sided test.
-        is_simple: As in `Sampling`.
+        is_simple: Whether all questions are of one kind, as in `Sampling`. The test then adds less.
     """
     # The numbers of flips that occur, without a millionth of their distribution at each end.
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
@@ -150,15 +151,22 @@ def _find_critical_counts(
     """Find for each number of flips the largest count of the rarer kind that shows a change.
 
     The kinds are lost and gained answers; the count is -1 if none shows a change. The likelihood
-    ratio of no change depends only on the two counts l and g, each with what is added:
-    l log(2 l / (l + g)) + g log(2 g / (l + g)).
+    ratio of no change depends only on the two counts s and l, the smaller one with what is added:
+    s log(2 s / (s + l)) + l log(2 l / (s + l)).
+
+    Args:
+        flips: Numbers of lost and gained answers together.
+        added: How many answers the test adds, for each number of flips or for all.
+        alpha: The level of the two-sided test.
     """
+    # By halving: `critical` shows a change, and `beyond` shows none.
     critical, beyond = np.full(len(flips), -1), flips // 2 + 1
     while (beyond - critical > 1).any():
         middle = (critical + beyond) // 2
-        small, large = middle + added, flips - middle
-        ratios = small * 2 / (small + large), large * 2 / (small + large)
-        nats = scipy.special.xlogy(small, ratios[0]) + scipy.special.xlogy(large, ratios[1])
+        small = middle + added  # what is added counts against the change
+        large = flips - middle
+        mean = (small + large) / 2
+        nats = scipy.special.xlogy(small, small / mean) + scipy.special.xlogy(large, large / mean)
         is_shown = (small < large) & (2 * nats > scipy.special.ndtri(alpha / 2) ** 2)
         critical = np.where(is_shown, middle, critical)
         beyond = np.where(is_shown, beyond, middle)
@@ -185,14 +193,14 @@ def n_to_decide(
     """
     if isnan(difference.spread):
         return None
-    if difference.sampling.looks:
+    if difference.sampling.looks:  # an early look is to decide; these share a part of the error
         alpha *= EARLY_SHARE
     # Clusters of 0/1 answers without any flip have no spread. So they are counted as well.
     has_no_flip = difference.is_binary and not difference.changes.any()
     if _has_single_answers(difference) or has_no_flip:
-        spread, find_reach = _plan_counts(difference)
+        spread, find_reach = _make_reach_of_counts(difference)
     else:
-        spread, find_reach = _plan_numbers(difference)
+        spread, find_reach = _make_reach_of_numbers(difference)
 
     def find_chance_below(end: float, n: int) -> float:
         """Return the chance that the mean of n questions lies below an end."""
@@ -224,7 +232,7 @@ def n_to_decide(
     return max(difference.n + 1, round(fewest * n_of_observation))
 
 
-def _plan_numbers(difference: Difference) -> tuple[float, FindReach]:
+def _make_reach_of_numbers(difference: Difference) -> tuple[float, FindReach]:
     """Return the spread of graded scores, clusters or weighted answers, and their `_find_reach`."""
     find_reach_above = cache(partial(_find_reach, difference))
 
@@ -235,8 +243,8 @@ def _plan_numbers(difference: Difference) -> tuple[float, FindReach]:
     return difference.spread, find_reach
 
 
-def _plan_counts(difference: Difference) -> tuple[float, FindReach]:
-    """Return the spread of 0/1 answers, and what `_find_reach` is for them.
+def _make_reach_of_counts(difference: Difference) -> tuple[float, FindReach]:
+    """Return the spread of 0/1 answers, and the function that stands for their `_find_reach`.
 
     Half of a lost and half of a gained answer are added, because few questions without a flip do
     not show how rare flips are. Rare flips are far from normal. So the reach rests on the spread of

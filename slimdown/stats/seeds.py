@@ -43,6 +43,9 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     training that rarely collapses are not. Errors and interval are nan if a part has a single
     question, or if neither seeds nor questions differ.
 
+    The residual is what neither the seed nor the question explains alone: a seed does better on one
+    question than its own mean and the mean of this question suggest.
+
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
             the parts' means, such as each benchmark's share of the overall mean.
@@ -122,7 +125,7 @@ class MeanTest:
     - Seeds: Student's, with the variance of the seeds' means. It may be pooled over configurations
       that are taken to vary alike; then it has their degrees of freedom together.
 
-    The squares of the two distances that a level asks for are added (Howe 1974), the answers that
+    The squares of the two distances that a level needs are added (Howe 1974), the answers that
     differ by seed and question counted once. The p-value is the level at which this reaches the
     distance that is seen. It is never below that of the questions alone.
     """
@@ -184,8 +187,9 @@ def add_seed_noise(
 ) -> Floats:
     """Turn p-values for other questions into p-values for other questions and other seeds.
 
-    `MeanTest` describes the test. The p-value is the level at which the squares of the distances
-    that questions and seeds ask for add up to the square of the measured distance. It is never
+    At a given level, a claim about other questions needs a certain distance from the threshold, and
+    a claim about other seeds needs another. The squares of the two are added (see `MeanTest`). The
+    p-value is the level at which the sum equals the square of the measured distance. It is never
     below that of the questions alone.
 
     Args:
@@ -193,25 +197,29 @@ def add_seed_noise(
         question_p_values: The p-value of each distance, by the questions alone.
         spread: How much seeds vary.
         n_seeds: How many the mean was taken over.
+
+    Returns:
+        The p-value of each distance.
     """
     roots = -scipy.special.ndtri(question_p_values)  # the distances in standard errors
-    # On the other side of the threshold seeds change nothing: nothing is claimed there.
-    is_open = (distances > 0) & (roots > 0)
-    distances, roots = np.where(is_open, distances, 1.0), np.where(is_open, roots, 1.0)
+    # On the other side of the threshold nothing is claimed, so the p-value stays. There, 1 stands
+    # for numbers that are computed in vain.
+    is_claimed = (distances > 0) & (roots > 0)
+    distances, roots = np.where(is_claimed, distances, 1.0), np.where(is_claimed, roots, 1.0)
     seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
     # distance / root is the standard error of the questions. Its square holds the residual, which
     # is counted with the seeds.
     question_variances = np.maximum(0.0, (distances / roots) ** 2 - residual)
-    # By halving, find the logarithm of the level that asks for just this distance.
+    # By halving, find the logarithm of the level that needs just this distance.
     low = np.full_like(distances, _LOWEST)
     high = np.full_like(distances, log(0.5))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
         normal = scipy.special.ndtri(np.exp(middle))
-        asks_for_more = student**2 * seed_variance + normal**2 * question_variances > distances**2
-        low, high = np.where(asks_for_more, middle, low), np.where(asks_for_more, high, middle)
-    return np.where(is_open, np.maximum(question_p_values, np.exp(high)), question_p_values)
+        needs_more = student**2 * seed_variance + normal**2 * question_variances > distances**2
+        low, high = np.where(needs_more, middle, low), np.where(needs_more, high, middle)
+    return np.where(is_claimed, np.maximum(question_p_values, np.exp(high)), question_p_values)
 
 
 @dataclass(frozen=True)
@@ -249,20 +257,22 @@ class SeedAnswers:
         # so that the mean of the list is the sum of the parts' means.
         sizes = [part.shape[1] for part in self.parts]
         scales = [sum(sizes) / n for n in sizes]
-        scaled = [p.mean(axis=0) * s for p, s in zip(self.parts, scales, strict=True)]
-        numbers = np.concatenate(scaled)
-        bound = max(b * s for b, s in zip(self.bounds, scales, strict=True))
+        parts_and_scales = zip(self.parts, scales, strict=True)
+        numbers = np.concatenate([part.mean(axis=0) * scale for part, scale in parts_and_scales])
+        bounds_and_scales = zip(self.bounds, scales, strict=True)
+        bound = max(bound * scale for bound, scale in bounds_and_scales)
         values, counts = np.unique(numbers.round(12), return_counts=True)
         test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
-            sum_of_sizes = counts @ np.abs(values)
-            # 1 where all S seeds flip the same answers, 1/S where each flips others
-            step = float(counts @ values**2 / sum_of_sizes) if sum_of_sizes else 1.0
+            # How much the numbers move at a time: 1 where all S seeds flip the same answers, 1/S
+            # where each flips others.
+            sum_of_changes = counts @ np.abs(values)
+            step = float(counts @ values**2 / sum_of_changes) if sum_of_changes else 1.0
             test = replace(test, is_margin=True, step=step)
         return MeanTest(float(numbers.mean()), test, self.n_seeds, spread)
 
     def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
-        """Subtract the answers of another configuration.
+        """Subtract the answers of another configuration to the same questions.
 
         Returns:
             If both have the same seeds: the differences by seed. Otherwise one row without seeds:
@@ -273,17 +283,17 @@ class SeedAnswers:
         if self.is_paired_with(other):
             seeds = self.seeds
             order = [other.seeds.index(seed) for seed in seeds]
-            parts = [own - others[order] for own, others in part_pairs]
+            parts = [own - theirs[order] for own, theirs in part_pairs]
         else:
-            parts = [own.mean(axis=0)[None] - others.mean(axis=0) for own, others in part_pairs]
+            parts = [own.mean(axis=0)[None] - theirs.mean(axis=0) for own, theirs in part_pairs]
         # Both sides are changes, tuned - base, and mostly against the same base answers. These
         # cancel out, so a difference lies within the bound of a single change, unless a number
         # shows that the base answers differ: then it lies within the sum of both bounds.
         largest = [float(np.abs(part).max()) for part in parts]
         bounds = []
-        for own, others, most in zip(self.bounds, other.bounds, largest, strict=True):
-            single = max(own, others)
-            bounds.append(single if most <= single else own + others)
+        for own, theirs, most in zip(self.bounds, other.bounds, largest, strict=True):
+            single = max(own, theirs)
+            bounds.append(single if most <= single else own + theirs)
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
@@ -323,6 +333,9 @@ def build_difference_tests(
         groups: The answers to the same questions, by the value of a setting.
         pairs: The values of the groups to compare, first and second. A pair is left out if one of
             its groups has a single seed or is missing.
+
+    Returns:
+        The test of each pair that is not left out.
     """
     several = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
     spreads = {value: answers.measure_spread() for value, answers in several.items()}
@@ -370,13 +383,15 @@ def _join_spreads(
         is_pooled: Whether all groups are taken to vary alike. Then their variances are averaged,
             weighted by their degrees of freedom.
     """
-    # The variance of a mean is that of one seed divided by the number of seeds.
+    # The variance of a mean is that of one seed divided by the number of seeds, which is one more
+    # than the degrees of freedom.
     pair_factors = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
     factors = pair_factors
     if is_pooled:
+        # The average over all groups takes the place of each of the two variances.
         all_freedom = sum(spread.freedom for spread in spreads.values())
-        factor = sum(pair_factors.values())
-        factors = {v: factor * spread.freedom / all_freedom for v, spread in spreads.items()}
+        total = sum(pair_factors.values())
+        factors = {v: total * spread.freedom / all_freedom for v, spread in spreads.items()}
     terms = {value: factor * spreads[value].variance for value, factor in factors.items()}
     variance = sum(terms.values())
     freedom = variance**2 / sum(term**2 / spreads[v].freedom for v, term in terms.items())

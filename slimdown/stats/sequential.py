@@ -80,6 +80,8 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
     """Compute the chance that a normal mean is beyond any look's level, if nothing changed.
 
+    It is beyond a level if its one-sided p-value at that look is smaller.
+
     The mean at each look is counted in its own standard errors. The distribution of the mean at one
     look gives that at the next, by an integral over 96 points. Where two looks are near each other,
     the result is an upper bound.
@@ -98,10 +100,10 @@ def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
         if last_n and n < _TOO_NEAR * last_n:
             total += float(level)  # the chance of this look alone: at least what it adds
             continue
+        # Where the mean may lie without being beyond: 96 points from -_FAR to the bound.
         half = (bound + _FAR) / 2
-        # where the mean may lie without being beyond
         below = half * (_NODES + 1) - _FAR
-        if not last_n:
+        if not last_n:  # the first look
             total = float(level)
             mass = _density(below) * _NODE_WEIGHTS * half
         else:
