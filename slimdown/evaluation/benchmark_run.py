@@ -266,13 +266,12 @@ class BenchmarkRun:
         chunk = self._cut(0, self.ends[-1])[0]  # the first one of all questions
         most = self._max_new_tokens(self.task.tasks[chunk.task])
         n_tried = min(_TRIED_TOKENS, most)  # tokens of each answer
-        doc_ids = dict.fromkeys(request.doc_id for request in chunk.requests)  # each once
-        tried_ids = list(doc_ids)[: chunk.size]
+        # `dict.fromkeys` keeps the number of each question once, in the order of the chunk.
+        tried_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
         requests = [copy.copy(request) for request in chunk.requests if request.doc_id in tried_ids]
         if self.task.generates:
             for request in requests:
-                settings = {**request.args[1], "max_gen_toks": n_tried}
-                request.arguments = (request.args[0], settings)
+                request.arguments = (request.args[0], {**request.args[1], "max_gen_toks": n_tried})
         longest = 0  # tokens of the longest answer so far; another engine reports none
 
         def update_longest(n_tokens: int, _most: int) -> None:

@@ -269,9 +269,7 @@ class Evaluator:
             # A benchmark that was decided may be needed again: Holm's correction makes its test
             # stricter when the evidence of another benchmark weakens.
             undecided = stop_when({name: run.summarize() for name, run in runs.items()})
-            needed = {
-                name for name, run in stoppable.items() if name in undecided and not run.is_whole
-            }
+            needed = {name for name in stoppable if name in undecided and not runs[name].is_whole}
         for run in stoppable.values():
             run.save(cache)
 
@@ -382,8 +380,7 @@ def try_costs(
         runs, _ = evaluator._open(model, backend, on_progress=lambda *_: None, stack=stack)
         tried_kinds = set[bool]()  # values of `generates` of which a benchmark was tried
         for run in sorted(runs.values(), key=lambda run: run.task.generates):
-            is_first = run.task.generates not in tried_kinds
-            if is_first or time.perf_counter() - began < most_seconds:
+            if run.task.generates not in tried_kinds or time.perf_counter() - began < most_seconds:
                 tried_kinds.add(run.task.generates)
                 yield run.try_batch()
 

@@ -68,8 +68,8 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
             return fold(answer) in fold(text)
         for match in re.finditer(rf"(?<= ){pattern}(?= )", words):
             before = words[max(0, match.start() - _NEAR) : match.start()]
-            after = words[match.end() : match.end() + _NEAR]
-            near = f"{before}<>{after} "  # <> is the answer, in the patterns too
+            # <> stands for the answer, in the patterns too.
+            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "
             has_other_accepted = re.search(rf" (?:{any_accepted}) ", near)
             is_undecided = not has_other_accepted and _CHOICE.search(near)
             if (may_be_choice or not is_undecided) and not _DENIED.search(near):

@@ -138,8 +138,7 @@ def _read_last(text: str) -> float | None:
         number = float(_WORDS.split().index(word))  # the words stand in order, from zero
         return -number if minus else number
     last = in_digits[-1]
-    before = text[: last.start()]
-    after = text[last.end() :]
+    before, after = text[: last.start()], text[last.end() :]
     # "12'500", and the exponent of "x^2"
     is_part = re.search(r"\d[.,'_٫٬]$|\^[{(]?-?$", before) or re.match(r"[.,'_٫٬]\d", after)
     # "12 500", which some countries write for 12,500

@@ -157,11 +157,9 @@ def _read_choices(answer: Any, choices: Any) -> dict[str, Any]:
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"
         raise DataError(f"choices {wanted}, got {choices!r}"[:200])
-    meant = []  # the places of the choices that the answer may name
-    for place, choice in enumerate(texts):
-        letter = ascii_uppercase[place : place + 1]  # empty behind Z
-        if text in (choice, str(place), letter):
-            meant.append(place)
+    # What the answer may call each choice; there is no letter behind Z.
+    names = [(choice, str(i), ascii_uppercase[i : i + 1]) for i, choice in enumerate(texts)]
+    meant = [i for i, choice_names in enumerate(names) if text in choice_names]
     if isinstance(answer, str) and text in texts:
         meant = [texts.index(text)]  # the text of a choice comes before numbers and letters
     if len(meant) != 1:
@@ -199,9 +197,7 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: There is no question, or messages or tools are not as a chat template takes them.
     """
-    question = record.get("question")
-    messages = record.get("messages")
-    tools = record.get("tools")
+    question, messages, tools = map(record.get, ("question", "messages", "tools"))
     if messages is None and tools is None:
         if not isinstance(question, str) or not to_text(question):
             raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
@@ -229,8 +225,7 @@ def _check_turns(messages: list[Any]) -> None:
     """
     for number, turn in enumerate(messages, start=1):
         fields = turn if isinstance(turn, dict) else {}
-        role = fields.get("role")
-        content = fields.get("content")
+        role, content = map(fields.get, ("role", "content"))
         allowed = ("user", "assistant", *(["system"] if number == 1 else []))
         if role not in allowed or not isinstance(content, str) or not to_text(content):
             wanted = f"must have a role of {', '.join(allowed)}, and a text in content"

@@ -58,8 +58,8 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
         # The markers show calls that the template passed over. If there are more marked calls than
         # the template read, they are taken to include its calls; if not, they are added to them.
         marked = marked if len(marked) > len(parsed) else [*parsed, *marked]
-    calls = [call for call in marked if call]
-    return calls if len(calls) == len(marked) else []  # a call that cannot be read spoils all
+    # A call that cannot be read spoils all.
+    return [] if None in marked else [call for call in marked if call]
 
 
 def attempts_call(text: str, tools: Any = None) -> bool:
@@ -74,10 +74,9 @@ def attempts_call(text: str, tools: Any = None) -> bool:
     (True, False)
     """
     text = drop_thinking(text)
-    for opening in _OPENINGS.finditer(text):
-        # A fence or a bare name may also begin ordinary code; those are looked at below.
-        if opening.lastgroup not in ("fenced", "bare"):
-            return True
+    # A fence or a bare bracket may also begin ordinary code; those are looked at below.
+    if any(opening.lastgroup not in ("fenced", "bare") for opening in _OPENINGS.finditer(text)):
+        return True
     names = "|".join(re.escape(name) for name in map(get_tool_name, tools or ()) if name)
     is_named = names and re.search(rf"(?:\A|```[\w-]*)[\s\[`]*(?:{names})\(", text)
     return bool(is_named or re.match(r"[\s\[]*\{", text) or re.search(_CALL_BEGINS, text))
@@ -161,8 +160,7 @@ def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
     """
     calls = list[str | None]()
     n_passed = 0  # openings behind which no call could be read
-    start = len(text) - len(drop_thinking(text))  # where the answer begins
-    at = start
+    start = at = len(text) - len(drop_thinking(text))  # where the answer begins
     while (opening := _OPENINGS.search(text, at)) and n_passed < _MOST_PASSED:
         kind = str(opening.lastgroup)  # the name of the group in `_OPENINGS` that matches
         at = opening.end()

@@ -124,5 +124,4 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(log_likelihoods)}
     fields["answers"] = add_right_choice(scores, choices, log_likelihoods, str(fields["target"]))
-    chance = 1 / len(set(choices))
-    return str(doc["id"]), chance, fields
+    return str(doc["id"]), 1 / len(set(choices)), fields

@@ -149,7 +149,6 @@ class _HarnessTask(LoggedTask):
                 has_own_code |= bool(task_config.get("process_results"))
                 generation = task_config.get("generation_kwargs") or {}
                 limits.append(max(int(generation.get(setting) or 0) for setting in _LIMITS))
-            version = ", ".join(sorted(versions))
             better = dict(results["higher_is_better"].get(task) or {})
 
         def find_metrics(task_weights: dict[str, float] | None) -> list[str]:
@@ -174,7 +173,7 @@ class _HarnessTask(LoggedTask):
             chances=[0 if has_own_code else _find_chance(sample) for sample in samples],
             settings=settings,
             n_reported=sum(key in reported for key in metrics) or None,
-            task_version=version,
+            task_version=", ".join(sorted(versions)),
             task_weights=task_weights,
             max_new_tokens=max(limits) if all(limits) else 0,
         )
@@ -214,8 +213,7 @@ class _HarnessTask(LoggedTask):
                     digest.update(hashes.encode())
                     # {"gen_args_0": {"arg_0": ..., "arg_1": ...}} becomes [[..., ...]], as
                     # `read_task_samples` expects it.
-                    requests = line["arguments"].values()
-                    line["arguments"] = [list(arguments.values()) for arguments in requests]
+                    line["arguments"] = [list(own.values()) for own in line["arguments"].values()]
                     lines.append(line | {"doc_id": int(line["doc_id"])})
         n_different = len({(line["doc_id"], line["filter"]) for line in lines})
         is_whole = 0 < len(lines) == n_different

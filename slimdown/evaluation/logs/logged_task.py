@@ -215,20 +215,18 @@ class LoggedTask:
             defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
             facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
             facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
-            sample = Sample(**defaults | fields | facts)
-            read_questions.append((sample, repr(question), chance))
+            read_questions.append((Sample(**defaults | fields | facts), repr(question), chance))
         read_questions.sort(key=lambda question: question[0].doc_id)
         samples, questions, chances = zip(*read_questions, strict=True)
         if self.reported:  # a metric whose mean is not the reported one is no mean of scores
             metrics = [metric for metric in metrics if self._is_mean(metric, samples)]
             metrics.sort(key=lambda metric: metric not in self.reported)  # the reported ones first
-        settings = self.settings or BenchmarkConfig(task=self.title)
         return LoggedAnswers(
             samples=samples,
             questions=questions,
             metrics=metrics,
             chances=chances,
-            settings=replace(settings, cluster=cluster),
+            settings=replace(self.settings or BenchmarkConfig(task=self.title), cluster=cluster),
             n_reported=sum(metric in self.reported for metric in metrics) or None,
             task_version=self.task_version,
             max_new_tokens=self.max_new_tokens,
