@@ -18,6 +18,11 @@ def main() -> None:
 
 
 def _start_verb() -> int:
+    """Run the verb of the command line. Settings without a verb mean `run`.
+
+    Returns:
+        The exit code; 2 if there is no such verb.
+    """
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         lines = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
@@ -28,7 +33,7 @@ def _start_verb() -> int:
         sys.stdout.write(f"slimdown {OWN_VERSION}\n")
         return 0
     if verb == "run" or "=" in verb or verb.startswith("-"):
-        from slimdown.commands.run import main as run
+        from slimdown.commands.run import main as run  # it sets up the process itself
 
         return run(arguments if verb == "run" else sys.argv[1:])
     if verb in VERBS:

@@ -47,26 +47,32 @@ class BackendOptions:
 def choose_backend(
     model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
 ) -> BackendOptions:
-    """Choose how a model is scored. Every run chooses alike for the same model and device.
+    """Choose the class that scores a model, and the batch sizes.
+
+    The choice depends only on the model, the settings and the device's size, not on the memory that
+    other programs use at the moment. So every run rounds alike, and the record's answers can be
+    reused.
 
     Args:
         model: The first model that is measured.
-        config: Its `batch_size`, if set, is taken as it is.
-        share_prefixes: Whether `PrefixLM` may score the model at all.
+        config: Its `batch_size`, if the user sets it, is taken as it is.
+        share_prefixes: Whether `PrefixLM` may score the model at all. `PrefixLM` computes the
+            beginning that several prompts share only once.
 
     Returns:
         Whether `PrefixLM` scores the model, and the batch sizes, in questions.
     """
     shares_prefixes = share_prefixes and not explain_no_sharing(model.model)
     device = model.model.device
-    if device.type == "meta":  # the weights are not loaded yet
+    if device.type == "meta":  # a plan has no weights yet, but knows where they will be loaded
         device = torch.device(model.device)
     if config.batch_size or device.type != "cuda":
         size = config.batch_size or 4
         return BackendOptions(shares_prefixes, batch_size=size, generation_batch_size=size)
     shape = model.model.config.get_text_config()
     total_bytes = torch.cuda.get_device_properties(device).total_memory
-    free_bytes = (total_bytes - model.memory_bytes) / 2  # the other half is a reserve
+    # Half of what the weights leave is kept in reserve, because the sizes below are estimates.
+    free_bytes = (total_bytes - model.memory_bytes) / 2
 
     def choose_size(row_bytes: int) -> int:
         """Choose how many rows fit: the largest power of two, from 1 to 64."""
@@ -85,10 +91,15 @@ def choose_backend(
 
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
-    """Wrap a model for the harness, in the subclass of `HFLM` that asks it.
+    """Wrap a model in the class through which the harness asks it.
 
     That is a `ServedLM` if a server answers, a `PrefixLM` if prompts may share their beginnings,
-    and otherwise a `VirtualTokensLM`.
+    and otherwise a `VirtualTokensLM`, which also takes trained prompts and prefixes of PEFT.
+
+    Args:
+        model: With its tokenizer, its server if one answers, and its rules of asking.
+        config: Says which token ends the model's thinking.
+        backend: What `choose_backend` returned.
     """
     lm_class: Any
     if model.server:

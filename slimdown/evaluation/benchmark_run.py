@@ -82,32 +82,37 @@ class BenchmarkRun:
     n_answered = 0  # of the new ones, those that were answered by the model here and now
 
     def __post_init__(self) -> None:
-        """Build the requests, decide in which order and blocks they are asked, and check them."""
+        """Build the requests, decide in which order and blocks they are asked, and check them.
+
+        A question is named by its task and its number there, which the harness calls `doc_id`.
+        """
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
             self.lm.set_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
-        texts: dict[str, dict[int, str]] = {}  # the rows of the questions, by task and number
+        rows: dict[str, dict[int, str]] = {}  # of the questions, as JSON: by task and number
         for (name, number), requests in self.requests.items():
             # All requests of a question have the same row.
-            texts.setdefault(name, {})[number] = json.dumps(requests[0].doc, default=str)
-        self._order = order_questions(texts)
+            rows.setdefault(name, {})[number] = json.dumps(requests[0].doc, default=str)
+        self._order = order_questions(rows)
         self.ends = block_ends(len(self._order))  # how many questions are asked after each block
         self._task_weights: dict[str, float] | None = None  # None: every question weighs the same
-        task_sizes = {len(by_number) for by_number in texts.values()}
+        task_sizes = {len(by_number) for by_number in rows.values()}
         if self.task.weighs_tasks_alike and len(task_sizes) > 1:
-            self._task_weights = dict.fromkeys(texts, 1 / len(texts))
-        # A group that weighs unequal tasks alike needs all its questions. Copies of a question
-        # count once, but they may lie in different blocks.
-        n_different = len({text for by_number in texts.values() for text in by_number.values()})
-        has_copies = n_different < self.ends[-1]
+            self._task_weights = dict.fromkeys(rows, 1 / len(rows))
+        # Asking may stop after any block but the last, with two exceptions. A group that weighs
+        # unequal tasks alike needs all its questions. Copies of a question count once, but they may
+        # lie in different blocks.
+        different_rows = {row for by_number in rows.values() for row in by_number.values()}
+        has_copies = len(different_rows) < self.ends[-1]
         self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
         self._samples: list[Sample] = []
-        self._looks: list[int] = []  # how many questions were asked before each look
-        self._found: BenchmarkEvaluation | None = None  # in the cache
+        # How many questions were asked before each look, a test that may end the asking.
+        self._looks: list[int] = []
+        self._found: BenchmarkEvaluation | None = None  # what the cache holds of this benchmark
         self._answers = AnswersFile(None)
-        self._had_answers = False  # whether the answers file held some at the start
-        self._seconds = 0.0
+        self._had_answers = False  # whether an earlier, killed evaluation left answers in the file
+        self._seconds = 0.0  # spent on new questions
         self._check_room()
 
     @cached_property
@@ -151,6 +156,11 @@ class BenchmarkRun:
 
         Args:
             is_look: Whether the caller then decides by the answers if more are needed.
+
+        Raises:
+            DataError: The harness cannot score an answer, or a question has no score between 0 and
+                1 on the primary metric.
+            ModelError: A log-likelihood or a score is not a number.
         """
         started = time.perf_counter()
         begin = self.n_asked
@@ -204,23 +214,29 @@ class BenchmarkRun:
         )
 
     def count_cost(self) -> Cost:
-        """Count what all questions cost: tokens that are read, and the most that are written."""
+        """Count what all questions cost, without asking one.
+
+        Returns:
+            The tokens that the model reads, and the most that it may write; without seconds.
+        """
         texts = list[str]()  # all that the model reads
         new_tokens = 0
         for (name, _doc_id), requests in self.requests.items():
             task = self.task.tasks[name]
-            # The choices of a question share its prompt, which is read once.
+            # The choices of a question share its prompt, which is read once: `dict.fromkeys` drops
+            # the repeated ones.
             texts += dict.fromkeys(str(request.args[0]) for request in requests)
             if task.OUTPUT_TYPE == "generate_until":
                 n_answers = sum(request.repeats for request in requests)
                 new_tokens += n_answers * self._max_new_tokens(task)
             elif not self.task.reads_texts:
                 texts += [str(request.args[1]) for request in requests]  # the choices
-        work = Work.answers if self.task.generates else Work.choices
-        if self.task.reads_texts:
-            work = Work.documents
         if self.model.server:
             work = Work.server
+        elif self.task.reads_texts:
+            work = Work.documents
+        else:
+            work = Work.answers if self.task.generates else Work.choices
         return Cost(
             name=self.task.name,
             work=work,
@@ -243,33 +259,34 @@ class BenchmarkRun:
     def try_batch(self) -> Cost:
         """Answer one batch, and return what all questions would cost at this speed.
 
-        Only the first tokens of each answer are generated. If the longest answer does not end
-        within them, all answers are taken to be as long as they may be.
+        Only the first `_TRIED_TOKENS` tokens of each answer are generated. If the longest answer
+        does not end within them, all answers are taken to be as long as they may be.
         """
         cost = self.count_cost()
-        chunk = self._cut(0, self.ends[-1])[0]
+        chunk = self._cut(0, self.ends[-1])[0]  # the first one of all questions
         most = self._max_new_tokens(self.task.tasks[chunk.task])
-        n_tried = min(_TRIED_TOKENS, most)
-        numbers = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
-        requests = [copy.copy(request) for request in chunk.requests if request.doc_id in numbers]
+        n_tried = min(_TRIED_TOKENS, most)  # tokens of each answer
+        # `dict.fromkeys` keeps the number of each question once, in the order of the chunk.
+        tried_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
+        requests = [copy.copy(request) for request in chunk.requests if request.doc_id in tried_ids]
         if self.task.generates:
             for request in requests:
-                settings = {**request.args[1], "max_gen_toks": n_tried}
-                request.arguments = (request.args[0], settings)
-        longest = 0  # tokens of the longest answer so far
+                request.arguments = (request.args[0], {**request.args[1], "max_gen_toks": n_tried})
+        longest = 0  # tokens of the longest answer so far; another engine reports none
 
-        def count(n_tokens: int, _: int) -> None:
+        def update_longest(n_tokens: int, _most: int) -> None:
             nonlocal longest
             longest = max(longest, n_tokens)
 
-        self.lm.report_tokens(count)
+        self.lm.report_tokens(update_longest)
         began = time.perf_counter()
         answer_chunk(self.lm, replace(chunk, requests=requests), generate=self.generate)
-        seconds = (time.perf_counter() - began) / len(numbers) * cost.n
+        seconds = (time.perf_counter() - began) / len(tried_ids) * cost.n
         if not self.task.generates or not longest:
             return replace(cost, seconds=seconds)
-        is_cut = longest >= n_tried - 1  # the count is reported before the next token is written
-        factor = most / longest if is_cut else 1.0
+        # The last count is reported before the last token is written, so it is one too low.
+        is_cut = longest >= n_tried - 1
+        factor = most / longest if is_cut else 1.0  # by which whole answers are longer
         expected_length = min(longest * factor, most)
         new_tokens = cost.new_tokens * expected_length / most  # `cost` has answers of full length
         return replace(cost, new_tokens=round(new_tokens), seconds=seconds * factor)
@@ -285,9 +302,15 @@ class BenchmarkRun:
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
     def _cut(self, begin: int, end: int) -> list[Chunk]:
-        """Cut a block into chunks of one task each, because a task's prompts begin alike."""
+        """Cut a block into chunks of one task each, because a task's prompts begin alike.
+
+        Args:
+            begin: How many questions come before the block, in the order in which they are asked.
+            end: How many questions have been asked after the block.
+        """
         chunks = []
         for name, task in self.task.tasks.items():
+            # A question is its task's name and its number there.
             questions = [question for question in self._order[begin:end] if question[0] == name]
             size = self.backend.batch_size
             if task.OUTPUT_TYPE == "generate_until":
@@ -325,20 +348,21 @@ class BenchmarkRun:
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
         """Yield chunks and their responses as the answers file holds them; answer what it lacks.
 
-        If there are several processes, each answers one or two chunks at a time.
+        If there are several processes, each answers one or two chunks in a round.
 
         Args:
-            chunks: The chunks to answer.
+            chunks: The chunks to answer; for several processes, the longest come first.
             n_done: How many questions were answered before them.
         """
         n_processes = self.n_processes
-        n_together = 2 * n_processes if n_processes > 1 else 1
-        for i in range(0, len(chunks), n_together):
-            together = chunks[i : i + n_together]
-            self._report_tokens(n_done, together[0].requests)
-            missing = [chunk for chunk in together if chunk.name not in self._answers.responses]
+        n_per_round = 2 * n_processes if n_processes > 1 else 1
+        for i in range(0, len(chunks), n_per_round):
+            round_chunks = chunks[i : i + n_per_round]
+            self._report_tokens(n_done, round_chunks[0].requests)
+            missing = [chunk for chunk in round_chunks if chunk.name not in self._answers.responses]
             parts = [[chunk] for chunk in missing[:n_processes]]  # what each process answers
-            # The longest come first. The process with the shortest takes the longest of the rest.
+            # So that all end at about the same time, the process with the shortest of these chunks
+            # also takes the longest of the rest, and so on.
             for part, chunk in zip(reversed(parts), missing[n_processes:], strict=False):
                 part.append(chunk)
             answer = partial(answer_chunks, self.lm, generate=self.generate)
@@ -346,7 +370,7 @@ class BenchmarkRun:
             for part, part_responses in zip(parts, answered, strict=True):
                 for chunk, responses in zip(part, part_responses, strict=True):
                     self._answers.save(chunk.name, responses)
-            for chunk in together:
+            for chunk in round_chunks:
                 yield chunk, self._answers.responses[chunk.name]
                 n_done += len({request.doc_id for request in chunk.requests})
             self.on_progress(n_done, self.ends[-1], self.task.name)
@@ -371,6 +395,7 @@ class BenchmarkRun:
         """
         if not self.task.config.repeats or task.OUTPUT_TYPE != "generate_until":
             return self._score(task, requests, responses)
+        # The harness expects as many responses as a request has `repeats`; here it gets one.
         single_requests = [copy.copy(request) for request in requests]
         for request in single_requests:
             request.repeats = 1
@@ -390,19 +415,20 @@ class BenchmarkRun:
         name = task.config.task
         docs = {request.doc_id: request.doc for request in requests}
         for request in requests:  # they still hold the previous model's answers
-            request.resps, request.filtered_resps = [], {}
+            request.resps = []
+            request.filtered_resps = {}
         task_copy = copy.copy(task)  # in it the harness finds only these questions
         task_copy._instances = requests
-        task_copy.build_all_requests = lambda **_: None
+        task_copy.build_all_requests = lambda **_: None  # they are built already
         task_copy.doc_iterator = lambda **_: iter(docs.items())
-        lm = _AnsweredLM(requests, responses)
+        lm = _AnsweredLM(requests, responses)  # the harness asks it, and gets the responses
         tasks = {"tasks": {name: task_copy}, "groups": {}}
         try:
             results: Any = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
         except ValueError as error:
             raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
-        lines, task_config = results["samples"][name], results["configs"][name]
-        samples = read_task_samples(name, lines, task_config, self.task.config)
+        lines = results["samples"][name]  # one for each question and filter
+        samples = read_task_samples(name, lines, results["configs"][name], self.task.config)
         if task.OUTPUT_TYPE == "generate_until":
             # The harness keeps the text alone; an `Answer` also has its thinking and how it ended.
             pairs = zip(requests, responses, strict=True)
@@ -493,7 +519,7 @@ def answer_chunk(
 
     Args:
         lm: Scores choices, and generates the answers whose tokens are drawn at random.
-        chunk: The requests.
+        chunk: The requests, all of one task; so they have one type and the same settings.
         generate: Generates all other answers; None: `lm` does.
 
     Returns:
@@ -502,21 +528,27 @@ def answer_chunk(
     """
     lm.set_batches(chunk.size, keeps_special_tokens=chunk.benchmark.metric == "tool_call")
     requests = chunk.requests
-    kind, settings = requests[0].request_type, requests[0].args[-1]
-    repeated = [(request, number) for request in requests for number in range(request.repeats)]
-    if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
+    request_type = requests[0].request_type  # the name of the method of `lm` that answers
+    settings = requests[0].args[-1]  # of generating; read only if the type is generate_until
+    # All repeats of the first request, then those of the second one.
+    repeated = [(request, repeat) for request in requests for repeat in range(request.repeats)]
+    if request_type == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # The `repeats` that the user sets are drawn in one batch, those of a task one by one.
+        # The `repeats` that the user sets are drawn in one batch, so each step of the loop is a
+        # whole request. The repeats that a task sets are drawn one by one.
         n_together = chunk.benchmark.repeats or 1
-        for request, number in repeated[::n_together]:
-            # The seed depends on the question alone, so both models and a repeated run draw alike.
-            seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
+        for request, repeat in repeated[::n_together]:
+            # The seed depends on the question and the repeat alone, so both models and a repeated
+            # run draw alike.
+            seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
             torch.manual_seed(int.from_bytes(seed[:7]))
             responses += lm.generate_until([request] * n_together, disable_tqdm=True)
-    elif kind == "generate_until" and generate:
+    elif request_type == "generate_until" and generate:
         responses = [Answer(text) for text in generate([request for request, _ in repeated])]
     else:
-        responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
+        answer = getattr(lm, request_type)
+        responses = answer([request for request, _ in repeated], disable_tqdm=True)
+    # The responses lie in one row; each request takes the next ones.
     plain_responses = iter(getattr(response, "parts", response) for response in responses)
     return [[next(plain_responses) for _ in range(request.repeats)] for request in requests]
 

@@ -56,14 +56,17 @@ def evaluation_key(
     benchmark: ResolvedBenchmark,
     config: EvaluationConfig,
 ) -> str:
-    """Hash everything that an answer depends on. Evaluations with one key have the same answers.
+    """Return a hash of everything that an answer depends on.
+
+    Evaluations with the same key have the same answers.
 
     Args:
         model: Its identity is in the key.
         backend: The code that answers and its batch size. Both decide how sums are rounded.
         questions_hash: The hash of prompts, rows and task settings.
-        benchmark: Its settings except `READ_ONLY`; if `scale` is set, the metric counts, too.
-        config: Its settings except `READ_ONLY`.
+        benchmark: Its settings count, except those in `READ_ONLY`, on which no answer depends. If
+            `scale` is set, the metric counts, too.
+        config: Its settings count, except those in `READ_ONLY`.
 
     Returns:
         32 hex digits. The run's seed is not in the key, because no question depends on it.
@@ -74,7 +77,8 @@ def evaluation_key(
     for section, names in READ_ONLY.items():
         for name in names:
             settings[section].pop(name, None)
-    # The primary metric is divided by the scale before answers are kept.
+    # The scores of the primary metric are divided by the scale before they are kept. So the kept
+    # scores depend on which metric is the primary one.
     scaled_metric = benchmark.metric if benchmark.scale is not None else ""
     versions = [version(package) for package in _PACKAGES]
     parts = [model.identity, backend, questions_hash, scaled_metric, versions, settings]

@@ -55,20 +55,26 @@ class Evaluator:
         counts_memory: bool = False,
         n_processes: int = 1,
     ) -> None:
-        """Take the benchmarks.
+        """Keep the benchmarks and settings; nothing is asked before `evaluate`.
 
         Args:
             tasks: What `load_tasks` returned.
             config: Batch size and prompt format.
-            share_prefixes: False: HFLM's own code scores, which trained prompts and prefixes need.
+            share_prefixes: Whether `PrefixLM` may score, which computes the common beginning of
+                several prompts once. If not, HFLM's own code scores, which trained prompts and
+                prefixes need.
             backend: How all answers are computed; None: it is chosen by the first model.
             counts_memory: Whether to measure the peak of memory; this resets torch's counter.
-            n_processes: How many answer; the others run `assist_measuring` with an equal model.
+            n_processes: How many processes answer. This one leads them; the others run
+                `assist_measuring` with an equal model.
         """
-        self.tasks, self.backend = tasks, backend
+        self.tasks = tasks
+        self.backend = backend
         self.notes: list[str] = []
-        self._config, self._share_prefixes = config, share_prefixes
-        self._counts_memory, self._n_processes = counts_memory, n_processes
+        self._config = config
+        self._share_prefixes = share_prefixes
+        self._counts_memory = counts_memory
+        self._n_processes = n_processes
 
     def evaluate(
         self,
@@ -85,7 +91,8 @@ class Evaluator:
         Args:
             model: With adapters or without.
             cache: Where evaluations are found and kept; None measures everything.
-            stop_when: Looks at the answers after each block of questions; None asks all questions.
+            stop_when: Tests the answers after each block of questions, and names the benchmarks
+                that need more questions; None asks all questions.
             on_progress: Called with questions done, questions in all, and the benchmark's name;
                 also for each token of an answer that this process generates.
 
@@ -106,7 +113,7 @@ class Evaluator:
                 f"{model.id} cannot be scored as the model before ({reason}); measure both "
                 "with share_prefixes=False (in a notebook: stock=True)"
             )
-        while True:
+        while True:  # until the batches are small enough for the memory
             try:
                 evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
                 self.backend = backend
@@ -149,7 +156,7 @@ class Evaluator:
         """Measure a model with this backend; arguments are those of `evaluate`."""
         started = time.perf_counter()
         with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
-            counter: AbstractContextManager[Any] = nullcontext(lambda: nan)
+            counter: AbstractContextManager[Any] = nullcontext(lambda: nan)  # no peak is measured
             if self._counts_memory:
                 counter = measure_peak_memory(model.device)
             measure_peak = stack.enter_context(counter)
@@ -158,6 +165,7 @@ class Evaluator:
                 # One lock at a time: processes that hold several may wait for each other for ever.
                 with cache.lock(run.key):
                     run.look_up(cache)
+                    # A benchmark that may end early is left for `_ask_with_looks`.
                     if not (stop_when and run.can_stop):
                         run.ask_rest()
                         run.save(cache)
@@ -195,11 +203,19 @@ class Evaluator:
     def _open(
         self, model: LoadedModel, backend: BackendOptions, on_progress: OnProgress, stack: ExitStack
     ) -> tuple[dict[str, BenchmarkRun], str]:
-        """Build the questions of every benchmark, and name the backend; nothing is asked yet.
+        """Build the questions of every benchmark; nothing is asked yet.
 
-        If another engine generates the answers, `stack` closes it.
+        Args:
+            model: The model that will answer.
+            backend: How its answers are computed.
+            on_progress: As for `evaluate`.
+            stack: If another engine generates the answers, the engine ends with this stack.
+
+        Returns:
+            The benchmarks by name, and the backend's name in the record. This name also says which
+            other engine generates.
         """
-        if model.server:
+        if model.server:  # it makes its own batches: `batch_size` is how many requests it gets
             size = model.server.settings.concurrency
             server = str(model.server)
             backend = BackendOptions(
@@ -234,9 +250,15 @@ class Evaluator:
     def _ask_with_looks(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
     ) -> None:
-        """Ask the benchmarks of which nothing was asked yet, block by block.
+        """Ask the benchmarks that may end early, block by block, with a look after each block.
 
-        After each block, `stop_when` looks at all answers and names the benchmarks that need more.
+        A look is a test of the answers so far: `stop_when` names the benchmarks that need more
+        questions. It takes all benchmarks, because their tests are corrected together.
+
+        Args:
+            runs: All benchmarks. Those that may not end early have been asked already.
+            cache: Keeps the evaluations.
+            stop_when: As for `evaluate`.
         """
         stoppable = {name: run for name, run in runs.items() if not run.n_asked}
         needed = set(stoppable)
@@ -244,9 +266,10 @@ class Evaluator:
             for name, run in stoppable.items():
                 if name in needed:
                     run.ask_block(is_look=True)
-            # Holm's correction may need a benchmark again when another's evidence weakens.
-            needed = stop_when({name: run.summarize() for name, run in runs.items()})
-            needed = {name for name in needed & set(stoppable) if not runs[name].is_whole}
+            # A benchmark that was decided may be needed again: Holm's correction makes its test
+            # stricter when the evidence of another benchmark weakens.
+            undecided = stop_when({name: run.summarize() for name, run in runs.items()})
+            needed = {name for name in stoppable if name in undecided and not runs[name].is_whole}
         for run in stoppable.values():
             run.save(cache)
 
@@ -254,12 +277,16 @@ class Evaluator:
 def assist_measuring(model: LoadedModel) -> None:
     """Answer chunks for the evaluator of the first process, until it has measured the model.
 
+    If a launcher starts several processes, the first one has the `Evaluator`, and all others call
+    this. Each holds the whole model.
+
     Args:
-        model: One equal to the first process's.
+        model: This process's copy of the model that the first process measures.
     """
     lms: dict[tuple[BackendOptions, str | None], Any] = {}  # by all that `open_lm` depends on
 
     def answer(chunks: list[Chunk]) -> list[list[list[Any]]]:
+        """Return the responses by chunk, request and repeat."""
         first = chunks[0]  # all are of one benchmark
         key = first.backend, first.config.think_end_token
         if key not in lms:
@@ -289,6 +316,7 @@ def check_room(
     """
     generating = {name: task for name, task in tasks.items() if task.generates}
     evaluator = Evaluator(generating, replace(config, backend=Backend.hf))  # vLLM need not start
+    # Nothing is asked, so the batch sizes do not matter.
     backend = BackendOptions(shares_prefixes=False, batch_size=1, generation_batch_size=1)
     with _undisturbed(), ExitStack() as stack:
         if generating:
@@ -309,7 +337,8 @@ def count_costs(
         tasks: All benchmarks.
         config: How they are asked.
         model: The tokenizer, and the model without weights.
-        is_recorded: Says by key and name whether the base's answers are in the record.
+        is_recorded: Takes a benchmark's `BenchmarkRun.key` and name, and returns whether the base's
+            answers are in the record.
         share_prefixes: As for `Evaluator`.
 
     Returns:
@@ -337,8 +366,8 @@ def try_costs(
         tasks: All benchmarks.
         config: How they are asked.
         model: The base.
-        most_seconds: After so long, no further benchmark is tried, except the first that generates
-            answers and the first that does not.
+        most_seconds: After this time, no further benchmark is tried. But at least one benchmark
+            that generates answers and one that does not are tried, if there are any.
         share_prefixes: As for `Evaluator`.
 
     Yields:
@@ -349,11 +378,10 @@ def try_costs(
     with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
         backend = choose_backend(model, config, share_prefixes)
         runs, _ = evaluator._open(model, backend, on_progress=lambda *_: None, stack=stack)
-        tried_kinds = set[bool]()  # whether they generate answers
+        tried_kinds = set[bool]()  # values of `generates` of which a benchmark was tried
         for run in sorted(runs.values(), key=lambda run: run.task.generates):
-            kind = run.task.generates
-            if kind not in tried_kinds or time.perf_counter() - began < most_seconds:
-                tried_kinds.add(kind)
+            if run.task.generates not in tried_kinds or time.perf_counter() - began < most_seconds:
+                tried_kinds.add(run.task.generates)
                 yield run.try_batch()
 
 

@@ -61,8 +61,9 @@ def _explain_adapters(model: Any) -> str:
 
 
 def _explain_class(inner: Any) -> str:
-    """Say why the code of a model is not that of a family that was tested; empty if it is.
+    """Say what in a model's code was not tested for exact sharing; empty if all of it was.
 
+    `PrefixLM` may score only the families in `EXACT_FAMILIES`, run by the code of transformers.
     Patches of other libraries, int8 layers and other attention code count as untested, too.
     """
     config: Any = inner.config
@@ -75,6 +76,7 @@ def _explain_class(inner: Any) -> str:
         return f"{model_class.__name__} is not among the families that were tested"
     if any(map(_is_patched, {type(module) for module in inner.modules()})):
         return "another library has replaced a forward of transformers"
+    # `PrefixLM` computes the logits of the choices alone, which this argument makes possible.
     if "logits_to_keep" not in inspect.signature(model_class.forward).parameters:
         return f"{model_class.__name__} has no logits_to_keep"
     if getattr(inner, "is_loaded_in_8bit", False):
@@ -92,14 +94,15 @@ def _explain_settings(inner: Any) -> str:
         if getattr(config, setting, None) is odd_value:
             return setting
     for setting in ("sliding_window", "layer_types"):
-        # A family ignores a setting that its class does not know, but our masks would follow it.
+        # A family ignores a setting that its config class does not know. But `PrefixLM` builds the
+        # attention masks itself, and would follow the setting.
         is_known = hasattr(inner.config_class, setting)
         if getattr(config, setting, None) is not None and not is_known:
             return f"{setting} in the config of {config.model_type}"
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    # Some families have rotary parameters for each kind of layer.
-    layer_ropes = [value for value in rope.values() if isinstance(value, dict)]
-    types = {str(value["rope_type"]) for value in (rope, *layer_ropes) if value.get("rope_type")}
+    # Most families have one set of rotary parameters; some have one for each kind of layer.
+    ropes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    types = {str(parameters["rope_type"]) for parameters in ropes if parameters.get("rope_type")}
     if odd_types := types - _FIXED_ROPE:
         return f"rotary embedding {', '.join(sorted(odd_types))} depends on a row's length"
     return ""

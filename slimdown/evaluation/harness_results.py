@@ -56,6 +56,9 @@ def read_task_samples(
 
     Returns:
         One sample for each question, in the order of `lines`.
+
+    Raises:
+        DataError: A question lacks the field that `benchmark.cluster` names.
     """
     by_question: dict[int, list[Any]] = {}
     for line in lines:
@@ -143,18 +146,22 @@ def _read_generating(lines: Sequence[Any], metrics: Container[str]) -> _Exchange
 def _read_choosing(line: Any, scores: dict[str, float], delimiter: str) -> _Exchange:
     """Read the choices of a question, which of them each metric takes, and which one is right.
 
-    If one is right, its probability is added to `scores`.
+    Args:
+        line: What the harness logs of the question.
+        scores: The question's scores by metric. If one choice is right, its probability is added.
+        delimiter: What stands between a prompt and a choice.
     """
     prompt, choices = _read_choices(line["arguments"], delimiter)
     all_log_likelihoods = tuple(float(response[0]) for response in line["filtered_resps"])
-    log_likelihoods = all_log_likelihoods[: len(choices)]  # those behind are without the prompt
+    # Some tasks ask every choice again without the prompt; these log-likelihoods come last.
+    log_likelihoods = all_log_likelihoods[: len(choices)]
     target = str(line["target"])
     contexts = {arguments[0] for arguments in line["arguments"]}
     if target.isdigit() and int(target) < len(choices):
         target = choices[int(target)]
     elif len(contexts) > 1 and len(choices) == 2:
-        # The choices are in the contexts, and the log does not say which one is right. But `acc`
-        # says whether the likeliest one is.
+        # The contexts differ by the choices (WinoGrande), and the log does not say which choice is
+        # right. But `acc` says whether the likeliest one is.
         likeliest = log_likelihoods.index(max(log_likelihoods))
         target = choices[likeliest if scores.get("acc") == 1 else 1 - likeliest]
     answers = add_right_choice(scores, choices, log_likelihoods, target)
@@ -191,7 +198,7 @@ def read_cluster(document: Mapping[str, Any], field: str | None, question: str) 
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a table may hold 3 as 3.0
     text = str(value).strip()
-    if text in ("", "None", "nan", "[]", "{}"):
+    if text in ("", "None", "nan", "[]", "{}"):  # no field, or an empty value of any type
         fields = ", ".join(map(str, document)) or "none"
         problem = f"has nothing in {field!r}, by which clusters are told apart"
         raise DataError(f"question {question} {problem}; its fields are {fields}"[:300])
@@ -224,19 +231,19 @@ def summarize_samples(
         benchmark: Its settings.
         samples: The questions that were asked.
         task_weights: How the harness weighs tasks; None weighs every question alike.
-        usable: The metrics whose score is a mean where more is better, with or without filters;
-            None: all.
+        usable: The metrics whose score is a mean where more is better; None: all are. A name
+            without a filter, such as `exact_match`, stands for the metric with any filter.
 
     Returns:
         The evaluation, without the task's version and the seconds, which the caller adds. A metric
         is left out if it is not usable, or if a question has no score on it between 0 and 1.
     """
-    metrics = [
-        metric
-        for metric in samples[0].scores
-        if (usable is None or {metric, Metric(metric).name} & set(usable))
-        and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
-    ]
+
+    def is_kept(metric: str) -> bool:
+        is_usable = usable is None or metric in usable or Metric(metric).name in usable
+        return is_usable and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
+
+    metrics = list(filter(is_kept, samples[0].scores))
 
     def drop_others(sample: Sample) -> Sample:
         if [*sample.scores] == [*sample.answers] == metrics:
@@ -260,7 +267,7 @@ def check_primary_metric(
     """Check that every question has a score between 0 and 1 on the primary metric.
 
     Raises:
-        DataError: One has none, so base and tuned model could not be compared.
+        DataError: A question has none, so base and tuned model could not be compared.
     """
     setting = f"benchmark.{name}.metric={benchmark.metric}"
     for sample in samples:
@@ -295,7 +302,14 @@ def parse_score(value: Any) -> float | None:
 
 
 def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
-    r"""Compare the last number of an answer with the target's (paper 2.4: |p - t| < 0.01).
+    r"""Return whether the last number of an answer is nearly the target's.
+
+    The paper that slimdown follows (docs/paper.md) does so in section 2.4: |p - t| < 0.01.
+
+    Args:
+        answer: A text; without a number, it agrees with nothing.
+        target: The right answer. If it has GSM8K's mark "####", the number stands behind that.
+        tolerance: The numbers must differ by less than this.
 
     >>> numbers_agree("18.00", "9 + 9 = 18\n#### 18", 0.01)
     True
@@ -309,4 +323,5 @@ def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
         numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
         return float(numbers[-1].replace(",", "")) if numbers else nan
 
-    return abs(read_last(answer) - read_last(target.rsplit("####", 1)[-1])) < tolerance
+    right_answer = target.rsplit("####", maxsplit=1)[-1]
+    return abs(read_last(answer) - read_last(right_answer)) < tolerance  # False for nan

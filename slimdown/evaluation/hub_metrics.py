@@ -14,23 +14,25 @@ from typing import Any, NoReturn
 
 from slimdown.utils.errors import ConfigError
 
-_LOAD = "evaluation_module_factory"
+_LOAD = "evaluation_module_factory"  # the function of `evaluate` that finds a metric's Python
 _RUNS = "which runs Python from the hub or from the working folder; choose another task"
 
 
 @contextmanager
 def forbid_hub_metrics(context: str = "") -> Iterator[None]:
-    """Inside, `evaluate.load` raises an error that says why.
+    """Make a context in which `evaluate.load` raises an error that says why.
 
-    If the package is imported already, the function `_LOAD` is replaced, which `load`, `combine`
-    and suites call: another module may hold `load` itself. Otherwise, because importing takes
-    seconds, a stand-in takes the package's place, and refuses every attribute.
+    If the package `evaluate` is imported already, the function that `_LOAD` names is replaced,
+    because `load`, `combine` and suites call it. To replace `load` would not be enough: another
+    module may hold it under its own name. If the package is not imported, a stand-in takes its
+    place and refuses every attribute, because importing the package takes seconds.
 
     Args:
         context: What a message begins with, such as `benchmark.NAME: `.
 
     Raises:
-        ConfigError: The code inside called it, even if it caught the error, as the harness does.
+        ConfigError: The code inside took a metric from the package, even if it caught the error, as
+            the harness does.
     """
     refusals: list[ConfigError] = []
 
@@ -39,13 +41,16 @@ def forbid_hub_metrics(context: str = "") -> Iterator[None]:
         raise refusals[-1]
 
     def refuse_attribute(name: str) -> NoReturn:
-        if name.startswith("__") and name != "__path__":  # libraries look at all modules
+        # Libraries look at such names in all modules. But `__path__` is asked for by an import of
+        # `evaluate.loading` and the like.
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         refuse()
 
     stand_in: Any = ModuleType("evaluate")
     stand_in.__spec__ = ModuleSpec("evaluate", None)
     stand_in.__getattr__ = refuse_attribute
+    # Both modules hold the function under their own name.
     names = [name for name in ("evaluate.loading", "evaluate.evaluation_suite") if name in modules]
     with ExitStack() as undo:
         for name in names:

@@ -49,6 +49,11 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
     A name does not count if it is denied ("not Paris", "Paris is wrong"), or stands in a choice
     ("Paris or Rome") of which the other side is not accepted. A forbidden name counts in a choice.
 
+    Args:
+        text: What the model wrote.
+        accepted: Any of these makes the answer right.
+        forbidden: Any of these makes it wrong.
+
     >>> [contains_answer(text, ["Paris"]) for text in ("It's paris.", "Parisian", "not Paris")]
     [True, False, False]
     >>> contains_answer("Paris or Rome", ["Paris"]), contains_answer("8.5 or so", ["8"])
@@ -58,14 +63,16 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
     any_accepted = "|".join(map(_write_pattern, accepted))
 
     def is_named(answer: str, may_be_choice: bool) -> bool:
+        """Return whether the text names an answer at some place where it counts."""
         if not (pattern := _write_pattern(answer)):  # signs alone, such as "+"
             return fold(answer) in fold(text)
         for match in re.finditer(rf"(?<= ){pattern}(?= )", words):
             before = words[max(0, match.start() - _NEAR) : match.start()]
-            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "  # <> is the answer
+            # <> stands for the answer, in the patterns too.
+            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "
             has_other_accepted = re.search(rf" (?:{any_accepted}) ", near)
-            is_open = not has_other_accepted and _CHOICE.search(near)
-            if (may_be_choice or not is_open) and not _DENIED.search(near):
+            is_undecided = not has_other_accepted and _CHOICE.search(near)
+            if (may_be_choice or not is_undecided) and not _DENIED.search(near):
                 return True
         return False
 

@@ -21,6 +21,8 @@ def find_languages(text: str) -> list[str]:
     A sentence of fewer than 25 characters (12 of Chinese or Japanese) does not count. If all are
     shorter, the whole text is taken as one sentence. Nothing is found in a text without letters.
 
+    The first sentence of this example has 18 characters, so it does not count:
+
     >>> find_languages("Der Topf ist heiß. It keeps the heat inside the pot, so you save energy.")
     ['en']
     >>> find_languages("Mit einem Deckel kocht das Wasser früher. It saves energy, too, my friend.")

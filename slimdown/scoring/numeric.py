@@ -81,7 +81,7 @@ def _write_plainly(text: str) -> str:
     # "3 × 10^8" becomes "3e8", and "2^3" becomes "8".
     text = re.sub(r"(?<=\d) ?(?:[x*×·]|\\times|\\cdot) ?(?=10 ?(?:\^|\*\*))", "*", fold(text))
     text = re.sub(r"(?<=\d)\*10 ?(?:\^|\*\*) ?[{(]?(-?\d+)[})]?", r"e\1", text)
-    text = re.sub(r"[a-z]*[$€£¥]", "", text)
+    text = re.sub(r"[a-z]*[$€£¥]", "", text)  # currency: "US$5"
     text = _POWER.sub(_write_power, text)
     text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)  # emphasis: "**8**"
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
@@ -90,6 +90,7 @@ def _write_plainly(text: str) -> str:
     text = re.sub(rf"\b(?:not|instead of|rather than) {number}", "", text)
     text = re.sub(r"(\d+)/\d+(?= (?:correct|right|points?|marks?|questions?)\b)", r"\1", text)
     text = re.sub(r"\bas of \d{4}\b", "", text)
+    # "1.5 million" becomes "1500000".
     text = re.sub(
         rf"((?<![\w.,])(?:{_DECIMAL})) (thousand|million|billion|trillion)\b",
         lambda match: f"{float(match[1].replace(',', '')) * _SCALES[match[2]]:.15g}",
@@ -107,7 +108,10 @@ def _write_power(power: re.Match[str]) -> str:
 
 
 def _cut_behind_result(text: str) -> str:
-    """Cut the last sentence with a number behind a result: "36 - 5 = 31, so 2 boxes are full"."""
+    """Cut off what follows the last result: "36 - 5 = 31, so 2 boxes are full" ends at 31.
+
+    A result is a number behind "=". It is looked for in the last sentence that has a number.
+    """
     ends = [0, *(end.end() for end in re.finditer(r"[.!?]\s|\n", text)), len(text)]
     for begin, end in zip(ends[-2::-1], ends[:0:-1], strict=True):
         if _has_number(text[begin:end]):
@@ -121,17 +125,27 @@ def _has_number(text: str) -> bool:
 
 
 def _read_last(text: str) -> float | None:
-    """Read the last number in digits, or else in words; None: it is part of something else."""
+    """Read the last number in digits, or else in words.
+
+    Args:
+        text: What `_write_plainly` returned, with a number as `_has_number` finds it.
+
+    Returns:
+        None if the number is part of a longer one, of a range or of a choice, or is not finite.
+    """
     if not (in_digits := list(_IN_DIGITS.finditer(text))):
         minus, word = _IN_WORDS.findall(text)[-1]
-        return (-1 if minus else 1) * float(_WORDS.split().index(word))
+        number = float(_WORDS.split().index(word))  # the words stand in order, from zero
+        return -number if minus else number
     last = in_digits[-1]
     before, after = text[: last.start()], text[last.end() :]
-    # "12'500" and "x^2"; then "12 500", which some countries write for 12,500
+    # "12'500", and the exponent of "x^2"
     is_part = re.search(r"\d[.,'_٫٬]$|\^[{(]?-?$", before) or re.match(r"[.,'_٫٬]\d", after)
+    # "12 500", which some countries write for 12,500
     is_group = re.search(r"(?<!\d)\d{1,3} $", before) and re.fullmatch(r"\d{3}", last[0])
     if is_part or is_group or _OTHER_END.search(before):
         return None
+    # Either a fraction, perhaps with a whole number before it ("3 1/2"), or a decimal number.
     minus, whole, numerator, denominator, decimal = last.groups("")
     number = float((decimal or whole or "0").replace(",", ""))
     if denominator:

@@ -79,13 +79,24 @@ def list_used_scores(rows: QuestionRows) -> list[str]:
 
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
 def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows:
-    """Read a file's rows, see `read_questions`; `changed_at` makes the cache read it again."""
+    """Read a file's rows, see `read_questions`.
+
+    Args:
+        file: Its absolute path.
+        changed_at: When the file was last changed, in nanoseconds. It is part of the cache's key,
+            so that a changed file is read again.
+        score: The name of the score for rows that have neither choices nor a `score`.
+
+    Raises:
+        DataError: A row is no question, or is of another kind than the first, or there is no row.
+    """
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:
             row = read_row(record, score) | _read_cluster(record)
             json.dumps(row, ensure_ascii=False).encode()  # raises at half of a surrogate pair
             if rows and row.keys() != rows[0].keys():
+                # The first key that only one of the two rows has.
                 key = next(key for key in _KINDS if key in row.keys() ^ rows[0].keys())
                 has = f"it has {'' if key in row else 'no '}{_KINDS[key]}"
                 raise DataError(f"{has}, unlike the rows before; give each kind a file")
@@ -100,6 +111,10 @@ def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows
 
 def read_row(record: Any, score: str) -> dict[str, Any]:
     """Read one row, see `read_questions`.
+
+    Args:
+        record: What `iter_records` yields: the row, or the error of a row that cannot be read.
+        score: The name of the score, if the row has neither choices nor a `score`.
 
     Raises:
         DataError: It is no such question.
@@ -117,20 +132,34 @@ def read_row(record: Any, score: str) -> dict[str, Any]:
     prompt = _read_prompt(record)
     if record.get("choices") is None:
         return prompt | _read_answers(record, found_score)
-    if score != EXACT or record.get("forbidden"):
+    if score != EXACT or record.get("forbidden"):  # a choice is taken by likelihood
         raise DataError(f"choices are not written, so leave out score={score} and forbidden")
     return prompt | _read_choices(record.get("answer"), record["choices"])
 
 
 def _read_choices(answer: Any, choices: Any) -> dict[str, Any]:
-    """Read a row's choices, and which of them is right: the answer is its number from 0."""
+    """Read a row's choices, and which of them is right.
+
+    Args:
+        answer: The text of the right choice, its number from 0, or its letter from A.
+        choices: The choices, texts or numbers.
+
+    Returns:
+        `choices`, as texts, and `answer`, the number from 0 of the right one.
+
+    Raises:
+        DataError: The choices are not two or more different texts, or the answer does not name
+            exactly one of them.
+    """
     if not (text := to_text(answer)):
         raise DataError(f"answer is {answer!r}, and must be a text or a number"[:200])
     texts = [to_text(choice) for choice in choices] if isinstance(choices, list) else []
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"
         raise DataError(f"choices {wanted}, got {choices!r}"[:200])
-    meant = [i for i, t in enumerate(texts) if text in (t, str(i), ascii_uppercase[i : i + 1])]
+    # What the answer may call each choice; there is no letter behind Z.
+    names = [(choice, str(i), ascii_uppercase[i : i + 1]) for i, choice in enumerate(texts)]
+    meant = [i for i, choice_names in enumerate(names) if text in choice_names]
     if isinstance(answer, str) and text in texts:
         meant = [texts.index(text)]  # the text of a choice comes before numbers and letters
     if len(meant) != 1:
@@ -159,7 +188,15 @@ def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
-    """Read a row's question, or its messages and tools, which become `conversation`."""
+    """Read a row's question, or its messages and tools.
+
+    Returns:
+        `question`. Messages and tools become `conversation`, their JSON text; the question is then
+        what the user says in them.
+
+    Raises:
+        DataError: There is no question, or messages or tools are not as a chat template takes them.
+    """
     question, messages, tools = map(record.get, ("question", "messages", "tools"))
     if messages is None and tools is None:
         if not isinstance(question, str) or not to_text(question):
@@ -168,23 +205,33 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
     if question is not None or not isinstance(messages, list) or not messages:
         problem = "messages must be a list of turns with role and content, instead of a question"
         raise DataError(f"{problem}, got {messages!r}"[:200])
-    for number, turn in enumerate(messages, start=1):
-        role, content = map(turn.get, ("role", "content")) if isinstance(turn, dict) else ("", "")
-        allowed = ("user", "assistant", *(["system"] if number == 1 else []))
-        if role not in allowed or not isinstance(content, str) or not to_text(content):
-            wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
-            raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])
-    if messages[-1]["role"] != "user":
-        raise DataError("the last message must be the user's; what the model says is the answer")
+    _check_turns(messages)
     if tools is not None and not (isinstance(tools, list) and 0 < len(tools) <= _MOST_TOOLS):
         raise DataError(f"tools must be a list of 1 to {_MOST_TOOLS:,}, got {tools!r}"[:200])
-    for tool in tools or ():
+    for tool in tools or ():  # a schema may stand under `function`, as OpenAI has it
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"a tool must be a JSON schema with a name, got {tool!r}"[:200])
     question = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
     chat = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False, default=str)
     return {"question": question, "conversation": chat}
+
+
+def _check_turns(messages: list[Any]) -> None:
+    """Check that messages are turns of user and assistant, and that the user speaks last.
+
+    Raises:
+        DataError: Names the first message that is not. Only the first may be the system's.
+    """
+    for number, turn in enumerate(messages, start=1):
+        fields = turn if isinstance(turn, dict) else {}
+        role, content = map(fields.get, ("role", "content"))
+        allowed = ("user", "assistant", *(["system"] if number == 1 else []))
+        if role not in allowed or not isinstance(content, str) or not to_text(content):
+            wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
+            raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])
+    if messages[-1]["role"] != "user":
+        raise DataError("the last message must be the user's; what the model says is the answer")
 
 
 def _read_answers(record: dict[str, Any], score: Score) -> dict[str, Any]:

@@ -37,20 +37,20 @@ def list_scores() -> dict[str, Score]:
     """Return every score by name.
 
     Raises:
-        ConfigError: An extension is broken.
+        ConfigError: An extension, a package that adds a score, is broken.
     """
     own = {kind.name: kind for kind in OWN}
-    demand = "a subclass of slimdown.scoring.score.Score"
+    wanted = "a subclass of slimdown.scoring.score.Score"  # what a message asks for
 
     def is_score_class(added: Any) -> bool:
         return isinstance(added, type) and issubclass(added, Score)
 
-    table = add_extensions("slimdown.scores", own, is_score_class, demand)
-    for name, kind in table.items():
+    classes = add_extensions("slimdown.scores", own, is_score_class, wanted)
+    for name, kind in classes.items():
         if kind.name != name:
             problem = f"the score {kind.__module__}.{kind.__name__} has the name {kind.name!r}"
             raise ConfigError(f"{problem}, and its entry point {name!r}; give both one name")
-    return {name: kind() for name, kind in table.items()}
+    return {name: kind() for name, kind in classes.items()}
 
 
 def find_score(name: str) -> Score:

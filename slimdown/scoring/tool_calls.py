@@ -36,9 +36,11 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
 
     Args:
         text: The answer, with or without special tokens. Thinking at its start does not count.
-        tokenizer: If it has a response template, calls are read by this first. Calls that the
-            template passes over count, too, if another family of models writes them so.
-        tools: Schemas, which tell a text from a number where the form does not.
+        tokenizer: If it has a response template, which describes how the model writes its answers,
+            calls are read by this first. Calls that the template passes over count, too, if another
+            family of models writes them so.
+        tools: The schemas of the tools. Some models write arguments without quotes; then the schema
+            says whether 12 is a text or a number.
 
     Returns:
         The calls; none if there are none, or if one of them cannot be read.
@@ -47,13 +49,16 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
     with suppress(Exception):  # there is no template, or the publisher's fails on what is written
         message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
         parsed = [write_call(call) for call in message["tool_calls"]]
-    marked = _read_marked(text, tools, is_parsed=bool(parsed))
+    marked = _read_marked(text, tools, is_parsed=bool(parsed))  # by the markers of all families
     if parsed:
         names = [json.loads(call)["name"] for call in parsed]
         are_known = all(call is None or json.loads(call)["name"] in names for call in marked)
         if are_known and len(marked) <= len(parsed):
             return parsed  # both ways read the same calls
+        # The markers show calls that the template passed over. If there are more marked calls than
+        # the template read, they are taken to include its calls; if not, they are added to them.
         marked = marked if len(marked) > len(parsed) else [*parsed, *marked]
+    # A call that cannot be read spoils all.
     return [] if None in marked else [call for call in marked if call]
 
 
@@ -69,10 +74,9 @@ def attempts_call(text: str, tools: Any = None) -> bool:
     (True, False)
     """
     text = drop_thinking(text)
-    for opening in _OPENINGS.finditer(text):
-        # A fence or a bare name may also begin ordinary code; those are looked at below.
-        if opening.lastgroup not in ("fenced", "bare"):
-            return True
+    # A fence or a bare bracket may also begin ordinary code; those are looked at below.
+    if any(opening.lastgroup not in ("fenced", "bare") for opening in _OPENINGS.finditer(text)):
+        return True
     names = "|".join(re.escape(name) for name in map(get_tool_name, tools or ()) if name)
     is_named = names and re.search(rf"(?:\A|```[\w-]*)[\s\[`]*(?:{names})\(", text)
     return bool(is_named or re.match(r"[\s\[]*\{", text) or re.search(_CALL_BEGINS, text))
@@ -85,10 +89,19 @@ def drop_thinking(text: str) -> str:
 
 
 def write_call(call: Any) -> str:
-    """Write a tool call in one form, however it came: keys in order, and 2.0 as 2.
+    """Write a tool call in one form, so that equal calls have equal texts.
+
+    Args:
+        call: The call as a model or a row has it. It may stand under `function`; its arguments may
+            stand under `arguments` or `parameters`, and be an object or its JSON text.
+
+    Returns:
+        JSON with `name` and `arguments`. Keys are sorted, and 2.0 is written as 2.
 
     Raises:
-        DataError: It has no name or two, or its arguments are no object or stand there twice.
+        DataError: The call has no name, a `name` beside `function`, both `arguments` and
+            `parameters`, or arguments that are no object.
+        ValueError: It has half of a surrogate pair, which no file can hold.
     """
     function = call.get("function", call) if isinstance(call, dict) else None
     has_two_names = isinstance(call, dict) and {"function", "name"} <= call.keys()
@@ -103,7 +116,7 @@ def write_call(call: Any) -> str:
     if is_double or not isinstance(name, str) or not name or not isinstance(values, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
     text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
-    text.encode()  # raises ValueError at half of a surrogate pair, which no file can hold
+    text.encode()  # raises the ValueError
     # Texts are matched first, and stay; numbers lose their ".0".
     return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
 
@@ -133,21 +146,24 @@ def check_calls(calls: Any, tools: Any) -> None:
 
 
 def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
-    """Read the calls that open as `_OPENINGS` has it.
+    """Read the calls that begin with one of the markers in `_OPENINGS`.
 
     Args:
         text: The answer.
-        tools: Schemas.
+        tools: The schemas of the tools.
         is_parsed: Whether the response template has found calls, perhaps in another form.
 
     Returns:
-        The calls, with None in place of a call that cannot be read. It is the last, unless some are
-        parsed.
+        The calls, each as `write_call` writes it, with None in place of a call that cannot be read.
+        Reading ends there, unless the response template has found calls. None also comes last if
+        more brackets begin no call than are looked at.
     """
-    calls, n_passed = list[str | None](), 0
-    start = at = len(text) - len(drop_thinking(text))
+    calls = list[str | None]()
+    n_passed = 0  # openings behind which no call could be read
+    start = at = len(text) - len(drop_thinking(text))  # where the answer begins
     while (opening := _OPENINGS.search(text, at)) and n_passed < _MOST_PASSED:
-        kind, at = str(opening.lastgroup), opening.end()
+        kind = str(opening.lastgroup)  # the name of the group in `_OPENINGS` that matches
+        at = opening.end()
         # A bracket without a marker counts at the start of the answer, or if there are calls.
         if kind == "bare" and not (calls or is_parsed or opening.start() == start):
             continue
@@ -269,9 +285,19 @@ def _read_expression(text: str, begin: int) -> Read:
 
 
 def _write_token(token: re.Match[str]) -> str:
-    """Write a token of Python as JSON has it; what JSON lacks stays, and JSON refuses it."""
+    """Write a token of Python as JSON has it.
+
+    What JSON lacks stays as it is, so that the reader of the JSON refuses it.
+
+    Args:
+        token: A match of `_PYTHON_TOKEN`.
+
+    Raises:
+        ValueError: A text does not end.
+    """
     if token["string"]:
-        quotes = {"\\'": "'", '"': '\\"'}  # JSON escapes only the double one
+        # JSON escapes only the double quotation mark, and Python may escape both.
+        quotes = {"\\'": "'", '"': '\\"'}
         text = re.sub(
             r'\\.|"', lambda sign: quotes.get(sign[0], sign[0]), token[0][1:-1], flags=re.S
         )

@@ -65,10 +65,14 @@ def _read_date(file: Path) -> float:
 
 
 def open_logs(file: Path) -> Iterator[LoggedTask]:
-    """Yield a task for each benchmark that the samples of an entry name.
+    """Yield the benchmarks of an entry, those that the lines of its samples file name.
+
+    Args:
+        file: The entry's first file, `UUID.json`.
 
     Raises:
-        DataError: It has another schema version, no results of single questions, or is damaged.
+        DataError: The entry has another schema version, no results of single questions, or is
+            damaged.
     """
     if not file.is_file():
         raise DataError(f"there is no {file}, which says what {file.stem}_samples.jsonl holds")
@@ -88,13 +92,14 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         arguments = _read_arguments(model.get("additional_details") or {})
         adapter = arguments.get("peft") or arguments.get("lora_local_path")
         made_by = {
+            # Where an adapter was loaded, `id` names only the base model.
             "model": name_model(str(adapter or model["id"]), arguments),
             "tool": f"{library['name']} {library['version']}",
             "backend": str(engine or model.get("inference_platform") or library["name"]),
         }
         for title, lines in _read_lines(file, summary).items():
             results = _find_results(summary["evaluation_results"], lines)
-            generation = results[0].get("generation_config") or {}
+            generation = results[0].get("generation_config") or {}  # alike in all of a benchmark
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
             settings = {"generation": generation, "model_args": drop_free(arguments)}
             task = LoggedTask(
@@ -148,7 +153,7 @@ def _read_lines(file: Path, summary: Mapping[str, Any]) -> dict[str, list[dict[s
     hash_function = {"sha256": sha256, "md5": md5}.get(str(details.get("hash_algorithm")))
     if hash_function:
         checksum = hash_function(samples.read_bytes()).hexdigest()
-        if details.get("checksum") not in (None, checksum):
+        if details.get("checksum") not in (None, checksum):  # an entry may leave it out
             problem = f"is not what {file.name} was written with: its checksum differs"
             raise DataError(f"{samples} {problem}")
     by_title: dict[str, list[dict[str, Any]]] = {}
@@ -210,6 +215,14 @@ def _read_answers(
 
     A question has several lines if it has several metrics, or was asked several times. Metrics of
     which less is better are left out.
+
+    Args:
+        file: The entry, for messages.
+        lines: The benchmark's lines of the samples file.
+        results: The benchmark's results in the entry: of each metric, a mean and a description.
+
+    Raises:
+        DataError: A question is not as the schema has it.
     """
     has_harness_metrics = _is_of_harness(lines)
     name_result = _name_harness_metric if has_harness_metrics else _name_metric
@@ -221,12 +234,12 @@ def _read_answers(
         by_question.setdefault(str(line["sample_id"]), []).append(line)
     for question, own_lines in by_question.items():
         with explain_malformed(f"{file}: question {question!r:.80} is not as schema 0.3 has it"):
-            scores: dict[str, list[float]] = {}
-            answers: dict[str, str] = {}
+            scores: dict[str, list[float]] = {}  # by metric, one for each time it was asked
+            answers: dict[str, str] = {}  # by metric, what was read from the first answer
             for line in own_lines:
                 if has_harness_metrics:
                     line_scores = _read_harness_scores(line)
-                else:
+                else:  # a line has one score; without an id, it is that of the only result
                     result = results_by_id.get(line.get("evaluation_result_id"), results[0])
                     line_scores = {_name_metric(result): float(line["evaluation"]["score"])}
                 for metric, score in line_scores.items():
@@ -247,7 +260,16 @@ def _read_harness_scores(line: Mapping[str, Any]) -> dict[str, float]:
 def _read_question(
     line: Mapping[str, Any], scores: dict[str, float], answers: dict[str, str]
 ) -> LoggedAnswer:
-    """Read what was asked and answered; `scores` and `answers` are by metric."""
+    """Read what was asked and answered.
+
+    Args:
+        line: The first line of the question.
+        scores: The question's mean scores, by metric.
+        answers: What was read from the answer, by metric; of other metrics, too.
+
+    Returns:
+        The question's id, what guessing scores, and fields of `Sample`; see `LoggedAnswer`.
+    """
     question = line["input"]
     metadata = dict(line.get("metadata") or {})
     choices = [str(choice) for choice in question.get("choices") or ()]
@@ -255,7 +277,7 @@ def _read_question(
     if choices:  # lm_eval names the right choice by its place
         by_place = {str(place): choice for place, choice in enumerate(choices)}
         references = [by_place.get(reference, reference) for reference in references]
-    digest = hash_json([question["raw"], references, choices])
+    question_hash = hash_json([question["raw"], references, choices])
     # lm_eval takes the likeliest choice, so the model wrote nothing.
     is_likeliest_choice = bool(choices) and "lm_eval_metrics" in metadata
     fields: dict[str, Any] = {
@@ -264,7 +286,7 @@ def _read_question(
         "response": "" if is_likeliest_choice else _read_response(line),
         "answers": {metric: answers[metric] for metric in scores},
         "scores": scores,
-        "doc_hash": str(metadata.get("doc_hash") or digest),
+        "doc_hash": str(metadata.get("doc_hash") or question_hash),
         "document": metadata,
     }
     if metadata.get("prompt_hash"):

@@ -35,7 +35,17 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
-    """Yield the one task of a details file, with what the results file beside it says."""
+    """Yield the one task of a details file, with what its results file says.
+
+    lighteval writes `details/MODEL/DATE/details_TASK_DATE.parquet` and
+    `results/MODEL/results_DATE.json` into the same folder.
+
+    Args:
+        file: A details file that `find_files` found.
+
+    Raises:
+        DataError: There is no results file, or it is damaged.
+    """
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
     name = f"results_{date}.json"
     folders = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
@@ -47,7 +57,8 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         f"{results_files[0]} is no results file of lighteval, or was cut short"
     ):
         results = json.loads(results_files[0].read_bytes())
-        general, task = results["config_general"], results["config_tasks"][title]
+        general = results["config_general"]
+        task = results["config_tasks"][title]
         settings = logged_task.drop_free(general["model_config"])
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # Only a git checkout of lighteval logs its commit; an installed package logs "?".
@@ -55,10 +66,12 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         model = logged_task.name_model(str(general["model_name"]), general["model_config"])
         made_by = {"model": model, "tool": tool, "backend": "lighteval"}
         conditions = logged_task.write_conditions("lighteval", title, settings | {"task": task})
-        described = [metric for metric in task["metrics"] if isinstance(metric, dict)]  # else names
+        # lighteval logs a metric with its settings, or by its name alone.
+        described = [metric for metric in task["metrics"] if isinstance(metric, dict)]
         lower_is_better = [metric for metric in described if metric["higher_is_better"] is False]
         left_out = [str(metric["metric_name"]) for metric in lower_is_better]
-        # No mean of scores equals nan, so these metrics cannot be compared.
+        # `LoggedTask` takes a metric only if the mean of its scores is the reported one. No mean
+        # equals nan, so metrics of which less is better, and scores that are no number, drop out.
         logged_scores = results["results"][title] | dict.fromkeys(left_out, nan)
         scores = ((name_metric(key), parse_score(value)) for key, value in logged_scores.items())
         reported = {key: nan if score is None else score for key, score in scores}
@@ -83,12 +96,17 @@ def _read_answers(file: Path) -> Iterator[logged_task.LoggedAnswer]:
 
 
 def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
-    """Read one question; if its choices have likelihoods, also which choice each metric takes."""
-    doc, model_response = row["doc"], row["model_response"]
+    """Read one question; if its choices have likelihoods, also which choice each metric takes.
+
+    Returns:
+        The question's id, what guessing scores, and fields of `Sample`; see `LoggedAnswer`.
+    """
+    doc = row["doc"]
+    model_response = row["model_response"]
     prompt = model_response.get("input") or doc["query"]
-    right = doc["gold_index"]
     choices = doc["choices"]
-    right_places = right if isinstance(right, list) else [right]
+    gold_index = doc["gold_index"]  # the place of the right choice, or a list of places
+    right_places = gold_index if isinstance(gold_index, list) else [gold_index]
     text = "".join(list(model_response.get("text") or ())[:1])  # the first of several responses
     numbers = ((name_metric(key), parse_score(value)) for key, value in row["metric"].items())
     scores = {key: score for key, score in numbers if score is not None}
@@ -106,5 +124,4 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(log_likelihoods)}
     fields["answers"] = add_right_choice(scores, choices, log_likelihoods, str(fields["target"]))
-    chance = 1 / len(set(choices))
-    return str(doc["id"]), chance, fields
+    return str(doc["id"]), 1 / len(set(choices)), fields

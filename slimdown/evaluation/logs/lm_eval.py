@@ -37,7 +37,8 @@ _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"_({_DATE})\.json$")
 _SAMPLES = re.compile(rf"samples_(.+)_({_DATE})\.jsonl$")
 # Settings of a task that say how an answer is made and scored. What is asked is compared by hashes.
-_SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
+_SCORED_BY = ["output_type", "num_fewshot", "generation_kwargs", "filter_list", "metric_list"]
+_SCORED_BY += ["process_results"]
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
 
 
@@ -45,7 +46,13 @@ FILES = "results as lm_eval names them, results_DATE.json, with samples_TASK_DAT
 
 
 def find_files(path: Path) -> list[Path]:
-    """Find the results files of a path, or of what `--output_path` named, oldest first."""
+    """Find the results files that a path stands for, oldest first.
+
+    Args:
+        path: A results file, a samples file, a folder that holds results files, or the folder
+            above. It may also be the file that the user named as `--output_path`, although lm_eval
+            adds a date to this name.
+    """
 
     def list_dated(folder: Path) -> list[Path]:
         return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]
@@ -55,7 +62,9 @@ def find_files(path: Path) -> list[Path]:
     elif path.is_dir():
         places = [path, *sorted(path.iterdir())]
         folders = [place for place in places if place.is_dir() and list_dated(place)]
-        is_of_one_model = path in folders or len(folders) == 1  # `find_logs` refuses several
+        # lm_eval makes a folder for each model. Of several models none is taken, and `find_logs`
+        # asks the user which two are meant.
+        is_of_one_model = path in folders or len(folders) == 1
         files = list_dated(folders[0]) if is_of_one_model else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         dated = list_dated(path.parent)
@@ -64,7 +73,10 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[LoggedTask]:
-    """Yield the benchmarks of a results file, or the task of a samples file, without the samples.
+    """Yield the benchmarks of a results file; the samples are read later.
+
+    Args:
+        file: A results file. If it is a samples file, only its task is yielded.
 
     Raises:
         DataError: A file is damaged, or the results are not beside the samples.
@@ -90,6 +102,7 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             "adapter": str(adapter or ""),
         }
         conditions = dict(_list_conditions(results))
+        # lm_eval logs the time of all benchmarks together; each gets an equal share.
         seconds = float(results.get("total_evaluation_time_seconds") or 0) / max(len(titles), 1)
     for title in titles:
         yield _HarnessTask(
@@ -108,7 +121,15 @@ class _HarnessTask(LoggedTask):
     results: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
-        """Read the samples of the benchmark, and find the metrics that can be compared."""
+        """Read the samples of the benchmark, and find the metrics that can be compared.
+
+        Args:
+            name: Not used: the samples keep the harness's names of their tasks.
+            cluster: The field of a question's row that names its cluster.
+
+        Raises:
+            DataError: A samples file is missing, or not as lm_eval writes it.
+        """
         task, results = self.title, self.results
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
             reported = dict(_list_metrics(task, results))
@@ -119,7 +140,7 @@ class _HarnessTask(LoggedTask):
             samples = list[Sample]()
             versions = set[str]()
             limits = list[int]()  # of tokens of an answer, by subtask; 0: not known
-            has_own_code = False
+            has_own_code = False  # of scoring: then a right choice may not score 1
             for subtask in subtasks:
                 task_config = configs[subtask]
                 lines = self._read_lines(subtask)
@@ -127,23 +148,23 @@ class _HarnessTask(LoggedTask):
                 versions.add(str(results["versions"].get(subtask)))
                 has_own_code |= bool(task_config.get("process_results"))
                 generation = task_config.get("generation_kwargs") or {}
-                limits.append(max(int(generation.get(name) or 0) for name in _LIMITS))
-            version = ", ".join(sorted(versions))
+                limits.append(max(int(generation.get(setting) or 0) for setting in _LIMITS))
             better = dict(results["higher_is_better"].get(task) or {})
 
         def find_metrics(task_weights: dict[str, float] | None) -> list[str]:
             """Find the metrics whose means, weighted like this, are those of the results file."""
             scores = summarize_samples(config, samples, task_weights).scores
             usable = _list_usable(scores, reported, better)
-            # p_right alone proves nothing, because the file does not have it.
+            # lm_eval does not report p_right, which slimdown computes. So it agrees with the file
+            # whatever the weights are, and does not tell whether they are right.
             return usable if set(usable) - {CHOICE_PROBABILITY} else []
 
-        # The harness weighs a group's tasks by their questions, or equally; its score tells which.
-        equal_weights = dict.fromkeys(subtasks, 1 / len(subtasks))
-        task_weights: dict[str, float] | None = None
+        # The harness weighs a group's tasks by their questions, or equally. The results file does
+        # not say how, but only one way gives its score.
+        task_weights: dict[str, float] | None = None  # by their questions
         metrics = find_metrics(task_weights)
         if not metrics:
-            task_weights = equal_weights
+            task_weights = dict.fromkeys(subtasks, 1 / len(subtasks))
             metrics = find_metrics(task_weights)
         return LoggedAnswers(
             samples=samples,
@@ -152,7 +173,7 @@ class _HarnessTask(LoggedTask):
             chances=[0 if has_own_code else _find_chance(sample) for sample in samples],
             settings=settings,
             n_reported=sum(key in reported for key in metrics) or None,
-            task_version=version,
+            task_version=", ".join(sorted(versions)),
             task_weights=task_weights,
             max_new_tokens=max(limits) if all(limits) else 0,
         )
@@ -175,10 +196,10 @@ class _HarnessTask(LoggedTask):
             DataError: The lines are not those that the results file was written with.
         """
         file = self.file.with_name(f"samples_{task}_{_read_date(self.file)}.jsonl")
-        lines: list[dict[str, Any]] = []
-        digest = sha256()
-        if not file.is_file():  # reading a pipe would wait
+        if not file.is_file():  # nor a named pipe, which may never end
             raise DataError(f"there is no file {file}; lm_eval --log_samples keeps the answers")
+        lines: list[dict[str, Any]] = []
+        digest = sha256()  # of the lines' hashes, in the order of the file: the task's hash
         with file.open("rb") as stream:
             for number, text in enumerate(stream, start=1):
                 place = f"{file}, line {number},"
@@ -190,7 +211,9 @@ class _HarnessTask(LoggedTask):
                         raise ValueError("its doc_id has more than 64 bits")
                     hashes = line["doc_hash"] + line["prompt_hash"] + line["target_hash"]
                     digest.update(hashes.encode())
-                    line["arguments"] = [list(a.values()) for a in line["arguments"].values()]
+                    # {"gen_args_0": {"arg_0": ..., "arg_1": ...}} becomes [[..., ...]], as
+                    # `read_task_samples` expects it.
+                    line["arguments"] = [list(own.values()) for own in line["arguments"].values()]
                     lines.append(line | {"doc_id": int(line["doc_id"])})
         n_different = len({(line["doc_id"], line["filter"]) for line in lines})
         is_whole = 0 < len(lines) == n_different
@@ -243,8 +266,8 @@ def _list_usable(
 ) -> list[str]:
     """List the metrics of which more is better, and whose mean is the score that lm_eval reports.
 
-    A metric that lm_eval does not report is taken, too. The reported metrics come first. Within
-    both kinds, metrics are in the task's order.
+    A metric that lm_eval does not report, such as p_right, is also taken. The reported metrics come
+    first. Within both kinds, metrics are in the task's order.
 
     Args:
         scores: The means of the questions' scores, by metric.
@@ -282,7 +305,12 @@ def _read_arguments(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what must be equal, besides the questions, so that two models can be compared."""
+    """Yield what must be equal, besides the questions, so that two models can be compared.
+
+    Yields:
+        The name of a condition and its value: arguments of the model that may change answers, how
+        prompts are built, and for each task how its answers are made and scored.
+    """
     config = results["config"]
     has_template = results.get("chat_template") is not None
     arguments = drop_free(_read_arguments(results))
@@ -298,7 +326,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         sampler = (settings.get("fewshot_config") or {}).get("sampler")
         if settings.get("num_fewshot") and sampler != "first_n":  # examples are drawn at random
             yield f"{task}.{FEWSHOT_SEED}", str(config.get("fewshot_seed"))
-        for key in _SCORED_BY.split():
+        for key in _SCORED_BY:
             text = json.dumps(settings.get(key), sort_keys=True)
             # A function without source has a new address each time.
             yield f"{task}.{key}", re.sub(r" at 0x[0-9a-f]+", "", text)

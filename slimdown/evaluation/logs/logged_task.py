@@ -95,7 +95,13 @@ class LoggedAnswers:
         return str(choose_metric(self.metrics[: self.n_reported]))
 
     def summarize(self, metric: str, role: Role | None, seconds: float) -> BenchmarkEvaluation:
-        """Make the evaluation by one of the metrics."""
+        """Make the evaluation, with one of the metrics as the primary one.
+
+        Args:
+            metric: The primary metric.
+            role: The benchmark's role; None: the one that the settings name.
+            seconds: How long the questions took.
+        """
         settings = self.settings
         # The chance that the settings name belongs to the metric that they name.
         known_chance = settings.chance if settings.metric == metric else None
@@ -103,7 +109,7 @@ class LoggedAnswers:
             settings, metric=metric, chance=known_chance or 0.0, role=role or settings.role
         )
         evaluation = summarize_samples(benchmark, self.samples, self.task_weights, self.metrics)
-        if known_chance is None:
+        if known_chance is None:  # guessing it takes the evaluation's weights
             benchmark = replace(benchmark, chance=self._guess_chance(evaluation, metric))
         return replace(
             evaluation,
@@ -143,13 +149,17 @@ class LoggedTask:
     ) -> BenchmarkEvaluation | None:
         """Read the answers, and check that each has a score on the primary metric.
 
-        The primary metric is `metric`, or the usual one if that is None.
+        Args:
+            name: The benchmark's name in the record.
+            metric: The primary metric; None: the usual one.
+            role: The benchmark's role; None: the one that the settings name.
+            cluster: The field of a question's row that names its cluster.
 
         Returns:
-            None if no metric can be compared; the benchmark is then left out.
+            The evaluation. None if no metric can be compared; the benchmark is then left out.
 
         Raises:
-            ConfigError: There is no such metric.
+            ConfigError: The log has no such metric.
             DataError: The answers are not as the tool writes them.
         """
         logged = self.read_answers(name, cluster)
@@ -181,7 +191,8 @@ class LoggedTask:
             cluster: The field of a question's row that names its cluster.
 
         Raises:
-            DataError: A question stands there twice, or nothing is scored.
+            DataError: A question stands there twice, nothing is scored, or a question lacks the
+                field of its cluster.
         """
         place = f"{self.file}: {self.title}"
         answers = list(self.answers)
@@ -193,9 +204,10 @@ class LoggedTask:
             if counts[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
         numbers = _number_questions(counts)
-        read: list[tuple[Sample, str, float]] = []
+        # Of each question: the sample, the id as messages quote it, and what guessing scores.
+        read_questions: list[tuple[Sample, str, float]] = []
         for question, chance, fields in answers:
-            document = fields.pop("document", {})
+            document = fields.pop("document", {})  # `Sample` does not have it
             prompt_hash = hash_json(fields["prompt"])
             # What a log may leave out; its own fields replace it.
             defaults: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
@@ -203,19 +215,18 @@ class LoggedTask:
             defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
             facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
             facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
-            read.append((Sample(**defaults | fields | facts), repr(question), chance))
-        read.sort(key=lambda answer: answer[0].doc_id)
-        samples, questions, chances = zip(*read, strict=True)
-        if self.reported:
+            read_questions.append((Sample(**defaults | fields | facts), repr(question), chance))
+        read_questions.sort(key=lambda question: question[0].doc_id)
+        samples, questions, chances = zip(*read_questions, strict=True)
+        if self.reported:  # a metric whose mean is not the reported one is no mean of scores
             metrics = [metric for metric in metrics if self._is_mean(metric, samples)]
             metrics.sort(key=lambda metric: metric not in self.reported)  # the reported ones first
-        settings = self.settings or BenchmarkConfig(task=self.title)
         return LoggedAnswers(
             samples=samples,
             questions=questions,
             metrics=metrics,
             chances=chances,
-            settings=replace(settings, cluster=cluster),
+            settings=replace(self.settings or BenchmarkConfig(task=self.title), cluster=cluster),
             n_reported=sum(metric in self.reported for metric in metrics) or None,
             task_version=self.task_version,
             max_new_tokens=self.max_new_tokens,
