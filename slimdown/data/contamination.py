@@ -224,11 +224,10 @@ class _Search:
         """Note which phrases of questions a row holds, and which questions stand in it."""
         words = split_words(row.text[:_MOST_CHARACTERS])
         place = (row.dataset, row.row)
-        digests_by_length = list(_digest_runs(words))  # of runs of 1 word, of 2 words, ...
-        digests: set[int] = set()  # of all runs that are as long as some question's phrase
-        for length in self._lengths:
-            digests.update(digests_by_length[length - 1].tolist())
-        shared_phrases = self._questions_by_phrase.keys() & digests
+        runs = list(_digest_runs(words))  # digests of all runs of 1 word, of 2 words, ...
+        # Only runs that are as long as some question's phrase can be such a phrase.
+        digests = chain.from_iterable(runs[length - 1].tolist() for length in self._lengths)
+        shared_phrases = self._questions_by_phrase.keys() & set(digests)
         if not shared_phrases:
             return
         text = join_words(words)

@@ -238,8 +238,7 @@ def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
     for number, message in enumerate(value, start=1):
         name = f"message {number} of {column}"
         if isinstance(message, dict) and "role" not in message and "from" in message:  # ShareGPT's
-            speaker = message["from"]
-            role = _SHAREGPT_ROLES.get(str(speaker), speaker)
+            role = _SHAREGPT_ROLES.get(str(message["from"]), message["from"])
             message = {"role": role, "content": message.get("value")}
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or not role.strip():

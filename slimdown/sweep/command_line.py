@@ -395,10 +395,8 @@ class _Composer:
             The texts of their values by dotted key, and the chosen names by group. The model, the
             datasets and the benchmarks are not among the groups: MLflow shows them for every run.
         """
-        chosen = {}  # by group
-        for choice in choices:
-            group, _, name = choice.lstrip("+").partition("=")
-            chosen[group] = name
+        parsed = [choice.lstrip("+").partition("=") for choice in choices]
+        chosen = {group: name for group, _, name in parsed}
         files = list(choices)
         # With a preset, the settings are compared with the same files composed without it. It may
         # have chosen datasets and benchmarks, so these are named.
