@@ -260,7 +260,7 @@ def _read_template_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: A value is neither of the type that its column needs nor JSON text of it.
     """
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, expected in _TEMPLATE_COLUMNS.items():
         value = record.get(name)
         if isinstance(value, str):  # hub datasets and CSV files hold JSON text
