@@ -95,7 +95,7 @@ def _show_plan(line: CommandLine, plan: CommandPlan) -> int:
     from slimdown.sweep.plans import plan_runs
 
     n_trials = plan.runs[0].config.search.n_trials if plan.space else 1
-    planned = plan_runs(plan.runs, n_trials, line.plan == "try")
+    planned = plan_runs(plan.runs, n_trials, tries=line.plan == "try")
     show_plans(planned.plans, planned.n_finished)
     return 0
 

@@ -111,7 +111,7 @@ class Contamination:
             max_share: The share of a benchmark's questions that may stand in the rows, from 0 to 1.
 
         Raises:
-            DataError: More questions of a benchmark stand in the rows.
+            DataError: More questions of some benchmark stand in the rows than that share allows.
         """
         for benchmark, n_questions in self.n_questions.items():
             limit = max_share * n_questions
@@ -133,12 +133,13 @@ def find_contamination(
     Args:
         train_data: The rows; `iter_texts` gives their texts.
         questions: The questions of each benchmark.
-        prompts: Messages of `keep.prompts`, in their order. They are searched like rows, as the
-            base's answers to them are trained on.
+        prompts: The messages in the file of the setting `keep.prompts`, in their order. The base's
+            answers to them are trained on, to forget less, so they are searched like rows.
 
     Returns:
-        The number of questions of each benchmark, and one overlap for each question that shares
-        enough with a row: first those that stand in a row, then by the number of shared words.
+        The number of questions of each benchmark; and, for each question that shares 13 successive
+        words with a row or stands in one, the row that shares most with it. Questions that stand in
+        a row come first, and within these and the others those that share most words.
     """
     search = _Search([(name, question) for name in questions for question in questions[name]])
     messages = (TrainedText("keep.prompts", number, text) for number, text in enumerate(prompts, 1))
@@ -189,57 +190,69 @@ _Place = tuple[str, int]  # the dataset, and the number of the row in it
 class _Search:
     """The phrases of all questions, and the rows that hold them so far.
 
-    A question is named by its number in the list.
+    A phrase is a run of 13 words, or a whole text of fewer words; it is known by its digest, a
+    number of 64 bits. A question is known by its number in the list. What overlaps and what stands
+    in a row, the file's docstring says.
     """
 
     def __init__(self, questions: list[tuple[str, Question]]) -> None:
-        """Take the questions, each with its benchmark, and digest their phrases."""
+        """Take the questions, each with its benchmark, and collect the digests of their phrases."""
         self._questions = questions
-        self._words: list[list[list[str]]] = []  # for each question: the words of each of its texts
-        owners: dict[int, list[int]] = defaultdict(list)  # questions by their phrases' digests
+        self._texts: list[list[list[str]]] = []  # for each question: the words of each of its texts
+        questions_by_phrase: dict[int, list[int]] = defaultdict(list)
         for number, (_, question) in enumerate(questions):
             texts = [words for words in map(split_words, question.texts) if words]
-            self._words.append(texts)
+            self._texts.append(texts)
             for words in texts:
                 for phrase in set(_digest_phrases(words)):
-                    owners[phrase].append(number)
-        self._owners = {phrase: numbers for phrase, numbers in owners.items() if _is_rare(numbers)}
+                    questions_by_phrase[phrase].append(number)
+        self._questions_by_phrase = {  # without phrases that many questions share
+            phrase: numbers for phrase, numbers in questions_by_phrase.items() if _is_rare(numbers)
+        }
         # How many words phrases have: a text of fewer than 13 words is one phrase.
-        lengths = {min(len(words), PHRASE_WORDS) for texts in self._words for words in texts}
+        lengths = {min(len(words), PHRASE_WORDS) for texts in self._texts for words in texts}
         self._lengths = sorted(lengths)
-        # For each phrase: one row of each different text that holds it, until the phrase is common.
-        self._holders: dict[int, dict[int, _Place]] = defaultdict(dict)
-        # For each question: likewise the rows that it stands in, and one row that leaves no doubt.
-        self._standing: dict[int, dict[int, _Place]] = defaultdict(dict)
-        self._certain: dict[int, _Place] = {}
+        # For each phrase, the rows that hold it, by the hash of the row's text: rows with equal
+        # texts count once. No more are added as soon as there are enough to call it common.
+        self._rows_by_phrase: dict[int, dict[int, _Place]] = defaultdict(dict)
+        # For each question, the rows that it stands in, collected in the same way.
+        self._rows_by_question: dict[int, dict[int, _Place]] = defaultdict(dict)
+        # For each question, the first row in which it cannot stand by chance.
+        self._certain_rows: dict[int, _Place] = {}
 
     def add_row(self, row: "TrainedText") -> None:
         """Note which phrases of questions a row holds, and which questions stand in it."""
         words = split_words(row.text[:_MOST_CHARACTERS])
         place = (row.dataset, row.row)
-        runs = list(_digest_runs(words))  # by their length, from 1 word on
+        runs = list(_digest_runs(words))  # digests of all runs of 1 word, of 2 words, ...
+        # Only runs that are as long as some question's phrase can be such a phrase.
         digests = chain.from_iterable(runs[length - 1].tolist() for length in self._lengths)
-        hits = self._owners.keys() & set(digests)
-        if not hits:
+        shared_phrases = self._questions_by_phrase.keys() & set(digests)
+        if not shared_phrases:
             return
-        text, row_phrases = join_words(words), set(_digest_phrases(words))
-        for phrase in hits:
-            _add(self._holders[phrase], text, place)
-        for number in {owner for phrase in hits for owner in self._owners[phrase]}:
-            texts = self._words[number]
-            if number in self._certain:
+        text = join_words(words)
+        row_phrases = set(_digest_phrases(words))
+        for phrase in shared_phrases:
+            _add(self._rows_by_phrase[phrase], text, place)
+        for number in self._find_questions(shared_phrases):
+            texts = self._texts[number]
+            if number in self._certain_rows:
                 continue
             if not all(_holds(text, row_phrases, question_text) for question_text in texts):
                 continue
-            _add(self._standing[number], text, place)
+            _add(self._rows_by_question[number], text, place)
             # A short question may stand in a row by chance, unless its answer follows it.
-            is_long = sum(map(len, texts)) >= PHRASE_WORDS
+            is_long = sum(map(len, texts)) >= PHRASE_WORDS  # all of its words
             if is_long or self._is_answered(number, text):
-                self._certain[number] = place
+                self._certain_rows[number] = place
+
+    def _find_questions(self, phrases: Iterable[int]) -> set[int]:
+        """Return the numbers of the questions that hold any of these phrases."""
+        return {number for phrase in phrases for number in self._questions_by_phrase[phrase]}
 
     def _is_answered(self, number: int, text: str) -> bool:
         """Return whether a right answer stands in a text behind a question that stands in it."""
-        parts = map(join_words, self._words[number])
+        parts = map(join_words, self._texts[number])
         end = max(text.index(part) + len(part) - 1 for part in parts)
         _, question = self._questions[number]
         answers = filter(None, map(split_words, question.answers))
@@ -247,11 +260,12 @@ class _Search:
 
     def list_overlaps(self) -> Iterator[Overlap]:
         """Yield the overlap of each question that shares enough with a row."""
-        touched = {owner for phrase in self._holders for owner in self._owners[phrase]}
-        for number in sorted(touched):
-            texts, place = self._words[number], self._find_standing(number)
-            words, stands = list(chain.from_iterable(texts)), place is not None
-            if not stands:
+        for number in sorted(self._find_questions(self._rows_by_phrase)):
+            texts = self._texts[number]
+            place = self._find_standing(number)
+            words = list(chain.from_iterable(texts))
+            stands = place is not None
+            if not stands:  # then it may share a run of words with a row
                 runs = filter(None, map(self._find_longest_run, texts))
                 words, place = max(runs, key=lambda run: len(run[0]), default=([], None))
             if place:
@@ -260,19 +274,20 @@ class _Search:
 
     def _find_standing(self, number: int) -> _Place | None:
         """Return a row in which a question stands, or None."""
-        texts, standing = self._words[number], self._standing.get(number, {})
-        if number in self._certain:
-            return self._certain[number]
+        if number in self._certain_rows:
+            return self._certain_rows[number]
+        texts = self._texts[number]
+        rows = self._rows_by_question.get(number, {})
         # Without its answer a question stands only if it says enough and is no common phrase.
         is_self_contained = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
-        is_enough = is_self_contained and _is_rare(standing)
-        return next(iter(standing.values()), None) if is_enough else None
+        is_enough = is_self_contained and _is_rare(rows)
+        return next(iter(rows.values()), None) if is_enough else None
 
     def _find_longest_run(self, words: list[str]) -> tuple[list[str], _Place] | None:
         """Return the longest run of the row that shares most rare phrases, and that row."""
         if len(words) < PHRASE_WORDS:
             return None
-        holders = [self._holders.get(phrase, {}) for phrase in _digest_phrases(words)]
+        holders = [self._rows_by_phrase.get(phrase, {}) for phrase in _digest_phrases(words)]
         rows = [set(places.values()) if _is_rare(places) else set() for places in holders]
         if not any(rows):
             return None

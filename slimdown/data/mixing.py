@@ -31,6 +31,7 @@ def mix_rows(
     if None in weights:  # then all are None
         return concatenate_datasets(list(parts))
     pairs = zip(parts, weights, strict=True)
+    # A dataset that is never drawn would never be exhausted, and one without rows has none to draw.
     drawn = [(part, weight) for part, weight in pairs if weight and len(part)]
     total = sum(weight for _, weight in drawn)
     return interleave_datasets(

@@ -58,7 +58,13 @@ def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> 
     """Find the format of rows by the columns of the first readable row, unless the config sets it.
 
     Rows are instructions if the config sets a template or a column, or if there are the columns
-    `instruction` and `output`, whatever other columns there are.
+    `instruction` and `output`, whatever other columns there are. They are also instructions if
+    their columns fit no format: then reading a row tells the user which column it lacks.
+
+    Args:
+        config: The settings of the dataset.
+        records: The number and the values of each row by column; or, instead of the values, the
+            error of its reader.
 
     >>> detect_format(DatasetConfig("a.jsonl"), [(1, {"conversations": [], "id": 7})])
     <RowFormat.messages: 'messages'>
@@ -69,10 +75,10 @@ def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> 
         return config.format
     first_row = next((record for _, record in records if isinstance(record, dict)), {})
     # ShareGPT calls its messages conversations.
-    present = {"messages" if column == "conversations" else column for column in first_row}
-    if not config.has_own_columns and not {"instruction", "output"} <= present:
+    columns = {"messages" if column == "conversations" else column for column in first_row}
+    if not config.has_own_columns and not columns.issuperset({"instruction", "output"}):
         for format_, needed in _COLUMNS.items():
-            if present.issuperset(needed):
+            if columns.issuperset(needed):
                 return format_
     return RowFormat.instruction
 
@@ -87,7 +93,7 @@ def list_columns(config: DatasetConfig, format_: RowFormat, required: bool = Fal
 
 
 def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[str, Any]:
-    """Check one row and bring it into TRL's shape.
+    """Bring one row into the columns that TRL, the training library, takes; and check it.
 
     Args:
         record: The values of the row by column, or the error of its reader, which is raised.
@@ -95,13 +101,13 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         format_: The format of all its rows.
 
     Returns:
-        `text`, or `prompt` and `completion`, or `messages`; conversations with `tools` and
-        `chat_template_kwargs` where the row has them. Texts lack the end-of-sequence token, which
-        TRL adds.
+        The values of `text`; or of `prompt` and `completion`, which are both texts or both lists of
+        messages; or of `messages`. Conversations also have `tools` and `chat_template_kwargs` where
+        the row has them. Texts lack the end-of-sequence token, which TRL adds.
 
     Raises:
-        DataError: The row lacks a column, or a value is empty or is not what the format needs.
-            Rows of the hub may hold empty texts.
+        DataError: The row could not be read, lacks a column, or has a value that is not what the
+            format needs, that is no valid text, or that is empty. Texts of the hub may be empty.
     """
     if isinstance(record, DataError):
         raise record
@@ -111,7 +117,7 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         record = {**record, "messages": record["conversations"]}
     values = _read_values(record, config, format_)
     row = _fill_template(values, config) if format_ == RowFormat.instruction else values
-    if len({type(value) for value in row.values()}) > 1:  # texts and lists of messages
+    if len({type(value) for value in row.values()}) > 1:  # a text beside a list of messages
         raise DataError("one of prompt and completion is a text, and one a list; make them alike")
     if messages := get_messages(row):
         row |= _read_template_columns(record)
@@ -129,7 +135,13 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
 def _read_values(
     record: dict[str, Any], config: DatasetConfig, format_: RowFormat
 ) -> dict[str, Any]:
-    """Return the checked values of the columns that the format needs; see `format_row`."""
+    """Return the values of the columns that the format needs, as texts or checked messages.
+
+    Raises:
+        MissingColumn: There is no such column.
+        DataError: A value is not what the format needs, or is empty in a local file; or the
+            template names a column that it cannot take.
+    """
     values: dict[str, Any] = {}
     for column in list_columns(config, format_, required=True):
         if column not in record:
@@ -142,10 +154,13 @@ def _read_values(
             values[column] = _check_messages(value, column)
         else:
             values[column] = _to_text(value, column)
-            is_needed = config.file is not None and column != config.input  # hub rows may be empty
+            # An instruction needs no input. Nobody can fill in what is empty in a dataset of the
+            # hub, so that is trained on as it is.
+            is_needed = config.file is not None and column != config.input
             if is_needed and not is_visible(values[column]):
                 raise DataError(f"{column} is empty; fill it or remove the row")
-    # A template has slots for `instruction` and `input` alone.
+    # A template has slots for `instruction` and `input` alone. The name of another column in
+    # braces would stay in the prompt as it is.
     for column in set(record) - {"instruction", "input"}:
         if format_ == RowFormat.instruction and f"{{{column}}}" in config.template:
             advice = f"set input={column}, and write {{input}} in the template"
@@ -187,10 +202,10 @@ def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str
     slots = {"{instruction}": instruction, "{input}": context}
     # In one pass: a text may hold the name of a slot.
     prompt = re.sub(r"\{instruction\}|\{input\}", lambda slot: slots[slot[0]], template)
-    # If the prompt ends in a word, the completion begins with the space, because tokens include the
-    # space before them.
-    gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
-    return {"prompt": prompt, "completion": f"{gap}{answer}"}
+    # Tokens include the space before their word. So the space between the prompt's last word and
+    # the answer belongs to the completion.
+    has_space = prompt[-1:].isspace() or answer[:1].isspace()
+    return {"prompt": prompt, "completion": answer if has_space else f" {answer}"}
 
 
 def _to_text(value: Any, name: str) -> str:
@@ -222,12 +237,13 @@ def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
     messages = []
     for number, message in enumerate(value, start=1):
         name = f"message {number} of {column}"
-        if isinstance(message, dict) and "role" not in message and "from" in message:
+        if isinstance(message, dict) and "role" not in message and "from" in message:  # ShareGPT's
             role = _SHAREGPT_ROLES.get(str(message["from"]), message["from"])
             message = {"role": role, "content": message.get("value")}
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or not role.strip():
             raise DataError(f"{name} has no role and content")
+        # A message that only calls tools needs no content; it gets an empty one.
         if message.get("content") is None and not message.get("tool_calls"):
             raise DataError(f"{name} has no content")
         messages.append({**message, "content": _to_text(message.get("content"), name)})
@@ -235,15 +251,16 @@ def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def _read_template_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row has for the chat template beside its messages.
+    """Return what the chat template gets from a row beside its messages.
 
     Returns:
-        Tools and variables of the template by column; a column without a value is left out.
+        `tools`, the tools that the assistant may call, and `chat_template_kwargs`, variables of the
+        template. A column without a value is left out.
 
     Raises:
         DataError: A value is neither of the type that its column needs nor JSON text of it.
     """
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, expected in _TEMPLATE_COLUMNS.items():
         value = record.get(name)
         if isinstance(value, str):  # hub datasets and CSV files hold JSON text
@@ -251,8 +268,9 @@ def _read_template_columns(record: Mapping[str, Any]) -> dict[str, Any]:
                 value = json.loads(value or "null")
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{name} cannot be read as JSON: {error}") from None
-        if value and not isinstance(value, expected):
+        if not value:
+            continue
+        if not isinstance(value, expected):
             raise DataError(f"{name} is a {type(value).__name__}; {expected.__name__} is expected")
-        if value:
-            columns[name] = value
+        columns[name] = value
     return columns

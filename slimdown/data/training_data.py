@@ -32,7 +32,7 @@ from slimdown.utils.row_files import drop_missing, iter_records
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_HELD_OUT_SHARE = 10  # at most one row in so many is held out
+_ROWS_PER_HELD_OUT = 10  # at most one row in so many is held out
 
 
 class TrainedText(NamedTuple):
@@ -98,12 +98,14 @@ def load_training_data(
         datasets: The settings by name; all have a weight, or none has.
         tokenizer: The base's; only its chat template is used, and only where rows are messages.
         seed: Decides which rows are taken, their order, and how datasets are mixed.
-        keep: The mitigation; it may cut datasets or move them.
+        keep: How to forget less. A mitigation that replays general rows cuts their dataset to the
+            share that it needs, puts it last, and holds none of it out.
         enable_thinking: False: conversations are rendered without thinking, like the questions.
+            True or None: as the chat template does by itself.
 
     Returns:
-        The rows of each dataset. If datasets have weights, only the rows that are drawn until the
-        first dataset is exhausted.
+        The rows of each dataset, with a fingerprint of all rows and of how they are mixed. If
+        datasets have weights, only the rows that are drawn until the first dataset is exhausted.
 
     Raises:
         DataError: A dataset cannot be read, lacks a column, has too few rows, or has a row that
@@ -136,7 +138,8 @@ def _draw_parts(parts: list[DatasetPart], seed: int) -> list[DatasetPart]:
     """Cut datasets to the rows that a mixture by weight draws until the first is exhausted."""
     from datasets import Dataset
 
-    # Only the parts' numbers are mixed here: formats differ in their columns.
+    # What is mixed here is the number of each row's part alone, to count the draws: rows of
+    # different formats cannot be mixed, as their columns differ.
     numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
     mixed = mix_rows(numbers, [part.weight for part in parts], seed, "first_exhausted")
     n_drawn = Counter(mixed["part"])
@@ -150,13 +153,29 @@ def _hash_rows(rows: "Dataset") -> str:
 def _load_part(
     name: str, config: DatasetConfig, tokenizer: Any, seed: int, enable_thinking: bool | None
 ) -> tuple[DatasetPart, list[str]]:
-    """Load one dataset's rows, and lines for the user; its weight is not applied yet.
+    """Load the rows of one dataset, all that may be trained on, whatever its weight.
 
-    The first sound rows of the shuffled order are held out, and the next ones are trained on. It
-    raises what `load_training_data` says.
+    The rows are shuffled; the first ones without a problem are held out, and the next ones are
+    trained on.
+
+    Args:
+        name: The name in `dataset.NAME`.
+        config: The settings of the dataset.
+        tokenizer: See `load_training_data`.
+        seed: Decides the order of the rows.
+        enable_thinking: See `load_training_data`.
+
+    Returns:
+        The rows, and lines for the user: how many rows are skipped, and whether fewer are held out
+        than is set.
+
+    Raises:
+        DataError: The dataset cannot be read, has too few rows, or has a row that cannot be trained
+            on and may not be skipped.
+        ModelError: Rows are messages, and the tokenizer has no chat template that works.
     """
     records, format_, n_rows = _open_shuffled(config, seed)
-    n_held_out = min(config.validation_examples, max(1, n_rows // _HELD_OUT_SHARE))
+    n_held_out = min(config.validation_examples, max(1, n_rows // _ROWS_PER_HELD_OUT))
     check = _RowCheck(name, config, format_, tokenizer, enable_thinking)
     validation: list[dict[str, Any]] = []
     train: list[dict[str, Any]] = []
@@ -171,7 +190,7 @@ def _load_part(
             skipped.append(f"row {number}: {' '.join(str(error).split())}")
             continue
         content = json.dumps(row, sort_keys=True)
-        row["row"] = number  # after `content`, which must not depend on it
+        row["row"] = number  # not part of `content`: two rows are equal if all else is
         if len(validation) < n_held_out:
             validation.append(row)
             held_out_contents.add(content)
@@ -194,7 +213,7 @@ def _load_part(
             f"dataset.{name}: {n_held_out:,} of {n_rows:,} rows are held out for validation, "
             f"not validation_examples={config.validation_examples}, because at most a tenth may be"
         )
-    # Both get all columns that any row has, so that they can be mixed.
+    # Held-out rows and the others get all columns that any row has, so that rows can be mixed.
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     train_rows = _build_dataset(train, columns)
     held_out_rows = _build_dataset(validation, columns)
@@ -226,20 +245,27 @@ class _RowCheck:
     format: RowFormat
     tokenizer: Any
     enable_thinking: bool | None
-    # The first row that has them decides.
-    template_args: dict[str, Any] | None = None  # for all conversations
-    first_prompt_type: type | None = None
+    # These are set by the first conversation, and by the first row.
+    template_args: dict[str, Any] | None = None  # variables of the template for every conversation
+    first_prompt_type: type | None = None  # text or list
 
     def read_row(self, record: Any) -> dict[str, Any]:
-        """Bring a record into TRL's format, and check it against the rows before.
+        """Bring a row into TRL's format, and check that it can be trained on with the rows before.
+
+        Args:
+            record: The values of the row by column, or the error of its reader.
+
+        Returns:
+            What `format_row` returns. `chat_template_kwargs` of a conversation also hold the
+            variables that all conversations get; the row's own win.
 
         Raises:
-            DataError: It cannot be trained on.
+            DataError: It cannot be trained on, or its prompt is a text and those before are lists.
             ModelError: It is a conversation, and the tokenizer has no template that works.
         """
         row = format_row(record, self.config, self.format)
         if messages := get_messages(row):
-            if self.template_args is None:
+            if self.template_args is None:  # the first conversation
                 setting = f"format={self.format.value}"
                 if self.format == RowFormat.instruction:
                     setting = "template=chat"
@@ -248,9 +274,9 @@ class _RowCheck:
             template_args = self.template_args | row.get("chat_template_kwargs", {})
             if template_args:
                 row["chat_template_kwargs"] = template_args
-            # A trial: it raises if the template does not take the row.
+            # The text is not used: this raises if the template does not take the row.
             render_chat(self.tokenizer, messages, tools=row.get("tools"), **template_args)
-        prompt_type = type(row.get("prompt"))  # that of None if rows have no prompt
+        prompt_type = type(row.get("prompt"))  # the type of None if rows have no prompt
         self.first_prompt_type = self.first_prompt_type or prompt_type
         if prompt_type is not self.first_prompt_type:
             raise DataError("some rows have a text and some a list as prompt; make them alike")
@@ -258,7 +284,7 @@ class _RowCheck:
 
 
 def _fix_template_args(tokenizer: Any, enable_thinking: bool | None) -> dict[str, Any]:
-    """Return the variables that a chat template gets with every row."""
+    """Return the variables that a chat template gets with every row: date, and thinking if off."""
     fixed: dict[str, Any] = {}
     if "date_string" in str(tokenizer.chat_template):
         fixed |= FIXED_DATE

@@ -179,7 +179,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def apply_chat_template(self, chat_history: Any, *args: Any, **settings: Any) -> ChatPrompt:
         """Render a prompt; a template that does not end is an error."""
-        with limit_time(RENDERING):
+        with limit_time(task=RENDERING):
             text = super().apply_chat_template(chat_history, *args, **settings)
         return ChatPrompt(text, chat_history)
 

@@ -333,4 +333,4 @@ def decide_prompts(
         read_template_args(tokenizer, with_template)  # raises if the template is missing or fails
         note = "Messages are asked through the chat template, and other prompts are plain."
         return replace(config.evaluation, apply_chat_template=False), [note]
-    return choose_prompts(config.evaluation, tokenizer, needs_template)
+    return choose_prompts(config.evaluation, tokenizer, auto_uses_template=needs_template)

@@ -50,7 +50,7 @@ from slimdown.utils.secrets import hide_variables, redact, redact_uri
 _MOST_RUNS = 1_000  # that one command may start
 _MOST_PROBLEMS = 200  # after so many, no further run is checked
 _MOST_REPEATS = 20  # after so many repeats, too: most often all runs share one problem
-_LISTS = ("dataset", "benchmark")  # several choices of these groups can be combined
+_LISTS = ("dataset", "benchmark")  # groups of which a run may choose several, as in dataset=[a,b]
 _NUMBERS = (float, float | None)
 _PRESETS = ("experiment", "suite")  # a run needs no choice of these groups
 _NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", "name", "note", *_PRESETS)
@@ -96,7 +96,7 @@ class CommandPlan:
 
     Attributes:
         runs: The runs, in Hydra's order.
-        swept: The keys with several values.
+        swept: The keys with several values; for a search, the keys of its space.
         space: The settings that a search proposes values for, by key; empty: nothing is searched.
         hydra: Hydra's own settings, below `hydra`.
     """
@@ -110,8 +110,16 @@ class CommandPlan:
 def read_command_line(arguments: list[str]) -> CommandLine:
     """Split a command line into Hydra's flags and settings, which may stand in any order.
 
+    Args:
+        arguments: The settings and flags, without the program.
+
+    Returns:
+        The settings and the flags that slimdown reads itself: `-m`, `--config-dir` and `--plan`.
+        With any other flag, such as `--cfg`, Hydra answers the command line: it asks for no run.
+
     Raises:
-        ConfigError: There is no such folder, or way to plan.
+        ConfigError: A setting has no value, there is no folder of `--config-dir`, or `--plan` has
+            another value than `try` and `count`.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
@@ -119,11 +127,11 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("-cd", "--config-dir")
     parser.add_argument("-c", "--cfg")  # otherwise argparse takes -c for -cd
     parser.add_argument("--plan")
-    # Otherwise argparse takes the next setting for the value of --plan.
+    # `--plan` alone gets a value: otherwise argparse takes the next setting for its value.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
-        return CommandLine([], is_run=False)  # Hydra answers it
+        return CommandLine([], is_run=False)
     if options.plan not in (None, "count", "try"):
         raise ConfigError(f"--plan={options.plan}: write --plan, or --plan=try")
     folders = [CONF_DIR]
@@ -142,7 +150,8 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         line: A command line with `is_run`.
 
     Returns:
-        The runs. For a search, all choices and both ends of each range are checked.
+        The runs. A search has one, which stands for its trials; but all choices and both ends of
+        each range that it may propose are checked here, too.
 
     Raises:
         ConfigError: Lists every problem of every run, one a line.
@@ -150,25 +159,27 @@ def compose_runs(line: CommandLine) -> CommandPlan:
     with open_hydra():
         composer = _Composer(line)
         problems = composer.problems  # the composer adds what it finds
-        values = composer.parse_all()
+        overrides_by_key = composer.parse_all()
         runs: list[ComposedRun] = []
-        for chosen in product(*values.values()):  # one run if nothing is set
-            runs.append(composer.compose(chosen))
+        for combination in product(*overrides_by_key.values()):  # one, empty, if nothing is set
+            runs.append(composer.compose(combination))
             n_repeats = len(problems) - len({*problems})
             if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
                 break
         search = runs[0].config.search
         space: dict[str, DimensionConfig] = {}
-        if not problems and search.space and search.trial is None:  # a search, not its trial
-            space = {key: search.space[key] for key in search.space if key not in values}
+        # A trial of a search has the search's settings, too, but it searches nothing itself.
+        if not problems and search.space and search.trial is None:
+            # A setting that the command line fixes, such as lora.r=4, is not searched.
+            space = {key: search.space[key] for key in search.space if key not in overrides_by_key}
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
-            composer.check_space(space, [overrides[0] for overrides in values.values()])
+            composer.check_space(space, [values[0] for values in overrides_by_key.values()])
         if problems:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))
-    swept = tuple(key for key, overrides in values.items() if len(overrides) > 1)
-    return CommandPlan(runs, tuple(space) or swept, space, composer.hydra)
+    swept = tuple(key for key, values in overrides_by_key.items() if len(values) > 1)
+    return CommandPlan(runs, swept=tuple(space) or swept, space=space, hydra=composer.hydra)
 
 
 class ComposedFiles(NamedTuple):
@@ -193,23 +204,28 @@ class _Composer:
         self._checked: set[str] = set()  # tasks
 
     def parse_all(self) -> dict[str, list[Override]]:
-        """Parse all arguments: by key, an override for each value; none if they are too many."""
-        values: dict[str, list[Override]] = {}
+        """Parse the settings of the command line.
+
+        Returns:
+            By key, one of Hydra's overrides for each value. A setting with a problem is left out.
+            All are left out if they make too many runs to check. Problems are added to `problems`.
+        """
+        overrides_by_key: dict[str, list[Override]] = {}
         for text in self.line.overrides:
             overrides = self.parse(text)
             if not overrides:
                 continue
             key = overrides[0].key_or_group
-            if key in values:
+            if key in overrides_by_key:
                 self.problems.append(f"{key} is given 2 times; keep one of them")
-            values[key] = overrides
-        if prod(map(len, values.values())) > _MOST_RUNS:
+            overrides_by_key[key] = overrides
+        if prod(map(len, overrides_by_key.values())) > _MOST_RUNS:
             self.problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
             return {}
-        return values
+        return overrides_by_key
 
     def parse(self, text: str) -> list[Override]:
-        """Return an override for each value of an argument.
+        """Return an override for each value of an argument, such as two for `lora.r=4,8`.
 
         What is wrong with the argument is added to `problems`; then the list is empty.
         """
@@ -235,7 +251,16 @@ class _Composer:
     def _find_problems(
         self, text: str, override: Override, values: Sequence[Override]
     ) -> Iterator[str]:
-        """Find what is wrong with an argument and its values, whatever the other arguments are."""
+        """Find what is wrong with an argument and its values, whatever the other arguments are.
+
+        Args:
+            text: The argument as the user typed it.
+            override: The same, parsed.
+            values: An override for each of its values.
+
+        Yields:
+            A line for the user for each problem.
+        """
         key = override.key_or_group
         if not values:
             yield f"{text}: no value is left to try"
@@ -246,29 +271,32 @@ class _Composer:
             if key == "tuned":
                 advice = "leave it out; a server's key is read from the variable OPENAI_API_KEY"
             yield f"{redact(text)}: others can read a password here; {advice}"
-        group = key.replace(".", "/")  # hydra.launcher=joblib must be hydra/launcher=joblib
+        # The choice of a group inside a group has a slash, and a setting a dot. People write
+        # hydra.launcher=joblib, which must be hydra/launcher=joblib.
+        group = key.replace(".", "/")
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
             for value in values:
                 choice = value.value()
-                if type(choice) is str:
+                if type(choice) is str:  # the name of a choice, and no settings of the group
                     yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
-        if not self.line.is_choice(key):
+        if not self.line.is_choice(key):  # then it is the key of a setting
             if problem := explain_unknown_key(key, RunConfig):
                 yield problem
         elif names := self._loader.get_group_options(key):
+            # Hydra's own choices, those of --config-dir, and those of other packages.
             own = list_group_choices(key, self.line.folders)
             known = sorted({*names, *own, *list_added_choices(key)})
             yield from _find_choice_problems(text, key, values, known)
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
-        """Compose a run with every choice, and both ends of every range, that a search may propose.
+        """Check a search: compose a run with each choice, and with both ends of each range.
 
-        What is wrong with one of them is added to `problems`.
+        The runs are thrown away; what is wrong with one of them is added to `problems`.
 
         Args:
-            space: The settings that the search proposes values for.
-            given: The other settings of the command line.
+            space: The settings that the search proposes values for, by dotted key.
+            given: The settings of the command line, which every trial has.
         """
         if find_spec("optuna") is None:
             self.problems.append(f"a search needs Optuna; {name_install('search')}")
@@ -276,56 +304,64 @@ class _Composer:
             if key.partition(".")[0] not in SEARCHED:
                 self.problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")
                 continue
-            for end in dimension.choices or [dimension.low, dimension.high]:
-                self.compose([*given, *self.parse(f"{key}={Transformer.str(end)}")])
+            for value in dimension.choices or [dimension.low, dimension.high]:
+                self.compose([*given, *self.parse(f"{key}={Transformer.str(value)}")])
 
     def compose(self, overrides: Sequence[Override]) -> ComposedRun:
         """Compose and check one run.
 
+        Files of groups are composed first, by the overrides that choose some, such as
+        `suite=quick`. Then the values of all other overrides are set in these settings.
+
         Args:
-            overrides: Each with one value.
+            overrides: What the command line sets for this run, each with one value.
 
         Returns:
-            The run. It has no settings if something is wrong, which is added to `problems`.
+            The run. What is wrong with it is added to `problems`; if it cannot be composed at all,
+            its `config` has only defaults.
         """
-        texts = [str(override.input_line) for override in overrides]
+        arguments = [str(override.input_line) for override in overrides]
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
         try:
             files = self._compose_files(choices)
-            composed = deepcopy(files.settings)
+            composed = deepcopy(files.settings)  # other runs take the same files
             model = files.model
             self.hydra = files.hydra
             base = self._find_base(composed, overrides)
-            if base and base.id != POCKET:  # compose again, with the adapter's base as the model
-                choices.append("model=any")
+            # `tuned` is an adapter that was made on another base than the embedded model, which is
+            # the default. So the files are composed again, with that base as the model.
+            if base and base.id != POCKET:
+                choices.append("model=any")  # the file of a model that no other file describes
                 composed = deepcopy(self._compose_files(choices).settings)
-                composed.model.id, composed.model.revision = base.id, base.revision
+                composed.model.id = base.id
+                composed.model.revision = base.revision
                 model = Path(base.id).name
         except Exception as error:  # a user's own file may raise anything
             # An error about a model has nothing to do with the chosen files.
             place = "" if isinstance(error, ModelError) else " ".join(choices)
             self.problems.append(f"{place}: {reword(error)}".removeprefix(": "))
-            return ComposedRun(texts, RunConfig())
+            return ComposedRun(arguments, RunConfig())
         settings = [o for o in overrides if not self.line.is_choice(o.key_or_group)]
         for override in settings:
-            if problem := _lay_over(composed, override):
+            if problem := _set_value(composed, override):
                 self.problems.append(f"{override.input_line}: {problem}")
-        with suppress(OmegaConfBaseException):  # `load_config` reports these
+        # Settings that cannot be read raise here. `load_config` below reports them.
+        with suppress(OmegaConfBaseException):
             self._check_tasks(composed)
         values = _list_values(composed)
         try:
             config = load_config(composed)
         except ConfigError as error:
             self.problems += str(error).splitlines()
-            return ComposedRun(texts, RunConfig())
+            return ComposedRun(arguments, RunConfig())
         reader = f"tuned={config.tuned} trains nothing and" if config.tuned else "this method"
-        for text in texts:
-            section = re.split("[.=]", text.lstrip("+"))[0]
-            if section in config.idle_sections:
-                self.problems.append(f"{text}: leave it out; {reader} does not read it")
+        for argument in arguments:
+            section = re.split("[.=]", argument.lstrip("+"))[0]
+            if section in config.idle_sections:  # it would have no effect
+                self.problems.append(f"{argument}: leave it out; {reader} does not read it")
         set_keys = [override.key_or_group for override in settings]
         shown = self._choose_shown(composed, values, choices, set_keys)
-        return ComposedRun(texts, config, model, shown)
+        return ComposedRun(arguments, config, model, shown)
 
     def _check_tasks(self, composed: DictConfig) -> None:
         """Check the names of the harness's tasks that no run before had."""
@@ -354,23 +390,29 @@ class _Composer:
                 a setting that only follows another one does not differ from the files.
             choices: GROUP=CHOICE of each group that was chosen.
             set_keys: The keys of the settings that were set.
+
+        Returns:
+            The texts of their values by dotted key, and the chosen names by group. The model, the
+            datasets and the benchmarks are not among the groups: MLflow shows them for every run.
         """
-        groups = {}
-        for choice in choices:
-            group, _, name = choice.lstrip("+").partition("=")
-            groups[group] = name
+        parsed = [choice.lstrip("+").partition("=") for choice in choices]
+        chosen = {group: name for group, _, name in parsed}
         files = list(choices)
-        if groups.keys() & {*_PRESETS}:  # what the files would set without the preset
-            files = [f"{k}={v}" for k, v in groups.items() if k not in (*_PRESETS, *_LISTS)]
+        # With a preset, the settings are compared with the same files composed without it. It may
+        # have chosen datasets and benchmarks, so these are named.
+        if chosen.keys() & {*_PRESETS}:
+            files = [f"{k}={v}" for k, v in chosen.items() if k not in (*_PRESETS, *_LISTS)]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
             file_values = self._compose_files(files).values
         except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
-            file_values = values
-        shown = {k: v for k, v in groups.items() if not k.startswith(("hydra", "model", *_LISTS))}
+            file_values = values  # then nothing differs
+        shown = {k: v for k, v in chosen.items() if not k.startswith(("hydra", "model", *_LISTS))}
+        # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
+        # no prefix of `lora.rank`.
         set_prefixes = tuple(f"{key}." for key in set_keys)
         for key, value in values.items():
-            was_set = f"{key}.".startswith(set_prefixes)  # the setting, or the section around it
+            was_set = f"{key}.".startswith(set_prefixes)
             if (was_set or value != file_values.get(key)) and not key.startswith(_NOT_SHOWN):
                 resolved = OmegaConf.select(composed, key)
                 is_list = isinstance(resolved, ListConfig)
@@ -391,20 +433,30 @@ class _Composer:
         return find_base(model) if model and not any(model.source_problems()) else None
 
     def _compose_files(self, choices: list[str]) -> ComposedFiles:
-        """Compose the chosen files of groups, or return what an earlier call made of the same."""
+        """Compose the chosen files of groups, or return what an earlier call made of the same.
+
+        Args:
+            choices: GROUP=CHOICE of each group that is chosen.
+
+        Raises:
+            Exception: Whatever Hydra or OmegaConf say of the files: a user's own may hold anything.
+        """
         key = " ".join(choices)
         if key not in self._files:
-            own = [f"file://{folder}" for folder in self.line.folders[1:]]  # of --config-dir
-            path = [f"hydra.searchpath=[{','.join(own)},slimdown-choices://]"] if own else []
+            folders = [f"file://{folder}" for folder in self.line.folders[1:]]  # of --config-dir
+            # Hydra's setting replaces the list in its file, so this names slimdown's source, too.
+            paths = ",".join([*folders, "slimdown-choices://"])
+            search_path = [f"hydra.searchpath=[{paths}]"] if folders else []
             with warnings.catch_warnings():  # our launchers are named as their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
-                composed = compose("config", [*choices, *path], return_hydra_config=True)
+                composed = compose("config", [*choices, *search_path], return_hydra_config=True)
             hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
                 del composed["hydra"]
                 suite_benchmarks = list(composed.benchmark) if composed.suite else []
                 for name in suite_benchmarks:
-                    # A suite has settings of all its benchmarks, also of those not chosen.
+                    # A suite's file has settings of all its benchmarks, also of those that are not
+                    # chosen. Their own files are missing here, and with them what is asked.
                     benchmark = composed.benchmark[name]
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
@@ -449,8 +501,12 @@ def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[st
             yield f"{key}={name}: there is no such {key}{advice}"
 
 
-def _lay_over(composed: DictConfig, override: Override) -> str:
+def _set_value(composed: DictConfig, override: Override) -> str:
     """Set the value of an override in composed settings.
+
+    Args:
+        composed: The settings, which are changed.
+        override: The key of a setting, and one value.
 
     Returns:
         Why it cannot be set; empty if it was set.
@@ -458,6 +514,7 @@ def _lay_over(composed: DictConfig, override: Override) -> str:
     key = override.key_or_group
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
+    # `benchmark.gsm8k.limit=40` needs the benchmark gsm8k among the chosen ones.
     if section in _LISTS and name not in composed[section]:
         chosen = " or ".join(map(str, composed[section]))
         advice = f", or name {chosen}" if chosen else ""
@@ -470,12 +527,15 @@ def _lay_over(composed: DictConfig, override: Override) -> str:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
             value = read_number(value)
+        # What a search varies, such as `search.space.lora.r.low=4`: `update` would take the dots of
+        # the searched key, `lora.r`, for sections. So it gets a dictionary by this key instead.
         if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
-            searched_key, part = dimension.groups()  # such as lora.r, and .low or nothing
-            if not (part or isinstance(value, dict)):
+            searched_key, field_name = dimension.groups()  # such as `lora.r`, and `.low` or nothing
+            if not (field_name or isinstance(value, dict)):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
-            key = "search.space"  # `update` would take the dots of the searched key for sections
-            value = {searched_key: {part.removeprefix("."): value} if part else value}
+            key = "search.space"
+            fields = {field_name.removeprefix("."): value} if field_name else value
+            value = {searched_key: fields}
         OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
     except (OmegaConfBaseException, HydraException, RecursionError, ConfigError) as error:
         return reword(error)

@@ -139,7 +139,8 @@ def _write_log(file: Path) -> Iterator[None]:
 def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = None) -> None:
     """Run a job of a sweep and write its outcome; a job that fails stops no other.
 
-    Hydra's launcher calls it for each job, with the job's config, which is not needed here.
+    Hydra's launcher calls it for each job, in this process or in a worker. It also passes the job's
+    config, which is not needed: the job finds its checked settings in the folder of the sweep.
 
     Args:
         sweep: What the sweep tells its jobs.
@@ -147,7 +148,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
 
     Raises:
         KeyboardInterrupt: A signal came.
-        SystemExit: submitit queues the job again.
+        SystemExit: submitit, a launcher, ends the process, and queues the job again.
     """
     number = sweep.numbers[HydraConfig.get().job.num]
     if sweep.read_outcome(number).is_over:
@@ -155,7 +156,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
     outcome = JobOutcome(JobState.running)
     sweep.write_outcome(number, outcome)
 
-    def keep_run_id(run_id: str) -> None:  # once the run is open, so that a failed job has it
+    def keep_run_id(run_id: str) -> None:  # called when the run opens, so that a failed job has it
         nonlocal outcome
         outcome = replace(outcome, run_id=run_id)
         sweep.write_outcome(number, outcome)
@@ -166,15 +167,16 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
     console.show_line(f"{job}{time_left}")
     with _write_log(sweep.folder / f"{number}.log") if sweep.in_worker else nullcontext():
         try:
-            made = run_job(
+            ended = run_job(
                 sweep.read_settings(number),
                 RunInfo("", sweep=sweep.name, on_open=keep_run_id),
                 sweep.swept,
-                # Jobs of one process are alike, so only the first one shows the plan.
-                is_planned=number != sweep.numbers[0] and not sweep.in_worker,
+                # Jobs of one process are alike, so only the first one describes its run.
+                is_described=number != sweep.numbers[0] and not sweep.in_worker,
                 shared_base=shared_base,
             )
-            outcome = replace(made, run_id=made.run_id or outcome.run_id)
+            # A skipped job has the id of the equal run; a finished one has that of `keep_run_id`.
+            outcome = replace(ended, run_id=ended.run_id or outcome.run_id)
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and is_queued_again()
             if isinstance(error, KeyboardInterrupt) or is_requeued:
@@ -220,36 +222,39 @@ def run_job(
     info: RunInfo,
     swept: tuple[str, ...] = (),
     *,
-    is_planned: bool = False,
+    is_described: bool = False,
     shared_base: SharedBase | None = None,
 ) -> JobOutcome:
-    """Make a run, unless an equal one is finished.
+    """Make a run, unless an equal one is finished: one with the same `run_key`.
 
     Args:
         run: Its settings.
         info: The sweep, tags and `on_open`; the rest is filled in here.
         swept: The keys that a sweep varies; they come first in the run's name.
-        is_planned: Whether an earlier job showed the plan; then only the run's name is shown.
+        is_described: Whether an earlier job of this process has shown what such a run does; then
+            only this run's name is shown.
         shared_base: Keeps a base model for later runs of this process.
 
     Returns:
-        The outcome: finished, or skipped with the id of the equal run.
+        The outcome: finished, without the run's id, which `info.on_open` got; or skipped, with the
+        id of the equal run.
 
     Raises:
-        SlimdownError: Something that you can mend.
+        SlimdownError: The run cannot be made, for a reason that the user can mend.
     """
     config = run.config
     check_store(config.tracking)
     key = run_key(config)
-    wait = partial(
-        console.show_line, "Another process is computing the same run; this one waits for it."
-    )
-    with find_equal_run_and_lock(config, key, wait) as (finished, resume_run_id):
+    waiting = "Another process is computing the same run; this one waits for it."
+    say_wait = partial(console.show_line, waiting)
+    with find_equal_run_and_lock(config, key, say_wait) as (finished, resume_run_id):
         if finished and finished.findings:
-            broadcast_from_main(None)  # releases accelerate's processes, which wait to assist
+            # The other processes of accelerate wait in `assist_run` for the id of the run that they
+            # assist. None tells them that there is no such run.
+            broadcast_from_main(None)
             outcome = skip_finished(run, finished, swept)
-            called = f" ({name_run(run, swept)})" if config.name else ""
-            console.show_line(f"finished before: run {finished.run_id}{called}, {outcome.headline}")
+            named = f" ({name_run(run, swept)})" if config.name else ""
+            console.show_line(f"finished before: run {finished.run_id}{named}, {outcome.headline}")
             console.show_line("slimdown ui shows its page; rerun=true repeats it")
             return outcome
         info = replace(
@@ -266,7 +271,7 @@ def run_job(
         from slimdown.runs.experiment import run_experiment  # imports torch
 
         config = fix_dtypes(config)
-        console.show_facts([] if is_planned else describe_run(config).items())
+        console.show_facts([] if is_described else describe_run(config).items())
         if resume_run_id:
             console.show_line(f"continues run {resume_run_id}, which was stopped")
             console.show_line(describe_kept(config, resume_run_id))

@@ -44,6 +44,10 @@ def launch(hydra: DictConfig, task: Callable[[Any], None], jobs: Sequence[list[s
 def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
     """Run one task in this process, with the folder and the logging of Hydra's settings.
 
+    Args:
+        hydra: Hydra's own settings, below `hydra`.
+        task: It gets nothing; what it returns is not used.
+
     Raises:
         Exception: Whatever the task raised.
     """
@@ -52,7 +56,7 @@ def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
     def run_task(_: Any) -> None:
         try:
             task()
-        except Exception as error:  # Hydra would print its own message; it is raised below
+        except Exception as error:  # Hydra would print its own message, so it is raised below
             failures.append(error)
 
     setup_globals()

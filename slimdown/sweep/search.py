@@ -15,7 +15,7 @@ from optuna.trial import Trial, TrialState
 
 from slimdown.comparison.run_comparison import compare_runs
 from slimdown.comparison.run_records import RunRecord
-from slimdown.comparison.trials import summarize_trial
+from slimdown.comparison.trials import TrialOutcome, summarize_trial
 from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
@@ -59,24 +59,26 @@ class Search:
         self._line = line
         self._settings = settings
         self._at_once = at_once
+        # Without a name that the user has set, a search is known by all that decides its trials.
         proposed_by: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
         space = {key: asdict(dimension) for key, dimension in plan.space.items()}
         digest = hash_json([*proposed_by, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
-        # A study whose space has changed begins anew: old values may lie outside of it.
+        # A search of this name in another space has another file: its values may lie outside.
         file_name = f"{hash_json([self.name, space])}.json"
         self._file = local_dir(self.config.tracking) / "searches" / file_name
-        self._values_by_trial: list[dict[str, Any]] = []
+        self._values_by_trial: list[dict[str, Any]] = []  # by dotted key, in the order of trials
         # Without the file, or where it is damaged, values are proposed anew.
         with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
             recorded = json.loads(self._file.read_text())
             if all(values.keys() == space.keys() for values in recorded):
                 self._values_by_trial = recorded
         for values in self._values_by_trial:
-            self.study.enqueue_trial(values)
-        self._proposed: list[Trial] = []
-        self._runs: list[RunRecord] = []
+            self.study.enqueue_trial(values)  # the first trials then get these values
+        self._proposed: list[Trial] = []  # the trials of the last batch that are not refused
+        self._runs: list[RunRecord] = []  # those of all trials with a result
+        self._results: dict[str, TrialOutcome] = {}  # by run id
         self._refused: dict[int, str] = {}  # the reason, by number of the trial
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
@@ -94,13 +96,22 @@ class Search:
                 yield batch
 
     def _compose(self, trial: Trial) -> ComposedRun | None:
-        """Propose the values of a trial, and compose its run; None if they do not fit together."""
-        # Each trial has its own seed, so a repeated command proposes the same values.
+        """Propose the values of a trial, and compose its run with them.
+
+        Values that were not in the file are added to `_values_by_trial`.
+
+        Returns:
+            The run; or None if the values do not fit together. Then the trial counts as refused,
+            which the user and the study are told.
+        """
+        # Each trial gets a sampler with its own seed, so a repeated command proposes the same
+        # values. What one sampler for all trials proposes would depend on how many trials this
+        # command has proposed, and how many were in the file.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
         proposed = [f"{key}={suggest_value(trial, key, self.space[key])}" for key in self.space]
-        if trial.number == len(self._values_by_trial):  # the file does not hold it yet
+        if trial.number == len(self._values_by_trial):  # no earlier command proposed this trial
             self._values_by_trial.append(trial.params)
         overrides = [*self._line.overrides, *proposed, f"search.trial={trial.number}"]
         try:
@@ -113,7 +124,12 @@ class Search:
             return None
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
-        """Tell the study the results of the last batch, in its order; failed jobs are left out."""
+        """Tell the study what the trials of the last batch learned, and by how much they forgot.
+
+        Args:
+            outcomes: The outcome of each job of the batch, in its order. The study learns nothing
+                of jobs that failed.
+        """
         for trial, outcome in zip(self._proposed, outcomes, strict=True):
             if outcome.state not in (JobState.finished, JobState.skipped):
                 continue
@@ -121,17 +137,21 @@ class Search:
             if run.findings is None:  # its findings cannot be read
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
-            self._runs.append(run)
             result = summarize_trial(run.findings, self._settings.max_loss)
-            if result.unmeasured:  # nothing can be said about a loss
+            self._runs.append(run)
+            self._results[run.run_id] = result
+            if result.unmeasured:  # nothing can be said about the loss on a retained benchmark
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
-            for name, excess in result.excess.items():
-                trial.set_constraint(name, excess)
+            for benchmark, excess in result.excess.items():
+                trial.set_constraint(benchmark, excess)  # above 0 the trial breaks the budget
             self.study.tell(trial, result.learned)
 
     def show(self) -> dict[str, str]:
-        """Print all trials, the best within the budget first, and its losses on held-out questions.
+        """Print the table of all trials, the best one first, and what was found about that one.
+
+        Trials within the budget come first, and among them the one that learned most. If the best
+        one is within the budget, its losses are judged again on the held-out questions.
 
         Returns:
             The HTML page of the trials under its file name; empty if no trial has a result.
@@ -139,18 +159,17 @@ class Search:
         Raises:
             ConfigError: Every trial is refused.
         """
-        runs, refused = self._runs, self._refused
+        runs = self._runs
+        refused = self._refused
         if len(refused) == self._settings.n_trials:
             reasons = "\n".join(dict.fromkeys(refused.values()))
             raise ConfigError(f"every trial of the search is refused; change its space\n{reasons}")
         if not runs:
             return {}
-        budget = self._settings.max_loss
-        outcomes = {r.run_id: summarize_trial(r.findings, budget) for r in runs if r.findings}
-        runs.sort(key=lambda run: outcomes[run.run_id].order)
+        runs.sort(key=lambda run: self._results[run.run_id].order)
         comparison = compare_runs(runs, group_seeds=False)
-        table = search_table(comparison, outcomes, self.name)
-        if outcomes[runs[0].run_id].is_within:
+        table = search_table(comparison, self._results, self.name)
+        if self._results[runs[0].run_id].is_within:
             notes = self._describe_best(runs[0])
         else:
             advice = "Raise the budget, or widen the ranges."

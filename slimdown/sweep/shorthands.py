@@ -25,8 +25,13 @@ _PLAIN_TEXTS = ("name", "note")
 def read_flags(arguments: Sequence[str]) -> list[str]:
     """Write `--SETTING VALUE` as `SETTING=VALUE`. Hydra's flags stay, also if they are abbreviated.
 
+    A setting that is true or false needs no value: `--rerun` is `rerun=true`.
+
+    Args:
+        arguments: Settings and flags, as the user typed them.
+
     Raises:
-        ConfigError: A setting has no value.
+        ConfigError: A setting has no value, or a word is neither a flag nor a setting.
 
     >>> read_flags(["-m", "--model", "smollm2", "--rerun", "--lora.r=4,8", "--multi"])
     ['-m', 'model=smollm2', 'rerun=true', 'lora.r=4,8', '--multi']
@@ -36,7 +41,9 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
     while rest:
         text = rest.pop(0)
         key, equals_sign, value = text.removeprefix("--").partition("=")
-        if not text.startswith("--") or not key or any(f.startswith(key) for f in _FLAGS):
+        # Hydra takes the beginning of a flag for the flag.
+        is_flag = any(flag.startswith(key) for flag in _FLAGS)
+        if not text.startswith("--") or not key or is_flag:
             settings.append(text)
             continue
         if not equals_sign:
@@ -44,6 +51,7 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
             is_switch = setting is not None and setting.type is bool
             # The next argument is the value, if it is no flag; -1 and -.5 are numbers.
             has_value = bool(rest) and not re.match(r"-(?!\.?\d)", rest[0])
+            # What follows a switch may be the next setting, so only true and false are its value.
             if is_switch and not (has_value and rest[0] in ("true", "false")):
                 value = "true"
             elif has_value:
@@ -69,16 +77,21 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
         text: `SETTING=VALUE`.
         is_sweep: Whether several values are several runs.
 
+    Returns:
+        Hydra's form of the argument. It may hold several values, also without a sweep; the caller
+        refuses them then.
+
     Raises:
         HydraException: It is no setting and value.
         ConfigError: No folder has such a name.
     """
-    key, sign, content = text.partition("=")
-    if sign and key.lstrip("+") in _PLAIN_TEXTS:
-        override = parser.parse_override(f"{key}=text")  # `text` is replaced by the value
+    key, equals_sign, content = text.partition("=")
+    if equals_sign and key.lstrip("+") in _PLAIN_TEXTS:
+        # Hydra parses the key with a value that it understands; the user's text replaces it.
+        override = parser.parse_override(f"{key}=placeholder")
         value = None if content == "null" else content
         if quoted := re.fullmatch(r"""(["'])(.*)\1""", content, re.DOTALL):
-            value = quoted[2]
+            value = quoted[2]  # without the quotes
         return replace(override, value_type=ValueType.ELEMENT, _value=value, input_line=text)
     if key == "tuned" and "*" in content:
         return parser.parse_override(f"tuned={','.join(map(_quote, _find_folders(content)))}")
@@ -88,7 +101,7 @@ def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Overri
     if not is_sweep and is_list and override.value_type is ValueType.SIMPLE_CHOICE_SWEEP:
         try:
             as_list = parser.parse_override(f"{key}=[{content}]")
-        except HydraException:
+        except HydraException:  # the values do not fit into a list
             return override
         values = as_list.value()
         if isinstance(values, list) and all(isinstance(value, str) for value in values):

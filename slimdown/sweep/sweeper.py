@@ -63,17 +63,16 @@ class Sweep:
         tracking = self.plan.runs[0].config.tracking
         check_store(tracking)
         holds_out = any(run.config.evaluation.holdout for run in self.plan.runs)
-        if not holds_out and {*self.info.swept} - {"seed"}:  # nobody chooses the best seed
-            console.show_notes(
-                [
-                    "No questions are held out, so the best of these runs will look better than it "
-                    "is. evaluation.holdout=0.5 keeps half of them to confirm the one you choose."
-                ]
-            )
+        # A sweep of seeds alone shows how much results vary: nobody chooses the best seed.
+        varies_more_than_seed = bool({*self.info.swept} - {"seed"})
+        if varies_more_than_seed and not holds_out:
+            note = "No questions are held out, so the best of these runs will look better than it "
+            note += "is. evaluation.holdout=0.5 keeps half of them to confirm the one you choose."
+            console.show_notes([note])
         if self.plan.space:
             from slimdown.sweep.search import Search
 
-            search = Search(self.line, self.plan, self.count_at_once())
+            search = Search(self.line, self.plan, at_once=self.count_at_once())
             self.info = replace(self.info, name=search.name)
             with self._record(tracking, "search") as sweep_run:
                 for batch in search.propose_batches():
@@ -99,7 +98,20 @@ class Sweep:
 
     @contextmanager
     def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:
-        """Open the run of the whole sweep; at the end, show and keep the table of its jobs."""
+        """Open the run of the whole sweep in the record; at the end, show the result of its jobs.
+
+        It is shown also if the sweep is interrupted, and a table of the jobs is recorded.
+
+        Args:
+            tracking: The store.
+            kind: `search` or `sweep`, for the title.
+
+        Yields:
+            The open run, which takes further files.
+
+        Raises:
+            TrackingError: The store does not answer when the sweep begins.
+        """
         title = f"{kind} of {', '.join(self.info.swept) or 'one job'}"
         if name := self.plan.runs[0].config.name:
             title = f"{name}: {title}"
@@ -109,7 +121,8 @@ class Sweep:
             finally:
                 if rows := [self._make_row(number) for number in self.outcomes]:
                     table = sweep_table(rows, f"{title}. {self._advise()}")
-                    # A comparison of the runs says more, if one can be made.
+                    # A comparison of the runs says more than this table, if one can be made. A
+                    # search has shown one itself, and this table comes after it.
                     if kind == "search" or not self._show_comparison(tracking, title):
                         console.show_table(table)
                     sweep_run.files["sweep.md"] = write_table(table, "markdown")
@@ -138,10 +151,15 @@ class Sweep:
         return advice + "To run all of it again, add rerun=true."
 
     def _show_comparison(self, tracking: TrackingConfig, title: str) -> bool:
-        """Show what each value did, once all jobs made runs that can be compared.
+        """Show the changes on each benchmark by the values that were swept, if all jobs have some.
+
+        Args:
+            tracking: The store.
+            title: What stands above the comparison.
 
         Returns:
-            Whether it is shown.
+            Whether it is shown. It is not if there is one job, if a job is not finished, or if the
+            runs cannot be compared.
         """
         states = self._find_states()
         if len(self.outcomes) < 2 or states - {JobState.finished, JobState.skipped}:
@@ -155,10 +173,8 @@ class Sweep:
             return False
         # Skipped runs bear the name of an earlier sweep, so `--sweep` would not find them.
         chosen = "" if JobState.skipped in states else f"--sweep {self.info.name} "
-        advice = (
-            f"slimdown compare {chosen}--no-group-seeds shows each run. "
-            "To run all of it again, add rerun=true."
-        )
+        advice = f"slimdown compare {chosen}--no-group-seeds shows each run. "
+        advice += "To run all of it again, add rerun=true."
         comparison = order_by_settings(compare_runs(runs))
         console.show_comparison(comparison, f"{title}: {len(runs):,} runs", [advice])
         return True
@@ -166,11 +182,17 @@ class Sweep:
     def _run(self, jobs: list[ComposedRun]) -> list[JobOutcome]:
         """Run the jobs that are not finished, and return the outcome of every job, in order.
 
+        A launcher may raise while some of its jobs have not begun; these are launched again. A job
+        whose process died, as for lack of memory, runs once more, with no other beside it.
+
+        Args:
+            jobs: A whole sweep, or a batch of a search; earlier batches stay in `self.jobs`.
+
         Raises:
             ConfigError: The launcher cannot start a job.
         """
         numbered = dict(enumerate(jobs, start=len(self.jobs) + 1))
-        pending = self._take_jobs(numbered)
+        pending = self._take_jobs(numbered)  # the numbers of jobs that have to run
         if self.info.in_worker and pending:
             self._measure_shared_bases(pending)
             console.show_line(f"{len(pending)} jobs; their logs are in {self.info.folder}")
@@ -186,7 +208,14 @@ class Sweep:
         return [self.outcomes[number] for number in numbered]
 
     def _take_jobs(self, jobs: dict[int, ComposedRun]) -> list[int]:
-        """Take jobs into the sweep; return the numbers of those that have to run."""
+        """Take jobs into the sweep; return the numbers of those that have to run.
+
+        A job whose run the record has already is skipped. The settings of all others are written
+        for the processes that run them.
+
+        Args:
+            jobs: The new jobs by number.
+        """
         self.jobs |= jobs
         self.outcomes |= dict.fromkeys(jobs, JobOutcome(JobState.waiting))
         self.info = replace(self.info, n_jobs=len(self.jobs))

@@ -188,20 +188,22 @@ def test_a_template_that_cannot_do_what_is_set_is_refused(
 ) -> None:
     tokenizer = build_byte_tokenizer()
     tokenizer.chat_template = template
+    config = make_config(apply_chat_template=True, **settings)
     with pytest.raises(ModelError, match=message):
-        choose_prompts(make_config(apply_chat_template=True, **settings), tokenizer, True)
+        choose_prompts(config, tokenizer, auto_uses_template=True)
 
 
 def test_auto_goes_through_the_template_where_answers_are_generated() -> None:
     model = build_model(CHAT)
-    config, notes = choose_prompts(make_config(apply_chat_template="auto"), model.tokenizer, True)
+    auto = make_config(apply_chat_template="auto")
+    config, notes = choose_prompts(auto, model.tokenizer, auto_uses_template=True)
     assert notes
     tasks = load_tasks(read_benchmarks(["pocket_math", "pocket_cs"], limit=3))
     benchmarks = Evaluator(tasks, config).evaluate(model).benchmarks
     prompts = {name: benchmark.samples[0].prompt for name, benchmark in benchmarks.items()}
     assert prompts["pocket_math"].startswith("user: ")
     assert not prompts["pocket_cs"].startswith("user: ")
-    plain, _ = choose_prompts(make_config(apply_chat_template="auto"), model.tokenizer, False)
+    plain, _ = choose_prompts(auto, model.tokenizer, auto_uses_template=False)
     assert plain.apply_chat_template is False
 
 

@@ -123,7 +123,7 @@ def compose_recipe(recipe: str, folder: Path) -> RunConfig:
 
 
 def ask(model: LoadedModel, config: RunConfig) -> dict[tuple[str, int], Any]:
-    evaluation, _ = choose_prompts(config.evaluation, model.tokenizer, uses_template=True)
+    evaluation, _ = choose_prompts(config.evaluation, model.tokenizer, auto_uses_template=True)
     tasks = load_tasks(read_benchmarks(BENCHMARKS, limit=3, num_fewshot=0))
     tasks["pocket_math"].config.max_gen_toks = 24
     tasks = load_tasks({name: task.config for name, task in tasks.items()})
@@ -245,6 +245,6 @@ def test_plain_prompts_switch_no_thinking_off(tmp_path: Path) -> None:
     config = compose_recipe("qwen3_0.6b", tmp_path)
     evaluation = replace(config.evaluation, apply_chat_template="auto")
     tokenizer = TrainingRun(config).base.tokenizer
-    plain, _ = choose_prompts(evaluation, tokenizer, uses_template=False)
+    plain, _ = choose_prompts(evaluation, tokenizer, auto_uses_template=False)
     assert plain.apply_chat_template is False
     assert plain.narrow(generates=True).enable_thinking is None
