@@ -294,8 +294,8 @@ def run_command(
     Args:
         command: Does the work, shows its result, and returns the exit code.
         refusal: The first line of an error's message, such as "This run cannot be checked:".
-        error_code: The exit code if the command raises. It is none that the command itself
-            returns, so a script can tell an error from a result.
+        error_code: The exit code if the command raises. Commands that judge return 0, 1 or 2, and
+            have 3 here, so a script can tell an error from a result.
         with_extensions: Whether broken extensions of other packages are refused first.
     """
     try:
