@@ -202,8 +202,7 @@ def _compare_settings(
         return 0
     n_rows = options.rows if is_text else 0  # 0: all, because programs read the other formats
     table = page.comparison_table(comparison, title, notes, n_rows)
-    # The page names the significant differences in a section of its own; files without such a
-    # section have them as notes.
+    # The HTML page names the significant differences by itself; tables need them as notes.
     render_page = partial(page.render_comparison_page, table, comparison, by)
     claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
     table_with_claims = replace(table, notes=(*claims, *table.notes))
