@@ -51,7 +51,13 @@ def main(argv: list[str]) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    """Write the merged model and its card, note it in the record, and return the exit code."""
+    """Write the merged model and its card, note it in the record, and return the exit code.
+
+    Raises:
+        ConfigError: The folder is not empty, or the run's settings do not hold here.
+        ModelError: The run's method cannot be merged, or the base model cannot be loaded.
+        TrackingError: There is no such finished run, it trained nothing, or its files are gone.
+    """
     from slimdown.config.schema import Device, Dtype
     from slimdown.tracking.derived_models import record_merged
     from slimdown.tracking.metrics_and_tags import Tag
@@ -81,7 +87,9 @@ def _merge(options: argparse.Namespace) -> int:
     is_original = options.onto == "original"
     model = replace(config.model, device=Device(options.device))
     quantization = config.quantization
-    if is_original:  # in float32, so that only the sum of weights and adapter is rounded
+    # The adapter may have been trained on weights of 4 or 8 bits. By default these are dequantized
+    # and merged, because they are what the adapter corrects.
+    if is_original:  # load them in float32, so that only the sum of weights and adapter is rounded
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     with (
@@ -90,8 +98,8 @@ def _merge(options: argparse.Namespace) -> int:
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))
         with console.progress_bar(f"merging into {model.id}"):
-            base = load_base_model(model, quantization)
-            if method.facts.trains_weights:  # there is no adapter, only a whole model
+            base = load_base_model(model, quantization)  # the model card needs it in any case
+            if method.facts.trains_weights:  # there is no adapter to merge, only a whole model
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
             else:

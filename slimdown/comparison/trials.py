@@ -34,14 +34,17 @@ def summarize_trial(findings: Findings, budget: float | None) -> TrialOutcome:
         findings: The trial's findings.
         budget: What each retained benchmark may lose, a share; None: its margin.
     """
-    retained = {n: b for n, b in findings.benchmarks.items() if b.role is Role.retained}
-    excess = {
-        name: -b.primary.difference.value - (b.margin if budget is None else budget)
-        for name, b in retained.items()
-        if b.is_measured
-    }
-    unmeasured = tuple(name for name in retained if name not in excess)
-    return TrialOutcome(measure_learning(findings), excess, unmeasured)
+    excess = dict[str, float]()
+    unmeasured = list[str]()
+    for name, change in findings.benchmarks.items():
+        if change.role is not Role.retained:
+            continue
+        if change.is_measured:
+            loss = -change.primary.difference.value  # above 0 if the score fell
+            excess[name] = loss - (change.margin if budget is None else budget)
+        else:
+            unmeasured.append(name)
+    return TrialOutcome(measure_learning(findings), excess, tuple(unmeasured))
 
 
 def measure_learning(findings: Findings) -> float:
