@@ -51,8 +51,8 @@ def choose_checkpoint(comparison: Comparison) -> ChosenCheckpoint | None:
     """
     within = list[ChosenCheckpoint]()
     for row, step in zip(comparison.rows, read_steps(comparison), strict=True):
-        changes_by_run = [run.changes for run in row.runs]
-        if all(keeps_budgets_as_measured(ch, default_budgets(ch)) for ch in changes_by_run):
+        changes_of_runs = [run.changes for run in row.runs]  # by benchmark
+        if all(keeps_budgets_as_measured(c, default_budgets(c)) for c in changes_of_runs):
             within.append(ChosenCheckpoint(row, step, learned=row.target.value))
     if not within:
         return None
