@@ -64,17 +64,12 @@ def main(argv: list[str]) -> int:
     formats = ("text", "markdown", "junit", "json")
     format_help = "junit writes XML with one test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=format_help)
-    parser.add_text(
-        "--register", "NAME", "if the check passes, register the model in MLflow under this name"
-    )
-    parser.add_text(
-        "--alias", "ALIAS", "with --register: an alias for the registered model, such as champion"
-    )
-    parser.add_text(
-        "--against",
-        "URI",
-        "models:/NAME@ALIAS: compare with this registered model instead of the base model",
-    )
+    register_help = "if the check passes, register the model in MLflow under this name"
+    parser.add_text("--register", "NAME", register_help)
+    alias_help = "with --register: an alias for the registered model, such as champion"
+    parser.add_text("--alias", "ALIAS", alias_help)
+    uri_help = "models:/NAME@ALIAS: compare with this registered model instead of the base model"
+    parser.add_text("--against", "URI", uri_help)
     options = parser.parse(name_budgets(argv))
     if options.alias and not options.register:
         parser.error("--alias needs --register NAME, which says what the alias points to")
@@ -213,13 +208,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.register:
         registry.check_in_record(run)
     rules.resolve(findings)  # raises if the budgets do not fit the benchmarks
-    case = _Case(
-        run,
-        findings,
-        read_answers=cache(partial(run_reader.read_evaluations, store, run)),
-        base_name=run.params.get("model.id", "base"),
-        holdout=run.holdout,
-    )
+    read_answers = cache(partial(run_reader.read_evaluations, store, run))
+    base_name = run.params.get("model.id", "base")
+    case = _Case(run, findings, read_answers, base_name, holdout=run.holdout)
     if options.against:
         case = case.judge_against(store, options.against)
     lost_lines = _write_lost(case, options) if options.lost else []

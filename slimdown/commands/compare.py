@@ -86,12 +86,9 @@ def main(argv: list[str]) -> int:
         ("--against", "VALUE", "with --by: compare only this value with each of the others"),
     ):
         parser.add_text(option, metavar, text, default=None)
-    parser.add_argument(
-        "--group-seeds",
-        action=argparse.BooleanOptionalAction,  # it adds --no-group-seeds, too
-        default=True,
-        help="show runs that differ only in their seed as one row (default)",
-    )
+    text = "show runs that differ only in their seed as one row (default)"
+    on_or_off = argparse.BooleanOptionalAction  # it adds --no-group-seeds, too
+    parser.add_argument("--group-seeds", action=on_or_off, default=True, help=text)
     parser.add_rows("show at most this many rows")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
@@ -150,7 +147,12 @@ def _compare(options: argparse.Namespace) -> int:
     if options.mode == "chain":
         return _compare_stages(runs, options)
     if options.mode:
-        return _compare_pairs(runs, options)
+        judge_pairs = _confirm if options.mode == "confirm" else _judge_two_models
+        pairs, notes = judge_pairs(runs, options)
+        table = pairs_table(pairs)
+        table = replace(table, notes=(*notes, *table.notes))
+        command = f"compare --{options.mode}"
+        return put_table(table, options, lambda: render_table_page(table, command))
     run = runs[0]
     if run.findings and len(options.runs) == 1 and not (options.by or options.sort):
         if options.format in (None, "table") or options.output:
@@ -200,23 +202,13 @@ def _compare_settings(
     if is_text and not options.all and not options.output:
         show_brief()  # without the table of all columns, which takes longer
         return 0
-    n_rows = options.rows if is_text else 0  # 0: all, because programs read the other formats
-    table = page.comparison_table(comparison, title, notes, n_rows)
+    # 0 stands for all rows: programs read the other formats.
+    table = page.comparison_table(comparison, title, notes, options.rows if is_text else 0)
     # The HTML page names the significant differences by itself; tables need them as notes.
     render_page = partial(page.render_comparison_page, table, comparison, by)
     claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
     table_with_claims = replace(table, notes=(*claims, *table.notes))
     return put_table(table_with_claims, options, render_page, show_brief)
-
-
-def _compare_pairs(runs: list[RunRecord], options: argparse.Namespace) -> int:
-    """Judge pairs of models for --paired or --confirm, and return the exit code."""
-    judge_runs = _confirm if options.mode == "confirm" else _judge_two_models
-    pairs, notes = judge_runs(runs, options)
-    table = pairs_table(pairs)
-    table = replace(table, notes=(*notes, *table.notes))
-    render_page = partial(render_table_page, table, f"compare --{options.mode}")
-    return put_table(table, options, render_page)
 
 
 def _compare_stages(runs: list[RunRecord], options: argparse.Namespace) -> int:
@@ -310,8 +302,7 @@ def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[S
                 "evaluation.holdout=0.5, choose one of them, and confirm it"
             )
     pairs = list[Step]()
-    notes = list[str]()
-    count_notes = list[str]()
+    notes, count_notes = list[str](), list[str]()
     for run in runs:
         evaluations = run_reader.read_evaluations(options.tracking, run)
         held_out = take_held_out(options.tracking, run, evaluations, run.holdout)
@@ -450,8 +441,7 @@ def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, l
         error = TrackingError(f"there is no finished run of {source} in {uri}; {reason}")
         if options.sweep:
             # Perhaps the name has a typing error: list the sweeps that there are.
-            all_runs = run_reader.find_runs(options.tracking, options.experiment)
-            sweeps = _count_by_sweep(all_runs)
+            sweeps = _count_by_sweep(run_reader.find_runs(options.tracking, options.experiment))
             error.add_note(_describe_sweeps(sweeps) if sweeps else "There are no runs at all.")
         raise error
     return finished, source, [f"Left out: {left_out}."] if left_out else []

@@ -77,10 +77,9 @@ class GateRules:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
         if off:  # the mean in the findings includes these benchmarks, so another one is computed
-            changes = findings.benchmarks.items()
-            checked_changes = {name: change for name, change in changes if name not in off}
+            used = {name: change for name, change in findings.benchmarks.items() if name not in off}
             pairs = read_pairs() if read_pairs else findings.pairs
-            mean = average_role(checked_changes, pairs, Role.retained)
+            mean = average_role(used, pairs, Role.retained)
         if isnan(mean.value):  # no benchmark is left, or none was measured
             raise ConfigError(
                 "--overall: every retained benchmark is off, or the thinking did not end in too "

@@ -33,17 +33,14 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or an empty one")
-    dtypes = ("float32", "bfloat16", "float16")
     text = "the data type of the merged weights (default: that of the run)"
-    add("--dtype", choices=dtypes, help=text)
-    bases = ("dequantized", "original")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help=text)
     text = "the weights that the adapter was trained on (default), or the original ones"
-    add("--onto", choices=bases, default=bases[0], help=text)
-    devices = ("auto", "cpu", "cuda", "mps")
+    add("--onto", choices=("dequantized", "original"), default="dequantized", help=text)
     text = (
         "the device that merges in float32, 4 bytes per parameter (default: auto, a GPU if present)"
     )
-    add("--device", choices=devices, default=devices[0], help=text)
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=text)
     options = parser.parse(argv)
     return arguments.run_command(
         lambda: _merge(options), "This run cannot be merged:", error_code=1
@@ -107,9 +104,8 @@ def _merge(options: argparse.Namespace) -> int:
         merged = MergedModel(out.name, dtype, onto_original=is_original)
         card = render_model_card(findings, config, base, merged=merged)
         write_atomically(draft / "README.md", card)
-    params = {"dtype": str(dtype), "onto": options.onto}
     try:
-        record_merged(options.tracking, run, out, params)
+        record_merged(options.tracking, run, out, {"dtype": str(dtype), "onto": options.onto})
     except TrackingError as error:
         arguments.write_notes([f"The model could not be written to the record: {error}"])
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6

@@ -129,10 +129,9 @@ def _scale(options: argparse.Namespace) -> int:
             measured = measure_scales(scaled_config, scales, recorded, origin)
         curve = _judge_scales(measured, findings, run.holdout)
         table = scales_table(curve, _make_title(run))
-        files = {
-            f"scales/{point.scale!r}.json": json.dumps(point.findings.to_dict()) for point in curve
-        }
-        files["scales.html"] = render_scaling_page(table, curve)
+        files = {"scales.html": render_scaling_page(table, curve)}
+        for point in curve:
+            files[f"scales/{point.scale!r}.json"] = json.dumps(point.findings.to_dict())
         finished_runs.add_artifacts(options.tracking, run, files)
         if rules.are_set:
             return _choose(options, run, config, measured=measured, curve=curve, rules=rules)
@@ -291,8 +290,7 @@ def _judge_held_out(
     notes = list[str]()
     label = "+".join(f"{scale:g}" for scale in measured.tuned)  # a label is counted once
     for scale, tuned in measured.tuned.items():
-        evaluations = (measured.base, tuned)
-        held_out = take_held_out(options.tracking, run, evaluations, run.holdout, label)
+        held_out = take_held_out(options.tracking, run, (measured.base, tuned), run.holdout, label)
         points.append(ScaledFindings(scale, judge(held_out.base, held_out.tuned)))
         notes = held_out.explain_looks()  # the same for all scales, which share a label
     return points, notes

@@ -6,14 +6,11 @@ Only the config.json of the model is downloaded.
 
 import sys
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimdown.commands.arguments import run_command
 from slimdown.report.formatting import EMPTY, format_bytes
 from slimdown.report.tables import Cell
-
-if TYPE_CHECKING:
-    from slimdown.sweep.command_line import ComposedRun
 
 _LEGEND = (
     "none, int8, nf4: the weights by quantization, parameters times bits and the scales of blocks. "
@@ -63,8 +60,11 @@ def _show_sizes(argv: list[str]) -> int:
     return 0
 
 
-def _list_sizes(runs: "list[ComposedRun]") -> list[dict[str, Any]]:
+def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
     """Estimate the memory that each run needs.
+
+    Args:
+        runs: A `sweep.command_line.ComposedRun` each.
 
     Returns:
         A row of a table for each run: its settings, its numbers of parameters, the bytes of the
@@ -92,12 +92,9 @@ def _list_sizes(runs: "list[ComposedRun]") -> list[dict[str, Any]]:
         for quantization, n_bytes in estimate_quantized_bytes(config, outline, dtype).items():
             sizes[quantization] = Cell(format_bytes(n_bytes), sort_key=n_bytes)
         training = estimate_training(config, outline, dtype)
-        if training:
-            sizes["trained"] = training.n_trained
-            training_cell = Cell(format_bytes(training.n_bytes), sort_key=training.n_bytes)
-        else:  # the method needs weights, which the outline has not
-            sizes["trained"] = None
-            training_cell = Cell(EMPTY, sort_key=nan)
-        sizes["training"] = training_cell
+        # None: the method needs weights to begin with, which the outline lacks.
+        sizes["trained"] = training.n_trained if training else None
+        n_bytes = training.n_bytes if training else nan
+        sizes["training"] = Cell(format_bytes(n_bytes) if training else EMPTY, sort_key=n_bytes)
         records.append(sizes)
     return records

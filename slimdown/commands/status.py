@@ -97,14 +97,9 @@ def _list_runs(options: argparse.Namespace) -> int:
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"
         # People read the note and the outcome behind the name; programs get them as values.
-        values = {
-            "name": run.name,
-            "experiment": run.experiment,
-            "outcome": outcome,
-            "note": run.note,
-        }
+        values = {"name": run.name, "experiment": run.experiment, "outcome": outcome}
         detail = "; ".join(filter(None, (run.note, outcome)))
-        cell: Any = Cell(run.name, detail=detail, values=values)
+        cell: Any = Cell(run.name, detail=detail, values=values | {"note": run.note})
         rows.append({"run_id": run.run_id, "status": state, "started": started, "run": cell})
     if not rows:
         raise TrackingError(

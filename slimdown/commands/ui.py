@@ -68,15 +68,17 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
     client = store.open_store(options.tracking)
     for experiment_id, name in reversed(experiments.items()):  # what changed last comes last
         with store.explain_store_errors(options.tracking):
-            has_kind = f"tags.`{Tag.kind}` LIKE '%'"  # every run of slimdown has this tag
+            # Every run of slimdown has this tag; without any, another tool made the experiment.
+            has_kind = f"tags.`{Tag.kind}` LIKE '%'"
             if not client.search_runs([experiment_id], has_kind, max_results=1):
-                continue  # the experiment belongs to another tool
+                continue
         with suppress(Exception):  # if the store is read-only, the view shared before stays
             share_view(client, experiment_id)
         # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.
         view = f"runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
-        page = f"{place.rstrip('/')}/#/experiments/{experiment_id}/{view}"
-        lines.append(f"ready: open {page}  {name}")
+        lines.append(
+            f"ready: open {place.rstrip('/')}/#/experiments/{experiment_id}/{view}  {name}"
+        )
     if is_server:
         for line in lines:
             show_line(line)

@@ -67,14 +67,12 @@ def main(argv: list[str]) -> int:
         help="compare each model with the one before, and the last with BASE; prompts and engine "
         "may differ",
     )
-    parser.add_list(
-        "--metric", "TASK=METRIC", "the metric to judge by: gsm8k=exact_match.strict-match"
+    metric_help = "the metric to judge by: gsm8k=exact_match.strict-match"
+    parser.add_list("--metric", "TASK=METRIC", metric_help)
+    field_help = (
+        "a field of the questions, such as passage; questions with the same value count once"
     )
-    parser.add_list(
-        "--cluster",
-        "TASK=FIELD",
-        "a field of the questions, such as passage; questions with the same value count once",
-    )
+    parser.add_list("--cluster", "TASK=FIELD", field_help)
     parser.add_list("--target", "TASK", "a task that the model was trained for")
     add_gate_options(parser, "no budget is checked")
     parser.add_argument(
@@ -96,9 +94,8 @@ def main(argv: list[str]) -> int:
     refusal = "These logs cannot be judged:"
     if options.max_loss_at and not options.chain:
         parser.error("--max-loss-at is for a stage of a chain; add --chain")
-    if options.chain or len(options.tuned) > 1:
-        return arguments.run_command(lambda: _judge_stages(options), refusal, error_code=3)
-    return arguments.run_command(lambda: _judge(options), refusal, error_code=3)
+    judge_logs = _judge_stages if options.chain or len(options.tuned) > 1 else _judge
+    return arguments.run_command(lambda: judge_logs(options), refusal, error_code=3)
 
 
 def _read_sides(

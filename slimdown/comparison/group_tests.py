@@ -145,29 +145,20 @@ def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
     crossed = _find_crossed(comparison, setting)  # the other settings that vary
     tested = list[ValueDifference]()
     for place in dict.fromkeys(_read_place(row, crossed) for row in rows):
+        place_settings = zip(crossed, place, strict=True)
+        where = "".join(f", {key}={'null' if v is None else v}" for key, v in place_settings)
         row_by_value = _find_rows(rows, setting, crossed, place)
         for heading, names in _list_claimed_columns(row_by_value.values()).items():
             # Only runs that were asked the same questions are tested against each other.
             for groups in _group_by_questions(row_by_value, names).values():
                 pairs = _pair_values(list(groups), reference)
                 for (first, second), test in build_difference_tests(groups, pairs).items():
+                    # The tested change is that from the first value to the second.
                     difference = ValueDifference(
-                        setting,
-                        benchmark=heading,
-                        where=_describe_place(place, crossed),
-                        value=second,
-                        other=first,
-                        difference=test.value,  # second - first
-                        p_value=test.p_value,
+                        setting, heading, where, second, first, test.value, p_value=test.p_value
                     )
                     tested.append(difference)
     return tested
-
-
-def _describe_place(place: Sequence[str | None], crossed: Sequence[str]) -> str:
-    """Name the settings of a place, as in ", keep.share=.2"; empty if no other setting varies."""
-    settings = zip(crossed, place, strict=True)
-    return "".join(f", {key}={'null' if value is None else value}" for key, value in settings)
 
 
 def _read_place(row: Configuration, crossed: Sequence[str]) -> tuple[str | None, ...]:
@@ -245,8 +236,7 @@ def _group_by_questions(
             first_changes = [changes[0] for changes in changes_by_benchmark]
             questions = tuple(f"{change.question_hash} {change.metric}" for change in first_changes)
             seeds = [run.params.get("seed", "") for run in runs]
-            answers = collect_answers(changes_by_benchmark, seeds)
-            groups.setdefault(questions, {})[value] = answers
+            groups.setdefault(questions, {})[value] = collect_answers(changes_by_benchmark, seeds)
     return groups
 
 

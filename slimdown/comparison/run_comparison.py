@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite, nan
 from statistics import fmean
 
@@ -138,20 +139,16 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
         its evaluation may have stopped early, or some runs lack it. nan if there is no benchmark.
     """
     if [len(changes) for changes in benchmarks] == [1]:  # one run of one benchmark
-        [[change]] = benchmarks
-        return SeedMean(**vars(change.primary.difference.estimate))
+        return SeedMean(**vars(benchmarks[0][0].primary.difference.estimate))
+    without_interval = partial(SeedMean, standard_error=nan, low=nan, high=nan)
     values = [[change.primary.difference.value for change in changes] for changes in benchmarks]
     if len(set(map(len, values))) != 1:  # some runs lack a benchmark, or there is none
-        mean = fmean(map(fmean, values)) if values else nan
-        return SeedMean(mean, standard_error=nan, low=nan, high=nan)
+        return without_interval(fmean(map(fmean, values)) if values else nan)
     hashes = [{change.question_hash for change in changes} for changes in benchmarks]
-    has_other_questions = any(len(run_hashes) > 1 for run_hashes in hashes)
-    may_have_stopped = any(changes[0].n_available for changes in benchmarks)
-    if has_other_questions or may_have_stopped:
+    # Some runs were asked other questions, or may have stopped early.
+    if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
         by_seed = np.mean(values, axis=0)
-        mean = float(by_seed.mean())
-        deviation = float(by_seed.std(ddof=1))
-        return SeedMean(mean, standard_error=nan, low=nan, high=nan, sd_over_seeds=deviation)
+        return without_interval(float(by_seed.mean()), sd_over_seeds=float(by_seed.std(ddof=1)))
     parts, steps = stack_answers(*benchmarks)
     return split_noise(*parts, steps=steps)
 
@@ -222,13 +219,8 @@ def collect_answers(
     is_binary = len(benchmarks) == 1 and all(
         change.primary.difference.test.is_margin for change in benchmarks[0]
     )
-    return SeedAnswers(
-        parts,
-        list(bounds.values()),
-        step=max(1 / (len(benchmarks) * part.shape[1]) for part in parts),
-        is_binary=is_binary,
-        seeds=tuple(seeds),
-    )
+    step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
+    return SeedAnswers(parts, list(bounds.values()), step, is_binary=is_binary, seeds=tuple(seeds))
 
 
 def list_columns(changes: Mapping[str, BenchmarkChange]) -> dict[str, list[str]]:
@@ -272,8 +264,7 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     for key in sorted(keys):
         values = [row.settings[key] for row in rows if key in row.settings]
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
-        is_lacking = len(values) < len(rows)
-        if len(set(values)) > 1 or (is_lacking and not is_optional):
+        if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
             differing.append(key)
     # Group the rows that these settings do not tell apart, and look for optional settings that do.
     rows_alike: dict[tuple[str | None, ...], list[Configuration]] = {}
@@ -387,8 +378,7 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
     """
     runs_by_settings: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
     for run in runs:
-        pairs = _read_settings(run).items()
-        settings = frozenset((key, value) for key, value in pairs if key != "seed")
+        settings = frozenset(pair for pair in _read_settings(run).items() if pair[0] != "seed")
         runs_by_settings.setdefault(settings, []).append(run)
     groups: list[list[RunRecord]] = []
     n_older = 0
@@ -416,11 +406,8 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
     # The conditions of one benchmark begin with its name: "gsm8k.num_fewshot".
     for key in sorted(key for key in keys if "." in key):
         name = key.partition(".")[0]
-        differing = _describe_differing(
-            findings.conditions.get(key, "not set")
-            for findings in all_findings
-            if name in findings.benchmarks
-        )
+        conditions = [f.conditions for f in all_findings if name in f.benchmarks]
+        differing = _describe_differing(values.get(key, "not set") for values in conditions)
         if differing:
             raise ConfigError(
                 f"{name} was not asked in the same way in all runs ({key} is {differing}); choose "
@@ -449,8 +436,7 @@ def _describe_caveats(
         # Runs that may have stopped early answered fewer of the same questions, so their hash of
         # the questions differs without harm.
         n_sets = len({change.question_hash for change in changes if not change.n_available})
-        n_rules = len({(change.metric, change.margin) for change in changes})
-        if n_sets > 1 or n_rules > 1:
+        if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield (
                 f"{name} does not have the same questions, metric and margin in all runs, so its "
                 "changes do not show which run is better."
@@ -461,12 +447,9 @@ def _describe_caveats(
         run.findings.conditions | {"holdout": f"{run.holdout:g}"} for run in runs if run.findings
     ]
     for key in sorted(set().union(*conditions)):
-        if "." in key:  # a condition of one benchmark, which `check_prompts` has compared
-            continue
-        differing = _describe_differing(
-            run_conditions.get(key, "not recorded") for run_conditions in conditions
-        )
-        if differing:
+        # `check_prompts` has compared those of one benchmark, which have a dot.
+        differing = _describe_differing(values.get(key, "not recorded") for values in conditions)
+        if differing and "." not in key:
             yield (
                 f"The runs were not measured alike: {key} is {differing}. Small differences "
                 "between them may come from this alone."

@@ -34,17 +34,14 @@ def summarize_trial(findings: Findings, budget: float | None) -> TrialOutcome:
         findings: The trial's findings.
         budget: What each retained benchmark may lose, a share; None: its margin.
     """
+    retained = {n: c for n, c in findings.benchmarks.items() if c.role is Role.retained}
     excess = dict[str, float]()
-    unmeasured = list[str]()
-    for name, change in findings.benchmarks.items():
-        if change.role is not Role.retained:
-            continue
+    for name, change in retained.items():
         if change.is_measured:
             loss = -change.primary.difference.value  # above 0 if the score fell
             excess[name] = loss - (change.margin if budget is None else budget)
-        else:
-            unmeasured.append(name)
-    return TrialOutcome(measure_learning(findings), excess, tuple(unmeasured))
+    unmeasured = tuple(name for name in retained if name not in excess)
+    return TrialOutcome(measure_learning(findings), excess, unmeasured)
 
 
 def measure_learning(findings: Findings) -> float:

@@ -44,8 +44,7 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
         is_in_names = any(f" {key}=" in name for name in names)
         # If this setting tells more runs apart than those found before, it does not follow from
         # them.
-        values_together = set(zip(varied_values, values, strict=True))
-        tells_more = len(values_together) > len(set(varied_values))
+        tells_more = len(set(zip(varied_values, values, strict=True))) > len(set(varied_values))
         if len(set(values)) > 1 and (is_in_names or tells_more):
             varied.append(key)
     return varied
