@@ -291,13 +291,10 @@ def _advise(run: RunRecord, findings: Findings, gate: Gate) -> str:
     """Name the step that lessens a loss of a recorded run."""
     if run.tags.get(Tag.origin) and "tuned" not in run.params:  # logs that `verdict` recorded
         return text.ADVICE_ON_LOGS
-    if address := run.params.get("tuned"):
-        can_scale = "://" not in address  # a server has no weights here
-        return text.advise(
-            run.run_id, findings, can_scale=can_scale, trains=False, keeps=False, gate=gate
-        )
-    keeps = run.params.get("keep.name", "none") != "none"
-    can_scale = find_method(run.params["method.name"]).scales
+    tuned = run.params.get("tuned", "")  # a model made elsewhere; empty if the run trained it
+    is_on_server = "://" in tuned  # then its weights are not here
+    can_scale = not is_on_server if tuned else find_method(run.params["method.name"]).scales
+    keeps = not tuned and run.params.get("keep.name", "none") != "none"
     return text.advise(
-        run.run_id, findings, can_scale=can_scale, trains=True, keeps=keeps, gate=gate
+        run.run_id, findings, can_scale=can_scale, trains=not tuned, keeps=keeps, gate=gate
     )

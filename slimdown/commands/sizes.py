@@ -89,8 +89,8 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
         name = " ".join(run.overrides) or "as composed"
         sizes: dict[str, Any] = {"run": name, "parameters": n_parameters}
-        for quantization, n_bytes in estimate_quantized_bytes(config, outline, dtype).items():
-            sizes[quantization] = Cell(format_bytes(n_bytes), sort_key=n_bytes)
+        for quantization, n_stored in estimate_quantized_bytes(config, outline, dtype).items():
+            sizes[quantization] = Cell(format_bytes(n_stored), sort_key=n_stored)
         training = estimate_training(config, outline, dtype)
         # None: the method needs weights to begin with, which the outline lacks.
         sizes["trained"] = training.n_trained if training else None

@@ -76,9 +76,8 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
             share_view(client, experiment_id)
         # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.
         view = f"runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
-        lines.append(
-            f"ready: open {place.rstrip('/')}/#/experiments/{experiment_id}/{view}  {name}"
-        )
+        page = f"{place.rstrip('/')}/#/experiments/{experiment_id}/{view}"
+        lines.append(f"ready: open {page}  {name}")
     if is_server:
         for line in lines:
             show_line(line)
