@@ -27,6 +27,7 @@ from slimdown.utils.secrets import redact
 if TYPE_CHECKING:
     from slimdown.judging.budgets import Gate
     from slimdown.judging.findings import Findings
+    from slimdown.report.tables import Table
 
 VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m many runs",
@@ -116,20 +117,23 @@ def _read_tracking(uri: str) -> TrackingConfig:
 
 
 def put_table(
-    table: Any,
+    table: "Table",
     options: argparse.Namespace,
     render_page: Callable[[], str],
     show_brief: Callable[[], None] | None = None,
 ) -> int:
-    """Show a table on the console; with --output also write it, whole or not at all.
+    """Show a table on the console; with --output also write it to a file.
 
-    How to read the table (its legend) is on the console with --all.
+    With another format than `table` and without --output, stdout gets that format alone, for
+    another program to read. The console shows the legend (how to read the table) only with --all.
+    The file is written whole or not at all.
 
     Args:
-        table: A `report.tables.Table`.
-        options: With `format`, `output` and `all`.
-        render_page: Makes the page that the format html shows.
-        show_brief: Shows something else than the table on the console without --all; or None.
+        table: The table.
+        options: Those of `CommandParser.add_output`: `format`, `output` and `all`.
+        render_page: Returns the HTML page that the format html writes in place of the table.
+        show_brief: Without --all, shows a shorter text on the console in place of the table. None:
+            the table is shown.
 
     Returns:
         0, the exit code.
@@ -138,7 +142,7 @@ def put_table(
     from slimdown.report.tables import write_table
 
     format_ = options.format or "table"
-    if format_ == "table" or options.output:  # otherwise stdout is for the other format alone
+    if format_ == "table" or options.output:
         if options.all:
             show_table(table, with_details=True)
         elif show_brief:
@@ -158,20 +162,23 @@ def put_report(
     options: argparse.Namespace,
     run_id: str = "",
 ) -> None:
-    """Write findings in the format of --format. `show_findings` has printed them as a table.
+    """Write findings in the format of --format, to the file of --output or to stdout.
 
-    If a page is written to a file, and the findings hold the answers, another page beside it shows
-    all changed answers.
+    The caller has shown them on the console before (`show_findings`), so for a table without
+    --output there is nothing left to do. If an HTML page is written to a file, and the findings
+    hold the answers, another page beside it shows all changed answers.
 
     Args:
-        findings: What is written.
-        title: The two models.
-        gate: The budgets; None if there are none.
-        options: With `format` and `output`.
-        run_id: The record's id; empty if there is none.
+        findings: What changed from one model to the other.
+        title: Names the two models.
+        gate: The checked budgets; None if there are none. The format junit needs them.
+        options: Those of `CommandParser.add_output`, `format` and `output`.
+        run_id: The id of the run in the record; empty if the findings are of no run.
     """
     from slimdown.report import findings_report, run_page, tables, text
 
+    if options.format == "table" and not options.output:
+        return
     if options.format == "junit" and gate:
         content = findings_report.write_junit(gate, title)
     elif options.format == "html":
@@ -179,8 +186,6 @@ def put_report(
         if options.output and findings.base:
             answers = _put_answers(findings, title, options.output)
         content = run_page.render_page(findings, title, run_id=run_id, gate=gate, answers=answers)
-    elif options.format == "table" and not options.output:
-        return
     else:
         notes = text.describe_findings(findings, gate=gate)
         table = findings_report.findings_table(findings, title, notes, gate)
@@ -223,10 +228,19 @@ def check_new_folder(option: str, folder: Path) -> None:
 
 @contextmanager
 def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator[Path]:
-    """Yield a draft of a new folder, which gets its name at the end: whole or not at all.
+    """Yield a draft folder beside a new folder, and rename it to that at the end.
+
+    So the new folder is there whole or not at all. If the caller raises, the draft is deleted. A
+    lock keeps other processes of slimdown from writing the same folder meanwhile.
+
+    Args:
+        tracking: The store; its lock files are used.
+        option: The option that names the folder, for the message: "--out".
+        folder: The new folder; it may exist, but must be empty.
 
     Raises:
-        ConfigError: The folder is in use, perhaps because another process has just written it.
+        ConfigError: Something is in the folder, perhaps because another process has just written
+            it while this one waited for the lock.
         SlimdownError: The disk is full.
     """
     from slimdown.report.console import show_line
@@ -238,7 +252,7 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
     )
     with wait_for_lock(tracking, f"folder-{hashing.hash_json(str(folder))}", say_wait):
         check_new_folder(option, folder)
-        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(draft, ignore_errors=True)  # a process that was killed may have left one
         try:
             draft.mkdir(parents=True)
             yield draft
@@ -270,35 +284,38 @@ def check_extensions() -> None:
 
 
 def run_command(
-    answer: Callable[[], int], refusal: str, *, error_code: int, with_extensions: bool = True
+    command: Callable[[], int], refusal: str, *, error_code: int, with_extensions: bool = True
 ) -> int:
-    """Return the exit code of a command; an error ends it in one message.
+    """Run a command and return its exit code; if it raises, show one message instead.
 
-    A reader that closes the pipe early (`| head -1`) changes no exit code. Ctrl-C ends it with 130.
+    A reader that closes the pipe early (`| head -1`) changes no exit code. Ctrl-C ends the command
+    with the exit code 130.
 
     Args:
-        answer: Does the work, shows it, and returns the code.
-        refusal: The first line of a message, such as "This run cannot be checked:".
-        error_code: The code if there is no answer.
-        with_extensions: Whether broken extensions are refused first.
+        command: Does the work, shows its result, and returns the exit code.
+        refusal: The first line of an error's message, such as "This run cannot be checked:".
+        error_code: The exit code if the command raises. Commands that judge return 0, 1 or 2, and
+            have 3 here, so a script can tell an error from a result.
+        with_extensions: Whether broken extensions of other packages are refused first.
     """
     try:
         with explain_missing_packages():
             if with_extensions:
                 check_extensions()
-            code = answer()
-    except (SlimdownError, OSError) as error:  # or a file that vanished, a full device
+            code = command()
+    except (SlimdownError, OSError) as error:  # OSError: a file that vanished, a full device
         lines = [refusal, *str(error).splitlines(), *getattr(error, "__notes__", [])]
         code = _complain("\n  ".join(lines), error_code)
     except KeyboardInterrupt as stop:
         code = _complain(" ".join(["Interrupted.", *getattr(stop, "__notes__", [])]), 130)
-    except Exception:  # a missing answer must never look like one
+    except Exception:  # Python itself would end with 1, which for `check` means FAILED
         code = _complain(traceback.format_exc(), error_code)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # Otherwise Python would flush stdout at its end and fail again. See "Note on SIGPIPE" in
+        # The reader has gone, or the device is full. stdout now leads nowhere; otherwise Python
+        # would flush it at its end and fail again. See "Note on SIGPIPE" in
         # https://docs.python.org/3/library/signal.html.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):

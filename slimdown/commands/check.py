@@ -57,24 +57,19 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("check", __doc__, 3)
+    parser = CommandParser("check", __doc__, exit_code=3)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     add_gate_options(parser, "benchmark.NAME.max_loss, or the margin of a retained benchmark")
     add_lost_option(parser)
     formats = ("text", "markdown", "junit", "json")
     format_help = "junit writes XML with one test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=format_help)
-    parser.add_text(
-        "--register", "NAME", "if the check passes, register the model in MLflow under this name"
-    )
-    parser.add_text(
-        "--alias", "ALIAS", "with --register: an alias for the registered model, such as champion"
-    )
-    parser.add_text(
-        "--against",
-        "URI",
-        "models:/NAME@ALIAS: compare with this registered model instead of the base model",
-    )
+    register_help = "if the check passes, register the model in MLflow under this name"
+    parser.add_text("--register", "NAME", register_help)
+    alias_help = "with --register: an alias for the registered model, such as champion"
+    parser.add_text("--alias", "ALIAS", alias_help)
+    uri_help = "models:/NAME@ALIAS: compare with this registered model instead of the base model"
+    parser.add_text("--against", "URI", uri_help)
     options = parser.parse(name_budgets(argv))
     if options.alias and not options.register:
         parser.error("--alias needs --register NAME, which says what the alias points to")
@@ -83,47 +78,89 @@ def main(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Case:
-    """What a gate judges: the answers of two models, and what they show."""
+    """What a gate judges: the answers of two models, and what they show.
+
+    Attributes:
+        run: The run whose tuned model is judged.
+        findings: What changed from the first model to the second.
+        read_answers: Returns the answers of the first model (the base model, or with --against a
+            registered model) and of the tuned model. Their files are long, so they are read only
+            where they are needed.
+        base_name: The name of the first model.
+        holdout: The larger of both runs' shares of held-out questions. What --lost writes is none
+            of them.
+        notes: Sentences for the user on what is compared.
+        is_served: Whether the tuned model's answers are those that it gave as it is served.
+    """
 
     run: RunRecord
     findings: Findings
-    read: Callable[[], tuple[Evaluation, Evaluation]]  # a long file, read only where it is needed
+    read_answers: Callable[[], tuple[Evaluation, Evaluation]]
     base_name: str
-    holdout: float  # the share of questions that chose neither model
+    holdout: float
     notes: tuple[str, ...] = ()
     is_served: bool = False
 
+    def read_pairs(self) -> Mapping[str, Pair]:
+        """Return both models' answers to the same questions, by benchmark."""
+        if self.findings.pairs:
+            return self.findings.pairs
+        base, tuned = self.read_answers()  # findings that were read from a record hold no pairs
+        return pair_evaluations(base, tuned)
+
     def judge_against(self, store: TrackingConfig, uri: str) -> "_Case":
-        """Put a registered model in the place of the base."""
+        """Return the case in which a registered model takes the place of the base model.
+
+        Args:
+            store: The store of the record.
+            uri: The registered model, such as models:/support@champion.
+
+        Raises:
+            ConfigError: The address is none of a registered model.
+            DataError: The two runs were not asked the same questions in the same way.
+            TrackingError: There is no such model, it is the run's own, or its answers are gone.
+        """
         champion = registry.find_registered(store, uri)
         if champion.run.run_id == self.run.run_id:
             raise TrackingError(f"--against {uri} is this run's own model")
         run_reader.check_finished(champion.run)
         _, champion_evaluation = run_reader.read_evaluations(store, champion.run)
-        read = cache(lambda: (champion_evaluation, self.read()[1]))
-        # This raises if the runs were asked differently. No look at held-out questions counts then.
-        findings = judge(*read())
+        _, tuned = self.read_answers()
+        # This raises if the runs were asked differently, before `judge_held_out` counts this model
+        # among those that the held-out questions have judged.
+        findings = judge(champion_evaluation, tuned)
         name = f"{champion.name} version {champion.version}"
         return replace(
             self,
             findings=findings,
-            read=read,
+            read_answers=lambda: (champion_evaluation, tuned),
             base_name=name,
-            holdout=max(self.holdout, champion.run.holdout),  # it includes the smaller one
+            # A larger share holds out all questions that a smaller one does.
+            holdout=max(self.holdout, champion.run.holdout),
             notes=(*self.notes, f"The base is {name} (run {champion.run.run_id[:8]})."),
         )
 
     def judge_served(self, store: TrackingConfig) -> "_Case":
-        """Judge the tuned model as it is served, if it was asked in that way, too."""
-        if not self.findings.serving:
+        """Return the case with the answers that the tuned model gave as it is served.
+
+        A server may ask a model in another way than its base was asked, for example with another
+        chat template. If the run asked its model in that way, too, these answers count, because
+        users get them. Otherwise the case stays as it is.
+
+        Raises:
+            DataError: The answers cannot be compared with the base model's.
+            TrackingError: The answers are gone or damaged.
+        """
+        if not self.findings.serving:  # the model is served in the way in which the base was asked
             return self
-        base, tuned = self.read()
-        if not (served := run_reader.read_served(store, self.run, tuned)):
+        base, tuned = self.read_answers()
+        served = run_reader.read_served(store, self.run, tuned)
+        if served is None:
             return self
         return replace(
             self,
             findings=judge(base, served, same_prompts=False),
-            read=lambda: (base, served),
+            read_answers=lambda: (base, served),
             notes=(
                 *self.notes,
                 f"The model is judged as it is served: {'; '.join(self.findings.serving)}.",
@@ -132,21 +169,35 @@ class _Case:
         )
 
     def judge_held_out(self, store: TrackingConfig) -> "_Case":
-        """Take the questions that are held out, which counts as a look at them."""
-        half = take_held_out(store, self.run, self.read(), self.run.holdout)
+        """Return the case cut to the run's held-out questions, by which no run was chosen.
+
+        The record counts this model among those that these questions have judged: each may pass by
+        chance.
+
+        Raises:
+            DataError: There are too few questions, or the answers cannot be compared.
+            TrackingError: The answers are gone or damaged.
+        """
+        held_out = take_held_out(store, self.run, self.read_answers(), self.run.holdout)
         note = f"Judged on the held-out questions (evaluation.holdout={self.run.holdout:g})."
         return replace(
             self,
-            findings=judge(half.base, half.tuned, same_prompts=not self.is_served),
-            read=half.pair,
-            notes=(*self.notes, note, *half.explain_looks()),
+            findings=judge(held_out.base, held_out.tuned, same_prompts=not self.is_served),
+            read_answers=held_out.pair,
+            notes=(*self.notes, note, *held_out.explain_looks()),
         )
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Judge the run, show and record the outcome, and return it as the exit code.
+    """Judge the run by its budgets, show and record the outcome, and return it as the exit code.
 
-    Mistakes of the user are found before a look at the held-out questions is counted.
+    The order matters: mistakes of the user are found before the record counts this model among
+    those that the held-out questions have judged.
+
+    Raises:
+        ConfigError: A budget or a name is not valid, or names no benchmark of the run.
+        DataError: The two models' answers cannot be compared, or there are too few questions.
+        TrackingError: The run does not exist or is not finished, or the store cannot be used.
     """
     rules = read_rules(options)
     store = options.tracking
@@ -157,37 +208,21 @@ def _check(options: argparse.Namespace) -> int:
     if options.register:
         registry.check_in_record(run)
     rules.resolve(findings)  # raises if the budgets do not fit the benchmarks
-    read = cache(partial(run_reader.read_evaluations, store, run))
+    read_answers = cache(partial(run_reader.read_evaluations, store, run))
     base_name = run.params.get("model.id", "base")
-    case = _Case(run, findings, read, base_name, holdout=run.holdout)
+    case = _Case(run, findings, read_answers, base_name, holdout=run.holdout)
     if options.against:
         case = case.judge_against(store, options.against)
-    lost_lines = list[str]()
-    if options.lost:  # raises if there are too few questions
-        base, tuned = (open_part(evaluation, case.holdout) for evaluation in case.read())
-        lost_lines = write_lost_questions(
-            options.lost,
-            pair_evaluations(base, tuned),
-            base.conditions,
-            is_chat=run.params.get("evaluation.apply_chat_template", "").lower() == "true",
-            model_settings=_name_tuned(store, run),
-        )
-    if not options.against:
+    lost_lines = _write_lost(case, options) if options.lost else []
+    if not options.against:  # which compares both models in the way in which the base was asked
         case = case.judge_served(store)
     if run.holdout:
         case = case.judge_held_out(store)
-
-    def read_pairs() -> Mapping[str, Pair]:
-        if case.findings.pairs:
-            return case.findings.pairs
-        base, tuned = case.read()  # the findings of a record hold no pairs
-        return pair_evaluations(base, tuned)
-
-    gate = rules.decide(case.findings, read_pairs=read_pairs)
+    gate = rules.decide(case.findings, read_pairs=case.read_pairs)
     _write_report(case, gate, options.format)
     write_notes(lost_lines)
     outcome = text.describe_outcome(gate)
-    try:
+    try:  # the gate has decided already, so a store that takes no text changes no exit code
         finished_runs.record_outcome(store, run, outcome, _describe_budgets(options))
     except TrackingError as error:
         write_notes([f"The outcome could not be written to the record: {error}"])
@@ -196,6 +231,25 @@ def _check(options: argparse.Namespace) -> int:
         alias = f", {options.alias}" if options.alias else ""
         write_notes([f"registered: models:/{options.register}/{version}{alias}"])
     return int(gate.outcome)
+
+
+def _write_lost(case: _Case, options: argparse.Namespace) -> list[str]:
+    """Write the questions that the tuned model lost to --lost, without held-out ones.
+
+    Returns:
+        Lines for the user, see `write_lost_questions`.
+
+    Raises:
+        DataError: There are too few questions to leave the held-out ones out.
+    """
+    base, tuned = (open_part(answers, case.holdout) for answers in case.read_answers())
+    return write_lost_questions(
+        options.lost,
+        pair_evaluations(base, tuned),
+        base.conditions,
+        is_chat=case.run.params.get("evaluation.apply_chat_template", "").lower() == "true",
+        model_settings=_name_tuned(options.tracking, case.run),
+    )
 
 
 def _describe_budgets(options: argparse.Namespace) -> str:
@@ -237,13 +291,10 @@ def _advise(run: RunRecord, findings: Findings, gate: Gate) -> str:
     """Name the step that lessens a loss of a recorded run."""
     if run.tags.get(Tag.origin) and "tuned" not in run.params:  # logs that `verdict` recorded
         return text.ADVICE_ON_LOGS
-    if address := run.params.get("tuned"):
-        can_scale = "://" not in address  # a server has no weights here
-        return text.advise(
-            run.run_id, findings, can_scale=can_scale, trains=False, keeps=False, gate=gate
-        )
-    keeps = run.params.get("keep.name", "none") != "none"
-    can_scale = find_method(run.params["method.name"]).scales
+    tuned = run.params.get("tuned", "")  # a model made elsewhere; empty if the run trained it
+    is_on_server = "://" in tuned  # then its weights are not here
+    can_scale = not is_on_server if tuned else find_method(run.params["method.name"]).scales
+    keeps = not tuned and run.params.get("keep.name", "none") != "none"
     return text.advise(
-        run.run_id, findings, can_scale=can_scale, trains=True, keeps=keeps, gate=gate
+        run.run_id, findings, can_scale=can_scale, trains=not tuned, keeps=keeps, gate=gate
     )

@@ -87,8 +87,8 @@ def main(argv: list[str]) -> int:
     ):
         parser.add_text(option, metavar, text, default=None)
     text = "show runs that differ only in their seed as one row (default)"
-    group = argparse.BooleanOptionalAction
-    parser.add_argument("--group-seeds", action=group, default=True, help=text)
+    on_or_off = argparse.BooleanOptionalAction  # it adds --no-group-seeds, too
+    parser.add_argument("--group-seeds", action=on_or_off, default=True, help=text)
     parser.add_rows("show at most this many rows")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
     parser.add_list("--only", "NAME", "with --paired, --confirm or --chain: only this benchmark")
     parser.add_output()
-    if "--sort" in argv[:-1]:  # argparse takes -KEY for an option
+    if "--sort" in argv[:-1]:  # as --sort=-KEY, because argparse takes -KEY alone for an option
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
@@ -108,7 +108,12 @@ def main(argv: list[str]) -> int:
 
 
 def _check_options(parser: CommandParser, options: argparse.Namespace) -> None:
-    """Exit with one line if options contradict each other."""
+    """End the process with exit code 2 and one line if options contradict each other.
+
+    Args:
+        parser: Shows the line.
+        options: As parsed; `mode` is "paired", "confirm", "chain" or None.
+    """
     if options.mode and (options.sort or options.by or options.against or not options.group_seeds):
         parser.error(f"--{options.mode} takes no --sort, --by, --against or --no-group-seeds")
     if options.runs and (options.experiment or options.sweep or options.filter):
@@ -127,13 +132,23 @@ def _check_options(parser: CommandParser, options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    """Compare the runs that the options choose, and return the exit code."""
+    """Compare the runs that the options choose, and return the exit code.
+
+    There are four forms. --chain shows the stages of one model, --paired and --confirm judge pairs
+    of models, a single named run is shown as its own report shows it, and otherwise each run is a
+    row of a table.
+
+    Raises:
+        ConfigError: The runs cannot be compared, or an option names nothing that they have.
+        DataError: The models' answers cannot be compared, or there are too few questions.
+        TrackingError: There is no such run, or it is not finished.
+    """
     runs, title, notes = _select_runs(options)
     if options.mode == "chain":
         return _compare_stages(runs, options)
     if options.mode:
-        judge_runs = _confirm if options.mode == "confirm" else _judge_two_models
-        pairs, notes = judge_runs(runs, options)
+        judge_pairs = _confirm if options.mode == "confirm" else _judge_two_models
+        pairs, notes = judge_pairs(runs, options)
         table = pairs_table(pairs)
         table = replace(table, notes=(*notes, *table.notes))
         command = f"compare --{options.mode}"
@@ -143,8 +158,28 @@ def _compare(options: argparse.Namespace) -> int:
         if options.format in (None, "table") or options.output:
             show_findings(run.findings, run.name, with_details=options.all)
         if options.format:
-            put_report(run.findings, run.name, None, options, run.run_id)
+            put_report(run.findings, run.name, gate=None, options=options, run_id=run.run_id)
         return 0
+    return _compare_settings(runs, title, notes, options)
+
+
+def _compare_settings(
+    runs: list[RunRecord], title: str, notes: list[str], options: argparse.Namespace
+) -> int:
+    """Show a table with a row for each run, or for all seeds of a configuration.
+
+    Args:
+        runs: The finished runs, newest first.
+        title: What the runs are: "8 finished runs of sweep s".
+        notes: Sentences for the user on how the runs were chosen.
+        options: Those of the command line.
+
+    Returns:
+        0, the exit code.
+
+    Raises:
+        ConfigError: The runs were asked differently, or an option names nothing that they have.
+    """
     try:
         check_prompts(runs)
     except ConfigError as error:
@@ -159,6 +194,7 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = run_order.sort_rows(comparison, options.sort)
     else:
         comparison = order_by_settings(comparison, by)
+    # --against names the reference: the value with which the others are compared.
     _check_reference(options.against, list_tested(comparison, by))
     comparison = replace(comparison, reference=options.against)
     show_brief = partial(show_comparison, comparison, title, notes, options.rows, by)
@@ -166,9 +202,11 @@ def _compare(options: argparse.Namespace) -> int:
     if is_text and not options.all and not options.output:
         show_brief()  # without the table of all columns, which takes longer
         return 0
+    # 0 stands for all rows: programs read the other formats.
     table = page.comparison_table(comparison, title, notes, options.rows if is_text else 0)
+    # The HTML page names the significant differences by itself; tables need them as notes.
+    render_page = partial(page.render_comparison_page, table, comparison, by)
     claims = tuple(describe_claims(comparison, by, most=_MOST_CLAIMED))
-    render_page = partial(page.render_comparison_page, table, comparison, by)  # it has the claims
     table_with_claims = replace(table, notes=(*claims, *table.notes))
     return put_table(table_with_claims, options, render_page, show_brief)
 
@@ -199,9 +237,20 @@ def _judge_two_models(
 ) -> tuple[list[Step], list[str]]:
     """Judge two tuned models against each other, on held-out questions where there are any.
 
+    Held-out questions are those by which no run was chosen, see `evaluation.holdout`.
+
+    Args:
+        runs: The two runs, finished.
+        options: Those of the command line, with `tracking` and `only`.
+
     Returns:
-        The pair, and notes: how the two models differ, what is left out, and how many models these
-        questions have judged.
+        The pair in a list. And notes for the user: how the two models differ, what is left out, and
+        how many models these questions have judged.
+
+    Raises:
+        ConfigError: --only names a benchmark that a run lacks.
+        DataError: The answers cannot be compared, or there are too few held-out questions.
+        TrackingError: The answers are gone or damaged.
     """
     first_run, second_run = runs
     first_name = _name_beside(first_run, partner=second_run)
@@ -209,26 +258,41 @@ def _judge_two_models(
     notes = describe_model_differences(runs)
     evaluations = [run_reader.read_evaluations(options.tracking, run) for run in runs]
     tuned = [tuned_evaluation for _, tuned_evaluation in evaluations]
-    looks = list[str]()
-    share = max(run.holdout for run in runs)  # the larger share includes the smaller one
+    count_notes = list[str]()
+    # The smaller share holds out what neither run was chosen by, because the larger one includes
+    # it. If only one run holds questions out, they may still have chosen the other run.
+    smaller_share, larger_share = sorted(run.holdout for run in runs)
+    share = smaller_share or larger_share
     if share:
-        halves = [
+        held_out = [
             take_held_out(options.tracking, run, answers, share)
             for run, answers in zip(runs, evaluations, strict=True)
         ]
-        tuned = [half.tuned for half in halves]
-        looks = halves[1].explain_looks(len(runs))
+        tuned = [answers.tuned for answers in held_out]
+        # The answers that were taken last know of both models.
+        count_notes = held_out[1].explain_looks(n_corrected=len(runs))
     taken, left_out = take_common({first_name: tuned[0], second_name: tuned[1]}, options.only)
     first, second = taken.values()
-    findings = judge(first, second) if share else judge_pair(first, second)
-    return [Step(first_name, second_name, findings)], [*notes, *left_out, *looks]
+    # `judge_pair` adds a warning that the questions may have chosen the runs.
+    findings = judge(first, second) if smaller_share else judge_pair(first, second)
+    return [Step(first_name, second_name, findings)], [*notes, *left_out, *count_notes]
 
 
 def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[Step], list[str]]:
     """Judge chosen runs, each against its base, on questions that did not choose them.
 
+    Args:
+        runs: The runs that were chosen, finished.
+        options: Those of the command line, with `tracking` and `only`.
+
     Returns:
-        The pairs, and notes: what is left out, and how many models these questions have judged.
+        The pairs of base and tuned model. And notes for the user: what is left out, and how many
+        models these questions have judged.
+
+    Raises:
+        ConfigError: A run has no held-out questions, or --only names a benchmark that it lacks.
+        DataError: The answers cannot be compared, or there are too few held-out questions.
+        TrackingError: The answers are gone or damaged.
     """
     for run in runs:
         if not run.holdout:
@@ -237,31 +301,46 @@ def _confirm(runs: list[RunRecord], options: argparse.Namespace) -> tuple[list[S
                 "that were used to choose a run cannot confirm it. Run the candidates again with "
                 "evaluation.holdout=0.5, choose one of them, and confirm it"
             )
-    pairs, notes, looks = [], list[str](), list[str]()
+    pairs = list[Step]()
+    notes, count_notes = list[str](), list[str]()
     for run in runs:
         evaluations = run_reader.read_evaluations(options.tracking, run)
-        held = take_held_out(options.tracking, run, evaluations, run.holdout)
+        held_out = take_held_out(options.tracking, run, evaluations, run.holdout)
         name = _name(run)
-        taken, left_out = take_common({"base": held.base, name: held.tuned}, options.only)
+        taken, left_out = take_common({"base": held_out.base, name: held_out.tuned}, options.only)
         base, tuned = taken.values()
+        # The p-values are corrected for all runs that this command judges.
         pairs.append(Step("base", name, judge(base, tuned, n_reports=len(runs))))
         notes += left_out
-        looks = held.explain_looks(len(runs))  # the last one knows of all models
-    return pairs, [*notes, *looks]
+        # Each run counts its own model, so only the last count includes all of them.
+        count_notes = held_out.explain_looks(n_corrected=len(runs))
+    return pairs, [*notes, *count_notes]
 
 
 def _read_stages(runs: list[RunRecord], tracking: TrackingConfig) -> dict[str, Evaluation]:
-    """Return the answers of the first run's base, and of each run's tuned model, by name.
+    """Return the answers of each stage of a model, by the stage's name.
 
-    The last run's model may also have answers as it is served. Held-out questions are left out.
+    The stages are the first run's base model, then each run's tuned model. If the last run also
+    asked its model in the way in which it is served, for example with the chat template of its
+    server, these answers are one more stage. Held-out questions are left out.
+
+    Args:
+        runs: The runs in the order of the stages.
+        tracking: The store.
+
+    Raises:
+        DataError: There are too few questions to leave the held-out ones out.
+        TrackingError: The answers are gone or damaged.
     """
     stages = dict[str, Evaluation]()
     for run in runs:
         base, tuned = run_reader.read_evaluations(tracking, run)
         stages.setdefault("base", open_part(base, run.holdout))
+        # The setting `tuned` is the folder or address of a model made elsewhere; it is empty if
+        # the run trained the model. A folder gives the stage its last part as a name.
         tuned_setting = run.params.get("tuned", "")
-        origin = tuned_setting.rstrip("/").rpartition("/")[2]  # empty if the run trained the model
-        if tuned.served_by:
+        origin = tuned_setting.rstrip("/").rpartition("/")[2]
+        if tuned.served_by:  # a server answered, and the setting is its address
             origin = f"served by {urlsplit(tuned_setting).netloc}"
         name = run.given_name or origin or "trained"
         if name in stages:
@@ -287,7 +366,12 @@ def _name_beside(run: RunRecord, partner: RunRecord) -> str:
 def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, list[str]]:
     """Return the finished runs that a command line asks for, a title, and notes.
 
-    If the options name neither runs nor a sweep, these may be the runs of the newest sweep alone.
+    If the options name no runs, no sweep and no filter, these are the runs of the newest sweep
+    alone in two cases: --by tests the values of a setting, or no run was made after that sweep and
+    neither --experiment nor --sort asks for more.
+
+    Returns:
+        The runs, newest first or as they were named; a title; and notes for the user.
 
     Raises:
         ConfigError: The same run was named twice.
@@ -305,9 +389,9 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     sweeps = _count_by_sweep(runs)
     newest_sweep = next((name for name in sweeps if sweeps[name] > 1 and name != _NO_SWEEP), "")
     has_newest_run = bool(newest_sweep) and runs[0].tags.get(Tag.sweep) == newest_sweep
-    is_unlimited = has_newest_run and not (options.experiment or options.sort)
-    takes_sweep = (options.by or is_unlimited) and not (options.sweep or options.filter)
-    if newest_sweep and takes_sweep:
+    is_default = has_newest_run and not (options.experiment or options.sort)
+    takes_newest = (options.by or is_default) and not (options.sweep or options.filter)
+    if newest_sweep and takes_newest:
         # Runs of other sweeps may differ in more than the varied settings.
         runs = [run for run in runs if run.tags.get(Tag.sweep) == newest_sweep]
         source = f"the newest sweep, {newest_sweep}"
@@ -356,8 +440,8 @@ def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, l
         uri = redact_uri(options.tracking.uri)
         error = TrackingError(f"there is no finished run of {source} in {uri}; {reason}")
         if options.sweep:
-            others = run_reader.find_runs(options.tracking, options.experiment)
-            sweeps = _count_by_sweep(others)
+            # Perhaps the name has a typing error: list the sweeps that there are.
+            sweeps = _count_by_sweep(run_reader.find_runs(options.tracking, options.experiment))
             error.add_note(_describe_sweeps(sweeps) if sweeps else "There are no runs at all.")
         raise error
     return finished, source, [f"Left out: {left_out}."] if left_out else []

@@ -34,7 +34,11 @@ def main(argv: list[str]) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    """Show what would be deleted; with --yes, delete it."""
+    """Show what would be deleted; with --yes, delete it. Return 0.
+
+    Raises:
+        TrackingError: There is no such run, or it cannot be deleted.
+    """
     named = [run_reader.find_run(options.tracking, text) for text in options.runs]
     runs = {run.run_id: run for run in named}.values()  # each one once
     plans = [plan_deletion(options.tracking, run) for run in runs]

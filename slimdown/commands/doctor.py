@@ -48,25 +48,25 @@ def _examine(options: argparse.Namespace) -> int:
     from slimdown.utils.errors import ConfigError, TrackingError
 
     show_facts(describe_machine())
-    code = 0
-    state = f"{options.tracking.uri} can be opened"
+    exit_code = 0
+    record_state = f"{options.tracking.uri} can be opened"
     try:
         check_store(options.tracking)
     except TrackingError as error:
-        code = 1
-        state = str(error)
-    show_facts(chain([("record", state)], _describe_hub(), _describe_extras()))
+        exit_code = 1
+        record_state = str(error)
+    show_facts(chain([("record", record_state)], _describe_hub(), _describe_extras()))
     show_facts([("extension", f"{package}: {added}") for package, added in describe_extensions()])
     try:
         check_extensions()
     except ConfigError as error:
         show_facts([("broken", str(error))])
-        code = 1
-    return code
+        exit_code = 1
+    return exit_code
 
 
 def describe_machine() -> Iterator[tuple[str, str]]:
-    """Yield headings and lines for versions, processors with their memory, and what auto means."""
+    """Yield headings and lines: versions, processors with their memory, what `auto` stands for."""
     import psutil
     import torch
 
@@ -81,7 +81,7 @@ def describe_machine() -> Iterator[tuple[str, str]]:
     for number in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(number)
         processors.append(("GPU", name, torch.cuda.mem_get_info(number)))
-    for kind, name, (free, total) in processors:  # in bytes
+    for kind, name, (free, total) in processors:  # free and total memory in bytes
         yield kind, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     device = pick_device(Device.auto)
     dtype = str(pick_dtype(Dtype.auto, device)).removeprefix("torch.")
@@ -98,15 +98,16 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
 
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
     for choice, settings in read_group("model").items():
-        repo = settings.get("model", settings).get("id", "")  # a recipe sets more than its model
-        if not repo or repo.startswith("pocket:"):  # no fixed model, or the embedded one
+        # A recipe sets more than its model, which is then in a section of its own.
+        repo = settings.get("model", settings).get("id", "")
+        if not repo or repo.startswith("pocket:"):  # the user names it, or it comes with slimdown
             continue
         try:
             with explain_hub_errors(f"model.id={repo}"):
                 ask_hub(repo)
             yield "model", f"model={choice}: {repo} can be read"
         except ModelError as error:
-            if "cannot be reached" in str(error):  # nor will the others be
+            if "cannot be reached" in str(error):  # then the hub will not answer for the others
                 yield "models", f"no preset can be fetched now; for example model={choice}: {error}"
                 break
             yield "model", f"model={choice}: {error}"

@@ -38,7 +38,12 @@ def main(argv: list[str]) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Copy what the run trained, with a tokenizer, and return the exit code."""
+    """Copy what the run trained, with a tokenizer, and return the exit code.
+
+    Raises:
+        ConfigError: The folder is not empty.
+        TrackingError: There is no such finished run, it trained nothing, or its files are gone.
+    """
     from slimdown.report.console import show_places
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
@@ -53,6 +58,7 @@ def _export(options: argparse.Namespace) -> int:
         shutil.copytree(trained, draft, dirs_exist_ok=True)
         if not (draft / "tokenizer_config.json").is_file():
             _add_tokenizer(read_config(options.tracking, run).model, draft)
+    # By now `make_folder` has given the draft the folder's name.
     is_adapter = (folder / "adapter_config.json").is_file()
     show_places({"adapter" if is_adapter else "model": str(options.folder)})
     return 0

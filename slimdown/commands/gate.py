@@ -48,9 +48,15 @@ class GateRules:
         """Decide whether a model has lost more than it may.
 
         Args:
-            findings: What changed.
-            n_reports: See `check_budgets`.
-            read_pairs: See `check_budgets`. With `--overall`, the mean may also need these answers.
+            findings: What changed from the base model to the tuned model.
+            n_reports: How many gates are read together; losses that exceed a budget are corrected
+                for all of them.
+            read_pairs: Returns both models' answers. Relative budgets need them, and so does
+                `--overall` if a benchmark is off. None: the findings hold the answers.
+
+        Returns:
+            The gate: the check of each budget, the names of the benchmarks that are off (shown, but
+            not checked), and with `--overall` the mean change of the retained benchmarks.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark is left for `--overall`.
@@ -70,11 +76,11 @@ class GateRules:
         if not self.overall:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
-        if off:  # the mean of the findings holds benchmarks that are off
-            used = {name: b for name, b in findings.benchmarks.items() if name not in off}
+        if off:  # the mean in the findings includes these benchmarks, so another one is computed
+            used = {name: change for name, change in findings.benchmarks.items() if name not in off}
             pairs = read_pairs() if read_pairs else findings.pairs
             mean = average_role(used, pairs, Role.retained)
-        if isnan(mean.value):
+        if isnan(mean.value):  # no benchmark is left, or none was measured
             raise ConfigError(
                 "--overall: every retained benchmark is off, or the thinking did not end in too "
                 "many of its answers; check another one, or raise max_gen_toks"

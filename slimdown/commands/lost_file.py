@@ -36,15 +36,21 @@ def write_lost_questions(
     is_chat: bool,
     model_settings: Sequence[str],
 ) -> list[str]:
-    """Write the questions whose answers were lost; each kind of question needs a file of its own.
+    """Write the lost questions: those that the base model answered correctly, and the tuned not.
+
+    A file holds questions of one kind, such as choices or written answers, because one setting
+    says how all its answers are scored. If no question was lost, nothing is written.
 
     Args:
         file: The file of the first kind; the files of other kinds lie beside it.
-        pairs, conditions, is_chat: See `collect_lost_questions`.
-        model_settings: The settings of `slimdown run` that name the model whose answers these are.
+        pairs: Both models' answers by benchmark, to questions that are not held out.
+        conditions: Those under which the base model was asked.
+        is_chat: Whether the prompts went through a chat template.
+        model_settings: The settings of `slimdown run` that name the tuned model.
 
     Returns:
-        Lines for the user: how many, what is left out, and how to ask them again.
+        Lines for the user: how many questions were lost, which are left out, and the command that
+        asks them again.
     """
     lost = collect_lost_questions(pairs, conditions, is_chat)
     files = {
@@ -54,8 +60,8 @@ def write_lost_questions(
     for kind, rows in lost.rows.items():
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         write_atomically(files[kind], "".join(f"{line}\n" for line in lines))
-    counts = [f"{pluralize(len(lost.rows[kind]), 'question')} in {f}" for kind, f in files.items()]
-    left_out = ", ".join(f"{n:,} of {name}" for name, n in lost.left_out.items())
+    counts = [f"{pluralize(len(lost.rows[kind]), 'question')} in {files[kind]}" for kind in files]
+    left_out = ", ".join(f"{count:,} of {name}" for name, count in lost.left_out.items())
     line = f"lost: {', '.join(counts) or f'no question, so {file} was not written'}"
     if left_out:
         line += f"; left out, because a file of questions cannot score them alike: {left_out}"

@@ -33,17 +33,14 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or an empty one")
-    dtypes = ("float32", "bfloat16", "float16")
     text = "the data type of the merged weights (default: that of the run)"
-    add("--dtype", choices=dtypes, help=text)
-    bases = ("dequantized", "original")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help=text)
     text = "the weights that the adapter was trained on (default), or the original ones"
-    add("--onto", choices=bases, default=bases[0], help=text)
-    devices = ("auto", "cpu", "cuda", "mps")
+    add("--onto", choices=("dequantized", "original"), default="dequantized", help=text)
     text = (
         "the device that merges in float32, 4 bytes per parameter (default: auto, a GPU if present)"
     )
-    add("--device", choices=devices, default=devices[0], help=text)
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=text)
     options = parser.parse(argv)
     return arguments.run_command(
         lambda: _merge(options), "This run cannot be merged:", error_code=1
@@ -51,7 +48,13 @@ def main(argv: list[str]) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    """Write the merged model and its card, note it in the record, and return the exit code."""
+    """Write the merged model and its card, note it in the record, and return the exit code.
+
+    Raises:
+        ConfigError: The folder is not empty, or the run's settings do not hold here.
+        ModelError: The run's method cannot be merged, or the base model cannot be loaded.
+        TrackingError: There is no such finished run, it trained nothing, or its files are gone.
+    """
     from slimdown.config.schema import Device, Dtype
     from slimdown.tracking.derived_models import record_merged
     from slimdown.tracking.metrics_and_tags import Tag
@@ -81,7 +84,9 @@ def _merge(options: argparse.Namespace) -> int:
     is_original = options.onto == "original"
     model = replace(config.model, device=Device(options.device))
     quantization = config.quantization
-    if is_original:  # in float32, so that only the sum of weights and adapter is rounded
+    # The adapter may have been trained on weights of 4 or 8 bits. By default these are dequantized
+    # and merged, because they are what the adapter corrects.
+    if is_original:  # load them in float32, so that only the sum of weights and adapter is rounded
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     with (
@@ -90,8 +95,8 @@ def _merge(options: argparse.Namespace) -> int:
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))
         with console.progress_bar(f"merging into {model.id}"):
-            base = load_base_model(model, quantization)
-            if method.facts.trains_weights:  # there is no adapter, only a whole model
+            base = load_base_model(model, quantization)  # the model card needs it in any case
+            if method.facts.trains_weights:  # there is no adapter to merge, only a whole model
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
             else:
@@ -99,9 +104,8 @@ def _merge(options: argparse.Namespace) -> int:
         merged = MergedModel(out.name, dtype, onto_original=is_original)
         card = render_model_card(findings, config, base, merged=merged)
         write_atomically(draft / "README.md", card)
-    params = {"dtype": str(dtype), "onto": options.onto}
     try:
-        record_merged(options.tracking, run, out, params)
+        record_merged(options.tracking, run, out, {"dtype": str(dtype), "onto": options.onto})
     except TrackingError as error:
         arguments.write_notes([f"The model could not be written to the record: {error}"])
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6

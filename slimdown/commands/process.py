@@ -21,7 +21,8 @@ def set_up_process() -> None:
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("HF_HUB_VERBOSITY", "error"),  # it warns of each retry, twice
-        # A robot would convert pickled weights, and transformers load its open pull request.
+        # Otherwise transformers asks a service of the hub to convert pickled weights, and loads
+        # them from the pull request that this service opens.
         ("DISABLE_SAFETENSORS_CONVERSION", "1"),
         # A server that falls silent ends a command within a minute. Seven retries take four.
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),

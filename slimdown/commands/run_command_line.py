@@ -46,18 +46,8 @@ def start(arguments: list[str]) -> int:
     check_launcher()
     # Accelerate or torchrun may have started several processes. All but the first only assist it,
     # and leave the messages to it.
-    is_assistant = process_rank() > 0
-    if is_assistant and line.plan:
-        return 0
-    if is_assistant:
-        with suppress(SlimdownError):
-            config = compose_runs(line).runs[0].config
-            broadcast_from_main(None)
-            from slimdown.runs.experiment import assist_run
-
-            assist_run(config)
-            return 0
-        return 1
+    if process_rank() > 0:
+        return 0 if line.plan else _assist_first_process(line)
     plan = compose_runs(line)
     _check_processes(line, plan)
     if problems := list(dict.fromkeys(find_problems([run.config for run in plan.runs]))):
@@ -73,8 +63,23 @@ def start(arguments: list[str]) -> int:
     from slimdown.sweep.launching import run_here
     from slimdown.tracking.provenance import RunInfo
 
-    run_here(plan.hydra, lambda: run_job(plan.runs[0], RunInfo("")))
+    run_here(plan.hydra, lambda: run_job(plan.runs[0], RunInfo(name="")))  # `run_job` names it
     return 0
+
+
+def _assist_first_process(line: CommandLine) -> int:
+    """Help the first process to train and to answer; return 0, or 1 after an error.
+
+    The first process meets the same error, and shows its message.
+    """
+    with suppress(SlimdownError):
+        config = compose_runs(line).runs[0].config
+        broadcast_from_main(None)  # wait for all processes, as the first one does in `start`
+        from slimdown.runs.experiment import assist_run
+
+        assist_run(config)
+        return 0
+    return 1
 
 
 def _check_processes(line: CommandLine, plan: CommandPlan) -> None:
@@ -112,7 +117,11 @@ def _show_help(arguments: list[str]) -> int:
 
 
 def _ask_hydra(arguments: list[str]) -> int:
-    """Have Hydra answer `--cfg`, `--hydra-help` and the like, and return the exit code."""
+    """Have Hydra answer `--cfg`, `--hydra-help` and the like, and return the exit code.
+
+    Raises:
+        ConfigError: A flag is unknown or not allowed, or a setting is not valid.
+    """
 
     def refuse_run(_: DictConfig) -> None:
         raise ConfigError(
@@ -128,11 +137,12 @@ def _ask_hydra(arguments: list[str]) -> int:
     # To be deleted when https://github.com/facebookresearch/hydra/issues/3121 is released.
     no_check = patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True)
     make_main = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-    answer = make_main(refuse_run)  # Hydra calls `refuse_run` unless a flag asks for something else
+    # Hydra calls `refuse_run` unless a flag asks for something else.
+    answer_flags = make_main(refuse_run)
     try:
         with no_check:
-            answer()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
+            answer_flags()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of a flag
         raise ConfigError(reword(error)) from error
     except BrokenPipeError:  # a reader of what Hydra prints has seen enough
         return 0

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = arguments.CommandParser("scale", __doc__, 3)
+    parser = arguments.CommandParser("scale", __doc__, exit_code=3)
     add = parser.add_argument
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     text = "the scales to measure, separated by commas (default: %(default)s)"
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         "two points of GSM8K (the others keep their budgets), gsm8k=off does not check GSM8K"
     )
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE|off", text)
-    parser.set_defaults(max_relative_loss=[], overall=False)
+    parser.set_defaults(max_relative_loss=[], overall=False)  # `read_rules` asks for them, too
     text = "with --max-loss: write the chosen adapter or model to this new or empty folder"
     add("--save", type=Path, metavar="DIR", help=text)
     text = "the folder with the task files of the run; the Python code in them runs"
@@ -88,7 +88,17 @@ def main(argv: list[str]) -> int:
 
 
 def _scale(options: argparse.Namespace) -> int:
-    """Measure the scales, show and record what was found, and return the exit code."""
+    """Measure the scales, show and record what was found, and return the exit code.
+
+    A measurement can take hours. So everything that may be refused is checked before it.
+
+    Raises:
+        ConfigError: An option is not valid, or does not fit the run.
+        DataError: There are too few held-out questions.
+        ModelError: The run's model cannot be scaled, or has changed since.
+        TrackingError: The run does not exist or is not finished, or the store takes no files.
+        OSError: Nothing can be written beside the folder of --save.
+    """
     scales = read_scales(options.scales)
     rules = read_rules(options)
     if options.save:
@@ -97,36 +107,21 @@ def _scale(options: argparse.Namespace) -> int:
     run = run_reader.find_run(options.tracking, options.run)
     findings = run_reader.check_finished(run)
     config = run_reader.read_config(options.tracking, run)
-    if config.address:
-        raise ModelError(
-            f"run {run.run_id} ({run.name}) asked a server, whose weights are not here; scale the "
-            "adapter that it was made from"
-        )
-    if config.tuned is None and not config.method.facts.scales:
-        able = list_methods(lambda facts: facts.scales)
-        raise ModelError(
-            f"run {run.run_id} ({run.name}) was trained with method={config.method.name}, "
-            f"which at scale 0 is not its base; method={able} can be scaled"
-        )
-    if (folder := config.evaluation.include_path) != options.include_path:
-        raise ConfigError(
-            f"the run's task files lie in {folder or 'no folder of its own'}, and their Python "
-            f"code would run; read it, and type --include-path {folder or ''}".rstrip()
-        )
+    _check_scaling(run, config, options)
     recorded = run_reader.read_evaluations(options.tracking, run)
     finished_runs.begin_scaling(options.tracking, run)
-    # These checks raise before anything is measured.
     if rules.are_set:
         rules.resolve(findings)
-    if options.save:
+    if options.save:  # a file that is deleted at once shows whether the folder can be written
         options.save.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.save.parent).close()
     with tempfile.TemporaryDirectory() as scratch:
-        if config.tuned is None:
-            adapter = run_reader.download_tuned(options.tracking, run, Path(scratch))
-            scaled_config = replace(config, tuned=str(adapter))
+        if config.tuned is None:  # the run trained its model, so that is in the record
+            trained = run_reader.download_tuned(options.tracking, run, Path(scratch))
+            scaled_config = replace(config, tuned=str(trained))
         else:  # the run only measured a model, so no rows are read for a validation loss
-            config = scaled_config = replace(config, dataset={})
+            config = replace(config, dataset={})
+            scaled_config = config
         from slimdown.runs.scaled_runs import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
@@ -134,8 +129,9 @@ def _scale(options: argparse.Namespace) -> int:
             measured = measure_scales(scaled_config, scales, recorded, origin)
         curve = _judge_scales(measured, findings, run.holdout)
         table = scales_table(curve, _make_title(run))
-        files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
-        files["scales.html"] = render_scaling_page(table, curve)
+        files = {"scales.html": render_scaling_page(table, curve)}
+        for point in curve:
+            files[f"scales/{point.scale!r}.json"] = json.dumps(point.findings.to_dict())
         finished_runs.add_artifacts(options.tracking, run, files)
         if rules.are_set:
             return _choose(options, run, config, measured=measured, curve=curve, rules=rules)
@@ -156,6 +152,33 @@ def _judge_scales(
     return points
 
 
+def _check_scaling(run: RunRecord, config: RunConfig, options: argparse.Namespace) -> None:
+    """Refuse a run whose model cannot be scaled, or whose task files the user has not named.
+
+    Raises:
+        ConfigError: --include-path does not name the folder of the run's task files.
+        ModelError: The weights are on a server, or the model at scale 0 would not be its base.
+    """
+    if config.address:
+        raise ModelError(
+            f"run {run.run_id} ({run.name}) asked a server, whose weights are not here; scale the "
+            "adapter that it was made from"
+        )
+    if config.tuned is None and not config.method.facts.scales:
+        able = list_methods(lambda facts: facts.scales)
+        raise ModelError(
+            f"run {run.run_id} ({run.name}) was trained with method={config.method.name}, "
+            f"which at scale 0 is not its base; method={able} can be scaled"
+        )
+    # A shared record could otherwise run foreign code; who types the folder has chosen it.
+    folder = config.evaluation.include_path
+    if folder != options.include_path:
+        raise ConfigError(
+            f"the run's task files lie in {folder or 'no folder of its own'}, and their Python "
+            f"code would run; read it, and type --include-path {folder or ''}".rstrip()
+        )
+
+
 def _choose(
     options: argparse.Namespace,
     run: RunRecord,
@@ -165,32 +188,44 @@ def _choose(
     curve: list[ScaledFindings],
     rules: GateRules,
 ) -> int:
-    """Choose a scale within the budgets, show it, and save it if there is one.
+    """Choose a scale whose losses are within the budgets, show it, and write its model to --save.
+
+    If no scale is proven to fit, the smallest one is shown, and nothing is written.
+
+    Args:
+        options: Those of the command line.
+        run: The run whose model was scaled.
+        config: Its settings, for the model card.
+        measured: The answers at each scale; it can also write the model at a scale.
+        curve: What changed at each scale, on the questions that are not held out.
+        rules: The budgets.
 
     Returns:
-        The exit code.
+        The exit code: the outcome of the chosen scale's budgets.
     """
     points = curve
     notes = list[str]()
-    if run.holdout:
+    if run.holdout:  # then the table shows the other questions, and the held-out ones decide
         points, notes = _judge_held_out(options, run, measured)
     chosen = choose_scale(points, rules.budgets, rules.off)
-    scale, judged, gate = chosen.point.scale, chosen.point.findings, chosen.gate
+    scale, findings = chosen.point.scale, chosen.point.findings
+    gate = chosen.gate
     is_within = gate.outcome is Outcome.within
     heading = f"Scale {scale:g}{' on the held-out questions' if run.holdout else ''}"
     if not is_within:
         notes.append(f"{heading} is the smallest, and not proven to fit the budgets.")
-    if options.format:
+    if options.format:  # the file has no second table with the budgets, as the console has below
         notes += [f"{heading}: {line}" for line in describe_budgets(gate)]
     table = scales_table(curve, _make_title(run), scale if is_within else None)
     table = add_outcome(replace(table, notes=(*table.notes, *notes)), gate)
     page = render_scaling_page(table, curve)
-    finished_runs.add_artifacts(options.tracking, run, {"scales.html": page})  # with the outcome
+    # This replaces the page that `_scale` wrote before the outcome was known.
+    finished_runs.add_artifacts(options.tracking, run, {"scales.html": page})
     arguments.put_table(table, options, lambda: page)
     with arguments.keep_stdout_clean(options):
-        checked = findings_table(judged, heading, gate=gate)
+        checked = findings_table(findings, heading, gate=gate)
         show_table(replace(checked, outcome="", legend=""))
-        for line in summarize_briefly(judged, gate):
+        for line in summarize_briefly(findings, gate):
             show_line(line)
         if options.save and not is_within:
             show_line(f"{options.save} was not written: no scale is proven to fit the budgets")
@@ -207,7 +242,19 @@ def _save(
     measured: "ScaledEvaluations",
     chosen: ScaledFindings,
 ) -> None:
-    """Write the model of the chosen scale with its card to --save, and note that in the record."""
+    """Write the model of the chosen scale with its card to --save, and note that in the record.
+
+    Args:
+        options: Those of the command line, with `save` and `tracking`.
+        run: The run whose model was scaled.
+        config: Its settings, for the model card.
+        measured: Can write the model at a scale.
+        chosen: The scale, and what changed there.
+
+    Raises:
+        ConfigError: Something is in the folder by now.
+        SlimdownError: The disk is full.
+    """
     with arguments.make_folder(options.tracking, "--save", options.save) as draft:
         measured.save(chosen.scale, draft)
         card = render_model_card(
@@ -228,17 +275,24 @@ def _save(
 def _judge_held_out(
     options: argparse.Namespace, run: RunRecord, measured: "ScaledEvaluations"
 ) -> tuple[list[ScaledFindings], list[str]]:
-    """Judge all scales on the questions that the run held out, which counts as one look at them.
+    """Judge all scales on the questions that the run held out.
+
+    The record counts how many models these questions have judged, because each may pass by chance.
+    All scales count as one model, since `choose_scale` tests them in one fixed sequence.
 
     Returns:
         The findings at each scale, and a note if the questions have judged several models.
+
+    Raises:
+        DataError: There are too few held-out questions.
     """
-    points, notes = [], list[str]()
-    label = "+".join(f"{scale:g}" for scale in measured.tuned)
+    points = list[ScaledFindings]()
+    notes = list[str]()
+    label = "+".join(f"{scale:g}" for scale in measured.tuned)  # a label is counted once
     for scale, tuned in measured.tuned.items():
-        half = take_held_out(options.tracking, run, (measured.base, tuned), run.holdout, label)
-        points.append(ScaledFindings(scale, judge(half.base, half.tuned)))
-        notes = half.explain_looks()  # the same for all scales, which share a label
+        held_out = take_held_out(options.tracking, run, (measured.base, tuned), run.holdout, label)
+        points.append(ScaledFindings(scale, judge(held_out.base, held_out.tuned)))
+        notes = held_out.explain_looks()  # the same for all scales, which share a label
     return points, notes
 
 

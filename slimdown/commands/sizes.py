@@ -35,13 +35,18 @@ def main(argv: list[str]) -> int:
 
 
 def _show_sizes(argv: list[str]) -> int:
-    """Show the estimated memory of the runs that some settings describe."""
+    """Show the estimated memory of the runs that some settings describe, and return 0.
+
+    Raises:
+        ConfigError: A setting is not valid, or the settings describe no training.
+        ModelError: The model's config.json cannot be read, or the method cannot train this model.
+    """
     from slimdown.report.console import progress_bar, show_table
     from slimdown.report.tables import make_table
     from slimdown.sweep.command_line import compose_runs, read_command_line
     from slimdown.utils.errors import ConfigError
 
-    line = read_command_line(["-m", *argv])  # lora.r=4,8 means two runs here, too
+    line = read_command_line(["-m", *argv])  # -m: lora.r=4,8 means two runs, as in a sweep
     if not line.is_run:
         raise ConfigError(f"{' '.join(argv)}: of Hydra's flags only --config-dir goes here")
     runs = compose_runs(line).runs
@@ -56,8 +61,19 @@ def _show_sizes(argv: list[str]) -> int:
 
 
 def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
-    """Estimate the sizes of each run: the weights by quantization, and the memory of a training."""
-    import torch  # only now: a wrong setting is told without it
+    """Estimate the memory that each run needs.
+
+    Args:
+        runs: A `sweep.command_line.ComposedRun` each.
+
+    Returns:
+        A row of a table for each run: its settings, its numbers of parameters, the bytes of the
+        weights by quantization, and the bytes of a training step.
+
+    Raises:
+        ModelError: The model's config.json cannot be read, or the method cannot train this model.
+    """
+    import torch  # imported only now, because a wrong setting is refused sooner without it
 
     from slimdown.models.adapters import check_base
     from slimdown.models.base_model import load_outline, pick_dtype
@@ -66,17 +82,18 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for run in runs:
-        check_base(run.config)
         config = run.config
-        outline = load_outline(config.model)  # the model without its weights
+        check_base(config)
+        outline = load_outline(config.model)  # the model's layers and shapes, without its weights
         dtype = pick_dtype(config.model.dtype, device)
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
         name = " ".join(run.overrides) or "as composed"
         sizes: dict[str, Any] = {"run": name, "parameters": n_parameters}
-        for quantization, n in estimate_quantized_bytes(config, outline, dtype).items():
-            sizes[quantization] = Cell(format_bytes(n), sort_key=n)
+        for quantization, n_stored in estimate_quantized_bytes(config, outline, dtype).items():
+            sizes[quantization] = Cell(format_bytes(n_stored), sort_key=n_stored)
         training = estimate_training(config, outline, dtype)
-        sizes["trained"] = training and training.n_trained
+        # None: the method needs weights to begin with, which the outline lacks.
+        sizes["trained"] = training.n_trained if training else None
         n_bytes = training.n_bytes if training else nan
         sizes["training"] = Cell(format_bytes(n_bytes) if training else EMPTY, sort_key=n_bytes)
         records.append(sizes)

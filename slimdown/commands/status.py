@@ -44,7 +44,11 @@ def main(argv: list[str]) -> int:
 
 
 def _show_run(options: argparse.Namespace) -> int:
-    """Show what is known of one run, and where its files are."""
+    """Show what is known of one run, and where its files are; return 0.
+
+    Raises:
+        TrackingError: No run fits, or several do.
+    """
     run = run_reader.find_run(options.tracking, options.run)
     facts = {
         "run": f"{run.run_id} ({run.name})",
@@ -75,7 +79,11 @@ def _describe_state(tracking: TrackingConfig, run: RunRecord) -> str:
 
 
 def _list_runs(options: argparse.Namespace) -> int:
-    """List the running runs, and below them the newest ones that have ended."""
+    """List the running runs, and below them the newest ones that have ended; return 0.
+
+    Raises:
+        TrackingError: No run fits the options, or the store cannot be read.
+    """
     n_rows = options.rows if options.format in (None, "table") else 0  # 0: all
     find = partial(run_reader.find_runs, options.tracking, options.experiment, options.sweep)
     running = find(filter_string="attributes.status = 'RUNNING'")
@@ -88,6 +96,7 @@ def _list_runs(options: argparse.Namespace) -> int:
         state = _describe_state(options.tracking, run)
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"
+        # People read the note and the outcome behind the name; programs get them as values.
         values = {"name": run.name, "experiment": run.experiment, "outcome": outcome}
         detail = "; ".join(filter(None, (run.note, outcome)))
         cell: Any = Cell(run.name, detail=detail, values=values | {"note": run.note})

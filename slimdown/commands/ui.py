@@ -19,7 +19,9 @@ from slimdown.utils.secrets import redact_uri
 
 
 def main(argv: list[str]) -> int:
-    """Share a view of each experiment, start MLflow's server, and say where the pages are.
+    """Start MLflow's server, and print a link to each experiment's page.
+
+    The link opens a view with the columns that matter for slimdown.
 
     Args:
         argv: The arguments after `ui`.
@@ -42,6 +44,13 @@ def main(argv: list[str]) -> int:
 def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
     """Print a link to each experiment, and start MLflow's server unless the store is one.
 
+    Args:
+        options: With `tracking`, `host` and `port`.
+        server_options: Further options for `mlflow ui`.
+
+    Returns:
+        The exit code of the server; 0 if the store is a server already.
+
     Raises:
         TrackingError: The port is taken, or the store cannot be read.
     """
@@ -57,15 +66,18 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
     if is_server:
         place = redact_uri(uri).replace("***@", "")  # without user and password
     client = store.open_store(options.tracking)
-    for number, name in reversed(experiments.items()):  # what changed last comes last
+    for experiment_id, name in reversed(experiments.items()):  # what changed last comes last
         with store.explain_store_errors(options.tracking):
-            if not client.search_runs([number], f"tags.`{Tag.kind}` LIKE '%'", max_results=1):
-                continue  # the experiment belongs to another tool
-        with suppress(Exception):  # users who may only read see the view of the last run
-            share_view(client, number)
+            # Every run of slimdown has this tag; without any, another tool made the experiment.
+            has_kind = f"tags.`{Tag.kind}` LIKE '%'"
+            if not client.search_runs([experiment_id], has_kind, max_results=1):
+                continue
+        with suppress(Exception):  # if the store is read-only, the view shared before stays
+            share_view(client, experiment_id)
         # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.
         view = f"runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
-        lines.append(f"ready: open {place.rstrip('/')}/#/experiments/{number}/{view}  {name}")
+        page = f"{place.rstrip('/')}/#/experiments/{experiment_id}/{view}"
+        lines.append(f"ready: open {page}  {name}")
     if is_server:
         for line in lines:
             show_line(line)
@@ -76,10 +88,23 @@ def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:
 def _serve_pages(
     options: argparse.Namespace, server_options: list[str], place: str, lines: list[str]
 ) -> int:
-    """Start MLflow's server, print lines when it answers, and return its exit code at its end."""
+    """Start MLflow's server, print lines when it answers, and return its exit code at its end.
+
+    Args:
+        options: With `tracking`, `host` and `port`.
+        server_options: Further options for `mlflow ui`.
+        place: The address at which the server will answer.
+        lines: The links to print once it answers.
+
+    Returns:
+        The exit code of the server; 0 after Ctrl-C or SIGTERM.
+
+    Raises:
+        TrackingError: The port is taken.
+    """
     from slimdown.report.console import show_line
 
-    try:  # MLflow would say it in a traceback
+    try:  # MLflow would show a traceback if the port is taken
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
         reason = " (on a Mac, AirPlay uses 5000)" if sys.platform == "darwin" else ""
@@ -102,7 +127,7 @@ def _serve_pages(
     with subprocess.Popen(command, env=os.environ | settings) as server:
         try:
             while server.poll() is None:
-                try:
+                try:  # whether the server answers by now
                     store.check_store(TrackingConfig(uri=place, experiment="slimdown"))
                 except TrackingError:
                     time.sleep(0.2)

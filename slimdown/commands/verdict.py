@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = arguments.CommandParser("verdict", __doc__, 3)
+    parser = arguments.CommandParser("verdict", __doc__, exit_code=3)
     place = "the folder that the tool wrote to, the folder of one model in it, or a file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"logs of the base model: {place}")
     tuned_help = "logs of the tuned model; you can give several models"
@@ -67,14 +67,12 @@ def main(argv: list[str]) -> int:
         help="compare each model with the one before, and the last with BASE; prompts and engine "
         "may differ",
     )
-    parser.add_list(
-        "--metric", "TASK=METRIC", "the metric to judge by: gsm8k=exact_match.strict-match"
+    metric_help = "the metric to judge by: gsm8k=exact_match.strict-match"
+    parser.add_list("--metric", "TASK=METRIC", metric_help)
+    field_help = (
+        "a field of the questions, such as passage; questions with the same value count once"
     )
-    parser.add_list(
-        "--cluster",
-        "TASK=FIELD",
-        "a field of the questions, such as passage; questions with the same value count once",
-    )
+    parser.add_list("--cluster", "TASK=FIELD", field_help)
     parser.add_list("--target", "TASK", "a task that the model was trained for")
     add_gate_options(parser, "no budget is checked")
     parser.add_argument(
@@ -96,18 +94,19 @@ def main(argv: list[str]) -> int:
     refusal = "These logs cannot be judged:"
     if options.max_loss_at and not options.chain:
         parser.error("--max-loss-at is for a stage of a chain; add --chain")
-    if options.chain or len(options.tuned) > 1:
-        return arguments.run_command(lambda: _judge_stages(options), refusal, error_code=3)
-    return arguments.run_command(lambda: _judge(options), refusal, error_code=3)
+    judge_logs = _judge_stages if options.chain or len(options.tuned) > 1 else _judge
+    return arguments.run_command(lambda: judge_logs(options), refusal, error_code=3)
 
 
 def _read_sides(
     options: argparse.Namespace, has_gate: bool
 ) -> tuple[dict[Path, Evaluation], str, list[str]]:
-    """Read the logs of all models, and take what they have in common.
+    """Read the logs of all models, and take the questions that they have in common.
+
+    A side is one model, named by the place of its logs: BASE or one of TUNED.
 
     Args:
-        options: Of the command line.
+        options: Those of the command line.
         has_gate: Whether budgets are checked. Then only --only may leave questions out. Otherwise a
             model could pass because some of its answers are missing.
 
@@ -122,28 +121,19 @@ def _read_sides(
     clusters = _read_by_task("cluster", options.cluster, "drop=passage")
     sides = [options.base, *options.tuned]
     notes = list[str]()
-    sides_by_tool = dict[str, Path]()  # the first one of each tool
-    sides_by_files = dict[tuple[str, ...], Path]()
-    for side in sides:
-        tool, files = find_logs(side)
-        real_files = tuple(map(os.path.realpath, files))
-        if other := sides_by_files.get(real_files):
-            raise ConfigError(f"{other} and {side} are the same logs; give the logs of two models")
-        sides_by_tool.setdefault(tool, side)
-        sides_by_files[real_files] = side
-    if len(sides_by_tool) > 1:
-        problem = ", ".join(f"{side} holds logs of {tool}" for tool, side in sides_by_tool.items())
-        raise ConfigError(f"{problem}; tools score differently, so give logs of one tool")
+    tool = _check_sides(sides)
     evaluations = {
         side: read_logs(side, metrics, options.target, notes.append, clusters) for side in sides
     }
-    if evaluations[options.base].adapter and not evaluations[sides[-1]].adapter:
-        adapter = evaluations[options.base].adapter
+    adapter = evaluations[options.base].adapter
+    if adapter and not evaluations[sides[-1]].adapter:
         swapped = (
             f"{options.base} names the adapter {adapter}, and {sides[-1]} names none. Base and "
             "tuned model seem to be swapped: BASE comes first."
         )
-        if has_gate and not options.chain:  # a loss would pass as a gain
+        # With budgets, a loss would pass as a gain. A chain may begin with an adapter and end with
+        # the merged model.
+        if has_gate and not options.chain:
             raise ConfigError(f"{swapped} If this order is right, add --chain")
         notes.append(swapped)
     evaluations_by_name = {str(side): evaluation for side, evaluation in evaluations.items()}
@@ -154,12 +144,41 @@ def _read_sides(
             "\n".join(left_out) + "\nA budget needs all questions of both models. To check it only "
             f"on what both models were asked, add {names}"
         )
-    [tool] = sides_by_tool
     return {side: taken[str(side)] for side in sides}, tool, [*notes, *left_out]
 
 
+def _check_sides(sides: Sequence[Path]) -> str:
+    """Return the tool that made the logs of all models.
+
+    Raises:
+        ConfigError: Logs are given twice, or come from several tools.
+        DataError: A place holds no logs, or those of several models.
+    """
+    sides_by_tool = dict[str, Path]()  # for each tool, the first place that holds its logs
+    sides_by_files = dict[tuple[str, ...], Path]()
+    for side in sides:
+        tool, files = find_logs(side)
+        real_files = tuple(map(os.path.realpath, files))  # two names may lead to the same files
+        if other := sides_by_files.get(real_files):
+            raise ConfigError(f"{other} and {side} are the same logs; give the logs of two models")
+        sides_by_tool.setdefault(tool, side)
+        sides_by_files[real_files] = side
+    if len(sides_by_tool) > 1:
+        problem = ", ".join(f"{side} holds logs of {tool}" for tool, side in sides_by_tool.items())
+        raise ConfigError(f"{problem}; tools score differently, so give logs of one tool")
+    return next(iter(sides_by_tool))
+
+
 def _judge_stages(options: argparse.Namespace) -> int:
-    """Judge several models: with --chain each against the one before, otherwise against BASE."""
+    """Judge several models: with --chain each against the one before, otherwise against BASE.
+
+    Returns:
+        The exit code: the outcome of the budgets; 0 if none is checked.
+
+    Raises:
+        ConfigError: Options contradict each other, or the logs are not of comparable models.
+        DataError: Logs cannot be read, or the models were not asked the same questions.
+    """
     rules = read_rules(options)
     is_junit = options.format == "junit"
     has_gate = rules.are_set or is_junit
@@ -176,12 +195,15 @@ def _judge_stages(options: argparse.Namespace) -> int:
     evaluations, _, notes = _read_sides(options, has_gate or bool(budgets_by_stage))
     names = drop_shared_beginning(list(map(os.path.abspath, evaluations)), os.sep)
     stages = dict(zip(names, evaluations.values(), strict=True))
-    judged = judge_stages(stages, options.chain)
-    arguments.write_notes(dict.fromkeys(notes))
+    judged = judge_stages(stages, is_chain=options.chain)
+    arguments.write_notes(dict.fromkeys(notes))  # each note once
     gate = None
-    n_reports = int(has_gate) + len(budgets_by_stage)  # findings whose budgets are checked
-    if has_gate:  # the last findings compare the last model with BASE
-        gate = rules.decide(judged.reported[-1].findings, n_reports)
+    # Budgets are checked on the change from BASE to the last model, and on that of each stage with
+    # budgets of its own. Losses that exceed a budget are corrected for all of these.
+    n_reports = len(budgets_by_stage) + (1 if has_gate else 0)
+    if has_gate:
+        whole_chain = judged.reported[-1]
+        gate = rules.decide(whole_chain.findings, n_reports)
     if budgets_by_stage:
         checks = judged.check_stages(budgets_by_stage, n_reports)
         gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
@@ -205,7 +227,15 @@ def _read_stage_budgets(texts: Sequence[Sequence[str]]) -> dict[str, dict[str, f
 
 
 def _judge(options: argparse.Namespace) -> int:
-    """Judge one tuned model against its base, and return the gate's outcome as the exit code."""
+    """Judge one tuned model against its base, and return the gate's outcome as the exit code.
+
+    Returns:
+        The exit code: the outcome of the budgets; 0 if none is checked.
+
+    Raises:
+        ConfigError: Options contradict each other, or the logs are not of comparable models.
+        DataError: Logs cannot be read, or the models were not asked the same questions.
+    """
     rules = read_rules(options)
     has_gate = rules.are_set or options.format == "junit"
     evaluations, tool, notes = _read_sides(options, has_gate)
@@ -222,10 +252,12 @@ def _judge(options: argparse.Namespace) -> int:
     notes += _describe_logs(base, tuned, is_lm_eval)
     gate = rules.decide(findings) if has_gate else None
     arguments.write_notes(dict.fromkeys(notes))  # each note once
-    names_differ = base.model != tuned.model and base.model and tuned.model
-    sides = (base.model, tuned.model) if names_differ else (options.base, options.tuned[0])
-    title = " → ".join(map(str, sides))
+    has_two_names = bool(base.model and tuned.model) and base.model != tuned.model
+    # If the logs do not name two models, the places of the logs tell the models apart.
+    names = (base.model, tuned.model) if has_two_names else (options.base, options.tuned[0])
+    title = " → ".join(map(str, names))
     if options.format in (None, "table") or options.output:
+        # With --all, the details hold these notes already.
         noise = [] if options.all else [*text.describe_noise(findings)]
         show_findings(
             findings, title, gate, text.ADVICE_ON_LOGS, notes=noise, with_details=options.all

@@ -42,23 +42,21 @@ def choose_checkpoint(comparison: Comparison) -> ChosenCheckpoint | None:
     """Choose among checkpoints by what was measured; other questions have to confirm it.
 
     Args:
-        comparison: A series, see `read_steps`.
+        comparison: A series of checkpoints of one training, a row each, see `read_steps`.
 
     Returns:
-        Of the checkpoints whose losses are within their budgets, the one whose targets rose most;
-        without a target the last one. None where no checkpoint is within.
+        Of the checkpoints whose measured losses are within their budgets, the one whose target
+        benchmarks rose most, and of equal ones the earliest. If no target was asked, the last one.
+        None if no checkpoint is within its budgets.
     """
-    within = [
-        ChosenCheckpoint(row, step, row.target.value)
-        for row, step in zip(comparison.rows, read_steps(comparison), strict=True)
-        if all(
-            keeps_budgets_as_measured(run.changes, default_budgets(run.changes)) for run in row.runs
-        )
-    ]
+    within = list[ChosenCheckpoint]()
+    for row, step in zip(comparison.rows, read_steps(comparison), strict=True):
+        changes_of_runs = [run.changes for run in row.runs]  # by benchmark
+        if all(keeps_budgets_as_measured(c, default_budgets(c)) for c in changes_of_runs):
+            within.append(ChosenCheckpoint(row, step, learned=row.target.value))
     if not within:
         return None
-    last = max(within, key=lambda checkpoint: checkpoint.step)
-    if isnan(last.learned):  # there is no target
-        return last
-    within.sort(key=lambda checkpoint: checkpoint.step)  # of equals, the earliest is chosen
-    return max(within, key=lambda checkpoint: checkpoint.learned)
+    within.sort(key=lambda checkpoint: checkpoint.step)
+    if isnan(within[-1].learned):  # there is no target
+        return within[-1]
+    return max(within, key=lambda checkpoint: checkpoint.learned)  # of equals, it takes the first

@@ -75,6 +75,10 @@ def find_differences(comparison: Comparison, *settings: str) -> Differences:
         settings: Dotted keys. If runs with the same value of such a setting differ in other
             settings, only runs that are equal in these others are compared.
 
+    Returns:
+        All tested pairs of values, those with the smallest p-value first; or, if no pair could be
+        tested, the reason.
+
     Raises:
         ConfigError: No run has the comparison's reference.
     """
@@ -126,28 +130,34 @@ def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
 
     A place is one choice of values of the other settings that vary: `keep.share=.2`. Only runs in
     the same place are compared. A row that lacks such a setting, as keep=none lacks a share, is in
-    a place of its own, and also stands in every place that has no row of its value.
+    a place of its own, and also stands in every place that has no row of its value. A column is a
+    benchmark, or the mean of several.
+
+    Raises:
+        ConfigError: No run has the comparison's reference, the value with which all others are
+            compared.
     """
     rows, reference = comparison.rows, comparison.reference
     values = {_read_value(row, setting) for row in rows}
     if reference is not None and reference not in values:
         advice = nearest(reference, sorted(values))
         raise ConfigError(f"--against {reference}: no run has this value of {setting}{advice}")
-    crossed = _find_crossed(comparison, setting)  # the other settings
-    tested = []
+    crossed = _find_crossed(comparison, setting)  # the other settings that vary
+    tested = list[ValueDifference]()
     for place in dict.fromkeys(_read_place(row, crossed) for row in rows):
-        named = zip(crossed, place, strict=True)
-        where = "".join(f", {key}={'null' if text is None else text}" for key, text in named)
+        place_settings = zip(crossed, place, strict=True)
+        where = "".join(f", {key}={'null' if v is None else v}" for key, v in place_settings)
         row_by_value = _find_rows(rows, setting, crossed, place)
         for heading, names in _list_claimed_columns(row_by_value.values()).items():
             # Only runs that were asked the same questions are tested against each other.
             for groups in _group_by_questions(row_by_value, names).values():
                 pairs = _pair_values(list(groups), reference)
-                for (other, value), test in build_difference_tests(groups, pairs).items():
-                    change, p_value = test.value, test.p_value
-                    tested.append(
-                        ValueDifference(setting, heading, where, value, other, change, p_value)
+                for (first, second), test in build_difference_tests(groups, pairs).items():
+                    # The tested change is that from the first value to the second.
+                    difference = ValueDifference(
+                        setting, heading, where, second, first, test.value, p_value=test.p_value
                     )
+                    tested.append(difference)
     return tested
 
 
@@ -162,15 +172,27 @@ def _find_rows(
     crossed: Sequence[str],
     place: Sequence[str | None],
 ) -> dict[str, Configuration]:
-    """Find the rows that stand in a place, by their value of the setting, see `_test_values`."""
-    own_rows, fitting_rows = dict[str, Configuration](), dict[str, Configuration]()
+    """Find the rows that stand in a place, see `_test_values`.
+
+    Args:
+        rows: All rows.
+        setting: The setting whose values are tested.
+        crossed: The other settings that vary.
+        place: Their values, in the same order; None: lacking.
+
+    Returns:
+        The rows by their value of the tested setting.
+    """
+    exact_rows = dict[str, Configuration]()
+    partial_rows = dict[str, Configuration]()  # they lack a setting of the place
     for row in rows:
-        own_place = _read_place(row, crossed)
-        if own_place == place:
-            own_rows[_read_value(row, setting)] = row
-        elif all(own in (None, wanted) for own, wanted in zip(own_place, place, strict=True)):
-            fitting_rows[_read_value(row, setting)] = row  # it lacks a setting of the place
-    return fitting_rows | own_rows  # of two rows with the same value, the place's own one
+        row_place = _read_place(row, crossed)
+        value = _read_value(row, setting)
+        if row_place == place:
+            exact_rows[value] = row
+        elif all(own in (None, wanted) for own, wanted in zip(row_place, place, strict=True)):
+            partial_rows[value] = row
+    return partial_rows | exact_rows  # if both have a row of the same value, the exact one
 
 
 def _pair_values(values: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
@@ -195,17 +217,26 @@ def _group_by_questions(
 ) -> dict[tuple[str, ...], dict[str, SeedAnswers]]:
     """Collect the answers to some benchmarks, by the questions asked, and then by value.
 
-    A run is left out if it lacks a benchmark, may have stopped early, or is unclear.
+    A run is left out if it lacks a benchmark, if its evaluation may have stopped early, or if
+    nothing may be claimed about its change (`BenchmarkChange.is_measured`).
+
+    Args:
+        row_by_value: The rows of one place, by their value of the tested setting.
+        names: The benchmarks of a column: one, or those that it averages.
+
+    Returns:
+        For each choice of questions, the answers of all seeds by the value of the setting.
     """
     groups: dict[tuple[str, ...], dict[str, SeedAnswers]] = {}
     for value, row in row_by_value.items():
         runs = [run for run in row.runs if all(_is_usable(run, name) for name in names)]
-        changes = [[run.changes[name] for run in runs] for name in names]
-        if runs and can_average(changes):
-            # All runs were asked the same, so the first one tells what.
-            questions = tuple(f"{by_run[0].question_hash} {by_run[0].metric}" for by_run in changes)
+        changes_by_benchmark = [[run.changes[name] for run in runs] for name in names]
+        if runs and can_average(changes_by_benchmark):
+            # `can_average` says that all runs were asked the same questions.
+            first_changes = [changes[0] for changes in changes_by_benchmark]
+            questions = tuple(f"{change.question_hash} {change.metric}" for change in first_changes)
             seeds = [run.params.get("seed", "") for run in runs]
-            groups.setdefault(questions, {})[value] = collect_answers(changes, seeds)
+            groups.setdefault(questions, {})[value] = collect_answers(changes_by_benchmark, seeds)
     return groups
 
 

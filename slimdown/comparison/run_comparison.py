@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite, nan
 from statistics import fmean
 
@@ -134,42 +135,48 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
         benchmarks: For each benchmark, the change of each run; the same runs in the same order.
 
     Returns:
-        The mean; without an interval if a benchmark's questions differ between the runs, or its
-        evaluation may have stopped early.
+        The mean, a share; without an interval if a benchmark's questions differ between the runs,
+        its evaluation may have stopped early, or some runs lack it. nan if there is no benchmark.
     """
     if [len(changes) for changes in benchmarks] == [1]:  # one run of one benchmark
         return SeedMean(**vars(benchmarks[0][0].primary.difference.estimate))
+    without_interval = partial(SeedMean, standard_error=nan, low=nan, high=nan)
     values = [[change.primary.difference.value for change in changes] for changes in benchmarks]
     if len(set(map(len, values))) != 1:  # some runs lack a benchmark, or there is none
-        mean = fmean(map(fmean, values)) if values else nan
-        return SeedMean(mean, standard_error=nan, low=nan, high=nan)
+        return without_interval(fmean(map(fmean, values)) if values else nan)
     hashes = [{change.question_hash for change in changes} for changes in benchmarks]
+    # Some runs were asked other questions, or may have stopped early.
     if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
         by_seed = np.mean(values, axis=0)
-        mean, deviation = float(by_seed.mean()), float(by_seed.std(ddof=1))
-        return SeedMean(mean, standard_error=nan, low=nan, high=nan, sd_over_seeds=deviation)
+        return without_interval(float(by_seed.mean()), sd_over_seeds=float(by_seed.std(ddof=1)))
     parts, steps = stack_answers(*benchmarks)
     return split_noise(*parts, steps=steps)
 
 
 def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats], list[float]]:
-    """Add benchmarks with equal numbers of questions, question by question, for their mean.
+    """Return the mean of several benchmarks as a sum of parts, for tests that need each answer.
+
+    A part holds the changes of all benchmarks that have the same number of questions, added
+    question by question. Benchmarks that ask the same questions so share their errors.
 
     Args:
         benchmarks: As for `average_seeds`; each asks the same questions of all runs.
 
     Returns:
-        The parts of the mean, [runs, questions] each, and how much one 0/1 answer counts in each.
+        The parts, [runs, questions] each; the sum of their means is the mean of the benchmarks. And
+        how much one 0/1 answer counts in each part; 0 where answers are graded.
     """
     parts: dict[int, Floats] = {}  # by number of questions
-    steps: dict[int, float] = {}
+    steps: dict[int, float] = {}  # also by number of questions
     for changes in benchmarks:
         differences = [change.primary.difference for change in changes]
+        # Each benchmark counts equally in the mean.
         answers = np.array([d.observations for d in differences]) / len(benchmarks)
         is_binary = all(d.has_independent_answers for d in differences)
-        n = answers.shape[1]
-        parts[n] = parts.get(n, np.zeros_like(answers)) + answers
-        steps[n] = steps.get(n, 0.0) + (1 / len(benchmarks) if is_binary else 0.0)
+        n_questions = answers.shape[1]
+        parts[n_questions] = parts.get(n_questions, np.zeros_like(answers)) + answers
+        step = 1 / len(benchmarks) if is_binary else 0.0
+        steps[n_questions] = steps.get(n_questions, 0.0) + step
     return list(parts.values()), list(steps.values())
 
 
@@ -191,26 +198,29 @@ def can_average(benchmarks: Sequence[Sequence[BenchmarkChange]]) -> bool:
 def collect_answers(
     benchmarks: Sequence[Sequence[BenchmarkChange]], seeds: Sequence[str] = ()
 ) -> SeedAnswers:
-    """Collect the answers behind a mean over seeds.
+    """Collect the answers behind a mean over seeds, in the form that its tests take.
 
     Args:
-        benchmarks: For each benchmark, the change of each run; see `can_average`.
-        seeds: The runs' seeds; empty: it does not matter which they are.
+        benchmarks: For each benchmark, the change of each run. `can_average` must hold for them.
+        seeds: The runs' seeds, to compare this mean with another one seed by seed; empty: it is
+            not compared so.
     """
     parts, _ = stack_answers(*benchmarks)
-    bounds: dict[int, float] = {}  # by number of questions, as the parts are stacked
+    # For each part, how large a change of one question can be. The keys are numbers of questions,
+    # in the same order as the parts of `stack_answers`.
+    bounds: dict[int, float] = {}
     for changes in benchmarks:
         differences = [change.primary.difference for change in changes]
-        n = len(differences[0].observations)
+        n_questions = len(differences[0].observations)
         largest = max(
             max(1.0, d.largest_change, float(np.abs(d.observations).max())) for d in differences
         )
-        bounds[n] = bounds.get(n, 0.0) + largest / len(benchmarks)
-    step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
+        bounds[n_questions] = bounds.get(n_questions, 0.0) + largest / len(benchmarks)
     is_binary = len(benchmarks) == 1 and all(
         change.primary.difference.test.is_margin for change in benchmarks[0]
     )
-    return SeedAnswers(parts, list(bounds.values()), step, is_binary, tuple(seeds))
+    step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
+    return SeedAnswers(parts, list(bounds.values()), step, is_binary=is_binary, seeds=tuple(seeds))
 
 
 def list_columns(changes: Mapping[str, BenchmarkChange]) -> dict[str, list[str]]:
@@ -241,10 +251,12 @@ def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     """Return the settings in which rows differ, sorted; without the seed if rows average seeds.
 
-    A setting of a dataset, a benchmark or a training is compared only among the rows that have it:
-    keep=none lacks a share. Rows that have it differ from rows that lack it only if nothing else
-    tells them apart: keep.weight=null is not recorded.
+    Some rows lack a setting of a dataset, a benchmark or a training, as keep=none lacks a share. So
+    such an optional setting is compared only among the rows that have it. If no other setting
+    tells two rows apart, having it or lacking it is the difference after all: keep.weight=null is
+    not recorded.
     """
+    # `benchmark` only lists the benchmarks, and these are the columns of the table.
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
     if any(len(row.runs) > 1 for row in rows):
         keys.discard("seed")
@@ -254,12 +266,13 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
         if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
             differing.append(key)
-    # The rows that these settings do not tell apart
-    alike: dict[tuple[str | None, ...], list[Configuration]] = {}
+    # Group the rows that these settings do not tell apart, and look for optional settings that do.
+    rows_alike: dict[tuple[str | None, ...], list[Configuration]] = {}
     for row in rows:
-        alike.setdefault(tuple(row.settings.get(key) for key in differing), []).append(row)
+        differing_values = tuple(row.settings.get(key) for key in differing)
+        rows_alike.setdefault(differing_values, []).append(row)
     for key in sorted(keys - {*differing, "seed"}):
-        if any(len({row.settings.get(key) for row in group}) > 1 for group in alike.values()):
+        if any(len({row.settings.get(key) for row in group}) > 1 for group in rows_alike.values()):
             differing.append(key)
     return sorted(differing)
 
@@ -268,7 +281,7 @@ def _make_row(runs: Sequence[RunRecord]) -> Configuration:
     """Make the row of runs that differ at most in their seed."""
     settings = _read_settings(runs[0])
     name = runs[0].name
-    if len(runs) > 1:
+    if len(runs) > 1:  # the row stands for all seeds, so neither it nor its name has one
         settings.pop("seed", None)
         name = re.sub(r" seed=\S+", "", name)
     benchmarks = dict.fromkeys(benchmark for run in runs for benchmark in run.changes)
@@ -357,22 +370,27 @@ def _read_settings(run: RunRecord) -> dict[str, str]:
 
 
 def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], list[str]]:
-    """Group runs that differ only in their seed; a note says if older equal runs are left out."""
-    by_settings: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
+    """Group runs that differ only in their seed.
+
+    Returns:
+        The groups, each with one run per seed, the newest. And a note for the user if older runs
+        with the same settings and seed are left out.
+    """
+    runs_by_settings: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
     for run in runs:
         settings = frozenset(pair for pair in _read_settings(run).items() if pair[0] != "seed")
-        by_settings.setdefault(settings, []).append(run)
+        runs_by_settings.setdefault(settings, []).append(run)
     groups: list[list[RunRecord]] = []
     n_older = 0
-    for alike in by_settings.values():
+    for equal_runs in runs_by_settings.values():
         newest_by_seed: dict[str, RunRecord] = {}
-        for run in sorted(alike, key=lambda run: run.started, reverse=True):
+        for run in sorted(equal_runs, key=lambda run: run.started, reverse=True):
             newest_by_seed.setdefault(run.params.get("seed", ""), run)
         if len(newest_by_seed) > 1:
-            n_older += len(alike) - len(newest_by_seed)
+            n_older += len(equal_runs) - len(newest_by_seed)
             groups.append(list(newest_by_seed.values()))
-        else:  # all have the same seed, so each run stays alone
-            groups += [[run] for run in alike]
+        else:  # all have the same seed, so each run is a row of its own
+            groups += [[run] for run in equal_runs]
     note = f"The means over seeds leave out {n_older:,} older runs with the same settings and seed."
     return groups, [note] if n_older else []
 
@@ -383,12 +401,13 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
     Raises:
         ConfigError: Names the setting that differs, and how many runs have each value.
     """
-    measured = [run.findings for run in runs if run.findings]
-    # Conditions of a benchmark begin with its name: "gsm8k.num_fewshot".
-    for key in sorted({key for findings in measured for key in findings.conditions if "." in key}):
+    all_findings = [run.findings for run in runs if run.findings]
+    keys = {key for findings in all_findings for key in findings.conditions}
+    # The conditions of one benchmark begin with its name: "gsm8k.num_fewshot".
+    for key in sorted(key for key in keys if "." in key):
         name = key.partition(".")[0]
-        conditions = [f.conditions for f in measured if name in f.benchmarks]
-        differing = _describe_differing(by_key.get(key, "not set") for by_key in conditions)
+        conditions = [f.conditions for f in all_findings if name in f.benchmarks]
+        differing = _describe_differing(values.get(key, "not set") for values in conditions)
         if differing:
             raise ConfigError(
                 f"{name} was not asked in the same way in all runs ({key} is {differing}); choose "
@@ -405,10 +424,17 @@ def _describe_differing(values: Iterable[str]) -> str:
 def _describe_caveats(
     runs: Sequence[RunRecord], rows: Sequence[Configuration], benchmarks: Sequence[str]
 ) -> Iterator[str]:
-    """Say what differs in how runs were measured, and what to know of their numbers."""
+    """Yield a sentence for each difference in how runs were measured, and on unusual numbers.
+
+    Args:
+        runs: All runs of the table.
+        rows: Its rows, each a run or the mean of several.
+        benchmarks: The names of its benchmarks.
+    """
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
-        # Runs that may have stopped early have fewer of the same questions.
+        # Runs that may have stopped early answered fewer of the same questions, so their hash of
+        # the questions differs without harm.
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield (
@@ -420,10 +446,10 @@ def _describe_caveats(
     conditions = [
         run.findings.conditions | {"holdout": f"{run.holdout:g}"} for run in runs if run.findings
     ]
-    # Those with a dot belong to one benchmark; `check_prompts` compares them.
-    for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
-        differing = _describe_differing(by_key.get(key, "not recorded") for by_key in conditions)
-        if differing:
+    for key in sorted(set().union(*conditions)):
+        # `check_prompts` has compared those of one benchmark, which have a dot.
+        differing = _describe_differing(values.get(key, "not recorded") for values in conditions)
+        if differing and "." not in key:
             yield (
                 f"The runs were not measured alike: {key} is {differing}. Small differences "
                 "between them may come from this alone."

@@ -17,8 +17,12 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
 
     Args:
         comparison: The compared runs.
-        key: The benchmark, the setting, "learned" or "kept"; with a "-" in front the largest
-            value comes first.
+        key: The benchmark, the setting, or a mean change: "learned" (that of the target
+            benchmarks) or "kept" (that of the retained ones). With a "-" in front the largest value
+            comes first.
+
+    Returns:
+        The comparison with sorted rows; the same object if they were in this order.
 
     Raises:
         ConfigError: The runs have no such benchmark or setting.
@@ -44,6 +48,7 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     rows = sorted(comparison.rows, key=lambda row: _order(read_value(row)), reverse=is_descending)
     # Rows without a value go to the end. Sorting is stable, so the others keep their order.
     rows.sort(key=lambda row: read_value(row) is None)
+    # Verdicts are cached by the comparison object, so keep it if nothing has moved.
     if all(row is old for row, old in zip(rows, comparison.rows, strict=True)):
         return comparison
     return replace(comparison, rows=tuple(rows))

@@ -31,6 +31,9 @@ def build_simultaneous_curves(
 
     Args:
         points: The findings at each scale; none at scale 0, which is the base.
+
+    Returns:
+        By benchmark, each scale with the change there, a share.
     """
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for point in points:

@@ -34,12 +34,12 @@ def summarize_trial(findings: Findings, budget: float | None) -> TrialOutcome:
         findings: The trial's findings.
         budget: What each retained benchmark may lose, a share; None: its margin.
     """
-    retained = {n: b for n, b in findings.benchmarks.items() if b.role is Role.retained}
-    excess = {
-        name: -b.primary.difference.value - (b.margin if budget is None else budget)
-        for name, b in retained.items()
-        if b.is_measured
-    }
+    retained = {n: c for n, c in findings.benchmarks.items() if c.role is Role.retained}
+    excess = dict[str, float]()
+    for name, change in retained.items():
+        if change.is_measured:
+            loss = -change.primary.difference.value  # above 0 if the score fell
+            excess[name] = loss - (change.margin if budget is None else budget)
     unmeasured = tuple(name for name in retained if name not in excess)
     return TrialOutcome(measure_learning(findings), excess, unmeasured)
 

@@ -66,7 +66,7 @@ def judge_configurations(comparison: Comparison) -> list[dict[str, JudgedMean]]:
     """Judge each configuration over its seeds.
 
     Args:
-        comparison: Its rows are judged together.
+        comparison: Its rows are judged together: their p-values are corrected for all rows.
 
     Returns:
         For each row, what may be claimed, by column. The columns are the benchmarks that a run
@@ -92,8 +92,9 @@ class _Cell:
     row_number: int
     row: Configuration
     heading: str
-    changes: list[list[BenchmarkChange]]  # for each benchmark, of each run that has it
-    is_watched: bool
+    # for each benchmark that the column averages, the change of each run that has it
+    changes: list[list[BenchmarkChange]]
+    is_watched: bool  # of a benchmark that is reported without a verdict
 
     @property
     def margin(self) -> float:
@@ -142,20 +143,25 @@ def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[Benchma
 def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
     """Test the cells of a column about which a claim may be made.
 
-    One benchmark of one run has its test already. All others that were asked the same questions are
-    tested together, because their seeds may lend each other their spread.
+    If a cell is one benchmark of one run, the run's own report has tested its change already. The
+    others are means. Those that were asked the same questions are tested together, because
+    configurations with few seeds pool how much their seeds vary (`build_tests`).
+
+    Returns:
+        The tests by cell. A cell about which nothing may be claimed has none.
     """
     tests: dict[_Cell, TestedChange] = {}
     answers: dict[_Cell, SeedAnswers] = {}
     for cell in column:
+        first_change = cell.changes[0][0]
         is_single = len(cell.changes) == len(cell.changes[0]) == 1
-        if is_single and cell.changes[0][0].is_measured:
-            tests[cell] = cell.changes[0][0].primary.difference
+        if is_single and first_change.is_measured:
+            tests[cell] = first_change.primary.difference
         elif can_average(cell.changes):
             answers[cell] = collect_answers(cell.changes)
     for questions in dict.fromkeys(cell.questions for cell in answers):
-        alike = [cell for cell in answers if cell.questions == questions]
-        tests |= build_tests({cell: answers[cell] for cell in alike})
+        cells_alike = [cell for cell in answers if cell.questions == questions]
+        tests |= build_tests({cell: answers[cell] for cell in cells_alike})
     return tests
 
 
@@ -164,16 +170,22 @@ def _decide_cells(
 ) -> dict[_Cell, Decision]:
     """Decide the verdicts of all cells that have a test.
 
-    They are corrected together, without the watched cells. Cells that have no test count, too.
+    They are corrected together. Cells without a test count in this correction, too: whether a claim
+    can be tested must not make the others easier. Cells of watched benchmarks do not count, because
+    they have no verdict; their decision only gives the interval to show.
+
+    Args:
+        cells: All cells of the table.
+        tests: The tests of those cells that have one.
     """
-    claimed = [cell for cell in tests if not cell.is_watched]
-    n_claims = len([cell for cell in cells if not cell.is_watched])
+    judged = [cell for cell in tests if not cell.is_watched]
+    n_with_verdict = len([cell for cell in cells if not cell.is_watched])
     decided = decide_verdicts(
-        [tests[cell] for cell in claimed],
-        [cell.margin for cell in claimed],
-        n_unknown=n_claims - len(claimed),
+        [tests[cell] for cell in judged],
+        [cell.margin for cell in judged],
+        n_unknown=n_with_verdict - len(judged),
     )
-    decisions = dict(zip(claimed, decided, strict=True))
+    decisions = dict(zip(judged, decided, strict=True))
     for cell, test in tests.items():
         if cell.is_watched:
             decisions[cell] = watch_change(test, cell.margin)
@@ -185,10 +197,16 @@ def _judge_cell(cell: _Cell, decision: Decision | None, test: TestedChange | Non
 
     A single run keeps the verdict of its own report if this decision agrees; otherwise the cell is
     undecided.
+
+    Args:
+        cell: The cell.
+        decision: The decision of `_decide_cells`; None if the cell has no test.
+        test: The test of its change; None if nothing may be claimed about it.
     """
     runs = cell.row.runs
     own_change = runs[0].changes.get(cell.heading) if len(runs) == 1 else None
     if decision and decision.verdict is Verdict.retained and cell.has_nothing_to_lose:
+        # What the base model cannot do cannot be lost, so "retained" would say nothing.
         decision = replace(decision, verdict=Verdict.undecided)
     verdict = decision.verdict if decision else Verdict.undecided
     if cell.is_watched:

@@ -23,22 +23,28 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
     keys = {key for run_settings in settings for key in run_settings} - {"seed", "verdict"}
 
     def rank(key: str) -> tuple[bool, bool, bool, bool, int, str]:
-        """Return the sort key: False comes first, so names' settings do, then those of a file."""
+        """Return the sort key of a setting; of two settings, the one with False comes first.
+
+        The order decides which of two settings that vary together is found: the one that a command
+        line set, then one of a file that it chose (`keep=replay`), and of these first the name or
+        id in that file.
+        """
         section, _, field = key.partition(".")
         places = [name.find(f" {key}=") for name in names if f" {key}=" in name]
         has_chosen_file = any(f" {section}=" in name for name in names)
+        is_follower = key in FOLLOWERS
         names_the_file = field in ("name", "id")
         first_place = min(places, default=0)
-        is_follower = key in FOLLOWERS
         return not places, not has_chosen_file, is_follower, not names_the_file, first_place, key
 
     varied: list[str] = []
     for key in sorted(keys, key=rank):
         values = [run_settings.get(key) for run_settings in settings]
-        found_values = [tuple(map(run_settings.get, varied)) for run_settings in settings]
-        is_named = any(f" {key}=" in name for name in names)
-        # It does not follow from those found if it tells more runs apart together with them.
-        tells_more = len(set(zip(found_values, values, strict=True))) > len(set(found_values))
-        if len(set(values)) > 1 and (is_named or tells_more):
+        varied_values = [tuple(map(run_settings.get, varied)) for run_settings in settings]
+        is_in_names = any(f" {key}=" in name for name in names)
+        # If this setting tells more runs apart than those found before, it does not follow from
+        # them.
+        tells_more = len(set(zip(varied_values, values, strict=True))) > len(set(varied_values))
+        if len(set(values)) > 1 and (is_in_names or tells_more):
             varied.append(key)
     return varied

@@ -143,6 +143,14 @@ def test_each_model_that_held_out_questions_judged_is_counted(show: Show) -> Non
         assert is_said is (len(arguments) == 2)  # 2 runs are named, and so are corrected for
 
 
+def test_questions_that_chose_one_of_two_models_are_no_independent_test(show: Show) -> None:
+    """The run `other` holds no questions out, so any question may have chosen it."""
+    for names, may_be_chance in ((("kept", "lost"), False), (("other", "lost"), True)):
+        text = " ".join(show(*names, "--paired").split())
+        assert "the held-out questions" in text
+        assert ("part of the difference is chance" in text) is may_be_chance
+
+
 def test_a_confirmation_has_a_table_of_its_own(show: Show) -> None:
     confirmed = show("kept", "lost", "--confirm")
     assert "held-out questions" in confirmed
