@@ -38,7 +38,7 @@ def test_less_memory_makes_smaller_forwards_and_the_same_step() -> None:
     chosen = {share: choose(config, share * most / 0.85) for share in (1, 0.8, 0.5, 0.3, 0)}
     smallest = Forwards(1, 16, recomputes=True)
     assert (chosen[1], chosen[0]) == (choose(config, None), smallest)
-    rows = [forwards.rows for forwards in chosen.values() if not forwards.checkpoints]
+    rows = [forwards.rows for forwards in chosen.values() if not forwards.recomputes]
     assert rows == sorted(rows, reverse=True)
     assert len(set(chosen.values())) > 3
     assert {forwards.rows * forwards.number for forwards in chosen.values()} == {16}
@@ -63,7 +63,7 @@ def test_a_step_as_it_was_set_leaves_all_settings() -> None:
 @pytest.mark.parametrize("is_set", [True, False])
 def test_what_was_set_about_checkpointing_stays(is_set: bool) -> None:
     config = compose_config(f"train.gradient_checkpointing={str(is_set).lower()}")
-    assert {choose(config, card).checkpoints for card in (None, 10**12, 1)} == {is_set}
+    assert {choose(config, card).recomputes for card in (None, 10**12, 1)} == {is_set}
 
 
 def test_a_method_without_checkpointing_gets_none() -> None:
