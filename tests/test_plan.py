@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands_and_runs import call_verb, succeed
@@ -21,7 +22,7 @@ from slimdown.report.run_plan import (
 )
 from slimdown.report.tables import write_table
 from slimdown.runs.experiment import list_costs
-from slimdown.runs.planning import plan_run
+from slimdown.runs.planning import measure_free_disk, plan_run
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.tracking.costs import estimate_seconds
 from slimdown.tracking.run_reader import find_runs
@@ -154,6 +155,16 @@ def test_a_resumed_training_costs_the_steps_that_it_took_itself() -> None:
     for training, n_steps in ((whole, 100), (resumed, 10)):
         [steps, _] = list_costs([], training, began=0.0)
         assert (steps.work, steps.n, steps.prompt_tokens) == (Work.steps, n_steps, 100 * n_steps)
+
+
+def test_the_free_disk_is_that_of_the_record(tmp_path: Path, monkeypatch: Patch) -> None:
+    def measure(path: str) -> SimpleNamespace:
+        return SimpleNamespace(free=len(path))
+
+    monkeypatch.setattr("psutil.disk_usage", measure)
+    assert measure_free_disk(tmp_path / "not" / "made") == len(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert measure_free_disk(Path("mlruns")) == len(str(tmp_path))
 
 
 def test_a_long_plan_names_what_shortens_it_most() -> None:
