@@ -104,6 +104,7 @@ def run_experiment(
         served_evaluation = source.ask_as_served(tuned, evaluator, tuned_evaluation)
         source.release(tuned, shared_base)
 
+        # What is shown, and what decides about budgets: the model as it will be served.
         findings, gated_findings = _judge_open(
             inputs, source.training, open_base, tuned_evaluation, served_evaluation
         )
@@ -123,7 +124,8 @@ def run_experiment(
 def _count_stages(config: RunConfig) -> int:
     """Count the stages of a run that the screen numbers, such as [2/6].
 
-    Whether the tuned model is asked once more as it is served is not known yet.
+    If the tuned model is asked once more as it is served, there is one more. That is known only
+    after the first stage.
     """
     n_stages = 4  # reading, loading the base, measuring it, measuring the tuned model
     if config.address:  # a server has the tuned model: nothing is loaded or trained for it

@@ -70,7 +70,7 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
         inputs = read_inputs(config, on_progress)
         inputs.find_contamination().check(config.contamination.max_share)  # raises above it
         base = describe_base(inputs)
-        counted = _count_costs(inputs, base)  # pairs: a benchmark's cost, and is it recorded
+        counted = _count_costs(inputs, base)  # costs, each with whether the record has the answers
         rows = _tokenize(inputs, base)
     rates = find_rates(inputs.config, base.device)
     if tries:
@@ -120,11 +120,11 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
     """
     seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
     # Without tokenized rows, no part of this list is the training: its steps are counted below.
-    for part in _list_parts(inputs, _count_costs(inputs, base), rows=None, rates=rates):
-        if part.part in seconds and not part.is_recorded:  # "rest" is left out
-            seconds[part.part] += part.cost.seconds
+    for planned in _list_parts(inputs, _count_costs(inputs, base), rows=None, rates=rates):
+        if planned.part in seconds and not planned.is_recorded:  # "rest" is left out
+            seconds[planned.part] += planned.cost.seconds
     if inputs.train_data:
-        n_rows = sum(len(part.train) for part in inputs.train_data.parts)
+        n_rows = sum(len(dataset.train) for dataset in inputs.train_data.parts)
         _, n_steps = _count_steps(inputs.config, n_rows)
         a_step = Cost("", Work.steps, n=1, prompt_tokens=0, new_tokens=0)
         known = rates.find(a_step)  # a whole training: `n` steps
