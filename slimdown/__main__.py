@@ -12,16 +12,18 @@ from slimdown.utils.versions import OWN_VERSION
 def main() -> None:
     """Start the verb of the command line, and exit with its code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
+    # Broken extensions are not refused here: `--help` and `doctor` go on with them. The other verbs
+    # refuse them.
     sys.exit(
         run_command(_start_verb, "slimdown cannot go on:", error_code=1, with_extensions=False)
     )
 
 
 def _start_verb() -> int:
-    """Run the verb of the command line. Settings without a verb mean `run`.
+    """Run the verb of the command line. Settings or flags without a verb mean `run`.
 
     Returns:
-        The exit code; 2 if there is no such verb.
+        The verb's exit code; 2 if there is no such verb.
     """
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
@@ -32,7 +34,7 @@ def _start_verb() -> int:
     if verb == "--version":
         sys.stdout.write(f"slimdown {OWN_VERSION}\n")
         return 0
-    if verb == "run" or "=" in verb or verb.startswith("-"):
+    if verb == "run" or "=" in verb or verb.startswith("-"):  # such as lora.r=4, or -m
         from slimdown.commands.run import main as run  # it sets up the process itself
 
         return run(arguments if verb == "run" else sys.argv[1:])

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands_and_runs import call_verb, succeed
@@ -20,10 +21,12 @@ from slimdown.report.run_plan import (
     summarize_plans,
 )
 from slimdown.report.tables import write_table
-from slimdown.runs.planning import plan_run
+from slimdown.runs.experiment import list_costs
+from slimdown.runs.planning import measure_free_disk, plan_run
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.tracking.costs import estimate_seconds
 from slimdown.tracking.run_reader import find_runs
+from slimdown.training.result import StepLog, TrainingResult
 
 FEW = [
     "dataset.pocket_instructions.max_examples=60",
@@ -129,6 +132,39 @@ def test_equal_work_tells_the_time() -> None:
     choices = Cost("cs", Work.choices, 100, 5_000, 0, 10.0)
     assert estimate_seconds(Cost("law", Work.choices, 10, 10_000, 0), choices) == 20.0
     assert isnan(estimate_seconds(choices, None))
+
+
+def test_a_resumed_training_costs_the_steps_that_it_took_itself() -> None:
+    whole = TrainingResult(
+        output_dir=Path("adapter"),
+        steps=100,
+        tokens=10_000,
+        train_loss=1.0,
+        validation_loss_before=1.0,
+        validation_loss_after=1.0,
+        n_trainable=1,
+        trainable_percent=1.0,
+        runtime_seconds=50.0,
+        tokens_per_second=200.0,
+        history=tuple(StepLog(step, {}) for step in range(100)),
+        n_truncated=0,
+        n_untrained=0,
+        peak_bytes=0.0,
+    )
+    resumed = replace(whole, runtime_seconds=5.0)  # 10 of the 100 steps, at the same speed
+    for training, n_steps in ((whole, 100), (resumed, 10)):
+        [steps, _] = list_costs([], training, began=0.0)
+        assert (steps.work, steps.n, steps.prompt_tokens) == (Work.steps, n_steps, 100 * n_steps)
+
+
+def test_the_free_disk_is_that_of_the_record(tmp_path: Path, monkeypatch: Patch) -> None:
+    def measure(path: str) -> SimpleNamespace:
+        return SimpleNamespace(free=len(path))
+
+    monkeypatch.setattr("psutil.disk_usage", measure)
+    assert measure_free_disk(tmp_path / "not" / "made") == len(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert measure_free_disk(Path("mlruns")) == len(str(tmp_path))
 
 
 def test_a_long_plan_names_what_shortens_it_most() -> None:

@@ -65,7 +65,7 @@ class ForgettingCallback(WatchingCallback):
         ConfigError: There is no such benchmark or setting.
     """
 
-    findings: NotebookFindings | None = None
+    findings: NotebookFindings | None = None  # None until all questions are asked at the end
 
     def __init__(
         self,
@@ -86,16 +86,14 @@ class ForgettingCallback(WatchingCallback):
             idle = "stop_on_forgetting" if stop_on_forgetting else f"questions={questions}"
             raise ConfigError(f"{idle}: every=0 looks at nothing between start and end; set every")
         questions = 64 if questions is None else questions
-        numbers = {"every": every, "questions": questions, "limit": limit or 1}
-        for name, n in numbers.items():
-            least = 0 if name == "every" else 1
-            if type(n) is not int or n < least:  # True is an int, too
-                raise ConfigError(f"{name}={n!r} must be a whole number of at least {least}")
+        _check_number("every", every, least=0)
+        _check_number("questions", questions, least=1)
+        _check_number("limit", limit or 1, least=1)  # None is right, too
         if stop_on_forgetting not in (True, False):
             raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
         if not (log is None or callable(log)):
             raise ConfigError(f"log={log!r} must be a function, such as wandb.log")
-        build = partial(
+        build = partial(  # takes the number of questions, `limit`
             build_evaluator,
             benchmarks,
             num_fewshot=num_fewshot,
@@ -104,7 +102,7 @@ class ForgettingCallback(WatchingCallback):
             include_path=include_path,
             **prompts,
         )
-        self._full_evaluator = build(limit=limit)
+        self._full_evaluator = build(limit=limit)  # for the start and the end
         look_evaluator = build(limit=min(questions, limit or questions))
         tasks = look_evaluator.tasks
         budgets = default_budgets({name: task.config for name, task in tasks.items()})
@@ -112,14 +110,25 @@ class ForgettingCallback(WatchingCallback):
             raise ConfigError(
                 "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
             )
+        # Without budgets, no look ends the training.
         super().__init__(look_evaluator, every, budgets if stop_on_forgetting else {})
         self._log_elsewhere = log
-        self._full_base_evaluation: Any = None
-        # The model whose base was measured; a weak reference, which does not keep it in memory.
+        self._full_base_evaluation: Any = None  # of all questions; None until the training begins
+        # Returns the model whose base was measured, or None. It is a weak reference, which does not
+        # keep the model in memory.
         self._measured_ref: Callable[[], Any] = lambda: None
 
     def _check_training(self, args: Any, state: Any, is_untouched: bool) -> None:
-        """Refuse a training whose base cannot be measured, or that it could not stop."""
+        """Refuse a training whose base cannot be measured, or that it could not stop.
+
+        Args:
+            args: The trainer's `TrainingArguments`.
+            state: Its `TrainerState`. `global_step` is above 0 if it resumes from a checkpoint.
+            is_untouched: Whether the model without its adapters is still the base.
+
+        Raises:
+            ModelError: It says what to change.
+        """
         if self._budgets and (args.world_size > 1 or state.global_step):
             raise ModelError(
                 "stop_on_forgetting takes one process and a training from its first step: what a "
@@ -136,19 +145,27 @@ class ForgettingCallback(WatchingCallback):
             )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the base."""
+        """Measure the base: all questions, and those of the looks.
+
+        Raises:
+            ModelError: The base cannot be measured any more, or no look could end the training.
+            DataError: The base's answers cannot be judged by the budgets.
+        """
         loaded = wrap_trained(kwargs)
         self.findings, self.stopped = None, ""  # forget an earlier `train()`
         if self._measured_ref() is loaded.model:
-            return  # its base is measured; the trainer starts again with another batch size
+            # The trainer starts the same training again, with a smaller batch size that fits
+            # (`auto_find_batch_size`). The base was measured at the first start.
+            return
         is_untouched = has_untouched_base(loaded.model)
         self._check_training(args, state, is_untouched)  # in every process: all fail together
         if not state.is_world_process_zero:
             return
         super().on_train_begin(args, state, control)
         if self._budgets:
-            self.keep(0, loaded.model)  # to go back to, if all later steps lose too much
+            self.keep(0, loaded.model)  # to go back to, if each look finds too large a loss
         _show(state, f"step {state.global_step}", "measuring the base")
+        # If the base is not under adapters, it is the model itself: no step has changed it yet.
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
             full_evaluation = self._full_evaluator.evaluate(loaded)
             # The console shows what later looks, with fewer questions, can be compared with.
@@ -164,13 +181,17 @@ class ForgettingCallback(WatchingCallback):
         if not state.is_world_process_zero:
             return
         super().on_step_end(args, state, control, **kwargs)
-        # Not in on_train_end: loggers are closed by then. But a trainer that loads the best model
-        # does so after the last step.
+        # All questions are not asked in `on_train_end`, because loggers are closed by then. But a
+        # trainer that loads the best model does so after the last step, so they are asked there.
         if is_last_step(state, control) and not args.load_best_model_at_end:
             self._measure_all(state, kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask all questions, if that was not done yet because the training ended early."""
+        """Ask all questions, if `on_step_end` has not.
+
+        It has not if the best model was loaded after the last step, or if another callback ended
+        the training.
+        """
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
         self._measured_ref = lambda: None  # the next `train()` has another base
@@ -182,8 +203,13 @@ class ForgettingCallback(WatchingCallback):
         _show(state, f"step {state.global_step}/{state.max_steps}", _describe_changes(findings))
 
     def _measure_all(self, state: Any, kwargs: Mapping[str, Any]) -> None:
-        """Ask all questions of the trained model, judge them, and log and print the findings."""
-        if self.stopped:
+        """Ask all questions of the trained model, judge them, and log and print the findings.
+
+        Args:
+            state: The trainer's `TrainerState`.
+            kwargs: What the trainer gave to the callback, see `wrap_trained`.
+        """
+        if self.stopped:  # a look has ended the training, and put earlier weights back
             _show(state, "stopped", self.stopped)
         tuned_evaluation = self._full_evaluator.evaluate(wrap_trained(kwargs))
         findings = self.findings = judge(self._full_base_evaluation, tuned_evaluation)
@@ -194,15 +220,24 @@ class ForgettingCallback(WatchingCallback):
         _show(state, "end", f"{_describe_changes(findings)}   {_count_questions(counts)}")
 
     def _log(self, values: dict[str, float], state: Any) -> None:
-        """Log values to the trainer, and to what the user named."""
+        """Log values to the trainer's history, and to the function `log` that the user gave."""
         epoch = {"epoch": state.epoch} if state.epoch is not None else {}
         state.log_history.append({**values, **epoch, "step": state.global_step})
         if self._log_elsewhere:
             self._log_elsewhere(values, step=state.global_step)
 
 
+def _check_number(name: str, number: object, least: int) -> None:
+    """Refuse an argument that is no whole number, or is too small."""
+    if type(number) is not int or number < least:  # `isinstance` would take True for a number
+        raise ConfigError(f"{name}={number!r} must be a whole number of at least {least}")
+
+
 def _list_changes(findings: Findings) -> dict[str, float]:
-    """Return the change of each benchmark with the ends of its interval, by metric name."""
+    """Return the change of each benchmark and the ends of its interval, by the name to log.
+
+    The names are `change/NAME`, `change/NAME_low` and `change/NAME_high`; the values are shares.
+    """
     values: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
         change, key = benchmark.primary.difference, f"change/{name}"
@@ -211,14 +246,21 @@ def _list_changes(findings: Findings) -> dict[str, float]:
 
 
 def _show(state: Any, moment: str, content: str) -> None:
-    """Print a line above the bars of tqdm, which the trainer draws in terminals."""
+    """Print a line above the bars of tqdm, which the trainer draws in terminals.
+
+    Args:
+        state: The trainer's `TrainerState`.
+        moment: The beginning of the line, such as `step 50/200`.
+        content: The rest of the line.
+    """
+    # As wide as the last step's, so that the contents stand below each other.
     width = len(f"step {state.max_steps}/{state.max_steps}")
     with tqdm.external_write_mode():
         console.show_line(f"{moment:<{width}}  {content}")
 
 
 def _describe_scores(evaluation: Evaluation) -> str:
-    """Write scores in percent, and of how many questions they are, in a line."""
+    """Write a line of scores in percent, and of how many questions they are."""
     parts, counts = [], []
     for name, benchmark in evaluation.benchmarks.items():
         parts.append(f"{name} {format_number(100 * benchmark.score.value)}")
@@ -227,17 +269,21 @@ def _describe_scores(evaluation: Evaluation) -> str:
 
 
 def _describe_changes(findings: Findings) -> str:
-    """Write changes in points with their intervals, in a line."""
+    """Write a line of changes in percentage points, with their confidence intervals."""
     parts = []
     for name, benchmark in findings.benchmarks.items():
         change, interval = format_points(benchmark.primary.difference.estimate)
-        # If too many answers never ended their thinking, no change is claimed.
+        # Without an interval if too many answers never ended their thinking: no change is claimed.
         parts.append(f"{name} {change} {interval if benchmark.is_measured else ''}".rstrip())
     return "   ".join(parts)
 
 
 def _count_questions(counts: list[int]) -> str:
-    """Say how many questions the benchmarks have: `(64 questions each)`."""
+    """Say how many questions the benchmarks have, such as `(64 questions each)`.
+
+    Args:
+        counts: The number of questions of each benchmark.
+    """
     fewest, most = min(counts), max(counts)
     n = pluralize(most, "question") if fewest == most else f"{fewest:,} to {most:,} questions"
     return f"({n} each)" if len(counts) > 1 else f"({n})"

@@ -46,7 +46,8 @@ class Prompts(TypedDict, total=False):
 class MeasuredEvaluation(Evaluation):
     """An evaluation that a notebook shows as a small table, and that can be repeated.
 
-    `evaluator` holds the questions and the scoring code, so that another model gets the same.
+    Attributes:
+        evaluator: Has the questions and the scoring code, so that another model gets the same.
     """
 
     evaluator: "Evaluator" = field(kw_only=True, compare=False)
@@ -113,7 +114,7 @@ def measure(
         "include_path": include_path,
         "stock": stock,
     }
-    if isinstance(benchmarks, MeasuredEvaluation):
+    if isinstance(benchmarks, MeasuredEvaluation):  # of another model, whose questions are asked
         if any(value is not None for value in {**settings, **prompts}.values()):
             raise ConfigError(
                 "the same questions are asked again, as in the first measurement: leave out all "
@@ -141,7 +142,7 @@ def build_evaluator(
     stock: bool | None = None,
     **prompts: Unpack[Prompts],
 ) -> "Evaluator":
-    """Build the evaluator of benchmarks; the arguments are those of `measure`.
+    """Build the evaluator of benchmarks. The arguments are those of `measure`.
 
     Raises:
         ConfigError: There is no such benchmark or setting.
@@ -149,29 +150,29 @@ def build_evaluator(
     from slimdown.evaluation.evaluator import Evaluator  # these import torch
     from slimdown.evaluation.tasks import load_tasks
 
-    for name in prompts.keys() - Prompts.__annotations__.keys():
+    for name in prompts.keys() - Prompts.__annotations__.keys():  # the first one raises
         raise ConfigError(f"{name} is no argument{nearest(name, list(Prompts.__annotations__))}")
     if stock not in (None, True, False):
         raise ConfigError(f"stock={stock!r} must be True, False or None")
-    # These two are settings of benchmarks, the other prompts are settings of the evaluation.
+    # These two are settings of benchmarks. All others in `prompts` are settings of the evaluation.
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
     values: dict[str, Any] = {
         "batch_size": batch_size,
-        "holdout": 0.0,
-        "until": Until.all,
+        "holdout": 0.0,  # no question is held out
+        "until": Until.all,  # every question is asked
         "apply_chat_template": False if apply_chat_template is None else apply_chat_template,
         "include_path": str(include_path) if include_path else include_path,
     }
     values |= {name: value for name, value in prompts.items() if value is not None}
     config = build_settings(EvaluationConfig, values)
-    # A benchmark that is made only to check the two.
-    answers = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
-    limits = build_settings(BenchmarkConfig, answers)
-    if problems := [*find_problems(config), *find_problems(limits)]:
+    # A benchmark that is made only to check the two settings of benchmarks, and is never asked.
+    answer_settings = {"task": "any", "max_gen_toks": max_gen_toks, "stop": stop}
+    checked = build_settings(BenchmarkConfig, answer_settings)
+    if problems := [*find_problems(config), *find_problems(checked)]:
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
     tasks = load_tasks(
-        chosen, config.include_path, max_gen_toks=limits.max_gen_toks, stop=limits.stop
+        chosen, config.include_path, max_gen_toks=checked.max_gen_toks, stop=checked.stop
     )
     return Evaluator(tasks, config, share_prefixes=not stock)
 
@@ -199,7 +200,7 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
             raise DataError(f"{name} holds no benchmark, so there is nothing to judge")
     try:
         findings = judge_evaluations(before, after)
-        # The same findings, as an object of the class that a notebook shows
+        # The same findings, as an object of the class that a notebook shows.
         return NotebookFindings(**{f.name: getattr(findings, f.name) for f in fields(Findings)})
     except DataError as error:
         raise DataError(
@@ -236,6 +237,7 @@ class NotebookFindings(Findings):
         if not isinstance(title, str):
             raise ConfigError(f"save(title={title!r:.40}): give a text, such as 'before → after'")
         path = Path(file).expanduser()
+        # By ending, such as .md: the format. "table", for the screen, has no ending.
         formats = {ending: name for name, endings in FORMATS.items() for ending in endings}
         file_format = formats.get(path.suffix.lower())
         if file_format is None:
@@ -272,17 +274,19 @@ class NotebookFindings(Findings):
         """
         # The name "" stands for all retained benchmarks without a budget of their own.
         all_budgets: dict[str, Any] = budgets if others is None else {"": others, **budgets}
+        # The names of `off` are benchmarks, or "" if all that are not named are off.
         off = [name for name, budget in all_budgets.items() if budget == "off"]
         shares = {name: budget for name, budget in all_budgets.items() if name not in off}
         return BudgetResult(tuple(check_budgets(self, shares, off=off)))
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str:  # what a notebook shows
         return write_table(self._make_table(), "html")
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # without a legend: a table for the screen
         return write_table(replace(self._make_table(), legend=""), "table")
 
     def _make_table(self) -> Table:
+        """Return a table of all changes, with few notes."""
         return findings_table(self, notes=summarize_briefly(self))
 
 

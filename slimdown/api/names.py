@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+# By public name: the module within the package, and the name in that module.
 _PLACES = {
     "measure": ("api.measuring", "measure"),
     "judge": ("api.measuring", "judge"),
@@ -16,6 +17,12 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    """Import and return a name of the package, when it is first used.
+
+    Raises:
+        AttributeError: There is no such name.
+        ConfigError: It needs a package that the light install lacks.
+    """
     if name not in _PLACES:
         raise AttributeError(f"module 'slimdown' has no attribute {name!r}")
     module, attribute = _PLACES[name]
@@ -26,4 +33,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """List the names of the package, those that are not imported yet among them."""
     return sorted([*vars(sys.modules["slimdown"]), *_PLACES])

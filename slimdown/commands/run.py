@@ -17,7 +17,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _start(arguments: list[str]) -> int:
-    set_up_process()
-    from slimdown.commands.run_command_line import start  # Hydra, which the light install lacks
+    """Set up the process, then run the command line and return the exit code."""
+    set_up_process()  # first, because libraries read the environment when they are imported
+    # Imports Hydra. If the light install lacks it, `run_command` names what installs it.
+    from slimdown.commands.run_command_line import start
 
     return start(arguments)

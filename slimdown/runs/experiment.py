@@ -54,24 +54,22 @@ def run_experiment(
     Args:
         config: The checked settings.
         info: The run's name and how it came about, for the record.
-        shared_base: Keeps the base for runs of this process that follow; default: none follows.
+        shared_base: Keeps the base for later runs of this process. None: no run follows.
 
     Returns:
-        What changed on each benchmark, as it is shown and recorded.
+        What changed on each benchmark, as it is shown and recorded: by the questions that are not
+        held out, with the tuned model asked in the same way as the base.
 
     Raises:
         SlimdownError: Something that you can mend. Whatever cannot work is refused before the
             base is measured.
     """
     began = time.perf_counter()
-    n_stages = 4  # reading, loading the base, measuring it, measuring the tuned model
-    if not config.address:
-        n_stages += 1 if config.tuned else 2  # loading it; or preparing a training, and training
-    progress = console.RunProgress(n_stages)
+    progress = console.RunProgress(_count_stages(config))
     with progress.show("reading benchmarks and rows", "benchmarks") as on_progress:
         inputs = read_inputs(config, on_progress)  # a mistake raises before a run is opened
-    config = inputs.config
-    progress.n_stages += 1 if inputs.served else 0
+    config = inputs.config  # from here on with nothing left to choose
+    progress.n_stages += 1 if inputs.served else 0  # the tuned model is asked once more
     console.show_notes(inputs.notes)
     progress.expected = _expect_seconds(inputs)
     shared_base = shared_base or SharedBase()
@@ -90,9 +88,10 @@ def run_experiment(
         console.show_notes(evaluator.notes)
         n_notes_shown = len(evaluator.notes)
         progress.expect_as(base_evaluation, inputs.served)
-        # If there are too few questions to hold some out, this raises, before the run trains.
+        # The base's answers to the questions that are not held out. If there are too few questions
+        # to hold some out, this raises, before the run trains.
         open_base = open_part(base_evaluation, config.evaluation.holdout)
-        if config.rerun:
+        if config.rerun:  # a finished run with these settings may have measured the base, too
             console.show_notes(describe_changed_base(config, info.run_key, open_base))
 
         tuned = source.make(base)
@@ -105,6 +104,7 @@ def run_experiment(
         served_evaluation = source.ask_as_served(tuned, evaluator, tuned_evaluation)
         source.release(tuned, shared_base)
 
+        # What is shown, and what decides about budgets: the model as it will be served.
         findings, gated_findings = _judge_open(
             inputs, source.training, open_base, tuned_evaluation, served_evaluation
         )
@@ -121,8 +121,20 @@ def run_experiment(
     return findings
 
 
+def _count_stages(config: RunConfig) -> int:
+    """Count the stages of a run that the screen numbers, such as [2/6].
+
+    If the tuned model is asked once more as it is served, there is one more. That is known only
+    after the first stage.
+    """
+    n_stages = 4  # reading, loading the base, measuring it, measuring the tuned model
+    if config.address:  # a server has the tuned model: nothing is loaded or trained for it
+        return n_stages
+    return n_stages + (1 if config.tuned else 2)  # loading it; or preparing a training, training
+
+
 def _make_evaluator(inputs: RunInputs) -> Evaluator:
-    """Make what asks the questions of a run, with the help of its other processes."""
+    """Make the evaluator, which shares the questions among all processes of this run."""
     return Evaluator(
         inputs.tasks,
         inputs.config.evaluation,
@@ -141,11 +153,21 @@ def _show_end(
     title: str,
     gate: Gate | None,
 ) -> None:
-    """Show what a run found, what to do next, and where its files are."""
+    """Show what a run found, what to do next, and where its files are.
+
+    Args:
+        run: The run in the record.
+        config: Its settings.
+        findings: The findings that are shown.
+        gated_findings: The findings that decide about budgets, see `_judge_open`.
+        title: What stands above the findings.
+        gate: The outcome of the budgets; None where the settings name none.
+    """
     trains = config.tuned is None
     advice = advise(
         run.run_id,
         gated_findings,
+        # The weights must be here. Whether an adapter made elsewhere scales, `scale` finds out.
         can_scale=not config.address and (not trains or config.method.facts.scales),
         trains=trains,
         keeps=config.keep.is_active,
@@ -156,13 +178,18 @@ def _show_end(
 
 
 def _expect_seconds(inputs: RunInputs) -> dict[str, float]:
-    """Return how many seconds each part of a run takes, and warn if the run takes over an hour."""
+    """Return how many seconds each part of a run takes, and warn if the run takes over an hour.
+
+    Returns:
+        Seconds of `base`, `train`, `tuned` and `served`, nan where a part's speed is not known.
+        Empty if no comparable run is in the record.
+    """
     base = describe_base(inputs)
     rates = find_rates(inputs.config, base.device)
     if not rates.costs:  # no run like it is recorded
         return {}
     expected = estimate_run(inputs, base, rates)
-    seconds = sum(expected.values())
+    seconds = sum(expected.values())  # nan if a part is not known: then no warning
     if seconds > _LONG:
         takes = f"This run takes about {format_duration(seconds)}"
         console.show_line(f"{takes}; --plan says what takes it, and how to shorten it.")
@@ -178,6 +205,14 @@ def _judge_open(
 ) -> tuple[Findings, Findings]:
     """Judge by the questions that are not held out.
 
+    Args:
+        inputs: What the run read.
+        training: What the training did; None where nothing was trained.
+        open_base: The base's answers to the questions that are not held out.
+        tuned_evaluation: The tuned model's answers to all questions, asked as the base is.
+        served_evaluation: Its answers to all questions, asked as it will be served; None where
+            that is as the base is asked.
+
     Returns:
         The findings that are shown: of the tuned model, asked as the base is. And those that decide
         about budgets: of the tuned model, asked as it will be served.
@@ -185,10 +220,12 @@ def _judge_open(
     holdout = inputs.config.evaluation.holdout
     findings = judge(open_base, open_part(tuned_evaluation, holdout), training)
     findings = replace(findings, not_run=inputs.not_run)
-    if served_evaluation is None:  # it is served as the base is asked
+    if served_evaluation is None:
         return findings, findings
     open_served = open_part(served_evaluation, holdout)
+    # Its own chat template or BOS may change the prompts, so they need not equal the base's.
     gated_findings = judge(open_base, open_served, same_prompts=False)
+    # The page compares only these benchmarks: all others have the same answers as before.
     asked_again = {name: open_served.benchmarks[name] for name in inputs.served}
     findings = replace(findings, served=replace(open_served, benchmarks=asked_again))
     return findings, gated_findings
@@ -203,11 +240,19 @@ def list_costs(
         evaluations: Of the models; None for one that the run does not have.
         training: What the training did, if there was one.
         began: When the run began, by `time.perf_counter`.
+
+    Yields:
+        A cost for each benchmark of a model that was asked anew, one for the training, and last one
+        for the rest: loading, trying, validating, recording.
     """
     parts = [cost for evaluation in evaluations if evaluation for cost in evaluation.costs]
     if training and training.runtime_seconds > 0:
         seconds = training.runtime_seconds
-        n_steps, n_tokens = len(training.history), round(training.tokens_per_second * seconds)
+        n_tokens = round(training.tokens_per_second * seconds)
+        # After a resume, the seconds and `n_tokens` are those of this process alone, but `history`
+        # and `training.tokens` hold the steps before the checkpoint, too.
+        share = n_tokens / training.tokens if training.tokens else 1.0
+        n_steps = max(1, round(len(training.history) * share))
         parts.append(Cost("", Work.steps, n_steps, n_tokens, new_tokens=0, seconds=seconds))
     rest = time.perf_counter() - began - sum(cost.seconds for cost in parts)
     yield from parts
@@ -223,7 +268,7 @@ def measure_base(config: RunConfig) -> None:
     Raises:
         SlimdownError: The base or a benchmark cannot be loaded.
     """
-    tasks, _ = load_benchmarks(config)
+    tasks, _ = load_benchmarks(config)  # each run says itself which benchmarks it lacks, and why
     server = find_server(config) if config.address else None
     tokenizer = load_tokenizer(config, server)
     tasks, _ = leave_out_unaskable(config, tasks, tokenizer, server)
@@ -240,6 +285,9 @@ def measure_base(config: RunConfig) -> None:
 def assist_run(config: RunConfig) -> None:
     """Help the first process to train and to answer; it does the rest itself.
 
+    This waits until the first process has loaded the base in `run_experiment`, or until it has
+    found that an equal run is finished.
+
     Args:
         config: The same settings that the first process has.
     """
@@ -249,7 +297,10 @@ def assist_run(config: RunConfig) -> None:
 
 
 def _train_and_answer_along(config: RunConfig) -> None:
-    """Take the same steps as the first process in `run_experiment`, without record or screen."""
+    """Take the same steps as the first process in `run_experiment`, without record or screen.
+
+    The processes meet in these steps, so their order must be that of the first process.
+    """
     outline = check_base(config)
     tokenizer = load_base_tokenizer(config.model)
     silent: Any = lambda *_: None  # noqa: E731
@@ -262,6 +313,6 @@ def _train_and_answer_along(config: RunConfig) -> None:
     assist_measuring(base)
     if config.tuned:
         tuned = replace(external, base=base).load()
-    else:
+    else:  # all processes take the folder and the forward passes of the first one
         tuned, _ = fine_tune(base, prepared, config, Path(), silent, on_progress=silent)
     assist_measuring(tuned)

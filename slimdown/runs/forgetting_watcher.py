@@ -48,26 +48,42 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._evaluator, self._every, self._budgets = evaluator, every, budgets
         self._holdout = holdout
-        self._base: Any = None  # until `measure_base`
-        self._kept: dict[str, Any] = {}  # weights of `kept_step`
+        self._base: Any = None  # the base's evaluation; None until `measure_base`
+        self._kept: dict[str, Any] = {}  # the trained weights of `kept_step`, by parameter name
 
     def measure_base(self, base: LoadedModel) -> Evaluation:
-        """Ask the base the questions of a look.
+        """Ask the base the questions of a look, which each look compares with.
+
+        Returns:
+            Its answers to the questions that are not held out.
 
         Raises:
             DataError: Its answers cannot be judged by the budgets.
         """
         evaluation = self._base = self._ask(base)
         if self._budgets:
-            judge(evaluation, evaluation)  # raises what a look would raise in the training
+            # Compare the base with itself: this raises now what a look would raise in the training.
+            judge(evaluation, evaluation)
         return evaluation
 
     def keep(self, step: int, model: Any) -> None:
-        """Keep a copy of what is trained, to be restored when a later look ends the training."""
+        """Keep a copy of what is trained, to be restored when a later look ends the training.
+
+        Args:
+            step: The number of steps that the model has been trained.
+            model: The model in training.
+        """
         self.kept_step, self._kept = step, copy_trained_weights(model)
 
     def report_look(self, findings: Findings, state: Any) -> None:
-        """Receive what a look found; there is nothing to do here."""
+        """Receive what a look found, before it may end the training.
+
+        Here nothing is done with it. A subclass may show or log it.
+
+        Args:
+            findings: The changes on the questions of the look.
+            state: The trainer's `TrainerState`: its step, and how many steps there are.
+        """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse a training that ends before the first look."""
@@ -82,18 +98,20 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         if not self._every or state.global_step % self._every:
             return
         if is_last_step(state, control) and not self._budgets:
-            return  # all questions are asked now, so a look would tell nothing more
+            # Nothing is left to end. The model is asked all questions after this step, so a look
+            # at a few of them would add nothing.
+            return
         loaded = wrap_trained(kwargs)
         findings = judge(self._base, self._ask(loaded))
         self.report_look(findings, state)
         if not self._budgets:
             return
         n_looks = max(1, state.max_steps // self._every)
-        is_within, beyond = judge_look(findings, self._budgets, n_looks)
+        is_within, proven_losses = judge_look(findings, self._budgets, n_looks)
         if is_within:
             self.keep(state.global_step, loaded.model)
-        if beyond:
-            self.stopped = f"{beyond} at step {state.global_step}"
+        if proven_losses:  # in words; empty if no loss is proven to exceed its budget
+            self.stopped = f"{proven_losses} at step {state.global_step}"
             if self.kept_step is not None:
                 restore_weights(loaded.model, self._kept)
                 self.stopped += f"; step {self.kept_step} is kept"
@@ -104,6 +122,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         self._kept = {}
 
     def _ask(self, model: LoadedModel) -> Evaluation:
+        """Return a model's answers to the questions of a look that are not held out."""
         with attention_as_loaded(model.model):
             return open_part(self._evaluator.evaluate(model), self._holdout)
 
@@ -116,7 +135,12 @@ def is_last_step(state: Any, control: Any) -> bool:
 def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
     """Wrap the model that a trainer passes to its callbacks.
 
-    Its memory counts a gradient and Adam's two states of each trained number, 4 bytes each.
+    Its `memory_bytes` decide how many rows are asked at once. While it is trained, they include a
+    gradient and Adam's two states for each trained number, 4 bytes each.
+
+    Args:
+        kwargs: The keyword arguments that `transformers.Trainer` gives to each method of a
+            callback: its model and tokenizer among them.
     """
     loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
     n_trained = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
@@ -124,9 +148,13 @@ def wrap_trained(kwargs: Mapping[str, Any]) -> LoadedModel:
 
 
 def build_watcher(config: RunConfig) -> WatchingCallback:
-    """Build the callback for `train.stop_on_forgetting`; `measure_base` must be called first."""
-    budgets, most_questions = default_budgets(config.benchmark), config.train.look_questions
-    shortened = {}
+    """Build the callback for `train.stop_on_forgetting`.
+
+    Call its `measure_base` before the training. Only benchmarks that have a budget are asked.
+    """
+    budgets = default_budgets(config.benchmark)  # by benchmark: its max_loss, or its margin
+    most_questions = config.train.look_questions
+    shortened = {}  # the benchmarks with as many questions as a look asks
     for name in budgets:
         benchmark = config.benchmark[name]
         limit = min(benchmark.limit or most_questions, most_questions)

@@ -35,15 +35,17 @@ class RunInputs:
 
     Attributes:
         config: The settings with nothing left to choose.
-        outline: The base without its weights.
+        outline: The base without its weights, see `load_outline`.
         tokenizer: The base's.
-        tasks: The benchmarks.
-        not_run: Why a suite lacks benchmarks, by name.
+        tasks: The benchmarks that are asked, by name.
+        not_run: Why other benchmarks of the suite are not asked, by name.
         train_data: The rows; None where nothing is trained.
-        external: The model that was tuned elsewhere.
-        server: The server that answers for the tuned model.
-        server_differences: How its chat template differs from the base's, a line each.
-        served: The benchmarks that it is asked once more, as it is served.
+        external: The adapter or model that was tuned elsewhere; None where this run trains, or
+            where a server answers.
+        server: The server that answers for the tuned model; None where the model is loaded here.
+        server_differences: How the server's chat template differs from the base's, a line each.
+        served: The benchmarks that `external` is asked once more, with the chat template and the
+            settings of its own files; empty where that changes nothing.
         notes: Lines for the user.
     """
 
@@ -60,7 +62,7 @@ class RunInputs:
     notes: list[str]
 
     def find_contamination(self) -> Contamination:
-        """Search the rows for the benchmarks' questions."""
+        """Search the rows for the benchmarks' questions; without rows, nothing is found."""
         if self.train_data is None:
             return Contamination()
         questions = {name: task.questions() for name, task in self.tasks.items()}
@@ -68,7 +70,7 @@ class RunInputs:
 
     @property
     def learns_prompt(self) -> bool:
-        """Whether the tuned model puts virtual tokens before a prompt."""
+        """Whether the tuned model puts virtual tokens before a prompt, as prompt tuning does."""
         facts = self.config.method.facts
         return self.external.learns_prompt if self.external else facts.learns_prompt
 
@@ -79,6 +81,10 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     Args:
         config: The checked settings.
         on_progress: Receives the name of what is read.
+
+    Returns:
+        What was read. Its `config` is the one to go on with: `auto` is decided in it, and it lacks
+        the benchmarks that cannot be asked.
 
     Raises:
         SlimdownError: Something that you can mend.
@@ -91,16 +97,11 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     server = find_server(config) if config.address else None
     tasks, not_run = load_benchmarks(config, on_progress)
     tokenizer = load_tokenizer(config, server)
-    train_data = None
     tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer, server)
     not_run |= unaskable
     config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-    notes = [
-        f"{name}: an answer must equal the right one (score=exact). If the model answers in "
-        f"sentences, set benchmark.{name}.score=contains."
-        for name, task in tasks.items()
-        if task.compares_whole_messages
-    ]
+    notes = _describe_exact_scores(tasks)
+    train_data = None
     if config.tuned_model:
         notes += [_describe_weights(config, config.tuned_model)]
     elif server is None:  # this run trains
@@ -124,6 +125,8 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     if external and external.differences:
         served, served_notes = _find_served(external, evaluation, tasks)
         notes += served_notes
+    # `model=NAME` chooses rows and questions for real models, but `model.id=NAME` leaves those of
+    # the demo.
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
             "Rows, questions and learning rate are those of the pocket world; with "
@@ -144,8 +147,23 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     )
 
 
+def _describe_exact_scores(tasks: dict[str, BenchmarkTask]) -> list[str]:
+    """Advise another score for benchmarks that demand a chat model's answer letter by letter."""
+    return [
+        f"{name}: an answer must equal the right one (score=exact). If the model answers in "
+        f"sentences, set benchmark.{name}.score=contains."
+        for name, task in tasks.items()
+        if task.compares_whole_messages
+    ]
+
+
 def _describe_weights(config: RunConfig, tuned_model: TunedModelConfig) -> str:
-    """Say in which precision a model that was tuned elsewhere is measured."""
+    """Say in which precision a model that was tuned elsewhere is measured.
+
+    Args:
+        config: The settings; `quantization` is that of both models.
+        tuned_model: What `config.tuned` names: a GGUF file, an adapter or a whole model.
+    """
     if tuned_model.gguf:
         weights = read_gguf_header(tuned_model.gguf, tuned_model.named).weights
         detail = f" ({weights})" if weights else ""
@@ -163,6 +181,10 @@ def _describe_weights(config: RunConfig, tuned_model: TunedModelConfig) -> str:
 def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, TrainingData, list[str]]:
     """Read and check the rows; return the settings that fit them, the rows, and notes.
 
+    Args:
+        config: The settings. What `keep=auto` stands for depends on the rows, and is decided here.
+        tokenizer: The base's.
+
     Raises:
         DataError: The settings do not work with these rows.
     """
@@ -173,7 +195,7 @@ def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, Trainin
         notes.append(f"For this run, keep={config.keep.name} means {keep.describe()}.")
         config = complete_config(replace(config, keep=keep))
     n_rows = sum(len(part.train) for part in train_data.parts)
-    for problem in check_rows(config, n_rows, not train_data.holds_conversations):
+    for problem in check_rows(config, n_rows, are_plain=not train_data.holds_conversations):
         raise DataError(problem)  # the first one
     return config, train_data, [*notes, *train_data.notes]
 
@@ -181,8 +203,18 @@ def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, Trainin
 def _find_served(
     external: ExternalModel, evaluation: EvaluationConfig, tasks: dict[str, BenchmarkTask]
 ) -> tuple[dict[str, BenchmarkTask], list[str]]:
-    """Find the benchmarks that the tuned model is asked once more as it is served, and say how."""
-    assert external.serving
+    """Find the benchmarks that the tuned model is asked once more as it is served, and say how.
+
+    Args:
+        external: The tuned model. It is served differently than the base: `differences` say how.
+        evaluation: How the base is asked.
+        tasks: All benchmarks.
+
+    Returns:
+        The benchmarks whose prompts or ends of answers change; none if the model cannot be asked as
+        it is served. And lines for the user.
+    """
+    assert external.serving  # without both there would be no `differences`
     assert external.base_serving
     notes = [f"The tuned model is served differently: {line}." for line in external.differences]
     try:
@@ -192,7 +224,8 @@ def _find_served(
         served = find_served_otherwise(
             tasks, evaluation, templates, external.serving, external.base_serving
         )
-        is_other_backend = BACKENDS[evaluation.backend].module  # vLLM's, or of another package
+        # Other backends, such as vLLM, do not apply the `AskingRules` of the model's own files.
+        is_other_backend = bool(BACKENDS[evaluation.backend].module)
         if served and is_other_backend:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
         check_room(served, evaluation, model)
@@ -207,7 +240,7 @@ def _find_served(
 
 
 def _compare_template(server: Server, tokenizer: Any) -> Iterator[str]:
-    """Say how a server's chat template differs from the base's, as far as it shows it."""
+    """Say how a server's chat template differs from the base's, as far as the server shows it."""
     if server.chat_template is None:
         yield "chat template: the server does not show it"
     else:
@@ -215,7 +248,12 @@ def _compare_template(server: Server, tokenizer: Any) -> Iterator[str]:
 
 
 def load_tokenizer(config: RunConfig, server: Server | None = None) -> Any:
-    """Load the base's tokenizer; without a chat template it gets that of the tuned model."""
+    """Load the base's tokenizer. If it has no chat template, it gets that of the tuned model.
+
+    Args:
+        config: The settings; `tuned` names the tuned model, if it was tuned elsewhere.
+        server: The server that answers for the tuned model, if there is one.
+    """
     tokenizer = load_base_tokenizer(config.model)
     if config.tuned_model and not tokenizer.chat_template:
         tokenizer.chat_template = read_chat_template(config.tuned_model)
@@ -227,7 +265,19 @@ def load_tokenizer(config: RunConfig, server: Server | None = None) -> Any:
 def load_benchmarks(
     config: RunConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded."""
+    """Load the benchmarks; say why a suite lacks those whose questions cannot be loaded.
+
+    Args:
+        config: The settings.
+        on_progress: Receives the name of each benchmark.
+
+    Returns:
+        The benchmarks by name; and, by name, why others of the suite cannot be loaded.
+
+    Raises:
+        ConfigError: A task is unknown or cannot give the metric.
+        DataError: Questions cannot be loaded, and no suite chose the benchmarks.
+    """
     not_run: dict[str, str] = {}
     tasks = load_tasks(
         config.benchmark,
@@ -244,16 +294,18 @@ def leave_out_unaskable(
     tokenizer: Any,
     server: Server | None = None,
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Leave out a suite's benchmarks that the base's chat template or the server cannot be asked.
+    """Leave out a suite's benchmarks that cannot be asked.
+
+    The base's chat template does not take their messages, or the server cannot answer them.
 
     Args:
         config: The settings; without a suite, a benchmark that cannot be asked is an error.
         tasks: The benchmarks.
         tokenizer: What `load_tokenizer` returned.
-        server: Who answers for the tuned model; None: it is loaded here.
+        server: The server that answers for the tuned model; None: that model is loaded here.
 
     Returns:
-        Those that can be asked, and why the others cannot, by name.
+        The benchmarks that can be asked; and, by name, why the others cannot.
 
     Raises:
         ModelError: The model has no chat template, and a benchmark asks messages; or the server
@@ -276,7 +328,10 @@ def leave_out_unaskable(
 def _find_unservable(
     server: Server, tasks: dict[str, BenchmarkTask], tokenizer: Any
 ) -> Iterator[tuple[str, str]]:
-    """Send a server a question or two; yield the benchmarks that it cannot be asked, and why.
+    """Send a server a message and, if choices need it, a prompt to score; see what it can do.
+
+    Yields:
+        The name of each benchmark that the server cannot be asked, and why.
 
     Raises:
         ModelError: It does not answer messages.
@@ -298,8 +353,8 @@ def _find_unservable(
 
 def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
     """Read the rows of the chosen datasets, see `load_training_data`."""
-    thinks = config.evaluation.enable_thinking
-    return load_training_data(config.dataset, tokenizer, config.seed, config.keep, thinks)
+    thinking = config.evaluation.enable_thinking  # the rows are rendered like the questions
+    return load_training_data(config.dataset, tokenizer, config.seed, config.keep, thinking)
 
 
 def decide_prompts(
@@ -314,11 +369,16 @@ def decide_prompts(
         config: The settings.
         tasks: The benchmarks.
         tokenizer: What `load_tokenizer` returned.
-        train_data: The rows; None: nothing is trained, or they hold no conversations.
+        train_data: The rows; None: there are none, or none that may be conversations.
 
     Returns:
         The settings of the evaluation with nothing left to choose, and lines for the user.
+
+    Raises:
+        ModelError: The chat template is needed, and it is missing, fails or drops what is set.
     """
+    # Whether the tuned model knows the chat template: from its rows or, where these are not known,
+    # because its files bring one.
     is_chat_model = train_data is not None and train_data.holds_conversations
     if config.tuned_model and not train_data:
         is_chat_model = read_chat_template(config.tuned_model) is not None
@@ -328,6 +388,7 @@ def decide_prompts(
     needs_template = is_chat_model and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template
     is_plain = setting is False or (setting == "auto" and not needs_template)
+    # Questions that are messages go through the template whatever the setting says.
     if is_plain and any(task.has_messages for task in tasks.values()):
         with_template = replace(config.evaluation, apply_chat_template=True)
         read_template_args(tokenizer, with_template)  # raises if the template is missing or fails

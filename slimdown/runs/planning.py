@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from math import ceil, nan
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,11 +45,10 @@ from slimdown.training.step_splits import choose_forwards
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
-from slimdown.utils.hub import explain_hub_errors
 
 _TOKENS = ("prompt_tokens", "new_tokens")  # of a `Cost`
 _TRIED_STEPS = 2
-_TRIED_SECONDS = 30.0  # then only kinds of work are tried that were not tried before
+_TRIED_SECONDS = 30.0  # after these, only kinds of work are tried that were not tried before
 
 
 def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 1) -> RunPlan:
@@ -58,7 +58,10 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
         config: The checked settings.
         title: What stands above the plan.
         tries: Load the weights, and try one batch of each kind of work.
-        n_equal: How many jobs of a sweep have this same plan.
+        n_equal: How many runs of a sweep have this same plan.
+
+    Returns:
+        The parts of the run with their times, and sentences on how it asks and trains.
 
     Raises:
         SlimdownError: Something that you can mend, as the run itself would say it.
@@ -67,7 +70,7 @@ def plan_run(config: RunConfig, title: str, tries: bool = False, n_equal: int = 
         inputs = read_inputs(config, on_progress)
         inputs.find_contamination().check(config.contamination.max_share)  # raises above it
         base = describe_base(inputs)
-        counted = _count_costs(inputs, base)
+        counted = _count_costs(inputs, base)  # costs, each with whether the record has the answers
         rows = _tokenize(inputs, base)
     rates = find_rates(inputs.config, base.device)
     if tries:
@@ -103,25 +106,40 @@ def _count_costs(inputs: RunInputs, base: LoadedModel) -> list[tuple[Cost, bool]
 
 
 def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str, float]:
-    """Estimate the seconds of each part of a run by what such work took before; nan: not known.
+    """Estimate the seconds of each part of a run by what such work took before.
 
     Rows are not tokenized for it: each step of the training is taken to cost what one did before.
+
+    Args:
+        inputs: What the run reads.
+        base: The base without its weights.
+        rates: What runs like it cost on this machine.
+
+    Returns:
+        The seconds of `base`, `train`, `tuned` and `served`; nan where such work is not known.
     """
     seconds = dict.fromkeys(("base", "train", "tuned", "served"), 0.0)
-    for part in _list_parts(inputs, _count_costs(inputs, base), rows=None, rates=rates):
-        if part.part in seconds and not part.is_recorded:
-            seconds[part.part] += part.cost.seconds
+    # Without tokenized rows, no part of this list is the training: its steps are counted below.
+    for planned in _list_parts(inputs, _count_costs(inputs, base), rows=None, rates=rates):
+        if planned.part in seconds and not planned.is_recorded:  # "rest" is left out
+            seconds[planned.part] += planned.cost.seconds
     if inputs.train_data:
-        n_rows = sum(len(part.train) for part in inputs.train_data.parts)
+        n_rows = sum(len(dataset.train) for dataset in inputs.train_data.parts)
         _, n_steps = _count_steps(inputs.config, n_rows)
         a_step = Cost("", Work.steps, n=1, prompt_tokens=0, new_tokens=0)
-        known = rates.find(a_step)
+        known = rates.find(a_step)  # a whole training: `n` steps
         seconds["train"] = known.seconds / known.n * n_steps if known else nan
     return seconds
 
 
 def _describe_requests(inputs: RunInputs, costs: Sequence[Cost]) -> Iterator[str]:
-    """Say which host receives the questions, in how many requests and tokens."""
+    """If a server answers, say which host receives the questions, in how many requests and tokens.
+
+    Args:
+        inputs: What the run reads.
+        costs: What each benchmark costs. Only the tuned model is asked through the server, and only
+            once, so it receives these tokens once.
+    """
     if inputs.server:
         n_read, n_written = (sum(map(attrgetter(name), costs)) for name in _TOKENS)
         n_requests = sum(task.count_requests() for task in inputs.tasks.values())
@@ -133,7 +151,10 @@ def _describe_requests(inputs: RunInputs, costs: Sequence[Cost]) -> Iterator[str
 
 
 def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
-    """Return what says whether a base's answers are in the record; it makes no record."""
+    """Return a function that says whether a base's answers are in the record.
+
+    It takes a benchmark's `BenchmarkRun.key` and name. If there is no record yet, none is made.
+    """
     try:
         store.open_store(config.tracking, must_exist=True)
     except TrackingError:  # there is no record yet
@@ -142,7 +163,7 @@ def _open_record(config: RunConfig) -> Callable[[str, str], bool]:
 
 
 def _tokenize(inputs: RunInputs, base: LoadedModel) -> TokenizedRows | None:
-    """Tokenize the rows; None where nothing is trained."""
+    """Tokenize the rows, and pack them if the settings say so; None where nothing is trained."""
     if inputs.train_data is None:
         return None
     config = inputs.config
@@ -160,13 +181,21 @@ def _list_parts(
     rows: TokenizedRows | None,
     rates: Rates,
 ) -> Iterator[PlannedPart]:
-    """Yield the parts of a run in their order, each with the seconds that it may take."""
+    """Yield the parts of a run in their order, each with the seconds that it may take.
+
+    Args:
+        inputs: What the run reads.
+        counted: What each benchmark costs, and whether the base's answers are in the record.
+        rows: The tokenized rows; None: no training is listed.
+        rates: What such work took before. The seconds of work that is not in them are nan.
+    """
 
     def estimate(cost: Cost) -> Cost:
+        """Return a cost with its seconds."""
         return replace(cost, seconds=estimate_seconds(cost, rates.find(cost)))
 
     texts = {cost.name: _describe_questions(inputs, cost) for cost, _ in counted}
-    for cost, is_recorded in counted:
+    for cost, is_recorded in counted:  # a plan skips what is recorded, and shows it as such
         n_tasks = len(inputs.tasks[cost.name].tasks)
         yield PlannedPart("base", estimate(cost), texts[cost.name], is_recorded, n_tasks)
     if rows:
@@ -185,7 +214,12 @@ def _list_parts(
 
 
 def count_steps(config: RunConfig, rows: TokenizedRows) -> Cost:
-    """Count the steps of a training and the tokens of their batches, as the Trainer counts them."""
+    """Count the steps of a training and the tokens of their batches, as the Trainer counts them.
+
+    Args:
+        config: The checked settings.
+        rows: The tokenized rows. Every epoch reads all of them.
+    """
     per_epoch, n_steps = _count_steps(config, len(rows.train))
     n_tokens = sum(map(len, rows.train["input_ids"])) / per_epoch * n_steps
     return Cost("", Work.steps, n_steps, round(n_tokens), 0)
@@ -194,6 +228,7 @@ def count_steps(config: RunConfig, rows: TokenizedRows) -> Cost:
 def _count_steps(config: RunConfig, n_rows: int) -> tuple[int, int]:
     """Return the steps of an epoch, and of the training."""
     train = config.train
+    # The rows that all processes read at once; `gradient_accumulation_steps` of these are a step.
     n_together = train.per_device_train_batch_size * process_count()
     per_epoch = max(1, ceil(ceil(n_rows / n_together) / train.gradient_accumulation_steps))
     all_epochs = ceil(train.num_train_epochs * per_epoch)
@@ -211,12 +246,13 @@ def _describe_questions(inputs: RunInputs, cost: Cost) -> str:
     drawn = f" x {repeats}" if repeats > 1 else ""
     temperature = f", temperature {benchmark.temperature:g}" if benchmark.temperature else ""
     thinking = ", thinking" if inputs.config.evaluation.enable_thinking else ""
-    longest = cost.new_tokens // max(1, cost.n * repeats)
+    longest = cost.new_tokens // max(1, cost.n * repeats)  # `new_tokens` are those of all answers
     noun = "answer" if cost.n == 1 else "answers"
     return f"{cost.n:,}{drawn} {noun} of up to {longest:,} tokens{temperature}{thinking}"
 
 
 def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
+    """Say how many rows there are, and how many steps of how many rows, such as 50 steps of 8."""
     train = config.train
     size = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
     return f"{len(rows.train):,} rows, {count_steps(config, rows).n:,} steps of {size}"
@@ -230,6 +266,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         yield f"Prompts: {describe_prompts(config.evaluation)}."
     yield from inputs.notes
     if inputs.train_data:
+        # Warn if no benchmark asks in the form that the model is trained on.
         is_chat = inputs.train_data.holds_conversations
         evaluations = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
         if is_chat not in [evaluation.apply_chat_template for evaluation in evaluations]:
@@ -237,7 +274,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
             yield f"The rows {forms[is_chat]}, and all prompts {forms[not is_chat]}."
     if rows:
         labels = [label for row_labels in rows.train["labels"] for label in row_labels]
-        share = sum(label != IGNORED for label in labels) / max(1, len(labels))
+        share = sum(label != IGNORED for label in labels) / max(1, len(labels))  # one per token
         yield f"The model is trained on {100 * share:.0f} % of the tokens of the rows."
         yield from (f"{note}." for note in rows.notes)
         yield from config.keep.explain_plan(len(rows.train))
@@ -248,7 +285,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
     memory = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
     n_download = _measure_download(config)
     download = f"; {format_bytes(n_download)} will be downloaded" if n_download else ""
-    disk = psutil.disk_usage(str(store.local_dir(config.tracking).anchor or "/")).free
+    disk = measure_free_disk(store.local_dir(config.tracking))
     yield (
         f"Memory: {format_bytes(needed)} needed, {format_bytes(free)} {memory} free"
         f"{download}; {format_bytes(disk)} of disk free."
@@ -256,7 +293,10 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
 
 
 def _estimate_memory(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> float:
-    """Return the bytes that the training needs, or the base where nothing is trained."""
+    """Return the bytes that the training needs; those of the base where nothing is trained.
+
+    They are those of the base also for methods whose training cannot be estimated without weights.
+    """
     if not rows:
         return base.memory_bytes
     config = inputs.config
@@ -265,22 +305,30 @@ def _estimate_memory(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows |
         longest = config.train.max_length
     dtype, card = getattr(torch, base.dtype), card_memory(torch.device(base.device))
     train = choose_forwards(config, inputs.outline, dtype, rows, card).apply(config.train)
+    # The estimate takes every row to be `max_length` long. Here no row is longer than `longest`.
     shaped = replace(config, train=replace(train, max_length=longest))
     training = estimate_training(shaped, inputs.outline, dtype)
     return training.n_bytes if training else base.memory_bytes
+
+
+def measure_free_disk(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder is on, or will be on once it is made."""
+    folders = [folder.absolute(), *folder.absolute().parents]
+    existing = next(path for path in folders if path.exists())
+    return int(psutil.disk_usage(str(existing)).free)
 
 
 def _measure_download(config: RunConfig) -> int:
     """Return the bytes of the models' files that are not here yet; 0 if the hub does not answer."""
     n_bytes = 0
     for model in filter(None, (config.model, config.tuned_model)):
-        if not model.folder:
-            with suppress(Exception), explain_hub_errors(model.named):
+        if not model.folder:  # it is on the hub
+            with suppress(Exception):
                 files: Any = snapshot_download(
                     model.id,
                     revision=model.revision,
                     allow_patterns=[*MODEL_FILES, "*.safetensors"],
-                    ignore_patterns="*/*",
+                    ignore_patterns="*/*",  # files in folders of the repository
                     dry_run=True,  # lists the files, and downloads none
                 )
                 n_bytes += sum(file.file_size or 0 for file in files if file.will_download)
@@ -293,13 +341,15 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
     Args:
         inputs: What the run reads.
         rows: The rows; None where nothing is trained.
-        rates: What runs like it cost: the rest, such as loading, is taken from there.
+        rates: What runs like it cost. From there the rest is taken, such as loading, if it is
+            known: the trial sees only a part of it.
     """
     config = inputs.config
     with console.progress_bar("trying one batch of each kind of work"):
         began = time.perf_counter()
         base = load_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
-        rest_seconds = time.perf_counter() - began  # of all that is no question and no step
+        # The seconds of all that is no question and no step; more are added below.
+        rest_seconds = time.perf_counter() - began
         share_prefixes = not inputs.learns_prompt
         tried = try_costs(inputs.tasks, config.evaluation, base, _TRIED_SECONDS, share_prefixes)
         costs = list(tried)
@@ -312,9 +362,10 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
             step_seconds = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
             costs.append(replace(whole, seconds=step_seconds * whole.n))
             # The held-out loss, before and after. A forward takes a third of a step.
-            step_tokens = whole.prompt_tokens / whole.n
-            n_steps = sum(map(len, prepared.validation["input_ids"])) / step_tokens
-            rest_seconds += 2 * n_steps * step_seconds / 3
+            tokens_per_step = whole.prompt_tokens / whole.n
+            n_held_out_tokens = sum(map(len, prepared.validation["input_ids"]))
+            n_forwards = n_held_out_tokens / tokens_per_step  # of as many tokens as a step
+            rest_seconds += 2 * n_forwards * step_seconds / 3
     rest = [cost for cost in rates.costs if cost.work is Work.other]
     tried_rest = Cost("", Work.other, n=1, prompt_tokens=0, new_tokens=0, seconds=rest_seconds)
     costs += rest or [tried_rest]

@@ -26,13 +26,17 @@ from slimdown.utils.errors import ModelError
 
 @dataclass(frozen=True)
 class ScaledEvaluations:
-    """The answers of a base, and of a tuned model at several scales."""
+    """The answers of a base, and of a tuned model at several scales.
+
+    At scale 0 the tuned model is the base, and at scale 1 it has its whole change from the base.
+    """
 
     base_model: LoadedModel
     save: Callable[[float, Path], None]  # writes the model at a scale to a folder
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
-    # By scale, in nats per token, if the run has not recorded that scale; empty without rows.
+    # By scale, in nats per token. A scale whose answers are the run's recorded ones has none here,
+    # because the run recorded its loss, too. Empty without rows.
     validation_losses: dict[float, float]
 
 
@@ -47,16 +51,20 @@ def measure_scales(
     Args:
         config: The settings of the run, with `tuned` set to its adapter or whole model.
         scales: Each above 0.
-        recorded: What the run recorded of base and tuned model. It is used at scale 1 if the base
-            answers as it did then.
-        origin: Id and revision of a model made elsewhere, as the run recorded them.
+        recorded: The evaluations of base and tuned model that the run recorded. That of the tuned
+            model is used at scale 1 if the base answers as it did then.
+        origin: ID@REVISION of a model made elsewhere, as the run recorded it; empty if the run
+            trained its model.
+
+    Returns:
+        The answers at each scale, and a function that saves the model at a scale.
 
     Raises:
         ModelError: The model has changed since, or is not its base at scale 0: DoRA, trained
             biases, a whole model with other tensors than the base.
     """
     tasks, _ = load_benchmarks(config)
-    rows = None
+    rows = None  # for the validation losses; None if the run trained nothing
     with console.progress_bar(f"loading {config.model.id}"):
         tokenizer = load_tokenizer(config)
         train_data = read_rows(config, tokenizer) if config.dataset else None
@@ -68,6 +76,7 @@ def measure_scales(
     evaluator = Evaluator(tasks, evaluation)
     with (
         console.progress_bar("measuring the base", "questions") as on_progress,
+        # With an adapter, `model.base.model` is the tuned model: without its adapter, the base.
         disabled_adapters(model.base.model) if model.is_adapter else nullcontext(),
     ):
         base_cache = open_base_cache(config, model.base)
@@ -76,9 +85,8 @@ def measure_scales(
     cache = RecordedEvaluations(config, "tuned", folder, is_shared=True)
     recorded_base, recorded_tuned = recorded
     # An evaluation that may have stopped early is not reused: here all questions are asked.
-    can_reuse = _has_same_answers(base_evaluation, recorded_base) and not any(
-        benchmark.looks for benchmark in recorded_tuned.benchmarks.values()
-    )
+    may_have_stopped = any(benchmark.looks for benchmark in recorded_tuned.benchmarks.values())
+    can_reuse = not may_have_stopped and _has_same_answers(base_evaluation, recorded_base)
     evaluations, losses = {}, {}
     for scale in scales:
         if scale == 1 and can_reuse:
@@ -96,16 +104,21 @@ def measure_scales(
 
 @dataclass(frozen=True)
 class _ScalableModel:
-    """A base, and a tuned model that can be taken at any scale of its change."""
+    """A base, and a tuned model that can be taken at any scale of its change from the base."""
 
     base: LoadedModel
     is_adapter: bool  # the adapter is on the base; disable it to ask the base
-    open: Callable[[float], AbstractContextManager[LoadedModel]]
+    open: Callable[[float], AbstractContextManager[LoadedModel]]  # inside, the model at a scale
     save: Callable[[float, Path], None]  # writes the model at a scale to a folder
 
 
 def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableModel:
     """Load base and tuned model; refuse before that what cannot be scaled, as far as files show it.
+
+    Args:
+        config: The settings, with `tuned` set to an adapter or a whole model.
+        tokenizer: The base's.
+        origin: ID@REVISION of the tuned model that the run measured; empty: the run trained it.
 
     Raises:
         ModelError: The tuned model is not the one that was measured, or cannot be scaled.
@@ -118,7 +131,8 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
         raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
     load_base = partial(load_base_model, config.model, config.quantization, tokenizer, outline)
     if external.folder is None:  # a whole model: its weights are mixed with the base's
-        interpolation = pair_models(config.model, external)  # raises if their tensors differ
+        # Raises if their tensors differ: before the base is loaded, which may take minutes.
+        interpolation = pair_models(config.model, external)
         base = load_base()
         interpolation = replace(interpolation, external=replace(external, base=base))
         return _ScalableModel(
@@ -128,7 +142,7 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
     tuned = replace(external, base=base).load()
     check_scalable(tuned)
     return _ScalableModel(
-        base=replace(base, model=tuned.model),  # the base when its adapter is disabled
+        base=replace(base, model=tuned.model),  # the base while its adapter is disabled
         is_adapter=True,
         open=partial(scale_adapter, tuned),
         save=partial(save_scaled_adapter, external.folder),
@@ -136,7 +150,7 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
 
 
 def _has_same_answers(evaluation: Evaluation, recorded: Evaluation) -> bool:
-    """Whether a model gives the answers that are recorded, by the same backend."""
+    """Whether a model gives exactly the recorded answers, by the same backend."""
     return evaluation.backend == recorded.backend and all(
         benchmark.samples == recorded.benchmarks[name].samples
         for name, benchmark in evaluation.benchmarks.items()

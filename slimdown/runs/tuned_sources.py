@@ -1,8 +1,10 @@
 """The sources of a tuned model: a training here, files that somebody else made, and a server.
 
-All have the same methods. `run_experiment` calls `begin` before the base is loaded, and `check`
-before it is measured. `make` turns the base into the tuned model, and `describe` completes what the
-run leaves.
+All have the same methods, which `run_experiment` calls in this order:
+
+- `begin` before the base is loaded, and `check` before the base is measured;
+- `make` to turn the base into the tuned model, and `ask_as_served` once that is measured;
+- `release` when no model is needed any more, and `describe` to complete what the run records.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +36,7 @@ class TunedSource(ABC):
     """Where the tuned model of a run comes from.
 
     Attributes:
-        training: What a training did, once it is made; None where nothing is trained here.
+        training: What the training did, once `make` has trained; None where nothing is trained.
     """
 
     training: TrainingResult | None = None
@@ -61,31 +63,47 @@ class TunedSource(ABC):
 
     @abstractmethod
     def make(self, base: LoadedModel) -> LoadedModel:
-        """Make the tuned model; the base is not usable any more."""
+        """Turn the base into the tuned model; `base.model` is not the base's any more.
+
+        Raises:
+            SlimdownError: It cannot be made.
+        """
 
     def ask_as_served(
         self, tuned: LoadedModel, evaluator: Evaluator, evaluation: Evaluation
     ) -> Evaluation | None:
-        """Ask the model as its own files have it served; None where that is as the base is asked.
+        """Ask the tuned model once more, as a server would that follows the model's own files.
 
         Args:
             tuned: The model.
             evaluator: The one that asked both models.
             evaluation: The model's answers when it was asked as the base was.
+
+        Returns:
+            Its answers on all benchmarks: those of `evaluation` where nothing changes. None if its
+            files change nothing at all, or if it cannot be asked that way.
         """
         return None
 
     def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
-        """Give the base back for the next run of this process, where it is still the base."""
+        """Give the base back for the next run of this process, if the weights are unchanged.
+
+        Args:
+            tuned: What `make` returned.
+            shared_base: Keeps the base for the next run.
+        """
         return
 
     @abstractmethod
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
-        """Add what is known of the model to the findings; return also the files of the model.
+        """Add to the findings how the model is served otherwise than the base, and describe it.
 
         Args:
             findings: What was judged.
             base: The base without its weights.
+
+        Returns:
+            The findings; and texts by file name that go beside the weights that this run trained.
         """
 
 
@@ -95,7 +113,7 @@ class TrainingSource(TunedSource):
     Such a model has its base's tokenizer and template, so it is served as the base is asked.
     """
 
-    _rows: TokenizedRows | None = None  # until `check`
+    _rows: TokenizedRows | None = None  # None until `check`
 
     @property
     def _data(self) -> TrainingData:
@@ -103,7 +121,11 @@ class TrainingSource(TunedSource):
         return self._inputs.train_data
 
     def begin(self) -> None:
-        """Record the rows, and which questions stand in them."""
+        """Record the rows, and which questions of the benchmarks they hold.
+
+        Raises:
+            DataError: They hold more of the questions than `contamination.max_share`.
+        """
         config = self._inputs.config
         contamination = self._inputs.find_contamination()
         self._run.log_data(self._data, contamination)
@@ -114,7 +136,7 @@ class TrainingSource(TunedSource):
         """Tokenize the rows, and try one small batch."""
         config = self._inputs.config
         title = "preparing the training"
-        if config.keep.preparation:
+        if config.keep.preparation:  # such as rows that the base writes, which may take long
             title += f", {config.keep.preparation}"
         with self._progress.show(title):
             self._rows = prepare_training(base, self._data, config)
@@ -122,7 +144,7 @@ class TrainingSource(TunedSource):
         show_notes(self._rows.notes)
 
     def make(self, base: LoadedModel) -> LoadedModel:
-        """Train, with looks at the benchmarks where they may end the training."""
+        """Train; with `train.stop_on_forgetting`, with looks at the benchmarks that may end it."""
         config, watcher = self._inputs.config, None
         assert self._rows  # `check` came before
         if config.train.stop_on_forgetting:
@@ -148,7 +170,10 @@ class TrainingSource(TunedSource):
         return tuned
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
-        """Write the model's card, and the template with which `tuned=ADAPTER` is asked alike."""
+        """Write the model's card; and for conversations, the chat template.
+
+        With the template beside it, `tuned=ADAPTER` asks the adapter in the same way as this run.
+        """
         files = {"README.md": render_model_card(findings, self._inputs.config, base)}
         if self._data.holds_conversations:
             files["chat_template.jinja"] = base.tokenizer.chat_template
@@ -156,13 +181,13 @@ class TrainingSource(TunedSource):
 
 
 class ExternalSource(TunedSource):
-    """A model that somebody else tuned: an adapter for the base, or a whole model.
+    """A model that was tuned elsewhere: an adapter for the base, or a whole model.
 
-    Nobody knows its rows.
+    Its rows are not known, so there is nothing to record in `begin`.
     """
 
     def check(self, base: LoadedModel) -> None:
-        """Take the base; the model's files were checked when they were read."""
+        """Take the base; `read_inputs` has checked the model's files."""
         assert self._inputs.external
         self._external = replace(self._inputs.external, base=base)
 
@@ -174,9 +199,9 @@ class ExternalSource(TunedSource):
     def ask_as_served(
         self, tuned: LoadedModel, evaluator: Evaluator, evaluation: Evaluation
     ) -> Evaluation | None:
-        """Ask once more what template, BOS or stop tokens of its own files change."""
+        """Ask again the benchmarks that template, BOS or stop tokens of its own files change."""
         served, backend = self._inputs.served, evaluator.backend
-        if not served or backend is None:
+        if not served or backend is None:  # `backend` is known once a model was measured
             return None
         title = "measuring the tuned model as it is served"
         with self._progress.show(title, "questions", "served") as on_progress:
@@ -187,12 +212,12 @@ class ExternalSource(TunedSource):
             )
 
     def release(self, tuned: LoadedModel, shared_base: SharedBase) -> None:
-        """An adapter comes off its base; a whole model has taken its place."""
-        if self._external.folder:
+        """Take an adapter off its base. After a whole model, no base is left to give back."""
+        if self._external.folder:  # it is an adapter
             shared_base.keep_base_of(tuned)
 
     def describe(self, findings: Findings, base: LoadedModel) -> tuple[Findings, dict[str, str]]:
-        """Say how it is served otherwise than the base; its files are where they were."""
+        """Say how it is served otherwise than the base. No files: it has its own."""
         return replace(findings, serving=tuple(self._external.differences)), {}
 
 
@@ -205,10 +230,10 @@ class ServedSource(TunedSource):
         return self._inputs.server
 
     def check(self, base: LoadedModel) -> None:
-        """The server was asked when its address was read."""
+        """Do nothing: `read_inputs` has asked the server."""
 
     def make(self, base: LoadedModel) -> LoadedModel:
-        """Put the server in the base's place, whose memory is freed."""
+        """Free the base's memory, and return a description of the model on the server."""
         release_weights(base.model)
         return replace(
             base.without_weights(),

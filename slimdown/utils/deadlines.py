@@ -7,7 +7,9 @@ from typing import Any
 
 
 def call_within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return what a call returns; a call that takes longer is left behind in its thread.
+    """Return what a call returns, or raise what it raises; do not wait for longer than `seconds`.
+
+    A call that takes longer cannot be ended: it goes on in its thread, and nobody waits for it.
 
     Raises:
         TimeoutError: It takes longer.
@@ -22,8 +24,9 @@ def call_within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def _answer(call: Callable[[], Any], future: "Future[Any]") -> None:
+    """Put what a call returns, or the error that it raises, into a future."""
     try:
         future.set_result(call())
     except Exception as error:
         future.set_exception(error)
-        del future
+        del future  # as above: the error's traceback holds this function's variables

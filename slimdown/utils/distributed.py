@@ -22,7 +22,9 @@ def process_count() -> int:
 
 def _read_count(name: str, default: int) -> int:
     """Read a number that a launcher puts into the environment; without a launcher, the default."""
-    text = os.environ.get(name, str(default)) if "LOCAL_RANK" in os.environ else str(default)
+    # A cluster may set WORLD_SIZE and RANK for other programs. A launcher of torch sets LOCAL_RANK.
+    has_launcher = "LOCAL_RANK" in os.environ
+    text = os.environ.get(name, str(default)) if has_launcher else str(default)
     if not text.isdecimal() or len(text) > 6:
         problem = f"{name}={text[:20]} is no whole number"
         raise ConfigError(f"{problem}; torchrun sets it, or unset LOCAL_RANK")
@@ -59,7 +61,8 @@ def local_rank() -> int:
 def broadcast_from_main(value: _T) -> _T:
     """Return the first process's `value` in every process; it waits until all have called.
 
-    The values that the other processes pass are ignored.
+    The values that the other processes pass are ignored. All processes must call this the same
+    number of times, in the same order.
 
     Raises:
         ConnectionError: The processes do not find each other, or one of them has ended.
@@ -69,6 +72,7 @@ def broadcast_from_main(value: _T) -> _T:
         return value
     from torch import distributed
 
+    # torch sends the content of the first process's list, and puts it into those of the others.
     box = [value if process_rank() == 0 else None]
     try:
         distributed.broadcast_object_list(box, group=_open_group())
@@ -108,10 +112,15 @@ def share_work(parts: Sequence[_T], work: Callable[[_T], _R]) -> list[_R]:
 
 
 def assist(work: Callable[[_T], object]) -> None:
-    """Do what `share_work` of the first process asks for, until it calls `end_shared_work`."""
-    while parts := broadcast_from_main(None):
-        is_mine = process_rank() < len(parts)
-        _gather_on_main(_try(work, parts[process_rank()]) if is_mine else None)
+    """Do what `share_work` of the first process asks for, until it calls `end_shared_work`.
+
+    Args:
+        work: Does a part, as in `share_work`.
+    """
+    while parts := broadcast_from_main(None):  # None: from `end_shared_work`
+        has_part = process_rank() < len(parts)
+        result = _try(work, parts[process_rank()]) if has_part else None
+        _gather_on_main(result)  # also without a part: the first process waits for all
 
 
 def end_shared_work() -> None:
@@ -120,6 +129,7 @@ def end_shared_work() -> None:
 
 
 def _try(work: Callable[[_T], _R], part: _T) -> _R | Exception:
+    """Do a part of some work; return its result, or the error that it raised."""
     try:
         return work(part)
     except Exception as error:  # the first process raises it when all have answered
@@ -127,6 +137,7 @@ def _try(work: Callable[[_T], _R], part: _T) -> _R | Exception:
 
 
 def _gather_on_main(value: object) -> list[Any]:
+    """Return the value of each process, by rank, in the first one; an empty list in the others."""
     from torch import distributed
 
     box = [None] * process_count() if process_rank() == 0 else None
@@ -138,12 +149,13 @@ def _gather_on_main(value: object) -> list[Any]:
 def _open_group() -> Any:
     """Wait until all processes have started; return their torch group, with a long timeout.
 
-    Processes that do not start within `MEETING` are not waited for: torch then raises.
+    If one of them does not start within `MEETING`, torch raises.
     """
     from torch import cuda, distributed
 
     if not distributed.is_initialized():
         meet: Any = distributed.rendezvous  # type: ignore[attr-defined]  # exported by a star
+        # The address of the first process is in variables that the launcher sets.
         store, rank, n = next(meet("env://", timeout=MEETING))
         store.set(f"started/{rank}", "")
         store.wait([f"started/{i}" for i in range(n)], MEETING)

@@ -14,7 +14,7 @@ GROUPS = {
     "slimdown.logs": "reader of logs",
 }
 """The groups of entry points, and what an entry point of each adds."""
-_CHOICES = {  # the groups of entry points that add choices, by the setting that chooses
+_CHOICES = {  # by group of settings: the group of entry points that adds choices to it
     "method": "slimdown.methods",
     "keep": "slimdown.mitigations",
     "score": "slimdown.scores",
@@ -41,10 +41,14 @@ def name_package(point: EntryPoint) -> str:
 
 
 def find_packages(group: str, choices: Collection[str]) -> list[str]:
-    """Return the packages that add some of the choices of a group, such as `keep`.
+    """Return the packages that add some choices of a group of settings.
+
+    Args:
+        group: `method`, `keep` or `score`.
+        choices: Names from this group, such as `replay`. Those that slimdown has are ignored.
 
     Returns:
-        Each with its version; none for what slimdown has.
+        The name and version of each package.
     """
     points = list_extensions(_CHOICES[group])
     return [name_package(point) for point in points if point.name in choices]
@@ -59,7 +63,7 @@ def add_extensions(
         group: One of `GROUPS`.
         own: What slimdown itself has in the group, by name.
         is_right: Says whether what an extension adds is of the kind that the group needs.
-        demand: The kind that the group needs, for a message.
+        demand: That kind in words, for the message "... must be DEMAND".
 
     Raises:
         ConfigError: An extension cannot be imported, has a name that is taken, or is not of the
@@ -67,6 +71,7 @@ def add_extensions(
     """
     table = dict(own)
     for point in list_extensions(group):
+        # The beginning of each message, such as "my-package 1.0: its mitigation mine".
         source = f"{name_package(point)}: its {GROUPS[group]} {point.name}"
         advice = "update this package, or uninstall it"
         try:

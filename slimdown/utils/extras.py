@@ -16,17 +16,20 @@ _TRAIN = {
 
 
 def name_install(extra: str) -> str:
-    """Return the line that installs an extra, from where slimdown came.
+    """Return the line that installs an extra, from the place where slimdown was installed from.
 
-    pip writes the address beside the package (PEP 610). Without one it names a folder: until
-    slimdown is released, its name on PyPI may be anybody's.
+    pip writes this place beside the package (PEP 610). If it is no repository, the line installs
+    from a clone. It never names PyPI: until slimdown is released, its name there may be anybody's.
+
+    Args:
+        extra: A name of `project.optional-dependencies`, such as `train`.
     """
     try:
         written = distribution("slimdown").read_text("direct_url.json")
     except PackageNotFoundError:  # a clone that is not installed
         written = None
     origin = json.loads(written) if written else {}
-    if repository := origin.get("vcs_info"):
+    if repository := origin.get("vcs_info"):  # `vcs` is the program, such as git
         return f"pip install 'slimdown[{extra}] @ {repository['vcs']}+{origin['url']}'"
     return f"in your clone of slimdown: pip install '.[{extra}]'"
 
@@ -34,6 +37,8 @@ def name_install(extra: str) -> str:
 @contextmanager
 def explain_missing_packages() -> Iterator[None]:
     """Inside, if the light install lacks a package, an error names the line that installs it.
+
+    Other missing packages raise the `ModuleNotFoundError` of Python.
 
     Raises:
         ConfigError: A package of the extra `train` is not installed.

@@ -42,10 +42,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def read_limited(file: Path) -> str:
-    """Return the text of a file that somebody else wrote.
+    """Return the text of a file that somebody else may have written or replaced.
 
     Raises:
-        DataError: It is no regular file, or larger than any that a run writes.
+        DataError: It is no regular file, such as a pipe that would never end, or it is larger than
+            any file that a run writes.
+        OSError: It does not exist or cannot be read.
     """
     if file.exists() and not (file.is_file() and file.stat().st_size <= MOST_BYTES):
         raise DataError(f"{file.name} is no file, or larger than {MOST_BYTES >> 20} MiB")
@@ -57,13 +59,13 @@ FORMAT = 1
 
 
 def check_format(number: object) -> None:
-    """Check that this version of slimdown reads a format.
+    """Check that this version of slimdown reads the format of a file.
 
     Args:
-        number: As it stands in the file.
+        number: The format that the file names; None or anything else if it names none.
 
     Raises:
-        DataError: It is another one, or none.
+        DataError: It is not `FORMAT`.
     """
     if number != FORMAT:
         problem = f"it has format {number!s:.20}, and this slimdown reads format {FORMAT}"
@@ -73,10 +75,13 @@ def check_format(number: object) -> None:
 def raise_if_disk_full(error: BaseException) -> None:
     """Raise one line that says how to go on, if `error` or one of its causes says "full".
 
+    An error that slimdown has explained already is left to the caller.
+
     Raises:
         SlimdownError: The disk is full.
     """
-    text = "".join(format_exception(error))  # SQLite and safetensors have errors of their own
+    # The words are looked for, because SQLite and safetensors have classes of their own for this.
+    text = "".join(format_exception(error))  # with all causes
     signs = ["disk is full", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))]
     if any(sign in text for sign in signs) and not isinstance(error, SlimdownError):
         reason = " ".join(str(error).split())[:200]

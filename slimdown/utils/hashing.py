@@ -16,14 +16,14 @@ def hash_json(value: Any) -> str:
 
 
 def hash_file(file: Path) -> str:
-    """Return the SHA-256 of a file's content in hex; an unchanged file is read only once."""
+    """Return the SHA-256 of a file's content in hex. A process reads an unchanged file once."""
     status = file.stat()
     return _hash_content(file.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 @cache
 def _hash_content(file: Path, state: tuple[int, ...]) -> str:
-    """Return the SHA-256 of a file, which is kept as long as the file's state is the same."""
+    """Return the SHA-256 of a file. A changed file has another `state`, so it is read again."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
 
-# Classes of errors -> what they mean; the first that fits the error or one of its causes is taken.
-# They are given by name: importing them takes a second, and a mistake is reported sooner.
+# What errors mean, as the end of a sentence whose subject is the model or dataset. A key holds
+# names of error classes, or HTTP statuses, with spaces between them. The first key is taken that
+# fits the error or one of its causes. Classes are given by name: importing them takes a second.
 _BY_CLASS = {
     "GatedRepoError": "is gated: accept its licence at https://huggingface.co/{repo}, then log in "
     "with `hf auth login` or set HF_TOKEN; or choose an open one, e.g. model=smollm2",
@@ -27,9 +28,11 @@ _BY_CLASS = {
     "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
     "try the pocket world, which needs no hub: slimdown run",
 }
+# The files of a model that hold a JSON object.
 _OBJECTS = [f"{name}.json" for name in ("config", "generation_config", "adapter_config")]
 _OBJECTS += ["tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"]
-_BY_TEXT = {  # transformers has no class for these errors
+# The same by a pattern of the message: transformers has no class for these errors.
+_BY_TEXT = {
     "`ignore_mismatched_sizes`": "has weights of other shapes than its config.json describes; get "
     "it again",
     "`trust_remote_code=True`": "needs code of its own, which slimdown does not run; choose "
@@ -47,11 +50,13 @@ def explain_hub_errors(
     """Inside, turn whatever fetching and reading raises into one line that says how to go on.
 
     Args:
-        setting: The setting that names the repository or folder, as `model.id=OWNER/NAME`.
+        setting: The setting that names the repository or folder, such as `model.id=OWNER/NAME` or
+            `tuned=OWNER/NAME@REVISION`. The message begins with it.
         error_class: The class of the error that is raised: ModelError or DataError.
 
     Raises:
-        SlimdownError: An error of `error_class`; or one that was raised inside, as it is.
+        SlimdownError: An error of `error_class` that explains another error. A `SlimdownError` that
+            was raised inside is raised as it is.
     """
     try:
         yield
@@ -77,15 +82,18 @@ def _find_reason(error: Exception, folder: Path) -> str:
 
     Args:
         error: What a library raised.
-        folder: Where the model is, if it is a local one.
+        folder: Where the model is, if it is a local one. No such folder: it is on the hub.
     """
     causes = list_causes(error)
+    # What may be in a key of `_BY_CLASS`: the classes of the error and of its causes, with their
+    # base classes, and HTTP's status codes. Other servers than the hub send nothing but these.
     signs = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(map(str, causes))
-    # Other servers than the hub send only HTTP's status codes, which are signs as well.
     statuses = re.findall(r"error '(\d+)", text)
+    signs.update(statuses)
     failures = [status for status in statuses if status.startswith("5")]
-    signs |= {*statuses, "5xx"} if failures else {*statuses}
+    if failures:
+        signs.add("5xx")
     for names, reason in _BY_CLASS.items():
         if signs & {*names.split()}:
             return reason.replace("{status}", failures[0] if failures else "")
@@ -98,10 +106,13 @@ def _find_reason(error: Exception, folder: Path) -> str:
 
 
 def find_damaged(folder: Path) -> str:
-    """Return the first file of a model's folder that should hold a JSON object and does not.
+    """Return the name of a file that should hold a JSON object and does not.
+
+    Args:
+        folder: A model's or an adapter's folder, which may lack some of these files.
 
     Returns:
-        Its name; empty where all are sound.
+        The name of the first such file; empty if all are sound.
     """
     for name in _OBJECTS:
         if (file := folder / name).is_file():
@@ -117,8 +128,12 @@ def find_damaged(folder: Path) -> str:
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     """Check that the hub has a repository and its revision, and gives access to it.
 
-    Nothing is returned. An overloaded hub is asked for the file three times; a hub that is silent
-    or cannot be found is asked once.
+    An overloaded hub is asked three times. A hub that is silent or cannot be found is asked once.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: A branch, tag or commit.
+        kind: "model" or "dataset".
 
     Raises:
         Exception: An error of huggingface_hub, see `explain_hub_errors`.
@@ -130,7 +145,7 @@ def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "headers": http.build_hf_headers()}
     options["timeout"] = constants.HF_HUB_ETAG_TIMEOUT
-    with suppress(http.EntryNotFoundError):
+    with suppress(http.EntryNotFoundError):  # the repository is there, and lacks this file
         http.hf_raise_for_status(http.http_backoff("HEAD", url, **options))
     resolve_commit(repo, revision, kind)  # fails if the server is not a hub
 
@@ -139,26 +154,27 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
     """Ask the hub once for each repository that the local cache does not hold.
 
     Args:
-        repositories: For each, the setting that names it, id, revision, and "model" or "dataset".
+        repositories: For each repository, the setting that names it, its id, its revision, and
+            "model" or "dataset". Several settings may name the same repository.
 
     Yields:
         One line for each problem; if the hub does not answer, one line for all.
     """
-    silence = ""  # the end of the line on a hub that does not answer; then nothing more is asked
-    unreachable = []  # the settings that were not answered
-    settings = {tuple(repository): setting for setting, *repository in repositories}
+    silence = ""  # the end of the line on a hub that does not answer; empty: it has answered so far
+    unreachable = []  # the settings whose repositories were not found out
+    settings = {(repo, revision, kind): setting for setting, repo, revision, kind in repositories}
     for (repo, revision, kind), setting in settings.items():
         if _find_cached_commit(repo, revision, kind):
             continue
-        try:
-            with explain_hub_errors(setting):
-                if not silence:
+        if not silence:  # each further question would wait as long
+            try:
+                with explain_hub_errors(setting):
                     ask_hub(repo, revision, kind)
-        except SlimdownError as error:
-            if "cannot be reached" in str(error):
-                silence = str(error).removeprefix(setting)
-            else:
-                yield str(error)
+            except SlimdownError as error:
+                if "cannot be reached" in str(error):
+                    silence = str(error).removeprefix(setting)
+                else:
+                    yield str(error)
         if silence:
             unreachable.append(setting)
     if unreachable:
@@ -166,12 +182,18 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
 
 
 def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
-    """Return the commit of a branch or tag as the local cache knows it, or ""."""
+    """Return the commit of a branch or tag as the local cache knows it; empty if it does not.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: A branch, tag or commit.
+        kind: "model" or "dataset".
+    """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind))
-    if (folder / "snapshots" / revision).is_dir():
+    if (folder / "snapshots" / revision).is_dir():  # named by commits: `revision` is one
         return revision
     with suppress(OSError):
         return (folder / "refs" / revision).read_text().strip()
@@ -182,7 +204,12 @@ def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
 def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     """Return the commit of a branch or tag, from the local cache if the hub gives none.
 
-    A process asks only once for each. A commit is returned as it is, without asking.
+    A process asks only once for each branch or tag. A commit is returned as it is, without asking.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: A branch, tag or commit.
+        repo_type: "model" or "dataset".
 
     Raises:
         OSError: Neither the hub nor the cache knows the branch or tag.
@@ -194,9 +221,9 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     options: Any = {"repo_type": repo_type, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
         found = HfApi().repo_info(repo, revision=revision, **options).sha
-        # Raises, as the list is empty, if a server that is no hub answers with something else.
+        # If a server that is no hub answers with something else, the list is empty, which raises.
         return str(re.findall(r"\A[0-9a-f]{40}\Z", str(found))[0])
-    except Exception as error:  # loading will say what is wrong
+    except Exception as error:  # whatever it is: if it matters, loading meets it again
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit
         message = f"{repo} is neither on the hub nor in the local cache; check HF_ENDPOINT"

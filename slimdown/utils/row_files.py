@@ -29,9 +29,9 @@ def iter_records(file: Path) -> Iterator[tuple[int, Any]]:
             line.
 
     Yields:
-        The number of each row, counted from 1 (in JSON Lines the number of its line), and its
-        values by column; or a `DataError` that says what is wrong with the row, where the rows
-        after it can still be read.
+        The number of each row, and its values by column. Rows are counted from 1; in JSON Lines,
+        the number is that of the line. If a row is wrong but the rows after it can still be read,
+        a `DataError` stands in the place of its values.
 
     Raises:
         DataError: The file cannot be read, or cannot be read any further.
@@ -40,12 +40,13 @@ def iter_records(file: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"there is no such file; a relative path starts at {Path.cwd()}")
     kind = file.suffix.lower()
     read = {".parquet": _read_parquet, ".csv": _read_csv}.get(kind, _read_json)
-    number = 0  # of the last row that was read
+    number = 0  # of the last row that was read, for the message below
     try:
         for number, record in read(file):
             yield number, record
     except UnicodeDecodeError as error:
         raise DataError(f"it is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    # What the csv, json and pyarrow modules raise for files that are damaged.
     except (OSError, ValueError, LookupError, ArithmeticError, RuntimeError, csv.Error) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"row {number + 1}: it cannot be read as {kind[1:]}: {reason}") from None
@@ -72,7 +73,7 @@ def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
             yield from enumerate(json.loads(content.read()), start=1)
             return
         for number, line in enumerate(content, start=1):  # one object per line
-            if line.strip():
+            if line.strip():  # an empty line is no row
                 try:
                     yield number, json.loads(line.decode("utf-8-sig").strip())
                 except UnicodeDecodeError as error:
@@ -82,8 +83,9 @@ def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the texts of each row below the header; see `iter_records`."""
     with file.open(encoding="utf-8-sig", newline="") as content:
-        lines = (fields for fields in csv.reader(content, strict=True) if fields)
+        lines = (fields for fields in csv.reader(content, strict=True) if fields)  # no empty ones
         header = next(lines, [])
         if twice := [name for name in header if header.count(name) > 1]:
             raise DataError(f"the column {twice[0]} stands there twice; keep one")
@@ -96,6 +98,7 @@ def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the values of each row; see `iter_records`."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(file) as content:

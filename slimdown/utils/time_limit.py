@@ -14,8 +14,8 @@ _MOST_SECONDS = 10.0  # for one prompt or one adapter, which take milliseconds
 def limit_time(task: str) -> Iterator[None]:
     """Inside, end a task that takes too long.
 
-    An alarm of the system interrupts it. So in other threads than the main one, and on Windows,
-    the task goes on for as long as it takes.
+    An alarm of the operating system interrupts it. Only the main thread can receive the alarm, and
+    Windows has none. There, the task goes on for as long as it takes.
 
     Args:
         task: What is done inside, for the beginning of a message.
@@ -37,5 +37,5 @@ def limit_time(task: str) -> Iterator[None]:
         raise DataError(f"{task} takes more memory than there is") from None
     finally:
         if can_stop:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # no alarm any more
+            signal.setitimer(signal.ITIMER_REAL, 0)  # cancels the alarm
             signal.signal(signal.SIGALRM, handler_before)
