@@ -13,7 +13,7 @@ import torch
 
 from slimdown.config.methods import find_own_type
 from slimdown.config.schema import QuantizationConfig, RunConfig, TunedModelConfig
-from slimdown.models.adapters import check_settings, load_adapter
+from slimdown.models.adapters import check_whole_modules, load_adapter
 from slimdown.models.base_model import (
     MODEL_FILES,
     AskingRules,
@@ -26,7 +26,7 @@ from slimdown.models.base_model import (
 )
 from slimdown.models.device_memory import release_weights
 from slimdown.models.gguf_file import find_differing_token, read_gguf_header
-from slimdown.models.identity import ADAPTER_FILES, identify_adapted
+from slimdown.models.identity import ADAPTER_WEIGHTS, identify_adapted
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.serving_settings import (
     Serving,
@@ -35,13 +35,13 @@ from slimdown.models.serving_settings import (
     find_other_generation,
     read_serving,
 )
-from slimdown.models.tuned_base import read_adapter_config
+from slimdown.models.tuned_base import ADAPTER_CONFIG, read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors, find_damaged
 from slimdown.utils.time_limit import limit_time
 
-_FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
+_FETCHED = [*MODEL_FILES, "README.md", ADAPTER_WEIGHTS]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
             tokenizer = base.tokenizer
         else:
             _set_prompt_format(tokenizer, base.tokenizer)
-        if (folder / ADAPTER_FILES[0]).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
         outline = load_outline(tuned, config.quantization.name)
@@ -273,10 +273,10 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         raise ModelError(
             f"{named} is a DoRA, which has no int8 layers; set quantization=nf4 or none"
         )
-    weights = load_file(folder / ADAPTER_FILES[1])
+    weights = load_file(folder / ADAPTER_WEIGHTS)
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")
-    check_settings(named, settings, base.outline)
+    check_whole_modules(named, settings, base.outline)
     if find_own_type(settings["peft_type"]):
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))
