@@ -32,13 +32,14 @@ _BUILT_IN = frozenset([None, "eager", "sdpa", "flex_attention", "grouped_mm", "b
 
 @dataclass(frozen=True)
 class AskingRules:
-    """Rules for asking a model that its tokenizer and its settings of generation do not hold.
+    """How a model is asked, beside what its tokenizer and its settings of generation say.
 
     Attributes:
-        stops: Tokens that end an answer; none: those of the settings of generation.
+        stops: The ids of tokens that end an answer; if empty, the settings of generation decide.
         stops_alone: Whether no other token ends one, whatever a task or the harness asks for.
         doubles_bos: Whether BOS is put before a prompt that begins with it already.
-        generation: Settings of generation that take the place of the model's; None: no such one.
+        generation: Settings of generation that take the place of the model's, by name; a value of
+            None switches a setting off.
     """
 
     stops: tuple[int, ...] = ()
@@ -100,10 +101,11 @@ def load_base_model(
     """Load a model in evaluation mode. Nothing is changed but the quantization.
 
     Args:
-        config: Which model, its dtype and device; also that of a whole tuned model.
+        config: Which model, its dtype and device. A whole tuned model is loaded like a base.
         quantization: How bitsandbytes stores its linear layers.
-        tokenizer: Used instead of the model's own; it has padded nothing yet.
-        outline: What `load_outline` returned, if it was called before.
+        tokenizer: Used instead of the model's own; it has padded nothing yet. None: the model's
+            own is loaded.
+        outline: What `load_outline` returned; None: it is called here.
 
     Returns:
         The model, with the facts that are recorded about it.
@@ -121,8 +123,10 @@ def load_base_model(
         _check_memory(config, quantization, outline)
         quantized = _describe_quantization(config, quantization, device)
         tokenizer = tokenizer or load_base_tokenizer(config)
+        # The empty name stands for the whole model: all of it gets onto one device.
         settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
-        if quantized:  # None would drop the model's own
+        # The setting is left out otherwise: None would drop a quantization of the model's own.
+        if quantized:
             settings["quantization_config"] = quantized
         settings |= {"revision": config.revision, "trust_remote_code": False}
         settings |= {"use_safetensors": True, "output_loading_info": True}
@@ -137,6 +141,7 @@ def load_base_model(
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
     described = describe_base_model(config, quantization, tokenizer, outline)
+    # What was estimated from the outline is known now.
     attention = {"attention": model.config._attn_implementation}
     return replace(
         described,
@@ -150,10 +155,10 @@ def load_base_model(
 def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline: Any) -> None:
     """Refuse a model whose weights do not fit in memory."""
     device = pick_device(config.device)
-    own = getattr(outline.config, "quantization_config", None) or {}
-    # A model that is quantized already needs at least as much as in 4 bits.
-    held = replace(quantization, load_in_4bit=bool(own) or quantization.load_in_4bit)
-    needed = estimate_weight_bytes(outline, held, pick_dtype(config.dtype, device))
+    # A model whose publisher quantized it counts as one in 4 bits, the least that it may need.
+    is_quantized = bool(getattr(outline.config, "quantization_config", None))
+    stored = replace(quantization, load_in_4bit=is_quantized or quantization.load_in_4bit)
+    needed = estimate_weight_bytes(outline, stored, pick_dtype(config.dtype, device))
     if needed > (free := free_memory(device)):
         raise ModelError(
             f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with "
@@ -176,18 +181,24 @@ def describe_base_model(
     """Describe a model before its weights are loaded; `model` is the outline.
 
     Args:
-        config, quantization, tokenizer, outline: As for `load_base_model`.
+        config, quantization: As for `load_base_model`.
+        tokenizer: The one that the model is asked with; it has padded nothing yet.
+        outline: What `load_outline` returned.
 
     Returns:
         The facts that are recorded, all but the license. The memory is an estimate.
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    files = find_files(config)  # in the hub's cache, the folder has the name of the commit
+    files = find_files(config)
+    # In the hub's cache, the folder has the name of the commit.
     revision = f"sha256:{config.hash_files()}" if config.folder else files.name
     quantized = _describe_quantization(config, quantization, device)
-    own = getattr(outline.config, "quantization_config", None) or {}
-    # A local file counts by its content, whatever its name.
+    own_quantization = getattr(outline.config, "quantization_config", None)  # its publisher's
+    quantization_name = quantization.name
+    if own_quantization:  # then this run quantizes nothing
+        quantization_name = str(own_quantization.get("quant_method", "own"))
+    # A local GGUF file counts by its content, which the revision has, and not by its name.
     args = {k: v for k, v in config.args.items() if not (config.folder and k == "gguf_file")}
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
@@ -204,7 +215,7 @@ def describe_base_model(
         id=config.id,
         dtype=str(dtype).removeprefix("torch."),
         revision=revision,
-        quantization=str(own.get("quant_method", "own")) if own else quantization.name,
+        quantization=quantization_name,
         device=device.type,
         n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
         memory_bytes=estimate_weight_bytes(outline, quantization, dtype),
@@ -217,6 +228,7 @@ def describe_base_model(
 def find_files(config: ModelConfig) -> Path:
     """Return the folder that holds a model's settings, here or in the hub's cache."""
     source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
+    # The file is downloaded if the cache lacks it.
     return Path(str(cached_file(source, file, revision=config.revision))).parent
 
 
@@ -240,7 +252,10 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
 
     Args:
         config: Which model.
-        quantization: The name of the quantization that its weights will have.
+        quantization: The name of the quantization that this run gives its weights, for a check.
+
+    Returns:
+        The model of transformers; its parameters have shapes and dtypes, and no values.
 
     Raises:
         ModelError: It cannot be fetched, is no causal language model of transformers, or is
@@ -250,30 +265,36 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
     from transformers.quantizers.auto import AutoQuantizationConfig
 
     source = str(config.folder or config.id)
-    shaping = {k: v for k, v in config.args.items() if k.endswith("_implementation")}
+    # Those of attention and experts; all other options are of loading weights.
+    implementations = {k: v for k, v in config.args.items() if k.endswith("_implementation")}
     with explain_hub_errors(config.named):
         architecture = transformers.AutoConfig.from_pretrained(
             source, revision=config.revision, trust_remote_code=False, **config.file
         )
         _check_architecture(config, architecture)
-        # What its publisher quantized; a GGUF file (`config.file`) counts as quantized, too.
-        own = getattr(architecture, "quantization_config", None) or config.file
-        if own and quantization != "none":
+        # How its publisher quantized it; a GGUF file (`config.file`) counts as quantized, too.
+        own_quantization = getattr(architecture, "quantization_config", None) or config.file
+        if own_quantization and quantization != "none":
             raise ModelError(
                 f"{config.named} is quantized already, and quantization={quantization} would "
                 "round its weights a second time; set quantization=none"
             )
-        if own and not config.file:
+        if own_quantization and not config.file:
             # A check: it raises for an unknown quantization, which `from_config` would ignore.
-            AutoQuantizationConfig.from_dict(own)
+            AutoQuantizationConfig.from_dict(own_quantization)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
-                architecture, dtype=architecture.dtype, **shaping
+                architecture, dtype=architecture.dtype, **implementations
             )
 
 
 def _check_architecture(config: ModelConfig, architecture: Any) -> None:
-    """Refuse a config.json that asks for compiled code from the hub, or for too many layers."""
+    """Refuse a config.json that asks for compiled code from the hub, or for too many layers.
+
+    Args:
+        config: Which model; its `args` come before what the file asks for.
+        architecture: The content of config.json as transformers reads it, or a part of it.
+    """
     for kind in ("attn_implementation", "experts_implementation"):
         name = config.args.get(kind) or getattr(architecture, f"_{kind}")
         # If flash_attn is not installed, transformers takes a kernel of the hub instead.
@@ -284,6 +305,7 @@ def _check_architecture(config: ModelConfig, architecture: Any) -> None:
                 f"{config.named} asks for {kind}={name}, which is compiled code from the hub; read "
                 f"it, and set model.allow_kernels=true, or set model.args.{kind}=eager"
             )
+    # A damaged or malicious number would make transformers build layers until the memory is full.
     for name, value in vars(architecture).items():
         is_count = isinstance(value, int) and re.fullmatch(r"(n|num)_.*(layers?|experts)", name)
         if is_count and value > _MOST_LAYERS:
@@ -301,7 +323,7 @@ def load_tokenizer(source: str | Path, **options: Any) -> Any:
 
     Args:
         source: A folder, or a name on the hub.
-        options: As for `AutoTokenizer.from_pretrained`.
+        options: Those of `AutoTokenizer.from_pretrained`.
     """
     import transformers
 
@@ -313,6 +335,9 @@ def load_tokenizer(source: str | Path, **options: Any) -> Any:
 
 def load_base_tokenizer(config: ModelConfig) -> Any:
     """Load a model's tokenizer without its weights.
+
+    Args:
+        config: Which model; its tokenizer may be in files of its own or in its GGUF file.
 
     Raises:
         ModelError: It cannot be fetched.
@@ -334,7 +359,11 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
 
 
 def check_numbers(setting: str, model: Any) -> None:
-    """Refuse a model that computes NaN: try one forward of a few tokens.
+    """Refuse a model that computes NaN: try one forward pass of a few tokens.
+
+    Args:
+        setting: The setting that names the model, for a message.
+        model: The model in evaluation mode, with its weights in memory.
 
     Raises:
         ModelError: A logit is NaN, or becomes NaN in a softmax.
@@ -415,10 +444,12 @@ def _read_processor() -> str:
 def pick_device(wanted: Device) -> torch.device:
     """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU.
 
+    If several processes share a run, each gets a GPU of its own, as far as there are enough.
+
     Raises:
         ModelError: This machine does not have the wanted device.
     """
-    present = ["cpu"]  # the best first
+    present = ["cpu"]  # what this machine has, the best first
     # Before torch 2.13, padded rows attend to padding on Apple's MPS:
     # https://github.com/pytorch/pytorch/pull/184180. `__version__` compares as a version.
     if torch.backends.mps.is_available() and torch.__version__ >= "2.13":

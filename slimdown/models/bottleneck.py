@@ -22,6 +22,12 @@ class BottleneckAdapter(nn.Module):
     """Computes `x + up(gelu(down(x)))` on the output of each target; `up` starts at zero."""
 
     def __init__(self, widths: dict[str, int], dim: int) -> None:
+        """Make the small layers.
+
+        Args:
+            widths: By the full name of a target, the width of its output.
+            dim: Width of the small layers.
+        """
         super().__init__()
         self.is_enabled, self.dim, self.targets = True, dim, list(widths)
         self.down = nn.ModuleList(nn.Linear(width, dim) for width in widths.values())
@@ -30,7 +36,7 @@ class BottleneckAdapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, i: int, output: torch.Tensor) -> torch.Tensor:
-        """Return the output of target `i`, [..., width], with the adapter's change."""
+        """Return the output of the target with the number `i`, [..., width], as it is changed."""
         if not self.is_enabled:
             return output
         change: torch.Tensor = self.up[i](functional.gelu(self.down[i](output.float())))
@@ -65,8 +71,10 @@ def attach_behind(model: Any, targets: Sequence[str], dim: int) -> Any:
         for name, module in model.named_modules()
         if any(f".{name}".endswith(f".{target}") for target in targets)
     }
-    # GPT-2's Conv1D has `nf` instead of `out_features`.
-    widths = {n: int(getattr(layer, "nf", 0) or layer.out_features) for n, layer in layers.items()}
+    widths = {}
+    for name, layer in layers.items():
+        # GPT-2's Conv1D has `nf` instead of `out_features`.
+        widths[name] = int(getattr(layer, "nf", 0) or layer.out_features)
     model.requires_grad_(False)
     model.own_adapter = adapter = BottleneckAdapter(widths, dim).to(model.device)
     for i, layer in enumerate(layers.values()):

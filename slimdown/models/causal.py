@@ -10,7 +10,7 @@ from torch import nn
 from slimdown.models.base_model import LoadedModel
 from slimdown.utils.errors import ModelError
 
-# Initializations of an adapter that subtract its start from the base's weights.
+# PEFT's initializations of a LoRA that subtract what it adds at first from the base's weights.
 _TAKING_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -27,7 +27,8 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
         The model as it stands; its identity is empty, so no cache knows it.
 
     Raises:
-        ModelError: It is no causal language model, or the tokenizer is none of transformers.
+        ModelError: It is no causal language model, some of its weights are not loaded, or the
+            tokenizer is none of transformers.
     """
     from accelerate.utils import extract_model_from_parallel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,8 +36,9 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
     if isinstance(model, nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
     inner = get_inner_model(model)
-    is_causal = isinstance(inner, PreTrainedModel) and inner.can_generate()
-    if not is_causal or inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
+    can_generate = isinstance(inner, PreTrainedModel) and inner.can_generate()
+    # T5 generates, too, but from an encoder; a model without a head gives no logits.
+    if not can_generate or inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
         raise ModelError(
             f"the model is a {type(inner).__name__} and no causal language model; give a loaded "
             "one, such as AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
@@ -79,7 +81,7 @@ def has_untouched_base(model: Any) -> bool:
     from the base's weights.
     """
     adapters = list(getattr(model, "peft_config", {}).values())
-    if not adapters or not hasattr(model, "disable_adapter"):
+    if not adapters or not hasattr(model, "disable_adapter"):  # PEFT's model is not around it
         return get_own_adapter(model) is not None
     starts = [str(getattr(adapter, "init_lora_weights", "")).lower() for adapter in adapters]
     trains_biases = any(getattr(a, "bias", None) not in (None, "none") for a in adapters)
@@ -103,6 +105,8 @@ def restore_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
 def disabled_adapters(model: Any) -> Iterator[None]:
     """Inside, the model is its base; on leaving, every parameter is trained or frozen as before."""
     with ExitStack() as undo:
+        # PEFT freezes an adapter that it disables, and unfreezes it when it enables it again, even
+        # if it was frozen before.
         for parameter in model.parameters():
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
         if (own := get_own_adapter(model)) is None:
@@ -118,12 +122,14 @@ def eval_mode(model: Any) -> Iterator[None]:
     """Inside, the model computes with a cache, without gradients, dropout and a trainer's autocast.
 
     It returns no router logits of experts, though TRL asks for them in the config. On leaving,
-    everything that is changed here is as before.
+    everything that is changed here is as before: each change first says how to undo it.
     """
     with ExitStack() as undo:
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
-            if getattr(module, "support_avx512bf16_for_cpu", False):  # see `load_base_model`
+            # Otherwise this forward would repack 4-bit weights, and a later training would silently
+            # train nothing, see `load_base_model`.
+            if getattr(module, "support_avx512bf16_for_cpu", False):
                 undo.callback(setattr, module, "support_avx512bf16_for_cpu", True)
                 module.support_avx512bf16_for_cpu = False
         config = get_inner_model(model).config.get_text_config()
@@ -134,13 +140,15 @@ def eval_mode(model: Any) -> Iterator[None]:
             undo.callback(setattr, config, setting, getattr(config, setting, None))
             setattr(config, setting, value)
         # torch multiplies a slice of hidden states by a frozen head with `bmm`: on a CPU that takes
-        # twice as long for the same numbers, in bfloat16 up to sixty times. To be deleted when bmm
-        # is as fast: https://github.com/pytorch/pytorch/issues/151934
+        # twice as long for the same numbers, in bfloat16 up to sixty times. So the head is unfrozen
+        # inside, where no gradients are computed. To be deleted when bmm is as fast:
+        # https://github.com/pytorch/pytorch/issues/151934
         head = getattr(get_inner_model(model).get_output_embeddings(), "weight", None)
         if isinstance(head, nn.Parameter) and head.is_floating_point():
             undo.callback(head.requires_grad_, head.requires_grad)
             head.requires_grad_()
-        if "_original_forward" in vars(model):  # accelerate put autocast around it
+        # accelerate put autocast around `forward`, and keeps the model's own under this name.
+        if "_original_forward" in vars(model):
             undo.callback(setattr, model, "forward", model.forward)
             model.forward = model._original_forward
         model.eval()

@@ -25,25 +25,29 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that this process may still take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    # The processes of a run share the machine's memory.
     return int(psutil.virtual_memory().available) // process_count()
 
 
 def card_memory(device: torch.device) -> int | None:
-    """Return all the bytes of a card; None where the device is none."""
+    """Return all the bytes of a card, free or not; None where the device is no card."""
     if device.type != "cuda":
         return None
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def list_int8_copies(model: Any) -> list[torch.Tensor]:
-    """List the tensors that bitsandbytes' 8-bit layers hold beside their parameters, once run."""
+    """List the tensors that bitsandbytes' 8-bit layers hold beside their parameters.
+
+    A layer has them only after its first forward pass.
+    """
     states = [getattr(module, "state", None) for module in model.modules()]
     held = [getattr(state, name, None) for state in states for name in ("CB", "SCB")]
     return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
 
 
 def release_weights(model: Any) -> None:
-    """Empty a model, even if others still refer to it; it is not usable any more."""
+    """Free a model's memory, even if others still refer to it; it is not usable any more."""
     for tensor in (*model.parameters(), *model.buffers(), *list_int8_copies(model)):
         tensor.data = tensor.data.new_empty(0)
     release_memory()
@@ -61,10 +65,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     # torch has no class for cuBLAS's error, nor for a tensor that is too large for Apple's GPU.
-    words = ("CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size")
-    is_of_library = any(word in str(error) for word in words)
-    is_of_torch = isinstance(error, RuntimeError) and should_reduce_batch_size(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_of_torch or is_of_library
+    texts = ("CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size")
+    has_known_text = any(text in str(error) for text in texts)
+    # accelerate knows further texts.
+    has_known_text |= isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or has_known_text
 
 
 @contextmanager
@@ -79,5 +84,5 @@ def measure_peak_memory(device: str) -> Iterator[Callable[[], float]]:
         torch.cuda.reset_peak_memory_stats()
         yield lambda: float(torch.cuda.max_memory_allocated())
         return
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     yield lambda: float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -13,7 +13,7 @@ import torch
 
 from slimdown.config.methods import find_own_type
 from slimdown.config.schema import QuantizationConfig, RunConfig, TunedModelConfig
-from slimdown.models.adapters import check_settings, load_adapter
+from slimdown.models.adapters import check_whole_modules, load_adapter
 from slimdown.models.base_model import (
     MODEL_FILES,
     AskingRules,
@@ -26,7 +26,7 @@ from slimdown.models.base_model import (
 )
 from slimdown.models.device_memory import release_weights
 from slimdown.models.gguf_file import find_differing_token, read_gguf_header
-from slimdown.models.identity import ADAPTER_FILES, identify_adapted
+from slimdown.models.identity import ADAPTER_WEIGHTS, identify_adapted
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.serving_settings import (
     Serving,
@@ -35,27 +35,27 @@ from slimdown.models.serving_settings import (
     find_other_generation,
     read_serving,
 )
-from slimdown.models.tuned_base import read_adapter_config
+from slimdown.models.tuned_base import ADAPTER_CONFIG, read_adapter_config
 from slimdown.models.weight_files import check_weight_files
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors, find_damaged
 from slimdown.utils.time_limit import limit_time
 
-_FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
+_FETCHED = [*MODEL_FILES, "README.md", ADAPTER_WEIGHTS]
 
 
 @dataclass(frozen=True)
 class ExternalModel:
     """A tuned model whose files were checked and whose weights are not loaded yet."""
 
-    base: LoadedModel
+    base: LoadedModel  # `load` needs it with its weights, all else without
     config: TunedModelConfig
     quantization: QuantizationConfig
     folder: Path | None  # of an adapter; None: a whole model
-    tokenizer: Any  # asks as the base's does
+    tokenizer: Any  # makes the same prompts as the base's
     learns_prompt: bool = False  # whether the adapter puts virtual tokens before a prompt
-    outline: Any = None  # of a whole model
-    # How its own files and the base's have them served; None where its files do not say it.
+    outline: Any = None  # of a whole model; None for an adapter
+    # How the tuned model's own files and the base's have them served; None where files do not say.
     serving: Serving | None = None
     base_serving: Serving | None = None
 
@@ -76,18 +76,21 @@ class ExternalModel:
             ModelError: It does not fit on the base or in memory, or computes NaN.
         """
         tuned = self._load_whole() if self.folder is None else self._load_adapter(self.folder)
-        stops = tuple[int, ...]()  # empty: the settings of generation decide
+        stop_ids = tuple[int, ...]()  # empty: the settings of generation decide
         # If base and tuned model end answers at other tokens, the stops of both end an answer.
         if self.serving and self.base_serving and self.serving.stops != self.base_serving.stops:
             texts = {*self.serving.stops, *self.base_serving.stops}
-            stops = _list_ids(self.tokenizer, texts)
-        return tuned.with_rules(AskingRules(stops), self.tokenizer)
+            stop_ids = _list_ids(self.tokenizer, texts)
+        return tuned.with_rules(AskingRules(stop_ids), self.tokenizer)
 
     def _load_whole(self) -> LoadedModel:
         release_weights(self.base.model)  # makes room
         tuned = load_base_model(self.config, self.quantization, self.tokenizer, self.outline)
-        # Both are asked alike; what its own files have otherwise is measured as it is served.
+        # Both models generate by the base's settings, so that only their weights differ. What the
+        # tuned model's own settings change is measured apart, see `serve`.
         settings = deepcopy(self.base.model.generation_config)
+        # The identity of files implies their own settings; others must be added to it. A GGUF file
+        # has none.
         if self.config.gguf or settings != tuned.model.generation_config:
             tuned = replace(tuned, identity={**tuned.identity, "generation": settings.to_dict()})
         tuned.model.generation_config = settings
@@ -103,7 +106,7 @@ class ExternalModel:
 
     @property
     def differences(self) -> list[str]:
-        """What differs between serving it and serving the base, a line each."""
+        """What differs between serving it and serving the base, a line each; empty if unknown."""
         if not (self.serving and self.base_serving):
             return []
         return compare_serving(self.serving, self.base_serving, "the base")
@@ -111,7 +114,8 @@ class ExternalModel:
     def serve(self, tuned: LoadedModel) -> LoadedModel:
         """Return the model, set up to be asked as its own files say.
 
-        They decide on its chat template, BOS, stop tokens and settings of generation.
+        They decide on its chat template, BOS, stop tokens and settings of generation. Call this
+        only if there are `differences`: then the files of both models say how they are served.
 
         Args:
             tuned: What `load` returned, or the model without its weights.
@@ -120,13 +124,13 @@ class ExternalModel:
         assert self.base_serving
         place = fetch_tuned_model(self.config)
         tokenizer = build_served_tokenizer(place, self.serving, self.tokenizer)
-        stops = _list_ids(tokenizer, self.serving.stops)
-        differing = find_other_generation(self.serving, self.base_serving)
+        # By name, the tuned model's value and the base's.
+        other_settings = find_other_generation(self.serving, self.base_serving)
         rules = AskingRules(
-            stops,
+            stops=_list_ids(tokenizer, self.serving.stops),
             stops_alone=True,
             doubles_bos=self.serving.doubles_bos(self.base_serving),
-            generation={key: tuned_value for key, (tuned_value, _) in differing.items()},
+            generation={name: tuned_value for name, (tuned_value, _) in other_settings.items()},
         )
         return tuned.with_rules(rules, tokenizer)
 
@@ -151,7 +155,10 @@ def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
         return place
     with explain_hub_errors(tuned.named), quiet_libraries():
         downloaded = huggingface_hub.snapshot_download(
-            tuned.id, revision=tuned.revision, allow_patterns=_FETCHED, ignore_patterns="*/*"
+            tuned.id,
+            revision=tuned.revision,
+            allow_patterns=_FETCHED,
+            ignore_patterns="*/*",  # subfolders, such as those of checkpoints
         )
     return Path(downloaded)
 
@@ -177,7 +184,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 
     Args:
         config: The checked settings; `tuned` is set.
-        base: The model that it is compared with.
+        base: The model that it is compared with; its weights need not be loaded.
 
     Returns:
         The tuned model, whose weights can be loaded later.
@@ -205,19 +212,20 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(folder) if has_tokenizer else base.tokenizer
         vocabulary, base_vocabulary = tokenizer.get_vocab(), base.tokenizer.get_vocab()
-        differing = [token for token, i in base_vocabulary.items() if vocabulary.get(token) != i]
-        if differing:
-            raise ModelError(
-                f"{tuned.named} has another tokenizer than {base.id}: {differing[0]!r} gets other "
-                "tokens; give the base that it was made from, model.id=..."
-            )
+        # Fine-tuning may add tokens, but those of the base keep their numbers.
+        for token, number in base_vocabulary.items():
+            if vocabulary.get(token) != number:
+                raise ModelError(
+                    f"{tuned.named} has another tokenizer than {base.id}: {token!r} gets other "
+                    "tokens; give the base that it was made from, model.id=..."
+                )
         # Both models get identical prompts. What the tuned model's own files change in them is
         # measured apart, see `serve`.
         if vocabulary == base_vocabulary:
             tokenizer = base.tokenizer
         else:
             _set_prompt_format(tokenizer, base.tokenizer)
-        if (folder / ADAPTER_FILES[0]).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
         outline = load_outline(tuned, config.quantization.name)
@@ -226,12 +234,13 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
 
 
 def _set_prompt_format(tokenizer: Any, base_tokenizer: Any) -> None:
-    """Give a tokenizer with more tokens the base's template, special tokens and BOS rule."""
+    """Give a tokenizer with more tokens the base's chat template, special tokens and BOS rule."""
     tokenizer.chat_template = base_tokenizer.chat_template
     tokenizer.bos_token = base_tokenizer.bos_token
     tokenizer.eos_token = base_tokenizer.eos_token
     backend = getattr(tokenizer, "backend_tokenizer", None)
     base_backend = getattr(base_tokenizer, "backend_tokenizer", None)
+    # The post-processor puts BOS before a text, or does not. Slow tokenizers have no backend.
     if backend and base_backend:
         backend.post_processor = base_backend.post_processor
 
@@ -261,7 +270,16 @@ def _open_gguf(
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
-    """Refuse an adapter whose shapes fit another base; return whether it learns a prompt."""
+    """Refuse an adapter that is damaged or does not fit on the base.
+
+    Args:
+        base: The base; its outline is enough.
+        folder: Where the adapter is.
+        config: The settings; `tuned` names the adapter.
+
+    Returns:
+        Whether it puts virtual tokens before a prompt. Shapes of such an adapter are not compared.
+    """
     import peft
     from safetensors.torch import load_file
 
@@ -273,12 +291,13 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         raise ModelError(
             f"{named} is a DoRA, which has no int8 layers; set quantization=nf4 or none"
         )
-    weights = load_file(folder / ADAPTER_FILES[1])
-    if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
-        raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")
-    check_settings(named, settings, base.outline)
-    if find_own_type(settings["peft_type"]):
-        return False  # loading compares its shapes
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    for name, tensor in weights.items():
+        if not tensor.float().isfinite().all():
+            raise ModelError(f"{named}: its weights hold NaN or infinity ({name}); get it again")
+    check_whole_modules(named, settings, base.outline)
+    if find_own_type(settings["peft_type"]):  # PEFT does not know it; loading compares its shapes
+        return False
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
@@ -289,8 +308,8 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     saved = {name: list(tensor.shape) for name, tensor in weights.items()}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):
-        # Tables of tokens may differ: they may have got more tokens, and PEFT may not have saved
-        # the base's own.
+        # Embeddings and head may differ. What is saved may have got more tokens, and the base's own
+        # table (`base_layer`) need not be saved with the adapter.
         is_table = ".embed" in name or "lm_head" in name
         may_differ = is_table and (name in saved or ".base_" in name)
         if saved.get(name) != expected.get(name) and not may_differ:

@@ -9,7 +9,7 @@ from typing import Any
 
 from slimdown.utils.errors import ModelError
 
-_TOKENIZER = "tokenizer.ggml."
+_TOKENIZER = "tokenizer.ggml."  # begins the names of the fields that describe the tokenizer
 # If a file does not say whether BOS stands before a prompt, llama.cpp decides by the tokenizer. It
 # puts BOS for SentencePiece's, and of the others for those that split text as Llama 3 does.
 _PUT_BOS = frozenset(["llama3", "llama-v3", "llama-bpe"])
@@ -65,7 +65,7 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
         # The reader maps every tensor. So it raises if one lies beyond the end of the file.
         fields = gguf.GGUFReader(file).fields
         found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
-        file_type = found.get("general.file_type")
+        file_type = found.get("general.file_type")  # the number of ALL_F32, MOSTLY_Q4_0 or GUESSED
         weights = gguf.LlamaFileType(file_type).name if file_type is not None else ""
         is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
         puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS  # by default
@@ -90,7 +90,12 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
 
 
 def _find_token(found: Mapping[str, Any], name: str) -> str | None:
-    """Return the text of a token that a file names; None where the vocabulary has no such."""
+    """Return the text of a token that a file names by its number; None where there is none.
+
+    Args:
+        found: The fields of the header, by name.
+        name: The token's: bos, eos or eot.
+    """
     number = found.get(f"{_TOKENIZER}{name}_token_id")
     tokens: Sequence[str] = found[f"{_TOKENIZER}tokens"]
     return tokens[number] if number is not None and number < len(tokens) else None
@@ -104,7 +109,7 @@ def find_differing_token(header: GgufHeader, vocabulary: dict[str, int]) -> str 
 
     Args:
         header: The file's.
-        vocabulary: The base's.
+        vocabulary: The base's tokens, with their numbers.
     """
 
     def write_spaces(token: str) -> str:

@@ -48,12 +48,14 @@ class Checkpoint:
         Raises:
             ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
+        # A file may have a tensor with the prefix, such as `model.`, or without: here all names
+        # are without.
         self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
         # `config.file` is a GGUF file, whose weights are quantized, too.
         if getattr(outline.config, "quantization_config", None) or config.file:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
         self.files = find_weight_files(config)
-        # By a tensor's name without the base model's prefix: its file, and its name in the file.
+        # By a tensor's name: its file, and its name in the file.
         self.places = dict[str, tuple[Path, str]]()
         with explain_hub_errors(self.named):
             for file in self.files:
@@ -63,10 +65,11 @@ class Checkpoint:
         # Patterns of tensors that transformers ignores: the architecture's own, and one for all.
         self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
         self._weights = {name.removeprefix(self._prefix) for name in outline.state_dict()}
-        self.ties: dict[str, str] = {}  # two names of one tensor, in both directions
+        # By the name of a tensor that has two names, its other name: embeddings may be the head.
+        self.ties: dict[str, str] = {}
         for pair in outline.all_tied_weights_keys.items():
-            name, source = (full_name.removeprefix(self._prefix) for full_name in pair)
-            self.ties |= {name: source, source: name}
+            name, other_name = (full_name.removeprefix(self._prefix) for full_name in pair)
+            self.ties |= {name: other_name, other_name: name}
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor is there, or one that it is tied to."""
@@ -75,7 +78,8 @@ class Checkpoint:
     def ignores(self, name: str) -> bool:
         """Whether transformers computes a tensor itself, though older versions saved it.
 
-        GPT-2's mask `attn.bias` is also found in `c_attn.bias`, which is a weight.
+        A weight is never ignored, even if a pattern finds it: that of GPT-2's mask `attn.bias` also
+        finds the weight `c_attn.bias`.
         """
         is_weight = name.removeprefix(self._prefix) in self._weights
         return not is_weight and any(re.search(mask, name) for mask in self._masks)
@@ -106,6 +110,10 @@ class Interpolation:
         The files have the tuned model's layout and dtypes; sums are made in float32. One tensor of
         either model is in memory at a time.
 
+        Args:
+            scale: How much of the change is taken; 0: the base, 1: the tuned model.
+            out: A folder that exists.
+
         Raises:
             ModelError: The disk is full.
         """
@@ -120,7 +128,8 @@ class Interpolation:
             with safe_open(file, "pt") as opened:
                 names = opened.offset_keys()  # in the order of their bytes
             with file.open("rb") as source, (out / file.name).open("wb") as target:
-                # The first 8 bytes say how long the header is: names, shapes, dtypes, places.
+                # The header is copied, and only the numbers behind it are written anew. Its first 8
+                # bytes say how long the rest of it is: names, shapes, dtypes, places.
                 n_header_bytes = 8 + int.from_bytes(source.read(8), "little")
                 source.seek(0)
                 target.write(source.read(n_header_bytes))
@@ -128,15 +137,17 @@ class Interpolation:
                     tensor = self.compute(name, scale).reshape(-1)
                     target.write(tensor.view(torch.uint8).numpy().data)
         folder = fetch_tuned_model(self.external.config)
-        for file in {file for pattern in _READ_BY_TRANSFORMERS for file in folder.glob(pattern)}:
-            shutil.copyfile(file, out / file.name)
+        for pattern in _READ_BY_TRANSFORMERS:
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, out / file.name)
+        # If only the model was saved, it is asked with the base's tokenizer.
         if not (out / "tokenizer_config.json").is_file():
             self.external.tokenizer.save_pretrained(out)
 
     def compute(self, name: str, scale: float) -> torch.Tensor:
         """Compute one tensor of the model at a scale, in the tuned model's dtype."""
         after = self.tuned.read(name)
-        if self.tuned.ignores(name):
+        if self.tuned.ignores(name):  # the base's files may not have it, and no model uses it
             return after
         start, end = self.base.read(name).float(), after.float()
         return torch.lerp(start, end, scale).to(after.dtype)  # exact at 0 and 1, which a sum is not
@@ -145,7 +156,7 @@ class Interpolation:
     def open(self, scale: float) -> Iterator[LoadedModel]:
         """Load the model at a scale, from a temporary folder.
 
-        The model that was loaded before is not usable any more; this one is not after leaving.
+        That releases the weights of the base; those of this model are released on leaving.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save(scale, Path(folder))
@@ -160,7 +171,7 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
 
     Args:
         config: The base.
-        external: The tuned model, with the base's outline.
+        external: A whole tuned model; no weights of it or of `external.base` need be loaded.
 
     Raises:
         ModelError: They differ in tensors, shapes or architecture (it names the first difference),
@@ -171,22 +182,22 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
     problem = f"{tuned.named} has no scales on {base.named}:"
     advice = "give the base that it was made from, model.id=..., with as many tokens"
     for name in sorted(base.places.keys() | tuned.places.keys()):
-        if base.ignores(name) and not (name in base and name in tuned):
+        if base.ignores(name):
             continue
-        # Whether the tuned model ties this tensor to another one, and the base does not.
-        is_untied = name not in tuned.places and name not in base.ties
-        if name not in base or name not in tuned or is_untied:
+        # The tuned model has this tensor under another name only, and in the base these are two.
+        # The files of a scaled model have the tuned model's layout, so they could not hold both.
+        is_tied_in_tuned = name not in tuned.places and name not in base.ties
+        if name not in base or name not in tuned or is_tied_in_tuned:
             owner = "the base" if name in base else "the tuned model"
             raise ModelError(f"{problem} only {owner} has a {name} of its own; {advice}")
         before, after = base.read(name), tuned.read(name)
-        if base.ignores(name):
-            continue
         if before.shape != after.shape or not {before.dtype, after.dtype} <= _FLOATS:
-            kinds = [f"{tensor.dtype} {[*tensor.shape]}" for tensor in (before, after)]
+            base_kind, tuned_kind = (f"{t.dtype} {[*t.shape]}" for t in (before, after))
             raise ModelError(
-                f"{problem} {name} is {kinds[0]} in the base and {kinds[1]} in the tuned model, "
+                f"{problem} {name} is {base_kind} in the base and {tuned_kind} in the tuned model, "
                 f"and only floats of one shape have a scale; {advice}"
             )
+    # Equal tensors can still compute otherwise, for example by another base of the rotary angles.
     base_settings = external.base.outline.config.get_text_config().to_dict()
     tuned_settings = external.outline.config.get_text_config().to_dict()
     for key in sorted(base_settings.keys() & tuned_settings.keys()):

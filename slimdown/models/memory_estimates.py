@@ -7,7 +7,8 @@ from torch import nn
 
 from slimdown.config.schema import QuantizationConfig, TrainConfig
 
-# bitsandbytes: the numbers of a block share a scale, and so do quantized scales in turn.
+# bitsandbytes in 4 bits: so many weights share a scale. If scales are quantized in turn, so many of
+# them share one.
 _BLOCK, _SCALES_BLOCK = 64, 256
 
 
@@ -26,7 +27,7 @@ def estimate_weight_bytes(
     Returns:
         Bytes, within 1 % of what the loaded model takes.
     """
-    n_quantized = n_rows = 0
+    n_quantized = n_rows = 0  # weights that are quantized, and the rows of their matrices
     if quantization.name != "none":
         for layer in outline.modules():
             is_linear = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"  # GPT-2's
@@ -34,12 +35,13 @@ def estimate_weight_bytes(
                 n_quantized += layer.weight.numel()
                 n_rows += layer.weight.shape[0]
     total = sum(parameter.numel() for parameter in outline.parameters())
-    held = (total - n_quantized) * dtype.itemsize
+    plain_bytes = (total - n_quantized) * dtype.itemsize
     if quantization.load_in_8bit:  # a byte for each weight, and a float32 scale for each row
-        return int(held + n_quantized + 4 * n_rows)
-    # A block has a float32 scale; if scales are quantized, a byte, and a share of their own scale.
+        return int(plain_bytes + n_quantized + 4 * n_rows)
+    # Half a byte for each weight. A block has a float32 scale; if scales are quantized, a byte, and
+    # a share of their own scale. Without quantization, `n_quantized` is 0.
     scale_bytes = 1 + 4 / _SCALES_BLOCK if quantization.bnb_4bit_use_double_quant else 4
-    return int(held + n_quantized / 2 + scale_bytes * n_quantized / _BLOCK)
+    return int(plain_bytes + n_quantized / 2 + scale_bytes * n_quantized / _BLOCK)
 
 
 def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> int:
@@ -47,32 +49,36 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
 
     Args:
         model: A model like Llama, with its adapter; the weights need not be in memory.
-        train: Sets how large a batch is; all of its tokens are trained on.
+        train: Sets how many rows a batch has, and how many tokens a row has at most. Each row is
+            assumed to have as many, and to be trained on all of them.
         dtype: The dtype in which the model computes.
 
     Returns:
         Bytes: within 15 % of what a process takes on a CPU (`python -m bench.memory`).
     """
     config = model.config.get_text_config()
-    size = dtype.itemsize
-    width, n_layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    # Norms and LoRA compute in float32: each adapted layer keeps its input in float32. DoRA scales
-    # the results of both, and keeps them.
-    layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
-    adapted = sum(4 * layer.in_features for layer in layers)
-    scaled = [layer for layer in layers if getattr(layer, "lora_magnitude_vector", None)]
-    results = sum(layer.out_features for layer in scaled)
-    adapted += (4 + size) * results
+    size = dtype.itemsize  # bytes of a number; one in float32 takes 4
+    width, n_blocks = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * width  # of the feed-forward part
+    # All sizes from here on are bytes per token. What is trained comes first, of all blocks.
+    # LoRA computes in float32: each linear layer that it adapts keeps its input in float32.
+    adapted = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    trained_bytes = sum(4 * layer.in_features for layer in adapted)
+    # DoRA scales the results of the layer and of its LoRA, and keeps both.
+    with_dora = [layer for layer in adapted if getattr(layer, "lora_magnitude_vector", None)]
+    n_results = sum(layer.out_features for layer in with_dora)
+    trained_bytes += (4 + size) * n_results
     if all(parameter.requires_grad for parameter in model.parameters()):
-        adapted += size * (inner + 2 * width) * n_layers  # the inputs of what is trained itself
-    # Bytes of one layer per token: two norms' float32 inputs, then what its products keep.
-    layer = 8 * width + size * (3 * inner + 4 * width) + adapted // n_layers
-    # Checkpointing keeps the input of each layer, and one layer that is computed again. The
-    # backward pass holds the gradients of a layer besides.
-    kept = layer * n_layers
+        # The inputs of the weights, which are trained themselves.
+        trained_bytes += size * (inner + 2 * width) * n_blocks
+    # One block: the float32 inputs of two norms, what its products keep, and what is trained.
+    block_bytes = 8 * width + size * (3 * inner + 4 * width) + trained_bytes // n_blocks
+    kept_bytes = block_bytes * n_blocks
     if train.gradient_checkpointing:
-        kept = size * width * n_layers + layer + 4 * results  # DoRA's are kept all the same
-    kept += layer
-    logits = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
-    return int(train.per_device_train_batch_size * train.max_length * (kept + logits))
+        # The input of each block, one block that is computed again, and DoRA's results, which are
+        # kept all the same.
+        kept_bytes = size * width * n_blocks + block_bytes + 4 * n_results
+    kept_bytes += block_bytes  # the backward pass holds the gradients of one block besides
+    logit_bytes = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
+    n_tokens = train.per_device_train_batch_size * train.max_length
+    return int(n_tokens * (kept_bytes + logit_bytes))

@@ -29,10 +29,10 @@ def merge_adapter(
         base: The model that the adapter was trained on; it is not usable afterwards.
         adapter_dir: The adapter, in PEFT's format.
         out_dir: An empty folder.
-        dtype: The dtype of the merged weights; None: that of the base.
+        dtype: The name of the merged weights' dtype, such as bfloat16; None: that of the base.
 
     Returns:
-        The dtype that was written.
+        The name of the dtype that was written.
 
     Raises:
         ModelError: PEFT cannot merge this adapter, or the merged model gives other logits.
@@ -51,6 +51,7 @@ def merge_adapter(
             expected = _compute_logits(adapted, tokens)  # in float32, before merging
             _part_embeddings(model)
             merged = adapted.merge_and_unload(safe_merge=True)
+            # Whoever loads a model whose settings tie them would get one tensor for both.
             if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
                 merged.config.tie_word_embeddings = False
                 merged.config.get_text_config().tie_word_embeddings = False
@@ -60,8 +61,9 @@ def merge_adapter(
                 tensor.data = tensor.data.to(getattr(torch, dtype)).float()
             expected = _compute_logits(merged, tokens)
     except SlimdownError:
-        raise
+        raise  # it already says how to go on
     except Exception as error:  # PEFT's, for settings and models of any kind
+        # Options of `slimdown merge`. Original weights may merge where quantized ones do not.
         advice = "--device cpu" if is_out_of_memory(error) else "--onto original"
         raise ModelError(
             f"this adapter cannot be merged into {base.id}: {describe_error(error)}; try "
@@ -70,7 +72,7 @@ def merge_adapter(
     with torch.no_grad(), quiet_libraries():
         merged.to(getattr(torch, dtype)).save_pretrained(out_dir)
         base.tokenizer.save_pretrained(out_dir)
-        release_weights(merged)  # makes room
+        release_weights(merged)  # makes room for the written model
         loader: Any = AutoModelForCausalLM
         place = {"": str(expected.device)}
         written = loader.from_pretrained(out_dir, dtype=torch.float32, device_map=place)
@@ -79,17 +81,24 @@ def merge_adapter(
 
 
 def _dequantize(base: LoadedModel) -> None:
-    """Give a quantized model the values that its weights stand for."""
+    """Give a quantized model the values that its weights stand for; it is changed in place."""
     model = base.model
-    computed = [getattr(module, "compute_dtype", None) for module in model.modules()]
-    is_8bit = base.quantization == "int8"  # its scales are float32
-    model.dequantize(torch.float32 if is_8bit else next(filter(None, computed), model.dtype))
+    if base.quantization == "int8":  # its scales are float32
+        dtype = torch.float32
+    else:  # only layers in 4 bits have a dtype in which they compute
+        dtypes = (getattr(module, "compute_dtype", None) for module in model.modules())
+        dtype = next(filter(None, dtypes), model.dtype)
+    model.dequantize(dtype)
     # transformers 5.24 leaves these flags set, and PEFT reads them.
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
 
 
 def _part_embeddings(model: Any) -> None:
-    """Give embeddings and LM head a tensor each, if an adapter changes one of them."""
+    """Give embeddings and LM head a tensor each, if an adapter changes one of them.
+
+    Args:
+        model: The base inside PEFT's model. PEFT has put its own layer around what it changes.
+    """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     embeddings_table = getattr(embeddings, "base_layer", embeddings)
     head_table = getattr(head, "base_layer", head)
@@ -99,12 +108,17 @@ def _part_embeddings(model: Any) -> None:
 
 
 def _choose_tokens(adapted: Any, adapter_dir: Path) -> torch.Tensor:
-    """Choose tokens to compare logits on: those that the adapter trains, and some of all."""
+    """Choose tokens to compare logits on: those that the adapter trains, and some of all.
+
+    Returns:
+        Their ids as a batch of one row.
+    """
     trained = read_adapter_config(adapter_dir).get("trainable_token_indices") or []
-    if isinstance(trained, dict):
+    if isinstance(trained, dict):  # by the name of a table: embeddings or head
         trained = chain.from_iterable(trained.values())
     last = adapted.get_input_embeddings().weight.shape[0] - 1
-    return torch.tensor([[*islice(trained, 64), *range(0, last, last // 32 + 1), last]])
+    spread = range(0, last, last // 32 + 1)  # at most 32, evenly over the vocabulary
+    return torch.tensor([[*islice(trained, 64), *spread, last]])
 
 
 def _compute_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -113,6 +127,7 @@ def _compute_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _compare_logits(base: LoadedModel, expected: torch.Tensor, logits: torch.Tensor) -> None:
+    """Refuse a merged model whose logits are not those of base and adapter, up to rounding."""
     distance = float((logits - expected).abs().max())
     if not distance <= 1e-3 + 1e-5 * float(expected.abs().max()):  # also of NaN
         raise ModelError(

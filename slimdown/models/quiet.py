@@ -17,7 +17,8 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings(), ExitStack() as undo:
         warnings.simplefilter("ignore")
         for logger in map(logging.getLogger, _LIBRARIES):
-            if logger.level != logging.ERROR:  # it is inside: to set a level takes milliseconds
+            # Setting a level takes milliseconds; within another such context it is set already.
+            if logger.level != logging.ERROR:
                 undo.callback(logger.setLevel, logger.level)
                 logger.setLevel(logging.ERROR)
         if transformers_logging.is_progress_bar_enabled():

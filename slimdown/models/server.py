@@ -15,9 +15,10 @@ from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
 _CONNECT_SECONDS, _READ_SECONDS = 2, 10  # of a request that needs no model
-# Who owns a model of /v1/models, by what the servers write there.
+# What a server writes as the owner of a model into /v1/models, and which engine that means.
 _ENGINES = {"llamacpp": "llama.cpp", "vllm": "vLLM", "sglang": "SGLang", "library": "Ollama"}
-# What /v1/models says of a model and that does not change by itself, as times and ids do.
+# Fields of a model in /v1/models that stay as they are while the same model is served. Others, such
+# as times and ids, may change with every answer.
 _LASTING = ("owned_by", "meta", "max_model_len", "parent")
 
 
@@ -28,9 +29,9 @@ class Server:
     Attributes:
         address: Up to `/v1`.
         model: The server's name of the model, which may be a path of its machine.
-        engine: Which program answers, as far as it says so.
+        engine: Which program answers, with its version; `a server` where it does not say.
         settings: How it is asked.
-        facts: What /v1/models says of the model.
+        facts: What /v1/models says of the model: the fields of `_LASTING` that it has.
         chat_template: The template that it puts messages in; None: it does not show it.
         n_context: How many tokens a prompt and its answer may have; None: it does not say.
     """
@@ -73,7 +74,7 @@ class Server:
 
         Args:
             path: What follows the address, such as /models.
-            body: What is posted, for which the server may have to load a model; None: nothing.
+            body: What is posted, for a request that the model answers; None: the page is read.
             is_beside: Whether the path stands beside `/v1`, and not below it.
 
         Raises:
@@ -82,25 +83,28 @@ class Server:
         import requests
 
         begin = self.address.rpartition("/")[0] if is_beside else self.address
-        timeout = (_CONNECT_SECONDS, self.settings.timeout if body else _READ_SECONDS)
-        with self.explain_errors():
+        # Only the model takes long to answer: the server may have to load it first.
+        needs_model = body is not None
+        read_seconds = self.settings.timeout if needs_model else _READ_SECONDS
+        with self.explain_errors(needs_model=needs_model):
             response = requests.request(
-                "POST" if body else "GET",
+                "POST" if needs_model else "GET",
                 begin + path,
                 json=body,
                 headers=self.headers,
-                timeout=timeout,
+                timeout=(_CONNECT_SECONDS, read_seconds),
                 allow_redirects=False,
             )
             response.raise_for_status()
             return response.json()
 
     @contextmanager
-    def explain_errors(self, advice: str = "") -> Iterator[None]:
+    def explain_errors(self, advice: str = "", needs_model: bool = True) -> Iterator[None]:
         """Turn what a client of lm-eval or `requests` raises into one or two sentences.
 
         Args:
             advice: How to go on, where the server failed.
+            needs_model: Whether the model answers the request, for which `served.timeout` is set.
 
         Raises:
             ModelError: An error of the client was raised inside.
@@ -108,16 +112,19 @@ class Server:
         try:
             yield
         except Exception as error:
-            reason = self._explain(error)
-            text = f"tuned={self.address}: {reason}. {advice}".removesuffix(". ")  # no advice
-            # A run that fails by an OSError may succeed when repeated. aiohttp's errors are none.
+            reason = self._explain(error, needs_model)
+            # Without advice, the text ends without a full stop, as other messages do.
+            text = f"tuned={self.address}: {reason}. {advice}".removesuffix(". ")
+            # If the cause is an OSError, the record counts the run as one that can go on. Some of
+            # aiohttp's errors are none, so a ConnectionError stands for whatever else was raised.
             cause = error if isinstance(error, OSError) else ConnectionError(describe_error(error))
             raise ModelError(redact(text)) from cause
 
-    def _explain(self, error: Exception) -> str:
-        """Say what an error of `requests` or aiohttp means."""
+    def _explain(self, error: Exception, needs_model: bool) -> str:
+        """Say what an error of `requests` or aiohttp means; see `explain_errors`."""
         import requests
 
+        # An error of aiohttp has the HTTP status itself; that of requests has it in its response.
         response = getattr(error, "response", None)
         status = getattr(error, "status", None) or getattr(response, "status_code", None)
         if status in (401, 403):
@@ -132,8 +139,12 @@ class Server:
         if isinstance(error, requests.ConnectTimeout | requests.ConnectionError):
             return "no server answers there; start it, or correct the address"
         if isinstance(error, requests.Timeout | TimeoutError):
+            if not needs_model:
+                advice = "repeat the command when it answers"
+                return f"the server sent nothing for {_READ_SECONDS} seconds; {advice}"
             return f"the server sent nothing for {self.settings.timeout} seconds (served.timeout)"
-        if isinstance(error, OSError):
+        # requests' JSONDecodeError is an OSError, too, but then the server did answer.
+        if isinstance(error, OSError) and not isinstance(error, requests.JSONDecodeError):
             return "the server does not answer any more"
         return f"this is no answer of OpenAI's protocol ({describe_error(error)})"
 
@@ -148,6 +159,7 @@ def find_server(config: RunConfig) -> Server:
         ModelError: No server is there, it speaks another protocol, or it serves several models
             and none is chosen.
     """
+    # It stands for the server until /models has told the names of model and engine.
     server = Server(config.address, config.served.model or "", "a server", config.served)
     listed = server.request("/models")
     models = listed.get("data") if isinstance(listed, dict) else None
@@ -160,6 +172,7 @@ def find_server(config: RunConfig) -> Server:
         problem = f"the server lists {len(names)} models ({shown})"
         raise ModelError(f"tuned={server.address}: {problem}; choose one: served.model=NAME")
     model = server.model or names[0]
+    # A server may answer for a model that it does not list; nothing is known of it then.
     listed_model = models[names.index(model)] if model in names else {}
     return _read_facts(server, model, listed_model)
 
@@ -167,21 +180,26 @@ def find_server(config: RunConfig) -> Server:
 def _read_facts(server: Server, model: str, listed: Mapping[str, Any]) -> Server:
     """Return a server with what it tells about its engine and a model.
 
+    Nothing here has to be there, or of the right type: what cannot be read counts as not told.
+
     Args:
-        server: How it is asked.
+        server: Where and how it is asked; its engine is not known yet.
         model: The model's name.
         listed: What /v1/models says of it; empty where it does not list this model.
     """
     engine = _ENGINES.get(str(listed.get("owned_by", "")), "a server")
     properties, version = dict[str, Any](), ""
-    with suppress(Exception):  # others than llama.cpp have no such page
+    # Only llama.cpp has this page, so an answer also names the engine.
+    with suppress(Exception):
         properties = dict(server.request("/props", is_beside=True))
         engine, version = "llama.cpp", str(properties.get("build_info") or "")
     if engine == "vLLM":
         with suppress(Exception):
             version = str(server.request("/version", is_beside=True)["version"])
-    meta = listed.get("meta")
-    n_context = listed.get("max_model_len") or (meta or {}).get("n_ctx")
+    meta = listed.get("meta")  # of llama.cpp's server
+    n_context = listed.get("max_model_len")  # vLLM's name
+    if not n_context and isinstance(meta, dict):
+        n_context = meta.get("n_ctx")
     template = properties.get("chat_template")
     return Server(
         address=server.address,

@@ -21,11 +21,11 @@ from slimdown.utils.time_limit import limit_time
 
 _SHOWN = 24  # characters of two templates, or of two settings, where they differ
 # Of generation_config.json, what changes a greedy answer, and the value at which it changes nothing
-_FORCED = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"]
-_FORCED += ["forced_bos_token_id", "forced_eos_token_id", "min_new_tokens", "guidance_scale"]
 _GENERATION: dict[str, Any] = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0}
 _GENERATION |= {"no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1}
-_GENERATION |= dict.fromkeys([*_FORCED, "exponential_decay_length_penalty"])
+_OFF_AT_NONE = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"]
+_OFF_AT_NONE += ["forced_bos_token_id", "forced_eos_token_id", "min_new_tokens", "guidance_scale"]
+_GENERATION |= dict.fromkeys([*_OFF_AT_NONE, "exponential_decay_length_penalty"])
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Serving:
     Attributes:
         chat_template: None where the files hold none.
         bos, eos: The tokens that begin and end a text; None where there is none.
-        tokenizer_puts_bos: Whether BOS is put before a prompt.
-        template_writes_bos: Whether the chat template begins a prompt with BOS, too.
-        stops: The tokens that end an answer, by text.
-        generation: Further settings of generation that change a greedy answer.
+        tokenizer_puts_bos: Whether the tokenizer puts BOS before a prompt.
+        template_writes_bos: Whether the chat template begins a prompt with BOS.
+        stops: The texts of the tokens that end an answer, sorted.
+        generation: Further settings of generation that change a greedy answer, by name.
     """
 
     chat_template: str | None
@@ -85,6 +85,7 @@ def read_serving(
     Raises:
         ModelError: A file is damaged.
     """
+    # A tuned model names its GGUF file itself, a base by an option of transformers.
     file = config.gguf if isinstance(config, TunedModelConfig) else None
     if file is None and "gguf_file" in config.file:
         file = folder / config.file["gguf_file"]
@@ -97,18 +98,24 @@ def read_serving(
         bos, eos = tokenizer.bos_token, tokenizer.eos_token
         stops = [eos]
         stop_ids = _read_stop_ids(folder)
-        if stop_ids is None:  # the folder holds no model
+        if stop_ids is None:  # the folder holds no model, but an adapter for that of `before`
             stops += before.stops if before else ()
         stops += tokenizer.convert_ids_to_tokens(stop_ids or [])
         template = tokenizer.chat_template
         if isinstance(template, dict):  # several, by name
             template = template.get("default")
-        first_ids = tokenizer("a")["input_ids"][:1] if bos is not None else []  # of any text
+        # Any text shows whether the tokenizer puts BOS before it.
+        first_ids = tokenizer("a")["input_ids"][:1] if bos is not None else []
         tokenizer_puts_bos = bos is not None and first_ids == [tokenizer.bos_token_id]
         generation = _read_generation(folder, before)
-    template_writes_bos = _begins_with_bos(template, bos, eos)
     return Serving(
-        template, bos, eos, tokenizer_puts_bos, template_writes_bos, _list_once(stops), generation
+        chat_template=template,
+        bos=bos,
+        eos=eos,
+        tokenizer_puts_bos=tokenizer_puts_bos,
+        template_writes_bos=_begins_with_bos(template, bos, eos),
+        stops=_list_once(stops),
+        generation=generation,
     )
 
 
@@ -116,7 +123,11 @@ def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
     """Return the settings of generation that change a greedy answer; of an adapter, its base's."""
     if (file := folder / "generation_config.json").is_file():
         own = json.loads(file.read_text("utf-8"))
-        return {k: own[k] for k, none in _GENERATION.items() if own.get(k) not in (None, none, [])}
+        found = {}
+        for name, value_without_effect in _GENERATION.items():
+            if own.get(name) not in (None, value_without_effect, []):
+                found[name] = own[name]
+        return found
     is_adapter = before is not None and not (folder / "config.json").is_file()
     return before.generation if before and is_adapter else {}
 
@@ -136,14 +147,20 @@ def _read_stop_ids(folder: Path) -> list[int] | None:
 
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:
+    """Read how a GGUF file is served; see `read_serving`."""
     header = read_gguf_header(file, setting)
-    template, bos, eos = header.chat_template, header.bos, header.eos
-    template_writes_bos = _begins_with_bos(template, bos, eos)
-    known = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
-    stops = _list_once([eos, header.eot, *known])
-    generation = before.generation if before else {}  # a server's own settings decide it
-    tokenizer_puts_bos = header.puts_bos and bos is not None
-    return Serving(template, bos, eos, tokenizer_puts_bos, template_writes_bos, stops, generation)
+    # Stop tokens of the stage before that llama.cpp recognizes in this vocabulary by their text.
+    known_stops = KNOWN_ENDS.intersection(header.tokens, before.stops if before else ())
+    return Serving(
+        chat_template=header.chat_template,
+        bos=header.bos,
+        eos=header.eos,
+        tokenizer_puts_bos=header.puts_bos and header.bos is not None,
+        template_writes_bos=_begins_with_bos(header.chat_template, header.bos, header.eos),
+        stops=_list_once([header.eos, header.eot, *known_stops]),
+        # The file holds no such settings, and a server has its own: none counts as different.
+        generation=before.generation if before else {},
+    )
 
 
 def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
@@ -152,7 +169,7 @@ def _list_once(tokens: list[str | None]) -> tuple[str, ...]:
 
 
 def _begins_with_bos(template: str | None, bos: str | None, eos: str | None) -> bool:
-    """Return whether a chat template begins a prompt with BOS; a failing one does not."""
+    """Return whether a chat template begins a prompt with BOS; False if the template fails."""
     from transformers.utils import chat_template_utils
 
     if not template or not bos:
@@ -181,17 +198,18 @@ def build_served_tokenizer(place: Path, serving: Serving, asked_by: Any) -> Any:
     if place.is_dir():
         with quiet_libraries():
             tokenizer = load_tokenizer(place)
-        # The harness needs one; it ends no answer, see `AskingRules.stops_alone`.
+        # The harness needs an EOS; this one ends no answer, see `AskingRules.stops_alone`.
         tokenizer.eos_token = serving.eos or asked_by.eos_token
-    else:
+    else:  # a GGUF file has the vocabulary of `asked_by`, and its own rule for BOS
         tokenizer = copy.deepcopy(asked_by)
         tokenizer.bos_token = serving.bos or asked_by.bos_token
         tokenizer.eos_token = serving.eos or asked_by.eos_token
-        parts = [serving.bos] if serving.bos and serving.tokenizer_puts_bos else []
+        put_before = [serving.bos] if serving.bos and serving.tokenizer_puts_bos else []
+        # $A and $B stand for the texts that are encoded.
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=[*parts, "$A"],
-            pair=[*parts, "$A", "$B:1"],
-            special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos)) for bos in parts],
+            single=[*put_before, "$A"],
+            pair=[*put_before, "$A", "$B:1"],
+            special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos)) for bos in put_before],
         )
     tokenizer.chat_template = serving.chat_template or asked_by.chat_template
     return tokenizer
@@ -205,21 +223,29 @@ def compare_serving(after: Serving, before: Serving, name: str = "the stage befo
         before: The stage before it.
         name: What the stage before is called.
     """
-    return [
+    lines = [
         *compare_templates(after.chat_template, before.chat_template, name),
         *_compare_bos(after, before, name),
         *_compare_stops(after, before, name),
-        *(
-            f"generates with {key}={_shorten(value)}; {name} with {_shorten(other)}"
-            for key, (value, other) in find_other_generation(after, before).items()
-        ),
     ]
+    for setting, (value, value_before) in find_other_generation(after, before).items():
+        other = _shorten(value_before)
+        lines.append(f"generates with {setting}={_shorten(value)}; {name} with {other}")
+    return lines
 
 
 def find_other_generation(after: Serving, before: Serving) -> dict[str, tuple[Any, Any]]:
-    """Find the settings of generation that differ, with the values of both stages."""
-    pairs = {key: (after.generation.get(key), before.generation.get(key)) for key in _GENERATION}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    """Find the settings of generation that differ.
+
+    Returns:
+        By name, the values after and before; None where a stage does not use the setting.
+    """
+    differing = {}
+    for name in _GENERATION:
+        value, value_before = after.generation.get(name), before.generation.get(name)
+        if value != value_before:
+            differing[name] = value, value_before
+    return differing
 
 
 def _shorten(value: Any) -> str:
@@ -228,7 +254,13 @@ def _shorten(value: Any) -> str:
 
 
 def compare_templates(after: str | None, before: str | None, name: str) -> Iterator[str]:
-    """Say in a line how a chat template differs from that of the stage `name`, if it does."""
+    """Say in a line how a chat template differs from that of the stage before, if it does.
+
+    Args:
+        after: The template; None or empty: there is none.
+        before: That of the stage before.
+        name: What the stage before is called.
+    """
     text, text_before = (after or "").strip(), (before or "").strip()
     if text == text_before:
         return
@@ -237,16 +269,17 @@ def compare_templates(after: str | None, before: str | None, name: str) -> Itera
     elif not text_before:
         yield f"chat template: one of its own; {name} has none"
     else:
+        # How many characters are the same from the beginning.
         pairs = zip(text, text_before, strict=False)
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        here, there = (
-            repr(part[start : start + _SHOWN]) if part[start:] else "its end"
-            for part in (text, text_before)
-        )
+        n_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        rest, rest_before = text[n_same:], text_before[n_same:]
+        here = repr(rest[:_SHOWN]) if rest else "its end"
+        there = repr(rest_before[:_SHOWN]) if rest_before else "its end"
         yield f"chat template: another one; it first differs at {here}, where {name} has {there}"
 
 
 def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
+    """Say in a line how the use of BOS differs, if it does; see `compare_serving`."""
     start, start_before = after.start or "nothing", before.start or "nothing"
     if after.doubles_bos(before):
         twice = "twice, where the server takes none away"
@@ -258,6 +291,7 @@ def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:
 
 
 def _compare_stops(after: Serving, before: Serving, name: str) -> Iterator[str]:
+    """Say in a line how the stop tokens differ, if they do; see `compare_serving`."""
     if after.stops != before.stops:
         stops, stops_before = (", ".join(s.stops) or "no token" for s in (after, before))
         yield f"ends an answer at {stops}; {name} at {stops_before}"

@@ -9,16 +9,17 @@ from slimdown.config.schema import RunConfig
 class SharedBase:
     """Keeps the base of a job for the next one, which puts another adapter on it.
 
-    A base is kept only if nothing but its adapter was changed: an adapter that trains biases, adds
-    tokens or takes its start from the base's weights leaves another model behind.
+    A base is kept only if it is as it was loaded once its adapter is taken off: one that trains
+    biases, adds tokens or takes its start from the base's weights leaves another model behind.
     """
 
     def __init__(self) -> None:
         """Keep nothing yet."""
+        # Both are a `LoadedModel` or None; the class itself would import torch.
         self._kept: Any = None  # for the next job
         self._in_use: Any = None  # by the current job
         self._settings = ""  # with which the base was loaded
-        self._state: object = None  # of its layers and numbers then
+        self._state: object = None  # of its layers and numbers then, see `_describe_state`
 
     def load(self, config: RunConfig, tokenizer: Any, outline: Any) -> Any:
         """Return the base of a run: the one that was kept, or a freshly loaded one.
@@ -44,7 +45,9 @@ class SharedBase:
             described = describe_base_model(config.model, config.quantization, tokenizer, outline)
             is_same = settings == self._settings and described.files == kept.files
             is_same = is_same and described.revision == kept.revision
-            if config.tuned and is_same:
+            if config.tuned and is_same:  # a run that trains loads a base of its own
+                # This run may ask with another tokenizer, for example with a chat template. All
+                # that is known only after loading is taken from the base that was kept.
                 self._in_use = replace(
                     described,
                     model=kept.model,
@@ -59,27 +62,32 @@ class SharedBase:
         return self._in_use
 
     def keep_base_of(self, tuned: Any) -> None:
-        """Take the adapter off the base that `load` returned, and keep this for the next job.
+        """Take the adapter off the base that `load` returned, and keep the base for the next job.
+
+        It is not kept if it is not as it was loaded. Then the next job loads its base anew.
 
         Args:
-            tuned: The same model with the adapter.
+            tuned: The `LoadedModel` of the base with the adapter on it.
         """
-        base, self._in_use = self._in_use, None
         from slimdown.models.adapters import remove_adapter
 
+        base, self._in_use = self._in_use, None
         try:
             model = remove_adapter(tuned.model)
-        except Exception:  # PEFT refuses, as for IA3 in 4 bits: the next job loads its base
+        except Exception:  # PEFT refuses, as for IA3 in 4 bits
             return
         if model is base.model and _describe_state(model) == self._state:
             self._kept = base
 
 
 def _describe_state(model: Any) -> object:
-    """Return what changes when a model's layers, hooks or numbers change, without reading these."""
+    """Return what changes when a model's layers, hooks or numbers change; two can be compared.
+
+    The numbers are not read: torch counts the changes of each tensor in `_version`.
+    """
     layers = [
         (name, type(layer), len(layer._forward_hooks)) for name, layer in model.named_modules()
     ]
-    named = [*model.named_parameters(), *model.named_buffers()]
-    numbers = [(name, tensor.data_ptr(), tensor.shape, tensor._version) for name, tensor in named]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    numbers = [(name, tensor.data_ptr(), tensor.shape, tensor._version) for name, tensor in tensors]
     return layers, numbers

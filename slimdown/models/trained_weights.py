@@ -9,7 +9,16 @@ from slimdown.config.schema import LoraConfig
 
 
 def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
-    """Make the weights that a method trains require gradients, and no others."""
+    """Make the weights that a method trains require gradients, and no others.
+
+    Args:
+        model: A causal language model; it is changed in place.
+        method: `full`, which trains all weights, or `last_layer`.
+        lora: Not read, as these methods are no LoRA.
+
+    Returns:
+        The same model.
+    """
     model.requires_grad_(method.name == "full")
     if method.name == "last_layer":
         n_layers = model.config.get_text_config().num_hidden_layers
@@ -20,8 +29,10 @@ def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
             if isinstance(module, nn.ModuleList) and len(module) == n_layers
         )
         blocks[-1].requires_grad_(True)
+        # The norm behind the last block stands beside the list of blocks, under any name. A norm of
+        # the embeddings, as BLOOM's, may stand there, too.
         parent = model.get_submodule(name.rpartition(".")[0])
-        for child_name, child in parent.named_children():  # the norm behind the last block
+        for child_name, child in parent.named_children():
             if "norm" in type(child).__name__.lower() and "embed" not in child_name:
                 child.requires_grad_(True)
         if isinstance(method, LastLayer) and method.lm_head:

@@ -12,7 +12,7 @@ from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.memory_estimates import estimate_step_bytes, estimate_weight_bytes
 
-# The parameter, its gradient and AdamW's two means, in float32.
+# Bytes of a parameter that is trained, its gradient and AdamW's two means, each in float32.
 _BYTES_PER_TRAINED = 16
 
 
@@ -22,7 +22,8 @@ class TrainingSizes:
 
     Attributes:
         n_trained: Parameters that are trained.
-        n_bytes: Weights, what is trained, and the activations of a batch of the longest rows.
+        n_bytes: The model's weights, the parameters that are trained with what the optimizer keeps
+            of them, and the activations of a batch of the longest rows.
     """
 
     n_trained: int
@@ -30,12 +31,21 @@ class TrainingSizes:
 
 
 def estimate_quantized_bytes(config: RunConfig, outline: Any, dtype: torch.dtype) -> dict[str, int]:
-    """Estimate the bytes of a model's weights under each name of `quantization`."""
+    """Estimate the bytes of a model's weights with each quantization: none, int8 and nf4.
+
+    Args:
+        config: The settings. Of those of quantization, only how scales are stored is read.
+        outline: See `load_outline`.
+        dtype: The dtype of what is not quantized.
+
+    Returns:
+        The bytes, by the quantization's name.
+    """
     sizes = {}
     for name in ("none", "int8", "nf4"):
         is_4bit, is_8bit = name == "nf4", name == "int8"
-        held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
-        sizes[name] = estimate_weight_bytes(outline, held, dtype)
+        quantization = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
+        sizes[name] = estimate_weight_bytes(outline, quantization, dtype)
     return sizes
 
 
@@ -45,11 +55,11 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
     Args:
         config: The settings.
         outline: See `load_outline`; it is not changed.
-        dtype: Of what is not quantized.
+        dtype: The dtype of what is not quantized.
 
     Returns:
-        The sizes; None if the method needs weights, as prompt tuning, which starts from the
-        embeddings.
+        The sizes; None if the method reads weights when it begins, as prompt tuning does: its
+        virtual tokens start as embeddings of the vocabulary.
     """
     weights = estimate_weight_bytes(outline, config.quantization, dtype)
     base = LoadedModel(deepcopy(outline), None, config.model.id, str(dtype))
@@ -59,7 +69,8 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
         n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         step = estimate_step_bytes(adapted, config.train, dtype)
         bytes_per_trained = _BYTES_PER_TRAINED
-        if config.method.facts.trains_weights:  # `weights` counts the parameter already
+        # Where weights of the base are trained, `weights` counts the parameter itself already.
+        if config.method.facts.trains_weights:
             bytes_per_trained -= dtype.itemsize
         return TrainingSizes(n_trained, weights + bytes_per_trained * n_trained + step)
     return None

@@ -25,9 +25,9 @@ def find_base(tuned: TunedModelConfig) -> ModelConfig:
     Raises:
         ModelError: It is a whole model, or its base is not named or not here.
     """
-    settings = fetch_adapter_config(tuned) or {}
+    settings = fetch_adapter_config(tuned) or {}  # a whole model names no base
     base = ModelConfig(id=_read_base_name(settings))
-    if not base.folder:
+    if not base.folder:  # a folder has no revisions
         base.revision = str(settings.get("revision") or "main")
         if any(base.source_problems()):
             problem = f"was made on {base.id}, which is not here" if base.id else "names no base"
@@ -37,11 +37,12 @@ def find_base(tuned: TunedModelConfig) -> ModelConfig:
 
 
 def find_wrong_base(config: RunConfig) -> Iterator[str]:
-    """Report an adapter that was made on another base than the chosen one."""
+    """Report an adapter that was made on another base than the chosen one, in one line."""
     if not (tuned := config.tuned_model):
         return
-    made_on = _read_base_name(fetch_adapter_config(tuned) or {})
+    made_on = _read_base_name(fetch_adapter_config(tuned) or {})  # empty for a whole model
     base = config.model
+    # A folder's name does not say what it holds, unless it is the embedded model's.
     may_be_copy = base.folder not in (None, MODEL_DIR)
     if not may_be_copy and is_other_base(made_on, base.id):
         advice = "leave out model= and model.id to take that one, or correct"
@@ -58,10 +59,10 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
     Raises:
         ModelError: The file is damaged, or the hub does not give it.
     """
-    folder = tuned.folder
     if tuned.gguf:
         return None
-    if folder is None:
+    folder = tuned.folder
+    if folder is None:  # the hub has the adapter
         # One repository has one problem at most.
         for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
             raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
@@ -73,21 +74,24 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
             try:
                 folder = Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
             except EntryNotFoundError as error:
-                # Offline, a missing file tells nothing, unless the cache holds a whole model.
+                # The hub has no such file in the repository of a whole model. But offline, a file
+                # that the cache lacks tells nothing, unless the cache holds a whole model.
+                is_offline = isinstance(error, LocalEntryNotFoundError)
                 is_whole = try_to_load_from_cache(tuned.id, "config.json", revision=commit)
-                if isinstance(error, LocalEntryNotFoundError) and not is_whole:
+                if is_offline and not is_whole:
                     raise
                 return None
     return read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return the settings of a saved adapter.
+    """Return the settings of a saved adapter, by PEFT's names; `peft_type` is among them.
 
     Raises:
         ModelError: Their file is damaged.
     """
-    file, settings = folder / ADAPTER_CONFIG, None
+    file = folder / ADAPTER_CONFIG
+    settings = None  # stays so if the file is too large or no JSON
     with suppress(ValueError, RecursionError):
         if file.stat().st_size <= _MOST_BYTES:
             settings = json.loads(file.read_text(encoding="utf-8"))

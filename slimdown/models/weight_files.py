@@ -35,11 +35,11 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
     """Check that a model's files are whole, and hold the tensors that its config.json describes.
 
     transformers loads names and shapes from the headers onto the meta device: no weight is read.
-    Names in the files of a quantized model are those of its quantizer, which loads them later.
+    The tensors of a model that its publisher quantized are not compared.
 
     Args:
         config: Which model.
-        outline: See `load_outline`.
+        outline: See `load_outline`; it is not changed.
 
     Raises:
         ModelError: A file is missing or damaged, or tensors are missing or have other shapes.
@@ -52,12 +52,16 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
         for file in files:
             headers |= load_state_dict(str(file), map_location="meta")
         if own := getattr(outline.config, "quantization_config", None):
+            # The names in the files are those of the quantizer, which loads them later. Of
+            # bitsandbytes', some are known: without scales, the files hold weights as they were.
             holds_scales = any(name.endswith((".absmax", ".SCB")) for name in headers)
             if (own.get("load_in_4bit") or own.get("load_in_8bit")) and not holds_scales:
                 problem = "its config.json says that bitsandbytes quantized its weights, and"
                 advice = "take quantization_config out of it"
                 raise ModelError(f"{config.named}: {problem} its files hold no scales; {advice}")
             return
+        # A second outline gets these tensors as a model gets its weights: other shapes raise, and
+        # `info` lists what is missing.
         settings: dict[str, Any] = {"config": outline.config, "device_map": {"": "meta"}}
         settings |= {"state_dict": headers, "output_loading_info": True}
         _, info = type(outline).from_pretrained(None, **settings)
@@ -69,7 +73,7 @@ def refuse_missing(config: ModelConfig, info: dict[str, Any]) -> None:
 
     Args:
         config: Which model.
-        info: What transformers says about loading it.
+        info: What transformers returned with the model by `output_loading_info=True`.
 
     Raises:
         ModelError: Some are missing.
